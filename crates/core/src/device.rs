@@ -1,0 +1,185 @@
+//! What a device is to the core: the [`Device`] trait and the [`Context`] it lives in.
+
+use std::fmt;
+use std::sync::Arc;
+
+use crate::dma::DmaSpace;
+use crate::error::{Error, Result};
+use crate::file::{FileId, Owner};
+use crate::irq::{IrqInfo, IrqSet};
+use crate::region::{Region, RegionIndex};
+
+/// The number of a registered device, never used twice by one registry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DeviceId(pub u64);
+
+impl fmt::Display for DeviceId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "device {}", self.0)
+    }
+}
+
+bitflags::bitflags! {
+    /// `VFIO_DEVICE_FLAGS_*` as reported by DEVICE_GET_INFO.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub struct DeviceFlags: u32 {
+        /// DEVICE_RESET works.
+        const RESET = 1 << 0;
+        /// A PCI function: regions 0-8 and interrupt indices 0-4 are those of `vfio-pci`.
+        const PCI = 1 << 1;
+        /// A platform device.
+        const PLATFORM = 1 << 2;
+        /// An fsl-mc object.
+        const FSL_MC = 1 << 6;
+    }
+}
+
+/// What a device has. Asked for once, at registration.
+#[derive(Clone, Debug)]
+pub struct Description {
+    /// Kind of device, and whether it can be reset.
+    pub flags: DeviceFlags,
+    /// Regions by index.
+    pub regions: Vec<Region>,
+    /// Interrupts by index.
+    pub irqs: Vec<IrqInfo>,
+}
+
+/// Why a device is reset.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ResetCause {
+    /// First open, where the state is not retained.
+    Open,
+    /// DEVICE_RESET from a client.
+    Client,
+    /// The guest's own means (a function-level reset).
+    Function,
+    /// The set is being reset.
+    Set,
+}
+
+/// A device model. The core calls every method with the device's own lock held, so one at a
+/// time; a panic is caught and puts the device into the error state (every access `EIO`) until
+/// it is reset. Methods should be quick: a client gives up after five seconds.
+///
+/// A device that works between calls (a thread, a timer) keeps a clone of its [`Context`].
+pub trait Device: Send {
+    /// What the device has. Called once, before `init`.
+    fn describe(&self) -> Description;
+
+    /// Called once while the device is being registered. An error refuses the registration.
+    fn init(&mut self, ctx: &Context) -> Result<()>;
+
+    /// First open: claim what the device needs while in use. Set lock held. After an error
+    /// the device is not open, and `close_device` is not called.
+    fn open_device(&mut self) -> Result<()>;
+
+    /// Last close: give back what `open_device` claimed, and stop all DMA and interrupts.
+    /// Set lock held.
+    fn close_device(&mut self);
+
+    /// A file was opened. After an error `release` is not called for it.
+    fn open(&mut self, _file: FileId, _owner: &Owner) -> Result<()> {
+        Ok(())
+    }
+
+    /// A file that was opened is gone.
+    fn release(&mut self, _file: FileId) {}
+
+    /// Reads a region. The core has checked region, bounds and permission; `data` is not empty
+    /// and within the region.
+    fn read(&mut self, region: RegionIndex, offset: u64, data: &mut [u8]) -> Result<()>;
+
+    /// Writes a region; likewise.
+    fn write(&mut self, region: RegionIndex, offset: u64, data: &[u8]) -> Result<()>;
+
+    /// Puts every register back to its value after power-on. The core has already forgotten
+    /// interrupt levels and masks.
+    fn reset(&mut self, cause: ResetCause) -> Result<()>;
+
+    /// The device's own way to ask its user to let go, where it has one.
+    fn as_request(&mut self) -> Option<&mut dyn Request> {
+        None
+    }
+
+    /// DEVICE_FEATURE indices of its own, where it has any.
+    fn as_features(&mut self) -> Option<&mut dyn Features> {
+        None
+    }
+}
+
+/// Power: the device can ask its user to let go of it (the kernel's `request` callback).
+pub trait Request {
+    /// Called again and again (`n` = 0, 1, …) while an unregister waits for the last file.
+    /// Returns whether the user could be told.
+    fn request(&mut self, n: u32) -> bool;
+}
+
+/// Power: features of DEVICE_FEATURE.
+pub trait Features {
+    /// Whether `get` and `set` work for an index: (get, set).
+    fn probe(&mut self, index: u16) -> (bool, bool);
+    /// The data of a feature. `ENOTTY` if it has no such.
+    fn get(&mut self, index: u16, argument: &[u8]) -> Result<Vec<u8>>;
+    /// Sets a feature. `ENOTTY` if it has no such.
+    fn set(&mut self, index: u16, data: &[u8]) -> Result<()>;
+}
+
+/// A device's place in the world: its name, interrupts and DMA. Cheap to clone, usable from any
+/// thread, valid for as long as it is kept.
+#[derive(Clone, Debug)]
+pub struct Context {
+    inner: Arc<ContextInner>,
+}
+
+#[derive(Debug)]
+struct ContextInner {
+    id: DeviceId,
+    name: String,
+    irqs: IrqSet,
+    dma: DmaSpace,
+}
+
+impl Context {
+    /// A context outside any registry, for tests of device code.
+    pub fn detached(name: &str, irqs: &[IrqInfo]) -> Self {
+        Self::new(DeviceId(u64::MAX), name.to_owned(), irqs)
+    }
+
+    pub(crate) fn new(id: DeviceId, name: String, irqs: &[IrqInfo]) -> Self {
+        Self {
+            inner: Arc::new(ContextInner {
+                id,
+                name,
+                irqs: IrqSet::new(irqs),
+                dma: DmaSpace::new(),
+            }),
+        }
+    }
+
+    /// The device's number.
+    pub fn id(&self) -> DeviceId {
+        self.inner.id
+    }
+
+    /// The device's name.
+    pub fn name(&self) -> &str {
+        &self.inner.name
+    }
+
+    /// The device's interrupts.
+    pub fn irqs(&self) -> &IrqSet {
+        &self.inner.irqs
+    }
+
+    /// The device's window into its clients' memory.
+    pub fn dma(&self) -> &DmaSpace {
+        &self.inner.dma
+    }
+}
+
+/// The error of an access in the error state.
+#[allow(dead_code)]
+pub(crate) fn device_error(name: &str) -> Error {
+    Error::new(crate::Errno::IO, format!("{name} is in the error state until it is reset"))
+}

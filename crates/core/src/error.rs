@@ -1,0 +1,36 @@
+//! The one error type of the core: an errno for the peer, a sentence for the person.
+
+use std::borrow::Cow;
+
+pub use rustix::io::Errno;
+
+/// Shorthand for results of this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// A failure: the errno that a peer is told, what went wrong in words, and the cause.
+#[derive(Debug, thiserror::Error)]
+#[error("{what} ({})", errno)]
+pub struct Error {
+    errno: Errno,
+    what: Cow<'static, str>,
+    source: Option<Box<dyn std::error::Error + Send + Sync>>,
+}
+
+impl Error {
+    /// An error with the errno that a peer is told and what went wrong.
+    pub fn new(errno: Errno, what: impl Into<Cow<'static, str>>) -> Self {
+        Self { errno, what: what.into(), source: None }
+    }
+
+    /// The same error with what caused it.
+    #[must_use]
+    pub fn because(mut self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        self.source = Some(source.into());
+        self
+    }
+
+    /// The errno to report to a peer.
+    pub fn errno(&self) -> Errno {
+        self.errno
+    }
+}
