@@ -1,1 +1,54 @@
-//! Placeholder while the workspace is laid out.
+//! vfio-user on the wire: messages of the protocol and the VFIO structures in them.
+//!
+//! The source is the *vfio-user Protocol Specification* (version 0.0 as spoken by QEMU). All
+//! numbers are in the host's byte order. The crate does no I/O and has no `unsafe`: the server
+//! and the client crates move the bytes.
+//!
+//! * [`Header`]: the 16 bytes in front of everything; [`Command`], [`Kind`].
+//! * [`Request::decode`]: every command a client sends, checked; a mistake is a [`DecodeError`]
+//!   with the errno for the reply.
+//! * [`payload`]: the fixed structures, for replies and for the client's side.
+//! * [`Version`]: the negotiation.
+//!
+//! # What it does not implement
+//! Byte orders other than the host's; ioregionfd (only ioeventfd sub-regions); dirty bitmaps in
+//! DMA_UNMAP (the pre-standard extension).
+
+mod header;
+pub mod payload;
+mod region_info;
+mod request;
+mod version;
+
+pub use header::{Command, HEADER_LEN, Header, Kind};
+pub use region_info::{RegionReply, decode_region_info, encode_region_info};
+pub use request::{FeatureOp, IrqAction, IrqData, MultiWrites, Request, UnmapScope};
+pub use version::{Capabilities, MAX_JSON, Migration, TwinSocket, Version};
+
+/// `EINVAL`.
+pub const EINVAL: u32 = 22;
+/// `E2BIG`.
+pub const E2BIG: u32 = 7;
+
+/// A payload that does not hold together: the errno for the reply, and what is wrong.
+#[derive(Debug, thiserror::Error)]
+#[error("{what}")]
+pub struct DecodeError {
+    /// The errno to report.
+    pub errno: u32,
+    /// What is wrong.
+    pub what: &'static str,
+    #[source]
+    source: Option<serde_json::Error>,
+}
+
+impl DecodeError {
+    pub(crate) const fn new(errno: u32, what: &'static str) -> Self {
+        Self { errno, what, source: None }
+    }
+
+    pub(crate) fn because(mut self, source: serde_json::Error) -> Self {
+        self.source = Some(source);
+        self
+    }
+}
