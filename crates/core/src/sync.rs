@@ -1,1 +1,50 @@
 //! The synchronisation primitives of the core: those of std, or a model checker's.
+//!
+//! `RUSTFLAGS="--cfg shuttle"` or `--cfg loom` swaps them. [`std::sync::Arc`] is used as it is
+//! everywhere: nothing here depends on the order of reference counts.
+
+#![allow(unused_imports, dead_code)]
+
+#[cfg(all(loom, not(shuttle)))]
+pub(crate) use loom::{
+    sync::{
+        Condvar, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard, WaitTimeoutResult,
+        atomic,
+    },
+    thread,
+};
+#[cfg(shuttle)]
+pub(crate) use shuttle::{
+    sync::{
+        Condvar, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard, WaitTimeoutResult,
+        atomic,
+    },
+    thread,
+};
+pub(crate) use std::sync::Arc;
+#[cfg(not(any(loom, shuttle)))]
+pub(crate) use std::{
+    sync::{
+        Condvar, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard, WaitTimeoutResult,
+        atomic,
+    },
+    thread,
+};
+
+use std::sync::PoisonError;
+
+/// Locks a mutex. A panic under it poisons nothing: what it guards is kept consistent by its
+/// holders, and panics of devices are dealt with where devices are called.
+pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Takes a lock for reading; likewise.
+pub(crate) fn read<T: ?Sized>(lock: &RwLock<T>) -> RwLockReadGuard<'_, T> {
+    lock.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Takes a lock for writing; likewise.
+pub(crate) fn write<T: ?Sized>(lock: &RwLock<T>) -> RwLockWriteGuard<'_, T> {
+    lock.write().unwrap_or_else(PoisonError::into_inner)
+}
