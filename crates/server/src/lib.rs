@@ -1,1 +1,39 @@
-//! Placeholder while the workspace is laid out.
+//! A vfio-user server for the devices of `vfiod-core`.
+//!
+//! ```no_run
+//! # fn device() -> vfiod_core::DeviceRef { unimplemented!() }
+//! use vfiod_server::{Listener, Server, ServerOptions, SocketAccess};
+//!
+//! let server = Server::new(ServerOptions::default())?;
+//! let listener = Listener::bind("/run/edu.sock", SocketAccess::default())?;
+//! let served = server.serve(listener, device())?;
+//! # Ok::<(), vfiod_core::Error>(())
+//! ```
+//!
+//! A client's connection becomes a [`vfiod_core::File`] when it negotiates, and is released
+//! when it ends, whichever way. A client's mistake gets an errno in the reply and the connection
+//! lives; only what makes the byte stream meaningless ends it.
+//!
+//! # What it does not implement
+//! Sockets other than UNIX stream sockets; migration data (refused with `EOPNOTSUPP`);
+//! ioregionfd.
+
+mod connection;
+mod dialect;
+mod dispatch;
+mod dma_channel;
+mod doorbell;
+mod inbox;
+mod limits;
+mod link;
+mod listener;
+mod negotiate;
+mod outbox;
+mod pool;
+mod server;
+mod sync;
+mod transport;
+
+pub use dialect::Dialect;
+pub use listener::{Listener, SocketAccess};
+pub use server::{Served, Server, ServerOptions};

@@ -1,0 +1,49 @@
+//! Bounds on what a peer can make us spend, and warnings that a peer cannot flood the log with.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+/// Most bytes of data in one transfer; what we advertise.
+pub(crate) const MAX_DATA: usize = 1 << 20;
+/// Descriptors in one message; what we advertise.
+pub(crate) const MAX_FDS: u32 = 8;
+/// DMA windows; what we advertise. The table itself takes more, but QEMU refuses higher numbers.
+pub(crate) const MAX_DMA_MAPS: u64 = 65535;
+/// Longest message before negotiation: VERSION with its JSON, with some room.
+pub(crate) const MAX_FIRST_MESSAGE: usize = vfiod_wire::MAX_JSON + 64;
+/// Longest message: a full transfer, with room for its fixed parts.
+pub(crate) const MAX_MESSAGE: usize = MAX_DATA + 4096;
+/// Replies that are collected before they are sent.
+pub(crate) const REPLY_BATCH: usize = 256 << 10;
+/// Bytes of commands that may wait while a command waits for DMA messages.
+pub(crate) const MAX_DEFERRED: usize = 4 << 20;
+/// Connections to one socket at a time.
+pub(crate) const MAX_CONNECTIONS: usize = 256;
+
+/// Lets one warning a second through and counts the others.
+#[derive(Debug)]
+pub(crate) struct Quiet {
+    start: Instant,
+    /// Second (from `start`, plus 1) of the last warning.
+    last: AtomicU64,
+    swallowed: AtomicU64,
+}
+
+impl Default for Quiet {
+    fn default() -> Self {
+        Self { start: Instant::now(), last: AtomicU64::new(0), swallowed: AtomicU64::new(0) }
+    }
+}
+
+impl Quiet {
+    /// Calls `warn` with the number of warnings swallowed before, unless one went out already
+    /// in this second.
+    pub(crate) fn warn(&self, warn: impl FnOnce(u64)) {
+        let now = self.start.elapsed().as_secs() + 1;
+        if self.last.swap(now, Ordering::Relaxed) == now {
+            self.swallowed.fetch_add(1, Ordering::Relaxed);
+        } else {
+            warn(self.swallowed.swap(0, Ordering::Relaxed));
+        }
+    }
+}

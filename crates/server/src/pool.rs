@@ -1,0 +1,265 @@
+//! Threads: few, shared by every connection of a server.
+//!
+//! All threads wait in one `epoll`. The one that gets an event serves that source itself, for as
+//! long as it is busy, while another takes its place; so no work changes threads, a round trip
+//! costs a receive and a send, and a source that stalls holds up only its own thread.
+
+use std::collections::HashMap;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use rustix::event::epoll::{self, EventData, EventFlags};
+use rustix::event::{EventfdFlags, Timespec, eventfd};
+use rustix::io::Errno;
+
+use crate::inbox::Inbox;
+use crate::outbox::Replies;
+use crate::sync::lock;
+
+/// Threads that stay in `epoll` although there is nothing to do.
+const SPARE: usize = 2;
+/// How long a thread beyond those waits before it ends.
+const IDLE: Timespec = Timespec { tv_sec: 10, tv_nsec: 0 };
+
+/// Buffers of a thread, lent to the source that it serves.
+#[derive(Debug, Default)]
+pub(crate) struct Worker {
+    pub(crate) inbox: Inbox,
+    pub(crate) replies: Replies,
+}
+
+/// Something to wait for.
+pub(crate) trait Source: Send + Sync {
+    /// The descriptor to wait on.
+    fn fd(&self) -> BorrowedFd<'_>;
+    /// Serves the source. Unless its interest is [`Interest::Accept`], it is not watched until
+    /// [`Watch::rearm`].
+    fn serve(self: Arc<Self>, watch: &Watch, worker: &mut Worker);
+}
+
+/// What a source waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Interest {
+    /// Something to read.
+    Read,
+    /// Room to write.
+    Write,
+    /// Connections to accept; told once for each that arrives, and watched all the while.
+    Accept,
+}
+
+impl Interest {
+    fn flags(self) -> EventFlags {
+        match self {
+            Self::Read => EventFlags::ONESHOT | EventFlags::IN | EventFlags::RDHUP,
+            Self::Write => EventFlags::ONESHOT | EventFlags::OUT,
+            Self::Accept => EventFlags::ET | EventFlags::IN,
+        }
+    }
+}
+
+struct Shared {
+    epoll: OwnedFd,
+    wake: OwnedFd,
+    sources: Mutex<HashMap<u64, Arc<dyn Source>>>,
+    next_key: AtomicU64,
+    /// Threads waiting in `epoll`.
+    waiting: AtomicUsize,
+    threads: AtomicUsize,
+    max_threads: usize,
+    stopping: AtomicBool,
+    handles: Mutex<Vec<std::thread::JoinHandle<()>>>,
+}
+
+/// The threads of a server.
+#[derive(Clone)]
+pub(crate) struct Pool {
+    shared: Arc<Shared>,
+}
+
+/// A source's place in the pool.
+pub(crate) struct Watch {
+    pool: Pool,
+    key: u64,
+}
+
+const WAKE_KEY: u64 = 0;
+
+impl Pool {
+    pub(crate) fn new(max_threads: usize) -> Result<Self, Errno> {
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        // Level-triggered and never read: once set, it wakes every thread.
+        epoll::add(&epoll, &wake, EventData::new_u64(WAKE_KEY), EventFlags::IN)?;
+        let pool = Self {
+            shared: Arc::new(Shared {
+                epoll,
+                wake,
+                sources: Mutex::default(),
+                next_key: AtomicU64::new(WAKE_KEY + 1),
+                waiting: AtomicUsize::new(0),
+                threads: AtomicUsize::new(0),
+                max_threads: max_threads.max(SPARE),
+                stopping: AtomicBool::new(false),
+                handles: Mutex::default(),
+            }),
+        };
+        for _ in 0..SPARE {
+            pool.spawn()?;
+        }
+        Ok(pool)
+    }
+
+    /// A place for a source that is to be watched later.
+    pub(crate) fn reserve(&self) -> Watch {
+        Watch { pool: self.clone(), key: self.shared.next_key.fetch_add(1, Ordering::Relaxed) }
+    }
+
+    /// Whether all threads are taken, so that none should wait for a single source.
+    pub(crate) fn is_pressed(&self) -> bool {
+        self.shared.waiting.load(Ordering::Relaxed) == 0
+            && self.shared.threads.load(Ordering::Relaxed) >= self.shared.max_threads
+    }
+
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.shared.stopping.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn threads(&self) -> usize {
+        self.shared.threads.load(Ordering::Relaxed)
+    }
+
+    /// Ends every thread and drops every source. Not to be called from a thread of the pool.
+    pub(crate) fn stop(&self) {
+        self.shared.stopping.store(true, Ordering::SeqCst);
+        // Cannot fail: the counter is far from its limit.
+        let _ = rustix::io::write(&self.shared.wake, &1u64.to_ne_bytes());
+        loop {
+            let handles = std::mem::take(&mut *lock(&self.shared.handles));
+            if handles.is_empty() {
+                break;
+            }
+            for handle in handles {
+                // A thread's panic was reported where it happened.
+                let _ = handle.join();
+            }
+        }
+        let sources = std::mem::take(&mut *lock(&self.shared.sources));
+        drop(sources);
+    }
+
+    fn spawn(&self) -> Result<(), Errno> {
+        let pool = self.clone();
+        let number = self.shared.threads.fetch_add(1, Ordering::Relaxed);
+        self.shared.waiting.fetch_add(1, Ordering::Relaxed);
+        let spawned = std::thread::Builder::new()
+            .name(format!("vfio-user-{number}"))
+            .spawn(move || pool.run());
+        match spawned {
+            Ok(handle) => {
+                let mut handles = lock(&self.shared.handles);
+                handles.retain(|handle| !handle.is_finished());
+                handles.push(handle);
+                Ok(())
+            }
+            Err(error) => {
+                self.shared.threads.fetch_sub(1, Ordering::Relaxed);
+                self.shared.waiting.fetch_sub(1, Ordering::Relaxed);
+                Err(Errno::from_io_error(&error).unwrap_or(Errno::AGAIN))
+            }
+        }
+    }
+
+    /// One thread. It is counted as waiting when it starts.
+    fn run(&self) {
+        let shared = &self.shared;
+        let mut worker = Worker::default();
+        let mut events = Vec::with_capacity(1);
+        loop {
+            events.clear();
+            let spare = shared.waiting.load(Ordering::Relaxed) > SPARE;
+            let timeout = spare.then_some(&IDLE);
+            let waited =
+                epoll::wait(&shared.epoll, rustix::buffer::spare_capacity(&mut events), timeout);
+            if shared.stopping.load(Ordering::SeqCst) {
+                break;
+            }
+            let key = match waited {
+                Ok(0) if spare => break,
+                Ok(0) | Err(Errno::INTR) => continue,
+                Ok(_) => events[0].data.u64(),
+                Err(error) => {
+                    tracing::error!(%error, "epoll failed; a server thread ends");
+                    break;
+                }
+            };
+            let Some(source) = lock(&shared.sources).get(&key).cloned() else {
+                continue;
+            };
+            if shared.waiting.fetch_sub(1, Ordering::Relaxed) == 1
+                && shared.threads.load(Ordering::Relaxed) < shared.max_threads
+                && let Err(error) = self.spawn()
+            {
+                tracing::warn!(%error, "cannot start a further server thread");
+            }
+            let watch = Watch { pool: self.clone(), key };
+            source.serve(&watch, &mut worker);
+            shared.waiting.fetch_add(1, Ordering::Relaxed);
+        }
+        shared.waiting.fetch_sub(1, Ordering::Relaxed);
+        shared.threads.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Watch {
+    pub(crate) fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
+    /// Starts to watch a source.
+    pub(crate) fn arm(&self, source: &Arc<dyn Source>, interest: Interest) -> Result<(), Errno> {
+        let shared = &self.pool.shared;
+        lock(&shared.sources).insert(self.key, source.clone());
+        let added =
+            epoll::add(&shared.epoll, source.fd(), EventData::new_u64(self.key), interest.flags());
+        if added.is_err() {
+            lock(&shared.sources).remove(&self.key);
+        }
+        added
+    }
+
+    /// Watches a source that was served, perhaps for the first time.
+    pub(crate) fn park<S: Source + 'static>(
+        &self,
+        source: &Arc<S>,
+        interest: Interest,
+    ) -> Result<(), Errno> {
+        match self.rearm(&**source, interest) {
+            Err(Errno::NOENT) => {
+                let source: Arc<dyn Source> = source.clone();
+                self.arm(&source, interest)
+            }
+            parked => parked,
+        }
+    }
+
+    /// Watches the source again after it was served. Another thread may serve it at once.
+    pub(crate) fn rearm(&self, source: &dyn Source, interest: Interest) -> Result<(), Errno> {
+        let data = EventData::new_u64(self.key);
+        epoll::modify(&self.pool.shared.epoll, source.fd(), data, interest.flags())
+    }
+
+    /// Stops watching.
+    pub(crate) fn forget(&self) {
+        let source = lock(&self.pool.shared.sources).remove(&self.key);
+        if let Some(source) = &source {
+            // Fails only for a descriptor that is no longer there.
+            let _ = epoll::delete(&self.pool.shared.epoll, source.fd());
+        }
+    }
+}
+
+/// How long a thread stays with a connection that has gone quiet.
+pub(crate) const LINGER: Duration = Duration::from_millis(10);

@@ -1,0 +1,161 @@
+//! Bytes and descriptors over a UNIX stream socket.
+
+use std::io::{IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
+
+use rustix::io::Errno;
+use rustix::net::sockopt::{self, Timeout};
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, Shutdown,
+};
+use vfiod_core::Owner;
+
+/// Most descriptors taken from one receive; the kernel closes what does not fit.
+const MAX_FDS: usize = 64;
+
+/// Whether a call may sleep.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wait {
+    /// Up to the socket's timeout.
+    Linger,
+    /// Not at all.
+    No,
+}
+
+/// What a receive brought.
+#[derive(Debug)]
+pub(crate) enum Received {
+    /// This many bytes.
+    Bytes(usize),
+    /// Nothing has arrived in time.
+    Nothing,
+    /// The peer is gone.
+    Eof,
+}
+
+/// Descriptors that came with a receive.
+#[derive(Debug, Default)]
+pub(crate) struct Descriptors {
+    pub(crate) fds: Vec<OwnedFd>,
+    /// There were more than we take.
+    pub(crate) truncated: bool,
+}
+
+impl Descriptors {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.fds.is_empty() && !self.truncated
+    }
+}
+
+/// A connected socket.
+#[derive(Debug)]
+pub(crate) struct Socket {
+    fd: OwnedFd,
+}
+
+impl Socket {
+    /// Takes a connected stream socket. `linger` bounds every sleep in a send or a receive.
+    pub(crate) fn new(fd: OwnedFd, linger: Duration) -> Result<Self, Errno> {
+        sockopt::set_socket_timeout(&fd, Timeout::Recv, Some(linger))?;
+        sockopt::set_socket_timeout(&fd, Timeout::Send, Some(linger))?;
+        Ok(Self { fd })
+    }
+
+    /// Who is at the other end, as the kernel says.
+    pub(crate) fn owner(&self) -> Result<Owner, Errno> {
+        let peer = sockopt::socket_peercred(&self.fd)?;
+        Ok(Owner::Peer {
+            pid: peer.pid.as_raw_nonzero().get(),
+            uid: peer.uid.as_raw(),
+            gid: peer.gid.as_raw(),
+        })
+    }
+
+    /// Receives what has arrived, at most `buffer`. Interrupted calls are repeated.
+    pub(crate) fn receive(
+        &self,
+        buffer: &mut [u8],
+        descriptors: &mut Descriptors,
+        wait: Wait,
+    ) -> Result<Received, Errno> {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let mut flags = RecvFlags::CMSG_CLOEXEC;
+        if wait == Wait::No {
+            flags |= RecvFlags::DONTWAIT;
+        }
+        loop {
+            let got =
+                rustix::net::recvmsg(&self.fd, &mut [IoSliceMut::new(buffer)], &mut control, flags);
+            match got {
+                Ok(message) => {
+                    for item in control.drain() {
+                        if let RecvAncillaryMessage::ScmRights(fds) = item {
+                            descriptors.fds.extend(fds);
+                        }
+                    }
+                    descriptors.truncated |= message.flags.contains(ReturnFlags::CTRUNC);
+                    return Ok(match message.bytes {
+                        0 => Received::Eof,
+                        bytes => Received::Bytes(bytes),
+                    });
+                }
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => return Ok(Received::Nothing),
+                Err(Errno::CONNRESET) => return Ok(Received::Eof),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Sends at least one byte of `bytes`, the descriptors with the first; 0 where the peer does
+    /// not take any in time.
+    pub(crate) fn send(
+        &self,
+        bytes: &[&[u8]],
+        fds: &[BorrowedFd<'_>],
+        wait: Wait,
+    ) -> Result<usize, Errno> {
+        let mut flags = SendFlags::NOSIGNAL;
+        if wait == Wait::No {
+            flags |= SendFlags::DONTWAIT;
+        }
+        loop {
+            let sent = if let ([bytes], []) = (bytes, fds) {
+                rustix::net::send(&self.fd, bytes, flags)
+            } else {
+                let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+                let mut control = SendAncillaryBuffer::new(&mut space);
+                if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {
+                    return Err(Errno::TOOBIG);
+                }
+                let mut slices = [IoSlice::new(&[]); 2];
+                let slices = &mut slices[..bytes.len().min(2)];
+                for (slice, part) in slices.iter_mut().zip(bytes) {
+                    *slice = IoSlice::new(part);
+                }
+                rustix::net::sendmsg(&self.fd, slices, &mut control, flags)
+            };
+            match sent {
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => return Ok(0),
+                other => return other,
+            }
+        }
+    }
+
+    /// Ends the connection in both directions; a receive in progress sees the end.
+    pub(crate) fn shutdown(&self) {
+        // Fails only where the peer has gone before us.
+        let _ = rustix::net::shutdown(&self.fd, Shutdown::Both);
+    }
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
