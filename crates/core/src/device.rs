@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::dma::DmaSpace;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::file::{FileId, Owner};
 use crate::irq::{IrqInfo, IrqSet};
 use crate::region::{Region, RegionIndex};
@@ -176,10 +176,4 @@ impl Context {
     pub fn dma(&self) -> &DmaSpace {
         &self.inner.dma
     }
-}
-
-/// The error of an access in the error state.
-#[allow(dead_code)]
-pub(crate) fn device_error(name: &str) -> Error {
-    Error::new(crate::Errno::IO, format!("{name} is in the error state until it is reset"))
 }

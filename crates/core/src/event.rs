@@ -1,7 +1,5 @@
 //! What happened, for people and programs that watch.
 
-use std::sync::Arc;
-
 use crate::device::{DeviceId, ResetCause};
 use crate::file::{FileId, Owner};
 
@@ -58,6 +56,3 @@ pub enum Event<'a> {
     /// The last member of a set left.
     SetGone(Subject<'a>),
 }
-
-#[allow(dead_code)]
-pub(crate) type SharedObserver = Option<Arc<dyn Observer>>;

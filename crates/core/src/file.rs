@@ -1,14 +1,24 @@
 //! Files: one open of a device each; dropping it is its release.
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::fmt;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::time::Duration;
 
-use crate::device::Description;
+use rustix::event::{EventfdFlags, eventfd};
+
+use crate::device::{Description, Device, Features};
 use crate::dma::MapRequest;
-use crate::error::Result;
+use crate::error::{Errno, Error, Result};
 use crate::irq::{IrqAction, IrqData, IrqIndex, IrqInfo};
-use crate::region::{Region, RegionIndex};
+use crate::memory::SharedMemory;
+use crate::region::{Region, RegionFlags, RegionIndex};
+use crate::registered::Registered;
+use crate::registry::DeviceRef;
+use crate::sync::atomic::{AtomicU8, Ordering};
+use crate::sync::{Mutex, lock};
 
 /// The number of a file, never used twice by one registry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -36,29 +46,132 @@ pub enum Owner {
     },
 }
 
-/// One open of a device. Every operation of a revoked file fails with `ENODEV`; of a device in
-/// the error state, with `EIO`.
-pub struct File {}
+impl fmt::Display for Owner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::InProcess(name) => write!(f, "{name} (this process)"),
+            Self::Peer { pid, uid, gid } => write!(f, "process {pid} (uid {uid}, gid {gid})"),
+        }
+    }
+}
+
+/// What the core and the holder share of a file.
+pub(crate) struct FileShared {
+    pub(crate) id: FileId,
+    pub(crate) owner: Owner,
+    state: AtomicU8,
+    doorbells: Mutex<BTreeMap<RegionIndex, Vec<OwnedFd>>>,
+}
+
+/// `open` is running for it.
+const OPENING: u8 = 0;
+/// In use.
+const OPEN: u8 = 1;
+/// Released, or about to be by whoever put it into this state.
+const GONE: u8 = 2;
+
+impl FileShared {
+    pub(crate) fn new(id: FileId, owner: Owner) -> Self {
+        Self { id, owner, state: AtomicU8::new(OPENING), doorbells: Mutex::default() }
+    }
+
+    /// The order of this load does not matter: where it must be exact, the device lock is held.
+    #[inline]
+    pub(crate) fn is_open(&self) -> bool {
+        self.state.load(Ordering::Relaxed) == OPEN
+    }
+
+    fn step(&self, from: u8, to: u8) -> bool {
+        self.state.compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
+
+    /// `open` has succeeded; `false` if the file was revoked meanwhile.
+    pub(crate) fn opened(&self) -> bool {
+        self.step(OPENING, OPEN)
+    }
+
+    /// Takes the duty to release the file; `false` if somebody else has it.
+    pub(crate) fn take(&self) -> bool {
+        self.step(OPEN, GONE)
+    }
+
+    /// Takes the file away; `true` if the caller has to release it now.
+    pub(crate) fn revoke(&self) -> bool {
+        // An opener that finds `GONE` releases by itself.
+        !self.step(OPENING, GONE) && self.take()
+    }
+
+    pub(crate) fn drop_doorbells(&self) {
+        drop(std::mem::take(&mut *lock(&self.doorbells)));
+    }
+}
+
+/// One open of a device.
+///
+/// Every operation of a file that was taken away (see [`crate::Registration::unregister`]) fails
+/// with `ENODEV`. In the device's error state accesses and features fail with `EIO`; mapping,
+/// interrupt set-up and [`File::reset`] work, so that a client can bring the device back.
+pub struct File {
+    device: DeviceRef,
+    shared: Arc<FileShared>,
+}
+
+impl fmt::Debug for File {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("File")
+            .field("device", &self.device.name())
+            .field("id", &self.shared.id.0)
+            .field("owner", &self.shared.owner)
+            .field("revoked", &self.is_revoked())
+            .finish()
+    }
+}
+
+impl Drop for File {
+    fn drop(&mut self) {
+        self.registered().release_file(&self.shared);
+    }
+}
 
 impl File {
+    pub(crate) fn new(device: DeviceRef, shared: Arc<FileShared>) -> Self {
+        Self { device, shared }
+    }
+
+    fn registered(&self) -> &Registered {
+        &self.device.registered
+    }
+
     /// The file's number.
     pub fn id(&self) -> FileId {
-        todo!()
+        self.shared.id
+    }
+
+    /// Who holds it.
+    pub fn owner(&self) -> &Owner {
+        &self.shared.owner
+    }
+
+    /// The device that is open.
+    pub fn device(&self) -> &DeviceRef {
+        &self.device
     }
 
     /// What the device has.
     pub fn description(&self) -> &Description {
-        todo!()
+        &self.registered().description
     }
 
-    /// A region; `EINVAL` where there is none of this index.
-    pub fn region(&self, _index: RegionIndex) -> Result<&Region> {
-        todo!()
+    /// A region; `EINVAL` where there is none of this index, `ENODEV`.
+    pub fn region(&self, index: RegionIndex) -> Result<&Region> {
+        self.present()?;
+        self.find_region(index)
     }
 
-    /// An interrupt index; `EINVAL` where there is none.
-    pub fn irq(&self, _index: IrqIndex) -> Result<IrqInfo> {
-        todo!()
+    /// An interrupt index; `EINVAL` where there is none, `ENODEV`.
+    pub fn irq(&self, index: IrqIndex) -> Result<IrqInfo> {
+        self.present()?;
+        self.registered().context.irqs().info(index)
     }
 
     /// Reads a region. Takes the device's lock, unless the access is within a shared area.
@@ -66,70 +179,214 @@ impl File {
     /// # Errors
     /// `EINVAL`: no such region, or outside it; `EACCES`: not readable; `ENODEV`, `EIO`; what
     /// the device says.
-    pub fn read(&self, _region: RegionIndex, _offset: u64, _data: &mut [u8]) -> Result<()> {
-        todo!()
+    #[inline]
+    pub fn read(&self, region: RegionIndex, offset: u64, data: &mut [u8]) -> Result<()> {
+        let memory = self.check(region, offset, data.len(), RegionFlags::READ)?;
+        if let Some(memory) = memory {
+            return memory.read(offset, data);
+        }
+        if data.is_empty() {
+            return Ok(());
+        }
+        self.registered().access(&self.shared, |device| device.read(region, offset, data))
     }
 
     /// Writes a region; errors as for [`File::read`].
-    pub fn write(&self, _region: RegionIndex, _offset: u64, _data: &[u8]) -> Result<()> {
-        todo!()
+    #[inline]
+    pub fn write(&self, region: RegionIndex, offset: u64, data: &[u8]) -> Result<()> {
+        let memory = self.check(region, offset, data.len(), RegionFlags::WRITE)?;
+        if let Some(memory) = memory {
+            return memory.write(offset, data);
+        }
+        if data.is_empty() {
+            return Ok(());
+        }
+        self.registered().access(&self.shared, |device| device.write(region, offset, data))
     }
 
-    /// DEVICE_RESET. `EINVAL` if the device cannot be reset; what the device says.
+    /// The memory that serves an access without a call of the device, if it lies within one
+    /// shared area: offsets are those of the region. For transports that can send from and
+    /// receive into it without a copy in between. `access` is one or both directions.
+    ///
+    /// # Errors
+    /// Those of [`File::read`] and [`File::write`] that do not come from the device.
+    pub fn shared(
+        &self,
+        region: RegionIndex,
+        offset: u64,
+        len: usize,
+        access: RegionFlags,
+    ) -> Result<Option<&SharedMemory>> {
+        self.check(region, offset, len, access)
+    }
+
+    /// DEVICE_RESET.
+    ///
+    /// # Errors
+    /// `EINVAL`: the device cannot be reset; `ENODEV`; what the device says (it is in the error
+    /// state then).
     pub fn reset(&self) -> Result<()> {
-        todo!()
+        self.present()?;
+        self.registered().reset_for(&self.shared)
     }
 
-    /// DEVICE_SET_IRQS; see [`crate::irq::IrqSet::set`].
+    /// DEVICE_SET_IRQS; see [`crate::irq::IrqSet::set`]; or `ENODEV`.
     pub fn set_irqs(
         &self,
-        _index: IrqIndex,
-        _start: u32,
-        _count: u32,
-        _action: IrqAction,
-        _data: IrqData<'_>,
+        index: IrqIndex,
+        start: u32,
+        count: u32,
+        action: IrqAction,
+        data: IrqData<'_>,
     ) -> Result<()> {
-        todo!()
+        self.present()?;
+        let irqs = self.registered().context.irqs();
+        let result = irqs.set(self.id(), index, start, count, action, data);
+        self.still_present().and(result)
     }
 
-    /// DMA_MAP; see [`crate::dma::DmaSpace::map`].
-    pub fn dma_map(&self, _request: MapRequest) -> Result<()> {
-        todo!()
+    /// DMA_MAP; see [`crate::dma::DmaSpace::map`]; or `ENODEV`.
+    pub fn dma_map(&self, request: MapRequest) -> Result<()> {
+        self.present()?;
+        let result = self.registered().context.dma().map(self.id(), request);
+        self.still_present().and(result)
     }
 
-    /// DMA_UNMAP of a range; see [`crate::dma::DmaSpace::unmap`].
-    pub fn dma_unmap(&self, _iova: u64, _size: u64, _wait: Duration) -> Result<u64> {
-        todo!()
+    /// DMA_UNMAP of a range; see [`crate::dma::DmaSpace::unmap`]; or `ENODEV`.
+    pub fn dma_unmap(&self, iova: u64, size: u64, wait: Duration) -> Result<u64> {
+        self.present()?;
+        self.registered().context.dma().unmap(iova, size, wait)
     }
 
-    /// DMA_UNMAP with ALL.
-    pub fn dma_unmap_all(&self, _wait: Duration) -> Result<u64> {
-        todo!()
+    /// DMA_UNMAP with ALL; see [`crate::dma::DmaSpace::unmap_all`]; or `ENODEV`.
+    pub fn dma_unmap_all(&self, wait: Duration) -> Result<u64> {
+        self.present()?;
+        self.registered().context.dma().unmap_all(wait)
     }
 
-    /// DEVICE_FEATURE probe: (get, set) work for this index.
-    pub fn feature_probe(&self, _index: u16) -> Result<(bool, bool)> {
-        todo!()
+    /// DEVICE_FEATURE probe: (get, set) work for this index. `ENODEV`, `EIO`.
+    pub fn feature_probe(&self, index: u16) -> Result<(bool, bool)> {
+        self.registered().access(&self.shared, |device| {
+            Ok(device.as_features().map_or((false, false), |power| power.probe(index)))
+        })
     }
 
-    /// DEVICE_FEATURE get. `ENOTTY` for an unknown index.
-    pub fn feature_get(&self, _index: u16, _argument: &[u8]) -> Result<Vec<u8>> {
-        todo!()
+    /// DEVICE_FEATURE get. `ENOTTY` for an unknown index, `ENODEV`, `EIO`, what the device says.
+    pub fn feature_get(&self, index: u16, argument: &[u8]) -> Result<Vec<u8>> {
+        self.registered()
+            .access(&self.shared, |device| features(device, index)?.get(index, argument))
     }
 
-    /// DEVICE_FEATURE set. `ENOTTY` for an unknown index.
-    pub fn feature_set(&self, _index: u16, _data: &[u8]) -> Result<()> {
-        todo!()
+    /// DEVICE_FEATURE set. `ENOTTY` for an unknown index, `ENODEV`, `EIO`, what the device says.
+    pub fn feature_set(&self, index: u16, data: &[u8]) -> Result<()> {
+        self.registered().access(&self.shared, |device| features(device, index)?.set(index, data))
     }
 
-    /// The eventfds of a region's doorbells, made at the first call, one per doorbell, for
-    /// handing to the client. `EINVAL` where there is no such region.
-    pub fn doorbells(&self, _region: RegionIndex) -> Result<Vec<OwnedFd>> {
-        todo!()
+    /// The eventfds of a region's doorbells, in the order of its description, for handing to
+    /// the client (DEVICE_GET_REGION_IO_FDS). Made at the first call, non-blocking; every call
+    /// returns duplicates of the same. Whoever serves the file waits for them to become
+    /// readable, and calls [`File::ring`] then.
+    ///
+    /// # Errors
+    /// `EINVAL` where there is no such region; `ENODEV`; what `eventfd` says.
+    pub fn doorbells(&self, region: RegionIndex) -> Result<Vec<OwnedFd>> {
+        self.present()?;
+        let bells = self.find_region(region)?.doorbells.len();
+        let duplicates = {
+            let mut made = lock(&self.shared.doorbells);
+            let fds = match made.entry(region) {
+                Entry::Occupied(entry) => entry.into_mut(),
+                Entry::Vacant(entry) => {
+                    let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
+                    let make = |_| eventfd(0, flags).map_err(|e| failed("make an eventfd", e));
+                    entry.insert((0..bells).map(make).collect::<Result<Vec<_>>>()?)
+                }
+            };
+            fds.iter().map(duplicate).collect::<Result<Vec<_>>>()
+        };
+        self.still_present().and(duplicates)
+    }
+
+    /// Delivers a doorbell, by its place in the region's description: if its eventfd was
+    /// signalled since the last time, the device sees the write that it stands for. Returns
+    /// whether it was.
+    ///
+    /// # Errors
+    /// `EINVAL`: no such region or doorbell; as for [`File::write`].
+    pub fn ring(&self, region: RegionIndex, doorbell: usize) -> Result<bool> {
+        self.present()?;
+        let missing = || Error::new(Errno::INVAL, format!("{region} has no doorbell {doorbell}"));
+        let bell = *self.find_region(region)?.doorbells.get(doorbell).ok_or_else(missing)?;
+        {
+            let made = lock(&self.shared.doorbells);
+            let Some(fd) = made.get(&region).and_then(|fds| fds.get(doorbell)) else {
+                return Ok(false);
+            };
+            match rustix::io::read(fd, &mut [0; 8]) {
+                Ok(_) => {}
+                Err(Errno::AGAIN) => return Ok(false),
+                Err(errno) => return Err(failed("read an eventfd", errno)),
+            }
+        }
+        let value = bell.datamatch.unwrap_or(0).to_le_bytes();
+        let size = if bell.size == 0 { 4 } else { usize::from(bell.size) };
+        self.write(region, bell.offset, &value[..size])?;
+        Ok(true)
     }
 
     /// Whether the file was taken away.
     pub fn is_revoked(&self) -> bool {
-        todo!()
+        !self.shared.is_open()
     }
+
+    fn present(&self) -> Result<()> {
+        if self.is_revoked() { Err(self.registered().is_gone()) } else { Ok(()) }
+    }
+
+    /// After the file gave the device something: a revoke that came between has not seen it.
+    fn still_present(&self) -> Result<()> {
+        // If the revoke's own clean-up came first, the lock that both took makes the state
+        // that it had set before visible here.
+        self.present().inspect_err(|_| self.registered().drop_resources(&self.shared))
+    }
+
+    fn find_region(&self, index: RegionIndex) -> Result<&Region> {
+        let region = usize::try_from(index.0).ok().and_then(|i| self.description().regions.get(i));
+        region.ok_or_else(|| {
+            let what = format!("{} has no {index}", self.registered().name());
+            Error::new(Errno::INVAL, what)
+        })
+    }
+
+    /// Checks region, bounds and permission, and finds the memory that serves the access.
+    #[inline]
+    fn check(
+        &self,
+        index: RegionIndex,
+        offset: u64,
+        len: usize,
+        access: RegionFlags,
+    ) -> Result<Option<&SharedMemory>> {
+        self.present()?;
+        let region = self.find_region(index)?;
+        region.check(index, offset, len as u64, access)?;
+        let Some(shared) = region.shared.as_ref().filter(|s| s.covers(offset, len as u64)) else {
+            return Ok(None);
+        };
+        self.registered().may_access(&self.shared)?;
+        Ok(Some(&shared.memory))
+    }
+}
+
+fn features(device: &mut dyn Device, index: u16) -> Result<&mut dyn Features> {
+    let none = || Error::new(Errno::NOTTY, format!("no feature {index}"));
+    device.as_features().ok_or_else(none)
+}
+
+fn duplicate(fd: &OwnedFd) -> Result<OwnedFd> {
+    rustix::io::fcntl_dupfd_cloexec(fd, 0).map_err(|errno| failed("duplicate an eventfd", errno))
+}
+
+fn failed(what: &'static str, errno: Errno) -> Error {
+    Error::new(errno, format!("could not {what}")).because(errno)
 }

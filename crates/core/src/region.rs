@@ -3,7 +3,11 @@
 use std::fmt;
 use std::sync::Arc;
 
+use crate::error::{Errno, Error, Result};
 use crate::memory::SharedMemory;
+
+/// The unit of what clients can map.
+const PAGE: u64 = 4096;
 
 /// The number of a region in its device (`VFIO_PCI_BAR0_REGION_INDEX` and so on for PCI).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -97,5 +101,91 @@ impl Region {
             shared: Some(SharedAreas { memory, areas: vec![SparseArea { offset: 0, size }] }),
             ..Self::registers(size)
         }
+    }
+
+    /// Checks an access: `EINVAL` outside the region, `EACCES` without permission.
+    #[inline]
+    pub(crate) fn check(
+        &self,
+        index: RegionIndex,
+        offset: u64,
+        len: u64,
+        access: RegionFlags,
+    ) -> Result<()> {
+        if offset.checked_add(len).is_none_or(|end| end > self.size) {
+            return Err(self.outside(index, offset, len));
+        }
+        if !self.flags.contains(access) {
+            return Err(self.forbidden(index, access));
+        }
+        Ok(())
+    }
+
+    #[cold]
+    fn outside(&self, index: RegionIndex, offset: u64, len: u64) -> Error {
+        let what = format!("{len} bytes at {offset:#x} are outside {index} of {:#x}", self.size);
+        Error::new(Errno::INVAL, what)
+    }
+
+    #[cold]
+    fn forbidden(&self, index: RegionIndex, access: RegionFlags) -> Error {
+        Error::new(Errno::ACCESS, format!("{index} does not allow {access:?}"))
+    }
+
+    /// Whether the description of the region agrees with itself: `EINVAL`.
+    pub(crate) fn validate(&self, index: RegionIndex) -> Result<()> {
+        let wrong = |what: String| Err(Error::new(Errno::INVAL, format!("{index}: {what}")));
+        if let Some(shared) = &self.shared {
+            let mut free_from = 0;
+            for area in &shared.areas {
+                let SparseArea { offset, size } = *area;
+                if size == 0 || offset % PAGE != 0 || size % PAGE != 0 {
+                    return wrong(format!("area {offset:#x}+{size:#x} is not made of pages"));
+                }
+                if offset < free_from {
+                    return wrong(format!("area {offset:#x} is not after the one before it"));
+                }
+                let end = offset.checked_add(size);
+                let Some(end) = end.filter(|&end| end <= self.size) else {
+                    return wrong(format!("area {offset:#x}+{size:#x} is not in the region"));
+                };
+                if end > shared.memory.size() {
+                    return wrong(format!("area {offset:#x}+{size:#x} is not in the memory"));
+                }
+                free_from = end;
+            }
+        }
+        for bell in &self.doorbells {
+            if !matches!(bell.size, 0 | 1 | 2 | 4 | 8) {
+                return wrong(format!("a doorbell of {} bytes", bell.size));
+            }
+            let size = if bell.size == 0 { 4 } else { bell.size };
+            let end = bell.offset.checked_add(u64::from(size));
+            if end.is_none_or(|end| end > self.size) {
+                return wrong(format!("doorbell {:#x} is not in the region", bell.offset));
+            }
+            if !self.flags.contains(RegionFlags::WRITE) {
+                return wrong("a doorbell in a region that cannot be written".to_owned());
+            }
+            let wide = bell.datamatch.is_some_and(|value| size < 8 && value >> (size * 8) != 0);
+            if wide {
+                return wrong(format!("doorbell {:#x} matches a wider value", bell.offset));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl SharedAreas {
+    /// Whether an access lies within one area. An empty one lies in none.
+    #[inline]
+    pub(crate) fn covers(&self, offset: u64, len: u64) -> bool {
+        let Some(end) = offset.checked_add(len).filter(|_| len > 0) else { return false };
+        let next = self.areas.partition_point(|area| area.offset <= offset);
+        // Areas end within their region: no overflow.
+        next.checked_sub(1).is_some_and(|last| {
+            let area = &self.areas[last];
+            end <= area.offset + area.size
+        })
     }
 }

@@ -1,13 +1,23 @@
 //! The registry: every device of a process, and the way to open one.
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::fmt;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::device::{Description, Device, DeviceId};
-use crate::error::Result;
-use crate::event::Observer;
-use crate::file::{File, Owner};
-use crate::set::SetId;
+use crate::contain::{Panicked, contain};
+use crate::device::{Context, Description, Device, DeviceId};
+use crate::error::{Errno, Error, Result};
+use crate::event::{Event, Observer};
+use crate::file::{File, FileId, Owner};
+use crate::mutation::{Mutation, active};
+use crate::region::RegionIndex;
+use crate::registered::Registered;
+use crate::set::{Set, SetId, SetTable};
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use crate::sync::{Condvar, Mutex, lock};
 
 /// How many files a device takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -42,42 +52,157 @@ pub struct DeviceSpec {
     pub state: StatePolicy,
 }
 
+/// How many shards the registry's maps have: a lock each, to be held for a look-up.
+const SHARDS: usize = if cfg!(any(loom, shuttle)) { 1 } else { 64 };
+
 /// Every device of a process. Cheap to clone.
+///
+/// Look-ups, registering and unregistering cost the same however many devices there are. No
+/// registry lock is held while a device or an observer is called.
 #[derive(Clone)]
-pub struct Registry {}
+pub struct Registry {
+    inner: Arc<RegistryInner>,
+}
+
+pub(crate) struct RegistryInner {
+    by_id: Box<[Mutex<HashMap<DeviceId, Arc<Registered>>>]>,
+    /// A name is there with `None` while its device is on the way in or out.
+    by_name: Box<[Mutex<HashMap<String, Option<Arc<Registered>>>>]>,
+    sets: SetTable,
+    next_device: AtomicU64,
+    next_file: AtomicU64,
+    pub(crate) observer: Option<Arc<dyn Observer>>,
+}
+
+impl RegistryInner {
+    pub(crate) fn next_file(&self) -> FileId {
+        FileId(self.next_file.fetch_add(1, Ordering::Relaxed))
+    }
+
+    fn ids(&self, id: DeviceId) -> &Mutex<HashMap<DeviceId, Arc<Registered>>> {
+        &self.by_id[id.0 as usize % SHARDS]
+    }
+
+    fn names(&self, name: &str) -> &Mutex<HashMap<String, Option<Arc<Registered>>>> {
+        let mut hasher = DefaultHasher::new();
+        name.hash(&mut hasher);
+        &self.by_name[hasher.finish() as usize % SHARDS]
+    }
+}
 
 impl Registry {
     /// An empty registry.
     pub fn new() -> Self {
-        todo!()
+        Self::build(None)
     }
 
     /// An empty registry that tells what happens in it.
-    pub fn with_observer(_observer: Arc<dyn Observer>) -> Self {
-        todo!()
+    pub fn with_observer(observer: Arc<dyn Observer>) -> Self {
+        Self::build(Some(observer))
     }
 
-    /// Registers a device: `describe`, `init`, join the set, become visible.
+    fn build(observer: Option<Arc<dyn Observer>>) -> Self {
+        let inner = RegistryInner {
+            by_id: (0..SHARDS).map(|_| Mutex::default()).collect(),
+            by_name: (0..SHARDS).map(|_| Mutex::default()).collect(),
+            sets: SetTable::new(SHARDS),
+            next_device: AtomicU64::new(0),
+            next_file: AtomicU64::new(0),
+            observer,
+        };
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// Registers a device: `describe`, `init`, join the set, become visible. After an error the
+    /// device has been dropped and was never visible.
     ///
     /// # Errors
-    /// `EEXIST`: the name is taken; `EINVAL`: the description contradicts itself; what `init` says.
-    pub fn register(&self, _spec: DeviceSpec, _device: Box<dyn Device>) -> Result<Registration> {
-        todo!()
+    /// `EEXIST`: the name is taken (until a device of that name has been unregistered in full);
+    /// `EINVAL`: no name, or the description contradicts itself; what `init` says; `EIO`: a
+    /// panic in `describe` or `init`.
+    pub fn register(&self, spec: DeviceSpec, device: Box<dyn Device>) -> Result<Registration> {
+        let mut device = Candidate(Some(device));
+        let registered = self.admit(spec, &mut device)?;
+        Ok(Registration { device: DeviceRef { registered } })
     }
 
-    /// A visible device by name.
-    pub fn find(&self, _name: &str) -> Option<DeviceRef> {
-        todo!()
+    fn admit(&self, spec: DeviceSpec, candidate: &mut Candidate) -> Result<Arc<Registered>> {
+        let DeviceSpec { name, set, open, state } = spec;
+        if name.is_empty() {
+            return Err(Error::new(Errno::INVAL, "a device needs a name"));
+        }
+        let device = candidate.0.as_mut().expect("not admitted yet");
+        let description = contain(|| device.describe()).map_err(|panic| refused(&name, panic))?;
+        for (index, region) in (0..).map(RegionIndex).zip(&description.regions) {
+            region.validate(index)?;
+        }
+
+        let reserved = Reservation::new(&self.inner, &name)?;
+        let id = DeviceId(self.inner.next_device.fetch_add(1, Ordering::Relaxed));
+        let context = Context::new(id, name.clone(), &description.irqs);
+        let mut init = || contain(|| device.init(&context)).map_err(|panic| refused(&name, panic));
+        if active(Mutation::InitUnderRegistryLock) {
+            let _held = lock(self.inner.ids(id));
+            init()??;
+        } else {
+            init()??;
+        }
+
+        let (set, created) = match &set {
+            Some(id) => self.inner.sets.join(id),
+            None => (Set::singleton(), true),
+        };
+        let registered = set.lock().join(|slot| {
+            Arc::new(Registered {
+                registry: self.inner.clone(),
+                context,
+                description,
+                open_policy: open,
+                state_policy: state,
+                set: set.clone(),
+                slot,
+                failed: AtomicBool::new(false),
+                model: Mutex::new(candidate.0.take()),
+                drained: Condvar::new(),
+            })
+        });
+        tracing::debug!(device = name, id = id.0, set = registered.set_name(), "registered");
+        if created {
+            registered.emit(Event::SetCreated);
+        }
+        // Told before it is so, as the first open may come as soon as it is.
+        registered.emit(Event::Registered);
+        reserved.fill(&registered);
+        lock(self.inner.ids(id)).insert(id, registered.clone());
+        Ok(registered)
+    }
+
+    /// A visible device by name: registered, and not being unregistered.
+    pub fn find(&self, name: &str) -> Option<DeviceRef> {
+        let registered = lock(self.inner.names(name)).get(name)?.clone()?;
+        Some(DeviceRef { registered })
     }
 
     /// A visible device by number.
-    pub fn get(&self, _id: DeviceId) -> Option<DeviceRef> {
-        todo!()
+    pub fn get(&self, id: DeviceId) -> Option<DeviceRef> {
+        let registered = lock(self.inner.ids(id)).get(&id)?.clone();
+        Some(DeviceRef { registered })
     }
 
     /// All visible devices, in the order of their numbers.
     pub fn devices(&self) -> Vec<DeviceRef> {
-        todo!()
+        let mut devices = Vec::new();
+        for shard in &self.inner.by_id {
+            let shard = lock(shard);
+            devices.extend(shard.values().cloned().map(|registered| DeviceRef { registered }));
+        }
+        devices.sort_unstable_by_key(DeviceRef::id);
+        devices
+    }
+
+    #[cfg(test)]
+    pub(crate) fn live_sets(&self) -> usize {
+        self.inner.sets.len()
     }
 }
 
@@ -87,49 +212,196 @@ impl Default for Registry {
     }
 }
 
+impl fmt::Debug for Registry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Registry").finish_non_exhaustive()
+    }
+}
+
+#[cold]
+fn refused(name: &str, panic: Panicked) -> Error {
+    tracing::error!(device = name, error = %panic, "the device failed while being registered");
+    Error::new(Errno::IO, format!("{name} failed while being registered")).because(panic)
+}
+
+/// A device on its way in; dropped with care if it does not make it.
+struct Candidate(Option<Box<dyn Device>>);
+
+impl Drop for Candidate {
+    fn drop(&mut self) {
+        let device = self.0.take();
+        if let Err(panic) = contain(|| drop(device)) {
+            tracing::error!(error = %panic, "dropping a device failed");
+        }
+    }
+}
+
+/// A name taken for a device on its way in; given back unless filled.
+struct Reservation<'a> {
+    registry: &'a RegistryInner,
+    name: &'a str,
+    filled: bool,
+}
+
+impl<'a> Reservation<'a> {
+    fn new(registry: &'a RegistryInner, name: &'a str) -> Result<Self> {
+        match lock(registry.names(name)).entry(name.to_owned()) {
+            Entry::Occupied(_) => {
+                Err(Error::new(Errno::EXIST, format!("there is a device called {name} already")))
+            }
+            Entry::Vacant(entry) => {
+                entry.insert(None);
+                Ok(Self { registry, name, filled: false })
+            }
+        }
+    }
+
+    fn fill(mut self, device: &Arc<Registered>) {
+        self.filled = true;
+        lock(self.registry.names(self.name)).insert(self.name.to_owned(), Some(device.clone()));
+    }
+}
+
+impl Drop for Reservation<'_> {
+    fn drop(&mut self) {
+        if !self.filled {
+            lock(self.registry.names(self.name)).remove(self.name);
+        }
+    }
+}
+
 /// A registered device. Keeps it allocated, not registered.
 #[derive(Clone)]
-pub struct DeviceRef {}
+pub struct DeviceRef {
+    pub(crate) registered: Arc<Registered>,
+}
 
 impl DeviceRef {
     /// The device's number.
     pub fn id(&self) -> DeviceId {
-        todo!()
+        self.registered.id()
     }
 
     /// The device's name.
     pub fn name(&self) -> &str {
-        todo!()
+        self.registered.name()
+    }
+
+    /// The name of its set; a set of its own is called like the device.
+    pub fn set_name(&self) -> &str {
+        self.registered.set_name()
     }
 
     /// What the device has.
     pub fn description(&self) -> &Description {
-        todo!()
+        &self.registered.description
+    }
+
+    /// How it is used just now. Takes the set lock, so it may wait for a first open or last
+    /// close in the set.
+    pub fn status(&self) -> Status {
+        let device = &*self.registered;
+        let mut guard = device.set.lock();
+        let member = guard.find(device);
+        Status {
+            leaving: member.as_ref().is_none_or(|member| member.leaving),
+            files: member.map_or_else(Vec::new, |member| {
+                member.files.values().map(|file| (file.id, file.owner.clone())).collect()
+            }),
+            failed: device.is_in_error_state(),
+        }
     }
 
     /// Opens the device for an owner.
     ///
+    /// The first open resets the device (unless its state is retained and sound) and calls
+    /// [`Device::open_device`], with the set lock held; then, and for every further open,
+    /// [`Device::open`] without it.
+    ///
     /// # Errors
     /// `ENODEV`: being unregistered; `EINVAL`: single-open and open; `EBUSY`: another owner has
-    /// it; what `open_device`, `reset` or `open` says.
-    pub fn open(&self, _owner: Owner) -> Result<File> {
-        todo!()
+    /// it; `EIO`: a callback panicked, or the device is open and in the error state; what
+    /// `reset`, `open_device` or `open` says.
+    pub fn open(&self, owner: Owner) -> Result<File> {
+        let file = self.registered.open_file(owner)?;
+        Ok(File::new(self.clone(), file))
     }
+}
+
+impl fmt::Debug for DeviceRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DeviceRef").field("id", &self.id().0).field("name", &self.name()).finish()
+    }
+}
+
+/// How a device is used at one moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Status {
+    /// Its files and who holds them; `open` or `release` may still be running for one.
+    pub files: Vec<(FileId, Owner)>,
+    /// It is in the error state.
+    pub failed: bool,
+    /// It is being unregistered, or has been.
+    pub leaving: bool,
 }
 
 /// A device's registration. Dropping it unregisters the device and revokes its files at once.
 #[must_use = "dropping a registration unregisters the device"]
-pub struct Registration {}
+pub struct Registration {
+    device: DeviceRef,
+}
 
 impl Registration {
     /// The device.
     pub fn device(&self) -> &DeviceRef {
-        todo!()
+        &self.device
     }
 
-    /// Unregisters: no new opens from now on; asks the users to let go until the last file is
-    /// gone. With a deadline, files left by then are revoked; without, it waits for ever.
-    pub fn unregister(self, _deadline: Option<Duration>) {
-        todo!()
+    /// Unregisters: no new opens from now on; asks the users to let go ([`Request`], or else
+    /// the REQ interrupt of a PCI function) at once and again in growing intervals, until the
+    /// last file is gone. With a deadline, files left by then are revoked: the core releases
+    /// them, and their holders get `ENODEV`. Without one it waits for ever, so the caller must
+    /// not hold a file itself.
+    ///
+    /// Returns when the device has left its set and was dropped. Waits for callbacks of the
+    /// device that are running, also past the deadline.
+    ///
+    /// [`Request`]: crate::device::Request
+    pub fn unregister(self, deadline: Option<Duration>) {
+        self.finish(deadline);
+        // Its drop finds the device gone.
+    }
+
+    fn finish(&self, deadline: Option<Duration>) {
+        let device = &*self.device.registered;
+        let (id, name) = (device.id(), device.name());
+        let registry = &*device.registry;
+        if lock(registry.ids(id)).remove(&id).is_none() {
+            return;
+        }
+        if let Some(entry) = lock(registry.names(name)).get_mut(name) {
+            *entry = None;
+        }
+        device.drain(deadline);
+        device.leave();
+        let set_gone = registry.sets.leave(&device.set);
+        lock(registry.names(name)).remove(name);
+        tracing::debug!(device = name, id = id.0, set_gone, "unregistered");
+        device.emit(Event::Unregistered);
+        if set_gone {
+            device.emit(Event::SetGone);
+        }
+    }
+}
+
+impl Drop for Registration {
+    fn drop(&mut self) {
+        self.finish(Some(Duration::ZERO));
+    }
+}
+
+impl fmt::Debug for Registration {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Registration").field(&self.device).finish()
     }
 }

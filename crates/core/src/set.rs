@@ -1,11 +1,20 @@
 //! Device sets: devices that share one lock around first open, last close and reset.
 
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use crate::contain::contain;
+use crate::file::{FileId, FileShared, Owner};
+use crate::mutation::{Mutation, active};
+use crate::registered::Registered;
+use crate::sync::{self, Condvar, Mutex, MutexGuard, lock};
 
 /// An object that can be the identity of a set: a PCI slot, a bus, a container.
 pub trait SetObject: Send + Sync + 'static {
-    /// What people call the set, e.g. `slot 0000:01:02`.
+    /// What people call the set, e.g. `slot 0000:01:02`. Called once for each set, with no lock
+    /// held.
     fn set_name(&self) -> String;
 }
 
@@ -24,12 +33,237 @@ impl SetId {
 
     /// The set's name for people.
     pub fn name(&self) -> String {
-        self.0.set_name()
+        contain(|| self.0.set_name()).unwrap_or_else(|panic| panic.to_string())
+    }
+
+    /// The object's address: unlike that of any other object while this lives.
+    fn address(&self) -> usize {
+        Arc::as_ptr(&self.0).cast::<()>().addr()
     }
 }
+
+impl PartialEq for SetId {
+    fn eq(&self, other: &Self) -> bool {
+        self.address() == other.address()
+    }
+}
+
+impl Eq for SetId {}
 
 impl fmt::Debug for SetId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "SetId({})", self.name())
+    }
+}
+
+/// A live device set.
+pub(crate) struct Set {
+    /// `None`: the set of one device that named none.
+    id: Option<SetId>,
+    name: OnceLock<String>,
+    state: Mutex<SetState>,
+}
+
+/// Everything that the set lock protects; see [`SetGuard`].
+#[derive(Default)]
+struct SetState {
+    members: Vec<Option<Member>>,
+    vacant: Vec<usize>,
+    open_members: usize,
+    needs_reset: BTreeSet<usize>,
+}
+
+/// What the set lock protects of one device.
+pub(crate) struct Member {
+    pub(crate) device: Arc<Registered>,
+    /// The files that count as open, also while `open` or `release` runs for them.
+    pub(crate) files: BTreeMap<FileId, Arc<FileShared>>,
+    /// Unregister has begun.
+    pub(crate) leaving: bool,
+}
+
+impl Member {
+    pub(crate) fn owner(&self) -> Option<&Owner> {
+        self.files.first_key_value().map(|(_, file)| &file.owner)
+    }
+
+    pub(crate) fn count(&self) -> u32 {
+        u32::try_from(self.files.len()).unwrap_or(u32::MAX)
+    }
+}
+
+impl Set {
+    fn new(id: Option<SetId>) -> Arc<Self> {
+        Arc::new(Self { id, name: OnceLock::new(), state: Mutex::new(SetState::default()) })
+    }
+
+    /// The set of a device that named none. It is in no table: nobody can join it.
+    pub(crate) fn singleton() -> Arc<Self> {
+        Self::new(None)
+    }
+
+    /// The set's name for people; a singleton is called like its device.
+    pub(crate) fn name<'a>(&'a self, device: &'a str) -> &'a str {
+        match &self.id {
+            Some(id) => self.name.get_or_init(|| id.name()),
+            None => device,
+        }
+    }
+
+    /// Takes the set lock. No registry lock and no device lock may be held.
+    pub(crate) fn lock(&self) -> SetGuard<'_> {
+        SetGuard { set: self, state: Some(lock(&self.state)) }
+    }
+}
+
+/// The set lock, held. Functions that need it held take it as a parameter.
+pub(crate) struct SetGuard<'a> {
+    set: &'a Set,
+    /// `None` only while [`SetGuard::wait`] sleeps.
+    state: Option<MutexGuard<'a, SetState>>,
+}
+
+impl SetGuard<'_> {
+    fn state(&mut self) -> &mut SetState {
+        self.state.as_mut().expect("the set lock is held outside of wait()")
+    }
+
+    /// Enters a device, made for the slot that it gets.
+    pub(crate) fn join(&mut self, make: impl FnOnce(usize) -> Arc<Registered>) -> Arc<Registered> {
+        let state = self.state();
+        let slot = state.vacant.pop().unwrap_or(state.members.len());
+        let device = make(slot);
+        let member = Member { device: device.clone(), files: BTreeMap::new(), leaving: false };
+        if slot == state.members.len() {
+            state.members.push(Some(member));
+        } else {
+            state.members[slot] = Some(member);
+        }
+        device
+    }
+
+    /// Strikes a device out, which no longer has files.
+    pub(crate) fn leave(&mut self, device: &Registered) {
+        let state = self.state();
+        let member = state.members[device.slot].take();
+        debug_assert!(member.is_some_and(|member| member.files.is_empty()));
+        state.vacant.push(device.slot);
+        state.needs_reset.remove(&device.slot);
+    }
+
+    /// What the lock protects of a device, which must be a member.
+    pub(crate) fn member(&mut self, device: &Registered) -> &mut Member {
+        debug_assert!(std::ptr::eq(self.set, &*device.set), "the guard of another set");
+        self.state().members[device.slot].as_mut().expect("a device is a member until it has left")
+    }
+
+    /// Likewise, for a device that may have left.
+    pub(crate) fn find(&mut self, device: &Registered) -> Option<&mut Member> {
+        debug_assert!(std::ptr::eq(self.set, &*device.set), "the guard of another set");
+        let member = self.state().members.get_mut(device.slot)?.as_mut()?;
+        (member.device.id() == device.id()).then_some(member)
+    }
+
+    /// Counts the members with files, up or down.
+    pub(crate) fn device_opened(&mut self) {
+        self.state().open_members += 1;
+    }
+
+    pub(crate) fn device_closed(&mut self) {
+        self.state().open_members -= 1;
+    }
+
+    /// Remembers that a device cannot go on without the set's reset.
+    pub(crate) fn needs_reset(&mut self, device: &Registered) {
+        self.state().needs_reset.insert(device.slot);
+    }
+
+    /// The devices waiting for the set's reset, if no member is open.
+    pub(crate) fn take_resets(&mut self) -> Vec<Arc<Registered>> {
+        let state = self.state();
+        if state.open_members > 0 || state.needs_reset.is_empty() {
+            return Vec::new();
+        }
+        let slots = std::mem::take(&mut state.needs_reset);
+        let device = |slot: usize| state.members[slot].as_ref().map(|member| member.device.clone());
+        slots.into_iter().filter_map(device).collect()
+    }
+
+    /// Lets the lock go until `signal`, or for a time ([`Duration::MAX`]: for ever).
+    pub(crate) fn wait(&mut self, signal: &Condvar, time: Duration) {
+        let state = self.state.take().expect("the set lock is held outside of wait()");
+        self.state = Some(sync::wait(signal, &self.set.state, state, time));
+    }
+
+    /// Runs something without the lock: only for mutations.
+    pub(crate) fn unlocked<R>(&mut self, run: impl FnOnce() -> R) -> R {
+        self.state = None;
+        let result = run();
+        self.state = Some(lock(&self.set.state));
+        result
+    }
+}
+
+/// The live sets that have an id, by the id's address. A set is here exactly as long as it has
+/// members; the count is kept here and not in the set, so that nobody waits for a set lock, which
+/// is held around callbacks, with a shard's lock held.
+pub(crate) struct SetTable {
+    shards: Box<[Mutex<HashMap<usize, Live>>]>,
+}
+
+struct Live {
+    set: Arc<Set>,
+    members: usize,
+}
+
+impl SetTable {
+    pub(crate) fn new(shards: usize) -> Self {
+        Self { shards: (0..shards).map(|_| Mutex::default()).collect() }
+    }
+
+    fn shard(&self, id: &SetId) -> &Mutex<HashMap<usize, Live>> {
+        // Objects are at least 16 bytes apart; spread by a multiplicative hash.
+        let hash = (id.address() as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+        &self.shards[hash as usize % self.shards.len()]
+    }
+
+    /// The live set of an id, with one member more; and whether it was made for it.
+    pub(crate) fn join(&self, id: &SetId) -> (Arc<Set>, bool) {
+        let mut sets = lock(self.shard(id));
+        if let Some(live) = sets.get_mut(&id.address()) {
+            live.members += 1;
+            return (live.set.clone(), false);
+        }
+        if active(Mutation::SetMadeTwice) {
+            drop(sets);
+            sets = lock(self.shard(id));
+        }
+        let set = Set::new(Some(id.clone()));
+        sets.insert(id.address(), Live { set: set.clone(), members: 1 });
+        (set, true)
+    }
+
+    /// A member less; whether it was the last and the set is gone.
+    pub(crate) fn leave(&self, set: &Set) -> bool {
+        let Some(id) = &set.id else { return true };
+        let gone;
+        {
+            let mut sets = lock(self.shard(id));
+            let Some(live) = sets.get_mut(&id.address()) else { return false };
+            live.members -= 1;
+            if live.members > 0 || active(Mutation::SetOutlivesMembers) {
+                return false;
+            }
+            gone = sets.remove(&id.address());
+        }
+        // The id's object may be dropped with it, which is foreign code: no lock is held here.
+        drop(gone);
+        true
+    }
+
+    /// Number of live sets.
+    #[cfg(test)]
+    pub(crate) fn len(&self) -> usize {
+        self.shards.iter().map(|shard| lock(shard).len()).sum()
     }
 }

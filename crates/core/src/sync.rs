@@ -32,6 +32,7 @@ pub(crate) use std::{
 };
 
 use std::sync::PoisonError;
+use std::time::Duration;
 
 /// Locks a mutex. A panic under it poisons nothing: what it guards is kept consistent by its
 /// holders, and panics of devices are dealt with where devices are called.
@@ -47,4 +48,31 @@ pub(crate) fn read<T: ?Sized>(lock: &RwLock<T>) -> RwLockReadGuard<'_, T> {
 /// Takes a lock for writing; likewise.
 pub(crate) fn write<T: ?Sized>(lock: &RwLock<T>) -> RwLockWriteGuard<'_, T> {
     lock.write().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Lets a lock go until `signal` or for a time ([`Duration::MAX`]: for ever); takes it again.
+#[cfg(not(any(loom, shuttle)))]
+pub(crate) fn wait<'a, T>(
+    signal: &Condvar,
+    _mutex: &'a Mutex<T>,
+    guard: MutexGuard<'a, T>,
+    time: Duration,
+) -> MutexGuard<'a, T> {
+    signal.wait_timeout(guard, time).unwrap_or_else(PoisonError::into_inner).0
+}
+
+/// Likewise. Time does not pass in a model: a bounded wait lets the others run, and is over.
+#[cfg(any(loom, shuttle))]
+pub(crate) fn wait<'a, T>(
+    signal: &Condvar,
+    mutex: &'a Mutex<T>,
+    guard: MutexGuard<'a, T>,
+    time: Duration,
+) -> MutexGuard<'a, T> {
+    if time == Duration::MAX {
+        return signal.wait(guard).unwrap_or_else(PoisonError::into_inner);
+    }
+    drop(guard);
+    thread::yield_now();
+    lock(mutex)
 }

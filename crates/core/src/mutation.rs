@@ -1,0 +1,71 @@
+//! Faults to be switched on under a model checker, one or more for each invariant, to show that
+//! the checks bite. In an ordinary build [`active`] is `false` at compile time.
+
+/// A deliberate fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(dead_code)]
+pub(crate) enum Mutation {
+    /// Looks a set up and enters it in two steps: two joiners may make two sets of one id.
+    SetMadeTwice,
+    /// Leaves a set in the table when its last member has left.
+    SetOutlivesMembers,
+    /// Lets the set lock go around `open_device`.
+    FirstOpenUnlocked,
+    /// Lets the set lock go around `close_device`.
+    LastCloseUnlocked,
+    /// Calls `open_device` at every open.
+    OpenDeviceEveryTime,
+    /// Does not call `close_device` when the last open was undone.
+    UndoneOpenNotClosed,
+    /// Does not take an open that failed out of the count.
+    FailedOpenStaysCounted,
+    /// Opens devices that are being unregistered.
+    OpenWhileLeaving,
+    /// Takes a file away without releasing it.
+    RevokeWithoutRelease,
+    /// Takes a file away that its holder is releasing.
+    RevokeReleasesTwice,
+    /// Takes a file away while it is being opened, and the opener does not notice.
+    OpenMissesRevoke,
+    /// Lets an access that has passed its checks go on after the release.
+    AccessAfterRelease,
+    /// Does not wake the unregister that waits for the last file.
+    LastCloseUnheard,
+    /// Takes the device lock before the set lock.
+    DeviceLockFirst,
+    /// Keeps a registry lock while `init` runs.
+    InitUnderRegistryLock,
+}
+
+/// Whether a fault is switched on.
+#[cfg(not(any(shuttle, loom)))]
+#[inline(always)]
+pub(crate) const fn active(_: Mutation) -> bool {
+    false
+}
+
+#[cfg(any(shuttle, loom))]
+pub(crate) use selected::*;
+
+#[cfg(any(shuttle, loom))]
+mod selected {
+    use std::cell::Cell;
+
+    use super::Mutation;
+
+    // Both checkers run every task of a model on the thread that started it.
+    std::thread_local! {
+        static SELECTED: Cell<Option<Mutation>> = const { Cell::new(None) };
+    }
+
+    /// Whether a fault is switched on.
+    pub(crate) fn active(mutation: Mutation) -> bool {
+        SELECTED.get() == Some(mutation)
+    }
+
+    /// Switches a fault on, or all off, for models that this thread runs.
+    #[allow(dead_code)]
+    pub(crate) fn select(mutation: Option<Mutation>) {
+        SELECTED.set(mutation);
+    }
+}

@@ -1,0 +1,209 @@
+//! What the core keeps of a registered device, and how it calls the device.
+
+use std::sync::Arc;
+
+use crate::contain::contain;
+use crate::device::{Context, Description, Device, DeviceId, ResetCause};
+use crate::error::{Errno, Error, Result};
+use crate::event::{Event, Subject};
+use crate::file::FileShared;
+use crate::mutation::{Mutation, active};
+use crate::registry::{OpenPolicy, RegistryInner, StatePolicy};
+use crate::set::{Set, SetGuard};
+use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::{Condvar, Mutex, lock};
+
+pub(crate) struct Registered {
+    pub(crate) registry: Arc<RegistryInner>,
+    pub(crate) context: Context,
+    pub(crate) description: Description,
+    pub(crate) open_policy: OpenPolicy,
+    pub(crate) state_policy: StatePolicy,
+    pub(crate) set: Arc<Set>,
+    /// The member's place in its set.
+    pub(crate) slot: usize,
+    /// The error state. Set with the device lock held, so that no access passes it unseen.
+    pub(crate) failed: AtomicBool,
+    /// The device behind its lock; `None` once it has been unregistered.
+    pub(crate) model: Mutex<Option<Box<dyn Device>>>,
+    /// Signalled when the last file of a leaving device is gone; goes with the set lock.
+    pub(crate) drained: Condvar,
+}
+
+impl Registered {
+    pub(crate) fn id(&self) -> DeviceId {
+        self.context.id()
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        self.context.name()
+    }
+
+    pub(crate) fn set_name(&self) -> &str {
+        self.set.name(self.name())
+    }
+
+    /// Tells the observer, if there is one.
+    pub(crate) fn emit<'a>(&'a self, event: impl FnOnce(Subject<'a>) -> Event<'a>) {
+        let Some(observer) = &self.registry.observer else { return };
+        let subject = Subject { device: self.id(), name: self.name(), set: self.set_name() };
+        let event = event(subject);
+        if let Err(panic) = contain(|| observer.event(&event)) {
+            tracing::error!(device = self.name(), error = %panic, "the observer failed");
+        }
+    }
+
+    /// Calls the device with its lock held, whatever its state.
+    pub(crate) fn call<R>(&self, call: impl FnOnce(&mut dyn Device) -> Result<R>) -> Result<R> {
+        let outcome = {
+            let mut model = lock(&self.model);
+            let Some(device) = model.as_deref_mut() else { return Err(self.is_gone()) };
+            let outcome = contain(|| call(device));
+            if outcome.is_err() {
+                self.failed.store(true, Ordering::Relaxed);
+            }
+            outcome
+        };
+        outcome.unwrap_or_else(|panic| Err(self.has_panicked(panic)))
+    }
+
+    /// Calls the device for a file: not if the file was taken away, not in the error state.
+    #[inline]
+    pub(crate) fn access<R>(
+        &self,
+        file: &FileShared,
+        call: impl FnOnce(&mut dyn Device) -> Result<R>,
+    ) -> Result<R> {
+        let early = active(Mutation::AccessAfterRelease) && self.may_access(file).is_ok();
+        let outcome = {
+            let mut model = lock(&self.model);
+            // With the lock held: whoever takes the file away calls `release` under this lock
+            // afterwards, so no access can follow a release.
+            if !early {
+                self.may_access(file)?;
+            }
+            let Some(device) = model.as_deref_mut() else { return Err(self.is_gone()) };
+            let outcome = contain(|| call(device));
+            if outcome.is_err() {
+                self.failed.store(true, Ordering::Relaxed);
+            }
+            outcome
+        };
+        match outcome {
+            Ok(result) => result,
+            Err(panic) => Err(self.has_panicked(panic)),
+        }
+    }
+
+    /// Whether an access for a file may go on: `ENODEV`, `EIO`.
+    #[inline]
+    pub(crate) fn may_access(&self, file: &FileShared) -> Result<()> {
+        if !file.is_open() {
+            return Err(self.is_gone());
+        }
+        if self.failed.load(Ordering::Relaxed) {
+            return Err(self.has_failed());
+        }
+        Ok(())
+    }
+
+    /// Resets the device, for a file unless that was taken away. In the error state after a
+    /// failure, out of it after success.
+    pub(crate) fn reset(&self, cause: ResetCause, file: Option<&FileShared>) -> Result<()> {
+        // The outer result tells of a panic, which `call` has dealt with.
+        let outcome = self.call(|device| {
+            if file.is_some_and(|file| !file.is_open()) {
+                return Err(self.is_gone());
+            }
+            self.context.irqs().reset();
+            let result = device.reset(cause);
+            let failed_before = self.failed.swap(result.is_err(), Ordering::Relaxed);
+            Ok(result.map_err(|error| (error, failed_before)))
+        })?;
+        match outcome {
+            Ok(()) => {
+                tracing::debug!(device = self.name(), ?cause, "reset");
+                self.emit(|subject| Event::Reset { subject, cause });
+                Ok(())
+            }
+            Err((error, failed_before)) => {
+                tracing::debug!(device = self.name(), ?cause, %error, "reset failed");
+                if !failed_before {
+                    self.emit(Event::Failed);
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// First open: reset where the state is not kept, then `open_device`. The set lock is held.
+    pub(crate) fn first_open(&self, guard: &mut SetGuard<'_>) -> Result<()> {
+        // What the error state left behind is worth keeping for nobody.
+        if self.state_policy == StatePolicy::Reset || self.is_in_error_state() {
+            self.reset(ResetCause::Open, None)?;
+        }
+        if active(Mutation::FirstOpenUnlocked) {
+            guard.unlocked(|| self.call(|device| device.open_device()))?;
+        } else {
+            self.call(|device| device.open_device())?;
+        }
+        guard.device_opened();
+        tracing::debug!(device = self.name(), "first open");
+        self.emit(Event::DeviceOpened);
+        Ok(())
+    }
+
+    /// Last close: `close_device`, then the set's reset if a member needs it and none is open.
+    /// The set lock is held.
+    pub(crate) fn last_close(&self, guard: &mut SetGuard<'_>) {
+        let close = || {
+            let closed = self.call(|device| {
+                device.close_device();
+                Ok(())
+            });
+            if let Err(error) = closed {
+                tracing::debug!(device = self.name(), %error, "close_device failed");
+            }
+        };
+        if active(Mutation::LastCloseUnlocked) {
+            guard.unlocked(close)
+        } else {
+            close()
+        }
+        guard.device_closed();
+        tracing::debug!(device = self.name(), "last close");
+        self.emit(Event::DeviceClosed);
+        if self.is_in_error_state() {
+            guard.needs_reset(self);
+        }
+        for member in guard.take_resets() {
+            // It stays in the error state if this fails; its next first open tries again, and so
+            // does the next time that the set falls idle.
+            if member.reset(ResetCause::Set, None).is_err() {
+                guard.needs_reset(&member);
+            }
+        }
+    }
+
+    pub(crate) fn is_in_error_state(&self) -> bool {
+        self.failed.load(Ordering::Relaxed)
+    }
+
+    #[cold]
+    fn has_panicked(&self, panic: crate::contain::Panicked) -> Error {
+        tracing::error!(device = self.name(), error = %panic, "the device is in the error state");
+        self.emit(Event::Failed);
+        Error::new(Errno::IO, format!("{} failed and is in the error state", self.name()))
+            .because(panic)
+    }
+
+    #[cold]
+    pub(crate) fn has_failed(&self) -> Error {
+        Error::new(Errno::IO, format!("{} is in the error state until it is reset", self.name()))
+    }
+
+    #[cold]
+    pub(crate) fn is_gone(&self) -> Error {
+        Error::new(Errno::NODEV, format!("{} is no longer there for this file", self.name()))
+    }
+}
