@@ -1,0 +1,181 @@
+//! Capabilities: what each looks like in configuration space.
+
+use vfiod_core::{Errno, Error, Result};
+
+use crate::config::Image;
+use crate::spec::FunctionSpec;
+
+/// A capability of a function.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Capability {
+    /// Power management, D0 and D3hot, state kept (PM 3.2).
+    PowerManagement,
+    /// PCI Express endpoint with function-level reset (PCIe 7.5.3). Brings the extended
+    /// configuration space.
+    Express,
+    /// MSI with 64-bit addresses and a mask bit for each vector (PCIe 7.7.1).
+    Msi {
+        /// 1, 2, 4, 8, 16 or 32.
+        vectors: u8,
+    },
+    /// MSI-X (PCIe 7.7.2). The function serves table and pending bits itself.
+    Msix {
+        /// 1 to 2048.
+        vectors: u16,
+        /// Where the table is, and its offset in that BAR, a multiple of 8.
+        table: (u8, u32),
+        /// Where the pending bits are, likewise.
+        pba: (u8, u32),
+    },
+    /// Vendor-specific (PCI appendix H): the bytes behind the length.
+    Vendor(Vec<u8>),
+    /// Extended: device serial number (PCIe 7.9.3).
+    SerialNumber(u64),
+    /// Extended: vendor-specific (PCIe 7.9.5): id, revision and the bytes behind its header.
+    VendorExtended {
+        /// The vendor's id for the structure.
+        id: u16,
+        /// Its revision, 0 to 15.
+        revision: u8,
+        /// The structure.
+        data: Vec<u8>,
+    },
+}
+
+pub(crate) mod id {
+    pub(crate) const POWER: u8 = 0x01;
+    pub(crate) const MSI: u8 = 0x05;
+    pub(crate) const VENDOR: u8 = 0x09;
+    pub(crate) const EXPRESS: u8 = 0x10;
+    pub(crate) const MSIX: u8 = 0x11;
+    pub(crate) const EXT_SERIAL: u16 = 0x0003;
+    pub(crate) const EXT_VENDOR: u16 = 0x000b;
+}
+
+impl Capability {
+    pub(crate) fn is_extended(&self) -> bool {
+        matches!(self, Self::SerialNumber(_) | Self::VendorExtended { .. })
+    }
+
+    pub(crate) fn check(&self, spec: &FunctionSpec) -> Result<()> {
+        let bad = |what: String| Err(Error::new(Errno::INVAL, what));
+        match self {
+            Self::Msi { vectors } if !vectors.is_power_of_two() || *vectors > 32 => {
+                bad(format!("MSI with {vectors} vectors; must be 1, 2, 4, 8, 16 or 32"))
+            }
+            Self::Msix { vectors, table, pba } => {
+                if *vectors == 0 || *vectors > 2048 {
+                    return bad(format!("MSI-X with {vectors} vectors; must be 1 to 2048"));
+                }
+                let table_len = u64::from(*vectors) * 16;
+                let pba_len = u64::from(*vectors).div_ceil(64) * 8;
+                for (what, (bar, offset), len) in
+                    [("table", table, table_len), ("pending bits", pba, pba_len)]
+                {
+                    let size = spec.bars.get(usize::from(*bar)).and_then(Option::as_ref);
+                    let size = size.map_or(0, |bar| bar.size);
+                    if offset % 8 != 0 || u64::from(*offset) + len > size {
+                        return bad(format!(
+                            "MSI-X {what}: {len} bytes at {offset:#x} do not fit BAR {bar}"
+                        ));
+                    }
+                }
+                let end = |offset: u32, len: u64| u64::from(offset) + len;
+                if table.0 == pba.0
+                    && u64::from(table.1) < end(pba.1, pba_len)
+                    && u64::from(pba.1) < end(table.1, table_len)
+                {
+                    return bad("MSI-X table and pending bits overlap".to_owned());
+                }
+                Ok(())
+            }
+            Self::Vendor(data) if data.len() > 0xff - 3 => {
+                bad(format!("vendor capability of {} bytes; at most 252", data.len()))
+            }
+            Self::VendorExtended { data, .. } if data.len() > 0xfff - 8 => {
+                bad(format!("extended vendor capability of {} bytes; at most 4087", data.len()))
+            }
+            cap if cap.is_extended() && !spec.is_express() => {
+                bad("an extended capability needs the PCI Express one".to_owned())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Its bytes behind id and next pointer (extended: behind the 4-byte header), with the bits
+    /// that a guest may write.
+    pub(crate) fn image(&self) -> (u16, Image) {
+        match self {
+            Self::PowerManagement => {
+                let mut image = Image::new(6);
+                // Version 3; PMCSR: No_Soft_Reset, PowerState writable.
+                image.set16(0, 0x0003, 0);
+                image.set16(2, 0x0008, 0x0003);
+                (id::POWER.into(), image)
+            }
+            Self::Express => (id::EXPRESS.into(), express()),
+            Self::Msi { vectors } => {
+                let mut image = Image::new(22);
+                // Message Control: Multiple Message Capable, 64 bits, per-vector masking.
+                let capable = (vectors.trailing_zeros() as u16) << 1;
+                image.set16(0, capable | 0x0180, 0x0071);
+                image.set32(2, 0, 0xffff_fffc);
+                image.set32(6, 0, 0xffff_ffff);
+                image.set16(10, 0, 0xffff);
+                let mask = ((1u64 << vectors) - 1) as u32;
+                image.set32(14, 0, mask);
+                (id::MSI.into(), image)
+            }
+            Self::Msix { vectors, table, pba } => {
+                let mut image = Image::new(10);
+                image.set16(0, vectors - 1, 0xc000);
+                image.set32(2, table.1 | u32::from(table.0), 0);
+                image.set32(6, pba.1 | u32::from(pba.0), 0);
+                (id::MSIX.into(), image)
+            }
+            Self::Vendor(data) => {
+                let mut image = Image::new(1 + data.len());
+                image.bytes[0] = (3 + data.len()) as u8;
+                image.bytes[1..].copy_from_slice(data);
+                (id::VENDOR.into(), image)
+            }
+            Self::SerialNumber(number) => {
+                let mut image = Image::new(8);
+                image.bytes.copy_from_slice(&number.to_le_bytes());
+                (id::EXT_SERIAL, image)
+            }
+            Self::VendorExtended { id, revision, data } => {
+                let mut image = Image::new(4 + data.len());
+                let len = (8 + data.len()) as u32;
+                image.set32(0, u32::from(*id) | u32::from(revision & 15) << 16 | len << 20, 0);
+                image.bytes[4..].copy_from_slice(data);
+                (id::EXT_VENDOR, image)
+            }
+        }
+    }
+}
+
+/// Offset of Device Control in the PCI Express capability, and its reset bit (PCIe 7.5.3.4).
+pub(crate) const EXPRESS_DEVICE_CONTROL: usize = 8;
+pub(crate) const INITIATE_FLR: u16 = 1 << 15;
+
+fn express() -> Image {
+    let mut image = Image::new(58);
+    // Capabilities: version 2, endpoint.
+    image.set16(0, 0x0002, 0);
+    // Device Capabilities: 256-byte payload, extended tags, role-based errors, FLR.
+    image.set32(2, 0x0000_0001 | 1 << 5 | 1 << 15 | 1 << 28, 0);
+    // Device Control: all but reserved bits; bridge-retry/FLR is handled, not kept.
+    image.set16(6, 0x2810, 0x7fff);
+    // Link Capabilities: 2.5 GT/s, x1; Link Status: the same.
+    image.set32(10, 0x0000_0011, 0);
+    image.set16(14, 0, 0x0fc3);
+    image.set16(16, 0x0011, 0);
+    // Device Capabilities 2: completion timeout disable; Device Control 2.
+    image.set32(34, 1 << 4, 0);
+    image.set16(38, 0, 0x0010);
+    // Link Capabilities 2: 2.5 GT/s; Link Control 2.
+    image.set32(42, 0x0000_0002, 0);
+    image.set16(46, 0x0001, 0x000f);
+    image
+}

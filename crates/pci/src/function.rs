@@ -1,0 +1,258 @@
+//! A function: a model with configuration space, interrupts and resets around it, as the core's
+//! [`Device`].
+
+use vfiod_core::irq::{IrqFlags, IrqInfo};
+use vfiod_core::{
+    Context, Description, Device, DeviceFlags, Errno, Error, Region, RegionIndex, ResetCause,
+    Result,
+};
+
+use crate::config::{ConfigSpace, Controls, Live};
+use crate::interrupts::{Interrupts, irq_index};
+use crate::msix::Msix;
+use crate::spec::{Bar, FunctionSpec};
+
+const CONFIG_REGION: u32 = 7;
+const REGIONS: u32 = 9;
+
+/// What a device does. Everything else about being a PCI function is done for it.
+///
+/// The core calls one method at a time; a panic puts the device into the error state. Accesses
+/// are within the BAR, but of any length and alignment: a [`crate::RegisterMap`] sorts them.
+pub trait Model: Send {
+    /// Ids, BARs, capabilities. Asked for once.
+    fn spec(&self) -> FunctionSpec;
+
+    /// The device is being registered; a model that interrupts or masters the bus keeps a clone
+    /// of the handle. An error refuses the registration.
+    fn init(&mut self, handle: &Handle) -> Result<()>;
+
+    /// Reads from a BAR.
+    fn read(&mut self, bar: u8, offset: u64, data: &mut [u8]);
+
+    /// Writes to a BAR.
+    fn write(&mut self, bar: u8, offset: u64, data: &[u8]);
+
+    /// Back to the state after power-on. Written as an assignment or a destructuring of `self`,
+    /// a new field cannot be forgotten.
+    fn reset(&mut self);
+
+    /// First open.
+    fn open(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    /// Last close: stop all DMA and interrupts.
+    fn close(&mut self) {}
+}
+
+/// What a model reaches the outside with. Cheap to clone, usable from any thread.
+#[derive(Clone, Debug)]
+pub struct Handle {
+    ctx: Context,
+    interrupts: Interrupts,
+}
+
+impl Handle {
+    /// A handle outside any function, for tests of models.
+    pub fn new(ctx: Context) -> Self {
+        Self { interrupts: Interrupts::new(ctx.clone()), ctx }
+    }
+
+    /// The device's interrupts.
+    pub fn interrupts(&self) -> &Interrupts {
+        &self.interrupts
+    }
+
+    /// The guest's memory. Refuses with `EPERM` while the guest has not enabled bus mastering.
+    pub fn dma(&self) -> &vfiod_core::dma::DmaSpace {
+        self.ctx.dma()
+    }
+
+    /// The device's name, for messages.
+    pub fn name(&self) -> &str {
+        self.ctx.name()
+    }
+}
+
+/// A PCI function around a model.
+pub struct Function<M> {
+    model: M,
+    spec: FunctionSpec,
+    config: ConfigSpace,
+    msix: Option<Msix>,
+    /// There from `init` on.
+    handle: Option<Handle>,
+    controls: Controls,
+}
+
+impl<M: Model> Function<M> {
+    /// A function that stands alone in its slot.
+    ///
+    /// # Errors
+    /// `EINVAL`: the spec contradicts itself; `ENOSPC`: too many capabilities.
+    pub fn new(model: M) -> Result<Self> {
+        let spec = model.spec();
+        let config = ConfigSpace::new(&spec)?;
+        let msix = Msix::of(&spec.capabilities);
+        let controls = config.controls();
+        Ok(Self { model, spec, config, msix, handle: None, controls })
+    }
+
+    /// Marks the function as one of several in its slot (header type bit 7).
+    #[must_use]
+    pub fn multifunction(mut self) -> Self {
+        self.config.set_multifunction();
+        self
+    }
+
+    /// The model, for tests.
+    pub fn model(&mut self) -> &mut M {
+        &mut self.model
+    }
+
+    fn handle(&self) -> Result<&Handle> {
+        self.handle
+            .as_ref()
+            .ok_or_else(|| Error::new(Errno::NODEV, "the function is not registered"))
+    }
+
+    fn live(&self) -> Live {
+        let Some(handle) = &self.handle else { return Live::default() };
+        let vectors = self.spec.msi_vectors();
+        let pending = |vector: &u32| handle.ctx.irqs().is_pending(irq_index::MSI, *vector);
+        let msi_pending = (0..vectors).filter(pending).fold(0, |bits, vector| bits | 1 << vector);
+        Live { intx: handle.interrupts.line(), msi_pending }
+    }
+
+    /// Makes the rest of the function follow what configuration space says now.
+    fn apply_controls(&mut self) {
+        let before = std::mem::replace(&mut self.controls, self.config.controls());
+        let now = self.controls;
+        let Some(handle) = &self.handle else { return };
+        handle.ctx.dma().set_bus_master(now.bus_master);
+        if before.intx_disabled != now.intx_disabled && self.spec.pin.is_some() {
+            // Cannot fail: a function with a pin has vector 0.
+            let _ = handle.ctx.irqs().set_device_mask(irq_index::INTX, 0, now.intx_disabled);
+        }
+        for vector in 0..self.spec.msi_vectors() {
+            if (before.msi_mask ^ now.msi_mask) & 1 << vector != 0 {
+                let masked = now.msi_mask & 1 << vector != 0;
+                let _ = handle.ctx.irqs().set_device_mask(irq_index::MSI, vector, masked);
+            }
+        }
+        if let Some(msix) = &mut self.msix {
+            msix.set_function_mask(&handle.ctx, now.msix_masked);
+        }
+    }
+
+    fn reset_function(&mut self) {
+        let Self { model, spec: _, config, msix, handle, controls } = self;
+        config.reset();
+        *controls = config.controls();
+        if let Some(msix) = msix {
+            msix.reset();
+        }
+        if let Some(handle) = handle {
+            handle.ctx.dma().set_bus_master(false);
+            handle.interrupts.reset();
+            // Levels, masks and pending triggers go; what the client set up stays.
+            handle.ctx.irqs().reset();
+        }
+        model.reset();
+    }
+
+    fn describe_bar(&self, index: usize) -> Region {
+        let Some(Bar { size, shared, doorbells, .. }) = &self.spec.bars[index] else {
+            return Region::absent();
+        };
+        Region { shared: shared.clone(), doorbells: doorbells.clone(), ..Region::registers(*size) }
+    }
+}
+
+impl<M: Model> Device for Function<M> {
+    fn describe(&self) -> Description {
+        let regions = (0..REGIONS)
+            .map(|index| match index {
+                0..=5 => self.describe_bar(index as usize),
+                CONFIG_REGION => Region::registers(self.config.len() as u64),
+                _ => Region::absent(),
+            })
+            .collect();
+        let message = |count| IrqInfo { flags: IrqFlags::EVENTFD | IrqFlags::NORESIZE, count };
+        let event = IrqInfo { flags: IrqFlags::EVENTFD | IrqFlags::NORESIZE, count: 1 };
+        let msix = self.msix.as_ref().map_or(0, Msix::vectors);
+        Description {
+            flags: DeviceFlags::PCI | DeviceFlags::RESET,
+            regions,
+            irqs: vec![
+                IrqInfo {
+                    flags: IrqFlags::EVENTFD | IrqFlags::MASKABLE | IrqFlags::AUTOMASKED,
+                    count: u32::from(self.spec.pin.is_some()),
+                },
+                message(self.spec.msi_vectors()),
+                message(msix),
+                event,
+                event,
+            ],
+        }
+    }
+
+    fn init(&mut self, ctx: &Context) -> Result<()> {
+        let handle = Handle::new(ctx.clone());
+        ctx.dma().set_bus_master(false);
+        self.model.init(&handle)?;
+        self.handle = Some(handle);
+        Ok(())
+    }
+
+    fn open_device(&mut self) -> Result<()> {
+        self.model.open()
+    }
+
+    fn close_device(&mut self) {
+        self.model.close();
+    }
+
+    fn read(&mut self, region: RegionIndex, offset: u64, data: &mut [u8]) -> Result<()> {
+        if region.0 == CONFIG_REGION {
+            self.config.read(offset as usize, data, self.live());
+            return Ok(());
+        }
+        let bar = region.0 as u8;
+        let served = match &self.msix {
+            Some(msix) => msix.read(&self.handle()?.ctx, bar, offset, data),
+            None => false,
+        };
+        if !served {
+            self.model.read(bar, offset, data);
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, region: RegionIndex, offset: u64, data: &[u8]) -> Result<()> {
+        if region.0 == CONFIG_REGION {
+            if self.config.write(offset as usize, data) {
+                tracing::debug!(device = self.handle()?.name(), "function-level reset");
+                self.reset_function();
+            } else {
+                self.apply_controls();
+            }
+            return Ok(());
+        }
+        let bar = region.0 as u8;
+        let served = match (&mut self.msix, &self.handle) {
+            (Some(msix), Some(handle)) => msix.write(&handle.ctx, bar, offset, data),
+            _ => false,
+        };
+        if !served {
+            self.model.write(bar, offset, data);
+        }
+        Ok(())
+    }
+
+    fn reset(&mut self, _cause: ResetCause) -> Result<()> {
+        self.reset_function();
+        Ok(())
+    }
+}

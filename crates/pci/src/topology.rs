@@ -1,0 +1,170 @@
+//! Buses and slots: objects that functions share, and so the identities of their device sets.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use vfiod_core::{Errno, Error, Result, SetId, SetObject};
+
+use crate::address::Address;
+
+/// What a reset from above a function reaches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ResetScope {
+    /// Every slot can be reset by itself: its functions are a set.
+    Slot,
+    /// Only the bus as a whole: everything on it is a set.
+    Bus,
+}
+
+/// What a bus hangs off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BusKind {
+    /// Nothing: there is no reset from above, so every function is a set of its own.
+    Root,
+    /// A bridge or a port.
+    Bridged(ResetScope),
+}
+
+/// A PCI bus.
+#[derive(Debug)]
+pub struct Bus {
+    segment: u16,
+    number: u8,
+    kind: BusKind,
+    places: Mutex<Places>,
+}
+
+#[derive(Debug, Default)]
+struct Places {
+    slots: BTreeMap<u8, Weak<Slot>>,
+    taken: BTreeMap<(u8, u8), String>,
+}
+
+/// A slot of a bus: up to eight functions.
+#[derive(Debug)]
+pub struct Slot {
+    bus: Arc<Bus>,
+    device: u8,
+}
+
+/// A function's place on a bus, free again when this is dropped.
+#[derive(Debug)]
+pub struct Placement {
+    address: Address,
+    set: Option<SetId>,
+    bus: Arc<Bus>,
+}
+
+impl SetObject for Bus {
+    fn set_name(&self) -> String {
+        format!("bus {:04x}:{:02x}", self.segment, self.number)
+    }
+}
+
+impl SetObject for Slot {
+    fn set_name(&self) -> String {
+        format!("slot {:04x}:{:02x}:{:02x}", self.bus.segment, self.bus.number, self.device)
+    }
+}
+
+impl Bus {
+    /// A bus with nothing on it.
+    pub fn new(segment: u16, number: u8, kind: BusKind) -> Arc<Self> {
+        Arc::new(Self { segment, number, kind, places: Mutex::default() })
+    }
+
+    /// What the bus hangs off.
+    pub fn kind(&self) -> BusKind {
+        self.kind
+    }
+
+    /// Takes a place for a function. The placement's set is the slot, the bus or none, as the
+    /// bus can be reset.
+    ///
+    /// # Errors
+    /// `EINVAL`: no such place; `EEXIST`: it is taken, by whom is said.
+    pub fn place(self: &Arc<Self>, device: u8, function: u8, name: &str) -> Result<Placement> {
+        let address = Address { segment: self.segment, bus: self.number, device, function };
+        if device > 31 || function > 7 {
+            return Err(Error::new(Errno::INVAL, format!("{name}: there is no place {address}")));
+        }
+        let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(other) = places.taken.get(&(device, function)) {
+            let what = format!("{name}: {address} is taken by {other}");
+            return Err(Error::new(Errno::EXIST, what));
+        }
+        let set = match self.kind {
+            BusKind::Root => None,
+            BusKind::Bridged(ResetScope::Bus) => Some(SetId::of(self)),
+            BusKind::Bridged(ResetScope::Slot) => {
+                let known = places.slots.get(&device).and_then(Weak::upgrade);
+                let slot = known.unwrap_or_else(|| {
+                    let slot = Arc::new(Slot { bus: self.clone(), device });
+                    places.slots.insert(device, Arc::downgrade(&slot));
+                    slot
+                });
+                Some(SetId::of(&slot))
+            }
+        };
+        places.taken.insert((device, function), name.to_owned());
+        Ok(Placement { address, set, bus: self.clone() })
+    }
+}
+
+impl Placement {
+    /// Where it is.
+    pub fn address(&self) -> Address {
+        self.address
+    }
+
+    /// The set that a function here belongs to; `None`: one of its own.
+    pub fn set(&self) -> Option<SetId> {
+        self.set.clone()
+    }
+}
+
+impl Drop for Placement {
+    fn drop(&mut self) {
+        let mut places = self.bus.places.lock().unwrap_or_else(PoisonError::into_inner);
+        places.taken.remove(&(self.address.device, self.address.function));
+        places.slots.retain(|_, slot| slot.strong_count() > 0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(placement: &Placement) -> Option<String> {
+        placement.set().map(|set| set.name())
+    }
+
+    #[test]
+    fn the_set_follows_what_can_be_reset() {
+        let bus = Bus::new(0, 1, BusKind::Bridged(ResetScope::Slot));
+        let (a, b) = (bus.place(2, 0, "a").unwrap(), bus.place(2, 1, "b").unwrap());
+        let c = bus.place(3, 0, "c").unwrap();
+        assert_eq!(name(&a).as_deref(), Some("slot 0000:01:02"));
+        assert_eq!(name(&b), name(&a));
+        assert_eq!(name(&c).as_deref(), Some("slot 0000:01:03"));
+
+        let bus = Bus::new(0, 4, BusKind::Bridged(ResetScope::Bus));
+        assert_eq!(name(&bus.place(1, 0, "a").unwrap()).as_deref(), Some("bus 0000:04"));
+
+        let bus = Bus::new(0, 0, BusKind::Root);
+        assert_eq!(name(&bus.place(1, 0, "a").unwrap()), None);
+    }
+
+    #[test]
+    fn a_place_is_taken_once_and_freed() {
+        let bus = Bus::new(0, 1, BusKind::Root);
+        let a = bus.place(2, 0, "a").unwrap();
+        let error = bus.place(2, 0, "b").unwrap_err();
+        assert_eq!(error.errno(), Errno::EXIST);
+        assert!(error.to_string().contains("0000:01:02.0 is taken by a"), "{error}");
+        drop(a);
+        bus.place(2, 0, "b").unwrap();
+        assert_eq!(bus.place(32, 0, "c").unwrap_err().errno(), Errno::INVAL);
+        assert_eq!(bus.place(0, 8, "c").unwrap_err().errno(), Errno::INVAL);
+    }
+}
