@@ -1,5 +1,7 @@
 //! DMA: the table of a device's windows into its clients' memory, and access through it.
 
+pub(crate) mod fault;
+
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,0 +1,335 @@
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, ftruncate, memfd_create};
+use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+
+use super::*;
+
+const PAGE: usize = 4096;
+
+/// A file mapped once; truncated at will.
+struct Shared {
+    fd: std::os::fd::OwnedFd,
+    at: *mut u8,
+    len: usize,
+}
+
+// SAFETY: an address of a mapping that lives until the drop; accessed by the routines only.
+unsafe impl Sync for Shared {}
+
+impl Shared {
+    fn new(pages: usize, mapped: usize) -> Self {
+        install();
+        let fd = memfd_create("fault", MemfdFlags::CLOEXEC).unwrap();
+        ftruncate(&fd, (pages * PAGE) as u64).unwrap();
+        let len = mapped * PAGE;
+        let prot = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: a new mapping at an address that the kernel picks.
+        let at = unsafe { mmap(std::ptr::null_mut(), len, prot, MapFlags::SHARED, &fd, 0) };
+        Self { fd, at: at.unwrap().cast(), len }
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        // SAFETY: mapped by `new`, and no one uses it any more.
+        unsafe { munmap(self.at.cast(), self.len).unwrap() };
+    }
+}
+
+macro_rules! suite {
+    ($module:ident, $atomics:expr) => {
+        mod $module {
+            use super::super::$module::{
+                compare_exchange, copy_in, copy_out, load, store, swap,
+            };
+            use super::*;
+
+            #[test]
+            fn every_length_and_offset_is_copied_exactly() {
+                let shared = Shared::new(2, 2);
+                let pattern: Vec<u8> = (0..2 * PAGE).map(|i| (i * 7 + i / 256) as u8).collect();
+                for len in (0..=200).chain([255, 256, 257, 511, 512, 513, 1000, 4000, 5000]) {
+                    for shift in [0, 1, 3, 8, 15] {
+                        let mut before = vec![0xee; 2 * PAGE];
+                        // SAFETY: all within two mapped pages and buffers of that length.
+                        unsafe {
+                            copy_out(shared.at, before.as_ptr(), 2 * PAGE).unwrap();
+                            copy_out(shared.at.add(shift), pattern.as_ptr(), len).unwrap();
+                            copy_in(before.as_mut_ptr(), shared.at, 2 * PAGE).unwrap();
+                        }
+                        assert!(before[..shift].iter().all(|b| *b == 0xee));
+                        assert_eq!(before[shift..shift + len], pattern[..len], "{len} {shift}");
+                        assert!(before[shift + len..].iter().all(|b| *b == 0xee), "{len} {shift}");
+                        let mut back = vec![0; len + 2];
+                        // SAFETY: likewise.
+                        unsafe {
+                            copy_in(back.as_mut_ptr().add(1), shared.at.add(shift), len).unwrap();
+                        }
+                        assert_eq!(back[1..=len], pattern[..len]);
+                        assert_eq!((back[0], back[len + 1]), (0, 0));
+                    }
+                }
+            }
+
+            #[test]
+            fn scalars_have_their_size() {
+                let shared = Shared::new(1, 1);
+                // SAFETY: within the page, aligned.
+                unsafe {
+                    store(shared.at, 0x1122_3344_5566_7788u64).unwrap();
+                    assert_eq!(load::<u64>(shared.at), Ok(0x1122_3344_5566_7788));
+                    store(shared.at.add(4), 0xaabb_ccddu32).unwrap();
+                    store(shared.at.add(2), 0xeeffu16).unwrap();
+                    store(shared.at.add(1), 0x99u8).unwrap();
+                    let mut bytes = [0; 8];
+                    copy_in(bytes.as_mut_ptr(), shared.at, 8).unwrap();
+                    let mut want = [0; 8];
+                    want.copy_from_slice(&0xaabb_ccdd_eeff_9988u64.to_le_bytes());
+                    assert_eq!(bytes, want);
+                    assert_eq!(load::<u32>(shared.at.add(4)), Ok(0xaabb_ccdd));
+                    assert_eq!(load::<u16>(shared.at.add(2)), Ok(0xeeff));
+                    assert_eq!(load::<u8>(shared.at.add(1)), Ok(0x99));
+                }
+            }
+
+            #[test]
+            fn read_modify_write() {
+                let shared = Shared::new(1, 1);
+                let at = shared.at;
+                // SAFETY: within the page, aligned.
+                unsafe {
+                    if !$atomics {
+                        assert_eq!(swap(at, 1u32), Err(Fault::Unsupported));
+                        assert_eq!(compare_exchange(at, 0u32, 1), Err(Fault::Unsupported));
+                        return;
+                    }
+                    store(at, u64::MAX).unwrap();
+                    assert_eq!(swap(at, 0x12u8), Ok(0xff));
+                    assert_eq!(load::<u64>(at), Ok(0xffff_ffff_ffff_ff12));
+                    assert_eq!(swap(at, 0x3456u16), Ok(0xff12));
+                    assert_eq!(swap(at, 0x789a_bcdeu32), Ok(0xffff_3456));
+                    assert_eq!(load::<u64>(at), Ok(0xffff_ffff_789a_bcde));
+                    assert_eq!(swap(at, 5u64), Ok(0xffff_ffff_789a_bcde));
+                    assert_eq!(compare_exchange(at, 6u64, 7), Ok(5));
+                    assert_eq!(load::<u64>(at), Ok(5));
+                    assert_eq!(compare_exchange(at, 5u64, u64::MAX), Ok(5));
+                    assert_eq!(compare_exchange(at, u32::MAX, 1), Ok(u32::MAX));
+                    assert_eq!(compare_exchange(at, 1u16, 2), Ok(1));
+                    assert_eq!(compare_exchange(at, 2u8, 3), Ok(2));
+                    assert_eq!(load::<u64>(at), Ok(0xffff_ffff_0000_0003));
+                }
+            }
+
+            #[test]
+            fn what_is_not_there_is_a_fault() {
+                let shared = Shared::new(1, 3);
+                let gone = shared.at.wrapping_add(PAGE);
+                let mut buffer = vec![0u8; 2 * PAGE];
+                // SAFETY: within three mapped pages, of which two have no file behind them.
+                unsafe {
+                    for len in [1, 2, 3, 4, 5, 8, 9, 16, 17, 32, 33, 64, 65, 200, 512, 5000] {
+                        assert_eq!(copy_in(buffer.as_mut_ptr(), gone, len), Err(Fault::Gone));
+                        assert_eq!(copy_out(gone, buffer.as_ptr(), len), Err(Fault::Gone));
+                        let straddles = gone.sub(1);
+                        let want = if len == 1 { Ok(()) } else { Err(Fault::Gone) };
+                        assert_eq!(copy_in(buffer.as_mut_ptr(), straddles, len), want);
+                        assert_eq!(copy_out(straddles, buffer.as_ptr(), len), want);
+                    }
+                    assert_eq!(load::<u8>(gone), Err(Fault::Gone));
+                    assert_eq!(load::<u16>(gone), Err(Fault::Gone));
+                    assert_eq!(load::<u32>(gone), Err(Fault::Gone));
+                    assert_eq!(load::<u64>(gone), Err(Fault::Gone));
+                    assert_eq!(store(gone, 1u8), Err(Fault::Gone));
+                    assert_eq!(store(gone, 1u16), Err(Fault::Gone));
+                    assert_eq!(store(gone, 1u32), Err(Fault::Gone));
+                    assert_eq!(store(gone, 1u64), Err(Fault::Gone));
+                    if $atomics {
+                        assert_eq!(swap(gone, 1u8), Err(Fault::Gone));
+                        assert_eq!(swap(gone, 1u16), Err(Fault::Gone));
+                        assert_eq!(swap(gone, 1u32), Err(Fault::Gone));
+                        assert_eq!(swap(gone, 1u64), Err(Fault::Gone));
+                        assert_eq!(compare_exchange(gone, 1u8, 2), Err(Fault::Gone));
+                        assert_eq!(compare_exchange(gone, 1u16, 2), Err(Fault::Gone));
+                        assert_eq!(compare_exchange(gone, 1u32, 2), Err(Fault::Gone));
+                        assert_eq!(compare_exchange(gone, 1u64, 2), Err(Fault::Gone));
+                    }
+                    // It comes back when the file grows.
+                    ftruncate(&shared.fd, 3 * PAGE as u64).unwrap();
+                    assert_eq!(load::<u64>(gone), Ok(0));
+                }
+            }
+
+            #[test]
+            fn truncation_and_holes_under_running_accesses() {
+                let shared = Shared::new(16, 16);
+                let stop = AtomicBool::new(false);
+                let (mut went, mut failed) = (0u64, 0u64);
+                std::thread::scope(|s| {
+                    let workers: Vec<_> = [64, 8 * PAGE]
+                        .into_iter()
+                        .map(|len| {
+                            let (shared, stop) = (&shared, &stop);
+                            s.spawn(move || {
+                                let mut buffer = vec![0u8; len];
+                                let (mut went, mut failed) = (0u64, 0u64);
+                                while !stop.load(Ordering::Relaxed) {
+                                    let at = shared.at.wrapping_add(15 * PAGE - len);
+                                    // SAFETY: within sixteen mapped pages.
+                                    let (a, b) = unsafe {
+                                        (
+                                            copy_in(buffer.as_mut_ptr(), at, len),
+                                            copy_out(at, buffer.as_ptr(), len),
+                                        )
+                                    };
+                                    for result in [a, b] {
+                                        match result {
+                                            Ok(()) => went += 1,
+                                            Err(_) => failed += 1,
+                                        }
+                                    }
+                                }
+                                (went, failed)
+                            })
+                        })
+                        .collect();
+                    for round in 0..2000 {
+                        ftruncate(&shared.fd, PAGE as u64).unwrap();
+                        if round % 16 == 0 {
+                            std::thread::yield_now();
+                        }
+                        ftruncate(&shared.fd, 16 * PAGE as u64).unwrap();
+                        let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+                        fallocate(&shared.fd, hole, 0, 16 * PAGE as u64).unwrap();
+                        if round % 16 == 8 {
+                            std::thread::yield_now();
+                        }
+                    }
+                    // Each outcome at least once, however threads were scheduled.
+                    ftruncate(&shared.fd, 0).unwrap();
+                    std::thread::sleep(std::time::Duration::from_millis(20));
+                    ftruncate(&shared.fd, 16 * PAGE as u64).unwrap();
+                    std::thread::sleep(std::time::Duration::from_millis(20));
+                    stop.store(true, Ordering::Relaxed);
+                    for worker in workers {
+                        let (w, f) = worker.join().unwrap();
+                        went += w;
+                        failed += f;
+                    }
+                });
+                assert!(went > 0 && failed > 0, "{went} {failed}");
+            }
+        }
+    };
+}
+
+#[cfg(target_arch = "x86_64")]
+suite!(x86_64, true);
+suite!(portable, false);
+
+/// Runs a test of this file, which is to end the process, in a process of its own.
+#[cfg(target_arch = "x86_64")]
+fn in_child(test: &str) -> std::process::ExitStatus {
+    std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "--include-ignored", &format!("dma::fault::tests::{test}")])
+        .env("VFIOD_FAULT_CHILD", "1")
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .status()
+        .unwrap()
+}
+
+#[cfg(target_arch = "x86_64")]
+mod elsewhere {
+    use std::os::unix::process::ExitStatusExt;
+
+    use super::*;
+
+    fn child() -> bool {
+        std::env::var_os("VFIOD_FAULT_CHILD").is_some()
+    }
+
+    #[test]
+    #[ignore = "ends its process; run by the tests below"]
+    fn touch_plainly() {
+        if child() {
+            let shared = Shared::new(0, 1);
+            // SAFETY: mapped; nothing behind it, which is the point.
+            unsafe { shared.at.read_volatile() };
+        }
+    }
+
+    /// Sends itself the signal, and sees that accesses are still recoverable.
+    fn be_sent_one() {
+        let shared = Shared::new(0, 1);
+        // SAFETY: raises a signal; the page is mapped.
+        unsafe {
+            libc::raise(libc::SIGBUS);
+            assert_eq!(super::super::load::<u8>(shared.at), Err(Fault::Gone));
+        }
+        std::process::exit(3);
+    }
+
+    #[test]
+    #[ignore = "ends its process; run by the tests below"]
+    fn be_sent_one_after_std() {
+        if child() {
+            be_sent_one();
+        }
+    }
+
+    #[test]
+    #[ignore = "ends its process; run by the tests below"]
+    fn be_sent_one_after_default() {
+        if child() {
+            // SAFETY: the default action.
+            unsafe { libc::signal(libc::SIGBUS, libc::SIG_DFL) };
+            be_sent_one();
+        }
+    }
+
+    #[test]
+    #[ignore = "ends its process; run by the tests below"]
+    fn be_sent_one_ignored() {
+        if child() {
+            // SAFETY: ignores the signal.
+            unsafe { libc::signal(libc::SIGBUS, libc::SIG_IGN) };
+            be_sent_one();
+        }
+    }
+
+    extern "C" fn leave(_: libc::c_int) {
+        // SAFETY: async-signal-safe.
+        unsafe { libc::_exit(42) };
+    }
+
+    #[test]
+    #[ignore = "ends its process; run by the tests below"]
+    fn touch_plainly_with_a_handler_before() {
+        if child() {
+            // SAFETY: a handler of the right type.
+            unsafe { libc::signal(libc::SIGBUS, leave as *const () as usize) };
+            touch_plainly();
+        }
+    }
+
+    #[test]
+    fn a_fault_of_others_still_ends_the_process() {
+        assert_eq!(in_child("elsewhere::touch_plainly").signal(), Some(libc::SIGBUS));
+    }
+
+    #[test]
+    fn a_signal_that_was_sent_does_what_it_would_without_us() {
+        // std swallows one, and so it stays; but recovery goes on.
+        assert_eq!(in_child("elsewhere::be_sent_one_after_std").code(), Some(3));
+        assert_eq!(in_child("elsewhere::be_sent_one_ignored").code(), Some(3));
+        let status = in_child("elsewhere::be_sent_one_after_default");
+        assert_eq!(status.signal(), Some(libc::SIGBUS));
+    }
+
+    #[test]
+    fn an_older_handler_is_called() {
+        let status = in_child("elsewhere::touch_plainly_with_a_handler_before");
+        assert_eq!(status.code(), Some(42));
+    }
+}
