@@ -1,14 +1,25 @@
 //! Memory that a device shares with its clients (memfd; sealed, so it can never shrink).
 
-use std::os::fd::BorrowedFd;
-use std::sync::Arc;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use crate::error::Result;
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
+
+use crate::dma::Scalar;
+use crate::dma::mapping::{Access, Account, Mapping};
+use crate::error::{Errno, Error, Result};
+use crate::sync::Arc;
+use crate::sync::atomic::Ordering;
 
 /// A memfd of fixed size, mapped here and mappable by clients.
+///
+/// Clients write it at any moment, so what was read once need not be there the next time;
+/// there is no way to get a slice of it. To send it without a copy in this process, hand
+/// [`SharedMemory::fd`] and the offset to `sendfile`.
 #[derive(Debug)]
 pub struct SharedMemory {
     size: u64,
+    fd: OwnedFd,
+    mapping: Mapping,
 }
 
 impl SharedMemory {
@@ -16,8 +27,23 @@ impl SharedMemory {
     ///
     /// # Errors
     /// `EINVAL` for a size of 0 or not a multiple of the page size, else what the kernel says.
-    pub fn new(_name: &str, _size: u64) -> Result<Arc<Self>> {
-        todo!()
+    pub fn new(name: &str, size: u64) -> Result<Arc<Self>> {
+        let page = rustix::param::page_size() as u64;
+        if size == 0 || !size.is_multiple_of(page) {
+            return Err(Error::new(
+                Errno::INVAL,
+                format!("shared memory of {size} bytes: not a multiple of {page}"),
+            ));
+        }
+        let says = |what: &'static str| move |errno| Error::new(errno, what);
+        let fd = memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)
+            .map_err(says("cannot create shared memory"))?;
+        ftruncate(&fd, size).map_err(says("cannot size shared memory"))?;
+        fcntl_add_seals(&fd, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)
+            .map_err(says("cannot seal shared memory"))?;
+        let account = Arc::new(Account::default());
+        let mapping = Mapping::new(fd.as_fd(), 0, size, true, &account, u64::MAX)?;
+        Ok(Arc::new(Self { size, fd, mapping }))
     }
 
     /// Size in bytes.
@@ -27,21 +53,104 @@ impl SharedMemory {
 
     /// The descriptor that clients map.
     pub fn fd(&self) -> BorrowedFd<'_> {
-        todo!()
+        self.fd.as_fd()
     }
 
-    /// Copies out. `EINVAL` outside the memory.
-    pub fn read(&self, _offset: u64, _dst: &mut [u8]) -> Result<()> {
-        todo!()
+    /// Copies out; 1, 2, 4 or 8 aligned bytes in one piece. `EINVAL` outside the memory.
+    pub fn read(&self, offset: u64, dst: &mut [u8]) -> Result<()> {
+        self.mapping.read(offset, dst).map_err(failed)
     }
 
-    /// Copies in. `EINVAL` outside the memory.
-    pub fn write(&self, _offset: u64, _src: &[u8]) -> Result<()> {
-        todo!()
+    /// Copies in; likewise. `EINVAL` outside the memory.
+    pub fn write(&self, offset: u64, src: &[u8]) -> Result<()> {
+        self.mapping.write(offset, src).map_err(failed)
     }
 
-    /// Fills a range with a byte.
-    pub fn fill(&self, _offset: u64, _len: u64, _byte: u8) -> Result<()> {
-        todo!()
+    /// Fills a range with a byte. `EINVAL` outside the memory.
+    pub fn fill(&self, offset: u64, len: u64, byte: u8) -> Result<()> {
+        const PIECE: usize = 4096;
+        if offset.checked_add(len).is_none_or(|end| end > self.size) {
+            return Err(failed(Access::Gone));
+        }
+        let piece = [byte; PIECE];
+        let mut done = 0;
+        while done < len {
+            let part = (len - done).min(PIECE as u64) as usize;
+            self.write(offset + done, &piece[..part])?;
+            done += part as u64;
+        }
+        Ok(())
+    }
+
+    /// Loads an integer in one piece, with acquire ordering. `EINVAL` outside the memory or
+    /// not aligned.
+    pub fn load<T: Scalar>(&self, offset: u64) -> Result<T> {
+        self.mapping.load(offset).map_err(failed)
+    }
+
+    /// Stores an integer in one piece. `EINVAL` outside the memory or not aligned.
+    pub fn store<T: Scalar>(&self, offset: u64, value: T, ordering: Ordering) -> Result<()> {
+        self.mapping.store(offset, value, ordering).map_err(failed)
+    }
+}
+
+fn failed(access: Access) -> Error {
+    let what = match access {
+        // Its file is sealed: nobody can cut it, so this can only be the offset.
+        Access::Gone | Access::ReadOnly => "an access outside the shared memory",
+        Access::Misaligned => "an atomic access that is not aligned",
+        Access::Unsupported => "an atomic access that this architecture does not have",
+    };
+    Error::new(Errno::INVAL, what)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_what_was_written() {
+        let memory = SharedMemory::new("test", 8192).unwrap();
+        memory.write(4090, &[1, 2, 3, 4, 5, 6, 7, 8]).unwrap();
+        let mut bytes = [0; 10];
+        memory.read(4089, &mut bytes).unwrap();
+        assert_eq!(bytes, [0, 1, 2, 3, 4, 5, 6, 7, 8, 0]);
+        memory.fill(1, 8190, 0xff).unwrap();
+        memory.read(8182, &mut bytes).unwrap();
+        assert_eq!(bytes, [255, 255, 255, 255, 255, 255, 255, 255, 255, 0]);
+        assert_eq!(memory.load::<u32>(0).unwrap(), 0xffff_ff00u32.to_le());
+        memory.store(4, 7u32, Ordering::SeqCst).unwrap();
+        assert_eq!(memory.load::<u32>(4).unwrap(), 7);
+    }
+
+    #[test]
+    fn a_client_sees_it_and_cannot_resize_it() {
+        let memory = SharedMemory::new("test", 4096).unwrap();
+        memory.write(100, b"hello").unwrap();
+        let mut bytes = [0; 5];
+        rustix::io::pread(memory.fd(), &mut bytes, 100).unwrap();
+        assert_eq!(&bytes, b"hello");
+        for size in [0, 4095, 8192] {
+            assert_eq!(ftruncate(memory.fd(), size), Err(Errno::PERM));
+        }
+        let more = fcntl_add_seals(memory.fd(), SealFlags::WRITE);
+        assert_eq!(more, Err(Errno::PERM));
+    }
+
+    #[test]
+    fn bounds_and_sizes() {
+        for size in [0, 1, 4095, 4097] {
+            assert_eq!(SharedMemory::new("test", size).unwrap_err().errno(), Errno::INVAL);
+        }
+        let memory = SharedMemory::new("test", 4096).unwrap();
+        let mut two = [0; 2];
+        for offset in [4095, 4096, 4097, u64::MAX - 1, u64::MAX] {
+            assert_eq!(memory.read(offset, &mut two).unwrap_err().errno(), Errno::INVAL);
+            assert_eq!(memory.write(offset, &two).unwrap_err().errno(), Errno::INVAL);
+            assert_eq!(memory.fill(offset, 2, 1).unwrap_err().errno(), Errno::INVAL);
+            assert_eq!(memory.load::<u16>(offset).unwrap_err().errno(), Errno::INVAL);
+        }
+        assert_eq!(memory.load::<u16>(1).unwrap_err().errno(), Errno::INVAL);
+        memory.read(4096, &mut []).unwrap();
     }
 }

@@ -348,11 +348,7 @@ mod portable {
         unsafe { copy_in(value.as_mut_ptr(), at, T::SIZE)? };
         std::sync::atomic::fence(std::sync::atomic::Ordering::Acquire);
         let value = u64::from_ne_bytes(value);
-        Ok(T::narrow(if cfg!(target_endian = "big") {
-            value >> (64 - 8 * T::SIZE)
-        } else {
-            value
-        }))
+        Ok(T::narrow(if cfg!(target_endian = "big") { value >> (64 - 8 * T::SIZE) } else { value }))
     }
 
     /// See the x86-64 routine.

@@ -40,9 +40,7 @@ impl Drop for Shared {
 macro_rules! suite {
     ($module:ident, $atomics:expr) => {
         mod $module {
-            use super::super::$module::{
-                compare_exchange, copy_in, copy_out, load, store, swap,
-            };
+            use super::super::$module::{compare_exchange, copy_in, copy_out, load, store, swap};
             use super::*;
 
             #[test]

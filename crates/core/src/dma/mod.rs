@@ -1,6 +1,9 @@
 //! DMA: the table of a device's windows into its clients' memory, and access through it.
 
 pub(crate) mod fault;
+pub(crate) mod mapping;
+
+pub use self::fault::Scalar;
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;

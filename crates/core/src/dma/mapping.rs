@@ -1,0 +1,271 @@
+//! Files mapped into this process, and access to them that survives their truncation.
+
+#![allow(unsafe_code)]
+
+use std::os::fd::BorrowedFd;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU64, Ordering as StdOrdering};
+
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, munmap};
+
+use super::fault::{self, Fault, Scalar};
+use crate::error::{Errno, Error, Result};
+use crate::sync::Arc;
+use crate::sync::atomic::Ordering;
+
+/// Mappings that the process may hold for peers at once: half of the kernel's default for a
+/// whole process (`vm.max_map_count`), so that a hostile peer cannot make others' fail.
+const PROCESS_MAPPINGS: u64 = 32_768;
+/// Bytes of address space that the process may spend on them: of 128 TiB.
+const PROCESS_BYTES: u64 = 96 << 40;
+
+// Not the facade's: they are process-wide, and no order depends on them.
+static MAPPINGS: AtomicU64 = AtomicU64::new(0);
+static BYTES: AtomicU64 = AtomicU64::new(0);
+
+/// How much address space somebody's mappings take.
+#[derive(Debug, Default)]
+pub(crate) struct Account(AtomicU64);
+
+impl Account {
+    /// Bytes mapped now.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.0.load(StdOrdering::Relaxed)
+    }
+}
+
+/// A piece of the account, given back when dropped.
+#[derive(Debug)]
+struct Charge {
+    account: Arc<Account>,
+    bytes: u64,
+}
+
+impl Charge {
+    fn new(account: &Arc<Account>, bytes: u64, limit: u64) -> Result<Self> {
+        let charge = Self { account: account.clone(), bytes };
+        let space = account.0.fetch_add(bytes, StdOrdering::Relaxed).saturating_add(bytes);
+        let all = BYTES.fetch_add(bytes, StdOrdering::Relaxed).saturating_add(bytes);
+        let count = MAPPINGS.fetch_add(1, StdOrdering::Relaxed);
+        // From here on a drop of the charge undoes the three.
+        let refuse = |what| Err(Error::new(Errno::NOMEM, what));
+        if space > limit {
+            return refuse(format!(
+                "mapping {bytes} bytes more would take {space} of {limit} bytes of address space \
+                 that one device may spend on its clients' memory"
+            ));
+        }
+        if all > PROCESS_BYTES || count >= PROCESS_MAPPINGS {
+            return refuse("the process has mapped as much as it may for its clients".to_owned());
+        }
+        Ok(charge)
+    }
+}
+
+impl Drop for Charge {
+    fn drop(&mut self) {
+        self.account.0.fetch_sub(self.bytes, StdOrdering::Relaxed);
+        BYTES.fetch_sub(self.bytes, StdOrdering::Relaxed);
+        MAPPINGS.fetch_sub(1, StdOrdering::Relaxed);
+    }
+}
+
+/// A part of a file, mapped shared. Everything in it may change, and go away, at any moment.
+#[derive(Debug)]
+pub(crate) struct Mapping {
+    base: NonNull<u8>,
+    len: usize,
+    writable: bool,
+    _charge: Charge,
+}
+
+// SAFETY: the address is valid until the drop, from any thread; what is there is only touched
+// by the routines of `fault`, which are made for concurrent change.
+unsafe impl Send for Mapping {}
+// SAFETY: as above.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    /// Maps `len` bytes (whole pages) of a file from `offset` (likewise), which may reach past
+    /// its end. Where writing is refused for the whole file (a seal), it is mapped for
+    /// reading.
+    ///
+    /// # Errors
+    /// `ENOMEM`: more than `limit` bytes on this account, or too much in the process; else
+    /// what `mmap` says: `ENODEV` cannot be mapped, `EACCES` not open for reading.
+    pub(crate) fn new(
+        fd: BorrowedFd<'_>,
+        offset: u64,
+        len: u64,
+        writable: bool,
+        account: &Arc<Account>,
+        limit: u64,
+    ) -> Result<Self> {
+        let charge = Charge::new(account, len, limit)?;
+        let size = usize::try_from(len)
+            .map_err(|_| Error::new(Errno::NOMEM, "a mapping larger than the address space"))?;
+        fault::install();
+        let map = |prot| {
+            let flags = MapFlags::SHARED | MapFlags::NORESERVE;
+            // SAFETY: a new mapping at an address of the kernel's choice disturbs nobody.
+            unsafe { mmap(std::ptr::null_mut(), size, prot, flags, fd, offset) }
+        };
+        let mut writable = writable;
+        let mut mapped =
+            if writable { map(ProtFlags::READ | ProtFlags::WRITE) } else { map(ProtFlags::READ) };
+        if writable && matches!(mapped, Err(Errno::PERM | Errno::ACCESS)) {
+            writable = false;
+            mapped = map(ProtFlags::READ);
+        }
+        let base = mapped
+            .map_err(|e| Error::new(e, format!("cannot map {len} bytes of a client's file")))?;
+        // SAFETY: exactly our new mapping. A failure costs a bigger core dump, nothing else.
+        _ = unsafe { madvise(base, size, Advice::LinuxDontDump) };
+        let base = NonNull::new(base.cast())
+            .ok_or_else(|| Error::new(Errno::NOMEM, "a mapping at address 0"))?;
+        Ok(Self { base, len: size, writable, _charge: charge })
+    }
+
+    /// Length in bytes.
+    pub(crate) fn len(&self) -> u64 {
+        self.len as u64
+    }
+
+    /// Whether writes are possible at all.
+    pub(crate) fn writable(&self) -> bool {
+        self.writable
+    }
+
+    /// The address of `len` bytes at `offset`; `None` outside the mapping. Valid as an address
+    /// while the mapping lives; what is there may go away, which only the kernel and the
+    /// routines of `fault` survive.
+    #[inline]
+    pub(crate) fn at(&self, offset: u64, len: usize) -> Option<NonNull<u8>> {
+        let size = self.len as u64;
+        if offset > size || len as u64 > size - offset {
+            return None;
+        }
+        // SAFETY: `offset` is at most the mapping's length.
+        Some(unsafe { self.base.add(offset as usize) })
+    }
+
+    #[inline]
+    fn at_aligned<T: Scalar>(&self, offset: u64) -> Result<NonNull<u8>, Access> {
+        let at = self.at(offset, T::SIZE).ok_or(Access::Gone)?;
+        if at.as_ptr().addr() % T::SIZE != 0 {
+            return Err(Access::Misaligned);
+        }
+        Ok(at)
+    }
+
+    #[inline]
+    fn at_writable<T: Scalar>(&self, offset: u64) -> Result<NonNull<u8>, Access> {
+        let at = self.at_aligned::<T>(offset)?;
+        if self.writable { Ok(at) } else { Err(Access::ReadOnly) }
+    }
+
+    /// Copies out.
+    #[inline]
+    pub(crate) fn read(&self, offset: u64, dst: &mut [u8]) -> Result<(), Access> {
+        let at = self.at(offset, dst.len()).ok_or(Access::Gone)?;
+        // SAFETY: within the mapping, and `dst` is a slice.
+        Ok(unsafe { fault::copy_in(dst.as_mut_ptr(), at.as_ptr(), dst.len()) }?)
+    }
+
+    /// Copies in.
+    #[inline]
+    pub(crate) fn write(&self, offset: u64, src: &[u8]) -> Result<(), Access> {
+        let at = self.at(offset, src.len()).ok_or(Access::Gone)?;
+        if !self.writable {
+            return Err(Access::ReadOnly);
+        }
+        // SAFETY: within the mapping, which is writable, and `src` is a slice.
+        Ok(unsafe { fault::copy_out(at.as_ptr(), src.as_ptr(), src.len()) }?)
+    }
+
+    /// Loads an aligned integer in one piece. Acquire at least; sequentially consistent with
+    /// [`Mapping::store`] of that ordering.
+    #[inline]
+    pub(crate) fn load<T: Scalar>(&self, offset: u64) -> Result<T, Access> {
+        let at = self.at_aligned::<T>(offset)?;
+        // SAFETY: within the mapping, aligned.
+        Ok(unsafe { fault::load(at.as_ptr()) }?)
+    }
+
+    /// Stores an aligned integer in one piece. Release at least.
+    #[inline]
+    pub(crate) fn store<T: Scalar>(
+        &self,
+        offset: u64,
+        value: T,
+        ordering: Ordering,
+    ) -> Result<(), Access> {
+        let at = self.at_writable::<T>(offset)?.as_ptr();
+        // SAFETY: within the mapping, aligned, writable.
+        unsafe {
+            if ordering == Ordering::SeqCst {
+                match fault::swap(at, value) {
+                    Err(Fault::Unsupported) => {}
+                    done => return Ok(done.map(drop)?),
+                }
+                std::sync::atomic::fence(StdOrdering::SeqCst);
+                fault::store(at, value)?;
+                std::sync::atomic::fence(StdOrdering::SeqCst);
+                return Ok(());
+            }
+            Ok(fault::store(at, value)?)
+        }
+    }
+
+    /// Exchanges an aligned integer; what was there. Sequentially consistent.
+    #[inline]
+    pub(crate) fn swap<T: Scalar>(&self, offset: u64, value: T) -> Result<T, Access> {
+        let at = self.at_writable::<T>(offset)?;
+        // SAFETY: within the mapping, aligned, writable.
+        Ok(unsafe { fault::swap(at.as_ptr(), value) }?)
+    }
+
+    /// Stores `new` over `old`; what was there. Sequentially consistent.
+    #[inline]
+    pub(crate) fn compare_exchange<T: Scalar>(
+        &self,
+        offset: u64,
+        old: T,
+        new: T,
+    ) -> Result<T, Access> {
+        let at = self.at_writable::<T>(offset)?;
+        // SAFETY: within the mapping, aligned, writable.
+        Ok(unsafe { fault::compare_exchange(at.as_ptr(), old, new) }?)
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: our mapping, and nobody holds it any more.
+        if let Err(error) = unsafe { munmap(self.base.as_ptr().cast(), self.len) } {
+            tracing::error!(%error, "cannot unmap a client's memory");
+        }
+    }
+}
+
+/// Why an access to a mapping failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Access {
+    /// Outside the mapping, or cut off by the peer.
+    Gone,
+    /// The file is not open for writing.
+    ReadOnly,
+    /// An atomic access that is not aligned to its size.
+    Misaligned,
+    /// Not possible on this architecture.
+    Unsupported,
+}
+
+impl From<Fault> for Access {
+    fn from(fault: Fault) -> Self {
+        match fault {
+            Fault::Gone => Self::Gone,
+            Fault::Unsupported => Self::Unsupported,
+        }
+    }
+}
