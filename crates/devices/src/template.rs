@@ -1,0 +1,91 @@
+//! The template: copy this file, rename it, and make it your device.
+//!
+//! It has an identification, a word to scribble on that counts how often that was done, and an
+//! interrupt that the driver raises and acknowledges itself.
+
+use vfiod_core::Result;
+use vfiod_pci::{
+    Bar, Capability, FunctionSpec, Handle, Model, Pin, Register, RegisterMap, Widths,
+};
+
+/// The registers, by the names that the device's own manual would use.
+#[derive(Clone, Copy, Debug)]
+enum Reg {
+    /// Read-only: "vfio" in ASCII.
+    Id,
+    /// Read-write: anything.
+    Scratch,
+    /// Read-only: how often SCRATCH was written.
+    Writes,
+    /// Write 1 to raise the interrupt, 0 to acknowledge it; reads say which was last.
+    Interrupt,
+}
+
+/// Where they are. Any other access reads as all ones and writes nothing, as on a real bus.
+const REGISTERS: RegisterMap<Reg> = RegisterMap::new(&[
+    Register::new(0x0, Widths::W4, Reg::Id),
+    Register::new(0x4, Widths::W4, Reg::Scratch),
+    Register::new(0x8, Widths::W4, Reg::Writes),
+    Register::new(0xc, Widths::W4, Reg::Interrupt),
+]);
+
+/// The state behind the registers. The core calls one method at a time, so it is plain data.
+#[derive(Debug, Default)]
+pub struct Template {
+    scratch: u32,
+    writes: u32,
+    interrupt: bool,
+    /// The way out: interrupts and guest memory. Given to us in `init`.
+    handle: Option<Handle>,
+}
+
+impl Model for Template {
+    /// What the guest sees in `lspci`. Vendor 1234 belongs to nobody; virtual devices use it.
+    fn spec(&self) -> FunctionSpec {
+        FunctionSpec::new(0x1234, 0x7e31)
+            .class(0xff_00_00) // no known class: no driver but yours will take it
+            .pin(Pin::A)
+            .bar(0, Bar::memory32(4096))
+            .capability(Capability::PowerManagement)
+            .capability(Capability::Msi { vectors: 1 })
+    }
+
+    fn init(&mut self, handle: &Handle) -> Result<()> {
+        self.handle = Some(handle.clone());
+        Ok(())
+    }
+
+    fn read(&mut self, _bar: u8, offset: u64, data: &mut [u8]) {
+        REGISTERS.read(offset, data, |register| match register {
+            Reg::Id => u32::from_be_bytes(*b"vfio").into(),
+            Reg::Scratch => self.scratch.into(),
+            Reg::Writes => self.writes.into(),
+            Reg::Interrupt => self.interrupt.into(),
+        });
+    }
+
+    fn write(&mut self, _bar: u8, offset: u64, data: &[u8]) {
+        match REGISTERS.write(offset, data) {
+            Some((Reg::Scratch, value)) => {
+                self.scratch = value as u32;
+                self.writes = self.writes.wrapping_add(1);
+            }
+            Some((Reg::Interrupt, value)) => {
+                self.interrupt = value & 1 != 0;
+                // One call for the pin, MSI and MSI-X: the guest has chosen.
+                if let Some(handle) = &self.handle {
+                    handle.interrupts().set(0, self.interrupt);
+                }
+            }
+            Some((Reg::Id | Reg::Writes, _)) | None => {} // read-only, or no register
+        }
+    }
+
+    /// All fields by name: a new one must be thought of here, or this does not compile.
+    fn reset(&mut self) {
+        *self = Self { scratch: 0, writes: 0, interrupt: false, handle: self.handle.take() };
+    }
+}
+
+#[cfg(test)]
+crate::conformance!(Template::default());
