@@ -127,7 +127,10 @@ impl<M: Model + 'static, F: Fn() -> M> Subject<F> {
                         continue;
                     }
                     let mut data = vec![0; width];
-                    opened.file.read(RegionIndex(bar), offset, &mut data).expect("a BAR can be read");
+                    opened
+                        .file
+                        .read(RegionIndex(bar), offset, &mut data)
+                        .expect("a BAR can be read");
                     all.extend(data);
                 }
             }

@@ -9,9 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::Deserialize;
 use vfiod_core::{Errno, Error, Result};
-use vfiod_pci::{
-    Bar, Capability, FunctionSpec, Handle, Model, Pin, Register, RegisterMap, Widths,
-};
+use vfiod_pci::{Bar, Capability, FunctionSpec, Handle, Model, Pin, Register, RegisterMap, Widths};
 
 /// Where the device's buffer is in its own address space, and its length.
 const BUFFER: u64 = 0x40000;
@@ -221,8 +219,11 @@ impl Edu {
 /// later, if the device was not reset meanwhile.
 fn transfer(job: &State, mask: u64, handle: &Handle) -> Result<Option<(usize, Vec<u8>)>> {
     let to_ram = job.dma_command & DMA_TO_RAM != 0;
-    let (local, guest) =
-        if to_ram { (job.dma_source, job.dma_destination) } else { (job.dma_destination, job.dma_source) };
+    let (local, guest) = if to_ram {
+        (job.dma_source, job.dma_destination)
+    } else {
+        (job.dma_destination, job.dma_source)
+    };
     let count = usize::try_from(job.dma_count).unwrap_or(usize::MAX);
     let at = local
         .checked_sub(BUFFER)

@@ -4,9 +4,7 @@
 //! interrupt that the driver raises and acknowledges itself.
 
 use vfiod_core::Result;
-use vfiod_pci::{
-    Bar, Capability, FunctionSpec, Handle, Model, Pin, Register, RegisterMap, Widths,
-};
+use vfiod_pci::{Bar, Capability, FunctionSpec, Handle, Model, Pin, Register, RegisterMap, Widths};
 
 /// The registers, by the names that the device's own manual would use.
 #[derive(Clone, Copy, Debug)]

@@ -36,7 +36,9 @@ impl Control {
             Error::new(errno, format!("gpio: {what} the control socket {}", path.display()))
                 .because(error)
         };
-        if UnixStream::connect(path).is_err_and(|error| error.raw_os_error() == Some(Errno::CONNREFUSED.raw_os_error())) {
+        if UnixStream::connect(path)
+            .is_err_and(|error| error.raw_os_error() == Some(Errno::CONNREFUSED.raw_os_error()))
+        {
             // Left over from a server that is gone.
             std::fs::remove_file(path).map_err(|error| failed(error, "cannot replace"))?;
         }
