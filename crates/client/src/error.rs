@@ -9,7 +9,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The server answered with an errno. The connection is good.
-    #[error("{} was refused: {}", .command.name(), errno(*.errno))]
+    #[error("{} was refused: {}", command.name(), describe(*errno))]
     Remote {
         /// What was refused.
         command: Command,
@@ -50,7 +50,7 @@ impl Error {
     }
 }
 
-fn errno(errno: u32) -> String {
+fn describe(errno: u32) -> String {
     match i32::try_from(errno) {
         Ok(0) => "no reason given".to_owned(),
         Ok(errno) => std::io::Error::from_raw_os_error(errno).to_string(),
