@@ -1,1 +1,64 @@
-fn main() {}
+//! `vfiod`: software devices for virtual machines, served over vfio-user.
+//!
+//! The command line is in [`cli`]; each command is a module of its name. Exit codes: 0 when all
+//! went well, 1 when something failed, 2 for a mistake on the command line or in a
+//! configuration file.
+
+mod cli;
+mod config;
+mod generate;
+mod inherited;
+mod logging;
+mod models;
+mod nearest;
+mod notify;
+mod output;
+mod serve;
+mod signals;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::cli::{Cli, Command};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => report(&error),
+    }
+}
+
+fn run(cli: Cli) -> anyhow::Result<()> {
+    match cli.command {
+        Command::Serve(args) => serve::run(&args, cli.log.as_deref(), cli.log_format),
+        Command::Completions { shell } => generate::completions(shell),
+        Command::Man { directory } => generate::man_pages(&directory),
+    }
+}
+
+/// A mistake of the person who called: exit code 2.
+#[derive(Debug)]
+pub(crate) struct Misuse(pub(crate) String);
+
+impl std::fmt::Display for Misuse {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Misuse {}
+
+fn report(error: &anyhow::Error) -> ExitCode {
+    if error.is::<output::ReaderGone>() {
+        // `vfiod probe … | head`: the reader has seen enough.
+        return ExitCode::SUCCESS;
+    }
+    if let Some(problems) = error.downcast_ref::<config::Problems>() {
+        eprint!("{problems}");
+        return ExitCode::from(2);
+    }
+    eprintln!("vfiod: {error:#}");
+    if error.is::<Misuse>() { ExitCode::from(2) } else { ExitCode::FAILURE }
+}

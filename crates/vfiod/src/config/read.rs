@@ -1,0 +1,480 @@
+//! From the file's text to a [`Config`]: every key, every rule between keys.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::ops::Range;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+use vfiod_core::{OpenPolicy, StatePolicy};
+use vfiod_pci::{BusKind, ResetScope};
+use vfiod_server::SocketAccess;
+
+use super::problem::{Problem, line_of};
+use super::section::{At, Section};
+use super::values::{self, TIME_HELP};
+use super::{BusConfig, Config, DeviceConfig, SlotConfig, SocketConfig};
+use crate::logging::{Format, check_filter};
+use crate::models::{Model, OptionValue};
+use crate::nearest::suggestion;
+
+/// Longest path of a UNIX socket in bytes (`sun_path` less its NUL).
+const MAX_SOCKET_PATH: usize = 107;
+
+pub(super) fn read(text: &str, models: &[Model]) -> Result<Config, Vec<Problem>> {
+    let (document, errors) = DeTable::parse_recoverable(text);
+    if !errors.is_empty() {
+        return Err(errors.iter().map(syntax).collect());
+    }
+    let problems = RefCell::default();
+    let config = Reader { text, models }.file(Section::top(&document, &problems));
+    let problems = problems.into_inner();
+    if problems.is_empty() { Ok(config) } else { Err(problems) }
+}
+
+fn syntax(error: &toml::de::Error) -> Problem {
+    Problem {
+        span: error.span().unwrap_or(0..0),
+        key: String::new(),
+        what: error.message().to_owned(),
+        help: None,
+    }
+}
+
+/// Names of things of one kind, and where each was given.
+type Names<'a> = Vec<At<&'a str>>;
+
+struct Reader<'t> {
+    text: &'t str,
+    models: &'t [Model],
+}
+
+impl Reader<'_> {
+    fn file(&self, top: Section<'_>) -> Config {
+        let mut config = Config::default();
+        if let Some(log) = top.section("log") {
+            (config.log, config.log_format) = self.log(log);
+        }
+        config.poll = top.string("poll").and_then(|text| self.time(&top, "poll", text));
+        config.threads = top.integer("threads", 2..=4096).map(|at| at.value as usize);
+
+        let mut bus_names = Names::new();
+        let mut numbers = Taken::default();
+        for (name, section) in top.named_sections("bus") {
+            bus_names.push(name);
+            config.buses.push(self.bus(section, &mut numbers));
+        }
+        let mut slot_names = Names::new();
+        let mut numbers = Taken::default();
+        for (name, section) in top.named_sections("slot") {
+            slot_names.push(name);
+            config.slots.push(self.slot(section, &bus_names, &mut numbers));
+        }
+        let (mut places, mut sockets) = (Taken::default(), Taken::default());
+        for (name, section) in top.named_sections("device") {
+            let device = self.device(name, section, &slot_names, &mut places, &mut sockets);
+            config.devices.extend(device);
+        }
+        self.first_functions(&top, &config, &slot_names, &places);
+        if !top.has("device") {
+            top.missing("device", "name at least one device: [device.NAME]");
+        }
+        top.finish();
+        config
+    }
+
+    fn log(&self, log: Section<'_>) -> (Option<String>, Option<Format>) {
+        let level = log.string("level").map(|level| {
+            if let Err(why) = check_filter(level.value) {
+                let right = "write error, warn, info, debug or trace, or levels by module: \
+                             \"info,vfiod_server=debug\"";
+                log.wrong("level", level.span, why, right.to_owned());
+            }
+            level.value.to_owned()
+        });
+        let format = log.choice("format", &[("text", Format::Text), ("json", Format::Json)]);
+        log.finish();
+        (level, format)
+    }
+
+    fn time(&self, section: &Section<'_>, key: &str, text: At<&str>) -> Option<Duration> {
+        let time = values::time(text.value);
+        if time.is_none() {
+            let what = format!("`{}` is not a time", text.value);
+            section.wrong(key, text.span, what, TIME_HELP.to_owned());
+        }
+        time
+    }
+
+    fn bus(&self, bus: Section<'_>, numbers: &mut Taken<(u16, u8)>) -> BusConfig {
+        let segment = bus.integer("segment", 0..=0xffff).map_or(0, |at| at.value as u16);
+        let given = bus.integer("number", 0..=0xff);
+        let number = given.as_ref().map_or(0, |at| at.value as u8);
+        let span = given.map_or(bus.span.clone(), |at| at.span);
+        if let Some(other) = numbers.take((segment, number), &span, &bus.path) {
+            bus.wrong(
+                "number",
+                span,
+                format!("bus {segment:04x}:{number:02x} is {} already", self.at(&other)),
+                "give each bus of a segment its own number".to_owned(),
+            );
+        }
+        let kinds = [
+            ("slot", BusKind::Bridged(ResetScope::Slot)),
+            ("bus", BusKind::Bridged(ResetScope::Bus)),
+            ("none", BusKind::Root),
+        ];
+        let kind = bus.choice("reset", &kinds).unwrap_or(BusKind::Bridged(ResetScope::Slot));
+        bus.finish();
+        BusConfig { segment, number, kind }
+    }
+
+    fn slot(
+        &self,
+        slot: Section<'_>,
+        buses: &Names<'_>,
+        numbers: &mut Taken<(usize, u8)>,
+    ) -> SlotConfig {
+        let bus = match slot.string("bus") {
+            Some(name) => self.index(&slot, "bus", "buses", &name, buses),
+            None => {
+                if !slot.has("bus") {
+                    let names = buses.iter().map(|at| at.value);
+                    slot.missing("bus", format!("name its bus; {}", suggestion("", "buses", names)));
+                }
+                None
+            }
+        };
+        let given = slot.integer("number", 0..=31);
+        let number = given.as_ref().map_or(0, |at| at.value as u8);
+        let span = given.map_or(slot.span.clone(), |at| at.span);
+        if let Some(bus) = bus
+            && let Some(other) = numbers.take((bus, number), &span, &slot.path)
+        {
+            let bus = buses[bus].value;
+            slot.wrong(
+                "number",
+                span,
+                format!("slot {number} of bus `{bus}` is {} already", self.at(&other)),
+                "give each slot of a bus its own number, 0 to 31".to_owned(),
+            );
+        }
+        slot.finish();
+        SlotConfig { bus: bus.unwrap_or(0), number }
+    }
+
+    fn device(
+        &self,
+        name: At<&str>,
+        device: Section<'_>,
+        slots: &Names<'_>,
+        places: &mut Taken<(usize, u8)>,
+        sockets: &mut Taken<String>,
+    ) -> Option<DeviceConfig> {
+        let model = self.model(&device);
+        let place = self.place(&device, slots, places);
+        let open = device
+            .choice("open", &[("single", OpenPolicy::Single), ("multi", OpenPolicy::Multi)])
+            .unwrap_or_default();
+        let state = device
+            .choice("state", &[("reset", StatePolicy::Reset), ("retain", StatePolicy::Retain)])
+            .unwrap_or_default();
+        let (options, span) = match device.section("options") {
+            Some(section) => {
+                let span = section.span.clone();
+                (self.options(section, model), span)
+            }
+            None => (Vec::new(), device.span.clone()),
+        };
+        let socket = self.socket(&device, sockets);
+        device.finish();
+        Some(DeviceConfig {
+            name: name.value.to_owned(),
+            model: model?.name.to_string(),
+            place,
+            open,
+            state,
+            options,
+            socket: socket?,
+            span,
+        })
+    }
+
+    fn model(&self, device: &Section<'_>) -> Option<&Model> {
+        let names = self.models.iter().map(|model| &*model.name);
+        let Some(name) = device.string("model") else {
+            if !device.has("model") {
+                device.missing("model", format!("name one; {}", suggestion("", "models", names)));
+            }
+            return None;
+        };
+        let model = self.models.iter().find(|model| model.name == name.value);
+        if model.is_none() {
+            device.wrong(
+                "model",
+                name.span,
+                format!("there is no model `{}`", name.value),
+                suggestion(name.value, "models", names),
+            );
+        }
+        model
+    }
+
+    fn place(
+        &self,
+        device: &Section<'_>,
+        slots: &Names<'_>,
+        places: &mut Taken<(usize, u8)>,
+    ) -> Option<(usize, u8)> {
+        let slot = device.string("slot");
+        let function = device.integer("function", 0..=7);
+        let Some(slot) = slot else {
+            if let Some(function) = function
+                && !device.has("slot")
+            {
+                let what = "a function number needs a slot";
+                let help = "add `slot`, or leave `function` out";
+                device.wrong("function", function.span, what, help.to_owned());
+            }
+            return None;
+        };
+        let index = self.index(device, "slot", "slots", &slot, slots)?;
+        let number = function.as_ref().map_or(0, |at| at.value as u8);
+        let span = function.map_or(slot.span, |at| at.span);
+        if let Some(other) = places.take((index, number), &span, &device.path) {
+            device.wrong(
+                "function",
+                span,
+                format!("function {number} of slot `{}` is {} already", slot.value, self.at(&other)),
+                "give each device of a slot its own `function`, 0 to 7".to_owned(),
+            );
+        }
+        Some((index, number))
+    }
+
+    /// A guest looks for functions 1 to 7 only where there is a function 0.
+    fn first_functions(
+        &self,
+        top: &Section<'_>,
+        config: &Config,
+        slots: &Names<'_>,
+        places: &Taken<(usize, u8)>,
+    ) {
+        for (index, slot) in slots.iter().enumerate() {
+            let mut used = config.devices.iter().filter_map(|device| device.place);
+            if used.any(|place| place.0 == index) && !places.holds(&(index, 0)) {
+                top.wrong(
+                    &format!("slot.{}", slot.value),
+                    slot.span.clone(),
+                    "no device is function 0 of this slot, so a guest finds none of the others",
+                    "make one of its devices `function = 0`".to_owned(),
+                );
+            }
+        }
+    }
+
+    fn options(
+        &self,
+        section: Section<'_>,
+        model: Option<&Model>,
+    ) -> Vec<(String, OptionValue)> {
+        let Some(model) = model else { return Vec::new() };
+        let mut options = Vec::new();
+        for (name, value) in section.entries() {
+            let word = name.get_ref().as_ref();
+            if !model.options.iter().any(|option| option.name == word) {
+                let what = format!("model `{}` has no such option", model.name);
+                let names = model.options.iter().map(|option| &*option.name);
+                section.wrong(word, name.span(), what, suggestion(word, "options", names));
+            }
+            match option_value(value) {
+                Some(value) => options.push((word.to_owned(), value)),
+                None => section.wrong(
+                    word,
+                    value.span(),
+                    "an option cannot be this",
+                    "write a string, a number, true or false, or a list of these".to_owned(),
+                ),
+            }
+        }
+        options
+    }
+
+    fn socket(
+        &self,
+        device: &Section<'_>,
+        sockets: &mut Taken<String>,
+    ) -> Option<SocketConfig> {
+        let Some(value) = device.value("socket") else {
+            let help = "give a path, or { path = \"…\", mode = \"0660\" }, or \
+                        { activated = \"NAME\" } for one that systemd passes";
+            device.missing("socket", help);
+            return None;
+        };
+        let (socket, span) = match value.get_ref() {
+            DeValue::String(path) => {
+                let path = At { value: path.as_ref(), span: value.span() };
+                let span = path.span.clone();
+                (self.path(device, "socket", path)?, span)
+            }
+            DeValue::Table(_) => self.socket_table(device.section("socket")?)?,
+            _ => {
+                let what = "this is not a socket";
+                let help = "write a path or a table with `path`";
+                device.wrong("socket", value.span(), what, help.to_owned());
+                return None;
+            }
+        };
+        let key = match &socket {
+            SocketConfig::Path(path, _) => format!("path {}", path.display()),
+            other => format!("{other:?}"),
+        };
+        if let Some(other) = sockets.take(key, &span, &device.path) {
+            device.wrong(
+                "socket",
+                span,
+                format!("this socket is {} already", self.at(&other)),
+                "give each device a socket of its own".to_owned(),
+            );
+        }
+        Some(socket)
+    }
+
+    fn socket_table(&self, table: Section<'_>) -> Option<(SocketConfig, Range<usize>)> {
+        let path = table.string("path");
+        let activated = table.string("activated");
+        let mut access = SocketAccess::default();
+        if let Some(text) = table.word("mode") {
+            access.mode = values::mode(&text.value);
+            if access.mode.is_none() {
+                let what = format!("`{}` are no permission bits", text.value);
+                let help = "write them in octal, as a string: \"0660\"";
+                table.wrong("mode", text.span, what, help.to_owned());
+            }
+        }
+        access.uid = self.account(&table, "owner", "user", "/etc/passwd", values::user);
+        access.gid = self.account(&table, "group", "group", "/etc/group", values::group);
+        let socket = match (path, activated) {
+            (Some(path), None) => {
+                let span = path.span.clone();
+                self.path(&table, "path", path).map(|socket| match socket {
+                    SocketConfig::Path(path, _) => (SocketConfig::Path(path, access), span),
+                    activated => (activated, span),
+                })
+            }
+            (None, Some(name)) => {
+                if access != SocketAccess::default() {
+                    let what = "mode, owner and group of an activated socket are the service \
+                                manager's business";
+                    let help = "set them in the .socket unit";
+                    table.wrong("activated", name.span.clone(), what, help.to_owned());
+                }
+                Some((SocketConfig::Activated(Some(name.value.to_owned())), name.span))
+            }
+            (Some(_), Some(name)) => {
+                let what = "a socket has either a path or is passed by the service manager";
+                table.wrong("activated", name.span, what, "leave one of them out".to_owned());
+                None
+            }
+            (None, None) => {
+                if !table.has("path") && !table.has("activated") {
+                    table.missing("path", "say where to listen: path = \"/run/vfiod/NAME.sock\"");
+                }
+                None
+            }
+        };
+        table.finish();
+        socket
+    }
+
+    fn path(&self, section: &Section<'_>, key: &str, path: At<&str>) -> Option<SocketConfig> {
+        let length = path.value.len();
+        if length == 0 || length > MAX_SOCKET_PATH || path.value.contains('\0') {
+            let what = match length {
+                0 => "the path is empty".to_owned(),
+                _ => format!("this is no path of a socket ({length} bytes)"),
+            };
+            let help = format!("a socket's path has 1 to {MAX_SOCKET_PATH} bytes, none of them 0");
+            section.wrong(key, path.span, what, help);
+            return None;
+        }
+        Some(SocketConfig::Path(PathBuf::from(path.value), SocketAccess::default()))
+    }
+
+    fn account(
+        &self,
+        table: &Section<'_>,
+        key: &'static str,
+        kind: &str,
+        database: &str,
+        find: impl Fn(&str) -> Option<u32>,
+    ) -> Option<u32> {
+        let name = table.word(key)?;
+        let number = find(&name.value);
+        if number.is_none() {
+            let help = format!("write a name in {database}, or a number");
+            table.wrong(key, name.span, format!("there is no {kind} `{}`", name.value), help);
+        }
+        number
+    }
+
+    /// The index of the thing that a key names.
+    fn index(
+        &self,
+        section: &Section<'_>,
+        key: &str,
+        kind: &str,
+        name: &At<&str>,
+        known: &Names<'_>,
+    ) -> Option<usize> {
+        let index = known.iter().position(|at| at.value == name.value);
+        if index.is_none() {
+            let what = format!("there is no {key} `{}`", name.value);
+            let names = known.iter().map(|at| at.value);
+            section.wrong(key, name.span.clone(), what, suggestion(name.value, kind, names));
+        }
+        index
+    }
+
+    fn at(&self, (span, path): &(Range<usize>, String)) -> String {
+        format!("`{path}` (line {})", line_of(self.text, span.start))
+    }
+}
+
+/// Who took what, and where.
+struct Taken<T>(HashMap<T, (Range<usize>, String)>);
+
+impl<T> Default for Taken<T> {
+    fn default() -> Self {
+        Self(HashMap::new())
+    }
+}
+
+impl<T: std::hash::Hash + Eq> Taken<T> {
+    /// Takes it, or tells who has it.
+    fn take(&mut self, what: T, span: &Range<usize>, by: &str) -> Option<(Range<usize>, String)> {
+        if let Some(holder) = self.0.get(&what) {
+            return Some(holder.clone());
+        }
+        self.0.insert(what, (span.clone(), by.to_owned()));
+        None
+    }
+
+    fn holds(&self, what: &T) -> bool {
+        self.0.contains_key(what)
+    }
+}
+
+fn option_value(value: &Spanned<DeValue<'_>>) -> Option<OptionValue> {
+    Some(match value.get_ref() {
+        DeValue::String(text) => text.as_ref().into(),
+        DeValue::Integer(number) => {
+            i64::from_str_radix(number.as_str(), number.radix()).ok()?.into()
+        }
+        DeValue::Boolean(value) => (*value).into(),
+        DeValue::Array(list) => list.iter().map(option_value).collect::<Option<Vec<_>>>()?.into(),
+        DeValue::Float(_) | DeValue::Datetime(_) | DeValue::Table(_) => return None,
+    })
+}

@@ -1,0 +1,85 @@
+//! Values with a notation of their own: times, permission bits, users and groups.
+
+use std::fs;
+use std::time::Duration;
+
+/// The notation of times, for help texts.
+pub(crate) const TIME_HELP: &str = "write a number with us, ms or s, e.g. \"50us\"; 0 for none";
+
+/// A time such as `50us`, `5ms`, `2s` or `0`.
+pub(crate) fn time(text: &str) -> Option<Duration> {
+    let text = text.trim();
+    if text == "0" {
+        return Some(Duration::ZERO);
+    }
+    let digits = text.find(|c: char| !c.is_ascii_digit())?;
+    let number: u64 = text[..digits].parse().ok()?;
+    match text[digits..].trim() {
+        "us" | "µs" => Some(Duration::from_micros(number)),
+        "ms" => Some(Duration::from_millis(number)),
+        "s" => Some(Duration::from_secs(number)),
+        _ => None,
+    }
+}
+
+/// Permission bits such as `0660` or `0o660`.
+pub(crate) fn mode(text: &str) -> Option<u32> {
+    let digits = text.strip_prefix("0o").unwrap_or(text);
+    u32::from_str_radix(digits, 8).ok().filter(|mode| *mode <= 0o777)
+}
+
+/// The number of a user: the number itself or a name of `/etc/passwd`.
+pub(crate) fn user(text: &str) -> Option<u32> {
+    account(text, "/etc/passwd")
+}
+
+/// The number of a group: the number itself or a name of `/etc/group`.
+pub(crate) fn group(text: &str) -> Option<u32> {
+    account(text, "/etc/group")
+}
+
+fn account(text: &str, file: &str) -> Option<u32> {
+    text.parse().ok().or_else(|| find_account(text, &fs::read_to_string(file).ok()?))
+}
+
+fn find_account(name: &str, database: &str) -> Option<u32> {
+    database.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        (fields.next()? == name).then(|| fields.nth(1)?.parse().ok())?
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times() {
+        assert_eq!(time("50us"), Some(Duration::from_micros(50)));
+        assert_eq!(time("5 ms"), Some(Duration::from_millis(5)));
+        assert_eq!(time("2s"), Some(Duration::from_secs(2)));
+        assert_eq!(time("0"), Some(Duration::ZERO));
+        for wrong in ["", "50", "us", "-1s", "1.5s", "1h", "99999999999999999999s"] {
+            assert_eq!(time(wrong), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn modes() {
+        assert_eq!(mode("0660"), Some(0o660));
+        assert_eq!(mode("0o600"), Some(0o600));
+        assert_eq!(mode("777"), Some(0o777));
+        for wrong in ["", "rw", "0800", "1777", "-1"] {
+            assert_eq!(mode(wrong), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn accounts() {
+        let database = "root:x:0:0:root:/root:/bin/sh\nqemu:x:107:107::/:/sbin/nologin\nbad\n";
+        assert_eq!(find_account("qemu", database), Some(107));
+        assert_eq!(find_account("bad", database), None);
+        assert_eq!(find_account("nobody", database), None);
+        assert_eq!(user("12"), Some(12));
+    }
+}

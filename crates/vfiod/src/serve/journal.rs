@@ -1,0 +1,51 @@
+//! What happens in the registry, as log lines.
+
+use vfiod_core::Owner;
+use vfiod_core::event::{Event, Observer, Subject};
+
+/// Logs every event.
+pub(super) struct Journal;
+
+impl Observer for Journal {
+    fn event(&self, event: &Event<'_>) {
+        match *event {
+            Event::SetCreated(Subject { set, .. }) => tracing::debug!(set, "device set created"),
+            Event::Registered(Subject { name, set, .. }) => {
+                tracing::debug!(device = name, set, "registered");
+            }
+            Event::DeviceOpened(Subject { name, .. }) => tracing::info!(device = name, "first open"),
+            Event::FileOpened { subject, file, owner, count } => {
+                let owner = owner_name(owner);
+                tracing::info!(device = subject.name, file = file.0, owner, count, "opened");
+            }
+            Event::FileReleased { subject, file, count } => {
+                tracing::info!(device = subject.name, file = file.0, count, "released");
+            }
+            Event::DeviceClosed(Subject { name, .. }) => tracing::info!(device = name, "last close"),
+            Event::Reset { subject, cause } => {
+                tracing::debug!(device = subject.name, ?cause, "reset");
+            }
+            Event::Failed(Subject { name, .. }) => {
+                tracing::error!(device = name, "failed: in the error state until it is reset");
+            }
+            Event::Requested { subject, n } => {
+                tracing::info!(device = subject.name, n, "asking the users to let go");
+            }
+            Event::Revoked { subject, file } => {
+                tracing::warn!(device = subject.name, file = file.0, "taken from its user");
+            }
+            Event::Unregistered(Subject { name, .. }) => {
+                tracing::debug!(device = name, "unregistered");
+            }
+            Event::SetGone(Subject { set, .. }) => tracing::debug!(set, "device set gone"),
+        }
+    }
+}
+
+/// An owner for people.
+fn owner_name(owner: &Owner) -> String {
+    match owner {
+        Owner::InProcess(name) => name.clone(),
+        Owner::Peer { pid, uid, .. } => format!("pid {pid}, uid {uid}"),
+    }
+}

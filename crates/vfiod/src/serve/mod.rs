@@ -1,0 +1,150 @@
+//! `vfiod serve`: devices on sockets until a signal says otherwise.
+
+mod journal;
+mod stack;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use vfiod_core::{OpenPolicy, StatePolicy};
+use vfiod_server::SocketAccess;
+
+pub(crate) use self::stack::Stack;
+use crate::cli::Serve;
+use crate::config::{self, Config, DeviceConfig, SocketConfig, TIME_HELP};
+use crate::logging::Format;
+use crate::models::{self, Model};
+use crate::nearest::suggestion;
+use crate::signals::Termination;
+use crate::{Misuse, logging, notify, output};
+
+/// How long clients have to let go of their devices once the daemon is told to finish.
+const GRACE: Duration = Duration::from_secs(2);
+/// How often the end of an only connection is looked for.
+const GLANCE: Duration = Duration::from_millis(50);
+
+/// Runs `vfiod serve`.
+pub(crate) fn run(
+    args: &Serve,
+    log: Option<&str>,
+    log_format: Option<Format>,
+) -> anyhow::Result<()> {
+    let config = configuration(args)?;
+    if args.check {
+        let count = config.devices.len();
+        return output::print(&format!(
+            "the configuration is right: {count} device{}\n",
+            if count == 1 { "" } else { "s" }
+        ));
+    }
+    let format = log_format.or(config.log_format).unwrap_or_default();
+    logging::start(log, format, config.log.as_deref(), "info")?;
+    // Before the first socket is there: whoever sees one may send a signal already.
+    let termination = Termination::catch().context("cannot catch signals")?;
+    let stack = Stack::start(&config, Some(Arc::new(journal::Journal)))?;
+    let count = config.devices.len();
+    notify::ready(&format!("serving {count} devices"));
+    tracing::info!(devices = count, "ready");
+    wait(&termination, &stack);
+    notify::stopping();
+    stack.stop(GRACE);
+    tracing::info!("finished");
+    Ok(())
+}
+
+fn wait(termination: &Termination, stack: &Stack) {
+    loop {
+        let pause = if stack.one_client_only() { GLANCE } else { Duration::from_secs(3600) };
+        if let Some(signal) = termination.wait(pause) {
+            tracing::info!(signal, "closing every device");
+            return;
+        }
+        if stack.one_client_only() && stack.connections() == 0 {
+            tracing::info!("the only client is gone");
+            return;
+        }
+    }
+}
+
+fn configuration(args: &Serve) -> anyhow::Result<Config> {
+    let models = models::all();
+    let mut config = match (&args.config, &args.device) {
+        (Some(path), _) => config::load(path, &models, models::mistakes)?,
+        (None, Some(model)) => single(args, model, &models)?,
+        (None, None) => {
+            return Err(Misuse("name a configuration file or a --device".into()).into());
+        }
+    };
+    if let Some(poll) = &args.poll {
+        config.poll = Some(time("--poll", poll)?);
+    }
+    Ok(config)
+}
+
+/// A time on the command line.
+pub(crate) fn time(option: &str, text: &str) -> Result<Duration, Misuse> {
+    config::time(text).ok_or_else(|| Misuse(format!("{option}: `{text}` is no time; {TIME_HELP}")))
+}
+
+/// The configuration that the command line alone describes.
+fn single(args: &Serve, model: &str, models: &[Model]) -> Result<Config, Misuse> {
+    let names = models.iter().map(|model| &*model.name);
+    let known = models.iter().find(|known| known.name == model).ok_or_else(|| {
+        let suggestion = suggestion(model, "models", names);
+        Misuse(format!("--device: there is no model `{model}`; {suggestion}"))
+    })?;
+    let options = args.options.iter().map(|text| option(text, known)).collect::<Result<_, _>>()?;
+    let device = DeviceConfig {
+        name: model.to_owned(),
+        model: model.to_owned(),
+        place: None,
+        open: match args.open.as_deref() {
+            Some("multi") => OpenPolicy::Multi,
+            _ => OpenPolicy::Single,
+        },
+        state: match args.state.as_deref() {
+            Some("retain") => StatePolicy::Retain,
+            _ => StatePolicy::Reset,
+        },
+        options,
+        socket: socket(args)?,
+        span: 0..0,
+    };
+    let config = Config { devices: vec![device], ..Config::default() };
+    match models::mistakes(&config).first() {
+        Some(problem) => Err(Misuse(format!("--device {model}: {}", problem.what))),
+        None => Ok(config),
+    }
+}
+
+fn option(text: &str, model: &Model) -> Result<(String, models::OptionValue), Misuse> {
+    let Some((name, value)) = text.split_once('=') else {
+        return Err(Misuse(format!("--option: `{text}` has no value; write {text}=VALUE")));
+    };
+    if !model.options.iter().any(|option| option.name == name) {
+        let names = model.options.iter().map(|option| &*option.name);
+        return Err(Misuse(format!(
+            "--option: model `{}` has no option `{name}`; {}",
+            model.name,
+            suggestion(name, "options", names)
+        )));
+    }
+    Ok((name.to_owned(), models::option_value(value)))
+}
+
+fn socket(args: &Serve) -> Result<SocketConfig, Misuse> {
+    let mode = match &args.socket_mode {
+        Some(text) => Some(config::mode(text).ok_or_else(|| {
+            Misuse(format!("--socket-mode: `{text}` are no permission bits, e.g. 0660"))
+        })?),
+        None => None,
+    };
+    Ok(match (&args.socket_path, args.fd) {
+        (Some(path), _) => {
+            SocketConfig::Path(path.clone(), SocketAccess { mode, ..SocketAccess::default() })
+        }
+        (None, Some(fd)) => SocketConfig::Descriptor(fd),
+        (None, None) => SocketConfig::Activated(None),
+    })
+}

@@ -1,0 +1,197 @@
+//! The devices of a configuration, registered and served: started in the order of the file,
+//! stopped in the reverse order.
+
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, anyhow, bail};
+use vfiod_core::event::Observer;
+use vfiod_core::{DeviceSpec, Registration, Registry};
+use vfiod_pci::{Bus, Placement};
+use vfiod_server::{Listener, Served, Server, ServerOptions};
+
+use crate::config::{Config, DeviceConfig, SocketConfig};
+use crate::inherited::{self, Inherited};
+use crate::{Misuse, models};
+
+/// Devices at work.
+pub(crate) struct Stack {
+    running: Vec<Running>,
+    // After the devices: the threads that let go of their files.
+    server: Server,
+}
+
+/// One device at work. Its place on the bus is free again when the rest is gone.
+struct Running {
+    served: Served,
+    connected: bool,
+    registration: Registration,
+    placement: Option<Placement>,
+}
+
+/// Where a device's clients come from.
+enum Source {
+    Listener(Listener),
+    Connected(OwnedFd),
+}
+
+impl Stack {
+    /// Registers and serves every device.
+    ///
+    /// # Errors
+    /// What a model, a socket or the kernel refuses; nothing is left behind then.
+    pub(crate) fn start(
+        config: &Config,
+        observer: Option<Arc<dyn Observer>>,
+    ) -> anyhow::Result<Self> {
+        let mut options = ServerOptions::default();
+        options.poll = config.poll.unwrap_or(options.poll);
+        options.max_threads = config.threads.unwrap_or(options.max_threads);
+        let server = Server::new(options)?;
+        let registry = observer.map_or_else(Registry::new, Registry::with_observer);
+        let buses: Vec<_> =
+            config.buses.iter().map(|bus| Bus::new(bus.segment, bus.number, bus.kind)).collect();
+        let mut activated = Activated::take()?;
+        let mut stack = Self { running: Vec::new(), server };
+        for device in &config.devices {
+            let started = stack
+                .add(config, device, &registry, &buses, &mut activated)
+                .with_context(|| format!("device {}", device.name));
+            match started {
+                Ok(running) => stack.running.push(running),
+                Err(error) => {
+                    stack.stop(Duration::ZERO);
+                    return Err(error);
+                }
+            }
+        }
+        activated.warn_about_the_rest();
+        Ok(stack)
+    }
+
+    fn add(
+        &self,
+        config: &Config,
+        device: &DeviceConfig,
+        registry: &Registry,
+        buses: &[Arc<Bus>],
+        activated: &mut Activated,
+    ) -> anyhow::Result<Running> {
+        let source = source(&device.socket, activated)?;
+        let placement = match device.place {
+            Some((slot, function)) => {
+                let slot = &config.slots[slot];
+                Some(buses[slot.bus].place(slot.number, function, &device.name)?)
+            }
+            None => None,
+        };
+        let spec = DeviceSpec {
+            name: device.name.clone(),
+            set: placement.as_ref().and_then(Placement::set),
+            open: device.open,
+            state: device.state,
+        };
+        let model = models::build(config, device).map_err(|why| anyhow!("{why}"))?;
+        let registration = registry.register(spec, model)?;
+        let target = registration.device().clone();
+        let address = placement.as_ref().map(|placement| placement.address().to_string());
+        let (served, connected) = match source {
+            Source::Listener(listener) => {
+                let path = listener.path().map(|path| path.display().to_string());
+                let served = self.server.serve(listener, target)?;
+                tracing::info!(device = device.name, model = device.model, address, path, "served");
+                (served, false)
+            }
+            Source::Connected(socket) => (self.server.serve_connected(socket, target)?, true),
+        };
+        Ok(Running { served, connected, registration, placement })
+    }
+
+    /// How many clients there are.
+    pub(crate) fn connections(&self) -> usize {
+        self.running.iter().map(|running| running.served.connections()).sum()
+    }
+
+    /// Whether there can be no other client than the one that was there at the start.
+    pub(crate) fn one_client_only(&self) -> bool {
+        self.running.iter().all(|running| running.connected)
+    }
+
+    /// Ends every connection and unregisters every device, last first. Clients' files that are
+    /// still there after `grace` are revoked.
+    pub(crate) fn stop(mut self, grace: Duration) {
+        while let Some(Running { served, registration, placement, .. }) = self.running.pop() {
+            let name = registration.device().name().to_owned();
+            drop(served);
+            registration.unregister(Some(grace));
+            drop(placement);
+            tracing::info!(device = name, "closed");
+        }
+        drop(self.server);
+    }
+}
+
+fn source(socket: &SocketConfig, activated: &mut Activated) -> anyhow::Result<Source> {
+    let inherited = match socket {
+        SocketConfig::Path(path, access) => {
+            return Ok(Source::Listener(Listener::bind(path, *access)?));
+        }
+        SocketConfig::Descriptor(number) => {
+            inherited::socket(*number).map_err(|error| Misuse(format!("--fd: {error:#}")))?
+        }
+        SocketConfig::Activated(Some(name)) => activated.named(name)?,
+        SocketConfig::Activated(None) => activated.only()?,
+    };
+    Ok(match inherited {
+        Inherited::Listening(fd) => Source::Listener(Listener::from_fd(fd)?),
+        Inherited::Connected(fd) => Source::Connected(fd),
+    })
+}
+
+/// The sockets that the service manager passed, by name.
+struct Activated(BTreeMap<String, Vec<Inherited>>);
+
+impl Activated {
+    fn take() -> anyhow::Result<Self> {
+        let mut sockets: BTreeMap<String, Vec<Inherited>> = BTreeMap::new();
+        for (name, socket) in inherited::activated()? {
+            sockets.entry(name).or_default().push(socket);
+        }
+        Ok(Self(sockets))
+    }
+
+    fn named(&mut self, name: &str) -> anyhow::Result<Inherited> {
+        let list = self.0.get_mut(name).filter(|list| !list.is_empty());
+        if let Some(list) = list {
+            return Ok(list.remove(0));
+        }
+        let names: Vec<_> = self.0.keys().map(String::as_str).collect();
+        bail!(
+            "the service manager passed no socket named `{name}` (FileDescriptorName= in the \
+             .socket unit); passed: {}",
+            if names.is_empty() { "none".into() } else { names.join(", ") }
+        )
+    }
+
+    fn only(&mut self) -> anyhow::Result<Inherited> {
+        let mut all: Vec<_> = std::mem::take(&mut self.0).into_values().flatten().collect();
+        match (all.pop(), all.len()) {
+            (Some(socket), 0) => Ok(socket),
+            (Some(_), more) => bail!("{} sockets were passed for one device", more + 1),
+            (None, _) => Err(Misuse(
+                "no socket: give --socket-path or --fd, or let a service manager pass one \
+                 (LISTEN_FDS)"
+                    .into(),
+            )
+            .into()),
+        }
+    }
+
+    fn warn_about_the_rest(&self) {
+        for (name, list) in self.0.iter().filter(|(_, list)| !list.is_empty()) {
+            tracing::warn!(name, count = list.len(), "sockets passed for no device");
+        }
+    }
+}
