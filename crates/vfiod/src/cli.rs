@@ -153,7 +153,7 @@ pub(crate) struct Probe {
     #[arg(long, short = 'x')]
     pub(crate) hex: bool,
 
-    /// Give up when the server has not answered for this long.
+    /// Give up after this time.
     #[arg(long, value_name = "TIME", default_value = "5s")]
     pub(crate) timeout: String,
 }

@@ -13,6 +13,7 @@ mod models;
 mod nearest;
 mod notify;
 mod output;
+mod probe;
 mod serve;
 mod signals;
 
@@ -33,6 +34,11 @@ fn main() -> ExitCode {
 fn run(cli: Cli) -> anyhow::Result<()> {
     match cli.command {
         Command::Serve(args) => serve::run(&args, cli.log.as_deref(), cli.log_format),
+        Command::Probe(args) => probe::run(&args),
+        Command::Devices { json } => models::list(json),
+        Command::Demo(_) | Command::Bench(_) | Command::DemoClient(_) | Command::BenchFloor(_) => {
+            Err(Misuse("not there yet".into()).into())
+        }
         Command::Completions { shell } => generate::completions(shell),
         Command::Man { directory } => generate::man_pages(&directory),
     }

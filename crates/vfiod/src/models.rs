@@ -1,9 +1,15 @@
-//! The device models as the command line shows them.
+//! The device models: what the command line says about them, and how a configured device
+//! becomes one.
+
+use std::borrow::Cow;
+use std::fmt::Write;
 
 use serde::Serialize;
 use vfiod_core::Device;
+use vfiod_devices::{BuildError, Options};
 
 use crate::config::{Config, DeviceConfig, Problem};
+use crate::output;
 
 /// The value of a model's option.
 pub(crate) type OptionValue = serde_json::Value;
@@ -12,9 +18,9 @@ pub(crate) type OptionValue = serde_json::Value;
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Model {
     /// Its name.
-    pub(crate) name: String,
+    pub(crate) name: Cow<'static, str>,
     /// What it is, in a line.
-    pub(crate) summary: String,
+    pub(crate) summary: Cow<'static, str>,
     /// Its options.
     pub(crate) options: Vec<ModelOption>,
 }
@@ -23,32 +29,74 @@ pub(crate) struct Model {
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct ModelOption {
     /// Its name.
-    pub(crate) name: String,
+    pub(crate) name: Cow<'static, str>,
     /// What may be written.
-    pub(crate) values: String,
+    pub(crate) values: Cow<'static, str>,
     /// What it has if nothing is written.
-    pub(crate) default: String,
+    pub(crate) default: Cow<'static, str>,
     /// What it does.
-    pub(crate) summary: String,
-}
-
-/// The value of an option on the command line: a number, true or false or a list as JSON has
-/// them; anything else is a string.
-pub(crate) fn option_value(text: &str) -> OptionValue {
-    serde_json::from_str(text).unwrap_or_else(|_| text.into())
+    pub(crate) summary: Cow<'static, str>,
 }
 
 /// Every model.
 pub(crate) fn all() -> Vec<Model> {
-    Vec::new()
+    let option = |option: &vfiod_devices::OptionInfo| ModelOption {
+        name: option.name.into(),
+        values: option.values.into(),
+        default: option.default.into(),
+        summary: option.summary.into(),
+    };
+    let model = |model: &vfiod_devices::ModelInfo| Model {
+        name: model.name.into(),
+        summary: model.summary.into(),
+        options: model.options.iter().map(option).collect(),
+    };
+    vfiod_devices::models().iter().map(model).collect()
+}
+
+/// Runs `vfiod devices`.
+pub(crate) fn list(json: bool) -> anyhow::Result<()> {
+    let models = all();
+    if json {
+        return output::print_json(&models);
+    }
+    let mut text = String::new();
+    for model in &models {
+        let _ = writeln!(text, "{}\n    {}", model.name, model.summary);
+        for option in &model.options {
+            let _ = writeln!(text, "    {} = {}", option.name, option.values);
+            let _ = writeln!(text, "        {} [default: {}]", option.summary, option.default);
+        }
+    }
+    output::print(&text)
+}
+
+/// The value of an option on the command line: a number, also hexadecimal, true or false or a
+/// list as JSON has them; anything else is a string.
+pub(crate) fn option_value(text: &str) -> OptionValue {
+    if let Some(number) = text.strip_prefix("0x").and_then(|hex| u64::from_str_radix(hex, 16).ok())
+    {
+        return number.into();
+    }
+    serde_json::from_str(text).unwrap_or_else(|_| text.into())
 }
 
 /// What only shows when the devices of a configuration are built.
 pub(crate) fn mistakes(config: &Config) -> Vec<Problem> {
     let mistake = |device: &DeviceConfig| {
-        let what = build(config, device).err()?;
-        let key = format!("device.{}", device.name);
-        Some(Problem { span: device.span.clone(), key, what, help: None })
+        let error = build(config, device).err()?;
+        let mut key = format!("device.{}", device.name);
+        let mut span = device.span.clone();
+        let (what, help) = match error {
+            BuildError::BadValue { option, problem, expected, .. } => {
+                key = format!("{key}.options.{option}");
+                let given = device.options.iter().find(|given| given.name == option);
+                span = given.map_or(span, |given| given.span.clone());
+                (problem, Some(format!("write {expected}")))
+            }
+            other => (format!("{:#}", anyhow::Error::new(other)), None),
+        };
+        Some(Problem { span, key, what, help })
     };
     config.devices.iter().filter_map(mistake).collect()
 }
@@ -56,8 +104,15 @@ pub(crate) fn mistakes(config: &Config) -> Vec<Problem> {
 /// Builds a device.
 ///
 /// # Errors
-/// What is wrong with its options, in words.
-pub(crate) fn build(config: &Config, device: &DeviceConfig) -> Result<Box<dyn Device>, String> {
-    let _ = config;
-    Err(device.model.clone())
+/// What is wrong with its options.
+pub(crate) fn build(
+    config: &Config,
+    device: &DeviceConfig,
+) -> Result<Box<dyn Device>, BuildError> {
+    let slot = device.place.map(|(slot, _)| slot);
+    let in_slot = |other: &&DeviceConfig| other.place.is_some_and(|(other, _)| Some(other) == slot);
+    let multifunction = config.devices.iter().filter(in_slot).count() > 1;
+    let options: Options =
+        device.options.iter().map(|given| (given.name.clone(), given.value.clone())).collect();
+    vfiod_devices::build(&device.model, &options, multifunction)
 }

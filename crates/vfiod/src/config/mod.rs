@@ -104,10 +104,21 @@ pub(crate) struct DeviceConfig {
     /// What happens to its state between its users.
     pub(crate) state: StatePolicy,
     /// The model's options.
-    pub(crate) options: Vec<(String, OptionValue)>,
+    pub(crate) options: Vec<OptionSetting>,
     /// Where clients connect.
     pub(crate) socket: SocketConfig,
-    /// Bytes of the file that a mistake in the options is shown at.
+    /// Bytes of the file that a mistake in the device as a whole is shown at.
+    pub(crate) span: Range<usize>,
+}
+
+/// An option of a model as it was given.
+#[derive(Clone, Debug)]
+pub(crate) struct OptionSetting {
+    /// Its name.
+    pub(crate) name: String,
+    /// Its value.
+    pub(crate) value: OptionValue,
+    /// Bytes of the file that a mistake in it is shown at.
     pub(crate) span: Range<usize>,
 }
 

@@ -15,7 +15,7 @@ use vfiod_server::SocketAccess;
 use super::problem::{Problem, line_of};
 use super::section::{At, Section};
 use super::values::{self, TIME_HELP};
-use super::{BusConfig, Config, DeviceConfig, SlotConfig, SocketConfig};
+use super::{BusConfig, Config, DeviceConfig, OptionSetting, SlotConfig, SocketConfig};
 use crate::logging::{Format, check_filter};
 use crate::models::{Model, OptionValue};
 use crate::nearest::suggestion;
@@ -181,14 +181,10 @@ impl Reader<'_> {
         let state = device
             .choice("state", &[("reset", StatePolicy::Reset), ("retain", StatePolicy::Retain)])
             .unwrap_or_default();
-        let (options, span) = match device.section("options") {
-            Some(section) => {
-                let span = section.span.clone();
-                (self.options(section, model), span)
-            }
-            None => (Vec::new(), device.span.clone()),
-        };
+        let options = device.section("options");
+        let options = options.map_or_else(Vec::new, |section| self.options(section, model));
         let socket = self.socket(&device, sockets);
+        let span = device.span.clone();
         device.finish();
         Some(DeviceConfig {
             name: name.value.to_owned(),
@@ -279,7 +275,7 @@ impl Reader<'_> {
         &self,
         section: Section<'_>,
         model: Option<&Model>,
-    ) -> Vec<(String, OptionValue)> {
+    ) -> Vec<OptionSetting> {
         let Some(model) = model else { return Vec::new() };
         let mut options = Vec::new();
         for (name, value) in section.entries() {
@@ -290,7 +286,10 @@ impl Reader<'_> {
                 section.wrong(word, name.span(), what, suggestion(word, "options", names));
             }
             match option_value(value) {
-                Some(value) => options.push((word.to_owned(), value)),
+                Some(setting) => {
+                    let span = value.span();
+                    options.push(OptionSetting { name: word.to_owned(), value: setting, span });
+                }
                 None => section.wrong(
                     word,
                     value.span(),

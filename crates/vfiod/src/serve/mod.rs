@@ -12,7 +12,7 @@ use vfiod_server::SocketAccess;
 
 pub(crate) use self::stack::Stack;
 use crate::cli::Serve;
-use crate::config::{self, Config, DeviceConfig, SocketConfig, TIME_HELP};
+use crate::config::{self, Config, DeviceConfig, OptionSetting, SocketConfig, TIME_HELP};
 use crate::logging::Format;
 use crate::models::{self, Model};
 use crate::nearest::suggestion;
@@ -113,12 +113,17 @@ fn single(args: &Serve, model: &str, models: &[Model]) -> Result<Config, Misuse>
     };
     let config = Config { devices: vec![device], ..Config::default() };
     match models::mistakes(&config).first() {
-        Some(problem) => Err(Misuse(format!("--device {model}: {}", problem.what))),
+        Some(problem) => {
+            let key = problem.key.strip_prefix(&format!("device.{model}.options."));
+            let place = key.map_or_else(|| format!("--device {model}"), |key| format!("--option {key}"));
+            let help = problem.help.iter().map(|help| format!("; {help}")).collect::<String>();
+            Err(Misuse(format!("{place}: {}{help}", problem.what)))
+        }
         None => Ok(config),
     }
 }
 
-fn option(text: &str, model: &Model) -> Result<(String, models::OptionValue), Misuse> {
+fn option(text: &str, model: &Model) -> Result<OptionSetting, Misuse> {
     let Some((name, value)) = text.split_once('=') else {
         return Err(Misuse(format!("--option: `{text}` has no value; write {text}=VALUE")));
     };
@@ -130,7 +135,8 @@ fn option(text: &str, model: &Model) -> Result<(String, models::OptionValue), Mi
             suggestion(name, "options", names)
         )));
     }
-    Ok((name.to_owned(), models::option_value(value)))
+    let value = models::option_value(value);
+    Ok(OptionSetting { name: name.to_owned(), value, span: 0..0 })
 }
 
 fn socket(args: &Serve) -> Result<SocketConfig, Misuse> {

@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::{Context, bail};
 use vfiod_core::event::Observer;
 use vfiod_core::{DeviceSpec, Registration, Registry};
 use vfiod_pci::{Bus, Placement};
@@ -93,7 +93,7 @@ impl Stack {
             open: device.open,
             state: device.state,
         };
-        let model = models::build(config, device).map_err(|why| anyhow!("{why}"))?;
+        let model = models::build(config, device)?;
         let registration = registry.register(spec, model)?;
         let target = registration.device().clone();
         let address = placement.as_ref().map(|placement| placement.address().to_string());
