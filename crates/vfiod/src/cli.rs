@@ -94,11 +94,11 @@ pub(crate) struct Serve {
     pub(crate) device: Option<String>,
 
     /// Where to listen.
-    #[arg(long, value_name = "PATH", requires = "device", conflicts_with = "fd")]
+    #[arg(long, value_name = "PATH", requires = "device", conflicts_with_all = ["config", "fd"])]
     pub(crate) socket_path: Option<PathBuf>,
 
     /// A socket passed by the parent: listening, or one connection already made.
-    #[arg(long, value_name = "N", requires = "device")]
+    #[arg(long, value_name = "N", requires = "device", conflicts_with = "config")]
     pub(crate) fd: Option<RawFd>,
 
     /// The socket's permission bits, octal.
@@ -106,15 +106,22 @@ pub(crate) struct Serve {
     pub(crate) socket_mode: Option<String>,
 
     /// An option of the model, e.g. `inputs=3` (see `vfiod devices`).
-    #[arg(long = "option", value_name = "KEY=VALUE", requires = "device")]
+    #[arg(
+        long = "option",
+        value_name = "KEY=VALUE",
+        requires = "device",
+        conflicts_with = "config"
+    )]
     pub(crate) options: Vec<String>,
 
     /// Take one connection at a time, or any number.
-    #[arg(long, value_name = "POLICY", value_parser = ["single", "multi"], requires = "device")]
+    #[arg(long, value_name = "POLICY", value_parser = ["single", "multi"], requires = "device",
+        conflicts_with = "config")]
     pub(crate) open: Option<String>,
 
     /// Reset at the first open, or keep the state for a client that comes back.
-    #[arg(long, value_name = "POLICY", value_parser = ["reset", "retain"], requires = "device")]
+    #[arg(long, value_name = "POLICY", value_parser = ["reset", "retain"], requires = "device",
+        conflicts_with = "config")]
     pub(crate) state: Option<String>,
 
     /// How long a busy connection is polled before its thread sleeps, e.g. `50us`; `0` never.

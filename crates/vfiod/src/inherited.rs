@@ -69,7 +69,8 @@ pub(crate) fn activated() -> anyhow::Result<Vec<(String, Inherited)>> {
     };
     plan.into_iter()
         .map(|(number, name)| {
-            let socket = socket(number).with_context(|| format!("socket activation of `{name}`"))?;
+            let socket =
+                socket(number).with_context(|| format!("socket activation of `{name}`"))?;
             Ok((name, socket))
         })
         .collect()
@@ -87,9 +88,11 @@ fn plan(
         // They were meant for another process, and the environment was inherited.
         return Ok(None);
     }
-    let count: RawFd = fds.parse().ok().filter(|n| (0..=4096).contains(n)).with_context(|| {
-        format!("LISTEN_FDS is `{fds}`, not a number of descriptors")
-    })?;
+    let count: RawFd = fds
+        .parse()
+        .ok()
+        .filter(|n| (0..=4096).contains(n))
+        .with_context(|| format!("LISTEN_FDS is `{fds}`, not a number of descriptors"))?;
     let mut names = names.unwrap_or_default().split(':');
     Ok(Some(
         (FIRST..FIRST + count)

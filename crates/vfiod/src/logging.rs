@@ -54,9 +54,7 @@ pub(crate) fn start(
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
     // A second start (tests in one process) keeps the first.
     let _ = match format {
-        Format::Text => {
-            builder.with_ansi(io::IsTerminal::is_terminal(&io::stderr())).try_init()
-        }
+        Format::Text => builder.with_ansi(io::IsTerminal::is_terminal(&io::stderr())).try_init(),
         Format::Json => builder.json().flatten_event(true).try_init(),
     };
     Ok(())

@@ -105,10 +105,7 @@ pub(crate) fn mistakes(config: &Config) -> Vec<Problem> {
 ///
 /// # Errors
 /// What is wrong with its options.
-pub(crate) fn build(
-    config: &Config,
-    device: &DeviceConfig,
-) -> Result<Box<dyn Device>, BuildError> {
+pub(crate) fn build(config: &Config, device: &DeviceConfig) -> Result<Box<dyn Device>, BuildError> {
     let slot = device.place.map(|(slot, _)| slot);
     let in_slot = |other: &&DeviceConfig| other.place.is_some_and(|(other, _)| Some(other) == slot);
     let multifunction = config.devices.iter().filter(in_slot).count() > 1;

@@ -112,8 +112,9 @@ impl Reader<'_> {
         let segment = bus.integer("segment", 0..=0xffff).map_or(0, |at| at.value as u16);
         let given = bus.integer("number", 0..=0xff);
         let number = given.as_ref().map_or(0, |at| at.value as u8);
-        let span = given.map_or(bus.span.clone(), |at| at.span);
-        if let Some(other) = numbers.take((segment, number), &span, &bus.path) {
+        let span = given.as_ref().map_or(bus.span.clone(), |at| at.span.clone());
+        let readable = given.is_some() || !bus.has("number");
+        if readable && let Some(other) = numbers.take((segment, number), &span, &bus.path) {
             bus.wrong(
                 "number",
                 span,
@@ -142,15 +143,19 @@ impl Reader<'_> {
             None => {
                 if !slot.has("bus") {
                     let names = buses.iter().map(|at| at.value);
-                    slot.missing("bus", format!("name its bus; {}", suggestion("", "buses", names)));
+                    slot.missing(
+                        "bus",
+                        format!("name its bus; {}", suggestion("", "buses", names)),
+                    );
                 }
                 None
             }
         };
         let given = slot.integer("number", 0..=31);
         let number = given.as_ref().map_or(0, |at| at.value as u8);
-        let span = given.map_or(slot.span.clone(), |at| at.span);
-        if let Some(bus) = bus
+        let span = given.as_ref().map_or(slot.span.clone(), |at| at.span.clone());
+        let readable = given.is_some() || !slot.has("number");
+        if let (true, Some(bus)) = (readable, bus)
             && let Some(other) = numbers.take((bus, number), &span, &slot.path)
         {
             let bus = buses[bus].value;
@@ -237,13 +242,20 @@ impl Reader<'_> {
             return None;
         };
         let index = self.index(device, "slot", "slots", &slot, slots)?;
+        if function.is_none() && device.has("function") {
+            return None;
+        }
         let number = function.as_ref().map_or(0, |at| at.value as u8);
         let span = function.map_or(slot.span, |at| at.span);
         if let Some(other) = places.take((index, number), &span, &device.path) {
             device.wrong(
                 "function",
                 span,
-                format!("function {number} of slot `{}` is {} already", slot.value, self.at(&other)),
+                format!(
+                    "function {number} of slot `{}` is {} already",
+                    slot.value,
+                    self.at(&other)
+                ),
                 "give each device of a slot its own `function`, 0 to 7".to_owned(),
             );
         }
@@ -271,11 +283,7 @@ impl Reader<'_> {
         }
     }
 
-    fn options(
-        &self,
-        section: Section<'_>,
-        model: Option<&Model>,
-    ) -> Vec<OptionSetting> {
+    fn options(&self, section: Section<'_>, model: Option<&Model>) -> Vec<OptionSetting> {
         let Some(model) = model else { return Vec::new() };
         let mut options = Vec::new();
         for (name, value) in section.entries() {
@@ -301,11 +309,7 @@ impl Reader<'_> {
         options
     }
 
-    fn socket(
-        &self,
-        device: &Section<'_>,
-        sockets: &mut Taken<String>,
-    ) -> Option<SocketConfig> {
+    fn socket(&self, device: &Section<'_>, sockets: &mut Taken<String>) -> Option<SocketConfig> {
         let Some(value) = device.value("socket") else {
             let help = "give a path, or { path = \"…\", mode = \"0660\" }, or \
                         { activated = \"NAME\" } for one that systemd passes";

@@ -147,7 +147,9 @@ impl<'a> Section<'a> {
             return None;
         };
         match u64::from_str_radix(integer.as_str(), integer.radix()) {
-            Ok(number) if bounds.contains(&number) => Some(At { value: number, span: value.span() }),
+            Ok(number) if bounds.contains(&number) => {
+                Some(At { value: number, span: value.span() })
+            }
             _ => {
                 let right = format!("it goes from {} to {}", bounds.start(), bounds.end());
                 self.wrong(key, value.span(), "this number is out of range", right);
@@ -179,9 +181,8 @@ impl<'a> Section<'a> {
         let mut sections = Vec::with_capacity(entries.len());
         for (name, value) in entries {
             match outer.inner(name.get_ref(), name.span(), value) {
-                Some(section) => {
-                    sections.push((At { value: name.get_ref().as_ref(), span: name.span() }, section))
-                }
+                Some(section) => sections
+                    .push((At { value: name.get_ref().as_ref(), span: name.span() }, section)),
                 None => outer.unlike(name.get_ref(), value, &format!("a table: [{key}.NAME]")),
             }
         }
@@ -204,9 +205,7 @@ impl<'a> Section<'a> {
     }
 
     /// Every key with its value, in the order of the file; asks for all of them.
-    pub(super) fn entries(
-        &self,
-    ) -> Vec<(&'a Spanned<DeString<'a>>, &'a Spanned<DeValue<'a>>)> {
+    pub(super) fn entries(&self) -> Vec<(&'a Spanned<DeString<'a>>, &'a Spanned<DeValue<'a>>)> {
         let mut entries: Vec<_> = self.table.iter().collect();
         entries.sort_by_key(|(name, _)| name.span().start);
         entries

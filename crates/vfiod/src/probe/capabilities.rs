@@ -129,8 +129,7 @@ fn msix(space: Bytes<'_>, at: usize) -> Decoded {
     let count = (control & 0x7ff) + 1;
     let (enabled, masked) = (control & 0x8000 != 0, control & 0x4000 != 0);
     let (table, pending) = (space.u32(at + 4), space.u32(at + 8));
-    let title =
-        format!("{} Count={count} {}", flag("Enable", enabled), flag("Masked", masked));
+    let title = format!("{} Count={count} {}", flag("Enable", enabled), flag("Masked", masked));
     let details = vec![
         format!("Vector table: BAR={} offset={:08x}", table & 7, table & !7),
         format!("PBA: BAR={} offset={:08x}", pending & 7, pending & !7),

@@ -43,9 +43,8 @@ pub(super) fn collect(socket: &Path, timeout: Duration) -> anyhow::Result<Report
             _ => {}
         }
     }
-    let size_of = |index| {
-        regions.iter().find(|region| region.index == index).map_or(0, |region| region.size)
-    };
+    let size_of =
+        |index| regions.iter().find(|region| region.index == index).map_or(0, |region| region.size);
     let mut config = vec![0; size_of(pci_region::CONFIG).min(CONFIG_MAX) as usize];
     if is_pci && !config.is_empty() {
         let read = client.region_read(pci_region::CONFIG, 0, &mut config);

@@ -141,7 +141,8 @@ fn bars(space: Bytes<'_>, sizes: &[u64], warnings: &mut Vec<String>) -> Vec<Bar>
         index += 1;
         if wide {
             if sizes.get(index).is_some_and(|size| *size != 0) {
-                warnings.push(format!("BAR{index} is the upper half of a 64-bit BAR, but a region"));
+                warnings
+                    .push(format!("BAR{index} is the upper half of a 64-bit BAR, but a region"));
             }
             index += 1;
         }

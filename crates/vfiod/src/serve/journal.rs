@@ -13,7 +13,9 @@ impl Observer for Journal {
             Event::Registered(Subject { name, set, .. }) => {
                 tracing::debug!(device = name, set, "registered");
             }
-            Event::DeviceOpened(Subject { name, .. }) => tracing::info!(device = name, "first open"),
+            Event::DeviceOpened(Subject { name, .. }) => {
+                tracing::info!(device = name, "first open")
+            }
             Event::FileOpened { subject, file, owner, count } => {
                 let owner = owner_name(owner);
                 tracing::info!(device = subject.name, file = file.0, owner, count, "opened");
@@ -21,7 +23,9 @@ impl Observer for Journal {
             Event::FileReleased { subject, file, count } => {
                 tracing::info!(device = subject.name, file = file.0, count, "released");
             }
-            Event::DeviceClosed(Subject { name, .. }) => tracing::info!(device = name, "last close"),
+            Event::DeviceClosed(Subject { name, .. }) => {
+                tracing::info!(device = name, "last close")
+            }
             Event::Reset { subject, cause } => {
                 tracing::debug!(device = subject.name, ?cause, "reset");
             }

@@ -115,7 +115,8 @@ fn single(args: &Serve, model: &str, models: &[Model]) -> Result<Config, Misuse>
     match models::mistakes(&config).first() {
         Some(problem) => {
             let key = problem.key.strip_prefix(&format!("device.{model}.options."));
-            let place = key.map_or_else(|| format!("--device {model}"), |key| format!("--option {key}"));
+            let place =
+                key.map_or_else(|| format!("--device {model}"), |key| format!("--option {key}"));
             let help = problem.help.iter().map(|help| format!("; {help}")).collect::<String>();
             Err(Misuse(format!("{place}: {}{help}", problem.what)))
         }
