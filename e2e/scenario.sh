@@ -1,0 +1,112 @@
+# Helpers for scenarios. Sourced by each, never run alone.
+# shellcheck shell=bash
+# A scenario serves devices with vfiod, boots guests that use them, and checks both sides.
+# The first command that fails ends it as failed; whatever it started is ended with it.
+. "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+
+: "${VFIOD:?the vfiod program under test}"
+WORK=$(mktemp -d)
+export WORK
+EDU_TOOL=$CACHE_DIR/guest-edu
+SERVER_PID=''
+
+finish() {
+    local status=$?
+    trap - EXIT
+    jobs -p | xargs -r kill 2>/dev/null || true
+    [ -z "$SERVER_PID" ] || kill -9 "$SERVER_PID" 2>/dev/null || true
+    if [ "$status" != 0 ] && [ -r "$WORK/server.log" ]; then
+        echo "--- the server's log"
+        tail -n 60 "$WORK/server.log"
+    fi
+    rm -rf "$WORK"
+    exit "$status"
+}
+trap finish EXIT
+trap 'exit 1' INT TERM HUP
+
+# wait_for WHAT COMMAND...: until the command succeeds, 30 seconds at most.
+wait_for() {
+    local what=$1 i
+    shift
+    for ((i = 0; i < 300; i++)); do
+        if "$@" >/dev/null 2>&1; then return 0; fi
+        sleep 0.1
+    done
+    echo "waited 30 s in vain: $what"
+    return 1
+}
+
+# start_server CONFIG-TEXT SOCKET...: vfiod serves until the scenario ends.
+start_server() {
+    printf '%s\n' "$1" >"$WORK/config.toml"
+    shift
+    "$VFIOD" serve "$WORK/config.toml" --log debug 2>"$WORK/server.log" &
+    SERVER_PID=$!
+    local socket
+    for socket in "$@"; do wait_for "socket $socket" test -S "$WORK/$socket"; done
+}
+
+# stop_server: SIGTERM, which must end it with exit code 0.
+stop_server() {
+    local pid=$SERVER_PID
+    SERVER_PID=''
+    kill -TERM "$pid"
+    wait "$pid"
+}
+
+# logged PATTERN: the server's log has a line like that by now or soon.
+logged() { wait_for "log line: $1" grep -qE "$1" "$WORK/server.log"; }
+
+# guest NAME SCRIPT-TEXT OPTIONS...: boots a guest; its output goes to NAME.out.
+guest() {
+    local name=$1
+    printf '%s\n' "$2" >"$WORK/$name.sh"
+    shift 2
+    "$HARNESS_DIR/run-guest.sh" --script "$WORK/$name.sh" --file "$EDU_TOOL:/usr/bin/edu" \
+        --timeout 150 "$@" >"$WORK/$name.out" 2>&1 && return 0
+    local status=$?
+    echo "--- guest $name ended with status $status"
+    tail -n 60 "$WORK/$name.out"
+    return "$status"
+}
+
+# said NAME PATTERN: the guest printed a line like that by now or soon.
+said() { wait_for "guest line: $2" grep -qE "$2" "$WORK/$1.out"; }
+
+# control TEXT...: lines to the gpio's control socket; prints what it answers.
+control() {
+    printf '%s\n' "$@" | "$ROOTFS/usr/bin/busybox" timeout 2 \
+        "$ROOTFS/usr/bin/busybox" nc "local:$WORK/control.sock" || true
+}
+
+# Configurations: a slot with two functions, and single devices.
+slot_config() {
+    cat <<EOF
+[bus.backplane]
+number = 1
+reset = "slot"
+[slot.card]
+bus = "backplane"
+number = 2
+[device.lines]
+model = "gpio"
+slot = "card"
+function = 0
+socket = { path = "$WORK/lines.sock" }
+options = { control = "$WORK/control.sock" }
+[device.edu]
+model = "edu"
+slot = "card"
+function = 1
+socket = { path = "$WORK/edu.sock" }
+EOF
+}
+
+device_config() { # MODEL
+    cat <<EOF
+[device.$1]
+model = "$1"
+socket = { path = "$WORK/$1.sock" }
+EOF
+}

@@ -1,0 +1,7 @@
+# QEMU waits for every write (x-no-posted-writes=on).
+. "$(dirname "$0")/../scenario.sh"
+start_server "$(device_config edu)" edu.sock
+guest vm 'modprobe uio_pci_generic; edu uio' \
+    --socket "$WORK/edu.sock" --prop x-no-posted-writes=true
+grep -q "edu: all well" "$WORK/vm.out"
+stop_server

@@ -1,0 +1,32 @@
+# The device is unplugged from a running guest and plugged in again.
+. "$(dirname "$0")/../scenario.sh"
+start_server "$(device_config edu)" edu.sock
+
+# One QMP session: commands after the greeting; what comes back goes to qmp.out.
+qmp() {
+    { echo '{"execute":"qmp_capabilities"}'; sleep 0.5; printf '%s\n' "$@"; sleep 1; } |
+        "$ROOTFS/usr/bin/busybox" timeout 10 "$ROOTFS/usr/bin/busybox" nc "local:$WORK/qmp" \
+            >>"$WORK/qmp.out" || true
+}
+
+guest vm '
+modprobe uio_pci_generic
+edu uio || exit 1
+echo "ready to unplug"
+while lspci -n | grep -q 1234:11e8; do sleep 0.2; done
+echo "unplugged"
+while ! lspci -n | grep -q 1234:11e8; do sleep 0.2; done
+echo "plugged in"
+sleep 1
+edu uio
+' --socket "$WORK/edu.sock" --root-port --qmp "$WORK/qmp" &
+vm=$!
+said vm "ready to unplug"
+qmp '{"execute":"device_del","arguments":{"id":"dev0"}}'
+said vm "^unplugged"
+logged "connection ended"
+qmp '{"execute":"device_add","arguments":{"driver":"vfio-user-pci","id":"dev1","bus":"port0","socket":{"type":"unix","path":"'"$WORK"'/edu.sock"}}}'
+wait "$vm"
+cat "$WORK/vm.out"
+[ "$(grep -c "edu: all well" "$WORK/vm.out")" = 2 ]
+stop_server

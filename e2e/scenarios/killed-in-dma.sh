@@ -1,0 +1,16 @@
+# kill -9 of QEMU in the midst of DMA; then a fresh QEMU on the same socket.
+. "$(dirname "$0")/../scenario.sh"
+start_server "$(device_config edu)" edu.sock
+
+guest first 'modprobe uio_pci_generic; edu dma-forever' \
+    --socket "$WORK/edu.sock" --pid "$WORK/pid" &
+said first "DMA until the end"
+sleep 0.5
+kill -9 "$(cat "$WORK/pid")"
+logged "connection ended"
+wait || true
+
+guest second 'modprobe uio_pci_generic; edu uio' --socket "$WORK/edu.sock"
+cat "$WORK/second.out"
+grep -q "edu: all well" "$WORK/second.out"
+stop_server

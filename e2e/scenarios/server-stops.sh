@@ -1,0 +1,21 @@
+# The server is told to stop while a guest uses a device: it exits 0, the guest lives on and reads
+# all ones.
+. "$(dirname "$0")/../scenario.sh"
+start_server "$(device_config edu)" edu.sock
+guest vm '
+modprobe uio_pci_generic
+edu uio || exit 1
+echo "the server may stop"
+bar=$(setpci -d 1234:11e8 BASE_ADDRESS_0 | sed "s/^/0x/")
+i=0
+while [ "$(devmem $bar 32)" != 0xFFFFFFFF ]; do
+    i=$((i + 1)); [ $i -lt 300 ] || exit 1
+    sleep 0.1
+done
+echo "the guest lives"
+' --socket "$WORK/edu.sock" &
+vm=$!
+said vm "the server may stop"
+stop_server
+wait "$vm"
+grep -q "the guest lives" "$WORK/vm.out"
