@@ -199,11 +199,6 @@ impl Registry {
         devices.sort_unstable_by_key(DeviceRef::id);
         devices
     }
-
-    #[cfg(test)]
-    pub(crate) fn live_sets(&self) -> usize {
-        self.inner.sets.len()
-    }
 }
 
 impl Default for Registry {

@@ -185,8 +185,10 @@ impl SetGuard<'_> {
             return Vec::new();
         }
         let slots = std::mem::take(&mut state.needs_reset);
-        let device = |slot: usize| state.members[slot].as_ref().map(|member| member.device.clone());
-        slots.into_iter().filter_map(device).collect()
+        let members = slots.into_iter().filter_map(|slot| state.members[slot].as_ref());
+        // A reset by other means may have come first.
+        let failed = members.map(|member| &member.device).filter(|d| d.is_in_error_state());
+        failed.cloned().collect()
     }
 
     /// Lets the lock go until `signal`, or for a time ([`Duration::MAX`]: for ever).
@@ -259,11 +261,5 @@ impl SetTable {
         // The id's object may be dropped with it, which is foreign code: no lock is held here.
         drop(gone);
         true
-    }
-
-    /// Number of live sets.
-    #[cfg(test)]
-    pub(crate) fn len(&self) -> usize {
-        self.shards.iter().map(|shard| lock(shard).len()).sum()
     }
 }

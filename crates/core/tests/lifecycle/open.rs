@@ -1,0 +1,156 @@
+//! Open: reset and `open_device` for the first, `open` for each; undone where it fails.
+
+use std::sync::Arc;
+
+use vfiod_core::{DeviceSpec, Errno, OpenPolicy, Owner, StatePolicy};
+
+use crate::rig::{Fault, Rig, Slot, errno, open, owner, spec};
+
+#[test]
+fn first_and_further_open_last_and_other_release() {
+    let rig = Rig::with_events();
+    let a = rig.multi("a");
+    let first = open(&a).unwrap();
+    assert_eq!(
+        rig.journal.take(),
+        [
+            "a.reset Open",
+            "event: a reset Open",
+            "a.open_device",
+            "event: a in use",
+            "a.open me",
+            "event: a opened, 1"
+        ]
+    );
+    let second = open(&a).unwrap();
+    assert_ne!(first.id(), second.id());
+    assert_eq!(rig.journal.take(), ["a.open me", "event: a opened, 2"]);
+    assert_eq!(a.device().status().files.len(), 2);
+    drop(first);
+    assert_eq!(rig.journal.take(), ["a.release", "event: a released, 1"]);
+    drop(second);
+    assert_eq!(
+        rig.journal.take(),
+        ["a.release", "event: a released, 0", "a.close_device", "event: a idle"]
+    );
+    assert_eq!(a.device().status().files, []);
+}
+
+#[test]
+fn retained_state_is_not_reset() {
+    let rig = Rig::new();
+    let spec = DeviceSpec { state: StatePolicy::Retain, ..spec("a") };
+    let a = rig.add(spec, rig.probe("a"));
+    for _ in 0..2 {
+        drop(open(&a).unwrap());
+        assert_eq!(
+            rig.journal.take(),
+            ["a.open_device", "a.open me", "a.release", "a.close_device"]
+        );
+    }
+}
+
+#[test]
+fn single_open_refuses_a_second_file_of_anybody() {
+    let rig = Rig::new();
+    let a = rig.single("a");
+    let file = open(&a).unwrap();
+    rig.journal.take();
+    assert_eq!(errno(open(&a)), Errno::INVAL);
+    assert_eq!(errno(a.device().open(owner("you"))), Errno::INVAL);
+    assert!(rig.journal.take().is_empty(), "the device was not bothered");
+    drop(file);
+    a.device().open(owner("you")).unwrap();
+}
+
+#[test]
+fn multi_open_is_for_one_owner_at_a_time() {
+    let rig = Rig::new();
+    let a = rig.multi("a");
+    let peer = |pid| Owner::Peer { pid, uid: 0, gid: 0 };
+    let mine = a.device().open(owner("me")).unwrap();
+    assert_eq!(errno(a.device().open(owner("you"))), Errno::BUSY);
+    assert_eq!(errno(a.device().open(peer(1))), Errno::BUSY);
+    let also_mine = a.device().open(owner("me")).unwrap();
+    drop(mine);
+    assert_eq!(errno(a.device().open(owner("you"))), Errno::BUSY);
+    drop(also_mine);
+    drop(a.device().open(owner("you")).unwrap());
+    assert_eq!(OpenPolicy::default(), OpenPolicy::Single);
+}
+
+/// Every step of a first open fails in turn; nothing but what had succeeded is undone, and the
+/// next open works.
+#[test]
+fn a_failed_first_open_is_undone_step_by_step() {
+    let steps: [(&str, &[&str]); 3] = [
+        ("a.reset", &["a.reset Open"]),
+        ("a.open_device", &["a.reset Open", "a.open_device"]),
+        ("a.open", &["a.reset Open", "a.open_device", "a.open me", "a.close_device"]),
+    ];
+    for (step, expected) in steps {
+        for policy in [OpenPolicy::Single, OpenPolicy::Multi] {
+            let rig = Rig::new();
+            let a = rig.add(DeviceSpec { open: policy, ..spec("a") }, rig.probe("a"));
+            rig.journal.fault(step, Fault::Fail(Errno::NOSPC));
+            assert_eq!(errno(open(&a)), Errno::NOSPC, "{step}");
+            assert_eq!(rig.journal.take(), expected);
+            assert_eq!(a.device().status().files, []);
+            drop(a.device().open(owner("you")).unwrap());
+            let expected =
+                ["a.reset Open", "a.open_device", "a.open you", "a.release", "a.close_device"];
+            assert_eq!(rig.journal.take(), expected, "after {step}");
+        }
+    }
+}
+
+#[test]
+fn a_failed_further_open_leaves_the_others_alone() {
+    let rig = Rig::with_events();
+    let a = rig.multi("a");
+    let first = open(&a).unwrap();
+    rig.journal.take();
+    rig.journal.fault("a.open", Fault::Fail(Errno::MFILE));
+    assert_eq!(errno(open(&a)), Errno::MFILE);
+    assert_eq!(rig.journal.take(), ["a.open me"]);
+    assert_eq!(a.device().status().files, [(first.id(), owner("me"))]);
+    drop(first);
+    assert_eq!(
+        rig.journal.take(),
+        ["a.release", "event: a released, 0", "a.close_device", "event: a idle"]
+    );
+}
+
+#[test]
+fn a_failed_open_device_leaves_the_set_idle() {
+    let rig = Rig::new();
+    let slot = Arc::new(Slot("slot"));
+    let (a, b) = (rig.member("a", &slot), rig.member("b", &slot));
+    rig.journal.fault("a.open_device", Fault::Fail(Errno::NOMEM));
+    assert_eq!(errno(open(&a)), Errno::NOMEM);
+    // If `a` still counted as open, the set's reset of `b` would not come.
+    rig.journal.fault("b.close_device", Fault::Panic);
+    drop(open(&b).unwrap());
+    assert_eq!(rig.journal.count("b.reset Set"), 1);
+}
+
+#[test]
+fn members_are_opened_apart() {
+    let rig = Rig::new();
+    let slot = Arc::new(Slot("slot"));
+    let (a, b) = (rig.member("a", &slot), rig.member("b", &slot));
+    let (fa, fb) = (open(&a).unwrap(), open(&b).unwrap());
+    drop(fa);
+    drop(fb);
+    let expected = [
+        "a.open_device",
+        "a.open me",
+        "b.open_device",
+        "b.open me",
+        "a.release",
+        "a.close_device",
+        "b.release",
+        "b.close_device",
+    ];
+    assert_eq!(rig.journal.take(), expected);
+}

@@ -1,0 +1,68 @@
+//! Descriptions that contradict themselves are refused at registration.
+
+use std::sync::Arc;
+
+use vfiod_core::memory::SharedMemory;
+use vfiod_core::region::{Doorbell, SharedAreas, SparseArea};
+use vfiod_core::{Errno, Region, RegionFlags};
+
+use crate::rig::{Rig, errno, spec};
+
+fn accepted(region: Region) -> bool {
+    let rig = Rig::new();
+    let mut probe = rig.probe("a");
+    probe.description.regions = vec![Region::absent(), region];
+    match rig.registry.register(spec("a"), Box::new(probe)) {
+        Ok(_) => true,
+        refused => {
+            assert_eq!(errno(refused), Errno::INVAL);
+            assert!(!rig.journal.take().contains(&"a.init".to_owned()), "refused before init");
+            false
+        }
+    }
+}
+
+fn areas(memory: &Arc<SharedMemory>, areas: &[(u64, u64)]) -> bool {
+    let areas = areas.iter().map(|&(offset, size)| SparseArea { offset, size }).collect();
+    let shared = Some(SharedAreas { memory: memory.clone(), areas });
+    accepted(Region { shared, ..Region::registers(0x8000) })
+}
+
+#[test]
+fn sparse_areas() {
+    let memory = SharedMemory::new("test", 0x8000).unwrap();
+    assert!(areas(&memory, &[]));
+    assert!(areas(&memory, &[(0, 0x8000)]));
+    assert!(areas(&memory, &[(0x1000, 0x1000), (0x2000, 0x1000), (0x7000, 0x1000)]));
+    assert!(!areas(&memory, &[(0x800, 0x1000)]), "offset not of pages");
+    assert!(!areas(&memory, &[(0, 0x800)]), "size not of pages");
+    assert!(!areas(&memory, &[(0, 0)]), "empty");
+    assert!(!areas(&memory, &[(0x2000, 0x1000), (0x1000, 0x1000)]), "descending");
+    assert!(!areas(&memory, &[(0x1000, 0x2000), (0x2000, 0x1000)]), "overlapping");
+    assert!(!areas(&memory, &[(0x7000, 0x2000)]), "over the region's end");
+    assert!(!areas(&memory, &[(0x1000, 0xffff_ffff_ffff_f000)]), "over 2^64");
+    let small = SharedMemory::new("small", 0x1000).unwrap();
+    assert!(!areas(&small, &[(0x1000, 0x1000)]), "over the memory's end");
+    assert!(accepted(Region::memory(small)));
+}
+
+#[test]
+fn doorbells() {
+    let bell = |offset, size, datamatch| {
+        let doorbells = vec![Doorbell { offset, size, datamatch }];
+        accepted(Region { doorbells, ..Region::registers(0x100) })
+    };
+    assert!(bell(0, 4, None));
+    assert!(bell(0xfc, 0, None));
+    assert!(bell(0xf8, 8, Some(u64::MAX)));
+    assert!(bell(0xff, 1, Some(0xff)));
+    assert!(!bell(0, 3, None), "no such size");
+    assert!(!bell(0xfd, 4, None), "over the end");
+    assert!(!bell(0xfd, 0, None), "any size is 4");
+    assert!(!bell(u64::MAX, 1, None), "over 2^64");
+    assert!(!bell(0, 1, Some(0x100)), "a value that cannot be written");
+    assert!(!bell(0, 0, Some(1 << 32)));
+    let doorbells = vec![Doorbell { offset: 0, size: 4, datamatch: None }];
+    let read_only = Region { flags: RegionFlags::READ, doorbells, ..Region::registers(0x100) };
+    assert!(!accepted(read_only));
+}
