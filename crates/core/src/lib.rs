@@ -9,6 +9,8 @@ pub mod file;
 pub mod irq;
 mod lifecycle;
 pub mod memory;
+#[cfg(all(test, any(shuttle, loom)))]
+mod model;
 mod mutation;
 mod patience;
 pub mod region;

@@ -28,6 +28,11 @@ impl Registered {
     /// Opens the device: counted and opened under the set lock, then `open` without it.
     pub(crate) fn open_file(&self, owner: Owner) -> Result<Arc<FileShared>> {
         let file = Arc::new(FileShared::new(self.registry.next_file(), owner));
+        if active(Mutation::DeviceLockFirst) {
+            let model = crate::sync::lock(&self.model);
+            drop(self.set.lock());
+            drop(model);
+        }
         self.count_in(&mut self.set.lock(), &file)?;
 
         if let Err(error) = self.call(|device| device.open(file.id, &file.owner)) {
@@ -114,11 +119,6 @@ impl Registered {
     /// device after the last.
     fn count_out(&self, file: &FileShared, announced: bool) {
         self.drop_resources(file);
-        if active(Mutation::DeviceLockFirst) {
-            let model = crate::sync::lock(&self.model);
-            drop(self.set.lock());
-            drop(model);
-        }
         let mut guard = self.set.lock();
         let Some(member) = guard.find(self) else { return };
         if member.files.remove(&file.id).is_none() {
@@ -169,6 +169,8 @@ impl Registered {
     }
 
     fn request(&self, n: u32) {
+        // Told first: what the users do about it is told by others.
+        self.emit(|subject| Event::Requested { subject, n });
         let told = self.call(|device| Ok(device.as_request().map(|power| power.request(n))));
         let told = match told {
             Ok(Some(true)) => true,
@@ -179,7 +181,6 @@ impl Registered {
         };
         // Rarer and rarer, as the intervals grow.
         tracing::debug!(device = self.name(), n, told, "asked the users to let go");
-        self.emit(|subject| Event::Requested { subject, n });
     }
 
     /// Takes every file away, and waits until those are gone that others are releasing.

@@ -1,10 +1,22 @@
 //! Faults to be switched on under a model checker, one or more for each invariant, to show that
 //! the checks bite. In an ordinary build [`active`] is `false` at compile time.
 
-/// A deliberate fault.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(dead_code)]
-pub(crate) enum Mutation {
+macro_rules! mutations {
+    ($($(#[$doc:meta])* $name:ident,)*) => {
+        /// A deliberate fault.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[allow(dead_code)]
+        pub(crate) enum Mutation {
+            $($(#[$doc])* $name,)*
+        }
+
+        /// All of them.
+        #[cfg(all(test, shuttle))]
+        pub(crate) const ALL: &[Mutation] = &[$(Mutation::$name,)*];
+    };
+}
+
+mutations! {
     /// Looks a set up and enters it in two steps: two joiners may make two sets of one id.
     SetMadeTwice,
     /// Leaves a set in the table when its last member has left.
@@ -15,7 +27,7 @@ pub(crate) enum Mutation {
     LastCloseUnlocked,
     /// Calls `open_device` at every open.
     OpenDeviceEveryTime,
-    /// Does not call `close_device` when the last open was undone.
+    /// Does not call `close_device` when the last open is undone.
     UndoneOpenNotClosed,
     /// Does not take an open that failed out of the count.
     FailedOpenStaysCounted,
@@ -35,6 +47,8 @@ pub(crate) enum Mutation {
     DeviceLockFirst,
     /// Keeps a registry lock while `init` runs.
     InitUnderRegistryLock,
+    /// Resets the set while a member is open.
+    SetResetWhileOpen,
 }
 
 /// Whether a fault is switched on.

@@ -181,7 +181,8 @@ impl SetGuard<'_> {
     /// The devices waiting for the set's reset, if no member is open.
     pub(crate) fn take_resets(&mut self) -> Vec<Arc<Registered>> {
         let state = self.state();
-        if state.open_members > 0 || state.needs_reset.is_empty() {
+        let busy = state.open_members > 0 && !active(Mutation::SetResetWhileOpen);
+        if busy || state.needs_reset.is_empty() {
             return Vec::new();
         }
         let slots = std::mem::take(&mut state.needs_reset);

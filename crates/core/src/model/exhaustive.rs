@@ -1,0 +1,179 @@
+//! The small pieces, in every order that memory and scheduler allow.
+
+use std::sync::Arc;
+
+use loom::thread;
+
+use super::must_find;
+use crate::file::{FileId, FileShared, Owner};
+use crate::mutation::Mutation;
+use crate::set::{SetId, SetObject, SetTable};
+
+struct Slot;
+
+impl SetObject for Slot {
+    fn set_name(&self) -> String {
+        "slot".to_owned()
+    }
+}
+
+fn opened() -> Arc<FileShared> {
+    Arc::new(FileShared::new(FileId(0), Owner::InProcess("model".to_owned())))
+}
+
+/// Its holder releases a file while two others revoke it: one of them has to do it.
+#[test]
+fn one_release_is_owed() {
+    loom::model(|| {
+        let file = opened();
+        assert!(file.opened());
+        let rivals = [0; 2].map(|_| {
+            let file = file.clone();
+            thread::spawn(move || usize::from(file.revoke()))
+        });
+        let mut owed = usize::from(file.take());
+        for rival in rivals {
+            owed += rival.join().unwrap();
+        }
+        assert_eq!(owed, 1);
+        assert!(!file.is_open());
+    });
+}
+
+/// A file is revoked while it is being opened: either the opener notices, or the other has to
+/// release it; never both, never neither.
+#[test]
+fn an_open_that_is_revoked_is_released_once() {
+    loom::model(|| {
+        let file = opened();
+        let other = {
+            let file = file.clone();
+            thread::spawn(move || file.revoke())
+        };
+        let noticed = !file.opened();
+        let owed = other.join().unwrap();
+        assert!(noticed ^ owed);
+        assert!(!file.take(), "and its holder does nothing");
+    });
+}
+
+/// Three members come and go: those that are there at a time share a set, and the last one
+/// takes it along.
+#[test]
+fn one_live_set() {
+    loom::model(|| {
+        let table = Arc::new(SetTable::new(1));
+        let slot = Arc::new(Slot);
+        let (mine, created) = table.join(&SetId::of(&slot));
+        assert!(created);
+        let others = [0; 2].map(|_| {
+            let (table, id) = (table.clone(), SetId::of(&slot));
+            thread::spawn(move || {
+                let (set, created) = table.join(&id);
+                (set.clone(), created, table.leave(&set))
+            })
+        });
+        let gone = table.leave(&mine);
+        let others = others.map(|other| other.join().unwrap());
+        let made = 1 + others.iter().filter(|(_, created, _)| *created).count();
+        let ended = usize::from(gone) + others.iter().filter(|(_, _, gone)| *gone).count();
+        assert_eq!(made, ended, "every set that was made is gone");
+        for (set, created, _) in &others {
+            assert!(*created || made > 1 || Arc::ptr_eq(set, &mine), "another set at a time");
+        }
+        let (_again, created) = table.join(&SetId::of(&slot));
+        assert!(created, "nothing was left in the table");
+    });
+}
+
+/// Two join at once, and stay: they are in one set.
+fn two_joiners() {
+    loom::model(|| {
+        let table = Arc::new(SetTable::new(1));
+        let slot = Arc::new(Slot);
+        let other = {
+            let (table, id) = (table.clone(), SetId::of(&slot));
+            thread::spawn(move || table.join(&id))
+        };
+        let (mine, made) = table.join(&SetId::of(&slot));
+        let (theirs, made_too) = other.join().unwrap();
+        assert!(Arc::ptr_eq(&mine, &theirs), "two live sets");
+        assert!(made ^ made_too);
+        assert!(!table.leave(&mine));
+        assert!(table.leave(&theirs));
+    });
+}
+
+#[test]
+fn two_join_one_set() {
+    two_joiners();
+}
+
+#[test]
+fn fault_set_made_twice() {
+    must_find(Mutation::SetMadeTwice, two_joiners, "two live sets");
+}
+
+/// A device that knows whether it was released.
+struct Quiet(Arc<std::sync::atomic::AtomicBool>);
+
+impl crate::Device for Quiet {
+    fn describe(&self) -> crate::Description {
+        let regions = vec![crate::Region::registers(4)];
+        crate::Description { flags: crate::DeviceFlags::empty(), regions, irqs: Vec::new() }
+    }
+    fn init(&mut self, _ctx: &crate::Context) -> crate::Result<()> {
+        Ok(())
+    }
+    fn open_device(&mut self) -> crate::Result<()> {
+        Ok(())
+    }
+    fn close_device(&mut self) {}
+    fn release(&mut self, _file: FileId) {
+        self.0.store(true, std::sync::atomic::Ordering::SeqCst);
+    }
+    fn read(&mut self, _: crate::RegionIndex, _: u64, _: &mut [u8]) -> crate::Result<()> {
+        assert!(!self.0.load(std::sync::atomic::Ordering::SeqCst), "an access after the release");
+        Ok(())
+    }
+    fn write(&mut self, _: crate::RegionIndex, _: u64, _: &[u8]) -> crate::Result<()> {
+        Ok(())
+    }
+    fn reset(&mut self, _: crate::ResetCause) -> crate::Result<()> {
+        Ok(())
+    }
+}
+
+/// An access races with the revoke of its file: it comes first, or not at all. The check of the
+/// file's state is a relaxed load under the device lock; this shows that it suffices.
+fn access_against_revoke() {
+    let mut model = loom::model::Builder::new();
+    model.preemption_bound = Some(2);
+    model.check(|| {
+        let registry = crate::Registry::new();
+        let released = Arc::<std::sync::atomic::AtomicBool>::default();
+        let spec = crate::DeviceSpec { name: "a".to_owned(), ..Default::default() };
+        let device = Box::new(Quiet(released.clone()));
+        let registration = registry.register(spec, device).expect("registers");
+        let file = registration.device().open(Owner::InProcess("model".to_owned()));
+        let file = file.expect("opens");
+        let reader =
+            thread::spawn(move || match file.read(crate::RegionIndex(0), 0, &mut [0; 4]) {
+                Ok(()) => {}
+                Err(error) => assert_eq!(error.errno(), crate::Errno::NODEV),
+            });
+        drop(registration);
+        reader.join().expect("the reader");
+        assert!(released.load(std::sync::atomic::Ordering::SeqCst));
+    });
+}
+
+#[test]
+fn no_access_after_release() {
+    access_against_revoke();
+}
+
+#[test]
+fn fault_access_after_release() {
+    must_find(Mutation::AccessAfterRelease, access_against_revoke, "an access after the release");
+}

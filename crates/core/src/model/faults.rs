@@ -1,0 +1,38 @@
+//! Each deliberate fault must be found.
+
+use super::must_find;
+use super::scenarios::*;
+use crate::mutation::{self, Mutation};
+
+macro_rules! faults {
+    ($($test:ident: $mutation:ident in $scenario:ident, $reason:literal;)*) => {
+        $(#[test]
+        fn $test() {
+            must_find(Mutation::$mutation, || check($scenario, 20_000), $reason);
+        })*
+
+        #[test]
+        fn every_fault_has_a_test() {
+            assert_eq!(mutation::ALL, [$(Mutation::$mutation,)*]);
+        }
+    };
+}
+
+faults! {
+    set_made_twice: SetMadeTwice in sets_come_and_go, "two live sets";
+    set_outlives_members: SetOutlivesMembers in sets_come_and_go, "left behind";
+    first_open_unlocked: FirstOpenUnlocked in two_members_of_one_set, "overlaps";
+    last_close_unlocked: LastCloseUnlocked in two_members_of_one_set, "overlaps";
+    open_device_every_time: OpenDeviceEveryTime in two_users_of_one_device, "while open";
+    undone_open_not_closed: UndoneOpenNotClosed in opens_that_fail, "while open";
+    failed_open_stays_counted: FailedOpenStaysCounted in opens_that_fail, "deadlock";
+    open_while_leaving: OpenWhileLeaving in unregister_waits_for_the_user, "after unregister";
+    revoke_without_release: RevokeWithoutRelease in files_are_revoked_at_once, "with files";
+    revoke_releases_twice: RevokeReleasesTwice in files_are_revoked_at_once, "without open";
+    open_misses_revoke: OpenMissesRevoke in files_are_revoked_at_once, "deadlock";
+    access_after_release: AccessAfterRelease in files_are_revoked_at_once, "access after";
+    last_close_unheard: LastCloseUnheard in unregister_waits_for_the_user, "deadlock";
+    device_lock_first: DeviceLockFirst in two_users_of_one_device, "deadlock";
+    init_under_registry_lock: InitUnderRegistryLock in init_registers_another, "deadlock";
+    set_reset_while_open: SetResetWhileOpen in panics_stay_in_the_device, "member is open";
+}

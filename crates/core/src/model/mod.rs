@@ -1,0 +1,36 @@
+//! Model checks of the lifecycle: every interleaving that a checker can find must keep the
+//! invariants, and each deliberate fault of [`crate::mutation`] must break one.
+//!
+//! | invariant | watched by |
+//! | --- | --- |
+//! | one live set per id, gone with its last member | [`scenarios`], loom |
+//! | `open_device` and `close_device` alternate, and never overlap within a set | [`witness`] |
+//! | an open after unregister began fails | [`scenarios`] |
+//! | every successful open has exactly one release; no access follows it | [`witness`], loom |
+//! | the set is reset only while no member is open | [`witness`] |
+//! | no deadlock | the checker |
+//!
+//! `ci/model-checks.sh` runs them.
+
+#[cfg(loom)]
+mod exhaustive;
+#[cfg(shuttle)]
+mod faults;
+#[cfg(shuttle)]
+mod scenarios;
+#[cfg(shuttle)]
+mod witness;
+
+/// A check must fail with a fault, for the reason expected. It passes without: that is a test of
+/// its own.
+fn must_find(mutation: crate::mutation::Mutation, check: impl FnOnce(), reason: &str) {
+    crate::mutation::select(Some(mutation));
+    let found = std::panic::catch_unwind(std::panic::AssertUnwindSafe(check));
+    crate::mutation::select(None);
+    let Err(payload) = found else { panic!("{mutation:?} was not found") };
+    let said = payload.downcast_ref::<String>().map(String::as_str);
+    let said = said.or(payload.downcast_ref::<&str>().copied()).unwrap_or("(no message)");
+    assert!(said.contains(reason), "{mutation:?} was found by something else: {said}");
+    // For the table of `ci/model-checks.sh`.
+    println!("FOUND {mutation:?}: {}", said.lines().next().unwrap_or_default());
+}
