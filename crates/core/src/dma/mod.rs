@@ -63,7 +63,7 @@ pub struct DmaSpace {}
 
 impl DmaSpace {
     pub(crate) fn new() -> Self {
-        todo!()
+        Self {}
     }
 
     /// Reads guest memory, across adjoining windows. Never blocks on a mapper; waits for the
@@ -119,7 +119,6 @@ impl DmaSpace {
 
     /// Removes every window that a file mapped.
     pub(crate) fn drop_file(&self, _file: FileId) {
-        todo!()
     }
 
     /// Number of windows.
