@@ -2,6 +2,7 @@
 
 pub(crate) mod fault;
 pub(crate) mod mapping;
+mod table;
 
 pub use self::fault::Scalar;
 

@@ -1,0 +1,329 @@
+//! The table of windows: sorted by IO virtual address, in two levels.
+//!
+//! The upper level is an array of the chunks' first addresses, the lower one chunks of up to
+//! [`CAPACITY`] windows, whose addresses lie apart from the rest so that a search touches few
+//! cache lines. A change moves at most one chunk's windows and one array of addresses.
+//!
+//! Ends are kept as *last* addresses, so that a window may reach 2^64.
+
+use super::Perm;
+
+/// Windows in a chunk.
+const CAPACITY: usize = 64;
+
+/// One window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Window {
+    /// Last IO virtual address.
+    pub(super) last: u64,
+    /// Where the window begins in its source.
+    pub(super) offset: u64,
+    /// What is behind it: a slot of the table's owner.
+    pub(super) source: u32,
+    /// Whose it is: likewise.
+    pub(super) owner: u16,
+    /// Allowed accesses.
+    pub(super) perm: Perm,
+}
+
+impl Window {
+    const NONE: Self = Self { last: 0, offset: 0, source: 0, owner: 0, perm: Perm::empty() };
+}
+
+#[derive(Debug)]
+struct Chunk {
+    /// First addresses; `u64::MAX` beyond `len`.
+    firsts: [u64; CAPACITY],
+    windows: [Window; CAPACITY],
+    len: usize,
+}
+
+impl Chunk {
+    fn new() -> Box<Self> {
+        Box::new(Self { firsts: [u64::MAX; CAPACITY], windows: [Window::NONE; CAPACITY], len: 0 })
+    }
+
+    /// How many windows begin at or below `iova`.
+    #[inline]
+    fn up_to(&self, iova: u64) -> usize {
+        // A fixed number of steps without a branch to mispredict; the padding may match, too.
+        let mut base = 0;
+        let mut half = CAPACITY / 2;
+        while half > 0 {
+            base += if self.firsts[(base + half - 1) % CAPACITY] <= iova { half } else { 0 };
+            half /= 2;
+        }
+        base += usize::from(self.firsts[base % CAPACITY] <= iova);
+        base.min(self.len)
+    }
+
+    fn insert(&mut self, at: usize, first: u64, window: Window) {
+        self.firsts.copy_within(at..self.len, at + 1);
+        self.windows.copy_within(at..self.len, at + 1);
+        self.firsts[at] = first;
+        self.windows[at] = window;
+        self.len += 1;
+    }
+
+    fn remove(&mut self, range: std::ops::Range<usize>) {
+        let left = self.len - range.len();
+        self.firsts.copy_within(range.end..self.len, range.start);
+        self.windows.copy_within(range.end..self.len, range.start);
+        self.firsts[left..self.len].fill(u64::MAX);
+        self.len = left;
+    }
+
+    /// Moves the windows from `at` on to a new chunk.
+    fn split(&mut self, at: usize) -> Box<Self> {
+        let mut right = Self::new();
+        right.append(self, at);
+        self.firsts[at..self.len].fill(u64::MAX);
+        self.len = at;
+        right
+    }
+
+    /// Copies another's windows from `at` on to the end.
+    fn append(&mut self, other: &Self, at: usize) {
+        let count = other.len - at;
+        self.firsts[self.len..][..count].copy_from_slice(&other.firsts[at..other.len]);
+        self.windows[self.len..][..count].copy_from_slice(&other.windows[at..other.len]);
+        self.len += count;
+    }
+
+    fn iter(&self) -> impl Iterator<Item = (u64, &Window)> {
+        self.firsts[..self.len].iter().copied().zip(&self.windows)
+    }
+}
+
+/// The table.
+#[derive(Debug, Default)]
+pub(super) struct Table {
+    /// The chunks' first addresses.
+    firsts: Vec<u64>,
+    /// None of them empty.
+    chunks: Vec<Box<Chunk>>,
+    len: usize,
+}
+
+/// A range that would cut a window in two.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Cut {
+    pub(super) first: u64,
+    pub(super) last: u64,
+}
+
+/// Windows taken out of a table. Made without allocating where it is one window.
+#[derive(Debug, Default)]
+pub(super) struct Removed {
+    one: Option<(u64, Window)>,
+    more: Vec<(u64, Window)>,
+    chunks: Vec<Box<Chunk>>,
+}
+
+impl Removed {
+    pub(super) fn iter(&self) -> impl Iterator<Item = (u64, &Window)> {
+        let more = self.one.iter().chain(&self.more).map(|(first, window)| (*first, window));
+        more.chain(self.chunks.iter().flat_map(|chunk| chunk.iter()))
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.one.is_none() && self.more.is_empty() && self.chunks.is_empty()
+    }
+
+    fn extend(&mut self, chunk: &Chunk, range: std::ops::Range<usize>) {
+        let mut taken = range.map(|i| (chunk.firsts[i], chunk.windows[i]));
+        if self.one.is_none() {
+            self.one = taken.next();
+        }
+        self.more.extend(taken);
+    }
+}
+
+impl Table {
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// The chunk that holds, or would hold, the last window at or below `iova`.
+    #[inline]
+    fn chunk_for(&self, iova: u64) -> usize {
+        self.firsts.partition_point(|first| *first <= iova).saturating_sub(1)
+    }
+
+    /// The window that `iova` lies in.
+    #[inline]
+    pub(super) fn find(&self, iova: u64) -> Option<(u64, &Window)> {
+        let chunk = self.chunks.get(self.chunk_for(iova))?;
+        let at = chunk.up_to(iova).checked_sub(1)?;
+        let window = &chunk.windows[at];
+        (iova <= window.last).then_some((chunk.firsts[at], window))
+    }
+
+    /// A window that touches `[first, last]`.
+    pub(super) fn touching(&self, first: u64, last: u64) -> Option<(u64, &Window)> {
+        let chunk = self.chunks.get(self.chunk_for(last))?;
+        let at = chunk.up_to(last).checked_sub(1)?;
+        let window = &chunk.windows[at];
+        (window.last >= first).then_some((chunk.firsts[at], window))
+    }
+
+    /// Adds a window; `false` if it overlaps one.
+    pub(super) fn insert(&mut self, first: u64, window: Window) -> bool {
+        let chunk = self.chunk_for(window.last);
+        let Some(into) = self.chunks.get_mut(chunk) else {
+            let mut into = Chunk::new();
+            into.insert(0, first, window);
+            self.push_chunk(0, into);
+            self.len += 1;
+            return true;
+        };
+        let at = into.up_to(window.last);
+        if at > 0 && into.windows[at - 1].last >= first {
+            return false;
+        }
+        self.len += 1;
+        if into.len < CAPACITY {
+            into.insert(at, first, window);
+            self.firsts[chunk] = into.firsts[0];
+        } else if at == CAPACITY {
+            // Windows mostly come in ascending order: leave full chunks behind.
+            let mut next = Chunk::new();
+            next.insert(0, first, window);
+            self.push_chunk(chunk + 1, next);
+        } else {
+            let mut right = into.split(CAPACITY / 2);
+            if at <= CAPACITY / 2 {
+                into.insert(at, first, window);
+            } else {
+                right.insert(at - CAPACITY / 2, first, window);
+            }
+            self.firsts[chunk] = into.firsts[0];
+            self.push_chunk(chunk + 1, right);
+        }
+        true
+    }
+
+    fn push_chunk(&mut self, at: usize, chunk: Box<Chunk>) {
+        self.firsts.insert(at, chunk.firsts[0]);
+        self.chunks.insert(at, chunk);
+    }
+
+    /// Takes out every window inside `[first, last]`; none if one would be cut.
+    pub(super) fn remove(&mut self, first: u64, last: u64) -> Result<Removed, Cut> {
+        for edge in [first.checked_sub(1), Some(last)].into_iter().flatten() {
+            // A window across the edge lies on both its sides.
+            if edge < u64::MAX
+                && let Some((start, window)) = self.find(edge)
+                && window.last > edge
+            {
+                return Err(Cut { first: start, last: window.last });
+            }
+        }
+        let mut removed = Removed::default();
+        if self.chunks.is_empty() {
+            return Ok(removed);
+        }
+        // What begins at or above `first` and at or below `last` is now inside.
+        let below = |chunk: &Chunk, iova: u64| match iova.checked_sub(1) {
+            Some(before) => chunk.up_to(before),
+            None => 0,
+        };
+        let (left, right) = (self.chunk_for(first), self.chunk_for(last));
+        let from = below(&self.chunks[left], first);
+        let to = self.chunks[right].up_to(last);
+        if left == right {
+            if from < to {
+                removed.extend(&self.chunks[left], from..to);
+                self.chunks[left].remove(from..to);
+            }
+        } else {
+            let len = self.chunks[left].len;
+            removed.extend(&self.chunks[left], from..len);
+            self.chunks[left].remove(from..len);
+            removed.extend(&self.chunks[right], 0..to);
+            self.chunks[right].remove(0..to);
+            self.firsts.drain(left + 1..right);
+            removed.chunks.extend(self.chunks.drain(left + 1..right));
+        }
+        let gone = usize::from(removed.one.is_some()) + removed.more.len();
+        self.len -= gone + removed.chunks.iter().map(|chunk| chunk.len).sum::<usize>();
+        if gone > 0 {
+            self.tidy(left + 1);
+            self.tidy(left);
+        }
+        Ok(removed)
+    }
+
+    /// Puts a chunk right after windows left it: gone if empty, merged if sparse.
+    fn tidy(&mut self, at: usize) {
+        let Some(len) = self.chunks.get(at).map(|chunk| chunk.len) else { return };
+        if len == 0 {
+            self.chunks.remove(at);
+            self.firsts.remove(at);
+            return;
+        }
+        self.firsts[at] = self.chunks[at].firsts[0];
+        // Well under a chunk, so that the next map does not split it again.
+        if self.chunks.get(at + 1).is_some_and(|next| len + next.len <= CAPACITY / 2) {
+            let next = self.chunks.remove(at + 1);
+            self.firsts.remove(at + 1);
+            self.chunks[at].append(&next, 0);
+        }
+    }
+
+    /// Takes out everything.
+    pub(super) fn take(&mut self) -> Removed {
+        let all = std::mem::take(self);
+        Removed { chunks: all.chunks, ..Removed::default() }
+    }
+
+    /// Takes out the windows of an owner that begin at or above `from`, looking at a bounded
+    /// number of them. Where to go on, if there are more.
+    pub(super) fn take_owned(
+        &mut self,
+        owner: u16,
+        from: u64,
+        removed: &mut Vec<(u64, Window)>,
+    ) -> Option<u64> {
+        const CHUNKS: usize = 64;
+        let start = self.chunk_for(from);
+        let end = (start + CHUNKS).min(self.chunks.len());
+        let next = self.firsts.get(end).copied();
+        for at in (start..end).rev() {
+            let chunk = &mut self.chunks[at];
+            let before = removed.len();
+            let mut kept = 0;
+            for i in 0..chunk.len {
+                if chunk.windows[i].owner == owner {
+                    removed.push((chunk.firsts[i], chunk.windows[i]));
+                } else {
+                    chunk.firsts[kept] = chunk.firsts[i];
+                    chunk.windows[kept] = chunk.windows[i];
+                    kept += 1;
+                }
+            }
+            let len = chunk.len;
+            chunk.remove(kept..len);
+            self.len -= removed.len() - before;
+            self.tidy(at);
+        }
+        next
+    }
+
+    /// Puts back what was taken out; its place must be free.
+    pub(super) fn restore(&mut self, removed: &Removed) {
+        for (first, window) in removed.iter() {
+            let fits = self.insert(first, *window);
+            debug_assert!(fits, "the place of a removed window was given away");
+        }
+    }
+
+    /// Every window, ascending.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (u64, &Window)> {
+        self.chunks.iter().flat_map(|chunk| chunk.iter())
+    }
+}
+
+#[cfg(test)]
+#[path = "table_tests.rs"]
+mod tests;
