@@ -1,17 +1,45 @@
 //! DMA: the table of a device's windows into its clients' memory, and access through it.
+//!
+//! | module | its job |
+//! | --- | --- |
+//! | `space` | [`DmaSpace`]: mapping and unmapping, and whose each window is |
+//! | `access` | reading, writing, translating: the data path |
+//! | `table` | windows sorted by address |
+//! | `files` | which file is behind a window, how much of it to map |
+//! | `mapping` | a mapped file |
+//! | `fault` | access that survives what the peer does to the file |
+//! | `pin` | accesses that hold no lock, and waiting for them |
+//!
+//! # Locks
+//! The *control* lock is held while windows come and go, also during `mmap`; the *table* lock
+//! is taken for writing only for the few instructions that change the table. An access takes
+//! the table lock for reading, copies up to [`DIRECT`] bytes under it, and pins what is larger.
+//! Neither is held while a peer is waited for. Order: control, table, pins.
+//!
+//! # What it does not implement
+//! Dirty logging. Its place is where `access` has written and where a writable pin ends.
 
+mod access;
 pub(crate) mod fault;
+mod files;
 pub(crate) mod mapping;
+mod pin;
+mod space;
 mod table;
 
-pub use self::fault::Scalar;
-
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
-use std::time::Duration;
 
-use crate::error::Result;
-use crate::file::FileId;
+pub use self::access::{DmaAccess, Span};
+pub use self::fault::Scalar;
+use self::mapping::Access;
+pub use self::pin::{Pinned, PinnedSegment};
+pub use self::space::{DmaSpace, DmaUsage, WindowInfo};
+use crate::error::{Errno, Error, Result};
+use crate::sync::Arc;
+
+/// Accesses up to this many bytes are copied under the table lock: under a microsecond. Larger
+/// ones pin their windows instead.
+pub const DIRECT: usize = 16 << 10;
 
 bitflags::bitflags! {
     /// What the device may do with a window (`VFIO_USER_F_DMA_REGION_READ`, `_WRITE`).
@@ -35,14 +63,14 @@ pub trait DmaPeer: Send + Sync {
 
 /// What is behind a window.
 pub enum Backing {
-    /// A file that can be mapped, from an offset in bytes.
+    /// A regular file (memfd, hugetlbfs, a file on a disk), from an offset in bytes.
     File {
         /// The descriptor; kept no longer than the mapping needs it.
         fd: OwnedFd,
         /// Offset of the window's first byte in the file.
         offset: u64,
     },
-    /// Memory that only messages reach.
+    /// Memory that only messages reach. Windows of one peer should share the `Arc`.
     Peer(Arc<dyn DmaPeer>),
 }
 
@@ -50,7 +78,7 @@ pub enum Backing {
 pub struct MapRequest {
     /// First IO virtual address.
     pub iova: u64,
-    /// Size in bytes, not 0; the end must not pass 2^64.
+    /// Size in bytes, not 0; the end may be 2^64 exactly.
     pub size: u64,
     /// Allowed accesses.
     pub perm: Perm,
@@ -58,77 +86,27 @@ pub struct MapRequest {
     pub backing: Backing,
 }
 
-/// The DMA address space of one device (VFIO's IOAS).
-#[derive(Debug)]
-pub struct DmaSpace {}
-
-impl DmaSpace {
-    pub(crate) fn new() -> Self {
-        Self {}
-    }
-
-    /// Reads guest memory, across adjoining windows. Never blocks on a mapper; waits for the
-    /// peer only where the memory is reached by messages.
-    ///
-    /// # Errors
-    /// `EFAULT`: not mapped, or the peer cut its file short; `EACCES`: a window forbids it;
-    /// `EPERM`: bus mastering is off; what [`DmaPeer`] says.
-    pub fn read(&self, _iova: u64, _dst: &mut [u8]) -> Result<()> {
-        todo!()
-    }
-
-    /// Writes guest memory; errors as for [`DmaSpace::read`].
-    pub fn write(&self, _iova: u64, _src: &[u8]) -> Result<()> {
-        todo!()
-    }
-
-    /// Lets the device master the bus, or not (PCI command register bit 2). On at first; PCI
-    /// functions turn it off at reset.
-    pub fn set_bus_master(&self, _on: bool) {
-        todo!()
-    }
-
-    /// Whether the device may access memory now.
-    pub fn bus_master(&self) -> bool {
-        todo!()
-    }
-
-    /// Adds a window for a file.
-    ///
-    /// # Errors
-    /// `EEXIST`: it overlaps a window; `EINVAL`: size 0, past 2^64, or not aligned to pages
-    /// where a file is behind it; `ENOSPC`: the limit; what `mmap` says.
-    pub fn map(&self, _file: FileId, _request: MapRequest) -> Result<()> {
-        todo!()
-    }
-
-    /// Removes every window inside `[iova, iova + size)`; size may reach 2^64 exactly.
-    /// Returns how many bytes were mapped there. Returns only when no access to them is in
-    /// flight.
-    ///
-    /// # Errors
-    /// `EINVAL`: a window would be cut in two, size 0 or past 2^64; `EBUSY`: accesses were
-    /// still in flight after `wait`, and nothing was removed.
-    pub fn unmap(&self, _iova: u64, _size: u64, _wait: Duration) -> Result<u64> {
-        todo!()
-    }
-
-    /// Removes every window; otherwise as [`DmaSpace::unmap`].
-    pub fn unmap_all(&self, _wait: Duration) -> Result<u64> {
-        todo!()
-    }
-
-    /// Removes every window that a file mapped.
-    pub(crate) fn drop_file(&self, _file: FileId) {
-    }
-
-    /// Number of windows.
-    pub fn len(&self) -> usize {
-        todo!()
-    }
-
-    /// Whether there is none.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
+/// The error of an access to a client's memory at `iova`.
+fn failed(access: Access, iova: u64) -> Error {
+    match access {
+        Access::Gone => Error::new(
+            Errno::FAULT,
+            format!("the client's file does not reach to what is mapped at {iova:#x}"),
+        ),
+        Access::ReadOnly => Error::new(
+            Errno::ACCESS,
+            format!("the client's file behind {iova:#x} is not open for writing"),
+        ),
+        Access::Misaligned => Error::new(
+            Errno::INVAL,
+            format!("an atomic access at {iova:#x}, which is not aligned to its size"),
+        ),
+        Access::Unsupported => Error::new(
+            Errno::OPNOTSUPP,
+            "this architecture has no recoverable atomic read-modify-write",
+        ),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -139,6 +139,12 @@ impl Removed {
     }
 }
 
+impl From<Vec<(u64, Window)>> for Removed {
+    fn from(more: Vec<(u64, Window)>) -> Self {
+        Self { more, ..Self::default() }
+    }
+}
+
 impl Table {
     pub(super) fn len(&self) -> usize {
         self.len
