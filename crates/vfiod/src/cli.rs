@@ -214,6 +214,8 @@ pub(crate) struct Bench {
 pub(crate) struct DemoClient {
     /// The gpio's socket.
     pub(crate) gpio: PathBuf,
+    /// The gpio's control socket: the world outside.
+    pub(crate) control: PathBuf,
     /// The edu's socket.
     pub(crate) edu: PathBuf,
 }

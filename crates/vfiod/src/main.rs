@@ -6,6 +6,7 @@
 
 mod cli;
 mod config;
+mod demo;
 mod generate;
 mod inherited;
 mod logging;
@@ -32,13 +33,17 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> anyhow::Result<()> {
+    let log = cli.log.as_deref();
     match cli.command {
-        Command::Serve(args) => serve::run(&args, cli.log.as_deref(), cli.log_format),
+        Command::Serve(args) => serve::run(&args, log, cli.log_format),
         Command::Probe(args) => probe::run(&args),
         Command::Devices { json } => models::list(json),
-        Command::Demo(_) | Command::Bench(_) | Command::DemoClient(_) | Command::BenchFloor(_) => {
-            Err(Misuse("not there yet".into()).into())
+        Command::Demo(args) => {
+            logging::start(log, cli.log_format.unwrap_or_default(), None, "warn")?;
+            demo::run(&args)
         }
+        Command::DemoClient(args) => demo::run_client(&args),
+        Command::Bench(_) | Command::BenchFloor(_) => Err(Misuse("not there yet".into()).into()),
         Command::Completions { shell } => generate::completions(shell),
         Command::Man { directory } => generate::man_pages(&directory),
     }

@@ -3,16 +3,12 @@
 use vfiod_core::Owner;
 use vfiod_core::event::{Event, Observer, Subject};
 
-/// Logs every event.
+/// Logs who comes and goes.
 pub(super) struct Journal;
 
 impl Observer for Journal {
     fn event(&self, event: &Event<'_>) {
         match *event {
-            Event::SetCreated(Subject { set, .. }) => tracing::debug!(set, "device set created"),
-            Event::Registered(Subject { name, set, .. }) => {
-                tracing::debug!(device = name, set, "registered");
-            }
             Event::DeviceOpened(Subject { name, .. }) => {
                 tracing::info!(device = name, "first open")
             }
@@ -26,9 +22,6 @@ impl Observer for Journal {
             Event::DeviceClosed(Subject { name, .. }) => {
                 tracing::info!(device = name, "last close")
             }
-            Event::Reset { subject, cause } => {
-                tracing::debug!(device = subject.name, ?cause, "reset");
-            }
             Event::Failed(Subject { name, .. }) => {
                 tracing::error!(device = name, "failed: in the error state until it is reset");
             }
@@ -38,16 +31,18 @@ impl Observer for Journal {
             Event::Revoked { subject, file } => {
                 tracing::warn!(device = subject.name, file = file.0, "taken from its user");
             }
-            Event::Unregistered(Subject { name, .. }) => {
-                tracing::debug!(device = name, "unregistered");
-            }
-            Event::SetGone(Subject { set, .. }) => tracing::debug!(set, "device set gone"),
+            // The core logs these itself, for those who look closer.
+            Event::SetCreated(_)
+            | Event::Registered(_)
+            | Event::Reset { .. }
+            | Event::Unregistered(_)
+            | Event::SetGone(_) => {}
         }
     }
 }
 
 /// An owner for people.
-fn owner_name(owner: &Owner) -> String {
+pub(crate) fn owner_name(owner: &Owner) -> String {
     match owner {
         Owner::InProcess(name) => name.clone(),
         Owner::Peer { pid, uid, .. } => format!("pid {pid}, uid {uid}"),

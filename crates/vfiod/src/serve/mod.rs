@@ -10,6 +10,7 @@ use anyhow::Context;
 use vfiod_core::{OpenPolicy, StatePolicy};
 use vfiod_server::SocketAccess;
 
+pub(crate) use self::journal::owner_name;
 pub(crate) use self::stack::Stack;
 use crate::cli::Serve;
 use crate::config::{self, Config, DeviceConfig, OptionSetting, SocketConfig, TIME_HELP};
