@@ -39,7 +39,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Probe(args) => probe::run(&args),
         Command::Devices { json } => models::list(json),
         Command::Demo(args) => {
-            logging::start(log, cli.log_format.unwrap_or_default(), None, "warn")?;
+            logging::start(log, cli.log_format.unwrap_or_default(), None, "error")?;
             demo::run(&args)
         }
         Command::DemoClient(args) => demo::run_client(&args),
