@@ -60,9 +60,17 @@ pub enum ResetCause {
 
 /// A device model. The core calls every method with the device's own lock held, so one at a
 /// time; a panic is caught and puts the device into the error state (every access `EIO`) until
-/// it is reset. Methods should be quick: a client gives up after five seconds.
+/// it is reset. Methods should be quick: a client gives up after five seconds. They must not
+/// open, close or access the device through a [`crate::File`]: that waits for the lock that
+/// they hold.
 ///
-/// A device that works between calls (a thread, a timer) keeps a clone of its [`Context`].
+/// Every `open` that succeeds is followed by exactly one `release`, every `open_device` that
+/// succeeds by exactly one `close_device`, and no access comes outside of them. In one device
+/// set, `open_device`, `close_device` and resets of [`ResetCause::Open`] and
+/// [`ResetCause::Set`] never overlap.
+///
+/// A device that works between calls (a thread, a timer) keeps a clone of its [`Context`]. It is
+/// dropped when it has been unregistered; no lock is held then, so it may join its threads.
 pub trait Device: Send {
     /// What the device has. Called once, before `init`.
     fn describe(&self) -> Description;
@@ -94,7 +102,9 @@ pub trait Device: Send {
     fn write(&mut self, region: RegionIndex, offset: u64, data: &[u8]) -> Result<()>;
 
     /// Puts every register back to its value after power-on. The core has already forgotten
-    /// interrupt levels and masks.
+    /// interrupt levels and masks. After an error the device is in the error state: nobody knows
+    /// what it is in then. Comes also where [`DeviceFlags::RESET`] is not set, which is for
+    /// clients.
     fn reset(&mut self, cause: ResetCause) -> Result<()>;
 
     /// The device's own way to ask its user to let go, where it has one.
@@ -111,7 +121,7 @@ pub trait Device: Send {
 /// Power: the device can ask its user to let go of it (the kernel's `request` callback).
 pub trait Request {
     /// Called again and again (`n` = 0, 1, …) while an unregister waits for the last file.
-    /// Returns whether the user could be told.
+    /// Returns whether the user could be told; if not, a PCI function's REQ interrupt is tried.
     fn request(&mut self, n: u32) -> bool;
 }
 

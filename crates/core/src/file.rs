@@ -390,3 +390,33 @@ fn duplicate(fd: &OwnedFd) -> Result<OwnedFd> {
 fn failed(what: &'static str, errno: Errno) -> Error {
     Error::new(errno, format!("could not {what}")).because(errno)
 }
+
+#[cfg(all(test, not(any(shuttle, loom))))]
+mod tests {
+    use super::*;
+
+    /// The table of states in the crate's documentation: from each state, each event.
+    #[test]
+    fn every_transition() {
+        let file = || FileShared::new(FileId(0), Owner::InProcess("test".to_owned()));
+        let into: [(u8, fn(&FileShared)); 3] =
+            [(OPENING, |_| {}), (OPEN, |f| assert!(f.opened())), (GONE, |f| assert!(!f.revoke()))];
+        // Event; for each state before: what it returns, and the state after.
+        type Case = (fn(&FileShared) -> bool, [(bool, u8); 3]);
+        let cases: [Case; 3] = [
+            (FileShared::opened, [(true, OPEN), (false, OPEN), (false, GONE)]),
+            (FileShared::take, [(false, OPENING), (true, GONE), (false, GONE)]),
+            (FileShared::revoke, [(false, GONE), (true, GONE), (false, GONE)]),
+        ];
+        for (event, outcomes) in cases {
+            for ((before, reach), outcome) in into.iter().zip(outcomes) {
+                let file = file();
+                reach(&file);
+                assert_eq!(file.state.load(Ordering::Relaxed), *before);
+                let result = event(&file);
+                assert_eq!((result, file.state.load(Ordering::Relaxed)), outcome, "from {before}");
+                assert_eq!(file.is_open(), outcome.1 == OPEN);
+            }
+        }
+    }
+}

@@ -1,4 +1,57 @@
-//! The VFIO device core in user space.
+#![doc = include_str!("../README.md")]
+//!
+//! # Lifecycle
+//!
+//! ```text
+//!            register                       first open                open
+//!  (nothing) ────────► registered, idle ─────────────────► in use ◄────────┐
+//!            init       ▲     │         [reset,] open_device, │ │ open     │
+//!                       │     │         open                  │ └──────────┘
+//!                       └─────┼───────────────────────────────┘ ▲ release
+//!                             │         last release:         └─┘
+//!                  unregister │         release, close_device
+//!                             ▼
+//!                           gone
+//! ```
+//!
+//! | event | set lock | what happens, in order | when a step fails |
+//! | --- | --- | --- | --- |
+//! | [`Registry::register`] | to join | [`describe`](Device::describe), [`init`](Device::init), join the set, become visible | undone in reverse, never visible |
+//! | first [`open`](DeviceRef::open) | held | counted; [`reset`](Device::reset) unless the state is retained; [`open_device`](Device::open_device); lock dropped; [`open`](Device::open) | undone in reverse: [`release`](Device::release) and [`close_device`](Device::close_device) only for what had succeeded |
+//! | further open | for the count | counted; `open` | not counted |
+//! | drop of a [`File`] | for the last part | `release`; the file's windows and eventfds go; not counted any more; after the last: `close_device`, and the reset of those members of the set that are in the error state if none is open | cannot fail |
+//! | [`Registration::unregister`] | to leave | invisible, no new opens; [`request`](device::Request::request) again and again; at the deadline the files are revoked; leave the set; the device is dropped | cannot fail |
+//!
+//! A panic in any callback is caught. The device is in the error state then: accesses fail with
+//! `EIO` until a reset succeeds (a client's, that of its next first open, or that of its set).
+//!
+//! A file's state, and who owes the device its `release`:
+//!
+//! | from | `open` succeeded | its holder drops it | it is revoked |
+//! | --- | --- | --- | --- |
+//! | opening | open | – | gone: the opener releases it |
+//! | open | – | gone: the holder releases it | gone: the revoker releases it |
+//! | gone | gone: the opener releases it | nothing to do | nothing to do |
+//!
+//! # Locks
+//!
+//! In this order, and never another: a shard of the registry → a set → a device. No callback
+//! and no observer runs under a shard's lock, and nobody waits for a set lock under one: the
+//! table of sets counts the members itself. Nobody waits for a peer with a set lock held. What
+//! the set lock protects is inside it; functions that need it held take its guard.
+//!
+//! An access takes the device's lock and nothing else; one that lies in a shared area takes none.
+//!
+//! # What it does not implement
+//!
+//! - Migration, dirty logging and quiescing are not here yet.
+//! - Accesses to one device are serialised: a callback that takes long delays the others of its
+//!   device (not of its set), and an unregister waits for it even past its deadline.
+//! - IOMMU groups, containers and iommufd objects: a device has one address space of its own,
+//!   which its files share.
+//! - A driver to pin: a registered device is kept by its registration.
+//! - A revoke does not unmap: a client that mapped a shared area can go on writing to it. What
+//!   it writes means nothing to the device beyond what any client's writes there mean.
 
 mod contain;
 pub mod device;
