@@ -138,6 +138,10 @@ impl File {
         Self { device, shared }
     }
 
+    pub(crate) fn parts(&self) -> (&Registered, &FileShared) {
+        (&self.device.registered, &self.shared)
+    }
+
     fn registered(&self) -> &Registered {
         &self.device.registered
     }
@@ -399,20 +403,18 @@ mod tests {
     #[test]
     fn every_transition() {
         let file = || FileShared::new(FileId(0), Owner::InProcess("test".to_owned()));
-        let into: [(u8, fn(&FileShared)); 3] =
-            [(OPENING, |_| {}), (OPEN, |f| assert!(f.opened())), (GONE, |f| assert!(!f.revoke()))];
-        // Event; for each state before: what it returns, and the state after.
-        type Case = (fn(&FileShared) -> bool, [(bool, u8); 3]);
-        let cases: [Case; 3] = [
+        let reach = |file: &FileShared, state| file.state.store(state, Ordering::Relaxed);
+        type Happens = fn(&FileShared) -> bool;
+        // For each state before: what it returns, and the state after.
+        let cases: [(Happens, [(bool, u8); 3]); 3] = [
             (FileShared::opened, [(true, OPEN), (false, OPEN), (false, GONE)]),
             (FileShared::take, [(false, OPENING), (true, GONE), (false, GONE)]),
             (FileShared::revoke, [(false, GONE), (true, GONE), (false, GONE)]),
         ];
         for (event, outcomes) in cases {
-            for ((before, reach), outcome) in into.iter().zip(outcomes) {
+            for (before, outcome) in [OPENING, OPEN, GONE].into_iter().zip(outcomes) {
                 let file = file();
-                reach(&file);
-                assert_eq!(file.state.load(Ordering::Relaxed), *before);
+                reach(&file, before);
                 let result = event(&file);
                 assert_eq!((result, file.state.load(Ordering::Relaxed)), outcome, "from {before}");
                 assert_eq!(file.is_open(), outcome.1 == OPEN);

@@ -21,6 +21,7 @@
 //! | further open | for the count | counted; `open` | not counted |
 //! | drop of a [`File`] | for the last part | `release`; the file's windows and eventfds go; not counted any more; after the last: `close_device`, and the reset of those members of the set that are in the error state if none is open | cannot fail |
 //! | [`Registration::unregister`] | to leave | invisible, no new opens; [`request`](device::Request::request) again and again; at the deadline the files are revoked; leave the set; the device is dropped | cannot fail |
+//! | [`File::reset_set`] | held | refused if somebody else has a member open; every member stopped (accesses `EBUSY`); each reset; resumed | the members reset so far are in the error state, the others as they were |
 //!
 //! A panic in any callback is caught. The device is in the error state then: accesses fail with
 //! `EIO` until a reset succeeds (a client's, that of its next first open, or that of its set).
@@ -50,8 +51,9 @@
 //! - IOMMU groups, containers and iommufd objects: a device has one address space of its own,
 //!   which its files share.
 //! - A driver to pin: a registered device is kept by its registration.
-//! - A revoke does not unmap: a client that mapped a shared area can go on writing to it. What
-//!   it writes means nothing to the device beyond what any client's writes there mean.
+//! - Mapped pages are not taken away from clients, neither during a hot reset nor by a revoke: a
+//!   client that mapped a shared area can go on writing to it. What it writes means nothing to
+//!   the device beyond what any client's writes there mean.
 
 mod contain;
 pub mod device;
@@ -59,6 +61,7 @@ pub mod dma;
 pub mod error;
 pub mod event;
 pub mod file;
+mod hot_reset;
 pub mod irq;
 mod lifecycle;
 pub mod memory;
@@ -76,6 +79,7 @@ pub use device::{Context, Description, Device, DeviceFlags, DeviceId, ResetCause
 pub use error::{Errno, Error, Result};
 pub use event::{Event, Observer};
 pub use file::{File, FileId, Owner};
+pub use hot_reset::SetMember;
 pub use irq::{IrqFlags, IrqIndex, IrqInfo};
 pub use region::{Region, RegionFlags, RegionIndex};
 pub use registry::{

@@ -49,6 +49,8 @@ mutations! {
     InitUnderRegistryLock,
     /// Resets the set while a member is open.
     SetResetWhileOpen,
+    /// Lets accesses go on during a hot reset.
+    HotResetDoesNotStop,
 }
 
 /// Whether a fault is switched on.

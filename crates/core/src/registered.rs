@@ -10,9 +10,15 @@ use crate::file::FileShared;
 use crate::mutation::{Mutation, active};
 use crate::registry::{OpenPolicy, RegistryInner, StatePolicy};
 use crate::set::{Set, SetGuard};
-use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::atomic::{AtomicU8, Ordering};
 use crate::sync::{Condvar, Mutex, lock};
 
+/// The error state.
+const FAILED: u8 = 1;
+/// The set is being reset.
+const STOPPED: u8 = 2;
+
+/// A device that is, or was, registered.
 pub(crate) struct Registered {
     pub(crate) registry: Arc<RegistryInner>,
     pub(crate) context: Context,
@@ -22,8 +28,9 @@ pub(crate) struct Registered {
     pub(crate) set: Arc<Set>,
     /// The member's place in its set.
     pub(crate) slot: usize,
-    /// The error state. Set with the device lock held, so that no access passes it unseen.
-    pub(crate) failed: AtomicBool,
+    /// What keeps accesses away: [`FAILED`], [`STOPPED`]. Set with the device lock held, so that
+    /// no access passes it unseen.
+    pub(crate) barred: AtomicU8,
     /// The device behind its lock; `None` once it has been unregistered.
     pub(crate) model: Mutex<Option<Box<dyn Device>>>,
     /// Signalled when the last file of a leaving device is gone; goes with the set lock.
@@ -60,7 +67,7 @@ impl Registered {
             let Some(device) = model.as_deref_mut() else { return Err(self.is_gone()) };
             let outcome = contain(|| call(device));
             if outcome.is_err() {
-                self.failed.store(true, Ordering::Relaxed);
+                self.fail();
             }
             outcome
         };
@@ -85,7 +92,7 @@ impl Registered {
             let Some(device) = model.as_deref_mut() else { return Err(self.is_gone()) };
             let outcome = contain(|| call(device));
             if outcome.is_err() {
-                self.failed.store(true, Ordering::Relaxed);
+                self.fail();
             }
             outcome
         };
@@ -101,23 +108,31 @@ impl Registered {
         if !file.is_open() {
             return Err(self.is_gone());
         }
-        if self.failed.load(Ordering::Relaxed) {
-            return Err(self.has_failed());
+        match self.barred.load(Ordering::Relaxed) {
+            0 => Ok(()),
+            barred => Err(self.is_barred(barred)),
         }
-        Ok(())
     }
 
     /// Resets the device, for a file unless that was taken away. In the error state after a
     /// failure, out of it after success.
     pub(crate) fn reset(&self, cause: ResetCause, file: Option<&FileShared>) -> Result<()> {
-        // The outer result tells of a panic, which `call` has dealt with.
+        // The outer result tells of a panic, which `call` has dealt with, or that it was refused.
         let outcome = self.call(|device| {
             if file.is_some_and(|file| !file.is_open()) {
                 return Err(self.is_gone());
             }
+            if file.is_some() && self.barred.load(Ordering::Relaxed) & STOPPED != 0 {
+                return Err(self.is_barred(STOPPED));
+            }
             self.context.irqs().reset();
             let result = device.reset(cause);
-            let failed_before = self.failed.swap(result.is_err(), Ordering::Relaxed);
+            let failed_before = self.is_in_error_state();
+            if result.is_ok() {
+                self.barred.fetch_and(!FAILED, Ordering::Relaxed);
+            } else {
+                self.fail();
+            }
             Ok(result.map_err(|error| (error, failed_before)))
         })?;
         match outcome {
@@ -186,7 +201,28 @@ impl Registered {
     }
 
     pub(crate) fn is_in_error_state(&self) -> bool {
-        self.failed.load(Ordering::Relaxed)
+        self.barred.load(Ordering::Relaxed) & FAILED != 0
+    }
+
+    pub(crate) fn fail(&self) {
+        self.barred.fetch_or(FAILED, Ordering::Relaxed);
+    }
+
+    /// Keeps accesses away until [`Registered::resume`]. The device lock is held.
+    pub(crate) fn stop(&self) {
+        self.barred.fetch_or(STOPPED, Ordering::Relaxed);
+    }
+
+    pub(crate) fn resume(&self) {
+        self.barred.fetch_and(!STOPPED, Ordering::Relaxed);
+    }
+
+    #[cold]
+    fn is_barred(&self, barred: u8) -> Error {
+        if barred & STOPPED != 0 {
+            return Error::new(Errno::BUSY, format!("the set of {} is being reset", self.name()));
+        }
+        self.has_failed()
     }
 
     #[cold]

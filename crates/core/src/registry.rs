@@ -16,7 +16,7 @@ use crate::mutation::{Mutation, active};
 use crate::region::RegionIndex;
 use crate::registered::Registered;
 use crate::set::{Set, SetId, SetTable};
-use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use crate::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use crate::sync::{Condvar, Mutex, lock};
 
 /// How many files a device takes.
@@ -64,10 +64,14 @@ pub struct Registry {
     inner: Arc<RegistryInner>,
 }
 
+/// A shard of the visible devices.
+type ById = Mutex<HashMap<DeviceId, Arc<Registered>>>;
+/// A shard of the names; one has no device while that is on the way in or out.
+type ByName = Mutex<HashMap<String, Option<Arc<Registered>>>>;
+
 pub(crate) struct RegistryInner {
-    by_id: Box<[Mutex<HashMap<DeviceId, Arc<Registered>>>]>,
-    /// A name is there with `None` while its device is on the way in or out.
-    by_name: Box<[Mutex<HashMap<String, Option<Arc<Registered>>>>]>,
+    by_id: Box<[ById]>,
+    by_name: Box<[ByName]>,
     sets: SetTable,
     next_device: AtomicU64,
     next_file: AtomicU64,
@@ -79,11 +83,11 @@ impl RegistryInner {
         FileId(self.next_file.fetch_add(1, Ordering::Relaxed))
     }
 
-    fn ids(&self, id: DeviceId) -> &Mutex<HashMap<DeviceId, Arc<Registered>>> {
+    fn ids(&self, id: DeviceId) -> &ById {
         &self.by_id[id.0 as usize % SHARDS]
     }
 
-    fn names(&self, name: &str) -> &Mutex<HashMap<String, Option<Arc<Registered>>>> {
+    fn names(&self, name: &str) -> &ByName {
         let mut hasher = DefaultHasher::new();
         name.hash(&mut hasher);
         &self.by_name[hasher.finish() as usize % SHARDS]
@@ -161,7 +165,7 @@ impl Registry {
                 state_policy: state,
                 set: set.clone(),
                 slot,
-                failed: AtomicBool::new(false),
+                barred: AtomicU8::new(0),
                 model: Mutex::new(candidate.0.take()),
                 drained: Condvar::new(),
             })

@@ -164,6 +164,11 @@ impl SetGuard<'_> {
         (member.device.id() == device.id()).then_some(member)
     }
 
+    /// All members.
+    pub(crate) fn members(&mut self) -> impl Iterator<Item = &Member> {
+        self.state().members.iter().flatten()
+    }
+
     /// Counts the members with files, up or down.
     pub(crate) fn device_opened(&mut self) {
         self.state().open_members += 1;

@@ -35,4 +35,5 @@ faults! {
     device_lock_first: DeviceLockFirst in two_users_of_one_device, "deadlock";
     init_under_registry_lock: InitUnderRegistryLock in init_registers_another, "deadlock";
     set_reset_while_open: SetResetWhileOpen in panics_stay_in_the_device, "member is open";
+    hot_reset_does_not_stop: HotResetDoesNotStop in hot_reset_against_accesses, "amid a hot";
 }

@@ -8,6 +8,7 @@
 //! | an open after unregister began fails | [`scenarios`] |
 //! | every successful open has exactly one release; no access follows it | [`witness`], loom |
 //! | the set is reset only while no member is open | [`witness`] |
+//! | no access comes amid a hot reset | [`witness`] |
 //! | no deadlock | the checker |
 //!
 //! `ci/model-checks.sh` runs them.

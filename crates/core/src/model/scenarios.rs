@@ -226,6 +226,34 @@ pub(crate) fn panics_stay_in_the_device() {
     }
 }
 
+/// A hot reset of two members, both in use, one of them just being opened by another user of
+/// the same owner.
+pub(crate) fn hot_reset_against_accesses() {
+    let (registry, ledger) = (Registry::new(), Arc::<Ledger>::default());
+    let names = ["a", "b"];
+    let members = names.map(|n| register(&registry, &ledger, Witness::new(n, &ledger), n));
+    let file = open(members[0].device()).expect("opens");
+    ledger.expect_hot_reset(2);
+    let users = [0, 1].map(|member: usize| {
+        let device: DeviceRef = members[member].device().clone();
+        spawn(move || {
+            let file = open(&device).expect("opens");
+            for _ in 0..2 {
+                if let Err(error) = file.read(RegionIndex(0), 0, &mut [0; 4]) {
+                    assert_eq!(error.errno(), Errno::BUSY);
+                }
+            }
+        })
+    });
+    if let Err(error) = file.reset_set() {
+        assert_eq!(error.errno(), Errno::BUSY);
+    }
+    join(users);
+    file.read(RegionIndex(0), 0, &mut [0; 4]).expect("goes on");
+    drop(file);
+    finish(&ledger, members);
+}
+
 /// One user, and the registration is dropped: small enough to try every order.
 pub(crate) fn smallest_race() {
     let (registry, ledger) = (Registry::new(), Arc::<Ledger>::default());
@@ -275,6 +303,7 @@ checks! {
     sets_come_and_go: 2000,
     init_registers_another: 1000,
     panics_stay_in_the_device: 1000,
+    hot_reset_against_accesses: 1000,
 }
 
 /// In every order, up to a bound that keeps it to seconds.

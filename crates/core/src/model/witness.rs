@@ -28,6 +28,8 @@ struct State {
     opened: usize,
     released: usize,
     asked: bool,
+    /// A hot reset is expected; how many members of how many it has reset.
+    hot: Option<(usize, usize)>,
 }
 
 #[derive(Default)]
@@ -59,6 +61,11 @@ impl Ledger {
     /// Whether `request` has been called: unregister began before.
     pub(crate) fn asked(&self) -> bool {
         self.with(|state| state.asked)
+    }
+
+    /// A hot reset of so many members may come from now on, and no other reset of the set.
+    pub(crate) fn expect_hot_reset(&self, members: usize) {
+        self.with(|state| state.hot = Some((0, members)));
     }
 
     /// The end of a scenario in which every file was dropped: nothing wrong, nothing left.
@@ -198,6 +205,9 @@ impl Device for Witness {
     fn read(&mut self, _region: RegionIndex, _offset: u64, _data: &mut [u8]) -> Result<()> {
         let in_use = self.seen(|seen| seen.open && !seen.files.is_empty());
         self.demand(in_use, "an access after the release");
+        let hot = self.ledger.with(|state| state.hot);
+        let whole = hot.is_none_or(|(reset, members)| reset % members == 0);
+        self.demand(whole, "an access amid a hot reset");
         self.ledger.pause();
         self.falter("read")
     }
@@ -208,7 +218,13 @@ impl Device for Witness {
 
     fn reset(&mut self, cause: ResetCause) -> Result<()> {
         if cause == ResetCause::Set {
-            let idle = self.ledger.with(|state| state.devices.values().all(|seen| !seen.open));
+            let idle = self.ledger.with(|state| match &mut state.hot {
+                Some((reset, _)) => {
+                    *reset += 1;
+                    true
+                }
+                None => state.devices.values().all(|seen| !seen.open),
+            });
             self.demand(idle, "the set is reset while a member is open");
         }
         self.ledger.pause();

@@ -2,6 +2,7 @@
 #![cfg(not(any(shuttle, loom)))]
 
 mod access;
+mod hot_reset;
 mod many;
 mod open;
 mod panics;
