@@ -23,10 +23,10 @@ struct Piece<'t> {
 
 impl Map {
     /// The first `len` bytes at `iova`, or as many as lie in one window. `len` is not 0.
-    #[inline]
+    #[inline(always)]
     fn piece(&self, iova: u64, len: usize, perm: Perm) -> Result<Piece<'_>> {
         let Some((first, window)) = self.table.find(iova) else { return Err(unmapped(iova)) };
-        if !window.perm.contains(perm) {
+        if !window.perm().contains(perm) {
             return Err(forbidden(iova, perm));
         }
         let source = self.sources.get(window.source as usize).and_then(Option::as_ref);

@@ -409,7 +409,7 @@ impl DmaSpace {
                 }
                 map.sources[at] = Some(source);
             }
-            let window = Window { last, offset, source: slot, owner, perm };
+            let window = Window::new(last, offset, slot, owner, perm);
             let fits = map.table.insert(iova, window);
             // Only this lock's holder adds windows, and there was room.
             debug_assert!(fits);
@@ -566,7 +566,7 @@ impl DmaSpace {
             .map(|(iova, window)| WindowInfo {
                 iova,
                 last: window.last,
-                perm: window.perm,
+                perm: window.perm(),
                 file: owner(window.owner).map_or(FileId(u64::MAX), |(file, _)| file),
                 mapped: matches!(map.sources[window.source as usize], Some(Source::File(_))),
             })

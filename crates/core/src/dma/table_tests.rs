@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::*;
 
 fn window(last: u64, owner: u16) -> Window {
-    Window { last, offset: last ^ 0x55, source: 1, owner, perm: Perm::READ }
+    Window::new(last, last ^ 0x55, 1, owner, Perm::READ)
 }
 
 /// The same, the slow way.
@@ -34,6 +34,7 @@ fn check(table: &Table, model: &Model) {
     for (first, chunk) in table.firsts.iter().zip(&table.chunks) {
         assert!((1..=CAPACITY).contains(&chunk.len));
         assert_eq!(*first, chunk.firsts[0]);
+        assert!(chunk.blocks.iter().eq(chunk.firsts.iter().step_by(BLOCK)));
         assert!(chunk.firsts[chunk.len..].iter().all(|f| *f == u64::MAX));
     }
 }
