@@ -12,7 +12,7 @@ use rustix::event::{EventfdFlags, eventfd};
 use crate::device::{Description, Device, Features};
 use crate::dma::MapRequest;
 use crate::error::{Errno, Error, Result};
-use crate::irq::{IrqAction, IrqData, IrqIndex, IrqInfo};
+use crate::irq::{IrqAction, IrqData, IrqIndex, IrqInfo, UnmaskFd};
 use crate::memory::SharedMemory;
 use crate::region::{Region, RegionFlags, RegionIndex};
 use crate::registered::Registered;
@@ -336,6 +336,17 @@ impl File {
         let size = if bell.size == 0 { 4 } else { usize::from(bell.size) };
         self.write(region, bell.offset, &value[..size])?;
         Ok(true)
+    }
+
+    /// The unmasking eventfds that this file set up, for its connection's poller; see
+    /// [`crate::irq::IrqSet::unmask_fds`].
+    pub fn unmask_fds(&self) -> Vec<UnmaskFd> {
+        self.registered().context.irqs().unmask_fds(self.id())
+    }
+
+    /// One of them was found readable; see [`crate::irq::IrqSet::unmask_signalled`].
+    pub fn unmask_signalled(&self, fd: &UnmaskFd) -> bool {
+        self.registered().context.irqs().unmask_signalled(fd)
     }
 
     /// Whether the file was taken away.

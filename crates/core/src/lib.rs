@@ -75,7 +75,9 @@ pub mod registry;
 pub mod set;
 mod sync;
 
-pub use device::{Context, Description, Device, DeviceFlags, DeviceId, ResetCause};
+pub use device::{
+    Context, Description, Device, DeviceFlags, DeviceId, Features, Request, ResetCause,
+};
 pub use error::{Errno, Error, Result};
 pub use event::{Event, Observer};
 pub use file::{File, FileId, Owner};

@@ -9,9 +9,9 @@
 //! A connection is served by one thread at a time. What it leaves when it parks stays in its
 //! [`Link`]; the file is released when the last thread lets go of the connection.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use rustix::io::Errno;
@@ -20,12 +20,13 @@ use vfiod_wire::{Command, Header, Kind};
 
 use crate::dialect::Dialect;
 use crate::dma_channel::DmaChannel;
+use crate::eventfds::EventFds;
 use crate::inbox::{BadSize, Deferred, Inbox};
 use crate::limits::{MAX_FIRST_MESSAGE, MAX_MESSAGE, Quiet, REPLY_BATCH};
 use crate::link::Link;
 use crate::outbox::Replies;
 use crate::pool::{Interest, Pool, Source, Watch, Worker};
-use crate::server::Shared;
+use crate::server::{Counted, Shared};
 use crate::sync::lock;
 use crate::transport::{Descriptors, Received, Socket, Wait};
 
@@ -36,8 +37,7 @@ pub(crate) struct Session {
     /// Descriptors in one message that the client takes.
     pub(crate) client_fds: usize,
     pub(crate) dma: Arc<DmaChannel>,
-    /// Regions whose doorbells are being watched.
-    pub(crate) doorbells: Mutex<Vec<(u32, Vec<OwnedFd>)>>,
+    pub(crate) eventfds: EventFds,
 }
 
 /// Why a connection ended.
@@ -77,12 +77,15 @@ pub(crate) struct Connection {
     session: OnceLock<Session>,
     pub(crate) counters: Counters,
     pub(crate) quiet: Quiet,
+    /// Last, so that the connection counts until its file is released.
+    _counted: Counted,
 }
 
 impl Connection {
     pub(crate) fn new(socket: Socket, shared: Arc<Shared>) -> Result<Self, Errno> {
         let owner = socket.owner()?;
         Ok(Self {
+            _counted: Counted::new(&shared),
             link: Arc::new(Link::new(socket)),
             shared,
             owner,
@@ -370,7 +373,6 @@ impl Connection {
 
     fn ended(&self, end: &End) {
         self.link.end();
-        self.shared.connection_ended();
         let device = self.shared.device.name();
         match end {
             End::Closed | End::Stopped => tracing::info!(device, "connection ended: {end}"),

@@ -18,7 +18,7 @@ use vfiod_wire::{
 use zerocopy::IntoBytes;
 
 use crate::connection::{Connection, Session};
-use crate::doorbell;
+use crate::eventfds;
 use crate::limits::MAX_DATA;
 use crate::outbox::Replies;
 use crate::pool::Pool;
@@ -243,7 +243,7 @@ impl Call<'_> {
             };
             payload.extend_from_slice(io_fd.as_bytes());
         }
-        let fds = doorbell::descriptors(self.connection, self.session, self.pool, index)?;
+        let fds = eventfds::doorbells(self.connection, self.session, self.pool, index)?;
         self.reply_with_fds(&payload, &fds, replies)
     }
 
@@ -285,7 +285,13 @@ impl Call<'_> {
                 irq::IrqData::EventFds(fds.into_iter().map(Some).collect())
             }
         };
-        self.file().set_irqs(IrqIndex(index), start, count, action, data)
+        let unmasks = action == irq::IrqAction::Unmask;
+        let eventfds = matches!(data, irq::IrqData::EventFds(_));
+        self.file().set_irqs(IrqIndex(index), start, count, action, data)?;
+        if (unmasks && eventfds) || count == 0 {
+            eventfds::follow_unmask(self.connection, self.session, self.pool)?;
+        }
+        Ok(())
     }
 
     fn feature(

@@ -22,7 +22,7 @@ mod connection;
 mod dialect;
 mod dispatch;
 mod dma_channel;
-mod doorbell;
+mod eventfds;
 mod inbox;
 mod limits;
 mod link;

@@ -1,7 +1,7 @@
 //! The first message of a connection: VERSION, and the open of the device.
 
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
@@ -11,6 +11,7 @@ use zerocopy::IntoBytes;
 use crate::connection::{Connection, End, Session};
 use crate::dialect::{Dialect, MAX_VERSION_REPLY};
 use crate::dma_channel::DmaChannel;
+use crate::eventfds::EventFds;
 use crate::limits::{MAX_DATA, MAX_DMA_MAPS, MAX_FDS};
 use crate::link::Link;
 use crate::outbox::Replies;
@@ -85,7 +86,7 @@ fn negotiate(
         dialect: Dialect::of(proposed),
         client_fds: proposed.fd_limit() as usize,
         dma: Arc::new(DmaChannel::new(link, twin.is_some(), proposed.data_limit())),
-        doorbells: Mutex::default(),
+        eventfds: EventFds::default(),
     };
     let device = connection.shared().device.name();
     tracing::info!(device, owner = ?connection.owner(), dialect = ?session.dialect, "connection opened");

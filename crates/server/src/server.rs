@@ -49,15 +49,24 @@ pub(crate) struct Shared {
     quiet: Quiet,
 }
 
-impl Shared {
-    pub(crate) fn connection_ended(&self) {
-        self.count.fetch_sub(1, Ordering::Relaxed);
+/// One connection in the count.
+pub(crate) struct Counted(Arc<Shared>);
+
+impl Counted {
+    pub(crate) fn new(shared: &Arc<Shared>) -> Self {
+        shared.count.fetch_add(1, Ordering::Relaxed);
+        Self(shared.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.count.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
 /// A device being served. Dropping it stops listening and ends its connections.
 pub struct Served {
-    pool: Pool,
     shared: Arc<Shared>,
     accept: Option<Watch>,
 }
@@ -84,7 +93,7 @@ impl Server {
         watch
             .arm(&source, Interest::Accept)
             .map_err(|errno| Error::new(errno, "cannot watch the listening socket"))?;
-        Ok(Served { pool: self.pool.clone(), shared, accept: Some(watch) })
+        Ok(Served { shared, accept: Some(watch) })
     }
 
     /// Serves a device to the client at the other end of a connected socket, and to no other.
@@ -98,7 +107,7 @@ impl Server {
         let connection = adopt(socket, &shared).map_err(failed)?;
         let source: Arc<dyn Source> = connection;
         self.pool.reserve().arm(&source, Interest::Read).map_err(failed)?;
-        Ok(Served { pool: self.pool.clone(), shared, accept: None })
+        Ok(Served { shared, accept: None })
     }
 
     fn share(&self, device: DeviceRef) -> Arc<Shared> {
@@ -152,14 +161,12 @@ impl Drop for Served {
                 connection.link().end();
             }
         }
-        let _ = &self.pool;
     }
 }
 
 /// Makes a connection of a socket.
 fn adopt(socket: OwnedFd, shared: &Arc<Shared>) -> std::result::Result<Arc<Connection>, Errno> {
     let connection = Arc::new(Connection::new(Socket::new(socket, LINGER)?, shared.clone())?);
-    shared.count.fetch_add(1, Ordering::Relaxed);
     let mut connections = lock(&shared.connections);
     connections.retain(|connection| connection.strong_count() > 0);
     connections.push(Arc::downgrade(&connection));
@@ -220,10 +227,11 @@ impl Source for Acceptor {
                 let before: Arc<dyn Source> = before;
                 if let Err(errno) = other.arm(&before, Interest::Read) {
                     tracing::warn!(%errno, "a client's socket cannot be watched");
-                    self.shared.connection_ended();
                 }
             }
         }
+        // For as long as this thread serves the client, the listener may have to go.
+        drop(self);
         if let Some(connection) = mine {
             connection.serve(&watch.pool().reserve(), worker);
         }

@@ -74,10 +74,20 @@ impl Capabilities {
     }
 }
 
-#[derive(Serialize, Deserialize, Default)]
-struct Document {
-    #[serde(default)]
-    capabilities: Capabilities,
+#[derive(Serialize)]
+struct Document<'a> {
+    capabilities: &'a Capabilities,
+}
+
+/// Objects only: serde by itself would take an array for a struct.
+fn read_capabilities(json: &[u8]) -> Result<Capabilities, serde_json::Error> {
+    type Object = serde_json::Map<String, serde_json::Value>;
+    let mut document: Object = serde_json::from_slice(json)?;
+    let Some(capabilities) = document.remove("capabilities") else {
+        return Ok(Capabilities::default());
+    };
+    let capabilities: Object = serde_json::from_value(capabilities)?;
+    serde_json::from_value(capabilities.into())
 }
 
 /// A VERSION message or its reply.
@@ -106,20 +116,20 @@ impl Version {
             return Err(DecodeError::new(EINVAL, "VERSION with over 4096 bytes of JSON"));
         }
         let json = json.split(|&byte| byte == 0).next().unwrap_or_default();
-        let document = if json.is_empty() {
-            Document::default()
+        let capabilities = if json.is_empty() {
+            Capabilities::default()
         } else {
-            serde_json::from_slice(json).map_err(|error| {
+            read_capabilities(json).map_err(|error| {
                 DecodeError::new(EINVAL, "VERSION with JSON that cannot be read").because(error)
             })?
         };
-        Ok(Self { major: numbers.major, minor: numbers.minor, capabilities: document.capabilities })
+        Ok(Self { major: numbers.major, minor: numbers.minor, capabilities })
     }
 
     /// The payload, NUL-terminated.
     pub fn encode(&self) -> Vec<u8> {
         let numbers = VersionNumbers { major: self.major, minor: self.minor };
-        let document = Document { capabilities: self.capabilities.clone() };
+        let document = Document { capabilities: &self.capabilities };
         let mut payload = numbers.as_bytes().to_vec();
         // Numbers, booleans and structures of them always have a JSON form.
         payload.extend(serde_json::to_vec(&document).unwrap_or_else(|_| b"{}".to_vec()));

@@ -1,0 +1,144 @@
+//! Eventfds that a client signals instead of sending a message: doorbells (GET_REGION_IO_FDS)
+//! and unmasking eventfds of interrupts. They are watched by the pool for as long as they count.
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Mutex, Weak};
+
+use vfiod_core::irq::UnmaskFd;
+use vfiod_core::{Errno, Error, RegionIndex, Result};
+
+use crate::connection::{Connection, Session};
+use crate::pool::{Interest, Pool, Source, Watch, Worker};
+use crate::sync::lock;
+
+/// The eventfds of one session, watched until it ends.
+#[derive(Default)]
+pub(crate) struct EventFds {
+    bells: Mutex<Vec<RegionBells>>,
+    unmask: Mutex<Vec<(UnmaskFd, Watch)>>,
+}
+
+/// The doorbells of a region that the client has asked for.
+struct RegionBells {
+    region: u32,
+    /// As handed to the client.
+    fds: Vec<OwnedFd>,
+    watches: Vec<Watch>,
+}
+
+impl Drop for EventFds {
+    fn drop(&mut self) {
+        let bells = lock(&self.bells).drain(..).flat_map(|bells| bells.watches).collect::<Vec<_>>();
+        let unmask = lock(&self.unmask).drain(..).map(|(_, watch)| watch).collect::<Vec<_>>();
+        bells.iter().chain(&unmask).for_each(Watch::forget);
+    }
+}
+
+fn cannot_watch(errno: Errno) -> Error {
+    Error::new(errno, "cannot watch an eventfd")
+}
+
+fn duplicate(fd: &OwnedFd) -> Result<OwnedFd> {
+    fd.try_clone()
+        .map_err(|error| Error::new(Errno::MFILE, "cannot duplicate a doorbell").because(error))
+}
+
+/// The descriptors of a region's doorbells, watched from the first time they are asked for.
+pub(crate) fn doorbells(
+    connection: &Arc<Connection>,
+    session: &Session,
+    pool: &Pool,
+    index: u32,
+) -> Result<Vec<OwnedFd>> {
+    let mut bells = lock(&session.eventfds.bells);
+    if let Some(known) = bells.iter().find(|bells| bells.region == index) {
+        return known.fds.iter().map(duplicate).collect();
+    }
+    let region = RegionIndex(index);
+    let fds = session.file.doorbells(region)?;
+    let copies = fds.iter().map(duplicate).collect::<Result<Vec<_>>>()?;
+    // From here on in the list, so that a failure half way forgets the first half.
+    bells.push(RegionBells { region: index, fds: copies, watches: Vec::new() });
+    let Some(known) = bells.last_mut() else { return Ok(fds) };
+    for (doorbell, fd) in fds.iter().enumerate() {
+        let connection = Arc::downgrade(connection);
+        let bell = Bell { fd: duplicate(fd)?, connection, region, doorbell };
+        let source: Arc<dyn Source> = Arc::new(bell);
+        let watch = pool.reserve();
+        watch.arm(&source, Interest::Read).map_err(cannot_watch)?;
+        known.watches.push(watch);
+    }
+    Ok(fds)
+}
+
+/// Watches the unmasking eventfds that the client has set up by now, and no others.
+pub(crate) fn follow_unmask(
+    connection: &Arc<Connection>,
+    session: &Session,
+    pool: &Pool,
+) -> Result<()> {
+    let now = session.file.unmask_fds();
+    let same = |a: &UnmaskFd, b: &UnmaskFd| a.as_fd().as_raw_fd() == b.as_fd().as_raw_fd();
+    let mut watched = lock(&session.eventfds.unmask);
+    watched.retain(|(fd, watch)| {
+        let still = now.iter().any(|other| same(fd, other));
+        if !still {
+            watch.forget();
+        }
+        still
+    });
+    for fd in now {
+        if watched.iter().any(|(other, _)| same(&fd, other)) {
+            continue;
+        }
+        let unmask = Unmask { fd: fd.clone(), connection: Arc::downgrade(connection) };
+        let source: Arc<dyn Source> = Arc::new(unmask);
+        let watch = pool.reserve();
+        watch.arm(&source, Interest::Read).map_err(cannot_watch)?;
+        watched.push((fd, watch));
+    }
+    Ok(())
+}
+
+/// A doorbell.
+struct Bell {
+    fd: OwnedFd,
+    connection: Weak<Connection>,
+    region: RegionIndex,
+    doorbell: usize,
+}
+
+impl Source for Bell {
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
+    fn serve(self: Arc<Self>, watch: &Watch, _worker: &mut Worker) {
+        let Some(connection) = self.connection.upgrade() else { return };
+        let Some(session) = connection.session() else { return };
+        if let Err(error) = session.file.ring(self.region, self.doorbell) {
+            connection.quiet.warn(|more| tracing::warn!(%error, more, "doorbell refused"));
+        }
+        // Fails only when the session has ended, which forgets it anyway.
+        let _ = watch.rearm(&*self, Interest::Read);
+    }
+}
+
+/// An unmasking eventfd.
+struct Unmask {
+    fd: UnmaskFd,
+    connection: Weak<Connection>,
+}
+
+impl Source for Unmask {
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
+    fn serve(self: Arc<Self>, watch: &Watch, _worker: &mut Worker) {
+        let Some(connection) = self.connection.upgrade() else { return };
+        let Some(session) = connection.session() else { return };
+        session.file.unmask_signalled(&self.fd);
+        let _ = watch.rearm(&*self, Interest::Read);
+    }
+}

@@ -1,0 +1,142 @@
+//! From connect to release, and what happens to clients when devices or servers go.
+
+use std::os::unix::fs::PermissionsExt;
+use std::time::Duration;
+
+use vfiod_client::{Client, Error};
+use vfiod_core::{OpenPolicy, Owner};
+use vfiod_server::{Listener, ServerOptions, SocketAccess};
+
+use crate::rig::*;
+
+#[test]
+fn the_next_client_finds_the_device_as_the_first_did() {
+    let rig = Rig::with(OpenPolicy::Single, ServerOptions::default());
+    for round in 0..20 {
+        let mut client = rig.client();
+        assert_eq!(read_u64(&mut client, PLAIN, 0), 0, "round {round}");
+        write_u64(&mut client, PLAIN, 0, 7);
+        drop(client);
+        rig.wait_idle();
+    }
+}
+
+#[test]
+fn a_device_that_leaves_tells_its_clients() {
+    let mut rig = Rig::new();
+    let mut client = rig.client();
+    client.device_info().unwrap();
+    rig.registration.take().unwrap().unregister(Some(Duration::from_millis(50)));
+    let mut data = [0; 4];
+    assert_eq!(refused(client.region_read(PLAIN, 0, &mut data)), ENODEV);
+    assert_eq!(refused(client.reset()), ENODEV);
+    assert_eq!(Client::connect(&rig.path).unwrap_err().remote_errno(), Some(ENODEV));
+}
+
+#[test]
+fn a_device_no_longer_served_ends_its_connections() {
+    let mut rig = Rig::new();
+    let mut client = rig.client();
+    client.device_info().unwrap();
+    drop(rig.served.take());
+    assert!(matches!(client.device_info(), Err(Error::Closed)));
+    assert!(!rig.path.exists(), "the socket is removed");
+    assert!(Client::connect(&rig.path).is_err());
+    // The file is released: another owner can open the device.
+    let device = rig.registration.as_ref().unwrap().device().clone();
+    eventually("the device is free", || device.open(Owner::InProcess("next".into())).is_ok());
+}
+
+#[test]
+fn many_clients_of_many_devices_need_few_threads() {
+    let rig = Rig::new();
+    let clients: Vec<_> = (0..100).map(|_| rig.client()).collect();
+    std::thread::sleep(Duration::from_millis(100));
+    assert!(rig.server.threads() < 110, "{} threads", rig.server.threads());
+    drop(clients);
+    rig.wait_idle();
+}
+
+#[test]
+fn few_threads_serve_many_busy_clients() {
+    let options = ServerOptions { max_threads: 2, ..ServerOptions::default() };
+    let rig = Rig::with(OpenPolicy::Multi, options);
+    let mut clients: Vec<_> = (0..20).map(|_| rig.client()).collect();
+    for round in 0..50u64 {
+        for client in &mut clients {
+            write_u64(client, PLAIN, 8, round);
+            assert_eq!(read_u64(client, PLAIN, 8), round);
+        }
+    }
+    assert!(rig.server.threads() <= 2);
+}
+
+#[test]
+fn polling_serves_the_same() {
+    let poll = Duration::from_micros(200);
+    let rig = Rig::with(OpenPolicy::Multi, ServerOptions { poll, ..ServerOptions::default() });
+    let mut client = rig.client();
+    for round in 0..200u64 {
+        write_u64(&mut client, PLAIN, 8, round);
+        assert_eq!(read_u64(&mut client, PLAIN, 8), round);
+    }
+    std::thread::sleep(Duration::from_millis(50));
+    client.device_info().unwrap();
+}
+
+#[test]
+fn the_sockets_permissions_are_as_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("socket");
+    let access = SocketAccess { mode: Some(0o640), ..SocketAccess::default() };
+    let listener = Listener::bind(&path, access).unwrap();
+    assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o640);
+    drop(listener);
+    assert!(!path.exists());
+}
+
+#[test]
+fn a_stale_socket_is_replaced_but_nothing_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("socket");
+    let bind = || Listener::bind(&path, SocketAccess::default());
+    drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+    assert!(path.exists(), "left over");
+    let listener = bind().unwrap();
+    let error = bind().unwrap_err();
+    assert_eq!(error.errno(), vfiod_core::Errno::ADDRINUSE);
+    drop(listener);
+    std::fs::write(&path, "precious").unwrap();
+    assert_eq!(bind().unwrap_err().errno(), vfiod_core::Errno::EXIST);
+    assert_eq!(std::fs::read(&path).unwrap(), b"precious");
+    let long = dir.path().join("x".repeat(200));
+    assert_eq!(
+        Listener::bind(long, SocketAccess::default()).unwrap_err().errno(),
+        vfiod_core::Errno::NAMETOOLONG
+    );
+}
+
+#[test]
+fn sockets_from_elsewhere() {
+    let rig = Rig::new();
+    let device = rig.registration.as_ref().unwrap().device().clone();
+    let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+    let served = rig.server.serve_connected(theirs.into(), device).unwrap();
+    let socket = vfiod_client::Socket::from_fd(ours.into(), Duration::from_secs(5)).unwrap();
+    let mut client = Client::with_socket(socket, Default::default()).unwrap();
+    client.device_info().unwrap();
+    drop(served);
+
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("inherited");
+    let listening = std::os::unix::net::UnixListener::bind(&path).unwrap();
+    let listener = Listener::from_fd(listening.into()).unwrap();
+    let device = rig.registration.as_ref().unwrap().device().clone();
+    let served = rig.server.serve(listener, device).unwrap();
+    Client::connect(&path).unwrap().device_info().unwrap();
+    drop(served);
+    assert!(path.exists(), "who made it removes it");
+
+    let file = tempfile::tempfile().unwrap();
+    assert!(Listener::from_fd(file.into()).is_err());
+}

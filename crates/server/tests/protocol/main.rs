@@ -1,0 +1,17 @@
+//! The server against the specification, over real sockets: a file for each command or concern,
+//! what must work and what must be refused.
+
+mod device_feature;
+mod device_reset;
+mod dialects;
+mod dma_map;
+mod dma_messages;
+mod dma_unmap;
+mod get_info;
+mod hostility;
+mod lifecycle;
+mod region_access;
+mod region_io_fds;
+mod rig;
+mod set_irqs;
+mod version;

@@ -1,0 +1,71 @@
+//! DEVICE_GET_REGION_IO_FDS.
+
+use vfiod_wire::Command;
+use vfiod_wire::payload::{IoFd, RegionIoFds};
+use zerocopy::{FromBytes, IntoBytes};
+
+use crate::rig::*;
+
+#[test]
+fn a_ring_is_a_write() {
+    let rig = Rig::new();
+    let mut client = rig.client();
+    let (bells, fds) = client.region_io_fds(KNOBS).unwrap();
+    assert_eq!(bells.len(), 2);
+    assert_eq!(bells[0], IoFd { offset: BELL, size: 4, ..IoFd::default() });
+    let second =
+        IoFd { offset: BELL, size: 8, fd_index: 1, flags: 1, datamatch: 7, ..IoFd::default() };
+    assert_eq!(bells[1], second);
+    for round in 1..=5 {
+        rustix::io::write(&fds[(round % 2) as usize], &1u64.to_ne_bytes()).unwrap();
+        eventually("the bell is heard", || read_u64(&mut client, KNOBS, RINGS) == round);
+    }
+}
+
+#[test]
+fn asked_twice_rung_once() {
+    let rig = Rig::new();
+    let mut client = rig.client();
+    let (_, first) = client.region_io_fds(KNOBS).unwrap();
+    let (_, second) = client.region_io_fds(KNOBS).unwrap();
+    rustix::io::write(&first[0], &1u64.to_ne_bytes()).unwrap();
+    eventually("the bell is heard", || read_u64(&mut client, KNOBS, RINGS) == 1);
+    rustix::io::write(&second[0], &1u64.to_ne_bytes()).unwrap();
+    eventually("the bell is heard", || read_u64(&mut client, KNOBS, RINGS) == 2);
+}
+
+#[test]
+fn a_region_without_bells_has_none() {
+    let rig = Rig::new();
+    let (bells, fds) = rig.client().region_io_fds(PLAIN).unwrap();
+    assert!(bells.is_empty() && fds.is_empty());
+}
+
+#[test]
+fn too_small_an_argsz_gets_the_size_and_no_descriptors() {
+    let rig = Rig::new();
+    let mut client = rig.client();
+    let request = RegionIoFds { argsz: 16, index: KNOBS, ..RegionIoFds::default() };
+    let reply = client.call(Command::DeviceGetRegionIoFds, request.as_bytes(), &[]).unwrap();
+    assert!(reply.fds.is_empty());
+    let fixed = RegionIoFds::read_from_bytes(&reply.payload).unwrap();
+    assert_eq!((fixed.argsz, fixed.count), (16 + 2 * 40, 2));
+}
+
+#[test]
+fn what_makes_no_sense_is_refused() {
+    let rig = Rig::new();
+    let mut client = rig.client();
+    assert_eq!(refused(client.region_io_fds(REGIONS)), EINVAL);
+    let good = RegionIoFds { argsz: 200, index: KNOBS, ..RegionIoFds::default() };
+    for bad in [
+        RegionIoFds { argsz: 15, ..good },
+        RegionIoFds { flags: 1, ..good },
+        RegionIoFds { count: 1, ..good },
+    ] {
+        let refusal = refused(client.call(Command::DeviceGetRegionIoFds, bad.as_bytes(), &[]));
+        assert_eq!(refusal, EINVAL, "{bad:?}");
+    }
+    let short = &good.as_bytes()[..15];
+    assert_eq!(refused(client.call(Command::DeviceGetRegionIoFds, short, &[])), EINVAL);
+}

@@ -1,0 +1,385 @@
+//! A device with a bit of everything, served on a socket of its own.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustix::event::{EventfdFlags, eventfd};
+use std::os::fd::OwnedFd;
+use vfiod_client::{Client, Error as ClientError, Options, RawMessage, Socket};
+use vfiod_core::irq::{IrqFlags, IrqInfo};
+use vfiod_core::memory::SharedMemory;
+use vfiod_core::region::{Doorbell, SharedAreas, SparseArea};
+use vfiod_core::{
+    Context, Description, Device, DeviceFlags, DeviceSpec, Errno, Error, Features, IrqIndex,
+    OpenPolicy, Region, RegionFlags, RegionIndex, Registration, Registry, ResetCause, Result,
+};
+use vfiod_server::{Listener, Served, Server, ServerOptions, SocketAccess};
+use vfiod_wire::{Command, Header, Kind};
+use zerocopy::IntoBytes;
+
+/// Memory up to here, registers behind.
+pub(crate) const SPARSE: u32 = 0;
+pub(crate) const SPARSE_SIZE: u64 = 0x10000;
+pub(crate) const SPARSE_AREA: u64 = 0x8000;
+/// Plain registers.
+pub(crate) const PLAIN: u32 = 1;
+pub(crate) const PLAIN_SIZE: u64 = 0x2000;
+/// The DMA engine: IOVA, length, operation, errno.
+pub(crate) const DMA: u32 = 2;
+pub(crate) const DMA_READ: u64 = 1;
+pub(crate) const DMA_WRITE: u64 = 2;
+/// As `DMA_READ`, on a thread of the device's own; the errno is u64::MAX until it is done.
+pub(crate) const DMA_READ_BESIDE: u64 = 3;
+/// Knobs: see `Rack::knob`.
+pub(crate) const KNOBS: u32 = 3;
+pub(crate) const BELL: u64 = 0x00;
+pub(crate) const RINGS: u64 = 0x08;
+pub(crate) const TRIGGER: u64 = 0x10;
+pub(crate) const LEVEL: u64 = 0x18;
+pub(crate) const PANIC: u64 = 0x20;
+pub(crate) const STALL_MS: u64 = 0x28;
+/// Two megabytes.
+pub(crate) const LARGE: u32 = 4;
+pub(crate) const LARGE_SIZE: u64 = 2 << 20;
+/// Cannot be written.
+pub(crate) const READ_ONLY: u32 = 5;
+/// Is not there.
+pub(crate) const ABSENT: u32 = 6;
+pub(crate) const REGIONS: u32 = 7;
+
+pub(crate) const LINE: u32 = 0;
+pub(crate) const VECTORS: u32 = 1;
+pub(crate) const VECTOR_COUNT: u32 = 32;
+pub(crate) const NO_IRQ: u32 = 2;
+pub(crate) const IRQS: u32 = 3;
+
+pub(crate) const FEATURE: u16 = 0x4242;
+
+pub(crate) const EINVAL: u32 = 22;
+pub(crate) const EACCES: u32 = 13;
+pub(crate) const EBUSY: u32 = 16;
+pub(crate) const EEXIST: u32 = 17;
+pub(crate) const EFAULT: u64 = 14;
+pub(crate) const EIO: u32 = 5;
+pub(crate) const ENODEV: u32 = 19;
+pub(crate) const ENOSYS: u32 = 38;
+pub(crate) const ENOTTY: u32 = 25;
+pub(crate) const EOPNOTSUPP: u32 = 95;
+pub(crate) const ETIMEDOUT: u64 = 110;
+
+struct Rack {
+    ctx: Option<Context>,
+    sparse: Arc<SharedMemory>,
+    plain: Vec<u8>,
+    large: Vec<u8>,
+    dma: [u64; 4],
+    beside: Arc<std::sync::atomic::AtomicU64>,
+    rings: u64,
+    feature: Vec<u8>,
+}
+
+impl Rack {
+    fn knob(&mut self, offset: u64, value: u64) -> Result<()> {
+        let Some(ctx) = &self.ctx else { return Ok(()) };
+        match offset {
+            BELL => self.rings += 1,
+            TRIGGER => {
+                ctx.irqs().trigger(IrqIndex(VECTORS), value as u32)?;
+            }
+            LEVEL => ctx.irqs().set_level(IrqIndex(LINE), 0, value != 0)?,
+            PANIC => panic!("asked to"),
+            STALL_MS => std::thread::sleep(Duration::from_millis(value)),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn run_dma(&mut self, op: u64) {
+        use std::sync::atomic::Ordering;
+        let Some(ctx) = self.ctx.clone() else { return };
+        let [iova, len, ..] = self.dma;
+        let errno = |done: Result<()>| done.err().map_or(0, |e| e.errno().raw_os_error() as u64);
+        match op {
+            DMA_READ => self.dma[3] = errno(ctx.dma().read(iova, &mut self.plain[..len as usize])),
+            DMA_WRITE => self.dma[3] = errno(ctx.dma().write(iova, &self.plain[..len as usize])),
+            DMA_READ_BESIDE => {
+                let beside = self.beside.clone();
+                beside.store(u64::MAX, Ordering::SeqCst);
+                std::thread::spawn(move || {
+                    let mut data = vec![0; len as usize];
+                    let done = errno(ctx.dma().read(iova, &mut data));
+                    beside.store(done, Ordering::SeqCst);
+                });
+            }
+            _ => {}
+        }
+    }
+}
+
+impl Device for Rack {
+    fn describe(&self) -> Description {
+        let doorbells = vec![
+            Doorbell { offset: BELL, size: 4, datamatch: None },
+            Doorbell { offset: BELL, size: 8, datamatch: Some(7) },
+        ];
+        Description {
+            flags: DeviceFlags::RESET,
+            regions: vec![
+                Region {
+                    shared: Some(SharedAreas {
+                        memory: self.sparse.clone(),
+                        areas: vec![SparseArea { offset: 0, size: SPARSE_AREA }],
+                    }),
+                    ..Region::registers(SPARSE_SIZE)
+                },
+                Region::registers(PLAIN_SIZE),
+                Region::registers(32),
+                Region { doorbells, ..Region::registers(0x1000) },
+                Region::registers(LARGE_SIZE),
+                Region { flags: RegionFlags::READ, ..Region::registers(16) },
+                Region::absent(),
+            ],
+            irqs: vec![
+                IrqInfo {
+                    flags: IrqFlags::EVENTFD | IrqFlags::MASKABLE | IrqFlags::AUTOMASKED,
+                    count: 1,
+                },
+                IrqInfo { flags: IrqFlags::EVENTFD | IrqFlags::NORESIZE, count: VECTOR_COUNT },
+                IrqInfo { flags: IrqFlags::EVENTFD, count: 0 },
+            ],
+        }
+    }
+
+    fn init(&mut self, ctx: &Context) -> Result<()> {
+        self.ctx = Some(ctx.clone());
+        Ok(())
+    }
+
+    fn open_device(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    fn close_device(&mut self) {}
+
+    fn read(&mut self, region: RegionIndex, offset: u64, data: &mut [u8]) -> Result<()> {
+        let at = offset as usize;
+        match region.0 {
+            PLAIN => data.copy_from_slice(&self.plain[at..at + data.len()]),
+            LARGE => data.copy_from_slice(&self.large[at..at + data.len()]),
+            DMA => {
+                let mut registers = self.dma;
+                if registers[2] == DMA_READ_BESIDE {
+                    registers[3] = self.beside.load(std::sync::atomic::Ordering::SeqCst);
+                }
+                data.copy_from_slice(&registers.as_bytes()[at..at + data.len()]);
+            }
+            KNOBS if offset == RINGS => data.copy_from_slice(&self.rings.to_ne_bytes()),
+            _ => data.fill(0x5a),
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, region: RegionIndex, offset: u64, data: &[u8]) -> Result<()> {
+        let at = offset as usize;
+        let mut value = [0; 8];
+        let len = data.len().min(8);
+        value[..len].copy_from_slice(&data[..len]);
+        let value = u64::from_ne_bytes(value);
+        match region.0 {
+            PLAIN => self.plain[at..at + data.len()].copy_from_slice(data),
+            LARGE => self.large[at..at + data.len()].copy_from_slice(data),
+            DMA => {
+                self.dma[at / 8] = value;
+                if at == 16 {
+                    self.run_dma(value);
+                }
+            }
+            KNOBS => self.knob(offset, value)?,
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn reset(&mut self, _cause: ResetCause) -> Result<()> {
+        self.plain.fill(0);
+        self.dma = [0; 4];
+        self.rings = 0;
+        Ok(())
+    }
+
+    fn as_features(&mut self) -> Option<&mut dyn Features> {
+        Some(self)
+    }
+}
+
+impl Features for Rack {
+    fn probe(&mut self, index: u16) -> (bool, bool) {
+        (index == FEATURE, index == FEATURE)
+    }
+
+    fn get(&mut self, index: u16, _argument: &[u8]) -> Result<Vec<u8>> {
+        if index == FEATURE { Ok(self.feature.clone()) } else { Err(no_feature()) }
+    }
+
+    fn set(&mut self, index: u16, data: &[u8]) -> Result<()> {
+        if index != FEATURE {
+            return Err(no_feature());
+        }
+        self.feature = data.to_vec();
+        Ok(())
+    }
+}
+
+fn no_feature() -> Error {
+    Error::new(Errno::NOTTY, "no such feature")
+}
+
+/// The device, its server and its socket.
+pub(crate) struct Rig {
+    pub(crate) served: Option<Served>,
+    pub(crate) registration: Option<Registration>,
+    _registry: Registry,
+    pub(crate) path: PathBuf,
+    pub(crate) server: Server,
+    _dir: tempfile::TempDir,
+}
+
+impl Rig {
+    pub(crate) fn new() -> Self {
+        Self::with(OpenPolicy::Multi, ServerOptions::default())
+    }
+
+    pub(crate) fn with(open: OpenPolicy, options: ServerOptions) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("rack.sock");
+        let registry = Registry::new();
+        let spec = DeviceSpec { name: "rack".to_owned(), open, ..DeviceSpec::default() };
+        let rack = Rack {
+            ctx: None,
+            sparse: SharedMemory::new("rack", SPARSE_SIZE).unwrap(),
+            plain: vec![0; PLAIN_SIZE as usize],
+            large: vec![0; LARGE_SIZE as usize],
+            dma: [0; 4],
+            beside: Arc::default(),
+            rings: 0,
+            feature: b"initial".to_vec(),
+        };
+        let registration = registry.register(spec, Box::new(rack)).unwrap();
+        let server = Server::new(options).unwrap();
+        let listener = Listener::bind(&path, SocketAccess::default()).unwrap();
+        let served = server.serve(listener, registration.device().clone()).unwrap();
+        Self {
+            served: Some(served),
+            registration: Some(registration),
+            _registry: registry,
+            path,
+            server,
+            _dir: dir,
+        }
+    }
+
+    pub(crate) fn client(&self) -> Client {
+        self.client_with(Options::default())
+    }
+
+    pub(crate) fn client_with(&self, options: Options) -> Client {
+        Client::connect_with(&self.path, options).unwrap()
+    }
+
+    /// A socket without negotiation.
+    pub(crate) fn socket(&self) -> Socket {
+        Socket::connect(&self.path, Duration::from_secs(5)).unwrap()
+    }
+
+    pub(crate) fn connections(&self) -> usize {
+        self.served.as_ref().map_or(0, Served::connections)
+    }
+
+    /// Waits until the server has let go of every connection.
+    pub(crate) fn wait_idle(&self) {
+        eventually("the connections are gone", || self.connections() == 0);
+    }
+
+    /// That the server still serves others.
+    pub(crate) fn assert_alive(&self) {
+        let mut client = self.client();
+        client.region_write(PLAIN, 0, &[1, 2, 3, 4]).unwrap();
+        let mut data = [0; 4];
+        client.region_read(PLAIN, 0, &mut data).unwrap();
+        assert_eq!(data, [1, 2, 3, 4]);
+    }
+}
+
+/// Waits, 20 seconds at most, until something holds.
+pub(crate) fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !holds() {
+        assert!(start.elapsed() < Duration::from_secs(20), "in vain: {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// The errno that a call was refused with.
+#[track_caller]
+pub(crate) fn refused<T: std::fmt::Debug>(outcome: Result<T, ClientError>) -> u32 {
+    let error = outcome.expect_err("it was not refused");
+    error.remote_errno().unwrap_or_else(|| panic!("not refused, but {error}"))
+}
+
+/// A whole message.
+pub(crate) fn message(id: u16, command: Command, payload: &[u8]) -> Vec<u8> {
+    let mut bytes = Header::command(id, command, payload.len(), false).as_bytes().to_vec();
+    bytes.extend_from_slice(payload);
+    bytes
+}
+
+/// A VERSION as the shortest client would send it.
+pub(crate) fn version_message() -> Vec<u8> {
+    message(0, Command::Version, b"\0\0\0\0{}\0")
+}
+
+/// The errno in a reply.
+#[track_caller]
+pub(crate) fn reply_errno(message: &RawMessage) -> u32 {
+    match message.header.kind() {
+        Kind::Reply(Err(errno)) => errno,
+        other => panic!("no error reply, but {other:?}"),
+    }
+}
+
+pub(crate) fn event() -> OwnedFd {
+    eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).unwrap()
+}
+
+/// How often an eventfd was signalled since the last look.
+pub(crate) fn signals(fd: &OwnedFd) -> u64 {
+    let mut count = [0; 8];
+    match rustix::io::read(fd, &mut count) {
+        Ok(_) => u64::from_ne_bytes(count),
+        Err(_) => 0,
+    }
+}
+
+/// Descriptors of this process. Tests that count run alone: see `hostility`.
+pub(crate) fn open_descriptors() -> usize {
+    std::fs::read_dir("/proc/self/fd").unwrap().count()
+}
+
+pub(crate) fn write_u64(client: &mut Client, region: u32, offset: u64, value: u64) {
+    client.region_write(region, offset, &value.to_ne_bytes()).unwrap();
+}
+
+pub(crate) fn read_u64(client: &mut Client, region: u32, offset: u64) -> u64 {
+    let mut data = [0; 8];
+    client.region_read(region, offset, &mut data).unwrap();
+    u64::from_ne_bytes(data)
+}
+
+/// Runs the DMA engine; the errno it ends with.
+pub(crate) fn dma(client: &mut Client, op: u64, iova: u64, len: u64) -> u64 {
+    write_u64(client, DMA, 0, iova);
+    write_u64(client, DMA, 8, len);
+    write_u64(client, DMA, 16, op);
+    read_u64(client, DMA, 24)
+}
