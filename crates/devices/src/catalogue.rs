@@ -116,14 +116,14 @@ pub fn models() -> &'static [ModelInfo] {
     MODELS
 }
 
-/// Makes a device. `multifunction`: it is one of several functions in its slot.
+/// Makes a device. `number`: its function number, where it is one of several in its slot.
 ///
 /// # Errors
 /// What is wrong with the name or an option, and what would be right.
 pub fn build(
     name: &str,
     options: &Options,
-    multifunction: bool,
+    number: Option<u8>,
 ) -> Result<Box<dyn Device>, BuildError> {
     let Some(info) = MODELS.iter().find(|info| info.name == name) else {
         return Err(BuildError::UnknownModel(name.to_owned()));
@@ -131,12 +131,12 @@ pub fn build(
     match info.name {
         "template" => {
             read::<NoOptions>(info, options)?;
-            function(template::Template::default(), multifunction)
+            function(template::Template::default(), number)
         }
-        "gpio" => function(gpio::Gpio::new(read(info, options)?), multifunction),
-        "edu" => function(edu::Edu::new(read(info, options)?), multifunction),
+        "gpio" => function(gpio::Gpio::new(read(info, options)?), number),
+        "edu" => function(edu::Edu::new(read(info, options)?), number),
         #[cfg(feature = "bench")]
-        "bench" => function(crate::bench::Bench::new(read(info, options)?)?, multifunction),
+        "bench" => function(crate::bench::Bench::new(read(info, options)?)?, number),
         other => Err(BuildError::UnknownModel(other.to_owned())),
     }
 }
@@ -147,10 +147,13 @@ struct NoOptions {}
 
 fn function<M: Model + 'static>(
     model: M,
-    multifunction: bool,
+    number: Option<u8>,
 ) -> Result<Box<dyn Device>, BuildError> {
     let function = Function::new(model)?;
-    Ok(Box::new(if multifunction { function.multifunction() } else { function }))
+    Ok(Box::new(match number {
+        Some(number) => function.multifunction(number),
+        None => function,
+    }))
 }
 
 /// Reads the options one by one first, so that an error names the one it is about.
@@ -189,13 +192,13 @@ mod tests {
     #[test]
     fn every_model_can_be_made() {
         for model in models() {
-            build(model.name, &Options::new(), false).unwrap();
+            build(model.name, &Options::new(), None).unwrap();
         }
     }
 
     #[test]
     fn a_wrong_option_is_named() {
-        let error = |name, text| match build(name, &options(text), false) {
+        let error = |name, text| match build(name, &options(text), None) {
             Err(error) => error.to_string(),
             Ok(_) => panic!("{name} {text} was accepted"),
         };

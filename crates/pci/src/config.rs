@@ -118,10 +118,15 @@ impl ConfigSpace {
         self.image.bytes.len()
     }
 
-    /// Marks function 0 of a slot with several (PCI 6.2.1).
-    pub(crate) fn set_multifunction(&mut self) {
-        self.image.bytes[0x0e] |= 0x80;
-        self.power_on[0x0e] |= 0x80;
+    /// Marks one of several functions of a slot (PCI 6.2.1). Its pin, if it has one, becomes
+    /// that of its number (PCI 2.2.6): A for function 0, B for 1, and so on, around.
+    pub(crate) fn set_multifunction(&mut self, function: u8) {
+        for bytes in [&mut self.image.bytes, &mut self.power_on] {
+            bytes[0x0e] |= 0x80;
+            if bytes[0x3d] != 0 {
+                bytes[0x3d] = 1 + function % 4;
+            }
+        }
     }
 
     /// Back to the values after power-on.

@@ -99,10 +99,13 @@ impl<M: Model> Function<M> {
         Ok(Self { model, spec, config, msix, handle: None, controls })
     }
 
-    /// Marks the function as one of several in its slot (header type bit 7).
+    /// Marks the function as one of several in its slot (header type bit 7), with this number.
+    ///
+    /// One that interrupts by a pin uses that of its number: A, B, C, D, A and so on. Functions
+    /// on one pin share a line, which not all of Linux's drivers put up with.
     #[must_use]
-    pub fn multifunction(mut self) -> Self {
-        self.config.set_multifunction();
+    pub fn multifunction(mut self, function: u8) -> Self {
+        self.config.set_multifunction(function);
         self
     }
 

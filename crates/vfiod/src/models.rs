@@ -106,10 +106,10 @@ pub(crate) fn mistakes(config: &Config) -> Vec<Problem> {
 /// # Errors
 /// What is wrong with its options.
 pub(crate) fn build(config: &Config, device: &DeviceConfig) -> Result<Box<dyn Device>, BuildError> {
-    let slot = device.place.map(|(slot, _)| slot);
-    let in_slot = |other: &&DeviceConfig| other.place.is_some_and(|(other, _)| Some(other) == slot);
-    let multifunction = config.devices.iter().filter(in_slot).count() > 1;
+    let slot_of = |device: &DeviceConfig| device.place.map(|(slot, _)| slot);
+    let shares = |slot| config.devices.iter().filter(|d| slot_of(d) == Some(slot)).count() > 1;
+    let number = device.place.filter(|(slot, _)| shares(*slot)).map(|(_, function)| function);
     let options: Options =
         device.options.iter().map(|given| (given.name.clone(), given.value.clone())).collect();
-    vfiod_devices::build(&device.model, &options, multifunction)
+    vfiod_devices::build(&device.model, &options, number)
 }

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 
 use super::client::Outside;
 use super::happening::Step;
@@ -101,7 +101,12 @@ pub(super) fn command(
     fs::write(script, SCRIPT).with_context(|| format!("cannot write {}", script.display()))?;
     let mut command = Command::new("bash");
     command.arg(harness.join("run-guest.sh"));
-    command.arg("--socket").arg(lines).args(["--prop", "multifunction=on", "--prop", "addr=05.0"]);
+    command.arg("--socket").arg(lines).args([
+        "--prop",
+        "multifunction=true",
+        "--prop",
+        "addr=05.0",
+    ]);
     command.arg("--socket").arg(teacher).args(["--prop", "addr=05.1"]);
     // Memory that Linux leaves alone, for edu's DMA: below 256 MiB, as far as edu can address.
     command.args(["--append", "memmap=64K$0x0f000000 iomem=relaxed"]);
@@ -113,6 +118,20 @@ pub(super) fn command(
 pub(super) fn switch_inputs(control: &Path) -> anyhow::Result<()> {
     let mut outside = Outside::connect(control)?;
     (0..16).try_for_each(|input| outside.set(input, input == 3))
+}
+
+/// Does what the world outside does about a step of the guest: looks at the outputs, switches
+/// an input that the guest waits for.
+pub(super) fn answer_outside(step: &Step, control: &Path) -> anyhow::Result<()> {
+    match step.shown.as_str() {
+        "guest-gpio-outputs" => {
+            let seen = Outside::connect(control)?.outputs()?;
+            ensure!(seen == 0x0021, "the guest's outputs are {seen:#06x} outside");
+        }
+        "guest-gpio-waiting" => Outside::connect(control)?.set(7, true)?,
+        _ => {}
+    }
+    Ok(())
 }
 
 /// The step that a line of the guest's console tells.

@@ -14,13 +14,14 @@ mod promise;
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, Command, Stdio};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use rustix::process::{Pid, Signal};
 use vfiod_core::event::Event;
 use vfiod_core::{OpenPolicy, StatePolicy};
 use vfiod_pci::{BusKind, ResetScope};
@@ -115,8 +116,8 @@ pub(crate) fn run(args: &Demo) -> anyhow::Result<()> {
 
 fn client_scene(show: &mut Show, stage: &Stage, sender: &Sender<Word>) -> anyhow::Result<()> {
     let mut client = Actor::client(stage, sender)?;
-    show.narrator.scene(format!("A client in a process of its own (pid {})", client.0.id()))?;
-    let ended = show.follow(&mut client, Duration::from_secs(30));
+    show.narrator.scene(format!("A client in a process of its own (pid {})", client.child.id()))?;
+    let ended = show.follow(&mut client, Duration::from_secs(30), |_| Ok(()));
     let status = client.end()?;
     ended?;
     if !status.success() {
@@ -134,11 +135,16 @@ fn guest_scene(
 ) -> anyhow::Result<()> {
     show.narrator.scene("An unmodified Linux guest under QEMU, without KVM (a minute at most)")?;
     let mut guest = Actor::guest(stage, sender, harness)?;
-    let ended = show.follow(&mut guest, Duration::from_secs(180));
+    let control = stage.control();
+    let ended = show
+        .follow(&mut guest, Duration::from_secs(180), |step| guest::answer_outside(step, &control));
     let status = guest.end()?;
     ended?;
+    if let Some(reason) = &guest.failure {
+        bail!("in the guest: {reason}");
+    }
     if !status.success() {
-        bail!("the guest failed ({status})");
+        bail!("the guest failed ({status}); --log info shows its console");
     }
     show.until_closed()
 }
@@ -185,8 +191,14 @@ impl Show {
         Ok(())
     }
 
-    /// Tells what happens until the process has said its last.
-    fn follow(&mut self, actor: &mut Actor, limit: Duration) -> anyhow::Result<()> {
+    /// Tells what happens until the process has said its last; `outside` does what the world
+    /// outside the device does about a step.
+    fn follow(
+        &mut self,
+        actor: &mut Actor,
+        limit: Duration,
+        outside: impl Fn(&Step) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
         let deadline = Instant::now() + limit;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
@@ -200,9 +212,13 @@ impl Show {
                 }
                 Ok(Word::Guest(line)) => {
                     if let Some(step) = guest::step(&line) {
+                        outside(&step)?;
                         self.narrator.tell(Happening::Guest(step))?;
                     } else {
                         tracing::info!(line, "guest");
+                        if let Some(reason) = line.trim().strip_prefix("failed: ") {
+                            actor.failure = Some(reason.to_owned());
+                        }
                     }
                 }
                 Ok(Word::End) => return Ok(()),
@@ -233,8 +249,13 @@ impl Show {
     }
 }
 
-/// A process that drives the devices. Killed when dropped.
-struct Actor(Child, Option<ChildStdin>);
+/// A process that drives the devices. Ended when dropped.
+struct Actor {
+    child: Child,
+    stdin: Option<ChildStdin>,
+    /// Why it failed, in its own words.
+    failure: Option<String>,
+}
 
 impl Actor {
     fn client(stage: &Stage, sender: &Sender<Word>) -> anyhow::Result<Self> {
@@ -265,7 +286,7 @@ impl Actor {
             command.stdout(Stdio::piped()).spawn().with_context(|| format!("cannot run {name}"))?;
         let stdin = child.stdin.take();
         let stdout = child.stdout.take();
-        let actor = Self(child, stdin);
+        let actor = Self { child, stdin, failure: None };
         let sender = sender.clone();
         thread::Builder::new().name("demo-reader".into()).spawn(move || {
             let lines = stdout.into_iter().flat_map(|stdout| BufReader::new(stdout).lines());
@@ -282,18 +303,33 @@ impl Actor {
     /// Lets a client that waits for the narrator go on.
     fn go_on(&mut self) {
         // A client that is gone has its end told elsewhere.
-        let _ = self.1.as_mut().map(|stdin| stdin.write_all(b"\n").and_then(|()| stdin.flush()));
+        if let Some(stdin) = &mut self.stdin {
+            let _ = stdin.write_all(b"\n").and_then(|()| stdin.flush());
+        }
     }
 
-    fn end(&mut self) -> anyhow::Result<std::process::ExitStatus> {
-        self.1 = None;
-        let deadline = Instant::now() + PATIENCE;
+    /// Its exit status; it is told to end if it has not after a while.
+    fn end(&mut self) -> anyhow::Result<ExitStatus> {
+        self.stdin = None;
+        if let Some(status) = self.exited(PATIENCE)? {
+            return Ok(status);
+        }
+        // A request, so that the harness takes QEMU along.
+        let pid = Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, Signal::TERM)?;
+        if let Some(status) = self.exited(PATIENCE)? {
+            return Ok(status);
+        }
+        self.child.kill()?;
+        Ok(self.child.wait()?)
+    }
+
+    fn exited(&mut self, limit: Duration) -> anyhow::Result<Option<ExitStatus>> {
+        let deadline = Instant::now() + limit;
         loop {
-            if let Some(status) = self.0.try_wait()? {
+            let status = self.child.try_wait()?;
+            if status.is_some() || Instant::now() > deadline {
                 return Ok(status);
-            }
-            if Instant::now() > deadline {
-                self.0.kill()?;
             }
             thread::sleep(Duration::from_millis(2));
         }
@@ -302,7 +338,13 @@ impl Actor {
 
 impl Drop for Actor {
     fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        // It is over already, unless something failed.
+        if matches!(self.child.try_wait(), Ok(None)) {
+            let _ = rustix::process::kill_process(Pid::from_child(&self.child), Signal::TERM);
+            if !matches!(self.exited(Duration::from_secs(2)), Ok(Some(_))) {
+                let _ = self.child.kill();
+                let _ = self.child.wait();
+            }
+        }
     }
 }

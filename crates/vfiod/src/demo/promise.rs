@@ -29,6 +29,7 @@ pub(super) const GUEST: &[&str] = &[
     "guest-sees-functions",
     "guest-gpio-outputs",
     "guest-gpio-inputs",
+    "guest-gpio-interrupt",
     "guest-edu-identification",
     "guest-edu-factorial",
     "guest-dma",
@@ -74,22 +75,25 @@ pub(super) fn broken(told: &[Happening], with_guest: bool) -> Vec<String> {
 /// Follows one device through its life.
 fn lifecycle(told: &[Happening], name: &str, broken: &mut Vec<String>) {
     let (mut registered, mut open, mut files, mut opens) = (false, false, 0u32, 0);
+    let mut used = false;
     for happening in told.iter().filter(|happening| happening.subject() == name) {
         let right = match happening {
             Happening::Registered { .. } => !std::mem::replace(&mut registered, true),
             Happening::FirstOpen { .. } => {
-                opens += 1;
+                (opens, used) = (opens + 1, false);
                 registered && files == 0 && !std::mem::replace(&mut open, true)
             }
             Happening::Opened { count, .. } => {
-                files += 1;
+                (files, used) = (files + 1, true);
                 open && *count == files
             }
             Happening::Released { count, .. } => {
                 files = files.saturating_sub(1);
                 open && *count == files
             }
-            Happening::LastClose { .. } => files == 0 && std::mem::replace(&mut open, false),
+            Happening::LastClose { .. } => {
+                used && files == 0 && std::mem::replace(&mut open, false)
+            }
             Happening::Unregistered { .. } => !open && std::mem::replace(&mut registered, false),
             _ => true,
         };
