@@ -1,10 +1,16 @@
-use std::os::fd::AsFd;
 use std::time::Duration;
 
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 
+mod in_flight;
+mod kinds_of_files;
+mod messages;
+mod model;
+mod windows;
+
 use super::*;
 use crate::file::FileId;
+use crate::sync::atomic::Ordering;
 
 const A: FileId = FileId(1);
 const B: FileId = FileId(2);
@@ -16,7 +22,12 @@ struct Memory(OwnedFd);
 
 impl Memory {
     fn new(size: u64) -> Self {
-        let fd = memfd_create("guest", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).unwrap();
+        Self::named("guest", size)
+    }
+
+    /// With a name to be found by in `/proc`.
+    fn named(name: &str, size: u64) -> Self {
+        let fd = memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).unwrap();
         ftruncate(&fd, size).unwrap();
         Self(fd)
     }
@@ -53,16 +64,14 @@ fn errno<T: std::fmt::Debug>(result: Result<T>) -> Errno {
     result.unwrap_err().errno()
 }
 
-#[test]
-fn reads_and_writes_the_clients_memory() {
-    let (space, memory) = (DmaSpace::new(), Memory::new(1 << 20));
-    map(&space, &memory, 0x1000, 0x2000, 0x4000);
-    space.write(0x1ffe, b"hello").unwrap();
-    assert_eq!(memory.peek(0x4ffe, 5), b"hello");
-    memory.poke(0x4000, b"world");
-    let mut bytes = [0; 5];
-    space.read(0x1000, &mut bytes).unwrap();
-    assert_eq!(&bytes, b"world");
-    assert_eq!(space.unmap(0x1000, 0x2000, SOON).unwrap(), 0x2000);
-    assert_eq!(errno(space.read(0x1000, &mut bytes)), Errno::FAULT);
+/// How many mappings and descriptors of this process are of a file of this name.
+fn held(name: &str) -> (usize, usize) {
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+    let maps = maps.lines().filter(|line| line.contains(&format!("memfd:{name} "))).count();
+    let fds = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
+    let fds = fds
+        .filter_map(|fd| std::fs::read_link(fd.path()).ok())
+        .filter(|link| link.to_string_lossy().contains(&format!("memfd:{name} ")))
+        .count();
+    (maps, fds)
 }
