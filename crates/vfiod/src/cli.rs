@@ -3,7 +3,7 @@
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{ArgGroup, Args, Parser, Subcommand};
 use clap_complete::Shell;
 
 use crate::logging::Format;
@@ -72,7 +72,7 @@ pub(crate) enum Command {
 
 /// Arguments of `serve`.
 #[derive(Debug, Args)]
-#[command(after_help = "\
+#[command(group(ArgGroup::new("served").required(true).args(["config", "device"])), after_help = "\
 Examples:
   vfiod serve examples/slot.toml
   vfiod serve --check examples/slot.toml
@@ -82,7 +82,7 @@ Examples:
 SIGTERM and SIGINT close every device in order; the exit code is then 0.")]
 pub(crate) struct Serve {
     /// The configuration file.
-    #[arg(value_name = "CONFIG.toml", required_unless_present = "device")]
+    #[arg(value_name = "CONFIG.toml")]
     pub(crate) config: Option<PathBuf>,
 
     /// Only say whether the configuration is right.
@@ -90,7 +90,7 @@ pub(crate) struct Serve {
     pub(crate) check: bool,
 
     /// Serve one device of this model, without a file.
-    #[arg(long, value_name = "MODEL", conflicts_with = "config")]
+    #[arg(long, value_name = "MODEL")]
     pub(crate) device: Option<String>,
 
     /// Where to listen.

@@ -1,0 +1,75 @@
+//! Commands that serve nothing: completions, man pages, models, mistakes.
+
+mod process;
+
+use std::process::Stdio;
+
+use process::{bad, good, run, vfiod};
+
+#[test]
+fn completions_for_every_shell() {
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let script = good(["completions", shell]);
+        assert!(script.contains("socket-path") && script.contains("probe"), "{shell}");
+    }
+}
+
+#[test]
+fn a_man_page_for_every_command() {
+    let directory = tempfile::tempdir().unwrap();
+    good(["man", directory.path().join("man").to_str().unwrap()]);
+    for page in
+        ["vfiod", "vfiod-serve", "vfiod-demo", "vfiod-probe", "vfiod-devices", "vfiod-bench"]
+    {
+        let text = std::fs::read_to_string(directory.path().join(format!("man/{page}.1"))).unwrap();
+        assert!(text.contains(".SH SYNOPSIS"), "{page}: {text}");
+    }
+    let main = std::fs::read_to_string(directory.path().join("man/vfiod.1")).unwrap();
+    assert!(main.contains("Exit codes"), "{main}");
+    assert!(!directory.path().join("man/vfiod-demo-client.1").exists());
+}
+
+#[test]
+fn models_with_their_options() {
+    let text = good(["devices"]);
+    assert!(text.contains("gpio\n") && text.contains("inputs = a number"), "{text}");
+    let json: serde_json::Value = serde_json::from_str(&good(["devices", "--json"])).unwrap();
+    let models = json.as_array().unwrap();
+    let gpio = models.iter().find(|model| model["name"] == "gpio").unwrap();
+    assert_eq!(gpio["options"][0]["name"], "inputs");
+}
+
+#[test]
+fn mistakes_are_told_with_exit_code_2() {
+    assert!(bad(2, ["surve"]).contains("serve"));
+    assert!(bad(2, ["serve"]).contains("--device"));
+    let text = bad(2, ["serve", "--device", "gipo", "--socket-path", "/tmp/s"]);
+    assert!(text.contains("there is no model `gipo`; did you mean `gpio`?"), "{text}");
+    let text = bad(2, ["serve", "--device", "edu", "--option", "dma_msk=1", "--socket-path", "/s"]);
+    assert!(text.contains("no option `dma_msk`; did you mean `dma_mask`?"), "{text}");
+    let text = bad(2, ["serve", "--device", "gpio", "--option", "inputs=65536", "--fd", "0"]);
+    assert!(text.contains("--option inputs: ") && text.contains("0 to 65535"), "{text}");
+    let text = bad(2, ["serve", "--device", "edu", "--socket-path", "/s", "--socket-mode", "rw"]);
+    assert!(text.contains("--socket-mode: `rw`"), "{text}");
+    let text = bad(2, ["serve", "--device", "edu"]);
+    assert!(text.contains("no socket: give --socket-path or --fd"), "{text}");
+    let text = bad(2, ["serve", "--device", "edu", "--fd", "0", "--poll", "soon"]);
+    assert!(text.contains("--poll: `soon` is no time"), "{text}");
+    let text = bad(2, ["--log", "a=b=c", "demo"]);
+    assert!(text.contains("--log: `a=b=c` is no log filter"), "{text}");
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_failure() {
+    let (reader, writer) = rustix::pipe::pipe().unwrap();
+    drop(reader);
+    let output =
+        vfiod(["devices"]).stdout(Stdio::from(writer)).stderr(Stdio::piped()).output().unwrap();
+    assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+}
+
+#[test]
+fn help_tells_the_exit_codes() {
+    let text = String::from_utf8(run(["--help"]).stdout).unwrap();
+    assert!(text.contains("2  a mistake on the command line"), "{text}");
+}

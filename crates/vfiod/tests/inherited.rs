@@ -1,0 +1,120 @@
+//! Sockets that somebody else made: `--fd`, socket activation.
+
+mod process;
+
+use std::os::fd::OwnedFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::process::{Command, Stdio};
+
+use process::{Daemon, vfiod};
+use rustix::process::Signal;
+use vfiod_client::{Client, Options, Socket};
+
+#[test]
+fn a_listening_descriptor() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("s");
+    let listener = UnixListener::bind(&path).unwrap();
+    let mut command = vfiod(["serve", "--device", "edu", "--fd", "0"]);
+    command.stdin(Stdio::from(OwnedFd::from(listener)));
+    let daemon = Daemon::start(command);
+    for _ in 0..2 {
+        let mut client = Client::connect(&path).unwrap();
+        let mut id = [0; 4];
+        client.region_read(0, 0, &mut id).unwrap();
+        assert_eq!(u32::from_le_bytes(id), 0x0100_00ed);
+        drop(client);
+        // Single-open: the next one gets in once this one is gone.
+        process::until("the release", || Client::connect(&path).is_ok());
+        process::until("the release", || Client::connect(&path).is_ok());
+    }
+    let (status, log) = daemon.terminate(Signal::TERM);
+    assert!(status.success(), "{log}");
+    assert!(path.exists(), "the path is not ours to remove");
+}
+
+#[test]
+fn a_connected_descriptor_is_the_only_client() {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let mut command = vfiod(["serve", "--device", "edu", "--fd", "0"]);
+    command.stdin(Stdio::from(OwnedFd::from(theirs)));
+    let mut daemon = Daemon::start(command);
+    let options = Options::default();
+    let socket = Socket::from_fd(ours.into(), options.timeout).unwrap();
+    let mut client = Client::with_socket(socket, options).unwrap();
+    assert_eq!(client.device_info().unwrap().num_regions, 9);
+    drop(client);
+    assert_eq!(daemon.end().code(), Some(0), "{}", daemon.said());
+}
+
+#[test]
+fn a_descriptor_that_is_none() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = std::fs::File::create(directory.path().join("f")).unwrap();
+    for (fd, stdin, expected) in [
+        ("77", Stdio::null(), "descriptor 77 is not open"),
+        ("0", Stdio::null(), "descriptor 0 is not a socket"),
+        ("0", Stdio::from(file), "descriptor 0 is not a socket"),
+    ] {
+        let output = vfiod(["serve", "--device", "edu", "--fd", fd]).stdin(stdin).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{said}");
+        assert!(said.contains(expected), "{said}");
+    }
+}
+
+/// Runs vfiod as systemd does: the sockets from descriptor 3 on, told in the environment.
+fn activated(listener: UnixListener, names: &str, pid: &str, args: &[&str]) -> Command {
+    let mut command = Command::new("sh");
+    let script = format!("exec 3<&0 </dev/null; export LISTEN_PID={pid}; exec \"$@\"");
+    command
+        .args(["-c", &script, "sh", env!("CARGO_BIN_EXE_vfiod")])
+        .args(args)
+        .env("LISTEN_FDS", "1")
+        .env("LISTEN_FDNAMES", names)
+        .stdin(Stdio::from(OwnedFd::from(listener)));
+    command
+}
+
+#[test]
+fn socket_activation_of_a_device() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("s");
+    let listener = UnixListener::bind(&path).unwrap();
+    let daemon =
+        Daemon::start(activated(listener, "whatever", "$$", &["serve", "--device", "edu"]));
+    assert_eq!(Client::connect(&path).unwrap().device_info().unwrap().num_irqs, 5);
+    let (status, log) = daemon.terminate(Signal::TERM);
+    assert!(status.success(), "{log}");
+}
+
+#[test]
+fn socket_activation_by_name() {
+    let directory = tempfile::tempdir().unwrap();
+    let config = directory.path().join("c.toml");
+    std::fs::write(&config, "[device.e]\nmodel = \"edu\"\nsocket.activated = \"e.sock\"\n")
+        .unwrap();
+    let config = config.to_str().unwrap();
+    let path = directory.path().join("s");
+    let listener = UnixListener::bind(&path).unwrap();
+    let spare = listener.try_clone().unwrap();
+    let daemon = Daemon::start(activated(listener, "e.sock", "$$", &["serve", config]));
+    assert_eq!(Client::connect(&path).unwrap().device_info().unwrap().num_irqs, 5);
+    drop(daemon);
+
+    let mut wrong = activated(spare, "other", "$$", &["serve", config]);
+    let output = wrong.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("no socket named `e.sock`") && said.contains("passed: other"), "{said}");
+}
+
+#[test]
+fn sockets_for_another_process_are_left_alone() {
+    let directory = tempfile::tempdir().unwrap();
+    let listener = UnixListener::bind(directory.path().join("s")).unwrap();
+    let output = activated(listener, "e", "1", &["serve", "--device", "edu"]).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert!(said.contains("no socket: give --socket-path or --fd"), "{said}");
+}
