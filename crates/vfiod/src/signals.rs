@@ -21,6 +21,7 @@ impl Termination {
                 let name = if signal == SIGTERM { "SIGTERM" } else { "SIGINT" };
                 if n > 0 {
                     tracing::warn!(signal = name, "asked twice to finish: leaving at once");
+                    crate::logging::finish();
                     std::process::exit(1);
                 }
                 if sender.send(name).is_err() {

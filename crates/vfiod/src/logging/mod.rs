@@ -4,11 +4,14 @@
 //! the configuration file, the command's default. A filter is a level (`debug`) or a list of
 //! levels by module (`info,vfiod_server=trace`).
 
+mod queue;
+
 use std::io;
 
 use clap::ValueEnum;
 use tracing_subscriber::EnvFilter;
 
+pub(crate) use self::queue::finish;
 use crate::Misuse;
 
 /// The environment variable with a filter.
@@ -51,7 +54,8 @@ pub(crate) fn start(
     };
     check_filter(filter).map_err(|why| Misuse(format!("{place}: {why}")))?;
     let filter = EnvFilter::builder().parse(filter)?;
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
+    let builder =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(queue::Queue::get()?);
     // A second start (tests in one process) keeps the first.
     let _ = match format {
         Format::Text => builder.with_ansi(io::IsTerminal::is_terminal(&io::stderr())).try_init(),
