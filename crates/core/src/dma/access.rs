@@ -7,8 +7,9 @@ use super::pin::{Pin, Pinned, Pins, Segment};
 use super::space::{DmaSpace, Map, Source};
 use super::{DIRECT, DmaPeer, Perm, Scalar, failed};
 use crate::error::{Errno, Error, Result};
+use crate::mutation::{Mutation, active};
 use crate::sync::atomic::Ordering;
-use crate::sync::{Arc, RwLockReadGuard, read};
+use crate::sync::{Arc, RwLockReadGuard, point, read};
 
 /// How often a read-modify-write starts over because the peer changed the value meanwhile.
 const TRIES: u32 = 10_000;
@@ -100,6 +101,7 @@ impl Transfer<'_> {
 
     #[inline]
     fn mapped(&mut self, part: Range<usize>, mapping: &Mapping, at: u64) -> Result<(), Access> {
+        point();
         match self {
             Self::Read(dst) => mapping.read(at, &mut dst[part]),
             // Dirty logging belongs after this.
@@ -117,7 +119,7 @@ impl Transfer<'_> {
 
 /// Part of a transfer that is done with no lock held.
 enum Later {
-    Copy(Pin, Arc<Mapping>, u64),
+    Copy(Option<Pin>, Arc<Mapping>, u64),
     Message(Arc<dyn DmaPeer>, u64),
 }
 
@@ -158,6 +160,7 @@ fn transfer_pieces(
             }
             Source::File(mapping) => {
                 let pin = pins.add(iova, iova + (piece.len as u64 - 1));
+                let pin = (!active(Mutation::DmaCopyUnpinned)).then_some(pin);
                 rest.push((part, iova, Later::Copy(pin, mapping.clone(), piece.at)));
             }
             Source::Peer(peer) => rest.push((part, iova, Later::Message(peer.clone(), piece.at))),
@@ -198,13 +201,11 @@ impl DmaSpace {
             return Ok(());
         }
         let map = read(&self.inner.map);
-        #[cfg(mutation = "dma_copy_unlocked")]
-        {
-            let piece = map.piece(iova, what.len(), what.perm())?;
-            if let (Source::File(mapping), at) = (piece.source, piece.at) {
+        if active(Mutation::DmaCopyUnlocked) {
+            let pieces = map.pieces(iova, what.len(), what.perm())?;
+            if let [(_, Piece { source: Source::File(mapping), at, len })] = pieces[..] {
                 let mapping = mapping.clone();
                 drop(map);
-                let len = what.len();
                 return what.mapped(0..len, &mapping, at).map_err(|access| failed(access, iova));
             }
         }

@@ -108,5 +108,5 @@ fn failed(access: Access, iova: u64) -> Error {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(any(loom, shuttle))))]
 mod tests;

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use super::mapping::{Access, Mapping};
 use super::{Perm, failed};
 use crate::error::{Errno, Error, Result};
+use crate::mutation::{Mutation, active};
 use crate::sync::{Arc, Condvar, Mutex, lock};
 
 /// The ranges in use, and who waits for them. Few at a time: one for each large or
@@ -46,7 +47,7 @@ impl Pins {
 
     /// Waits until no range that `hits` is in use; whether that came about in time.
     pub(super) fn wait(&self, hits: impl Fn(u64, u64) -> bool, wait: Duration) -> bool {
-        if cfg!(mutation = "dma_unmap_ignores_pins") {
+        if active(Mutation::DmaUnmapIgnoresPins) {
             return true;
         }
         let mut state = lock(&self.state);
@@ -94,7 +95,7 @@ impl Drop for Pin {
         let mut state = lock(&self.pins.state);
         state.ranges[self.id] = None;
         state.free.push(self.id);
-        if state.waiters > 0 {
+        if state.waiters > 0 && !active(Mutation::DmaUnpinUnheard) {
             drop(state);
             self.pins.released.notify_all();
         }

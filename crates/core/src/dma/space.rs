@@ -12,6 +12,7 @@ use super::table::{Removed, Table, Window};
 use super::{Backing, DmaPeer, MapRequest, Perm};
 use crate::error::{Errno, Error, Result};
 use crate::file::FileId;
+use crate::mutation::{Mutation, active};
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::{Arc, Mutex, RwLock, lock, read, write};
 
@@ -527,7 +528,9 @@ impl DmaSpace {
         let mut garbage = Vec::new();
         let mut control = lock(&self.inner.control);
         let removed = self.take_file(&mut control, file);
-        control.leaving.iter_mut().for_each(|leaving| leaving.ended.push(file));
+        if !active(Mutation::DmaBusyOutlivesFile) {
+            control.leaving.iter_mut().for_each(|leaving| leaving.ended.push(file));
+        }
         let mut dead = control.discount(&removed);
         control.forget_idle(&mut dead);
         garbage.extend(self.inner.reap(&mut control, &dead));

@@ -125,7 +125,8 @@ impl Chunk {
 pub(super) struct Table {
     /// The chunks' first addresses.
     firsts: Vec<u64>,
-    /// None of them empty.
+    /// None of them empty. Boxed, so that one more moves pointers, not chunks.
+    #[allow(clippy::vec_box)]
     chunks: Vec<Box<Chunk>>,
     len: usize,
 }
@@ -142,6 +143,7 @@ pub(super) struct Cut {
 pub(super) struct Removed {
     one: Option<(u64, Window)>,
     more: Vec<(u64, Window)>,
+    #[allow(clippy::vec_box)]
     chunks: Vec<Box<Chunk>>,
 }
 

@@ -2,6 +2,7 @@
 
 use super::must_find;
 use super::scenarios::*;
+use super::scenarios_dma::*;
 use crate::mutation::{self, Mutation};
 
 macro_rules! faults {
@@ -36,4 +37,11 @@ faults! {
     init_under_registry_lock: InitUnderRegistryLock in init_registers_another, "deadlock";
     set_reset_while_open: SetResetWhileOpen in panics_stay_in_the_device, "member is open";
     hot_reset_does_not_stop: HotResetDoesNotStop in hot_reset_against_accesses, "amid a hot";
+    dma_copy_unlocked: DmaCopyUnlocked in small_access_against_unmap, "after the unmap";
+    dma_copy_unpinned: DmaCopyUnpinned in large_access_against_unmap, "after the unmap";
+    dma_unmap_ignores_pins: DmaUnmapIgnoresPins in pin_against_unmap, "after the unmap";
+    dma_unpin_unheard: DmaUnpinUnheard in pin_against_unmap, "deadlock";
+    dma_busy_outlives_file: DmaBusyOutlivesFile in busy_unmap_against_the_files_end, "left behind";
+    irq_signal_after_disable: IrqSignalAfterDisable in trigger_against_disable, "after the eventfd";
+    irq_automask_in_two_steps: IrqAutomaskInTwoSteps in edges_of_an_automasked_line, "one signal";
 }

@@ -9,6 +9,8 @@
 //! | every successful open has exactly one release; no access follows it | [`witness`], loom |
 //! | the set is reset only while no member is open | [`witness`] |
 //! | no access comes amid a hot reset | [`witness`] |
+//! | nothing is accessed after its unmap returned; a failed unmap changes nothing | [`scenarios_dma`] |
+//! | no signal after an eventfd was taken away; one signal for each unmask | [`scenarios_dma`] |
 //! | no deadlock | the checker |
 //!
 //! `ci/model-checks.sh` runs them.
@@ -19,6 +21,8 @@ mod exhaustive;
 mod faults;
 #[cfg(shuttle)]
 mod scenarios;
+#[cfg(shuttle)]
+mod scenarios_dma;
 #[cfg(shuttle)]
 mod witness;
 
