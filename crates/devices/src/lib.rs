@@ -1,12 +1,13 @@
-//! Device models, one module each, all of one shape: a struct with the registers, its
-//! `vfiod_pci::Model`, and a line that applies the [`conformance`] suite.
+//! Device models, one folder each, all of one shape: the registers, the
+//! [`vfiod_pci::Model`], its tests, and a line that applies the [`conformance`] suite.
 //!
 //! * [`template`]: start here to write your own.
 //! * [`gpio`]: ACCES PCI-IDIO-16, driven by Linux's `gpio-pci-idio-16`.
 //! * [`edu`]: QEMU's educational device: factorial, DMA, INTx and MSI.
 //! * `bench` (feature `bench`): what `vfiod bench` measures with.
 //!
-//! [`models`] lists them for people, [`build`] makes one by name.
+//! [`models`] lists them for people, [`build`] makes one by name. For tests of a model, this
+//! crate's or your own: the [`conformance!`] line, and [`driver::Driver`].
 //!
 //! # What it does not implement
 //! Saving and restoring any device's state.
@@ -14,9 +15,12 @@
 #[cfg(feature = "bench")]
 pub mod bench;
 mod catalogue;
+mod complaints;
 pub mod conformance;
+pub mod driver;
 pub mod edu;
 pub mod gpio;
 pub mod template;
 
 pub use catalogue::{BuildError, ModelInfo, OptionInfo, Options, build, models};
+pub use complaints::Complaints;

@@ -1,9 +1,12 @@
 //! The lines of the card, shared by the guest's side and the outside world.
 
-use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use vfiod_pci::Interrupts;
+
+use super::registers::{ASSERTED, CHANGED_HIGH, CHANGED_LOW};
 
 /// What the lines are at one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,36 +20,67 @@ pub struct Snapshot {
 #[derive(Debug)]
 struct State {
     lines: Snapshot,
-    /// Input bytes that changed since the last acknowledgement: bit 0 low, bit 1 high.
+    /// CHANGED_LOW, CHANGED_HIGH: since the last acknowledgement.
     changed: u8,
     interrupt_enabled: bool,
+    /// Inputs here do not bounce: kept, without effect.
     filter: bool,
 }
 
+impl State {
+    fn new(inputs: u16) -> Self {
+        Self {
+            lines: Snapshot { outputs: 0, inputs },
+            changed: 0,
+            interrupt_enabled: false,
+            filter: false,
+        }
+    }
+
+    fn asserted(&self) -> bool {
+        self.interrupt_enabled && self.changed != 0
+    }
+}
+
+type Observer = Arc<dyn Fn(Snapshot) + Send + Sync>;
+
+/// Who is told of changes.
+#[derive(Default)]
+struct Observers {
+    list: Vec<(u64, Observer)>,
+    next: u64,
+    /// A thread is telling them.
+    telling: bool,
+    /// It has to tell them once more.
+    again: bool,
+}
+
 /// The lines. Usable from any thread.
-#[derive(Debug)]
 pub struct Lines {
     state: Mutex<State>,
     moved: Condvar,
     interrupts: OnceLock<Interrupts>,
+    observers: Mutex<Observers>,
+}
+
+impl std::fmt::Debug for Lines {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Lines").field("state", &self.state).finish_non_exhaustive()
+    }
 }
 
 impl Lines {
     pub(super) fn new(inputs: u16) -> Self {
         Self {
-            state: Mutex::new(State {
-                lines: Snapshot { outputs: 0, inputs },
-                changed: 0,
-                interrupt_enabled: false,
-                filter: false,
-            }),
+            state: Mutex::new(State::new(inputs)),
             moved: Condvar::new(),
             interrupts: OnceLock::new(),
+            observers: Mutex::default(),
         }
     }
 
     pub(super) fn connect(&self, interrupts: Interrupts) {
-        // A second registration of the same model keeps the first one's interrupts: there is none.
+        // A card is registered once, so it is not set yet.
         let _ = self.interrupts.set(interrupts);
     }
 
@@ -54,11 +88,15 @@ impl Lines {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn lock_observers(&self) -> MutexGuard<'_, Observers> {
+        self.observers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Makes the interrupt line follow the state. Called with the state locked, so that two
     /// changes cannot overtake each other.
     fn drive(&self, state: &State) {
         if let Some(interrupts) = self.interrupts.get() {
-            interrupts.set(0, state.interrupt_enabled && state.changed != 0);
+            interrupts.set(0, state.asserted());
         }
     }
 
@@ -67,7 +105,8 @@ impl Lines {
         self.lock().lines
     }
 
-    /// Sets the inputs in `mask`. A change interrupts the guest, if it enabled that.
+    /// Sets the inputs in `mask`, from outside. A change interrupts the guest, if it has
+    /// enabled that.
     pub fn set_inputs(&self, mask: u16, values: u16) {
         let mut state = self.lock();
         let inputs = state.lines.inputs & !mask | values & mask;
@@ -76,10 +115,11 @@ impl Lines {
             return;
         }
         state.lines.inputs = inputs;
-        state.changed |= u8::from(low != 0) | u8::from(high != 0) << 1;
+        state.changed |= if low != 0 { CHANGED_LOW } else { 0 };
+        state.changed |= if high != 0 { CHANGED_HIGH } else { 0 };
         self.drive(&state);
         drop(state);
-        self.moved.notify_all();
+        self.tell();
     }
 
     /// Waits until the lines differ from `seen`, or the time is up; the lines then.
@@ -89,11 +129,65 @@ impl Lines {
         waited.unwrap_or_else(PoisonError::into_inner).0.lines
     }
 
+    /// Calls `observer` after every change, until the subscription is dropped (a call that is
+    /// under way just then ends later).
+    ///
+    /// It is called with no lock held, one call at a time, by the thread that made a change: a
+    /// vCPU perhaps, so it must not block. It gets the lines as they are then; of changes that
+    /// come while it runs it sees the last. It may set inputs, also in answer to outputs. One
+    /// that panics is not called again.
+    pub fn on_change(
+        self: &Arc<Self>,
+        observer: impl Fn(Snapshot) + Send + Sync + 'static,
+    ) -> Subscription {
+        let mut observers = self.lock_observers();
+        let id = observers.next;
+        observers.next += 1;
+        observers.list.push((id, Arc::new(observer)));
+        Subscription { lines: Arc::downgrade(self), id }
+    }
+
+    fn forget_observer(&self, id: u64) {
+        let observer = {
+            let mut observers = self.lock_observers();
+            let at = observers.list.iter().position(|(known, _)| *known == id);
+            at.map(|at| observers.list.remove(at))
+        };
+        // What it owns may come back here when it is dropped: not with the lock held.
+        drop(observer);
+    }
+
+    /// Tells everybody of a change. Called with no lock held.
+    fn tell(&self) {
+        self.moved.notify_all();
+        let mut observers = self.lock_observers();
+        observers.again = true;
+        if observers.telling {
+            return; // whoever is at it goes round once more
+        }
+        observers.telling = true;
+        while std::mem::take(&mut observers.again) {
+            let list = observers.list.clone();
+            drop(observers);
+            for (id, observer) in list {
+                let now = self.snapshot();
+                if catch_unwind(AssertUnwindSafe(|| observer(now))).is_err() {
+                    tracing::error!("an observer of gpio lines panicked; it is not called again");
+                    self.forget_observer(id);
+                }
+            }
+            observers = self.lock_observers();
+        }
+        observers.telling = false;
+    }
+
     pub(super) fn set_outputs(&self, mask: u16, values: u16) {
         let mut state = self.lock();
-        state.lines.outputs = state.lines.outputs & !mask | values & mask;
-        drop(state);
-        self.moved.notify_all();
+        let outputs = state.lines.outputs & !mask | values & mask;
+        if std::mem::replace(&mut state.lines.outputs, outputs) != outputs {
+            drop(state);
+            self.tell();
+        }
     }
 
     pub(super) fn enable_interrupt(&self, enabled: bool) {
@@ -103,7 +197,6 @@ impl Lines {
     }
 
     pub(super) fn set_filter(&self, filter: bool) {
-        // Inputs here do not bounce: kept, without effect.
         self.lock().filter = filter;
     }
 
@@ -113,23 +206,37 @@ impl Lines {
         self.drive(&state);
     }
 
-    pub(super) fn interrupt_status(&self) -> u8 {
+    pub(super) fn status(&self) -> u8 {
         let state = self.lock();
-        let asserted = state.interrupt_enabled && state.changed != 0;
-        state.changed | u8::from(asserted) << 2
+        state.changed | if state.asserted() { ASSERTED } else { 0 }
     }
 
+    /// The inputs are the outside's, and stay.
     pub(super) fn reset(&self) {
         let mut state = self.lock();
-        let inputs = state.lines.inputs;
-        *state = State {
-            lines: Snapshot { outputs: 0, inputs },
-            changed: 0,
-            interrupt_enabled: false,
-            filter: false,
-        };
+        let before = state.lines;
+        *state = State::new(before.inputs);
         self.drive(&state);
+        let moved = state.lines != before;
         drop(state);
-        self.moved.notify_all();
+        if moved {
+            self.tell();
+        }
+    }
+}
+
+/// An observer is called while this lives; see [`Lines::on_change`].
+#[derive(Debug)]
+#[must_use = "dropping it ends the subscription"]
+pub struct Subscription {
+    lines: Weak<Lines>,
+    id: u64,
+}
+
+impl Drop for Subscription {
+    fn drop(&mut self) {
+        if let Some(lines) = self.lines.upgrade() {
+            lines.forget_observer(self.id);
+        }
     }
 }

@@ -1,50 +1,28 @@
 //! ACCES PCI-IDIO-16: 16 outputs, 16 isolated inputs, an interrupt when an input changes.
 //! Linux's `gpio-pci-idio-16` drives it; the register layout is that driver's and the card's
 //! manual's.
+//!
+//! The world outside is a [`Lines`] in this process, or a socket for people and programs (option
+//! `control`), see [`control`].
 
-mod control;
+pub mod control;
 mod lines;
+mod registers;
+#[cfg(test)]
+mod tests;
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use vfiod_core::Result;
-use vfiod_pci::{Bar, FunctionSpec, Handle, Model, Pin, Register, RegisterMap, Widths};
+use vfiod_pci::{Bar, FunctionSpec, Handle, Model, Pin};
 
-pub use lines::{Lines, Snapshot};
-
-/// Reads and writes of the same place often mean different things on this card.
-#[derive(Clone, Copy, Debug)]
-enum Reg {
-    /// Outputs 0 to 7.
-    OutLow,
-    /// Read: inputs 0 to 7. Write: acknowledge the interrupt.
-    InLow,
-    /// Read: enable the interrupt. Write: disable it.
-    IrqControl,
-    /// Read: filter the inputs. Write: do not.
-    FilterControl,
-    /// Outputs 8 to 15.
-    OutHigh,
-    /// Inputs 8 to 15.
-    InHigh,
-    /// Bit 0: inputs 0 to 7 changed; bit 1: inputs 8 to 15; bit 2: the interrupt is asserted.
-    IrqStatus,
-}
-
-const REGISTERS: RegisterMap<Reg> = RegisterMap::new(&[
-    Register::new(0, Widths::W1, Reg::OutLow),
-    Register::new(1, Widths::W1, Reg::InLow),
-    Register::new(2, Widths::W1, Reg::IrqControl),
-    Register::new(3, Widths::W1, Reg::FilterControl),
-    Register::new(4, Widths::W1, Reg::OutHigh),
-    Register::new(5, Widths::W1, Reg::InHigh),
-    Register::new(6, Widths::W1, Reg::IrqStatus),
-]);
+pub use self::lines::{Lines, Snapshot, Subscription};
+use self::registers::{REGISTERS, Reg};
 
 /// Options of the model.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct GpioOptions {
     /// Inputs at the start, a bit each.
@@ -91,24 +69,21 @@ impl Model for Gpio {
     }
 
     fn read(&mut self, _bar: u8, offset: u64, data: &mut [u8]) {
-        REGISTERS.read(offset, data, |register| {
-            let [out_low, out_high] = self.lines.snapshot().outputs.to_le_bytes();
-            let [in_low, in_high] = self.lines.snapshot().inputs.to_le_bytes();
-            match register {
-                Reg::OutLow => out_low.into(),
-                Reg::OutHigh => out_high.into(),
-                Reg::InLow => in_low.into(),
-                Reg::InHigh => in_high.into(),
-                Reg::IrqControl => {
-                    self.lines.enable_interrupt(true);
-                    0
-                }
-                Reg::FilterControl => {
-                    self.lines.set_filter(true);
-                    0
-                }
-                Reg::IrqStatus => self.lines.interrupt_status().into(),
+        let lines = &self.lines;
+        REGISTERS.read(offset, data, |register| match register {
+            Reg::OutLow => u64::from(lines.snapshot().outputs & 0xff),
+            Reg::OutHigh => u64::from(lines.snapshot().outputs >> 8),
+            Reg::InLow => u64::from(lines.snapshot().inputs & 0xff),
+            Reg::InHigh => u64::from(lines.snapshot().inputs >> 8),
+            Reg::InterruptControl => {
+                lines.enable_interrupt(true);
+                0
             }
+            Reg::FilterControl => {
+                lines.set_filter(true);
+                0
+            }
+            Reg::Status => lines.status().into(),
         });
     }
 
@@ -118,9 +93,9 @@ impl Model for Gpio {
             Reg::OutLow => self.lines.set_outputs(0x00ff, value as u16),
             Reg::OutHigh => self.lines.set_outputs(0xff00, (value as u16) << 8),
             Reg::InLow => self.lines.acknowledge(),
-            Reg::IrqControl => self.lines.enable_interrupt(false),
+            Reg::InterruptControl => self.lines.enable_interrupt(false),
             Reg::FilterControl => self.lines.set_filter(false),
-            Reg::InHigh | Reg::IrqStatus => {} // unused
+            Reg::InHigh | Reg::Status => {} // unused
         }
     }
 

@@ -42,17 +42,19 @@ impl Model for Template {
     fn spec(&self) -> FunctionSpec {
         FunctionSpec::new(0x1234, 0x7e31)
             .class(0xff_00_00) // no known class: no driver but yours will take it
-            .pin(Pin::A)
-            .bar(0, Bar::memory32(4096))
-            .capability(Capability::PowerManagement)
-            .capability(Capability::Msi { vectors: 1 })
+            .pin(Pin::A) // the interrupt of drivers that know nothing better
+            .bar(0, Bar::memory32(4096)) // where the registers are: `bar` and `offset` below
+            .capability(Capability::PowerManagement) // a guest may put it to sleep
+            .capability(Capability::Msi { vectors: 1 }) // and the interrupt of those that do
     }
 
+    /// Called once, when the device is registered. An error refuses that.
     fn init(&mut self, handle: &Handle) -> Result<()> {
         self.handle = Some(handle.clone());
         Ok(())
     }
 
+    /// A driver reads: `data` is to be filled. The map does that from the value of a register.
     fn read(&mut self, _bar: u8, offset: u64, data: &mut [u8]) {
         REGISTERS.read(offset, data, |register| match register {
             Reg::Id => u32::from_be_bytes(*b"vfio").into(),
@@ -62,6 +64,7 @@ impl Model for Template {
         });
     }
 
+    /// A driver writes: the map tells which register, and the value.
     fn write(&mut self, _bar: u8, offset: u64, data: &[u8]) {
         match REGISTERS.write(offset, data) {
             Some((Reg::Scratch, value)) => {
@@ -86,4 +89,6 @@ impl Model for Template {
 }
 
 #[cfg(test)]
-crate::conformance!(Template::default());
+crate::conformance!(Template::default()); // every check that a PCI device must pass
+#[cfg(test)]
+mod tests; // and what is particular to this one
