@@ -1,5 +1,5 @@
 //! Device models, one folder each, all of one shape: the registers, the
-//! [`vfiod_pci::Model`], its tests, and a line that applies the [`conformance`] suite.
+//! [`vfiod_pci::Model`], its tests, and a line that applies the [`mod@conformance`] suite.
 //!
 //! * [`template`]: start here to write your own.
 //! * [`gpio`]: ACCES PCI-IDIO-16, driven by Linux's `gpio-pci-idio-16`.
