@@ -65,6 +65,10 @@ impl Chunk {
     /// How many windows begin at or below `iova`. Two cache lines, and no branch to mispredict.
     #[inline]
     fn up_to(&self, iova: u64) -> usize {
+        if self.len == 1 {
+            // Predicted, so that nothing waits for the comparison.
+            return usize::from(self.firsts[0] <= iova);
+        }
         let count = |firsts: &[u64]| firsts.iter().map(|f| usize::from(*f <= iova)).sum::<usize>();
         let block = if self.len <= BLOCK { 0 } else { count(&self.blocks[1..]) * BLOCK };
         // The padding may match, too.
@@ -180,7 +184,10 @@ impl Table {
     /// The chunk that holds, or would hold, the last window at or below `iova`.
     #[inline]
     fn chunk_for(&self, iova: u64) -> usize {
-        self.firsts.partition_point(|first| *first <= iova).saturating_sub(1)
+        match self.firsts.len() {
+            0 | 1 => 0,
+            _ => self.firsts.partition_point(|first| *first <= iova).saturating_sub(1),
+        }
     }
 
     /// The window that `iova` lies in.

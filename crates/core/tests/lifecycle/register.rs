@@ -87,7 +87,7 @@ fn devices_are_listed_by_number() {
     let mut registrations: Vec<_> = names.iter().map(|name| rig.single(name)).collect();
     let listed: Vec<_> = rig.registry.devices().iter().map(|d| d.name().to_owned()).collect();
     assert_eq!(listed, names);
-    registrations.remove(1);
+    drop(registrations.remove(1));
     let listed: Vec<_> = rig.registry.devices().iter().map(|d| d.name().to_owned()).collect();
     assert_eq!(listed, ["d", "b", "a"]);
 }

@@ -134,6 +134,24 @@ fn a_file_on_a_disk() {
 }
 
 #[test]
+fn huge_pages() {
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB;
+    let Ok(fd) = memfd_create("dma-huge", flags) else { return };
+    ftruncate(&fd, 4 << 20).unwrap();
+    let (space, memory) = (DmaSpace::new(), Memory(fd));
+    // Longer than the file, which must not be lengthened by that.
+    map(&space, &memory, 0x1000, 8 << 20, 0);
+    assert_eq!(rustix::fs::fstat(&memory.0).unwrap().st_size, 4 << 20);
+    // Whether the machine has such pages or not: an answer, and the process lives.
+    if let Err(error) = space.write(0x1000, b"huge") {
+        assert_eq!(error.errno(), Errno::FAULT);
+    }
+    assert_eq!(errno(space.write((4 << 20) + 0x1000, b"huge")), Errno::FAULT);
+    space.unmap_all(SOON).unwrap();
+    assert_eq!((held("dma-huge").0, space.usage()), (0, DmaUsage::default()));
+}
+
+#[test]
 fn truncation_and_mapping_under_running_accesses() {
     use std::sync::atomic::{AtomicBool, Ordering};
     let (space, a, b) = (DmaSpace::new(), Memory::new(0x4_0000), Memory::new(0x4_0000));
