@@ -179,7 +179,7 @@ macro_rules! checks {
 
 checks! {
     small_access_against_unmap: 1000,
-    large_access_against_unmap: 1000,
+    large_access_against_unmap: 300,
     pin_against_unmap: 1000,
     busy_unmap_against_the_files_end: 1000,
     trigger_against_disable: 1000,
