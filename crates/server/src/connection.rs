@@ -21,8 +21,10 @@ use vfiod_wire::{Command, Header, Kind};
 use crate::dialect::Dialect;
 use crate::dma_channel::DmaChannel;
 use crate::eventfds::EventFds;
-use crate::inbox::{BadSize, Deferred, Inbox};
-use crate::limits::{MAX_FIRST_MESSAGE, MAX_MESSAGE, Quiet, REPLY_BATCH};
+use crate::inbox::{BadSize, CHUNK, Deferred, Inbox};
+use crate::limits::{
+    MAX_FIRST_MESSAGE, MAX_MESSAGE, MAX_SET_ASIDE, MAX_STRAY_REPLIES, Quiet, REPLY_BATCH,
+};
 use crate::link::Link;
 use crate::outbox::Replies;
 use crate::pool::{Interest, Pool, Source, Watch, Worker};
@@ -53,29 +55,65 @@ pub(crate) enum End {
     Refused(String),
     #[error("the socket failed")]
     Socket(#[from] Errno),
-    #[error("the server stops")]
+    #[error("it answers commands that were never sent")]
+    StrayReplies,
+    #[error("the device was taken away")]
+    Revoked,
+    #[error("the server stops serving it")]
     Stopped,
 }
 
-/// What to do with a connection that has nothing more to do now.
-enum Park {
-    Until(Interest),
-    Ended(End),
+/// What a connection's thread made of what had arrived.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Handled {
+    /// There was no whole message.
+    Nothing,
+    /// Every message.
+    All,
+    /// There are more: the client does not take replies, or the way of handling changes.
+    Part,
 }
 
-/// Counters of a connection, for people.
+/// Counters of a connection. All but `errors` are written by one thread at a time.
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
-    pub(crate) messages: AtomicU64,
-    pub(crate) errors: AtomicU64,
+    messages: AtomicU64,
+    received: AtomicU64,
+    sent: AtomicU64,
+    errors: AtomicU64,
+    stray_replies: AtomicU64,
+}
+
+fn count(counter: &AtomicU64, more: usize) {
+    counter.store(counter.load(Ordering::Relaxed) + more as u64, Ordering::Relaxed);
+}
+
+/// One connection as it is at a moment, for people.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct ConnectionInfo {
+    /// Who is at the other end, as the kernel says.
+    pub owner: Owner,
+    /// Whose habits it has; `None` before negotiation.
+    pub dialect: Option<Dialect>,
+    /// Messages received.
+    pub messages: u64,
+    /// Bytes received in whole or partial messages.
+    pub bytes_received: u64,
+    /// Bytes of replies.
+    pub bytes_sent: u64,
+    /// Commands refused.
+    pub errors: u64,
 }
 
 pub(crate) struct Connection {
+    /// Never used twice by one process.
+    number: u64,
     link: Arc<Link>,
     shared: Arc<Shared>,
     owner: Owner,
     session: OnceLock<Session>,
-    pub(crate) counters: Counters,
+    counters: Counters,
     pub(crate) quiet: Quiet,
     /// Last, so that the connection counts until its file is released.
     _counted: Counted,
@@ -83,8 +121,10 @@ pub(crate) struct Connection {
 
 impl Connection {
     pub(crate) fn new(socket: Socket, shared: Arc<Shared>) -> Result<Self, Errno> {
+        static NUMBER: AtomicU64 = AtomicU64::new(1);
         let owner = socket.owner()?;
         Ok(Self {
+            number: NUMBER.fetch_add(1, Ordering::Relaxed),
             _counted: Counted::new(&shared),
             link: Arc::new(Link::new(socket)),
             shared,
@@ -111,6 +151,31 @@ impl Connection {
         self.session.get()
     }
 
+    pub(crate) fn info(&self) -> ConnectionInfo {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        ConnectionInfo {
+            owner: self.owner.clone(),
+            dialect: self.session().map(|session| session.dialect),
+            messages: read(&self.counters.messages),
+            bytes_received: read(&self.counters.received),
+            bytes_sent: read(&self.counters.sent),
+            errors: read(&self.counters.errors),
+        }
+    }
+
+    /// Whether the client has hung up, though what it sent before may not be handled yet.
+    pub(crate) fn is_departing(&self) -> bool {
+        self.link.is_ended() || self.link.socket().peer_has_closed()
+    }
+
+    /// Ends the connection from outside: its thread sees it, and lets go of it.
+    pub(crate) fn end(&self) {
+        self.link.end();
+        if let Some(session) = self.session() {
+            session.dma.end();
+        }
+    }
+
     /// Negotiation succeeded.
     pub(crate) fn begin(&self, session: Session) -> Result<(), End> {
         self.session
@@ -122,19 +187,13 @@ impl Connection {
         if self.session.get().is_some() { MAX_MESSAGE } else { MAX_FIRST_MESSAGE }
     }
 
-    fn run(self: &Arc<Self>, pool: &Pool, worker: &mut Worker) -> Park {
-        std::mem::swap(&mut worker.inbox, &mut lock(self.link.incoming()).rest);
-        match self.run_until_idle(pool, worker) {
-            Ok(interest) => {
-                let rest = worker.inbox.split_rest();
-                lock(self.link.incoming()).rest = rest;
-                Park::Until(interest)
-            }
-            Err(end) => {
-                worker.inbox.split_rest();
-                Park::Ended(end)
-            }
-        }
+    fn run(self: &Arc<Self>, pool: &Pool, worker: &mut Worker) -> Result<Interest, End> {
+        worker.replies.lend_to(self.number);
+        worker.inbox.append(&mut lock(self.link.incoming()).rest);
+        let outcome = self.run_until_idle(pool, worker);
+        lock(self.link.incoming()).rest = worker.inbox.take_rest();
+        worker.replies.clear();
+        outcome
     }
 
     fn run_until_idle(self: &Arc<Self>, pool: &Pool, worker: &mut Worker) -> Result<Interest, End> {
@@ -142,19 +201,31 @@ impl Connection {
             if pool.is_stopping() || self.link.is_ended() {
                 return Err(End::Stopped);
             }
-            let wait = if pool.is_pressed() { Wait::No } else { Wait::Linger };
+            let pressed = pool.is_pressed() || self.shared.gate.is_crowded();
+            let wait = if pressed { Wait::No } else { Wait::Linger };
             if self.link.is_blocked() && self.link.flush(wait)? {
                 return Ok(Interest::Write);
             }
-            if !self.handle_arrived(pool, worker, wait)? {
-                continue;
+            let handled = self.handle_arrived(pool, worker, wait)?;
+            // Only once the client was told so in an answer.
+            let revoked = |session: &Session| session.file.is_revoked();
+            if handled != Handled::Nothing && self.session.get().is_some_and(revoked) {
+                return Err(End::Revoked);
             }
-            worker.inbox.check(self.limit())?;
+            match handled {
+                Handled::Part => continue,
+                // Others wait for a thread: they shall have their turn.
+                Handled::All if pressed => return Ok(Interest::Read),
+                Handled::All | Handled::Nothing => {}
+            }
             match self.receive(&mut worker.inbox, wait)? {
-                Received::Bytes(_) => {}
+                Received::Bytes(bytes) => count(&self.counters.received, bytes),
                 Received::Nothing => return Ok(Interest::Read),
-                Received::Eof if worker.inbox.is_empty() => return Err(End::Closed),
-                Received::Eof => return Err(End::CutShort),
+                Received::Eof => {
+                    self.link.closed_by_peer();
+                    let cut_short = !worker.inbox.is_empty();
+                    return Err(if cut_short { End::CutShort } else { End::Closed });
+                }
             }
         }
     }
@@ -165,31 +236,75 @@ impl Connection {
         if !poll.is_zero() {
             let start = Instant::now();
             while start.elapsed() < poll {
-                match inbox.fill(self.link.socket(), Wait::No)? {
+                match inbox.fill(self.link.socket(), CHUNK, Wait::No)? {
                     Received::Nothing => std::hint::spin_loop(),
                     received => return Ok(received),
                 }
             }
         }
-        inbox.fill(self.link.socket(), wait)
+        inbox.fill(self.link.socket(), CHUNK, wait)
     }
 
-    /// Handles every whole message that has arrived, and sends the replies. `false` if it had to
-    /// stop because the client does not take replies.
+    /// Handles every whole message that has arrived, and sends the replies.
     fn handle_arrived(
         self: &Arc<Self>,
         pool: &Pool,
         worker: &mut Worker,
         wait: Wait,
-    ) -> Result<bool, End> {
+    ) -> Result<Handled, End> {
+        if self.shares_socket() {
+            return self.handle_sharing(pool, worker, wait);
+        }
         let Worker { inbox, replies } = worker;
+        let mut handled = Handled::Nothing;
+        let outcome = loop {
+            let mut message = match inbox.next(self.limit()) {
+                Ok(Some(message)) => message,
+                Ok(None) => break Ok(()),
+                Err(bad) => break Err(bad.into()),
+            };
+            handled = Handled::All;
+            let descriptors = std::mem::take(&mut message.descriptors);
+            let payload = inbox.payload(&message);
+            if let Err(end) = self.handle(pool, &message.header, payload, descriptors, replies) {
+                break Err(end);
+            }
+            if self.must_stop(replies, wait)? || self.shares_socket() {
+                handled = Handled::Part;
+                break Ok(());
+            }
+        };
+        self.send(replies, wait)?;
+        outcome.map(|()| handled)
+    }
+
+    /// Whether DMA messages travel on the same socket. Then, while a command is handled, whoever
+    /// waits for the answer to one may read that socket; see [`crate::dma_channel`].
+    fn shares_socket(&self) -> bool {
+        self.session.get().is_some_and(|session| session.dma.shares_socket())
+    }
+
+    /// As [`Connection::handle_arrived`], where others may read the socket meanwhile: what is not
+    /// a whole message yet is left to them, and what they find is handled afterwards.
+    fn handle_sharing(
+        self: &Arc<Self>,
+        pool: &Pool,
+        worker: &mut Worker,
+        wait: Wait,
+    ) -> Result<Handled, End> {
+        let Worker { inbox, replies } = worker;
+        let limit = self.limit();
+        inbox.check(limit)?;
         {
             let mut incoming = lock(self.link.incoming());
-            incoming.rest = inbox.split_tail(self.limit());
+            if incoming.deferred.is_empty() && !inbox.has_message(limit) {
+                return Ok(Handled::Nothing);
+            }
+            inbox.move_tail(limit, &mut incoming.rest);
             incoming.set_busy();
         }
-        let handled = self.handle_batch(pool, inbox, replies, wait);
-        let sent = self.send(replies, wait);
+        let outcome = self.handle_batch(pool, inbox, replies, wait);
+        let sent = self.link.flush(wait);
         let mut incoming = lock(self.link.incoming());
         incoming.set_reading();
         // What did not get its turn goes first next time.
@@ -198,10 +313,12 @@ impl Connection {
             left.push(message.defer(inbox));
         }
         incoming.defer_first(left);
-        std::mem::swap(inbox, &mut incoming.rest);
-        handled?;
-        sent?;
-        Ok(incoming.deferred.is_empty())
+        inbox.append(&mut incoming.rest);
+        let handled = if incoming.deferred.is_empty() { Handled::All } else { Handled::Part };
+        drop(incoming);
+        outcome?;
+        gone_is_no_error(sent.map(|_| ()))?;
+        Ok(handled)
     }
 
     fn handle_batch(
@@ -218,24 +335,35 @@ impl Connection {
             let next = lock(self.link.incoming()).next_deferred();
             let Some(Deferred { header, payload, descriptors }) = next else { break };
             self.handle(pool, &header, &payload, descriptors, replies)?;
-            if self.must_stop(replies, wait)? {
+            if self.set_aside(replies, wait)? {
                 return Ok(());
             }
         }
-        while let Some(message) = inbox.next(self.limit())? {
-            let mut message = message;
+        while let Some(mut message) = inbox.next(self.limit())? {
             let descriptors = std::mem::take(&mut message.descriptors);
             let payload = inbox.payload(&message);
             self.handle(pool, &message.header, payload, descriptors, replies)?;
-            if self.must_stop(replies, wait)? {
+            if self.set_aside(replies, wait)? {
                 return Ok(());
             }
         }
-        // Commands that arrived while one of those waited for DMA messages.
-        if !lock(self.link.incoming()).deferred.is_empty() {
-            return self.handle_batch(pool, inbox, replies, wait);
-        }
         Ok(())
+    }
+
+    /// Puts replies where they go out in front of the next DMA message. `true` if the client does
+    /// not take what was sent before.
+    fn set_aside(&self, replies: &mut Replies, wait: Wait) -> Result<bool, Errno> {
+        if replies.len() > MAX_SET_ASIDE {
+            self.send(replies, wait)?;
+        } else if !replies.is_empty() {
+            count(&self.counters.sent, replies.len());
+            let waiting = self.link.queue(replies.bytes());
+            replies.clear();
+            if waiting > MAX_SET_ASIDE {
+                gone_is_no_error(self.link.flush(wait).map(|_| ()))?;
+            }
+        }
+        Ok(self.link.is_blocked())
     }
 
     /// Another thread waits for a reply that may be behind commands: finds it first.
@@ -254,14 +382,17 @@ impl Connection {
         }
     }
 
-    fn deliver(&self, header: &Header, status: Result<(), u32>, payload: &[u8]) {
+    /// A reply to one of our commands. `false` if the client makes them up all the time.
+    fn deliver(&self, header: &Header, status: Result<(), u32>, payload: &[u8]) -> bool {
         let expected =
             self.session.get().is_some_and(|session| session.dma.deliver(header, status, payload));
         if !expected {
             self.quiet.warn(|more| {
                 tracing::warn!(device = self.shared.device.name(), more, "reply to no command");
             });
+            count(&self.counters.stray_replies, 1);
         }
+        self.counters.stray_replies.load(Ordering::Relaxed) <= MAX_STRAY_REPLIES
     }
 
     fn must_stop(&self, replies: &mut Replies, wait: Wait) -> Result<bool, Errno> {
@@ -277,13 +408,10 @@ impl Connection {
         if replies.is_empty() {
             return Ok(());
         }
+        count(&self.counters.sent, replies.len());
         let sent = self.link.send(replies.bytes(), wait);
         replies.clear();
-        match sent {
-            // The end of the stream tells the rest.
-            Err(Errno::PIPE | Errno::CONNRESET) => Ok(()),
-            sent => sent,
-        }
+        gone_is_no_error(sent)
     }
 
     fn handle(
@@ -294,14 +422,14 @@ impl Connection {
         descriptors: Descriptors,
         replies: &mut Replies,
     ) -> Result<(), End> {
-        self.counters.messages.fetch_add(1, Ordering::Relaxed);
+        count(&self.counters.messages, 1);
         let kind = header.kind();
         let posted = match kind {
             Kind::Command => false,
             Kind::Posted => true,
             Kind::Reply(status) => {
-                self.deliver(header, status, payload);
-                return Ok(());
+                let known = self.deliver(header, status, payload);
+                return if known { Ok(()) } else { Err(End::StrayReplies) };
             }
             Kind::Unknown => {
                 self.refuse(header, None, Errno::INVAL, &"unknown message type", replies);
@@ -334,10 +462,7 @@ impl Connection {
             self.refuse(header, None, Errno::NOSYS, &what, replies);
             return Ok(());
         };
-        if session.dma.is_used() {
-            // The client may serve DMA only after it has its replies.
-            self.send(replies, Wait::Linger)?;
-        }
+        session.dma.command_begins();
         crate::dispatch::command(
             self,
             session,
@@ -372,14 +497,28 @@ impl Connection {
     }
 
     fn ended(&self, end: &End) {
-        self.link.end();
+        self.end();
         let device = self.shared.device.name();
         match end {
-            End::Closed | End::Stopped => tracing::info!(device, "connection ended: {end}"),
-            End::CutShort | End::Stream(_) | End::Refused(_) | End::Socket(_) => {
+            End::Closed | End::Stopped | End::Revoked => {
+                tracing::info!(device, "connection ended: {end}");
+            }
+            End::CutShort
+            | End::Stream(_)
+            | End::StrayReplies
+            | End::Refused(_)
+            | End::Socket(_) => {
                 tracing::warn!(device, "connection ended: {end}");
             }
         }
+    }
+}
+
+/// The end of the stream tells of a client that has gone; to send to it is no error.
+fn gone_is_no_error(sent: Result<(), Errno>) -> Result<(), Errno> {
+    match sent {
+        Err(Errno::PIPE | Errno::CONNRESET) => Ok(()),
+        sent => sent,
     }
 }
 
@@ -389,13 +528,18 @@ impl Source for Connection {
     }
 
     fn serve(self: Arc<Self>, watch: &Watch, worker: &mut Worker) {
-        let parked = match self.run(watch.pool(), worker) {
-            Park::Until(interest) => watch.park(&self, interest).map_err(End::Socket),
-            Park::Ended(end) => Err(end),
-        };
+        let source: Arc<dyn Source> = self.clone();
+        let shared = self.shared.clone();
+        let Some(turn) = shared.gate.enter(watch, source) else { return };
+        let parked = self
+            .run(watch.pool(), worker)
+            .and_then(|interest| watch.park(self.clone(), interest).map_err(End::Socket));
         if let Err(end) = parked {
             self.ended(&end);
             watch.forget();
+            // Releases the file, as long as the device has this thread.
+            drop(self);
         }
+        drop(turn);
     }
 }

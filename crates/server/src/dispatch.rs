@@ -12,7 +12,7 @@ use vfiod_wire::payload::{
     region_flag,
 };
 use vfiod_wire::{
-    Command, FeatureOp, Header, IrqAction, IrqData, MultiWrites, Request, UnmapScope,
+    Command, FeatureOp, Header, IrqAction, IrqData, Kind, MultiWrites, Request, UnmapScope,
     encode_region_info,
 };
 use zerocopy::IntoBytes;
@@ -249,6 +249,9 @@ impl Call<'_> {
 
     /// A reply with descriptors is a message of its own; what was collected goes first.
     fn reply_with_fds(&self, payload: &[u8], fds: &[OwnedFd], replies: &mut Replies) -> Outcome {
+        if self.header.kind() == Kind::Posted {
+            return Ok(());
+        }
         if fds.is_empty() {
             replies.reply_bytes(self.header, payload, &[]);
             return Ok(());

@@ -116,6 +116,8 @@ impl Source for Bell {
     fn serve(self: Arc<Self>, watch: &Watch, _worker: &mut Worker) {
         let Some(connection) = self.connection.upgrade() else { return };
         let Some(session) = connection.session() else { return };
+        let source: Arc<dyn Source> = self.clone();
+        let Some(_turn) = connection.shared().gate.enter(watch, source) else { return };
         if let Err(error) = session.file.ring(self.region, self.doorbell) {
             connection.quiet.warn(|more| tracing::warn!(%error, more, "doorbell refused"));
         }

@@ -1,11 +1,17 @@
 //! From bytes to messages: framing, and which descriptors belong to which message.
 
+use rustix::io::Errno;
 use vfiod_wire::{HEADER_LEN, Header};
 
+use crate::limits::MAX_HELD_FDS;
 use crate::transport::{Descriptors, Received, Socket, Wait};
 
-/// How much is received at once; what a socket holds by default is a little less.
-const CHUNK: usize = 256 << 10;
+/// How much a thread receives at once; what a socket holds by default is a little less.
+pub(crate) const CHUNK: usize = 256 << 10;
+/// The same where replies to DMA messages are waited for: most are a page.
+pub(crate) const SMALL_CHUNK: usize = 16 << 10;
+/// Leftovers up to this are copied, larger ones keep the buffer that they are in.
+const COPIED: usize = 16 << 10;
 
 /// The byte stream has lost its meaning; the connection must end.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -22,6 +28,7 @@ pub(crate) struct BadSize {
 /// holds the last byte of that receive.
 #[derive(Debug, Default)]
 pub(crate) struct Inbox {
+    /// Grows with what arrives, never with what a header claims.
     data: Vec<u8>,
     /// `data[start..end]` is unused.
     start: usize,
@@ -46,17 +53,68 @@ impl Inbox {
         self.start == self.end
     }
 
-    /// Receives once, behind what is there. Memory grows with what arrives, never with what a
-    /// header claims.
+    fn len(&self) -> usize {
+        self.end - self.start
+    }
+
+    /// Gives memory back that only large messages need.
+    pub(crate) fn trim(&mut self) {
+        if self.is_empty() && self.data.len() > CHUNK {
+            *self = Self::default();
+        }
+    }
+
+    /// Whether [`Inbox::trim`] would give memory back.
+    pub(crate) fn is_large(&self) -> bool {
+        self.data.len() > CHUNK
+    }
+
+    /// Receives once, behind what is there, at least half of `chunk` if so much has arrived.
     pub(crate) fn fill(
         &mut self,
         socket: &Socket,
+        chunk: usize,
         wait: Wait,
-    ) -> Result<Received, rustix::io::Errno> {
+    ) -> Result<Received, Errno> {
+        self.make_room(chunk / 2, chunk);
+        let mut descriptors = Descriptors::default();
+        let received = socket.receive(&mut self.data[self.end..], &mut descriptors, wait)?;
+        if let Received::Bytes(bytes) = received {
+            self.end += bytes;
+            if !descriptors.is_empty() {
+                self.hold(descriptors);
+            }
+        }
+        Ok(received)
+    }
+
+    /// Keeps descriptors for the message that they belong to. A client that sends one message in
+    /// many pieces, each with descriptors, must not use up those of the process.
+    fn hold(&mut self, mut descriptors: Descriptors) {
+        let held = self.descriptors.iter().map(|(_, held)| held.fds.len()).sum::<usize>();
+        if held + descriptors.fds.len() > MAX_HELD_FDS {
+            descriptors = Descriptors { fds: Vec::new(), truncated: true };
+        }
+        match self.descriptors.last_mut() {
+            Some((place, last)) if descriptors.fds.is_empty() && held >= MAX_HELD_FDS => {
+                // One mark for all that follow.
+                *place = self.end;
+                last.truncated = true;
+            }
+            _ => self.descriptors.push((self.end, descriptors)),
+        }
+    }
+
+    /// Makes room for `least` bytes; if memory is needed for that, it is `chunk` at least.
+    fn make_room(&mut self, least: usize, chunk: usize) {
         if self.is_empty() {
             self.start = 0;
             self.end = 0;
-        } else if self.start > 0 && self.data.len() - self.end < CHUNK / 2 {
+        }
+        if self.data.len() - self.end >= least {
+            return;
+        }
+        if self.start > 0 {
             self.data.copy_within(self.start..self.end, 0);
             for (place, _) in &mut self.descriptors {
                 *place -= self.start;
@@ -64,19 +122,10 @@ impl Inbox {
             self.end -= self.start;
             self.start = 0;
         }
-        if self.data.len() - self.end < CHUNK / 2 {
-            let grown = (self.end + CHUNK).max(self.end * 2).next_multiple_of(CHUNK);
+        if self.data.len() - self.end < least {
+            let grown = (self.end + chunk).max(self.end * 2).next_multiple_of(chunk);
             self.data.resize(grown, 0);
         }
-        let mut descriptors = Descriptors::default();
-        let received = socket.receive(&mut self.data[self.end..], &mut descriptors, wait)?;
-        if let Received::Bytes(bytes) = received {
-            self.end += bytes;
-            if !descriptors.is_empty() {
-                self.descriptors.push((self.end, descriptors));
-            }
-        }
-        Ok(received)
     }
 
     /// The next whole message, if there is one.
@@ -88,7 +137,7 @@ impl Inbox {
         if size < HEADER_LEN || size > limit {
             return Err(BadSize { size: header.size, limit });
         }
-        if self.end - self.start < size {
+        if self.len() < size {
             return Ok(None);
         }
         let (start, end) = (self.start + HEADER_LEN, self.start + size);
@@ -116,6 +165,19 @@ impl Inbox {
         claimed
     }
 
+    /// Where the last whole message ends (or a bad one begins).
+    fn whole_messages(&self, limit: usize) -> usize {
+        let mut cut = self.start;
+        while let Some(header) = Header::parse(&self.data[cut..self.end]) {
+            let size = header.size as usize;
+            if size < HEADER_LEN || size > limit || self.end - cut < size {
+                break;
+            }
+            cut += size;
+        }
+        cut
+    }
+
     /// Whether what comes next can never become a message.
     pub(crate) fn check(&self, limit: usize) -> Result<(), BadSize> {
         match Header::parse(&self.data[self.start..self.end]) {
@@ -126,42 +188,64 @@ impl Inbox {
         }
     }
 
-    /// Cuts off what is behind the last whole message (or in front of a bad one).
-    pub(crate) fn split_tail(&mut self, limit: usize) -> Inbox {
-        let mut cut = self.start;
-        while let Some(header) = Header::parse(&self.data[cut..self.end]) {
-            let size = header.size as usize;
-            if size < HEADER_LEN || size > limit || self.end - cut < size {
-                break;
-            }
-            cut += size;
-        }
-        if cut == self.end {
-            return Inbox::default();
-        }
-        let mut tail = Inbox {
-            data: self.data[cut..self.end].to_vec(),
-            start: 0,
-            end: self.end - cut,
-            descriptors: Vec::new(),
-        };
-        self.descriptors.retain_mut(|(place, descriptors)| {
-            let theirs = *place > cut;
-            if theirs {
-                tail.descriptors.push((*place - cut, std::mem::take(descriptors)));
-            }
-            !theirs
-        });
-        self.end = cut;
-        tail
+    /// Whether there is a whole message.
+    pub(crate) fn has_message(&self, limit: usize) -> bool {
+        self.whole_messages(limit) > self.start
     }
 
-    /// Moves what is left over into an inbox no larger than that.
-    pub(crate) fn split_rest(&mut self) -> Inbox {
-        // A limit of 0 makes every message a bad one, so all is cut off.
-        let rest = self.split_tail(0);
-        self.descriptors.clear();
+    /// Moves what is behind the last whole message (or in front of a bad one) behind what is in
+    /// `other`.
+    pub(crate) fn move_tail(&mut self, limit: usize, other: &mut Inbox) {
+        let cut = self.whole_messages(limit);
+        if cut < self.end {
+            let start = std::mem::replace(&mut self.start, cut);
+            let whole = std::mem::take(&mut self.descriptors);
+            let (whole, tail) = whole.into_iter().partition(|(place, _)| *place <= cut);
+            self.descriptors = tail;
+            other.append_copy(self);
+            (self.start, self.end, self.descriptors) = (start, cut, whole);
+        }
+    }
+
+    /// Moves all that is left over out, into memory that is not much more than that.
+    pub(crate) fn take_rest(&mut self) -> Inbox {
+        if self.is_empty() {
+            return Inbox::default();
+        }
+        if self.len() > COPIED {
+            return std::mem::take(self);
+        }
+        let mut rest = Inbox::default();
+        rest.append_copy(self);
+        self.clear();
         rest
+    }
+
+    /// Moves all that is left over in `other` behind what is here; `other` keeps its memory,
+    /// unless that is the cheaper way.
+    pub(crate) fn append(&mut self, other: &mut Inbox) {
+        if self.is_empty() && other.len() > COPIED {
+            std::mem::swap(self, other);
+        } else if !other.is_empty() {
+            self.append_copy(other);
+        }
+        other.clear();
+    }
+
+    fn append_copy(&mut self, other: &mut Inbox) {
+        let len = other.len();
+        self.make_room(len, len);
+        self.data[self.end..self.end + len].copy_from_slice(&other.data[other.start..other.end]);
+        let moved = other.descriptors.drain(..);
+        self.descriptors.extend(moved.map(|(place, held)| (place - other.start + self.end, held)));
+        self.end += len;
+    }
+
+    /// Forgets everything but the memory.
+    pub(crate) fn clear(&mut self) {
+        self.start = 0;
+        self.end = 0;
+        self.descriptors.clear();
     }
 }
 

@@ -18,11 +18,13 @@
 //! Sockets other than UNIX stream sockets; migration data (refused with `EOPNOTSUPP`);
 //! ioregionfd.
 
+mod acceptor;
 mod connection;
 mod dialect;
 mod dispatch;
 mod dma_channel;
 mod eventfds;
+mod gate;
 mod inbox;
 mod limits;
 mod link;
@@ -34,6 +36,7 @@ mod server;
 mod sync;
 mod transport;
 
+pub use connection::ConnectionInfo;
 pub use dialect::Dialect;
 pub use listener::{Listener, SocketAccess};
 pub use server::{Served, Server, ServerOptions};

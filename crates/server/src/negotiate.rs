@@ -2,10 +2,12 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
-use vfiod_wire::{Capabilities, Command, HEADER_LEN, Header, TwinSocket, Version};
+use vfiod_core::File;
+use vfiod_wire::{Capabilities, Command, HEADER_LEN, Header, Kind, TwinSocket, Version};
 use zerocopy::IntoBytes;
 
 use crate::connection::{Connection, End, Session};
@@ -27,6 +29,10 @@ pub(crate) fn first_message(
     payload: &[u8],
     replies: &mut Replies,
 ) -> Result<(), End> {
+    if header.kind() == Kind::Posted {
+        // Nothing may be answered, and without the answer there is no negotiation.
+        return Err(End::Refused("a first message that wants no answer".to_owned()));
+    }
     let negotiated = if command == Some(Command::Version) {
         negotiate(connection, header, payload)
     } else {
@@ -40,6 +46,26 @@ pub(crate) fn first_message(
     })
 }
 
+/// How long a client is made to wait for the one before it to be let go of.
+const DEPARTURE: Duration = Duration::from_secs(2);
+
+/// Opens the device. Where it is taken by a client that has hung up already, waits for that one
+/// to be let go of: whoever starts again at once after a crash shall find the device free.
+fn open(connection: &Connection) -> vfiod_core::Result<File> {
+    let shared = connection.shared();
+    let deadline = Instant::now() + DEPARTURE;
+    let mut departing = true;
+    loop {
+        match shared.device.open(connection.owner().clone()) {
+            Err(error) if matches!(error.errno(), Errno::INVAL | Errno::BUSY) && departing => {
+                // Nobody departing any more means that it is worth one more attempt.
+                departing = shared.gate.step_out(|| shared.await_departure(connection, deadline));
+            }
+            opened => return opened,
+        }
+    }
+}
+
 fn negotiate(
     connection: &Arc<Connection>,
     header: &Header,
@@ -50,11 +76,7 @@ fn negotiate(
         return Err((Errno::INVAL, format!("version {}.{}", version.major, version.minor)));
     }
     let proposed = &version.capabilities;
-    let file = connection
-        .shared()
-        .device
-        .open(connection.owner().clone())
-        .map_err(|error| (error.errno(), error.to_string()))?;
+    let file = open(connection).map_err(|error| (error.errno(), error.to_string()))?;
 
     let socket = |errno| (errno, "cannot make the second socket".to_owned());
     let (twin, link) = if proposed.wants_twin_socket() {

@@ -23,11 +23,25 @@ const SPARE: usize = 2;
 /// How long a thread beyond those waits before it ends.
 const IDLE: Timespec = Timespec { tv_sec: 10, tv_nsec: 0 };
 
+/// How long a thread waits before it gives memory back that only large messages needed.
+const TIDY: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
+
 /// Buffers of a thread, lent to the source that it serves.
 #[derive(Debug, Default)]
 pub(crate) struct Worker {
     pub(crate) inbox: Inbox,
     pub(crate) replies: Replies,
+}
+
+impl Worker {
+    fn is_large(&self) -> bool {
+        self.inbox.is_large() || self.replies.is_large()
+    }
+
+    fn trim(&mut self) {
+        self.inbox.trim();
+        self.replies.trim();
+    }
 }
 
 /// Something to wait for.
@@ -80,6 +94,7 @@ pub(crate) struct Pool {
 }
 
 /// A source's place in the pool.
+#[derive(Clone)]
 pub(crate) struct Watch {
     pool: Pool,
     key: u64,
@@ -180,13 +195,17 @@ impl Pool {
         loop {
             events.clear();
             let spare = shared.waiting.load(Ordering::Relaxed) > SPARE;
-            let timeout = spare.then_some(&IDLE);
+            let timeout = if worker.is_large() { Some(&TIDY) } else { spare.then_some(&IDLE) };
             let waited =
                 epoll::wait(&shared.epoll, rustix::buffer::spare_capacity(&mut events), timeout);
             if shared.stopping.load(Ordering::SeqCst) {
                 break;
             }
             let key = match waited {
+                Ok(0) if worker.is_large() => {
+                    worker.trim();
+                    continue;
+                }
                 Ok(0) if spare => break,
                 Ok(0) | Err(Errno::INTR) => continue,
                 Ok(_) => events[0].data.u64(),
@@ -231,16 +250,9 @@ impl Watch {
     }
 
     /// Watches a source that was served, perhaps for the first time.
-    pub(crate) fn park<S: Source + 'static>(
-        &self,
-        source: &Arc<S>,
-        interest: Interest,
-    ) -> Result<(), Errno> {
-        match self.rearm(&**source, interest) {
-            Err(Errno::NOENT) => {
-                let source: Arc<dyn Source> = source.clone();
-                self.arm(&source, interest)
-            }
+    pub(crate) fn park(&self, source: Arc<dyn Source>, interest: Interest) -> Result<(), Errno> {
+        match self.rearm(&*source, interest) {
+            Err(Errno::NOENT) => self.arm(&source, interest),
             parked => parked,
         }
     }

@@ -1,52 +1,65 @@
 //! The server: devices and the sockets that they are served on.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, Weak};
-use std::time::Duration;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, Weak};
+use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use vfiod_core::{DeviceRef, Error, Result};
 
-use crate::connection::Connection;
-use crate::limits::{MAX_CONNECTIONS, Quiet};
+use crate::acceptor::{Acceptor, Reserve};
+use crate::connection::{Connection, ConnectionInfo};
+use crate::gate::Gate;
+use crate::limits::{MAX_CONNECTIONS, MAX_THREADS_PER_DEVICE, Quiet};
 use crate::listener::{Listener, check_stream};
-use crate::pool::{Interest, LINGER, Pool, Source, Watch, Worker};
+use crate::pool::{Interest, LINGER, Pool, Source, Watch};
 use crate::sync::lock;
 use crate::transport::Socket;
 
 /// How a server works.
 #[derive(Clone, Copy, Debug)]
 pub struct ServerOptions {
-    /// Most threads. A thread is needed for each connection that is busy at the same moment,
-    /// and for each device that is stalled.
+    /// Most threads, at least 2. A thread is needed for each connection that is busy at the same
+    /// moment, and up to 8 for each device that is stalled.
     pub max_threads: usize,
     /// How long a thread polls a connection that has gone quiet before it sleeps. Saves the
     /// time of waking up where the client is on another processor; burns that time otherwise.
     pub poll: Duration,
+    /// Most connections to one device at a time. Where there is no room for another, one that
+    /// has not negotiated yet makes it, or else the new one is closed.
+    pub max_connections: usize,
 }
 
 impl Default for ServerOptions {
     fn default() -> Self {
-        Self { max_threads: 256, poll: Duration::ZERO }
+        Self { max_threads: 256, poll: Duration::ZERO, max_connections: MAX_CONNECTIONS }
     }
 }
 
 /// A vfio-user server: a few threads that serve any number of devices.
 ///
-/// Dropping it ends every connection, which releases their files, and waits for the threads.
+/// Dropping it ends every connection, which releases their files, and waits for the threads, and
+/// so for every callback of a device that is running.
 pub struct Server {
     pool: Pool,
     options: ServerOptions,
+    reserve: Arc<Reserve>,
 }
 
 /// What the connections to one device share.
 pub(crate) struct Shared {
     pub(crate) device: DeviceRef,
     pub(crate) poll: Duration,
+    pub(crate) gate: Gate,
+    pub(crate) reserve: Arc<Reserve>,
+    max_connections: usize,
     connections: Mutex<Vec<Weak<Connection>>>,
     count: AtomicUsize,
-    quiet: Quiet,
+    /// Signalled when a connection and its file are gone.
+    departed: Condvar,
+    stopped: AtomicBool,
+    pub(crate) quiet: Quiet,
 }
 
 /// One connection in the count.
@@ -61,11 +74,68 @@ impl Counted {
 
 impl Drop for Counted {
     fn drop(&mut self) {
+        lock(&self.0.connections).retain(|connection| connection.strong_count() > 0);
         self.0.count.fetch_sub(1, Ordering::Relaxed);
+        self.0.departed.notify_all();
     }
 }
 
-/// A device being served. Dropping it stops listening and ends its connections.
+impl Shared {
+    /// Every connection there is. Not to be dropped with `connections` locked: the last owner of
+    /// one locks that itself.
+    fn connections(&self) -> Vec<Arc<Connection>> {
+        lock(&self.connections).iter().filter_map(Weak::upgrade).collect()
+    }
+
+    /// Makes a connection of a socket.
+    pub(crate) fn adopt(self: &Arc<Self>, socket: OwnedFd) -> Result<Arc<Connection>, Errno> {
+        let connection = Arc::new(Connection::new(Socket::new(socket, LINGER)?, self.clone())?);
+        lock(&self.connections).push(Arc::downgrade(&connection));
+        if self.stopped.load(Ordering::SeqCst) {
+            connection.end();
+        }
+        Ok(connection)
+    }
+
+    /// Whether a further client can be served, if need be in place of one that has been there
+    /// longest without having said what it wants.
+    pub(crate) fn has_room(&self) -> bool {
+        if self.count.load(Ordering::Relaxed) < self.max_connections {
+            return true;
+        }
+        let connections = self.connections();
+        // Those on their way out still have their descriptors.
+        if connections.len() > self.max_connections {
+            return false;
+        }
+        let silent = connections.iter().find(|c| c.session().is_none() && !c.is_departing());
+        if let Some(silent) = silent {
+            silent.end();
+        }
+        silent.is_some()
+    }
+
+    /// Waits until a client that has hung up has been let go of; `false` if there is none, or
+    /// when it takes too long.
+    pub(crate) fn await_departure(&self, newcomer: &Connection, deadline: Instant) -> bool {
+        let others = self.connections();
+        let departing = others.iter().any(|other| {
+            !std::ptr::eq(&**other, newcomer) && other.session().is_some() && other.is_departing()
+        });
+        drop(others);
+        let left = deadline.saturating_duration_since(Instant::now());
+        if !departing || left.is_zero() {
+            return false;
+        }
+        let connections = lock(&self.connections);
+        // In slices: it may have gone before the lock was taken.
+        drop(self.departed.wait_timeout(connections, left.min(Duration::from_millis(5))));
+        true
+    }
+}
+
+/// A device being served. Dropping it stops listening and ends its connections; their files are
+/// released by the server's threads, soon after.
 pub struct Served {
     shared: Arc<Shared>,
     accept: Option<Watch>,
@@ -77,9 +147,10 @@ impl Server {
     /// # Errors
     /// What the kernel says to a first thread or an `epoll` (`EMFILE`, `EAGAIN`).
     pub fn new(options: ServerOptions) -> Result<Self> {
-        let pool = Pool::new(options.max_threads)
-            .map_err(|errno| Error::new(errno, "cannot start the server's threads"))?;
-        Ok(Self { pool, options })
+        let failed = |errno| Error::new(errno, "cannot start the server's threads");
+        let pool = Pool::new(options.max_threads).map_err(failed)?;
+        let reserve = Arc::new(Reserve::new().map_err(failed)?);
+        Ok(Self { pool, options, reserve })
     }
 
     /// Serves a device to every client that connects.
@@ -89,7 +160,7 @@ impl Server {
     pub fn serve(&self, listener: Listener, device: DeviceRef) -> Result<Served> {
         let shared = self.share(device);
         let watch = self.pool.reserve();
-        let source: Arc<dyn Source> = Arc::new(Acceptor { listener, shared: shared.clone() });
+        let source: Arc<dyn Source> = Arc::new(Acceptor::new(listener, shared.clone()));
         watch
             .arm(&source, Interest::Accept)
             .map_err(|errno| Error::new(errno, "cannot watch the listening socket"))?;
@@ -104,18 +175,25 @@ impl Server {
         check_stream(&socket)?;
         let shared = self.share(device);
         let failed = |errno| Error::new(errno, "cannot serve the connected socket");
-        let connection = adopt(socket, &shared).map_err(failed)?;
-        let source: Arc<dyn Source> = connection;
-        self.pool.reserve().arm(&source, Interest::Read).map_err(failed)?;
+        let connection: Arc<dyn Source> = shared.adopt(socket).map_err(failed)?;
+        self.pool.reserve().arm(&connection, Interest::Read).map_err(failed)?;
         Ok(Served { shared, accept: None })
     }
 
     fn share(&self, device: DeviceRef) -> Arc<Shared> {
+        // With few threads in all, even fewer for one device; but two, so that a client that has
+        // gone can be let go of while another waits for that.
+        let threads = (self.options.max_threads / 4).clamp(2, MAX_THREADS_PER_DEVICE);
         Arc::new(Shared {
             device,
             poll: self.options.poll,
+            gate: Gate::new(threads),
+            reserve: self.reserve.clone(),
+            max_connections: self.options.max_connections.max(1),
             connections: Mutex::default(),
             count: AtomicUsize::new(0),
+            departed: Condvar::new(),
+            stopped: AtomicBool::new(false),
             quiet: Quiet::default(),
         })
     }
@@ -133,107 +211,60 @@ impl Drop for Server {
 }
 
 impl Served {
-    /// How many connections there are.
+    /// The device.
+    pub fn device(&self) -> &DeviceRef {
+        &self.shared.device
+    }
+
+    /// How many connections there are. One counts until its file is released.
     pub fn connections(&self) -> usize {
         self.shared.count.load(Ordering::Relaxed)
     }
 
-    /// Messages and errors answered so far on the connections that there are.
-    pub fn counters(&self) -> (u64, u64) {
-        let connections = lock(&self.shared.connections);
-        connections.iter().filter_map(Weak::upgrade).fold((0, 0), |(messages, errors), c| {
-            (
-                messages + c.counters.messages.load(Ordering::Relaxed),
-                errors + c.counters.errors.load(Ordering::Relaxed),
-            )
-        })
+    /// The connections that there are, oldest first.
+    pub fn clients(&self) -> Vec<ConnectionInfo> {
+        self.shared.connections().iter().map(|connection| connection.info()).collect()
+    }
+
+    /// Takes no further clients and removes the socket, if it was made here; those who are
+    /// connected stay.
+    pub fn stop_listening(&mut self) {
+        if let Some(accept) = self.accept.take() {
+            accept.forget();
+        }
+    }
+
+    /// Stops listening, ends every connection, and waits, no longer than `patience`, until their
+    /// files are released. Returns whether they are.
+    pub fn finish(mut self, patience: Duration) -> bool {
+        let deadline = Instant::now() + patience;
+        self.stop();
+        let shared = self.shared.clone();
+        let mut connections = lock(&shared.connections);
+        while shared.count.load(Ordering::Relaxed) > 0 {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return false;
+            }
+            let slice = left.min(Duration::from_millis(20));
+            connections = match shared.departed.wait_timeout(connections, slice) {
+                Ok((guard, _)) => guard,
+                Err(poisoned) => poisoned.into_inner().0,
+            };
+        }
+        true
+    }
+
+    fn stop(&mut self) {
+        self.stop_listening();
+        self.shared.stopped.store(true, Ordering::SeqCst);
+        // Their threads see the end of the stream and let go of them.
+        self.shared.connections().iter().for_each(|connection| connection.end());
     }
 }
 
 impl Drop for Served {
     fn drop(&mut self) {
-        if let Some(accept) = self.accept.take() {
-            accept.forget();
-        }
-        for connection in lock(&self.shared.connections).drain(..) {
-            if let Some(connection) = connection.upgrade() {
-                // Its thread sees the end of the stream and lets go of it.
-                connection.link().end();
-            }
-        }
-    }
-}
-
-/// Makes a connection of a socket.
-fn adopt(socket: OwnedFd, shared: &Arc<Shared>) -> std::result::Result<Arc<Connection>, Errno> {
-    let connection = Arc::new(Connection::new(Socket::new(socket, LINGER)?, shared.clone())?);
-    let mut connections = lock(&shared.connections);
-    connections.retain(|connection| connection.strong_count() > 0);
-    connections.push(Arc::downgrade(&connection));
-    Ok(connection)
-}
-
-struct Acceptor {
-    listener: Listener,
-    shared: Arc<Shared>,
-}
-
-impl Acceptor {
-    /// The next client's connection; `None` where there is none now.
-    fn accept(&self) -> Option<Arc<Connection>> {
-        loop {
-            let fd = match self.listener.accept() {
-                Ok(fd) => fd,
-                Err(Errno::AGAIN) => return None,
-                Err(Errno::INTR | Errno::CONNABORTED) => continue,
-                Err(errno) => {
-                    self.shared.quiet.warn(|more| {
-                        let device = self.shared.device.name();
-                        tracing::error!(device, %errno, more, "cannot accept a client; trying on");
-                    });
-                    // Out of descriptors or memory: that can only pass.
-                    std::thread::sleep(Duration::from_millis(50));
-                    continue;
-                }
-            };
-            if self.shared.count.load(Ordering::Relaxed) >= MAX_CONNECTIONS {
-                self.shared.quiet.warn(|more| {
-                    let device = self.shared.device.name();
-                    tracing::warn!(device, more, "too many connections: one was closed");
-                });
-                continue;
-            }
-            match adopt(fd, &self.shared) {
-                Ok(connection) => return Some(connection),
-                Err(errno) => {
-                    tracing::warn!(%errno, "a client's socket cannot be used");
-                }
-            }
-        }
-    }
-}
-
-impl Source for Acceptor {
-    fn fd(&self) -> BorrowedFd<'_> {
-        self.listener.as_fd()
-    }
-
-    /// Accepts whoever waits. One of them is served by this very thread, at once.
-    fn serve(self: Arc<Self>, watch: &Watch, worker: &mut Worker) {
-        let mut mine = None;
-        while let Some(connection) = self.accept() {
-            if let Some(before) = mine.replace(connection) {
-                let other = watch.pool().reserve();
-                let before: Arc<dyn Source> = before;
-                if let Err(errno) = other.arm(&before, Interest::Read) {
-                    tracing::warn!(%errno, "a client's socket cannot be watched");
-                }
-            }
-        }
-        // For as long as this thread serves the client, the listener may have to go.
-        drop(self);
-        if let Some(connection) = mine {
-            connection.serve(&watch.pool().reserve(), worker);
-        }
+        self.stop();
     }
 }

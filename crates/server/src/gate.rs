@@ -1,0 +1,85 @@
+//! How many threads may be with one device at a time.
+//!
+//! A device that stalls holds up every thread that calls it. The gate lets only a few in, so that
+//! the connections of one device, however many they are, cannot take all threads of the server;
+//! the others wait their turn without one.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+
+use crate::pool::{Interest, Source, Watch};
+use crate::sync::lock;
+
+/// Lets threads in to a device.
+pub(crate) struct Gate {
+    limit: usize,
+    state: Mutex<State>,
+    /// Whether anybody is queueing.
+    crowded: AtomicBool,
+}
+
+#[derive(Default)]
+struct State {
+    inside: usize,
+    queue: VecDeque<(Watch, Arc<dyn Source>)>,
+}
+
+/// Being inside; dropping it is leaving.
+pub(crate) struct Turn<'a>(&'a Gate);
+
+impl Gate {
+    pub(crate) fn new(limit: usize) -> Self {
+        Self { limit, state: Mutex::default(), crowded: AtomicBool::new(false) }
+    }
+
+    /// Lets the thread in, or else puts the source that it wants to serve into the queue: it is
+    /// watched for reading again as soon as there is room.
+    pub(crate) fn enter(&self, watch: &Watch, source: Arc<dyn Source>) -> Option<Turn<'_>> {
+        let mut state = lock(&self.state);
+        if state.inside >= self.limit {
+            state.queue.push_back((watch.clone(), source));
+            self.crowded.store(true, Ordering::Relaxed);
+            return None;
+        }
+        state.inside += 1;
+        Some(Turn(self))
+    }
+
+    /// Whether others wait for the threads inside to leave.
+    pub(crate) fn is_crowded(&self) -> bool {
+        self.crowded.load(Ordering::Relaxed)
+    }
+
+    /// Lets others in while `wait` runs, which must not touch the device.
+    pub(crate) fn step_out<R>(&self, wait: impl FnOnce() -> R) -> R {
+        self.leave();
+        let result = wait();
+        lock(&self.state).inside += 1;
+        result
+    }
+
+    fn leave(&self) {
+        let mut state = lock(&self.state);
+        state.inside -= 1;
+        let stopping = state.queue.front().is_some_and(|(watch, _)| watch.pool().is_stopping());
+        // At the end of the server nobody would come back for the rest.
+        let room = if stopping { usize::MAX } else { self.limit.saturating_sub(state.inside) };
+        let room = room.min(state.queue.len());
+        let next: Vec<_> = state.queue.drain(..room).collect();
+        self.crowded.store(!state.queue.is_empty(), Ordering::Relaxed);
+        drop(state);
+        for (watch, source) in next {
+            if let Err(error) = watch.park(source, Interest::Read) {
+                tracing::error!(%error, "a connection cannot be watched any more");
+                watch.forget();
+            }
+        }
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.0.leave();
+    }
+}
