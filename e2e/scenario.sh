@@ -74,10 +74,14 @@ guest() {
 # said NAME PATTERN: the guest printed a line like that by now or soon.
 said() { wait_for "guest line: $2" grep -qE "$2" "$WORK/$1.out"; }
 
-# control TEXT...: lines to the gpio's control socket; prints what it answers.
-control() {
-    printf '%s\n' "$@" | "$ROOTFS/usr/bin/busybox" timeout 2 \
-        "$ROOTFS/usr/bin/busybox" nc "local:$WORK/control.sock" || true
+# control TEXT: a line to the gpio's control socket; prints the answer.
+control() { printf '%s\n' "$1" | "$CACHE_DIR/unixcat" "$WORK/control.sock"; }
+lines_are() { control get | grep -q "$1"; }
+
+# when_output MASK INPUT: the outside world; sets an input once the outputs are exactly MASK.
+when_output() {
+    wait_for "outputs $1" lines_are "outputs $1"
+    control "set $2 1"
 }
 
 # Configurations: a slot with two functions, and single devices.

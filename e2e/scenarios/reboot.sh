@@ -4,11 +4,7 @@ start_server "$(slot_config)
 $(device_config template)" lines.sock edu.sock template.sock
 
 # The outside remembers across the reboot: when output 7 goes on, input 7 does.
-(
-    wait_for "output 7" sh -c "'$ROOTFS/usr/bin/busybox' timeout 1 sh -c \
-        \"printf 'get\\n' | '$ROOTFS/usr/bin/busybox' nc local:$WORK/control.sock\" | grep -q 'outputs 0x0080'"
-    control "set 7 1"
-) &
+when_output 0x0080 7 &
 
 guest vm '
 set -e

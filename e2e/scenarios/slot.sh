@@ -4,11 +4,7 @@
 start_server "$(slot_config)" lines.sock edu.sock
 
 # The outside world: when output 1 goes on, input 3 does.
-(
-    wait_for "output 1" sh -c "'$ROOTFS/usr/bin/busybox' timeout 1 sh -c \
-        \"printf 'get\\n' | '$ROOTFS/usr/bin/busybox' nc local:$WORK/control.sock\" | grep -q 'outputs 0x0002'"
-    control "set 3 1"
-) &
+when_output 0x0002 3 &
 
 guest vm '
 set -e
