@@ -157,6 +157,12 @@ impl Engine {
         Self { shared: Arc::new(shared) }
     }
 
+    /// Threads that have not ended, for tests. One `Engine` is the device's, one the asker's.
+    #[cfg(test)]
+    pub(super) fn workers(&self) -> usize {
+        Arc::strong_count(&self.shared) - 2
+    }
+
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
         self.shared.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

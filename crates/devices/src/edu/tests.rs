@@ -242,7 +242,10 @@ fn a_slow_client_holds_up_nobody() {
 
 #[test]
 fn a_reset_forgets_the_transfer() {
-    let device = edu();
+    let edu = Edu::new(EduOptions::default());
+    let engine = edu.engine.clone();
+    let device = Driver::new(edu);
+    device.enable();
     let (asked, answer) = slow(&device, 0x1000);
     let interrupt = device.interrupt(MSI, 0);
     start(&device, 0x1000, BUFFER, 4, 5);
@@ -250,6 +253,7 @@ fn a_reset_forgets_the_transfer() {
     device.reset();
     assert_eq!(device.read32(0, COMMAND), 0);
     answer.send(Ok(0x77)).unwrap();
+    eventually("its thread ends", || engine.workers() == 0);
     device.enable();
     let out = device.map(0x8000, 0x1000, RW);
     out.put(0, &[1; 4]);
@@ -278,22 +282,35 @@ fn a_close_ends_the_transfer() {
     assert_eq!(memory.get(0x800, 4), b"next");
 }
 
-/// Again and again a transfer is started and the device taken away at once: none may write what
-/// was mapped afterwards.
+/// Again and again a transfer is started and its client goes at once: it must not write what the
+/// next one has mapped. Where the state is kept, registers and bus mastering would let it.
 #[test]
 fn no_transfer_outlives_its_client() {
-    let mut device = edu();
+    let edu = Edu::new(EduOptions::default());
+    let engine = edu.engine.clone();
+    let mut device = Driver::with_policy(edu, StatePolicy::Retain);
+    device.enable();
     for round in 0..300 {
         let before = device.map(0x1000, 0x1000, RW);
         before.put(0, &[0xee; 64]);
         dma(&device, 0x1000, BUFFER, 64, 1);
         start(&device, BUFFER, 0x1000, 64, 3);
         device = device.reopen();
-        device.enable();
         let after = device.map(0x1000, 0x1000, RW);
-        // Long enough for a late one to come; it is no matter how long.
-        dma(&device, BUFFER, 0x1800, 64, 3);
+        eventually("its thread ends", || engine.workers() == 0);
         assert_eq!(after.get(0, 64), [0; 64], "round {round}");
         device.unmap(0x1000, 0x1000).unwrap();
     }
+}
+
+/// A device that is not at work has no thread.
+#[test]
+fn threads_end_with_their_work() {
+    let edu = Edu::new(EduOptions::default());
+    let engine = edu.engine.clone();
+    let device = Driver::new(edu);
+    device.write32(0, FACTORIAL, 7);
+    start(&device, BUFFER, 0, 16, 3);
+    finish(&device);
+    eventually("both threads end", || engine.workers() == 0);
 }

@@ -115,13 +115,19 @@ fn an_observer_may_answer() {
     let (device, lines) = card(0);
     let interrupt = device.interrupt(INTX, 0);
     device.read8(BAR, INTERRUPT);
+    let last = Arc::new(Mutex::new(lines.snapshot()));
     let _wires = lines.on_change({
-        let lines = Arc::downgrade(&lines);
-        move |now| lines.upgrade().unwrap().set_inputs(0xffff, now.outputs)
+        let (lines, last) = (Arc::downgrade(&lines), last.clone());
+        move |now| {
+            *last.lock().unwrap() = now;
+            lines.upgrade().unwrap().set_inputs(0xffff, now.outputs);
+        }
     });
     device.write8(BAR, OUT_HIGH, 0x42);
     assert_eq!(device.read8(BAR, IN_HIGH), 0x42);
     assert_eq!(interrupt.count(), 1);
+    let end = Snapshot { outputs: 0x4200, inputs: 0x4200 };
+    assert_eq!(*last.lock().unwrap(), end, "it is told of its own change too");
 }
 
 #[test]
