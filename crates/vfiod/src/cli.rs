@@ -173,14 +173,14 @@ pub(crate) struct Bench {
     pub(crate) socket: Option<PathBuf>,
 
     /// Serve the bench device in a process of its own, and measure that.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "region")]
     pub(crate) serve: bool,
 
     /// Run both ends on this CPU.
     #[arg(long, value_name = "N")]
     pub(crate) cpu: Option<usize>,
 
-    /// Run the server, and the bare socket's server, on this CPU instead.
+    /// Run the other ends, of the server with --serve and of the bare socket, on this CPU.
     #[arg(long, value_name = "N")]
     pub(crate) server_cpu: Option<usize>,
 
@@ -199,6 +199,20 @@ pub(crate) struct Bench {
     /// Poll the socket instead of sleeping in the client.
     #[arg(long)]
     pub(crate) spin: bool,
+
+    /// Numbers of DMA windows that are mapped meanwhile.
+    #[arg(long, value_name = "N,…", value_delimiter = ',', default_values_t = [1, 1024, 65000],
+        value_parser = clap::value_parser!(u64).range(1..=4_000_000))]
+    pub(crate) windows: Vec<u64>,
+
+    /// Access this region, which is written to as well. Without it the bench device's memory, or
+    /// a foreign device's configuration space by reads alone.
+    #[arg(long, value_name = "N")]
+    pub(crate) region: Option<u32>,
+
+    /// Where in the region.
+    #[arg(long, value_name = "BYTES", default_value_t = 0, requires = "region")]
+    pub(crate) offset: u64,
 
     /// Only the measures whose name contains this.
     #[arg(long, value_name = "TEXT")]
@@ -225,9 +239,6 @@ pub(crate) struct DemoClient {
 pub(crate) struct BenchFloor {
     /// Where to listen.
     pub(crate) socket: PathBuf,
-    /// The CPU to run on.
-    #[arg(long)]
-    pub(crate) cpu: Option<usize>,
     /// Poll instead of sleeping.
     #[arg(long)]
     pub(crate) spin: bool,

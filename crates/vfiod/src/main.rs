@@ -4,6 +4,7 @@
 //! went well, 1 when something failed, 2 for a mistake on the command line or in a
 //! configuration file.
 
+mod bench;
 mod cli;
 mod config;
 mod demo;
@@ -38,6 +39,18 @@ fn run(cli: Cli) -> anyhow::Result<()> {
     let log = cli.log.as_deref();
     match cli.command {
         Command::Serve(args) => serve::run(&args, log, cli.log_format),
+        Command::Probe(args) => probe::run(&args),
+        Command::Devices { json } => models::list(json),
+        Command::Demo(args) => {
+            logging::start(log, cli.log_format.unwrap_or_default(), None, "error")?;
+            demo::run(&args)
+        }
+        Command::DemoClient(args) => demo::run_client(&args),
+        Command::Bench(args) => {
+            logging::start(log, cli.log_format.unwrap_or_default(), None, "error")?;
+            bench::run(&args)
+        }
+        Command::BenchFloor(args) => bench::run_floor(&args),
         Command::Probe(args) => probe::run(&args),
         Command::Devices { json } => models::list(json),
         Command::Demo(args) => {

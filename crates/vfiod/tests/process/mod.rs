@@ -13,7 +13,7 @@ use rustix::process::{Pid, Signal};
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The program with arguments, free of the environment's settings.
-pub fn vfiod<S: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = S>) -> Command {
+pub(crate) fn vfiod<S: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = S>) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_vfiod"));
     for variable in ["VFIOD_LOG", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "NOTIFY_SOCKET"] {
         command.env_remove(variable);
@@ -23,40 +23,43 @@ pub fn vfiod<S: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = S>) -> Co
 }
 
 /// Runs it to its end.
-pub fn run<S: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = S>) -> Output {
+pub(crate) fn run<S: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = S>) -> Output {
     vfiod(args).stdin(Stdio::null()).output().unwrap()
 }
 
 /// Runs it to its end, which must be good; what it printed.
-pub fn good<S: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = S>) -> String {
+pub(crate) fn good<S: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = S>) -> String {
     let output = run(args);
     assert!(output.status.success(), "{output:?}");
     String::from_utf8(output.stdout).unwrap()
 }
 
 /// Runs it to its end, which must be this exit code; what it said about that.
-pub fn bad<S: AsRef<std::ffi::OsStr>>(code: i32, args: impl IntoIterator<Item = S>) -> String {
+pub(crate) fn bad<S: AsRef<std::ffi::OsStr>>(
+    code: i32,
+    args: impl IntoIterator<Item = S>,
+) -> String {
     let output = run(args);
     assert_eq!(output.status.code(), Some(code), "{output:?}");
     String::from_utf8(output.stderr).unwrap()
 }
 
 /// A file of the workspace.
-pub fn workspace(path: &str) -> PathBuf {
+pub(crate) fn workspace(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(path)
 }
 
 /// A daemon at work. Killed when dropped.
-pub struct Daemon(Child);
+pub(crate) struct Daemon(Child);
 
 impl Daemon {
     /// Starts it, with its log kept for [`Daemon::terminate`].
-    pub fn start(mut command: Command) -> Self {
+    pub(crate) fn start(mut command: Command) -> Self {
         Self(command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap())
     }
 
     /// Starts it and waits until these sockets are there.
-    pub fn serving(command: Command, sockets: &[&Path]) -> Self {
+    pub(crate) fn serving(command: Command, sockets: &[&Path]) -> Self {
         let mut daemon = Self::start(command);
         until("the sockets", || {
             if let Some(status) = daemon.0.try_wait().unwrap() {
@@ -68,19 +71,19 @@ impl Daemon {
     }
 
     /// Sends a signal.
-    pub fn signal(&self, signal: Signal) {
+    pub(crate) fn signal(&self, signal: Signal) {
         rustix::process::kill_process(Pid::from_child(&self.0), signal).unwrap();
     }
 
     /// Sends a signal and waits for the end: how it ended, what it logged.
-    pub fn terminate(mut self, signal: Signal) -> (ExitStatus, String) {
+    pub(crate) fn terminate(mut self, signal: Signal) -> (ExitStatus, String) {
         self.signal(signal);
         let status = self.end();
         (status, self.said())
     }
 
     /// Waits for the end.
-    pub fn end(&mut self) -> ExitStatus {
+    pub(crate) fn end(&mut self) -> ExitStatus {
         let mut status = None;
         until("the end of vfiod", || {
             status = self.0.try_wait().unwrap();
@@ -90,14 +93,14 @@ impl Daemon {
     }
 
     /// What it logged, up to its end.
-    pub fn said(&mut self) -> String {
+    pub(crate) fn said(&mut self) -> String {
         let mut text = String::new();
         self.0.stderr.take().unwrap().read_to_string(&mut text).unwrap();
         text
     }
 
     /// How many descriptors it has.
-    pub fn descriptors(&self) -> usize {
+    pub(crate) fn descriptors(&self) -> usize {
         std::fs::read_dir(format!("/proc/{}/fd", self.0.id())).unwrap().count()
     }
 }
@@ -110,7 +113,7 @@ impl Drop for Daemon {
 }
 
 /// Waits for something that must come.
-pub fn until(what: &str, mut done: impl FnMut() -> bool) {
+pub(crate) fn until(what: &str, mut done: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !done() {
         assert!(Instant::now() < deadline, "{what} did not come");

@@ -1,0 +1,121 @@
+//! A bare stream socket: bytes out, bytes in, nothing between that would be measured as well.
+
+use std::io::IoSlice;
+use std::mem::MaybeUninit;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use rustix::io::Errno;
+use rustix::net::sockopt::{self, Timeout};
+use rustix::net::{
+    AddressFamily, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix,
+    SocketFlags, SocketType,
+};
+
+/// Nothing measured here takes that long, unless it hangs.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A connected socket and its buffer.
+#[derive(Debug)]
+pub(super) struct Raw {
+    fd: OwnedFd,
+    /// Poll instead of sleeping.
+    spin: bool,
+    buffer: Vec<u8>,
+}
+
+impl Raw {
+    /// Connects.
+    pub(super) fn connect(path: &Path, spin: bool) -> anyhow::Result<Self> {
+        let address = SocketAddrUnix::new(path)
+            .with_context(|| format!("{} is no path of a socket", path.display()))?;
+        let fd = rustix::net::socket_with(
+            AddressFamily::UNIX,
+            SocketType::STREAM,
+            SocketFlags::CLOEXEC,
+            None,
+        )?;
+        rustix::net::connect(&fd, &address)
+            .with_context(|| format!("cannot connect to {}", path.display()))?;
+        Self::new(fd, spin)
+    }
+
+    /// Takes a connected socket.
+    pub(super) fn new(fd: OwnedFd, spin: bool) -> anyhow::Result<Self> {
+        for direction in [Timeout::Recv, Timeout::Send] {
+            sockopt::set_socket_timeout(&fd, direction, Some(PATIENCE))?;
+        }
+        Ok(Self { fd, spin, buffer: Vec::new() })
+    }
+
+    /// Sends everything.
+    pub(super) fn send(&self, mut bytes: &[u8]) -> anyhow::Result<()> {
+        while !bytes.is_empty() {
+            match rustix::net::send(&self.fd, bytes, SendFlags::NOSIGNAL) {
+                Ok(sent) => bytes = &bytes[sent..],
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(errno).context("cannot send"),
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends a short message with a descriptor.
+    pub(super) fn send_with(&self, bytes: &[u8], fd: BorrowedFd<'_>) -> anyhow::Result<()> {
+        let fds = [fd];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        control.push(SendAncillaryMessage::ScmRights(&fds));
+        let slices = [IoSlice::new(bytes)];
+        let sent = rustix::net::sendmsg(&self.fd, &slices, &mut control, SendFlags::NOSIGNAL)
+            .context("cannot send")?;
+        self.send(&bytes[sent..])
+    }
+
+    /// What is there now, or comes first; at most `limit` bytes.
+    pub(super) fn receive_some(&mut self, limit: usize) -> anyhow::Result<&[u8]> {
+        if self.buffer.len() < limit {
+            self.buffer.resize(limit, 0);
+        }
+        let count = receive(&self.fd, self.spin, &mut self.buffer[..limit])?;
+        Ok(&self.buffer[..count])
+    }
+
+    /// Exactly so many bytes.
+    pub(super) fn receive(&mut self, len: usize) -> anyhow::Result<&[u8]> {
+        if self.buffer.len() < len {
+            self.buffer.resize(len, 0);
+        }
+        let mut filled = 0;
+        while filled < len {
+            match receive(&self.fd, self.spin, &mut self.buffer[filled..len])? {
+                0 => bail!("the other side closed the connection"),
+                count => filled += count,
+            }
+        }
+        Ok(&self.buffer[..len])
+    }
+}
+
+fn receive(fd: &OwnedFd, spin: bool, buffer: &mut [u8]) -> anyhow::Result<usize> {
+    let flags = if spin { RecvFlags::DONTWAIT } else { RecvFlags::empty() };
+    let mut polls = 0u32;
+    let start = Instant::now();
+    loop {
+        match rustix::net::recv(fd, &mut *buffer, flags) {
+            Ok((count, _)) => return Ok(count),
+            Err(Errno::AGAIN) if spin => {
+                std::hint::spin_loop();
+                polls = polls.wrapping_add(1);
+                if polls.is_multiple_of(1 << 16) && start.elapsed() > PATIENCE {
+                    bail!("nothing came within {PATIENCE:?}");
+                }
+            }
+            Err(Errno::AGAIN) => bail!("nothing came within {PATIENCE:?}"),
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno).context("cannot receive"),
+        }
+    }
+}
