@@ -51,14 +51,6 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             bench::run(&args)
         }
         Command::BenchFloor(args) => bench::run_floor(&args),
-        Command::Probe(args) => probe::run(&args),
-        Command::Devices { json } => models::list(json),
-        Command::Demo(args) => {
-            logging::start(log, cli.log_format.unwrap_or_default(), None, "error")?;
-            demo::run(&args)
-        }
-        Command::DemoClient(args) => demo::run_client(&args),
-        Command::Bench(_) | Command::BenchFloor(_) => Err(Misuse("not there yet".into()).into()),
         Command::Completions { shell } => generate::completions(shell),
         Command::Man { directory } => generate::man_pages(&directory),
     }

@@ -123,7 +123,7 @@ fn many_clients_leave_no_descriptor_behind() {
     let directory = tempfile::tempdir().unwrap();
     let (config, sockets) = slot(directory.path());
     let daemon = Daemon::serving(vfiod(["serve", &config]), &[&sockets[0], &sockets[1]]);
-    let attach = || drop(Client::connect(&sockets[1]).unwrap().device_info().unwrap());
+    let attach = || Client::connect(&sockets[1]).unwrap().device_info().unwrap();
     attach();
     let mut before = 0;
     process::until("rest", || {

@@ -104,7 +104,7 @@ pub(super) fn wait_for(socket: &Path) -> anyhow::Result<()> {
         }
         std::thread::sleep(Duration::from_millis(5));
     }
-    Err(last.map_or_else(|| anyhow::anyhow!("nobody listens"), |error| error))
+    Err(last.unwrap_or_else(|| anyhow::anyhow!("nobody listens")))
 }
 
 #[cfg(test)]

@@ -72,6 +72,13 @@ pub(super) fn dma_unmap(iova: u64, size: u64) -> Vec<u8> {
     message(Command::DmaUnmap, unmap.as_bytes(), false)
 }
 
+/// A DMA_UNMAP message for every window.
+pub(super) fn dma_unmap_all() -> Vec<u8> {
+    let (argsz, flags) = (DmaUnmap::LEN as u32, dma_flag::UNMAP_ALL);
+    let unmap = DmaUnmap { argsz, flags, ..DmaUnmap::default() };
+    message(Command::DmaUnmap, unmap.as_bytes(), false)
+}
+
 /// A message that gives the first vector of an interrupt index an eventfd.
 pub(super) fn set_irq(index: u32) -> Vec<u8> {
     let flags = irq_flag::DATA_EVENTFD | irq_flag::ACTION_TRIGGER;

@@ -1,0 +1,71 @@
+//! The benchmarks run and measure something; how fast is not judged here.
+
+mod process;
+
+use process::{Daemon, bad, good, vfiod};
+
+fn figures(args: &[&str]) -> Vec<serde_json::Value> {
+    let short = ["bench", "--json", "--rounds", "1", "--time-ms", "5", "--windows", "1,40"];
+    serde_json::from_str(&good(short.iter().chain(args))).unwrap()
+}
+
+#[test]
+fn every_measure_of_the_bench_device() {
+    let figures = figures(&["--serve"]);
+    let names: Vec<_> = figures.iter().map(|figure| figure["name"].as_str().unwrap()).collect();
+    assert_eq!(
+        names,
+        [
+            "read.4B",
+            "write.4B",
+            "read.4KiB",
+            "write.4KiB",
+            "read.1MiB",
+            "write.1MiB",
+            "read.4B.x32",
+            "write.4B.posted",
+            "attach",
+            "map+unmap.1",
+            "map+unmap.40",
+            "translate.1",
+            "translate.40",
+            "dma.64B",
+            "dma.64B.messages",
+            "interrupt",
+        ]
+    );
+    for figure in &figures {
+        assert!(figure["server"]["median"].as_f64().unwrap() > 0.0, "{figure}");
+        let inside =
+            ["translate", "dma"].iter().any(|w| figure["name"].as_str().unwrap().starts_with(w));
+        assert_eq!(figure["floor"].is_null(), inside, "{figure}");
+        assert_eq!(figure["ratio"].is_null(), inside, "{figure}");
+    }
+}
+
+#[test]
+fn both_ends_on_one_cpu_polling() {
+    let figures = figures(&["--serve", "--cpu", "0", "--poll", "20us", "--only", "read.4B"]);
+    assert_eq!(figures.len(), 2);
+}
+
+#[test]
+fn another_device_is_only_read() {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("s");
+    let path = socket.to_str().unwrap();
+    let _daemon =
+        Daemon::serving(vfiod(["serve", "--device", "gpio", "--socket-path", path]), &[&socket]);
+    let names: Vec<_> =
+        figures(&[path]).iter().map(|figure| figure["name"].as_str().unwrap().to_owned()).collect();
+    let expected = ["read.4B", "read.4B.x32", "attach", "map+unmap.1", "map+unmap.40"];
+    assert_eq!(names, expected);
+}
+
+#[test]
+fn mistakes_are_told() {
+    assert!(bad(2, ["bench"]).contains("SOCKET"));
+    assert!(bad(2, ["bench", "--serve", "--only", "nothing", "--time-ms", "1"]).contains("--only"));
+    assert!(bad(2, ["bench", "--serve", "--cpu", "99999"]).contains("there is no CPU 99999"));
+    assert!(bad(1, ["bench", "/nonexistent"]).contains("cannot connect to /nonexistent"));
+}
