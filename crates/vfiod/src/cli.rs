@@ -169,8 +169,13 @@ pub(crate) struct Probe {
 #[derive(Debug, Args)]
 pub(crate) struct Bench {
     /// The server's socket.
-    #[arg(required_unless_present = "serve", conflicts_with = "serve")]
+    #[arg(required_unless_present_any = ["serve", "idle"], conflicts_with_all = ["serve", "idle"])]
     pub(crate) socket: Option<PathBuf>,
+
+    /// Instead, tell what so many served devices cost that nobody uses.
+    #[arg(long, value_name = "DEVICES", conflicts_with = "serve",
+        value_parser = clap::value_parser!(u64).range(2..=1_000_000))]
+    pub(crate) idle: Option<u64>,
 
     /// Serve the bench device in a process of its own, and measure that.
     #[arg(long, conflicts_with = "region")]

@@ -63,6 +63,14 @@ fn another_device_is_only_read() {
 }
 
 #[test]
+fn idle_devices_take_no_thread() {
+    let found: serde_json::Value =
+        serde_json::from_str(&good(["bench", "--idle", "50", "--json"])).unwrap();
+    assert_eq!(found["one_device"]["threads"], found["all_devices"]["threads"]);
+    assert_eq!(found["descriptors_each"], 1.0);
+}
+
+#[test]
 fn mistakes_are_told() {
     assert!(bad(2, ["bench"]).contains("SOCKET"));
     assert!(bad(2, ["bench", "--serve", "--only", "nothing", "--time-ms", "1"]).contains("--only"));

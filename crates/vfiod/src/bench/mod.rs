@@ -7,6 +7,7 @@
 
 mod figures;
 mod floor;
+mod idle;
 mod measures;
 mod raw;
 mod session;
@@ -29,6 +30,10 @@ use crate::{Misuse, output};
 /// Runs `vfiod bench`.
 pub(crate) fn run(args: &Bench) -> anyhow::Result<()> {
     let directory = tempfile::Builder::new().prefix("vfiod-bench-").tempdir()?;
+    if let Some(devices) = args.idle {
+        let idle = idle::measure(directory.path(), devices)?;
+        return if args.json { output::print_json(&idle) } else { output::print(&idle.text()) };
+    }
     let floor_socket = directory.path().join("floor.sock");
     let poll = args.poll.as_deref().map(|poll| time("--poll", poll)).transpose()?;
 
@@ -135,6 +140,16 @@ impl Process {
             command.args(["--poll", &format!("{}us", poll.as_micros())]);
         }
         Self::start(command)
+    }
+
+    fn configured(file: &Path) -> anyhow::Result<Self> {
+        let mut command = own()?;
+        command.args(["--log", "error", "serve"]).arg(file);
+        Self::start(command)
+    }
+
+    fn id(&self) -> u32 {
+        self.0.id()
     }
 
     fn start(mut command: Command) -> anyhow::Result<Self> {

@@ -34,9 +34,12 @@ use self::promise::{LINES, TEACHER};
 use crate::cli::Demo;
 use crate::config::{BusConfig, Config, DeviceConfig, OptionSetting, SlotConfig, SocketConfig};
 use crate::serve::Stack;
+use crate::signals::Termination;
 
 /// How long nothing may happen while something is expected.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How often a signal is looked for.
+const GLANCE: Duration = Duration::from_millis(100);
 
 /// Where everything is.
 struct Stage {
@@ -75,7 +78,9 @@ pub(crate) fn run(args: &Demo) -> anyhow::Result<()> {
     let directory = tempfile::Builder::new().prefix("vfiod-demo-").tempdir()?;
     let stage = Stage { directory };
     let (sender, words) = mpsc::channel();
-    let mut show = Show { narrator: Narrator::new(args.json), words };
+    // So that an interrupted demonstration takes its actors and sockets along.
+    let termination = Termination::catch().context("cannot catch signals")?;
+    let mut show = Show { narrator: Narrator::new(args.json), words, termination };
     show.narrator.say(
         "One slot, two functions made of software: `lines`, a card with 16 outputs and 16 inputs \
          (gpio),\nand `teacher`, QEMU's educational device (edu). All of it is served by this \
@@ -118,8 +123,8 @@ fn client_scene(show: &mut Show, stage: &Stage, sender: &Sender<Word>) -> anyhow
     let mut client = Actor::client(stage, sender)?;
     show.narrator.scene(format!("A client in a process of its own (pid {})", client.child.id()))?;
     let ended = show.follow(&mut client, Duration::from_secs(30), |_| Ok(()));
-    let status = client.end()?;
     ended?;
+    let status = client.end()?;
     if !status.success() {
         bail!("the client failed ({status})");
     }
@@ -138,8 +143,8 @@ fn guest_scene(
     let control = stage.control();
     let ended = show
         .follow(&mut guest, Duration::from_secs(180), |step| guest::answer_outside(step, &control));
-    let status = guest.end()?;
     ended?;
+    let status = guest.end()?;
     if let Some(reason) = &guest.failure {
         bail!("in the guest: {reason}");
     }
@@ -178,6 +183,7 @@ fn configuration(stage: &Stage) -> Config {
 struct Show {
     narrator: Narrator,
     words: Receiver<Word>,
+    termination: Termination,
 }
 
 impl Show {
@@ -201,8 +207,10 @@ impl Show {
     ) -> anyhow::Result<()> {
         let deadline = Instant::now() + limit;
         loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            match self.words.recv_timeout(left) {
+            if let Some(signal) = self.termination.wait(Duration::ZERO) {
+                bail!("ended by {signal}");
+            }
+            match self.words.recv_timeout(GLANCE) {
                 Ok(Word::Core(happening)) => self.narrator.tell(happening)?,
                 Ok(Word::Client(line)) => {
                     let step: Step = serde_json::from_str(&line)
@@ -222,7 +230,8 @@ impl Show {
                     }
                 }
                 Ok(Word::End) => return Ok(()),
-                Err(RecvTimeoutError::Timeout) => bail!("nothing more happened in {limit:?}"),
+                Err(RecvTimeoutError::Timeout) if Instant::now() < deadline => {}
+                Err(RecvTimeoutError::Timeout) => bail!("it took longer than {limit:?}"),
                 Err(RecvTimeoutError::Disconnected) => bail!("nobody is left to tell anything"),
             }
         }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use vfiod_core::{OpenPolicy, StatePolicy};
 use vfiod_server::SocketAccess;
 
@@ -41,6 +42,7 @@ pub(crate) fn run(
     }
     let format = log_format.or(config.log_format).unwrap_or_default();
     logging::start(log, format, config.log.as_deref(), "info")?;
+    raise_descriptor_limit();
     // Before the first socket is there: whoever sees one may send a signal already.
     let termination = Termination::catch().context("cannot catch signals")?;
     let stack = Stack::start(&config, Some(Arc::new(journal::Journal)))?;
@@ -52,6 +54,16 @@ pub(crate) fn run(
     stack.stop(GRACE);
     tracing::info!("finished");
     Ok(())
+}
+
+/// A descriptor for each device and client may be more than the soft limit, which is low for
+/// the sake of programs that use `select`.
+fn raise_descriptor_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, ..limit };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::warn!(%error, "cannot raise the limit of open descriptors");
+    }
 }
 
 fn wait(termination: &Termination, stack: &Stack) {

@@ -1,0 +1,109 @@
+//! What a device costs that nobody uses: one process that serves many of them.
+
+use std::fmt::Write;
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, ensure};
+use serde::Serialize;
+
+use super::{Process, floor};
+
+/// What a process takes.
+#[derive(Clone, Copy, Debug, Serialize)]
+struct Taken {
+    threads: u64,
+    descriptors: u64,
+    /// Resident memory in KiB.
+    resident_kib: u64,
+}
+
+/// What was found.
+#[derive(Debug, Serialize)]
+pub(super) struct Idle {
+    devices: u64,
+    one_device: Taken,
+    all_devices: Taken,
+    /// For each further device.
+    descriptors_each: f64,
+    /// For each further device, resident memory in KiB.
+    resident_kib_each: f64,
+}
+
+impl Idle {
+    /// For people.
+    pub(super) fn text(&self) -> String {
+        let Self { devices, one_device: one, all_devices: all, .. } = self;
+        format!(
+            "{:<20}{:>12}{:>14}{:>12}\n\
+             {:<20}{:>12}{:>14}{:>12}\n{:<20}{:>12}{:>14}{:>12}\n{:<20}{:>12}{:>14.2}{:>12.2}\n",
+            "idle devices",
+            "threads",
+            "descriptors",
+            "KiB",
+            1,
+            one.threads,
+            one.descriptors,
+            one.resident_kib,
+            devices,
+            all.threads,
+            all.descriptors,
+            all.resident_kib,
+            "each further",
+            "0",
+            self.descriptors_each,
+            self.resident_kib_each,
+        )
+    }
+}
+
+/// Serves one device, then `devices` in one process, and looks at what that takes.
+pub(super) fn measure(directory: &Path, devices: u64) -> anyhow::Result<Idle> {
+    let one = serve(directory, 1)?;
+    let all = serve(directory, devices)?;
+    let each = |of: fn(&Taken) -> u64| {
+        (of(&all) as f64 - of(&one) as f64) / (devices.saturating_sub(1)).max(1) as f64
+    };
+    ensure!(
+        all.threads == one.threads,
+        "{devices} idle devices take {} threads, one takes {}",
+        all.threads,
+        one.threads
+    );
+    Ok(Idle {
+        devices,
+        one_device: one,
+        all_devices: all,
+        descriptors_each: each(|taken| taken.descriptors),
+        resident_kib_each: each(|taken| taken.resident_kib),
+    })
+}
+
+fn serve(directory: &Path, devices: u64) -> anyhow::Result<Taken> {
+    let mut config = String::new();
+    let socket = |n| directory.join(format!("{n}.sock"));
+    for n in 0..devices {
+        let path = toml::Value::String(socket(n).display().to_string());
+        let _ = writeln!(config, "[device.d{n}]\nmodel = \"template\"\nsocket = {path}");
+    }
+    let file = directory.join("idle.toml");
+    fs::write(&file, config).context("cannot write a configuration")?;
+    let server = Process::configured(&file)?;
+    // They are started in the order of the file.
+    floor::wait_for(&socket(devices - 1))?;
+    taken(server.id())
+}
+
+fn taken(pid: u32) -> anyhow::Result<Taken> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let field = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name));
+        let number = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
+        number.with_context(|| format!("/proc/{pid}/status has no {name}"))
+    };
+    Ok(Taken {
+        threads: field("Threads:")?,
+        descriptors: fs::read_dir(format!("/proc/{pid}/fd"))?.count() as u64,
+        resident_kib: field("VmRSS:")?,
+    })
+}
