@@ -103,7 +103,7 @@ impl Msix {
     pub(crate) fn write(&mut self, ctx: &Context, bar: u8, offset: u64, data: &[u8]) -> bool {
         if let Some(at) = self.table_offset(bar, offset, data.len()) {
             // Software must write whole doublewords (PCIe 7.7.2.5); anything else is ignored.
-            if at % 4 == 0 && data.len() % 4 == 0 {
+            if at % 4 == 0 && data.len().is_multiple_of(4) {
                 self.table[at..at + data.len()].copy_from_slice(data);
                 for vector in at / ENTRY..(at + data.len()).div_ceil(ENTRY) {
                     let control = vector * ENTRY + CONTROL;

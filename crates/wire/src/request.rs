@@ -209,7 +209,7 @@ impl<'a> Request<'a> {
                 let (count, writes) =
                     fixed::<u64>(payload, "REGION_WRITE_MULTI shorter than 8 bytes")?;
                 require(
-                    writes.len() % MultiWrite::LEN == 0
+                    writes.len().is_multiple_of(MultiWrite::LEN)
                         && (writes.len() / MultiWrite::LEN) as u64 == count,
                     "REGION_WRITE_MULTI whose count is not the number of its writes",
                 )?;
