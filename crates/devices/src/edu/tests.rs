@@ -2,6 +2,7 @@
 
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use vfiod_core::dma::{DmaPeer, Perm};
 use vfiod_core::{Errno, Error, Result, StatePolicy};
@@ -195,8 +196,9 @@ struct Slow {
 impl Slow {
     fn wait(&self) -> Result<u8> {
         self.asked.lock().unwrap().send(()).unwrap();
-        // A test that has ended answers no more.
-        let answer = self.answer.lock().unwrap().recv().unwrap_or(Err(Errno::PIPE));
+        // A test that has ended, or that is stuck in this very call, answers no more.
+        let answer = self.answer.lock().unwrap().recv_timeout(Duration::from_secs(20));
+        let answer = answer.unwrap_or(Err(Errno::PIPE));
         answer.map_err(|errno| Error::new(errno, "the client says so"))
     }
 }
