@@ -5,8 +5,8 @@ start_server "$(device_config edu)" edu.sock
 guest vm '
 modprobe uio_pci_generic
 edu uio || exit 1
-echo "the server may stop"
 bar=$(setpci -d 1234:11e8 BASE_ADDRESS_0 | sed "s/^/0x/")
+echo "the server may stop"
 i=0
 while [ "$(devmem $bar 32)" != 0xFFFFFFFF ]; do
     i=$((i + 1)); [ $i -lt 300 ] || exit 1

@@ -213,7 +213,7 @@ pub mod dma_flag {
     pub const READ: u32 = 1 << 0;
     /// The server may write.
     pub const WRITE: u32 = 1 << 1;
-    /// Flag of [`DmaUnmap`]: every window.
+    /// Flag of [`super::DmaUnmap`]: every window.
     pub const UNMAP_ALL: u32 = 1 << 1;
 }
 
