@@ -45,44 +45,40 @@ impl Acceptor {
         Self { listener, shared }
     }
 
-    /// The next client's connection; `None` where there is none now.
-    fn accept(&self, watch: &Watch) -> Option<Arc<Connection>> {
+    /// The connection of the client that waits longest; `None` where none can be had now.
+    fn accept(&self) -> Option<Arc<Connection>> {
         let device = self.shared.device.name();
-        loop {
-            let fd = match self.listener.accept() {
-                Ok(fd) => fd,
-                Err(Errno::AGAIN) => return None,
-                Err(Errno::INTR | Errno::CONNABORTED) => continue,
-                Err(errno @ (Errno::MFILE | Errno::NFILE)) => {
-                    self.shared.quiet.warn(|more| {
-                        tracing::error!(device, %errno, more, "no descriptors: a client was turned away");
-                    });
-                    self.shared.reserve.turn_away(&self.listener);
-                    continue;
-                }
-                Err(errno) => {
-                    self.shared.quiet.warn(|more| {
-                        tracing::error!(device, %errno, more, "cannot accept a client; trying on");
-                    });
-                    std::thread::sleep(PAUSE);
-                    // Tells again of whoever still waits. Fails only for a listener that goes.
-                    let _ = watch.rearm(self, Interest::Accept);
-                    return None;
-                }
-            };
-            if !self.shared.has_room() {
+        let fd = match self.listener.accept() {
+            Ok(fd) => fd,
+            Err(Errno::AGAIN | Errno::INTR | Errno::CONNABORTED) => return None,
+            Err(errno @ (Errno::MFILE | Errno::NFILE)) => {
                 self.shared.quiet.warn(|more| {
-                    tracing::warn!(device, more, "too many connections: one was closed");
+                    tracing::error!(device, %errno, more, "no descriptors: a client was turned away");
                 });
-                continue;
+                self.shared.reserve.turn_away(&self.listener);
+                return None;
             }
-            match self.shared.adopt(fd) {
-                Ok(connection) => return Some(connection),
-                Err(errno) => self.shared.quiet.warn(|more| {
-                    tracing::warn!(device, %errno, more, "a client's socket cannot be used");
-                }),
+            Err(errno) => {
+                self.shared.quiet.warn(|more| {
+                    tracing::error!(device, %errno, more, "cannot accept a client; trying on");
+                });
+                std::thread::sleep(PAUSE);
+                return None;
             }
+        };
+        if !self.shared.has_room() {
+            self.shared.quiet.warn(|more| {
+                tracing::warn!(device, more, "too many connections: one was closed");
+            });
+            return None;
         }
+        let adopted = self.shared.adopt(fd);
+        if let Err(errno) = &adopted {
+            self.shared.quiet.warn(|more| {
+                tracing::warn!(device, %errno, more, "a client's socket cannot be used");
+            });
+        }
+        adopted.ok()
     }
 }
 
@@ -91,21 +87,15 @@ impl Source for Acceptor {
         self.listener.as_fd()
     }
 
-    /// Accepts whoever waits. One of them is served by this very thread, at once.
+    /// Accepts a client and serves it at once.
     fn serve(self: Arc<Self>, watch: &Watch, worker: &mut Worker) {
-        let mut mine = None;
-        while let Some(connection) = self.accept(watch) {
-            if let Some(before) = mine.replace(connection) {
-                let other = watch.pool().reserve();
-                let before: Arc<dyn Source> = before;
-                if let Err(errno) = other.arm(&before, Interest::Read) {
-                    tracing::warn!(%errno, "a client's socket cannot be watched");
-                }
-            }
-        }
+        let connection = self.accept();
+        // Another thread takes the next, if one waits already. (To accept once more only to see
+        // that there is none costs ten times as much.) Fails only for a listener that goes.
+        let _ = watch.rearm(&*self, Interest::Read);
         // For as long as this thread serves the client, the listener may have to go.
         drop(self);
-        if let Some(connection) = mine {
+        if let Some(connection) = connection {
             connection.serve(&watch.pool().reserve(), worker);
         }
     }

@@ -110,7 +110,9 @@ impl DmaChannel {
         if self.twin {
             self.link.end();
         }
-        self.arrived.notify_all();
+        if self.is_waiting() {
+            self.arrived.notify_all();
+        }
     }
 
     /// A reply came. `false` if nobody asked for it.

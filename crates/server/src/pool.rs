@@ -48,8 +48,7 @@ impl Worker {
 pub(crate) trait Source: Send + Sync {
     /// The descriptor to wait on.
     fn fd(&self) -> BorrowedFd<'_>;
-    /// Serves the source. Unless its interest is [`Interest::Accept`], it is not watched until
-    /// [`Watch::rearm`].
+    /// Serves the source. It is not watched until [`Watch::rearm`].
     fn serve(self: Arc<Self>, watch: &Watch, worker: &mut Worker);
 }
 
@@ -60,8 +59,6 @@ pub(crate) enum Interest {
     Read,
     /// Room to write.
     Write,
-    /// Connections to accept; told once for each that arrives, and watched all the while.
-    Accept,
 }
 
 impl Interest {
@@ -69,7 +66,6 @@ impl Interest {
         match self {
             Self::Read => EventFlags::ONESHOT | EventFlags::IN | EventFlags::RDHUP,
             Self::Write => EventFlags::ONESHOT | EventFlags::OUT,
-            Self::Accept => EventFlags::ET | EventFlags::IN,
         }
     }
 }

@@ -56,8 +56,9 @@ pub(crate) struct Shared {
     max_connections: usize,
     connections: Mutex<Vec<Weak<Connection>>>,
     count: AtomicUsize,
-    /// Signalled when a connection and its file are gone.
+    /// Signalled when a connection and its file are gone, if somebody waits for that.
     departed: Condvar,
+    awaiting: AtomicUsize,
     stopped: AtomicBool,
     pub(crate) quiet: Quiet,
 }
@@ -75,8 +76,10 @@ impl Counted {
 impl Drop for Counted {
     fn drop(&mut self) {
         lock(&self.0.connections).retain(|connection| connection.strong_count() > 0);
-        self.0.count.fetch_sub(1, Ordering::Relaxed);
-        self.0.departed.notify_all();
+        self.0.count.fetch_sub(1, Ordering::SeqCst);
+        if self.0.awaiting.load(Ordering::SeqCst) > 0 {
+            self.0.departed.notify_all();
+        }
     }
 }
 
@@ -119,17 +122,30 @@ impl Shared {
     /// when it takes too long.
     pub(crate) fn await_departure(&self, newcomer: &Connection, deadline: Instant) -> bool {
         let others = self.connections();
-        let departing = others.iter().any(|other| {
-            !std::ptr::eq(&**other, newcomer) && other.session().is_some() && other.is_departing()
-        });
+        // A connection counts until its file is released, when it is in the list no more.
+        let departing = self.count.load(Ordering::Relaxed) > others.len()
+            || others.iter().any(|other| {
+                let newcomer = std::ptr::eq(&**other, newcomer);
+                !newcomer && other.session().is_some() && other.is_departing()
+            });
         drop(others);
+        departing && self.await_change(deadline)
+    }
+
+    /// Waits a little for a connection to go; `false` past the deadline.
+    fn await_change(&self, deadline: Instant) -> bool {
         let left = deadline.saturating_duration_since(Instant::now());
-        if !departing || left.is_zero() {
+        if left.is_zero() {
             return false;
         }
+        let before = self.count.load(Ordering::SeqCst);
+        self.awaiting.fetch_add(1, Ordering::SeqCst);
         let connections = lock(&self.connections);
-        // In slices: it may have gone before the lock was taken.
-        drop(self.departed.wait_timeout(connections, left.min(Duration::from_millis(5))));
+        if self.count.load(Ordering::SeqCst) == before {
+            // In slices, as nothing is locked while a connection signals.
+            drop(self.departed.wait_timeout(connections, left.min(Duration::from_millis(5))));
+        }
+        self.awaiting.fetch_sub(1, Ordering::SeqCst);
         true
     }
 }
@@ -162,7 +178,7 @@ impl Server {
         let watch = self.pool.reserve();
         let source: Arc<dyn Source> = Arc::new(Acceptor::new(listener, shared.clone()));
         watch
-            .arm(&source, Interest::Accept)
+            .arm(&source, Interest::Read)
             .map_err(|errno| Error::new(errno, "cannot watch the listening socket"))?;
         Ok(Served { shared, accept: Some(watch) })
     }
@@ -193,6 +209,7 @@ impl Server {
             connections: Mutex::default(),
             count: AtomicUsize::new(0),
             departed: Condvar::new(),
+            awaiting: AtomicUsize::new(0),
             stopped: AtomicBool::new(false),
             quiet: Quiet::default(),
         })
@@ -239,18 +256,10 @@ impl Served {
     pub fn finish(mut self, patience: Duration) -> bool {
         let deadline = Instant::now() + patience;
         self.stop();
-        let shared = self.shared.clone();
-        let mut connections = lock(&shared.connections);
-        while shared.count.load(Ordering::Relaxed) > 0 {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
+        while self.shared.count.load(Ordering::Relaxed) > 0 {
+            if !self.shared.await_change(deadline) {
                 return false;
             }
-            let slice = left.min(Duration::from_millis(20));
-            connections = match shared.departed.wait_timeout(connections, slice) {
-                Ok((guard, _)) => guard,
-                Err(poisoned) => poisoned.into_inner().0,
-            };
         }
         true
     }

@@ -3,6 +3,7 @@
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -55,14 +56,16 @@ impl Descriptors {
 #[derive(Debug)]
 pub(crate) struct Socket {
     fd: OwnedFd,
+    linger: Duration,
+    /// Whether sends that sleep are bounded yet.
+    sends_linger: AtomicBool,
 }
 
 impl Socket {
     /// Takes a connected stream socket. `linger` bounds every sleep in a send or a receive.
     pub(crate) fn new(fd: OwnedFd, linger: Duration) -> Result<Self, Errno> {
         sockopt::set_socket_timeout(&fd, Timeout::Recv, Some(linger))?;
-        sockopt::set_socket_timeout(&fd, Timeout::Send, Some(linger))?;
-        Ok(Self { fd })
+        Ok(Self { fd, linger, sends_linger: AtomicBool::new(false) })
     }
 
     /// Who is at the other end, as the kernel says.
@@ -121,7 +124,8 @@ impl Socket {
         wait: Wait,
     ) -> Result<usize, Errno> {
         let mut flags = SendFlags::NOSIGNAL;
-        if wait == Wait::No {
+        // Most sends need not sleep, and most connections never do.
+        if wait == Wait::No || !self.sends_linger.load(Ordering::Relaxed) {
             flags |= SendFlags::DONTWAIT;
         }
         loop {
@@ -142,6 +146,13 @@ impl Socket {
             };
             match sent {
                 Err(Errno::INTR) => {}
+                Err(Errno::AGAIN)
+                    if wait == Wait::Linger && flags.contains(SendFlags::DONTWAIT) =>
+                {
+                    sockopt::set_socket_timeout(&self.fd, Timeout::Send, Some(self.linger))?;
+                    self.sends_linger.store(true, Ordering::Relaxed);
+                    flags.remove(SendFlags::DONTWAIT);
+                }
                 Err(Errno::AGAIN) => return Ok(0),
                 other => return other,
             }
