@@ -23,11 +23,12 @@ use crate::dma_channel::DmaChannel;
 use crate::eventfds::EventFds;
 use crate::inbox::{BadSize, CHUNK, Deferred, Inbox};
 use crate::limits::{
-    MAX_FIRST_MESSAGE, MAX_MESSAGE, MAX_SET_ASIDE, MAX_STRAY_REPLIES, Quiet, REPLY_BATCH,
+    BUSY_STREAK, MAX_FIRST_MESSAGE, MAX_MESSAGE, MAX_SET_ASIDE, MAX_STRAY_REPLIES, Quiet,
+    REPLY_BATCH,
 };
 use crate::link::Link;
 use crate::outbox::Replies;
-use crate::pool::{Interest, Pool, Source, Watch, Worker};
+use crate::pool::{Interest, Pool, Residence, Source, Watch, Worker};
 use crate::server::{Counted, Shared};
 use crate::sync::lock;
 use crate::transport::{Descriptors, Received, Socket, Wait};
@@ -187,16 +188,28 @@ impl Connection {
         if self.session.get().is_some() { MAX_MESSAGE } else { MAX_FIRST_MESSAGE }
     }
 
-    fn run(self: &Arc<Self>, pool: &Pool, worker: &mut Worker) -> Result<Interest, End> {
+    fn run(self: &Arc<Self>, watch: &Watch, worker: &mut Worker) -> Result<Interest, End> {
         worker.replies.lend_to(self.number);
         worker.inbox.append(&mut lock(self.link.incoming()).rest);
-        let outcome = self.run_until_idle(pool, worker);
+        let mut residence = None;
+        let outcome = self.run_until_idle(watch, worker, &mut residence);
+        if outcome.is_ok() && residence.is_some() {
+            self.link.socket().bound_receive(true)?;
+        }
+        drop(residence);
         lock(self.link.incoming()).rest = worker.inbox.take_rest();
         worker.replies.clear();
         outcome
     }
 
-    fn run_until_idle(self: &Arc<Self>, pool: &Pool, worker: &mut Worker) -> Result<Interest, End> {
+    fn run_until_idle<'a>(
+        self: &Arc<Self>,
+        watch: &'a Watch,
+        worker: &mut Worker,
+        residence: &mut Option<Residence<'a>>,
+    ) -> Result<Interest, End> {
+        let pool = watch.pool();
+        let mut streak = 0;
         loop {
             if pool.is_stopping() || self.link.is_ended() {
                 return Err(End::Stopped);
@@ -218,8 +231,18 @@ impl Connection {
                 Handled::All if pressed => return Ok(Interest::Read),
                 Handled::All | Handled::Nothing => {}
             }
+            if streak == BUSY_STREAK && residence.is_none() && self.shared.gate.has_room() {
+                *residence = watch.settle(self.clone());
+                if residence.is_some() {
+                    // Saves the kernel a timer for each round trip.
+                    self.link.socket().bound_receive(false)?;
+                }
+            }
             match self.receive(&mut worker.inbox, wait)? {
-                Received::Bytes(bytes) => count(&self.counters.received, bytes),
+                Received::Bytes(bytes) => {
+                    count(&self.counters.received, bytes);
+                    streak += 1;
+                }
                 Received::Nothing => return Ok(Interest::Read),
                 Received::Eof => {
                     self.link.closed_by_peer();
@@ -532,7 +555,7 @@ impl Source for Connection {
         let shared = self.shared.clone();
         let Some(turn) = shared.gate.enter(watch, source) else { return };
         let parked = self
-            .run(watch.pool(), worker)
+            .run(watch, worker)
             .and_then(|interest| watch.park(self.clone(), interest).map_err(End::Socket));
         if let Err(end) = parked {
             self.ended(&end);
@@ -541,5 +564,9 @@ impl Source for Connection {
             drop(self);
         }
         drop(turn);
+    }
+
+    fn interrupt(&self) {
+        self.end();
     }
 }

@@ -46,6 +46,11 @@ impl Gate {
         Some(Turn(self))
     }
 
+    /// Whether a thread may sleep inside for long, leaving enough room for others.
+    pub(crate) fn has_room(&self) -> bool {
+        lock(&self.state).inside * 2 <= self.limit
+    }
+
     /// Whether others wait for the threads inside to leave.
     pub(crate) fn is_crowded(&self) -> bool {
         self.crowded.load(Ordering::Relaxed)

@@ -23,6 +23,8 @@ pub(crate) const MAX_STRAY_REPLIES: u64 = 10_000;
 /// Threads that may be with one device at a time. The device handles one access at a time
 /// anyway; more would only make it easier to use up all threads.
 pub(crate) const MAX_THREADS_PER_DEVICE: usize = 8;
+/// Receives in a row without a pause that make a connection a busy one.
+pub(crate) const BUSY_STREAK: u64 = 64;
 /// Bytes of commands that may wait while a command waits for DMA messages.
 pub(crate) const MAX_DEFERRED: usize = 4 << 20;
 /// Descriptors that come with commands which wait like that.

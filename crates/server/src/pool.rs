@@ -20,6 +20,9 @@ use crate::sync::lock;
 
 /// Threads that stay in `epoll` although there is nothing to do.
 const SPARE: usize = 2;
+/// Threads that may stay with a source that has gone quiet: a server with few clients answers
+/// each at once, and one with many has not a thread for each.
+const MAX_RESIDENTS: usize = 4;
 /// How long a thread beyond those waits before it ends.
 const IDLE: Timespec = Timespec { tv_sec: 10, tv_nsec: 0 };
 
@@ -50,6 +53,9 @@ pub(crate) trait Source: Send + Sync {
     fn fd(&self) -> BorrowedFd<'_>;
     /// Serves the source. It is not watched until [`Watch::rearm`].
     fn serve(self: Arc<Self>, watch: &Watch, worker: &mut Worker);
+    /// Makes a thread that sleeps on the source without a timeout come back. Only called for a
+    /// source with a [`Residence`], at the end of the server.
+    fn interrupt(&self) {}
 }
 
 /// What a source waits for.
@@ -81,6 +87,8 @@ struct Shared {
     max_threads: usize,
     stopping: AtomicBool,
     handles: Mutex<Vec<std::thread::JoinHandle<()>>>,
+    /// Sources that a thread stays with, by key.
+    residents: Mutex<HashMap<u64, Arc<dyn Source>>>,
 }
 
 /// The threads of a server.
@@ -115,6 +123,7 @@ impl Pool {
                 max_threads: max_threads.max(SPARE),
                 stopping: AtomicBool::new(false),
                 handles: Mutex::default(),
+                residents: Mutex::default(),
             }),
         };
         for _ in 0..SPARE {
@@ -135,7 +144,7 @@ impl Pool {
     }
 
     pub(crate) fn is_stopping(&self) -> bool {
-        self.shared.stopping.load(Ordering::Relaxed)
+        self.shared.stopping.load(Ordering::SeqCst)
     }
 
     pub(crate) fn threads(&self) -> usize {
@@ -145,6 +154,7 @@ impl Pool {
     /// Ends every thread and drops every source. Not to be called from a thread of the pool.
     pub(crate) fn stop(&self) {
         self.shared.stopping.store(true, Ordering::SeqCst);
+        lock(&self.shared.residents).values().for_each(|source| source.interrupt());
         // Cannot fail: the counter is far from its limit.
         let _ = rustix::io::write(&self.shared.wake, &1u64.to_ne_bytes());
         loop {
@@ -159,6 +169,11 @@ impl Pool {
         }
         let sources = std::mem::take(&mut *lock(&self.shared.sources));
         drop(sources);
+    }
+
+    /// How many threads may sleep on a source without a timeout.
+    fn max_residents(&self) -> usize {
+        MAX_RESIDENTS.min(self.shared.max_threads / 4)
     }
 
     fn spawn(&self) -> Result<(), Errno> {
@@ -228,7 +243,27 @@ impl Pool {
     }
 }
 
+/// The right of a thread to sleep on its source for as long as it likes.
+pub(crate) struct Residence<'a>(&'a Watch);
+
+impl Drop for Residence<'_> {
+    fn drop(&mut self) {
+        lock(&self.0.pool.shared.residents).remove(&self.0.key);
+    }
+}
+
 impl Watch {
+    /// Lets the calling thread, which serves the source, stay with it, if there is room.
+    pub(crate) fn settle(&self, source: Arc<dyn Source>) -> Option<Residence<'_>> {
+        let mut residents = lock(&self.pool.shared.residents);
+        // Asked with the lock held: whoever stops the pool interrupts those that are in there.
+        if self.pool.is_stopping() || residents.len() >= self.pool.max_residents() {
+            return None;
+        }
+        residents.insert(self.key, source);
+        Some(Residence(self))
+    }
+
     pub(crate) fn pool(&self) -> &Pool {
         &self.pool
     }

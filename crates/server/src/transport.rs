@@ -72,6 +72,11 @@ impl Socket {
         Ok(Self { fd, linger, sends_linger: AtomicBool::new(false) })
     }
 
+    /// Whether a receive that may sleep is bounded, as it is at first.
+    pub(crate) fn bound_receive(&self, bounded: bool) -> Result<(), Errno> {
+        sockopt::set_socket_timeout(&self.fd, Timeout::Recv, bounded.then_some(self.linger))
+    }
+
     /// Who is at the other end, as the kernel says.
     pub(crate) fn owner(&self) -> Result<Owner, Errno> {
         let peer = sockopt::socket_peercred(&self.fd)?;
