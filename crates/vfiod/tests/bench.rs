@@ -67,7 +67,9 @@ fn idle_devices_take_no_thread() {
     let found: serde_json::Value =
         serde_json::from_str(&good(["bench", "--idle", "50", "--json"])).unwrap();
     assert_eq!(found["one_device"]["threads"], found["all_devices"]["threads"]);
-    assert_eq!(found["descriptors_each"], 1.0);
+    // One each; a descriptor of the process's own may come or go between the two looks.
+    let each = found["descriptors_each"].as_f64().unwrap();
+    assert!((0.95..=1.05).contains(&each), "{each} descriptors for each device");
 }
 
 #[test]
