@@ -162,6 +162,22 @@ fn every_seed_is_taken() {
     ));
 }
 
+/// The corpus of the fuzz target `wire_decode`: a byte for the command, then its payload.
+#[test]
+fn the_fuzz_corpus_is_taken() {
+    let corpus = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fuzz/corpus/wire_decode");
+    let mut files = 0;
+    for file in std::fs::read_dir(corpus).unwrap() {
+        let path = file.unwrap().path();
+        let bytes = std::fs::read(&path).unwrap();
+        let command = Command::from_number(bytes[0].into()).unwrap();
+        let decoded = Request::decode(command, &bytes[1..]);
+        assert!(decoded.is_ok(), "{}: {decoded:?}", path.display());
+        files += 1;
+    }
+    assert!(files >= 15, "{files} files");
+}
+
 /// A bounded fuzz run: the seeds, mutated, always in the same way.
 #[test]
 fn mutated_messages_end() {
