@@ -9,7 +9,7 @@
 //! A connection is served by one thread at a time. What it leaves when it parks stays in its
 //! [`Link`]; the file is released when the last thread lets go of the connection.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
@@ -435,6 +435,13 @@ impl Connection {
         let sent = self.link.send(replies.bytes(), wait);
         replies.clear();
         gone_is_no_error(sent)
+    }
+
+    /// Sends a message of its own, with descriptors; `EAGAIN` where the client does not take what
+    /// was sent before.
+    pub(crate) fn send_with_fds(&self, message: &[u8], fds: &[OwnedFd]) -> Result<(), Errno> {
+        count(&self.counters.sent, message.len());
+        self.link.send_with_fds(message, fds)
     }
 
     fn handle(

@@ -260,7 +260,7 @@ impl Call<'_> {
         self.connection.send(replies, crate::transport::Wait::Linger).map_err(failed)?;
         let mut message = self.header.reply(payload.len()).as_bytes().to_vec();
         message.extend_from_slice(payload);
-        self.connection.link().send_with_fds(&message, fds).map_err(failed)
+        self.connection.send_with_fds(&message, fds).map_err(failed)
     }
 
     fn set_irqs(

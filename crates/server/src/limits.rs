@@ -34,6 +34,9 @@ pub(crate) const MAX_HELD_FDS: usize = 64;
 /// Connections to one socket at a time.
 pub(crate) const MAX_CONNECTIONS: usize = 256;
 
+/// Connections beyond twice those that are on their way out, before no others are taken in.
+pub(crate) const MAX_LEAVING: usize = 128;
+
 /// Lets one warning a second through and counts the others.
 #[derive(Debug)]
 pub(crate) struct Quiet {

@@ -119,6 +119,6 @@ fn negotiate(
     let mut message = header.reply(payload.len()).as_bytes().to_vec();
     message.extend_from_slice(&payload);
     let fds: Vec<OwnedFd> = twin.into_iter().collect();
-    let sent = connection.link().send_with_fds(&message, &fds);
+    let sent = connection.send_with_fds(&message, &fds);
     sent.map_err(|errno| (errno, "cannot answer VERSION".to_owned()))
 }

@@ -11,7 +11,7 @@ use vfiod_core::{DeviceRef, Error, Result};
 use crate::acceptor::{Acceptor, Reserve};
 use crate::connection::{Connection, ConnectionInfo};
 use crate::gate::Gate;
-use crate::limits::{MAX_CONNECTIONS, MAX_THREADS_PER_DEVICE, Quiet};
+use crate::limits::{MAX_CONNECTIONS, MAX_LEAVING, MAX_THREADS_PER_DEVICE, Quiet};
 use crate::listener::{Listener, check_stream};
 use crate::pool::{Interest, LINGER, Pool, Source, Watch};
 use crate::sync::lock;
@@ -107,8 +107,8 @@ impl Shared {
             return true;
         }
         let connections = self.connections();
-        // Those on their way out still have their descriptors.
-        if connections.len() > self.max_connections {
+        // Those that were told to go still have their descriptors, for some milliseconds.
+        if connections.len() >= self.max_connections * 2 + MAX_LEAVING {
             return false;
         }
         let silent = connections.iter().find(|c| c.session().is_none() && !c.is_departing());

@@ -6,6 +6,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use nix::sys::socket::getsockopt;
+use nix::sys::socket::sockopt::PeerCredentials;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::net::sockopt::{self, Timeout};
@@ -77,14 +79,12 @@ impl Socket {
         sockopt::set_socket_timeout(&self.fd, Timeout::Recv, bounded.then_some(self.linger))
     }
 
-    /// Who is at the other end, as the kernel says.
+    /// Who is at the other end, as the kernel says. The pid of a client outside of our pid
+    /// namespace is 0.
     pub(crate) fn owner(&self) -> Result<Owner, Errno> {
-        let peer = sockopt::socket_peercred(&self.fd)?;
-        Ok(Owner::Peer {
-            pid: peer.pid.as_raw_nonzero().get(),
-            uid: peer.uid.as_raw(),
-            gid: peer.gid.as_raw(),
-        })
+        let peer = getsockopt(&self.fd, PeerCredentials)
+            .map_err(|errno| Errno::from_raw_os_error(errno as i32))?;
+        Ok(Owner::Peer { pid: peer.pid(), uid: peer.uid(), gid: peer.gid() })
     }
 
     /// Receives what has arrived, at most `buffer`. Interrupted calls are repeated.

@@ -3,7 +3,7 @@
 use std::os::fd::AsFd;
 use std::time::Duration;
 
-use vfiod_client::{Error, GuestMemory, Socket};
+use vfiod_client::{Error, GuestMemory};
 use vfiod_core::OpenPolicy;
 use vfiod_server::ServerOptions;
 use vfiod_wire::payload::{DmaMap, IrqSet, RegionAccess};
@@ -12,15 +12,8 @@ use zerocopy::IntoBytes;
 
 use crate::rig::*;
 
-fn negotiated(rig: &Rig) -> Socket {
-    let socket = rig.socket();
-    socket.send(&version_message(), &[]).unwrap();
-    assert_eq!(socket.receive_message().unwrap().header.kind(), Kind::Reply(Ok(())));
-    socket
-}
-
 /// A message of every kind that a client sends, well-formed.
-fn every_message() -> Vec<Vec<u8>> {
+pub(crate) fn every_message() -> Vec<Vec<u8>> {
     let access = RegionAccess { offset: 0, region: PLAIN, count: 4 };
     let map = DmaMap { argsz: 32, flags: 3, offset: 0, address: 0x1000, size: 0x1000 };
     let irqs = IrqSet { argsz: 20, flags: 0x21, index: VECTORS, start: 0, count: 0 };
@@ -290,15 +283,7 @@ fn a_stalled_device_stalls_nobody_else() {
 
 #[test]
 fn nothing_is_left_of_two_hundred_clients() {
-    // Other tests open and close descriptors at the same time, so this one counts in a process
-    // of its own.
-    if std::env::var_os("VFIOD_TEST_COUNT").is_none() {
-        let status = std::process::Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "hostility::nothing_is_left_of_two_hundred_clients", "--nocapture"])
-            .env("VFIOD_TEST_COUNT", "1")
-            .status()
-            .unwrap();
-        assert!(status.success());
+    if !alone("hostility::nothing_is_left_of_two_hundred_clients") {
         return;
     }
     let rig = Rig::with(OpenPolicy::Single, ServerOptions::default());

@@ -1,6 +1,9 @@
 //! The server against the specification, over real sockets: a file for each command or concern,
 //! what must work and what must be refused.
 
+mod containers;
+mod control;
+mod departure;
 mod device_feature;
 mod device_reset;
 mod dialects;
@@ -9,7 +12,9 @@ mod dma_messages;
 mod dma_unmap;
 mod get_info;
 mod hostility;
+mod isolation;
 mod lifecycle;
+mod posted;
 mod region_access;
 mod region_io_fds;
 mod rig;

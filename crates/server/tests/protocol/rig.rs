@@ -39,6 +39,8 @@ pub(crate) const TRIGGER: u64 = 0x10;
 pub(crate) const LEVEL: u64 = 0x18;
 pub(crate) const PANIC: u64 = 0x20;
 pub(crate) const STALL_MS: u64 = 0x28;
+/// How long the next close takes.
+pub(crate) const SLOW_CLOSE_MS: u64 = 0x30;
 /// Two megabytes.
 pub(crate) const LARGE: u32 = 4;
 pub(crate) const LARGE_SIZE: u64 = 2 << 20;
@@ -46,7 +48,9 @@ pub(crate) const LARGE_SIZE: u64 = 2 << 20;
 pub(crate) const READ_ONLY: u32 = 5;
 /// Is not there.
 pub(crate) const ABSENT: u32 = 6;
-pub(crate) const REGIONS: u32 = 7;
+/// Says that it was read, and gives nothing.
+pub(crate) const LAZY: u32 = 7;
+pub(crate) const REGIONS: u32 = 8;
 
 pub(crate) const LINE: u32 = 0;
 pub(crate) const VECTORS: u32 = 1;
@@ -77,6 +81,7 @@ struct Rack {
     beside: Arc<std::sync::atomic::AtomicU64>,
     rings: u64,
     feature: Vec<u8>,
+    slow_close: Duration,
 }
 
 impl Rack {
@@ -89,6 +94,7 @@ impl Rack {
             }
             LEVEL => ctx.irqs().set_level(IrqIndex(LINE), 0, value != 0)?,
             PANIC => panic!("asked to"),
+            SLOW_CLOSE_MS => self.slow_close = Duration::from_millis(value),
             STALL_MS => std::thread::sleep(Duration::from_millis(value)),
             _ => {}
         }
@@ -139,6 +145,7 @@ impl Device for Rack {
                 Region::registers(LARGE_SIZE),
                 Region { flags: RegionFlags::READ, ..Region::registers(16) },
                 Region::absent(),
+                Region::registers(0x2000),
             ],
             irqs: vec![
                 IrqInfo {
@@ -160,7 +167,9 @@ impl Device for Rack {
         Ok(())
     }
 
-    fn close_device(&mut self) {}
+    fn close_device(&mut self) {
+        std::thread::sleep(std::mem::take(&mut self.slow_close));
+    }
 
     fn read(&mut self, region: RegionIndex, offset: u64, data: &mut [u8]) -> Result<()> {
         let at = offset as usize;
@@ -174,6 +183,7 @@ impl Device for Rack {
                 }
                 data.copy_from_slice(&registers.as_bytes()[at..at + data.len()]);
             }
+            LAZY => {}
             KNOBS if offset == RINGS => data.copy_from_slice(&self.rings.to_ne_bytes()),
             _ => data.fill(0x5a),
         }
@@ -264,6 +274,7 @@ impl Rig {
             beside: Arc::default(),
             rings: 0,
             feature: b"initial".to_vec(),
+            slow_close: Duration::ZERO,
         };
         let registration = registry.register(spec, Box::new(rack)).unwrap();
         let server = Server::new(options).unwrap();
@@ -309,6 +320,20 @@ impl Rig {
         client.region_read(PLAIN, 0, &mut data).unwrap();
         assert_eq!(data, [1, 2, 3, 4]);
     }
+}
+
+/// A negotiated socket, to misbehave on.
+pub(crate) fn negotiated(rig: &Rig) -> Socket {
+    let socket = rig.socket();
+    socket.send(&version_message(), &[]).unwrap();
+    assert_eq!(socket.receive_message().unwrap().header.kind(), Kind::Reply(Ok(())));
+    socket
+}
+
+#[track_caller]
+pub(crate) fn assert_closed(socket: &Socket) {
+    let received = socket.receive_message();
+    assert!(matches!(received, Err(ClientError::Closed)), "{received:?}");
 }
 
 /// Waits, 20 seconds at most, until something holds.
@@ -361,9 +386,24 @@ pub(crate) fn signals(fd: &OwnedFd) -> u64 {
     }
 }
 
-/// Descriptors of this process. Tests that count run alone: see `hostility`.
+/// Descriptors of this process. Tests that count run [`alone`].
 pub(crate) fn open_descriptors() -> usize {
     std::fs::read_dir("/proc/self/fd").unwrap().count()
+}
+
+/// Runs a test in a process of its own, because other tests open and close descriptors at the
+/// same time: `true` in that process, `false` in the one that waited for it.
+pub(crate) fn alone(test: &str) -> bool {
+    if std::env::var_os("VFIOD_TEST_ALONE").is_some() {
+        return true;
+    }
+    let status = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", test, "--nocapture"])
+        .env("VFIOD_TEST_ALONE", "1")
+        .status()
+        .unwrap();
+    assert!(status.success());
+    false
 }
 
 pub(crate) fn write_u64(client: &mut Client, region: u32, offset: u64, value: u64) {

@@ -1,20 +1,15 @@
 //! VERSION.
 
-use vfiod_client::{Client, Error, Options, Socket};
+use vfiod_client::{Client, Options, Socket};
 use vfiod_core::OpenPolicy;
 use vfiod_server::ServerOptions;
 use vfiod_wire::{Capabilities, Command, Kind, Version};
 
-use crate::rig::{EBUSY, EINVAL, Rig, message, reply_errno, version_message};
+use crate::rig::{EBUSY, EINVAL, Rig, assert_closed, message, reply_errno, version_message};
 
 fn exchange(socket: &Socket, bytes: &[u8]) -> vfiod_client::RawMessage {
     socket.send(bytes, &[]).unwrap();
     socket.receive_message().unwrap()
-}
-
-#[track_caller]
-fn assert_closed(socket: &Socket) {
-    assert!(matches!(socket.receive_message(), Err(Error::Closed)), "still open");
 }
 
 #[test]
@@ -175,4 +170,15 @@ fn the_second_socket_is_offered_only_where_wanted() {
     assert!(client.has_twin_socket());
     let options = Options { capabilities: Capabilities::default(), ..Options::default() };
     assert!(!rig.client_with(options).has_twin_socket());
+}
+
+#[test]
+fn a_version_that_wants_no_answer_gets_none() {
+    let rig = Rig::new();
+    let socket = rig.socket();
+    let mut posted = version_message();
+    posted[8] = 0x10;
+    socket.send(&posted, &[]).unwrap();
+    assert_closed(&socket);
+    rig.assert_alive();
 }

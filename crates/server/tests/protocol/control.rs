@@ -1,0 +1,86 @@
+//! What whoever runs a server can see and do.
+
+use std::time::Duration;
+
+use vfiod_client::{Client, Error};
+use vfiod_core::{OpenPolicy, Owner};
+use vfiod_server::{Dialect, ServerOptions};
+
+use crate::rig::*;
+
+#[test]
+fn clients_are_told_with_what_they_did() {
+    let rig = Rig::new();
+    let served = rig.served.as_ref().unwrap();
+    assert!(served.clients().is_empty());
+    let silent = rig.socket();
+    eventually("it is accepted", || served.connections() == 1);
+    assert_eq!(served.clients()[0].dialect, None);
+    drop(silent);
+    rig.wait_idle();
+
+    let mut client = rig.client();
+    client.device_info().unwrap();
+    refused(client.region_read(99, 0, &mut [0; 4]));
+    let clients = served.clients();
+    assert_eq!(clients.len(), 1);
+    let info = &clients[0];
+    let pid = std::process::id() as i32;
+    assert!(matches!(info.owner, Owner::Peer { pid: peer, .. } if peer == pid), "{info:?}");
+    assert_eq!(info.dialect, Some(Dialect::Standard));
+    assert_eq!((info.messages, info.errors), (3, 1));
+    let version = client.server().encode().len() as u64;
+    assert_eq!(info.bytes_sent, 16 + version + 32 + 16);
+    assert!(info.bytes_received > 3 * 16);
+}
+
+#[test]
+fn without_a_listener_those_connected_stay() {
+    let mut rig = Rig::new();
+    let mut client = rig.client();
+    rig.served.as_mut().unwrap().stop_listening();
+    assert!(!rig.path.exists(), "the socket is removed");
+    assert!(Client::connect(&rig.path).is_err());
+    client.device_info().unwrap();
+}
+
+#[test]
+fn finishing_releases_every_file() {
+    let mut rig = Rig::new();
+    let mut clients: Vec<_> = (0..10).map(|_| rig.client()).collect();
+    assert!(rig.served.take().unwrap().finish(Duration::from_secs(20)));
+    let device = rig.registration.as_ref().unwrap().device();
+    assert!(device.status().files.is_empty());
+    for client in &mut clients {
+        assert!(matches!(client.device_info(), Err(Error::Closed)));
+    }
+}
+
+#[test]
+fn finishing_does_not_wait_for_ever() {
+    let mut rig = Rig::new();
+    let mut client = rig.client();
+    client.region_post(KNOBS, STALL_MS, &1000u64.to_ne_bytes()).unwrap();
+    eventually("it is being stalled", || rig.served.as_ref().unwrap().clients()[0].messages == 2);
+    assert!(!rig.served.take().unwrap().finish(Duration::from_millis(50)));
+}
+
+/// Threads that stay with a busy client come back when the server goes.
+#[test]
+fn a_server_goes_from_under_busy_clients() {
+    for poll in [Duration::ZERO, Duration::from_millis(5)] {
+        let rig = Rig::with(OpenPolicy::Multi, ServerOptions { poll, ..Default::default() });
+        let mut clients: Vec<_> = (0..8).map(|_| rig.client()).collect();
+        for round in 0..200 {
+            clients.iter_mut().for_each(|client| write_u64(client, PLAIN, 0, round));
+        }
+        let Rig { served, server, registration, .. } = rig;
+        drop(server);
+        for client in &mut clients {
+            assert!(matches!(client.device_info(), Err(Error::Closed)));
+        }
+        drop(served);
+        let device = registration.as_ref().unwrap().device();
+        assert!(device.status().files.is_empty());
+    }
+}

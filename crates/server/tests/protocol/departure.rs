@@ -1,0 +1,61 @@
+//! Clients that crash and come back at once.
+
+use std::time::Duration;
+
+use vfiod_client::{Client, Options};
+use vfiod_core::OpenPolicy;
+use vfiod_server::ServerOptions;
+
+use crate::rig::*;
+
+fn single() -> Rig {
+    Rig::with(OpenPolicy::Single, ServerOptions::default())
+}
+
+#[test]
+fn the_next_client_need_not_wait_for_the_one_before() {
+    let rig = single();
+    for _ in 0..300 {
+        // Gone, but perhaps not let go of, when the next one comes.
+        drop(rig.client());
+    }
+}
+
+#[test]
+fn a_busy_device_is_waited_for() {
+    let rig = single();
+    let mut crashed = rig.client();
+    // It does not see that its client is gone while it is busy with this.
+    crashed.region_post(KNOBS, STALL_MS, &300u64.to_ne_bytes()).unwrap();
+    crashed.region_post(PLAIN, 0, &[1; 8]).unwrap();
+    drop(crashed);
+    let mut next = rig.client();
+    assert_eq!(read_u64(&mut next, PLAIN, 0), 0, "what the other had written is gone");
+}
+
+#[test]
+fn a_slow_release_is_waited_for() {
+    let rig = single();
+    let mut crashed = rig.client();
+    write_u64(&mut crashed, KNOBS, SLOW_CLOSE_MS, 300);
+    drop(crashed);
+    rig.client().device_info().unwrap();
+}
+
+#[test]
+fn with_few_threads_too() {
+    let options = ServerOptions { max_threads: 2, ..ServerOptions::default() };
+    let rig = Rig::with(OpenPolicy::Single, options);
+    for _ in 0..100 {
+        drop(rig.client());
+    }
+}
+
+#[test]
+fn a_client_that_is_there_is_not_waited_for() {
+    let rig = single();
+    let _there = rig.client();
+    let options = Options { timeout: Duration::from_millis(1500), ..Options::default() };
+    let refused = Client::connect_with(&rig.path, options).unwrap_err();
+    assert_eq!(refused.remote_errno(), Some(EINVAL));
+}

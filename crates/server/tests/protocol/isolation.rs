@@ -1,0 +1,192 @@
+//! What one client or one device does to the others: nothing.
+
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use vfiod_client::{Client, Error};
+use vfiod_core::OpenPolicy;
+use vfiod_server::{Listener, ServerOptions};
+use vfiod_wire::payload::{DmaMap, RegionAccess};
+use vfiod_wire::{Command, Header, Kind};
+use zerocopy::IntoBytes;
+
+use crate::rig::*;
+
+#[test]
+fn many_clients_of_a_stalled_device_do_not_take_all_threads() {
+    let options = ServerOptions { max_threads: 8, ..ServerOptions::default() };
+    let stalled = Rig::with(OpenPolicy::Multi, options);
+    let other = Rig::new();
+    let path = other.path.with_extension("second");
+    let listener = Listener::bind(&path, Default::default()).unwrap();
+    let device = other.registration.as_ref().unwrap().device().clone();
+    let _served = stalled.server.serve(listener, device).unwrap();
+
+    let mut waiting: Vec<_> = (0..40).map(|_| stalled.client()).collect();
+    let mut stall = RegionAccess { offset: STALL_MS, region: KNOBS, count: 8 }.as_bytes().to_vec();
+    stall.extend(1500u64.to_ne_bytes());
+    let stalling = waiting[0].submit(Command::RegionWrite, &stall, &[]).unwrap();
+    let read = RegionAccess { offset: 0, region: PLAIN, count: 4 };
+    let behind: Vec<_> = waiting[1..]
+        .iter_mut()
+        .map(|client| client.submit(Command::RegionRead, read.as_bytes(), &[]).unwrap())
+        .collect();
+    let mut client = Client::connect(&path).unwrap();
+    for _ in 0..100 {
+        write_u64(&mut client, PLAIN, 0, 1);
+    }
+    // The stalled one has not answered yet, so the other was served meanwhile.
+    let mut fds = [rustix::event::PollFd::new(waiting[0].socket(), rustix::event::PollFlags::IN)];
+    let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+    assert_eq!(rustix::event::poll(&mut fds, Some(&now)), Ok(0));
+    // And those that waited get their turn.
+    waiting[0].complete(stalling).unwrap();
+    for (client, id) in waiting[1..].iter_mut().zip(behind) {
+        client.complete(id).unwrap();
+    }
+}
+
+#[test]
+fn a_flood_leaves_threads_to_others() {
+    let options = ServerOptions { max_threads: 2, ..ServerOptions::default() };
+    let rig = Rig::with(OpenPolicy::Multi, options);
+    let write = RegionAccess { offset: 0, region: PLAIN, count: 8 };
+    let payload = [write.as_bytes(), &[0; 8]].concat();
+    let post = Header::command(1, Command::RegionWrite, payload.len(), true);
+    let flood = [post.as_bytes(), &payload].concat().repeat(1000);
+    let flooders: Vec<_> = (0..4).map(|_| negotiated(&rig)).collect();
+    std::thread::scope(|scope| {
+        for flooder in &flooders {
+            let flood = &flood;
+            scope.spawn(move || while flooder.send(flood, &[]).is_ok() {});
+        }
+        let mut client = rig.client();
+        for round in 0..50 {
+            write_u64(&mut client, PLAIN, 8, round);
+        }
+        for flooder in &flooders {
+            rustix::net::shutdown(flooder, rustix::net::Shutdown::Both).unwrap();
+        }
+    });
+}
+
+#[test]
+fn clients_that_say_nothing_make_room() {
+    let options = ServerOptions { max_connections: 8, ..ServerOptions::default() };
+    let rig = Rig::with(OpenPolicy::Multi, options);
+    let silent: Vec<_> = (0..50).map(|_| rig.socket()).collect();
+    let mut client = rig.client();
+    client.device_info().unwrap();
+    drop(silent);
+    client.device_info().unwrap();
+    // Those that are being served are not put out.
+    eventually("the silent ones are gone", || rig.connections() == 1);
+    let mut more: Vec<_> = (0..7).map(|_| rig.client()).collect();
+    assert!(matches!(Client::connect(&rig.path), Err(Error::Closed)));
+    more.iter_mut().chain([&mut client]).for_each(|client| _ = client.device_info().unwrap());
+}
+
+/// A device that does not fill its answer gives nobody the answers of others.
+#[test]
+fn nothing_of_other_clients_is_in_an_answer() {
+    // Two threads, so that buffers are used by everybody in turn.
+    let options = ServerOptions { max_threads: 2, ..ServerOptions::default() };
+    let rig = Rig::with(OpenPolicy::Multi, options);
+    for round in 0..20 {
+        let mut secret = vec![0; PLAIN_SIZE as usize];
+        let mut client = rig.client();
+        client.region_write(PLAIN, 0, &vec![0x77; PLAIN_SIZE as usize]).unwrap();
+        client.region_read(PLAIN, 0, &mut secret).unwrap();
+        let mut other = rig.client();
+        let mut data = vec![0; PLAIN_SIZE as usize];
+        other.region_read(LAZY, 0, &mut data).unwrap();
+        assert!(data.iter().all(|&byte| byte == 0), "round {round}");
+    }
+}
+
+#[test]
+fn descriptors_of_an_unfinished_message_are_bounded() {
+    if !alone("isolation::descriptors_of_an_unfinished_message_are_bounded") {
+        return;
+    }
+    let rig = Rig::new();
+    let socket = negotiated(&rig);
+    let event = event();
+    let before = open_descriptors();
+    let map = DmaMap { argsz: 32, flags: 3, offset: 0, address: 0, size: 0x1000 };
+    let bytes = message(1, Command::DmaMap, map.as_bytes());
+    let fds = vec![event.as_fd(); 60];
+    let (last, first) = bytes.split_last().unwrap();
+    for byte in first {
+        socket.send(std::slice::from_ref(byte), &fds).unwrap();
+    }
+    eventually("all is received", || {
+        rig.served.as_ref().unwrap().clients()[0].bytes_received as usize
+            >= version_message().len() + first.len()
+    });
+    assert!(open_descriptors() <= before + 64, "{} more", open_descriptors() - before);
+    socket.send(&[*last], &[]).unwrap();
+    assert_eq!(reply_errno(&socket.receive_message().unwrap()), EINVAL);
+    eventually("all are closed", || open_descriptors() <= before);
+}
+
+#[test]
+fn without_descriptors_clients_are_turned_away_and_others_served() {
+    if !alone("isolation::without_descriptors_clients_are_turned_away_and_others_served") {
+        return;
+    }
+    let rig = Rig::new();
+    let mut client = rig.client();
+    client.device_info().unwrap();
+    // The client's sockets are there before, as this process is both.
+    let socket = || {
+        use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
+        socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None).unwrap()
+    };
+    let waiting: Vec<_> = (0..5).map(|_| socket()).collect();
+    let limit = getrlimit(Resource::Nofile);
+    let used = open_descriptors() as u64;
+    setrlimit(Resource::Nofile, Rlimit { current: Some(used), maximum: limit.maximum }).unwrap();
+    let mut filling = Vec::new();
+    while let Ok(fd) = rustix::io::dup(&waiting[0]) {
+        filling.push(fd);
+    }
+    let address = rustix::net::SocketAddrUnix::new(&rig.path).unwrap();
+    for fd in &waiting {
+        rustix::net::connect(fd, &address).unwrap();
+    }
+    for fd in waiting {
+        let socket = vfiod_client::Socket::from_fd(fd, Duration::from_secs(5)).unwrap();
+        assert_closed(&socket);
+        client.device_info().unwrap();
+        // Its place is taken again, so that the next finds none either.
+        drop(socket);
+        filling.extend(rustix::io::dup(&filling[0]));
+    }
+    // A message with a descriptor that cannot be received is refused, not misread.
+    let map = DmaMap { argsz: 32, flags: 3, offset: 0, address: 0, size: 0x1000 };
+    let sent = client.call(Command::DmaMap, map.as_bytes(), &[filling[0].as_fd()]);
+    assert_eq!(refused(sent), EINVAL);
+    drop(filling);
+    setrlimit(Resource::Nofile, limit).unwrap();
+    rig.assert_alive();
+}
+
+#[test]
+fn answers_to_nothing_are_borne_for_a_while() {
+    let rig = Rig::new();
+    let socket = negotiated(&rig);
+    let stray = Header::command(5, Command::DmaRead, 0, false).reply(0);
+    socket.send(&stray.as_bytes().repeat(5000), &[]).unwrap();
+    socket.send(&message(3, Command::DeviceReset, &[]), &[]).unwrap();
+    let reply = socket.receive_message().unwrap();
+    assert_eq!((reply.header.id, reply.header.kind()), (3, Kind::Reply(Ok(()))));
+    for _ in 0..10 {
+        if socket.send(&stray.as_bytes().repeat(5000), &[]).is_err() {
+            break;
+        }
+    }
+    assert_closed(&socket);
+    rig.assert_alive();
+}
