@@ -461,10 +461,12 @@ impl Connection {
                 let known = self.deliver(header, status, payload);
                 return if known { Ok(()) } else { Err(End::StrayReplies) };
             }
-            Kind::Unknown => {
+            Kind::Unknown if self.session.get().is_some() => {
                 self.refuse(header, None, Errno::INVAL, &"unknown message type", replies);
                 return Ok(());
             }
+            // Refused below: the first message must be VERSION.
+            Kind::Unknown => false,
         };
         let before = replies.len();
         let outcome = self.command(pool, header, payload, descriptors, replies);

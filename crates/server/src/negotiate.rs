@@ -33,10 +33,10 @@ pub(crate) fn first_message(
         // Nothing may be answered, and without the answer there is no negotiation.
         return Err(End::Refused("a first message that wants no answer".to_owned()));
     }
-    let negotiated = if command == Some(Command::Version) {
+    let negotiated = if command == Some(Command::Version) && header.kind() == Kind::Command {
         negotiate(connection, header, payload)
     } else {
-        Err((Errno::INVAL, format!("command {} before VERSION", header.command)))
+        Err((Errno::INVAL, format!("message {} before VERSION", header.command)))
     };
     negotiated.map_err(|(errno, what)| {
         connection.refuse(header, command, errno, &what, replies);

@@ -19,4 +19,5 @@ mod region_access;
 mod region_io_fds;
 mod rig;
 mod set_irqs;
+mod state_machine;
 mod version;
