@@ -8,10 +8,14 @@ use crate::spec::FunctionSpec;
 /// A capability of a function.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Capability {
-    /// Power management, D0 and D3hot, state kept (PM 3.2).
+    /// Power management with D0 and D3hot; the state is kept on the way back to D0
+    /// (`No_Soft_Reset` set; PM 3.2, PCIe 7.5.2).
     PowerManagement,
+    /// The same, but the way back from D3hot to D0 resets the function (`No_Soft_Reset` clear;
+    /// PM 5.4.1).
+    PowerManagementSoftReset,
     /// PCI Express endpoint with function-level reset (PCIe 7.5.3). Brings the extended
-    /// configuration space.
+    /// configuration space. See [`crate::Function::integrated`].
     Express,
     /// MSI with 64-bit addresses and a mask bit for each vector (PCIe 7.7.1).
     Msi {
@@ -22,7 +26,8 @@ pub enum Capability {
     Msix {
         /// 1 to 2048.
         vectors: u16,
-        /// Where the table is, and its offset in that BAR, a multiple of 8.
+        /// Where the table is, and its offset in that BAR, a multiple of 8. Not in memory that
+        /// clients map: the function would not see what is written there.
         table: (u8, u32),
         /// Where the pending bits are, likewise.
         pba: (u8, u32),
@@ -57,6 +62,18 @@ impl Capability {
         matches!(self, Self::SerialNumber(_) | Self::VendorExtended { .. })
     }
 
+    /// The name of a kind that a function can have one of.
+    pub(crate) fn unique(&self) -> Option<&'static str> {
+        match self {
+            Self::PowerManagement | Self::PowerManagementSoftReset => Some("power management"),
+            Self::Express => Some("PCI Express"),
+            Self::Msi { .. } => Some("MSI"),
+            Self::Msix { .. } => Some("MSI-X"),
+            Self::SerialNumber(_) => Some("serial number"),
+            Self::Vendor(_) | Self::VendorExtended { .. } => None,
+        }
+    }
+
     pub(crate) fn check(&self, spec: &FunctionSpec) -> Result<()> {
         let bad = |what: String| Err(Error::new(Errno::INVAL, what));
         match self {
@@ -79,6 +96,9 @@ impl Capability {
                             "MSI-X {what}: {len} bytes at {offset:#x} do not fit BAR {bar}"
                         ));
                     }
+                    if spec.shares(*bar, u64::from(*offset), len) {
+                        return bad(format!("MSI-X {what}: in a part of BAR {bar} that is memory"));
+                    }
                 }
                 let end = |offset: u32, len: u64| u64::from(offset) + len;
                 if table.0 == pba.0
@@ -95,6 +115,9 @@ impl Capability {
             Self::VendorExtended { data, .. } if data.len() > 0xfff - 8 => {
                 bad(format!("extended vendor capability of {} bytes; at most 4087", data.len()))
             }
+            Self::VendorExtended { revision, .. } if *revision > 15 => {
+                bad(format!("extended vendor capability of revision {revision}; at most 15"))
+            }
             cap if cap.is_extended() && !spec.is_express() => {
                 bad("an extended capability needs the PCI Express one".to_owned())
             }
@@ -106,11 +129,13 @@ impl Capability {
     /// that a guest may write.
     pub(crate) fn image(&self) -> (u16, Image) {
         match self {
-            Self::PowerManagement => {
+            Self::PowerManagement | Self::PowerManagementSoftReset => {
                 let mut image = Image::new(6);
-                // Version 3; PMCSR: No_Soft_Reset, PowerState writable.
+                // PMC: version 3, neither D1 nor D2 nor PME (PCIe 7.5.2.1).
                 image.set16(0, 0x0003, 0);
-                image.set16(2, 0x0008, 0x0003);
+                // PMCSR: PowerState is writable (PCIe 7.5.2.2).
+                let keeps = if *self == Self::PowerManagement { NO_SOFT_RESET } else { 0 };
+                image.set16(2, keeps, POWER_STATE);
                 (id::POWER.into(), image)
             }
             Self::Express => (id::EXPRESS.into(), express()),
@@ -155,27 +180,43 @@ impl Capability {
     }
 }
 
+/// Offset of PMCSR in the power management capability, and bits of it (PCIe 7.5.2.2).
+pub(crate) const POWER_CONTROL: usize = 4;
+pub(crate) const POWER_STATE: u16 = 3;
+pub(crate) const NO_SOFT_RESET: u16 = 1 << 3;
+
 /// Offset of Device Control in the PCI Express capability, and its reset bit (PCIe 7.5.3.4).
 pub(crate) const EXPRESS_DEVICE_CONTROL: usize = 8;
 pub(crate) const INITIATE_FLR: u16 = 1 << 15;
 
+/// The PCI Express capability, version 2, behind its first two bytes (PCIe 7.5.3).
 fn express() -> Image {
-    let mut image = Image::new(58);
-    // Capabilities: version 2, endpoint.
+    let mut image = Image::new(0x3c - 2);
+    // PCI Express Capabilities: version 2, PCI Express endpoint (7.5.3.2).
     image.set16(0, 0x0002, 0);
-    // Device Capabilities: 256-byte payload, extended tags, role-based errors, FLR.
+    // Device Capabilities: 256-byte payload, extended tags, role-based errors, FLR (7.5.3.3).
     image.set32(2, 0x0000_0001 | 1 << 5 | 1 << 15 | 1 << 28, 0);
-    // Device Control: all but reserved bits; bridge-retry/FLR is handled, not kept.
-    image.set16(6, 0x2810, 0x7fff);
-    // Link Capabilities: 2.5 GT/s, x1; Link Status: the same.
+    // Device Control: all but phantom functions, auxiliary power and Initiate FLR, which always
+    // reads as 0 and is seen by `ConfigSpace::write` (7.5.3.4). Device Status: no error is ever
+    // logged, so there is none to clear (7.5.3.5).
+    image.set16(6, 0x2810, 0x79ff);
+    // Link Capabilities, Control, Status: 2.5 GT/s, x1 (7.5.3.6 to 7.5.3.8).
     image.set32(10, 0x0000_0011, 0);
-    image.set16(14, 0, 0x0fc3);
+    image.set16(14, 0, 0x02cb);
     image.set16(16, 0x0011, 0);
-    // Device Capabilities 2: completion timeout disable; Device Control 2.
+    // Device Capabilities 2 and Control 2: completion timeout disable (7.5.3.15, 7.5.3.16).
     image.set32(34, 1 << 4, 0);
     image.set16(38, 0, 0x0010);
-    // Link Capabilities 2: 2.5 GT/s; Link Control 2.
+    // Link Capabilities 2 and Control 2: 2.5 GT/s (7.5.3.18, 7.5.3.19).
     image.set32(42, 0x0000_0002, 0);
     image.set16(46, 0x0001, 0x000f);
     image
 }
+
+/// The parts of the capability that tell of a link: Link Capabilities, Control and Status, and
+/// Link Capabilities 2, Control 2 and Status 2.
+pub(crate) const EXPRESS_LINK: [std::ops::Range<usize>; 2] = [0x0c..0x14, 0x2c..0x34];
+/// Device/Port Type in the upper half of this byte, and root complex integrated endpoint
+/// (PCIe 7.5.3.2).
+pub(crate) const EXPRESS_TYPE: usize = 2;
+pub(crate) const INTEGRATED: u8 = 9 << 4;

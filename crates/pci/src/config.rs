@@ -1,21 +1,37 @@
 //! The type 0 configuration space: bytes, and which bits of them a guest may write.
+//!
+//! Accesses may have any length and alignment. A bit is read-only or writable; those that a guest
+//! clears by writing 1 (errors in Status and Device Status, PCIe 7.5.1.1.4 and 7.5.3.5) are
+//! read-only here, because no error is ever logged. Three things are not just stored: the
+//! interrupt status and MSI's pending bits, which are looked up when read, and the power state
+//! and Initiate FLR, which do something when written.
 
-use vfiod_core::Result;
+use vfiod_core::{Errno, Error, Result};
 
-use crate::capability::{EXPRESS_DEVICE_CONTROL, INITIATE_FLR, id};
+use crate::capability::{
+    EXPRESS_DEVICE_CONTROL, EXPRESS_LINK, EXPRESS_TYPE, INITIATE_FLR, INTEGRATED, NO_SOFT_RESET,
+    POWER_CONTROL, POWER_STATE, id,
+};
 use crate::spec::{BarKind, FunctionSpec};
 
 const COMMAND: usize = 0x04;
 const STATUS: usize = 0x06;
+const HEADER_TYPE: usize = 0x0e;
 const CAPABILITIES_POINTER: usize = 0x34;
+const INTERRUPT_PIN: usize = 0x3d;
 const FIRST_CAPABILITY: usize = 0x40;
 const FIRST_EXTENDED: usize = 0x100;
 
-/// Command: bus master, interrupt disable (PCI 6.2.2).
+/// Command: bus master, interrupt disable (PCI 6.2.2, PCIe 7.5.1.1.3).
 const BUS_MASTER: u16 = 1 << 2;
 const INTERRUPT_DISABLE: u16 = 1 << 10;
-/// Status: interrupt status (PCI 6.2.3).
+/// Status: interrupt status, capabilities list (PCI 6.2.3, PCIe 7.5.1.1.4).
 const INTERRUPT_STATUS: u8 = 1 << 3;
+const CAPABILITIES_LIST: u8 = 1 << 4;
+
+/// Power states (PCIe 7.5.2.2).
+const D0: u16 = 0;
+const D3_HOT: u16 = 3;
 
 /// Bytes and the bits of them that can be written.
 #[derive(Clone, Debug)]
@@ -46,17 +62,47 @@ struct Places {
     msi: Option<usize>,
     msix: Option<usize>,
     express: Option<usize>,
+    power: Option<usize>,
+}
+
+/// A reset that a guest asked for through configuration space.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum GuestReset {
+    /// Initiate Function Level Reset was written (PCIe 6.6.2).
+    FunctionLevel,
+    /// Back from D3hot without No_Soft_Reset (PCIe 5.3.1.4.1).
+    Power,
 }
 
 /// The parts of the state that the rest of the function acts on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Controls {
+    /// The function is in D0 and may start transactions.
     pub(crate) bus_master: bool,
+    /// The function is in D3hot: it interrupts nobody (PCIe 5.3.1.4.1).
+    pub(crate) asleep: bool,
     pub(crate) intx_disabled: bool,
     /// MSI mask bits, one for each vector.
     pub(crate) msi_mask: u32,
     /// MSI-X function mask.
-    pub(crate) msix_masked: bool,
+    pub(crate) msix_mask: bool,
+}
+
+impl Controls {
+    /// The pin is held back.
+    pub(crate) fn intx_masked(self) -> bool {
+        self.intx_disabled || self.asleep
+    }
+
+    /// The MSI vectors that are held back.
+    pub(crate) fn msi_masked(self) -> u32 {
+        if self.asleep { u32::MAX } else { self.msi_mask }
+    }
+
+    /// MSI-X is held back as a whole.
+    pub(crate) fn msix_masked(self) -> bool {
+        self.msix_mask || self.asleep
+    }
 }
 
 /// What is read but not stored.
@@ -71,17 +117,20 @@ pub(crate) struct Live {
 /// A function's configuration space.
 #[derive(Debug)]
 pub(crate) struct ConfigSpace {
+    /// As far as there is something; zeros up to `len` from there.
     image: Image,
-    power_on: Vec<u8>,
+    power_on: Box<[u8]>,
+    len: usize,
     places: Places,
 }
 
 impl ConfigSpace {
-    /// Lays out a function's configuration space. `EINVAL` if the spec contradicts itself or
-    /// the capabilities do not fit.
+    /// Lays out a function's configuration space. `EINVAL`: the spec contradicts itself;
+    /// `ENOSPC`: the capabilities do not fit.
     pub(crate) fn new(spec: &FunctionSpec) -> Result<Self> {
         spec.check()?;
-        let mut image = Image::new(if spec.is_express() { 4096 } else { 256 });
+        let len = if spec.is_express() { 4096 } else { 256 };
+        let mut image = Image::new(len);
         image.set16(0x00, spec.vendor, 0);
         image.set16(0x02, spec.device, 0);
         // I/O, memory, bus master, parity, SERR, interrupt disable.
@@ -107,31 +156,49 @@ impl ConfigSpace {
         image.set16(0x2c, spec.subsystem.0, 0);
         image.set16(0x2e, spec.subsystem.1, 0);
         image.writable[0x3c] = 0xff; // Interrupt Line: software's own
-        image.bytes[0x3d] = spec.pin.map_or(0, |pin| pin as u8);
+        image.bytes[INTERRUPT_PIN] = spec.pin.map_or(0, |pin| pin as u8);
 
-        let places = lay_out(spec, &mut image)?;
-        let power_on = image.bytes.clone();
-        Ok(Self { image, power_on, places })
+        let (places, end) = lay_out(spec, &mut image)?;
+        // Most of an extended space is empty: 10,000 idle functions need not hold 120 MB of it.
+        image.bytes.truncate(end);
+        image.bytes.shrink_to_fit();
+        image.writable.truncate(end);
+        image.writable.shrink_to_fit();
+        let power_on = image.bytes.clone().into_boxed_slice();
+        Ok(Self { image, power_on, len, places })
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.image.bytes.len()
+        self.len
+    }
+
+    /// Changes what is there after power-on, and now.
+    fn set_power_on(&mut self, place: usize, change: impl Fn(u8) -> u8) {
+        self.image.bytes[place] = change(self.image.bytes[place]);
+        self.power_on[place] = change(self.power_on[place]);
     }
 
     /// Marks one of several functions of a slot (PCI 6.2.1). Its pin, if it has one, becomes
     /// that of its number (PCI 2.2.6): A for function 0, B for 1, and so on, around.
     pub(crate) fn set_multifunction(&mut self, function: u8) {
-        for bytes in [&mut self.image.bytes, &mut self.power_on] {
-            bytes[0x0e] |= 0x80;
-            if bytes[0x3d] != 0 {
-                bytes[0x3d] = 1 + function % 4;
-            }
+        self.set_power_on(HEADER_TYPE, |byte| byte | 0x80);
+        self.set_power_on(INTERRUPT_PIN, |pin| if pin == 0 { 0 } else { 1 + function % 4 });
+    }
+
+    /// Makes a PCI Express endpoint a root complex integrated one, which has no link
+    /// (PCIe 7.5.3.2, 7.5.3.6).
+    pub(crate) fn set_integrated(&mut self) {
+        let Some(express) = self.places.express else { return };
+        self.set_power_on(express + EXPRESS_TYPE, |byte| byte & 0x0f | INTEGRATED);
+        for place in EXPRESS_LINK.into_iter().flatten() {
+            self.set_power_on(express + place, |_| 0);
+            self.image.writable[express + place] = 0;
         }
     }
 
     /// Back to the values after power-on.
     pub(crate) fn reset(&mut self) {
-        let Self { image, power_on, places: _ } = self;
+        let Self { image, power_on, len: _, places: _ } = self;
         image.bytes.copy_from_slice(power_on);
     }
 
@@ -145,17 +212,27 @@ impl ConfigSpace {
 
     pub(crate) fn controls(&self) -> Controls {
         let command = self.read16(COMMAND);
+        let asleep = self.power_state() == D3_HOT;
         Controls {
-            bus_master: command & BUS_MASTER != 0,
+            bus_master: command & BUS_MASTER != 0 && !asleep,
+            asleep,
             intx_disabled: command & INTERRUPT_DISABLE != 0,
             msi_mask: self.places.msi.map_or(0, |place| self.read32(place + 16)),
-            msix_masked: self.places.msix.is_some_and(|place| self.read16(place + 2) & 0x4000 != 0),
+            msix_mask: self.places.msix.is_some_and(|place| self.read16(place + 2) & 0x4000 != 0),
         }
+    }
+
+    /// The low two bits of PMCSR; D0 where there is no power management.
+    fn power_state(&self) -> u16 {
+        self.places.power.map_or(D0, |power| self.read16(power + POWER_CONTROL) & POWER_STATE)
     }
 
     /// Reads any bytes; `offset + data.len()` is within the space.
     pub(crate) fn read(&self, offset: usize, data: &mut [u8], live: Live) {
-        data.copy_from_slice(&self.image.bytes[offset..offset + data.len()]);
+        let kept = self.image.bytes.get(offset..).unwrap_or_default();
+        let (from_image, empty) = data.split_at_mut(kept.len().min(data.len()));
+        from_image.copy_from_slice(&kept[..from_image.len()]);
+        empty.fill(0);
         let mut patch = |place: usize, bits: &[u8]| {
             for (index, &bits) in bits.iter().enumerate() {
                 let byte = (place + index).checked_sub(offset).and_then(|at| data.get_mut(at));
@@ -172,24 +249,46 @@ impl ConfigSpace {
         }
     }
 
-    /// Writes any bytes; bits that cannot be written keep their value. Returns whether a
-    /// function-level reset was asked for.
-    pub(crate) fn write(&mut self, offset: usize, data: &[u8]) -> bool {
-        for (index, &value) in data.iter().enumerate() {
-            let place = offset + index;
-            let writable = self.image.writable[place];
-            let byte = &mut self.image.bytes[place];
+    /// Writes any bytes; bits that cannot be written keep their value. Tells which reset the
+    /// guest asked for by it, which is for the caller to do.
+    pub(crate) fn write(&mut self, offset: usize, data: &[u8]) -> Option<GuestReset> {
+        let state_before = self.power_state();
+        let Image { bytes, writable } = &mut self.image;
+        let places = bytes.iter_mut().zip(writable.iter()).skip(offset);
+        for ((byte, writable), value) in places.zip(data) {
             *byte = *byte & !writable | value & writable;
         }
-        let Some(express) = self.places.express else { return false };
-        let high = express + EXPRESS_DEVICE_CONTROL + 1;
-        let written = high.checked_sub(offset).and_then(|at| data.get(at));
-        written.is_some_and(|byte| u16::from(*byte) << 8 & INITIATE_FLR != 0)
+        let power = self.write_power(state_before);
+        let control = self.places.express.map(|express| express + EXPRESS_DEVICE_CONTROL + 1);
+        let written = control.and_then(|high| data.get(high.checked_sub(offset)?));
+        match written {
+            Some(high) if u16::from(*high) << 8 & INITIATE_FLR != 0 => {
+                Some(GuestReset::FunctionLevel)
+            }
+            _ => power,
+        }
+    }
+
+    /// After a write that may have changed the power state.
+    fn write_power(&mut self, before: u16) -> Option<GuestReset> {
+        let control = self.places.power? + POWER_CONTROL;
+        let register = self.read16(control);
+        match (before, register & POWER_STATE) {
+            (D3_HOT, D0) if register & NO_SOFT_RESET == 0 => Some(GuestReset::Power),
+            (_, D0 | D3_HOT) => None,
+            // A state that the function does not have: the write is dropped (PCIe 7.5.2.2).
+            (before, _) => {
+                let register = register & !POWER_STATE | before;
+                self.image.bytes[control] = register as u8;
+                None
+            }
+        }
     }
 }
 
-/// Chains the capabilities behind the header, the extended ones from 0x100.
-fn lay_out(spec: &FunctionSpec, image: &mut Image) -> Result<Places> {
+/// Chains the capabilities behind the header, the extended ones from 0x100 (PCI 6.7,
+/// PCIe 7.6.3). Returns also where the last of them ends.
+fn lay_out(spec: &FunctionSpec, image: &mut Image) -> Result<(Places, usize)> {
     let mut places = Places::default();
     let mut next = FIRST_CAPABILITY;
     let mut link = CAPABILITIES_POINTER;
@@ -205,9 +304,13 @@ fn lay_out(spec: &FunctionSpec, image: &mut Image) -> Result<Places> {
         let at = *place;
         let body_at = at + header;
         if body_at + body.bytes.len() > end {
-            return Err(vfiod_core::Error::new(
-                vfiod_core::Errno::NOSPC,
-                "the capabilities do not fit the configuration space",
+            return Err(Error::new(
+                Errno::NOSPC,
+                format!(
+                    "{capability:?}: {} bytes at {at:#x} do not fit the configuration space, \
+                     which ends for such at {end:#x}",
+                    header + body.bytes.len()
+                ),
             ));
         }
         if capability.is_extended() {
@@ -217,7 +320,7 @@ fn lay_out(spec: &FunctionSpec, image: &mut Image) -> Result<Places> {
                 image.bytes[before + 3] = (at >> 4) as u8;
             }
         } else {
-            image.bytes[STATUS] |= 1 << 4; // Capabilities List
+            image.bytes[STATUS] |= CAPABILITIES_LIST;
             image.bytes[at] = id as u8;
             image.bytes[link] = at as u8;
             link = at + 1;
@@ -225,6 +328,7 @@ fn lay_out(spec: &FunctionSpec, image: &mut Image) -> Result<Places> {
                 id::MSI => places.msi = Some(at),
                 id::MSIX => places.msix = Some(at),
                 id::EXPRESS => places.express = Some(at),
+                id::POWER => places.power = Some(at),
                 _ => {}
             }
         }
@@ -232,5 +336,6 @@ fn lay_out(spec: &FunctionSpec, image: &mut Image) -> Result<Places> {
         image.writable[body_at..body_at + body.bytes.len()].copy_from_slice(&body.writable);
         *place = (body_at + body.bytes.len()).next_multiple_of(4);
     }
-    Ok(places)
+    let end = if extended > FIRST_EXTENDED { extended } else { next };
+    Ok((places, end))
 }

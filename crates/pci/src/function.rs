@@ -109,6 +109,15 @@ impl<M: Model> Function<M> {
         self
     }
 
+    /// For a function on a root bus: a PCI Express endpoint becomes a *root complex integrated*
+    /// one, which has no link (PCIe 7.5.3.2). Clients such as QEMU change the type by themselves
+    /// to what the place in their machine calls for.
+    #[must_use]
+    pub fn integrated(mut self) -> Self {
+        self.config.set_integrated();
+        self
+    }
+
     /// The model, for tests.
     pub fn model(&mut self) -> &mut M {
         &mut self.model
@@ -134,18 +143,17 @@ impl<M: Model> Function<M> {
         let now = self.controls;
         let Some(handle) = &self.handle else { return };
         handle.ctx.dma().set_bus_master(now.bus_master);
-        if before.intx_disabled != now.intx_disabled && self.spec.pin.is_some() {
+        if before.intx_masked() != now.intx_masked() && self.spec.pin.is_some() {
             // Cannot fail: a function with a pin has vector 0.
-            let _ = handle.ctx.irqs().set_device_mask(irq_index::INTX, 0, now.intx_disabled);
+            let _ = handle.ctx.irqs().set_device_mask(irq_index::INTX, 0, now.intx_masked());
         }
-        for vector in 0..self.spec.msi_vectors() {
-            if (before.msi_mask ^ now.msi_mask) & 1 << vector != 0 {
-                let masked = now.msi_mask & 1 << vector != 0;
-                let _ = handle.ctx.irqs().set_device_mask(irq_index::MSI, vector, masked);
-            }
+        let changed = before.msi_masked() ^ now.msi_masked();
+        for vector in (0..self.spec.msi_vectors()).filter(|vector| changed & 1 << vector != 0) {
+            let masked = now.msi_masked() & 1 << vector != 0;
+            let _ = handle.ctx.irqs().set_device_mask(irq_index::MSI, vector, masked);
         }
         if let Some(msix) = &mut self.msix {
-            msix.set_function_mask(&handle.ctx, now.msix_masked);
+            msix.set_function_mask(&handle.ctx, now.msix_masked());
         }
     }
 
@@ -159,8 +167,6 @@ impl<M: Model> Function<M> {
         if let Some(handle) = handle {
             handle.ctx.dma().set_bus_master(false);
             handle.interrupts.reset();
-            // Levels, masks and pending triggers go; what the client set up stays.
-            handle.ctx.irqs().reset();
         }
         model.reset();
     }
@@ -235,11 +241,12 @@ impl<M: Model> Device for Function<M> {
 
     fn write(&mut self, region: RegionIndex, offset: u64, data: &[u8]) -> Result<()> {
         if region.0 == CONFIG_REGION {
-            if self.config.write(offset as usize, data) {
-                tracing::debug!(device = self.handle()?.name(), "function-level reset");
-                self.reset_function();
-            } else {
-                self.apply_controls();
+            match self.config.write(offset as usize, data) {
+                Some(reset) => {
+                    tracing::debug!(device = self.handle()?.name(), ?reset, "reset by the guest");
+                    self.reset_function();
+                }
+                None => self.apply_controls(),
             }
             return Ok(());
         }

@@ -1,7 +1,7 @@
 //! One handle for a model's interrupts, whichever way the guest wants them.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use vfiod_core::{Context, IrqIndex};
 
@@ -23,15 +23,25 @@ pub mod irq_index {
 
 /// Raises interrupts: by MSI-X if the client has set that up, else by MSI, else by the pin.
 /// Cheap to clone, usable from any thread; never blocks.
+///
+/// A kind counts as set up while the client has an eventfd on it. The guest's own enable bits
+/// are kept in configuration space but do not decide: a client lets its eventfds follow them,
+/// and one that was written for the kernel's VFIO never writes them, because there the kernel
+/// does that.
 #[derive(Clone, Debug)]
 pub struct Interrupts {
     ctx: Context,
-    line: Arc<AtomicBool>,
+    /// The vectors whose condition is true: the pin is asserted while there is one.
+    conditions: Arc<Mutex<BTreeSet<u32>>>,
 }
 
 impl Interrupts {
     pub(crate) fn new(ctx: Context) -> Self {
-        Self { ctx, line: Arc::new(AtomicBool::new(false)) }
+        Self { ctx, conditions: Arc::default() }
+    }
+
+    fn conditions(&self) -> MutexGuard<'_, BTreeSet<u32>> {
+        self.conditions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Which kind of message-signalled interrupt the client uses, if any.
@@ -42,43 +52,69 @@ impl Interrupts {
     }
 
     /// Tells the condition behind a vector. A condition that becomes true, or is told to be
-    /// true once more, sends a message; the pin follows the condition as a level.
+    /// true once more, sends a message; the pin follows the conditions as a level, asserted
+    /// while that of any vector is true.
     ///
-    /// A vector beyond those that the client enabled is sent on the last one (MSI) or dropped
-    /// (MSI-X); a function that has only a pin uses vector 0.
+    /// A vector beyond those that the client set up is sent on the nearest one below (MSI:
+    /// the guest may grant fewer messages than asked for, PCIe 6.1.4.2), or held back until it
+    /// is set up (MSI-X). One that the function does not have is sent on the last one (MSI) or
+    /// dropped (MSI-X).
     pub fn set(&self, vector: u32, active: bool) {
-        if active && let Some(index) = self.message_index() {
-            self.message(index, vector);
+        if active {
+            self.trigger(vector);
         }
         // The line is kept up to date in any case: the guest may turn messages off meanwhile.
-        self.line.store(active, Ordering::SeqCst);
-        // EINVAL without a pin: then there is nothing to tell.
-        let _ = self.ctx.irqs().set_level(irq_index::INTX, 0, active);
+        if active {
+            self.conditions().insert(vector);
+        } else {
+            self.conditions().remove(&vector);
+        }
+        self.drive();
+    }
+
+    /// Makes the pin follow the conditions. Not under their lock: a signal to a client that
+    /// plays tricks can take long. Whoever told the pin last looks again, so two threads cannot
+    /// leave it different from what the conditions say.
+    fn drive(&self) {
+        loop {
+            let asserted = self.line();
+            // EINVAL without a pin: then there is nothing to tell.
+            let _ = self.ctx.irqs().set_level(irq_index::INTX, 0, asserted);
+            if self.line() == asserted {
+                return;
+            }
+        }
     }
 
     /// Sends one message for an event that has no level. With only a pin nothing is sent;
     /// models with a pin use [`Interrupts::set`].
     pub fn trigger(&self, vector: u32) {
-        if let Some(index) = self.message_index() {
-            self.message(index, vector);
-        }
-    }
-
-    fn message(&self, index: IrqIndex, vector: u32) {
-        let count = self.ctx.irqs().info(index).map_or(0, |info| info.count);
-        let vector =
-            if index == irq_index::MSI { vector.min(count.saturating_sub(1)) } else { vector };
+        let Some(index) = self.message_index() else { return };
+        let irqs = self.ctx.irqs();
+        let count = irqs.info(index).map_or(0, |info| info.count);
+        let vector = if index == irq_index::MSI {
+            let wanted = vector.min(count.saturating_sub(1));
+            let granted = |vector: &u32| irqs.has_eventfd(index, *vector);
+            (0..=wanted).rev().find(granted).unwrap_or(wanted)
+        } else {
+            vector
+        };
         if vector < count {
             // Cannot fail: index and vector are there.
-            let _ = self.ctx.irqs().trigger(index, vector);
+            let _ = irqs.trigger(index, vector);
         }
     }
 
+    /// Whether the pin is asserted.
     pub(crate) fn line(&self) -> bool {
-        self.line.load(Ordering::SeqCst)
+        !self.conditions().is_empty()
     }
 
+    /// Levels, masks and pending triggers go; what the client set up stays.
     pub(crate) fn reset(&self) {
-        self.line.store(false, Ordering::SeqCst);
+        self.conditions().clear();
+        self.ctx.irqs().reset();
+        // A thread of the device may have come in between.
+        self.drive();
     }
 }

@@ -45,7 +45,7 @@ impl Msix {
         self.vectors.into()
     }
 
-    /// Back to power-on: every vector masked (PCIe 7.7.2.10).
+    /// Back to power-on: every vector's mask bit is set (PCIe 7.7.2.8).
     fn clear(&mut self) {
         let vectors = usize::from(self.vectors);
         self.table = vec![0; vectors * ENTRY];
@@ -102,8 +102,8 @@ impl Msix {
     /// Serves a write, likewise. Pending bits are read-only.
     pub(crate) fn write(&mut self, ctx: &Context, bar: u8, offset: u64, data: &[u8]) -> bool {
         if let Some(at) = self.table_offset(bar, offset, data.len()) {
-            // Software must write whole doublewords (PCIe 7.7.2.5); anything else is ignored.
-            if at % 4 == 0 && data.len().is_multiple_of(4) {
+            // Software must write whole doublewords (PCIe 7.7.2); anything else is ignored.
+            if at.is_multiple_of(4) && data.len().is_multiple_of(4) {
                 self.table[at..at + data.len()].copy_from_slice(data);
                 for vector in at / ENTRY..(at + data.len()).div_ceil(ENTRY) {
                     let control = vector * ENTRY + CONTROL;

@@ -1,6 +1,6 @@
 //! What a function is made of, as its model tells.
 
-use vfiod_core::region::{Doorbell, SharedAreas};
+use vfiod_core::region::{Doorbell, SharedAreas, SparseArea};
 use vfiod_core::{Errno, Error, Result};
 
 use crate::capability::Capability;
@@ -198,22 +198,25 @@ impl FunctionSpec {
                 return bad(format!("BAR {index}: 64 bits wide, but the next one is not free"));
             }
         }
-        for kind in 0..3 {
-            let same = self.capabilities.iter().filter(|cap| {
-                matches!(
-                    (kind, cap),
-                    (0, Capability::Msi { .. })
-                        | (1, Capability::Msix { .. })
-                        | (2, Capability::Express)
-                )
-            });
-            if same.count() > 1 {
-                return bad("MSI, MSI-X or PCI Express twice".to_owned());
+        for (index, cap) in self.capabilities.iter().enumerate() {
+            if let Some(name) = cap.unique()
+                && self.capabilities[..index].iter().any(|other| other.unique() == Some(name))
+            {
+                return bad(format!("{name} capability twice; there can be one"));
             }
-        }
-        for cap in &self.capabilities {
             cap.check(self)?;
         }
         Ok(())
+    }
+
+    /// Whether some of `len` bytes of a BAR are memory that clients map.
+    pub(crate) fn shares(&self, bar: u8, offset: u64, len: u64) -> bool {
+        let bar = self.bars.get(usize::from(bar)).and_then(Option::as_ref);
+        bar.and_then(|bar| bar.shared.as_ref()).is_some_and(|shared| {
+            let overlaps = |area: &SparseArea| {
+                area.offset < offset + len && offset < area.offset.saturating_add(area.size)
+            };
+            shared.areas.iter().any(overlaps)
+        })
     }
 }

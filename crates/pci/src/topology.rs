@@ -117,6 +117,14 @@ impl Placement {
         self.address
     }
 
+    /// The same place for an SR-IOV virtual function: it is reset by itself (PCIe 9.2.2.2), so
+    /// its set is its own whatever the bus.
+    #[must_use]
+    pub fn virtual_function(mut self) -> Self {
+        self.set = None;
+        self
+    }
+
     /// The set that a function here belongs to; `None`: one of its own.
     pub fn set(&self) -> Option<SetId> {
         self.set.clone()
@@ -153,6 +161,22 @@ mod tests {
 
         let bus = Bus::new(0, 0, BusKind::Root);
         assert_eq!(name(&bus.place(1, 0, "a").unwrap()), None);
+
+        let bus = Bus::new(0, 1, BusKind::Bridged(ResetScope::Slot));
+        let function = bus.place(2, 0, "a").unwrap().virtual_function();
+        assert_eq!(name(&function), None);
+        assert_eq!(bus.place(2, 0, "b").unwrap_err().errno(), Errno::EXIST);
+    }
+
+    #[test]
+    fn a_slot_lives_as_long_as_its_set() {
+        let bus = Bus::new(0, 1, BusKind::Bridged(ResetScope::Slot));
+        let first = bus.place(2, 0, "a").unwrap();
+        let held = first.set();
+        drop(first);
+        // Whoever holds the set keeps the slot: a function that comes now joins it.
+        assert_eq!(bus.place(2, 0, "b").unwrap().set(), held);
+        assert!(held.is_some());
     }
 
     #[test]

@@ -228,6 +228,11 @@ impl IrqSet {
         self.index(index).is_ok_and(Index::enabled)
     }
 
+    /// Whether a client has an eventfd set up on a vector.
+    pub fn has_eventfd(&self, index: IrqIndex, vector: u32) -> bool {
+        self.vector(index, vector).is_ok_and(|(_, v)| lock(v).trigger.is_some())
+    }
+
     /// The device's own mask of a vector (MSI-X table, MSI mask bits, PCI command register),
     /// apart from the client's.
     ///

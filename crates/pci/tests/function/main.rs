@@ -1,0 +1,11 @@
+//! A function as its client sees it: through a file of a registered device.
+
+mod bars;
+mod capabilities;
+mod header;
+mod msix;
+mod pin_and_msi;
+mod random_writes;
+mod resets;
+mod rig;
+mod specs;

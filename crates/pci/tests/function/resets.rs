@@ -1,0 +1,214 @@
+//! Resets, the power states, and what they hold back.
+
+use vfiod_core::Errno;
+use vfiod_pci::irq_index::{self, INTX};
+use vfiod_pci::{Capability, FunctionSpec};
+
+use super::rig::{CONFIG, EXPRESS, Guest, MSI, MSIX, POWER, everything, taken};
+
+const COMMAND: u64 = 0x04;
+const BUS_MASTER: u16 = 1 << 2;
+const DEVICE_CONTROL: u64 = EXPRESS + 8;
+const INITIATE_FLR: u16 = 1 << 15;
+const POWER_CONTROL: u64 = POWER + 4;
+const D3_HOT: u16 = 3;
+
+/// Changes everything that can be changed.
+fn disturb(guest: &Guest) {
+    guest.set_config16(COMMAND, 0xffff);
+    guest.write(CONFIG, 0x10, &[0xff; 24]);
+    guest.write(CONFIG, 0x3c, &[0xff]);
+    guest.set_config16(DEVICE_CONTROL, 0x0070);
+    guest.write(CONFIG, MSI + 2, &[0xff; 20]);
+    guest.write(CONFIG, MSIX + 3, &[0xc0]);
+}
+
+fn resets(guest: &Guest) -> u32 {
+    std::mem::take(&mut guest.seen().resets)
+}
+
+/// What must hold after any reset of a function that was disturbed.
+fn must_be_as_new(guest: &Guest, power_on: &[u8]) {
+    let now = guest.config();
+    let differs = now.iter().zip(power_on).position(|(now, then)| now != then);
+    assert_eq!(differs, None, "offset of a byte that was not reset");
+    assert!(!guest.handle().dma().bus_master());
+}
+
+#[test]
+fn function_level_reset() {
+    let guest = Guest::of_everything();
+    let power_on = guest.config();
+    resets(&guest);
+    let whole = {
+        let mut capability = [0; 12];
+        capability[8..10].copy_from_slice(&INITIATE_FLR.to_le_bytes());
+        capability
+    };
+    for (what, offset, data) in [
+        ("16 bits", DEVICE_CONTROL, &INITIATE_FLR.to_le_bytes()[..]),
+        ("the upper byte", DEVICE_CONTROL + 1, &[0x80]),
+        ("32 bits", DEVICE_CONTROL, &[0, 0x80, 0, 0]),
+        ("with other bits", DEVICE_CONTROL, &[0xff, 0xff]),
+        ("unaligned", DEVICE_CONTROL - 1, &[0, 0, 0x80]),
+        ("the capability", EXPRESS, &whole),
+    ] {
+        disturb(&guest);
+        assert_eq!(resets(&guest), 0, "{what}: not yet");
+        guest.write(CONFIG, offset, data);
+        assert_eq!(resets(&guest), 1, "{what}");
+        must_be_as_new(&guest, &power_on);
+        assert_eq!(guest.config16(DEVICE_CONTROL) & INITIATE_FLR, 0, "{what}: reads as 0");
+    }
+    for data in [[0xff, 0x7f], [0, 0]] {
+        guest.write(CONFIG, DEVICE_CONTROL, &data);
+    }
+    guest.write(CONFIG, DEVICE_CONTROL + 2, &[0x80, 0x80]);
+    assert_eq!(resets(&guest), 0, "nothing else resets");
+}
+
+#[test]
+fn without_express_there_is_no_such_bit() {
+    let vendor = Capability::Vendor(vec![0; 60]);
+    let guest = Guest::new(FunctionSpec::new(1, 2).capability(vendor));
+    resets(&guest);
+    for offset in 0..256 {
+        guest.write(CONFIG, offset, &[0xff]);
+    }
+    assert_eq!(resets(&guest), 0);
+}
+
+#[test]
+fn a_clients_reset() {
+    let guest = Guest::of_everything();
+    let power_on = guest.config();
+    resets(&guest);
+    disturb(&guest);
+    guest.file.reset().unwrap();
+    assert_eq!(resets(&guest), 1);
+    must_be_as_new(&guest, &power_on);
+}
+
+#[test]
+fn levels_masks_and_pending_bits_go_and_eventfds_stay() {
+    for what in ["by the client", "function-level"] {
+        let reset = |guest: &Guest| match what {
+            "by the client" => guest.file.reset().unwrap(),
+            _ => guest.set_config16(DEVICE_CONTROL, INITIATE_FLR),
+        };
+        let guest = Guest::of_everything();
+        let interrupts = guest.interrupts();
+        let pin = guest.listen(INTX, 1);
+        interrupts.set(0, true);
+        interrupts.set(3, true);
+        assert_eq!(taken(&pin), [1]);
+        reset(&guest);
+        assert_eq!(guest.config16(0x06) & 8, 0, "{what}: the level");
+        guest.unmask(INTX);
+        assert_eq!(taken(&pin), [0], "{what}: the level");
+        guest.set_config16(COMMAND, 1 << 10);
+        reset(&guest);
+        interrupts.set(0, true);
+        assert_eq!(taken(&pin), [1], "{what}: the command register's mask");
+
+        let msi = guest.listen(irq_index::MSI, 4);
+        guest.write(CONFIG, MSI + 0x10, &[0xf]);
+        interrupts.trigger(2);
+        assert_eq!(guest.config32(MSI + 0x14), 4);
+        reset(&guest);
+        assert_eq!(guest.config32(MSI + 0x14), 0, "{what}: pending");
+        assert_eq!(taken(&msi), [0; 4], "{what}: what was pending is not sent");
+        interrupts.trigger(2);
+        assert_eq!(taken(&msi), [0, 0, 1, 0], "{what}: MSI's masks");
+    }
+}
+
+#[test]
+fn bus_mastering_follows_the_command_register() {
+    let guest = Guest::of_everything();
+    let handle = guest.handle();
+    let mut data = [0; 4];
+    let errno = |data: &mut [u8]| handle.dma().read(0x1000, data).unwrap_err().errno();
+    assert_eq!(errno(&mut data), Errno::PERM);
+    guest.set_config16(COMMAND, BUS_MASTER);
+    assert_eq!(errno(&mut data), Errno::FAULT, "allowed, but there is no memory");
+    guest.write(CONFIG, COMMAND, &[0]);
+    assert_eq!(errno(&mut data), Errno::PERM);
+}
+
+#[test]
+fn a_function_in_d3hot_keeps_still() {
+    let guest = Guest::of_everything();
+    let interrupts = guest.interrupts();
+    guest.set_config16(COMMAND, BUS_MASTER);
+    guest.set_config16(POWER_CONTROL, D3_HOT);
+    assert_eq!(guest.config16(POWER_CONTROL), 8 | D3_HOT);
+    assert!(!guest.handle().dma().bus_master(), "no DMA");
+    guest.set_config16(COMMAND, BUS_MASTER);
+    assert!(!guest.handle().dma().bus_master(), "whatever the command register says");
+
+    let msi = guest.listen(irq_index::MSI, 4);
+    interrupts.trigger(0);
+    assert_eq!(taken(&msi), [0; 4]);
+    guest.silence(irq_index::MSI);
+    let msix = guest.listen(irq_index::MSIX, 70);
+    interrupts.trigger(1);
+    assert_eq!(msix[1].take(), 0);
+    guest.silence(irq_index::MSIX);
+    let pin = guest.listen(INTX, 1);
+    interrupts.set(0, true);
+    assert_eq!(taken(&pin), [0]);
+
+    resets(&guest);
+    guest.set_config16(POWER_CONTROL, 0);
+    assert_eq!(resets(&guest), 0, "No_Soft_Reset");
+    assert!(guest.handle().dma().bus_master());
+    assert_eq!(taken(&pin), [1], "what was true meanwhile comes through");
+    let msix = guest.listen(irq_index::MSIX, 70);
+    interrupts.trigger(1);
+    assert_eq!(msix[1].take(), 1);
+}
+
+#[test]
+fn masks_of_the_guest_outlast_d3hot() {
+    let guest = Guest::of_everything();
+    let msi = guest.listen(irq_index::MSI, 4);
+    guest.write(CONFIG, MSI + 0x10, &[0b0001]);
+    guest.set_config16(POWER_CONTROL, D3_HOT);
+    (0..2).for_each(|vector| guest.interrupts().trigger(vector));
+    guest.set_config16(POWER_CONTROL, 0);
+    assert_eq!(taken(&msi), [0, 1, 0, 0]);
+    assert_eq!(guest.config32(MSI + 0x14), 1);
+}
+
+#[test]
+fn back_from_d3hot_by_a_soft_reset() {
+    let guest = Guest::new(everything(Capability::PowerManagementSoftReset));
+    let power_on = guest.config();
+    disturb(&guest);
+    resets(&guest);
+    guest.set_config16(POWER_CONTROL, D3_HOT);
+    guest.set_config16(POWER_CONTROL, D3_HOT);
+    assert_eq!(resets(&guest), 0, "not on the way there");
+    guest.set_config16(POWER_CONTROL, 0);
+    assert_eq!(resets(&guest), 1);
+    must_be_as_new(&guest, &power_on);
+    guest.set_config16(POWER_CONTROL, 0);
+    assert_eq!(resets(&guest), 0, "not from D0 to D0");
+}
+
+#[test]
+fn states_that_there_are_not_are_not_taken() {
+    for power in [Capability::PowerManagement, Capability::PowerManagementSoftReset] {
+        let guest = Guest::new(everything(power));
+        resets(&guest);
+        for state in [0, D3_HOT] {
+            guest.set_config16(POWER_CONTROL, state);
+            for absent in [1, 2] {
+                guest.set_config16(POWER_CONTROL, absent);
+                assert_eq!(guest.config16(POWER_CONTROL) & 3, state, "D{absent} from D{state}");
+            }
+        }
+        assert_eq!(resets(&guest), 0);
+    }
+}
