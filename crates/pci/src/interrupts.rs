@@ -69,20 +69,21 @@ impl Interrupts {
         } else {
             self.conditions().remove(&vector);
         }
-        self.drive();
+        self.drive(self.line());
     }
 
     /// Makes the pin follow the conditions. Not under their lock: a signal to a client that
     /// plays tricks can take long. Whoever told the pin last looks again, so two threads cannot
     /// leave it different from what the conditions say.
-    fn drive(&self) {
+    fn drive(&self, mut asserted: bool) {
         loop {
-            let asserted = self.line();
             // EINVAL without a pin: then there is nothing to tell.
             let _ = self.ctx.irqs().set_level(irq_index::INTX, 0, asserted);
-            if self.line() == asserted {
+            let now = self.line();
+            if now == asserted {
                 return;
             }
+            asserted = now;
         }
     }
 
@@ -113,8 +114,56 @@ impl Interrupts {
     /// Levels, masks and pending triggers go; what the client set up stays.
     pub(crate) fn reset(&self) {
         self.conditions().clear();
+        self.reset_vectors();
+    }
+
+    fn reset_vectors(&self) {
         self.ctx.irqs().reset();
-        // A thread of the device may have come in between.
-        self.drive();
+        // A thread of the device may have told a condition since they were cleared.
+        self.drive(self.line());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use vfiod_core::irq::{IrqFlags, IrqInfo};
+
+    use super::*;
+
+    /// Interrupts whose pin is masked: so what is pending is the level.
+    fn masked_pin() -> Interrupts {
+        let info = IrqInfo { flags: IrqFlags::EVENTFD | IrqFlags::MASKABLE, count: 1 };
+        let ctx = Context::detached("interrupts", &[info]);
+        ctx.irqs().set_device_mask(irq_index::INTX, 0, true).unwrap();
+        Interrupts::new(ctx)
+    }
+
+    fn level(interrupts: &Interrupts) -> bool {
+        interrupts.ctx.irqs().is_pending(irq_index::INTX, 0)
+    }
+
+    /// One thread asserts and is about to tell the pin when another one deasserts.
+    #[test]
+    fn what_was_true_when_a_thread_looked_does_not_last() {
+        let interrupts = masked_pin();
+        interrupts.set(0, true);
+        assert!(level(&interrupts));
+        let looked = interrupts.line();
+        interrupts.set(0, false);
+        interrupts.drive(looked);
+        assert!(!level(&interrupts));
+    }
+
+    /// A thread asserts just between the two halves of a reset.
+    #[test]
+    fn a_condition_told_in_the_middle_of_a_reset_is_kept() {
+        let interrupts = masked_pin();
+        interrupts.set(0, true);
+        interrupts.reset_vectors();
+        interrupts.ctx.irqs().set_device_mask(irq_index::INTX, 0, true).unwrap();
+        assert!(level(&interrupts) && interrupts.line());
+        interrupts.reset();
+        interrupts.ctx.irqs().set_device_mask(irq_index::INTX, 0, true).unwrap();
+        assert!(!level(&interrupts) && !interrupts.line());
     }
 }

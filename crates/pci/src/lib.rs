@@ -36,13 +36,38 @@
 //! # Ok::<(), vfiod_core::Error>(())
 //! ```
 //!
+//! A model of more than a word has a [`RegisterMap`] and matches on an enum of its registers; it
+//! never sees a misaligned, partial or oversized access. `reset` is an assignment of the whole
+//! or a destructuring of `self` (`let Self { word, log: _ } = self;`), so that a new field does
+//! not compile until somebody has decided what a reset does to it.
+//!
+//! # What a guest's write does
+//! | write | effect |
+//! | --- | --- |
+//! | Command, bus master (PCIe 7.5.1.1.3) | DMA works, or fails with `EPERM` |
+//! | Command, interrupt disable | holds the pin back; Status tells its level all the same |
+//! | Command, memory and I/O space | kept; BARs answer all the same, because clients trap by their own view |
+//! | BAR (PCIe 7.5.1.2.1) | kept but for the bits below its size |
+//! | PMCSR, D3hot (PCIe 5.3.1.4.1) | no DMA, interrupts are held back; D1 and D2 are not taken |
+//! | PMCSR, back to D0 | what was held back comes through, or the function is reset ([`Capability::PowerManagementSoftReset`]) |
+//! | Device Control, Initiate FLR (PCIe 6.6.2) | the function is reset; the bit reads as 0 |
+//! | MSI mask bits (PCIe 7.7.1.7) | hold messages back; pending bits tell |
+//! | MSI-X vector control and function mask (PCIe 7.7.2) | likewise |
+//! | anything read-only or not there | nothing |
+//!
+//! Every reset (a client's, a function-level one, first open, of the set) brings configuration
+//! space, the MSI-X table, levels, masks and pending bits back to power-on; the client's eventfds
+//! and DMA windows stay.
+//!
 //! References: *PCI Local Bus Specification 3.0* (PCI), *PCI Express Base Specification 6.0*
 //! (PCIe), *PCI Bus Power Management Interface Specification 1.2* (PM).
 //!
 //! # What it does not implement
 //! Expansion ROMs (read as absent), bridges, SR-IOV, MSI with 32-bit addresses, ATS, PASID, AER,
-//! VGA ranges. The power states D1 and D2. Whether a guest has memory or I/O decoding on
-//! (command register bits 0 and 1) is kept but not enforced: clients trap by their own view.
+//! VGA ranges, the power states D1 and D2, PME. Errors are never logged, so the bits that a guest
+//! would clear by writing 1 are always 0. Bus mastering off does not hold messages back, as it
+//! would in hardware. A function-level reset also resets the few bits that it should leave alone
+//! (payload size, ASPM and clock of the link); drivers restore them.
 
 mod address;
 mod capability;

@@ -149,28 +149,3 @@ fn a_function_without_interrupts() {
     guest.set_config32(0x50, 0);
     assert_eq!(msi[31].take(), 1);
 }
-
-/// Threads of the device, and a guest that resets it: the pin ends as the conditions say.
-#[test]
-fn level_and_status_agree_whoever_comes_last() {
-    let guest = Guest::of_everything();
-    let pin = guest.listen(INTX, 1);
-    for round in 0..50 {
-        std::thread::scope(|scope| {
-            for vector in 0..3 {
-                let interrupts = guest.interrupts();
-                scope.spawn(move || {
-                    for turn in 0..40 {
-                        interrupts.set(vector, turn % 2 == 0);
-                    }
-                    interrupts.set(vector, vector == 1 && round % 2 == 0);
-                });
-            }
-            guest.file.reset().unwrap();
-        });
-        let status = guest.config16(STATUS) & INTERRUPT_STATUS != 0;
-        pin[0].take();
-        guest.unmask(INTX);
-        assert_eq!(pin[0].take() == 1, status, "round {round}");
-    }
-}
