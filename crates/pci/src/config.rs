@@ -74,6 +74,15 @@ pub(crate) enum GuestReset {
     Power,
 }
 
+impl std::fmt::Display for GuestReset {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::FunctionLevel => "function-level reset",
+            Self::Power => "reset on the way back from D3hot",
+        })
+    }
+}
+
 /// The parts of the state that the rest of the function acts on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Controls {

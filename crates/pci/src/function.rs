@@ -243,7 +243,7 @@ impl<M: Model> Device for Function<M> {
         if region.0 == CONFIG_REGION {
             match self.config.write(offset as usize, data) {
                 Some(reset) => {
-                    tracing::debug!(device = self.handle()?.name(), ?reset, "reset by the guest");
+                    tracing::debug!(device = self.handle()?.name(), "{reset}");
                     self.reset_function();
                 }
                 None => self.apply_controls(),
