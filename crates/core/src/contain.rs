@@ -6,14 +6,14 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 /// What a panic said.
 #[derive(Debug, thiserror::Error)]
 #[error("panic: {0}")]
-pub(crate) struct Panicked(String);
+pub struct Panicked(String);
 
 /// Runs foreign code; a panic in it becomes an error.
 ///
 /// Whatever the code was working on may be half done. Callers hand it nothing but the device
 /// itself, which the core does not touch again before a reset.
 #[inline]
-pub(crate) fn contain<R>(code: impl FnOnce() -> R) -> Result<R, Panicked> {
+pub fn contain<R>(code: impl FnOnce() -> R) -> Result<R, Panicked> {
     catch_unwind(AssertUnwindSafe(code)).map_err(caught)
 }
 

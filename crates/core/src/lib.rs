@@ -55,7 +55,7 @@
 //!   client that mapped a shared area can go on writing to it. What it writes means nothing to
 //!   the device beyond what any client's writes there mean.
 
-mod contain;
+pub mod contain;
 pub mod device;
 pub mod dma;
 pub mod error;

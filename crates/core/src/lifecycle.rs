@@ -13,7 +13,7 @@ use std::time::Duration;
 use crate::device::{DeviceFlags, ResetCause};
 use crate::error::{Errno, Error, Result};
 use crate::event::Event;
-use crate::file::{FileShared, Owner};
+use crate::file::{FileId, FileShared, Owner};
 use crate::irq::IrqIndex;
 use crate::mutation::{Mutation, active};
 use crate::patience::Patience;
@@ -183,21 +183,48 @@ impl Registered {
         tracing::debug!(device = self.name(), n, told, "asked the users to let go");
     }
 
+    /// Takes one file away, by its number.
+    pub(crate) fn revoke(&self, id: FileId) -> Result<()> {
+        let gone = || Error::new(Errno::NOENT, format!("{} has no {id}", self.name()));
+        let file = {
+            let mut guard = self.set.lock();
+            let member = guard.find(self).ok_or_else(gone)?;
+            member.files.get(&id).cloned().ok_or_else(gone)?
+        };
+        self.revoke_file(&file);
+        Ok(())
+    }
+
+    fn revoke_file(&self, file: &FileShared) {
+        let owed = file.revoke() || active(Mutation::RevokeReleasesTwice);
+        if !owed {
+            return;
+        }
+        tracing::debug!(device = self.name(), file = file.id.0, "revoked");
+        self.emit(|subject| Event::Revoked { subject, file: file.id });
+        if active(Mutation::RevokeWithoutRelease) {
+            self.count_out(file, true);
+        } else {
+            self.release_taken(file);
+        }
+    }
+
+    /// Refuses every open from now on, unless the device has files.
+    pub(crate) fn bar_opens_if_unused(&self) -> Result<()> {
+        let mut guard = self.set.lock();
+        let Some(member) = guard.find(self) else { return Ok(()) };
+        if let Some(owner) = member.owner() {
+            return Err(Error::new(Errno::BUSY, format!("{} is in use by {owner}", self.name())));
+        }
+        member.leaving = true;
+        Ok(())
+    }
+
     /// Takes every file away, and waits until those are gone that others are releasing.
     fn revoke_all(&self) {
         let files: Vec<_> = self.set.lock().member(self).files.values().cloned().collect();
         for file in files {
-            let owed = file.revoke() || active(Mutation::RevokeReleasesTwice);
-            if !owed {
-                continue;
-            }
-            tracing::debug!(device = self.name(), file = file.id.0, "revoked");
-            self.emit(|subject| Event::Revoked { subject, file: file.id });
-            if active(Mutation::RevokeWithoutRelease) {
-                self.count_out(&file, true);
-            } else {
-                self.release_taken(&file);
-            }
+            self.revoke_file(&file);
         }
         let mut guard = self.set.lock();
         while !guard.member(self).files.is_empty() {

@@ -311,6 +311,22 @@ impl DeviceRef {
         }
     }
 
+    /// Takes a file from its user, as an unregister does at its deadline: the core releases
+    /// it, and its holder gets `ENODEV` from then on. Waits for a callback of the device that is
+    /// running.
+    ///
+    /// # Errors
+    /// `ENOENT`: the device has no such file (any more).
+    pub fn revoke(&self, file: FileId) -> Result<()> {
+        self.registered.revoke(file)
+    }
+
+    /// Takes every file that the device has now from its user; how many there were.
+    pub fn revoke_all(&self) -> usize {
+        let files = self.status().files;
+        files.iter().filter(|(file, _)| self.revoke(*file).is_ok()).count()
+    }
+
     /// Opens the device for an owner.
     ///
     /// The first open resets the device (unless its state is retained and sound) and calls
@@ -369,6 +385,15 @@ impl Registration {
     pub fn unregister(self, deadline: Option<Duration>) {
         self.finish(deadline);
         // Its drop finds the device gone.
+    }
+
+    /// Refuses every open from now on (`ENODEV`), as the first step of [`Registration::unregister`],
+    /// if nobody has the device open; otherwise nothing changes. Takes the set lock.
+    ///
+    /// # Errors
+    /// `EBUSY`: it is in use, by whom is said.
+    pub fn bar_opens_if_unused(&self) -> Result<()> {
+        self.device.registered.bar_opens_if_unused()
     }
 
     fn finish(&self, deadline: Option<Duration>) {

@@ -1,0 +1,478 @@
+//! The bus: every parent and every instance of a process.
+
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use uuid::Uuid;
+use vfiod_core::contain::contain;
+use vfiod_core::{DeviceRef, DeviceSpec, Errno, Error, OpenPolicy, Registry, Result, StatePolicy};
+
+use crate::instance::{self, Door, Instance, Live, Removal, Shared};
+use crate::parent::{Capacity, NewInstance, Parent, ParentSpec, TypeInfo};
+use crate::sync::{Condvar, Mutex, lock, thread, wait, wait_until};
+
+/// Parents and their instances. Cheap to clone.
+#[derive(Clone)]
+pub struct Bus {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    registry: Registry,
+    state: Mutex<State>,
+    /// An instance has gone, or a creation is over.
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    parents: BTreeMap<String, ParentState>,
+    instances: HashMap<Uuid, Slot>,
+}
+
+/// A parent as its instances keep it.
+pub(crate) struct ParentEntry {
+    pub(crate) spec: ParentSpec,
+    ops: Box<dyn Parent>,
+}
+
+struct ParentState {
+    entry: Arc<ParentEntry>,
+    leaving: bool,
+    /// Instances on their way in.
+    creating: usize,
+    /// Units taken, by type.
+    taken: Vec<u32>,
+    instances: BTreeSet<Uuid>,
+}
+
+/// A known UUID.
+enum Slot {
+    /// On its way in.
+    Reserved,
+    /// Live or leaving.
+    Present(Arc<Shared>),
+}
+
+impl ParentState {
+    /// How many more instances of a type there can be.
+    fn available(&self, kind: usize) -> u32 {
+        let left = match self.entry.spec.capacity {
+            Capacity::Shared(units) => units.saturating_sub(self.taken.iter().sum()),
+            Capacity::PerType(units) => units.saturating_sub(self.taken[kind]),
+        };
+        left / self.entry.spec.types[kind].takes
+    }
+}
+
+/// What is to be created.
+#[derive(Clone, Debug)]
+pub struct Create {
+    /// The parent's name.
+    pub parent: String,
+    /// The type's id.
+    pub type_id: String,
+    /// The instance's UUID, which becomes the device's name.
+    pub uuid: Uuid,
+    /// Attributes to set before it can be used, in this order.
+    pub attributes: Vec<(String, String)>,
+    /// How many files it takes.
+    pub open: OpenPolicy,
+    /// What happens to its state between users.
+    pub state: StatePolicy,
+}
+
+impl Create {
+    /// An instance with no attributes set and the default policies.
+    pub fn new(parent: impl Into<String>, type_id: impl Into<String>, uuid: Uuid) -> Self {
+        Self {
+            parent: parent.into(),
+            type_id: type_id.into(),
+            uuid,
+            attributes: Vec::new(),
+            open: OpenPolicy::default(),
+            state: StatePolicy::default(),
+        }
+    }
+}
+
+/// A parent at one moment.
+#[derive(Clone, Debug)]
+pub struct ParentStatus {
+    /// Its name.
+    pub name: String,
+    /// It is being unregistered.
+    pub leaving: bool,
+    /// Its types.
+    pub types: Vec<TypeStatus>,
+    /// Its instances.
+    pub instances: Vec<Uuid>,
+}
+
+/// A type at one moment.
+#[derive(Clone, Debug)]
+pub struct TypeStatus {
+    /// What it is.
+    pub info: TypeInfo,
+    /// How many more instances there can be (sysfs `available_instances`).
+    pub available: u32,
+}
+
+impl Bus {
+    /// A bus without parents, whose instances are devices of a registry.
+    pub fn new(registry: Registry) -> Self {
+        let state = Mutex::new(State::default());
+        Self { inner: Arc::new(Inner { registry, state, changed: Condvar::new() }) }
+    }
+
+    /// Registers a parent.
+    ///
+    /// # Errors
+    /// `EINVAL`: the spec contradicts itself; `EEXIST`: the name is taken.
+    pub fn register(
+        &self,
+        spec: ParentSpec,
+        parent: Box<dyn Parent>,
+    ) -> Result<ParentRegistration> {
+        spec.validate()?;
+        let name = spec.name.clone();
+        let mut state = lock(&self.inner.state);
+        if state.parents.contains_key(&name) {
+            let what = format!("there is a parent called {name} already");
+            return Err(Error::new(Errno::EXIST, what));
+        }
+        let taken = vec![0; spec.types.len()];
+        let entry = Arc::new(ParentEntry { spec, ops: parent });
+        let (leaving, creating, instances) = (false, 0, BTreeSet::new());
+        let parent = ParentState { entry, leaving, creating, taken, instances };
+        state.parents.insert(name.clone(), parent);
+        Ok(ParentRegistration { bus: self.clone(), name })
+    }
+
+    /// Creates an instance: made by its parent, its attributes set, registered, its door opened.
+    /// After an error nothing of it is left, and nothing of it could be seen.
+    ///
+    /// `door`: opens the way by which clients come, once the device is registered.
+    ///
+    /// # Errors
+    /// As listed in the crate's documentation.
+    pub fn create(
+        &self,
+        create: &Create,
+        door: impl FnOnce(&DeviceRef) -> Result<Box<dyn Door>>,
+    ) -> Result<Instance> {
+        let reserved = self.reserve(create)?;
+        let shared = Arc::new(reserved.make(create, door)?);
+        let instance = Instance { shared };
+        reserved.fill(&instance);
+        tracing::debug!(uuid = %create.uuid, parent = create.parent, kind = create.type_id, "created");
+        Ok(instance)
+    }
+
+    fn reserve(&self, create: &Create) -> Result<Reserved<'_>> {
+        let Create { parent: name, type_id, uuid, .. } = create;
+        if uuid.is_nil() {
+            return Err(Error::new(Errno::INVAL, "the nil UUID names no device"));
+        }
+        let mut state = lock(&self.inner.state);
+        let State { parents, instances } = &mut *state;
+        let Some(parent) = parents.get_mut(name) else {
+            let known: Vec<_> = parents.keys().map(String::as_str).collect();
+            let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
+            let what = format!("there is no parent `{name}`; there is: {known}");
+            return Err(Error::new(Errno::NODEV, what));
+        };
+        let types = &parent.entry.spec.types;
+        let Some(kind) = types.iter().position(|kind| kind.id == *type_id) else {
+            let known: Vec<_> = types.iter().map(|kind| kind.id.as_str()).collect();
+            let what =
+                format!("parent {name} has no type `{type_id}`; its types: {}", known.join(", "));
+            return Err(Error::new(Errno::INVAL, what));
+        };
+        if parent.leaving {
+            return Err(Error::new(Errno::NODEV, format!("parent {name} is leaving")));
+        }
+        let Entry::Vacant(entry) = instances.entry(*uuid) else {
+            let what = format!("there is an instance {uuid} already");
+            return Err(Error::new(Errno::EXIST, what));
+        };
+        if parent.available(kind) == 0 {
+            let what = format!("parent {name} has no {type_id} left");
+            return Err(Error::new(Errno::USERS, what));
+        }
+        entry.insert(Slot::Reserved);
+        parent.taken[kind] += parent.entry.spec.types[kind].takes;
+        parent.creating += 1;
+        let parent = parent.entry.clone();
+        Ok(Reserved { bus: self, uuid: *uuid, parent, kind, filled: false })
+    }
+
+    /// Removes an instance. Returns when it is gone and its UUID can be used again.
+    ///
+    /// While somebody else removes it, [`Removal::Wait`] waits for them, and [`Removal::Deadline`]
+    /// makes them hurry: after its time the instance is taken from its users.
+    ///
+    /// # Errors
+    /// `ENOENT`: there is no such instance; `EBUSY`: it is in use, is on its way in, or out
+    /// ([`Removal::Refuse`]).
+    pub fn remove(&self, uuid: Uuid, removal: Removal) -> Result<()> {
+        let shared = match lock(&self.inner.state).instances.get(&uuid) {
+            None => return Err(Error::new(Errno::NOENT, format!("there is no instance {uuid}"))),
+            Some(Slot::Reserved) => {
+                let what = format!("instance {uuid} is on its way in");
+                return Err(Error::new(Errno::BUSY, what));
+            }
+            Some(Slot::Present(shared)) => shared.clone(),
+        };
+        match shared.take(removal)? {
+            Some(live) => {
+                live.end(removal);
+                self.forget(&shared);
+                tracing::debug!(%uuid, "removed");
+            }
+            None => self.await_removal(&shared, removal),
+        }
+        Ok(())
+    }
+
+    /// After an instance has ended: gives back what it took.
+    fn forget(&self, shared: &Shared) {
+        let name = &shared.parent.spec.name;
+        let removed;
+        {
+            let mut state = lock(&self.inner.state);
+            removed = state.instances.remove(&shared.uuid);
+            let parent = state.parents.get_mut(name).expect("a parent outlives its instances");
+            parent.taken[shared.kind] -= shared.parent.spec.types[shared.kind].takes;
+            parent.instances.remove(&shared.uuid);
+        }
+        // Its attributes go with it, which is foreign code.
+        drop(removed);
+        self.inner.changed.notify_all();
+    }
+
+    fn await_removal(&self, shared: &Arc<Shared>, removal: Removal) {
+        let present = |state: &State| match state.instances.get(&shared.uuid) {
+            Some(Slot::Present(there)) => Arc::ptr_eq(there, shared),
+            Some(Slot::Reserved) | None => false,
+        };
+        let mut state = lock(&self.inner.state);
+        if let Removal::Deadline(time) = removal
+            && let Some(moment) = Instant::now().checked_add(time)
+        {
+            while present(&state) {
+                match wait_until(&self.inner.changed, state, moment) {
+                    Some(held) => state = held,
+                    None => {
+                        shared.device.revoke_all();
+                        state = lock(&self.inner.state);
+                        break;
+                    }
+                }
+            }
+        }
+        while present(&state) {
+            state = wait(&self.inner.changed, state);
+        }
+    }
+
+    /// An instance, live or leaving.
+    pub fn instance(&self, uuid: Uuid) -> Option<Instance> {
+        match lock(&self.inner.state).instances.get(&uuid)? {
+            Slot::Present(shared) => Some(Instance { shared: shared.clone() }),
+            Slot::Reserved => None,
+        }
+    }
+
+    /// Every instance, in the order in which they were created.
+    pub fn instances(&self) -> Vec<Instance> {
+        let mut instances = Vec::new();
+        for slot in lock(&self.inner.state).instances.values() {
+            if let Slot::Present(shared) = slot {
+                instances.push(Instance { shared: shared.clone() });
+            }
+        }
+        instances.sort_unstable_by_key(|instance| instance.device().id());
+        instances
+    }
+
+    /// A parent.
+    pub fn parent(&self, name: &str) -> Option<ParentStatus> {
+        lock(&self.inner.state).parents.get(name).map(status)
+    }
+
+    /// Every parent, by name.
+    pub fn parents(&self) -> Vec<ParentStatus> {
+        lock(&self.inner.state).parents.values().map(status).collect()
+    }
+
+    /// How many more instances of a type there can be; `None`: no such parent or type.
+    pub fn available(&self, parent: &str, type_id: &str) -> Option<u32> {
+        let state = lock(&self.inner.state);
+        let parent = state.parents.get(parent)?;
+        let kind = parent.entry.spec.types.iter().position(|kind| kind.id == type_id)?;
+        Some(parent.available(kind))
+    }
+}
+
+fn status(parent: &ParentState) -> ParentStatus {
+    let types = parent.entry.spec.types.iter().enumerate();
+    let types =
+        types.map(|(at, info)| TypeStatus { info: info.clone(), available: parent.available(at) });
+    ParentStatus {
+        name: parent.entry.spec.name.clone(),
+        leaving: parent.leaving,
+        types: types.collect(),
+        instances: parent.instances.iter().copied().collect(),
+    }
+}
+
+impl fmt::Debug for Bus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Bus").finish_non_exhaustive()
+    }
+}
+
+/// A UUID and a share of the parent for an instance on its way in; given back unless filled.
+struct Reserved<'a> {
+    bus: &'a Bus,
+    uuid: Uuid,
+    parent: Arc<ParentEntry>,
+    kind: usize,
+    filled: bool,
+}
+
+impl Reserved<'_> {
+    fn make(
+        &self,
+        create: &Create,
+        door: impl FnOnce(&DeviceRef) -> Result<Box<dyn Door>>,
+    ) -> Result<Shared> {
+        let kind = &self.parent.spec.types[self.kind];
+        let NewInstance { device, attributes } =
+            instance::contained(kind, || self.parent.ops.create(&create.type_id, self.uuid))?;
+        for (name, value) in &create.attributes {
+            instance::set(attributes.as_ref(), kind, name, value)?;
+        }
+        let spec = DeviceSpec {
+            name: self.uuid.to_string(),
+            open: create.open,
+            state: create.state,
+            ..DeviceSpec::default()
+        };
+        let registration = self.bus.inner.registry.register(spec, device)?;
+        // If there is no way in, the registration is dropped and with it the device.
+        let door = door(registration.device())?;
+        let live = Live { door, registration };
+        Ok(Shared::new(self.uuid, self.parent.clone(), self.kind, attributes, live))
+    }
+
+    fn fill(mut self, instance: &Instance) {
+        self.filled = true;
+        let mut state = lock(&self.bus.inner.state);
+        state.instances.insert(self.uuid, Slot::Present(instance.shared.clone()));
+        let parent = state.parents.get_mut(&self.parent.spec.name).expect("it waits for this");
+        parent.instances.insert(self.uuid);
+        // The drop of `self` tells that the creation is over.
+    }
+}
+
+impl Drop for Reserved<'_> {
+    fn drop(&mut self) {
+        {
+            let mut state = lock(&self.bus.inner.state);
+            let parent = state.parents.get_mut(&self.parent.spec.name);
+            let parent = parent.expect("a parent waits for those on their way in");
+            parent.creating -= 1;
+            if !self.filled {
+                parent.taken[self.kind] -= self.parent.spec.types[self.kind].takes;
+                state.instances.remove(&self.uuid);
+            }
+        }
+        self.bus.inner.changed.notify_all();
+    }
+}
+
+/// A parent's registration. Dropping it unregisters the parent and takes its instances from their
+/// users at once.
+#[must_use = "dropping a registration unregisters the parent"]
+#[derive(Debug)]
+pub struct ParentRegistration {
+    bus: Bus,
+    name: String,
+}
+
+impl ParentRegistration {
+    /// The parent's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Unregisters: nothing can be created from now on (`ENODEV`), and every instance is removed.
+    /// Their users are asked to let go, all at the same time; with a deadline, the instances are
+    /// taken from those who have not by then. Returns when the last one is gone.
+    pub fn unregister(self, deadline: Option<Duration>) {
+        self.finish(deadline);
+        // Its drop finds the parent gone.
+    }
+
+    fn finish(&self, deadline: Option<Duration>) {
+        let Inner { state, changed, .. } = &*self.bus.inner;
+        let uuids: Vec<Uuid> = {
+            let mut state = lock(state);
+            loop {
+                let Some(parent) = state.parents.get_mut(&self.name) else { return };
+                parent.leaving = true;
+                if parent.creating == 0 {
+                    break parent.instances.iter().copied().collect();
+                }
+                state = wait(changed, state);
+            }
+        };
+        let end = deadline.and_then(|time| Instant::now().checked_add(time));
+        let mut removers = Vec::new();
+        for uuid in uuids {
+            // Most are idle, and gone at once. One that is not gets a thread, so that it is not
+            // asked only after those before it have let go.
+            if self.bus.remove(uuid, Removal::Refuse).is_ok() {
+                continue;
+            }
+            let bus = self.bus.clone();
+            let remove = move || {
+                let removal = match (deadline, end) {
+                    (Some(Duration::ZERO), _) => Removal::Deadline(Duration::ZERO),
+                    (_, None) => Removal::Wait,
+                    (_, Some(end)) => {
+                        Removal::Deadline(end.saturating_duration_since(Instant::now()))
+                    }
+                };
+                // Fails only if somebody else has removed it.
+                let _ = bus.remove(uuid, removal);
+            };
+            match thread::Builder::new().name(format!("remove {uuid}")).spawn(remove.clone()) {
+                Ok(thread) => removers.push(thread),
+                Err(error) => {
+                    tracing::warn!(%uuid, %error, "no thread for a removal: one after the other");
+                    remove();
+                }
+            }
+        }
+        for remover in removers {
+            let _ = remover.join();
+        }
+        let gone = lock(state).parents.remove(&self.name);
+        if let Err(panic) = contain(|| drop(gone)) {
+            tracing::error!(parent = self.name, error = %panic, "dropping a parent failed");
+        }
+        tracing::debug!(parent = self.name, "unregistered");
+    }
+}
+
+impl Drop for ParentRegistration {
+    fn drop(&mut self) {
+        self.finish(Some(Duration::ZERO));
+    }
+}

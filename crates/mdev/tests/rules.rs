@@ -1,0 +1,470 @@
+//! The kernel's rules of parents, types and instances, one test each.
+
+#![cfg(not(shuttle))]
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
+use std::thread;
+use std::time::Duration;
+
+use vfiod_core::{
+    Context, Description, Device, DeviceFlags, Errno, Error, File, Owner, Region, RegionIndex,
+    Registry, ResetCause, Result,
+};
+use vfiod_mdev::{
+    AttributeInfo, Attributes, Bus, Capacity, Create, Door, Instance, NewInstance, NoDoor, Parent,
+    ParentRegistration, ParentSpec, Removal, Stage, TypeInfo, Uuid,
+};
+
+const NOW: Option<Duration> = Some(Duration::ZERO);
+
+/// What the tests want to know, and to make happen.
+#[derive(Default)]
+struct Knobs {
+    alive: AtomicUsize,
+    requests: AtomicUsize,
+    panic: AtomicBool,
+    refuse: AtomicBool,
+    /// Creation waits until this is filled.
+    gate: Mutex<Option<mpsc::Receiver<()>>>,
+}
+
+struct Counted(Arc<Knobs>);
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.alive.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+impl Device for Counted {
+    fn describe(&self) -> Description {
+        let regions = vec![Region::registers(4)];
+        Description { flags: DeviceFlags::RESET, regions, irqs: Vec::new() }
+    }
+    fn init(&mut self, _: &Context) -> Result<()> {
+        Ok(())
+    }
+    fn open_device(&mut self) -> Result<()> {
+        Ok(())
+    }
+    fn close_device(&mut self) {}
+    fn read(&mut self, _: RegionIndex, _: u64, data: &mut [u8]) -> Result<()> {
+        data.fill(0);
+        Ok(())
+    }
+    fn write(&mut self, _: RegionIndex, _: u64, _: &[u8]) -> Result<()> {
+        Ok(())
+    }
+    fn reset(&mut self, _: ResetCause) -> Result<()> {
+        Ok(())
+    }
+    fn as_request(&mut self) -> Option<&mut dyn vfiod_core::device::Request> {
+        Some(self)
+    }
+}
+
+impl vfiod_core::device::Request for Counted {
+    fn request(&mut self, _: u32) -> bool {
+        self.0.requests.fetch_add(1, Ordering::SeqCst);
+        true
+    }
+}
+
+/// A colour, and a serial number that can only be read.
+struct Paint(Mutex<String>);
+
+impl Attributes for Paint {
+    fn get(&self, name: &str) -> Result<String> {
+        Ok(match name {
+            "colour" => self.0.lock().unwrap().clone(),
+            _ => "7".to_owned(),
+        })
+    }
+    fn set(&self, name: &str, value: &str) -> Result<()> {
+        assert_eq!(name, "colour");
+        match value {
+            "red" | "blue" => *self.0.lock().unwrap() = value.to_owned(),
+            "crash" => panic!("{value}"),
+            _ => return Err(Error::new(Errno::INVAL, format!("`{value}` is not red or blue"))),
+        }
+        Ok(())
+    }
+}
+
+struct Shop(Arc<Knobs>);
+
+impl Parent for Shop {
+    fn create(&self, type_id: &str, _: Uuid) -> Result<NewInstance> {
+        if let Some(gate) = &*self.0.gate.lock().unwrap() {
+            gate.recv().unwrap();
+        }
+        if self.0.refuse.load(Ordering::SeqCst) {
+            return Err(Error::new(Errno::NOMEM, "the shop is out of paint"));
+        }
+        self.0.alive.fetch_add(1, Ordering::SeqCst);
+        let device = Box::new(Counted(self.0.clone()));
+        assert!(!self.0.panic.load(Ordering::SeqCst), "the shop burns");
+        let paint = || Arc::new(Paint(Mutex::new("grey".to_owned()))) as Arc<dyn Attributes>;
+        Ok(NewInstance { device, attributes: (type_id == "wide").then(paint) })
+    }
+}
+
+fn kind(id: &str, takes: u32) -> TypeInfo {
+    let attribute = |name: &str, writable| AttributeInfo {
+        name: name.to_owned(),
+        values: "red or blue".to_owned(),
+        summary: "for looks".to_owned(),
+        writable,
+    };
+    let attributes = vec![attribute("colour", true), attribute("number", false)];
+    TypeInfo {
+        id: id.to_owned(),
+        name: format!("The {id} one"),
+        description: "of the shop".to_owned(),
+        device_api: "vfio-pci".to_owned(),
+        takes,
+        attributes: if id == "wide" { attributes } else { Vec::new() },
+    }
+}
+
+struct Rig {
+    registry: Registry,
+    bus: Bus,
+    shop: ParentRegistration,
+    knobs: Arc<Knobs>,
+}
+
+/// A shop with five units: the narrow type takes one, the wide one two.
+fn rig() -> Rig {
+    rig_with(Capacity::Shared(5))
+}
+
+fn rig_with(capacity: Capacity) -> Rig {
+    let registry = Registry::new();
+    let bus = Bus::new(registry.clone());
+    let knobs = Arc::<Knobs>::default();
+    let types = vec![kind("narrow", 1), kind("wide", 2)];
+    let spec = ParentSpec { name: "shop".to_owned(), types, capacity };
+    let shop = bus.register(spec, Box::new(Shop(knobs.clone()))).unwrap();
+    Rig { registry, bus, shop, knobs }
+}
+
+fn uuid(n: u128) -> Uuid {
+    Uuid::from_u128(n)
+}
+
+impl Rig {
+    fn create(&self, kind: &str, n: u128) -> Result<Instance> {
+        self.bus.create(&Create::new("shop", kind, uuid(n)), |_| Ok(Box::new(NoDoor)))
+    }
+
+    fn with(&self, n: u128, attributes: &[(&str, &str)]) -> Result<Instance> {
+        let pairs = attributes.iter().map(|(name, value)| (name.to_string(), value.to_string()));
+        let create = Create { attributes: pairs.collect(), ..Create::new("shop", "wide", uuid(n)) };
+        self.bus.create(&create, |_| Ok(Box::new(NoDoor)))
+    }
+
+    fn alive(&self) -> usize {
+        self.knobs.alive.load(Ordering::SeqCst)
+    }
+
+    fn left(&self) -> [u32; 2] {
+        ["narrow", "wide"].map(|kind| self.bus.available("shop", kind).unwrap())
+    }
+
+    /// Nothing was left behind.
+    fn assert_empty(&self) {
+        assert_eq!((self.alive(), self.left()), (0, [5, 2]));
+        assert!(self.bus.instances().is_empty() && self.registry.devices().is_empty());
+    }
+}
+
+fn open(instance: &Instance) -> Result<File> {
+    instance.device().open(Owner::InProcess("test".to_owned()))
+}
+
+#[track_caller]
+fn refused<T>(result: Result<T>, errno: Errno, says: &str) {
+    let Err(error) = result else { panic!("not refused: {says}") };
+    assert_eq!(error.errno(), errno, "{error}");
+    assert!(error.to_string().contains(says), "{error}");
+}
+
+#[test]
+fn units_are_shared_by_the_types() {
+    let rig = rig();
+    assert_eq!(rig.left(), [5, 2]);
+    rig.create("wide", 1).unwrap();
+    assert_eq!(rig.left(), [3, 1]);
+    rig.create("wide", 2).unwrap();
+    assert_eq!(rig.left(), [1, 0]);
+    refused(rig.create("wide", 3), Errno::USERS, "parent shop has no wide left");
+    rig.create("narrow", 3).unwrap();
+    refused(rig.create("narrow", 4), Errno::USERS, "no narrow left");
+    rig.bus.remove(uuid(1), Removal::Refuse).unwrap();
+    assert_eq!(rig.left(), [2, 1]);
+    let parent = rig.bus.parent("shop").unwrap();
+    assert_eq!(parent.instances, [uuid(2), uuid(3)]);
+}
+
+#[test]
+fn units_of_each_type() {
+    let rig = rig_with(Capacity::PerType(2));
+    assert_eq!(rig.left(), [2, 1]);
+    rig.create("wide", 1).unwrap();
+    assert_eq!(rig.left(), [2, 0]);
+    refused(rig.create("wide", 2), Errno::USERS, "no wide left");
+    rig.create("narrow", 2).unwrap();
+    assert_eq!(rig.left(), [1, 0]);
+}
+
+#[test]
+fn a_uuid_is_known_once_until_it_is_gone() {
+    let rig = rig();
+    let instance = rig.create("narrow", 1).unwrap();
+    refused(rig.create("narrow", 1), Errno::EXIST, "there is an instance 00000000-0000-0000");
+    refused(rig.create("wide", 1), Errno::EXIST, "already");
+    assert_eq!(instance.device().name(), uuid(1).to_string());
+    assert_eq!((instance.parent(), instance.kind().id.as_str()), ("shop", "narrow"));
+    // Its set is its own: it is called like the device.
+    assert_eq!(instance.device().set_name(), instance.device().name());
+    rig.bus.remove(uuid(1), Removal::Refuse).unwrap();
+    refused(rig.bus.remove(uuid(1), Removal::Refuse), Errno::NOENT, "no instance");
+    rig.create("narrow", 1).unwrap();
+}
+
+#[test]
+fn what_there_is_not_cannot_be_created() {
+    let rig = rig();
+    refused(rig.create("tall", 1), Errno::INVAL, "its types: narrow, wide");
+    refused(rig.create("narrow", 0), Errno::INVAL, "nil");
+    let create = Create::new("shed", "narrow", uuid(1));
+    let created = rig.bus.create(&create, |_| Ok(Box::new(NoDoor)));
+    refused(created, Errno::NODEV, "no parent `shed`; there is: shop");
+    rig.assert_empty();
+}
+
+#[test]
+fn a_creation_that_fails_leaves_nothing() {
+    let rig = rig();
+    rig.knobs.refuse.store(true, Ordering::SeqCst);
+    refused(rig.create("narrow", 1), Errno::NOMEM, "out of paint");
+    rig.assert_empty();
+    rig.knobs.refuse.store(false, Ordering::SeqCst);
+    rig.knobs.panic.store(true, Ordering::SeqCst);
+    refused(rig.create("narrow", 1), Errno::IO, "the parent of narrow failed");
+    rig.assert_empty();
+    rig.knobs.panic.store(false, Ordering::SeqCst);
+    let no_door = |_: &vfiod_core::DeviceRef| Err(Error::new(Errno::ADDRINUSE, "bricked up"));
+    let created = rig.bus.create(&Create::new("shop", "narrow", uuid(1)), no_door);
+    refused(created, Errno::ADDRINUSE, "bricked up");
+    rig.assert_empty();
+    rig.create("narrow", 1).unwrap();
+}
+
+#[test]
+fn attributes_are_checked_before_anything_is_seen() {
+    let rig = rig();
+    refused(rig.with(1, &[("color", "red")]), Errno::NOENT, "it has: colour, number");
+    refused(rig.with(1, &[("colour", "red"), ("colour", "pink")]), Errno::INVAL, "not red or blue");
+    refused(rig.with(1, &[("number", "8")]), Errno::ACCESS, "can only be read");
+    refused(rig.with(1, &[("colour", "crash")]), Errno::IO, "failed");
+    rig.assert_empty();
+    let instance = rig.with(1, &[("colour", "red"), ("colour", "blue")]).unwrap();
+    assert_eq!(instance.attribute("colour").unwrap(), "blue");
+    assert_eq!(instance.attribute("number").unwrap(), "7");
+    instance.set_attribute("colour", "red").unwrap();
+    assert_eq!(instance.attribute("colour").unwrap(), "red");
+    refused(instance.set_attribute("number", "1"), Errno::ACCESS, "can only be read");
+    refused(instance.set_attribute("size", "1"), Errno::NOENT, "no attribute `size`");
+    let plain = rig.create("narrow", 2).unwrap();
+    refused(plain.attribute("colour"), Errno::NOENT, "it has: none");
+}
+
+#[test]
+fn one_in_use_is_not_removed_where_that_is_refused() {
+    let rig = rig();
+    let instance = rig.create("narrow", 1).unwrap();
+    let file = open(&instance).unwrap();
+    refused(rig.bus.remove(uuid(1), Removal::Refuse), Errno::BUSY, "in use by test");
+    // It stays as usable as it was.
+    assert_eq!(instance.stage(), Stage::Live);
+    file.read(RegionIndex(0), 0, &mut [0; 4]).unwrap();
+    drop(file);
+    drop(open(&instance).unwrap());
+    rig.bus.remove(uuid(1), Removal::Refuse).unwrap();
+    assert_eq!(open(&instance).unwrap_err().errno(), Errno::NODEV);
+    rig.assert_empty();
+}
+
+/// Spins until something is so; a hang is a failure.
+fn eventually(what: &str, mut so: impl FnMut() -> bool) {
+    for _ in 0..5000 {
+        if so() {
+            return;
+        }
+        thread::sleep(Duration::from_millis(2));
+    }
+    panic!("never: {what}");
+}
+
+#[test]
+fn a_removal_waits_for_the_users_whom_it_asks() {
+    let rig = rig();
+    let instance = rig.create("narrow", 1).unwrap();
+    let file = open(&instance).unwrap();
+    thread::scope(|scope| {
+        let removal = scope.spawn(|| rig.bus.remove(uuid(1), Removal::Wait));
+        eventually("asked", || rig.knobs.requests.load(Ordering::SeqCst) > 0);
+        assert_eq!(instance.stage(), Stage::Leaving);
+        refused(rig.bus.remove(uuid(1), Removal::Refuse), Errno::BUSY, "already");
+        refused(rig.create("narrow", 1), Errno::EXIST, "already");
+        assert_eq!(open(&instance).unwrap_err().errno(), Errno::NODEV);
+        // The user still has it.
+        file.read(RegionIndex(0), 0, &mut [0; 4]).unwrap();
+        let second = scope.spawn(|| rig.bus.remove(uuid(1), Removal::Wait));
+        assert!(!removal.is_finished() && !second.is_finished());
+        drop(file);
+        removal.join().unwrap().unwrap();
+        match second.join().unwrap() {
+            Ok(()) => {}
+            Err(error) => assert_eq!(error.errno(), Errno::NOENT),
+        }
+    });
+    rig.assert_empty();
+}
+
+#[test]
+fn at_the_deadline_it_is_taken_away() {
+    let rig = rig();
+    let instance = rig.create("narrow", 1).unwrap();
+    let file = open(&instance).unwrap();
+    rig.bus.remove(uuid(1), Removal::Deadline(Duration::from_millis(20))).unwrap();
+    assert!(rig.knobs.requests.load(Ordering::SeqCst) > 0);
+    let read = file.read(RegionIndex(0), 0, &mut [0; 4]);
+    assert_eq!(read.unwrap_err().errno(), Errno::NODEV);
+    rig.assert_empty();
+}
+
+#[test]
+fn a_deadline_hurries_a_removal_that_waits() {
+    let rig = rig();
+    let instance = rig.create("narrow", 1).unwrap();
+    let file = open(&instance).unwrap();
+    thread::scope(|scope| {
+        let patient = scope.spawn(|| rig.bus.remove(uuid(1), Removal::Wait));
+        eventually("it is leaving", || instance.stage() == Stage::Leaving);
+        rig.bus.remove(uuid(1), Removal::Deadline(Duration::from_millis(10))).unwrap();
+        patient.join().unwrap().unwrap();
+    });
+    assert!(file.is_revoked());
+    rig.assert_empty();
+}
+
+/// Writes down what happened to it.
+struct Diary(Arc<Mutex<Vec<&'static str>>>);
+
+impl Door for Diary {
+    fn shut(&mut self) {
+        self.0.lock().unwrap().push("shut");
+    }
+}
+
+impl Drop for Diary {
+    fn drop(&mut self) {
+        self.0.lock().unwrap().push("gone");
+    }
+}
+
+#[test]
+fn the_door_is_shut_first_and_gone_last() {
+    let rig = rig();
+    let diary = Arc::default();
+    let door = Diary(Arc::clone(&diary));
+    let create = Create::new("shop", "narrow", uuid(1));
+    let instance = rig.bus.create(&create, |_| Ok(Box::new(door))).unwrap();
+    let file = open(&instance).unwrap();
+    thread::scope(|scope| {
+        let removal = scope.spawn(|| rig.bus.remove(uuid(1), Removal::Wait));
+        eventually("asked", || rig.knobs.requests.load(Ordering::SeqCst) > 0);
+        assert_eq!(*diary.lock().unwrap(), ["shut"]);
+        drop(file);
+        removal.join().unwrap().unwrap();
+    });
+    assert_eq!(*diary.lock().unwrap(), ["shut", "gone"]);
+}
+
+#[test]
+fn a_parent_takes_its_instances_with_it() {
+    let rig = rig();
+    let instances = [1, 2, 3].map(|n| rig.create("narrow", n).unwrap());
+    let files = [&instances[0], &instances[2]].map(|instance| open(instance).unwrap());
+    let Rig { bus, shop, knobs, registry } = rig;
+    shop.unregister(Some(Duration::from_millis(30)));
+    assert!(files.iter().all(File::is_revoked));
+    // Both users were asked.
+    assert!(knobs.requests.load(Ordering::SeqCst) >= 2);
+    assert_eq!(knobs.alive.load(Ordering::SeqCst), 0);
+    assert!(bus.instances().is_empty() && registry.devices().is_empty());
+    assert!(bus.parents().is_empty());
+    let create = Create::new("shop", "narrow", uuid(1));
+    let created = bus.create(&create, |_| Ok(Box::new(NoDoor)));
+    refused(created, Errno::NODEV, "there is: none");
+}
+
+#[test]
+fn a_parent_that_leaves_makes_nothing_more_and_waits_for_those_on_their_way() {
+    let rig = rig();
+    let (release, gate) = mpsc::channel();
+    *rig.knobs.gate.lock().unwrap() = Some(gate);
+    let Rig { bus, shop, knobs, .. } = rig;
+    thread::scope(|scope| {
+        let create =
+            |n| bus.create(&Create::new("shop", "narrow", uuid(n)), |_| Ok(Box::new(NoDoor)));
+        let slow = scope.spawn(move || create(1).map(drop));
+        eventually("on its way", || bus.available("shop", "narrow") == Some(4));
+        refused(bus.remove(uuid(1), Removal::Wait), Errno::BUSY, "on its way in");
+        let leaving = scope.spawn(|| shop.unregister(NOW));
+        eventually("leaving", || bus.parent("shop").is_some_and(|shop| shop.leaving));
+        refused(create(2), Errno::NODEV, "leaving");
+        release.send(()).unwrap();
+        slow.join().unwrap().unwrap();
+        leaving.join().unwrap();
+    });
+    assert_eq!(knobs.alive.load(Ordering::SeqCst), 0);
+    assert!(bus.instances().is_empty() && bus.parents().is_empty());
+}
+
+#[test]
+fn a_parent_is_known_once() {
+    let rig = rig();
+    let spec = |name: &str, types| ParentSpec {
+        name: name.to_owned(),
+        types,
+        capacity: Capacity::Shared(1),
+    };
+    let register = |spec| rig.bus.register(spec, Box::new(Shop(rig.knobs.clone())));
+    refused(register(spec("shop", vec![kind("a", 1)])), Errno::EXIST, "called shop already");
+    refused(register(spec("b", vec![])), Errno::INVAL, "has no type");
+    refused(register(spec("b", vec![kind("a", 0)])), Errno::INVAL, "takes nothing");
+    refused(register(spec("b", vec![kind("a", 1), kind("a", 1)])), Errno::INVAL, "twice");
+    for bad in ["", ".", "..", ".b", "a/b", "a b", "a\n", "\u{e4}"] {
+        refused(register(spec(bad, vec![kind("a", 1)])), Errno::INVAL, "no name for a parent");
+        refused(register(spec("b", vec![kind(bad, 1)])), Errno::INVAL, "no name for a type");
+    }
+    drop(register(spec("b", vec![kind("a", 1)])).unwrap());
+    register(spec("b", vec![kind("a", 1)])).unwrap().unregister(None);
+}
+
+#[test]
+fn instances_do_not_share_a_lock() {
+    // One in the middle of a long first open does not keep another from being opened.
+    let rig = rig();
+    let (a, b) = (rig.create("narrow", 1).unwrap(), rig.create("narrow", 2).unwrap());
+    assert_ne!(a.device().set_name(), b.device().set_name());
+    let held = open(&a).unwrap();
+    let members = held.set_members().unwrap();
+    assert_eq!(members.len(), 1);
+    drop(open(&b).unwrap());
+}
