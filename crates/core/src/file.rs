@@ -5,7 +5,7 @@ use std::collections::btree_map::Entry;
 use std::fmt;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use rustix::event::{EventfdFlags, eventfd};
 
@@ -55,10 +55,22 @@ impl fmt::Display for Owner {
     }
 }
 
+/// A file at one moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FileStatus {
+    /// Its number.
+    pub id: FileId,
+    /// Who holds it.
+    pub owner: Owner,
+    /// When it was opened, by the wall clock.
+    pub since: SystemTime,
+}
+
 /// What the core and the holder share of a file.
 pub(crate) struct FileShared {
     pub(crate) id: FileId,
     pub(crate) owner: Owner,
+    since: SystemTime,
     state: AtomicU8,
     doorbells: Mutex<BTreeMap<RegionIndex, Vec<OwnedFd>>>,
 }
@@ -72,7 +84,12 @@ const GONE: u8 = 2;
 
 impl FileShared {
     pub(crate) fn new(id: FileId, owner: Owner) -> Self {
-        Self { id, owner, state: AtomicU8::new(OPENING), doorbells: Mutex::default() }
+        let (state, doorbells) = (AtomicU8::new(OPENING), Mutex::default());
+        Self { id, owner, since: SystemTime::now(), state, doorbells }
+    }
+
+    pub(crate) fn status(&self) -> FileStatus {
+        FileStatus { id: self.id, owner: self.owner.clone(), since: self.since }
     }
 
     /// The order of this load does not matter: where it must be exact, the device lock is held.

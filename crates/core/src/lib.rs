@@ -80,11 +80,11 @@ pub use device::{
 };
 pub use error::{Errno, Error, Result};
 pub use event::{Event, Observer};
-pub use file::{File, FileId, Owner};
+pub use file::{File, FileId, FileStatus, Owner};
 pub use hot_reset::SetMember;
 pub use irq::{IrqFlags, IrqIndex, IrqInfo};
 pub use region::{Region, RegionFlags, RegionIndex};
 pub use registry::{
-    DeviceRef, DeviceSpec, OpenPolicy, Registration, Registry, StatePolicy, Status,
+    DeviceRef, DeviceSpec, OpenPolicy, Registration, Registry, SetKey, StatePolicy, Status,
 };
 pub use set::{SetId, SetObject};

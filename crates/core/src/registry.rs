@@ -9,9 +9,11 @@ use std::time::Duration;
 
 use crate::contain::{Panicked, contain};
 use crate::device::{Context, Description, Device, DeviceId};
+use crate::dma::WindowInfo;
 use crate::error::{Errno, Error, Result};
 use crate::event::{Event, Observer};
-use crate::file::{File, FileId, Owner};
+use crate::file::{File, FileId, FileStatus, Owner};
+use crate::irq::{IrqIndex, VectorCounters};
 use crate::mutation::{Mutation, active};
 use crate::region::RegionIndex;
 use crate::registered::Registered;
@@ -291,6 +293,27 @@ impl DeviceRef {
         self.registered.set_name()
     }
 
+    /// Tells sets apart, also those of one name, for as long as this is kept: devices of one set
+    /// have the same.
+    pub fn set_key(&self) -> SetKey {
+        SetKey(Arc::as_ptr(&self.registered.set).addr())
+    }
+
+    /// How often an interrupt vector did what. `EINVAL`: there is no such vector.
+    pub fn irq_counters(&self, index: IrqIndex, vector: u32) -> Result<VectorCounters> {
+        self.registered.context.irqs().counters(index, vector)
+    }
+
+    /// Whether any vector of an interrupt index has an eventfd.
+    pub fn irq_enabled(&self, index: IrqIndex) -> bool {
+        self.registered.context.irqs().is_enabled(index)
+    }
+
+    /// The DMA windows that the device's clients have mapped, by address.
+    pub fn dma_windows(&self) -> Vec<WindowInfo> {
+        self.registered.context.dma().windows()
+    }
+
     /// What the device has.
     pub fn description(&self) -> &Description {
         &self.registered.description
@@ -305,7 +328,7 @@ impl DeviceRef {
         Status {
             leaving: member.as_ref().is_none_or(|member| member.leaving),
             files: member.map_or_else(Vec::new, |member| {
-                member.files.values().map(|file| (file.id, file.owner.clone())).collect()
+                member.files.values().map(|file| file.status()).collect()
             }),
             failed: device.is_in_error_state(),
         }
@@ -324,7 +347,7 @@ impl DeviceRef {
     /// Takes every file that the device has now from its user; how many there were.
     pub fn revoke_all(&self) -> usize {
         let files = self.status().files;
-        files.iter().filter(|(file, _)| self.revoke(*file).is_ok()).count()
+        files.iter().filter(|file| self.revoke(file.id).is_ok()).count()
     }
 
     /// Opens the device for an owner.
@@ -349,11 +372,15 @@ impl fmt::Debug for DeviceRef {
     }
 }
 
+/// The identity of a live device set, for telling sets apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SetKey(usize);
+
 /// How a device is used at one moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Status {
-    /// Its files and who holds them; `open` or `release` may still be running for one.
-    pub files: Vec<(FileId, Owner)>,
+    /// Its files, oldest first; `open` or `release` may still be running for one.
+    pub files: Vec<FileStatus>,
     /// It is in the error state.
     pub failed: bool,
     /// It is being unregistered, or has been.
