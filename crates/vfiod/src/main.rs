@@ -7,6 +7,8 @@
 mod bench;
 mod cli;
 mod config;
+#[allow(dead_code, reason = "the manager is to use it")]
+mod definitions;
 mod demo;
 mod generate;
 mod inherited;

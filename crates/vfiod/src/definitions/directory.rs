@@ -1,0 +1,313 @@
+//! The directory on the disk: whole files only, and every change synced.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use rustix::fs::{FlockOperation, OFlags, flock};
+use uuid::Uuid;
+use vfiod_core::{Errno, Error, Result};
+
+use super::{Damaged, Definition, file};
+
+/// A directory of mdevctl's beside those of the parents.
+pub(super) const SCRIPTS: &str = "scripts.d";
+/// Where the store has what is not a definition.
+const OWN: &str = ".vfiod";
+const NEW: &str = "new";
+const DAMAGED: &str = "damaged";
+
+/// A directory of definitions, locked.
+#[derive(Debug)]
+pub(super) struct Directory {
+    path: PathBuf,
+    /// Holds the lock on the directory.
+    _lock: File,
+    /// Changes by this process come one after the other.
+    changing: Mutex<()>,
+}
+
+impl Directory {
+    /// # Errors
+    /// `EBUSY`: locked by another daemon; or what the file system says.
+    pub(super) fn open(path: &Path) -> Result<Self> {
+        make(path).map_err(|error| failed("make", path, error))?;
+        // Whoever changes to another directory later still finds it.
+        let path = path.canonicalize().map_err(|error| failed("find", path, error))?;
+        let lock = File::open(&path).map_err(|error| failed("open", &path, error))?;
+        match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(Errno::WOULDBLOCK) => {
+                let what = format!(
+                    "{}: another vfiod has its definitions there; give each daemon a directory",
+                    path.display()
+                );
+                return Err(Error::new(Errno::BUSY, what));
+            }
+            Err(errno) => return Err(failed("lock", &path, errno.into())),
+        }
+        let directory = Self { path, _lock: lock, changing: Mutex::new(()) };
+        directory.clean()?;
+        Ok(directory)
+    }
+
+    /// Removes what an interrupted write left behind.
+    fn clean(&self) -> Result<()> {
+        let new = self.path.join(OWN).join(NEW);
+        make(&new).map_err(|error| failed("make", &new, error))?;
+        for entry in fs::read_dir(&new).map_err(|error| failed("read", &new, error))? {
+            let entry = entry.map_err(|error| failed("read", &new, error))?;
+            let path = entry.path();
+            fs::remove_file(&path).map_err(|error| failed("remove", &path, error))?;
+            tracing::info!(path = %path.display(), "removed what an interrupted write left");
+        }
+        Ok(())
+    }
+
+    /// Held over a change that reads first.
+    pub(super) fn change(&self) -> MutexGuard<'_, ()> {
+        self.changing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Names of parents that have or had definitions, in order.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub(super) fn parents(&self) -> Result<Vec<String>> {
+        let mut parents = Vec::new();
+        let entries =
+            fs::read_dir(&self.path).map_err(|error| failed("read", &self.path, error))?;
+        for entry in entries {
+            let entry = entry.map_err(|error| failed("read", &self.path, error))?;
+            // Through symbolic links, as mdevctl does it.
+            if let Ok(name) = entry.file_name().into_string()
+                && super::check_name("parent", &name).is_ok()
+                && fs::metadata(entry.path()).is_ok_and(|metadata| metadata.is_dir())
+            {
+                parents.push(name);
+            }
+        }
+        parents.sort_unstable();
+        Ok(parents)
+    }
+
+    /// UUIDs that a parent has files of. Other files are nobody's business: mdevctl finds a
+    /// device by the usual spelling of its UUID only.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub(super) fn files(&self, parent: &str) -> Result<Vec<Uuid>> {
+        let path = self.path.join(parent);
+        let mut files = Vec::new();
+        let entries = match fs::read_dir(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(files),
+            entries => entries.map_err(|error| failed("read", &path, error))?,
+        };
+        for entry in entries {
+            let entry = entry.map_err(|error| failed("read", &path, error))?;
+            let name = entry.file_name();
+            match name.to_str().and_then(spelt) {
+                Some(uuid) => files.push(uuid),
+                None => {
+                    tracing::debug!(path = %entry.path().display(), "not a definition: its name")
+                }
+            }
+        }
+        Ok(files)
+    }
+
+    /// Whether there is a file.
+    pub(super) fn has(&self, parent: &str, uuid: Uuid) -> bool {
+        fs::metadata(self.file(parent, uuid)).is_ok_and(|metadata| metadata.is_file())
+    }
+
+    /// Reads a definition, if there is one. A damaged file is set aside.
+    ///
+    /// # Errors
+    /// The damaged file, which has been logged.
+    pub(super) fn read(&self, parent: &str, uuid: Uuid) -> Result<Option<Definition>, Damaged> {
+        let path = self.file(parent, uuid);
+        let (why, movable) = match contents(&path) {
+            Ok(None) => return Ok(None),
+            Ok(Some((text, settled))) => match file::parse(parent, uuid, &text) {
+                Ok(definition) => return Ok(Some(definition)),
+                Err(why) => (why, settled),
+            },
+            Err(error) => (format!("it cannot be read: {error}"), false),
+        };
+        let mut damaged = Damaged { path, why, set_aside_as: None };
+        if movable {
+            match self.set_aside(parent, uuid) {
+                Ok(place) => damaged.set_aside_as = place,
+                Err(error) => tracing::warn!(%error, "a damaged definition stays where it is"),
+            }
+        }
+        let Damaged { path, why, set_aside_as } = &damaged;
+        let aside = set_aside_as.as_ref().map(|path| path.display().to_string());
+        tracing::warn!(path = %path.display(), why, aside, "damaged definition");
+        Err(damaged)
+    }
+
+    /// Moves a file to a place of which mdevctl takes no notice. `None`: it was gone.
+    fn set_aside(&self, parent: &str, uuid: Uuid) -> Result<Option<PathBuf>> {
+        let from = self.file(parent, uuid);
+        let to = self.path.join(OWN).join(DAMAGED).join(parent);
+        make(&to).map_err(|error| failed("make", &to, error))?;
+        for count in 1.. {
+            let name = match count {
+                1 => uuid.to_string(),
+                _ => format!("{uuid}.{count}"),
+            };
+            let place = to.join(name);
+            // A link rather than a rename: it never replaces anything.
+            match fs::hard_link(&from, &place) {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+                Err(error) => return Err(failed("set aside", &from, error)),
+            }
+            sync(&to).map_err(|error| failed("sync", &to, error))?;
+            self.remove(parent, uuid)?;
+            return Ok(Some(place));
+        }
+        Ok(None)
+    }
+
+    /// Writes a definition that is not there.
+    ///
+    /// # Errors
+    /// `EEXIST`; or what the file system says.
+    pub(super) fn create(&self, definition: &Definition) -> Result<()> {
+        let _one_at_a_time = self.change();
+        let path = self.file(&definition.parent, definition.uuid);
+        self.write(definition, |new| match fs::hard_link(new, &path) {
+            Ok(()) => discard(new),
+            Err(error) => {
+                let _ = fs::remove_file(new);
+                Err(error)
+            }
+        })
+        .map_err(|error| match error.kind() {
+            io::ErrorKind::AlreadyExists => {
+                let Definition { uuid, parent, .. } = definition;
+                Error::new(Errno::EXIST, format!("{uuid} is defined under {parent} already"))
+            }
+            _ => failed("write", &path, error),
+        })
+    }
+
+    /// Writes a definition in the place of the one that is there. Called with [`Self::change`].
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub(super) fn replace(&self, definition: &Definition) -> Result<()> {
+        let path = self.file(&definition.parent, definition.uuid);
+        self.write(definition, |new| fs::rename(new, &path))
+            .map_err(|error| failed("write", &path, error))
+    }
+
+    /// Writes a whole and synced file, and lets `publish` give it its name.
+    fn write(
+        &self,
+        definition: &Definition,
+        publish: impl FnOnce(&Path) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let parent = self.path.join(&definition.parent);
+        make(&parent)?;
+        let name = format!("{}:{}", definition.uuid, definition.parent);
+        // A long name of a parent leaves room for nothing else.
+        let name = if name.len() > 255 { definition.uuid.to_string() } else { name };
+        let new = self.path.join(OWN).join(NEW).join(name);
+        let written = (|| {
+            // Never opened for writing: it may be another name of a definition by now.
+            discard(&new)?;
+            let mut file =
+                OpenOptions::new().write(true).create_new(true).mode(0o644).open(&new)?;
+            file.write_all(&file::text(definition)?)?;
+            file.sync_all()
+        })();
+        if let Err(error) = written {
+            // Half a file, on a full disk for instance: room for others.
+            let _ = fs::remove_file(&new);
+            return Err(error);
+        }
+        publish(&new)?;
+        sync(&parent)
+    }
+
+    /// Removes a file; whether it was there.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub(super) fn remove(&self, parent: &str, uuid: Uuid) -> Result<bool> {
+        let path = self.file(parent, uuid);
+        match fs::remove_file(&path) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            Err(error) => return Err(failed("remove", &path, error)),
+        }
+        let parent = self.path.join(parent);
+        sync(&parent).map_err(|error| failed("sync", &parent, error))?;
+        Ok(true)
+    }
+
+    fn file(&self, parent: &str, uuid: Uuid) -> PathBuf {
+        self.path.join(parent).join(uuid.to_string())
+    }
+}
+
+/// The UUID that a file's name spells as mdevctl does: lower case, with hyphens.
+fn spelt(name: &str) -> Option<Uuid> {
+    let uuid = Uuid::try_parse(name).ok()?;
+    (uuid.to_string() == name).then_some(uuid)
+}
+
+/// A file's contents, and whether nobody is writing to it; `None`: there is no such file.
+fn contents(path: &Path) -> io::Result<Option<(Vec<u8>, bool)>> {
+    // Not to wait for whoever writes into a pipe of that name.
+    let flags = OFlags::NONBLOCK.bits().cast_signed();
+    let file = match OpenOptions::new().read(true).custom_flags(flags).open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        file => file?,
+    };
+    let metadata = file.metadata()?;
+    if !metadata.is_file() {
+        return Ok(None);
+    }
+    let mut text = Vec::new();
+    file.take(file::LARGEST + 1).read_to_end(&mut text)?;
+    Ok(Some((text, file::settled(metadata.modified()?))))
+}
+
+fn discard(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result,
+    }
+}
+
+/// Makes a directory and those above it, so that they last.
+fn make(path: &Path) -> io::Result<()> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    let above = path.parent().filter(|above| !above.as_os_str().is_empty());
+    let above = above.unwrap_or(Path::new("."));
+    make(above)?;
+    match fs::DirBuilder::new().mode(0o755).create(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
+        Err(error) => Err(error),
+        Ok(()) => sync(above),
+    }
+}
+
+fn sync(directory: &Path) -> io::Result<()> {
+    File::open(directory)?.sync_all()
+}
+
+fn failed(what: &str, path: &Path, error: io::Error) -> Error {
+    let errno = Errno::from_io_error(&error).unwrap_or(Errno::IO);
+    Error::new(errno, format!("cannot {what} {}: {error}", path.display())).because(error)
+}
