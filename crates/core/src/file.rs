@@ -118,6 +118,14 @@ impl FileShared {
         !self.step(OPENING, GONE) && self.take()
     }
 
+    /// Forgets the doorbells that were rung and not delivered.
+    pub(crate) fn silence_doorbells(&self) {
+        for fd in lock(&self.doorbells).values().flatten() {
+            // Non-blocking: there is nothing to take, or it is taken.
+            let _ = rustix::io::read(fd, &mut [0; 8]);
+        }
+    }
+
     pub(crate) fn drop_doorbells(&self) {
         drop(std::mem::take(&mut *lock(&self.doorbells)));
     }
@@ -126,7 +134,8 @@ impl FileShared {
 /// One open of a device.
 ///
 /// Every operation of a file that was taken away (see [`crate::Registration::unregister`]) fails
-/// with `ENODEV`. In the device's error state accesses and features fail with `EIO`; mapping,
+/// with `ENODEV`. While the device's set is being reset, accesses, features and [`File::reset`]
+/// wait for its end, for a second at most, and fail with `EBUSY` then. In the device's error state accesses and features fail with `EIO`; mapping,
 /// interrupt set-up and [`File::reset`] work, so that a client can bring the device back.
 pub struct File {
     device: DeviceRef,
@@ -338,21 +347,39 @@ impl File {
         self.present()?;
         let missing = || Error::new(Errno::INVAL, format!("{region} has no doorbell {doorbell}"));
         let bell = *self.find_region(region)?.doorbells.get(doorbell).ok_or_else(missing)?;
-        {
-            let made = lock(&self.shared.doorbells);
-            let Some(fd) = made.get(&region).and_then(|fds| fds.get(doorbell)) else {
+        // Taken with the device lock held and nothing being reset: what was rung during a hot
+        // reset is still there at its end, to be forgotten.
+        let delivered = self.registered().access(&self.shared, |device| {
+            if !self.take_ring(region, doorbell)? {
                 return Ok(false);
-            };
-            match rustix::io::read(fd, &mut [0; 8]) {
-                Ok(_) => {}
-                Err(Errno::AGAIN) => return Ok(false),
-                Err(errno) => return Err(failed("read an eventfd", errno)),
             }
+            let value = bell.datamatch.unwrap_or(0).to_le_bytes();
+            let size = if bell.size == 0 { 4 } else { usize::from(bell.size) };
+            let (offset, value) = (bell.offset, &value[..size]);
+            match self.find_region(region)?.shared_with(offset, size) {
+                Some(memory) => memory.write(offset, value)?,
+                None => device.write(region, offset, value)?,
+            }
+            Ok(true)
+        });
+        if delivered.as_ref().is_err_and(|error| error.errno() == Errno::IO) {
+            // Nobody will hear it.
+            self.take_ring(region, doorbell)?;
         }
-        let value = bell.datamatch.unwrap_or(0).to_le_bytes();
-        let size = if bell.size == 0 { 4 } else { usize::from(bell.size) };
-        self.write(region, bell.offset, &value[..size])?;
-        Ok(true)
+        delivered
+    }
+
+    /// Takes the counter of a doorbell's eventfd; whether it was rung.
+    fn take_ring(&self, region: RegionIndex, doorbell: usize) -> Result<bool> {
+        let made = lock(&self.shared.doorbells);
+        let Some(fd) = made.get(&region).and_then(|fds| fds.get(doorbell)) else {
+            return Ok(false);
+        };
+        match rustix::io::read(fd, &mut [0; 8]) {
+            Ok(_) => Ok(true),
+            Err(Errno::AGAIN) => Ok(false),
+            Err(errno) => Err(failed("read an eventfd", errno)),
+        }
     }
 
     /// The unmasking eventfds that this file set up, for its connection's poller; see
@@ -402,11 +429,9 @@ impl File {
         self.present()?;
         let region = self.find_region(index)?;
         region.check(index, offset, len as u64, access)?;
-        let Some(shared) = region.shared.as_ref().filter(|s| s.covers(offset, len as u64)) else {
-            return Ok(None);
-        };
-        self.registered().may_access(&self.shared)?;
-        Ok(Some(&shared.memory))
+        let Some(memory) = region.shared_with(offset, len) else { return Ok(None) };
+        self.registered().admit(&self.shared)?;
+        Ok(Some(memory))
     }
 }
 

@@ -1,5 +1,16 @@
 //! Hot reset: all members of a set at once, by a user who holds every one that is open
-//! (the kernel's `VFIO_DEVICE_PCI_HOT_RESET` and the information that goes with it).
+//! (the kernel's `VFIO_DEVICE_PCI_HOT_RESET` and the information that goes with it), or by the
+//! administrator.
+//!
+//! With the set lock held from the first step to the last:
+//!
+//! 1. Whoever has a member open is the caller, or it is refused.
+//! 2. Every member is stopped: no call of the device but the reset, no new DMA. Accesses wait. A
+//!    member that is busy for too long ends it here, and all go on as if nothing had been.
+//! 3. Every member is reset; those that share pages with clients last, and again at the end if
+//!    another was reset after them: whatever a client has stored there before is gone then.
+//! 4. What was signalled meanwhile on doorbells and unmasking eventfds is forgotten.
+//! 5. Every member goes on.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,67 +18,169 @@ use std::time::Duration;
 use crate::device::ResetCause;
 use crate::error::{Errno, Error, Result};
 use crate::event::Event;
-use crate::file::{File, FileShared};
+use crate::file::{File, FileShared, Owner};
 use crate::mutation::{Mutation, active};
 use crate::registered::Registered;
 use crate::registry::DeviceRef;
-use crate::set::SetGuard;
+use crate::set::{Member, SetGuard};
 use crate::sync::{thread, try_lock};
 
-/// How long a hot reset waits for the accesses that are in flight, in [`PAUSE`]s: half a second,
-/// a tenth of what clients wait for an answer.
+/// How long a hot reset waits in all for calls of the members that are in flight, in [`PAUSE`]s:
+/// half a second, a tenth of what clients wait for an answer.
 const PATIENCE: usize = if cfg!(any(loom, shuttle)) { 3 } else { 500 };
 const PAUSE: Duration = Duration::from_millis(1);
 
-/// A member of a device set, as the holder of a file sees it.
+/// A member of a device set.
 #[derive(Clone, Debug)]
 pub struct SetMember {
     /// The device.
     pub device: DeviceRef,
     /// How many files it has.
     pub files: u32,
-    /// Nobody but the asker's owner has it open, so it does not stand in the way of a hot reset.
+    /// It is open, and its files are the asker's own.
+    pub owned: bool,
+    /// It does not stand in the way of a hot reset: it is not open, or [`SetMember::owned`].
     pub allowed: bool,
 }
 
+/// What an administrator's reset does to members that are open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InUse {
+    /// It is refused.
+    Refuse,
+    /// They are reset under their users, who are not asked.
+    Reset,
+}
+
+/// On whose authority a set is reset.
+enum Authority<'a> {
+    /// A user's: the members that are open must be theirs, or those of which they present files.
+    Owner(&'a Owner, &'a [&'a File]),
+    /// The administrator's.
+    Administrator(InUse),
+}
+
+impl Authority<'_> {
+    /// Whether a member that is open is the caller's own.
+    fn owns(&self, member: &Member) -> bool {
+        match self {
+            Self::Owner(caller, files) => {
+                let presented = |file: &&File| {
+                    let (_, shared) = file.parts();
+                    shared.is_open() && member.files.contains_key(&shared.id)
+                };
+                member.owner().is_some_and(|owner| owner == *caller)
+                    || (member.owner().is_some() && files.iter().any(presented))
+            }
+            Self::Administrator(_) => false,
+        }
+    }
+
+    fn allows(&self, member: &Member) -> bool {
+        matches!(self, Self::Administrator(InUse::Reset))
+            || member.owner().is_none()
+            || self.owns(member)
+    }
+
+    /// `EINVAL`, `EBUSY`: somebody stands in the way.
+    fn check(&self, guard: &mut SetGuard<'_>) -> Result<()> {
+        if active(Mutation::HotResetIgnoresOwners) {
+            return Ok(());
+        }
+        let Some(member) = guard.members().find(|member| !self.allows(member)) else {
+            return Ok(());
+        };
+        let errno = match self {
+            Self::Owner(..) => Errno::INVAL,
+            Self::Administrator(_) => Errno::BUSY,
+        };
+        let owner = member.owner().map_or_else(String::new, Owner::to_string);
+        let what = format!("{} of the set is in use by {owner}", member.device.name());
+        Err(Error::new(errno, what))
+    }
+
+    fn members(&self, guard: &mut SetGuard<'_>) -> Vec<SetMember> {
+        let member = |member: &Member| SetMember {
+            device: DeviceRef { registered: member.device.clone() },
+            files: member.count(),
+            owned: self.owns(member),
+            allowed: self.allows(member),
+        };
+        guard.members().map(member).collect()
+    }
+}
+
 impl File {
-    /// The members of the device's set. Takes the set lock.
+    /// The members of the device's set, this one among them. Takes the set lock.
     ///
     /// # Errors
     /// `ENODEV`: the file was taken away.
     pub fn set_members(&self) -> Result<Vec<SetMember>> {
         let (device, file) = self.parts();
-        device.may_reset(file)?;
         let mut guard = device.set.lock();
-        let member = |member: &crate::set::Member| SetMember {
-            device: DeviceRef { registered: member.device.clone() },
-            files: member.count(),
-            allowed: member.owner().is_none_or(|owner| *owner == file.owner),
-        };
-        Ok(guard.members().map(member).collect())
+        device.may_reset(file)?;
+        Ok(Authority::Owner(&file.owner, &[]).members(&mut guard))
     }
 
-    /// Resets every member of the device's set, open or not ([`ResetCause::Set`]). While it
-    /// lasts, accesses to any of them fail with `EBUSY`. Holds the set lock.
+    /// Resets every member of the device's set, open or not ([`ResetCause::Set`]). The set lock
+    /// is held, and while it lasts accesses to any member wait for its end, a second at most.
     ///
-    /// When a reset fails, that member and those that were reset before it are in the error state;
-    /// those after it are as they were.
+    /// After it every member is as a reset leaves it, and what clients did to any of them before
+    /// or meanwhile has no effect: neither writes into pages that they have mapped, nor doorbells
+    /// and unmasking eventfds that they signalled. A client cannot be kept from its pages, so a
+    /// store after the very last moment of the reset counts as made after it, and no device
+    /// has looked at the pages in between. DMA that a device had begun may still end.
+    ///
+    /// When a member's reset fails, that member and those that were reset before it are in the
+    /// error state; those after it are as they were.
     ///
     /// # Errors
-    /// `EINVAL`: somebody else has a member open; `EBUSY`: an access to a member took too
-    /// long, nothing was reset; `ENODEV`; what the device says that could not be reset.
+    /// `EINVAL`: somebody else has a member open; `EBUSY`: a call of a member took too long,
+    /// nothing was reset; `ENODEV`: the file was taken away; what the device says that could not
+    /// be reset; `EIO`: it panicked.
     pub fn reset_set(&self) -> Result<()> {
+        self.reset_set_with(&[])
+    }
+
+    /// The same for a caller who proves by files of other owners that their devices are the
+    /// caller's to reset as well, as kernel users do with group descriptors. Files of devices
+    /// outside the set, and files that were taken away, prove nothing.
+    ///
+    /// # Errors
+    /// As [`File::reset_set`].
+    pub fn reset_set_with(&self, files: &[&File]) -> Result<()> {
         let (device, file) = self.parts();
-        device.may_reset(file)?;
         let mut guard = device.set.lock();
-        for member in guard.members() {
-            if let Some(owner) = member.owner().filter(|owner| **owner != file.owner) {
-                let what = format!("{} of the set is in use by {owner}", member.device.name());
-                return Err(Error::new(Errno::INVAL, what));
-            }
+        // With the lock held: whoever takes the file away needs it to be done.
+        device.may_reset(file)?;
+        reset(&mut guard, &Authority::Owner(&file.owner, files))
+    }
+}
+
+impl DeviceRef {
+    /// The members of the device's set as the administrator sees them: owned by nobody who asks,
+    /// allowed where not open. None once the device has been unregistered. Takes the set lock.
+    pub fn set_members(&self) -> Vec<SetMember> {
+        let mut guard = self.registered.set.lock();
+        if guard.find(&self.registered).is_none() {
+            return Vec::new();
         }
-        let members = guard.members().map(|member| member.device.clone()).collect();
-        Stopped::stop(members)?.reset(&mut guard)
+        Authority::Administrator(InUse::Refuse).members(&mut guard)
+    }
+
+    /// Resets every member of the device's set on the administrator's authority: that of whoever
+    /// holds the registry, not of a user. Otherwise as [`File::reset_set`].
+    ///
+    /// # Errors
+    /// `EBUSY`: a member is open, by whom is said, and [`InUse::Refuse`] was asked for; or a call
+    /// of a member took too long; `ENODEV`: the device has been unregistered; what the device
+    /// says that could not be reset; `EIO`: it panicked.
+    pub fn reset_set(&self, in_use: InUse) -> Result<()> {
+        let mut guard = self.registered.set.lock();
+        if guard.find(&self.registered).is_none() {
+            return Err(self.registered.is_gone());
+        }
+        reset(&mut guard, &Authority::Administrator(in_use))
     }
 }
 
@@ -77,31 +190,46 @@ impl Registered {
     }
 }
 
+fn reset(guard: &mut SetGuard<'_>, authority: &Authority<'_>) -> Result<()> {
+    authority.check(guard)?;
+    if active(Mutation::HotResetUnlocked) {
+        guard.unlocked(thread::yield_now);
+    }
+    let mut members: Vec<_> = guard.members().map(|member| member.device.clone()).collect();
+    members.sort_by_key(|member| member.shares_memory());
+    Stopped::stop(members)?.reset(guard)
+}
+
 /// The members of a set, none of them accessible; accessible again when this is dropped.
 struct Stopped {
+    /// Those that share pages last.
     members: Vec<Arc<Registered>>,
 }
 
 impl Stopped {
+    /// `EBUSY`: a call is taking too long; those that were stopped go on.
     fn stop(members: Vec<Arc<Registered>>) -> Result<Self> {
         let mut stopped = Self { members: Vec::with_capacity(members.len()) };
+        let mut tries = 0;
         for member in members {
-            let mut tries = 0;
-            // With the device lock held for a moment: no access that has passed its checks is
-            // left then.
+            // With the device lock held for a moment: no call that has passed its checks is left
+            // then.
             let locked = loop {
                 if let Some(locked) = try_lock(&member.model) {
                     break locked;
                 }
                 tries += 1;
                 if tries > PATIENCE {
+                    if active(Mutation::BusyHotResetStaysStopped) {
+                        stopped.members.clear();
+                    }
                     let what = format!("{} did not come to rest", member.name());
                     return Err(Error::new(Errno::BUSY, what));
                 }
                 pause();
             };
             if !active(Mutation::HotResetDoesNotStop) {
-                member.stop();
+                member.stop(&locked);
             }
             drop(locked);
             stopped.members.push(member);
@@ -111,17 +239,45 @@ impl Stopped {
 
     fn reset(&self, guard: &mut SetGuard<'_>) -> Result<()> {
         for (at, member) in self.members.iter().enumerate() {
-            let Err(error) = member.reset(ResetCause::Set, None) else { continue };
-            for member in &self.members[..at] {
+            if let Err(error) = member.reset(ResetCause::Set, None) {
+                self.give_up(guard, &self.members[..=at], member);
+                return Err(error);
+            }
+        }
+        // Of the last one nothing can have happened since its own reset that a reset would undo.
+        let before_last = self.members.split_last().map_or(&[][..], |(_, rest)| rest);
+        for member in before_last.iter().filter(|member| member.shares_memory()) {
+            if active(Mutation::HotResetKeepsPages) {
+                break;
+            }
+            if let Err(error) = member.reset_quietly(ResetCause::Set, None) {
+                self.give_up(guard, &self.members, member);
+                return Err(error);
+            }
+        }
+        if !active(Mutation::HotResetKeepsDoorbells) {
+            for member in guard.members() {
+                member.files.values().for_each(|file| file.silence_doorbells());
+                member.device.context.irqs().silence_unmasks();
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts those that were reset into the error state along with the one that failed.
+    fn give_up(
+        &self,
+        guard: &mut SetGuard<'_>,
+        touched: &[Arc<Registered>],
+        failed: &Arc<Registered>,
+    ) {
+        for member in touched {
+            guard.needs_reset(member);
+            if !Arc::ptr_eq(member, failed) && !active(Mutation::HotResetHalfDone) {
                 member.fail();
                 member.emit(Event::Failed);
             }
-            for member in &self.members[..=at] {
-                guard.needs_reset(member);
-            }
-            return Err(error);
         }
-        Ok(())
     }
 }
 

@@ -81,7 +81,7 @@ pub use device::{
 pub use error::{Errno, Error, Result};
 pub use event::{Event, Observer};
 pub use file::{File, FileId, FileStatus, Owner};
-pub use hot_reset::SetMember;
+pub use hot_reset::{InUse, SetMember};
 pub use irq::{IrqFlags, IrqIndex, IrqInfo};
 pub use region::{Region, RegionFlags, RegionIndex};
 pub use registry::{

@@ -51,6 +51,20 @@ mutations! {
     SetResetWhileOpen,
     /// Lets accesses go on during a hot reset.
     HotResetDoesNotStop,
+    /// Does not look at who has the members open before it resets them.
+    HotResetIgnoresOwners,
+    /// Lets the set lock go between looking at the owners and the hot reset.
+    HotResetUnlocked,
+    /// Leaves the members stopped when one of them is busy.
+    BusyHotResetStaysStopped,
+    /// Leaves those members in use that a failed hot reset has reset.
+    HotResetHalfDone,
+    /// Does not restore shared pages after the last member's reset.
+    HotResetKeepsPages,
+    /// Delivers the doorbells that were rung during a hot reset.
+    HotResetKeepsDoorbells,
+    /// Does not wake the accesses that wait for the end of a hot reset.
+    ResumeUnheard,
     /// Copies small accesses after letting the table lock go.
     DmaCopyUnlocked,
     /// Copies large accesses without saying that they are in flight.

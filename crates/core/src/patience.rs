@@ -1,4 +1,4 @@
-//! How long an unregister waits between asking, and in all.
+//! How long an unregister waits between asking, and in all; and an access for its set's reset.
 
 use std::time::Duration;
 
@@ -88,6 +88,44 @@ impl Patience {
             return Some(Duration::MAX);
         }
         (!std::mem::replace(&mut self.waited, true)).then_some(Duration::ZERO)
+    }
+}
+
+/// How long an access waits while its set is being reset: clients give up after five seconds,
+/// and take an error for good.
+const ACCESS_WAIT: Duration = Duration::from_secs(1);
+
+/// The time that an access has left.
+#[cfg(not(any(loom, shuttle)))]
+pub(crate) struct AccessPatience(std::time::Instant);
+
+#[cfg(not(any(loom, shuttle)))]
+impl AccessPatience {
+    pub(crate) fn new() -> Self {
+        Self(std::time::Instant::now() + ACCESS_WAIT)
+    }
+
+    /// How long to wait now; `None` when time is up.
+    pub(crate) fn wait(&mut self) -> Option<Duration> {
+        let left = self.0.saturating_duration_since(std::time::Instant::now());
+        (!left.is_zero()).then_some(left)
+    }
+}
+
+/// In a model: two turns of the others.
+#[cfg(any(loom, shuttle))]
+pub(crate) struct AccessPatience(u32);
+
+#[cfg(any(loom, shuttle))]
+impl AccessPatience {
+    pub(crate) fn new() -> Self {
+        let _ = ACCESS_WAIT;
+        Self(2)
+    }
+
+    pub(crate) fn wait(&mut self) -> Option<Duration> {
+        self.0 = self.0.checked_sub(1)?;
+        Some(Duration::ZERO)
     }
 }
 

@@ -121,6 +121,13 @@ impl Region {
         Ok(())
     }
 
+    /// The memory that serves an access, if it lies within one shared area.
+    #[inline]
+    pub(crate) fn shared_with(&self, offset: u64, len: usize) -> Option<&SharedMemory> {
+        let shared = self.shared.as_ref().filter(|shared| shared.covers(offset, len as u64))?;
+        Some(&shared.memory)
+    }
+
     #[cold]
     fn outside(&self, index: RegionIndex, offset: u64, len: u64) -> Error {
         let what = format!("{len} bytes at {offset:#x} are outside {index} of {:#x}", self.size);

@@ -1,6 +1,7 @@
 //! What the core keeps of a registered device, and how it calls the device.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::contain::contain;
 use crate::device::{Context, Description, Device, DeviceId, ResetCause};
@@ -8,15 +9,19 @@ use crate::error::{Errno, Error, Result};
 use crate::event::{Event, Subject};
 use crate::file::FileShared;
 use crate::mutation::{Mutation, active};
+use crate::patience::AccessPatience;
 use crate::registry::{OpenPolicy, RegistryInner, StatePolicy};
 use crate::set::{Set, SetGuard};
 use crate::sync::atomic::{AtomicU8, Ordering};
-use crate::sync::{Condvar, Mutex, lock};
+use crate::sync::{self, Condvar, Mutex, MutexGuard, lock};
 
 /// The error state.
 const FAILED: u8 = 1;
 /// The set is being reset.
 const STOPPED: u8 = 2;
+
+/// The device behind its lock; `None` once it has been unregistered.
+pub(crate) type Model = Option<Box<dyn Device>>;
 
 /// A device that is, or was, registered.
 pub(crate) struct Registered {
@@ -25,14 +30,16 @@ pub(crate) struct Registered {
     pub(crate) description: Description,
     pub(crate) open_policy: OpenPolicy,
     pub(crate) state_policy: StatePolicy,
+    pub(crate) location: Option<String>,
     pub(crate) set: Arc<Set>,
     /// The member's place in its set.
     pub(crate) slot: usize,
     /// What keeps accesses away: [`FAILED`], [`STOPPED`]. Set with the device lock held, so that
     /// no access passes it unseen.
     pub(crate) barred: AtomicU8,
-    /// The device behind its lock; `None` once it has been unregistered.
-    pub(crate) model: Mutex<Option<Box<dyn Device>>>,
+    pub(crate) model: Mutex<Model>,
+    /// Signalled when the set's reset is over; goes with the device lock.
+    pub(crate) resumed: Condvar,
     /// Signalled when the last file of a leaving device is gone; goes with the set lock.
     pub(crate) drained: Condvar,
 }
@@ -60,21 +67,36 @@ impl Registered {
         }
     }
 
-    /// Calls the device with its lock held, whatever its state.
+    /// Calls the device with its lock held, in the error state as well. While the set is being
+    /// reset it waits for the end of that, however long it takes.
     pub(crate) fn call<R>(&self, call: impl FnOnce(&mut dyn Device) -> Result<R>) -> Result<R> {
+        let mut model = lock(&self.model);
+        while self.is_stopped() {
+            model = sync::wait(&self.resumed, &self.model, model, Duration::MAX);
+        }
+        self.call_locked(model, call)
+    }
+
+    /// Calls the device, whatever its state.
+    fn call_locked<R>(
+        &self,
+        mut model: MutexGuard<'_, Model>,
+        call: impl FnOnce(&mut dyn Device) -> Result<R>,
+    ) -> Result<R> {
         let outcome = {
-            let mut model = lock(&self.model);
             let Some(device) = model.as_deref_mut() else { return Err(self.is_gone()) };
             let outcome = contain(|| call(device));
             if outcome.is_err() {
                 self.fail();
             }
+            drop(model);
             outcome
         };
         outcome.unwrap_or_else(|panic| Err(self.has_panicked(panic)))
     }
 
-    /// Calls the device for a file: not if the file was taken away, not in the error state.
+    /// Calls the device for a file: not if the file was taken away, not in the error state. While
+    /// the set is being reset it waits for the end of that, for a time.
     #[inline]
     pub(crate) fn access<R>(
         &self,
@@ -86,7 +108,11 @@ impl Registered {
             let mut model = lock(&self.model);
             // With the lock held: whoever takes the file away calls `release` under this lock
             // afterwards, so no access can follow a release.
-            if !early {
+            if !early && let Err(error) = self.may_access(file) {
+                if !self.is_stopped() {
+                    return Err(error);
+                }
+                model = self.await_resume(model, file)?;
                 self.may_access(file)?;
             }
             let Some(device) = model.as_deref_mut() else { return Err(self.is_gone()) };
@@ -102,7 +128,35 @@ impl Registered {
         }
     }
 
-    /// Whether an access for a file may go on: `ENODEV`, `EIO`.
+    /// Waits for the end of the set's reset, for a time: `EBUSY` then; `ENODEV`.
+    #[cold]
+    fn await_resume<'a>(
+        &'a self,
+        mut model: MutexGuard<'a, Model>,
+        file: &FileShared,
+    ) -> Result<MutexGuard<'a, Model>> {
+        let mut patience = AccessPatience::new();
+        while self.is_stopped() && file.is_open() {
+            let Some(time) = patience.wait() else { return Err(self.is_barred(STOPPED)) };
+            model = sync::wait(&self.resumed, &self.model, model, time);
+        }
+        if file.is_open() { Ok(model) } else { Err(self.is_gone()) }
+    }
+
+    /// Whether an access for a file may go on, without the device: waits as
+    /// [`Registered::access`] does.
+    #[inline]
+    pub(crate) fn admit(&self, file: &FileShared) -> Result<()> {
+        match self.may_access(file) {
+            Err(_) if self.is_stopped() => {
+                drop(self.await_resume(lock(&self.model), file)?);
+                self.may_access(file)
+            }
+            result => result,
+        }
+    }
+
+    /// Whether an access for a file may go on: `ENODEV`, `EIO`, `EBUSY`.
     #[inline]
     pub(crate) fn may_access(&self, file: &FileShared) -> Result<()> {
         if !file.is_open() {
@@ -114,17 +168,25 @@ impl Registered {
         }
     }
 
-    /// Resets the device, for a file unless that was taken away. In the error state after a
-    /// failure, out of it after success.
+    /// Resets the device: for a file, unless that was taken away, and not before the set's own
+    /// reset is over; or with the set lock held. In the error state after a failure, out of it
+    /// after success.
     pub(crate) fn reset(&self, cause: ResetCause, file: Option<&FileShared>) -> Result<()> {
-        // The outer result tells of a panic, which `call` has dealt with, or that it was refused.
-        let outcome = self.call(|device| {
-            if file.is_some_and(|file| !file.is_open()) {
-                return Err(self.is_gone());
-            }
-            if file.is_some() && self.barred.load(Ordering::Relaxed) & STOPPED != 0 {
-                return Err(self.is_barred(STOPPED));
-            }
+        self.reset_quietly(cause, file)?;
+        tracing::debug!(device = self.name(), ?cause, "reset");
+        self.emit(|subject| Event::Reset { subject, cause });
+        Ok(())
+    }
+
+    /// Likewise, and tells nobody unless it fails.
+    pub(crate) fn reset_quietly(&self, cause: ResetCause, file: Option<&FileShared>) -> Result<()> {
+        let mut model = lock(&self.model);
+        if let Some(file) = file {
+            // No more than a look, as long as the set is not being reset.
+            model = self.await_resume(model, file)?;
+        }
+        // The outer result tells of a panic, which has been dealt with.
+        let outcome = self.call_locked(model, |device| {
             self.context.irqs().reset();
             let result = device.reset(cause);
             let failed_before = self.is_in_error_state();
@@ -135,20 +197,13 @@ impl Registered {
             }
             Ok(result.map_err(|error| (error, failed_before)))
         })?;
-        match outcome {
-            Ok(()) => {
-                tracing::debug!(device = self.name(), ?cause, "reset");
-                self.emit(|subject| Event::Reset { subject, cause });
-                Ok(())
+        outcome.map_err(|(error, failed_before)| {
+            tracing::debug!(device = self.name(), ?cause, %error, "reset failed");
+            if !failed_before {
+                self.emit(Event::Failed);
             }
-            Err((error, failed_before)) => {
-                tracing::debug!(device = self.name(), ?cause, %error, "reset failed");
-                if !failed_before {
-                    self.emit(Event::Failed);
-                }
-                Err(error)
-            }
-        }
+            error
+        })
     }
 
     /// First open: reset where the state is not kept, then `open_device`. The set lock is held.
@@ -208,13 +263,31 @@ impl Registered {
         self.barred.fetch_or(FAILED, Ordering::Relaxed);
     }
 
-    /// Keeps accesses away until [`Registered::resume`]. The device lock is held.
-    pub(crate) fn stop(&self) {
-        self.barred.fetch_or(STOPPED, Ordering::Relaxed);
+    fn is_stopped(&self) -> bool {
+        self.barred.load(Ordering::Relaxed) & STOPPED != 0
     }
 
+    /// Keeps every call away but the set's reset, and the device from DMA, until
+    /// [`Registered::resume`]. The set lock and the device lock are held.
+    pub(crate) fn stop(&self, _model: &MutexGuard<'_, Model>) {
+        self.barred.fetch_or(STOPPED, Ordering::Relaxed);
+        self.context.dma().halt(true);
+    }
+
+    /// Lets calls in again. Nobody can hold the device lock for long just then.
     pub(crate) fn resume(&self) {
+        let model = lock(&self.model);
+        self.context.dma().halt(false);
         self.barred.fetch_and(!STOPPED, Ordering::Relaxed);
+        drop(model);
+        if !active(Mutation::ResumeUnheard) {
+            self.resumed.notify_all();
+        }
+    }
+
+    /// Whether clients can map parts of the device.
+    pub(crate) fn shares_memory(&self) -> bool {
+        self.description.regions.iter().any(|region| region.shared.is_some())
     }
 
     #[cold]

@@ -52,6 +52,9 @@ pub struct DeviceSpec {
     pub open: OpenPolicy,
     /// What happens to its state between users.
     pub state: StatePolicy,
+    /// Where it is, in the words of its bus, for people and for clients that look for their
+    /// neighbours: `0000:01:02.1` for a PCI function. The core makes nothing of it.
+    pub location: Option<String>,
 }
 
 /// How many shards the registry's maps have: a lock each, to be held for a look-up.
@@ -133,7 +136,7 @@ impl Registry {
     }
 
     fn admit(&self, spec: DeviceSpec, candidate: &mut Candidate) -> Result<Arc<Registered>> {
-        let DeviceSpec { name, set, open, state } = spec;
+        let DeviceSpec { name, set, open, state, location } = spec;
         if name.is_empty() {
             return Err(Error::new(Errno::INVAL, "a device needs a name"));
         }
@@ -165,10 +168,12 @@ impl Registry {
                 description,
                 open_policy: open,
                 state_policy: state,
+                location,
                 set: set.clone(),
                 slot,
                 barred: AtomicU8::new(0),
                 model: Mutex::new(candidate.0.take()),
+                resumed: Condvar::new(),
                 drained: Condvar::new(),
             })
         });
@@ -286,6 +291,11 @@ impl DeviceRef {
     /// The device's name.
     pub fn name(&self) -> &str {
         self.registered.name()
+    }
+
+    /// Where it is, in the words of its bus; see [`DeviceSpec::location`].
+    pub fn location(&self) -> Option<&str> {
+        self.registered.location.as_deref()
     }
 
     /// The name of its set; a set of its own is called like the device.

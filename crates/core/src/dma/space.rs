@@ -13,7 +13,7 @@ use super::{Backing, DmaPeer, MapRequest, Perm};
 use crate::error::{Errno, Error, Result};
 use crate::file::FileId;
 use crate::mutation::{Mutation, active};
-use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use crate::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use crate::sync::{Arc, Mutex, RwLock, lock, read, write};
 
 /// Windows of one space.
@@ -26,6 +26,11 @@ const IDLE: usize = 4;
 const ADDRESS_SPACE: u64 = 4 << 40;
 /// How long the end of a file waits for accesses in flight.
 const FILE_END: Duration = Duration::from_secs(1);
+
+/// The device masters the bus.
+const MASTER: u8 = 1;
+/// The device's set is being reset.
+const HALTED: u8 = 2;
 
 /// What is behind windows.
 pub(super) enum Source {
@@ -51,7 +56,8 @@ pub struct DmaSpace {
 pub(super) struct Inner {
     pub(super) map: RwLock<Map>,
     pub(super) pins: Arc<Pins>,
-    bus_master: AtomicBool,
+    /// [`MASTER`], [`HALTED`].
+    bus: AtomicU8,
     address_space: AtomicU64,
     account: Arc<Account>,
     control: Mutex<Control>,
@@ -281,7 +287,7 @@ impl DmaSpace {
             inner: Arc::new(Inner {
                 map: RwLock::new(Map::default()),
                 pins: Arc::new(Pins::default()),
-                bus_master: AtomicBool::new(true),
+                bus: AtomicU8::new(MASTER),
                 address_space: AtomicU64::new(ADDRESS_SPACE),
                 account: Arc::new(Account::default()),
                 control: Mutex::new(Control::default()),
@@ -292,13 +298,27 @@ impl DmaSpace {
     /// Lets the device master the bus, or not (PCI command register bit 2). On at first; PCI
     /// functions turn it off at reset.
     pub fn set_bus_master(&self, on: bool) {
-        self.inner.bus_master.store(on, Ordering::Release);
+        self.switch(MASTER, on);
     }
 
     /// Whether the device may access memory now.
     #[inline]
     pub fn bus_master(&self) -> bool {
-        self.inner.bus_master.load(Ordering::Acquire)
+        self.inner.bus.load(Ordering::Acquire) == MASTER
+    }
+
+    /// Keeps the device from beginning an access to memory, whether it masters the bus or not:
+    /// for the time in which its set is being reset. What has begun goes on.
+    pub(crate) fn halt(&self, halted: bool) {
+        self.switch(HALTED, halted);
+    }
+
+    fn switch(&self, bit: u8, on: bool) {
+        if on {
+            self.inner.bus.fetch_or(bit, Ordering::Release);
+        } else {
+            self.inner.bus.fetch_and(!bit, Ordering::Release);
+        }
     }
 
     /// Bytes of address space that mappings of clients' files may take in all; 4 TiB at first.

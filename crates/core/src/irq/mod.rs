@@ -389,15 +389,25 @@ impl IrqSet {
     /// another since. Never blocks.
     pub fn unmask_signalled(&self, fd: &UnmaskFd) -> bool {
         let Ok((index, vector)) = self.vector(fd.index, fd.vector) else { return false };
-        if !fd.fd.take() {
-            return false;
-        }
-        let mut current = false;
+        let mut unmasked = false;
+        // The counter under the vector's lock, too: what came before a reset of the set shall not
+        // unmask anything after it.
         index.apply(vector, |v| {
-            current = v.unmask.as_ref().is_some_and(|owned| Arc::ptr_eq(&owned.fd, &fd.fd));
-            if current { v.set_client_mask(false, index.automasked()) } else { None }
+            let taken = fd.fd.take();
+            let current = v.unmask.as_ref().is_some_and(|owned| Arc::ptr_eq(&owned.fd, &fd.fd));
+            unmasked = taken && current;
+            if unmasked { v.set_client_mask(false, index.automasked()) } else { None }
         });
-        current
+        unmasked
+    }
+
+    /// Forgets the unmasking eventfds that were signalled and not heard yet.
+    pub(crate) fn silence_unmasks(&self) {
+        for vector in self.indices.iter().flat_map(|index| &index.vectors) {
+            if let Some(owned) = &lock(vector).unmask {
+                owned.fd.take();
+            }
+        }
     }
 
     /// Takes away every eventfd that a file set up. Where none is left on an index, the

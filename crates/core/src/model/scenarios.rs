@@ -22,6 +22,7 @@ fn spec(name: &str, ledger: &Arc<Ledger>) -> DeviceSpec {
         set: Some(SetId::of(ledger)),
         open: OpenPolicy::Multi,
         state: StatePolicy::Retain,
+        location: None,
     }
 }
 

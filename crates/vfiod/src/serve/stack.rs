@@ -92,6 +92,7 @@ impl Stack {
             set: placement.as_ref().and_then(Placement::set),
             open: device.open,
             state: device.state,
+            location: placement.as_ref().map(|placement| placement.address().to_string()),
         };
         let model = models::build(config, device)?;
         let registration = registry.register(spec, model)?;
