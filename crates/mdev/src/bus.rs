@@ -309,6 +309,16 @@ impl Bus {
         lock(&self.inner.state).parents.values().map(status).collect()
     }
 
+    /// The names of every parent, in order.
+    pub fn parent_names(&self) -> Vec<String> {
+        lock(&self.inner.state).parents.keys().cloned().collect()
+    }
+
+    /// The types of a parent, in a time that does not grow with the number of its instances.
+    pub fn types(&self, parent: &str) -> Option<Vec<TypeStatus>> {
+        lock(&self.inner.state).parents.get(parent).map(types)
+    }
+
     /// How many more instances of a type there can be; `None`: no such parent or type.
     pub fn available(&self, parent: &str, type_id: &str) -> Option<u32> {
         let state = lock(&self.inner.state);
@@ -318,14 +328,18 @@ impl Bus {
     }
 }
 
-fn status(parent: &ParentState) -> ParentStatus {
+fn types(parent: &ParentState) -> Vec<TypeStatus> {
     let types = parent.entry.spec.types.iter().enumerate();
-    let types =
-        types.map(|(at, info)| TypeStatus { info: info.clone(), available: parent.available(at) });
+    types
+        .map(|(at, info)| TypeStatus { info: info.clone(), available: parent.available(at) })
+        .collect()
+}
+
+fn status(parent: &ParentState) -> ParentStatus {
     ParentStatus {
         name: parent.entry.spec.name.clone(),
         leaving: parent.leaving,
-        types: types.collect(),
+        types: types(parent),
         instances: parent.instances.iter().copied().collect(),
     }
 }
