@@ -148,6 +148,20 @@ pub fn models() -> &'static [ModelInfo] {
     MODELS
 }
 
+fn unknown(name: &str, list: &'static [ModelInfo]) -> BuildError {
+    let known: Vec<_> = list.iter().map(|info| info.name).collect();
+    let nearest = nearest(name, &known);
+    BuildError::UnknownModel { name: name.to_owned(), nearest, known }
+}
+
+/// The model of a name.
+pub(crate) fn find(
+    name: &str,
+    list: &'static [ModelInfo],
+) -> Result<&'static ModelInfo, BuildError> {
+    list.iter().find(|info| info.name == name).ok_or_else(|| unknown(name, list))
+}
+
 /// Makes a device. `number`: its function number, where it is one of several in its slot.
 ///
 /// # Errors
@@ -157,12 +171,7 @@ pub fn build(
     options: &Options,
     number: Option<u8>,
 ) -> Result<Box<dyn Device>, BuildError> {
-    let unknown = || {
-        let known: Vec<_> = MODELS.iter().map(|info| info.name).collect();
-        let nearest = nearest(name, &known);
-        BuildError::UnknownModel { name: name.to_owned(), nearest, known }
-    };
-    let info = MODELS.iter().find(|info| info.name == name).ok_or_else(unknown)?;
+    let info = find(name, MODELS)?;
     match info.name {
         "template" => {
             read::<NoOptions>(info, options)?;
@@ -173,7 +182,7 @@ pub fn build(
         #[cfg(feature = "bench")]
         "bench" => function(bench::Bench::new(read(info, options)?)?, number),
         // Listed, but not here: the test that makes every model finds it.
-        _ => Err(unknown()),
+        _ => Err(unknown(name, MODELS)),
     }
 }
 
@@ -193,7 +202,10 @@ fn function<M: Model + 'static>(
 }
 
 /// Reads the options one by one first, so that an error names the one it is about.
-fn read<T: DeserializeOwned>(info: &ModelInfo, options: &Options) -> Result<T, BuildError> {
+pub(crate) fn read<T: DeserializeOwned>(
+    info: &ModelInfo,
+    options: &Options,
+) -> Result<T, BuildError> {
     for (key, value) in options {
         let Some(option) = info.options.iter().find(|option| option.name == key) else {
             let known: Vec<_> = info.options.iter().map(|option| option.name).collect();

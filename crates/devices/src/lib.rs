@@ -6,7 +6,8 @@
 //! * [`edu`]: QEMU's educational device: factorial, DMA, INTx and MSI.
 //! * `bench` (feature `bench`): what `vfiod bench` measures with.
 //!
-//! [`models`] lists them for people, [`build`] makes one by name. For tests of a model, this
+//! [`models`] lists them for people, [`build`] makes one by name; [`parents()`] and
+//! [`build_parent`] do the same for what makes mediated devices of them. For tests of a model, this
 //! crate's or your own: the [`conformance!`] line, and [`driver::Driver`].
 //!
 //! # What it does not implement
@@ -20,7 +21,9 @@ pub mod conformance;
 pub mod driver;
 pub mod edu;
 pub mod gpio;
+mod parents;
 pub mod template;
 
 pub use catalogue::{BuildError, ModelInfo, OptionInfo, Options, build, models};
 pub use complaints::Complaints;
+pub use parents::{build_parent, parents};

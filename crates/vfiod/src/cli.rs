@@ -59,6 +59,8 @@ pub(crate) enum Command {
         #[arg(value_enum)]
         shell: Shell,
     },
+    /// Print the control API's OpenAPI document.
+    Openapi,
     /// Write the man pages.
     Man {
         /// Where to.

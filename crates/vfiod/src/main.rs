@@ -7,12 +7,14 @@
 mod bench;
 mod cli;
 mod config;
+mod control;
 #[allow(dead_code, reason = "the manager is to use it")]
 mod definitions;
 mod demo;
 mod generate;
 mod inherited;
 mod logging;
+mod manager;
 mod models;
 mod nearest;
 mod notify;
@@ -56,6 +58,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         }
         Command::BenchFloor(args) => bench::run_floor(&args),
         Command::Completions { shell } => generate::completions(shell),
+        Command::Openapi => output::print_json(&control::openapi()),
         Command::Man { directory } => generate::man_pages(&directory),
     }
 }

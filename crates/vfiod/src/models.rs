@@ -3,12 +3,14 @@
 
 use std::borrow::Cow;
 use std::fmt::Write;
+use std::ops::Range;
 
 use serde::Serialize;
 use vfiod_core::Device;
 use vfiod_devices::{BuildError, Options};
+use vfiod_mdev::{Parent, ParentSpec};
 
-use crate::config::{Config, DeviceConfig, Problem};
+use crate::config::{Config, DeviceConfig, OptionSetting, ParentConfig, Problem};
 use crate::output;
 
 /// The value of a model's option.
@@ -40,6 +42,15 @@ pub(crate) struct ModelOption {
 
 /// Every model.
 pub(crate) fn all() -> Vec<Model> {
+    described(vfiod_devices::models())
+}
+
+/// Every kind of parent of mediated devices.
+pub(crate) fn parents() -> Vec<Model> {
+    described(vfiod_devices::parents())
+}
+
+fn described(models: &[vfiod_devices::ModelInfo]) -> Vec<Model> {
     let option = |option: &vfiod_devices::OptionInfo| ModelOption {
         name: option.name.into(),
         values: option.values.into(),
@@ -51,24 +62,44 @@ pub(crate) fn all() -> Vec<Model> {
         summary: model.summary.into(),
         options: model.options.iter().map(option).collect(),
     };
-    vfiod_devices::models().iter().map(model).collect()
+    models.iter().map(model).collect()
+}
+
+/// Builds a parent.
+///
+/// # Errors
+/// What is wrong with its options.
+pub(crate) fn build_parent(
+    parent: &ParentConfig,
+) -> Result<(ParentSpec, Box<dyn Parent>), BuildError> {
+    vfiod_devices::build_parent(&parent.model, &parent.name, &settings(&parent.options))
+}
+
+fn settings(options: &[OptionSetting]) -> Options {
+    options.iter().map(|given| (given.name.clone(), given.value.clone())).collect()
 }
 
 /// Runs `vfiod devices`.
 pub(crate) fn list(json: bool) -> anyhow::Result<()> {
-    let models = all();
+    let (models, parents) = (all(), parents());
     if json {
-        return output::print_json(&models);
+        return output::print_json(&serde_json::json!({ "models": models, "parents": parents }));
     }
     let mut text = String::new();
-    for model in &models {
+    describe(&mut text, &models);
+    text.push_str("\nParents of mediated devices ([parent.NAME] in a configuration file):\n\n");
+    describe(&mut text, &parents);
+    output::print(&text)
+}
+
+fn describe(text: &mut String, models: &[Model]) {
+    for model in models {
         let _ = writeln!(text, "{}\n    {}", model.name, model.summary);
         for option in &model.options {
             let _ = writeln!(text, "    {} = {}", option.name, option.values);
             let _ = writeln!(text, "        {} [default: {}]", option.summary, option.default);
         }
     }
-    output::print(&text)
 }
 
 /// The value of an option on the command line: a number, also hexadecimal, true or false or a
@@ -81,24 +112,39 @@ pub(crate) fn option_value(text: &str) -> OptionValue {
     serde_json::from_str(text).unwrap_or_else(|_| text.into())
 }
 
-/// What only shows when the devices of a configuration are built.
+/// What only shows when the devices and parents of a configuration are built.
 pub(crate) fn mistakes(config: &Config) -> Vec<Problem> {
-    let mistake = |device: &DeviceConfig| {
+    let device = |device: &DeviceConfig| {
         let error = build(config, device).err()?;
-        let mut key = format!("device.{}", device.name);
-        let mut span = device.span.clone();
-        let (what, help) = match error {
-            BuildError::BadValue { option, problem, expected, .. } => {
-                key = format!("{key}.options.{option}");
-                let given = device.options.iter().find(|given| given.name == option);
-                span = given.map_or(span, |given| given.span.clone());
-                (problem, Some(format!("write {expected}")))
-            }
-            other => (format!("{:#}", anyhow::Error::new(other)), None),
-        };
-        Some(Problem { span, key, what, help })
+        let key = format!("device.{}", device.name);
+        Some(mistake(error, key, &device.options, &device.span))
     };
-    config.devices.iter().filter_map(mistake).collect()
+    let parent = |parent: &ParentConfig| {
+        let error = build_parent(parent).err()?;
+        let key = format!("parent.{}", parent.name);
+        Some(mistake(error, key, &parent.options, &parent.span))
+    };
+    let devices = config.devices.iter().filter_map(device);
+    devices.chain(config.parents.iter().filter_map(parent)).collect()
+}
+
+fn mistake(
+    error: BuildError,
+    mut key: String,
+    options: &[OptionSetting],
+    whole: &Range<usize>,
+) -> Problem {
+    let mut span = whole.clone();
+    let (what, help) = match error {
+        BuildError::BadValue { option, problem, expected, .. } => {
+            key = format!("{key}.options.{option}");
+            let given = options.iter().find(|given| given.name == option);
+            span = given.map_or(span, |given| given.span.clone());
+            (problem, Some(format!("write {expected}")))
+        }
+        other => (format!("{:#}", anyhow::Error::new(other)), None),
+    };
+    Problem { span, key, what, help }
 }
 
 /// Builds a device.
@@ -109,7 +155,5 @@ pub(crate) fn build(config: &Config, device: &DeviceConfig) -> Result<Box<dyn De
     let slot_of = |device: &DeviceConfig| device.place.map(|(slot, _)| slot);
     let shares = |slot| config.devices.iter().filter(|d| slot_of(d) == Some(slot)).count() > 1;
     let number = device.place.filter(|(slot, _)| shares(*slot)).map(|(_, function)| function);
-    let options: Options =
-        device.options.iter().map(|given| (given.name.clone(), given.value.clone())).collect();
-    vfiod_devices::build(&device.model, &options, number)
+    vfiod_devices::build(&device.model, &settings(&device.options), number)
 }

@@ -34,9 +34,11 @@ fn models_with_their_options() {
     let text = good(["devices"]);
     assert!(text.contains("gpio\n") && text.contains("inputs = a number"), "{text}");
     let json: serde_json::Value = serde_json::from_str(&good(["devices", "--json"])).unwrap();
-    let models = json.as_array().unwrap();
-    let gpio = models.iter().find(|model| model["name"] == "gpio").unwrap();
-    assert_eq!(gpio["options"][0]["name"], "inputs");
+    for (kind, option) in [("models", "inputs"), ("parents", "instances")] {
+        let models = json[kind].as_array().unwrap();
+        let gpio = models.iter().find(|model| model["name"] == "gpio").unwrap();
+        assert_eq!(gpio["options"][0]["name"], option);
+    }
 }
 
 #[test]

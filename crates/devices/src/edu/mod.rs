@@ -10,6 +10,9 @@ mod registers;
 #[cfg(test)]
 mod tests;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use serde::{Deserialize, Serialize};
 use vfiod_core::Result;
 use vfiod_pci::{Bar, Capability, FunctionSpec, Handle, Model, Pin};
@@ -35,7 +38,7 @@ impl Default for EduOptions {
 /// The device.
 #[derive(Debug)]
 pub struct Edu {
-    options: EduOptions,
+    dma_mask: Arc<AtomicU64>,
     handle: Option<Handle>,
     engine: Engine,
 }
@@ -43,7 +46,14 @@ pub struct Edu {
 impl Edu {
     /// The device with its options.
     pub fn new(options: EduOptions) -> Self {
-        Self { options, handle: None, engine: Engine::new() }
+        let dma_mask = Arc::new(AtomicU64::new(options.dma_mask));
+        Self { dma_mask, handle: None, engine: Engine::new() }
+    }
+
+    /// The address bits of the DMA engine, to be changed from outside. Transfers that are running
+    /// keep what they were started with.
+    pub fn dma_mask(&self) -> Arc<AtomicU64> {
+        self.dma_mask.clone()
     }
 }
 
@@ -107,7 +117,7 @@ impl Model for Edu {
             Reg::DmaCount if idle => state.count = value,
             Reg::DmaCommand if value & DMA_RUN != 0 => {
                 drop(state);
-                let mask = self.options.dma_mask;
+                let mask = self.dma_mask.load(Ordering::Relaxed);
                 self.engine.start_transfer(handle, value & !DMA_RUN, mask);
             }
             Reg::DmaSource | Reg::DmaDestination | Reg::DmaCount | Reg::DmaCommand => {} // busy
@@ -116,7 +126,7 @@ impl Model for Edu {
     }
 
     fn reset(&mut self) {
-        let Self { options: _, handle, engine } = self;
+        let Self { dma_mask: _, handle, engine } = self;
         let mut state = engine.cancel_transfer(RESET_PATIENCE);
         state.reset();
         // Work that ended while the reset began may have raised it once more.

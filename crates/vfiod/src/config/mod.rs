@@ -26,8 +26,24 @@
 //! state = "reset"                  # or "retain"
 //! socket = { path = "/run/vfiod/lines.sock", mode = "0660", owner = "qemu", group = "kvm" }
 //! options = { }
+//!
+//! [parent.ports]                   # offers mediated devices: see `vfiod devices`
+//! model = "serial"
+//! options = { }
+//!
+//! [mdev]                           # mediated devices
+//! sockets = "/run/vfiod/mdev"      # the directory of their sockets, UUID.sock
+//! access = { mode = "0660", owner = "qemu", group = "kvm" }      # of each socket
+//! definitions = "/var/lib/vfiod/mdevctl.d"     # what outlasts the daemon, in mdevctl's format
+//! sysfs = "/run/vfiod/root"        # a root directory for mdevctl (MDEVCTL_ENV_ROOT)
+//!
+//! [control]                        # the API, for `vfiod list` and programs
+//! socket = { path = "/run/vfiod/control.sock", mode = "0660", group = "vfiod" }
+//! users = ["alice", 1000]          # who may use it besides root and the daemon's own user
+//! groups = ["vfiod"]
 //! ```
 
+mod manage;
 mod problem;
 mod read;
 mod section;
@@ -68,6 +84,49 @@ pub(crate) struct Config {
     pub(crate) slots: Vec<SlotConfig>,
     /// Devices, in the order of the file.
     pub(crate) devices: Vec<DeviceConfig>,
+    /// Parents of mediated devices, in the order of the file.
+    pub(crate) parents: Vec<ParentConfig>,
+    /// What all mediated devices have in common.
+    pub(crate) mdev: MdevConfig,
+    /// The control API, if there is to be one.
+    pub(crate) control: Option<ControlConfig>,
+}
+
+/// A parent of mediated devices.
+#[derive(Clone, Debug)]
+pub(crate) struct ParentConfig {
+    /// Its name.
+    pub(crate) name: String,
+    /// The model's name.
+    pub(crate) model: String,
+    /// The model's options.
+    pub(crate) options: Vec<OptionSetting>,
+    /// Bytes of the file that a mistake in the parent as a whole is shown at.
+    pub(crate) span: Range<usize>,
+}
+
+/// What all mediated devices have in common.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct MdevConfig {
+    /// The directory of their sockets. Without one they can be created, but not be served.
+    pub(crate) sockets: Option<PathBuf>,
+    /// Mode and owner of each socket.
+    pub(crate) access: SocketAccess,
+    /// The directory of their definitions.
+    pub(crate) definitions: Option<PathBuf>,
+    /// Where the view for mdevctl is mounted.
+    pub(crate) sysfs: Option<PathBuf>,
+}
+
+/// The control API.
+#[derive(Clone, Debug)]
+pub(crate) struct ControlConfig {
+    /// Where it listens.
+    pub(crate) socket: SocketConfig,
+    /// Users who may use it.
+    pub(crate) users: Vec<u32>,
+    /// Groups whose members may use it.
+    pub(crate) groups: Vec<u32>,
 }
 
 /// A PCI bus.

@@ -46,7 +46,7 @@ fn syntax(error: &toml::de::Error) -> Problem {
 /// Names of things of one kind, and where each was given.
 type Names<'a> = Vec<At<&'a str>>;
 
-struct Reader<'t> {
+pub(super) struct Reader<'t> {
     text: &'t str,
     models: &'t [Model],
 }
@@ -78,8 +78,18 @@ impl Reader<'_> {
             config.devices.extend(device);
         }
         self.first_functions(&top, &config, &slot_names, &places);
-        if !top.has("device") {
-            top.missing("device", "name at least one device: [device.NAME]");
+        for (name, section) in top.named_sections("parent") {
+            config.parents.extend(self.parent(name, section));
+        }
+        config.control = top.section("control").and_then(|c| self.control(c, &mut sockets));
+        if let Some(section) = top.section("mdev") {
+            config.mdev = self.mdev(section);
+        }
+        if !top.has("device") && !top.has("parent") {
+            top.missing(
+                "device",
+                "name at least one device: [device.NAME], or a parent: [parent.NAME]",
+            );
         }
         top.finish();
         config
@@ -204,14 +214,23 @@ impl Reader<'_> {
     }
 
     fn model(&self, device: &Section<'_>) -> Option<&Model> {
-        let names = self.models.iter().map(|model| &*model.name);
+        self.model_of(device, self.models)
+    }
+
+    /// The model that a section names, out of those that it could.
+    pub(super) fn model_of<'m>(
+        &self,
+        device: &Section<'_>,
+        models: &'m [Model],
+    ) -> Option<&'m Model> {
+        let names = models.iter().map(|model| &*model.name);
         let Some(name) = device.string("model") else {
             if !device.has("model") {
                 device.missing("model", format!("name one; {}", suggestion("", "models", names)));
             }
             return None;
         };
-        let model = self.models.iter().find(|model| model.name == name.value);
+        let model = models.iter().find(|model| model.name == name.value);
         if model.is_none() {
             device.wrong(
                 "model",
@@ -283,7 +302,11 @@ impl Reader<'_> {
         }
     }
 
-    fn options(&self, section: Section<'_>, model: Option<&Model>) -> Vec<OptionSetting> {
+    pub(super) fn options(
+        &self,
+        section: Section<'_>,
+        model: Option<&Model>,
+    ) -> Vec<OptionSetting> {
         let Some(model) = model else { return Vec::new() };
         let mut options = Vec::new();
         for (name, value) in section.entries() {
@@ -309,7 +332,11 @@ impl Reader<'_> {
         options
     }
 
-    fn socket(&self, device: &Section<'_>, sockets: &mut Taken<String>) -> Option<SocketConfig> {
+    pub(super) fn socket(
+        &self,
+        device: &Section<'_>,
+        sockets: &mut Taken<String>,
+    ) -> Option<SocketConfig> {
         let Some(value) = device.value("socket") else {
             let help = "give a path, or { path = \"…\", mode = \"0660\" }, or \
                         { activated = \"NAME\" } for one that systemd passes";
@@ -348,17 +375,7 @@ impl Reader<'_> {
     fn socket_table(&self, table: Section<'_>) -> Option<(SocketConfig, Range<usize>)> {
         let path = table.string("path");
         let activated = table.string("activated");
-        let mut access = SocketAccess::default();
-        if let Some(text) = table.word("mode") {
-            access.mode = values::mode(&text.value);
-            if access.mode.is_none() {
-                let what = format!("`{}` are no permission bits", text.value);
-                let help = "write them in octal, as a string: \"0660\"";
-                table.wrong("mode", text.span, what, help.to_owned());
-            }
-        }
-        access.uid = self.account(&table, "owner", "user", "/etc/passwd", values::user);
-        access.gid = self.account(&table, "group", "group", "/etc/group", values::group);
+        let access = self.access(&table);
         let socket = match (path, activated) {
             (Some(path), None) => {
                 let span = path.span.clone();
@@ -392,6 +409,22 @@ impl Reader<'_> {
         socket
     }
 
+    /// Mode, owner and group of a socket.
+    pub(super) fn access(&self, table: &Section<'_>) -> SocketAccess {
+        let mut access = SocketAccess::default();
+        if let Some(text) = table.word("mode") {
+            access.mode = values::mode(&text.value);
+            if access.mode.is_none() {
+                let what = format!("`{}` are no permission bits", text.value);
+                let help = "write them in octal, as a string: \"0660\"";
+                table.wrong("mode", text.span, what, help.to_owned());
+            }
+        }
+        access.uid = self.account(&table, "owner", "user", "/etc/passwd", values::user);
+        access.gid = self.account(&table, "group", "group", "/etc/group", values::group);
+        access
+    }
+
     fn path(&self, section: &Section<'_>, key: &str, path: At<&str>) -> Option<SocketConfig> {
         let length = path.value.len();
         if length == 0 || length > MAX_SOCKET_PATH || path.value.contains('\0') {
@@ -406,7 +439,7 @@ impl Reader<'_> {
         Some(SocketConfig::Path(PathBuf::from(path.value), SocketAccess::default()))
     }
 
-    fn account(
+    pub(super) fn account(
         &self,
         table: &Section<'_>,
         key: &'static str,
@@ -447,7 +480,7 @@ impl Reader<'_> {
 }
 
 /// Who took what, and where.
-struct Taken<T>(HashMap<T, (Range<usize>, String)>);
+pub(super) struct Taken<T>(HashMap<T, (Range<usize>, String)>);
 
 impl<T> Default for Taken<T> {
     fn default() -> Self {

@@ -14,8 +14,12 @@ use vfiod_server::SocketAccess;
 pub(crate) use self::journal::owner_name;
 pub(crate) use self::stack::Stack;
 use crate::cli::Serve;
-use crate::config::{self, Config, DeviceConfig, OptionSetting, SocketConfig, TIME_HELP};
+use crate::config::{
+    self, Config, ControlConfig, DeviceConfig, OptionSetting, SocketConfig, TIME_HELP,
+};
+use crate::control::Control;
 use crate::logging::Format;
+use crate::manager::Manager;
 use crate::models::{self, Model};
 use crate::nearest::suggestion;
 use crate::signals::Termination;
@@ -45,15 +49,31 @@ pub(crate) fn run(
     raise_descriptor_limit();
     // Before the first socket is there: whoever sees one may send a signal already.
     let termination = Termination::catch().context("cannot catch signals")?;
-    let stack = Stack::start(&config, Some(Arc::new(journal::Journal)))?;
-    let count = config.devices.len();
+    let manager = Arc::new(Manager::start(&config, Some(Arc::new(journal::Journal)))?);
+    let control = match control(&config, &manager) {
+        Ok(control) => control,
+        Err(error) => {
+            manager.stop(Duration::ZERO);
+            return Err(error);
+        }
+    };
+    let count = manager.daemon().devices;
     notify::ready(&format!("serving {count} devices"));
     tracing::info!(devices = count, "ready");
-    wait(&termination, &stack);
+    wait(&termination, &manager);
     notify::stopping();
-    stack.stop(GRACE);
+    drop(control);
+    manager.stop(GRACE);
     tracing::info!("finished");
     Ok(())
+}
+
+/// Serves the control API, where one is configured.
+fn control(config: &Config, manager: &Arc<Manager>) -> anyhow::Result<Option<Control>> {
+    let Some(control) = &config.control else { return Ok(None) };
+    let Some(listener) = manager.stack().take_control() else { return Ok(None) };
+    let ControlConfig { users, groups, .. } = control.clone();
+    Control::start(manager.clone(), listener, users, groups).map(Some)
 }
 
 /// A descriptor for each device and client may be more than the soft limit, which is low for
@@ -66,7 +86,8 @@ fn raise_descriptor_limit() {
     }
 }
 
-fn wait(termination: &Termination, stack: &Stack) {
+fn wait(termination: &Termination, manager: &Manager) {
+    let stack = manager.stack();
     loop {
         let pause = if stack.one_client_only() { GLANCE } else { Duration::from_secs(3600) };
         if let Some(signal) = termination.wait(pause) {

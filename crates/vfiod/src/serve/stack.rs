@@ -3,14 +3,14 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use vfiod_core::event::Observer;
 use vfiod_core::{DeviceSpec, Registration, Registry};
 use vfiod_pci::{Bus, Placement};
-use vfiod_server::{Listener, Served, Server, ServerOptions};
+use vfiod_server::{ConnectionInfo, Listener, Served, Server, ServerOptions};
 
 use crate::config::{Config, DeviceConfig, SocketConfig};
 use crate::inherited::{self, Inherited};
@@ -18,13 +18,18 @@ use crate::{Misuse, models};
 
 /// Devices at work.
 pub(crate) struct Stack {
-    running: Vec<Running>,
+    running: Mutex<Vec<Running>>,
+    /// Where the control API listens, until that takes it.
+    control: Mutex<Option<Listener>>,
+    registry: Registry,
     // After the devices: the threads that let go of their files.
     server: Server,
 }
 
 /// One device at work. Its place on the bus is free again when the rest is gone.
 struct Running {
+    model: String,
+    path: Option<String>,
     served: Served,
     connected: bool,
     registration: Registration,
@@ -54,16 +59,31 @@ impl Stack {
         let buses: Vec<_> =
             config.buses.iter().map(|bus| Bus::new(bus.segment, bus.number, bus.kind)).collect();
         let mut activated = Activated::take()?;
-        let mut stack = Self { running: Vec::new(), server };
+        let (running, control) = Default::default();
+        let stack = Self { running, control, registry, server };
         for device in &config.devices {
             let started = stack
-                .add(config, device, &registry, &buses, &mut activated)
+                .add(config, device, &buses, &mut activated)
                 .with_context(|| format!("device {}", device.name));
             match started {
-                Ok(running) => stack.running.push(running),
+                Ok(running) => stack.running().push(running),
                 Err(error) => {
                     stack.stop(Duration::ZERO);
                     return Err(error);
+                }
+            }
+        }
+        if let Some(control) = &config.control {
+            let listener = match source(&control.socket, &mut activated) {
+                Ok(Source::Listener(listener)) => Ok(listener),
+                Ok(Source::Connected(_)) => Err(anyhow!("its socket is not listening")),
+                Err(error) => Err(error),
+            };
+            match listener {
+                Ok(listener) => *stack.control() = Some(listener),
+                Err(error) => {
+                    stack.stop(Duration::ZERO);
+                    return Err(error.context("the control API"));
                 }
             }
         }
@@ -75,7 +95,6 @@ impl Stack {
         &self,
         config: &Config,
         device: &DeviceConfig,
-        registry: &Registry,
         buses: &[Arc<Bus>],
         activated: &mut Activated,
     ) -> anyhow::Result<Running> {
@@ -95,42 +114,89 @@ impl Stack {
             location: placement.as_ref().map(|placement| placement.address().to_string()),
         };
         let model = models::build(config, device)?;
-        let registration = registry.register(spec, model)?;
+        let registration = self.registry.register(spec, model)?;
         let target = registration.device().clone();
         let address = placement.as_ref().map(|placement| placement.address().to_string());
+        let mut path = None;
         let (served, connected) = match source {
             Source::Listener(listener) => {
-                let path = listener.path().map(|path| path.display().to_string());
+                path = listener.path().map(|path| path.display().to_string());
                 let served = self.server.serve(listener, target)?;
                 tracing::info!(device = device.name, model = device.model, address, path, "served");
                 (served, false)
             }
             Source::Connected(socket) => (self.server.serve_connected(socket, target)?, true),
         };
-        Ok(Running { served, connected, registration, placement })
+        let model = device.model.clone();
+        Ok(Running { model, path, served, connected, registration, placement })
+    }
+
+    fn control(&self) -> MutexGuard<'_, Option<Listener>> {
+        self.control.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Where the control API is to listen, if one is configured; once.
+    pub(crate) fn take_control(&self) -> Option<Listener> {
+        self.control().take()
+    }
+
+    /// Where every device is registered.
+    pub(crate) fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
+    /// What serves every device.
+    pub(crate) fn server(&self) -> &Server {
+        &self.server
+    }
+
+    fn running(&self) -> MutexGuard<'_, Vec<Running>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The model of a device of the configuration, and the path where clients connect.
+    pub(crate) fn about(&self, name: &str) -> (String, Option<String>) {
+        let about = |running: &Running| (running.model.clone(), running.path.clone());
+        self.running().iter().find(|running| running.is(name)).map(about).unwrap_or_default()
+    }
+
+    /// The connections to a device of the configuration.
+    pub(crate) fn clients(&self, name: &str) -> Vec<ConnectionInfo> {
+        let running = self.running();
+        let device = running.iter().find(|running| running.is(name));
+        device.map_or_else(Vec::new, |running| running.served.clients())
     }
 
     /// How many clients there are.
     pub(crate) fn connections(&self) -> usize {
-        self.running.iter().map(|running| running.served.connections()).sum()
+        self.running().iter().map(|running| running.served.connections()).sum()
     }
 
     /// Whether there can be no other client than the one that was there at the start.
     pub(crate) fn one_client_only(&self) -> bool {
-        self.running.iter().all(|running| running.connected)
+        let running = self.running();
+        !running.is_empty() && running.iter().all(|running| running.connected)
     }
 
     /// Ends every connection and unregisters every device, last first. Clients' files that are
     /// still there after `grace` are revoked.
-    pub(crate) fn stop(mut self, grace: Duration) {
-        while let Some(Running { served, registration, placement, .. }) = self.running.pop() {
+    pub(crate) fn stop(&self, grace: Duration) {
+        loop {
+            // Not in the loop's head: the lock would be held in its body.
+            let last = self.running().pop();
+            let Some(Running { served, registration, placement, .. }) = last else { break };
             let name = registration.device().name().to_owned();
             drop(served);
             registration.unregister(Some(grace));
             drop(placement);
             tracing::info!(device = name, "closed");
         }
-        drop(self.server);
+    }
+}
+
+impl Running {
+    fn is(&self, name: &str) -> bool {
+        self.registration.device().name() == name
     }
 }
 

@@ -1,0 +1,50 @@
+//! The educational device as a mediated one.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use vfiod_core::Result;
+use vfiod_mdev::{AttributeInfo, Attributes, NewInstance, Parent, TypeInfo, Uuid};
+
+use super::{function, number};
+use crate::edu::{Edu, EduOptions};
+
+pub(super) struct EduParent;
+
+pub(super) fn kind() -> TypeInfo {
+    TypeInfo {
+        id: "edu-1".to_owned(),
+        name: "edu".to_owned(),
+        description: "QEMU's educational device: factorial, DMA both ways, INTx and MSI".to_owned(),
+        device_api: "vfio-pci".to_owned(),
+        takes: 1,
+        attributes: vec![AttributeInfo {
+            name: "dma_mask".to_owned(),
+            values: "a number from 0 to 2^64 - 1".to_owned(),
+            summary: "address bits of the DMA engine".to_owned(),
+            writable: true,
+        }],
+    }
+}
+
+impl Parent for EduParent {
+    fn create(&self, _type_id: &str, _uuid: Uuid) -> Result<NewInstance> {
+        let edu = Edu::new(EduOptions::default());
+        let attributes: Arc<dyn Attributes> = Arc::new(Mask(edu.dma_mask()));
+        Ok(NewInstance { device: function(edu)?, attributes: Some(attributes) })
+    }
+}
+
+/// The one attribute. It goes for transfers that are started from now on.
+struct Mask(Arc<AtomicU64>);
+
+impl Attributes for Mask {
+    fn get(&self, _name: &str) -> Result<String> {
+        Ok(format!("{:#x}", self.0.load(Ordering::Relaxed)))
+    }
+
+    fn set(&self, _name: &str, value: &str) -> Result<()> {
+        self.0.store(number(value, u64::MAX)?, Ordering::Relaxed);
+        Ok(())
+    }
+}

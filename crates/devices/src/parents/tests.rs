@@ -1,0 +1,96 @@
+//! What every parent must do, and what each one's attributes mean.
+
+use vfiod_core::{Errno, Registry};
+use vfiod_mdev::{Bus, Create, Instance, NoDoor, ParentRegistration, Removal, Uuid};
+
+use super::*;
+
+fn bus(kind: &str, options: &str) -> (Bus, ParentRegistration) {
+    let bus = Bus::new(Registry::new());
+    let options = serde_json::from_str(options).unwrap();
+    let (spec, parent) = build_parent(kind, "p", &options).unwrap();
+    let registration = bus.register(spec, parent).unwrap();
+    (bus, registration)
+}
+
+fn create(bus: &Bus, kind: &str, n: u128) -> Result<Instance> {
+    bus.create(&Create::new("p", kind, Uuid::from_u128(n)), |_| Ok(Box::new(NoDoor)))
+}
+
+#[test]
+fn every_parent_makes_every_type_it_lists_until_none_is_left() {
+    for info in parents() {
+        let (bus, registration) = bus(info.name, "{}");
+        for kind in bus.parent("p").unwrap().types {
+            let id = &kind.info.id;
+            assert!(kind.available > 0, "{id}");
+            let all: Vec<_> =
+                (1..=kind.available.into()).map(|n| create(&bus, id, n).unwrap()).collect();
+            assert_eq!(create(&bus, id, 1 << 64).unwrap_err().errno(), Errno::USERS, "{id}");
+            for attribute in &kind.info.attributes {
+                let value = all[0].attribute(&attribute.name).unwrap();
+                if attribute.writable {
+                    // What it says of itself can be set.
+                    all[0].set_attribute(&attribute.name, &value).unwrap();
+                    let set = all[0].set_attribute(&attribute.name, "rubbish\0");
+                    assert_eq!(set.unwrap_err().errno(), Errno::INVAL, "{}", attribute.name);
+                    assert_eq!(all[0].attribute(&attribute.name).unwrap(), value);
+                }
+            }
+            for instance in all {
+                bus.remove(instance.uuid(), Removal::Refuse).unwrap();
+            }
+            assert_eq!(bus.available("p", id), Some(kind.available));
+        }
+        registration.unregister(None);
+    }
+}
+
+#[test]
+fn the_number_of_instances_is_an_option() {
+    let (bus, _registration) = bus("edu", r#"{"instances": 1}"#);
+    create(&bus, "edu-1", 1).unwrap();
+    assert_eq!(create(&bus, "edu-1", 2).unwrap_err().errno(), Errno::USERS);
+}
+
+#[test]
+fn inputs_of_a_gpio_are_an_attribute() {
+    let (bus, _registration) = bus("gpio", "{}");
+    let gpio = create(&bus, "gpio-16", 1).unwrap();
+    assert_eq!(gpio.attribute("inputs").unwrap(), "0x0000");
+    for (text, reads) in [("5", "0x0005"), ("0xff00", "0xff00"), (" 1\n", "0x0001")] {
+        gpio.set_attribute("inputs", text).unwrap();
+        assert_eq!(gpio.attribute("inputs").unwrap(), reads);
+    }
+    let owner = vfiod_core::Owner::InProcess("test".to_owned());
+    let file = gpio.device().open(owner).unwrap();
+    let bar = vfiod_core::RegionIndex(2);
+    let mut input = [0];
+    file.read(bar, 1, &mut input).unwrap();
+    assert_eq!(input, [1]);
+    file.write(bar, 0, &[0xa5]).unwrap();
+    assert_eq!(gpio.attribute("outputs").unwrap(), "0x00a5");
+    for wrong in ["65536", "-1", "0x", "red", ""] {
+        let set = gpio.set_attribute("inputs", wrong);
+        assert_eq!(set.unwrap_err().errno(), Errno::INVAL, "{wrong}");
+    }
+    assert_eq!(gpio.set_attribute("outputs", "1").unwrap_err().errno(), Errno::ACCESS);
+}
+
+#[test]
+fn wrong_parents_get_what_would_be_right() {
+    let error = |kind: &str, options: &str| match build_parent(
+        kind,
+        "p",
+        &serde_json::from_str(options).unwrap(),
+    ) {
+        Err(error) => error.to_string(),
+        Ok(_) => panic!("{kind} {options} was accepted"),
+    };
+    assert_eq!(error("edo", "{}"), "there is no model `edo`; did you mean `edu`?");
+    assert_eq!(
+        error("edu", r#"{"instance": 1}"#),
+        "`edu` has no option `instance`; did you mean `instances`?"
+    );
+    assert!(error("gpio", r#"{"instances": -1}"#).contains("a number from 0 to 4294967295"));
+}

@@ -1,0 +1,105 @@
+//! From the file's text: parents, mediated devices, the control API.
+
+use std::path::PathBuf;
+
+use toml::de::DeValue;
+
+use super::read::{Reader, Taken};
+use super::section::{At, Section};
+use super::{ControlConfig, MdevConfig, ParentConfig, values};
+use crate::models;
+
+/// Longest directory of sockets in bytes: `/UUID.sock` has 42, `sun_path` 107 and its NUL.
+const MAX_SOCKET_DIRECTORY: usize = 107 - 42;
+
+impl Reader<'_> {
+    pub(super) fn parent(&self, name: At<&str>, parent: Section<'_>) -> Option<ParentConfig> {
+        let kinds = models::parents();
+        let model = self.model_of(&parent, &kinds);
+        let options = parent.section("options");
+        let options = options.map_or_else(Vec::new, |section| self.options(section, model));
+        let span = parent.span.clone();
+        parent.finish();
+        Some(ParentConfig {
+            name: name.value.to_owned(),
+            model: model?.name.to_string(),
+            options,
+            span,
+        })
+    }
+
+    pub(super) fn mdev(&self, mdev: Section<'_>) -> MdevConfig {
+        let sockets = self.directory(&mdev, "sockets");
+        if let Some(path) = &sockets
+            && path.as_os_str().len() > MAX_SOCKET_DIRECTORY
+            && let Some(value) = mdev.value("sockets")
+        {
+            let what = "this path is too long for a directory of sockets";
+            let help = format!("a path of at most {MAX_SOCKET_DIRECTORY} bytes");
+            mdev.wrong("sockets", value.span(), what, help);
+        }
+        let access = mdev.section("access").map(|section| {
+            let access = self.access(&section);
+            section.finish();
+            access
+        });
+        let definitions = self.directory(&mdev, "definitions");
+        let sysfs = self.directory(&mdev, "sysfs");
+        mdev.finish();
+        MdevConfig { sockets, access: access.unwrap_or_default(), definitions, sysfs }
+    }
+
+    fn directory(&self, section: &Section<'_>, key: &'static str) -> Option<PathBuf> {
+        let path = section.string(key)?;
+        if !path.value.starts_with('/') {
+            let what = format!("`{}` is not an absolute path", path.value);
+            section.wrong(key, path.span, what, "write it from `/` on".to_owned());
+            return None;
+        }
+        Some(PathBuf::from(path.value))
+    }
+
+    pub(super) fn control(
+        &self,
+        control: Section<'_>,
+        sockets: &mut Taken<String>,
+    ) -> Option<ControlConfig> {
+        let socket = self.socket(&control, sockets);
+        let users = accounts(&control, "users", "user", "/etc/passwd", values::user);
+        let groups = accounts(&control, "groups", "group", "/etc/group", values::group);
+        control.finish();
+        Some(ControlConfig { socket: socket?, users, groups })
+    }
+}
+
+/// A list of users or groups, by name or number.
+fn accounts(
+    section: &Section<'_>,
+    key: &'static str,
+    kind: &str,
+    database: &str,
+    find: impl Fn(&str) -> Option<u32>,
+) -> Vec<u32> {
+    let Some(value) = section.value(key) else { return Vec::new() };
+    let help = format!("a list of names in {database} and of numbers");
+    let DeValue::Array(list) = value.get_ref() else {
+        section.wrong(key, value.span(), format!("these are no {kind}s"), help);
+        return Vec::new();
+    };
+    let mut numbers = Vec::with_capacity(list.len());
+    for entry in list.iter() {
+        let word = match entry.get_ref() {
+            DeValue::String(name) => name.to_string(),
+            DeValue::Integer(number) => number.as_str().to_owned(),
+            _ => String::new(),
+        };
+        match find(&word) {
+            Some(number) => numbers.push(number),
+            None => {
+                let what = format!("there is no {kind} `{word}`");
+                section.wrong(key, entry.span(), what, help.clone());
+            }
+        }
+    }
+    numbers
+}
