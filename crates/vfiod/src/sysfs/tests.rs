@@ -155,6 +155,18 @@ fn kind(id: &str, takes: u32) -> TypeInfo {
     }
 }
 
+/// A bus with two parents.
+fn shelves(capacity: u32) -> (Bus, Arc<Wall>, Vec<ParentRegistration>) {
+    let bus = Bus::new(Registry::new());
+    let wall = Arc::new(Wall::default());
+    let shelves = ["shelf", "0000:00:03.0"].map(|name| {
+        let types = vec![kind("one", 1), kind("two", 2)];
+        let spec = ParentSpec { name: name.into(), types, capacity: Capacity::Shared(capacity) };
+        bus.register(spec, Box::new(Shelf { wall: wall.clone() })).unwrap()
+    });
+    (bus, wall, shelves.into())
+}
+
 struct Place {
     view: Option<View>,
     root: TempDir,
@@ -169,17 +181,10 @@ const B: &str = "83b8f4f2-509f-382f-3c1e-e6bfe0fa1002";
 impl Place {
     /// `None`: nothing can be mounted here.
     fn new(capacity: u32) -> Option<Self> {
-        let bus = Bus::new(Registry::new());
-        let wall = Arc::new(Wall::default());
-        let shelves = ["shelf", "0000:00:03.0"].map(|name| {
-            let types = vec![kind("one", 1), kind("two", 2)];
-            let spec =
-                ParentSpec { name: name.into(), types, capacity: Capacity::Shared(capacity) };
-            bus.register(spec, Box::new(Shelf { wall: wall.clone() })).unwrap()
-        });
+        let (bus, wall, shelves) = shelves(capacity);
         let root = TempDir::new().unwrap();
         match View::mount(&root.path().join("sys"), Arc::new(bus.clone())) {
-            Ok(view) => Some(Self { view: Some(view), root, bus, wall, shelves: shelves.into() }),
+            Ok(view) => Some(Self { view: Some(view), root, bus, wall, shelves }),
             Err(error) if matches!(error.errno(), Errno::NODEV | Errno::PERM | Errno::ACCESS) => {
                 eprintln!("SKIPPED: {error}");
                 None
@@ -517,8 +522,8 @@ const VICTIM: &str = "VFIOD_TEST_SYSFS_VICTIM";
 #[ignore = "run by another test"]
 fn victim() {
     let Some(directory) = std::env::var_os(VICTIM) else { return };
-    let bus = Arc::new(Bus::new(Registry::new()));
-    let _view = View::mount(Path::new(&directory), bus).unwrap();
+    let (bus, _wall, _shelves) = shelves(3);
+    let _view = View::mount(Path::new(&directory), Arc::new(bus)).unwrap();
     println!("\nmounted");
     let _ = std::io::stdin().read(&mut [0]);
 }
