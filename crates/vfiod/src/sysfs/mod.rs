@@ -18,6 +18,9 @@
 //! The errno that the bus answers with is the errno that the writer gets; the sentence is in the
 //! log. Nothing is cached, in the kernel or here: every look shows the bus as it is.
 //!
+//! It is mounted on `sys` in a directory that is to be `MDEVCTL_ENV_ROOT`; what else mdevctl
+//! expects there is made as well ([`root`]).
+//!
 //! # Who may mount and use it
 //! Root mounts it by itself, and it is then used as sysfs is: everybody may read, root may write.
 //! Another user needs `fusermount3` and is the only one who sees it.
@@ -32,6 +35,7 @@ mod files;
 mod filesystem;
 mod inodes;
 mod mount;
+mod root;
 #[cfg(test)]
 mod tests;
 mod tree;

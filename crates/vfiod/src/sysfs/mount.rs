@@ -12,8 +12,8 @@ use fuser::{Config, MountOption, Session, SessionACL, SessionUnmounter};
 use rustix::mount::UnmountFlags;
 use vfiod_core::{Errno, Error, Result};
 
-use super::MdevBus;
 use super::filesystem::Sysfs;
+use super::{MdevBus, root};
 
 /// How many mounts of daemons that died are taken away from one place.
 const DEAD: usize = 16;
@@ -29,17 +29,24 @@ pub(crate) struct View {
 }
 
 impl View {
-    /// Mounts the view of a bus on an empty directory, which is made if it is not there. A mount
-    /// that a daemon left behind when it died is taken away first.
+    /// Makes a directory the root of mdevctl (`MDEVCTL_ENV_ROOT`): the view of a bus is mounted
+    /// on its `sys`, which has to be empty, and its `etc/mdevctl.d` is a link to the daemon's
+    /// definitions. A mount that a daemon left behind when it died is taken away first.
     ///
     /// # Errors
     /// `EBUSY`: a file system in user space is mounted there; `ENOTEMPTY`, `ENOTDIR`: something
     /// else is there; `EPERM`, `ENOENT`, `ENODEV`: this user or this kernel cannot mount.
-    pub(crate) fn mount(directory: &Path, bus: Arc<dyn MdevBus>) -> Result<Self> {
-        let directory = std::path::absolute(directory)
+    pub(crate) fn mount(
+        directory: &Path,
+        definitions: Option<&Path>,
+        bus: Arc<dyn MdevBus>,
+    ) -> Result<Self> {
+        let above = std::path::absolute(directory)
             .map_err(|error| failed(directory, "is no directory", error))?;
+        let directory = above.join("sys");
         prepare(&directory)?;
-        let root = rustix::process::geteuid().is_root();
+        root::prepare(&above, definitions)?;
+        let is_root = rustix::process::geteuid().is_root();
         let mut config = Config::default();
         config.mount_options = vec![
             MountOption::FSName("vfiod".into()),
@@ -50,14 +57,14 @@ impl View {
             MountOption::NoExec,
         ];
         // As sysfs; others may not let anybody else in.
-        config.acl = if root { SessionACL::All } else { SessionACL::Owner };
+        config.acl = if is_root { SessionACL::All } else { SessionACL::Owner };
         let files = Sysfs::new(bus);
         let mut session = Session::new(files.clone(), &directory, &config)
-            .map_err(|error| cannot_mount(&directory, root, error))?;
+            .map_err(|error| cannot_mount(&directory, is_root, error))?;
         let unmounter = session.unmount_callable();
         let thread = thread::Builder::new().name("sysfs".into()).spawn(move || session.run());
         let thread = thread.map_err(|error| failed(&directory, "cannot be served", error))?;
-        tracing::info!(path = %directory.display(), "sysfs view");
+        tracing::info!(path = %directory.display(), "sysfs view mounted");
         Ok(Self { directory, files, unmounter, thread: Some(thread) })
     }
 
@@ -171,13 +178,13 @@ fn detach(directory: &Path) -> Result<()> {
     }
 }
 
-fn cannot_mount(directory: &Path, root: bool, error: io::Error) -> Error {
+fn cannot_mount(directory: &Path, is_root: bool, error: io::Error) -> Error {
     if !Path::new("/dev/fuse").exists() {
         let what =
             "there is no /dev/fuse for the sysfs view: the kernel's module fuse is not loaded";
         return Error::new(Errno::NODEV, what).because(error);
     }
-    if !root {
+    if !is_root {
         let what = format!(
             "the sysfs view cannot be mounted on {}: {error}; a user who is not root needs \
              fusermount3 (package fuse3), /dev/fuse and a directory of his own",
@@ -188,7 +195,7 @@ fn cannot_mount(directory: &Path, root: bool, error: io::Error) -> Error {
     failed(directory, "cannot have the sysfs view mounted", error)
 }
 
-fn failed(directory: &Path, what: &str, error: io::Error) -> Error {
+pub(super) fn failed(directory: &Path, what: &str, error: io::Error) -> Error {
     let errno = Errno::from_io_error(&error).unwrap_or(Errno::IO);
     Error::new(errno, format!("{} {what}: {error}", directory.display())).because(error)
 }

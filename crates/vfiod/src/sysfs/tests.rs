@@ -183,7 +183,7 @@ impl Place {
     fn new(capacity: u32) -> Option<Self> {
         let (bus, wall, shelves) = shelves(capacity);
         let root = TempDir::new().unwrap();
-        match View::mount(&root.path().join("sys"), Arc::new(bus.clone())) {
+        match View::mount(root.path(), None, Arc::new(bus.clone())) {
             Ok(view) => Some(Self { view: Some(view), root, bus, wall, shelves }),
             Err(error) if matches!(error.errno(), Errno::NODEV | Errno::PERM | Errno::ACCESS) => {
                 eprintln!("SKIPPED: {error}");
@@ -495,22 +495,26 @@ fn unmounted_with_files_open() {
     let refused = Place::errno(name.read(&mut [0; 8]));
     assert!(matches!(refused, Errno::NODEV | Errno::NOTCONN | Errno::STALE), "{refused}");
     // And can be mounted on again.
-    place.view = Some(View::mount(&place.path(""), bus).unwrap());
+    place.view = Some(View::mount(place.root.path(), None, bus).unwrap());
     assert_eq!(place.names("bus/mdev/devices"), [A]);
 }
 
 #[test]
 fn not_on_what_is_used_otherwise() {
     let Some(place) = Place::new(3) else { return };
-    let mount = |path: &Path| View::mount(path, Arc::new(place.bus.clone())).map(drop).unwrap_err();
-    let error = mount(&place.path(""));
+    let mount =
+        |path: &Path| View::mount(path, None, Arc::new(place.bus.clone())).map(drop).unwrap_err();
+    let error = mount(place.root.path());
     assert_eq!(error.errno(), Errno::BUSY, "{error}");
     assert!(error.to_string().contains("another vfiod"), "{error}");
-    let error = mount(place.root.path());
+    let other = TempDir::new().unwrap();
+    fs::create_dir_all(other.path().join("sys/class")).unwrap();
+    let error = mount(other.path());
     assert_eq!(error.errno(), Errno::NOTEMPTY, "{error}");
-    let file = place.root.path().join("file");
-    fs::write(&file, "").unwrap();
-    let error = mount(&file);
+    assert_eq!(fs::read_dir(other.path()).unwrap().count(), 1, "nothing was made");
+    fs::remove_dir_all(other.path().join("sys")).unwrap();
+    fs::write(other.path().join("sys"), "").unwrap();
+    let error = mount(other.path());
     assert_eq!(error.errno(), Errno::NOTDIR, "{error}");
     assert_eq!(place.names("class/mdev_bus").len(), 2, "what was mounted works on");
 }
@@ -523,7 +527,7 @@ const VICTIM: &str = "VFIOD_TEST_SYSFS_VICTIM";
 fn victim() {
     let Some(directory) = std::env::var_os(VICTIM) else { return };
     let (bus, _wall, _shelves) = shelves(3);
-    let _view = View::mount(Path::new(&directory), Arc::new(bus)).unwrap();
+    let _view = View::mount(Path::new(&directory), None, Arc::new(bus)).unwrap();
     println!("\nmounted");
     let _ = std::io::stdin().read(&mut [0]);
 }
@@ -536,7 +540,7 @@ fn the_mount_of_the_dead_is_taken_away() {
     for _ in 0..2 {
         let mut victim = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "sysfs::tests::victim", "--ignored", "--nocapture"])
-            .env(VICTIM, &directory)
+            .env(VICTIM, place.root.path())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -548,7 +552,7 @@ fn the_mount_of_the_dead_is_taken_away() {
         victim.wait().unwrap();
         assert_eq!(Place::errno(fs::read_dir(&directory)), Errno::NOTCONN);
     }
-    place.view = Some(View::mount(&directory, Arc::new(place.bus.clone())).unwrap());
+    place.view = Some(View::mount(place.root.path(), None, Arc::new(place.bus.clone())).unwrap());
     assert_eq!(place.names("class/mdev_bus").len(), 2);
     drop(place.view.take());
     assert_eq!(place.names(""), [""; 0], "no mount is left below");
