@@ -7,14 +7,20 @@ use clap::{ArgGroup, Args, Parser, Subcommand};
 use clap_complete::Shell;
 
 use crate::logging::Format;
+use crate::manage::Manage;
 
 const EXIT_CODES: &str = "\
 Exit codes:
   0  all went well
   1  something failed
-  2  a mistake on the command line or in a configuration file
+  2  a mistake on the command line, in a configuration file or in what was asked of a daemon
+  3  what was named is not there
+  4  not now: it is in use, it exists already, or none is left
+  5  no daemon answers at the control socket
+  6  the daemon does not let you
 
 Environment:
+  VFIOD_CONTROL  the daemon's control socket, as --control
   VFIOD_LOG      log filter, as --log
   LISTEN_FDS     sockets passed by the service manager
   NOTIFY_SOCKET  where the service manager is told READY and STOPPING";
@@ -39,6 +45,8 @@ pub(crate) struct Cli {
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    #[command(flatten)]
+    Manage(Manage),
     /// Serve devices: all of a configuration file, or one named on the command line.
     Serve(Serve),
     /// Show it at work: serve two devices in one slot, have a guest drive them, tell what happens.

@@ -6,14 +6,18 @@ use std::path::Path;
 use anyhow::Context;
 use clap::CommandFactory;
 use clap_complete::Shell;
+use clap_complete::env::Shells;
 
 use crate::cli::Cli;
 use crate::output;
 
-/// Prints the completion script of a shell.
+/// Prints the completion script of a shell: it asks this program, so that it knows the names and
+/// UUIDs in a running daemon.
 pub(crate) fn completions(shell: Shell) -> anyhow::Result<()> {
+    let shells = Shells::builtins();
+    let completer = shells.completer(&shell.to_string()).context("no completions for this shell")?;
     let mut script = Vec::new();
-    clap_complete::generate(shell, &mut Cli::command(), "vfiod", &mut script);
+    completer.write_registration("COMPLETE", "vfiod", "vfiod", "vfiod", &mut script)?;
     output::print(&String::from_utf8_lossy(&script))
 }
 

@@ -1,8 +1,9 @@
 //! `vfiod`: software devices for virtual machines, served over vfio-user.
 //!
-//! The command line is in [`cli`]; each command is a module of its name. Exit codes: 0 when all
-//! went well, 1 when something failed, 2 for a mistake on the command line or in a
-//! configuration file.
+//! The command line is in [`cli`]; each command is a module of its name, but those that ask a
+//! running daemon, which are in [`manage`]. Exit codes: 0 when all went well, 1 when something
+//! failed, 2 for a mistake on the command line or in a configuration file, 3 to 6 for what a
+//! daemon refuses ([`control::client::Failure`]).
 
 mod bench;
 mod cli;
@@ -14,6 +15,7 @@ mod demo;
 mod generate;
 mod inherited;
 mod logging;
+mod manage;
 mod manager;
 mod models;
 mod nearest;
@@ -27,11 +29,13 @@ mod sysfs;
 
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 
 use crate::cli::{Cli, Command};
 
 fn main() -> ExitCode {
+    // A shell that asks for completions (`vfiod completions`).
+    clap_complete::CompleteEnv::with_factory(Cli::command).complete();
     let cli = Cli::parse();
     let result = run(cli);
     logging::finish();
@@ -44,6 +48,7 @@ fn main() -> ExitCode {
 fn run(cli: Cli) -> anyhow::Result<()> {
     let log = cli.log.as_deref();
     match cli.command {
+        Command::Manage(command) => manage::run(command),
         Command::Serve(args) => serve::run(&args, log, cli.log_format),
         Command::Probe(args) => probe::run(&args),
         Command::Devices { json } => models::list(json),
@@ -85,5 +90,8 @@ fn report(error: &anyhow::Error) -> ExitCode {
         return ExitCode::from(2);
     }
     eprintln!("vfiod: {error:#}");
+    if let Some(failure) = error.downcast_ref::<control::client::Failure>() {
+        return ExitCode::from(failure.exit_code());
+    }
     if error.is::<Misuse>() { ExitCode::from(2) } else { ExitCode::FAILURE }
 }
