@@ -105,6 +105,10 @@ pub trait Device: Send {
     /// interrupt levels and masks. After an error the device is in the error state: nobody knows
     /// what it is in then. Comes also where [`DeviceFlags::RESET`] is not set, which is for
     /// clients.
+    ///
+    /// When it returns, the device's threads are at rest until it is called again, and memory
+    /// shared with clients is as after power-on. With [`ResetCause::Set`] it comes twice where
+    /// there is such memory, as other members were reset in between.
     fn reset(&mut self, cause: ResetCause) -> Result<()>;
 
     /// The device's own way to ask its user to let go, where it has one.

@@ -21,7 +21,7 @@
 //! | further open | for the count | counted; `open` | not counted |
 //! | drop of a [`File`] | for the last part | `release`; the file's windows and eventfds go; not counted any more; after the last: `close_device`, and the reset of those members of the set that are in the error state if none is open | cannot fail |
 //! | [`Registration::unregister`] | to leave | invisible, no new opens; [`request`](device::Request::request) again and again; at the deadline the files are revoked; leave the set; the device is dropped | cannot fail |
-//! | [`File::reset_set`] | held | refused if somebody else has a member open; every member stopped (accesses `EBUSY`); each reset; resumed | the members reset so far are in the error state, the others as they were |
+//! | [`File::reset_set`], [`DeviceRef::reset_set`] | held | refused if somebody else has a member open; every member stopped (accesses wait a second, then `EBUSY`; no DMA begins); each reset, those with mappable pages last and again; doorbells and unmasking eventfds that were signalled are forgotten; resumed | a member that is busy: nothing has happened (`EBUSY`); one whose reset fails: it and those reset before it are in the error state, the others as they were |
 //!
 //! A panic in any callback is caught. The device is in the error state then: accesses fail with
 //! `EIO` until a reset succeeds (a client's, that of its next first open, or that of its set).
@@ -53,7 +53,10 @@
 //! - A driver to pin: a registered device is kept by its registration.
 //! - Mapped pages are not taken away from clients, neither during a hot reset nor by a revoke: a
 //!   client that mapped a shared area can go on writing to it. What it writes means nothing to
-//!   the device beyond what any client's writes there mean.
+//!   the device beyond what any client's writes there mean; what it wrote until the very end of a
+//!   hot reset is gone after it.
+//! - A hot reset waits for DMA that a device has begun on a thread of its own only if the
+//!   device's `reset` does.
 
 pub mod contain;
 pub mod device;

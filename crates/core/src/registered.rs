@@ -38,7 +38,10 @@ pub(crate) struct Registered {
     /// no access passes it unseen.
     pub(crate) barred: AtomicU8,
     pub(crate) model: Mutex<Model>,
-    /// Signalled when the set's reset is over; goes with the device lock.
+    /// For those who wait for the end of the set's reset without the device lock, which that
+    /// itself needs. Held for no more than a look at [`STOPPED`].
+    pub(crate) entrance: Mutex<()>,
+    /// Signalled when the set's reset is over; goes with `entrance`.
     pub(crate) resumed: Condvar,
     /// Signalled when the last file of a leaving device is gone; goes with the set lock.
     pub(crate) drained: Condvar,
@@ -70,11 +73,17 @@ impl Registered {
     /// Calls the device with its lock held, in the error state as well. While the set is being
     /// reset it waits for the end of that, however long it takes.
     pub(crate) fn call<R>(&self, call: impl FnOnce(&mut dyn Device) -> Result<R>) -> Result<R> {
-        let mut model = lock(&self.model);
-        while self.is_stopped() {
-            model = sync::wait(&self.resumed, &self.model, model, Duration::MAX);
+        loop {
+            let mut entrance = lock(&self.entrance);
+            while self.is_stopped() {
+                entrance = sync::wait(&self.resumed, &self.entrance, entrance, Duration::MAX);
+            }
+            drop(entrance);
+            let model = lock(&self.model);
+            if !self.is_stopped() {
+                return self.call_locked(model, call);
+            }
         }
-        self.call_locked(model, call)
     }
 
     /// Calls the device, whatever its state.
@@ -105,14 +114,10 @@ impl Registered {
     ) -> Result<R> {
         let early = active(Mutation::AccessAfterRelease) && self.may_access(file).is_ok();
         let outcome = {
-            let mut model = lock(&self.model);
             // With the lock held: whoever takes the file away calls `release` under this lock
             // afterwards, so no access can follow a release.
-            if !early && let Err(error) = self.may_access(file) {
-                if !self.is_stopped() {
-                    return Err(error);
-                }
-                model = self.await_resume(model, file)?;
+            let mut model = self.enter(file)?;
+            if !early {
                 self.may_access(file)?;
             }
             let Some(device) = model.as_deref_mut() else { return Err(self.is_gone()) };
@@ -128,32 +133,40 @@ impl Registered {
         }
     }
 
+    /// Takes the device lock for a file, when the set is not being reset.
+    #[inline]
+    fn enter(&self, file: &FileShared) -> Result<MutexGuard<'_, Model>> {
+        loop {
+            if self.is_stopped() {
+                self.await_resume(file)?;
+            }
+            let model = lock(&self.model);
+            if !self.is_stopped() {
+                return Ok(model);
+            }
+        }
+    }
+
     /// Waits for the end of the set's reset, for a time: `EBUSY` then; `ENODEV`.
     #[cold]
-    fn await_resume<'a>(
-        &'a self,
-        mut model: MutexGuard<'a, Model>,
-        file: &FileShared,
-    ) -> Result<MutexGuard<'a, Model>> {
+    fn await_resume(&self, file: &FileShared) -> Result<()> {
         let mut patience = AccessPatience::new();
+        let mut entrance = lock(&self.entrance);
         while self.is_stopped() && file.is_open() {
             let Some(time) = patience.wait() else { return Err(self.is_barred(STOPPED)) };
-            model = sync::wait(&self.resumed, &self.model, model, time);
+            entrance = sync::wait(&self.resumed, &self.entrance, entrance, time);
         }
-        if file.is_open() { Ok(model) } else { Err(self.is_gone()) }
+        if file.is_open() { Ok(()) } else { Err(self.is_gone()) }
     }
 
     /// Whether an access for a file may go on, without the device: waits as
     /// [`Registered::access`] does.
     #[inline]
     pub(crate) fn admit(&self, file: &FileShared) -> Result<()> {
-        match self.may_access(file) {
-            Err(_) if self.is_stopped() => {
-                drop(self.await_resume(lock(&self.model), file)?);
-                self.may_access(file)
-            }
-            result => result,
+        if self.is_stopped() {
+            self.await_resume(file)?;
         }
+        self.may_access(file)
     }
 
     /// Whether an access for a file may go on: `ENODEV`, `EIO`, `EBUSY`.
@@ -180,10 +193,12 @@ impl Registered {
 
     /// Likewise, and tells nobody unless it fails.
     pub(crate) fn reset_quietly(&self, cause: ResetCause, file: Option<&FileShared>) -> Result<()> {
-        let mut model = lock(&self.model);
-        if let Some(file) = file {
-            // No more than a look, as long as the set is not being reset.
-            model = self.await_resume(model, file)?;
+        let model = match file {
+            Some(file) => self.enter(file)?,
+            None => lock(&self.model),
+        };
+        if file.is_some_and(|file| !file.is_open()) {
+            return Err(self.is_gone());
         }
         // The outer result tells of a panic, which has been dealt with.
         let outcome = self.call_locked(model, |device| {
@@ -264,22 +279,24 @@ impl Registered {
     }
 
     fn is_stopped(&self) -> bool {
-        self.barred.load(Ordering::Relaxed) & STOPPED != 0
+        self.barred.load(Ordering::Acquire) & STOPPED != 0
     }
 
     /// Keeps every call away but the set's reset, and the device from DMA, until
-    /// [`Registered::resume`]. The set lock and the device lock are held.
+    /// [`Registered::resume`]. The set lock and the device lock are held: no call that has passed
+    /// its look at this is left.
     pub(crate) fn stop(&self, _model: &MutexGuard<'_, Model>) {
         self.barred.fetch_or(STOPPED, Ordering::Relaxed);
         self.context.dma().halt(true);
     }
 
-    /// Lets calls in again. Nobody can hold the device lock for long just then.
+    /// Lets calls in again.
     pub(crate) fn resume(&self) {
-        let model = lock(&self.model);
+        let entrance = lock(&self.entrance);
         self.context.dma().halt(false);
-        self.barred.fetch_and(!STOPPED, Ordering::Relaxed);
-        drop(model);
+        // Along with what the resets did to memory that is read without the device lock.
+        self.barred.fetch_and(!STOPPED, Ordering::Release);
+        drop(entrance);
         if !active(Mutation::ResumeUnheard) {
             self.resumed.notify_all();
         }

@@ -173,6 +173,7 @@ impl Registry {
                 slot,
                 barred: AtomicU8::new(0),
                 model: Mutex::new(candidate.0.take()),
+                entrance: Mutex::new(()),
                 resumed: Condvar::new(),
                 drained: Condvar::new(),
             })

@@ -3,6 +3,7 @@
 use super::must_find;
 use super::scenarios::*;
 use super::scenarios_dma::*;
+use super::scenarios_hot_reset::*;
 use crate::mutation::{self, Mutation};
 
 macro_rules! faults {
@@ -37,6 +38,13 @@ faults! {
     init_under_registry_lock: InitUnderRegistryLock in init_registers_another, "deadlock";
     set_reset_while_open: SetResetWhileOpen in panics_stay_in_the_device, "member is open";
     hot_reset_does_not_stop: HotResetDoesNotStop in hot_reset_against_accesses, "amid a hot";
+    hot_reset_ignores_owners: HotResetIgnoresOwners in hot_reset_against_another_owner, "another owner";
+    hot_reset_unlocked: HotResetUnlocked in hot_reset_against_another_owner, "another owner";
+    busy_hot_reset_stays_stopped: BusyHotResetStaysStopped in hot_reset_against_accesses, "deadlock";
+    hot_reset_half_done: HotResetHalfDone in hot_reset_that_fails, "half reset";
+    hot_reset_keeps_pages: HotResetKeepsPages in hot_reset_against_stores, "a store from before";
+    hot_reset_keeps_doorbells: HotResetKeepsDoorbells in hot_reset_against_doorbells, "a doorbell from before";
+    resume_unheard: ResumeUnheard in hot_reset_against_accesses, "deadlock";
     dma_copy_unlocked: DmaCopyUnlocked in small_access_against_unmap, "after the unmap";
     dma_copy_unpinned: DmaCopyUnpinned in large_access_against_unmap, "after the unmap";
     dma_unmap_ignores_pins: DmaUnmapIgnoresPins in pin_against_unmap, "after the unmap";

@@ -9,6 +9,9 @@
 //! | every successful open has exactly one release; no access follows it | [`witness`], loom |
 //! | the set is reset only while no member is open | [`witness`] |
 //! | no access comes amid a hot reset | [`witness`] |
+//! | no hot reset under another owner, or of an open member if the administrator forbade it | [`witness`] |
+//! | after a hot reset everybody goes on; after a failed one, as they were or in the error state | [`scenarios_hot_reset`] |
+//! | stores into pages and doorbells from before the end of a hot reset have no effect | [`scenarios_hot_reset`], [`witness`] |
 //! | nothing is accessed after its unmap returned; a failed unmap changes nothing | [`scenarios_dma`] |
 //! | no signal after an eventfd was taken away; one signal for each unmask | [`scenarios_dma`] |
 //! | no deadlock | the checker |
@@ -23,6 +26,8 @@ mod faults;
 mod scenarios;
 #[cfg(shuttle)]
 mod scenarios_dma;
+#[cfg(shuttle)]
+mod scenarios_hot_reset;
 #[cfg(shuttle)]
 mod witness;
 

@@ -13,7 +13,7 @@ use crate::{
     Result, SetId, StatePolicy,
 };
 
-const NOW: Option<Duration> = Some(Duration::ZERO);
+pub(super) const NOW: Option<Duration> = Some(Duration::ZERO);
 const SOON: Option<Duration> = Some(Duration::from_secs(1));
 
 fn spec(name: &str, ledger: &Arc<Ledger>) -> DeviceSpec {
@@ -26,7 +26,7 @@ fn spec(name: &str, ledger: &Arc<Ledger>) -> DeviceSpec {
     }
 }
 
-fn register(
+pub(super) fn register(
     registry: &Registry,
     ledger: &Arc<Ledger>,
     device: Witness,
@@ -35,22 +35,27 @@ fn register(
     registry.register(spec(name, ledger), Box::new(device)).expect("registers")
 }
 
-fn open(device: &DeviceRef) -> Result<File> {
-    device.open(Owner::InProcess("model".to_owned()))
+/// Who opens devices in the models; others are foreign.
+pub(crate) fn owner() -> Owner {
+    Owner::InProcess("model".to_owned())
 }
 
-fn spawn(task: impl FnOnce() + Send + 'static) -> thread::JoinHandle<()> {
+pub(super) fn open(device: &DeviceRef) -> Result<File> {
+    device.open(owner())
+}
+
+pub(super) fn spawn(task: impl FnOnce() + Send + 'static) -> thread::JoinHandle<()> {
     thread::spawn(task)
 }
 
-fn join(tasks: impl IntoIterator<Item = thread::JoinHandle<()>>) {
+pub(super) fn join(tasks: impl IntoIterator<Item = thread::JoinHandle<()>>) {
     for task in tasks {
         task.join().expect("a task of the model panicked");
     }
 }
 
 /// Unregisters what is left; nothing may hold the set's identity any more.
-fn finish(ledger: &Arc<Ledger>, registrations: impl IntoIterator<Item = Registration>) {
+pub(super) fn finish(ledger: &Arc<Ledger>, registrations: impl IntoIterator<Item = Registration>) {
     for registration in registrations {
         registration.unregister(None);
     }
@@ -227,34 +232,6 @@ pub(crate) fn panics_stay_in_the_device() {
     }
 }
 
-/// A hot reset of two members, both in use, one of them just being opened by another user of
-/// the same owner.
-pub(crate) fn hot_reset_against_accesses() {
-    let (registry, ledger) = (Registry::new(), Arc::<Ledger>::default());
-    let names = ["a", "b"];
-    let members = names.map(|n| register(&registry, &ledger, Witness::new(n, &ledger), n));
-    let file = open(members[0].device()).expect("opens");
-    ledger.expect_hot_reset(2);
-    let users = [0, 1].map(|member: usize| {
-        let device: DeviceRef = members[member].device().clone();
-        spawn(move || {
-            let file = open(&device).expect("opens");
-            for _ in 0..2 {
-                if let Err(error) = file.read(RegionIndex(0), 0, &mut [0; 4]) {
-                    assert_eq!(error.errno(), Errno::BUSY);
-                }
-            }
-        })
-    });
-    if let Err(error) = file.reset_set() {
-        assert_eq!(error.errno(), Errno::BUSY);
-    }
-    join(users);
-    file.read(RegionIndex(0), 0, &mut [0; 4]).expect("goes on");
-    drop(file);
-    finish(&ledger, members);
-}
-
 /// One user, and the registration is dropped: small enough to try every order.
 pub(crate) fn smallest_race() {
     let (registry, ledger) = (Registry::new(), Arc::<Ledger>::default());
@@ -304,7 +281,6 @@ checks! {
     sets_come_and_go: 2000,
     init_registers_another: 1000,
     panics_stay_in_the_device: 1000,
-    hot_reset_against_accesses: 1000,
 }
 
 /// In every order, up to a bound that keeps it to seconds.

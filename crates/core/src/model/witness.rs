@@ -7,7 +7,8 @@ use crate::contain::DeviceBug;
 use crate::device::{Context, Description, Device, DeviceFlags, Request, ResetCause};
 use crate::error::{Errno, Error, Result};
 use crate::file::{FileId, Owner};
-use crate::region::{Region, RegionIndex};
+use crate::memory::SharedMemory;
+use crate::region::{Doorbell, Region, RegionIndex};
 use crate::set::SetObject;
 use crate::sync::atomic::{AtomicUsize, Ordering};
 
@@ -28,14 +29,19 @@ struct State {
     opened: usize,
     released: usize,
     asked: bool,
-    /// A hot reset is expected; how many members of how many it has reset.
+    /// A hot reset is expected; how many of its steps, one for each reset of a member, have begun,
+    /// and how many it has.
     hot: Option<(usize, usize)>,
+    /// The steps that had begun when a client had rung a doorbell.
+    rung: Option<usize>,
 }
 
 #[derive(Default)]
 struct Seen {
     open: bool,
     files: HashSet<FileId>,
+    /// Those that are not the model's own.
+    foreign: HashSet<FileId>,
 }
 
 impl SetObject for Ledger {
@@ -63,9 +69,19 @@ impl Ledger {
         self.with(|state| state.asked)
     }
 
-    /// A hot reset of so many members may come from now on, and no other reset of the set.
-    pub(crate) fn expect_hot_reset(&self, members: usize) {
-        self.with(|state| state.hot = Some((0, members)));
+    /// Hot resets of so many steps may come from now on, and no other reset of the set.
+    pub(crate) fn expect_hot_reset(&self, steps: usize) {
+        self.with(|state| state.hot = Some((0, steps)));
+    }
+
+    /// How many steps of hot resets have begun.
+    pub(crate) fn hot_steps(&self) -> usize {
+        self.with(|state| state.hot.map_or(0, |(begun, _)| begun))
+    }
+
+    /// A client has rung a doorbell by now.
+    pub(crate) fn rung(&self) {
+        self.with(|state| state.rung = state.hot.map(|(begun, _)| begun));
     }
 
     /// The end of a scenario in which every file was dropped: nothing wrong, nothing left.
@@ -88,12 +104,14 @@ pub(crate) struct Witness {
     panics: Vec<&'static str>,
     /// Done in `init`.
     on_init: Option<Box<dyn FnOnce() + Send>>,
+    /// Region 1, all of it mappable; 0 after a reset.
+    memory: Option<Arc<SharedMemory>>,
 }
 
 impl Witness {
     pub(crate) fn new(name: &'static str, ledger: &Arc<Ledger>) -> Self {
         let (fails, panics) = (Vec::new(), Vec::new());
-        Self { name, ledger: ledger.clone(), fails, panics, on_init: None }
+        Self { name, ledger: ledger.clone(), fails, panics, on_init: None, memory: None }
     }
 
     /// With callbacks that fail, once each.
@@ -105,6 +123,12 @@ impl Witness {
     /// With callbacks that panic, once each.
     pub(crate) fn panicking(mut self, panics: Vec<&'static str>) -> Self {
         self.panics = panics;
+        self
+    }
+
+    /// With a page that clients map.
+    pub(crate) fn sharing(mut self, memory: &Arc<SharedMemory>) -> Self {
+        self.memory = Some(memory.clone());
         self
     }
 
@@ -152,7 +176,10 @@ impl Witness {
 impl Device for Witness {
     fn describe(&self) -> Description {
         let flags = DeviceFlags::RESET;
-        Description { flags, regions: vec![Region::registers(16)], irqs: Vec::new() }
+        let bell = Doorbell { offset: 0, size: 4, datamatch: None };
+        let mut regions = vec![Region { doorbells: vec![bell], ..Region::registers(16) }];
+        regions.extend(self.memory.clone().map(Region::memory));
+        Description { flags, regions, irqs: Vec::new() }
     }
 
     fn init(&mut self, _ctx: &Context) -> Result<()> {
@@ -182,19 +209,23 @@ impl Device for Witness {
         let _ = self.falter("close_device");
     }
 
-    fn open(&mut self, file: FileId, _owner: &Owner) -> Result<()> {
+    fn open(&mut self, file: FileId, owner: &Owner) -> Result<()> {
         let is_open = self.seen(|seen| seen.open);
         self.demand(is_open, "open while closed");
         self.ledger.pause();
         self.falter("open")?;
         let new = self.seen(|seen| seen.files.insert(file));
         self.demand(new, "open twice");
+        if *owner != super::scenarios::owner() {
+            self.seen(|seen| seen.foreign.insert(file));
+        }
         self.ledger.with(|state| state.opened += 1);
         Ok(())
     }
 
     fn release(&mut self, file: FileId) {
         let (known, is_open) = self.seen(|seen| (seen.files.remove(&file), seen.open));
+        self.seen(|seen| seen.foreign.remove(&file));
         self.demand(known, "release without open");
         self.demand(is_open, "release while closed");
         self.ledger.with(|state| state.released += 1);
@@ -206,29 +237,41 @@ impl Device for Witness {
         let in_use = self.seen(|seen| seen.open && !seen.files.is_empty());
         self.demand(in_use, "an access after the release");
         let hot = self.ledger.with(|state| state.hot);
-        let whole = hot.is_none_or(|(reset, members)| reset % members == 0);
+        let whole = hot.is_none_or(|(begun, steps)| begun % steps == 0);
         self.demand(whole, "an access amid a hot reset");
         self.ledger.pause();
         self.falter("read")
     }
 
     fn write(&mut self, _region: RegionIndex, _offset: u64, _data: &[u8]) -> Result<()> {
+        let (hot, rung) = self.ledger.with(|state| (state.hot, state.rung));
+        let stale = hot
+            .is_some_and(|(begun, steps)| begun >= steps && rung.is_some_and(|rung| rung < steps));
+        self.demand(!stale, "a doorbell from before the hot reset");
         Ok(())
     }
 
     fn reset(&mut self, cause: ResetCause) -> Result<()> {
         if cause == ResetCause::Set {
-            let idle = self.ledger.with(|state| match &mut state.hot {
-                Some((reset, _)) => {
-                    *reset += 1;
-                    true
+            let (idle, own) = self.ledger.with(|state| {
+                let own = state.devices.values().all(|seen| seen.foreign.is_empty());
+                match &mut state.hot {
+                    Some((begun, _)) => {
+                        *begun += 1;
+                        (true, own)
+                    }
+                    None => (state.devices.values().all(|seen| !seen.open), true),
                 }
-                None => state.devices.values().all(|seen| !seen.open),
             });
             self.demand(idle, "the set is reset while a member is open");
+            self.demand(own, "a hot reset under another owner");
         }
         self.ledger.pause();
-        self.falter("reset")
+        self.falter("reset")?;
+        match &self.memory {
+            Some(memory) => memory.fill(0, memory.size(), 0),
+            None => Ok(()),
+        }
     }
 
     fn as_request(&mut self) -> Option<&mut dyn Request> {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::mpsc::channel;
 
-use vfiod_core::Errno;
+use vfiod_core::{DeviceSpec, Errno, InUse};
 
 use crate::rig::{Fault, REGISTERS, Rig, Slot, errno, open, owner, spec};
 
@@ -117,4 +117,112 @@ fn a_revoked_file_resets_nothing() {
     drop(a);
     assert_eq!(errno(file.reset_set()), Errno::NODEV);
     assert_eq!(errno(file.set_members()), Errno::NODEV);
+}
+
+#[test]
+fn a_file_of_another_owner_proves_what_its_holder_may_reset() {
+    let rig = Rig::new();
+    let slot = Arc::new(Slot("slot"));
+    let members = ["a", "b", "c"].map(|name| rig.member(name, &slot));
+    let stranger = rig.single("stranger");
+    let mine = open(&members[0]).unwrap();
+    let [b, c] = [1, 2].map(|at: usize| members[at].device().open(owner("you")).unwrap());
+    let elsewhere = stranger.device().open(owner("you")).unwrap();
+    rig.journal.take();
+    for proof in [&[][..], &[&b], &[&c], &[&b, &elsewhere], &[&mine]] {
+        assert_eq!(errno(mine.reset_set_with(proof)), Errno::INVAL);
+    }
+    assert!(rig.journal.take().is_empty(), "nothing was reset");
+    mine.reset_set_with(&[&elsewhere, &c, &b]).unwrap();
+    assert_eq!(rig.journal.take(), ["a.reset Set", "b.reset Set", "c.reset Set"]);
+    // A file that was taken away is worth nothing, though its holder still has it.
+    members[1].device().revoke(b.id()).unwrap();
+    let again = members[1].device().open(owner("they")).unwrap();
+    assert_eq!(errno(mine.reset_set_with(&[&b, &c])), Errno::INVAL);
+    drop(again);
+    mine.reset_set_with(&[&c]).unwrap();
+}
+
+#[test]
+fn the_administrator_resets_what_is_idle_and_the_rest_if_told_so() {
+    let rig = Rig::new();
+    let slot = Arc::new(Slot("slot"));
+    let [a, b] = ["a", "b"].map(|name| rig.member(name, &slot));
+    a.device().reset_set(InUse::Refuse).unwrap();
+    assert_eq!(rig.journal.take(), ["a.reset Set", "b.reset Set"]);
+
+    let file = open(&b).unwrap();
+    rig.journal.take();
+    let error = a.device().reset_set(InUse::Refuse).unwrap_err();
+    assert_eq!(error.errno(), Errno::BUSY);
+    assert!(error.to_string().contains("b of the set is in use by me"), "{error}");
+    assert!(rig.journal.take().is_empty(), "nothing was reset");
+    let seen = a.device().set_members();
+    let seen: Vec<_> = seen.iter().map(|m| (m.device.name(), m.owned, m.allowed)).collect();
+    assert_eq!(seen, [("a", false, true), ("b", false, false)]);
+
+    a.device().reset_set(InUse::Reset).unwrap();
+    assert_eq!(rig.journal.take(), ["a.reset Set", "b.reset Set"]);
+    file.read(REGISTERS, 0, &mut [0; 4]).unwrap();
+
+    let gone = a.device().clone();
+    drop(a);
+    assert_eq!(errno(gone.reset_set(InUse::Reset)), Errno::NODEV);
+    assert!(gone.set_members().is_empty());
+}
+
+#[test]
+fn after_a_failure_the_set_is_reset_when_its_last_member_closes() {
+    let rig = Rig::new();
+    let slot = Arc::new(Slot("slot"));
+    let members = ["a", "b", "c"].map(|name| rig.member(name, &slot));
+    let [a, c] = [0, 2].map(|at: usize| open(&members[at]).unwrap());
+    rig.journal.fault("b.reset", Fault::Panic);
+    assert_eq!(errno(a.reset_set()), Errno::IO);
+    rig.journal.take();
+    drop(a);
+    assert_eq!(rig.journal.take(), ["a.release", "a.close_device"]);
+    drop(c);
+    let closed = ["c.release", "c.close_device", "a.reset Set", "b.reset Set"];
+    assert_eq!(rig.journal.take(), closed);
+    assert!(members.iter().all(|member| !member.device().status().failed));
+}
+
+#[test]
+fn a_failed_reset_of_an_idle_set_leaves_nobody_locked_and_mends_at_the_next_open() {
+    let rig = Rig::new();
+    let slot = Arc::new(Slot("slot"));
+    let [a, b] = ["a", "b"].map(|name| rig.member(name, &slot));
+    rig.journal.fault("b.reset", Fault::Fail(Errno::TIMEDOUT));
+    assert_eq!(errno(a.device().reset_set(InUse::Refuse)), Errno::TIMEDOUT);
+    assert!(a.device().status().failed && b.device().status().failed);
+    for member in [&a, &b] {
+        open(member).unwrap().read(REGISTERS, 0, &mut [0; 4]).unwrap();
+    }
+}
+
+#[test]
+fn a_member_that_is_leaving_is_reset_like_the_others() {
+    let rig = Rig::new();
+    let slot = Arc::new(Slot("slot"));
+    let a = rig.member("a", &slot);
+    let mut probe = rig.probe("b");
+    let (asked, was_asked) = channel();
+    probe.request = Some(true);
+    probe.on_request = Box::new(move |_| asked.send(()).unwrap_or_default());
+    let set = Some(vfiod_core::SetId::of(&slot));
+    let b = rig.add(DeviceSpec { set, ..spec("b") }, probe);
+    let (fa, fb) = (open(&a).unwrap(), open(&b).unwrap());
+    rig.journal.take();
+    std::thread::scope(|scope| {
+        scope.spawn(|| b.unregister(None));
+        was_asked.recv().unwrap();
+        fa.reset_set().unwrap();
+        assert_eq!(rig.journal.count("b.reset Set"), 1);
+        drop(fb);
+    });
+    // And one that has left is none of the set's business.
+    rig.journal.take();
+    fa.reset_set().unwrap();
+    assert_eq!(rig.journal.take(), ["a.reset Set"]);
 }

@@ -3,6 +3,7 @@
 
 mod access;
 mod hot_reset;
+mod hot_reset_quiet;
 mod many;
 mod open;
 mod panics;

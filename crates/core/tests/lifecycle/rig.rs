@@ -103,6 +103,8 @@ pub(crate) struct Probe {
     pub(crate) request: Option<bool>,
     /// Called by `request`.
     pub(crate) on_request: Box<dyn FnMut(u32) + Send>,
+    /// Called by `reset`.
+    pub(crate) on_reset: Box<dyn FnMut(ResetCause) + Send>,
     /// Where it leaves its context.
     pub(crate) context: Arc<Mutex<Option<Context>>>,
 }
@@ -119,6 +121,7 @@ impl Probe {
             description: Description { flags, regions: vec![Region::registers(0x100)], irqs },
             request: None,
             on_request: Box::new(|_| {}),
+            on_reset: Box::new(|_| {}),
             context: Arc::default(),
         }
     }
@@ -167,6 +170,7 @@ impl Device for Probe {
     }
 
     fn reset(&mut self, cause: ResetCause) -> Result<()> {
+        (self.on_reset)(cause);
         self.call("reset", &format!("{cause:?}"))
     }
 
@@ -256,13 +260,17 @@ impl Rig {
     }
 
     pub(crate) fn member(&self, name: &'static str, slot: &Arc<Slot>) -> Registration {
+        self.join(slot, self.probe(name))
+    }
+
+    pub(crate) fn join(&self, slot: &Arc<Slot>, probe: Probe) -> Registration {
         let spec = DeviceSpec {
             set: Some(SetId::of(slot)),
             state: StatePolicy::Retain,
             open: OpenPolicy::Multi,
-            ..spec(name)
+            ..spec(probe.name)
         };
-        self.add(spec, self.probe(name))
+        self.add(spec, probe)
     }
 }
 

@@ -1,0 +1,325 @@
+//! What clients and devices do while a set is being reset: it waits, or has no effect.
+
+use std::cell::Cell;
+use std::os::fd::OwnedFd;
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use rustix::event::{EventfdFlags, eventfd};
+use rustix::io::{pwrite, write};
+use vfiod_core::dma::{Backing, MapRequest, Perm};
+use vfiod_core::irq::{IrqAction, IrqData};
+use vfiod_core::memory::SharedMemory;
+use vfiod_core::region::{Doorbell, SharedAreas, SparseArea};
+use vfiod_core::{Errno, File, IrqFlags, IrqIndex, IrqInfo, Region, RegionIndex, Registration};
+
+use crate::rig::{Fault, Probe, REGISTERS, Rig, Slot, errno, open};
+
+const MEMORY: RegionIndex = RegionIndex(1);
+const LINE: IrqIndex = IrqIndex(0);
+const BELL: u64 = 0x40;
+/// What a reset leaves in shared memory.
+const POWER_ON: u8 = 0x11;
+
+/// Something that a device's reset does at the end.
+type Meanwhile = Arc<Mutex<Box<dyn FnMut() + Send>>>;
+
+fn nothing() -> Meanwhile {
+    Arc::new(Mutex::new(Box::new(|| {})))
+}
+
+fn during(meanwhile: &Meanwhile, action: impl FnMut() + Send + 'static) {
+    *meanwhile.lock().unwrap() = Box::new(action);
+}
+
+/// A probe with shared memory, a doorbell and a line.
+fn rich(rig: &Rig, name: &'static str, meanwhile: &Meanwhile) -> (Probe, Arc<SharedMemory>) {
+    let memory = SharedMemory::new(name, 8192).unwrap();
+    let mut probe = rig.probe(name);
+    probe.description.regions[0].doorbells =
+        vec![Doorbell { offset: BELL, size: 4, datamatch: Some(7) }];
+    probe.description.regions.push(Region {
+        shared: Some(SharedAreas {
+            memory: memory.clone(),
+            areas: vec![SparseArea { offset: 0, size: 4096 }],
+        }),
+        ..Region::registers(8192)
+    });
+    let flags = IrqFlags::EVENTFD | IrqFlags::MASKABLE | IrqFlags::AUTOMASKED;
+    probe.description.irqs[0] = IrqInfo { flags, count: 1 };
+    let (own, meanwhile) = (memory.clone(), meanwhile.clone());
+    probe.on_reset = Box::new(move |_| {
+        own.fill(0, 8192, POWER_ON).unwrap();
+        (meanwhile.lock().unwrap())();
+    });
+    (probe, memory)
+}
+
+/// Members a and b with shared memory, both open; what b's reset does at its end.
+struct Pair {
+    rig: Rig,
+    memories: [Arc<SharedMemory>; 2],
+    files: [File; 2],
+    meanwhile: Meanwhile,
+    members: [Registration; 2],
+    contexts: [vfiod_core::Context; 2],
+}
+
+impl Pair {
+    fn new() -> Self {
+        let (rig, slot) = (Rig::new(), Arc::new(Slot("slot")));
+        let meanwhile = nothing();
+        let (a, memory_a) = rich(&rig, "a", &nothing());
+        let (b, memory_b) = rich(&rig, "b", &meanwhile);
+        let contexts = [a.context.clone(), b.context.clone()];
+        let members = [a, b].map(|probe| rig.join(&slot, probe));
+        let contexts = contexts.map(|context| context.lock().unwrap().clone().unwrap());
+        let files = members.each_ref().map(|member| open(member).unwrap());
+        rig.journal.take();
+        Self { rig, memories: [memory_a, memory_b], files, meanwhile, members, contexts }
+    }
+}
+
+/// What a client's mapping of the memory does.
+fn store(memory: &SharedMemory, byte: u8) {
+    assert_eq!(pwrite(memory.fd(), &[byte; 8192], 0), Ok(8192));
+}
+
+fn contents(memory: &SharedMemory) -> Vec<u8> {
+    let mut bytes = vec![0; 8192];
+    memory.read(0, &mut bytes).unwrap();
+    bytes
+}
+
+#[test]
+fn what_clients_store_in_mapped_pages_until_the_last_member_is_reset_is_gone() {
+    let pair = Pair::new();
+    pair.memories.iter().for_each(|memory| store(memory, 0xff));
+    let memory = pair.memories[0].clone();
+    during(&pair.meanwhile, move || store(&memory, 0xee));
+    pair.files[0].reset_set().unwrap();
+    for memory in &pair.memories {
+        assert!(contents(memory).iter().all(|byte| *byte == POWER_ON));
+    }
+    // And for each it was one reset, as far as anybody is told.
+    let mut data = [0; 4];
+    pair.files[0].read(MEMORY, 0, &mut data).unwrap();
+    assert_eq!(data, [POWER_ON; 4]);
+}
+
+/// Two more threads that store without pause, each until the last member's reset ends.
+#[test]
+fn clients_that_never_cease_storing_leave_nothing_behind() {
+    for _ in 0..20 {
+        let pair = Pair::new();
+        let (enough, until) = channel::<()>();
+        let enough = Mutex::new(Some(enough));
+        let memory = pair.memories[0].clone();
+        let client = std::thread::spawn(move || {
+            while until.try_recv() != Err(std::sync::mpsc::TryRecvError::Disconnected) {
+                store(&memory, 0xff);
+            }
+        });
+        let client = Mutex::new(Some(client));
+        during(&pair.meanwhile, move || {
+            drop(enough.lock().unwrap().take());
+            if let Some(client) = client.lock().unwrap().take() {
+                client.join().unwrap();
+            }
+        });
+        pair.files[1].reset_set().unwrap();
+        assert!(contents(&pair.memories[0]).iter().all(|byte| *byte == POWER_ON));
+    }
+}
+
+#[test]
+fn a_failure_when_pages_are_restored_is_a_failure_of_the_reset() {
+    for fault in [Fault::Fail(Errno::TIMEDOUT), Fault::Panic] {
+        let pair = Pair::new();
+        // Its first reset in the set's is well, its second is not.
+        let journal = pair.rig.journal.clone();
+        during(&pair.meanwhile, move || journal.fault("a.reset", fault));
+        pair.files[0].reset_set().unwrap_err();
+        assert!(pair.members.iter().all(|member| member.device().status().failed));
+        during(&pair.meanwhile, || {});
+        pair.files[0].reset_set().unwrap();
+        pair.files.iter().for_each(|file| file.read(REGISTERS, 0, &mut [0; 4]).unwrap());
+    }
+}
+
+/// Lets a reset of the set get to the end of b's, runs `test`, and lets it go on.
+fn amid(pair: &Pair, test: impl FnOnce(&dyn Fn())) {
+    let (entered, inside) = channel();
+    let (leave, left) = channel::<()>();
+    during(&pair.meanwhile, move || {
+        let _ = entered.send(());
+        let _ = left.recv();
+    });
+    std::thread::scope(|scope| {
+        let reset = scope.spawn(|| pair.files[0].reset_set());
+        inside.recv().unwrap();
+        let leave = Cell::new(Some(leave));
+        test(&|| drop(leave.take()));
+        drop(leave);
+        reset.join().unwrap().unwrap();
+    });
+}
+
+#[test]
+fn accesses_wait_for_the_end() {
+    let pair = Pair::new();
+    amid(&pair, |go_on| {
+        std::thread::scope(|scope| {
+            let (told, done) = channel();
+            type Access = fn(&File) -> vfiod_core::Result<()>;
+            let accesses: [Access; 6] = [
+                |file| file.read(REGISTERS, 0, &mut [0; 4]),
+                |file| file.write(REGISTERS, 0, &[0; 4]),
+                |file| file.read(MEMORY, 0, &mut [0; 4]),
+                |file| file.write(MEMORY, 8, &[0; 4]),
+                |file| file.feature_get(1, &[]).map(drop),
+                |file| file.reset(),
+            ];
+            for access in accesses {
+                for file in &pair.files {
+                    let told = told.clone();
+                    scope.spawn(move || told.send(access(file)));
+                }
+            }
+            // A right one can never be done by now; a wrong one most likely is.
+            let early = done.recv_timeout(Duration::from_millis(50));
+            assert_eq!(early.unwrap_err(), RecvTimeoutError::Timeout);
+            go_on();
+            for _ in 0..2 * accesses.len() {
+                done.recv().unwrap().unwrap();
+            }
+        });
+    });
+    let log = pair.rig.journal.take();
+    let last_reset = log.iter().rposition(|line| line == "a.reset Set").unwrap();
+    let first_read = log.iter().position(|line| line.contains(".read ")).unwrap();
+    assert!(last_reset < first_read, "{log:?}");
+}
+
+#[test]
+fn an_access_does_not_wait_for_ever() {
+    let pair = Pair::new();
+    amid(&pair, |_go_on| {
+        assert_eq!(errno(pair.files[1].read(REGISTERS, 0, &mut [0; 4])), Errno::BUSY);
+        assert_eq!(errno(pair.files[1].write(MEMORY, 0, &[1])), Errno::BUSY);
+    });
+    pair.files[1].read(REGISTERS, 0, &mut [0; 4]).unwrap();
+}
+
+#[test]
+fn opens_and_releases_do_not_disturb_it() {
+    let pair = Pair::new();
+    amid(&pair, |go_on| {
+        let Pair { members, rig, .. } = &pair;
+        std::thread::scope(|scope| {
+            let opener = scope.spawn(|| open(&members[1]));
+            rig.journal.take();
+            std::thread::yield_now();
+            assert!(rig.journal.take().is_empty());
+            go_on();
+            opener.join().unwrap().unwrap();
+        });
+    });
+}
+
+fn counter() -> OwnedFd {
+    eventfd(0, EventfdFlags::NONBLOCK).unwrap()
+}
+
+fn ring(fd: &OwnedFd) {
+    write(fd, &1u64.to_ne_bytes()).unwrap();
+}
+
+#[test]
+fn doorbells_rung_meanwhile_are_not_heard() {
+    let pair = Pair::new();
+    let bells = pair.files[0].doorbells(REGISTERS).unwrap();
+    let bell = bells[0].try_clone().unwrap();
+    during(&pair.meanwhile, move || ring(&bell));
+    pair.files[1].reset_set().unwrap();
+    assert!(!pair.files[0].ring(REGISTERS, 0).unwrap());
+    ring(&bells[0]);
+    assert!(pair.files[0].ring(REGISTERS, 0).unwrap());
+    assert_eq!(pair.rig.journal.count("a.write 0x40 [7, 0, 0, 0]"), 1);
+}
+
+/// A server's thread that has seen the doorbell before the reset, and delivers it now.
+#[test]
+fn a_doorbell_on_its_way_is_not_heard_either() {
+    let pair = Pair::new();
+    let bells = pair.files[0].doorbells(REGISTERS).unwrap();
+    ring(&bells[0]);
+    amid(&pair, |go_on| {
+        std::thread::scope(|scope| {
+            let ringer = scope.spawn(|| pair.files[0].ring(REGISTERS, 0));
+            std::thread::yield_now();
+            go_on();
+            assert!(!ringer.join().unwrap().unwrap());
+        });
+    });
+    assert_eq!(pair.rig.journal.count("a.write 0x40 [7, 0, 0, 0]"), 0);
+}
+
+#[test]
+fn a_doorbell_of_a_member_that_was_left_as_it_was_is_heard() {
+    let pair = Pair::new();
+    let bells = pair.files[1].doorbells(REGISTERS).unwrap();
+    ring(&bells[0]);
+    pair.rig.journal.fault("a.reset", Fault::Fail(Errno::TIMEDOUT));
+    assert_eq!(errno(pair.files[0].reset_set()), Errno::TIMEDOUT);
+    assert!(pair.files[1].ring(REGISTERS, 0).unwrap());
+    // In the error state it is lost, and the server is not told of it again and again.
+    let bells = pair.files[0].doorbells(REGISTERS).unwrap();
+    ring(&bells[0]);
+    assert_eq!(errno(pair.files[0].ring(REGISTERS, 0)), Errno::IO);
+    assert_eq!(rustix::io::read(&bells[0], &mut [0; 8]), Err(Errno::AGAIN));
+}
+
+#[test]
+fn an_unmask_signalled_meanwhile_unmasks_nothing() {
+    let pair = Pair::new();
+    let (file, irqs) = (&pair.files[0], pair.contexts[0].irqs());
+    let (trigger, unmask) = (counter(), counter());
+    let fds = |fd: &OwnedFd| IrqData::EventFds(vec![fd.try_clone().ok()]);
+    file.set_irqs(LINE, 0, 1, IrqAction::Trigger, fds(&trigger)).unwrap();
+    file.set_irqs(LINE, 0, 1, IrqAction::Unmask, fds(&unmask)).unwrap();
+    let watched = file.unmask_fds().remove(0);
+    let rung = unmask.try_clone().unwrap();
+    during(&pair.meanwhile, move || ring(&rung));
+    pair.files[1].reset_set().unwrap();
+    // The line comes up and masks itself: it stays so.
+    irqs.set_level(LINE, 0, true).unwrap();
+    assert!(irqs.is_pending(LINE, 0));
+    assert!(!file.unmask_signalled(&watched));
+    assert!(irqs.is_pending(LINE, 0));
+    ring(&unmask);
+    assert!(file.unmask_signalled(&watched));
+}
+
+#[test]
+fn no_member_begins_dma() {
+    let pair = Pair::new();
+    let memory = SharedMemory::new("guest", 4096).unwrap();
+    let fd = memory.fd().try_clone_to_owned().unwrap();
+    let perm = Perm::READ | Perm::WRITE;
+    let backing = Backing::File { fd, offset: 0 };
+    pair.files[0].dma_map(MapRequest { iova: 0, size: 4096, perm, backing }).unwrap();
+    let dma = pair.contexts[0].dma().clone();
+    dma.write(0, &[1; 4]).unwrap();
+    let (told, outcome) = channel();
+    let engine = dma.clone();
+    // Turning bus mastering on is no way around it.
+    during(&pair.meanwhile, move || {
+        engine.set_bus_master(true);
+        let _ = told.send(engine.write(0, &[2; 4]));
+    });
+    pair.files[0].reset_set().unwrap();
+    assert_eq!(errno(outcome.recv().unwrap()), Errno::PERM);
+    dma.write(0, &[3; 4]).unwrap();
+}
