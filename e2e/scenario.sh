@@ -19,6 +19,11 @@ finish() {
         echo "--- the server's log"
         tail -n 60 "$WORK/server.log"
     fi
+    # A view of devices that the killed server left.
+    local mount
+    while read -r _ mount _; do
+        [[ $mount != "$WORK"/* ]] || umount -l "$mount" || fusermount3 -u -z "$mount" || true
+    done </proc/mounts
     rm -rf "$WORK"
     exit "$status"
 }

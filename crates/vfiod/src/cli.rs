@@ -134,6 +134,11 @@ pub(crate) struct Serve {
         conflicts_with = "config")]
     pub(crate) state: Option<String>,
 
+    /// Make this directory a root for mdevctl (`MDEVCTL_ENV_ROOT`), its `sys` a view of the
+    /// mediated devices (FUSE).
+    #[arg(long, value_name = "DIR", conflicts_with = "device")]
+    pub(crate) sysfs: Option<PathBuf>,
+
     /// How long a busy connection is polled before its thread sleeps, e.g. `50us`; `0` never.
     #[arg(long, value_name = "TIME")]
     pub(crate) poll: Option<String>,

@@ -24,7 +24,6 @@ mod output;
 mod probe;
 mod serve;
 mod signals;
-#[allow(dead_code, unused_imports, reason = "the manager is to use it")]
 mod sysfs;
 
 use std::process::ExitCode;

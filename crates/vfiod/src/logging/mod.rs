@@ -53,7 +53,12 @@ pub(crate) fn start(
         (None, None, None) => ("the default", default),
     };
     check_filter(filter).map_err(|why| Misuse(format!("{place}: {why}")))?;
-    let filter = EnvFilter::builder().parse(filter)?;
+    // The FUSE library tells of each request at debug; only whoever names it wants that.
+    let filter = if filter.contains("fuser") {
+        EnvFilter::builder().parse(filter)?
+    } else {
+        EnvFilter::builder().parse(filter)?.add_directive("fuser=warn".parse()?)
+    };
     let builder =
         tracing_subscriber::fmt().with_env_filter(filter).with_writer(queue::Queue::get()?);
     // A second start (tests in one process) keeps the first.

@@ -133,6 +133,11 @@ impl Manager {
         &self.stack
     }
 
+    /// Parents and instances, for those who look often.
+    pub(crate) fn bus(&self) -> &Bus {
+        &self.bus
+    }
+
     /// Everything that happens from now on.
     pub(crate) fn watch(&self) -> tokio::sync::broadcast::Receiver<Record> {
         self.events.watch()

@@ -15,7 +15,7 @@ pub(crate) use self::journal::owner_name;
 pub(crate) use self::stack::Stack;
 use crate::cli::Serve;
 use crate::config::{
-    self, Config, ControlConfig, DeviceConfig, OptionSetting, SocketConfig, TIME_HELP,
+    self, Config, ControlConfig, DeviceConfig, MdevConfig, OptionSetting, SocketConfig, TIME_HELP,
 };
 use crate::control::Control;
 use crate::logging::Format;
@@ -23,6 +23,7 @@ use crate::manager::Manager;
 use crate::models::{self, Model};
 use crate::nearest::suggestion;
 use crate::signals::Termination;
+use crate::sysfs::View;
 use crate::{Misuse, logging, notify, output};
 
 /// How long clients have to let go of their devices once the daemon is told to finish.
@@ -50,8 +51,10 @@ pub(crate) fn run(
     // Before the first socket is there: whoever sees one may send a signal already.
     let termination = Termination::catch().context("cannot catch signals")?;
     let manager = Arc::new(Manager::start(&config, Some(Arc::new(journal::Journal)))?);
-    let control = match control(&config, &manager) {
-        Ok(control) => control,
+    let doors =
+        control(&config, &manager).and_then(|control| Ok((control, view(&config, &manager)?)));
+    let (control, view) = match doors {
+        Ok(doors) => doors,
         Err(error) => {
             manager.stop(Duration::ZERO);
             return Err(error);
@@ -62,6 +65,7 @@ pub(crate) fn run(
     tracing::info!(devices = count, "ready");
     wait(&termination, &manager);
     notify::stopping();
+    drop(view);
     drop(control);
     manager.stop(GRACE);
     tracing::info!("finished");
@@ -74,6 +78,12 @@ fn control(config: &Config, manager: &Arc<Manager>) -> anyhow::Result<Option<Con
     let Some(listener) = manager.stack().take_control() else { return Ok(None) };
     let ControlConfig { users, groups, .. } = control.clone();
     Control::start(manager.clone(), listener, users, groups).map(Some)
+}
+
+/// Mounts the view for mdevctl, where one is configured.
+fn view(config: &Config, manager: &Arc<Manager>) -> anyhow::Result<Option<View>> {
+    let MdevConfig { sysfs: Some(root), definitions, .. } = &config.mdev else { return Ok(None) };
+    Ok(Some(View::mount(root, definitions.as_deref(), manager.clone())?))
 }
 
 /// A descriptor for each device and client may be more than the soft limit, which is low for
@@ -112,6 +122,9 @@ fn configuration(args: &Serve) -> anyhow::Result<Config> {
     };
     if let Some(poll) = &args.poll {
         config.poll = Some(time("--poll", poll)?);
+    }
+    if let Some(root) = &args.sysfs {
+        config.mdev.sysfs = Some(root.clone());
     }
     Ok(config)
 }

@@ -34,6 +34,7 @@
 mod files;
 mod filesystem;
 mod inodes;
+mod manager;
 mod mount;
 mod root;
 #[cfg(test)]
