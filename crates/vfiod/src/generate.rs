@@ -15,7 +15,8 @@ use crate::output;
 /// UUIDs in a running daemon.
 pub(crate) fn completions(shell: Shell) -> anyhow::Result<()> {
     let shells = Shells::builtins();
-    let completer = shells.completer(&shell.to_string()).context("no completions for this shell")?;
+    let completer =
+        shells.completer(&shell.to_string()).context("no completions for this shell")?;
     let mut script = Vec::new();
     completer.write_registration("COMPLETE", "vfiod", "vfiod", "vfiod", &mut script)?;
     output::print(&String::from_utf8_lossy(&script))

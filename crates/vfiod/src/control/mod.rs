@@ -19,7 +19,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::Context;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::oneshot;
 use vfiod_server::Listener;
@@ -143,6 +143,11 @@ async fn turn_away(mut stream: UnixStream, peer: String) {
          content-length: {}\r\nconnection: close\r\n\r\n",
         body.len()
     );
+    // A client takes an answer to what it has asked for, and none that a reset came after: what it
+    // asks is read, and what it says until it has the answer.
+    let mut said = [0; 4096];
+    let _ = stream.read(&mut said).await;
     let _ = stream.write_all((head + &body).as_bytes()).await;
     let _ = stream.shutdown().await;
+    while stream.read(&mut said).await.is_ok_and(|count| count > 0) {}
 }

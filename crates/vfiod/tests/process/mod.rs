@@ -1,6 +1,8 @@
 //! The program itself, run as people run it.
 #![allow(dead_code)] // each test file uses a part
 
+pub(crate) mod api;
+
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
@@ -15,7 +17,14 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// The program with arguments, free of the environment's settings.
 pub(crate) fn vfiod<S: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = S>) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_vfiod"));
-    for variable in ["VFIOD_LOG", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "NOTIFY_SOCKET"] {
+    for variable in [
+        "VFIOD_LOG",
+        "LISTEN_FDS",
+        "LISTEN_PID",
+        "LISTEN_FDNAMES",
+        "NOTIFY_SOCKET",
+        "VFIOD_CONTROL",
+    ] {
         command.env_remove(variable);
     }
     command.args(args);

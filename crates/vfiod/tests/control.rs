@@ -1,0 +1,469 @@
+//! A running daemon, asked through its API and by the commands that use it.
+
+mod process;
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use process::api::{ask, raw};
+use process::{Daemon, until, vfiod};
+use rustix::process::Signal;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use vfiod_client::Client;
+
+const UUID: &str = "83b8f4f2-509f-382f-3c1e-e6bfe0fa1001";
+const OTHER: &str = "83b8f4f2-509f-382f-3c1e-e6bfe0fa1002";
+
+/// A daemon with two functions in a slot and two parents.
+struct Rig {
+    directory: TempDir,
+    daemon: Daemon,
+}
+
+impl Rig {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let daemon = serve(directory.path(), "");
+        Self { directory, daemon }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// Runs a command against it: exit code, output, complaints.
+    fn run(&self, args: &[&str]) -> (i32, String, String) {
+        let mut command = vfiod(args);
+        let output = command.env("VFIOD_CONTROL", self.path("control")).output().unwrap();
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
+    }
+
+    #[track_caller]
+    fn good(&self, args: &[&str]) -> String {
+        let (code, out, err) = self.run(args);
+        assert_eq!((code, err.as_str()), (0, ""), "{args:?}: {out}");
+        out
+    }
+
+    #[track_caller]
+    fn json(&self, args: &[&str]) -> Value {
+        serde_json::from_str(&self.good(&[args, &["--json"]].concat())).unwrap()
+    }
+
+    #[track_caller]
+    fn bad(&self, code: i32, says: &str, args: &[&str]) {
+        let (got, out, err) = self.run(args);
+        assert_eq!(got, code, "{args:?}: {out}{err}");
+        assert!(err.contains(says), "{args:?}: {err}");
+    }
+
+    fn ask(&self, method: &str, path: &str, body: Option<&str>) -> (u16, Value) {
+        ask(&self.path("control"), method, path, body).unwrap()
+    }
+
+    /// What is refused says so as a problem, with the right status.
+    #[track_caller]
+    fn refused(&self, status: u16, says: &str, method: &str, path: &str, body: Option<&str>) {
+        let (got, answer) = self.ask(method, path, body);
+        assert_eq!(got, status, "{method} {path} {body:?}: {answer}");
+        let detail = answer["detail"].as_str().unwrap();
+        assert!(detail.contains(says), "{method} {path} {body:?}: {detail}");
+        assert_eq!(answer["status"], status);
+    }
+
+    fn instance_socket(&self, uuid: &str) -> PathBuf {
+        self.path("mdev").join(format!("{uuid}.sock"))
+    }
+}
+
+fn serve(directory: &Path, more: &str) -> Daemon {
+    let at = |name: &str| directory.join(name);
+    let text = format!(
+        "[bus.b]\nnumber = 1\n[slot.s]\nbus = \"b\"\nnumber = 2\n\
+         [device.lines]\nmodel = \"gpio\"\nslot = \"s\"\nopen = \"multi\"\nsocket = {:?}\n\
+         [device.teacher]\nmodel = \"edu\"\nslot = \"s\"\nfunction = 1\nsocket = {:?}\n\
+         [parent.school]\nmodel = \"edu\"\noptions = {{ instances = 2 }}\n\
+         [parent.pins]\nmodel = \"gpio\"\n\
+         [mdev]\nsockets = {:?}\ndefinitions = {:?}\n\
+         [control]\nsocket = {:?}\n{more}",
+        at("lines"),
+        at("teacher"),
+        at("mdev"),
+        at("definitions"),
+        at("control"),
+    );
+    std::fs::write(at("c.toml"), text).unwrap();
+    let command = vfiod(["serve", at("c.toml").to_str().unwrap()]);
+    Daemon::serving(command, &[&at("control")])
+}
+
+fn connect(socket: &Path) -> Client {
+    Client::connect(socket).unwrap()
+}
+
+#[test]
+fn what_there_is_is_listed_and_shown() {
+    let rig = Rig::new();
+    let devices = rig.good(&["list"]);
+    let lines: Vec<_> = devices.lines().collect();
+    assert!(lines[0].starts_with("NAME") && lines.len() == 3, "{devices}");
+    assert!(lines[1].starts_with("lines    gpio   slot 0000:01:02  idle"), "{devices}");
+    let types = rig.good(&["types"]);
+    assert!(types.contains("school  edu-1    2          vfio-pci"), "{types}");
+
+    // Both functions of the slot are one set, and the tree shows who is in it.
+    let mut client = connect(&rig.path("lines"));
+    client.device_info().unwrap();
+    let set = rig.good(&["show", "slot 0000:01:02"]);
+    assert!(set.starts_with("slot 0000:01:02\n") && set.contains("├─ open: 1\n"), "{set}");
+    assert!(set.contains("├─ lines: ") && set.contains("└─ teacher: "), "{set}");
+    let device = rig.json(&["show", "lines"]);
+    assert_eq!(device["set"], "slot 0000:01:02");
+    assert_eq!(device["state"], "open");
+    assert_eq!(device["files"][0]["owner"]["pid"], std::process::id());
+    assert_eq!(device["connections"][0]["errors"], 0);
+    assert_eq!(
+        device["regions"][0],
+        json!({
+            "index": 2, "name": "BAR 2", "size": 8, "access": "rw", "mappable": 0,
+        })
+    );
+
+    let files = rig.json(&["list", "files"]);
+    let number = files[0]["number"].to_string();
+    assert!(rig.good(&["show", &number]).contains("device: lines"));
+    rig.bad(3, "there is no `gpio`", &["show", "gpio"]);
+    rig.bad(3, "among the instances, definitions", &["show", UUID]);
+    let about = rig.json(&["show"]);
+    assert_eq!(about["devices"], 2);
+    assert!(rig.good(&["show", "edu-1", "--kind", "types"]).contains("available: 2"));
+}
+
+#[test]
+fn a_file_is_taken_from_its_user() {
+    let rig = Rig::new();
+    let (mut first, mut second) = (connect(&rig.path("lines")), connect(&rig.path("lines")));
+    for client in [&mut first, &mut second] {
+        client.region_read(7, 0, &mut [0; 4]).unwrap();
+    }
+    let number = rig.json(&["list", "files"])[0]["number"].to_string();
+    rig.good(&["revoke", &number]);
+    assert_eq!(first.region_read(7, 0, &mut [0; 4]).unwrap_err().remote_errno(), Some(19));
+    second.region_read(7, 0, &mut [0; 4]).unwrap();
+    rig.bad(3, "there is no file", &["revoke", &number]);
+    assert_eq!(rig.good(&["revoke", "lines"]), "1\n");
+    assert_eq!(second.region_read(7, 0, &mut [0; 4]).unwrap_err().remote_errno(), Some(19));
+    rig.bad(3, "there is no device `line`", &["revoke", "line"]);
+}
+
+#[test]
+fn a_set_is_reset_if_nobody_minds() {
+    let rig = Rig::new();
+    let mut client = connect(&rig.path("lines"));
+    client.region_write(2, 0, &[0x55]).unwrap();
+    // Also by way of the other member.
+    rig.bad(4, "is in use by process", &["reset", "teacher"]);
+    rig.bad(4, "is in use by process", &["reset", "--set", "slot 0000:01:02"]);
+    let mut outputs = [0];
+    client.region_read(2, 0, &mut outputs).unwrap();
+    assert_eq!(outputs, [0x55]);
+    rig.good(&["reset", "teacher", "--force"]);
+    client.region_read(2, 0, &mut outputs).unwrap();
+    assert_eq!(outputs, [0]);
+    drop(client);
+    until("the release", || rig.json(&["list", "files"]) == json!([]));
+    rig.good(&["reset", "--set", "slot 0000:01:02"]);
+    rig.bad(3, "no device set `slot`", &["reset", "--set", "slot"]);
+}
+
+#[test]
+fn an_instance_is_created_used_changed_and_removed() {
+    let rig = Rig::new();
+    let made = rig.good(&["create", "pins", "gpio-16", "--uuid", UUID, "-a", "inputs=0x0102"]);
+    assert_eq!(made, format!("{UUID}\n"));
+    let socket = rig.instance_socket(UUID);
+    let mut client = connect(&socket);
+    let mut inputs = [0];
+    client.region_read(2, 1, &mut inputs).unwrap();
+    assert_eq!(inputs, [2]);
+    rig.good(&["modify", UUID, "--live", "-a", "inputs=7"]);
+    client.region_read(2, 1, &mut inputs).unwrap();
+    assert_eq!(inputs, [7]);
+    let instance = rig.json(&["show", UUID]);
+    assert_eq!(instance["attributes"]["inputs"], "0x0007");
+    assert_eq!((&instance["defined"], &instance["open"]), (&Value::Null, &json!(1)));
+    // Its set is its own.
+    assert_eq!(instance["device"]["set"], UUID);
+    assert_eq!(rig.json(&["show", UUID, "--kind", "sets"])["members"][0]["name"], UUID);
+
+    rig.bad(4, "is in use by process", &["remove", UUID]);
+    client.region_read(2, 1, &mut inputs).unwrap();
+    drop(client);
+    until("the release", || rig.json(&["list", "files"]) == json!([]));
+    rig.good(&["remove", UUID]);
+    assert!(!socket.exists());
+    rig.bad(3, "there is no instance", &["remove", UUID]);
+}
+
+#[test]
+fn an_instance_in_use_goes_at_its_deadline_or_when_its_user_does() {
+    let rig = Rig::new();
+    rig.good(&["create", "pins", "gpio-16", "--uuid", UUID]);
+    let mut client = connect(&rig.instance_socket(UUID));
+    client.device_info().unwrap();
+    let mut waiting = vfiod(["remove", UUID, "--wait"])
+        .env("VFIOD_CONTROL", rig.path("control"))
+        .spawn()
+        .unwrap();
+    until("it is leaving", || rig.json(&["show", UUID])["state"] == "leaving");
+    // The user still has it, and nobody else gets in.
+    client.region_read(2, 0, &mut [0]).unwrap();
+    assert!(Client::connect(rig.instance_socket(UUID)).is_err());
+    rig.bad(4, "being removed", &["remove", UUID]);
+    assert!(waiting.try_wait().unwrap().is_none());
+    drop(client);
+    assert!(waiting.wait().unwrap().success());
+
+    rig.good(&["create", "pins", "gpio-16", "--uuid", UUID]);
+    let mut client = connect(&rig.instance_socket(UUID));
+    client.device_info().unwrap();
+    rig.good(&["remove", UUID, "--deadline", "20ms"]);
+    assert!(client.device_info().is_err(), "the connection is gone");
+    rig.bad(2, "deadline: `soon` is no time", &["remove", OTHER, "--deadline", "soon"]);
+}
+
+#[test]
+fn parents_give_what_they_have_and_say_why_not() {
+    let rig = Rig::new();
+    rig.good(&["create", "school", "edu-1", "--uuid", UUID]);
+    rig.bad(4, "there is an instance", &["create", "pins", "gpio-16", "--uuid", UUID]);
+    rig.good(&["create", "school", "edu-1"]);
+    rig.bad(4, "parent school has no edu-1 left", &["create", "school", "edu-1"]);
+    rig.bad(3, "no parent `shool`; there is: pins, school", &["create", "shool", "edu-1"]);
+    rig.bad(2, "its types: edu-1", &["create", "school", "edu-2"]);
+    rig.bad(3, "it has: inputs, outputs", &["create", "pins", "gpio-16", "-a", "input=1"]);
+    rig.bad(2, "no number from 0 to 0xffff", &["create", "pins", "gpio-16", "-a", "inputs=red"]);
+    rig.bad(6, "can only be read", &["create", "pins", "gpio-16", "-a", "outputs=1"]);
+    rig.bad(2, "NAME=VALUE", &["create", "pins", "gpio-16", "-a", "inputs"]);
+    rig.bad(2, "invalid", &["create", "pins", "gpio-16", "--uuid", "12"]);
+    // Nothing half created.
+    assert_eq!(rig.json(&["list", "instances"]).as_array().unwrap().len(), 2);
+    assert_eq!(rig.json(&["show", "pins"])["types"][0]["available"], 16);
+}
+
+#[test]
+fn definitions_outlast_the_daemon() {
+    let rig = Rig::new();
+    rig.good(&["define", "pins", "gpio-16", "--uuid", UUID, "--auto", "-a", "inputs=5"]);
+    rig.good(&["define", "school", "edu-1", "--uuid", OTHER]);
+    assert_eq!(rig.json(&["list", "instances"]), json!([]), "nothing is started");
+    rig.good(&["start", OTHER]);
+    rig.bad(4, "already", &["start", OTHER]);
+    rig.bad(4, "", &["define", "school", "edu-1", "--uuid", OTHER]);
+    rig.bad(2, "no type", &["define", "school", "edu-9"]);
+    rig.bad(3, "no parent", &["define", "shool", "edu-1"]);
+
+    let Rig { directory, daemon } = rig;
+    let (status, log) = daemon.terminate(Signal::TERM);
+    assert!(status.success(), "{log}");
+    let daemon = serve(directory.path(), "");
+    let rig = Rig { directory, daemon };
+    let instances = rig.json(&["list", "instances"]);
+    assert_eq!(instances.as_array().unwrap().len(), 1, "the other starts when asked for");
+    assert_eq!(instances[0]["uuid"], UUID);
+    let mut inputs = [0];
+    connect(&rig.instance_socket(UUID)).region_read(2, 1, &mut inputs).unwrap();
+    assert_eq!(inputs, [5]);
+    assert_eq!(rig.json(&["show", UUID])["defined"], "auto");
+
+    rig.good(&["modify", UUID, "--manual", "-a", "inputs=6"]);
+    let definition = rig.json(&["show", UUID, "--kind", "definitions"]);
+    assert_eq!(definition["start"], "manual");
+    assert_eq!(definition["attributes"], json!([{ "name": "inputs", "value": "6" }]));
+    rig.good(&["modify", UUID, "--unset", "inputs"]);
+    rig.bad(3, "does not set `inputs`", &["modify", UUID, "--unset", "inputs"]);
+    rig.good(&["undefine", UUID]);
+    rig.bad(3, "is not defined", &["undefine", UUID]);
+    // Still there, until it is removed.
+    assert_eq!(rig.json(&["show", UUID])["defined"], Value::Null);
+    rig.good(&["define", "--uuid", UUID]);
+    let definition = rig.json(&["show", UUID, "--kind", "definitions"]);
+    assert_eq!(definition["attributes"], json!([{ "name": "inputs", "value": "0x0005" }]));
+}
+
+#[test]
+fn a_damaged_definition_is_named_and_does_not_stop_the_rest() {
+    let rig = Rig::new();
+    rig.good(&["define", "pins", "gpio-16", "--uuid", UUID, "--auto"]);
+    rig.good(&["define", "pins", "gpio-16", "--uuid", OTHER, "--auto"]);
+    let Rig { directory, daemon } = rig;
+    daemon.terminate(Signal::TERM);
+    let file = directory.path().join("definitions/pins").join(UUID);
+    std::fs::write(&file, "{\"mdev_type\": ").unwrap();
+    // Not one that is being written just now.
+    let old = std::time::SystemTime::now() - std::time::Duration::from_secs(60);
+    std::fs::File::open(&file).unwrap().set_modified(old).unwrap();
+    let daemon = serve(directory.path(), "");
+    let rig = Rig { directory, daemon };
+    let instances = rig.json(&["list", "instances"]);
+    assert_eq!(instances.as_array().unwrap().len(), 1);
+    assert_eq!(instances[0]["uuid"], OTHER);
+    assert!(!file.exists(), "set aside");
+    let Rig { daemon, .. } = rig;
+    let (_, log) = daemon.terminate(Signal::TERM);
+    assert!(log.contains(file.to_str().unwrap()), "{log}");
+}
+
+#[test]
+fn events_come_as_they_happen() {
+    let rig = Rig::new();
+    let mut watcher = vfiod(["watch", "--json"])
+        .env("VFIOD_CONTROL", rig.path("control"))
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(watcher.stdout.take().unwrap()).lines();
+    // Until it is there to see one.
+    let mut number = 0;
+    let first = std::thread::spawn(move || lines.next().map(|line| (line.unwrap(), lines)));
+    until("the first event", || {
+        number += 1;
+        rig.good(&["reset", "lines"]);
+        first.is_finished()
+    });
+    let (_, lines) = first.join().unwrap().unwrap();
+    rig.good(&["create", "pins", "gpio-16", "--uuid", UUID]);
+    let client = connect(&rig.instance_socket(UUID));
+    drop(client);
+    until("the release", || rig.json(&["list", "files"]) == json!([]));
+    rig.good(&["remove", UUID]);
+    let mut seen = Vec::new();
+    for line in lines {
+        let event: Value = serde_json::from_str(&line.unwrap()).unwrap();
+        if event["name"] == UUID {
+            seen.push(event["event"].as_str().unwrap().to_owned());
+            if event["event"] == "set-gone" {
+                break;
+            }
+        }
+    }
+    let expected = [
+        "set-created",
+        "registered",
+        "reset",
+        "device-opened",
+        "file-opened",
+        "file-released",
+        "device-closed",
+        "unregistered",
+        "set-gone",
+    ];
+    assert_eq!(seen, expected);
+    // A watcher does not keep the daemon from ending, and ends with it.
+    let (status, log) = rig.daemon.terminate(Signal::TERM);
+    assert!(status.success(), "{log}");
+    assert!(watcher.wait().unwrap().success());
+}
+
+#[test]
+fn bodies_of_every_wrong_shape_are_refused_with_what_would_be_right() {
+    let rig = Rig::new();
+    let post = |status, says: &str, body: &str| {
+        rig.refused(status, says, "POST", "instances", Some(body));
+    };
+    post(400, "EOF while parsing", "{\"parent\": ");
+    post(400, "expected value", "rubbish");
+    post(422, "missing field `parent`", "{}");
+    post(422, "invalid type: integer `1`, expected a string", r#"{"parent": 1, "type": "x"}"#);
+    post(422, "unknown field `uid`", r#"{"parent": "pins", "type": "gpio-16", "uid": "1"}"#);
+    post(422, "UUID parsing failed", r#"{"parent": "pins", "type": "gpio-16", "uuid": "1"}"#);
+    let attributes = r#"{"parent": "pins", "type": "gpio-16", "attributes": [{"name": "inputs"}]}"#;
+    post(422, "attributes[0]: missing field `value`", attributes);
+    post(
+        422,
+        "nil UUID",
+        r#"{"parent": "pins", "type": "gpio-16",
+        "uuid": "00000000-0000-0000-0000-000000000000"}"#,
+    );
+    post(404, "no parent", r#"{"parent": "../../etc", "type": "gpio-16"}"#);
+    post(413, "", &format!(r#"{{"parent": "{}"}}"#, "x".repeat(3 << 20)));
+    rig.refused(415, "application/json", "POST", "instances", None);
+    rig.refused(400, "UUID parsing failed", "GET", "instances/1", None);
+    rig.refused(400, "Cannot parse", "DELETE", "files/minus", None);
+    rig.refused(404, "no such resource", "GET", "nothing", None);
+    rig.refused(405, "not with this method", "PUT", "instances", None);
+    let remove = |query: &str| format!("instances/{UUID}?{query}");
+    rig.refused(422, "needs a deadline", "DELETE", &remove("policy=deadline"), None);
+    rig.refused(422, "is no time", "DELETE", &remove("policy=deadline&deadline=1"), None);
+    rig.refused(422, "needs policy=deadline", "DELETE", &remove("deadline=1s"), None);
+    rig.refused(400, "unknown variant `gently`", "DELETE", &remove("policy=gently"), None);
+    rig.refused(400, "unknown field", "DELETE", &remove("force=1"), None);
+    let define = |body: &str| rig.refused(422, "", "POST", "definitions", Some(body));
+    define(r#"{"parent": "pins"}"#);
+    define(r#"{"start": "auto"}"#);
+    define(r#"{"parent": "pins", "type": "gpio-16", "start": "sometimes"}"#);
+
+    let control = rig.path("control");
+    let (status, _) = raw(&control, b"\x00\x01\x02 rubbish\r\n\r\n").unwrap();
+    assert_eq!(status, 400);
+    // Who says nothing at all does not stall the others.
+    let silent: Vec<_> =
+        (0..64).map(|_| std::os::unix::net::UnixStream::connect(&control).unwrap()).collect();
+    assert_eq!(rig.ask("GET", "daemon", None).0, 200);
+    drop(silent);
+    assert_eq!(rig.json(&["list", "instances"]), json!([]), "nothing was created");
+    assert_eq!(rig.json(&["list", "definitions"])["definitions"], json!([]));
+}
+
+#[test]
+fn a_daemon_without_definitions_or_control_says_so() {
+    let directory = tempfile::tempdir().unwrap();
+    let at = |name: &str| directory.path().join(name);
+    let text =
+        format!("[parent.school]\nmodel = \"edu\"\n[control]\nsocket = {:?}\n", at("control"));
+    std::fs::write(at("c.toml"), text).unwrap();
+    let command = vfiod(["serve", at("c.toml").to_str().unwrap()]);
+    let daemon = Daemon::serving(command, &[&at("control")]);
+    let rig = Rig { directory, daemon };
+    rig.bad(1, "keeps no definitions", &["list", "definitions"]);
+    rig.bad(1, "keeps no definitions", &["define", "school", "edu-1"]);
+    // Without a directory for sockets an instance can be there, but has none.
+    let uuid = rig.good(&["create", "school", "edu-1"]);
+    assert_eq!(rig.json(&["show", uuid.trim()])["socket"], Value::Null);
+    let nowhere = rig.path("nowhere");
+    rig.bad(5, "no daemon answers at", &["list", "--control", nowhere.to_str().unwrap()]);
+}
+
+/// The commands of a user that the kernel vouches for: nobody's are refused, unless allowed.
+#[test]
+fn who_may_not_is_refused() {
+    use std::os::unix::process::CommandExt;
+    if !rustix::process::getuid().is_root() {
+        eprintln!("skipped: only root can become another user");
+        return;
+    }
+    for (allowed, code, says) in [("", 6, "uid 65534"), ("users = [65534]", 0, "")] {
+        let directory = tempfile::tempdir().unwrap();
+        let daemon = serve(directory.path(), allowed);
+        let rig = Rig { directory, daemon };
+        for path in [rig.directory.path(), &rig.path("control")] {
+            let everybody = std::os::unix::fs::PermissionsExt::from_mode(0o777);
+            std::fs::set_permissions(path, everybody).unwrap();
+        }
+        // Not where the build is: that may be in a directory of root's own.
+        let program = rig.path("vfiod");
+        std::fs::copy(env!("CARGO_BIN_EXE_vfiod"), &program).unwrap();
+        let output = std::process::Command::new(&program)
+            .args(["list", "--control", rig.path("control").to_str().unwrap()])
+            .uid(65534)
+            .gid(65534)
+            .output()
+            .unwrap();
+        let err = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(code), "{err}");
+        assert!(err.contains(says), "{err}");
+    }
+}
