@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 use vfiod_wire::payload::{
-    DeviceInfo, DmaAccess, DmaMap, DmaUnmap, Feature, IoFd, IrqInfo, IrqSet, MultiWrite,
+    DeviceInfo, DmaAccess, DmaMap, DmaUnmap, Feature, HotReset, IoFd, IrqInfo, IrqSet, MultiWrite,
     RegionAccess, RegionInfo, RegionIoFds, dma_flag, feature_flag, irq_flag,
 };
+use vfiod_wire::set::{self, SetInfo};
 use vfiod_wire::{Capabilities, Command, Header, Kind, RegionReply, TwinSocket, Version};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -568,6 +569,24 @@ impl Client {
     /// As [`Client::call`].
     pub fn feature_set(&mut self, index: u16, data: &[u8]) -> Result<()> {
         self.feature(u32::from(index) | feature_flag::SET, data).map(|_| ())
+    }
+
+    /// Who is reset together with the device (`vfiod_wire::set`); refused with `ENOTTY` by a
+    /// server that does not know it.
+    ///
+    /// # Errors
+    /// As [`Client::call`].
+    pub fn hot_reset_info(&mut self) -> Result<SetInfo> {
+        let data = self.feature_get(set::HOT_RESET_INFO, &[])?;
+        SetInfo::decode(&data).map_err(|error| Error::Protocol(error.to_string()))
+    }
+
+    /// Resets the device's whole set (`vfiod_wire::set`, where the errors are).
+    ///
+    /// # Errors
+    /// As [`Client::call`].
+    pub fn hot_reset(&mut self) -> Result<()> {
+        self.feature_set(set::HOT_RESET, HotReset::default().as_bytes())
     }
 
     fn feature(&mut self, flags: u32, data: &[u8]) -> Result<Vec<u8>> {

@@ -19,6 +19,7 @@ use zerocopy::IntoBytes;
 
 use crate::connection::{Connection, Session};
 use crate::eventfds;
+use crate::hot_reset;
 use crate::limits::MAX_DATA;
 use crate::outbox::Replies;
 use crate::pool::Pool;
@@ -309,7 +310,10 @@ impl Call<'_> {
         let unknown = || Error::new(Errno::NOTTY, format!("the device has no feature {index}"));
         match op {
             FeatureOp::Probe { get, set } => {
-                let (can_get, can_set) = self.file().feature_probe(index)?;
+                let (can_get, can_set) = match hot_reset::probe(index) {
+                    Some(own) => own,
+                    None => self.file().feature_probe(index)?,
+                };
                 let known = can_get || can_set;
                 if !known || (get && !can_get) || (set && !can_set) {
                     return Err(unknown());
@@ -317,7 +321,10 @@ impl Call<'_> {
                 replies.reply_bytes(self.header, Feature { argsz, flags }.as_bytes(), data);
             }
             FeatureOp::Get => {
-                let got = self.file().feature_get(index, data)?;
+                let got = match hot_reset::get(self.file(), index) {
+                    Some(own) => own?,
+                    None => self.file().feature_get(index, data)?,
+                };
                 let needed = Feature::LEN + got.len();
                 let fixed = Feature { argsz: needed as u32, flags };
                 let whole = argsz as usize >= needed;
@@ -325,7 +332,10 @@ impl Call<'_> {
                 replies.reply_bytes(self.header, fixed.as_bytes(), got);
             }
             FeatureOp::Set => {
-                self.file().feature_set(index, data)?;
+                match hot_reset::set(self.file(), index, data) {
+                    Some(own) => own?,
+                    None => self.file().feature_set(index, data)?,
+                }
                 replies.reply_bytes(self.header, Feature { argsz, flags }.as_bytes(), data);
             }
         }

@@ -25,6 +25,7 @@ mod dispatch;
 mod dma_channel;
 mod eventfds;
 mod gate;
+mod hot_reset;
 mod inbox;
 mod limits;
 mod link;

@@ -9,6 +9,7 @@
 //!   with the errno for the reply.
 //! * [`payload`]: the fixed structures, for replies and for the client's side.
 //! * [`Version`]: the negotiation.
+//! * [`set`]: device sets and their hot reset, features of our own beyond the specification.
 //!
 //! # What it does not implement
 //! Byte orders other than the host's; ioregionfd (only ioeventfd sub-regions); dirty bitmaps in
@@ -18,6 +19,7 @@ mod header;
 pub mod payload;
 mod region_info;
 mod request;
+pub mod set;
 mod version;
 
 pub use header::{Command, HEADER_LEN, Header, Kind};

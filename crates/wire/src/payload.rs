@@ -171,6 +171,35 @@ payloads! {
         /// Bits 0-15 the index, then GET, SET, PROBE.
         flags: u32,
     }
+    /// What the hot-reset information begins with (see [`crate::set`]).
+    HotResetInfo {
+        /// Number of members that follow.
+        count: u32,
+        /// [`crate::set::info_flag`].
+        flags: u32,
+    }
+    /// The fixed part of a member of a device set.
+    HotResetMember {
+        /// Size of the member with its texts and padding, bytes.
+        size: u32,
+        /// [`crate::set::member_flag`].
+        flags: u32,
+        /// The server's number for the device.
+        device: u64,
+        /// Length of its name, bytes.
+        name_len: u16,
+        /// Length of its location, bytes.
+        location_len: u16,
+        /// Zero.
+        padding: u32,
+    }
+    /// The data of a hot reset.
+    HotReset {
+        /// Zero.
+        flags: u32,
+        /// Zero.
+        reserved: u32,
+    }
     /// MIG_DATA_READ, MIG_DATA_WRITE and the fixed part of their replies.
     MigData {
         /// Maximum size of the reply payload, or of the structure with its data.

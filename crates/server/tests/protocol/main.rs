@@ -12,6 +12,7 @@ mod dma_messages;
 mod dma_unmap;
 mod get_info;
 mod hostility;
+mod hot_reset;
 mod isolation;
 mod lifecycle;
 mod posted;

@@ -41,6 +41,8 @@ pub(crate) const PANIC: u64 = 0x20;
 pub(crate) const STALL_MS: u64 = 0x28;
 /// How long the next close takes.
 pub(crate) const SLOW_CLOSE_MS: u64 = 0x30;
+/// How long the next reset takes.
+pub(crate) const SLOW_RESET_MS: u64 = 0x38;
 /// Two megabytes.
 pub(crate) const LARGE: u32 = 4;
 pub(crate) const LARGE_SIZE: u64 = 2 << 20;
@@ -82,9 +84,25 @@ struct Rack {
     rings: u64,
     feature: Vec<u8>,
     slow_close: Duration,
+    slow_reset: Duration,
 }
 
 impl Rack {
+    fn new() -> Self {
+        Self {
+            ctx: None,
+            sparse: SharedMemory::new("rack", SPARSE_SIZE).unwrap(),
+            plain: vec![0; PLAIN_SIZE as usize],
+            large: vec![0; LARGE_SIZE as usize],
+            dma: [0; 4],
+            beside: Arc::default(),
+            rings: 0,
+            feature: b"initial".to_vec(),
+            slow_close: Duration::ZERO,
+            slow_reset: Duration::ZERO,
+        }
+    }
+
     fn knob(&mut self, offset: u64, value: u64) -> Result<()> {
         let Some(ctx) = &self.ctx else { return Ok(()) };
         match offset {
@@ -95,6 +113,7 @@ impl Rack {
             LEVEL => ctx.irqs().set_level(IrqIndex(LINE), 0, value != 0)?,
             PANIC => panic!("asked to"),
             SLOW_CLOSE_MS => self.slow_close = Duration::from_millis(value),
+            SLOW_RESET_MS => self.slow_reset = Duration::from_millis(value),
             STALL_MS => std::thread::sleep(Duration::from_millis(value)),
             _ => {}
         }
@@ -212,6 +231,8 @@ impl Device for Rack {
     }
 
     fn reset(&mut self, _cause: ResetCause) -> Result<()> {
+        std::thread::sleep(std::mem::take(&mut self.slow_reset));
+        self.sparse.fill(0, SPARSE_SIZE, 0)?;
         self.plain.fill(0);
         self.dma = [0; 4];
         self.rings = 0;
@@ -265,21 +286,8 @@ impl Rig {
         let path = dir.path().join("rack.sock");
         let registry = Registry::new();
         let spec = DeviceSpec { name: "rack".to_owned(), open, ..DeviceSpec::default() };
-        let rack = Rack {
-            ctx: None,
-            sparse: SharedMemory::new("rack", SPARSE_SIZE).unwrap(),
-            plain: vec![0; PLAIN_SIZE as usize],
-            large: vec![0; LARGE_SIZE as usize],
-            dma: [0; 4],
-            beside: Arc::default(),
-            rings: 0,
-            feature: b"initial".to_vec(),
-            slow_close: Duration::ZERO,
-        };
-        let registration = registry.register(spec, Box::new(rack)).unwrap();
         let server = Server::new(options).unwrap();
-        let listener = Listener::bind(&path, SocketAccess::default()).unwrap();
-        let served = server.serve(listener, registration.device().clone()).unwrap();
+        let (registration, served) = serve(&registry, &server, spec, &path);
         Self {
             served: Some(served),
             registration: Some(registration),
@@ -320,6 +328,19 @@ impl Rig {
         client.region_read(PLAIN, 0, &mut data).unwrap();
         assert_eq!(data, [1, 2, 3, 4]);
     }
+}
+
+/// A rack of its own, served at a path.
+pub(crate) fn serve(
+    registry: &Registry,
+    server: &Server,
+    spec: DeviceSpec,
+    path: &std::path::Path,
+) -> (Registration, Served) {
+    let registration = registry.register(spec, Box::new(Rack::new())).unwrap();
+    let listener = Listener::bind(path, SocketAccess::default()).unwrap();
+    let served = server.serve(listener, registration.device().clone()).unwrap();
+    (registration, served)
 }
 
 /// A negotiated socket, to misbehave on.
