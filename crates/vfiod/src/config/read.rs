@@ -420,8 +420,8 @@ impl Reader<'_> {
                 table.wrong("mode", text.span, what, help.to_owned());
             }
         }
-        access.uid = self.account(&table, "owner", "user", "/etc/passwd", values::user);
-        access.gid = self.account(&table, "group", "group", "/etc/group", values::group);
+        access.uid = self.account(table, "owner", "user", "/etc/passwd", values::user);
+        access.gid = self.account(table, "group", "group", "/etc/group", values::group);
         access
     }
 

@@ -39,11 +39,13 @@ pub(crate) fn run(
 ) -> anyhow::Result<()> {
     let config = configuration(args)?;
     if args.check {
-        let count = config.devices.len();
-        return output::print(&format!(
-            "the configuration is right: {count} device{}\n",
-            if count == 1 { "" } else { "s" }
-        ));
+        let count =
+            |count: usize, what| format!("{count} {what}{}", if count == 1 { "" } else { "s" });
+        let mut found = vec![count(config.devices.len(), "device")];
+        if !config.parents.is_empty() {
+            found.push(count(config.parents.len(), "parent"));
+        }
+        return output::print(&format!("the configuration is right: {}\n", found.join(", ")));
     }
     let format = log_format.or(config.log_format).unwrap_or_default();
     logging::start(log, format, config.log.as_deref(), "info")?;
