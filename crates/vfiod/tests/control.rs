@@ -119,7 +119,8 @@ fn what_there_is_is_listed_and_shown() {
     client.device_info().unwrap();
     let set = rig.good(&["show", "slot 0000:01:02"]);
     assert!(set.starts_with("slot 0000:01:02\n") && set.contains("├─ open: 1\n"), "{set}");
-    assert!(set.contains("├─ lines: ") && set.contains("└─ teacher: "), "{set}");
+    assert!(set.contains("├─ lines\n") && set.contains("└─ teacher: model edu, "), "{set}");
+    assert!(set.contains(&format!("owner pid {}, uid", std::process::id())), "{set}");
     let device = rig.json(&["show", "lines"]);
     assert_eq!(device["set"], "slot 0000:01:02");
     assert_eq!(device["state"], "open");
@@ -445,7 +446,13 @@ fn who_may_not_is_refused() {
         eprintln!("skipped: only root can become another user");
         return;
     }
-    for (allowed, code, says) in [("", 6, "uid 65534"), ("users = [65534]", 0, "")] {
+    let cases = [
+        ("", 6, "uid 65534"),
+        ("users = [1]\ngroups = [1]", 6, "uid 65534"),
+        ("users = [65534]", 0, ""),
+        ("groups = [65534]", 0, ""),
+    ];
+    for (allowed, code, says) in cases {
         let directory = tempfile::tempdir().unwrap();
         let daemon = serve(directory.path(), allowed);
         let rig = Rig { directory, daemon };

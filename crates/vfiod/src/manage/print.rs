@@ -112,11 +112,12 @@ fn element(value: &Value) -> Branch<'_> {
     const TITLES: [&str; 5] = ["name", "uuid", "number", "iova", "type"];
     let Value::Object(fields) = value else { return Branch { line: word(value), below: None } };
     let title = TITLES.into_iter().find(|key| fields.contains_key(*key));
+    let empty = |value: &Value| value.as_array().is_some_and(Vec::is_empty);
     if !fields.values().all(is_leaf) {
         let line = title.map_or_else(|| "-".to_owned(), |key| word(&fields[key]));
         return Branch { line, below: Some(value) };
     }
-    let rest = fields.iter().filter(|(key, _)| Some(key.as_str()) != title);
+    let rest = fields.iter().filter(|(key, value)| Some(key.as_str()) != title && !empty(value));
     let rest = rest.map(|(key, value)| format!("{} {}", label(key), word(value)));
     let rest = rest.collect::<Vec<_>>().join(", ");
     let line = title.map_or_else(|| rest.clone(), |key| format!("{}: {rest}", word(&fields[key])));

@@ -199,20 +199,24 @@ impl Manager {
         self.stack.registry().find(name).ok_or_else(none)
     }
 
+    fn member(&self, device: &DeviceRef) -> view::Member {
+        view::Member { device: self.summary(device), files: look::files(device) }
+    }
+
     /// Every device set, by the number of its first member.
     pub(crate) fn sets(&self) -> Vec<view::Set> {
         let mut sets: Vec<view::Set> = Vec::new();
         let mut places: HashMap<SetKey, usize> = HashMap::new();
         let devices = self.stack.registry().devices();
         for device in &devices {
-            let member = self.summary(device);
+            let member = self.member(device);
             let place = *places.entry(device.set_key()).or_insert_with(|| {
                 let name = device.set_name().to_owned();
                 sets.push(view::Set { name, open: 0, members: Vec::new() });
                 sets.len() - 1
             });
             let set = &mut sets[place];
-            set.open += usize::from(member.open > 0);
+            set.open += usize::from(!member.files.is_empty());
             set.members.push(member);
         }
         sets
@@ -228,8 +232,8 @@ impl Manager {
         let none = || Error::new(Errno::NOENT, format!("there is no device set `{name}`"));
         let key = key.ok_or_else(none)?;
         devices.retain(|device| device.set_key() == key);
-        let members: Vec<_> = devices.iter().map(|device| self.summary(device)).collect();
-        let open = members.iter().filter(|member| member.open > 0).count();
+        let members: Vec<_> = devices.iter().map(|device| self.member(device)).collect();
+        let open = members.iter().filter(|member| !member.files.is_empty()).count();
         Ok(view::Set { name: name.to_owned(), open, members })
     }
 

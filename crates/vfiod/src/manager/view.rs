@@ -176,7 +176,16 @@ pub(crate) struct Set {
     /// How many of its members are open.
     pub(crate) open: usize,
     /// Its members.
-    pub(crate) members: Vec<DeviceSummary>,
+    pub(crate) members: Vec<Member>,
+}
+
+/// A member of a device set.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub(crate) struct Member {
+    #[serde(flatten)]
+    pub(crate) device: DeviceSummary,
+    /// Who has it open.
+    pub(crate) files: Vec<File>,
 }
 
 /// A parent of mediated devices.
