@@ -6,7 +6,7 @@ use vfiod_pci::{Function, Model};
 
 #[cfg(feature = "bench")]
 use crate::bench;
-use crate::{edu, gpio, template};
+use crate::{edu, gpio, serial, template};
 
 /// Options of a model, by name.
 pub type Options = serde_json::Map<String, serde_json::Value>;
@@ -130,6 +130,31 @@ const MODELS: &[ModelInfo] = &[
             summary: "address bits of the DMA engine",
         }],
     },
+    ModelInfo {
+        name: "serial",
+        summary: "serial card with 16550A ports, the kernel's mtty; Linux: 8250_pci",
+        options: &[
+            OptionInfo { name: "ports", values: "1 or 2", default: "1", summary: "how many ports" },
+            OptionInfo {
+                name: "backend",
+                values: serial::Backend::NAMES,
+                default: "loopback",
+                summary: "what the ports are connected to while a client is there",
+            },
+            OptionInfo {
+                name: "link0",
+                values: "a path",
+                default: "none",
+                summary: "symbolic link to the first port's pseudo-terminal",
+            },
+            OptionInfo {
+                name: "link1",
+                values: "a path",
+                default: "none",
+                summary: "symbolic link to the second port's pseudo-terminal",
+            },
+        ],
+    },
     #[cfg(feature = "bench")]
     ModelInfo {
         name: "bench",
@@ -179,6 +204,7 @@ pub fn build(
         }
         "gpio" => function(gpio::Gpio::new(read(info, options)?), number),
         "edu" => function(edu::Edu::new(read(info, options)?), number),
+        "serial" => function(serial::Serial::new(read(info, options)?), number),
         #[cfg(feature = "bench")]
         "bench" => function(bench::Bench::new(read(info, options)?)?, number),
         // Listed, but not here: the test that makes every model finds it.
@@ -278,7 +304,7 @@ mod tests {
                     "none" => serde_json::Value::Null,
                     text => match text.strip_prefix("0x") {
                         Some(digits) => u64::from_str_radix(digits, 16).unwrap().into(),
-                        None => serde_json::from_str(text).unwrap(),
+                        None => serde_json::from_str(text).unwrap_or_else(|_| text.into()),
                     },
                 };
                 assert_eq!(defaults[option.name], default, "{name}.{}", option.name);
@@ -286,6 +312,7 @@ mod tests {
         }
         check::<gpio::GpioOptions>("gpio");
         check::<edu::EduOptions>("edu");
+        check::<serial::SerialOptions>("serial");
         #[cfg(feature = "bench")]
         check::<bench::BenchOptions>("bench");
     }
@@ -318,6 +345,8 @@ mod tests {
             ("gpio", r#"{"inputs": 65536}"#, "inputs", "a number from 0 to 65535"),
             ("gpio", r#"{"inputs": -1}"#, "inputs", "a number from 0 to 65535"),
             ("gpio", r#"{"inputs": 1, "control": 5}"#, "control", "a path"),
+            ("serial", r#"{"ports": 3}"#, "ports", "1 or 2"),
+            ("serial", r#"{"backend": "tty"}"#, "backend", "loopback, pty or none"),
             ("edu", r#"{"dma_mask": "all"}"#, "dma_mask", "a number from 0 to 2^64 - 1"),
         ] {
             let error = error(name, text);

@@ -4,6 +4,7 @@
 //! * [`template`]: start here to write your own.
 //! * [`gpio`]: ACCES PCI-IDIO-16, driven by Linux's `gpio-pci-idio-16`.
 //! * [`edu`]: QEMU's educational device: factorial, DMA, INTx and MSI.
+//! * [`serial`]: a PCI serial card, the kernel's mtty; driven by Linux's `8250_pci`.
 //! * `bench` (feature `bench`): what `vfiod bench` measures with.
 //!
 //! [`models`] lists them for people, [`build`] makes one by name; [`parents()`] and
@@ -22,6 +23,7 @@ pub mod driver;
 pub mod edu;
 pub mod gpio;
 mod parents;
+pub mod serial;
 pub mod template;
 
 pub use catalogue::{BuildError, ModelInfo, OptionInfo, Options, build, models};

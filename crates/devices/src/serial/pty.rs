@@ -1,0 +1,155 @@
+//! A pseudo-terminal on the host: the other end of a port's wire.
+//!
+//! While nobody has it open, nothing is plugged in: what is sent goes nowhere. Whoever has it
+//! open and does not read holds the sender up. The kernel's buffer between them has a bound.
+
+use std::ffi::OsString;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Weak};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::OFlags;
+use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, ptsname, unlockpt};
+use rustix::termios::{OptionalActions, tcgetattr, tcsetattr};
+use vfiod_core::{Errno, Error, Result};
+
+use super::poller::{self, Watch};
+use super::port::Port;
+
+/// Where the kernel has its pseudo-terminals.
+const TERMINALS: &str = "/dev/pts/";
+
+/// A pseudo-terminal. Dropping it hangs up on whoever has it open, and removes its link.
+#[derive(Debug)]
+pub(super) struct Pty {
+    // Goes first, so that nobody finds a terminal that is no more.
+    _link: Option<Link>,
+    _watch: Watch,
+    master: Arc<OwnedFd>,
+    path: PathBuf,
+    /// It may have something to read; from an event until a read finds nothing.
+    readable: bool,
+    /// It may take something; likewise.
+    writable: bool,
+    /// Somebody has it open. Their coming makes no event: looked at before something is sent.
+    taken: bool,
+}
+
+impl Pty {
+    /// Makes one, raw at first, and optionally a symbolic link to it. The port is woken from now
+    /// on.
+    ///
+    /// # Errors
+    /// `ENOSPC` and others: the kernel has none to give; `EEXIST`: something else is where the
+    /// link should be.
+    pub(super) fn open(link: Option<&Path>, port: Weak<Port>) -> Result<Self> {
+        let (master, path) = make().map_err(|errno| {
+            Error::new(errno, format!("serial: cannot make a pseudo-terminal: {errno}"))
+        })?;
+        let master = Arc::new(master);
+        let watch = poller::watch(master.clone(), port)?;
+        let link = link.map(|link| Link::make(link, &path)).transpose()?;
+        let (readable, writable, taken) = (true, true, false);
+        Ok(Self { _link: link, _watch: watch, master, path, readable, writable, taken })
+    }
+
+    /// Where programs open it.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Something has changed.
+    pub(super) fn wake(&mut self) {
+        self.readable = true;
+        self.writable = true;
+        self.taken = self.is_taken();
+    }
+
+    /// Sends; how many of the bytes are gone: taken, or lost because nobody is there.
+    pub(super) fn send(&mut self, bytes: &[u8]) -> usize {
+        while self.writable {
+            self.taken = self.taken || self.is_taken();
+            if !self.taken {
+                return bytes.len();
+            }
+            match rustix::io::write(&self.master, bytes) {
+                Ok(count) if count > 0 => return count,
+                Ok(_) | Err(Errno::AGAIN) => self.writable = false,
+                Err(Errno::INTR) => {}
+                Err(_) => return bytes.len(), // nobody will take it
+            }
+        }
+        0
+    }
+
+    /// Receives what there is and fits; how many bytes that was.
+    pub(super) fn receive(&mut self, buffer: &mut [u8]) -> usize {
+        while self.readable && !buffer.is_empty() {
+            match rustix::io::read(&self.master, &mut *buffer) {
+                Ok(count) if count > 0 => return count,
+                Err(Errno::INTR) => {}
+                // EIO: nobody has it open, and what they had written has been read.
+                Ok(_) | Err(_) => self.readable = false,
+            }
+        }
+        0
+    }
+
+    fn is_taken(&self) -> bool {
+        let mut fds = [PollFd::new(&self.master, PollFlags::empty())];
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        match poll(&mut fds, Some(&now)) {
+            Ok(_) => !fds[0].revents().intersects(PollFlags::HUP | PollFlags::ERR),
+            Err(_) => true, // a write will tell
+        }
+    }
+}
+
+fn make() -> Result<(OwnedFd, PathBuf), Errno> {
+    let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+    let master = openpt(flags)?;
+    grantpt(&master)?;
+    unlockpt(&master)?;
+    rustix::fs::fcntl_setfl(&master, OFlags::NONBLOCK)?;
+    let mut modes = tcgetattr(&master)?;
+    modes.make_raw();
+    tcsetattr(&master, OptionalActions::Now, &modes)?;
+    // Only from the first close on does the kernel say that nobody has it open.
+    drop(ioctl_tiocgptpeer(&master, flags)?);
+    let path = ptsname(&master, Vec::new())?;
+    Ok((master, OsString::from_vec(path.into_bytes()).into()))
+}
+
+/// A symbolic link to a terminal.
+#[derive(Debug)]
+struct Link {
+    path: PathBuf,
+    target: PathBuf,
+}
+
+impl Link {
+    /// Replaces a link to a terminal, and nothing else.
+    fn make(path: &Path, target: &Path) -> Result<Self> {
+        let failed = |error: std::io::Error| {
+            let errno = Errno::from_io_error(&error).unwrap_or(Errno::IO);
+            let what = format!("serial: cannot link {} to a pseudo-terminal", path.display());
+            Error::new(errno, what).because(error)
+        };
+        if std::fs::read_link(path).is_ok_and(|old| old.starts_with(TERMINALS)) {
+            std::fs::remove_file(path).map_err(failed)?;
+        }
+        std::os::unix::fs::symlink(target, path).map_err(failed)?;
+        Ok(Self { path: path.to_owned(), target: target.to_owned() })
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        // Unless another one has taken its place.
+        if std::fs::read_link(&self.path).is_ok_and(|now| now == self.target) {
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}
