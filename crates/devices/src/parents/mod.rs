@@ -4,6 +4,7 @@
 
 mod edu;
 mod gpio;
+mod serial;
 #[cfg(test)]
 mod tests;
 
@@ -38,6 +39,11 @@ const SHELF: &[OptionInfo] = &[OptionInfo {
 const PARENTS: &[ModelInfo] = &[
     ModelInfo { name: "edu", summary: "QEMU's educational device; type edu-1", options: SHELF },
     ModelInfo { name: "gpio", summary: "ACCES PCI-IDIO-16; type gpio-16", options: SHELF },
+    ModelInfo {
+        name: "serial",
+        summary: "the kernel's mtty: serial cards; types mtty-1 and mtty-2",
+        options: serial::OPTIONS,
+    },
 ];
 
 /// Every kind of parent.
@@ -63,6 +69,11 @@ pub fn build_parent(
         "gpio" => {
             let Shelf { instances } = read(info, options)?;
             (vec![gpio::kind()], Capacity::PerType(instances), Box::new(gpio::GpioParent))
+        }
+        "serial" => {
+            let options: serial::SerialParentOptions = read(info, options)?;
+            let capacity = Capacity::Shared(options.ports);
+            (serial::kinds(), capacity, Box::new(serial::SerialParent(options)))
         }
         // Listed, but not here: the test that makes every parent finds it.
         _ => return Err(Error::new(Errno::NOENT, "not made yet").into()),

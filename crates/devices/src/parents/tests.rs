@@ -77,6 +77,75 @@ fn inputs_of_a_gpio_are_an_attribute() {
     assert_eq!(gpio.set_attribute("outputs", "1").unwrap_err().errno(), Errno::ACCESS);
 }
 
+fn open(instance: &Instance) -> vfiod_core::File {
+    instance.device().open(vfiod_core::Owner::InProcess("test".to_owned())).unwrap()
+}
+
+/// The kernel's numbers: 24 ports, whichever type takes them.
+#[test]
+fn serial_cards_share_their_ports() {
+    let (bus, _registration) = bus("serial", "{}");
+    let left = || (bus.available("p", "mtty-1").unwrap(), bus.available("p", "mtty-2").unwrap());
+    assert_eq!(left(), (24, 12));
+    create(&bus, "mtty-1", 1).unwrap();
+    assert_eq!(left(), (23, 11));
+    for n in 2..13 {
+        create(&bus, "mtty-2", n).unwrap();
+    }
+    assert_eq!(left(), (1, 0));
+    assert_eq!(create(&bus, "mtty-2", 13).unwrap_err().errno(), Errno::USERS);
+    create(&bus, "mtty-1", 13).unwrap();
+    assert_eq!(create(&bus, "mtty-1", 14).unwrap_err().errno(), Errno::USERS);
+    bus.remove(Uuid::from_u128(2), Removal::Refuse).unwrap();
+    assert_eq!(left(), (2, 1));
+}
+
+#[test]
+fn the_backend_of_a_serial_card_changes_while_nobody_uses_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let links = serde_json::json!({ "links": directory.path() });
+    let (bus, _registration) = bus("serial", &links.to_string());
+    let serial = create(&bus, "mtty-2", 1).unwrap();
+    assert_eq!(serial.attribute("backend").unwrap(), "loopback");
+    serial.set_attribute("backend", "pty\n").unwrap();
+    assert_eq!(serial.attribute("pty0").unwrap(), "", "not before it is in use");
+
+    let file = open(&serial);
+    for (attribute, link) in [("pty0", ".0"), ("pty1", ".1")] {
+        let path = serial.attribute(attribute).unwrap();
+        assert!(path.starts_with("/dev/pts/"), "{path}");
+        let link = directory.path().join(format!("{}{link}", serial.uuid()));
+        assert_eq!(std::fs::read_link(link).unwrap(), std::path::Path::new(&path));
+    }
+    let busy = serial.set_attribute("backend", "none").unwrap_err();
+    assert_eq!(busy.errno(), Errno::BUSY);
+    assert_eq!(serial.attribute("backend").unwrap(), "pty");
+    let written = serial.set_attribute("pty0", "/dev/pts/0").unwrap_err();
+    assert_eq!(written.errno(), Errno::ACCESS);
+    drop(file);
+
+    assert_eq!(serial.attribute("pty0").unwrap(), "");
+    assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0, "links are gone");
+    serial.set_attribute("backend", "none").unwrap();
+    let wrong = serial.set_attribute("backend", "modem").unwrap_err();
+    assert_eq!(wrong.errno(), Errno::INVAL);
+    assert!(wrong.to_string().contains("loopback, pty or none"), "{wrong}");
+    let single = create(&bus, "mtty-1", 2).unwrap();
+    assert_eq!(single.attribute("pty1").unwrap_err().errno(), Errno::NOENT);
+}
+
+/// More than the kernel has pseudo-terminals (4,096 by default): an idle card costs none.
+#[test]
+fn ten_thousand_idle_serial_cards() {
+    let (bus, _registration) = bus("serial", r#"{"ports": 20000, "backend": "pty"}"#);
+    let all: Vec<_> = (1..=10_000).map(|n| create(&bus, "mtty-2", n).unwrap()).collect();
+    let file = open(&all[9_999]);
+    assert_ne!(all[9_999].attribute("pty1").unwrap(), "");
+    assert_eq!(all[0].attribute("pty1").unwrap(), "");
+    drop(file);
+    assert_eq!(bus.available("p", "mtty-1"), Some(0));
+}
+
 #[test]
 fn wrong_parents_get_what_would_be_right() {
     let error = |kind: &str, options: &str| match build_parent(

@@ -1,0 +1,116 @@
+//! The serial card as a mediated device: the kernel's mtty, with its types and its 24 ports.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use vfiod_core::{Errno, Error, Result};
+use vfiod_mdev::{AttributeInfo, Attributes, NewInstance, Parent, TypeInfo, Uuid};
+
+use super::function;
+use crate::catalogue::OptionInfo;
+use crate::serial::{Backend, Ports, Serial, SerialOptions, Wires};
+
+/// Options of the parent.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct SerialParentOptions {
+    /// Ports of all instances together.
+    pub(super) ports: u32,
+    /// What new instances' ports are connected to.
+    backend: Backend,
+    /// Where symbolic links to pseudo-terminals are put.
+    links: Option<PathBuf>,
+}
+
+impl Default for SerialParentOptions {
+    fn default() -> Self {
+        Self { ports: 24, backend: Backend::default(), links: None }
+    }
+}
+
+pub(super) const OPTIONS: &[OptionInfo] = &[
+    OptionInfo {
+        name: "ports",
+        values: "a number from 0 to 4294967295",
+        default: "24",
+        summary: "how many ports all instances have together",
+    },
+    OptionInfo {
+        name: "backend",
+        values: Backend::NAMES,
+        default: "loopback",
+        summary: "what the ports of new instances are connected to",
+    },
+    OptionInfo {
+        name: "links",
+        values: "a directory",
+        default: "none",
+        summary: "symbolic links to pseudo-terminals, UUID.0 and UUID.1",
+    },
+];
+
+pub(super) struct SerialParent(pub(super) SerialParentOptions);
+
+pub(super) fn kinds() -> Vec<TypeInfo> {
+    let terminal = |port: &str, name: &str| AttributeInfo {
+        name: name.to_owned(),
+        values: "a path".to_owned(),
+        summary: format!("the {port} port's pseudo-terminal, while there is one"),
+        writable: false,
+    };
+    let backend = AttributeInfo {
+        name: "backend".to_owned(),
+        values: Backend::NAMES.to_owned(),
+        summary: "what the ports are connected to; not while the card is in use".to_owned(),
+        writable: true,
+    };
+    let kind = |id: &str, name: &str, takes, attributes| TypeInfo {
+        id: id.to_owned(),
+        name: name.to_owned(),
+        description: format!("{name}: a PCI card with 16550A ports"),
+        device_api: "vfio-pci".to_owned(),
+        takes,
+        attributes,
+    };
+    let (first, second) = (terminal("first", "pty0"), terminal("second", "pty1"));
+    vec![
+        kind("mtty-1", "Single port serial", 1, vec![backend.clone(), first.clone()]),
+        kind("mtty-2", "Dual port serial", 2, vec![backend, first, second]),
+    ]
+}
+
+impl Parent for SerialParent {
+    fn create(&self, type_id: &str, uuid: Uuid) -> Result<NewInstance> {
+        let ports = match type_id {
+            "mtty-1" => Ports::One,
+            "mtty-2" => Ports::Two,
+            _ => return Err(Error::new(Errno::INVAL, format!("no type `{type_id}`"))),
+        };
+        let SerialParentOptions { ports: _, backend, links } = &self.0;
+        let link = |port| Some(links.as_ref()?.join(format!("{uuid}.{port}")));
+        let options = SerialOptions { ports, backend: *backend, link0: link(0), link1: link(1) };
+        let card = Serial::new(options);
+        let attributes: Arc<dyn Attributes> = Arc::new(Sockets(card.wires()));
+        Ok(NewInstance { device: function(card)?, attributes: Some(attributes) })
+    }
+}
+
+/// Where the wires are plugged in.
+struct Sockets(Arc<Wires>);
+
+impl Attributes for Sockets {
+    fn get(&self, name: &str) -> Result<String> {
+        let port = match name {
+            "pty0" => 0,
+            "pty1" => 1,
+            _ => return Ok(self.0.backend().to_string()),
+        };
+        let path = self.0.terminal(port);
+        Ok(path.map_or_else(String::new, |path| path.display().to_string()))
+    }
+
+    fn set(&self, _name: &str, value: &str) -> Result<()> {
+        self.0.set_backend(value.trim().parse()?)
+    }
+}
