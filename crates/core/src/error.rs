@@ -29,6 +29,11 @@ impl Error {
         self
     }
 
+    /// What went wrong in words, without the errno.
+    pub fn message(&self) -> &str {
+        &self.what
+    }
+
     /// The errno to report to a peer.
     pub fn errno(&self) -> Errno {
         self.errno

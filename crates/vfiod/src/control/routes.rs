@@ -8,7 +8,7 @@ use axum::body::{Body, Bytes};
 use axum::extract::{FromRequest, FromRequestParts, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast::error::RecvError;
 use utoipa::{IntoParams, OpenApi, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
@@ -80,6 +80,7 @@ fn paths() -> OpenApiRouter<Arc<Manager>> {
         .routes(routes!(types))
         .routes(routes!(instances, create))
         .routes(routes!(instance, change_instance, remove))
+        .routes(routes!(define_instance))
         .routes(routes!(definitions, define))
         .routes(routes!(definition, modify, undefine))
         .routes(routes!(start))
@@ -148,12 +149,19 @@ async fn device(State(manager): Shared, Named(name): Named<String>) -> Answer<vi
     wait_for(&manager, move |manager| manager.device(&name)).await
 }
 
-/// Takes a device from all its users; how many there were.
+/// What was taken from its users.
+#[derive(Debug, Serialize, ToSchema)]
+struct Revoked {
+    /// How many files.
+    files: usize,
+}
+
+/// Takes a device from all its users.
 #[utoipa::path(delete, path = "/devices/{name}/files", tag = "files",
     params(("name" = String, Path, description = "the device's name")),
-    responses((status = 200, body = usize), (status = "default", response = Problem)))]
-async fn device_files(State(manager): Shared, Named(name): Named<String>) -> Answer<usize> {
-    wait_for(&manager, move |manager| manager.revoke_device(&name)).await
+    responses((status = 200, body = Revoked), (status = "default", response = Problem)))]
+async fn device_files(State(manager): Shared, Named(name): Named<String>) -> Answer<Revoked> {
+    wait_for(&manager, move |manager| Ok(Revoked { files: manager.revoke_device(&name)? })).await
 }
 
 /// Every device set.
@@ -185,6 +193,7 @@ enum IfInUse {
 /// How it is to be reset.
 #[derive(Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
 struct HowToReset {
     #[serde(default)]
     #[param(inline)]
@@ -354,6 +363,7 @@ enum Policy {
 /// How it is to be removed.
 #[derive(Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
 struct HowToRemove {
     #[serde(default)]
     #[param(inline)]
@@ -407,21 +417,20 @@ async fn definitions(State(manager): Shared) -> Answer<view::Definitions> {
     wait_for(&manager, |manager| manager.definitions()).await
 }
 
-/// A definition to be added: of something new, or of an instance that there is.
+/// A definition to be added.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 struct Define {
-    /// The parent that makes it; left out: that of the instance.
-    parent: Option<String>,
-    /// Its type among those of the parent; left out: that of the instance.
+    /// The parent that makes it.
+    parent: String,
+    /// Its type among those of the parent.
     #[serde(rename = "type")]
-    type_id: Option<String>,
-    /// Its UUID; with parent and type, a random one if none is given.
+    type_id: String,
+    /// Its UUID; a random one if none is given.
     uuid: Option<Uuid>,
     /// When it starts; `manual` if nothing is given.
     start: Option<view::Start>,
-    /// Attributes to be set when it starts, in this order; without parent and type those of the
-    /// instance.
+    /// Attributes to be set when it starts, in this order.
     #[serde(default)]
     attributes: Vec<view::Setting>,
 }
@@ -434,27 +443,38 @@ async fn define(
     Given(define): Given<Define>,
 ) -> Result<(StatusCode, Json<view::Definition>), Problem> {
     let Define { parent, type_id, uuid, start, attributes } = define;
+    let new = NewInstance { parent, type_id, uuid, attributes: pairs(attributes) };
     let start = start.unwrap_or(view::Start::Manual).into();
-    let attributes = pairs(attributes);
-    let defined = match (parent, type_id, uuid) {
-        (Some(parent), Some(type_id), uuid) => {
-            let new = NewInstance { parent, type_id, uuid, attributes };
-            wait_for(&manager, move |manager| manager.define(new, start)).await?
-        }
-        (None, None, Some(uuid)) if attributes.is_empty() => {
-            wait_for(&manager, move |manager| manager.define_running(uuid, start)).await?
-        }
-        _ => {
-            let what = "give parent and type, or only the uuid of an instance that there is";
-            return Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, what));
-        }
-    };
+    let defined = wait_for(&manager, move |manager| manager.define(new, start)).await?;
+    Ok((StatusCode::CREATED, defined))
+}
+
+/// A definition to be made of an instance.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct DefineInstance {
+    /// When it starts; `manual` if nothing is given.
+    start: Option<view::Start>,
+}
+
+/// Adds a definition of an instance as it is now, with all attributes that can be set.
+#[utoipa::path(post, path = "/instances/{uuid}/definition", tag = "definitions",
+    params(("uuid" = Uuid, Path)), request_body = DefineInstance,
+    responses((status = 201, body = view::Definition), (status = "default", response = Problem)))]
+async fn define_instance(
+    State(manager): Shared,
+    Named(uuid): Named<Uuid>,
+    Given(define): Given<DefineInstance>,
+) -> Result<(StatusCode, Json<view::Definition>), Problem> {
+    let start = define.start.unwrap_or(view::Start::Manual).into();
+    let defined = wait_for(&manager, move |manager| manager.define_running(uuid, start)).await?;
     Ok((StatusCode::CREATED, defined))
 }
 
 /// Which definition is meant.
 #[derive(Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
 struct Which {
     /// Its parent, where several parents have a definition of this UUID.
     parent: Option<String>,

@@ -29,12 +29,20 @@ pub(crate) fn run(command: Manage) -> anyhow::Result<()> {
         Manage::Remove { uuid, users, daemon } => remove(uuid, &users, &daemon),
         Manage::Define { parent, type_id, uuid, attributes, auto, daemon } => {
             let start = if auto { "auto" } else { "manual" };
-            let body = json!({
-                "parent": parent, "type": type_id, "uuid": uuid, "start": start,
-                "attributes": settings(&attributes),
-            });
-            let defined =
-                connect(&daemon)?.call(Method::POST, &path(["definitions"]), Some(&body))?;
+            let (path, body) = match (parent, uuid) {
+                (None, Some(uuid)) => {
+                    let path = path(["instances", &uuid.to_string(), "definition"]);
+                    (path, json!({ "start": start }))
+                }
+                (parent, uuid) => {
+                    let body = json!({
+                        "parent": parent, "type": type_id, "uuid": uuid, "start": start,
+                        "attributes": settings(&attributes),
+                    });
+                    (path(["definitions"]), body)
+                }
+            };
+            let defined = connect(&daemon)?.call(Method::POST, &path, Some(&body))?;
             answer(&daemon, &defined, |defined| line(&defined["uuid"]))
         }
         Manage::Undefine { uuid, parent, daemon } => {
@@ -77,7 +85,7 @@ pub(crate) fn run(command: Manage) -> anyhow::Result<()> {
                 return client.call(Method::DELETE, &path(["files", &what]), None).map(drop);
             }
             let count = client.call(Method::DELETE, &path(["devices", &what, "files"]), None)?;
-            answer(&daemon, &count, line)
+            answer(&daemon, &count, |count| line(&count["files"]))
         }
         Manage::Watch { daemon } => connect(&daemon)?.watch(|event| {
             if daemon.json {
