@@ -14,6 +14,7 @@ SYS=$WORK/root/sys
 A=83b8f4f2-509f-382f-3c1e-e6bfe0fa1001
 B=83b8f4f2-509f-382f-3c1e-e6bfe0fa1002
 
+export VFIOD_CONTROL=$WORK/control.sock
 mdev() { MDEVCTL_ENV_ROOT=$WORK/root RUST_BACKTRACE=0 run_mdevctl "$@"; }
 
 # refused PATTERN COMMAND...: the command fails, and says a line like that.
@@ -93,6 +94,8 @@ mdev start -u $A
 is mdev list <<<"$A lines gpio-16 auto (defined)"
 is cat "$SYS/bus/mdev/devices/$A/inputs" <<<0x00a5
 "$VFIOD" probe "$WORK/mdev/$A.sock" | grep -i 494f
+"$VFIOD" show $A | grep -A1 attributes | grep 'inputs: 0x00a5'
+"$VFIOD" show $A | grep 'defined: auto'
 
 # Another one that nobody has defined; then none is left.
 mdev start -u $B -p lines -t gpio-16
@@ -128,6 +131,9 @@ is mdev list --dumpjson <<EOF
 ]
 EOF
 
+"$VFIOD" list instances | grep "^$A .*lines .*gpio-16"
+"$VFIOD" list instances | grep "^$B .*lines .*gpio-16"
+
 # What mdevctl checks before it writes, written past it.
 exists() { echo $A >"$SYS/class/mdev_bus/teacher/mdev_supported_types/edu-1/create"; }
 no_more() { uuidgen_like >"$SYS/class/mdev_bus/lines/mdev_supported_types/gpio-16/create"; }
@@ -145,8 +151,24 @@ C=$(mdev define -p teacher -t edu-1)
 mdev modify -u "$C" --addattr=dma_mask --value=wide
 refused 'Failed to write wide' mdev start -u "$C"
 is mdev list -p teacher </dev/null
+"$VFIOD" list definitions | grep "^$C .*manual .*no .*dma_mask=wide"
 mdev undefine -u "$C"
+test -z "$("$VFIOD" list definitions | grep "$C" || true)"
 refused 'No devices match' mdev undefine -u "$C"
+
+# What vfiod does, mdevctl sees.
+C=$("$VFIOD" define teacher edu-1 --auto -a dma_mask=0xffff)
+is mdev list --defined -p teacher --verbose <<EOF
+$C teacher edu-1 auto
+  Attrs:
+    @{0}: {"dma_mask":"0xffff"}
+EOF
+"$VFIOD" start "$C"
+is mdev list -p teacher <<<"$C teacher edu-1 auto (defined)"
+mdev stop -u "$C"
+refused 'no instance' "$VFIOD" remove "$C"
+"$VFIOD" undefine "$C"
+is mdev list --defined -p teacher </dev/null
 
 # The guest sees the inputs that the definition set; while it runs, its device stays.
 guest vm '

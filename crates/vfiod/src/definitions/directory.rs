@@ -308,6 +308,9 @@ fn sync(directory: &Path) -> io::Result<()> {
 }
 
 fn failed(what: &str, path: &Path, error: io::Error) -> Error {
-    let errno = Errno::from_io_error(&error).unwrap_or(Errno::IO);
-    Error::new(errno, format!("cannot {what} {}: {error}", path.display())).because(error)
+    let what = format!("cannot {what} {}", path.display());
+    match Errno::from_io_error(&error) {
+        Some(errno) => Error::new(errno, what),
+        None => Error::new(Errno::IO, what).because(error),
+    }
 }

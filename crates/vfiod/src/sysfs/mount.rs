@@ -182,12 +182,12 @@ fn cannot_mount(directory: &Path, is_root: bool, error: io::Error) -> Error {
     if !Path::new("/dev/fuse").exists() {
         let what =
             "there is no /dev/fuse for the sysfs view: the kernel's module fuse is not loaded";
-        return Error::new(Errno::NODEV, what).because(error);
+        return Error::new(Errno::NODEV, what);
     }
     if !is_root {
         let what = format!(
-            "the sysfs view cannot be mounted on {}: {error}; a user who is not root needs \
-             fusermount3 (package fuse3), /dev/fuse and a directory of his own",
+            "cannot mount the sysfs view on {}: a user who is not root needs fusermount3 (package \
+             fuse3), access to /dev/fuse, and a directory of his own",
             directory.display()
         );
         return Error::new(Errno::PERM, what).because(error);
@@ -195,7 +195,11 @@ fn cannot_mount(directory: &Path, is_root: bool, error: io::Error) -> Error {
     failed(directory, "cannot have the sysfs view mounted", error)
 }
 
+/// What the file system said of a directory.
 pub(super) fn failed(directory: &Path, what: &str, error: io::Error) -> Error {
-    let errno = Errno::from_io_error(&error).unwrap_or(Errno::IO);
-    Error::new(errno, format!("{} {what}: {error}", directory.display())).because(error)
+    let what = format!("{} {what}", directory.display());
+    match Errno::from_io_error(&error) {
+        Some(errno) => Error::new(errno, what),
+        None => Error::new(Errno::IO, what).because(error),
+    }
 }
