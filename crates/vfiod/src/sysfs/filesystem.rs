@@ -24,7 +24,7 @@ const NEVER: Duration = Duration::ZERO;
 /// For what stays as it is while it is there: modes and owners, and the directories above all.
 const LONG: Duration = Duration::from_secs(3600);
 /// How many threads wait for a device at most.
-const WAITING: usize = 64;
+const WAITING: usize = 512;
 
 /// The file system. Its clones are one.
 #[derive(Clone)]
@@ -50,6 +50,22 @@ struct Entry {
     number: u64,
     kind: FileType,
     name: String,
+}
+
+/// One of the threads that may wait.
+struct Place(Arc<Shared>);
+
+impl Place {
+    fn take(shared: &Arc<Shared>) -> Option<Self> {
+        let place = Self(shared.clone());
+        (shared.waiting.fetch_add(1, Ordering::Relaxed) < WAITING).then_some(place)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 type Result<T> = std::result::Result<T, Errno>;
@@ -190,26 +206,21 @@ impl Sysfs {
         refuse: impl FnOnce(R, Errno),
         work: impl FnOnce(&Self, R) + Send + 'static,
     ) {
-        let waiting = &self.shared.waiting;
-        if waiting.fetch_add(1, Ordering::Relaxed) >= WAITING {
-            waiting.fetch_sub(1, Ordering::Relaxed);
-            return refuse(reply, Errno::EAGAIN);
-        }
+        let Some(place) = Place::take(&self.shared) else { return refuse(reply, Errno::EAGAIN) };
         let this = self.clone();
         // Kept here, so that there is an answer also if there is no thread.
         let reply = Arc::new(Mutex::new(Some(reply)));
         let taken = reply.clone();
         let spawned = thread::Builder::new().name("sysfs".into()).spawn(move || {
+            let _place = place;
             if let Some(reply) = lock(&taken).take() {
                 work(&this, reply);
             }
-            this.shared.waiting.fetch_sub(1, Ordering::Relaxed);
         });
-        if spawned.is_err() {
-            waiting.fetch_sub(1, Ordering::Relaxed);
-            if let Some(reply) = lock(&reply).take() {
-                refuse(reply, Errno::EAGAIN);
-            }
+        if spawned.is_err()
+            && let Some(reply) = lock(&reply).take()
+        {
+            refuse(reply, Errno::EAGAIN);
         }
     }
 
@@ -338,12 +349,15 @@ impl Filesystem for Sysfs {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        self.aside(reply, ReplyData::error, move |this, reply| {
-            match this.text(ino, fh, offset == 0) {
-                Ok(text) => reply.data(part(&text, offset, size)),
-                Err(errno) => reply.error(errno),
-            }
-        });
+        let answer = move |this: &Self, reply: ReplyData| match this.text(ino, fh, offset == 0) {
+            Ok(text) => reply.data(part(&text, offset, size)),
+            Err(errno) => reply.error(errno),
+        };
+        match self.node(ino) {
+            Ok(Node::Attribute(..)) => self.aside(reply, ReplyData::error, answer),
+            // The bus knows that by itself.
+            _ => answer(self, reply),
+        }
     }
 
     /// One write is one request, wherever in the file it goes, as in sysfs.

@@ -420,6 +420,56 @@ fn a_slow_device_keeps_nobody_else_waiting() {
 }
 
 #[test]
+fn everybody_at_once() {
+    let Some(place) = Place::new(6) else { return };
+    let uuid = |at: u64| Uuid::from_u128(u128::from(at) + 1);
+    std::thread::scope(|scope| {
+        for mut random in 1..=8_u64 {
+            let (place, uuid) = (&place, &uuid);
+            scope.spawn(move || {
+                for _ in 0..150 {
+                    random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                    let uuid = uuid(random >> 60);
+                    let parent = ["shelf", "0000:00:03.0"][(random >> 59 & 1) as usize];
+                    let kind = format!("class/mdev_bus/{parent}/mdev_supported_types/one");
+                    let device = format!("bus/mdev/devices/{uuid}");
+                    let done = match random >> 56 & 7 {
+                        0..=2 => place.write(&format!("{kind}/create"), &uuid.to_string()),
+                        3 | 4 => place.write(&format!("{device}/remove"), "1"),
+                        5 => place.write(&format!("{device}/baud"), "1200"),
+                        6 => {
+                            assert!(place.names("bus/mdev/devices").len() <= 12);
+                            Ok(())
+                        }
+                        _ => match fs::read_to_string(place.path(&format!("{device}/serial"))) {
+                            Ok(text) => {
+                                assert_eq!(text, format!("{uuid}\n"));
+                                Ok(())
+                            }
+                            Err(error) => Err(Errno::from_io_error(&error).unwrap()),
+                        },
+                    };
+                    let known = [Errno::EXIST, Errno::USERS, Errno::NOENT, Errno::NODEV];
+                    // Two who remove; a creation that is not over yet.
+                    let known = [&known[..], &[Errno::BUSY, Errno::ACCESS, Errno::STALE]].concat();
+                    assert!(done.is_ok() || done.is_err_and(|e| known.contains(&e)), "{done:?}");
+                }
+            });
+        }
+    });
+    for parent in ["shelf", "0000:00:03.0"] {
+        let kind = format!("class/mdev_bus/{parent}/mdev_supported_types/one");
+        let left: usize =
+            place.read(&format!("{kind}/available_instances")).trim().parse().unwrap();
+        assert_eq!(place.names(&format!("{kind}/devices")).len() + left, 6);
+    }
+    for name in place.names("bus/mdev/devices") {
+        place.write(&format!("bus/mdev/devices/{name}/remove"), "1").unwrap();
+    }
+    assert!(place.bus.instances().is_empty());
+}
+
+#[test]
 fn nothing_is_kept_of_what_is_over() {
     let Some(place) = Place::new(10) else { return };
     let view = place.view.as_ref().unwrap();
