@@ -10,8 +10,17 @@ use process::{bad, good, run, vfiod};
 fn completions_for_every_shell() {
     for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
         let script = good(["completions", shell]);
-        assert!(script.contains("socket-path") && script.contains("probe"), "{shell}");
+        assert!(script.contains("COMPLETE") && script.contains("vfiod"), "{shell}: {script}");
     }
+    // What the scripts ask.
+    let complete = |words: &[&str]| {
+        let mut asked = vfiod(["--", "vfiod"]);
+        let output = asked.args(words).env("COMPLETE", "fish").output().unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let said = complete(&["serve", "--socket"]);
+    assert!(said.contains("--socket-path\t") && said.contains("--socket-mode\t"), "{said}");
+    assert!(complete(&["pro"]).starts_with("probe\t"));
 }
 
 #[test]
