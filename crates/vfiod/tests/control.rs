@@ -144,6 +144,23 @@ fn what_there_is_is_listed_and_shown() {
 }
 
 #[test]
+fn the_shell_completes_what_the_daemon_has() {
+    let rig = Rig::new();
+    rig.good(&["create", "pins", "gpio-16", "--uuid", UUID]);
+    let ask = |words: &[&str]| {
+        let mut command = vfiod(["--"].iter().chain(words));
+        command.env("COMPLETE", "bash").env("_CLAP_IFS", "\n").env("_CLAP_COMPLETE_COMP_TYPE", "9");
+        command.env("_CLAP_COMPLETE_INDEX", (words.len() - 1).to_string());
+        let output = command.env("VFIOD_CONTROL", rig.path("control")).output().unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    assert!(ask(&["vfiod", "remove", ""]).contains(UUID));
+    assert!(ask(&["vfiod", "show", "l"]).contains("lines"));
+    assert!(ask(&["vfiod", "reset", "--set", ""]).contains("slot 0000:01:02"));
+    assert!(ask(&["vfiod", "create", "s"]).contains("school"));
+}
+
+#[test]
 fn a_file_is_taken_from_its_user() {
     let rig = Rig::new();
     let (mut first, mut second) = (connect(&rig.path("lines")), connect(&rig.path("lines")));

@@ -1,0 +1,440 @@
+//! Containers (DPRC): their objects, the sessions that users have opened through portals, and the
+//! interrupt that tells them of objects that come and go.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use vfiod_core::irq::IrqIndex;
+use vfiod_core::{Context, Errno, Error, Result, SetId, SetObject};
+
+use crate::command::{Answer, Header, Request, Status, Token};
+use crate::object::{Kind, ObjectId};
+use crate::portal::PORTAL_SIZE;
+
+/// `FSL_MC_VENDOR_FREESCALE`.
+const VENDOR: u16 = 0x1957;
+/// `FSL_MC_OBJ_STATE_OPEN`, `FSL_MC_OBJ_STATE_PLUGGED`.
+const STATE_OPEN: u32 = 1;
+const STATE_PLUGGED: u32 = 2;
+/// The version of the Management Complex that these commands are those of.
+const MC_VERSION: (u32, u32, u32) = (10, 20, 0);
+/// Most sessions of one container.
+const MAX_SESSIONS: usize = 1024;
+
+/// What a container's interrupt tells (`DPRC_IRQ_EVENT_*`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// An object was plugged.
+    ObjectAdded = 0x1,
+    /// An object was unplugged.
+    ObjectRemoved = 0x2,
+}
+
+/// A container. Its own device and those of its objects are one device set: its identity is the
+/// container. A container in it is a set of its own.
+#[derive(Debug)]
+pub struct Container {
+    id: u32,
+    /// Isolation context, which objects have from their container.
+    icid: u16,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    objects: BTreeMap<ObjectId, Object>,
+    sessions: BTreeMap<Token, Session>,
+    last_token: u16,
+    irq: Irq,
+    /// Portals are numbered as they come.
+    portals: u32,
+    portal: u32,
+    /// How the container's device interrupts, while there is one.
+    context: Option<Context>,
+}
+
+#[derive(Debug)]
+struct Object {
+    portal: Option<u32>,
+    enabled: bool,
+    /// Its device is open.
+    used: bool,
+    /// A container in this one.
+    child: Option<Weak<Container>>,
+}
+
+/// What a token stands for.
+#[derive(Clone, Debug)]
+enum Session {
+    Own,
+    Child(Weak<Container>),
+    Object(ObjectId),
+}
+
+/// The one interrupt of a container.
+#[derive(Clone, Copy, Debug, Default)]
+struct Irq {
+    enabled: bool,
+    mask: u32,
+    status: u32,
+}
+
+impl Irq {
+    fn asserted(&self) -> bool {
+        self.enabled && self.status & self.mask != 0
+    }
+}
+
+impl SetObject for Container {
+    fn set_name(&self) -> String {
+        format!("container dprc.{}", self.id)
+    }
+}
+
+impl Container {
+    /// A container with nothing in it.
+    pub fn new(id: u32) -> Arc<Self> {
+        Arc::new(Self { id, icid: id as u16, state: Mutex::default() })
+    }
+
+    /// Its number.
+    pub fn id(&self) -> u32 {
+        self.id
+    }
+
+    /// The device set of the container and its objects.
+    pub fn set(self: &Arc<Self>) -> SetId {
+        SetId::of(self)
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Puts an object into the container; whoever has it open is told by its interrupt
+    /// ([`Event::ObjectAdded`]). The object is taken out when what is returned is dropped.
+    ///
+    /// # Errors
+    /// `EEXIST`: there is one of this kind and number; `EINVAL`: a container, for which there is
+    /// [`Container::plug_container`].
+    pub fn plug(self: &Arc<Self>, kind: Kind, id: u32) -> Result<Plugged> {
+        if kind == Kind::Dprc {
+            return Err(Error::new(Errno::INVAL, "a container is not an object like others"));
+        }
+        self.enter(ObjectId { kind, id }, None)
+    }
+
+    /// Puts a container into this one. It has a device set of its own.
+    ///
+    /// # Errors
+    /// `EEXIST`: there is one of this number.
+    pub fn plug_container(self: &Arc<Self>, child: &Arc<Self>) -> Result<Plugged> {
+        let id = ObjectId { kind: Kind::Dprc, id: child.id };
+        if child.id == self.id {
+            return Err(Error::new(Errno::EXIST, format!("{id} is the container itself")));
+        }
+        self.enter(id, Some(Arc::downgrade(child)))
+    }
+
+    fn enter(self: &Arc<Self>, id: ObjectId, child: Option<Weak<Self>>) -> Result<Plugged> {
+        let mut state = self.state();
+        if state.objects.contains_key(&id) {
+            let what = format!("dprc.{} has {id} already", self.id);
+            return Err(Error::new(Errno::EXIST, what));
+        }
+        let portal = (id.kind.regions() > 0).then(|| {
+            state.portals += 1;
+            state.portals
+        });
+        state.objects.insert(id, Object { portal, enabled: false, used: false, child });
+        state.tell(Event::ObjectAdded);
+        drop(state);
+        Ok(Plugged { container: self.clone(), id })
+    }
+
+    /// The container's device, which interrupts, is there.
+    pub(crate) fn attach(&self, context: &Context) {
+        self.state().context = Some(context.clone());
+    }
+
+    /// It has gone.
+    pub(crate) fn detach(&self) {
+        self.state().context = None;
+    }
+
+    /// An object's device is opened or closed.
+    pub(crate) fn set_used(&self, id: ObjectId, used: bool) {
+        if let Some(object) = self.state().objects.get_mut(&id) {
+            object.used = used;
+        }
+    }
+
+    /// Resets an object: its sessions are closed and it is disabled.
+    pub(crate) fn reset_object(&self, id: ObjectId) {
+        self.state().reset_object(id);
+    }
+
+    /// Closes every session, forgets the interrupt's setting and resets every object; containers
+    /// in it are not entered (`DPRC_RESET_OPTION_NON_RECURSIVE`).
+    pub fn reset(&self) {
+        let mut state = self.state();
+        let State { objects, sessions, last_token: _, irq, portals: _, portal: _, context: _ } =
+            &mut *state;
+        sessions.clear();
+        *irq = Irq::default();
+        for object in objects.values_mut() {
+            object.enabled = false;
+        }
+    }
+
+    /// Carries out a command that came through a portal of this container.
+    pub(crate) fn execute(
+        self: &Arc<Self>,
+        header: Header,
+        request: Request,
+    ) -> std::result::Result<Answer, Status> {
+        let mut state = self.state();
+        // What needs no session.
+        match request {
+            Request::OpenContainer { id } if id == self.id => return state.open(Session::Own),
+            Request::OpenContainer { id } => {
+                let object = state.objects.get(&ObjectId { kind: Kind::Dprc, id });
+                let child = object.and_then(|object| object.child.clone());
+                return state.open(Session::Child(child.ok_or(Status::ConfigurationError)?));
+            }
+            Request::OpenObject { kind, id } => {
+                let id = ObjectId { kind, id };
+                if !state.objects.contains_key(&id) {
+                    return Err(Status::ConfigurationError);
+                }
+                return state.open(Session::Object(id));
+            }
+            Request::ContainerId => return Ok(Answer::done().halves(0, self.id, 0)),
+            Request::ContainerVersion => {
+                let (major, minor) = Kind::Dprc.version();
+                let version = u32::from(major) | u32::from(minor) << 16;
+                return Ok(Answer::done().halves(0, version, 0));
+            }
+            Request::Version => {
+                let (major, minor, revision) = MC_VERSION;
+                return Ok(Answer::done().halves(0, revision, major).halves(1, minor, 0));
+            }
+            _ => {}
+        }
+        let token = header.token();
+        let session = state.sessions.get(&token).cloned().ok_or(Status::AuthenticationError)?;
+        if request == Request::Close {
+            state.sessions.remove(&token);
+            return Ok(Answer::done());
+        }
+        match session {
+            Session::Own => self.execute_own(state, request),
+            Session::Child(child) => {
+                // Never two containers locked at once.
+                drop(state);
+                let child = child.upgrade().ok_or(Status::InvalidState)?;
+                let locked = child.state();
+                child.execute_own(locked, request)
+            }
+            Session::Object(id) => state.execute_object(id, &request),
+        }
+    }
+
+    fn execute_own(
+        &self,
+        mut state: MutexGuard<'_, State>,
+        request: Request,
+    ) -> std::result::Result<Answer, Status> {
+        match request {
+            Request::Attributes => {
+                Ok(Answer::done().halves(0, self.id, self.icid.into()).halves(1, 0, state.portal))
+            }
+            Request::Reset { container } => {
+                let child = ObjectId { kind: Kind::Dprc, id: container };
+                let child = state.objects.get(&child).and_then(|object| object.child.clone());
+                drop(state);
+                match child.and_then(|child| child.upgrade()) {
+                    Some(child) => child.reset(),
+                    None if container == self.id => self.reset(),
+                    None => return Err(Status::ConfigurationError),
+                }
+                Ok(Answer::done())
+            }
+            Request::ObjectCount => {
+                let count = u32::try_from(state.objects.len()).unwrap_or(u32::MAX);
+                Ok(Answer::done().halves(0, 0, count))
+            }
+            Request::Object { index } => state.describe(index),
+            Request::ObjectRegion { name, id, region } => {
+                let kind = Kind::of(&name).ok_or(Status::ConfigurationError)?;
+                let id = ObjectId { kind, id };
+                let portal = if id == (ObjectId { kind: Kind::Dprc, id: self.id }) {
+                    Some(state.portal)
+                } else {
+                    state.objects.get(&id).ok_or(Status::ConfigurationError)?.portal
+                };
+                let portal = portal.filter(|_| region == 0).ok_or(Status::ConfigurationError)?;
+                // The base address is 0: it is the kernel's region, found by its index.
+                Ok(Answer::done().word(1, u64::from(portal) * PORTAL_SIZE).halves(
+                    2,
+                    PORTAL_SIZE as u32,
+                    0,
+                ))
+            }
+            other => state.execute_irq(&other),
+        }
+    }
+}
+
+impl State {
+    fn open(&mut self, session: Session) -> std::result::Result<Answer, Status> {
+        if self.sessions.len() >= MAX_SESSIONS {
+            return Err(Status::NoResource);
+        }
+        loop {
+            self.last_token = self.last_token.wrapping_add(1);
+            let token = Token(self.last_token);
+            if token.0 != 0 && !self.sessions.contains_key(&token) {
+                self.sessions.insert(token, session);
+                return Ok(Answer::token(token));
+            }
+        }
+    }
+
+    fn describe(&self, index: u32) -> std::result::Result<Answer, Status> {
+        let at = usize::try_from(index).unwrap_or(usize::MAX);
+        let (id, object) = self.objects.iter().nth(at).ok_or(Status::ConfigurationError)?;
+        let opened = |session: &Session| matches!(session, Session::Object(open) if open == id);
+        let open = object.used || self.sessions.values().any(opened);
+        let state = STATE_PLUGGED | if open { STATE_OPEN } else { 0 };
+        let counts = u32::from(id.kind.irqs()) << 16 | u32::from(id.kind.regions()) << 24;
+        let (major, minor) = id.kind.version();
+        Ok(Answer::done()
+            .halves(0, 0, id.id)
+            .halves(1, u32::from(VENDOR) | counts, state)
+            .halves(2, u32::from(major) | u32::from(minor) << 16, 0)
+            .text(3, id.kind.name())
+            .text(5, ""))
+    }
+
+    fn execute_object(
+        &mut self,
+        id: ObjectId,
+        request: &Request,
+    ) -> std::result::Result<Answer, Status> {
+        let (major, minor) = id.kind.version();
+        let version = u32::from(major) | u32::from(minor) << 16;
+        let object = self.objects.get_mut(&id).ok_or(Status::InvalidState)?;
+        match (request, id.kind) {
+            (Request::Enable, Kind::Dpbp | Kind::Dpcon) => object.enabled = true,
+            (Request::Disable, Kind::Dpbp | Kind::Dpcon) => object.enabled = false,
+            (Request::Attributes, Kind::Dpbp) => {
+                // Its buffer pool has the object's own number.
+                let pool = (id.id & 0xffff) << 16;
+                return Ok(Answer::done().halves(0, pool, id.id).halves(1, version, 0));
+            }
+            (Request::Attributes, Kind::Dpcon) => {
+                const PRIORITIES: u32 = 8;
+                let channel = id.id & 0xffff | PRIORITIES << 16;
+                return Ok(Answer::done().halves(0, id.id, channel));
+            }
+            (Request::Reset { .. }, _) => self.reset_object(id),
+            _ => return Err(Status::UnsupportedOperation),
+        }
+        Ok(Answer::done())
+    }
+
+    fn execute_irq(&mut self, request: &Request) -> std::result::Result<Answer, Status> {
+        let index = match request {
+            Request::SetIrq { index, .. }
+            | Request::SetIrqEnable { index, .. }
+            | Request::GetIrqEnable { index }
+            | Request::SetIrqMask { index, .. }
+            | Request::GetIrqMask { index }
+            | Request::IrqStatus { index }
+            | Request::ClearIrqStatus { index, .. } => *index,
+            _ => return Err(Status::UnsupportedOperation),
+        };
+        if index >= Kind::Dprc.irqs() {
+            return Err(Status::ConfigurationError);
+        }
+        let before = self.irq.asserted();
+        let irq = &mut self.irq;
+        let answer = match *request {
+            Request::SetIrq { .. } => Answer::done(),
+            Request::SetIrqEnable { enable, .. } => {
+                irq.enabled = enable;
+                Answer::done()
+            }
+            Request::GetIrqEnable { .. } => Answer::done().halves(0, irq.enabled.into(), 0),
+            Request::SetIrqMask { mask, .. } => {
+                irq.mask = mask;
+                Answer::done()
+            }
+            Request::GetIrqMask { .. } => Answer::done().halves(0, irq.mask, 0),
+            Request::IrqStatus { .. } => Answer::done().halves(0, irq.status, 0),
+            Request::ClearIrqStatus { status, .. } => {
+                irq.status &= !status;
+                Answer::done()
+            }
+            _ => return Err(Status::UnsupportedOperation),
+        };
+        self.signal(before);
+        Ok(answer)
+    }
+
+    fn reset_object(&mut self, id: ObjectId) {
+        self.sessions.retain(|_, session| !matches!(session, Session::Object(open) if *open == id));
+        if let Some(object) = self.objects.get_mut(&id) {
+            object.enabled = false;
+        }
+    }
+
+    fn tell(&mut self, event: Event) {
+        self.irq.status |= event as u32;
+        // Each event is a message of its own, also while an earlier one has not been looked at.
+        if self.irq.asserted() && self.irq.mask & event as u32 != 0 {
+            self.signal(false);
+        }
+    }
+
+    /// Signals if the interrupt is asserted and was not `before`.
+    fn signal(&self, before: bool) {
+        if before || !self.irq.asserted() {
+            return;
+        }
+        if let Some(context) = &self.context {
+            // Fails only if there is no such vector, and a container has it.
+            let _ = context.irqs().trigger(IrqIndex(0), 0);
+        }
+    }
+}
+
+/// An object in its container, or a container in another; taken out when this is dropped, of
+/// which users are told ([`Event::ObjectRemoved`]).
+#[derive(Debug)]
+pub struct Plugged {
+    container: Arc<Container>,
+    id: ObjectId,
+}
+
+impl Plugged {
+    /// What it is called.
+    pub fn id(&self) -> ObjectId {
+        self.id
+    }
+
+    /// Where it is.
+    pub fn container(&self) -> &Arc<Container> {
+        &self.container
+    }
+}
+
+impl Drop for Plugged {
+    fn drop(&mut self) {
+        let mut state = self.container.state();
+        state.reset_object(self.id);
+        state.objects.remove(&self.id);
+        state.tell(Event::ObjectRemoved);
+    }
+}

@@ -1,0 +1,137 @@
+//! Containers and objects as the core's devices (Linux, `drivers/vfio/fsl-mc/vfio_fsl_mc.c`).
+
+use std::sync::Arc;
+
+use vfiod_core::irq::{IrqFlags, IrqInfo};
+use vfiod_core::{
+    Context, Description, Device, DeviceFlags, Errno, Error, Region, RegionIndex, ResetCause,
+    Result,
+};
+
+use crate::container::{Container, Plugged};
+use crate::object::Kind;
+use crate::portal::{PORTAL_SIZE, Portal};
+
+fn describe(kind: Kind, flags: DeviceFlags) -> Description {
+    let irq = IrqInfo { flags: IrqFlags::EVENTFD, count: 1 };
+    Description {
+        flags: DeviceFlags::FSL_MC | flags,
+        regions: vec![Region::registers(PORTAL_SIZE); kind.regions().into()],
+        irqs: vec![irq; kind.irqs().into()],
+    }
+}
+
+/// A container's own device: its portal and its interrupt. Closing it resets the container.
+#[derive(Debug)]
+pub struct ContainerDevice {
+    container: Arc<Container>,
+    portal: Portal,
+}
+
+impl ContainerDevice {
+    /// The device of a container. Its set is [`Container::set`].
+    pub fn new(container: &Arc<Container>) -> Self {
+        Self { container: container.clone(), portal: Portal::default() }
+    }
+}
+
+impl Device for ContainerDevice {
+    fn describe(&self) -> Description {
+        describe(Kind::Dprc, DeviceFlags::RESET)
+    }
+
+    fn init(&mut self, ctx: &Context) -> Result<()> {
+        self.container.attach(ctx);
+        Ok(())
+    }
+
+    fn open_device(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    fn close_device(&mut self) {
+        self.portal.reset();
+        self.container.reset();
+    }
+
+    fn read(&mut self, _region: RegionIndex, offset: u64, data: &mut [u8]) -> Result<()> {
+        self.portal.read(offset, data)
+    }
+
+    fn write(&mut self, _region: RegionIndex, offset: u64, data: &[u8]) -> Result<()> {
+        let Self { container, portal } = self;
+        portal.write(offset, data, |header, request| container.execute(header, request))
+    }
+
+    fn reset(&mut self, _cause: ResetCause) -> Result<()> {
+        let Self { container, portal } = self;
+        portal.reset();
+        container.reset();
+        Ok(())
+    }
+}
+
+impl Drop for ContainerDevice {
+    fn drop(&mut self) {
+        self.container.detach();
+    }
+}
+
+/// An object's device. Dropping it takes the object out of its container.
+#[derive(Debug)]
+pub struct ObjectDevice {
+    plugged: Plugged,
+    portal: Portal,
+}
+
+impl ObjectDevice {
+    /// The device of an object. Its set is that of its container.
+    ///
+    /// # Errors
+    /// `EINVAL`: a container, whose device is [`ContainerDevice`].
+    pub fn new(plugged: Plugged) -> Result<Self> {
+        if plugged.id().kind == Kind::Dprc {
+            return Err(Error::new(Errno::INVAL, "the device of a container is its own"));
+        }
+        Ok(Self { plugged, portal: Portal::default() })
+    }
+}
+
+impl Device for ObjectDevice {
+    fn describe(&self) -> Description {
+        // Only containers can be reset by their users.
+        describe(self.plugged.id().kind, DeviceFlags::empty())
+    }
+
+    fn init(&mut self, _ctx: &Context) -> Result<()> {
+        Ok(())
+    }
+
+    fn open_device(&mut self) -> Result<()> {
+        self.plugged.container().set_used(self.plugged.id(), true);
+        Ok(())
+    }
+
+    fn close_device(&mut self) {
+        self.portal.reset();
+        self.plugged.container().set_used(self.plugged.id(), false);
+        self.plugged.container().reset_object(self.plugged.id());
+    }
+
+    fn read(&mut self, _region: RegionIndex, offset: u64, data: &mut [u8]) -> Result<()> {
+        self.portal.read(offset, data)
+    }
+
+    fn write(&mut self, _region: RegionIndex, offset: u64, data: &[u8]) -> Result<()> {
+        let Self { plugged, portal } = self;
+        let container = plugged.container();
+        portal.write(offset, data, |header, request| container.execute(header, request))
+    }
+
+    fn reset(&mut self, _cause: ResetCause) -> Result<()> {
+        let Self { plugged, portal } = self;
+        portal.reset();
+        plugged.container().reset_object(plugged.id());
+        Ok(())
+    }
+}

@@ -1,0 +1,45 @@
+#![doc = include_str!("../README.md")]
+//!
+//! # Where it comes from
+//!
+//! The commands, their layout and the errors are those that Linux sends and understands
+//! (`include/linux/fsl/mc.h`, `drivers/bus/fsl-mc/`); the devices are what `vfio-fsl-mc` shows its
+//! users (`drivers/vfio/fsl-mc/`): a container and its objects, one device set, region 0 a portal
+//! where there is one, one vector for each interrupt.
+//!
+//! | command | for | |
+//! | --- | --- | --- |
+//! | 0x805, 0x80b, 0x804, 0x808 | – | open a container, dpmcp, dpbp, dpcon: the answer has a token |
+//! | 0x800 | a token | close |
+//! | 0x831, 0xa05, 0x830 | – | versions of the Management Complex and of containers; the container's id |
+//! | 0x004, 0x005 | a token | attributes; reset (of a container: itself or one in it) |
+//! | 0x002, 0x003 | dpbp, dpcon | enable, disable |
+//! | 0x159, 0x15a, 0x15e | a container | count of objects, one of them, one of its regions |
+//! | 0x010 – 0x017 | a container | its interrupt: where to, enable, mask, status, clear |
+//!
+//! Anything else ends with [`Status::UnsupportedOperation`], a wrong parameter with
+//! [`Status::ConfigurationError`], a token that is none with [`Status::AuthenticationError`].
+//!
+//! # Locks
+//!
+//! A container has one lock, which commands, plugging and unplugging hold; never two containers'
+//! at once. It is taken under a device's lock, and interrupts are signalled under it.
+//!
+//! # What it does not implement
+//!
+//! - Objects that move data: dpio and its QBMan portals, dpni, dpmac and their like.
+//! - Creating, destroying and moving objects by commands, and connections between them.
+//! - Mapped portals: commands are carried out when they are written by message, as the kernel has
+//!   it for containers too.
+
+mod command;
+mod container;
+mod device;
+mod object;
+mod portal;
+
+pub use command::Status;
+pub use container::{Container, Event, Plugged};
+pub use device::{ContainerDevice, ObjectDevice};
+pub use object::{Kind, ObjectId};
+pub use portal::PORTAL_SIZE;
