@@ -5,9 +5,12 @@ use std::time::Duration;
 
 use vfiod_client::{Client, Error, Options, Region, Result};
 use vfiod_wire::payload::{IrqInfo, pci_region, region_flag};
+use vfiod_wire::set::{SetInfo, SetMember};
 
 use super::names;
-use super::report::{Area, DeviceReport, IrqReport, Protocol, RegionReport, Report};
+use super::report::{
+    Area, DeviceReport, IrqReport, Protocol, RegionReport, Report, SetMemberReport, SetReport,
+};
 use super::space;
 
 /// More regions or interrupt indices than any device has.
@@ -55,6 +58,8 @@ pub(super) fn collect(socket: &Path, timeout: Duration) -> anyhow::Result<Report
         config.clear();
     }
     let sizes: Vec<_> = (0..6).map(size_of).collect();
+    // Last, because some servers do not survive a command that they do not know.
+    let set = client.hot_reset_info().ok().map(set_report);
     Ok(Report {
         socket: socket.display().to_string(),
         protocol: Protocol {
@@ -70,6 +75,7 @@ pub(super) fn collect(socket: &Path, timeout: Duration) -> anyhow::Result<Report
             num_irqs: info.num_irqs,
         },
         pci: (!config.is_empty()).then(|| space::decode(&config, &sizes)),
+        set,
         regions,
         irqs,
         config,
@@ -118,6 +124,21 @@ fn region_report(index: u32, region: &Region, is_pci: bool) -> RegionReport {
             .map(|area| Area { offset: area.offset, size: area.size })
             .collect(),
         kind: region.reply.kind,
+    }
+}
+
+fn set_report(set: SetInfo) -> SetReport {
+    let member = |member: SetMember| SetMemberReport {
+        device: member.device,
+        name: member.name,
+        location: member.location,
+        open: member.open,
+        owned: member.owned,
+        itself: member.itself,
+    };
+    SetReport {
+        reset_allowed: set.allowed,
+        members: set.members.into_iter().map(member).collect(),
     }
 }
 

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use super::capabilities::{flag, flags};
-use super::report::{RegionReport, Report};
+use super::report::{RegionReport, Report, SetReport};
 use super::space::{Bar, BarKind, Function};
 
 /// The whole report.
@@ -32,6 +32,9 @@ pub(super) fn text(report: &Report, hex: bool) -> String {
     }
     if let Some(function) = &report.pci {
         capabilities(&mut out, function);
+    }
+    if let Some(set) = &report.set {
+        device_set(&mut out, set);
     }
     server(&mut out, report);
     for refusal in &report.refusals {
@@ -199,6 +202,29 @@ fn capabilities(out: &mut Lines, function: &Function) {
     }
     for warning in &function.warnings {
         out.line(1, format!("Warning: {warning}"));
+    }
+}
+
+/// A device that is reset by itself is not worth a line.
+fn device_set(out: &mut Lines, set: &SetReport) {
+    if set.members.len() < 2 {
+        return;
+    }
+    let count = set.members.len();
+    out.line(1, format!("Device set: {count} members, {}", flag("HotReset", set.reset_allowed)));
+    for member in &set.members {
+        let mut line = member.location.clone().unwrap_or_default();
+        if !line.is_empty() {
+            line.push(' ');
+        }
+        line.push_str(&member.name);
+        line.push_str(match (member.itself, member.owned, member.open) {
+            (true, _, _) => " (this)",
+            (_, true, _) => " (open, own)",
+            (_, _, true) => " (open)",
+            _ => "",
+        });
+        out.line(2, line);
     }
 }
 

@@ -23,6 +23,9 @@ pub(super) struct Report {
     /// The configuration space.
     #[serde(serialize_with = "as_hex", skip_serializing_if = "Vec::is_empty")]
     pub(super) config: Vec<u8>,
+    /// Who is reset together with the device, where the server tells.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) set: Option<SetReport>,
     /// What the server refused, in words.
     pub(super) refusals: Vec<String>,
 }
@@ -79,6 +82,29 @@ pub(super) struct IrqReport {
     pub(super) maskable: bool,
     pub(super) automasked: bool,
     pub(super) noresize: bool,
+}
+
+/// A device set.
+#[derive(Debug, Serialize)]
+pub(super) struct SetReport {
+    /// Nobody else has a member open.
+    pub(super) reset_allowed: bool,
+    pub(super) members: Vec<SetMemberReport>,
+}
+
+/// A member of a device set.
+#[derive(Debug, Serialize)]
+pub(super) struct SetMemberReport {
+    pub(super) device: u64,
+    pub(super) name: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) location: Option<String>,
+    pub(super) open: bool,
+    /// By this probe, or another connection of its process.
+    pub(super) owned: bool,
+    /// The device that is being probed.
+    #[serde(rename = "self")]
+    pub(super) itself: bool,
 }
 
 fn as_hex<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
