@@ -54,6 +54,13 @@ impl Options {
         self
     }
 
+    /// Presents a VF token, a UUID.
+    #[must_use]
+    pub fn vf_token(mut self, token: &str) -> Self {
+        self.capabilities.vf_token = Some(token.to_owned());
+        self
+    }
+
     /// Serves the server's DMA messages from this memory.
     #[must_use]
     pub fn memory(mut self, memory: GuestMemory) -> Self {

@@ -116,6 +116,11 @@ pub trait Device: Send {
         None
     }
 
+    /// The device's say in who may open it, where it wants one.
+    fn as_admission(&mut self) -> Option<&mut dyn Admission> {
+        None
+    }
+
     /// DEVICE_FEATURE indices of its own, where it has any.
     fn as_features(&mut self) -> Option<&mut dyn Features> {
         None
@@ -127,6 +132,26 @@ pub trait Request {
     /// Called again and again (`n` = 0, 1, …) while an unregister waits for the last file.
     /// Returns whether the user could be told; if not, a PCI function's REQ interrupt is tried.
     fn request(&mut self, n: u32) -> bool;
+}
+
+/// A secret by which an opener proves to act together with somebody else, such as the VF token of
+/// an SR-IOV device. Not shown in messages.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Token(pub [u8; 16]);
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Token(…)")
+    }
+}
+
+/// Power: the device decides who may open it (the kernel's `match` callback). For one without it
+/// nobody may present a token.
+pub trait Admission {
+    /// Called for every open that the policy allows, before it counts. Set lock held. An error
+    /// refuses it; the kernel's are `EACCES` for a token that is missing or wrong, and `EINVAL`
+    /// for one that is of no use.
+    fn admit(&mut self, token: Option<Token>) -> Result<()>;
 }
 
 /// Power: features of DEVICE_FEATURE.

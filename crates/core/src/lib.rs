@@ -79,7 +79,8 @@ pub mod set;
 mod sync;
 
 pub use device::{
-    Context, Description, Device, DeviceFlags, DeviceId, Features, Request, ResetCause,
+    Admission, Context, Description, Device, DeviceFlags, DeviceId, Features, Request, ResetCause,
+    Token,
 };
 pub use error::{Errno, Error, Result};
 pub use event::{Event, Observer};

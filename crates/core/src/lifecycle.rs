@@ -10,7 +10,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::device::{DeviceFlags, ResetCause};
+use crate::device::{DeviceFlags, ResetCause, Token};
 use crate::error::{Errno, Error, Result};
 use crate::event::Event;
 use crate::file::{FileId, FileShared, Owner};
@@ -26,14 +26,14 @@ const PCI_REQUEST_IRQ: IrqIndex = IrqIndex(4);
 
 impl Registered {
     /// Opens the device: counted and opened under the set lock, then `open` without it.
-    pub(crate) fn open_file(&self, owner: Owner) -> Result<Arc<FileShared>> {
+    pub(crate) fn open_file(&self, owner: Owner, token: Option<Token>) -> Result<Arc<FileShared>> {
         let file = Arc::new(FileShared::new(self.registry.next_file(), owner));
         if active(Mutation::DeviceLockFirst) {
             let model = crate::sync::lock(&self.model);
             drop(self.set.lock());
             drop(model);
         }
-        self.count_in(&mut self.set.lock(), &file)?;
+        self.count_in(&mut self.set.lock(), &file, token)?;
 
         if let Err(error) = self.call(|device| device.open(file.id, &file.owner)) {
             tracing::debug!(device = self.name(), file = file.id.0, %error, "open failed");
@@ -62,7 +62,12 @@ impl Registered {
     }
 
     /// Checks that one more file is allowed, counts it, and opens the device for the first.
-    fn count_in(&self, guard: &mut SetGuard<'_>, file: &Arc<FileShared>) -> Result<()> {
+    fn count_in(
+        &self,
+        guard: &mut SetGuard<'_>,
+        file: &Arc<FileShared>,
+        token: Option<Token>,
+    ) -> Result<()> {
         let Some(member) = guard.find(self) else { return Err(self.is_leaving()) };
         if member.leaving && !active(Mutation::OpenWhileLeaving) {
             return Err(self.is_leaving());
@@ -80,7 +85,8 @@ impl Registered {
             Some(_) if self.is_in_error_state() => return Err(self.has_failed()),
             Some(_) => false,
         };
-        member.files.insert(file.id, file.clone());
+        self.admit_opener(token)?;
+        guard.member(self).files.insert(file.id, file.clone());
         if !first && !active(Mutation::OpenDeviceEveryTime) {
             return Ok(());
         }
@@ -89,6 +95,19 @@ impl Registered {
             guard.member(self).files.remove(&file.id);
             if self.is_in_error_state() {
                 guard.needs_reset(self);
+            }
+        })
+    }
+
+    /// Asks the device whether it may be opened with this token.
+    fn admit_opener(&self, token: Option<Token>) -> Result<()> {
+        let presented = token.or(self.token);
+        self.call(|device| match (device.as_admission(), presented) {
+            (Some(power), presented) => power.admit(presented),
+            (None, None) => Ok(()),
+            (None, Some(_)) => {
+                let what = format!("{} has no use for a token", self.name());
+                Err(Error::new(Errno::INVAL, what))
             }
         })
     }

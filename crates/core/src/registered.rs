@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::contain::contain;
-use crate::device::{Context, Description, Device, DeviceId, ResetCause};
+use crate::device::{Context, Description, Device, DeviceId, ResetCause, Token};
 use crate::error::{Errno, Error, Result};
 use crate::event::{Event, Subject};
 use crate::file::FileShared;
@@ -31,6 +31,7 @@ pub(crate) struct Registered {
     pub(crate) open_policy: OpenPolicy,
     pub(crate) state_policy: StatePolicy,
     pub(crate) location: Option<String>,
+    pub(crate) token: Option<Token>,
     pub(crate) set: Arc<Set>,
     /// The member's place in its set.
     pub(crate) slot: usize,

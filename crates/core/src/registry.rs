@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::contain::{Panicked, contain};
-use crate::device::{Context, Description, Device, DeviceId};
+use crate::device::{Context, Description, Device, DeviceId, Token};
 use crate::dma::WindowInfo;
 use crate::error::{Errno, Error, Result};
 use crate::event::{Event, Observer};
@@ -55,6 +55,9 @@ pub struct DeviceSpec {
     /// Where it is, in the words of its bus, for people and for clients that look for their
     /// neighbours: `0000:01:02.1` for a PCI function. The core makes nothing of it.
     pub location: Option<String>,
+    /// What is presented for openers that present no token themselves, because their protocol or
+    /// program cannot.
+    pub token: Option<Token>,
 }
 
 /// How many shards the registry's maps have: a lock each, to be held for a look-up.
@@ -136,7 +139,7 @@ impl Registry {
     }
 
     fn admit(&self, spec: DeviceSpec, candidate: &mut Candidate) -> Result<Arc<Registered>> {
-        let DeviceSpec { name, set, open, state, location } = spec;
+        let DeviceSpec { name, set, open, state, location, token } = spec;
         if name.is_empty() {
             return Err(Error::new(Errno::INVAL, "a device needs a name"));
         }
@@ -169,6 +172,7 @@ impl Registry {
                 open_policy: open,
                 state_policy: state,
                 location,
+                token,
                 set: set.clone(),
                 slot,
                 barred: AtomicU8::new(0),
@@ -372,7 +376,17 @@ impl DeviceRef {
     /// it; `EIO`: a callback panicked, or the device is open and in the error state; what
     /// `reset`, `open_device` or `open` says.
     pub fn open(&self, owner: Owner) -> Result<File> {
-        let file = self.registered.open_file(owner)?;
+        self.open_with(owner, None)
+    }
+
+    /// Opens the device for an owner who presents a token, or none
+    /// ([`Admission`](crate::Admission), [`DeviceSpec::token`]).
+    ///
+    /// # Errors
+    /// As [`DeviceRef::open`]; `EINVAL`: a token for a device that has no use for one; what the
+    /// device says to it: `EACCES` most likely.
+    pub fn open_with(&self, owner: Owner, token: Option<Token>) -> Result<File> {
+        let file = self.registered.open_file(owner, token)?;
         Ok(File::new(self.clone(), file))
     }
 }

@@ -2,7 +2,7 @@
 
 use serde::de::DeserializeOwned;
 use vfiod_core::Device;
-use vfiod_pci::{Function, Model};
+use vfiod_pci::{Fitting, Function, Model};
 
 #[cfg(feature = "bench")]
 use crate::bench;
@@ -187,26 +187,26 @@ pub(crate) fn find(
     list.iter().find(|info| info.name == name).ok_or_else(|| unknown(name, list))
 }
 
-/// Makes a device. `number`: its function number, where it is one of several in its slot.
+/// Makes a device that fits in with what is around it.
 ///
 /// # Errors
 /// What is wrong with the name or an option, and what would be right.
 pub fn build(
     name: &str,
     options: &Options,
-    number: Option<u8>,
+    fitting: Fitting,
 ) -> Result<Box<dyn Device>, BuildError> {
     let info = find(name, MODELS)?;
     match info.name {
         "template" => {
             read::<NoOptions>(info, options)?;
-            function(template::Template::default(), number)
+            function(template::Template::default(), fitting)
         }
-        "gpio" => function(gpio::Gpio::new(read(info, options)?), number),
-        "edu" => function(edu::Edu::new(read(info, options)?), number),
-        "serial" => function(serial::Serial::new(read(info, options)?), number),
+        "gpio" => function(gpio::Gpio::new(read(info, options)?), fitting),
+        "edu" => function(edu::Edu::new(read(info, options)?), fitting),
+        "serial" => function(serial::Serial::new(read(info, options)?), fitting),
         #[cfg(feature = "bench")]
-        "bench" => function(bench::Bench::new(read(info, options)?)?, number),
+        "bench" => function(bench::Bench::new(read(info, options)?)?, fitting),
         // Listed, but not here: the test that makes every model finds it.
         _ => Err(unknown(name, MODELS)),
     }
@@ -216,15 +216,8 @@ pub fn build(
 #[serde(deny_unknown_fields)]
 struct NoOptions {}
 
-fn function<M: Model + 'static>(
-    model: M,
-    number: Option<u8>,
-) -> Result<Box<dyn Device>, BuildError> {
-    let function = Function::new(model)?;
-    Ok(Box::new(match number {
-        Some(number) => function.multifunction(number),
-        None => function,
-    }))
+fn function<M: Model + 'static>(model: M, fitting: Fitting) -> Result<Box<dyn Device>, BuildError> {
+    Ok(Box::new(Function::fitted(model, fitting)?))
 }
 
 /// Reads the options one by one first, so that an error names the one it is about.
@@ -272,7 +265,7 @@ mod tests {
     }
 
     fn error(name: &str, text: &str) -> String {
-        match build(name, &options(text), None) {
+        match build(name, &options(text), Fitting::default()) {
             Err(error) => error.to_string(),
             Ok(_) => panic!("{name} {text} was accepted"),
         }
@@ -281,8 +274,9 @@ mod tests {
     #[test]
     fn every_model_can_be_made() {
         for model in models() {
-            for number in [None, Some(0), Some(7)] {
-                build(model.name, &Options::new(), number).unwrap();
+            for multifunction in [None, Some(0), Some(7)] {
+                let fitting = Fitting { multifunction, ..Fitting::default() };
+                build(model.name, &Options::new(), fitting).unwrap();
             }
         }
     }

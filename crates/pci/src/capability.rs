@@ -4,6 +4,7 @@ use vfiod_core::{Errno, Error, Result};
 
 use crate::config::Image;
 use crate::spec::FunctionSpec;
+use crate::sriov::VirtualFunctions;
 
 /// A capability of a function.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,7 +16,7 @@ pub enum Capability {
     /// PM 5.4.1).
     PowerManagementSoftReset,
     /// PCI Express endpoint with function-level reset (PCIe 7.5.3). Brings the extended
-    /// configuration space. See [`crate::Function::integrated`].
+    /// configuration space. See [`crate::Fitting::integrated`].
     Express,
     /// MSI with 64-bit addresses and a mask bit for each vector (PCIe 7.7.1).
     Msi {
@@ -45,6 +46,9 @@ pub enum Capability {
         /// The structure.
         data: Vec<u8>,
     },
+    /// Extended: single root I/O virtualization (PCIe 9.3.3). A function gets it by its
+    /// [`crate::Role`], which is what makes it one.
+    SingleRootIoVirtualization(VirtualFunctions),
 }
 
 pub(crate) mod id {
@@ -55,11 +59,17 @@ pub(crate) mod id {
     pub(crate) const MSIX: u8 = 0x11;
     pub(crate) const EXT_SERIAL: u16 = 0x0003;
     pub(crate) const EXT_VENDOR: u16 = 0x000b;
+    pub(crate) const EXT_SRIOV: u16 = 0x0010;
 }
 
 impl Capability {
     pub(crate) fn is_extended(&self) -> bool {
-        matches!(self, Self::SerialNumber(_) | Self::VendorExtended { .. })
+        matches!(
+            self,
+            Self::SerialNumber(_)
+                | Self::VendorExtended { .. }
+                | Self::SingleRootIoVirtualization(_)
+        )
     }
 
     /// The name of a kind that a function can have one of.
@@ -70,6 +80,7 @@ impl Capability {
             Self::Msi { .. } => Some("MSI"),
             Self::Msix { .. } => Some("MSI-X"),
             Self::SerialNumber(_) => Some("serial number"),
+            Self::SingleRootIoVirtualization(_) => Some("SR-IOV"),
             Self::Vendor(_) | Self::VendorExtended { .. } => None,
         }
     }
@@ -121,13 +132,15 @@ impl Capability {
             cap if cap.is_extended() && !spec.is_express() => {
                 bad("an extended capability needs the PCI Express one".to_owned())
             }
+            Self::SingleRootIoVirtualization(functions) => functions.check(),
             _ => Ok(()),
         }
     }
 
     /// Its bytes behind id and next pointer (extended: behind the 4-byte header), with the bits
     /// that a guest may write.
-    pub(crate) fn image(&self) -> (u16, Image) {
+    /// `device`: the function's device id.
+    pub(crate) fn image(&self, device: u16) -> (u16, Image) {
         match self {
             Self::PowerManagement | Self::PowerManagementSoftReset => {
                 let mut image = Image::new(6);
@@ -164,6 +177,7 @@ impl Capability {
                 image.bytes[1..].copy_from_slice(data);
                 (id::VENDOR.into(), image)
             }
+            Self::SingleRootIoVirtualization(functions) => (id::EXT_SRIOV, functions.image(device)),
             Self::SerialNumber(number) => {
                 let mut image = Image::new(8);
                 image.bytes.copy_from_slice(&number.to_le_bytes());

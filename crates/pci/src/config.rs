@@ -304,7 +304,7 @@ fn lay_out(spec: &FunctionSpec, image: &mut Image) -> Result<(Places, usize)> {
     let mut extended = FIRST_EXTENDED;
     let mut extended_link = None;
     for capability in &spec.capabilities {
-        let (id, body) = capability.image();
+        let (id, body) = capability.image(spec.device);
         let (place, header, end) = if capability.is_extended() {
             (&mut extended, 4, image.bytes.len())
         } else {

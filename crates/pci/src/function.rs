@@ -3,14 +3,16 @@
 
 use vfiod_core::irq::{IrqFlags, IrqInfo};
 use vfiod_core::{
-    Context, Description, Device, DeviceFlags, Errno, Error, Region, RegionIndex, ResetCause,
-    Result,
+    Admission, Context, Description, Device, DeviceFlags, Errno, Error, Features, Region,
+    RegionIndex, ResetCause, Result, Token,
 };
 
+use crate::capability::Capability;
 use crate::config::{ConfigSpace, Controls, Live};
 use crate::interrupts::{Interrupts, irq_index};
 use crate::msix::Msix;
 use crate::spec::{Bar, FunctionSpec};
+use crate::sriov::{Role, TOKEN_FEATURE};
 
 const CONFIG_REGION: u32 = 7;
 const REGIONS: u32 = 9;
@@ -75,6 +77,22 @@ impl Handle {
     }
 }
 
+/// How a function fits in with what is around it.
+#[derive(Clone, Debug, Default)]
+pub struct Fitting {
+    /// It is one of several in its slot (header type bit 7), with this number.
+    ///
+    /// One that interrupts by a pin uses that of its number: A, B, C, D, A and so on. Functions
+    /// on one pin share a line, which not all of Linux's drivers put up with.
+    pub multifunction: Option<u8>,
+    /// It is on a root bus: a PCI Express endpoint becomes a *root complex integrated* one,
+    /// which has no link (PCIe 7.5.3.2). Clients such as QEMU change the type by themselves to
+    /// what the place in their machine calls for.
+    pub integrated: bool,
+    /// What it is to its SR-IOV siblings. A virtual function has no pin.
+    pub role: Role,
+}
+
 /// A PCI function around a model.
 pub struct Function<M> {
     model: M,
@@ -84,6 +102,7 @@ pub struct Function<M> {
     /// There from `init` on.
     handle: Option<Handle>,
     controls: Controls,
+    role: Role,
 }
 
 impl<M: Model> Function<M> {
@@ -92,30 +111,34 @@ impl<M: Model> Function<M> {
     /// # Errors
     /// `EINVAL`: the spec contradicts itself; `ENOSPC`: too many capabilities.
     pub fn new(model: M) -> Result<Self> {
-        let spec = model.spec();
-        let config = ConfigSpace::new(&spec)?;
+        Self::fitted(model, Fitting::default())
+    }
+
+    /// A function that fits in.
+    ///
+    /// # Errors
+    /// As [`Function::new`]; `EINVAL`: a physical function needs the PCI Express capability.
+    pub fn fitted(model: M, fitting: Fitting) -> Result<Self> {
+        let Fitting { multifunction, integrated, role } = fitting;
+        let mut spec = model.spec();
+        match &role {
+            Role::Alone => {}
+            Role::Physical(sriov) => {
+                let capability = Capability::SingleRootIoVirtualization(sriov.functions());
+                spec.capabilities.push(capability);
+            }
+            Role::Virtual(_) => spec.pin = None,
+        }
+        let mut config = ConfigSpace::new(&spec)?;
+        if let Some(number) = multifunction {
+            config.set_multifunction(number);
+        }
+        if integrated {
+            config.set_integrated();
+        }
         let msix = Msix::of(&spec.capabilities);
         let controls = config.controls();
-        Ok(Self { model, spec, config, msix, handle: None, controls })
-    }
-
-    /// Marks the function as one of several in its slot (header type bit 7), with this number.
-    ///
-    /// One that interrupts by a pin uses that of its number: A, B, C, D, A and so on. Functions
-    /// on one pin share a line, which not all of Linux's drivers put up with.
-    #[must_use]
-    pub fn multifunction(mut self, function: u8) -> Self {
-        self.config.set_multifunction(function);
-        self
-    }
-
-    /// For a function on a root bus: a PCI Express endpoint becomes a *root complex integrated*
-    /// one, which has no link (PCIe 7.5.3.2). Clients such as QEMU change the type by themselves
-    /// to what the place in their machine calls for.
-    #[must_use]
-    pub fn integrated(mut self) -> Self {
-        self.config.set_integrated();
-        self
+        Ok(Self { model, spec, config, msix, handle: None, controls, role })
     }
 
     /// The model, for tests.
@@ -158,7 +181,7 @@ impl<M: Model> Function<M> {
     }
 
     fn reset_function(&mut self) {
-        let Self { model, spec: _, config, msix, handle, controls } = self;
+        let Self { model, spec: _, config, msix, handle, controls, role: _ } = self;
         config.reset();
         *controls = config.controls();
         if let Some(msix) = msix {
@@ -216,10 +239,14 @@ impl<M: Model> Device for Function<M> {
     }
 
     fn open_device(&mut self) -> Result<()> {
-        self.model.open()
+        self.model.open()?;
+        self.role.count_user(true);
+        Ok(())
     }
 
     fn close_device(&mut self) {
+        // First, as the model may panic.
+        self.role.count_user(false);
         self.model.close();
     }
 
@@ -265,4 +292,44 @@ impl<M: Model> Device for Function<M> {
         self.reset_function();
         Ok(())
     }
+
+    fn as_admission(&mut self) -> Option<&mut dyn Admission> {
+        Some(self)
+    }
+
+    fn as_features(&mut self) -> Option<&mut dyn Features> {
+        matches!(self.role, Role::Physical(_)).then_some(self as &mut dyn Features)
+    }
+}
+
+impl<M: Model> Admission for Function<M> {
+    fn admit(&mut self, token: Option<Token>) -> Result<()> {
+        self.role.admit(token)
+    }
+}
+
+/// Those of a physical function.
+impl<M: Model> Features for Function<M> {
+    fn probe(&mut self, index: u16) -> (bool, bool) {
+        (false, index == TOKEN_FEATURE)
+    }
+
+    fn get(&mut self, index: u16, _argument: &[u8]) -> Result<Vec<u8>> {
+        Err(no_feature(index))
+    }
+
+    fn set(&mut self, index: u16, data: &[u8]) -> Result<()> {
+        let (Role::Physical(sriov), TOKEN_FEATURE) = (&self.role, index) else {
+            return Err(no_feature(index));
+        };
+        let token = data.try_into().map_err(|_| {
+            Error::new(Errno::INVAL, format!("a VF token of {} bytes; it has 16", data.len()))
+        })?;
+        sriov.set_token(Token(token));
+        Ok(())
+    }
+}
+
+fn no_feature(index: u16) -> Error {
+    Error::new(Errno::NOTTY, format!("no feature {index} to do that with"))
 }

@@ -63,7 +63,9 @@
 //! (PCIe), *PCI Bus Power Management Interface Specification 1.2* (PM).
 //!
 //! # What it does not implement
-//! Expansion ROMs (read as absent), bridges, SR-IOV, MSI with 32-bit addresses, ATS, PASID, AER,
+//! Expansion ROMs (read as absent), bridges that are seen (they are
+//! places that buses hang off), SR-IOV capabilities that are written and virtual functions that come
+//! and go with them, MSI with 32-bit addresses, ATS, PASID, AER,
 //! VGA ranges, the power states D1 and D2, PME. Errors are never logged, so the bits that a guest
 //! would clear by writing 1 are always 0. Bus mastering off does not hold messages back, as it
 //! would in hardware. A function-level reset also resets the few bits that it should leave alone
@@ -77,12 +79,14 @@ mod interrupts;
 mod msix;
 mod registers;
 mod spec;
+mod sriov;
 mod topology;
 
 pub use address::{Address, AddressError};
 pub use capability::Capability;
-pub use function::{Function, Handle, Model};
+pub use function::{Fitting, Function, Handle, Model};
 pub use interrupts::{Interrupts, irq_index};
 pub use registers::{Register, RegisterMap, Widths};
 pub use spec::{Bar, BarKind, FunctionSpec, Pin};
+pub use sriov::{Role, Sriov, VirtualFunctions};
 pub use topology::{Bus, BusKind, Placement, ResetScope, Slot};

@@ -19,7 +19,8 @@ pub enum ResetScope {
 /// What a bus hangs off.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BusKind {
-    /// Nothing: there is no reset from above, so every function is a set of its own.
+    /// Nothing, or a bridge that cannot reset it: there is no reset from above, so every function
+    /// is a set of its own.
     Root,
     /// A bridge or a port.
     Bridged(ResetScope),
@@ -31,6 +32,8 @@ pub struct Bus {
     segment: u16,
     number: u8,
     kind: BusKind,
+    /// The place of the bridge that it hangs off, if that is known.
+    bridge: Option<Placement>,
     places: Mutex<Places>,
 }
 
@@ -70,7 +73,25 @@ impl SetObject for Slot {
 impl Bus {
     /// A bus with nothing on it.
     pub fn new(segment: u16, number: u8, kind: BusKind) -> Arc<Self> {
-        Arc::new(Self { segment, number, kind, places: Mutex::default() })
+        Arc::new(Self { segment, number, kind, bridge: None, places: Mutex::default() })
+    }
+
+    /// A bus behind a bridge that has a place on another bus, and keeps it as long as this bus is
+    /// there. Its segment is that of the bridge.
+    pub fn behind(bridge: Placement, number: u8, kind: BusKind) -> Arc<Self> {
+        let segment = bridge.address.segment;
+        Arc::new(Self { segment, number, kind, bridge: Some(bridge), places: Mutex::default() })
+    }
+
+    /// Where the bridge is that the bus hangs off, if that is known.
+    pub fn bridge(&self) -> Option<Address> {
+        self.bridge.as_ref().map(Placement::address)
+    }
+
+    /// Whether a function here is integrated into the root complex
+    /// ([`Fitting::integrated`](crate::Fitting)): nothing is above the bus.
+    pub fn is_root(&self) -> bool {
+        self.kind == BusKind::Root && self.bridge.is_none()
     }
 
     /// What the bus hangs off.
@@ -177,6 +198,24 @@ mod tests {
         // Whoever holds the set keeps the slot: a function that comes now joins it.
         assert_eq!(bus.place(2, 0, "b").unwrap().set(), held);
         assert!(held.is_some());
+    }
+
+    #[test]
+    fn a_bridge_keeps_its_place() {
+        let root = Bus::new(3, 0, BusKind::Root);
+        let port = root.place(1, 0, "port").unwrap();
+        let below = Bus::behind(port, 1, BusKind::Bridged(ResetScope::Slot));
+        assert!(root.is_root() && !below.is_root());
+        assert!(!Bus::new(0, 0, BusKind::Bridged(ResetScope::Bus)).is_root());
+        assert_eq!(below.bridge().unwrap().to_string(), "0003:00:01.0");
+        assert_eq!(root.place(1, 0, "a").unwrap_err().errno(), Errno::EXIST);
+        let function = below.place(0, 0, "a").unwrap();
+        assert_eq!(name(&function).as_deref(), Some("slot 0003:01:00"));
+        drop(below);
+        // As long as somebody is on the bus.
+        assert_eq!(root.place(1, 0, "a").unwrap_err().errno(), Errno::EXIST);
+        drop(function);
+        root.place(1, 0, "a").unwrap();
     }
 
     #[test]

@@ -28,6 +28,7 @@ impl Dialect {
                 twin_socket: None,
                 write_multiple: None,
                 migration: Some(migration),
+                vf_token: None,
             } if migration.pgsize.is_some() && migration.max_bitmap_size.is_none() => Self::RustVmm,
             _ => Self::Standard,
         }

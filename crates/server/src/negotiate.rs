@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
-use vfiod_core::File;
+use vfiod_core::{File, Token};
 use vfiod_wire::{Capabilities, Command, HEADER_LEN, Header, Kind, TwinSocket, Version};
 use zerocopy::IntoBytes;
 
@@ -51,12 +51,12 @@ const DEPARTURE: Duration = Duration::from_secs(2);
 
 /// Opens the device. Where it is taken by a client that has hung up already, waits for that one
 /// to be let go of: whoever starts again at once after a crash shall find the device free.
-fn open(connection: &Connection) -> vfiod_core::Result<File> {
+fn open(connection: &Connection, token: Option<Token>) -> vfiod_core::Result<File> {
     let shared = connection.shared();
     let deadline = Instant::now() + DEPARTURE;
     let mut departing = true;
     loop {
-        match shared.device.open(connection.owner().clone()) {
+        match shared.device.open_with(connection.owner().clone(), token) {
             Err(error) if matches!(error.errno(), Errno::INVAL | Errno::BUSY) && departing => {
                 // Nobody departing any more means that it is worth one more attempt.
                 departing = shared.gate.step_out(|| shared.await_departure(connection, deadline));
@@ -76,7 +76,8 @@ fn negotiate(
         return Err((Errno::INVAL, format!("version {}.{}", version.major, version.minor)));
     }
     let proposed = &version.capabilities;
-    let file = open(connection).map_err(|error| (error.errno(), error.to_string()))?;
+    let token = proposed.token().map_err(|error| (Errno::INVAL, error.to_string()))?.map(Token);
+    let file = open(connection, token).map_err(|error| (error.errno(), error.to_string()))?;
 
     let socket = |errno| (errno, "cannot make the second socket".to_owned());
     let (twin, link) = if proposed.wants_twin_socket() {
@@ -101,6 +102,7 @@ fn negotiate(
             twin_socket: twin.as_ref().map(|_| TwinSocket { supported: true, fd_index: Some(0) }),
             write_multiple: proposed.write_multiple.filter(|&wanted| wanted),
             migration: None,
+            vf_token: None,
         },
     };
     let session = Session {

@@ -9,8 +9,9 @@ use serde::Serialize;
 use vfiod_core::Device;
 use vfiod_devices::{BuildError, Options};
 use vfiod_mdev::{Parent, ParentSpec};
+use vfiod_pci::{BusKind, Fitting, Role, Sriov};
 
-use crate::config::{Config, DeviceConfig, OptionSetting, ParentConfig, Problem};
+use crate::config::{Config, DeviceConfig, OptionSetting, ParentConfig, Problem, SriovConfig};
 use crate::output;
 
 /// The value of a model's option.
@@ -114,8 +115,10 @@ pub(crate) fn option_value(text: &str) -> OptionValue {
 
 /// What only shows when the devices and parents of a configuration are built.
 pub(crate) fn mistakes(config: &Config) -> Vec<Problem> {
-    let device = |device: &DeviceConfig| {
-        let error = build(config, device).err()?;
+    let roles = roles(config).unwrap_or_default();
+    let device = |(index, device): (usize, &DeviceConfig)| {
+        let role = roles.get(index).cloned().unwrap_or_default();
+        let error = build(config, device, role).err()?;
         let key = format!("device.{}", device.name);
         Some(mistake(error, key, &device.options, &device.span))
     };
@@ -124,7 +127,7 @@ pub(crate) fn mistakes(config: &Config) -> Vec<Problem> {
         let key = format!("parent.{}", parent.name);
         Some(mistake(error, key, &parent.options, &parent.span))
     };
-    let devices = config.devices.iter().filter_map(device);
+    let devices = config.devices.iter().enumerate().filter_map(device);
     devices.chain(config.parents.iter().filter_map(parent)).collect()
 }
 
@@ -151,9 +154,39 @@ fn mistake(
 ///
 /// # Errors
 /// What is wrong with its options.
-pub(crate) fn build(config: &Config, device: &DeviceConfig) -> Result<Box<dyn Device>, BuildError> {
+pub(crate) fn build(
+    config: &Config,
+    device: &DeviceConfig,
+    role: Role,
+) -> Result<Box<dyn Device>, BuildError> {
     let slot_of = |device: &DeviceConfig| device.place.map(|(slot, _)| slot);
     let shares = |slot| config.devices.iter().filter(|d| slot_of(d) == Some(slot)).count() > 1;
-    let number = device.place.filter(|(slot, _)| shares(*slot)).map(|(_, function)| function);
-    vfiod_devices::build(&device.model, &settings(&device.options), number)
+    let place = device.place.filter(|(slot, _)| shares(*slot));
+    let bus = config.bus(device).map(|bus| &config.buses[bus]);
+    let fitting = Fitting {
+        multifunction: place.map(|(_, function)| function),
+        integrated: bus.is_some_and(|bus| bus.kind == BusKind::Root && bus.bridge.is_none()),
+        role,
+    };
+    vfiod_devices::build(&device.model, &settings(&device.options), fitting)
+}
+
+/// The SR-IOV role of each device, in the order of the configuration.
+///
+/// # Errors
+/// Virtual functions that contradict themselves.
+pub(crate) fn roles(config: &Config) -> vfiod_core::Result<Vec<Role>> {
+    let physical = |device: &DeviceConfig| match device.sriov {
+        SriovConfig::Physical(functions) => Sriov::new(functions).map(Role::Physical),
+        _ => Ok(Role::Alone),
+    };
+    let mut roles = config.devices.iter().map(physical).collect::<Result<Vec<_>, _>>()?;
+    for (index, device) in config.devices.iter().enumerate() {
+        if let SriovConfig::Virtual { physical, .. } = device.sriov
+            && let Some(Role::Physical(sriov)) = roles.get(physical).cloned()
+        {
+            roles[index] = Role::Virtual(sriov);
+        }
+    }
+    Ok(roles)
 }

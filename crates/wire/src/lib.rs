@@ -25,7 +25,7 @@ mod version;
 pub use header::{Command, HEADER_LEN, Header, Kind};
 pub use region_info::{RegionReply, decode_region_info, encode_region_info};
 pub use request::{FeatureOp, IrqAction, IrqData, MultiWrites, Request, UnmapScope};
-pub use version::{Capabilities, MAX_JSON, Migration, TwinSocket, Version};
+pub use version::{Capabilities, MAX_JSON, Migration, TwinSocket, Version, parse_uuid};
 
 /// `EINVAL`.
 pub const EINVAL: u32 = 22;

@@ -33,6 +33,10 @@ pub struct Capabilities {
     /// Dirty page tracking.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub migration: Option<Migration>,
+    /// An extension of ours: the VF token that the client presents, a UUID
+    /// ([`Capabilities::token`]). For a server that does not know it, a key to be ignored.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vf_token: Option<String>,
 }
 
 /// Parameters of the second socket.
@@ -68,10 +72,36 @@ impl Capabilities {
         self.max_msg_fds.unwrap_or(1)
     }
 
+    /// The token that the sender presents.
+    ///
+    /// # Errors
+    /// `EINVAL`: it is no UUID.
+    pub fn token(&self) -> Result<Option<[u8; 16]>, DecodeError> {
+        let Some(text) = &self.vf_token else { return Ok(None) };
+        let token = parse_uuid(text);
+        token.map(Some).ok_or(DecodeError::new(EINVAL, "VERSION with a vf_token that is no UUID"))
+    }
+
     /// Whether the sender offers the second socket.
     pub fn wants_twin_socket(&self) -> bool {
         self.twin_socket.is_some_and(|twin| twin.supported)
     }
+}
+
+/// The bytes of a UUID in its usual form, as the kernel's `uuid_parse` reads it.
+pub fn parse_uuid(text: &str) -> Option<[u8; 16]> {
+    let bytes = text.as_bytes();
+    let dash = |at: usize| matches!(at, 8 | 13 | 18 | 23);
+    let well_formed = bytes.len() == 36
+        && bytes.iter().enumerate().all(|(at, byte)| match dash(at) {
+            true => *byte == b'-',
+            false => byte.is_ascii_hexdigit(),
+        });
+    if !well_formed {
+        return None;
+    }
+    let digits: String = text.chars().filter(|digit| *digit != '-').collect();
+    Some(u128::from_str_radix(&digits, 16).ok()?.to_be_bytes())
 }
 
 #[derive(Serialize)]
@@ -135,5 +165,27 @@ impl Version {
         payload.extend(serde_json::to_vec(&document).unwrap_or_else(|_| b"{}".to_vec()));
         payload.push(0);
         payload
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn uuids() {
+        let bytes = parse_uuid("bd8d9d2b-5a5f-4F5A-a211-f591514ba1f3").unwrap();
+        assert_eq!(bytes[..6], [0xbd, 0x8d, 0x9d, 0x2b, 0x5a, 0x5f]);
+        assert_eq!(bytes[15], 0xf3);
+        for wrong in [
+            "",
+            "bd8d9d2b-5a5f-4f5a-a211-f591514ba1f",
+            "bd8d9d2b-5a5f-4f5a-a211-f591514ba1f30",
+            "bd8d9d2b05a5f-4f5a-a211-f591514ba1f3",
+            "+d8d9d2b-5a5f-4f5a-a211-f591514ba1f3",
+            "bd8d9d2b-5a5f-4f5a-a211-f591514ba1\u{e9}",
+        ] {
+            assert_eq!(parse_uuid(wrong), None, "{wrong}");
+        }
     }
 }

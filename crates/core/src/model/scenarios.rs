@@ -23,6 +23,7 @@ fn spec(name: &str, ledger: &Arc<Ledger>) -> DeviceSpec {
         open: OpenPolicy::Multi,
         state: StatePolicy::Retain,
         location: None,
+        token: None,
     }
 }
 

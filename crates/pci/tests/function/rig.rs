@@ -8,7 +8,9 @@ use vfiod_core::irq::{IrqAction, IrqData};
 use vfiod_core::{
     DeviceSpec, File, IrqIndex, Owner, RegionIndex, Registration, Registry, Result, StatePolicy,
 };
-use vfiod_pci::{Bar, BarKind, Capability, Function, FunctionSpec, Handle, Interrupts, Model, Pin};
+use vfiod_pci::{
+    Bar, BarKind, Capability, Fitting, Function, FunctionSpec, Handle, Interrupts, Model, Pin,
+};
 
 pub(crate) const CONFIG: RegionIndex = RegionIndex(7);
 
@@ -111,7 +113,7 @@ impl Counter {
 
 impl Guest {
     pub(crate) fn new(spec: FunctionSpec) -> Self {
-        Self::of(spec, |function| function)
+        Self::of(spec, Fitting::default())
     }
 
     /// One of [`everything`], which keeps its state in D3hot.
@@ -119,26 +121,26 @@ impl Guest {
         Self::new(everything(Capability::PowerManagement))
     }
 
-    /// The same, with a change to the function before it is registered.
-    fn of(spec: FunctionSpec, change: impl FnOnce(Function<Probe>) -> Function<Probe>) -> Self {
+    /// A function that fits in.
+    fn of(spec: FunctionSpec, fitting: Fitting) -> Self {
         let seen = Arc::<Mutex<Seen>>::default();
-        let function = Function::new(Probe { spec, seen: seen.clone() }).unwrap();
+        let function = Function::fitted(Probe { spec, seen: seen.clone() }, fitting).unwrap();
         let spec = DeviceSpec {
             name: "probe".to_owned(),
             state: StatePolicy::Retain,
             ..DeviceSpec::default()
         };
-        let registration = Registry::new().register(spec, Box::new(change(function))).unwrap();
+        let registration = Registry::new().register(spec, Box::new(function)).unwrap();
         let file = registration.device().open(Owner::InProcess("test".to_owned())).unwrap();
         Self { file, seen, _registration: registration }
     }
 
     pub(crate) fn multifunction(spec: FunctionSpec, number: u8) -> Self {
-        Self::of(spec, |function| function.multifunction(number))
+        Self::of(spec, Fitting { multifunction: Some(number), ..Fitting::default() })
     }
 
     pub(crate) fn integrated(spec: FunctionSpec) -> Self {
-        Self::of(spec, Function::integrated)
+        Self::of(spec, Fitting { integrated: true, ..Fitting::default() })
     }
 
     pub(crate) fn seen(&self) -> MutexGuard<'_, Seen> {

@@ -44,6 +44,7 @@ impl Pair {
                 open: OpenPolicy::Multi,
                 state: StatePolicy::Retain,
                 location: [Some("0000:01:02.0".to_owned()), None][function].clone(),
+                token: None,
             };
             serve(&registry, &server, spec, &paths[function])
         });

@@ -11,6 +11,7 @@
 //! [bus.backplane]                  # a PCI bus
 //! segment = 0
 //! number = 1
+//! bridge = "root/02.0"             # what it hangs off: the bridge in a place of another bus
 //! reset = "slot"                   # a reset reaches one "slot", the whole "bus", or "none":
 //!                                  # who is reset together is one device set
 //!
@@ -26,6 +27,20 @@
 //! state = "reset"                  # or "retain"
 //! socket = { path = "/run/vfiod/lines.sock", mode = "0660", owner = "qemu", group = "kvm" }
 //! options = { }
+//!
+//! [device.nic]                     # an SR-IOV physical function
+//! model = "edu"
+//! slot = "card"
+//! function = 1
+//! virtual_functions = 8            # or { total = 8, offset = 128, stride = 1 }
+//! socket = "/run/vfiod/nic.sock"
+//!
+//! [device.nic-0]                   # a virtual function of it, the first one
+//! model = "edu"
+//! physical_function = "nic"
+//! function = 0
+//! vf_token = "bd8d9d2b-5a5f-4f5a-a211-f591514ba1f3"    # for clients that present none
+//! socket = "/run/vfiod/nic-0.sock"
 //!
 //! [parent.ports]                   # offers mediated devices: see `vfiod devices`
 //! model = "serial"
@@ -47,8 +62,10 @@ mod manage;
 mod problem;
 mod read;
 mod section;
+mod sriov;
 #[cfg(test)]
 mod tests;
+mod topology;
 mod values;
 
 use std::fs;
@@ -58,8 +75,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context;
-use vfiod_core::{OpenPolicy, StatePolicy};
-use vfiod_pci::BusKind;
+use vfiod_core::{OpenPolicy, StatePolicy, Token};
+use vfiod_pci::{Address, BusKind, VirtualFunctions};
 use vfiod_server::SocketAccess;
 
 pub(crate) use self::problem::{Problem, Problems};
@@ -90,6 +107,29 @@ pub(crate) struct Config {
     pub(crate) mdev: MdevConfig,
     /// The control API, if there is to be one.
     pub(crate) control: Option<ControlConfig>,
+}
+
+impl Config {
+    /// Where a device is, if it has a place.
+    pub(crate) fn address(&self, device: &DeviceConfig) -> Option<Address> {
+        if let SriovConfig::Virtual { physical, number } = device.sriov {
+            let physical = self.devices.get(physical)?;
+            let SriovConfig::Physical(functions) = physical.sriov else { return None };
+            return functions.address(self.address(physical)?, number);
+        }
+        let (slot, function) = device.place?;
+        let slot = self.slots.get(slot)?;
+        let bus = self.buses.get(slot.bus)?;
+        Some(Address { segment: bus.segment, bus: bus.number, device: slot.number, function })
+    }
+
+    /// The bus that a device is on, as an index.
+    pub(crate) fn bus(&self, device: &DeviceConfig) -> Option<usize> {
+        match device.sriov {
+            SriovConfig::Virtual { physical, .. } => self.bus(self.devices.get(physical)?),
+            _ => Some(self.slots.get(device.place?.0)?.bus),
+        }
+    }
 }
 
 /// A parent of mediated devices.
@@ -132,12 +172,27 @@ pub(crate) struct ControlConfig {
 /// A PCI bus.
 #[derive(Clone, Debug)]
 pub(crate) struct BusConfig {
+    /// Its name.
+    pub(crate) name: String,
     /// PCI segment (Linux says domain).
     pub(crate) segment: u16,
     /// Number of the bus in its segment.
     pub(crate) number: u8,
     /// What a reset reaches, and so who shares a set.
     pub(crate) kind: BusKind,
+    /// The bridge that it hangs off, if that has a place.
+    pub(crate) bridge: Option<BridgeConfig>,
+}
+
+/// A bridge: where it is. Nobody is served there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct BridgeConfig {
+    /// Index in [`Config::buses`]; no bus is behind itself.
+    pub(crate) bus: usize,
+    /// Its device number there.
+    pub(crate) device: u8,
+    /// Its function number.
+    pub(crate) function: u8,
 }
 
 /// A PCI slot.
@@ -158,6 +213,10 @@ pub(crate) struct DeviceConfig {
     pub(crate) model: String,
     /// Index in [`Config::slots`], and the function there.
     pub(crate) place: Option<(usize, u8)>,
+    /// What it is to its SR-IOV siblings.
+    pub(crate) sriov: SriovConfig,
+    /// Presented for clients that present no VF token.
+    pub(crate) token: Option<Token>,
     /// How many connections it takes.
     pub(crate) open: OpenPolicy,
     /// What happens to its state between its users.
@@ -168,6 +227,23 @@ pub(crate) struct DeviceConfig {
     pub(crate) socket: SocketConfig,
     /// Bytes of the file that a mistake in the device as a whole is shown at.
     pub(crate) span: Range<usize>,
+}
+
+/// What a device is to its SR-IOV siblings.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum SriovConfig {
+    /// It has none.
+    #[default]
+    None,
+    /// The physical function, with a place in a slot.
+    Physical(VirtualFunctions),
+    /// A virtual function.
+    Virtual {
+        /// Index in [`Config::devices`].
+        physical: usize,
+        /// Which of its virtual functions, from 0.
+        number: u16,
+    },
 }
 
 /// An option of a model as it was given.

@@ -9,13 +9,13 @@ use std::time::Duration;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 use vfiod_core::{OpenPolicy, StatePolicy};
-use vfiod_pci::{BusKind, ResetScope};
 use vfiod_server::SocketAccess;
 
 use super::problem::{Problem, line_of};
 use super::section::{At, Section};
+use super::sriov::Wanted;
 use super::values::{self, TIME_HELP};
-use super::{BusConfig, Config, DeviceConfig, OptionSetting, SlotConfig, SocketConfig};
+use super::{Config, DeviceConfig, OptionSetting, SocketConfig};
 use crate::logging::{Format, check_filter};
 use crate::models::{Model, OptionValue};
 use crate::nearest::suggestion;
@@ -44,7 +44,7 @@ fn syntax(error: &toml::de::Error) -> Problem {
 }
 
 /// Names of things of one kind, and where each was given.
-type Names<'a> = Vec<At<&'a str>>;
+pub(super) type Names<'a> = Vec<At<&'a str>>;
 
 pub(super) struct Reader<'t> {
     text: &'t str,
@@ -62,10 +62,14 @@ impl Reader<'_> {
 
         let mut bus_names = Names::new();
         let mut numbers = Taken::default();
+        let mut bridges = Vec::new();
         for (name, section) in top.named_sections("bus") {
+            let (bus, bridge) = self.bus(name.value, section, &mut numbers);
             bus_names.push(name);
-            config.buses.push(self.bus(section, &mut numbers));
+            config.buses.push(bus);
+            bridges.push(bridge);
         }
+        self.bridges(&top, &mut config, &bus_names, bridges);
         let mut slot_names = Names::new();
         let mut numbers = Taken::default();
         for (name, section) in top.named_sections("slot") {
@@ -73,11 +77,17 @@ impl Reader<'_> {
             config.slots.push(self.slot(section, &bus_names, &mut numbers));
         }
         let (mut places, mut sockets) = (Taken::default(), Taken::default());
+        let mut virtuals = Vec::new();
         for (name, section) in top.named_sections("device") {
             let device = self.device(name, section, &slot_names, &mut places, &mut sockets);
-            config.devices.extend(device);
+            let Some((device, wanted)) = device else { continue };
+            virtuals.extend(wanted.map(|wanted| (config.devices.len(), wanted)));
+            config.devices.push(device);
         }
         self.first_functions(&top, &config, &slot_names, &places);
+        self.virtual_functions(&top, &mut config, virtuals);
+        self.occupied(&top, &config);
+        self.reach(&top, &config);
         for (name, section) in top.named_sections("parent") {
             config.parents.extend(self.parent(name, section));
         }
@@ -118,68 +128,6 @@ impl Reader<'_> {
         time
     }
 
-    fn bus(&self, bus: Section<'_>, numbers: &mut Taken<(u16, u8)>) -> BusConfig {
-        let segment = bus.integer("segment", 0..=0xffff).map_or(0, |at| at.value as u16);
-        let given = bus.integer("number", 0..=0xff);
-        let number = given.as_ref().map_or(0, |at| at.value as u8);
-        let span = given.as_ref().map_or(bus.span.clone(), |at| at.span.clone());
-        let readable = given.is_some() || !bus.has("number");
-        if readable && let Some(other) = numbers.take((segment, number), &span, &bus.path) {
-            bus.wrong(
-                "number",
-                span,
-                format!("bus {segment:04x}:{number:02x} is {} already", self.at(&other)),
-                "give each bus of a segment its own number".to_owned(),
-            );
-        }
-        let kinds = [
-            ("slot", BusKind::Bridged(ResetScope::Slot)),
-            ("bus", BusKind::Bridged(ResetScope::Bus)),
-            ("none", BusKind::Root),
-        ];
-        let kind = bus.choice("reset", &kinds).unwrap_or(BusKind::Bridged(ResetScope::Slot));
-        bus.finish();
-        BusConfig { segment, number, kind }
-    }
-
-    fn slot(
-        &self,
-        slot: Section<'_>,
-        buses: &Names<'_>,
-        numbers: &mut Taken<(usize, u8)>,
-    ) -> SlotConfig {
-        let bus = match slot.string("bus") {
-            Some(name) => self.index(&slot, "bus", "buses", &name, buses),
-            None => {
-                if !slot.has("bus") {
-                    let names = buses.iter().map(|at| at.value);
-                    slot.missing(
-                        "bus",
-                        format!("name its bus; {}", suggestion("", "buses", names)),
-                    );
-                }
-                None
-            }
-        };
-        let given = slot.integer("number", 0..=31);
-        let number = given.as_ref().map_or(0, |at| at.value as u8);
-        let span = given.as_ref().map_or(slot.span.clone(), |at| at.span.clone());
-        let readable = given.is_some() || !slot.has("number");
-        if let (true, Some(bus)) = (readable, bus)
-            && let Some(other) = numbers.take((bus, number), &span, &slot.path)
-        {
-            let bus = buses[bus].value;
-            slot.wrong(
-                "number",
-                span,
-                format!("slot {number} of bus `{bus}` is {} already", self.at(&other)),
-                "give each slot of a bus its own number, 0 to 31".to_owned(),
-            );
-        }
-        slot.finish();
-        SlotConfig { bus: bus.unwrap_or(0), number }
-    }
-
     fn device(
         &self,
         name: At<&str>,
@@ -187,9 +135,12 @@ impl Reader<'_> {
         slots: &Names<'_>,
         places: &mut Taken<(usize, u8)>,
         sockets: &mut Taken<String>,
-    ) -> Option<DeviceConfig> {
+    ) -> Option<(DeviceConfig, Option<Wanted>)> {
         let model = self.model(&device);
         let place = self.place(&device, slots, places);
+        let wanted = self.virtual_function(&device);
+        let sriov = self.physical_function(&device);
+        let token = self.token(&device);
         let open = device
             .choice("open", &[("single", OpenPolicy::Single), ("multi", OpenPolicy::Multi)])
             .unwrap_or_default();
@@ -201,16 +152,19 @@ impl Reader<'_> {
         let socket = self.socket(&device, sockets);
         let span = device.span.clone();
         device.finish();
-        Some(DeviceConfig {
+        let device = DeviceConfig {
             name: name.value.to_owned(),
             model: model?.name.to_string(),
             place,
+            sriov,
+            token,
             open,
             state,
             options,
             socket: socket?,
             span,
-        })
+        };
+        Some((device, wanted))
     }
 
     fn model(&self, device: &Section<'_>) -> Option<&Model> {
@@ -240,66 +194,6 @@ impl Reader<'_> {
             );
         }
         model
-    }
-
-    fn place(
-        &self,
-        device: &Section<'_>,
-        slots: &Names<'_>,
-        places: &mut Taken<(usize, u8)>,
-    ) -> Option<(usize, u8)> {
-        let slot = device.string("slot");
-        let function = device.integer("function", 0..=7);
-        let Some(slot) = slot else {
-            if let Some(function) = function
-                && !device.has("slot")
-            {
-                let what = "a function number needs a slot";
-                let help = "add `slot`, or leave `function` out";
-                device.wrong("function", function.span, what, help.to_owned());
-            }
-            return None;
-        };
-        let index = self.index(device, "slot", "slots", &slot, slots)?;
-        if function.is_none() && device.has("function") {
-            return None;
-        }
-        let number = function.as_ref().map_or(0, |at| at.value as u8);
-        let span = function.map_or(slot.span, |at| at.span);
-        if let Some(other) = places.take((index, number), &span, &device.path) {
-            device.wrong(
-                "function",
-                span,
-                format!(
-                    "function {number} of slot `{}` is {} already",
-                    slot.value,
-                    self.at(&other)
-                ),
-                "give each device of a slot its own `function`, 0 to 7".to_owned(),
-            );
-        }
-        Some((index, number))
-    }
-
-    /// A guest looks for functions 1 to 7 only where there is a function 0.
-    fn first_functions(
-        &self,
-        top: &Section<'_>,
-        config: &Config,
-        slots: &Names<'_>,
-        places: &Taken<(usize, u8)>,
-    ) {
-        for (index, slot) in slots.iter().enumerate() {
-            let mut used = config.devices.iter().filter_map(|device| device.place);
-            if used.any(|place| place.0 == index) && !places.holds(&(index, 0)) {
-                top.wrong(
-                    &format!("slot.{}", slot.value),
-                    slot.span.clone(),
-                    "no device is function 0 of this slot, so a guest finds none of the others",
-                    "make one of its devices `function = 0`".to_owned(),
-                );
-            }
-        }
     }
 
     pub(super) fn options(
@@ -457,7 +351,7 @@ impl Reader<'_> {
     }
 
     /// The index of the thing that a key names.
-    fn index(
+    pub(super) fn index(
         &self,
         section: &Section<'_>,
         key: &str,
@@ -474,7 +368,7 @@ impl Reader<'_> {
         index
     }
 
-    fn at(&self, (span, path): &(Range<usize>, String)) -> String {
+    pub(super) fn at(&self, (span, path): &(Range<usize>, String)) -> String {
         format!("`{path}` (line {})", line_of(self.text, span.start))
     }
 }
@@ -490,7 +384,12 @@ impl<T> Default for Taken<T> {
 
 impl<T: std::hash::Hash + Eq> Taken<T> {
     /// Takes it, or tells who has it.
-    fn take(&mut self, what: T, span: &Range<usize>, by: &str) -> Option<(Range<usize>, String)> {
+    pub(super) fn take(
+        &mut self,
+        what: T,
+        span: &Range<usize>,
+        by: &str,
+    ) -> Option<(Range<usize>, String)> {
         if let Some(holder) = self.0.get(&what) {
             return Some(holder.clone());
         }
@@ -498,7 +397,7 @@ impl<T: std::hash::Hash + Eq> Taken<T> {
         None
     }
 
-    fn holds(&self, what: &T) -> bool {
+    pub(super) fn holds(&self, what: &T) -> bool {
         self.0.contains_key(what)
     }
 }

@@ -79,6 +79,22 @@ impl<'a> Section<'a> {
         self.table.get(key)
     }
 
+    /// Where the value of a dotted key stands.
+    pub(super) fn span_of(&self, path: &str) -> Range<usize> {
+        let mut table = self.table;
+        let mut span = self.span.clone();
+        // Names may have dots in them; those of keys of ours have none.
+        let (kind, rest) = path.split_once('.').unwrap_or((path, ""));
+        let (name, key) = rest.rsplit_once('.').unwrap_or((rest, ""));
+        for key in [kind, name, key] {
+            let Some(value) = table.get(key) else { break };
+            span = value.span();
+            let Some(inner) = value.get_ref().as_table() else { break };
+            table = inner;
+        }
+        span
+    }
+
     /// Whether there is such a key.
     pub(super) fn has(&self, key: &str) -> bool {
         self.table.contains_key(key)

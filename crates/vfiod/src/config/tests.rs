@@ -72,7 +72,7 @@ error: c.toml:3:1: device.edu.sokcet: there is no such key
   |
 3 | sokcet = \"/tmp/s\"
   | ^^^^^^
-  = help: did you mean `socket`? (keys: model, slot, function, open, state, options, socket)
+  = help: did you mean `socket`? (keys: model, slot, function, physical_function, virtual_functions, vf_token, open, state, options, socket)
 "
     );
 }
@@ -267,4 +267,220 @@ fn a_path_too_long_for_a_socket() {
     let text = format!("[device.e]\nmodel = \"edu\"\nsocket = \"/{}\"\n", "x".repeat(107));
     let complaint = complaint(&text);
     assert!(complaint.contains("this is no path of a socket (108 bytes)"), "{complaint}");
+}
+
+/// Two root ports, a bus behind each, and a device with virtual functions behind the first.
+const TREE: &str = r#"
+bus.root = { number = 0, reset = "none" }
+bus.a = { number = 1, bridge = "root/01.0" }
+bus.b = { number = 2, bridge = "root/1f.7", reset = "bus" }
+slot.a = { bus = "a", number = 3 }
+slot.b = { bus = "b", number = 0 }
+[device.pf]
+model = "edu"
+slot = "a"
+virtual_functions = { total = 4, offset = 64, stride = 2 }
+vf_token = "bd8d9d2b-5a5f-4f5a-a211-f591514ba1f3"
+socket = "/tmp/pf"
+[device.vf]
+model = "edu"
+physical_function = "pf"
+function = 2
+socket = "/tmp/vf"
+[device.other]
+model = "edu"
+slot = "b"
+socket = "/tmp/other"
+"#;
+
+#[test]
+fn buses_behind_bridges_and_virtual_functions() {
+    let config = parse(TREE).unwrap();
+    let bridge = |device, function| Some(BridgeConfig { bus: 0, device, function });
+    let bridges: Vec<_> = config.buses.iter().map(|bus| bus.bridge).collect();
+    assert_eq!(bridges, [None, bridge(1, 0), bridge(0x1f, 7)]);
+    let [pf, vf, other] = &config.devices[..] else { panic!("in the order of the file") };
+    let functions = VirtualFunctions { total: 4, count: 3, offset: 64, stride: 2 };
+    assert_eq!(pf.sriov, SriovConfig::Physical(functions));
+    assert_eq!(vf.sriov, SriovConfig::Virtual { physical: 0, number: 2 });
+    assert_eq!((vf.place, pf.token.is_some(), vf.token), (None, true, None));
+    let at = |device| config.address(device).map(|address| address.to_string());
+    assert_eq!(at(pf).as_deref(), Some("0000:01:03.0"));
+    assert_eq!(at(vf).as_deref(), Some("0000:01:0b.4"));
+    assert_eq!(at(other).as_deref(), Some("0000:02:00.0"));
+    assert_eq!([pf, vf, other].map(|device| config.bus(device)), [Some(1), Some(1), Some(2)]);
+    let text = "[device.e]\nmodel = \"edu\"\nsocket = \"s\"\n";
+    assert_eq!(parse(text).unwrap().devices[0].sriov, SriovConfig::None);
+}
+
+#[test]
+fn the_number_alone_says_it_too() {
+    let text = TREE.replace("{ total = 4, offset = 64, stride = 2 }", "3");
+    let config = parse(&text).unwrap();
+    let address = config.address(&config.devices[1]).unwrap();
+    assert_eq!(address.to_string(), "0000:01:13.2");
+}
+
+/// The first line of what is said about the tree with a change to it.
+#[track_caller]
+fn tree_complaint(from: &str, to: &str) -> String {
+    assert!(TREE.contains(from));
+    let complaint = complaint(&TREE.replace(from, to));
+    assert_eq!(complaint.matches("error: ").count(), 1, "{complaint}");
+    complaint
+}
+
+#[test]
+fn bridges_that_cannot_be() {
+    assert_eq!(
+        tree_complaint("\"root/01.0\"", "\"rot/01.0\""),
+        "\
+error: c.toml:3:32: bus.a.bridge: there is no bus `rot`
+  |
+3 | bus.a = { number = 1, bridge = \"rot/01.0\" }
+  |                                ^^^^^^^^^^
+  = help: did you mean `root`? (buses: root, a, b)
+"
+    );
+    for wrong in ["root", "root/1", "root/20.0", "root/01.8", "root/00:01.0", "01.0", ""] {
+        let said = tree_complaint("\"root/01.0\"", &format!("\"{wrong}\""));
+        assert!(said.contains("is no place of a bridge"), "{said}");
+        assert!(said.contains("help: write BUS/DEVICE.FUNCTION"), "{said}");
+    }
+    let said = tree_complaint("\"root/1f.7\"", "\"root/01.0\"");
+    assert!(said.contains("bus.b.bridge: 0000:00:01.0 is `bus.a` (line 3) already"), "{said}");
+    let said = tree_complaint("{ number = 1, bridge", "{ segment = 1, number = 1, bridge");
+    assert!(said.contains("the bridge is on segment 0000"), "{said}");
+    assert!(said.contains("help: write segment = 0"), "{said}");
+    let said = tree_complaint("\"root/01.0\"", "\"a/01.0\"");
+    assert!(said.contains("this bus hangs off itself: a behind a"), "{said}");
+}
+
+#[test]
+fn buses_in_a_ring() {
+    let text = "bus.a = { number = 1, bridge = \"b/1.0\" }\n\
+                bus.b = { number = 2, bridge = \"c/1.0\" }\n\
+                bus.c = { number = 3, bridge = \"a/1.0\" }\n\
+                bus.d = { number = 4, bridge = \"a/2.0\" }\n\
+                [device.e]\nmodel = \"edu\"\nsocket = \"s\"\n";
+    let complaint = complaint(text);
+    let expected = [
+        "bus.a.bridge: this bus hangs off itself: a behind b behind c behind a",
+        "bus.b.bridge: this bus hangs off itself: b behind c behind a behind b",
+        "bus.c.bridge: this bus hangs off itself: c behind a behind b behind c",
+    ];
+    for expected in expected {
+        assert!(complaint.contains(expected), "{complaint}");
+    }
+    assert_eq!(complaint.matches("error: ").count(), 3, "{complaint}");
+}
+
+#[test]
+fn a_reset_does_not_reach_past_its_set() {
+    // A device beside the bridge, on a bus that is reset as a whole.
+    let with = |reset: &str, number| {
+        format!(
+            "{}\nbus.c = {{ number = 3, bridge = \"a/07.0\" }}\nslot.c = {{ bus = \"c\" }}\n",
+            TREE.replace("bus.a = {", &format!("bus.a = {{ reset = \"{reset}\","))
+                .replace("number = 3 }", &format!("number = {number} }}"))
+        )
+    };
+    let config = |reset, number| {
+        // Tables cannot be added to behind the devices.
+        let text = with(reset, number);
+        let (head, tail) = text.split_once("[device.pf]").unwrap();
+        let (devices, more) = tail.split_once("\nbus.c").unwrap();
+        let device = "[device.deep]\nmodel = \"edu\"\nslot = \"c\"\nsocket = \"/tmp/deep\"\n";
+        format!("{head}bus.c{more}[device.pf]{devices}{device}")
+    };
+    let said = complaint(&config("bus", 3));
+    assert!(
+        said.contains("bus.c.bridge: a reset of `device.pf` and its set would reach"),
+        "{said}"
+    );
+    assert!(said.contains("help: put `reset = \"slot\"` or \"none\" into `bus.a`"), "{said}");
+    let said = complaint(&config("slot", 7));
+    assert!(said.contains("help: give the bridge a slot of its own"), "{said}");
+    parse(&config("slot", 3)).unwrap();
+    parse(&config("none", 3)).unwrap();
+}
+
+#[test]
+fn virtual_functions_that_cannot_be() {
+    for (from, to, expected) in [
+        (
+            "physical_function = \"pf\"",
+            "physical_function = \"fp\"",
+            "device.vf.physical_function: there is no device `fp`",
+        ),
+        (
+            "physical_function = \"pf\"",
+            "physical_function = \"other\"",
+            "device.vf.physical_function: device `other` has no virtual functions",
+        ),
+        ("function = 2\n", "function = 4\n", "device.vf.function: `pf` has 4 virtual functions"),
+        ("function = 2\n", "function = 256\n", "device.vf.function: this number is out of range"),
+        (
+            "function = 2\n",
+            "slot = \"a\"\nfunction = 2\n",
+            "device.vf.slot: a virtual function is where its physical function puts it",
+        ),
+        (
+            "offset = 64, stride = 2",
+            "offset = 230, stride = 2",
+            "device.vf.function: virtual function 2 of `pf` would be past the end of its bus",
+        ),
+        (
+            "{ total = 4, offset = 64, stride = 2 }",
+            "{ offset = 64 }",
+            "device.pf.virtual_functions: `total` is missing",
+        ),
+        ("total = 4,", "total = 0,", "virtual_functions.total: this number is out of range"),
+        ("total = 4,", "totel = 4, total = 4,", "virtual_functions.totel: there is no such key"),
+        (
+            "vf_token = \"bd8d9d2b-",
+            "vf_token = \"bd8d9d2b",
+            "device.pf.vf_token: `bd8d9d2b5a5f-4f5a-a211-f591514ba1f3` is no UUID",
+        ),
+        (
+            "slot = \"b\"\nsocket",
+            "slot = \"b\"\nvf_token = \"bd8d9d2b-5a5f-4f5a-a211-f591514ba1f3\"\nsocket",
+            "device.other.vf_token: only SR-IOV functions have a use for a token",
+        ),
+        (
+            "slot = \"b\"\nsocket",
+            "slot = \"b\"\nphysical_function = \"pf\"\nvirtual_functions = 1\nsocket",
+            "device.other.virtual_functions: a virtual function has no virtual functions",
+        ),
+        (
+            "model = \"edu\"\nphysical",
+            "model = \"gpio\"\nphysical",
+            "device.vf.physical_function: `pf` is of another model, edu",
+        ),
+    ] {
+        assert!(TREE.contains(from), "{from}");
+        let said = complaint(&TREE.replace(from, to));
+        assert!(said.contains(expected), "{said}\n{expected}");
+    }
+    let alone = "[device.e]\nmodel = \"edu\"\nvirtual_functions = 1\nsocket = \"s\"\n";
+    let said = complaint(alone);
+    assert!(said.contains("follows from where it is, which is nowhere"), "{said}");
+}
+
+#[test]
+fn a_virtual_function_in_somebodys_place() {
+    // Number 2 is at 03.0 + 64 + 2 * 2 functions, which is 0b.4.
+    let text = TREE.replace("slot.b = {", "slot.c = { bus = \"a\", number = 0xb }\nslot.b = {")
+        + "[device.here]\nmodel = \"edu\"\nslot = \"c\"\nsocket = \"/tmp/h\"\n\
+           [device.there]\nmodel = \"edu\"\nslot = \"c\"\nfunction = 4\nsocket = \"/tmp/t\"\n";
+    let said = complaint(&text);
+    assert!(said.contains("device.vf: 0000:01:0b.4 is `device.there` (line"), "{said}");
+    let text = TREE.to_owned()
+        + "[device.again]\nmodel = \"edu\"\nphysical_function = \"pf\"\nfunction = 2\n\
+           socket = \"/tmp/again\"\n";
+    let said = complaint(&text);
+    assert!(
+        said.contains("device.again.function: virtual function 2 of `pf` is `device.vf` (line"),
+        "{said}"
+    );
 }

@@ -32,7 +32,9 @@ use self::happening::{Happening, Step};
 use self::narrator::Narrator;
 use self::promise::{LINES, TEACHER};
 use crate::cli::Demo;
-use crate::config::{BusConfig, Config, DeviceConfig, OptionSetting, SlotConfig, SocketConfig};
+use crate::config::{
+    BusConfig, Config, DeviceConfig, OptionSetting, SlotConfig, SocketConfig, SriovConfig,
+};
 use crate::serve::Stack;
 use crate::signals::Termination;
 
@@ -159,6 +161,8 @@ fn configuration(stage: &Stage) -> Config {
         name: name.to_owned(),
         model: model.to_owned(),
         place: Some((0, function)),
+        sriov: SriovConfig::None,
+        token: None,
         open,
         state: StatePolicy::Reset,
         options: Vec::new(),
@@ -172,7 +176,13 @@ fn configuration(stage: &Stage) -> Config {
         span: 0..0,
     });
     Config {
-        buses: vec![BusConfig { segment: 0, number: 1, kind: BusKind::Bridged(ResetScope::Slot) }],
+        buses: vec![BusConfig {
+            name: "backplane".to_owned(),
+            segment: 0,
+            number: 1,
+            kind: BusKind::Bridged(ResetScope::Slot),
+            bridge: None,
+        }],
         slots: vec![SlotConfig { bus: 0, number: 2 }],
         devices: vec![lines, device(TEACHER, "edu", 1, OpenPolicy::Multi)],
         ..Config::default()

@@ -136,10 +136,7 @@ fn set_report(set: SetInfo) -> SetReport {
         owned: member.owned,
         itself: member.itself,
     };
-    SetReport {
-        reset_allowed: set.allowed,
-        members: set.members.into_iter().map(member).collect(),
-    }
+    SetReport { reset_allowed: set.allowed, members: set.members.into_iter().map(member).collect() }
 }
 
 fn irq_report(index: u32, irq: &IrqInfo, is_pci: bool) -> IrqReport {

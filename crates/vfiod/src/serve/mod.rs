@@ -148,6 +148,8 @@ fn single(args: &Serve, model: &str, models: &[Model]) -> Result<Config, Misuse>
         name: model.to_owned(),
         model: model.to_owned(),
         place: None,
+        sriov: crate::config::SriovConfig::None,
+        token: None,
         open: match args.open.as_deref() {
             Some("multi") => OpenPolicy::Multi,
             _ => OpenPolicy::Single,

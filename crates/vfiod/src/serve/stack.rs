@@ -9,10 +9,10 @@ use std::time::Duration;
 use anyhow::{Context, anyhow, bail};
 use vfiod_core::event::Observer;
 use vfiod_core::{DeviceSpec, Registration, Registry};
-use vfiod_pci::{Bus, Placement};
+use vfiod_pci::{Bus, Placement, Role};
 use vfiod_server::{ConnectionInfo, Listener, Served, Server, ServerOptions};
 
-use crate::config::{Config, DeviceConfig, SocketConfig};
+use crate::config::{BusConfig, Config, DeviceConfig, SocketConfig};
 use crate::inherited::{self, Inherited};
 use crate::{Misuse, models};
 
@@ -56,14 +56,14 @@ impl Stack {
         options.max_threads = config.threads.unwrap_or(options.max_threads);
         let server = Server::new(options)?;
         let registry = observer.map_or_else(Registry::new, Registry::with_observer);
-        let buses: Vec<_> =
-            config.buses.iter().map(|bus| Bus::new(bus.segment, bus.number, bus.kind)).collect();
+        let buses = buses(config)?;
+        let roles = models::roles(config)?;
         let mut activated = Activated::take()?;
         let (running, control) = Default::default();
         let stack = Self { running, control, registry, server };
-        for device in &config.devices {
+        for (device, role) in config.devices.iter().zip(roles) {
             let started = stack
-                .add(config, device, &buses, &mut activated)
+                .add(config, device, role, &buses, &mut activated)
                 .with_context(|| format!("device {}", device.name));
             match started {
                 Ok(running) => stack.running().push(running),
@@ -95,16 +95,18 @@ impl Stack {
         &self,
         config: &Config,
         device: &DeviceConfig,
+        role: Role,
         buses: &[Arc<Bus>],
         activated: &mut Activated,
     ) -> anyhow::Result<Running> {
         let source = source(&device.socket, activated)?;
-        let placement = match device.place {
-            Some((slot, function)) => {
-                let slot = &config.slots[slot];
-                Some(buses[slot.bus].place(slot.number, function, &device.name)?)
+        let placement = match (config.bus(device), config.address(device)) {
+            (Some(bus), Some(at)) => {
+                let placement = buses[bus].place(at.device, at.function, &device.name)?;
+                let is_virtual = matches!(role, Role::Virtual(_));
+                Some(if is_virtual { placement.virtual_function() } else { placement })
             }
-            None => None,
+            _ => None,
         };
         let spec = DeviceSpec {
             name: device.name.clone(),
@@ -112,8 +114,9 @@ impl Stack {
             open: device.open,
             state: device.state,
             location: placement.as_ref().map(|placement| placement.address().to_string()),
+            token: device.token,
         };
-        let model = models::build(config, device)?;
+        let model = models::build(config, device, role)?;
         let registration = self.registry.register(spec, model)?;
         let target = registration.device().clone();
         let address = placement.as_ref().map(|placement| placement.address().to_string());
@@ -198,6 +201,33 @@ impl Running {
     fn is(&self, name: &str) -> bool {
         self.registration.device().name() == name
     }
+}
+
+/// The buses, those above before those behind their bridges.
+fn buses(config: &Config) -> vfiod_core::Result<Vec<Arc<Bus>>> {
+    fn bus(
+        config: &Config,
+        index: usize,
+        made: &mut [Option<Arc<Bus>>],
+    ) -> vfiod_core::Result<Arc<Bus>> {
+        if let Some(bus) = &made[index] {
+            return Ok(bus.clone());
+        }
+        let BusConfig { name, segment, number, kind, bridge } = &config.buses[index];
+        let new = match bridge {
+            None => Bus::new(*segment, *number, *kind),
+            // Ends: no bus is behind itself.
+            Some(bridge) => {
+                let above = bus(config, bridge.bus, made)?;
+                let name = format!("the bridge of bus {name}");
+                Bus::behind(above.place(bridge.device, bridge.function, &name)?, *number, *kind)
+            }
+        };
+        made[index] = Some(new.clone());
+        Ok(new)
+    }
+    let mut made = vec![None; config.buses.len()];
+    (0..config.buses.len()).map(|index| bus(config, index, &mut made)).collect()
 }
 
 fn source(socket: &SocketConfig, activated: &mut Activated) -> anyhow::Result<Source> {
