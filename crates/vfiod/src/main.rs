@@ -9,7 +9,6 @@ mod bench;
 mod cli;
 mod config;
 mod control;
-#[allow(dead_code, reason = "the manager is to use it")]
 mod definitions;
 mod demo;
 mod generate;

@@ -230,7 +230,7 @@ impl Sysfs {
         }
         let node = self.node(number)?;
         let text = files::show(&*self.bus()?, &node).map_err(|error| {
-            tracing::debug!(?node, %error, "not read");
+            tracing::debug!(path = %node, %error, "not read");
             errno(&error)
         })?;
         let text: Arc<[u8]> = text.into_bytes().into();
@@ -245,7 +245,7 @@ impl Sysfs {
         let node = self.node(number)?;
         files::store(&*self.bus()?, &node, data).map_err(|error| {
             // The writer gets the number only.
-            tracing::info!(?node, %error, "refused what was written");
+            tracing::info!(path = %node, %error, "refused what was written");
             errno(&error)
         })
     }

@@ -494,6 +494,27 @@ fn nothing_is_kept_of_what_is_over() {
 }
 
 #[test]
+fn the_log_has_paths() {
+    use super::tree::{Fixed, Node};
+    let (bus, _wall, _shelves) = shelves(3);
+    MdevBus::create(&bus, "shelf", "one", A.parse().unwrap()).unwrap();
+    fn walk(bus: &Bus, node: &Node, path: &str, seen: &mut usize) {
+        assert_eq!(node.to_string(), path);
+        *seen += 1;
+        for (name, child) in node.children(bus) {
+            assert_eq!(child.above(), *node);
+            assert_eq!(node.child(&name).as_ref(), Some(&child));
+            assert!(child.look(bus).is_some(), "{path}/{name}");
+            let path = if path.is_empty() { name } else { format!("{path}/{name}") };
+            walk(bus, &child, &path, seen);
+        }
+    }
+    let mut seen = 0;
+    walk(&bus, &Node::Fixed(Fixed::Root), "", &mut seen);
+    assert!(seen > 40, "{seen}");
+}
+
+#[test]
 fn numbers_stay_with_their_paths() {
     let Some(place) = Place::new(3) else { return };
     place.write(&format!("{TYPE}/create"), A).unwrap();

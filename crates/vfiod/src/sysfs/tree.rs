@@ -1,5 +1,6 @@
 //! What is where: the directories, links and files, each named by what it stands for.
 
+use std::fmt;
 use std::sync::Arc;
 
 use fuser::FileType;
@@ -36,6 +37,8 @@ const FIXED: [(Fixed, Fixed, &str); 8] = [
     (Fixed::Devices, Fixed::Virtual, "virtual"),
     (Fixed::Virtual, Fixed::Vfiod, "vfiod"),
 ];
+
+const TYPES: &str = "mdev_supported_types";
 
 /// A parent's type.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -101,6 +104,36 @@ pub(super) enum Node {
     Subsystem(Device),
     Remove(Device),
     Attribute(Device, Name),
+}
+
+/// Its path, for the log.
+impl fmt::Display for Node {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let above = self.above();
+        if above != Self::Fixed(Fixed::Root) && *self != above {
+            write!(f, "{above}/")?;
+        }
+        match self {
+            Self::Fixed(fixed) => {
+                let name = FIXED.iter().find(|(_, there, _)| there == fixed);
+                f.write_str(name.map_or("", |(.., name)| name))
+            }
+            Self::ParentLink(parent) | Self::Parent(parent) => f.write_str(parent),
+            Self::BusLink(uuid) | Self::TypeLink(_, uuid) => write!(f, "{uuid}"),
+            Self::Types(_) => f.write_str(TYPES),
+            Self::Type(kind) => f.write_str(&kind.id),
+            Self::TypeFile(_, file) => {
+                let name = TypeFile::ALL.iter().find(|(there, _)| there == file);
+                f.write_str(name.map_or("", |(_, name)| name))
+            }
+            Self::TypeDevices(_) => f.write_str("devices"),
+            Self::Device(device) => write!(f, "{}", device.uuid),
+            Self::MdevType(_) => f.write_str("mdev_type"),
+            Self::Subsystem(_) => f.write_str("subsystem"),
+            Self::Remove(_) => f.write_str("remove"),
+            Self::Attribute(_, name) => f.write_str(name),
+        }
+    }
 }
 
 /// What something is at the moment.
@@ -187,9 +220,7 @@ impl Node {
                 .iter()
                 .find(|(within, _, called)| within == fixed && *called == name)
                 .map(|(_, there, _)| Self::Fixed(*there)),
-            Self::Parent(parent) if name == "mdev_supported_types" => {
-                Some(Self::Types(parent.clone()))
-            }
+            Self::Parent(parent) if name == TYPES => Some(Self::Types(parent.clone())),
             Self::Parent(parent) => {
                 Some(Self::Device(Device { parent: parent.clone(), uuid: spelt(name)? }))
             }
@@ -223,7 +254,7 @@ impl Node {
             }
             Self::Parent(parent) => {
                 let mut names = names(bus, |instance| *instance.parent() == **parent);
-                names.push("mdev_supported_types".into());
+                names.push(TYPES.into());
                 names
             }
             Self::Types(parent) => {
