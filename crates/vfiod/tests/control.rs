@@ -479,7 +479,12 @@ fn who_may_not_is_refused() {
         }
         // Not where the build is: that may be in a directory of root's own.
         let program = rig.path("vfiod");
-        std::fs::copy(env!("CARGO_BIN_EXE_vfiod"), &program).unwrap();
+        // By a process of its own: a descriptor to write with, inherited by what another test starts
+        // meanwhile, would keep it from being run (ETXTBSY).
+        let copy = std::process::Command::new("cp")
+            .args([std::path::Path::new(env!("CARGO_BIN_EXE_vfiod")), &program])
+            .status();
+        assert!(copy.unwrap().success());
         let output = std::process::Command::new(&program)
             .args(["list", "--control", rig.path("control").to_str().unwrap()])
             .uid(65534)
