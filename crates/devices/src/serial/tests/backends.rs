@@ -11,11 +11,15 @@ use vfiod_pci::irq_index::INTX;
 use super::*;
 use crate::driver::eventually;
 
-/// Opens a terminal as a program on the host does, without waiting in reads and writes.
-fn plug_in(path: &Path) -> File {
-    let flags = OFlags::NOCTTY | OFlags::NONBLOCK;
+/// Opens a terminal as a program on the host does.
+fn open(path: &Path, flags: OFlags) -> File {
     let mut options = OpenOptions::new();
     options.read(true).write(true).custom_flags(flags.bits() as i32).open(path).unwrap()
+}
+
+/// The same, without waiting in reads and writes.
+fn plug_in(path: &Path) -> File {
+    open(path, OFlags::NOCTTY | OFlags::NONBLOCK)
 }
 
 /// Reads until a terminal has brought so many bytes.
@@ -61,8 +65,12 @@ fn the_plug_loses_nothing() {
         device.read8(0, DATA);
     }
     assert_eq!(device.read8(0, IIR), EMPTY);
+    assert_eq!(received(&device, 0), all[16..]);
+
+    send(&device, 0, &all);
     device.write8(0, IIR, 0x05);
-    assert_eq!(received(&device, 0), all[16..], "it was empty already");
+    assert_eq!(device.read8(0, IIR), EMPTY, "what waited has been cleared");
+    assert_eq!(received(&device, 0), all[..16]);
 }
 
 #[test]
@@ -211,6 +219,65 @@ fn the_guest_may_ask_for_nothing() {
     device.write8(0, MCR, 2);
     eventually("asked for", || device.read8(0, LSR) & READY != 0);
     assert_eq!(received(&device, 0), b"c");
+}
+
+/// 64 KiB each way at once, moved by interrupts alone, as a driver does: none may be missing.
+#[test]
+fn interrupts_alone_move_everything() {
+    const LEN: usize = 64 << 10;
+    let all: Vec<u8> = (0..LEN).map(|at| (at * 7 / 3) as u8).collect();
+    for trigger in 0..4 {
+        let (device, wires) = card(Ports::One, Backend::Pty);
+        let interrupt = device.interrupt(INTX, 0);
+        set_up(&device, 0, trigger);
+        let mut terminal = open(&wires.terminal(0).unwrap(), OFlags::NOCTTY);
+        let mut reader = terminal.try_clone().unwrap();
+        let host = std::thread::spawn({
+            let all = all.clone();
+            move || terminal.write_all(&all).unwrap()
+        });
+        let heard = std::thread::spawn(move || {
+            let mut bytes = vec![0; LEN];
+            reader.read_exact(&mut bytes).unwrap();
+            bytes
+        });
+        let (mut sent, mut got) = (0, Vec::new());
+        device.write8(0, IER, 0x07);
+        while sent < LEN || got.len() < LEN {
+            interrupt.wait();
+            loop {
+                match device.read8(0, IIR) {
+                    NONE => break,
+                    RECEIVED | TIMEOUT => got.extend(received(&device, 0)),
+                    EMPTY => {
+                        let count = (LEN - sent).min(16);
+                        send(&device, 0, &all[sent..sent + count]);
+                        sent += count;
+                    }
+                    other => panic!("interrupt {other:#x}"),
+                }
+            }
+            device.mask_pin(false);
+        }
+        host.join().unwrap();
+        assert_eq!(got, all);
+        assert_eq!(heard.join().unwrap(), all);
+    }
+}
+
+/// Where the state is kept between users, so is what the port holds.
+#[test]
+fn the_next_user_finds_what_was_kept() {
+    let card = Serial::new(SerialOptions::default());
+    let device = Driver::with_policy(card, vfiod_core::StatePolicy::Retain);
+    set_up(&device, 0, 0);
+    device.write8(0, IER, 8);
+    let all: Vec<u8> = (0..20).collect();
+    send(&device, 0, &all);
+    let device = device.reopen();
+    assert_eq!(device.read8(0, IIR), NONE, "no line has changed");
+    assert_eq!(device.read8(0, MSR), 0xb0);
+    assert_eq!(received(&device, 0), all);
 }
 
 #[test]
