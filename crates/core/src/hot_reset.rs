@@ -209,30 +209,31 @@ struct Stopped {
 impl Stopped {
     /// `EBUSY`: a call is taking too long; those that were stopped go on.
     fn stop(members: Vec<Arc<Registered>>) -> Result<Self> {
-        let mut stopped = Self { members: Vec::with_capacity(members.len()) };
+        let mut stopped = Self { members };
+        // First all of them, so that nobody new comes in, however many there are who want to.
+        for member in &stopped.members {
+            if !active(Mutation::HotResetDoesNotStop) {
+                member.stop();
+            }
+        }
+        // Then each device lock for a moment: no call that came in before is left then.
         let mut tries = 0;
-        for member in members {
-            // With the device lock held for a moment: no call that has passed its checks is left
-            // then.
-            let locked = loop {
-                if let Some(locked) = try_lock(&member.model) {
-                    break locked;
-                }
+        for member in &stopped.members {
+            while try_lock(&member.model).is_none() {
                 tries += 1;
                 if tries > PATIENCE {
+                    let what = format!("{} did not come to rest", member.name());
                     if active(Mutation::BusyHotResetStaysStopped) {
                         stopped.members.clear();
                     }
-                    let what = format!("{} did not come to rest", member.name());
                     return Err(Error::new(Errno::BUSY, what));
                 }
                 pause();
-            };
-            if !active(Mutation::HotResetDoesNotStop) {
-                member.stop(&locked);
             }
-            drop(locked);
-            stopped.members.push(member);
+        }
+        // Only now, as nothing can stop it any more: a call that was still inside did not notice.
+        for member in &stopped.members {
+            member.context.dma().halt(true);
         }
         Ok(stopped)
     }

@@ -35,8 +35,8 @@ pub(crate) struct Registered {
     pub(crate) set: Arc<Set>,
     /// The member's place in its set.
     pub(crate) slot: usize,
-    /// What keeps accesses away: [`FAILED`], [`STOPPED`]. Set with the device lock held, so that
-    /// no access passes it unseen.
+    /// What keeps accesses away: [`FAILED`], [`STOPPED`]. Looked at with the device lock held, so
+    /// that whoever has set it and had that lock since knows that no access is inside.
     pub(crate) barred: AtomicU8,
     pub(crate) model: Mutex<Model>,
     /// For those who wait for the end of the set's reset without the device lock, which that
@@ -154,7 +154,7 @@ impl Registered {
         let mut patience = AccessPatience::new();
         let mut entrance = lock(&self.entrance);
         while self.is_stopped() && file.is_open() {
-            let Some(time) = patience.wait() else { return Err(self.is_barred(STOPPED)) };
+            let Some(time) = patience.wait() else { return Err(self.is_being_reset()) };
             entrance = sync::wait(&self.resumed, &self.entrance, entrance, time);
         }
         if file.is_open() { Ok(()) } else { Err(self.is_gone()) }
@@ -170,16 +170,13 @@ impl Registered {
         self.may_access(file)
     }
 
-    /// Whether an access for a file may go on: `ENODEV`, `EIO`, `EBUSY`.
+    /// Whether an access for a file that does not have to wait may go on: `ENODEV`, `EIO`.
     #[inline]
     pub(crate) fn may_access(&self, file: &FileShared) -> Result<()> {
         if !file.is_open() {
             return Err(self.is_gone());
         }
-        match self.barred.load(Ordering::Relaxed) {
-            0 => Ok(()),
-            barred => Err(self.is_barred(barred)),
-        }
+        if self.is_in_error_state() { Err(self.has_failed()) } else { Ok(()) }
     }
 
     /// Resets the device: for a file, unless that was taken away, and not before the set's own
@@ -283,12 +280,10 @@ impl Registered {
         self.barred.load(Ordering::Acquire) & STOPPED != 0
     }
 
-    /// Keeps every call away but the set's reset, and the device from DMA, until
-    /// [`Registered::resume`]. The set lock and the device lock are held: no call that has passed
-    /// its look at this is left.
-    pub(crate) fn stop(&self, _model: &MutexGuard<'_, Model>) {
+    /// Keeps every call away but the set's reset, until [`Registered::resume`]. The set lock is
+    /// held. A call that came in before goes on: it holds the device lock.
+    pub(crate) fn stop(&self) {
         self.barred.fetch_or(STOPPED, Ordering::Relaxed);
-        self.context.dma().halt(true);
     }
 
     /// Lets calls in again.
@@ -309,11 +304,8 @@ impl Registered {
     }
 
     #[cold]
-    fn is_barred(&self, barred: u8) -> Error {
-        if barred & STOPPED != 0 {
-            return Error::new(Errno::BUSY, format!("the set of {} is being reset", self.name()));
-        }
-        self.has_failed()
+    fn is_being_reset(&self) -> Error {
+        Error::new(Errno::BUSY, format!("the set of {} is being reset", self.name()))
     }
 
     #[cold]

@@ -177,3 +177,85 @@ fn no_access_after_release() {
 fn fault_access_after_release() {
     must_find(Mutation::AccessAfterRelease, access_against_revoke, "an access after the release");
 }
+
+/// Counts the resets of its set, where the checker sees it: the order of two devices' calls is
+/// nothing to it otherwise.
+struct Counting(Arc<loom::sync::atomic::AtomicUsize>, Arc<std::sync::atomic::AtomicBool>);
+
+impl crate::Device for Counting {
+    fn describe(&self) -> crate::Description {
+        let regions = vec![crate::Region::registers(4)];
+        crate::Description { flags: crate::DeviceFlags::empty(), regions, irqs: Vec::new() }
+    }
+    fn init(&mut self, _ctx: &crate::Context) -> crate::Result<()> {
+        Ok(())
+    }
+    fn open_device(&mut self) -> crate::Result<()> {
+        Ok(())
+    }
+    fn close_device(&mut self) {}
+    fn read(&mut self, _: crate::RegionIndex, _: u64, _: &mut [u8]) -> crate::Result<()> {
+        if self.0.load(loom::sync::atomic::Ordering::SeqCst) % 2 == 1 {
+            // Told at the end: files cannot be dropped while the model fails.
+            self.1.store(true, std::sync::atomic::Ordering::SeqCst);
+        }
+        Ok(())
+    }
+    fn write(&mut self, _: crate::RegionIndex, _: u64, _: &[u8]) -> crate::Result<()> {
+        Ok(())
+    }
+    fn reset(&mut self, cause: crate::ResetCause) -> crate::Result<()> {
+        if cause == crate::ResetCause::Set {
+            self.0.fetch_add(1, loom::sync::atomic::Ordering::SeqCst);
+        }
+        Ok(())
+    }
+}
+
+/// An access races with a hot reset of two members: it comes before both, or after both. The flag
+/// that stops it is set without the device lock; this shows that it suffices to look at it with
+/// that lock held.
+fn access_against_hot_reset() {
+    let mut model = loom::model::Builder::new();
+    model.preemption_bound = Some(2);
+    model.check(|| {
+        let registry = crate::Registry::new();
+        let slot = Arc::new(Slot);
+        let resets = Arc::<loom::sync::atomic::AtomicUsize>::default();
+        let amid = Arc::<std::sync::atomic::AtomicBool>::default();
+        let members = ["a", "b"].map(|name| {
+            let set = Some(SetId::of(&slot));
+            let spec = crate::DeviceSpec { name: name.to_owned(), set, ..Default::default() };
+            registry
+                .register(spec, Box::new(Counting(resets.clone(), amid.clone())))
+                .expect("registers")
+        });
+        let files = members.each_ref().map(|member| {
+            member.device().open(Owner::InProcess("model".to_owned())).expect("opens")
+        });
+        let [a, b] = files;
+        let reader = thread::spawn(move || {
+            if let Err(error) = a.read(crate::RegionIndex(0), 0, &mut [0; 4]) {
+                assert_eq!(error.errno(), crate::Errno::BUSY);
+            }
+            a
+        });
+        if let Err(error) = b.reset_set() {
+            assert_eq!(error.errno(), crate::Errno::BUSY);
+        }
+        let a = reader.join().expect("the reader");
+        a.read(crate::RegionIndex(0), 0, &mut [0; 4]).expect("goes on");
+        drop((a, b, members));
+        assert!(!amid.load(std::sync::atomic::Ordering::SeqCst), "an access amid a hot reset");
+    });
+}
+
+#[test]
+fn no_access_amid_a_hot_reset() {
+    access_against_hot_reset();
+}
+
+#[test]
+fn fault_hot_reset_does_not_stop() {
+    must_find(Mutation::HotResetDoesNotStop, access_against_hot_reset, "amid a hot reset");
+}

@@ -202,6 +202,60 @@ fn accesses_wait_for_the_end() {
     assert!(last_reset < first_read, "{log:?}");
 }
 
+/// However busy clients keep the members: new accesses stay outside, so it does not take long
+/// until nobody is inside.
+#[test]
+fn clients_that_never_cease_reading_do_not_stand_in_the_way() {
+    let pair = Pair::new();
+    let enough = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for file in pair.files.iter().cycle().take(6) {
+            scope.spawn(|| {
+                while !enough.load(std::sync::atomic::Ordering::Relaxed) {
+                    file.read(REGISTERS, 0, &mut [0; 4]).unwrap();
+                }
+            });
+        }
+        for _ in 0..100 {
+            pair.files[0].reset_set().unwrap();
+            pair.rig.journal.take();
+        }
+        enough.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+}
+
+/// What is called off has had no effect on a call that was in the way.
+#[test]
+fn a_reset_that_is_called_off_stops_no_dma() {
+    let pair = Pair::new();
+    let memory = SharedMemory::new("guest", 4096).unwrap();
+    let fd = memory.fd().try_clone_to_owned().unwrap();
+    let backing = Backing::File { fd, offset: 0 };
+    let perm = Perm::READ | Perm::WRITE;
+    pair.files[1].dma_map(MapRequest { iova: 0, size: 4096, perm, backing }).unwrap();
+    let dma = pair.contexts[1].dma().clone();
+    let (entered, inside) = channel();
+    let (leave, left) = channel::<()>();
+    during(&pair.meanwhile, move || {
+        // In the device's own reset, for a client.
+        let _ = entered.send(());
+        let _ = left.recv();
+    });
+    std::thread::scope(|scope| {
+        let slow = scope.spawn(|| pair.files[1].reset());
+        inside.recv().unwrap();
+        let caller = scope.spawn(|| pair.files[0].reset_set());
+        while !caller.is_finished() {
+            dma.write(0, &[1; 4]).unwrap();
+        }
+        assert_eq!(errno(caller.join().unwrap()), Errno::BUSY);
+        drop(leave);
+        slow.join().unwrap().unwrap();
+    });
+    during(&pair.meanwhile, || {});
+    pair.files[0].reset_set().unwrap();
+}
+
 #[test]
 fn an_access_does_not_wait_for_ever() {
     let pair = Pair::new();
