@@ -42,6 +42,15 @@
 //! vf_token = "bd8d9d2b-5a5f-4f5a-a211-f591514ba1f3"    # for clients that present none
 //! socket = "/run/vfiod/nic-0.sock"
 //!
+//! [container.fabric]               # an fsl-mc container: it and its objects are one device set
+//! id = 2
+//! socket = "/run/vfiod/dprc.2.sock"
+//!
+//! [container.fabric.object.portal] # an object in it, a device called `portal`
+//! kind = "dpmcp"                   # or "dpbp", "dpcon"
+//! id = 1
+//! socket = "/run/vfiod/dpmcp.1.sock"
+//!
 //! [parent.ports]                   # offers mediated devices: see `vfiod devices`
 //! model = "serial"
 //! options = { }
@@ -58,6 +67,7 @@
 //! groups = ["vfiod"]
 //! ```
 
+mod container;
 mod manage;
 mod problem;
 mod read;
@@ -101,6 +111,8 @@ pub(crate) struct Config {
     pub(crate) slots: Vec<SlotConfig>,
     /// Devices, in the order of the file.
     pub(crate) devices: Vec<DeviceConfig>,
+    /// fsl-mc containers, in the order of the file.
+    pub(crate) containers: Vec<ContainerConfig>,
     /// Parents of mediated devices, in the order of the file.
     pub(crate) parents: Vec<ParentConfig>,
     /// What all mediated devices have in common.
@@ -130,6 +142,32 @@ impl Config {
             _ => Some(self.slots.get(device.place?.0)?.bus),
         }
     }
+}
+
+/// An fsl-mc container.
+#[derive(Clone, Debug)]
+pub(crate) struct ContainerConfig {
+    /// Its name, which is its device's.
+    pub(crate) name: String,
+    /// Its number.
+    pub(crate) id: u32,
+    /// Where clients connect.
+    pub(crate) socket: SocketConfig,
+    /// What is in it, in the order of the file.
+    pub(crate) objects: Vec<ObjectConfig>,
+}
+
+/// An object in an fsl-mc container.
+#[derive(Clone, Debug)]
+pub(crate) struct ObjectConfig {
+    /// Its name, which is its device's.
+    pub(crate) name: String,
+    /// What it is.
+    pub(crate) kind: vfiod_fsl_mc::Kind,
+    /// Which of its kind.
+    pub(crate) id: u32,
+    /// Where clients connect.
+    pub(crate) socket: SocketConfig,
 }
 
 /// A parent of mediated devices.

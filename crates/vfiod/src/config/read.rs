@@ -11,6 +11,7 @@ use toml::de::{DeTable, DeValue};
 use vfiod_core::{OpenPolicy, StatePolicy};
 use vfiod_server::SocketAccess;
 
+use super::container::Everything;
 use super::problem::{Problem, line_of};
 use super::section::{At, Section};
 use super::sriov::Wanted;
@@ -78,7 +79,9 @@ impl Reader<'_> {
         }
         let (mut places, mut sockets) = (Taken::default(), Taken::default());
         let mut virtuals = Vec::new();
+        let mut device_names = Names::new();
         for (name, section) in top.named_sections("device") {
+            device_names.push(name.clone());
             let device = self.device(name, section, &slot_names, &mut places, &mut sockets);
             let Some((device, wanted)) = device else { continue };
             virtuals.extend(wanted.map(|wanted| (config.devices.len(), wanted)));
@@ -88,6 +91,12 @@ impl Reader<'_> {
         self.virtual_functions(&top, &mut config, virtuals);
         self.occupied(&top, &config);
         self.reach(&top, &config);
+        let mut numbers = Taken::default();
+        let mut all =
+            Everything { names: &mut device_names, numbers: &mut numbers, sockets: &mut sockets };
+        for (name, section) in top.named_sections("container") {
+            config.containers.extend(self.container(name, section, &mut all));
+        }
         for (name, section) in top.named_sections("parent") {
             config.parents.extend(self.parent(name, section));
         }
@@ -95,7 +104,7 @@ impl Reader<'_> {
         if let Some(section) = top.section("mdev") {
             config.mdev = self.mdev(section);
         }
-        if !top.has("device") && !top.has("parent") {
+        if !["device", "container", "parent"].iter().any(|key| top.has(key)) {
             top.missing(
                 "device",
                 "name at least one device: [device.NAME], or a parent: [parent.NAME]",
@@ -369,7 +378,12 @@ impl Reader<'_> {
     }
 
     pub(super) fn at(&self, (span, path): &(Range<usize>, String)) -> String {
-        format!("`{path}` (line {})", line_of(self.text, span.start))
+        format!("`{path}` (line {})", self.line(span.start))
+    }
+
+    /// The line of a place in the file.
+    pub(super) fn line(&self, at: usize) -> usize {
+        line_of(self.text, at)
     }
 }
 

@@ -74,6 +74,16 @@ impl<'a> Section<'a> {
         });
     }
 
+    /// Notes a mistake in the table as a whole.
+    pub(super) fn here(&self, what: impl Into<String>, help: impl Into<Option<String>>) {
+        self.problems.borrow_mut().push(Problem {
+            span: self.span.clone(),
+            key: self.path.clone(),
+            what: what.into(),
+            help: help.into(),
+        });
+    }
+
     fn get(&self, key: &'static str) -> Option<&'a Spanned<DeValue<'a>>> {
         self.asked.borrow_mut().push(key);
         self.table.get(key)

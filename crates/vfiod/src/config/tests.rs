@@ -484,3 +484,42 @@ fn a_virtual_function_in_somebodys_place() {
         "{said}"
     );
 }
+
+#[test]
+fn containers_and_what_is_in_them() {
+    let text = "\
+[container.fabric]
+id = 2
+socket = \"/tmp/a\"
+[container.fabric.object.portal]
+kind = \"dpmcp\"
+id = 1
+socket = \"/tmp/b\"
+";
+    let config = super::read("c.toml", text, &[]).unwrap();
+    let [container] = &config.containers[..] else { panic!("{config:?}") };
+    assert_eq!((container.id, container.objects.len()), (2, 1));
+    assert_eq!(container.objects[0].kind, vfiod_fsl_mc::Kind::Dpmcp);
+
+    let wrong = [
+        ("kind = \"dpmcp\"", "kind = \"dpmpc\"", "did you mean `dpmcp`?"),
+        ("kind = \"dpmcp\"", "", "`kind` is missing"),
+        ("id = 1", "id = -1", "out of range"),
+        ("id = 1", "", "`id` is missing"),
+        ("/tmp/b", "/tmp/a", "this socket is `container.fabric` (line 3) already"),
+        ("object.portal", "object.fabric", "`fabric` is the name of another device already"),
+    ];
+    for (right, wrong, says) in wrong {
+        let complaint = complaint(&text.replacen(right, wrong, 1));
+        assert!(complaint.contains(says), "{wrong}: {complaint}");
+    }
+    let twice = text.to_owned()
+        + "[container.fabric.object.other]\nkind = \"dpmcp\"\nid = 1\nsocket = \"/tmp/c\"\n\
+           [container.second]\nid = 2\nsocket = \"/tmp/d\"\n";
+    let complaint = complaint(&twice);
+    assert!(complaint.contains("dpmcp.1 is `container.fabric.object.portal` (line 6) already"));
+    assert!(
+        complaint.contains("container 2 is `container.fabric` (line 2) already"),
+        "{complaint}"
+    );
+}

@@ -42,6 +42,9 @@ pub(crate) fn run(
         let count =
             |count: usize, what| format!("{count} {what}{}", if count == 1 { "" } else { "s" });
         let mut found = vec![count(config.devices.len(), "device")];
+        if !config.containers.is_empty() {
+            found.push(count(config.containers.len(), "container"));
+        }
         if !config.parents.is_empty() {
             found.push(count(config.parents.len(), "parent"));
         }

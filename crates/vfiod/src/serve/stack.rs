@@ -8,11 +8,12 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
 use vfiod_core::event::Observer;
-use vfiod_core::{DeviceSpec, Registration, Registry};
+use vfiod_core::{Device, DeviceSpec, Registration, Registry};
+use vfiod_fsl_mc::{Container, ContainerDevice, Kind, ObjectDevice, ObjectId};
 use vfiod_pci::{Bus, Placement, Role};
 use vfiod_server::{ConnectionInfo, Listener, Served, Server, ServerOptions};
 
-use crate::config::{BusConfig, Config, DeviceConfig, SocketConfig};
+use crate::config::{BusConfig, Config, ContainerConfig, DeviceConfig, SocketConfig};
 use crate::inherited::{self, Inherited};
 use crate::{Misuse, models};
 
@@ -73,6 +74,15 @@ impl Stack {
                 }
             }
         }
+        for container in &config.containers {
+            let started = stack
+                .add_container(container, &mut activated)
+                .with_context(|| format!("container {}", container.name));
+            if let Err(error) = started {
+                stack.stop(Duration::ZERO);
+                return Err(error);
+            }
+        }
         if let Some(control) = &config.control {
             let listener = match source(&control.socket, &mut activated) {
                 Ok(Source::Listener(listener)) => Ok(listener),
@@ -116,21 +126,62 @@ impl Stack {
             location: placement.as_ref().map(|placement| placement.address().to_string()),
             token: device.token,
         };
-        let model = models::build(config, device, role)?;
-        let registration = self.registry.register(spec, model)?;
+        self.serve(source, spec, models::build(config, device, role)?, &device.model, placement)
+    }
+
+    /// Registers and serves a container and what is in it.
+    fn add_container(
+        &self,
+        config: &ContainerConfig,
+        activated: &mut Activated,
+    ) -> anyhow::Result<()> {
+        let container = Container::new(config.id);
+        let add = |name: &str, socket, id: ObjectId, device: Box<dyn Device>, activated: &mut _| {
+            let spec = DeviceSpec {
+                name: name.to_owned(),
+                set: Some(container.set()),
+                location: Some(format!("dprc.{}/{id}", config.id)),
+                ..DeviceSpec::default()
+            };
+            let source = source(socket, activated)?;
+            let running = self.serve(source, spec, device, id.kind.name(), None)?;
+            self.running().push(running);
+            anyhow::Ok(())
+        };
+        let id = ObjectId { kind: Kind::Dprc, id: config.id };
+        let device = Box::new(ContainerDevice::new(&container));
+        add(&config.name, &config.socket, id, device, activated)?;
+        for object in &config.objects {
+            let plugged = container.plug(object.kind, object.id)?;
+            let (id, device) = (plugged.id(), Box::new(ObjectDevice::new(plugged)?));
+            add(&object.name, &object.socket, id, device, activated)
+                .with_context(|| format!("object {}", object.name))?;
+        }
+        Ok(())
+    }
+
+    fn serve(
+        &self,
+        source: Source,
+        spec: DeviceSpec,
+        device: Box<dyn Device>,
+        model: &str,
+        placement: Option<Placement>,
+    ) -> anyhow::Result<Running> {
+        let registration = self.registry.register(spec, device)?;
         let target = registration.device().clone();
-        let address = placement.as_ref().map(|placement| placement.address().to_string());
+        let (name, address) = (target.name().to_owned(), target.location().map(str::to_owned));
         let mut path = None;
         let (served, connected) = match source {
             Source::Listener(listener) => {
                 path = listener.path().map(|path| path.display().to_string());
                 let served = self.server.serve(listener, target)?;
-                tracing::info!(device = device.name, model = device.model, address, path, "served");
+                tracing::info!(device = name, model, address, path, "served");
                 (served, false)
             }
             Source::Connected(socket) => (self.server.serve_connected(socket, target)?, true),
         };
-        let model = device.model.clone();
+        let model = model.to_owned();
         Ok(Running { model, path, served, connected, registration, placement })
     }
 
