@@ -25,6 +25,12 @@
 //! A container has one lock, which commands, plugging and unplugging hold; never two containers'
 //! at once. It is taken under a device's lock, and interrupts are signalled under it.
 //!
+//! # What is different
+//!
+//! The kernel resets the whole container at the last close of *any* of its devices. Here that is so
+//! for the container's own; an object's resets that object alone, so that one user's end does not
+//! close another's sessions.
+//!
 //! # What it does not implement
 //!
 //! - Objects that move data: dpio and its QBMan portals, dpni, dpmac and their like.

@@ -496,3 +496,72 @@ fn who_may_not_is_refused() {
         assert!(err.contains(says), "{err}");
     }
 }
+
+/// Every row of the table that says who is in a device set with whom: the daemon shows it. That
+/// they share a lock is shown by the tests of the core, pci, fsl-mc and mdev.
+#[test]
+fn every_kind_of_device_set_is_shown() {
+    let directory = tempfile::tempdir().unwrap();
+    let at = |name: &str| directory.path().join(name);
+    let text = r#"
+bus.root = { number = 0, reset = "none" }
+bus.slots = { number = 1, bridge = "root/01.0", reset = "slot" }
+bus.whole = { number = 2, bridge = "root/02.0", reset = "bus" }
+slot.r = { bus = "root", number = 5 }
+slot.s = { bus = "slots", number = 0 }
+slot.w0 = { bus = "whole", number = 0 }
+slot.w1 = { bus = "whole", number = 1 }
+device.r0 = { model = "edu", slot = "r", socket = "DIR/r0" }
+device.r1 = { model = "edu", slot = "r", function = 1, socket = "DIR/r1" }
+device.s0 = { model = "edu", slot = "s", socket = "DIR/s0", virtual_functions = 2 }
+device.s1 = { model = "gpio", slot = "s", function = 1, socket = "DIR/s1" }
+device.vf0 = { model = "edu", physical_function = "s0", function = 0, socket = "DIR/vf0" }
+device.vf1 = { model = "edu", physical_function = "s0", function = 1, socket = "DIR/vf1" }
+device.w0 = { model = "edu", slot = "w0", socket = "DIR/w0" }
+device.w1 = { model = "gpio", slot = "w1", socket = "DIR/w1" }
+device.alone = { model = "template", socket = "DIR/alone" }
+container.fabric.id = 2
+container.fabric.socket = "DIR/fabric"
+container.fabric.object.portal = { kind = "dpmcp", id = 1, socket = "DIR/portal" }
+parent.pins.model = "gpio"
+mdev.sockets = "DIR/mdev"
+control.socket = "DIR/control"
+"#
+    .replace("DIR", directory.path().to_str().unwrap());
+    std::fs::write(at("c.toml"), text).unwrap();
+    let command = vfiod(["serve", at("c.toml").to_str().unwrap()]);
+    let daemon = Daemon::serving(command, &[&at("control")]);
+    let rig = Rig { directory, daemon };
+    rig.good(&["create", "pins", "gpio-16", "--uuid", UUID]);
+    rig.good(&["create", "pins", "gpio-16", "--uuid", OTHER]);
+    let expected: &[(&str, &[&str])] = &[
+        // PCI root bus: the device itself.
+        ("r0", &["r0"]),
+        ("r1", &["r1"]),
+        // PCI, the slot can be reset: the slot. A virtual function: itself.
+        ("slot 0000:01:00", &["s0", "s1"]),
+        ("vf0", &["vf0"]),
+        ("vf1", &["vf1"]),
+        // PCI otherwise: the bus.
+        ("bus 0000:02", &["w0", "w1"]),
+        // Everything else: the device itself.
+        ("alone", &["alone"]),
+        // fsl-mc: the container.
+        ("container dprc.2", &["fabric", "portal"]),
+        // mdev: the device itself.
+        (UUID, &[UUID]),
+        (OTHER, &[OTHER]),
+    ];
+    let sets = rig.json(&["list", "sets"]);
+    assert_eq!(sets.as_array().unwrap().len(), expected.len(), "{sets}");
+    for (name, members) in expected {
+        let set = rig.json(&["show", name, "--kind", "sets"]);
+        let names: Vec<_> =
+            set["members"].as_array().unwrap().iter().map(|member| &member["name"]).collect();
+        assert_eq!(names, *members, "{name}");
+        let tree = rig.good(&["show", name, "--kind", "sets"]);
+        assert!(members.iter().all(|member| tree.contains(&format!("─ {member}: "))), "{tree}");
+    }
+    // The kind of device is what its bus makes it.
+    assert_eq!(rig.json(&["show", "fabric"])["flags"], json!(["reset", "fsl-mc"]));
+}
