@@ -2,7 +2,9 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
+use rustix::fs::{
+    FallocateFlags, MemfdFlags, SealFlags, fallocate, fcntl_add_seals, ftruncate, memfd_create,
+};
 
 use crate::dma::Scalar;
 use crate::dma::mapping::{Access, Account, Mapping};
@@ -82,6 +84,15 @@ impl SharedMemory {
         Ok(())
     }
 
+    /// Zeroes all of it, and gives the pages back: for a device's reset. Clients that have mapped
+    /// it find zeros there, and new pages where they write. What the kernel says to
+    /// `fallocate`.
+    pub fn clear(&self) -> Result<()> {
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        fallocate(&self.fd, flags, 0, self.size)
+            .map_err(|errno| Error::new(errno, "cannot clear shared memory").because(errno))
+    }
+
     /// Loads an integer in one piece, with acquire ordering. `EINVAL` outside the memory or
     /// not aligned.
     pub fn load<T: Scalar>(&self, offset: u64) -> Result<T> {
@@ -121,6 +132,25 @@ mod tests {
         assert_eq!(memory.load::<u32>(0).unwrap(), 0xffff_ff00u32.to_le());
         memory.store(4, 7u32, Ordering::SeqCst).unwrap();
         assert_eq!(memory.load::<u32>(4).unwrap(), 7);
+    }
+
+    #[test]
+    fn cleared_it_is_zero_for_all_and_takes_no_space() {
+        let memory = SharedMemory::new("test", 1 << 20).unwrap();
+        memory.fill(0, 1 << 20, 0xff).unwrap();
+        let blocks = || rustix::fs::fstat(memory.fd()).unwrap().st_blocks;
+        assert!(blocks() > 0);
+        memory.clear().unwrap();
+        assert_eq!(blocks(), 0);
+        let mut bytes = [1; 8];
+        for offset in [0, 4092, (1 << 20) - 8] {
+            memory.read(offset, &mut bytes).unwrap();
+            assert_eq!(bytes, [0; 8]);
+            rustix::io::pread(memory.fd(), &mut bytes, offset).unwrap();
+            assert_eq!(bytes, [0; 8]);
+        }
+        memory.store(8, 7u64, Ordering::SeqCst).unwrap();
+        assert_eq!(memory.load::<u64>(8).unwrap(), 7);
     }
 
     #[test]

@@ -35,7 +35,9 @@ pub trait Model: Send {
     /// Writes to a BAR.
     fn write(&mut self, bar: u8, offset: u64, data: &[u8]);
 
-    /// Back to the state after power-on. Written as an assignment or a destructuring of `self`,
+    /// Back to the state after power-on, with memory that is shared with clients
+    /// ([`vfiod_core::memory::SharedMemory::clear`]): what they stored there until a reset of the
+    /// set has ended is to be gone, and nobody's data is for the next user. Written as an assignment or a destructuring of `self`,
     /// a new field cannot be forgotten.
     fn reset(&mut self);
 

@@ -237,9 +237,17 @@ impl Model for Bench {
     /// what a connection costs.
     fn reset(&mut self) {
         let Self { memory, registers, buffer: _, handle: _ } = self;
-        if let Memory::Own { bytes, written: written @ true } = memory {
-            bytes.fill(0);
-            *written = false;
+        match memory {
+            Memory::Own { bytes, written: written @ true } => {
+                bytes.fill(0);
+                *written = false;
+            }
+            Memory::Own { .. } => {}
+            // Can only fail for want of memory to note the holes in; then the pages are written.
+            Memory::Shared(areas) => {
+                let memory = &areas.memory;
+                let _ = memory.clear().or_else(|_| memory.fill(0, memory.size(), 0));
+            }
         }
         *registers = [0; COUNT];
         self.master();
