@@ -1,7 +1,10 @@
 //! Interrupts: what causes them, their order, what ends them, and the pin.
 
+use vfiod_core::Context;
+use vfiod_core::irq::{IrqFlags, IrqInfo};
 use vfiod_pci::irq_index::INTX;
 
+use super::super::registers::Reg;
 use super::*;
 
 fn identify(device: &Driver) -> u8 {
@@ -139,4 +142,19 @@ fn two_ports_share_the_pin() {
     assert_eq!(received(&device, 1), b"1");
     device.mask_pin(false);
     assert_eq!(interrupt.count(), 0);
+}
+
+/// A terminal has something just when the interrupts have been reset and the port not yet.
+#[test]
+fn a_port_that_asserts_in_the_midst_of_a_reset_lets_go() {
+    let flags = IrqFlags::EVENTFD | IrqFlags::MASKABLE;
+    let ctx = Context::detached("serial", &[IrqInfo { flags, count: 1 }]);
+    // Masked, so that what is pending is the level.
+    ctx.irqs().set_device_mask(INTX, 0, true).unwrap();
+    let port = Port::new(0);
+    port.use_interrupts(Handle::new(ctx.clone()).interrupts().clone());
+    port.write(Reg::InterruptEnable, 2);
+    assert!(ctx.irqs().is_pending(INTX, 0));
+    port.reset();
+    assert!(!ctx.irqs().is_pending(INTX, 0));
 }
