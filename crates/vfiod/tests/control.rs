@@ -564,4 +564,5 @@ control.socket = "DIR/control"
     }
     // The kind of device is what its bus makes it.
     assert_eq!(rig.json(&["show", "fabric"])["flags"], json!(["reset", "fsl-mc"]));
+    assert_eq!(rig.json(&["show", "s1"])["location"], "0000:01:00.1");
 }

@@ -55,6 +55,7 @@ pub(super) fn device(
     Device {
         summary,
         number: device.id().0,
+        location: device.location().map(str::to_owned),
         flags: flags(device),
         files: files(device),
         regions: regions(device),

@@ -46,6 +46,9 @@ pub(crate) struct Device {
     pub(crate) summary: DeviceSummary,
     /// Its number, never used twice by one daemon.
     pub(crate) number: u64,
+    /// Where it is on its bus, e.g. `0000:01:02.0`, if it has a place.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) location: Option<String>,
     /// What kind of device it is: `pci`, `fsl-mc`, `platform`.
     pub(crate) flags: Vec<&'static str>,
     /// Who has it open.
