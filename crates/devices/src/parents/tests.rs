@@ -1,7 +1,11 @@
 //! What every parent must do, and what each one's attributes mean.
 
-use vfiod_core::{Errno, Registry};
+use std::time::Duration;
+
+use vfiod_core::irq::{IrqAction, IrqData};
+use vfiod_core::{Errno, RegionIndex, Registry};
 use vfiod_mdev::{Bus, Create, Instance, NoDoor, ParentRegistration, Removal, Uuid};
+use vfiod_pci::irq_index;
 
 use super::*;
 
@@ -132,6 +136,30 @@ fn the_backend_of_a_serial_card_changes_while_nobody_uses_it() {
     assert!(wrong.to_string().contains("loopback, pty or none"), "{wrong}");
     let single = create(&bus, "mtty-1", 2).unwrap();
     assert_eq!(single.attribute("pty1").unwrap_err().errno(), Errno::NOENT);
+}
+
+/// A user who listens to the REQ interrupt lets go when it comes, long before the deadline; until
+/// then everything works.
+#[test]
+fn a_user_that_listens_is_asked_to_let_go() {
+    let (bus, _registration) = bus("serial", r#"{"backend": "pty"}"#);
+    let serial = create(&bus, "mtty-1", 1).unwrap();
+    let file = open(&serial);
+    let wanted_back = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC).unwrap();
+    let fds = IrqData::EventFds(vec![Some(wanted_back.try_clone().unwrap())]);
+    file.set_irqs(irq_index::REQ, 0, 1, IrqAction::Trigger, fds).unwrap();
+    let remover = std::thread::spawn({
+        let bus = bus.clone();
+        move || bus.remove(Uuid::from_u128(1), Removal::Deadline(Duration::MAX))
+    });
+    rustix::io::read(&wanted_back, &mut [0; 8]).unwrap();
+    let mut status = [0];
+    file.read(RegionIndex(0), 5, &mut status).expect("it works until then");
+    assert_eq!(status, [0x60]);
+    assert_ne!(serial.attribute("pty0").unwrap(), "");
+    drop(file);
+    remover.join().unwrap().unwrap();
+    assert_eq!(bus.available("p", "mtty-1"), Some(24));
 }
 
 /// More than the kernel has pseudo-terminals (4,096 by default): an idle card costs none.
