@@ -135,8 +135,9 @@ impl FileShared {
 ///
 /// Every operation of a file that was taken away (see [`crate::Registration::unregister`]) fails
 /// with `ENODEV`. While the device's set is being reset, accesses, features and [`File::reset`]
-/// wait for its end, for a second at most, and fail with `EBUSY` then. In the device's error state accesses and features fail with `EIO`; mapping,
-/// interrupt set-up and [`File::reset`] work, so that a client can bring the device back.
+/// wait for its end, for a second at most, and fail with `EBUSY` then. In the device's error state
+/// accesses and features fail with `EIO`; mapping, interrupt set-up and [`File::reset`] work, so
+/// that a client can bring the device back.
 pub struct File {
     device: DeviceRef,
     shared: Arc<FileShared>,
@@ -362,7 +363,7 @@ impl File {
             }
             Ok(true)
         });
-        if delivered.as_ref().is_err_and(|error| error.errno() == Errno::IO) {
+        if delivered.is_err() && self.registered().is_in_error_state() {
             // Nobody will hear it.
             self.take_ring(region, doorbell)?;
         }

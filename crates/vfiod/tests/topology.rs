@@ -112,6 +112,22 @@ fn probed(socket: &Path) -> String {
 }
 
 #[test]
+fn a_probe_tells_of_virtual_functions() {
+    let tree = Tree::new("");
+    let socket = tree.path("u0");
+    let output = vfiod(["probe", socket.to_str().unwrap()]).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    for expected in [
+        "Single Root I/O Virtualization",
+        "\t\tIOVCtl: Enable+ Migration- Interrupt- MSE+ ARIHierarchy-\n",
+        "\t\tInitial VFs: 2, Total VFs: 2, Number of VFs: 2\n",
+        "\t\tVF offset: 128, stride: 1, Device ID: 11e8\n",
+    ] {
+        assert!(text.contains(expected), "no `{expected}` in\n{text}");
+    }
+}
+
+#[test]
 fn on_a_root_bus_an_endpoint_is_integrated() {
     let tree = Tree::new("");
     for (device, kind) in [("r0", 9), ("s0", 0)] {

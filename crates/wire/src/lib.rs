@@ -11,6 +11,12 @@
 //! * [`Version`]: the negotiation.
 //! * [`set`]: device sets and their hot reset, features of our own beyond the specification.
 //!
+//! # Extensions
+//! Beyond the specification, for whoever looks for them; a peer that does not know them is not
+//! disturbed. In DEVICE_FEATURE: indices 0x7f00 and 0x7f01 ([`set`]). In VERSION: the capability
+//! `vf_token`, which presents the token of an SR-IOV function ([`Capabilities::vf_token`]); the
+//! kernel's index 0 sets it.
+//!
 //! # What it does not implement
 //! Byte orders other than the host's; ioregionfd (only ioeventfd sub-regions); dirty bitmaps in
 //! DMA_UNMAP (the pre-standard extension).

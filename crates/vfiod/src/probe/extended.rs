@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::capabilities::{Capability, hex};
+use super::capabilities::{Capability, flags, hex};
 use super::names;
 use super::space::Bytes;
 
@@ -44,6 +44,7 @@ fn decode(space: Bytes<'_>, at: usize, header: u32) -> Capability {
             (text.clone(), Vec::new(), json!({ "serial": text }))
         }
         0x000b => vendor(space, at),
+        0x0010 => virtualization(space, at),
         _ => (String::new(), Vec::new(), Value::Null),
     };
     Capability {
@@ -66,4 +67,33 @@ fn vendor(space: Bytes<'_>, at: usize) -> (String, Vec<String>, Value) {
     let details = if data.is_empty() { Vec::new() } else { vec![format!("Data: {shown}")] };
     let fields = json!({ "id": id, "revision": revision, "length": len, "data": shown });
     (format!("ID={id:04x} Rev={revision} Len={len:03x}"), details, fields)
+}
+
+/// SR-IOV (PCIe 9.3.3).
+fn virtualization(space: Bytes<'_>, at: usize) -> (String, Vec<String>, Value) {
+    let control = space.u16(at + 0x08);
+    let [initial, total, count] = [0x0c, 0x0e, 0x10].map(|offset| space.u16(at + offset));
+    let [offset, stride, device] = [0x14, 0x16, 0x1a].map(|offset| space.u16(at + offset));
+    let bits = [
+        ("Enable", 1 << 0),
+        ("Migration", 1 << 1),
+        ("Interrupt", 1 << 2),
+        ("MSE", 1 << 3),
+        ("ARIHierarchy", 1 << 4),
+    ];
+    let details = vec![
+        format!("IOVCtl: {}", flags(u32::from(control), &bits)),
+        format!("Initial VFs: {initial}, Total VFs: {total}, Number of VFs: {count}"),
+        format!("VF offset: {offset}, stride: {stride}, Device ID: {device:04x}"),
+    ];
+    let fields = json!({
+        "enabled": control & 1 != 0,
+        "initial": initial,
+        "total": total,
+        "count": count,
+        "offset": offset,
+        "stride": stride,
+        "device_id": device,
+    });
+    (String::new(), details, fields)
 }
