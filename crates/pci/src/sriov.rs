@@ -166,7 +166,7 @@ impl Sriov {
 impl State {
     fn check(&self, token: Option<Token>) -> Result<()> {
         let Some(token) = token else { return Err(denied("missing")) };
-        if self.token == Some(token) { Ok(()) } else { Err(denied("another")) }
+        if self.token == Some(token) { Ok(()) } else { Err(denied("not the one that was set")) }
     }
 }
 
