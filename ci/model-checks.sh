@@ -1,5 +1,6 @@
 #!/bin/sh
-# Model checks of the device core's lifecycle (crates/core/src/model).
+# Model checks of the device core's lifecycle (crates/core/src/model) and of mediated devices
+# (crates/mdev/src/model).
 #
 #   ci/model-checks.sh              every invariant holds in the orders that are tried
 #   ci/model-checks.sh --mutations  also: each deliberate fault breaks the check meant for it
@@ -13,7 +14,7 @@ cd "$(dirname "$0")/.."
 case "${1-}" in
     '') faults=no ;;
     --mutations) faults=yes ;;
-    *) sed -n '2,5s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
+    *) sed -n '2,6s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
 esac
 
 # Not in the target directory of the ordinary builds: the flags are for every crate.
@@ -22,33 +23,39 @@ log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 failed=0
 
-# run CHECKER FILTER SKIP...
+# run CHECKER CRATE FILTER SKIP...
 run() {
-    checker=$1 filter=$2
-    shift 2
+    checker=$1 crate=$2 filter=$3
+    shift 3
     if ! RUSTFLAGS="--cfg $checker" CARGO_TARGET_DIR="$target/$checker" RUST_BACKTRACE=0 \
-        cargo test --quiet --locked -p vfiod-core --lib "$filter" -- --show-output "$@" \
+        cargo test --quiet --locked -p "vfiod-$crate" --lib "$filter" -- --show-output "$@" \
         >"$log" 2>&1
     then
         failed=1
         cat "$log" >&2
     fi
-    grep '^test result' "$log" | sed "s/^test result/$checker $filter/"
+    grep '^test result' "$log" | sed "s/^test result/$checker $crate $filter/"
 }
 
-run shuttle model::scenarios
-run loom model::exhaustive --skip fault_
+run shuttle core model::scenarios
+run shuttle mdev model::scenarios
+run loom core model::exhaustive --skip fault_
 
 if [ "$faults" = yes ]; then
     table=$(mktemp)
     trap 'rm -f "$log" "$table"' EXIT
-    run shuttle model::faults
-    sed -n 's/^FOUND \([A-Za-z]*\): \(.*\)/| \1 | shuttle | \2 |/p' "$log" >>"$table"
-    run loom model::exhaustive::fault_
-    sed -n 's/^FOUND \([A-Za-z]*\): \(.*\)/| \1 | loom | \2 |/p' "$log" >>"$table"
-    printf '\n| deliberate fault | checker | how it was found |\n| --- | --- | --- |\n'
+    # found CHECKER CRATE FILTER: its faults into the table.
+    found() {
+        run "$@"
+        sed -n "s/^FOUND \([A-Za-z]*\): \(.*\)/| \1 | $2 | $1 | \2 |/p" "$log" >>"$table"
+    }
+    found shuttle core model::faults
+    found shuttle mdev model::faults
+    found loom core model::exhaustive::fault_
+    printf '\n| deliberate fault | crate | checker | how it was found |\n| --- | --- | --- | --- |\n'
     sort "$table"
-    kinds=$(sed -n '/^mutations! {/,/^}/p' crates/core/src/mutation.rs | grep -c '^    [A-Z][A-Za-z]*,')
+    kinds=$(sed -n '/mutations! {$/,/^}/p' crates/core/src/mutation.rs crates/mdev/src/mutation.rs |
+        grep -c '^    [A-Z][A-Za-z]*,')
     found=$(cut -d'|' -f2 "$table" | sort -u | wc -l)
     echo
     echo "$found of $kinds faults found"

@@ -1,6 +1,10 @@
 //! Faults to be switched on under a model checker, one or more for each invariant, to show that
 //! the checks bite. In an ordinary build [`active`] is `false` at compile time.
 
+/// Makes the list of a crate's faults, and what switches them on: `Mutation`, `active`, and for
+/// model checks `select`, `ALL` and `must_find`. For the crates of this workspace.
+#[doc(hidden)]
+#[macro_export]
 macro_rules! mutations {
     ($($(#[$doc:meta])* $name:ident,)*) => {
         /// A deliberate fault.
@@ -13,6 +17,52 @@ macro_rules! mutations {
         /// All of them.
         #[cfg(all(test, shuttle))]
         pub(crate) const ALL: &[Mutation] = &[$(Mutation::$name,)*];
+
+        /// Whether a fault is switched on.
+        #[cfg(not(any(shuttle, loom)))]
+        #[inline(always)]
+        pub(crate) const fn active(_: Mutation) -> bool {
+            false
+        }
+
+        #[cfg(any(shuttle, loom))]
+        pub(crate) use selected::*;
+
+        #[cfg(any(shuttle, loom))]
+        mod selected {
+            use std::cell::Cell;
+
+            use super::Mutation;
+
+            // Both checkers run every task of a model on the thread that started it.
+            std::thread_local! {
+                static SELECTED: Cell<Option<Mutation>> = const { Cell::new(None) };
+            }
+
+            /// Whether a fault is switched on.
+            pub(crate) fn active(mutation: Mutation) -> bool {
+                SELECTED.get() == Some(mutation)
+            }
+
+            /// A check must fail with a fault, for the reason expected. It passes without: that
+            /// is a test of its own.
+            #[cfg(test)]
+            pub(crate) fn must_find(mutation: Mutation, check: impl FnOnce(), reason: &str) {
+                SELECTED.set(Some(mutation));
+                let found = std::panic::catch_unwind(std::panic::AssertUnwindSafe(check));
+                SELECTED.set(None);
+                let Err(payload) = found else { panic!("{mutation:?} was not found") };
+                let said = payload.downcast_ref::<String>().map(String::as_str);
+                let said = said.or(payload.downcast_ref::<&str>().copied());
+                let said = said.unwrap_or("(no message)");
+                assert!(
+                    said.contains(reason),
+                    "{mutation:?} was found by something else: {said}"
+                );
+                // For the table of `ci/model-checks.sh`.
+                println!("FOUND {mutation:?}: {}", said.lines().next().unwrap_or_default());
+            }
+        }
     };
 }
 
@@ -79,37 +129,4 @@ mutations! {
     IrqSignalAfterDisable,
     /// Decides whether to signal and masks in two steps.
     IrqAutomaskInTwoSteps,
-}
-
-/// Whether a fault is switched on.
-#[cfg(not(any(shuttle, loom)))]
-#[inline(always)]
-pub(crate) const fn active(_: Mutation) -> bool {
-    false
-}
-
-#[cfg(any(shuttle, loom))]
-pub(crate) use selected::*;
-
-#[cfg(any(shuttle, loom))]
-mod selected {
-    use std::cell::Cell;
-
-    use super::Mutation;
-
-    // Both checkers run every task of a model on the thread that started it.
-    std::thread_local! {
-        static SELECTED: Cell<Option<Mutation>> = const { Cell::new(None) };
-    }
-
-    /// Whether a fault is switched on.
-    pub(crate) fn active(mutation: Mutation) -> bool {
-        SELECTED.get() == Some(mutation)
-    }
-
-    /// Switches a fault on, or all off, for models that this thread runs.
-    #[allow(dead_code)]
-    pub(crate) fn select(mutation: Option<Mutation>) {
-        SELECTED.set(mutation);
-    }
 }

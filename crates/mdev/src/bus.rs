@@ -11,6 +11,7 @@ use vfiod_core::contain::contain;
 use vfiod_core::{DeviceRef, DeviceSpec, Errno, Error, OpenPolicy, Registry, Result, StatePolicy};
 
 use crate::instance::{self, Door, Instance, Live, Removal, Shared};
+use crate::mutation::{Mutation, active};
 use crate::parent::{Capacity, NewInstance, Parent, ParentSpec, TypeInfo};
 use crate::sync::{Condvar, Mutex, lock, thread, wait, wait_until};
 
@@ -192,8 +193,12 @@ impl Bus {
                 format!("parent {name} has no type `{type_id}`; its types: {}", known.join(", "));
             return Err(Error::new(Errno::INVAL, what));
         };
-        if parent.leaving {
+        if parent.leaving && !active(Mutation::CreatedWhileLeaving) {
             return Err(Error::new(Errno::NODEV, format!("parent {name} is leaving")));
+        }
+        if active(Mutation::CountedInTwoSteps) && parent.available(kind) > 0 {
+            drop(state);
+            return self.reserve_uncounted(name, *uuid, kind);
         }
         let Entry::Vacant(entry) = instances.entry(*uuid) else {
             let what = format!("there is an instance {uuid} already");
@@ -208,6 +213,18 @@ impl Bus {
         parent.creating += 1;
         let parent = parent.entry.clone();
         Ok(Reserved { bus: self, uuid: *uuid, parent, kind, filled: false })
+    }
+
+    /// The second of the two steps: only for mutations.
+    fn reserve_uncounted(&self, name: &str, uuid: Uuid, kind: usize) -> Result<Reserved<'_>> {
+        let mut state = lock(&self.inner.state);
+        let State { parents, instances } = &mut *state;
+        let parent = parents.get_mut(name).expect("the model keeps it");
+        instances.insert(uuid, Slot::Reserved);
+        parent.taken[kind] += parent.entry.spec.types[kind].takes;
+        parent.creating += 1;
+        let parent = parent.entry.clone();
+        Ok(Reserved { bus: self, uuid, parent, kind, filled: false })
     }
 
     /// Removes an instance. Returns when it is gone and its UUID can be used again.
@@ -229,8 +246,13 @@ impl Bus {
         };
         match shared.take(removal)? {
             Some(live) => {
-                live.end(removal);
-                self.forget(&shared);
+                if active(Mutation::ForgottenEarly) {
+                    self.forget(&shared);
+                    live.end(removal);
+                } else {
+                    live.end(removal);
+                    self.forget(&shared);
+                }
                 tracing::debug!(%uuid, "removed");
             }
             None => self.await_removal(&shared, removal),
@@ -251,7 +273,9 @@ impl Bus {
         }
         // Its attributes go with it, which is foreign code.
         drop(removed);
-        self.inner.changed.notify_all();
+        if !active(Mutation::RemovalUnheard) {
+            self.inner.changed.notify_all();
+        }
     }
 
     fn await_removal(&self, shared: &Arc<Shared>, removal: Removal) {
@@ -267,7 +291,9 @@ impl Bus {
                 match wait_until(&self.inner.changed, state, moment) {
                     Some(held) => state = held,
                     None => {
-                        shared.device.revoke_all();
+                        if !active(Mutation::DeadlineUnheeded) {
+                            shared.device.revoke_all();
+                        }
                         state = lock(&self.inner.state);
                         break;
                     }
@@ -388,7 +414,8 @@ impl Reserved<'_> {
         self.filled = true;
         let mut state = lock(&self.bus.inner.state);
         state.instances.insert(self.uuid, Slot::Present(instance.shared.clone()));
-        let parent = state.parents.get_mut(&self.parent.spec.name).expect("it waits for this");
+        let parent =
+            state.parents.get_mut(&self.parent.spec.name).expect("a parent waits for this");
         parent.instances.insert(self.uuid);
         // The drop of `self` tells that the creation is over.
     }
@@ -398,12 +425,13 @@ impl Drop for Reserved<'_> {
     fn drop(&mut self) {
         {
             let mut state = lock(&self.bus.inner.state);
-            let parent = state.parents.get_mut(&self.parent.spec.name);
-            let parent = parent.expect("a parent waits for those on their way in");
-            parent.creating -= 1;
-            if !self.filled {
-                parent.taken[self.kind] -= self.parent.spec.types[self.kind].takes;
-                state.instances.remove(&self.uuid);
+            // A parent waits for those on their way in.
+            if let Some(parent) = state.parents.get_mut(&self.parent.spec.name) {
+                parent.creating -= 1;
+                if !self.filled {
+                    parent.taken[self.kind] -= self.parent.spec.types[self.kind].takes;
+                    state.instances.remove(&self.uuid);
+                }
             }
         }
         self.bus.inner.changed.notify_all();
@@ -440,7 +468,7 @@ impl ParentRegistration {
             loop {
                 let Some(parent) = state.parents.get_mut(&self.name) else { return };
                 parent.leaving = true;
-                if parent.creating == 0 {
+                if parent.creating == 0 || active(Mutation::CreationsNotAwaited) {
                     break parent.instances.iter().copied().collect();
                 }
                 state = wait(changed, state);

@@ -9,6 +9,7 @@ use vfiod_core::contain::contain;
 use vfiod_core::{DeviceRef, Errno, Error, Registration, Result};
 
 use crate::bus::ParentEntry;
+use crate::mutation::{Mutation, active};
 use crate::parent::{Attributes, TypeInfo};
 use crate::sync::{Mutex, lock};
 
@@ -101,18 +102,27 @@ impl Live {
     /// Sends the users away and ends the instance.
     pub(crate) fn end(self, removal: Removal) {
         let Self { mut door, registration } = self;
-        if let Err(panic) = contain(|| door.shut()) {
-            let device = registration.device().name();
-            tracing::error!(device, error = %panic, "shutting the door failed");
+        let late = active(Mutation::DoorShutLate);
+        if !late {
+            shut(&mut *door, registration.device().name());
         }
         registration.unregister(match removal {
             // Nobody has it open, and nobody can.
             Removal::Refuse | Removal::Wait => None,
             Removal::Deadline(time) => Some(time),
         });
+        if late {
+            shut(&mut *door, "late");
+        }
         if let Err(panic) = contain(|| drop(door)) {
             tracing::error!(error = %panic, "a door could not be taken away");
         }
+    }
+}
+
+fn shut(door: &mut dyn Door, device: &str) {
+    if let Err(panic) = contain(|| door.shut()) {
+        tracing::error!(device, error = %panic, "shutting the door failed");
     }
 }
 

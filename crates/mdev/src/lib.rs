@@ -31,6 +31,9 @@
 
 mod bus;
 mod instance;
+#[cfg(all(test, shuttle))]
+mod model;
+mod mutation;
 mod parent;
 mod sync;
 

@@ -31,16 +31,4 @@ mod scenarios_hot_reset;
 #[cfg(shuttle)]
 mod witness;
 
-/// A check must fail with a fault, for the reason expected. It passes without: that is a test of
-/// its own.
-fn must_find(mutation: crate::mutation::Mutation, check: impl FnOnce(), reason: &str) {
-    crate::mutation::select(Some(mutation));
-    let found = std::panic::catch_unwind(std::panic::AssertUnwindSafe(check));
-    crate::mutation::select(None);
-    let Err(payload) = found else { panic!("{mutation:?} was not found") };
-    let said = payload.downcast_ref::<String>().map(String::as_str);
-    let said = said.or(payload.downcast_ref::<&str>().copied()).unwrap_or("(no message)");
-    assert!(said.contains(reason), "{mutation:?} was found by something else: {said}");
-    // For the table of `ci/model-checks.sh`.
-    println!("FOUND {mutation:?}: {}", said.lines().next().unwrap_or_default());
-}
+use crate::mutation::must_find;

@@ -1,0 +1,265 @@
+//! What the checker plays through: a few tasks each.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use shuttle::scheduler::{PctScheduler, RandomScheduler, Scheduler};
+use shuttle::{Config, FailurePersistence, Runner};
+use uuid::Uuid;
+use vfiod_core::{Errno, File, InUse, Owner, RegionIndex, Registry, Result};
+
+use super::witness::{Ledger, Maker, Watched};
+use crate::sync::thread::{self, JoinHandle};
+use crate::{Bus, Capacity, Create, Instance, ParentRegistration, ParentSpec, Removal, TypeInfo};
+
+const SOON: Duration = Duration::from_secs(1);
+
+struct Stage {
+    registry: Registry,
+    bus: Bus,
+    ledger: Arc<Ledger>,
+    parent: Option<ParentRegistration>,
+}
+
+fn uuid(n: u128) -> Uuid {
+    Uuid::from_u128(n)
+}
+
+fn create(bus: &Bus, ledger: &Arc<Ledger>, n: u128) -> Result<Instance> {
+    let create = Create::new("p", "t", uuid(n));
+    let create = Create { open: vfiod_core::OpenPolicy::Multi, ..create };
+    bus.create(&create, |_| Ok(Box::new(Watched::open(uuid(n), ledger))))
+}
+
+fn open(instance: &Instance) -> Result<File> {
+    instance.device().open(Owner::InProcess("model".to_owned()))
+}
+
+fn use_once(instance: &Instance) -> Result<()> {
+    let file = open(instance)?;
+    file.read(RegionIndex(0), 0, &mut [0; 4])
+}
+
+/// Only these may be the outcome of what failed.
+#[track_caller]
+fn expect<T>(result: &Result<T>, errnos: &[Errno]) {
+    if let Err(error) = result {
+        assert!(errnos.contains(&error.errno()), "unexpected: {error}");
+    }
+}
+
+fn spawn<T: Send + 'static>(task: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
+    thread::spawn(task)
+}
+
+fn join<T>(task: JoinHandle<T>) -> T {
+    task.join().expect("a task of the model panicked")
+}
+
+impl Stage {
+    fn new(capacity: u32) -> Self {
+        let registry = Registry::new();
+        let bus = Bus::new(registry.clone());
+        let ledger = Ledger::new(capacity as usize);
+        let kind = TypeInfo {
+            id: "t".to_owned(),
+            name: "t".to_owned(),
+            description: String::new(),
+            device_api: "vfio-pci".to_owned(),
+            takes: 1,
+            attributes: Vec::new(),
+        };
+        let capacity = Capacity::Shared(capacity);
+        let spec = ParentSpec { name: "p".to_owned(), types: vec![kind], capacity };
+        let parent = Some(bus.register(spec, Box::new(Maker(ledger.clone()))).expect("registers"));
+        Self { registry, bus, ledger, parent }
+    }
+
+    fn create(&self, n: u128) -> Instance {
+        create(&self.bus, &self.ledger, n).expect("creates")
+    }
+
+    fn creator(&self, n: u128) -> impl FnOnce() -> Result<Instance> + Send + use<> {
+        let (bus, ledger) = (self.bus.clone(), self.ledger.clone());
+        move || create(&bus, &ledger, n)
+    }
+
+    fn remover(&self, removal: Removal) -> impl FnOnce() -> Result<()> + Send + use<> {
+        let bus = self.bus.clone();
+        move || bus.remove(uuid(1), removal)
+    }
+
+    /// The parent's own end, and what must be true then.
+    fn finish(mut self, capacity: u32) {
+        if let Some(parent) = self.parent.take() {
+            for instance in self.bus.instances() {
+                self.bus.remove(instance.uuid(), Removal::Wait).expect("removes");
+            }
+            assert_eq!(self.bus.available("p", "t"), Some(capacity), "units were lost");
+            parent.unregister(None);
+        }
+        self.ledger.assert_empty();
+        assert!(self.bus.parents().is_empty() && self.registry.devices().is_empty());
+    }
+}
+
+/// Two creations of one UUID: one is made.
+pub(super) fn one_uuid() {
+    let stage = Stage::new(2);
+    let tasks = [0; 2].map(|_| spawn(stage.creator(1)));
+    let made = tasks.map(join);
+    for result in &made {
+        expect(result, &[Errno::EXIST]);
+    }
+    assert_eq!(made.iter().filter(|result| result.is_ok()).count(), 1);
+    drop(made);
+    stage.finish(2);
+}
+
+/// Two creations for the last unit: one is made.
+pub(super) fn one_unit() {
+    let stage = Stage::new(1);
+    let tasks = [1, 2].map(|n| spawn(stage.creator(n)));
+    let made = tasks.map(join);
+    for result in &made {
+        expect(result, &[Errno::USERS]);
+    }
+    assert_eq!(made.iter().filter(|result| result.is_ok()).count(), 1);
+    drop(made);
+    stage.finish(1);
+}
+
+/// A UUID that is removed and created again.
+pub(super) fn again() {
+    let stage = Stage::new(1);
+    drop(stage.create(1));
+    let remover = spawn(stage.remover(Removal::Refuse));
+    let creator = spawn(stage.creator(1));
+    expect(&join(remover), &[]);
+    expect(&join(creator), &[Errno::EXIST]);
+    stage.finish(1);
+}
+
+/// A removal that refuses, and a user.
+pub(super) fn refusal_against_open() {
+    let stage = Stage::new(1);
+    let instance = stage.create(1);
+    let user = spawn(move || open(&instance));
+    let removed = join(spawn(stage.remover(Removal::Refuse)));
+    let file = join(user);
+    expect(&removed, &[Errno::BUSY]);
+    expect(&file, &[Errno::NODEV]);
+    if let Ok(file) = &file {
+        // Whoever has it has it whole, unless it was removed before it was opened.
+        let read = file.read(RegionIndex(0), 0, &mut [0; 4]);
+        assert!(removed.is_err() && read.is_ok(), "removed while it was open");
+    }
+    drop(file);
+    stage.finish(1);
+}
+
+/// Two removers, patient ones, and a user.
+pub(super) fn two_removers() {
+    let stage = Stage::new(1);
+    let instance = stage.create(1);
+    let ledger = stage.ledger.clone();
+    let user = spawn(move || {
+        let asked = ledger.asked();
+        let used = use_once(&instance);
+        expect(&used, &[Errno::NODEV]);
+        assert!(!asked || used.is_err(), "opened after the users were asked");
+    });
+    let removers = [0; 2].map(|_| spawn(stage.remover(Removal::Wait)));
+    for remover in removers {
+        expect(&join(remover), &[Errno::NOENT]);
+    }
+    join(user);
+    stage.finish(1);
+}
+
+/// A removal that waits for ever, and one with a deadline.
+pub(super) fn a_deadline_hurries() {
+    let stage = Stage::new(1);
+    let instance = stage.create(1);
+    let file = open(&instance).expect("opens");
+    let patient = spawn(stage.remover(Removal::Wait));
+    let hasty = spawn(stage.remover(Removal::Deadline(SOON)));
+    expect(&join(hasty), &[Errno::NOENT]);
+    expect(&join(patient), &[Errno::NOENT]);
+    assert!(file.is_revoked());
+    drop(file);
+    stage.finish(1);
+}
+
+/// A parent leaves while an instance is made.
+pub(super) fn a_parent_against_creation() {
+    let mut stage = Stage::new(2);
+    let parent = stage.parent.take().expect("there is one");
+    let creator = spawn(stage.creator(1));
+    let leaver = spawn(move || parent.unregister(Some(SOON)));
+    let made = join(creator);
+    expect(&made, &[Errno::NODEV]);
+    join(leaver);
+    drop(made);
+    stage.finish(2);
+}
+
+/// A parent leaves while its instance is used, removed by somebody else, and reset.
+pub(super) fn a_parent_against_everybody() {
+    let mut stage = Stage::new(1);
+    let parent = stage.parent.take().expect("there is one");
+    let instance = stage.create(1);
+    let (used, reset) = (instance.clone(), instance);
+    let user = spawn(move || {
+        let outcome = open(&used).and_then(|file| file.reset_set());
+        expect(&outcome, &[Errno::NODEV, Errno::BUSY]);
+    });
+    let operator = spawn(move || {
+        let outcome = reset.device().reset_set(InUse::Reset);
+        expect(&outcome, &[Errno::NODEV, Errno::BUSY]);
+    });
+    let remover = spawn(stage.remover(Removal::Refuse));
+    parent.unregister(None);
+    expect(&join(remover), &[Errno::BUSY, Errno::NOENT]);
+    join(user);
+    join(operator);
+    stage.finish(1);
+}
+
+fn run(scheduler: impl Scheduler + 'static, scenario: fn()) {
+    let mut config = Config::new();
+    config.stack_size = 0x4_0000;
+    config.failure_persistence = FailurePersistence::Print;
+    config.silence_warnings = true;
+    Runner::new(scheduler, config).run(scenario);
+}
+
+/// Plays a scenario in many orders; the seeds are fixed, `SHUTTLE_RANDOM_SEED` changes them.
+pub(super) fn check(scenario: fn(), rounds: usize) {
+    run(RandomScheduler::new_from_seed(0x5eed, rounds), scenario);
+    for depth in 2..=4 {
+        run(PctScheduler::new_from_seed(depth as u64, depth, rounds / 2), scenario);
+    }
+}
+
+macro_rules! checks {
+    ($($scenario:ident,)*) => {
+        mod checks {
+            $(#[test]
+            fn $scenario() {
+                super::check(super::$scenario, 2000);
+            })*
+        }
+    };
+}
+
+checks! {
+    one_uuid,
+    one_unit,
+    again,
+    refusal_against_open,
+    two_removers,
+    a_deadline_hurries,
+    a_parent_against_creation,
+    a_parent_against_everybody,
+}
