@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::Duration;
 
+use vfiod_core::event::{Event, Observer};
 use vfiod_core::{
     Context, Description, Device, DeviceFlags, Errno, Error, File, Owner, Region, RegionIndex,
     Registry, ResetCause, Result,
@@ -141,7 +142,10 @@ fn rig() -> Rig {
 }
 
 fn rig_with(capacity: Capacity) -> Rig {
-    let registry = Registry::new();
+    rig_in(Registry::new(), capacity)
+}
+
+fn rig_in(registry: Registry, capacity: Capacity) -> Rig {
     let bus = Bus::new(registry.clone());
     let knobs = Arc::<Knobs>::default();
     let types = vec![kind("narrow", 1), kind("wide", 2)];
@@ -457,14 +461,44 @@ fn a_parent_is_known_once() {
     register(spec("b", vec![kind("a", 1)])).unwrap().unregister(None);
 }
 
+/// Holds the first open of one device, which happens under its set's lock.
+struct Hold {
+    device: String,
+    reached: Mutex<mpsc::Sender<()>>,
+    go_on: Mutex<mpsc::Receiver<()>>,
+}
+
+impl Observer for Hold {
+    fn event(&self, event: &Event<'_>) {
+        if let Event::DeviceOpened(subject) = event
+            && subject.name == self.device
+        {
+            self.reached.lock().unwrap().send(()).unwrap();
+            self.go_on.lock().unwrap().recv().unwrap();
+        }
+    }
+}
+
+/// The set-id table's row: an instance is a set of its own, and shares its lock with nobody.
 #[test]
 fn instances_do_not_share_a_lock() {
-    // One in the middle of a long first open does not keep another from being opened.
-    let rig = rig();
+    let (reached, has_reached) = mpsc::channel();
+    let (go_on, may_go_on) = mpsc::channel();
+    let hold = Hold {
+        device: uuid(1).to_string(),
+        reached: Mutex::new(reached),
+        go_on: Mutex::new(may_go_on),
+    };
+    let rig = rig_in(Registry::with_observer(Arc::new(hold)), Capacity::Shared(5));
     let (a, b) = (rig.create("narrow", 1).unwrap(), rig.create("narrow", 2).unwrap());
-    assert_ne!(a.device().set_name(), b.device().set_name());
-    let held = open(&a).unwrap();
-    let members = held.set_members().unwrap();
-    assert_eq!(members.len(), 1);
-    drop(open(&b).unwrap());
+    assert_ne!(a.device().set_key(), b.device().set_key());
+    thread::scope(|scope| {
+        let first = scope.spawn(|| open(&a).unwrap());
+        has_reached.recv().unwrap();
+        // One is in the midst of its first open; the other is opened and closed.
+        drop(open(&b).unwrap());
+        assert!(!first.is_finished());
+        go_on.send(()).unwrap();
+        assert_eq!(first.join().unwrap().set_members().unwrap().len(), 1);
+    });
 }
