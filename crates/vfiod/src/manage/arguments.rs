@@ -131,7 +131,7 @@ pub(crate) enum Manage {
         daemon: Daemon,
     },
     /// Remove a mediated device; one that is in use only if told what becomes of its users.
-    #[command(alias = "stop")]
+    #[command(visible_alias = "stop")]
     Remove {
         /// Its UUID.
         #[arg(add = ArgValueCandidates::new(complete::instances))]
