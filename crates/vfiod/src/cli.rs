@@ -184,13 +184,21 @@ pub(crate) struct Probe {
 #[derive(Debug, Args)]
 pub(crate) struct Bench {
     /// The server's socket.
-    #[arg(required_unless_present_any = ["serve", "idle"], conflicts_with_all = ["serve", "idle"])]
+    #[arg(required_unless_present_any = ["serve", "idle", "instances"],
+        conflicts_with_all = ["serve", "idle", "instances"])]
     pub(crate) socket: Option<PathBuf>,
 
     /// Instead, tell what so many served devices cost that nobody uses.
     #[arg(long, value_name = "DEVICES", conflicts_with = "serve",
         value_parser = clap::value_parser!(u64).range(2..=1_000_000))]
     pub(crate) idle: Option<u64>,
+
+    /// Instead, tell what creating, opening and removing a mediated device costs through the
+    /// control API while there are so many, and what each takes.
+    #[arg(long, value_name = "N,…", num_args = 0..=1, value_delimiter = ',',
+        default_missing_value = "10,1000,10000", conflicts_with_all = ["serve", "idle"],
+        value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    pub(crate) instances: Option<Vec<u64>>,
 
     /// Serve the bench device in a process of its own, and measure that.
     #[arg(long, conflicts_with = "region")]

@@ -73,7 +73,31 @@ fn idle_devices_take_no_thread() {
 }
 
 #[test]
+fn many_instances_are_managed() {
+    let short = ["bench", "--json", "--rounds", "2", "--time-ms", "2", "--instances", "3,60"];
+    let found: Vec<serde_json::Value> = serde_json::from_str(&good(short)).unwrap();
+    assert_eq!(found.len(), 2);
+    for (many, instances) in found.iter().zip([3, 60]) {
+        assert_eq!(many["instances"], instances);
+        for measure in ["create", "show", "open", "remove", "list"] {
+            assert!(many[measure]["median"].as_f64().unwrap() > 0.0, "{measure}: {many}");
+            assert_eq!(many[measure]["rounds"], 2, "{many}");
+        }
+        assert!(many["list_bytes"].as_u64().unwrap() > 100 * instances, "{many}");
+    }
+    // One each, as above.
+    let each = found[1]["descriptors_each"].as_f64().unwrap();
+    assert!((0.9..=1.1).contains(&each), "{each} descriptors for each instance");
+
+    let table = good(["bench", "--rounds", "1", "--time-ms", "1", "--instances", "2"]);
+    let lines: Vec<_> = table.lines().collect();
+    assert!(lines[0].starts_with("| instances | create/s |"), "{table}");
+    assert!(lines.len() == 3 && lines[2].starts_with("| 2 | "), "{table}");
+}
+
+#[test]
 fn mistakes_are_told() {
+    assert!(bad(2, ["bench", "--instances", "0"]).contains("--instances"));
     assert!(bad(2, ["bench"]).contains("SOCKET"));
     assert!(bad(2, ["bench", "--serve", "--only", "nothing", "--time-ms", "1"]).contains("--only"));
     assert!(bad(2, ["bench", "--serve", "--cpu", "99999"]).contains("there is no CPU 99999"));

@@ -10,12 +10,12 @@ use serde::Serialize;
 use super::{Process, floor};
 
 /// What a process takes.
-#[derive(Clone, Copy, Debug, Serialize)]
-struct Taken {
-    threads: u64,
-    descriptors: u64,
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub(super) struct Taken {
+    pub(super) threads: u64,
+    pub(super) descriptors: u64,
     /// Resident memory in KiB.
-    resident_kib: u64,
+    pub(super) resident_kib: u64,
 }
 
 /// What was found.
@@ -94,7 +94,8 @@ fn serve(directory: &Path, devices: u64) -> anyhow::Result<Taken> {
     taken(server.id())
 }
 
-fn taken(pid: u32) -> anyhow::Result<Taken> {
+/// What a process takes now.
+pub(super) fn taken(pid: u32) -> anyhow::Result<Taken> {
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
     let field = |name: &str| {
         let line = status.lines().find_map(|line| line.strip_prefix(name));

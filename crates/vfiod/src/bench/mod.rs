@@ -8,6 +8,7 @@
 mod figures;
 mod floor;
 mod idle;
+mod many;
 mod measures;
 mod raw;
 mod session;
@@ -33,6 +34,15 @@ pub(crate) fn run(args: &Bench) -> anyhow::Result<()> {
     if let Some(devices) = args.idle {
         let idle = idle::measure(directory.path(), devices)?;
         return if args.json { output::print_json(&idle) } else { output::print(&idle.text()) };
+    }
+    if let Some(numbers) = &args.instances {
+        let budget = Duration::from_millis(args.time_ms);
+        let many = many::measure(directory.path(), numbers, args.rounds, budget)?;
+        return if args.json {
+            output::print_json(&many)
+        } else {
+            output::print(&many::text(&many))
+        };
     }
     let floor_socket = directory.path().join("floor.sock");
     let poll = args.poll.as_deref().map(|poll| time("--poll", poll)).transpose()?;

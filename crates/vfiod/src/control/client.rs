@@ -120,15 +120,27 @@ impl Client {
         path: &str,
         body: Option<&Value>,
     ) -> anyhow::Result<Value> {
+        let bytes = self.bytes(method, path, body)?;
+        if bytes.is_empty() {
+            return Ok(Value::Null);
+        }
+        serde_json::from_slice(&bytes).context("the daemon's answer is no JSON")
+    }
+
+    fn bytes(&mut self, method: Method, path: &str, body: Option<&Value>) -> anyhow::Result<Bytes> {
         let Self { runtime, sender } = self;
         runtime.block_on(async {
             let response = ask(sender, method, path, body).await?;
-            let bytes = response.into_body().collect().await.context(GONE)?.to_bytes();
-            if bytes.is_empty() {
-                return Ok(Value::Null);
-            }
-            serde_json::from_slice(&bytes).context("the daemon's answer is no JSON")
+            Ok(response.into_body().collect().await.context(GONE)?.to_bytes())
         })
+    }
+
+    /// What is there, as the daemon sent it.
+    ///
+    /// # Errors
+    /// As [`Client::call`].
+    pub(crate) fn fetch(&mut self, path: &str) -> anyhow::Result<Bytes> {
+        self.bytes(Method::GET, path, None)
     }
 
     /// What is there.

@@ -1,0 +1,123 @@
+//! As many instances as a host may have, managed through the API by several programs at once.
+
+mod process;
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::thread;
+
+use process::api::ask;
+use process::{Daemon, until, vfiod};
+use rustix::process::{Resource, getrlimit};
+use serde_json::{Value, json};
+use vfiod_client::Client;
+
+const INSTANCES: usize = 10_000;
+const PROGRAMS: usize = 4;
+/// Those that are opened, all at the same time.
+const SAMPLE: usize = 200;
+/// Of the server.
+const THREADS: usize = 16;
+/// With those of the control API, at most 32, and the program's own.
+const ALL_THREADS: usize = THREADS + 32 + 8;
+
+fn uuid(number: usize) -> String {
+    format!("83b8f4f2-509f-382f-3c1e-{number:012x}")
+}
+
+/// Asks for something for each instance, shared out among several programs.
+fn for_each(control: &Path, status: u16, request: impl Fn(usize) -> Request + Sync) {
+    thread::scope(|scope| {
+        for program in 0..PROGRAMS {
+            let request = &request;
+            scope.spawn(move || {
+                for number in (program..INSTANCES).step_by(PROGRAMS) {
+                    let (method, path, body) = request(number);
+                    let (got, answer) = ask(control, method, &path, body.as_deref()).unwrap();
+                    assert_eq!(got, status, "{method} {path}: {answer}");
+                }
+            });
+        }
+    });
+}
+
+type Request = (&'static str, String, Option<String>);
+
+#[test]
+fn ten_thousand_come_are_used_and_go() {
+    let limit = getrlimit(Resource::Nofile).maximum;
+    assert!(limit.is_none_or(|limit| limit > INSTANCES as u64 + 1000), "ulimit -Hn is {limit:?}");
+    let directory = tempfile::tempdir().unwrap();
+    let at = |name: &str| directory.path().join(name);
+    let (control, sockets) = (at("control"), at("mdev"));
+    let text = format!(
+        "threads = {THREADS}\n[parent.pins]\nmodel = \"gpio\"\noptions = {{ instances = {INSTANCES} }}\n\
+         [mdev]\nsockets = {sockets:?}\n[control]\nsocket = {control:?}\n"
+    );
+    std::fs::write(at("c.toml"), text).unwrap();
+    let command = vfiod(["--log", "error", "serve", at("c.toml").to_str().unwrap()]);
+    let daemon = Daemon::serving(command, &[&control]);
+    let get = |path: &str| {
+        let (status, answer) = ask(&control, "GET", path, None).unwrap();
+        assert_eq!(status, 200, "{answer}");
+        answer
+    };
+    let available = || get("types")[0]["available"].as_u64().unwrap();
+    assert_eq!(available(), INSTANCES as u64);
+    let descriptors = daemon.descriptors();
+
+    for_each(&control, 201, |number| {
+        let body = json!({"parent": "pins", "type": "gpio-16", "uuid": uuid(number)});
+        ("POST", "instances".into(), Some(body.to_string()))
+    });
+    assert_eq!(available(), 0);
+    let body = json!({"parent": "pins", "type": "gpio-16"}).to_string();
+    let (status, answer) = ask(&control, "POST", "instances", Some(&body)).unwrap();
+    assert_eq!((status, &answer["errno"]), (409, &json!("EUSERS")), "{answer}");
+
+    let list = get("instances");
+    let listed: BTreeSet<&str> = list
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|instance| instance["uuid"].as_str().unwrap())
+        .collect();
+    let all: Vec<String> = (0..INSTANCES).map(uuid).collect();
+    assert!(listed.iter().copied().eq(all.iter().map(String::as_str)), "{}", listed.len());
+    assert_eq!(get("devices").as_array().unwrap().len(), INSTANCES);
+    assert_eq!(get("sets").as_array().unwrap().len(), INSTANCES);
+
+    // One descriptor each, and not one thread.
+    until("the end of the programs' connections", || {
+        daemon.descriptors() <= descriptors + INSTANCES
+    });
+    let threads = daemon.threads();
+    assert!(threads <= ALL_THREADS, "{threads} threads");
+
+    let clients: Vec<Client> = (0..SAMPLE)
+        .map(|turn| {
+            let number = turn * (INSTANCES / SAMPLE);
+            let mut client =
+                Client::connect(sockets.join(format!("{}.sock", uuid(number)))).unwrap();
+            client.device_info().unwrap();
+            client
+        })
+        .collect();
+    assert_eq!(get("files").as_array().unwrap().len(), SAMPLE);
+    let threads = daemon.threads();
+    assert!(threads <= ALL_THREADS, "{threads} threads");
+    let (status, answer) =
+        ask(&control, "DELETE", &format!("instances/{}", uuid(0)), None).unwrap();
+    assert_eq!((status, &answer["errno"]), (409, &json!("EBUSY")), "{answer}");
+    drop(clients);
+    until("the last release", || get("files") == json!([]));
+
+    for_each(&control, 204, |number| ("DELETE", format!("instances/{}", uuid(number)), None));
+    assert_eq!(get("instances"), json!([]));
+    assert_eq!(get("devices"), json!([]));
+    assert_eq!(get("sets"), json!([]));
+    assert_eq!(get("parents")[0]["instances"], Value::Array(Vec::new()));
+    assert_eq!(available(), INSTANCES as u64);
+    assert_eq!(std::fs::read_dir(&sockets).unwrap().count(), 0);
+    until("the descriptors' return", || daemon.descriptors() <= descriptors);
+}
