@@ -120,6 +120,10 @@ impl Source for Bell {
         let Some(_turn) = connection.shared().gate.enter(watch, source) else { return };
         if let Err(error) = session.file.ring(self.region, self.doorbell) {
             connection.quiet.warn(|more| tracing::warn!(%error, more, "doorbell refused"));
+            if error.errno() == Errno::NODEV {
+                // The file was taken away: what rings from now on is for nobody.
+                return;
+            }
         }
         // Fails only when the session has ended, which forgets it anyway.
         let _ = watch.rearm(&*self, Interest::Read);
