@@ -85,9 +85,11 @@ pub(crate) enum Request {
     Enable,
     Disable,
     Attributes,
-    /// Resets what the token stands for, or a child container of it.
+    /// Resets what the token stands for, or a child container of it, and `recursive`ly those in it
+    /// (not so with `DPRC_RESET_OPTION_NON_RECURSIVE`, which the command's second version has).
     Reset {
         container: u32,
+        recursive: bool,
     },
     /// Where its message goes: here an eventfd takes it, so that only the index matters.
     SetIrq {
@@ -123,10 +125,20 @@ pub(crate) enum Request {
         id: u32,
         region: u8,
     },
+    /// Where an object's message goes, as [`Request::SetIrq`].
+    SetObjectIrq {
+        name: [u8; 16],
+        id: u32,
+        index: u8,
+    },
 }
 
 fn low(word: u64) -> u32 {
     word as u32
+}
+
+fn high(word: u64) -> u32 {
+    low(word >> 32)
 }
 
 fn byte(word: u64, at: u32) -> u8 {
@@ -143,7 +155,7 @@ fn name(words: [u64; 2]) -> [u8; 16] {
 impl Request {
     /// What the words say; nothing that is known, if there is none.
     pub(crate) fn decode(words: &[u64; WORDS]) -> Option<Self> {
-        let [header, first, _, _, fourth, fifth, ..] = *words;
+        let [header, first, _, third, fourth, fifth, ..] = *words;
         Some(match Header(header).command() {
             (0x800, 1) => Self::Close,
             (0x805, 1) => Self::OpenContainer { id: low(first) },
@@ -156,7 +168,8 @@ impl Request {
             (0x002, 1) => Self::Enable,
             (0x003, 1) => Self::Disable,
             (0x004, 1) => Self::Attributes,
-            (0x005, 1 | 2) => Self::Reset { container: low(first) },
+            (0x005, 1) => Self::Reset { container: low(first), recursive: true },
+            (0x005, 2) => Self::Reset { container: low(first), recursive: high(first) & 1 == 0 },
             (0x010, 1) => Self::SetIrq { index: byte(first, 4) },
             (0x012, 1) => {
                 Self::SetIrqEnable { enable: byte(first, 0) & 1 != 0, index: byte(first, 4) }
@@ -171,6 +184,11 @@ impl Request {
             (0x15e, 1 | 2) => Self::ObjectRegion {
                 id: low(first),
                 region: byte(first, 6),
+                name: name([fourth, fifth]),
+            },
+            (0x15f, 1) => Self::SetObjectIrq {
+                index: byte(first, 4),
+                id: high(third),
                 name: name([fourth, fifth]),
             },
             _ => return None,

@@ -42,6 +42,8 @@ pub struct Container {
 
 #[derive(Debug, Default)]
 struct State {
+    /// The container that this one is in.
+    parent: Option<Weak<Container>>,
     objects: BTreeMap<ObjectId, Object>,
     sessions: BTreeMap<Token, Session>,
     last_token: u16,
@@ -127,21 +129,50 @@ impl Container {
     /// Puts a container into this one. It has a device set of its own.
     ///
     /// # Errors
-    /// `EEXIST`: there is one of this number.
+    /// `EEXIST`: there is one of this number; `EBUSY`: it is in another container; `ELOOP`: it has
+    /// this one in it.
     pub fn plug_container(self: &Arc<Self>, child: &Arc<Self>) -> Result<Plugged> {
         let id = ObjectId { kind: Kind::Dprc, id: child.id };
         if child.id == self.id {
             return Err(Error::new(Errno::EXIST, format!("{id} is the container itself")));
         }
-        self.enter(id, Some(Arc::downgrade(child)))
+        self.state().vacant(self.id, id)?;
+        child.claim(self)?;
+        // Only now that others see the claim: of two who make a loop, one finds it.
+        let plugged = if self.is_within(child) {
+            let what = format!("{id} has dprc.{} in it", self.id);
+            Err(Error::new(Errno::LOOP, what))
+        } else {
+            self.enter(id, Some(Arc::downgrade(child)))
+        };
+        if plugged.is_err() {
+            child.state().parent = None;
+        }
+        plugged
+    }
+
+    fn parent(&self) -> Option<Arc<Self>> {
+        self.state().parent.as_ref().and_then(Weak::upgrade)
+    }
+
+    /// Makes `parent` what this container is in, which nobody else can then.
+    fn claim(&self, parent: &Arc<Self>) -> Result<()> {
+        let mut state = self.state();
+        if let Some(other) = state.parent.as_ref().and_then(Weak::upgrade) {
+            let what = format!("dprc.{} is in dprc.{} already", self.id, other.id);
+            return Err(Error::new(Errno::BUSY, what));
+        }
+        state.parent = Some(Arc::downgrade(parent));
+        Ok(())
+    }
+
+    fn is_within(&self, other: &Arc<Self>) -> bool {
+        std::iter::successors(self.parent(), |at| at.parent()).any(|at| Arc::ptr_eq(&at, other))
     }
 
     fn enter(self: &Arc<Self>, id: ObjectId, child: Option<Weak<Self>>) -> Result<Plugged> {
         let mut state = self.state();
-        if state.objects.contains_key(&id) {
-            let what = format!("dprc.{} has {id} already", self.id);
-            return Err(Error::new(Errno::EXIST, what));
-        }
+        state.vacant(self.id, id)?;
         let portal = (id.kind.regions() > 0).then(|| {
             state.portals += 1;
             state.portals
@@ -178,12 +209,36 @@ impl Container {
     /// in it are not entered (`DPRC_RESET_OPTION_NON_RECURSIVE`).
     pub fn reset(&self) {
         let mut state = self.state();
-        let State { objects, sessions, last_token: _, irq, portals: _, portal: _, context: _ } =
-            &mut *state;
+        let State {
+            parent: _,
+            objects,
+            sessions,
+            last_token: _,
+            irq,
+            portals: _,
+            portal: _,
+            context: _,
+        } = &mut *state;
         sessions.clear();
         *irq = Irq::default();
         for object in objects.values_mut() {
             object.enabled = false;
+        }
+    }
+
+    /// The containers in it.
+    fn children(&self) -> Vec<Arc<Self>> {
+        let state = self.state();
+        state.objects.values().filter_map(|object| object.child.as_ref()?.upgrade()).collect()
+    }
+
+    /// Resets the container, and what is in it at any depth if `recursive`; one after the other.
+    fn reset_by_command(&self, recursive: bool) {
+        self.reset();
+        let mut rest = if recursive { self.children() } else { Vec::new() };
+        while let Some(child) = rest.pop() {
+            child.reset();
+            rest.extend(child.children());
         }
     }
 
@@ -249,13 +304,13 @@ impl Container {
             Request::Attributes => {
                 Ok(Answer::done().halves(0, self.id, self.icid.into()).halves(1, 0, state.portal))
             }
-            Request::Reset { container } => {
+            Request::Reset { container, recursive } => {
                 let child = ObjectId { kind: Kind::Dprc, id: container };
                 let child = state.objects.get(&child).and_then(|object| object.child.clone());
                 drop(state);
                 match child.and_then(|child| child.upgrade()) {
-                    Some(child) => child.reset(),
-                    None if container == self.id => self.reset(),
+                    Some(child) => child.reset_by_command(recursive),
+                    None if container == self.id => self.reset_by_command(recursive),
                     None => return Err(Status::ConfigurationError),
                 }
                 Ok(Answer::done())
@@ -281,12 +336,32 @@ impl Container {
                     0,
                 ))
             }
+            Request::SetObjectIrq { name, id, index } => {
+                let kind = Kind::of(&name).ok_or(Status::ConfigurationError)?;
+                let id = ObjectId { kind, id };
+                let own = ObjectId { kind: Kind::Dprc, id: self.id };
+                let there = id == own || state.objects.contains_key(&id);
+                // Nothing to keep: an eventfd takes the message.
+                if there && index < kind.irqs() {
+                    Ok(Answer::done())
+                } else {
+                    Err(Status::ConfigurationError)
+                }
+            }
             other => state.execute_irq(&other),
         }
     }
 }
 
 impl State {
+    /// `EEXIST` if container `own` has such an object.
+    fn vacant(&self, own: u32, id: ObjectId) -> Result<()> {
+        if self.objects.contains_key(&id) {
+            return Err(Error::new(Errno::EXIST, format!("dprc.{own} has {id} already")));
+        }
+        Ok(())
+    }
+
     fn open(&mut self, session: Session) -> std::result::Result<Answer, Status> {
         if self.sessions.len() >= MAX_SESSIONS {
             return Err(Status::NoResource);
@@ -434,7 +509,17 @@ impl Drop for Plugged {
     fn drop(&mut self) {
         let mut state = self.container.state();
         state.reset_object(self.id);
-        state.objects.remove(&self.id);
+        let child = state.objects.remove(&self.id).and_then(|object| object.child);
+        if let Some(child) = &child {
+            // It may live on, out of reach.
+            state.sessions.retain(
+                |_, session| !matches!(session, Session::Child(open) if open.ptr_eq(child)),
+            );
+        }
         state.tell(Event::ObjectRemoved);
+        drop(state);
+        if let Some(child) = child.and_then(|child| child.upgrade()) {
+            child.state().parent = None;
+        }
     }
 }

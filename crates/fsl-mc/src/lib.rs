@@ -12,10 +12,11 @@
 //! | 0x805, 0x80b, 0x804, 0x808 | – | open a container, dpmcp, dpbp, dpcon: the answer has a token |
 //! | 0x800 | a token | close |
 //! | 0x831, 0xa05, 0x830 | – | versions of the Management Complex and of containers; the container's id |
-//! | 0x004, 0x005 | a token | attributes; reset (of a container: itself or one in it) |
+//! | 0x004, 0x005 | a token | attributes; reset (of a container: itself or one in it, and those inside) |
 //! | 0x002, 0x003 | dpbp, dpcon | enable, disable |
 //! | 0x159, 0x15a, 0x15e | a container | count of objects, one of them, one of its regions |
 //! | 0x010 – 0x017 | a container | its interrupt: where to, enable, mask, status, clear |
+//! | 0x15f | a container | where an object's interrupt goes |
 //!
 //! Anything else ends with [`Status::UnsupportedOperation`], a wrong parameter with
 //! [`Status::ConfigurationError`], a token that is none with [`Status::AuthenticationError`].

@@ -40,6 +40,10 @@ const CLEAR_IRQ_STATUS: u64 = command(0x017);
 const OBJECT_COUNT: u64 = command(0x159);
 const OBJECT: u64 = command(0x15a);
 const OBJECT_REGION: u64 = command(0x15e);
+const SET_OBJECT_IRQ: u64 = command(0x15f);
+/// `DPRC_CMDID_RESET_CONT_V2`, which has options.
+const RESET_V2: u64 = RESET + (1 << 48);
+const NON_RECURSIVE: u64 = 1;
 
 /// `mc_cmd_status`.
 const AUTH_ERR: u8 = 3;
@@ -304,6 +308,119 @@ fn a_container_in_a_container() {
 }
 
 #[test]
+fn a_container_that_was_taken_out_is_out_of_reach() {
+    let rig = Rig::new();
+    let child = Container::new(3);
+    let plugged = rig.container.plug_container(&child).unwrap();
+    let mut dprc = rig.client("dprc.2");
+    let (token, _) = send(&mut dprc, OPEN, 0, &[3]).unwrap();
+    send(&mut dprc, OBJECT_COUNT, token, &[]).unwrap();
+    // It lives on, with users of its own perhaps.
+    drop(plugged);
+    assert_eq!(send(&mut dprc, OBJECT_COUNT, token, &[]), Err(AUTH_ERR));
+    assert_eq!(send(&mut dprc, OPEN, 0, &[3]), Err(CONFIG_ERR));
+    // Another of that number is not what the old token was for.
+    let _other = rig.container.plug_container(&Container::new(3)).unwrap();
+    assert_eq!(send(&mut dprc, OBJECT_COUNT, token, &[]), Err(AUTH_ERR));
+}
+
+#[test]
+fn a_reset_enters_containers_unless_told_not_to() {
+    let rig = Rig::new();
+    let (child, grandchild) = (Container::new(3), Container::new(4));
+    let _child = rig.container.plug_container(&child).unwrap();
+    let _grandchild = child.plug_container(&grandchild).unwrap();
+    let registry = Registry::new();
+    let spec = DeviceSpec { name: "dprc.3".to_owned(), ..DeviceSpec::default() };
+    let inner = registry.register(spec, Box::new(ContainerDevice::new(&child))).unwrap();
+    let inner = inner.device().open(Owner::InProcess("test".to_owned())).unwrap();
+    let mut dprc = rig.client("dprc.2");
+    let masks = |dprc: &mut Client| {
+        let (child, _) = send(dprc, OPEN, 0, &[3]).unwrap();
+        let child = send(dprc, GET_IRQ_MASK, child, &[0]).unwrap().1[0];
+        // The grandchild is opened by its own parent.
+        let mut words = [OPEN | READY, 4, 0, 0, 0, 0, 0, 0];
+        let region = vfiod_core::RegionIndex(0);
+        let answer = |words: &mut [u64; 8]| {
+            let mut bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+            inner.write(region, 0, &bytes).unwrap();
+            inner.read(region, 0, &mut bytes).unwrap();
+            for (word, bytes) in words.iter_mut().zip(bytes.chunks_exact(8)) {
+                *word = u64::from_le_bytes(bytes.try_into().unwrap());
+            }
+        };
+        answer(&mut words);
+        let token = words[0] & 0xffff << 32;
+        words = [GET_IRQ_MASK | READY | token, 0, 0, 0, 0, 0, 0, 0];
+        answer(&mut words);
+        (child, words[1], token)
+    };
+    let set = |dprc: &mut Client| {
+        let (token, _) = send(dprc, OPEN, 0, &[3]).unwrap();
+        send(dprc, IRQ_MASK, token, &[3]).unwrap();
+        let (_, _, grandchild) = masks(dprc);
+        let words = [IRQ_MASK | READY | grandchild, 3, 0, 0, 0, 0, 0, 0];
+        let bytes: Vec<u8> = words.iter().flat_map(|word: &u64| word.to_le_bytes()).collect();
+        inner.write(vfiod_core::RegionIndex(0), 0, &bytes).unwrap();
+        let (child, grandchild, _) = masks(dprc);
+        assert_eq!((child, grandchild), (3, 3));
+    };
+    set(&mut dprc);
+    let (own, _) = send(&mut dprc, OPEN, 0, &[2]).unwrap();
+    send(&mut dprc, RESET_V2, own, &[2 | NON_RECURSIVE << 32]).unwrap();
+    assert_eq!(masks(&mut dprc).0, 3, "only the container itself");
+    let (own, _) = send(&mut dprc, OPEN, 0, &[2]).unwrap();
+    send(&mut dprc, RESET_V2, own, &[3 | NON_RECURSIVE << 32]).unwrap();
+    let (child, grandchild, _) = masks(&mut dprc);
+    assert_eq!((child, grandchild), (0, 3), "only the one in it");
+    set(&mut dprc);
+    // The first version has no options: what is where they would be means nothing.
+    send(&mut dprc, RESET, own, &[2 | NON_RECURSIVE << 32]).unwrap();
+    let (child, grandchild, _) = masks(&mut dprc);
+    assert_eq!((child, grandchild), (0, 0));
+    // A user's own reset, like the last close, does not enter them, as the kernel has it.
+    set(&mut dprc);
+    dprc.reset().unwrap();
+    let (child, grandchild, _) = masks(&mut dprc);
+    assert_eq!((child, grandchild), (3, 3));
+}
+
+#[test]
+fn containers_are_a_tree() {
+    let [a, b, c] = [1, 2, 3].map(Container::new);
+    let _a_b = a.plug_container(&b).unwrap();
+    let b_c = b.plug_container(&c).unwrap();
+    let error = a.plug_container(&c).unwrap_err();
+    assert_eq!(error.errno(), Errno::BUSY);
+    assert!(error.to_string().contains("dprc.3 is in dprc.2"), "{error}");
+    let error = c.plug_container(&a).unwrap_err();
+    assert_eq!(error.errno(), Errno::LOOP);
+    assert!(error.to_string().contains("dprc.1 has dprc.3 in it"), "{error}");
+    let error = a.plug_container(&a).unwrap_err();
+    assert_eq!(error.errno(), Errno::EXIST);
+    drop(b_c);
+    // A refusal left nothing behind.
+    let _a_c = a.plug_container(&c).unwrap();
+}
+
+#[test]
+fn an_objects_interrupt_is_configured_through_its_container() {
+    let mut rig = Rig::new();
+    let _pool = rig.plug(Kind::Dpbp, 7);
+    let mut dprc = rig.client("dprc.2");
+    let (token, _) = send(&mut dprc, OPEN, 0, &[2]).unwrap();
+    let [first, second] = name("dpbp");
+    let configure = |index: u64, id: u64| [index << 32, 0xfee0_0000, id << 32, first, second];
+    send(&mut dprc, SET_OBJECT_IRQ, token, &configure(0, 7)).unwrap();
+    assert_eq!(send(&mut dprc, SET_OBJECT_IRQ, token, &configure(1, 7)), Err(CONFIG_ERR));
+    assert_eq!(send(&mut dprc, SET_OBJECT_IRQ, token, &configure(0, 8)), Err(CONFIG_ERR));
+    let nothing = [0, 0, 7 << 32, 0, 0];
+    assert_eq!(send(&mut dprc, SET_OBJECT_IRQ, token, &nothing), Err(CONFIG_ERR));
+    let (object, _) = send(&mut dprc, OPEN_DPBP, 0, &[7]).unwrap();
+    assert_eq!(send(&mut dprc, SET_OBJECT_IRQ, object, &configure(0, 7)), Err(UNSUPPORTED));
+}
+
+#[test]
 fn what_is_there_cannot_be_plugged_again() {
     let container = Container::new(2);
     let first = container.plug(Kind::Dpmcp, 1).unwrap();
@@ -388,10 +505,10 @@ proptest! {
     fn any_command_is_answered(
         commands in proptest::collection::vec((any::<[u64; 8]>(), 0_u8..26, 0_u16..4), 1..40),
     ) {
-        const KNOWN: [u64; 18] = [
+        const KNOWN: [u64; 20] = [
             CLOSE, OPEN, OPEN_DPBP, API_VERSION, CONTAINER_ID, ATTRIBUTES, RESET, ENABLE, SET_IRQ,
             IRQ_ENABLE, GET_IRQ_ENABLE, IRQ_MASK, GET_IRQ_MASK, IRQ_STATUS, CLEAR_IRQ_STATUS,
-            OBJECT_COUNT, OBJECT, OBJECT_REGION,
+            OBJECT_COUNT, OBJECT, OBJECT_REGION, SET_OBJECT_IRQ, RESET_V2,
         ];
         let registry = Registry::new();
         let container = Container::new(2);
