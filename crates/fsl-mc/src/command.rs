@@ -76,14 +76,17 @@ pub(crate) enum Request {
         id: u32,
     },
     Close,
-    /// The version of the container's commands.
-    ContainerVersion,
+    /// The version of the commands of a kind.
+    KindVersion {
+        kind: Kind,
+    },
     /// The container that the portal belongs to.
     ContainerId,
     /// The Management Complex's own version.
     Version,
     Enable,
     Disable,
+    IsEnabled,
     Attributes,
     /// Resets what the token stands for, or a child container of it, and `recursive`ly those in it
     /// (not so with `DPRC_RESET_OPTION_NON_RECURSIVE`, which the command's second version has).
@@ -164,12 +167,16 @@ impl Request {
             (0x808, 1) => Self::OpenObject { kind: Kind::Dpcon, id: low(first) },
             (0x831, 1) => Self::Version,
             (0x830, 1) => Self::ContainerId,
-            (0xa05, 1) => Self::ContainerVersion,
+            (0xa05, 1) => Self::KindVersion { kind: Kind::Dprc },
+            (0xa0b, 1) => Self::KindVersion { kind: Kind::Dpmcp },
+            (0xa04, 1) => Self::KindVersion { kind: Kind::Dpbp },
+            (0xa08, 1) => Self::KindVersion { kind: Kind::Dpcon },
             (0x002, 1) => Self::Enable,
             (0x003, 1) => Self::Disable,
             (0x004, 1) => Self::Attributes,
             (0x005, 1) => Self::Reset { container: low(first), recursive: true },
             (0x005, 2) => Self::Reset { container: low(first), recursive: high(first) & 1 == 0 },
+            (0x006, 1) => Self::IsEnabled,
             (0x010, 1) => Self::SetIrq { index: byte(first, 4) },
             (0x012, 1) => {
                 Self::SetIrqEnable { enable: byte(first, 0) & 1 != 0, index: byte(first, 4) }

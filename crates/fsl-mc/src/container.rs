@@ -265,8 +265,8 @@ impl Container {
                 return state.open(Session::Object(id));
             }
             Request::ContainerId => return Ok(Answer::done().halves(0, self.id, 0)),
-            Request::ContainerVersion => {
-                let (major, minor) = Kind::Dprc.version();
+            Request::KindVersion { kind } => {
+                let (major, minor) = kind.version();
                 let version = u32::from(major) | u32::from(minor) << 16;
                 return Ok(Answer::done().halves(0, version, 0));
             }
@@ -403,6 +403,9 @@ impl State {
         match (request, id.kind) {
             (Request::Enable, Kind::Dpbp | Kind::Dpcon) => object.enabled = true,
             (Request::Disable, Kind::Dpbp | Kind::Dpcon) => object.enabled = false,
+            (Request::IsEnabled, Kind::Dpbp | Kind::Dpcon) => {
+                return Ok(Answer::done().halves(0, object.enabled.into(), 0));
+            }
             (Request::Attributes, Kind::Dpbp) => {
                 // Its buffer pool has the object's own number.
                 let pool = (id.id & 0xffff) << 16;

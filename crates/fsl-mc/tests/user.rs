@@ -26,10 +26,15 @@ const CLOSE: u64 = command(0x800);
 const OPEN: u64 = command(0x805);
 const OPEN_DPBP: u64 = command(0x804);
 const API_VERSION: u64 = command(0xa05);
+const DPMCP_VERSION: u64 = command(0xa0b);
+const DPBP_VERSION: u64 = command(0xa04);
+const DPCON_VERSION: u64 = command(0xa08);
 const CONTAINER_ID: u64 = command(0x830);
 const ATTRIBUTES: u64 = command(0x004);
 const RESET: u64 = command(0x005);
 const ENABLE: u64 = command(0x002);
+const DISABLE: u64 = command(0x003);
+const IS_ENABLED: u64 = command(0x006);
 const SET_IRQ: u64 = command(0x010);
 const IRQ_ENABLE: u64 = command(0x012);
 const GET_IRQ_ENABLE: u64 = command(0x013);
@@ -226,8 +231,18 @@ fn every_portal_of_a_container_serves_it() {
     assert_eq!(portal.device_info().unwrap().flags, 1 << 6);
     let (dpbp, _) = send(&mut portal, OPEN_DPBP, 0, &[7]).unwrap();
     send(&mut portal, ENABLE, dpbp, &[]).unwrap();
+    assert_eq!(send(&mut portal, IS_ENABLED, dpbp, &[]).unwrap().1[0], 1);
+    send(&mut portal, DISABLE, dpbp, &[]).unwrap();
+    assert_eq!(send(&mut portal, IS_ENABLED, dpbp, &[]).unwrap().1[0], 0);
     let (_, attributes) = send(&mut portal, ATTRIBUTES, dpbp, &[]).unwrap();
     assert_eq!(attributes[0] >> 32, 7);
+    // What a kind's attributes say of its version, its own command says.
+    let (_, version) = send(&mut portal, DPBP_VERSION, 0, &[]).unwrap();
+    assert_eq!(version[0], attributes[1]);
+    for (command, major) in [(DPMCP_VERSION, 3), (DPCON_VERSION, 3), (API_VERSION, 6)] {
+        let (_, version) = send(&mut portal, command, 0, &[]).unwrap();
+        assert_eq!(version[0] & 0xffff, major);
+    }
     // A command for containers, and one for nothing.
     assert_eq!(send(&mut portal, OBJECT_COUNT, dpbp, &[]), Err(UNSUPPORTED));
     assert_eq!(send(&mut portal, command(0x7ff), dpbp, &[]), Err(UNSUPPORTED));
