@@ -256,9 +256,11 @@ impl Stopped {
                 return Err(error);
             }
         }
-        if !active(Mutation::HotResetKeepsDoorbells) {
-            for member in guard.members() {
+        for member in guard.members() {
+            if !active(Mutation::HotResetKeepsDoorbells) {
                 member.files.values().for_each(|file| file.silence_doorbells());
+            }
+            if !active(Mutation::HotResetKeepsUnmasks) {
                 member.device.context.irqs().silence_unmasks();
             }
         }

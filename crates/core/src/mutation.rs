@@ -113,6 +113,8 @@ mutations! {
     HotResetKeepsPages,
     /// Delivers the doorbells that were rung during a hot reset.
     HotResetKeepsDoorbells,
+    /// Unmasks by what was signalled before the end of a hot reset.
+    HotResetKeepsUnmasks,
     /// Does not wake the accesses that wait for the end of a hot reset.
     ResumeUnheard,
     /// Copies small accesses after letting the table lock go.

@@ -44,6 +44,7 @@ faults! {
     hot_reset_half_done: HotResetHalfDone in hot_reset_that_fails, "half reset";
     hot_reset_keeps_pages: HotResetKeepsPages in hot_reset_against_stores, "a store from before";
     hot_reset_keeps_doorbells: HotResetKeepsDoorbells in hot_reset_against_doorbells, "a doorbell from before";
+    hot_reset_keeps_unmasks: HotResetKeepsUnmasks in hot_reset_against_unmasks, "an unmask from before";
     resume_unheard: ResumeUnheard in hot_reset_against_accesses, "deadlock";
     dma_copy_unlocked: DmaCopyUnlocked in small_access_against_unmap, "after the unmap";
     dma_copy_unpinned: DmaCopyUnpinned in large_access_against_unmap, "after the unmap";

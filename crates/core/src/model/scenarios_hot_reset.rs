@@ -2,15 +2,20 @@
 
 use std::sync::Arc;
 
+use rustix::event::{EventfdFlags, eventfd};
+
 use super::scenarios::{NOW, check, finish, join, open, register, spawn};
 use super::witness::{Ledger, Witness};
+use crate::irq::{IrqAction, IrqData};
 use crate::memory::SharedMemory;
 use crate::sync::thread;
 use crate::{
-    DeviceRef, Errno, Error, File, InUse, Owner, RegionIndex, Registration, Registry, Result,
+    DeviceRef, Errno, Error, File, InUse, IrqIndex, Owner, RegionIndex, Registration, Registry,
+    Result,
 };
 
 const REGISTERS: RegionIndex = RegionIndex(0);
+const LINE: IrqIndex = IrqIndex(0);
 
 struct Stage {
     registry: Registry,
@@ -247,6 +252,43 @@ pub(crate) fn hot_reset_against_doorbells() {
     stage.finish();
 }
 
+/// A client signals an unmasking eventfd, and the server hears it.
+pub(crate) fn hot_reset_against_unmasks() {
+    let stage = Stage::plain();
+    let caller = open(&stage.device(0)).expect("opens");
+    let file = Arc::new(open(&stage.device(1)).expect("opens"));
+    stage.ledger.expect_hot_reset(2);
+    let [trigger, unmask] = [0; 2].map(|_| eventfd(0, EventfdFlags::NONBLOCK).expect("an eventfd"));
+    for (action, fd) in [(IrqAction::Trigger, &trigger), (IrqAction::Unmask, &unmask)] {
+        let fds = IrqData::EventFds(vec![fd.try_clone().ok()]);
+        file.set_irqs(LINE, 0, 1, action, fds).expect("sets up");
+    }
+    let watched = file.unmask_fds().remove(0);
+    let client = {
+        let ledger = stage.ledger.clone();
+        spawn(move || {
+            thread::yield_now();
+            rustix::io::write(&unmask, &1u64.to_ne_bytes()).expect("signals");
+            ledger.rung();
+        })
+    };
+    let server = {
+        let (file, watched) = (file.clone(), watched.clone());
+        spawn(move || {
+            file.unmask_signalled(&watched);
+        })
+    };
+    let done = caller.reset_set();
+    join([client, server]);
+    let early = stage.ledger.rung_before(2);
+    // It masks itself, and stays so.
+    stage.device(1).registered.context.irqs().set_level(LINE, 0, true).expect("raises");
+    let unmasked = file.unmask_signalled(&watched);
+    assert!(!(done.is_ok() && early && unmasked), "an unmask from before the end was heard");
+    drop((caller, file));
+    stage.finish();
+}
+
 macro_rules! checks {
     ($($scenario:ident: $rounds:literal,)*) => {
         mod checks {
@@ -267,4 +309,5 @@ checks! {
     hot_reset_that_fails: 1000,
     hot_reset_against_stores: 1000,
     hot_reset_against_doorbells: 1000,
+    hot_reset_against_unmasks: 1000,
 }

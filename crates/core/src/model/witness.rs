@@ -7,6 +7,7 @@ use crate::contain::DeviceBug;
 use crate::device::{Context, Description, Device, DeviceFlags, Request, ResetCause};
 use crate::error::{Errno, Error, Result};
 use crate::file::{FileId, Owner};
+use crate::irq::{IrqFlags, IrqInfo};
 use crate::memory::SharedMemory;
 use crate::region::{Doorbell, Region, RegionIndex};
 use crate::set::SetObject;
@@ -82,6 +83,11 @@ impl Ledger {
     /// A client has rung a doorbell by now.
     pub(crate) fn rung(&self) {
         self.with(|state| state.rung = state.hot.map(|(begun, _)| begun));
+    }
+
+    /// Whether that was before so many steps had begun.
+    pub(crate) fn rung_before(&self, steps: usize) -> bool {
+        self.with(|state| state.rung.is_some_and(|begun| begun < steps))
     }
 
     /// The end of a scenario in which every file was dropped: nothing wrong, nothing left.
@@ -179,7 +185,8 @@ impl Device for Witness {
         let bell = Doorbell { offset: 0, size: 4, datamatch: None };
         let mut regions = vec![Region { doorbells: vec![bell], ..Region::registers(16) }];
         regions.extend(self.memory.clone().map(Region::memory));
-        Description { flags, regions, irqs: Vec::new() }
+        let irq = IrqFlags::EVENTFD | IrqFlags::MASKABLE | IrqFlags::AUTOMASKED;
+        Description { flags, regions, irqs: vec![IrqInfo { flags: irq, count: 1 }] }
     }
 
     fn init(&mut self, _ctx: &Context) -> Result<()> {
