@@ -250,7 +250,9 @@ fn more_connections_than_a_device_takes_are_closed() {
             closed += 1;
         }
     }
-    assert!(closed >= 300 - 256, "{closed} closed");
+    // One may have been closed only just after it was answered: for its silence before.
+    eventually("those that it takes", || rig.served.as_ref().unwrap().connections() <= 256);
+    assert!(closed > 0);
     drop(sockets);
     rig.wait_idle();
     rig.assert_alive();
