@@ -26,12 +26,32 @@ fn describe(kind: Kind, flags: DeviceFlags) -> Description {
 pub struct ContainerDevice {
     container: Arc<Container>,
     portal: Portal,
+    /// Its place in another container.
+    plugged: Option<Plugged>,
 }
 
 impl ContainerDevice {
     /// The device of a container. Its set is [`Container::set`].
     pub fn new(container: &Arc<Container>) -> Self {
-        Self { container: container.clone(), portal: Portal::default() }
+        Self { container: container.clone(), portal: Portal::default(), plugged: None }
+    }
+
+    /// The device of a container inside another, which is taken out of `outer` when this is
+    /// dropped. Its set is its own, [`Container::set`].
+    ///
+    /// # Errors
+    /// Those of [`Container::plug_container`].
+    pub fn inside(container: &Arc<Container>, outer: &Arc<Container>) -> Result<Self> {
+        let plugged = outer.plug_container(container)?;
+        let mut device = Self::new(container);
+        device.plugged = Some(plugged);
+        Ok(device)
+    }
+
+    fn set_used(&self, used: bool) {
+        if let Some(plugged) = &self.plugged {
+            plugged.container().set_used(plugged.id(), used);
+        }
     }
 }
 
@@ -46,12 +66,14 @@ impl Device for ContainerDevice {
     }
 
     fn open_device(&mut self) -> Result<()> {
+        self.set_used(true);
         Ok(())
     }
 
     fn close_device(&mut self) {
         self.portal.reset();
         self.container.reset();
+        self.set_used(false);
     }
 
     fn read(&mut self, _region: RegionIndex, offset: u64, data: &mut [u8]) -> Result<()> {
@@ -59,12 +81,12 @@ impl Device for ContainerDevice {
     }
 
     fn write(&mut self, _region: RegionIndex, offset: u64, data: &[u8]) -> Result<()> {
-        let Self { container, portal } = self;
+        let Self { container, portal, plugged: _ } = self;
         portal.write(offset, data, |header, request| container.execute(header, request))
     }
 
     fn reset(&mut self, _cause: ResetCause) -> Result<()> {
-        let Self { container, portal } = self;
+        let Self { container, portal, plugged: _ } = self;
         portal.reset();
         container.reset();
         Ok(())

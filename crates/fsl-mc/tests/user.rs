@@ -401,6 +401,34 @@ fn a_reset_enters_containers_unless_told_not_to() {
 }
 
 #[test]
+fn the_device_of_a_container_inside_another() {
+    let mut rig = Rig::new();
+    let child = Container::new(3);
+    let device = Box::new(ContainerDevice::inside(&child, &rig.container).unwrap());
+    let busy = ContainerDevice::inside(&child, &Container::new(9)).unwrap_err();
+    assert_eq!(busy.errno(), Errno::BUSY);
+    let registry = Registry::new();
+    let set = Some(child.set());
+    let spec = DeviceSpec { name: "dprc.3".to_owned(), set, ..DeviceSpec::default() };
+    let inner = registry.register(spec, device).unwrap();
+    let mut dprc = rig.client("dprc.2");
+    let (token, _) = send(&mut dprc, OPEN, 0, &[2]).unwrap();
+    let state = |dprc: &mut Client| {
+        let (_, object) = send(dprc, OBJECT, token, &[0]).unwrap();
+        assert_eq!((object[0] >> 32, text(&object[3..5])), (3, "dprc".to_owned()));
+        object[1] >> 32
+    };
+    assert_eq!(state(&mut dprc), 2, "plugged");
+    let file = inner.device().open(Owner::InProcess("test".to_owned())).unwrap();
+    assert_eq!(state(&mut dprc), 3, "plugged and open");
+    drop(file);
+    assert_eq!(state(&mut dprc), 2);
+    drop(inner);
+    assert_eq!(send(&mut dprc, OBJECT_COUNT, token, &[]).unwrap().1[0] >> 32, 0);
+    rig.served.clear();
+}
+
+#[test]
 fn containers_are_a_tree() {
     let [a, b, c] = [1, 2, 3].map(Container::new);
     let _a_b = a.plug_container(&b).unwrap();

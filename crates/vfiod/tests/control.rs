@@ -522,6 +522,10 @@ device.w1 = { model = "gpio", slot = "w1", socket = "DIR/w1" }
 device.alone = { model = "template", socket = "DIR/alone" }
 container.fabric.id = 2
 container.fabric.socket = "DIR/fabric"
+container.inner.inside = "fabric"
+container.inner.id = 3
+container.inner.socket = "DIR/inner"
+container.inner.object.pool = { kind = "dpbp", id = 1, socket = "DIR/pool" }
 container.fabric.object.portal = { kind = "dpmcp", id = 1, socket = "DIR/portal" }
 parent.pins.model = "gpio"
 mdev.sockets = "DIR/mdev"
@@ -548,6 +552,7 @@ control.socket = "DIR/control"
         ("alone", &["alone"]),
         // fsl-mc: the container.
         ("container dprc.2", &["fabric", "portal"]),
+        ("container dprc.3", &["inner", "pool"]),
         // mdev: the device itself.
         (UUID, &[UUID]),
         (OTHER, &[OTHER]),
@@ -564,5 +569,6 @@ control.socket = "DIR/control"
     }
     // The kind of device is what its bus makes it.
     assert_eq!(rig.json(&["show", "fabric"])["flags"], json!(["reset", "fsl-mc"]));
+    assert_eq!(rig.json(&["show", "inner"])["location"], "dprc.2/dprc.3");
     assert_eq!(rig.json(&["show", "s1"])["location"], "0000:01:00.1");
 }

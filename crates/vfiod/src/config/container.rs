@@ -5,11 +5,14 @@ use vfiod_fsl_mc::Kind;
 use super::read::{Names, Reader, Taken};
 use super::section::{At, Section};
 use super::{ContainerConfig, ObjectConfig};
+use crate::nearest::suggestion;
 
 /// What one container's sections have in common with all the others.
 pub(super) struct Everything<'a, 'n> {
     /// Names of devices, which all end up in one registry.
     pub(super) names: &'a mut Names<'n>,
+    /// All containers.
+    pub(super) containers: &'a Names<'n>,
     pub(super) numbers: &'a mut Taken<u32>,
     pub(super) sockets: &'a mut Taken<String>,
 }
@@ -30,6 +33,8 @@ impl Reader<'_> {
             let help = "give each container its own number".to_owned();
             container.wrong("id", id.span.clone(), what, help);
         }
+        let outer = container.string("inside");
+        let inside = outer.and_then(|outer| outside(name.value, &container, &outer, all));
         let socket = self.socket(&container, all.sockets);
         let mut taken = Taken::default();
         let mut objects = Vec::new();
@@ -41,6 +46,7 @@ impl Reader<'_> {
         Some(ContainerConfig {
             name: name.value.to_owned(),
             id: id?.value,
+            inside,
             socket: socket?,
             objects,
         })
@@ -90,4 +96,31 @@ impl Reader<'_> {
         }
         names.push(name.clone());
     }
+}
+
+/// The container that one is inside: one before it, so that none is inside itself.
+fn outside(
+    name: &str,
+    section: &Section<'_>,
+    outer: &At<&str>,
+    all: &Everything<'_, '_>,
+) -> Option<String> {
+    let place = |name| all.containers.iter().position(|container| container.value == name);
+    let (what, help) = match place(outer.value) {
+        None => {
+            let names = all.containers.iter().map(|container| container.value);
+            let help = suggestion(outer.value, "containers", names);
+            (format!("there is no container `{}`", outer.value), help)
+        }
+        Some(_) if outer.value == name => {
+            ("a container is not inside itself".to_owned(), "name another container".to_owned())
+        }
+        Some(at) if Some(at) > place(name) => {
+            let what = format!("`{}` comes after what is inside it", outer.value);
+            (what, format!("write [container.{}] before this one", outer.value))
+        }
+        Some(_) => return Some(outer.value.to_owned()),
+    };
+    section.wrong("inside", outer.span.clone(), what, help);
+    None
 }

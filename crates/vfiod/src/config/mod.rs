@@ -51,6 +51,11 @@
 //! id = 1
 //! socket = "/run/vfiod/dpmcp.1.sock"
 //!
+//! [container.inner]                # a container inside it, written after it: a set of its own
+//! inside = "fabric"
+//! id = 3
+//! socket = "/run/vfiod/dprc.3.sock"
+//!
 //! [parent.ports]                   # offers mediated devices: see `vfiod devices`
 //! model = "serial"
 //! options = { }
@@ -151,6 +156,8 @@ pub(crate) struct ContainerConfig {
     pub(crate) name: String,
     /// Its number.
     pub(crate) id: u32,
+    /// The container that it is inside, which comes before it.
+    pub(crate) inside: Option<String>,
     /// Where clients connect.
     pub(crate) socket: SocketConfig,
     /// What is in it, in the order of the file.

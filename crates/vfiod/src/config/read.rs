@@ -92,9 +92,14 @@ impl Reader<'_> {
         self.occupied(&top, &config);
         self.reach(&top, &config);
         let mut numbers = Taken::default();
-        let mut all =
-            Everything { names: &mut device_names, numbers: &mut numbers, sockets: &mut sockets };
-        for (name, section) in top.named_sections("container") {
+        let containers = top.named_sections("container");
+        let mut all = Everything {
+            names: &mut device_names,
+            containers: &containers.iter().map(|(name, _)| name.clone()).collect(),
+            numbers: &mut numbers,
+            sockets: &mut sockets,
+        };
+        for (name, section) in containers {
             config.containers.extend(self.container(name, section, &mut all));
         }
         for (name, section) in top.named_sections("parent") {

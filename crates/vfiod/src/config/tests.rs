@@ -523,3 +523,35 @@ socket = \"/tmp/b\"
         "{complaint}"
     );
 }
+
+#[test]
+fn containers_inside_others() {
+    let text = "\
+[container.fabric]
+id = 2
+socket = \"/tmp/a\"
+[container.inner]
+inside = \"fabric\"
+id = 3
+socket = \"/tmp/b\"
+";
+    let config = super::read("c.toml", text, &[]).unwrap();
+    let inside: Vec<_> = config.containers.iter().map(|one| one.inside.as_deref()).collect();
+    assert_eq!(inside, [None, Some("fabric")]);
+
+    // The order is the file's, not that of the names.
+    let renamed = text.replace("fabric", "outer");
+    assert!(super::read("c.toml", &renamed, &[]).is_ok());
+    let wrong = [
+        ("inside = \"fabric\"", "inside = \"fabrik\"", "there is no container `fabrik`"),
+        ("inside = \"fabric\"", "inside = \"fabrik\"", "did you mean `fabric`?"),
+        ("inside = \"fabric\"", "inside = \"inner\"", "a container is not inside itself"),
+        ("inside = \"fabric\"", "inside = 2", "container.inner.inside"),
+        ("id = 2", "id = 2\ninside = \"inner\"", "3:10: container.fabric.inside"),
+        ("id = 2", "id = 2\ninside = \"inner\"", "`inner` comes after what is inside it"),
+    ];
+    for (right, wrong, says) in wrong {
+        let complaint = complaint(&text.replacen(right, wrong, 1));
+        assert!(complaint.contains(says), "{wrong}: {complaint}");
+    }
+}

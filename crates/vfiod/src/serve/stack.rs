@@ -1,7 +1,7 @@
 //! The devices of a configuration, registered and served: started in the order of the file,
 //! stopped in the reverse order.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -74,14 +74,19 @@ impl Stack {
                 }
             }
         }
+        // By their names; those that have others inside come first.
+        let mut containers = HashMap::new();
         for container in &config.containers {
             let started = stack
-                .add_container(container, &mut activated)
+                .add_container(container, &containers, &mut activated)
                 .with_context(|| format!("container {}", container.name));
-            if let Err(error) = started {
-                stack.stop(Duration::ZERO);
-                return Err(error);
-            }
+            match started {
+                Ok(started) => containers.insert(container.name.as_str(), started),
+                Err(error) => {
+                    stack.stop(Duration::ZERO);
+                    return Err(error);
+                }
+            };
         }
         if let Some(control) = &config.control {
             let listener = match source(&control.socket, &mut activated) {
@@ -133,14 +138,17 @@ impl Stack {
     fn add_container(
         &self,
         config: &ContainerConfig,
+        others: &HashMap<&str, Arc<Container>>,
         activated: &mut Activated,
-    ) -> anyhow::Result<()> {
+    ) -> anyhow::Result<Arc<Container>> {
         let container = Container::new(config.id);
+        let outer = config.inside.as_deref().and_then(|name| others.get(name));
         let add = |name: &str, socket, id: ObjectId, device: Box<dyn Device>, activated: &mut _| {
+            let within = outer.filter(|_| id.kind == Kind::Dprc).unwrap_or(&container).id();
             let spec = DeviceSpec {
                 name: name.to_owned(),
                 set: Some(container.set()),
-                location: Some(format!("dprc.{}/{id}", config.id)),
+                location: Some(format!("dprc.{within}/{id}")),
                 ..DeviceSpec::default()
             };
             let source = source(socket, activated)?;
@@ -149,7 +157,10 @@ impl Stack {
             anyhow::Ok(())
         };
         let id = ObjectId { kind: Kind::Dprc, id: config.id };
-        let device = Box::new(ContainerDevice::new(&container));
+        let device = Box::new(match outer {
+            Some(outer) => ContainerDevice::inside(&container, outer)?,
+            None => ContainerDevice::new(&container),
+        });
         add(&config.name, &config.socket, id, device, activated)?;
         for object in &config.objects {
             let plugged = container.plug(object.kind, object.id)?;
@@ -157,7 +168,7 @@ impl Stack {
             add(&object.name, &object.socket, id, device, activated)
                 .with_context(|| format!("object {}", object.name))?;
         }
-        Ok(())
+        Ok(container)
     }
 
     fn serve(
