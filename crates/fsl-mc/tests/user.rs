@@ -546,12 +546,13 @@ proptest! {
     /// Whatever words come, the portal answers with a status, and never panics.
     #[test]
     fn any_command_is_answered(
-        commands in proptest::collection::vec((any::<[u64; 8]>(), 0_u8..26, 0_u16..4), 1..40),
+        commands in proptest::collection::vec((any::<[u64; 8]>(), 0_u8..28, 0_u16..4), 1..40),
     ) {
-        const KNOWN: [u64; 20] = [
+        const KNOWN: [u64; 23] = [
             CLOSE, OPEN, OPEN_DPBP, API_VERSION, CONTAINER_ID, ATTRIBUTES, RESET, ENABLE, SET_IRQ,
             IRQ_ENABLE, GET_IRQ_ENABLE, IRQ_MASK, GET_IRQ_MASK, IRQ_STATUS, CLEAR_IRQ_STATUS,
             OBJECT_COUNT, OBJECT, OBJECT_REGION, SET_OBJECT_IRQ, RESET_V2,
+            DISABLE, IS_ENABLED, DPBP_VERSION,
         ];
         let registry = Registry::new();
         let container = Container::new(2);
