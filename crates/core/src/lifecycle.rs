@@ -235,7 +235,11 @@ impl Registered {
         if let Some(owner) = member.owner() {
             return Err(Error::new(Errno::BUSY, format!("{} is in use by {owner}", self.name())));
         }
-        member.leaving = true;
+        if active(Mutation::BarLooksFirst) {
+            drop(guard);
+            guard = self.set.lock();
+        }
+        guard.member(self).leaving = true;
         Ok(())
     }
 

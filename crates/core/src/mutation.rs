@@ -83,6 +83,8 @@ mutations! {
     FailedOpenStaysCounted,
     /// Opens devices that are being unregistered.
     OpenWhileLeaving,
+    /// Looks whether a device is unused, and bars opens, in two steps.
+    BarLooksFirst,
     /// Takes a file away without releasing it.
     RevokeWithoutRelease,
     /// Takes a file away that its holder is releasing.

@@ -29,6 +29,7 @@ faults! {
     undone_open_not_closed: UndoneOpenNotClosed in opens_that_fail, "while open";
     failed_open_stays_counted: FailedOpenStaysCounted in opens_that_fail, "deadlock";
     open_while_leaving: OpenWhileLeaving in unregister_waits_for_the_user, "after unregister";
+    bar_looks_first: BarLooksFirst in bar_against_open, "barred while open";
     revoke_without_release: RevokeWithoutRelease in files_are_revoked_at_once, "with files";
     revoke_releases_twice: RevokeReleasesTwice in files_are_revoked_at_once, "without open";
     open_misses_revoke: OpenMissesRevoke in files_are_revoked_at_once, "deadlock";

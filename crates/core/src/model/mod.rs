@@ -5,7 +5,7 @@
 //! | --- | --- |
 //! | one live set per id, gone with its last member | [`scenarios`], loom |
 //! | `open_device` and `close_device` alternate, and never overlap within a set | [`witness`] |
-//! | an open after unregister began fails | [`scenarios`] |
+//! | an open after unregister began fails; opens are barred only of what is unused | [`scenarios`] |
 //! | every successful open has exactly one release; no access follows it | [`witness`], loom |
 //! | the set is reset only while no member is open | [`witness`] |
 //! | no access comes amid a hot reset | [`witness`] |

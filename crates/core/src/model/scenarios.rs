@@ -233,6 +233,27 @@ pub(crate) fn panics_stay_in_the_device() {
     }
 }
 
+/// A user, and opens are barred if there is none.
+pub(crate) fn bar_against_open() {
+    let (registry, ledger) = (Registry::new(), Arc::<Ledger>::default());
+    let a = register(&registry, &ledger, Witness::new("a", &ledger), "a");
+    let device = a.device().clone();
+    let user = thread::spawn(move || open(&device));
+    let barred = a.bar_opens_if_unused();
+    if barred.is_ok() {
+        assert!(a.device().status().files.is_empty(), "barred while open");
+    }
+    let file = user.join().expect("the user panicked");
+    match (&barred, &file) {
+        (Ok(()), Ok(_)) => panic!("barred while open"),
+        (Ok(()), Err(error)) => assert_eq!(error.errno(), Errno::NODEV),
+        // In use then; it may have been closed since.
+        (Err(error), _) => assert_eq!(error.errno(), Errno::BUSY),
+    }
+    drop(file);
+    finish(&ledger, [a]);
+}
+
 /// One user, and the registration is dropped: small enough to try every order.
 pub(crate) fn smallest_race() {
     let (registry, ledger) = (Registry::new(), Arc::<Ledger>::default());
@@ -276,6 +297,7 @@ checks! {
     two_users_of_one_device: 2000,
     two_members_of_one_set: 2000,
     opens_that_fail: 2000,
+    bar_against_open: 2000,
     unregister_waits_for_the_user: 2000,
     files_are_revoked_at_once: 2000,
     files_are_revoked_at_the_deadline: 2000,
