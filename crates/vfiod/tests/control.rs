@@ -455,6 +455,50 @@ fn a_daemon_without_definitions_or_control_says_so() {
     rig.bad(5, "no daemon answers at", &["list", "--control", nowhere.to_str().unwrap()]);
 }
 
+/// Who is refused, and does not go, takes no more than a few descriptors.
+#[test]
+fn a_crowd_that_is_refused_is_let_go() {
+    use std::os::unix::process::CommandExt;
+    if !rustix::process::getuid().is_root() {
+        eprintln!("skipped: only root can become another user");
+        return;
+    }
+    let rig = Rig::new();
+    for path in [rig.directory.path(), &rig.path("control")] {
+        let everybody = std::os::unix::fs::PermissionsExt::from_mode(0o777);
+        std::fs::set_permissions(path, everybody).unwrap();
+    }
+    let before = rig.daemon.descriptors();
+    // Connects a thousand times, says nothing, and stays.
+    let script = "import socket, sys, time\n\
+        crowd = []\n\
+        for _ in range(1000):\n\
+        \x20   one = socket.socket(socket.AF_UNIX)\n\
+        \x20   one.connect(sys.argv[1])\n\
+        \x20   crowd.append(one)\n\
+        print('there', flush=True)\n\
+        time.sleep(60)\n";
+    let crowd = std::process::Command::new("python3")
+        .args(["-c", script])
+        .arg(rig.path("control"))
+        .uid(65534)
+        .gid(65534)
+        .stdout(Stdio::piped())
+        .spawn();
+    let Ok(mut crowd) = crowd else {
+        eprintln!("skipped: no python3 to be the crowd");
+        return;
+    };
+    let mut line = String::new();
+    BufReader::new(crowd.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    assert_eq!(line, "there\n");
+    assert!(rig.daemon.descriptors() <= before + 64 + 8, "{}", rig.daemon.descriptors());
+    assert_eq!(rig.ask("GET", "daemon", None).0, 200);
+    until("they are let go", || rig.daemon.descriptors() <= before + 2);
+    crowd.kill().unwrap();
+    crowd.wait().unwrap();
+}
+
 /// The commands of a user that the kernel vouches for: nobody's are refused, unless allowed.
 #[test]
 fn who_may_not_is_refused() {

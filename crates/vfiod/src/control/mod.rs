@@ -21,7 +21,7 @@ use std::time::Duration;
 use anyhow::Context;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, oneshot};
 use vfiod_server::Listener;
 
 use self::access::Access;
@@ -32,6 +32,9 @@ use crate::manager::Manager;
 const WORKERS: usize = 32;
 /// How long a peer that may not has for taking note of it.
 const FAREWELL: Duration = Duration::from_secs(1);
+/// How many of them are told at the same time; further ones are disconnected without a word, so that
+/// they cannot take up the daemon's descriptors.
+const FAREWELLS: usize = 64;
 /// How long operations that are running have when the daemon ends.
 const PATIENCE: Duration = Duration::from_secs(1);
 
@@ -69,7 +72,10 @@ impl Control {
         let serve = move || {
             runtime.block_on(async {
                 let listener = match UnixListener::from_std(listener) {
-                    Ok(listener) => Admitted { listener, access },
+                    Ok(listener) => {
+                        let farewells = Arc::new(Semaphore::new(FAREWELLS));
+                        Admitted { listener, access, farewells }
+                    }
                     Err(error) => {
                         tracing::error!(%error, "the control API cannot use its socket");
                         return;
@@ -106,6 +112,7 @@ pub(crate) fn openapi() -> utoipa::openapi::OpenApi {
 struct Admitted {
     listener: UnixListener,
     access: Access,
+    farewells: Arc<Semaphore>,
 }
 
 impl axum::serve::Listener for Admitted {
@@ -119,8 +126,12 @@ impl axum::serve::Listener for Admitted {
             match self.access.check(&stream) {
                 Ok(()) => return (stream, address),
                 Err(peer) => {
+                    let Ok(place) = self.farewells.clone().try_acquire_owned() else { continue };
                     tracing::warn!(peer, "the control API was refused to a peer");
-                    tokio::spawn(tokio::time::timeout(FAREWELL, turn_away(stream, peer)));
+                    tokio::spawn(async move {
+                        let _ = tokio::time::timeout(FAREWELL, turn_away(stream, peer)).await;
+                        drop(place);
+                    });
                 }
             }
         }
