@@ -9,75 +9,14 @@ use vfiod_core::{
 
 use crate::capability::Capability;
 use crate::config::{ConfigSpace, Controls, Live};
-use crate::interrupts::{Interrupts, irq_index};
+use crate::interrupts::irq_index;
+use crate::model::{Cx, Handle, Model};
 use crate::msix::Msix;
 use crate::spec::{Bar, FunctionSpec};
 use crate::sriov::{Role, TOKEN_FEATURE};
 
 const CONFIG_REGION: u32 = 7;
 const REGIONS: u32 = 9;
-
-/// What a device does. Everything else about being a PCI function is done for it.
-///
-/// The core calls one method at a time; a panic puts the device into the error state. Accesses
-/// are within the BAR, but of any length and alignment: a [`crate::RegisterMap`] sorts them.
-pub trait Model: Send {
-    /// Ids, BARs, capabilities. Asked for once.
-    fn spec(&self) -> FunctionSpec;
-
-    /// The device is being registered; a model that interrupts or masters the bus keeps a clone
-    /// of the handle. An error refuses the registration.
-    fn init(&mut self, handle: &Handle) -> Result<()>;
-
-    /// Reads from a BAR.
-    fn read(&mut self, bar: u8, offset: u64, data: &mut [u8]);
-
-    /// Writes to a BAR.
-    fn write(&mut self, bar: u8, offset: u64, data: &[u8]);
-
-    /// Back to the state after power-on, with memory that is shared with clients
-    /// ([`vfiod_core::memory::SharedMemory::clear`]): what they stored there until a reset of the
-    /// set has ended is to be gone, and nobody's data is for the next user. Written as an assignment or a destructuring of `self`,
-    /// a new field cannot be forgotten.
-    fn reset(&mut self);
-
-    /// First open.
-    fn open(&mut self) -> Result<()> {
-        Ok(())
-    }
-
-    /// Last close: stop all DMA and interrupts.
-    fn close(&mut self) {}
-}
-
-/// What a model reaches the outside with. Cheap to clone, usable from any thread.
-#[derive(Clone, Debug)]
-pub struct Handle {
-    ctx: Context,
-    interrupts: Interrupts,
-}
-
-impl Handle {
-    /// A handle outside any function, for tests of models.
-    pub fn new(ctx: Context) -> Self {
-        Self { interrupts: Interrupts::new(ctx.clone()), ctx }
-    }
-
-    /// The device's interrupts.
-    pub fn interrupts(&self) -> &Interrupts {
-        &self.interrupts
-    }
-
-    /// The guest's memory. Refuses with `EPERM` while the guest has not enabled bus mastering.
-    pub fn dma(&self) -> &vfiod_core::dma::DmaSpace {
-        self.ctx.dma()
-    }
-
-    /// The device's name, for messages.
-    pub fn name(&self) -> &str {
-        self.ctx.name()
-    }
-}
 
 /// How a function fits in with what is around it.
 #[derive(Clone, Debug, Default)]
@@ -101,8 +40,8 @@ pub struct Function<M> {
     spec: FunctionSpec,
     config: ConfigSpace,
     msix: Option<Msix>,
-    /// There from `init` on.
-    handle: Option<Handle>,
+    /// Set by `init`.
+    cx: Option<Cx<M>>,
     controls: Controls,
     role: Role,
 }
@@ -140,7 +79,7 @@ impl<M: Model> Function<M> {
         }
         let msix = Msix::of(&spec.capabilities);
         let controls = config.controls();
-        Ok(Self { model, spec, config, msix, handle: None, controls, role })
+        Ok(Self { model, spec, config, msix, cx: None, controls, role })
     }
 
     /// The model, for tests.
@@ -148,25 +87,31 @@ impl<M: Model> Function<M> {
         &mut self.model
     }
 
-    fn handle(&self) -> Result<&Handle> {
-        self.handle
-            .as_ref()
-            .ok_or_else(|| Error::new(Errno::NODEV, "the function is not registered"))
+    fn handle(&self) -> Option<&Handle> {
+        self.cx.as_ref().map(Cx::handle)
+    }
+
+    /// Splits the function into the model and what its callbacks are lent.
+    fn parts(&mut self) -> Result<(&mut M, &Cx<M>)> {
+        match &self.cx {
+            Some(cx) => Ok((&mut self.model, cx)),
+            None => Err(Error::new(Errno::NODEV, "the function is not registered")),
+        }
     }
 
     fn live(&self) -> Live {
-        let Some(handle) = &self.handle else { return Live::default() };
+        let Some(handle) = self.handle() else { return Live::default() };
         let vectors = self.spec.msi_vectors();
         let pending = |vector: &u32| handle.ctx.irqs().is_pending(irq_index::MSI, *vector);
         let msi_pending = (0..vectors).filter(pending).fold(0, |bits, vector| bits | 1 << vector);
-        Live { intx: handle.interrupts.line(), msi_pending }
+        Live { intx: handle.interrupts().line(), msi_pending }
     }
 
     /// Makes the rest of the function follow what configuration space says now.
     fn apply_controls(&mut self) {
         let before = std::mem::replace(&mut self.controls, self.config.controls());
         let now = self.controls;
-        let Some(handle) = &self.handle else { return };
+        let Some(handle) = self.cx.as_ref().map(Cx::handle) else { return };
         handle.ctx.dma().set_bus_master(now.bus_master);
         if before.intx_masked() != now.intx_masked() && self.spec.pin.is_some() {
             // Cannot fail: a function with a pin has vector 0.
@@ -183,17 +128,17 @@ impl<M: Model> Function<M> {
     }
 
     fn reset_function(&mut self) {
-        let Self { model, spec: _, config, msix, handle, controls, role: _ } = self;
+        let Self { model, spec: _, config, msix, cx, controls, role: _ } = self;
         config.reset();
         *controls = config.controls();
         if let Some(msix) = msix {
             msix.reset();
         }
-        if let Some(handle) = handle {
-            handle.ctx.dma().set_bus_master(false);
-            handle.interrupts.reset();
+        if let Some(cx) = cx {
+            cx.handle().ctx.dma().set_bus_master(false);
+            cx.interrupts().reset();
+            model.reset(cx);
         }
-        model.reset();
     }
 
     fn describe_bar(&self, index: usize) -> Region {
@@ -233,15 +178,16 @@ impl<M: Model> Device for Function<M> {
     }
 
     fn init(&mut self, ctx: &Context) -> Result<()> {
-        let handle = Handle::new(ctx.clone());
+        let cx = Cx::new(Handle::new(ctx.clone()));
         ctx.dma().set_bus_master(false);
-        self.model.init(&handle)?;
-        self.handle = Some(handle);
+        self.model.init(&cx)?;
+        self.cx = Some(cx);
         Ok(())
     }
 
     fn open_device(&mut self) -> Result<()> {
-        self.model.open()?;
+        let (model, cx) = self.parts()?;
+        model.open(cx)?;
         self.role.count_user(true);
         Ok(())
     }
@@ -249,7 +195,9 @@ impl<M: Model> Device for Function<M> {
     fn close_device(&mut self) {
         // First, as the model may panic.
         self.role.count_user(false);
-        self.model.close();
+        if let Ok((model, cx)) = self.parts() {
+            model.close(cx);
+        }
     }
 
     fn read(&mut self, region: RegionIndex, offset: u64, data: &mut [u8]) -> Result<()> {
@@ -258,12 +206,13 @@ impl<M: Model> Device for Function<M> {
             return Ok(());
         }
         let bar = region.0 as u8;
-        let served = match &self.msix {
-            Some(msix) => msix.read(&self.handle()?.ctx, bar, offset, data),
-            None => false,
+        let served = match (&self.msix, self.handle()) {
+            (Some(msix), Some(handle)) => msix.read(&handle.ctx, bar, offset, data),
+            _ => false,
         };
         if !served {
-            self.model.read(bar, offset, data);
+            let (model, cx) = self.parts()?;
+            model.read(cx, bar, offset, data);
         }
         Ok(())
     }
@@ -272,7 +221,7 @@ impl<M: Model> Device for Function<M> {
         if region.0 == CONFIG_REGION {
             match self.config.write(offset as usize, data) {
                 Some(reset) => {
-                    tracing::debug!(device = self.handle()?.name(), "{reset}");
+                    tracing::debug!(device = self.handle().map(Handle::name), "{reset}");
                     self.reset_function();
                 }
                 None => self.apply_controls(),
@@ -280,12 +229,13 @@ impl<M: Model> Device for Function<M> {
             return Ok(());
         }
         let bar = region.0 as u8;
-        let served = match (&mut self.msix, &self.handle) {
-            (Some(msix), Some(handle)) => msix.write(&handle.ctx, bar, offset, data),
+        let served = match (&mut self.msix, &self.cx) {
+            (Some(msix), Some(cx)) => msix.write(&cx.handle().ctx, bar, offset, data),
             _ => false,
         };
         if !served {
-            self.model.write(bar, offset, data);
+            let (model, cx) = self.parts()?;
+            model.write(cx, bar, offset, data);
         }
         Ok(())
     }

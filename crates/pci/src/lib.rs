@@ -2,8 +2,7 @@
 //! capabilities, base address registers, interrupts and resets.
 //!
 //! ```
-//! use vfiod_core::Result;
-//! use vfiod_pci::{Bar, Function, FunctionSpec, Handle, Model};
+//! use vfiod_pci::{Bar, Cx, Function, FunctionSpec, Model};
 //!
 //! /// Remembers one 32-bit word.
 //! struct Word(u32);
@@ -12,21 +11,18 @@
 //!     fn spec(&self) -> FunctionSpec {
 //!         FunctionSpec::new(0x1234, 0x0001).class(0xff_00_00).bar(0, Bar::memory32(4096))
 //!     }
-//!     fn init(&mut self, _handle: &Handle) -> Result<()> {
-//!         Ok(())
-//!     }
-//!     fn read(&mut self, _bar: u8, offset: u64, data: &mut [u8]) {
+//!     fn read(&mut self, _cx: &Cx<Self>, _bar: u8, offset: u64, data: &mut [u8]) {
 //!         match (offset, data.len()) {
 //!             (0, 4) => data.copy_from_slice(&self.0.to_le_bytes()),
 //!             _ => data.fill(0xff), // what a bus says where nobody answers
 //!         }
 //!     }
-//!     fn write(&mut self, _bar: u8, offset: u64, data: &[u8]) {
+//!     fn write(&mut self, _cx: &Cx<Self>, _bar: u8, offset: u64, data: &[u8]) {
 //!         if let (0, Ok(bytes)) = (offset, data.try_into()) {
 //!             self.0 = u32::from_le_bytes(bytes);
 //!         }
 //!     }
-//!     fn reset(&mut self) {
+//!     fn reset(&mut self, _cx: &Cx<Self>) {
 //!         *self = Word(0);
 //!     }
 //! }
@@ -76,6 +72,7 @@ mod capability;
 mod config;
 mod function;
 mod interrupts;
+mod model;
 mod msix;
 mod registers;
 mod spec;
@@ -84,8 +81,9 @@ mod topology;
 
 pub use address::{Address, AddressError};
 pub use capability::Capability;
-pub use function::{Fitting, Function, Handle, Model};
+pub use function::{Fitting, Function};
 pub use interrupts::{Interrupts, irq_index};
+pub use model::{Cx, Handle, Model};
 pub use registers::{Register, RegisterMap, Widths};
 pub use spec::{Bar, BarKind, FunctionSpec, Pin};
 pub use sriov::{Role, Sriov, VirtualFunctions};

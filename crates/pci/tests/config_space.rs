@@ -1,8 +1,8 @@
 //! Configuration space as a guest sees it, through the core's own files.
 
 use proptest::prelude::*;
-use vfiod_core::{DeviceSpec, File, Owner, RegionIndex, Registration, Registry, Result};
-use vfiod_pci::{Bar, BarKind, Capability, Function, FunctionSpec, Handle, Model, Pin};
+use vfiod_core::{DeviceSpec, File, Owner, RegionIndex, Registration, Registry};
+use vfiod_pci::{Bar, BarKind, Capability, Cx, Function, FunctionSpec, Model, Pin};
 
 const CONFIG: RegionIndex = RegionIndex(7);
 
@@ -33,14 +33,11 @@ impl Model for Subject {
     fn spec(&self) -> FunctionSpec {
         spec()
     }
-    fn init(&mut self, _handle: &Handle) -> Result<()> {
-        Ok(())
-    }
-    fn read(&mut self, _bar: u8, _offset: u64, data: &mut [u8]) {
+    fn read(&mut self, _cx: &Cx<Self>, _bar: u8, _offset: u64, data: &mut [u8]) {
         data.fill(0x77);
     }
-    fn write(&mut self, _bar: u8, _offset: u64, _data: &[u8]) {}
-    fn reset(&mut self) {
+    fn write(&mut self, _cx: &Cx<Self>, _bar: u8, _offset: u64, _data: &[u8]) {}
+    fn reset(&mut self, _cx: &Cx<Self>) {
         self.resets.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
     }
 }
@@ -191,12 +188,9 @@ fn specs_that_contradict_themselves_are_refused() {
             fn spec(&self) -> FunctionSpec {
                 self.0.clone()
             }
-            fn init(&mut self, _handle: &Handle) -> Result<()> {
-                Ok(())
-            }
-            fn read(&mut self, _bar: u8, _offset: u64, _data: &mut [u8]) {}
-            fn write(&mut self, _bar: u8, _offset: u64, _data: &[u8]) {}
-            fn reset(&mut self) {}
+            fn read(&mut self, _cx: &Cx<Self>, _bar: u8, _offset: u64, _data: &mut [u8]) {}
+            fn write(&mut self, _cx: &Cx<Self>, _bar: u8, _offset: u64, _data: &[u8]) {}
+            fn reset(&mut self, _cx: &Cx<Self>) {}
         }
         Function::new(Only(spec)).err().map(|error| error.to_string())
     };

@@ -9,7 +9,7 @@ use vfiod_core::{
     DeviceSpec, Errno, File, OpenPolicy, Owner, RegionIndex, Registration, Registry, Result, Token,
 };
 use vfiod_pci::{
-    Bar, Bus, BusKind, Capability, Fitting, Function, FunctionSpec, Handle, Model, Pin, Placement,
+    Bar, Bus, BusKind, Capability, Cx, Fitting, Function, FunctionSpec, Model, Pin, Placement,
     ResetScope, Role, Sriov, VirtualFunctions,
 };
 
@@ -28,21 +28,17 @@ impl Model for Sleeper {
             .capability(Capability::Express)
     }
 
-    fn init(&mut self, _handle: &Handle) -> Result<()> {
-        Ok(())
-    }
-
-    fn read(&mut self, _bar: u8, _offset: u64, data: &mut [u8]) {
+    fn read(&mut self, _cx: &Cx<Self>, _bar: u8, _offset: u64, data: &mut [u8]) {
         data.fill(0);
     }
 
-    fn write(&mut self, _bar: u8, _offset: u64, _data: &[u8]) {}
+    fn write(&mut self, _cx: &Cx<Self>, _bar: u8, _offset: u64, _data: &[u8]) {}
 
-    fn reset(&mut self) {
+    fn reset(&mut self, _cx: &Cx<Self>) {
         *self.resets.lock().unwrap() += 1;
     }
 
-    fn open(&mut self) -> Result<()> {
+    fn open(&mut self, _cx: &Cx<Self>) -> Result<()> {
         if let Some((entered, leave)) = self.hold.take() {
             let _ = entered.send(());
             let _ = leave.recv();
@@ -292,12 +288,9 @@ fn a_physical_function_is_pci_express() {
         fn spec(&self) -> FunctionSpec {
             FunctionSpec::new(1, 2)
         }
-        fn init(&mut self, _handle: &Handle) -> Result<()> {
-            Ok(())
-        }
-        fn read(&mut self, _bar: u8, _offset: u64, _data: &mut [u8]) {}
-        fn write(&mut self, _bar: u8, _offset: u64, _data: &[u8]) {}
-        fn reset(&mut self) {}
+        fn read(&mut self, _cx: &Cx<Self>, _bar: u8, _offset: u64, _data: &mut [u8]) {}
+        fn write(&mut self, _cx: &Cx<Self>, _bar: u8, _offset: u64, _data: &[u8]) {}
+        fn reset(&mut self, _cx: &Cx<Self>) {}
     }
     let role = Role::Physical(Sriov::new(VirtualFunctions::new(1)).unwrap());
     let fitted = Function::fitted(Conventional, Fitting { role, ..Fitting::default() });

@@ -16,7 +16,7 @@ use vfiod_core::Result;
 use vfiod_core::dma::Perm;
 use vfiod_core::memory::SharedMemory;
 use vfiod_core::region::{SharedAreas, SparseArea};
-use vfiod_pci::{Bar, BarKind, Capability, FunctionSpec, Handle, Model};
+use vfiod_pci::{Bar, BarKind, Capability, Cx, FunctionSpec, Handle, Model};
 
 use self::registers::{COUNT, Op, REGISTERS, Reg};
 
@@ -195,13 +195,13 @@ impl Model for Bench {
             .capability(Capability::Msix { vectors: 4, table: (4, 0), pba: (4, 0x800) })
     }
 
-    fn init(&mut self, handle: &Handle) -> Result<()> {
-        self.handle = Some(handle.clone());
+    fn init(&mut self, cx: &Cx<Self>) -> Result<()> {
+        self.handle = Some(cx.handle().clone());
         self.master();
         Ok(())
     }
 
-    fn read(&mut self, bar: u8, offset: u64, data: &mut [u8]) {
+    fn read(&mut self, _cx: &Cx<Self>, bar: u8, offset: u64, data: &mut [u8]) {
         match (bar, &self.memory) {
             (0, Memory::Own { bytes, .. }) => {
                 let at = offset as usize;
@@ -212,7 +212,7 @@ impl Model for Bench {
         }
     }
 
-    fn write(&mut self, bar: u8, offset: u64, data: &[u8]) {
+    fn write(&mut self, _cx: &Cx<Self>, bar: u8, offset: u64, data: &[u8]) {
         match (bar, &mut self.memory) {
             (0, Memory::Own { bytes, written }) => {
                 let at = offset as usize;
@@ -235,7 +235,7 @@ impl Model for Bench {
 
     /// Shared memory keeps what is in it, as memory on a card may: clearing it would be most of
     /// what a connection costs.
-    fn reset(&mut self) {
+    fn reset(&mut self, _cx: &Cx<Self>) {
         let Self { memory, registers, buffer: _, handle: _ } = self;
         match memory {
             Memory::Own { bytes, written: written @ true } => {

@@ -14,8 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::{Deserialize, Serialize};
-use vfiod_core::Result;
-use vfiod_pci::{Bar, Capability, FunctionSpec, Handle, Model, Pin};
+use vfiod_pci::{Bar, Capability, Cx, FunctionSpec, Model, Pin};
 
 use self::engine::{CLOSE_PATIENCE, Engine, RESET_PATIENCE};
 use self::registers::{DMA_RUN, ID, REGISTERS, Reg, STATUS_COMPUTING, STATUS_INTERRUPT};
@@ -39,7 +38,6 @@ impl Default for EduOptions {
 #[derive(Debug)]
 pub struct Edu {
     dma_mask: Arc<AtomicU64>,
-    handle: Option<Handle>,
     engine: Engine,
 }
 
@@ -47,7 +45,7 @@ impl Edu {
     /// The device with its options.
     pub fn new(options: EduOptions) -> Self {
         let dma_mask = Arc::new(AtomicU64::new(options.dma_mask));
-        Self { dma_mask, handle: None, engine: Engine::new() }
+        Self { dma_mask, engine: Engine::new() }
     }
 
     /// The address bits of the DMA engine, to be changed from outside. Transfers that are running
@@ -70,12 +68,7 @@ impl Model for Edu {
             .capability(Capability::SerialNumber(0x0011_e8ff_fe12_3400))
     }
 
-    fn init(&mut self, handle: &Handle) -> Result<()> {
-        self.handle = Some(handle.clone());
-        Ok(())
-    }
-
-    fn read(&mut self, _bar: u8, offset: u64, data: &mut [u8]) {
+    fn read(&mut self, _cx: &Cx<Self>, _bar: u8, offset: u64, data: &mut [u8]) {
         let state = self.engine.lock();
         let bit = |on: bool, bit: u64| if on { bit } else { 0 };
         REGISTERS.read(offset, data, |register| match register {
@@ -94,11 +87,9 @@ impl Model for Edu {
         });
     }
 
-    fn write(&mut self, _bar: u8, offset: u64, data: &[u8]) {
-        let (Some((register, value)), Some(handle)) = (REGISTERS.write(offset, data), &self.handle)
-        else {
-            return;
-        };
+    fn write(&mut self, cx: &Cx<Self>, _bar: u8, offset: u64, data: &[u8]) {
+        let Some((register, value)) = REGISTERS.write(offset, data) else { return };
+        let handle = cx.handle();
         let word = value as u32;
         // Dropped first by what starts work: that takes the lock itself.
         let mut state = self.engine.lock();
@@ -125,19 +116,17 @@ impl Model for Edu {
         }
     }
 
-    fn reset(&mut self) {
-        let Self { dma_mask: _, handle, engine } = self;
+    fn reset(&mut self, cx: &Cx<Self>) {
+        let Self { dma_mask: _, engine } = self;
         let mut state = engine.cancel_transfer(RESET_PATIENCE);
         state.reset();
         // Work that ended while the reset began may have raised it once more.
-        if let Some(handle) = handle {
-            handle.interrupts().set(0, false);
-        }
+        cx.interrupts().set(0, false);
     }
 
     /// No access to the memory of a client that has gone, and above all not to its successor's.
     /// A factorial may go on: it touches nobody.
-    fn close(&mut self) {
+    fn close(&mut self, _cx: &Cx<Self>) {
         drop(self.engine.cancel_transfer(CLOSE_PATIENCE));
     }
 }

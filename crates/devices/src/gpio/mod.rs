@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use vfiod_core::Result;
-use vfiod_pci::{Bar, FunctionSpec, Handle, Model, Pin};
+use vfiod_pci::{Bar, Cx, FunctionSpec, Model, Pin};
 
 pub use self::lines::{Lines, Snapshot, Subscription};
 use self::registers::{REGISTERS, Reg};
@@ -60,15 +60,15 @@ impl Model for Gpio {
             .bar(2, Bar::io(8))
     }
 
-    fn init(&mut self, handle: &Handle) -> Result<()> {
-        self.lines.connect(handle.interrupts().clone());
+    fn init(&mut self, cx: &Cx<Self>) -> Result<()> {
+        self.lines.connect(cx.interrupts().clone());
         if let Some(path) = &self.options.control {
             self.control = Some(control::Control::start(path, self.lines.clone())?);
         }
         Ok(())
     }
 
-    fn read(&mut self, _bar: u8, offset: u64, data: &mut [u8]) {
+    fn read(&mut self, _cx: &Cx<Self>, _bar: u8, offset: u64, data: &mut [u8]) {
         let lines = &self.lines;
         REGISTERS.read(offset, data, |register| match register {
             Reg::OutLow => u64::from(lines.snapshot().outputs & 0xff),
@@ -87,7 +87,7 @@ impl Model for Gpio {
         });
     }
 
-    fn write(&mut self, _bar: u8, offset: u64, data: &[u8]) {
+    fn write(&mut self, _cx: &Cx<Self>, _bar: u8, offset: u64, data: &[u8]) {
         let Some((register, value)) = REGISTERS.write(offset, data) else { return };
         match register {
             Reg::OutLow => self.lines.set_outputs(0x00ff, value as u16),
@@ -100,7 +100,7 @@ impl Model for Gpio {
     }
 
     /// The inputs belong to the outside world and stay.
-    fn reset(&mut self) {
+    fn reset(&mut self, _cx: &Cx<Self>) {
         let Self { lines, options: _, control: _ } = self;
         lines.reset();
     }

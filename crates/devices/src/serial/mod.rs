@@ -27,7 +27,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
 use vfiod_core::{Errno, Error, Result};
-use vfiod_pci::{Bar, FunctionSpec, Handle, Model, Pin};
+use vfiod_pci::{Bar, Cx, FunctionSpec, Model, Pin};
 
 use self::port::{Port, Wire};
 use self::pty::Pty;
@@ -223,19 +223,19 @@ impl Model for Serial {
         (0..).zip(&self.wires.ports).fold(spec, |spec, (bar, _)| spec.bar(bar, Bar::io(8)))
     }
 
-    fn init(&mut self, handle: &Handle) -> Result<()> {
+    fn init(&mut self, cx: &Cx<Self>) -> Result<()> {
         for port in &self.wires.ports {
-            port.use_interrupts(handle.interrupts().clone());
+            port.use_interrupts(cx.interrupts().clone());
         }
         Ok(())
     }
 
-    fn read(&mut self, bar: u8, offset: u64, data: &mut [u8]) {
+    fn read(&mut self, _cx: &Cx<Self>, bar: u8, offset: u64, data: &mut [u8]) {
         let port = &self.wires.ports[usize::from(bar)];
         REGISTERS.read(offset, data, |register| port.read(register).into());
     }
 
-    fn write(&mut self, bar: u8, offset: u64, data: &[u8]) {
+    fn write(&mut self, _cx: &Cx<Self>, bar: u8, offset: u64, data: &[u8]) {
         let port = &self.wires.ports[usize::from(bar)];
         if let Some((register, value)) = REGISTERS.write(offset, data) {
             port.write(register, value as u8);
@@ -243,18 +243,18 @@ impl Model for Serial {
     }
 
     /// What waits in a terminal is the outside's, and stays.
-    fn reset(&mut self) {
+    fn reset(&mut self, _cx: &Cx<Self>) {
         let Self { wires } = self;
         for port in &wires.ports {
             port.reset();
         }
     }
 
-    fn open(&mut self) -> Result<()> {
+    fn open(&mut self, _cx: &Cx<Self>) -> Result<()> {
         self.wires.connect()
     }
 
-    fn close(&mut self) {
+    fn close(&mut self, _cx: &Cx<Self>) {
         self.wires.disconnect();
     }
 }

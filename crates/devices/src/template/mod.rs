@@ -3,8 +3,7 @@
 //! It has an identification, a word to scribble on that counts how often that was done, and an
 //! interrupt that the driver raises and acknowledges itself.
 
-use vfiod_core::Result;
-use vfiod_pci::{Bar, Capability, FunctionSpec, Handle, Model, Pin, Register, RegisterMap, Widths};
+use vfiod_pci::{Bar, Capability, Cx, FunctionSpec, Model, Pin, Register, RegisterMap, Widths};
 
 /// The registers, by the names that the device's own manual would use.
 #[derive(Clone, Copy, Debug)]
@@ -33,8 +32,6 @@ pub struct Template {
     scratch: u32,
     writes: u32,
     interrupt: bool,
-    /// The way out: interrupts and guest memory. Given to us in `init`.
-    handle: Option<Handle>,
 }
 
 impl Model for Template {
@@ -48,14 +45,8 @@ impl Model for Template {
             .capability(Capability::Msi { vectors: 1 }) // and the interrupt of those that do
     }
 
-    /// Called once, when the device is registered. An error refuses that.
-    fn init(&mut self, handle: &Handle) -> Result<()> {
-        self.handle = Some(handle.clone());
-        Ok(())
-    }
-
     /// A driver reads: `data` is to be filled. The map does that from the value of a register.
-    fn read(&mut self, _bar: u8, offset: u64, data: &mut [u8]) {
+    fn read(&mut self, _cx: &Cx<Self>, _bar: u8, offset: u64, data: &mut [u8]) {
         REGISTERS.read(offset, data, |register| match register {
             Reg::Id => u32::from_be_bytes(*b"vfio").into(),
             Reg::Scratch => self.scratch.into(),
@@ -65,7 +56,7 @@ impl Model for Template {
     }
 
     /// A driver writes: the map tells which register, and the value.
-    fn write(&mut self, _bar: u8, offset: u64, data: &[u8]) {
+    fn write(&mut self, cx: &Cx<Self>, _bar: u8, offset: u64, data: &[u8]) {
         match REGISTERS.write(offset, data) {
             Some((Reg::Scratch, value)) => {
                 self.scratch = value as u32;
@@ -74,17 +65,15 @@ impl Model for Template {
             Some((Reg::Interrupt, value)) => {
                 self.interrupt = value & 1 != 0;
                 // One call for the pin, MSI and MSI-X: the guest has chosen.
-                if let Some(handle) = &self.handle {
-                    handle.interrupts().set(0, self.interrupt);
-                }
+                cx.interrupts().set(0, self.interrupt);
             }
             Some((Reg::Id | Reg::Writes, _)) | None => {} // read-only, or no register
         }
     }
 
     /// All fields by name: a new one must be thought of here, or this does not compile.
-    fn reset(&mut self) {
-        *self = Self { scratch: 0, writes: 0, interrupt: false, handle: self.handle.take() };
+    fn reset(&mut self, _cx: &Cx<Self>) {
+        *self = Self { scratch: 0, writes: 0, interrupt: false };
     }
 }
 

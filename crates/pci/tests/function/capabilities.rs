@@ -1,7 +1,7 @@
 //! Capabilities, walked as Linux does.
 
 use vfiod_core::{Errno, RegionIndex};
-use vfiod_pci::{Bar, Capability, Function, FunctionSpec, Handle, Model};
+use vfiod_pci::{Bar, Capability, Cx, Function, FunctionSpec, Model};
 
 use super::rig::{CONFIG, EXPRESS, Guest, MSI, MSIX, POWER, VENDOR, everything};
 
@@ -151,12 +151,9 @@ fn the_most_that_fits() {
         fn spec(&self) -> FunctionSpec {
             self.0.iter().cloned().fold(FunctionSpec::new(1, 2), FunctionSpec::capability)
         }
-        fn init(&mut self, _handle: &Handle) -> vfiod_core::Result<()> {
-            Ok(())
-        }
-        fn read(&mut self, _bar: u8, _offset: u64, _data: &mut [u8]) {}
-        fn write(&mut self, _bar: u8, _offset: u64, _data: &[u8]) {}
-        fn reset(&mut self) {}
+        fn read(&mut self, _cx: &Cx<Self>, _bar: u8, _offset: u64, _data: &mut [u8]) {}
+        fn write(&mut self, _cx: &Cx<Self>, _bar: u8, _offset: u64, _data: &[u8]) {}
+        fn reset(&mut self, _cx: &Cx<Self>) {}
     }
     let errno = |capabilities: &[Capability]| {
         Function::new(Full(capabilities.to_vec())).err().map(|error| error.errno())

@@ -9,7 +9,7 @@ use vfiod_core::{
     DeviceSpec, File, IrqIndex, Owner, RegionIndex, Registration, Registry, Result, StatePolicy,
 };
 use vfiod_pci::{
-    Bar, BarKind, Capability, Fitting, Function, FunctionSpec, Handle, Interrupts, Model, Pin,
+    Bar, BarKind, Capability, Cx, Fitting, Function, FunctionSpec, Handle, Interrupts, Model, Pin,
 };
 
 pub(crate) const CONFIG: RegionIndex = RegionIndex(7);
@@ -66,21 +66,21 @@ impl Model for Probe {
         self.spec.clone()
     }
 
-    fn init(&mut self, handle: &Handle) -> Result<()> {
-        self.seen.lock().unwrap().handle = Some(handle.clone());
+    fn init(&mut self, cx: &Cx<Self>) -> Result<()> {
+        self.seen.lock().unwrap().handle = Some(cx.handle().clone());
         Ok(())
     }
 
-    fn read(&mut self, bar: u8, offset: u64, data: &mut [u8]) {
+    fn read(&mut self, _cx: &Cx<Self>, bar: u8, offset: u64, data: &mut [u8]) {
         data.fill(0x5a);
         self.seen.lock().unwrap().reads.push((bar, offset, data.len()));
     }
 
-    fn write(&mut self, bar: u8, offset: u64, data: &[u8]) {
+    fn write(&mut self, _cx: &Cx<Self>, bar: u8, offset: u64, data: &[u8]) {
         self.seen.lock().unwrap().writes.push((bar, offset, data.to_vec()));
     }
 
-    fn reset(&mut self) {
+    fn reset(&mut self, _cx: &Cx<Self>) {
         self.seen.lock().unwrap().resets += 1;
     }
 }

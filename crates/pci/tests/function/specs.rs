@@ -1,9 +1,9 @@
 //! Specs that contradict themselves are refused, with words that say where.
 
+use vfiod_core::Errno;
 use vfiod_core::memory::SharedMemory;
 use vfiod_core::region::{SharedAreas, SparseArea};
-use vfiod_core::{Errno, Result};
-use vfiod_pci::{Bar, Capability, Function, FunctionSpec, Handle, Model};
+use vfiod_pci::{Bar, Capability, Cx, Function, FunctionSpec, Model};
 
 struct Blank(FunctionSpec);
 
@@ -11,12 +11,9 @@ impl Model for Blank {
     fn spec(&self) -> FunctionSpec {
         self.0.clone()
     }
-    fn init(&mut self, _handle: &Handle) -> Result<()> {
-        Ok(())
-    }
-    fn read(&mut self, _bar: u8, _offset: u64, _data: &mut [u8]) {}
-    fn write(&mut self, _bar: u8, _offset: u64, _data: &[u8]) {}
-    fn reset(&mut self) {}
+    fn read(&mut self, _cx: &Cx<Self>, _bar: u8, _offset: u64, _data: &mut [u8]) {}
+    fn write(&mut self, _cx: &Cx<Self>, _bar: u8, _offset: u64, _data: &[u8]) {}
+    fn reset(&mut self, _cx: &Cx<Self>) {}
 }
 
 #[track_caller]

@@ -152,7 +152,7 @@ fn a_port_that_asserts_in_the_midst_of_a_reset_lets_go() {
     // Masked, so that what is pending is the level.
     ctx.irqs().set_device_mask(INTX, 0, true).unwrap();
     let port = Port::new(0);
-    port.use_interrupts(Handle::new(ctx.clone()).interrupts().clone());
+    port.use_interrupts(vfiod_pci::Handle::new(ctx.clone()).interrupts().clone());
     port.write(Reg::InterruptEnable, 2);
     assert!(ctx.irqs().is_pending(INTX, 0));
     port.reset();

@@ -1,0 +1,104 @@
+//! What a device author writes: the [`Model`] trait, and the [`Cx`] that its callbacks get.
+
+use std::fmt;
+use std::marker::PhantomData;
+
+use vfiod_core::{Context, Result};
+
+use crate::interrupts::Interrupts;
+use crate::spec::FunctionSpec;
+
+/// What a device does. Everything else about being a PCI function is done for it.
+///
+/// The core calls one method at a time, with the device's lock held; a panic puts the device into
+/// the error state. Accesses are within the BAR, but of any length and alignment: a
+/// [`crate::RegisterMap`] sorts them. A callback must be quick and must not wait for a peer.
+pub trait Model: Sized + Send + 'static {
+    /// Ids, BARs, capabilities. Asked for once.
+    fn spec(&self) -> FunctionSpec;
+
+    /// The device is being registered. An error refuses the registration.
+    fn init(&mut self, _cx: &Cx<Self>) -> Result<()> {
+        Ok(())
+    }
+
+    /// Reads from a BAR into `data`, which is not empty.
+    fn read(&mut self, cx: &Cx<Self>, bar: u8, offset: u64, data: &mut [u8]);
+
+    /// Writes `data`, which is not empty, to a BAR.
+    fn write(&mut self, cx: &Cx<Self>, bar: u8, offset: u64, data: &[u8]);
+
+    /// Restores the state after power-on. Interrupt conditions are already cleared. Written as an
+    /// assignment or a destructuring of `self`, a new field cannot be forgotten.
+    fn reset(&mut self, cx: &Cx<Self>);
+
+    /// First open. After an error the device is not open, and [`Model::close`] is not called.
+    fn open(&mut self, _cx: &Cx<Self>) -> Result<()> {
+        Ok(())
+    }
+
+    /// Last close: stop all interrupts.
+    fn close(&mut self, _cx: &Cx<Self>) {}
+}
+
+/// The surroundings of a model, lent to each of its callbacks: its interrupts and its name.
+pub struct Cx<M> {
+    handle: Handle,
+    model: PhantomData<fn() -> M>,
+}
+
+impl<M> Cx<M> {
+    pub(crate) fn new(handle: Handle) -> Self {
+        Self { handle, model: PhantomData }
+    }
+
+    /// The device's interrupts. A clone of them may be kept, and used from any thread.
+    pub fn interrupts(&self) -> &Interrupts {
+        self.handle.interrupts()
+    }
+
+    /// The device's name, for messages.
+    pub fn name(&self) -> &str {
+        self.handle.name()
+    }
+
+    /// The device's interrupts and DMA, to be kept.
+    pub fn handle(&self) -> &Handle {
+        &self.handle
+    }
+}
+
+impl<M> fmt::Debug for Cx<M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Cx").field("device", &self.name()).finish_non_exhaustive()
+    }
+}
+
+/// A device's interrupts and DMA. Cheap to clone, usable from any thread.
+#[derive(Clone, Debug)]
+pub struct Handle {
+    pub(crate) ctx: Context,
+    interrupts: Interrupts,
+}
+
+impl Handle {
+    /// A handle outside any function, for tests of models.
+    pub fn new(ctx: Context) -> Self {
+        Self { interrupts: Interrupts::new(ctx.clone()), ctx }
+    }
+
+    /// The device's interrupts.
+    pub fn interrupts(&self) -> &Interrupts {
+        &self.interrupts
+    }
+
+    /// The guest's memory. Refuses with `EPERM` while the guest has not enabled bus mastering.
+    pub fn dma(&self) -> &vfiod_core::dma::DmaSpace {
+        self.ctx.dma()
+    }
+
+    /// The device's name, for messages.
+    pub fn name(&self) -> &str {
+        self.ctx.name()
+    }
+}
