@@ -1,5 +1,5 @@
 #!/bin/sh
-# Model checks of the device core's lifecycle (crates/core/src/model) and of mediated devices
+# Model checks of DMA (crates/dma/src/model.rs), of the device core's lifecycle (crates/core/src/model) and of mediated devices
 # (crates/mdev/src/model).
 #
 #   ci/model-checks.sh              every invariant holds in the orders that are tried
@@ -37,6 +37,7 @@ run() {
     grep '^test result' "$log" | sed "s/^test result/$checker $crate $filter/"
 }
 
+run shuttle dma model::
 run shuttle core model::scenarios
 run shuttle mdev model::scenarios
 run loom core model::exhaustive --skip fault_

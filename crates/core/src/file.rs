@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 use rustix::event::{EventfdFlags, eventfd};
 
 use crate::device::{Description, Device, Features};
-use crate::dma::MapRequest;
+use crate::dma::{MapOwner, MapRequest};
 use crate::error::{Errno, Error, Result};
 use crate::irq::{IrqAction, IrqData, IrqIndex, IrqInfo, UnmaskFd};
 use crate::memory::SharedMemory;
@@ -23,6 +23,12 @@ use crate::sync::{Mutex, lock};
 /// The number of a file, never used twice by one registry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FileId(pub u64);
+
+impl From<FileId> for MapOwner {
+    fn from(file: FileId) -> Self {
+        Self(file.0)
+    }
+}
 
 impl fmt::Display for FileId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -279,7 +285,7 @@ impl File {
     /// DMA_MAP; see [`crate::dma::DmaSpace::map`]; or `ENODEV`.
     pub fn dma_map(&self, request: MapRequest) -> Result<()> {
         self.present()?;
-        let result = self.registered().context.dma().map(self.id(), request);
+        let result = self.registered().context.dma().map(self.id().into(), request);
         self.still_present().and(result)
     }
 

@@ -60,14 +60,11 @@
 
 pub mod contain;
 pub mod device;
-pub mod dma;
-pub mod error;
 pub mod event;
 pub mod file;
 mod hot_reset;
 pub mod irq;
 mod lifecycle;
-pub mod memory;
 #[cfg(all(test, any(shuttle, loom)))]
 mod model;
 mod mutation;
@@ -77,6 +74,9 @@ mod registered;
 pub mod registry;
 pub mod set;
 mod sync;
+
+pub use vfiod_dma as dma;
+pub use vfiod_dma::{error, memory};
 
 pub use device::{
     Admission, Context, Description, Device, DeviceFlags, DeviceId, Features, Request, ResetCause,

@@ -162,7 +162,7 @@ impl Registered {
     pub(crate) fn drop_resources(&self, file: &FileShared) {
         file.drop_doorbells();
         self.context.irqs().drop_file(file.id);
-        self.context.dma().drop_file(file.id);
+        self.context.dma().drop_owner(file.id.into());
     }
 
     /// Waits for the last file to be gone, asking for it again and again, and takes away what

@@ -119,16 +119,6 @@ mutations! {
     HotResetKeepsUnmasks,
     /// Does not wake the accesses that wait for the end of a hot reset.
     ResumeUnheard,
-    /// Copies small accesses after letting the table lock go.
-    DmaCopyUnlocked,
-    /// Copies large accesses without saying that they are in flight.
-    DmaCopyUnpinned,
-    /// Unmaps without waiting for accesses in flight.
-    DmaUnmapIgnoresPins,
-    /// Does not wake the unmap that waits for an access.
-    DmaUnpinUnheard,
-    /// Puts windows back for a file that has gone.
-    DmaBusyOutlivesFile,
     /// Says that an eventfd is gone while a signal to it is under way.
     IrqSignalAfterDisable,
     /// Decides whether to signal and masks in two steps.

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use crate::contain::{Panicked, contain};
 use crate::device::{Context, Description, Device, DeviceId, Token};
-use crate::dma::WindowInfo;
+use crate::dma::MappingInfo;
 use crate::error::{Errno, Error, Result};
 use crate::event::{Event, Observer};
 use crate::file::{File, FileId, FileStatus, Owner};
@@ -324,9 +324,9 @@ impl DeviceRef {
         self.registered.context.irqs().is_enabled(index)
     }
 
-    /// The DMA windows that the device's clients have mapped, by address.
-    pub fn dma_windows(&self) -> Vec<WindowInfo> {
-        self.registered.context.dma().windows()
+    /// The DMA mappings of the device's address space, by address.
+    pub fn dma_mappings(&self) -> Vec<MappingInfo> {
+        self.registered.context.dma().mappings()
     }
 
     /// What the device has.

@@ -2,8 +2,8 @@
 
 use super::must_find;
 use super::scenarios::*;
-use super::scenarios_dma::*;
 use super::scenarios_hot_reset::*;
+use super::scenarios_irq::*;
 use crate::mutation::{self, Mutation};
 
 macro_rules! faults {
@@ -47,11 +47,6 @@ faults! {
     hot_reset_keeps_doorbells: HotResetKeepsDoorbells in hot_reset_against_doorbells, "a doorbell from before";
     hot_reset_keeps_unmasks: HotResetKeepsUnmasks in hot_reset_against_unmasks, "an unmask from before";
     resume_unheard: ResumeUnheard in hot_reset_against_accesses, "deadlock";
-    dma_copy_unlocked: DmaCopyUnlocked in small_access_against_unmap, "after the unmap";
-    dma_copy_unpinned: DmaCopyUnpinned in large_access_against_unmap, "after the unmap";
-    dma_unmap_ignores_pins: DmaUnmapIgnoresPins in pin_against_unmap, "after the unmap";
-    dma_unpin_unheard: DmaUnpinUnheard in pin_against_unmap, "deadlock";
-    dma_busy_outlives_file: DmaBusyOutlivesFile in busy_unmap_against_the_files_end, "left behind";
     irq_signal_after_disable: IrqSignalAfterDisable in trigger_against_disable, "after the eventfd";
     irq_automask_in_two_steps: IrqAutomaskInTwoSteps in edges_of_an_automasked_line, "one signal";
 }

@@ -12,8 +12,7 @@
 //! | no hot reset under another owner, or of an open member if the administrator forbade it | [`witness`] |
 //! | after a hot reset everybody goes on; after a failed one, as they were or in the error state | [`scenarios_hot_reset`] |
 //! | stores into pages and doorbells from before the end of a hot reset have no effect | [`scenarios_hot_reset`], [`witness`] |
-//! | nothing is accessed after its unmap returned; a failed unmap changes nothing | [`scenarios_dma`] |
-//! | no signal after an eventfd was taken away; one signal for each unmask | [`scenarios_dma`] |
+//! | no signal after an eventfd was taken away; one signal for each unmask | [`scenarios_irq`] |
 //! | no deadlock | the checker |
 //!
 //! `ci/model-checks.sh` runs them.
@@ -25,9 +24,9 @@ mod faults;
 #[cfg(shuttle)]
 mod scenarios;
 #[cfg(shuttle)]
-mod scenarios_dma;
-#[cfg(shuttle)]
 mod scenarios_hot_reset;
+#[cfg(shuttle)]
+mod scenarios_irq;
 #[cfg(shuttle)]
 mod witness;
 

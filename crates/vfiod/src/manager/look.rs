@@ -132,12 +132,12 @@ fn interrupts(device: &DeviceRef) -> Vec<Interrupt> {
 
 fn dma(device: &DeviceRef) -> Dma {
     use vfiod_core::dma::Perm;
-    let windows = device.dma_windows();
+    let windows = device.dma_mappings();
     let bytes = windows.iter().map(|w| (w.last - w.iova).saturating_add(1));
     let first = windows.iter().take(WINDOWS).map(|window| Window {
         iova: format!("{:#x}-{:#x}", window.iova, window.last),
         access: access(window.perm.contains(Perm::READ), window.perm.contains(Perm::WRITE)),
-        file: window.file.0,
+        file: window.owner.0,
         by: if window.mapped { "memory" } else { "messages" },
     });
     Dma {

@@ -36,7 +36,7 @@ fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
-struct Window {
+struct Mapping {
     size: u64,
     file: usize,
     offset: u64,
@@ -46,7 +46,7 @@ struct Window {
 
 #[derive(Default)]
 struct Model {
-    windows: BTreeMap<u64, Window>,
+    mappings: BTreeMap<u64, Mapping>,
     files: Vec<Vec<u8>>,
 }
 
@@ -55,20 +55,20 @@ impl Model {
     fn bytes(&self, iova: u64, len: u64, perm: Perm) -> Result<Vec<(usize, usize)>, Errno> {
         (iova..iova + len)
             .map(|at| {
-                let found = self.windows.range(..=at).next_back();
-                let (first, window) =
+                let found = self.mappings.range(..=at).next_back();
+                let (first, mapping) =
                     found.filter(|(f, w)| at < *f + w.size).ok_or(Errno::FAULT)?;
-                if !window.perm.contains(perm) {
+                if !mapping.perm.contains(perm) {
                     return Err(Errno::ACCESS);
                 }
-                Ok((window.file, (window.offset + at - first) as usize))
+                Ok((mapping.file, (mapping.offset + at - first) as usize))
             })
             .collect()
     }
 
     fn touching(&self, first: u64, end: u64) -> Vec<u64> {
-        let hit = |(f, w): &(&u64, &Window)| **f < end && *f + w.size > first;
-        self.windows.iter().filter(hit).map(|(f, _)| *f).collect()
+        let hit = |(f, w): &(&u64, &Mapping)| **f < end && *f + w.size > first;
+        self.mappings.iter().filter(hit).map(|(f, _)| *f).collect()
     }
 }
 
@@ -87,12 +87,12 @@ proptest! {
                     let (iova, size, offset) = (at * UNIT, len * UNIT, offset);
                     let perm = Perm::from_bits_truncate(perm);
                     let got = space.map(
-                        FileId(owner),
+                        MapOwner(owner),
                         request(iova, size, perm, memories[file].fd(), offset),
                     );
                     if model.touching(iova, iova + size).is_empty() {
                         got.unwrap();
-                        model.windows.insert(iova, Window { size, file, offset, perm, owner });
+                        model.mappings.insert(iova, Mapping { size, file, offset, perm, owner });
                     } else {
                         prop_assert_eq!(errno(got), Errno::EXIST);
                     }
@@ -100,13 +100,13 @@ proptest! {
                 Op::Unmap { at, len } => {
                     let (iova, end) = (at * UNIT, (at + len) * UNIT);
                     let hit = model.touching(iova, end);
-                    let cut = hit.iter().any(|f| *f < iova || *f + model.windows[f].size > end);
+                    let cut = hit.iter().any(|f| *f < iova || *f + model.mappings[f].size > end);
                     let got = space.unmap(iova, end - iova, SOON);
                     if cut {
                         prop_assert_eq!(errno(got), Errno::INVAL);
                     } else {
                         let gone: u64 =
-                            hit.iter().map(|f| model.windows.remove(f).unwrap().size).sum();
+                            hit.iter().map(|f| model.mappings.remove(f).unwrap().size).sum();
                         prop_assert_eq!(got.unwrap(), gone);
                     }
                 }
@@ -122,7 +122,7 @@ proptest! {
                     }
                 }
                 Op::Write { at, len, byte } => {
-                    // Windows may show the same bytes twice: all the same, in any order.
+                    // Mappings may show the same bytes twice: all the same, in any order.
                     let bytes = vec![byte; (len * UNIT) as usize];
                     match (space.write(at * UNIT, &bytes), model.bytes(at * UNIT, len * UNIT, Perm::WRITE)) {
                         (Ok(()), Ok(places)) => {
@@ -133,17 +133,17 @@ proptest! {
                     }
                 }
                 Op::End { owner } => {
-                    space.drop_file(FileId(owner));
-                    model.windows.retain(|_, w| w.owner != owner);
+                    space.drop_owner(MapOwner(owner));
+                    model.mappings.retain(|_, w| w.owner != owner);
                 }
                 Op::All => {
-                    let sum: u64 = model.windows.values().map(|w| w.size).sum();
+                    let sum: u64 = model.mappings.values().map(|w| w.size).sum();
                     prop_assert_eq!(space.unmap_all(SOON).unwrap(), sum);
-                    model.windows.clear();
+                    model.mappings.clear();
                 }
             }
-            prop_assert_eq!(space.len(), model.windows.len());
-            prop_assert!(space.usage().mappings <= FILES);
+            prop_assert_eq!(space.len(), model.mappings.len());
+            prop_assert!(space.usage().mapped_files <= FILES);
         }
         for (memory, want) in memories.iter().zip(&model.files) {
             prop_assert_eq!(&memory.peek(0, FILE_SIZE as usize), want);

@@ -1,4 +1,4 @@
-//! Which file is behind a window, and how much of it to map.
+//! Which file is behind a mapping, and how much of it to map.
 
 use std::os::fd::BorrowedFd;
 
@@ -6,9 +6,9 @@ use rustix::fs::{FileType, OFlags, fcntl_getfl, fstat, fstatfs};
 
 use crate::error::{Errno, Error, Result};
 
-/// Files up to this long are mapped whole, once; of longer ones, each window by itself.
+/// Files up to this long are mapped whole, once; of longer ones, each mapping by itself.
 pub(super) const WHOLE: u64 = 1 << 40;
-/// How far a mapping reaches past the end of a file for windows that claim more: the file may
+/// How far a mapping reaches past the end of a file for mappings that claim more: the file may
 /// grow into it later. Address space only.
 const AHEAD: u64 = 64 << 30;
 
@@ -39,7 +39,7 @@ pub(super) struct Examined {
 pub(super) struct Extent {
     pub(super) offset: u64,
     pub(super) len: u64,
-    /// Fit to be shared by all windows of the file.
+    /// Fit to be shared by all mappings of the file.
     pub(super) whole: bool,
 }
 
@@ -76,7 +76,7 @@ pub(super) fn examine(fd: BorrowedFd<'_>) -> Result<Examined> {
     })
 }
 
-/// Decides what to map for a window of `[offset, end)` of a file of which nothing, or too
+/// Decides what to map for a mapping of `[offset, end)` of a file of which nothing, or too
 /// little (`mapped` bytes), is mapped.
 ///
 /// # Errors
@@ -93,7 +93,7 @@ pub(super) fn extent(
     let page = rustix::param::page_size() as u64;
     match system.f_type as u64 {
         FUSE => Err(Error::new(Errno::ACCESS, "a file for DMA must not be on a FUSE file system")),
-        // Mapping past the end would lengthen the file; lengths are in huge pages.
+        // MappedFile past the end would lengthen the file; lengths are in huge pages.
         HUGETLBFS => {
             Ok(Extent { offset: 0, len: round_up(file.size, file.block.max(page)), whole: true })
         }
@@ -113,7 +113,7 @@ pub(super) fn extent(
     }
 }
 
-/// How far a shared mapping of a file should reach for a window that ends at `end`.
+/// How far a shared mapping of a file should reach for a mapping that ends at `end`.
 pub(super) fn wanted(file: &Examined, end: u64) -> u64 {
     file.size.max(end.min(file.size.saturating_add(AHEAD)))
 }

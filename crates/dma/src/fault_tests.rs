@@ -229,7 +229,7 @@ suite!(portable, false);
 #[cfg(target_arch = "x86_64")]
 fn in_child(test: &str) -> std::process::ExitStatus {
     std::process::Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "--include-ignored", &format!("dma::fault::tests::{test}")])
+        .args(["--exact", "--include-ignored", &format!("fault::tests::{test}")])
         .env("VFIOD_FAULT_CHILD", "1")
         .stdout(std::process::Stdio::null())
         .stderr(std::process::Stdio::null())

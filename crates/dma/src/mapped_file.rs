@@ -10,8 +10,8 @@ use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, munmap};
 
 use super::fault::{self, Fault, Scalar};
 use crate::error::{Errno, Error, Result};
-use crate::sync::Arc;
-use crate::sync::atomic::Ordering;
+use vfiod_sync::Arc;
+use vfiod_sync::atomic::Ordering;
 
 /// Mappings that the process may hold for peers at once: half of the kernel's default for a
 /// whole process (`vm.max_map_count`), so that a hostile peer cannot make others' fail.
@@ -72,7 +72,7 @@ impl Drop for Charge {
 
 /// A part of a file, mapped shared. Everything in it may change, and go away, at any moment.
 #[derive(Debug)]
-pub(crate) struct Mapping {
+pub(crate) struct MappedFile {
     base: NonNull<u8>,
     len: usize,
     writable: bool,
@@ -81,11 +81,11 @@ pub(crate) struct Mapping {
 
 // SAFETY: the address is valid until the drop, from any thread; what is there is only touched
 // by the routines of `fault`, which are made for concurrent change.
-unsafe impl Send for Mapping {}
+unsafe impl Send for MappedFile {}
 // SAFETY: as above.
-unsafe impl Sync for Mapping {}
+unsafe impl Sync for MappedFile {}
 
-impl Mapping {
+impl MappedFile {
     /// Maps `len` bytes (whole pages) of a file from `offset` (likewise), which may reach past
     /// its end. Where writing is refused for the whole file (a seal), it is mapped for
     /// reading.
@@ -184,7 +184,7 @@ impl Mapping {
     }
 
     /// Loads an aligned integer in one piece. Acquire at least; sequentially consistent with
-    /// [`Mapping::store`] of that ordering.
+    /// [`MappedFile::store`] of that ordering.
     #[inline]
     pub(crate) fn load<T: Scalar>(&self, offset: u64) -> Result<T, Access> {
         let at = self.at_aligned::<T>(offset)?;
@@ -239,7 +239,7 @@ impl Mapping {
     }
 }
 
-impl Drop for Mapping {
+impl Drop for MappedFile {
     fn drop(&mut self) {
         // SAFETY: our mapping, and nobody holds it any more.
         if let Err(error) = unsafe { munmap(self.base.as_ptr().cast(), self.len) } {

@@ -76,7 +76,7 @@ fn one_message_for_each_window() {
     assert_eq!(bytes[0x1010..], [0xfe; 16]);
     space.write(0x2fff, &[1, 2]).unwrap();
     assert_eq!((peer.log(), memory.peek(0, 1)), (vec![('w', 0x2fff, 1)], vec![2]));
-    assert!(!space.windows()[0].mapped);
+    assert!(!space.mappings()[0].mapped);
     // A whole megabyte is still one: the peer's own limits are the transport's matter.
     map_peer(&space, &peer, 1 << 20, 1 << 20, RW);
     space.write(1 << 20, &vec![0; 1 << 20]).unwrap();
@@ -145,10 +145,10 @@ fn the_peer_may_map_and_unmap_while_it_is_waited_for() {
 fn a_peer_is_let_go_with_its_last_window() {
     let (space, peer) = (DmaSpace::new(), Arc::new(Peer::default()));
     (0..100).for_each(|i| map_peer(&space, &peer, i * 0x1000, 0x1000, RW));
-    assert!(Arc::strong_count(&peer) <= 3, "not one for each window");
+    assert!(Arc::strong_count(&peer) <= 3, "not one for each mapping");
     space.unmap(0, 99 * 0x1000, SOON).unwrap();
     assert!(Arc::strong_count(&peer) > 1);
-    space.drop_file(A);
+    space.drop_owner(A);
     assert_eq!(Arc::strong_count(&peer), 1);
     map_peer(&space, &peer, 0, 0x1000, RW);
     space.unmap(0, 0x1000, SOON).unwrap();

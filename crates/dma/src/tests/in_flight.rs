@@ -41,11 +41,11 @@ fn an_unmap_fails_in_time_and_changes_nothing() {
         map(&space, &memory, i * 0x1000, 0x1000, i * 0x1000);
     }
     let pinned = space.pin(0x1ffe, 4, RW).unwrap();
-    let before = space.windows();
+    let before = space.mappings();
     assert_eq!(errno(space.unmap(0x1000, 0x1000, SOON)), Errno::BUSY);
     assert_eq!(errno(space.unmap(0, u64::MAX, SOON)), Errno::BUSY);
     assert_eq!(errno(space.unmap_all(Duration::ZERO)), Errno::BUSY);
-    assert_eq!(space.windows(), before);
+    assert_eq!(space.mappings(), before);
     space.write(0x1ffe, b"here").unwrap();
     // Others go.
     assert_eq!(space.unmap(0x3000, 0x1000, Duration::ZERO).unwrap(), 0x1000);
@@ -64,7 +64,7 @@ fn an_unmap_waits_and_keeps_the_place() {
         while !space.is_empty() {
             std::thread::yield_now();
         }
-        // No new access, no new window in the place, and others are not held up.
+        // No new access, no new mapping in the place, and others are not held up.
         assert_eq!(errno(space.read(0x1000, &mut [0])), Errno::FAULT);
         let same = request(0x1800, 0x1000, RW, memory.fd(), 0);
         assert_eq!(errno(space.map(B, same)), Errno::EXIST);
@@ -92,15 +92,15 @@ fn a_file_that_ends_while_its_unmap_waits() {
         while space.len() == 2 {
             std::thread::yield_now();
         }
-        space.drop_file(A);
+        space.drop_owner(A);
         assert_eq!(errno(unmap.join().unwrap()), Errno::BUSY);
     });
     // What came back for a file that had gone went with it; the other's is there.
     assert_eq!(space.len(), 1);
-    assert_eq!(space.windows()[0].file, B);
+    assert_eq!(space.mappings()[0].owner, B);
     pinned.write(0, b"safe").unwrap();
     drop(pinned);
-    space.drop_file(B);
+    space.drop_owner(B);
     assert_eq!((space.usage(), held("dma-ends").0), (DmaUsage::default(), 0));
 }
 
@@ -109,7 +109,7 @@ fn pinned_memory_outlives_everything() {
     let (space, memory) = (DmaSpace::new(), Memory::named("dma-outlives", 0x1000));
     map(&space, &memory, 0, 0x1000, 0);
     let pinned = space.pin(0, 0x1000, RW).unwrap();
-    space.drop_file(A);
+    space.drop_owner(A);
     drop(space);
     pinned.write(0, b"x").unwrap();
     assert_eq!(held("dma-outlives").0, 1);

@@ -157,7 +157,7 @@ fn unmapping_takes_what_is_inside_and_cuts_nothing() {
     assert_eq!(space.unmap(0x4000, 0x2000, SOON).unwrap(), 0x2000);
     assert_eq!(space.unmap(0x2000, 0x8000, SOON).unwrap(), 0x2000);
     assert_eq!(space.len(), 2);
-    // As a client with a virtual IOMMU does, past every window and up to 2^64.
+    // As a client with a virtual IOMMU does, past every mapping and up to 2^64.
     assert_eq!(space.unmap(0, 0x8000_0000_0000, SOON).unwrap(), 0x4000);
     fill();
     assert_eq!(space.unmap(0xfef0_0000, 0xffff_ffff_0110_0000, SOON).unwrap(), 0);
@@ -175,7 +175,7 @@ fn a_file_is_mapped_once_and_not_for_ever() {
         map(&space, &memory, i * 0x2000, 0x1000, i % 256 * 0x1000);
     }
     assert_eq!(held("dma-once"), (1, 1), "one mapping, and only our own descriptor");
-    assert_eq!(space.usage().mappings, 1);
+    assert_eq!(space.usage().mapped_files, 1);
     space.unmap(0, 0x1000 * 3000, SOON).unwrap();
     assert_eq!((space.len(), held("dma-once").0, space.usage().idle), (0, 1, 1));
     // Others push it out.
@@ -196,7 +196,7 @@ fn files_of_other_modes_are_mapped_apart() {
     map(&space, &memory, 0, 0x1000, 0);
     // What is open for reading only must not get at the writable mapping.
     space.map(A, request(0x1000, 0x1000, RW, memory.read_only(), 0)).unwrap();
-    assert_eq!(space.usage().mappings, 2);
+    assert_eq!(space.usage().mapped_files, 2);
     space.write(0, b"x").unwrap();
     assert_eq!(errno(space.write(0x1000, b"x")), Errno::ACCESS);
     assert_eq!(errno(space.pin(0x1000, 1, RW)), Errno::ACCESS);
@@ -212,17 +212,17 @@ fn windows_go_with_the_file_that_mapped_them() {
         let owner = if i % 3 == 0 { B } else { A };
         space.map(owner, request(i * 0x1000, 0x1000, RW, memory.fd(), 0)).unwrap();
     }
-    let infos = space.windows();
+    let infos = space.mappings();
     assert_eq!(infos.len(), 500);
-    assert_eq!((infos[3].iova, infos[3].last, infos[3].file), (0x3000, 0x3fff, B));
-    space.drop_file(FileId(99));
+    assert_eq!((infos[3].iova, infos[3].last, infos[3].owner), (0x3000, 0x3fff, B));
+    space.drop_owner(MapOwner(99));
     assert_eq!(space.len(), 500);
-    space.drop_file(A);
+    space.drop_owner(A);
     assert_eq!(space.len(), 167);
-    assert!(space.windows().iter().all(|w| w.file == B && w.mapped && w.perm == RW));
+    assert!(space.mappings().iter().all(|w| w.owner == B && w.mapped && w.perm == RW));
     space.read(0, &mut [0]).unwrap();
     assert_eq!(errno(space.read(0x1000, &mut [0])), Errno::FAULT);
-    space.drop_file(B);
+    space.drop_owner(B);
     assert_eq!((space.usage(), held("dma-owned").0), (DmaUsage::default(), 0));
 }
 
@@ -257,7 +257,7 @@ fn a_million_windows() {
     assert_eq!(errno(space.map(A, message(1 << 38))), Errno::NOSPC);
     space.write((1 << 40) + 5, b"x").unwrap();
     assert_eq!(space.unmap(0x1000, 0x10_0000, SOON).unwrap(), 0x8_0000);
-    space.drop_file(A);
+    space.drop_owner(A);
     assert!(space.is_empty());
 }
 
@@ -274,7 +274,7 @@ fn atomics() {
     assert_eq!(space.load::<u16>(0x1014, Ordering::Relaxed).unwrap(), 0xeeff);
     assert_eq!(space.load::<u8>(0x1016, Ordering::SeqCst).unwrap(), 0x99);
     assert_eq!(space.load::<u64>(0x1008, Ordering::Acquire).unwrap(), 0x1122_3344_5566_7788);
-    // A place across the window's end, at an odd place in the file, and at an odd address.
+    // A place across the mapping's end, at an odd place in the file, and at an odd address.
     assert_eq!(errno(space.load::<u32>(0x2000, Ordering::Relaxed)), Errno::INVAL);
     map(&space, &memory, 0x4000, 0x100, 1);
     assert_eq!(errno(space.load::<u32>(0x4000, Ordering::Relaxed)), Errno::INVAL);

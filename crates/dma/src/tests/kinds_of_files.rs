@@ -47,7 +47,7 @@ fn a_window_longer_than_its_file() {
     assert_eq!(errno(space.load::<u32>(0x2000, Ordering::Relaxed)), Errno::FAULT);
     let pinned = space.pin(0, 0x8000, RW).unwrap();
     assert_eq!(errno(pinned.read(0, &mut bytes)), Errno::FAULT);
-    // The file grows into the window.
+    // The file grows into the mapping.
     ftruncate(&memory.0, 0x8000).unwrap();
     pinned.read(0, &mut bytes).unwrap();
     space.write(0x7fff, &[1]).unwrap();
@@ -79,12 +79,12 @@ fn a_file_that_grew_after_it_was_mapped() {
         space.write(i * 0x1000, &[i as u8]).unwrap();
         assert_eq!(memory.peek(i * 0x1000, 1), [i as u8]);
     }
-    assert!(space.usage().mappings <= 8, "{:?}", space.usage());
-    // Windows of the mappings before still work, and all of it goes.
+    assert!(space.usage().mapped_files <= 8, "{:?}", space.usage());
+    // Mappings of the mappings before still work, and all of it goes.
     space.write(0, &[77]).unwrap();
     assert_eq!(memory.peek(0, 1), [77]);
     assert_eq!(space.unmap(0, 0x4_0000, SOON).unwrap(), 0x4_0000);
-    assert!(space.usage().mappings <= 1);
+    assert!(space.usage().mapped_files <= 1);
 }
 
 #[test]
@@ -96,7 +96,7 @@ fn a_file_too_long_to_be_mapped_whole() {
     space.write(0x9000, b"near").unwrap();
     assert_eq!(memory.peek((2 << 40) + 0x123, 3), b"far");
     assert_eq!(memory.peek(0x1000, 4), b"near");
-    assert_eq!((space.usage().mappings, space.usage().address_space), (2, 0x3000));
+    assert_eq!((space.usage().mapped_files, space.usage().address_space), (2, 0x3000));
     space.unmap(0x1000, 0x1234, SOON).unwrap();
     assert_eq!(held("dma-long").0, 1, "no such mapping is kept for later");
     let all = request(1 << 44, 3 << 40, RW, memory.fd(), 0);

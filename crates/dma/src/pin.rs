@@ -4,11 +4,10 @@ use std::fmt;
 use std::ptr::NonNull;
 use std::time::{Duration, Instant};
 
-use super::mapping::{Access, Mapping};
+use super::mapped_file::{Access, MappedFile};
 use super::{Perm, failed};
 use crate::error::{Errno, Error, Result};
-use crate::mutation::{Mutation, active};
-use crate::sync::{Arc, Condvar, Mutex, lock};
+use vfiod_sync::{Arc, Condvar, Mutex, lock};
 
 /// The ranges in use, and who waits for them. Few at a time: one for each large or
 /// asynchronous access of one device.
@@ -47,9 +46,6 @@ impl Pins {
 
     /// Waits until no range that `hits` is in use; whether that came about in time.
     pub(super) fn wait(&self, hits: impl Fn(u64, u64) -> bool, wait: Duration) -> bool {
-        if active(Mutation::DmaUnmapIgnoresPins) {
-            return true;
-        }
         let mut state = lock(&self.state);
         if !state.any(&hits) {
             return true;
@@ -95,7 +91,7 @@ impl Drop for Pin {
         let mut state = lock(&self.pins.state);
         state.ranges[self.id] = None;
         state.free.push(self.id);
-        if state.waiters > 0 && !active(Mutation::DmaUnpinUnheard) {
+        if state.waiters > 0 {
             drop(state);
             self.pins.released.notify_all();
         }
@@ -119,7 +115,7 @@ pub struct Pinned {
 
 #[derive(Debug)]
 pub(super) struct Segment {
-    pub(super) mapping: Arc<Mapping>,
+    pub(super) mapping: Arc<MappedFile>,
     pub(super) at: u64,
     pub(super) len: usize,
 }
@@ -189,7 +185,7 @@ impl Pinned {
         offset: usize,
         len: usize,
         perm: Perm,
-        mut f: impl FnMut(&Mapping, u64, std::ops::Range<usize>) -> Result<(), Access>,
+        mut f: impl FnMut(&MappedFile, u64, std::ops::Range<usize>) -> Result<(), Access>,
     ) -> Result<()> {
         if !self.perm.contains(perm) {
             return Err(Error::new(Errno::ACCESS, "pinned for other accesses than this"));

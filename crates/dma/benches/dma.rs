@@ -1,4 +1,4 @@
-//! What DMA and interrupts cost: `cargo bench -p vfiod-core --bench dma`. Prints Markdown.
+//! What DMA costs: `cargo bench -p vfiod-dma`. Prints Markdown.
 //!
 //! Each figure is the median of several rounds, in nanoseconds. An argument picks the sections
 //! whose name contains it.
@@ -10,13 +10,10 @@ use std::sync::RwLock;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
-use vfiod_core::dma::{Backing, DmaSpace, MapRequest, Perm};
-use vfiod_core::irq::{IrqAction, IrqData};
-use vfiod_core::{Context, FileId, IrqFlags, IrqIndex, IrqInfo};
+use vfiod_dma::{Backing, DmaSpace, MapOwner, MapRequest, Perm};
 
-const FILE: FileId = FileId(1);
+const OWNER: MapOwner = MapOwner(1);
 const PAGE: u64 = 4096;
 const WAIT: Duration = Duration::from_secs(1);
 const ROUNDS: usize = 7;
@@ -53,13 +50,13 @@ fn memory(size: u64) -> OwnedFd {
     fd
 }
 
-fn map(space: &DmaSpace, fd: OwnedFd, window: u64, offset: u64) {
+fn map(space: &DmaSpace, fd: OwnedFd, mapping: u64, offset: u64) {
     space
         .map(
-            FILE,
+            OWNER,
             MapRequest {
                 // A gap after each, so that no two adjoin.
-                iova: window * 2 * PAGE,
+                iova: mapping * 2 * PAGE,
                 size: PAGE,
                 perm: Perm::READ | Perm::WRITE,
                 backing: Backing::File { fd, offset },
@@ -68,15 +65,15 @@ fn map(space: &DmaSpace, fd: OwnedFd, window: u64, offset: u64) {
         .expect("map");
 }
 
-/// A space with so many windows on one file of 64 MiB.
-fn filled(windows: u64) -> (Context, OwnedFd) {
-    let context = Context::detached("bench", &[]);
+/// A space with so many mappings on one file of 64 MiB.
+fn filled(mappings: u64) -> (DmaSpace, OwnedFd) {
+    let space = DmaSpace::new();
     let fd = memory(64 << 20);
-    for window in 0..windows {
+    for mapping in 0..mappings {
         let copy = fd.try_clone().expect("a descriptor");
-        map(context.dma(), copy, window, window % 16384 * PAGE);
+        map(&space, copy, mapping, mapping % 16384 * PAGE);
     }
-    (context, fd)
+    (space, fd)
 }
 
 fn translation() {
@@ -88,14 +85,13 @@ fn translation() {
         "each, the memory's own cache misses included. Beside it, a `BTreeMap` in a `RwLock`.\n"
     );
     println!(
-        "| windows | call, same | call, random | batch, same | batch, random | load, random \
+        "| mappings | call, same | call, random | batch, same | batch, random | load, random \
          | BTreeMap call, random | BTreeMap batch, random |"
     );
     println!("| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |");
     const OPS: u64 = 2_000_000;
-    for windows in [1, 64, 1024, 16_384, 65_000, 1_000_000] {
-        let (context, _fd) = filled(windows);
-        let space = context.dma();
+    for mappings in [1, 64, 1024, 16_384, 65_000, 1_000_000] {
+        let (space, _fd) = filled(mappings);
         let mut random = Random(1);
         let call = |random: &mut Random, below: u64| {
             time(OPS, |ops| {
@@ -125,17 +121,17 @@ fn translation() {
         };
         let figures = [
             call(&mut random, 1),
-            call(&mut random, windows),
+            call(&mut random, mappings),
             batch(&mut random, 1),
-            batch(&mut random, windows),
-            load(&mut random, windows),
+            batch(&mut random, mappings),
+            load(&mut random, mappings),
         ];
         let tree: BTreeMap<u64, [u64; 3]> =
-            (0..windows).map(|w| (w * 2 * PAGE, [w * 2 * PAGE + PAGE, w * PAGE, 3])).collect();
+            (0..mappings).map(|w| (w * 2 * PAGE, [w * 2 * PAGE + PAGE, w * PAGE, 3])).collect();
         let tree = RwLock::new(tree);
         let tree_call = time(OPS, |ops| {
             for _ in 0..ops {
-                let iova = random.below(windows) * 2 * PAGE + 64;
+                let iova = random.below(mappings) * 2 * PAGE + 64;
                 let tree = tree.read().expect("lock");
                 let (_, found) = tree.range(..=iova).next_back().expect("mapped");
                 black_box(iova < found[0]);
@@ -144,49 +140,48 @@ fn translation() {
         let tree_batch = time(OPS, |ops| {
             let tree = tree.read().expect("lock");
             for _ in 0..ops {
-                let iova = random.below(windows) * 2 * PAGE + 64;
+                let iova = random.below(mappings) * 2 * PAGE + 64;
                 let (_, found) = tree.range(..=iova).next_back().expect("mapped");
                 black_box(iova < found[0]);
             }
         });
-        print!("| {windows} |");
+        print!("| {mappings} |");
         figures.iter().for_each(|f| print!(" {f:.1} |"));
         println!(" {tree_call:.1} | {tree_batch:.1} |");
     }
 }
 
 fn mapping() {
-    println!("\n## Map and unmap a window on a known file, ns a pair\n");
+    println!("\n## Map and unmap a mapping on a known file, ns a pair\n");
     println!("`close`: duplicating and closing a descriptor, which is part of each pair.\n");
-    println!("| other windows | at random | past the end | close |");
+    println!("| other mappings | at random | past the end | close |");
     println!("| ---: | ---: | ---: | ---: |");
     const OPS: u64 = 100_000;
-    for windows in [0, 1, 64, 1024, 16_384, 65_000, 1_000_000] {
-        let (context, fd) = filled(windows);
-        let space = context.dma();
+    for mappings in [0, 1, 64, 1024, 16_384, 65_000, 1_000_000] {
+        let (space, fd) = filled(mappings);
         let mut random = Random(7);
-        let pair = |window: u64| {
-            map(space, fd.try_clone().expect("a descriptor"), window, window % 16384 * PAGE);
-            space.unmap(window * 2 * PAGE, PAGE, WAIT).expect("unmap");
+        let pair = |mapping: u64| {
+            map(&space, fd.try_clone().expect("a descriptor"), mapping, mapping % 16384 * PAGE);
+            space.unmap(mapping * 2 * PAGE, PAGE, WAIT).expect("unmap");
         };
         let at_random = time(OPS, |ops| {
             for _ in 0..ops {
-                let window = random.below(windows.max(1));
-                space.unmap(window * 2 * PAGE, PAGE, WAIT).expect("unmap");
-                map(space, fd.try_clone().expect("a descriptor"), window, 0);
+                let mapping = random.below(mappings.max(1));
+                space.unmap(mapping * 2 * PAGE, PAGE, WAIT).expect("unmap");
+                map(&space, fd.try_clone().expect("a descriptor"), mapping, 0);
             }
         });
-        let past = time(OPS, |ops| (0..ops).for_each(|_| pair(windows + 8)));
+        let past = time(OPS, |ops| (0..ops).for_each(|_| pair(mappings + 8)));
         let close = time(OPS, |ops| (0..ops).for_each(|_| drop(fd.try_clone())));
-        println!("| {windows} | {at_random:.0} | {past:.0} | {close:.0} |");
+        println!("| {mappings} | {at_random:.0} | {past:.0} | {close:.0} |");
     }
     let start = Instant::now();
-    let (context, _fd) = filled(1_000_000);
+    let (space, _fd) = filled(1_000_000);
     let fill = start.elapsed();
     let start = Instant::now();
-    context.dma().unmap_all(WAIT).expect("unmap");
+    space.unmap_all(WAIT).expect("unmap");
     println!(
-        "\n1,000,000 windows: mapped in {fill:.0?}, unmapped at once in {:.0?}.",
+        "\n1,000,000 mappings: mapped in {fill:.0?}, unmapped at once in {:.0?}.",
         start.elapsed()
     );
 }
@@ -195,11 +190,10 @@ fn copying() {
     println!("\n## Copying, ns\n");
     println!("| bytes | read | write | memcpy |");
     println!("| ---: | ---: | ---: | ---: |");
-    let (context, fd) = (Context::detached("bench", &[]), memory(64 << 20));
-    let space = context.dma();
+    let (space, fd) = (DmaSpace::new(), memory(64 << 20));
     space
         .map(
-            FILE,
+            OWNER,
             MapRequest {
                 iova: 0,
                 size: 64 << 20,
@@ -237,41 +231,11 @@ fn copying() {
     println!("\n`load::<u32>` {atomic:.1}, `fetch_add::<u32>` {add:.1}, pin and unpin {pin:.1}.");
 }
 
-fn interrupts() {
-    println!("\n## Triggering an interrupt, ns\n");
-    let context = Context::detached("bench", &[IrqInfo { flags: IrqFlags::EVENTFD, count: 4 }]);
-    let irqs = context.irqs();
-    let mut figures = Vec::new();
-    for flags in [EventfdFlags::NONBLOCK, EventfdFlags::empty()] {
-        let fd = eventfd(0, flags).expect("eventfd");
-        let data = IrqData::EventFds(vec![Some(fd)]);
-        irqs.set(FILE, IrqIndex(0), 0, 1, IrqAction::Trigger, data).expect("set");
-        figures.push(time(500_000, |ops| {
-            (0..ops).for_each(|_| _ = irqs.trigger(IrqIndex(0), 0).expect("trigger"));
-        }));
-    }
-    irqs.set_device_mask(IrqIndex(0), 0, true).expect("mask");
-    let masked = time(500_000, |ops| {
-        (0..ops).for_each(|_| _ = irqs.trigger(IrqIndex(0), 0).expect("trigger"));
-    });
-    let fd = eventfd(0, EventfdFlags::NONBLOCK).expect("eventfd");
-    let plain = time(500_000, |ops| {
-        (0..ops).for_each(|_| _ = rustix::io::write(&fd, &1u64.to_ne_bytes()).expect("write"));
-    });
-    println!("| eventfd | blocking eventfd | masked | the write alone |");
-    println!("| ---: | ---: | ---: | ---: |");
-    println!("| {:.0} | {:.0} | {masked:.1} | {plain:.0} |", figures[0], figures[1]);
-}
-
 fn main() {
     let wanted: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
-    let sections: [(&str, fn()); 4] = [
-        ("translation", translation),
-        ("mapping", mapping),
-        ("copying", copying),
-        ("interrupts", interrupts),
-    ];
-    println!("# DMA and interrupts");
+    let sections: [(&str, fn()); 3] =
+        [("translation", translation), ("mapping", mapping), ("copying", copying)];
+    println!("# DMA");
     for (name, section) in sections {
         if wanted.is_empty() || wanted.iter().any(|w| name.contains(w.as_str())) {
             section();

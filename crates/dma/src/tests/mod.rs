@@ -4,16 +4,16 @@ use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 
 mod in_flight;
 mod kinds_of_files;
+mod mappings;
 mod messages;
 mod model;
-mod windows;
 
 use super::*;
-use crate::file::FileId;
-use crate::sync::atomic::Ordering;
 
-const A: FileId = FileId(1);
-const B: FileId = FileId(2);
+use vfiod_sync::atomic::Ordering;
+
+const A: MapOwner = MapOwner(1);
+const B: MapOwner = MapOwner(2);
 const SOON: Duration = Duration::from_millis(20);
 const RW: Perm = Perm::READ.union(Perm::WRITE);
 

@@ -6,11 +6,11 @@ use rustix::fs::{
     FallocateFlags, MemfdFlags, SealFlags, fallocate, fcntl_add_seals, ftruncate, memfd_create,
 };
 
-use crate::dma::Scalar;
-use crate::dma::mapping::{Access, Account, Mapping};
+use crate::Scalar;
 use crate::error::{Errno, Error, Result};
-use crate::sync::Arc;
-use crate::sync::atomic::Ordering;
+use crate::mapped_file::{Access, Account, MappedFile};
+use vfiod_sync::Arc;
+use vfiod_sync::atomic::Ordering;
 
 /// A memfd of fixed size, mapped here and mappable by clients.
 ///
@@ -21,7 +21,7 @@ use crate::sync::atomic::Ordering;
 pub struct SharedMemory {
     size: u64,
     fd: OwnedFd,
-    mapping: Mapping,
+    mapping: MappedFile,
 }
 
 impl SharedMemory {
@@ -44,7 +44,7 @@ impl SharedMemory {
         fcntl_add_seals(&fd, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)
             .map_err(says("cannot seal shared memory"))?;
         let account = Arc::new(Account::default());
-        let mapping = Mapping::new(fd.as_fd(), 0, size, true, &account, u64::MAX)?;
+        let mapping = MappedFile::new(fd.as_fd(), 0, size, true, &account, u64::MAX)?;
         Ok(Arc::new(Self { size, fd, mapping }))
     }
 

@@ -2,14 +2,13 @@
 
 use std::ops::Range;
 
-use super::mapping::{Access, Mapping};
+use super::mapped_file::{Access, MappedFile};
 use super::pin::{Pin, Pinned, Pins, Segment};
 use super::space::{DmaSpace, Map, Source};
 use super::{DIRECT, DmaPeer, Perm, Scalar, failed};
 use crate::error::{Errno, Error, Result};
-use crate::mutation::{Mutation, active};
-use crate::sync::atomic::Ordering;
-use crate::sync::{Arc, RwLockReadGuard, point, read};
+use vfiod_sync::atomic::Ordering;
+use vfiod_sync::{Arc, RwLockReadGuard, point, read};
 
 /// How often a read-modify-write starts over because the peer changed the value meanwhile.
 const TRIES: u32 = 10_000;
@@ -23,20 +22,20 @@ struct Piece<'t> {
 }
 
 impl Map {
-    /// The first `len` bytes at `iova`, or as many as lie in one window. `len` is not 0.
+    /// The first `len` bytes at `iova`, or as many as lie in one mapping. `len` is not 0.
     #[inline(always)]
     fn piece(&self, iova: u64, len: usize, perm: Perm) -> Result<Piece<'_>> {
-        let Some((first, window)) = self.table.find(iova) else { return Err(unmapped(iova)) };
-        if !window.perm().contains(perm) {
+        let Some((first, mapping)) = self.table.find(iova) else { return Err(unmapped(iova)) };
+        if !mapping.perm().contains(perm) {
             return Err(forbidden(iova, perm));
         }
-        let source = self.sources.get(window.source as usize).and_then(Option::as_ref);
+        let source = self.sources.get(mapping.source as usize).and_then(Option::as_ref);
         let Some(source) = source else { return Err(unmapped(iova)) };
         let at = match source {
-            Source::File(_) => window.offset + (iova - first),
+            Source::File(_) => mapping.offset + (iova - first),
             Source::Peer(_) => iova,
         };
-        let rest = window.last - iova;
+        let rest = mapping.last - iova;
         let len = if (len as u64 - 1) <= rest { len } else { rest as usize + 1 };
         Ok(Piece { source, at, len })
     }
@@ -100,7 +99,7 @@ impl Transfer<'_> {
     }
 
     #[inline]
-    fn mapped(&mut self, part: Range<usize>, mapping: &Mapping, at: u64) -> Result<(), Access> {
+    fn mapped(&mut self, part: Range<usize>, mapping: &MappedFile, at: u64) -> Result<(), Access> {
         point();
         match self {
             Self::Read(dst) => mapping.read(at, &mut dst[part]),
@@ -119,7 +118,7 @@ impl Transfer<'_> {
 
 /// Part of a transfer that is done with no lock held.
 enum Later {
-    Copy(Option<Pin>, Arc<Mapping>, u64),
+    Copy(Pin, Arc<MappedFile>, u64),
     Message(Arc<dyn DmaPeer>, u64),
 }
 
@@ -160,7 +159,6 @@ fn transfer_pieces(
             }
             Source::File(mapping) => {
                 let pin = pins.add(iova, iova + (piece.len as u64 - 1));
-                let pin = (!active(Mutation::DmaCopyUnpinned)).then_some(pin);
                 rest.push((part, iova, Later::Copy(pin, mapping.clone(), piece.at)));
             }
             Source::Peer(peer) => rest.push((part, iova, Later::Message(peer.clone(), piece.at))),
@@ -201,33 +199,25 @@ impl DmaSpace {
             return Ok(());
         }
         let map = read(&self.inner.map);
-        if active(Mutation::DmaCopyUnlocked) {
-            let pieces = map.pieces(iova, what.len(), what.perm())?;
-            if let [(_, Piece { source: Source::File(mapping), at, len })] = pieces[..] {
-                let mapping = mapping.clone();
-                drop(map);
-                return what.mapped(0..len, &mapping, at).map_err(|access| failed(access, iova));
-            }
-        }
         let rest = transfer(&map, &self.inner.pins, iova, &mut what)?;
         drop(map);
         if rest.is_empty() { Ok(()) } else { finish(rest, &mut what) }
     }
 
-    /// Reads guest memory, across adjoining windows. Never blocks on a mapper; waits for the
+    /// Reads guest memory, across adjoining mappings. Never blocks on a mapper; waits for the
     /// peer only where the memory is reached by messages. 1, 2, 4 or 8 aligned bytes are read
     /// in one piece.
     ///
     /// # Errors
-    /// `EFAULT`: not mapped, or the peer cut its file short; `EACCES`: a window forbids it;
-    /// `EPERM`: bus mastering is off; what [`DmaPeer`] says. Where a window is missing or
+    /// `EFAULT`: not mapped, or the peer cut its file short; `EACCES`: a mapping forbids it;
+    /// `EPERM`: bus mastering is off; what [`DmaPeer`] says. Where a mapping is missing or
     /// forbids it, nothing has been accessed; after another error some may have been.
     pub fn read(&self, iova: u64, dst: &mut [u8]) -> Result<()> {
         self.transfer(iova, Transfer::Read(dst))
     }
 
     /// Writes guest memory; as [`DmaSpace::read`]. `EACCES` also where the file behind a
-    /// window is not open for writing.
+    /// mapping is not open for writing.
     pub fn write(&self, iova: u64, src: &[u8]) -> Result<()> {
         self.transfer(iova, Transfer::Write(src))
     }
@@ -277,7 +267,7 @@ impl DmaSpace {
         &self,
         iova: u64,
         perm: Perm,
-        mapped: impl FnOnce(&Mapping, u64) -> Result<R, Access>,
+        mapped: impl FnOnce(&MappedFile, u64) -> Result<R, Access>,
         message: impl FnOnce(&dyn DmaPeer) -> Result<R>,
     ) -> Result<R> {
         self.mastering()?;
@@ -289,7 +279,7 @@ impl DmaSpace {
         if piece.len != T::SIZE {
             return Err(Error::new(
                 Errno::INVAL,
-                format!("an atomic access at {iova:#x} that crosses from one window to another"),
+                format!("an atomic access at {iova:#x} that crosses from one mapping to another"),
             ));
         }
         match piece.source {
@@ -450,10 +440,10 @@ impl<'a> DmaAccess<'a> {
     }
 
     /// Where `len` bytes at `iova` are, or the first of them where they do not lie in one
-    /// window: [`Span::len`] tells.
+    /// mapping: [`Span::len`] tells.
     ///
     /// # Errors
-    /// `EFAULT`: not mapped, or past 2^64; `EACCES`: the window forbids it. `EINVAL`: `len`
+    /// `EFAULT`: not mapped, or past 2^64; `EACCES`: the mapping forbids it. `EINVAL`: `len`
     /// is 0.
     #[inline]
     pub fn translate(&self, iova: u64, len: usize, perm: Perm) -> Result<Span<'_>> {
@@ -472,7 +462,7 @@ impl<'a> DmaAccess<'a> {
 
 /// A contiguous piece of guest memory, valid while its [`DmaAccess`] is held.
 pub struct Span<'t> {
-    mapping: Option<&'t Mapping>,
+    mapping: Option<&'t MappedFile>,
     at: u64,
     len: usize,
     iova: u64,
@@ -498,7 +488,7 @@ impl Span<'_> {
     }
 
     #[inline]
-    fn within(&self, offset: usize, len: usize, perm: Perm) -> Result<(&Mapping, u64)> {
+    fn within(&self, offset: usize, len: usize, perm: Perm) -> Result<(&MappedFile, u64)> {
         if !self.perm.contains(perm) {
             return Err(forbidden(self.iova, perm));
         }

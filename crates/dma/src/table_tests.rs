@@ -4,13 +4,13 @@ use proptest::prelude::*;
 
 use super::*;
 
-fn window(last: u64, owner: u16) -> Window {
-    Window::new(last, last ^ 0x55, 1, owner, Perm::READ)
+fn mapping(last: u64, owner: u16) -> Mapping {
+    Mapping::new(last, last ^ 0x55, 1, owner, Perm::READ)
 }
 
 /// The same, the slow way.
 #[derive(Default)]
-struct Model(BTreeMap<u64, Window>);
+struct Model(BTreeMap<u64, Mapping>);
 
 impl Model {
     fn touches(&self, first: u64, last: u64) -> bool {
@@ -90,9 +90,9 @@ fn run(ops: Vec<Op>) {
             Op::Insert(first, last, owner) => {
                 let free = !model.touches(first, last);
                 assert_eq!(table.touching(first, last).is_none(), free);
-                assert_eq!(table.insert(first, window(last, owner)), free);
+                assert_eq!(table.insert(first, mapping(last, owner)), free);
                 if free {
-                    model.0.insert(first, window(last, owner));
+                    model.0.insert(first, mapping(last, owner));
                 }
             }
             Op::Remove(first, last) => match (table.remove(first, last), model.inside(first, last))
@@ -157,13 +157,13 @@ proptest! {
 #[test]
 fn the_whole_address_space() {
     let mut table = Table::default();
-    assert!(table.insert(0, window(u64::MAX, 0)));
-    assert!(!table.insert(u64::MAX, window(u64::MAX, 0)));
+    assert!(table.insert(0, mapping(u64::MAX, 0)));
+    assert!(!table.insert(u64::MAX, mapping(u64::MAX, 0)));
     assert!(table.find(u64::MAX).is_some() && table.find(0).is_some());
     assert_eq!(table.remove(1, u64::MAX).unwrap_err(), Cut { first: 0, last: u64::MAX });
     assert_eq!(table.remove(0, u64::MAX - 1).unwrap_err(), Cut { first: 0, last: u64::MAX });
     assert_eq!(removed(&table.remove(0, u64::MAX).unwrap()), [0]);
-    assert!(table.insert(u64::MAX, window(u64::MAX, 0)));
+    assert!(table.insert(u64::MAX, mapping(u64::MAX, 0)));
     assert!(table.find(u64::MAX).is_some() && table.find(u64::MAX - 1).is_none());
     assert_eq!(removed(&table.remove(u64::MAX, u64::MAX).unwrap()), [u64::MAX]);
 }
@@ -172,7 +172,7 @@ fn the_whole_address_space() {
 fn owners_of_many_windows() {
     let mut table = Table::default();
     for i in 0..20_000u64 {
-        assert!(table.insert(i * 2, window(i * 2, (i % 2) as u16)));
+        assert!(table.insert(i * 2, mapping(i * 2, (i % 2) as u16)));
     }
     let (mut gone, mut from, mut turns) = (Vec::new(), Some(0), 0);
     while let Some(at) = from {

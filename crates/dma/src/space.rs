@@ -1,4 +1,4 @@
-//! The DMA space of a device: windows come, go, and belong to files.
+//! The DMA space of a device: mappings come, go, and belong to files.
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
@@ -6,21 +6,19 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
 use super::files::{Examined, FileKey, examine, extent, wanted};
-use super::mapping::{Account, Mapping};
+use super::mapped_file::{Account, MappedFile};
 use super::pin::Pins;
-use super::table::{Removed, Table, Window};
-use super::{Backing, DmaPeer, MapRequest, Perm};
+use super::table::{Mapping, Removed, Table};
+use super::{Backing, DmaPeer, MapOwner, MapRequest, Perm};
 use crate::error::{Errno, Error, Result};
-use crate::file::FileId;
-use crate::mutation::{Mutation, active};
-use crate::sync::atomic::{AtomicU8, AtomicU64, Ordering};
-use crate::sync::{Arc, Mutex, RwLock, lock, read, write};
+use vfiod_sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use vfiod_sync::{Arc, Mutex, RwLock, lock, read, write};
 
-/// Windows of one space.
-const WINDOWS: usize = 1 << 20;
+/// Mappings of one space.
+const MAPPINGS: usize = 1 << 20;
 /// Mappings of one space.
 const SOURCES: usize = 4096;
-/// Files that stay mapped after their last window has gone.
+/// Files that stay mapped after their last mapping has gone.
 const IDLE: usize = 4;
 /// Address space that one space spends on mappings, at first: 4 TiB.
 const ADDRESS_SPACE: u64 = 4 << 40;
@@ -32,10 +30,10 @@ const MASTER: u8 = 1;
 /// The device's set is being reset.
 const HALTED: u8 = 2;
 
-/// What is behind windows.
+/// What is behind mappings.
 pub(super) enum Source {
     /// A mapped file.
-    File(Arc<Mapping>),
+    File(Arc<MappedFile>),
     /// Memory reached by messages.
     Peer(Arc<dyn DmaPeer>),
 }
@@ -66,23 +64,23 @@ pub(super) struct Inner {
 /// What only mapping and unmapping look at.
 #[derive(Default)]
 struct Control {
-    /// For each source, its windows and what it is.
+    /// For each source, its mappings and what it is.
     slots: Vec<Slot>,
     free: Vec<u32>,
-    /// The mapping to use for new windows of a file.
+    /// The mapping to use for new mappings of a file.
     files: HashMap<FileKey, u32>,
-    /// Slots of files without windows, the longest unused first.
+    /// Slots of files without mappings, the longest unused first.
     idle: VecDeque<u32>,
     peers: Vec<(Arc<dyn DmaPeer>, u32)>,
-    /// Files with windows, by the number that windows know them by.
-    owners: Vec<Option<(FileId, u64)>>,
+    /// Files with mappings, by the number that mappings know them by.
+    owners: Vec<Option<(MapOwner, u64)>>,
     /// Unmaps that wait for accesses.
     leaving: Vec<Leaving>,
     unmaps: u64,
 }
 
 struct Slot {
-    windows: u64,
+    mappings: u64,
     kind: Kind,
 }
 
@@ -90,7 +88,7 @@ struct Slot {
 enum Kind {
     Free,
     File(FileKey),
-    Window,
+    Part,
     Peer,
 }
 
@@ -98,21 +96,21 @@ struct Leaving {
     id: u64,
     first: u64,
     last: u64,
-    /// Files that ended meanwhile.
-    ended: Vec<FileId>,
+    /// Owners that ended meanwhile.
+    ended: Vec<MapOwner>,
 }
 
-/// One window, for people.
+/// One mapping, for people.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct WindowInfo {
+pub struct MappingInfo {
     /// First IO virtual address.
     pub iova: u64,
     /// Last IO virtual address.
     pub last: u64,
     /// Allowed accesses.
     pub perm: Perm,
-    /// The file that mapped it.
-    pub file: FileId,
+    /// Who mapped it.
+    pub owner: MapOwner,
     /// Whether it is memory here, or reached by messages.
     pub mapped: bool,
 }
@@ -120,11 +118,11 @@ pub struct WindowInfo {
 /// What a space holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DmaUsage {
-    /// Windows.
-    pub windows: usize,
-    /// Mappings of files, those without windows included.
+    /// Mappings.
     pub mappings: usize,
-    /// Mappings kept for files that have no window now.
+    /// Files mapped into this process, in one piece or several.
+    pub mapped_files: usize,
+    /// Mapped files that no DMA mapping shows now.
     pub idle: usize,
     /// Bytes of address space that they take.
     pub address_space: u64,
@@ -135,7 +133,7 @@ pub struct DmaUsage {
 impl Control {
     fn slot(&mut self, kind: Kind) -> Result<u32> {
         if let Some(slot) = self.free.pop() {
-            self.slots[slot as usize] = Slot { windows: 0, kind };
+            self.slots[slot as usize] = Slot { mappings: 0, kind };
             return Ok(slot);
         }
         if self.slots.len() >= SOURCES {
@@ -144,11 +142,11 @@ impl Control {
                 format!("a device's clients may have {SOURCES} mappings of files, not more"),
             ));
         }
-        self.slots.push(Slot { windows: 0, kind });
+        self.slots.push(Slot { mappings: 0, kind });
         Ok(self.slots.len() as u32 - 1)
     }
 
-    fn owner(&mut self, file: FileId) -> Result<u16> {
+    fn owner(&mut self, file: MapOwner) -> Result<u16> {
         let found = self.owners.iter().position(|o| o.is_some_and(|(owner, _)| owner == file));
         let at = found.or_else(|| self.owners.iter().position(Option::is_none));
         let at = at.unwrap_or(self.owners.len());
@@ -163,32 +161,32 @@ impl Control {
         Ok(number)
     }
 
-    /// A window of a slot and an owner has been added.
+    /// A mapping of a slot and an owner has been added.
     fn count(&mut self, slot: u32, owner: u16) {
         let counted = &mut self.slots[slot as usize];
-        if counted.windows == 0 && matches!(counted.kind, Kind::File(_)) {
+        if counted.mappings == 0 && matches!(counted.kind, Kind::File(_)) {
             self.idle.retain(|idle| *idle != slot);
         }
-        counted.windows += 1;
-        if let Some(Some((_, windows))) = self.owners.get_mut(owner as usize) {
-            *windows += 1;
+        counted.mappings += 1;
+        if let Some(Some((_, mappings))) = self.owners.get_mut(owner as usize) {
+            *mappings += 1;
         }
     }
 
-    /// Windows have been removed. Returns the slots whose sources nobody needs any more.
+    /// Mappings have been removed. Returns the slots whose sources nobody needs any more.
     fn discount(&mut self, removed: &Removed) -> Vec<u32> {
         let mut dead = Vec::new();
-        for (_, window) in removed.iter() {
-            let slot = &mut self.slots[window.source as usize];
-            slot.windows -= 1;
-            if slot.windows == 0 {
-                self.retire(window.source, &mut dead);
+        for (_, mapping) in removed.iter() {
+            let slot = &mut self.slots[mapping.source as usize];
+            slot.mappings -= 1;
+            if slot.mappings == 0 {
+                self.retire(mapping.source, &mut dead);
             }
-            if let Some(owner) = self.owners.get_mut(window.owner as usize)
-                && let Some((_, windows)) = owner
+            if let Some(owner) = self.owners.get_mut(mapping.owner as usize)
+                && let Some((_, mappings)) = owner
             {
-                *windows -= 1;
-                if *windows == 0 {
+                *mappings -= 1;
+                if *mappings == 0 {
                     *owner = None;
                 }
             }
@@ -196,7 +194,7 @@ impl Control {
         dead
     }
 
-    /// A source without windows: kept for a while if it is a file's current mapping.
+    /// A source without mappings: kept for a while if it is a file's current mapping.
     fn retire(&mut self, slot: u32, dead: &mut Vec<u32>) {
         match self.slots[slot as usize].kind {
             Kind::File(key) if self.files.get(&key) == Some(&slot) => {
@@ -219,12 +217,12 @@ impl Control {
                 }
             }
             Kind::Peer => self.peers.retain(|(_, at)| *at != slot),
-            Kind::Window | Kind::Free => {}
+            Kind::Part | Kind::Free => {}
         }
         dead.push(slot);
     }
 
-    /// Gives up every mapping that has no window.
+    /// Gives up every mapping that has no mapping.
     fn forget_idle(&mut self, dead: &mut Vec<u32>) {
         for slot in std::mem::take(&mut self.idle) {
             self.forget(slot, dead);
@@ -246,7 +244,7 @@ impl Inner {
         sources
     }
 
-    /// The source of a window of a file; mapped now if need be.
+    /// The source of a mapping of a file; mapped now if need be.
     fn file_source(
         &self,
         control: &mut Control,
@@ -273,16 +271,24 @@ impl Inner {
             return Ok((slot, offset, None));
         }
         let limit = self.address_space.load(Ordering::Relaxed);
-        let mapping =
-            Mapping::new(fd, extent.offset, extent.len, file.key.writable, &self.account, limit)?;
-        let kind = if extent.whole { Kind::File(file.key) } else { Kind::Window };
+        let mapping = MappedFile::new(
+            fd,
+            extent.offset,
+            extent.len,
+            file.key.writable,
+            &self.account,
+            limit,
+        )?;
+        let kind = if extent.whole { Kind::File(file.key) } else { Kind::Part };
         let slot = control.slot(kind)?;
         Ok((slot, offset - extent.offset, Some(Source::File(Arc::new(mapping)))))
     }
 }
 
 impl DmaSpace {
-    pub(crate) fn new() -> Self {
+    /// A space without mappings, whose device may master the bus.
+    #[allow(clippy::new_without_default)]
+    pub fn new() -> Self {
         Self {
             inner: Arc::new(Inner {
                 map: RwLock::new(Map::default()),
@@ -309,7 +315,7 @@ impl DmaSpace {
 
     /// Keeps the device from beginning an access to memory, whether it masters the bus or not:
     /// for the time in which its set is being reset. What has begun goes on.
-    pub(crate) fn halt(&self, halted: bool) {
+    pub fn halt(&self, halted: bool) {
         self.switch(HALTED, halted);
     }
 
@@ -326,34 +332,34 @@ impl DmaSpace {
         self.inner.address_space.store(bytes, Ordering::Relaxed);
     }
 
-    /// Adds a window for a file. The size, the address and the offset need no alignment.
+    /// Adds a mapping for a file. The size, the address and the offset need no alignment.
     ///
-    /// A file is mapped once, whole, however many windows show it; so a window of a known file
-    /// costs no `mmap`. The window may reach past the file's end; accesses there fail with
-    /// `EFAULT` until the file has grown. A file longer than 1 TiB is mapped window by window.
+    /// A file is mapped once, whole, however many mappings show it; so a mapping of a known file
+    /// costs no `mmap`. The mapping may reach past the file's end; accesses there fail with
+    /// `EFAULT` until the file has grown. A file longer than 1 TiB is mapped mapping by mapping.
     ///
     /// # Errors
-    /// `EEXIST`: it overlaps a window; `EINVAL`: no size or no permission, or past 2^64 (the
-    /// offset: 2^63); `ENOSPC`: 1,048,576 windows, or 4,096 mappings; `ENOMEM`: too much
+    /// `EEXIST`: it overlaps a mapping; `EINVAL`: no size or no permission, or past 2^64 (the
+    /// offset: 2^63); `ENOSPC`: 1,048,576 mappings, or 4,096 mappings; `ENOMEM`: too much
     /// address space; `ENODEV`: no regular file; `EACCES`: not open for reading, or on FUSE;
     /// what `mmap` says.
-    pub fn map(&self, file: FileId, request: MapRequest) -> Result<()> {
+    pub fn map(&self, owner: MapOwner, request: MapRequest) -> Result<()> {
         let MapRequest { iova, size, perm, backing } = request;
         let invalid = |what| Err(Error::new(Errno::INVAL, what));
         if size == 0 {
-            return invalid(format!("a DMA window of no size at {iova:#x}"));
+            return invalid(format!("a DMA mapping of no size at {iova:#x}"));
         }
         let Some(last) = iova.checked_add(size - 1) else {
-            return invalid(format!("a DMA window of {size:#x} bytes at {iova:#x}: past 2^64"));
+            return invalid(format!("a DMA mapping of {size:#x} bytes at {iova:#x}: past 2^64"));
         };
         if perm.is_empty() {
-            return invalid(format!("a DMA window at {iova:#x} that allows nothing"));
+            return invalid(format!("a DMA mapping at {iova:#x} that allows nothing"));
         }
         let examined = match &backing {
             Backing::File { fd, offset } => {
                 let end = offset.checked_add(size).filter(|end| *end <= i64::MAX as u64);
                 let Some(end) = end else {
-                    return invalid(format!("a DMA window at {iova:#x}: offset past 2^63"));
+                    return invalid(format!("a DMA mapping at {iova:#x}: offset past 2^63"));
                 };
                 Some((fd.as_fd(), *offset, end, examine(fd.as_fd())?))
             }
@@ -366,7 +372,7 @@ impl DmaSpace {
         let taken = || {
             Err(Error::new(
                 Errno::EXIST,
-                format!("a DMA window at {iova:#x}-{last:#x} overlaps one that exists"),
+                format!("a DMA mapping at {iova:#x}-{last:#x} overlaps one that exists"),
             ))
         };
         if control.leaving.iter().any(|l| l.first <= last && l.last >= iova) {
@@ -377,10 +383,10 @@ impl DmaSpace {
             if map.table.touching(iova, last).is_some() {
                 return taken();
             }
-            if map.table.len() >= WINDOWS {
+            if map.table.len() >= MAPPINGS {
                 return Err(Error::new(
                     Errno::NOSPC,
-                    format!("a device may have {WINDOWS} DMA windows, not more"),
+                    format!("a device may have {MAPPINGS} DMA mappings, not more"),
                 ));
             }
         }
@@ -400,7 +406,7 @@ impl DmaSpace {
             }
             (None, Backing::File { .. }) => return invalid("no file".to_owned()),
         };
-        let owner = match control.owner(file) {
+        let owner = match control.owner(owner) {
             Ok(owner) => owner,
             Err(error) => {
                 if new.is_some() {
@@ -416,7 +422,7 @@ impl DmaSpace {
         if new.is_some()
             && let Kind::File(key) = control.slots[slot as usize].kind
             && let Some(old) = control.files.insert(key, slot)
-            && control.slots[old as usize].windows == 0
+            && control.slots[old as usize].mappings == 0
         {
             control.idle.retain(|idle| *idle != old);
             control.forget(old, &mut dead);
@@ -430,9 +436,9 @@ impl DmaSpace {
                 }
                 map.sources[at] = Some(source);
             }
-            let window = Window::new(last, offset, slot, owner, perm);
-            let fits = map.table.insert(iova, window);
-            // Only this lock's holder adds windows, and there was room.
+            let mapping = Mapping::new(last, offset, slot, owner, perm);
+            let fits = map.table.insert(iova, mapping);
+            // Only this lock's holder adds mappings, and there was room.
             debug_assert!(fits);
         }
         control.count(slot, owner);
@@ -440,16 +446,16 @@ impl DmaSpace {
         Ok(())
     }
 
-    /// Removes every window inside `[iova, iova + size)`; size may reach 2^64 exactly.
+    /// Removes every mapping inside `[iova, iova + size)`; size may reach 2^64 exactly.
     /// Returns how many bytes were mapped there (`u64::MAX` for all 2^64). Returns only when
     /// no access to them is in flight. Messages to a peer do not count: the peer sees to them
     /// itself.
     ///
-    /// The file behind the last of its windows stays mapped while no more than three others
+    /// The file behind the last of its mappings stays mapped while no more than three others
     /// became idle after it, until [`DmaSpace::unmap_all`] or the end of the file that mapped it.
     ///
     /// # Errors
-    /// `EINVAL`: a window would be cut in two, size 0 or past 2^64; `EBUSY`: accesses were
+    /// `EINVAL`: a mapping would be cut in two, size 0 or past 2^64; `EBUSY`: accesses were
     /// still in flight after `wait`, and nothing was removed.
     pub fn unmap(&self, iova: u64, size: u64, wait: Duration) -> Result<u64> {
         let last = match size {
@@ -465,7 +471,7 @@ impl DmaSpace {
         self.remove(iova, last, wait, false)
     }
 
-    /// Removes every window; otherwise as [`DmaSpace::unmap`]. No file stays mapped.
+    /// Removes every mapping; otherwise as [`DmaSpace::unmap`]. No file stays mapped.
     pub fn unmap_all(&self, wait: Duration) -> Result<u64> {
         self.remove(0, u64::MAX, wait, true)
     }
@@ -483,7 +489,7 @@ impl DmaSpace {
                     Error::new(
                         Errno::INVAL,
                         format!(
-                            "DMA unmap of {first:#x}-{last:#x} would cut the window {:#x}-{:#x}",
+                            "DMA unmap of {first:#x}-{last:#x} would cut the mapping {:#x}-{:#x}",
                             cut.first, cut.last
                         ),
                     )
@@ -503,8 +509,8 @@ impl DmaSpace {
             let leaving = at.map(|at| control.leaving.swap_remove(at));
             if !clear {
                 write(&self.inner.map).table.restore(&removed);
-                for file in leaving.into_iter().flat_map(|leaving| leaving.ended) {
-                    let gone = self.take_file(&mut control, file);
+                for owner in leaving.into_iter().flat_map(|leaving| leaving.ended) {
+                    let gone = self.take_owned(&mut control, owner);
                     let dead = control.discount(&gone);
                     garbage.extend(self.inner.reap(&mut control, &dead));
                 }
@@ -520,14 +526,14 @@ impl DmaSpace {
         }
         garbage.extend(self.inner.reap(&mut control, &dead));
         drop(control);
-        Ok(removed.iter().fold(0u64, |sum, (first, window)| {
-            sum.saturating_add(window.last - first).saturating_add(1)
+        Ok(removed.iter().fold(0u64, |sum, (first, mapping)| {
+            sum.saturating_add(mapping.last - first).saturating_add(1)
         }))
     }
 
-    /// Takes out a file's windows, in turns, so that no access waits long.
-    fn take_file(&self, control: &mut Control, file: FileId) -> Removed {
-        let owner = control.owners.iter().position(|o| o.is_some_and(|(owner, _)| owner == file));
+    /// Takes out a file's mappings, in turns, so that no access waits long.
+    fn take_owned(&self, control: &mut Control, owner: MapOwner) -> Removed {
+        let owner = control.owners.iter().position(|o| o.is_some_and(|(of, _)| of == owner));
         let Some(owner) = owner else { return Removed::default() };
         let mut map = write(&self.inner.map);
         if control.owners.iter().flatten().count() == 1 {
@@ -542,15 +548,13 @@ impl DmaSpace {
         gone.into()
     }
 
-    /// Removes every window that a file mapped, and waits a second at most for accesses in
+    /// Removes every mapping of an owner, and waits a second at most for accesses in
     /// flight: their memory is kept until they end.
-    pub(crate) fn drop_file(&self, file: FileId) {
+    pub fn drop_owner(&self, owner: MapOwner) {
         let mut garbage = Vec::new();
         let mut control = lock(&self.inner.control);
-        let removed = self.take_file(&mut control, file);
-        if !active(Mutation::DmaBusyOutlivesFile) {
-            control.leaving.iter_mut().for_each(|leaving| leaving.ended.push(file));
-        }
+        let removed = self.take_owned(&mut control, owner);
+        control.leaving.iter_mut().for_each(|leaving| leaving.ended.push(owner));
         let mut dead = control.discount(&removed);
         control.forget_idle(&mut dead);
         garbage.extend(self.inner.reap(&mut control, &dead));
@@ -565,11 +569,11 @@ impl DmaSpace {
             after > 0 && ranges[after - 1].1 >= first
         };
         if !self.inner.pins.wait(hits, FILE_END) {
-            tracing::warn!(%file, "a device still accesses the memory of a file that has gone");
+            tracing::warn!(%owner, "a device still accesses memory whose owner has ended");
         }
     }
 
-    /// Number of windows.
+    /// Number of mappings.
     pub fn len(&self) -> usize {
         read(&self.inner.map).table.len()
     }
@@ -579,19 +583,19 @@ impl DmaSpace {
         self.len() == 0
     }
 
-    /// The windows, ascending. Mappers wait meanwhile.
-    pub fn windows(&self) -> Vec<WindowInfo> {
+    /// The mappings, ascending. Mappers wait meanwhile.
+    pub fn mappings(&self) -> Vec<MappingInfo> {
         let control = lock(&self.inner.control);
         let map = read(&self.inner.map);
         let owner = |n: u16| control.owners.get(n as usize).copied().flatten();
         map.table
             .iter()
-            .map(|(iova, window)| WindowInfo {
+            .map(|(iova, mapping)| MappingInfo {
                 iova,
-                last: window.last,
-                perm: window.perm(),
-                file: owner(window.owner).map_or(FileId(u64::MAX), |(file, _)| file),
-                mapped: matches!(map.sources[window.source as usize], Some(Source::File(_))),
+                last: mapping.last,
+                perm: mapping.perm(),
+                owner: owner(mapping.owner).map_or(MapOwner(u64::MAX), |(owner, _)| owner),
+                mapped: matches!(map.sources[mapping.source as usize], Some(Source::File(_))),
             })
             .collect()
     }
@@ -601,8 +605,8 @@ impl DmaSpace {
         let control = lock(&self.inner.control);
         let map = read(&self.inner.map);
         DmaUsage {
-            windows: map.table.len(),
-            mappings: map.sources.iter().filter(|s| matches!(s, Some(Source::File(_)))).count(),
+            mappings: map.table.len(),
+            mapped_files: map.sources.iter().filter(|s| matches!(s, Some(Source::File(_)))).count(),
             idle: control.idle.len(),
             address_space: self.inner.account.bytes(),
             pinned: self.inner.pins.len(),

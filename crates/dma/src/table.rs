@@ -1,34 +1,34 @@
-//! The table of windows: sorted by IO virtual address, in two levels.
+//! The table of mappings: sorted by IO virtual address, in two levels.
 //!
 //! The upper level is an array of the chunks' first addresses, the lower one chunks of up to
-//! [`CAPACITY`] windows, whose addresses lie apart from the rest so that a search touches few
-//! cache lines. A change moves at most one chunk's windows and one array of addresses.
+//! [`CAPACITY`] mappings, whose addresses lie apart from the rest so that a search touches few
+//! cache lines. A change moves at most one chunk's mappings and one array of addresses.
 //!
-//! Ends are kept as *last* addresses, so that a window may reach 2^64.
+//! Ends are kept as *last* addresses, so that a mapping may reach 2^64.
 
 use super::Perm;
 
-/// Windows in a chunk.
+/// Mappings in a chunk.
 const CAPACITY: usize = BLOCK * BLOCK;
 /// First addresses in a cache line.
 const BLOCK: usize = 8;
 
-/// One window.
+/// One mapping.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Window {
+pub(super) struct Mapping {
     /// Last IO virtual address.
     pub(super) last: u64,
-    /// Where the window begins in its source.
+    /// Where the mapping begins in its source.
     pub(super) offset: u64,
     /// What is behind it: a slot of the table's owner.
     pub(super) source: u32,
     /// Whose it is: likewise.
     pub(super) owner: u16,
-    /// Allowed accesses: the bits of a [`Perm`], in a byte so that a window has 24.
+    /// Allowed accesses: the bits of a [`Perm`], in a byte so that a mapping has 24.
     perm: u8,
 }
 
-impl Window {
+impl Mapping {
     const NONE: Self = Self { last: 0, offset: 0, source: 0, owner: 0, perm: 0 };
 
     pub(super) fn new(last: u64, offset: u64, source: u32, owner: u16, perm: Perm) -> Self {
@@ -48,7 +48,7 @@ struct Chunk {
     blocks: [u64; BLOCK],
     /// First addresses; `u64::MAX` beyond `len`.
     firsts: [u64; CAPACITY],
-    windows: [Window; CAPACITY],
+    mappings: [Mapping; CAPACITY],
     len: usize,
 }
 
@@ -57,12 +57,12 @@ impl Chunk {
         Box::new(Self {
             blocks: [u64::MAX; BLOCK],
             firsts: [u64::MAX; CAPACITY],
-            windows: [Window::NONE; CAPACITY],
+            mappings: [Mapping::NONE; CAPACITY],
             len: 0,
         })
     }
 
-    /// How many windows begin at or below `iova`. Two cache lines, and no branch to mispredict.
+    /// How many mappings begin at or below `iova`. Two cache lines, and no branch to mispredict.
     #[inline]
     fn up_to(&self, iova: u64) -> usize {
         if self.len == 1 {
@@ -82,11 +82,11 @@ impl Chunk {
         }
     }
 
-    fn insert(&mut self, at: usize, first: u64, window: Window) {
+    fn insert(&mut self, at: usize, first: u64, mapping: Mapping) {
         self.firsts.copy_within(at..self.len, at + 1);
-        self.windows.copy_within(at..self.len, at + 1);
+        self.mappings.copy_within(at..self.len, at + 1);
         self.firsts[at] = first;
-        self.windows[at] = window;
+        self.mappings[at] = mapping;
         self.len += 1;
         self.sample();
     }
@@ -94,13 +94,13 @@ impl Chunk {
     fn remove(&mut self, range: std::ops::Range<usize>) {
         let left = self.len - range.len();
         self.firsts.copy_within(range.end..self.len, range.start);
-        self.windows.copy_within(range.end..self.len, range.start);
+        self.mappings.copy_within(range.end..self.len, range.start);
         self.firsts[left..self.len].fill(u64::MAX);
         self.len = left;
         self.sample();
     }
 
-    /// Moves the windows from `at` on to a new chunk.
+    /// Moves the mappings from `at` on to a new chunk.
     fn split(&mut self, at: usize) -> Box<Self> {
         let mut right = Self::new();
         right.append(self, at);
@@ -110,17 +110,17 @@ impl Chunk {
         right
     }
 
-    /// Copies another's windows from `at` on to the end.
+    /// Copies another's mappings from `at` on to the end.
     fn append(&mut self, other: &Self, at: usize) {
         let count = other.len - at;
         self.firsts[self.len..][..count].copy_from_slice(&other.firsts[at..other.len]);
-        self.windows[self.len..][..count].copy_from_slice(&other.windows[at..other.len]);
+        self.mappings[self.len..][..count].copy_from_slice(&other.mappings[at..other.len]);
         self.len += count;
         self.sample();
     }
 
-    fn iter(&self) -> impl Iterator<Item = (u64, &Window)> {
-        self.firsts[..self.len].iter().copied().zip(&self.windows)
+    fn iter(&self) -> impl Iterator<Item = (u64, &Mapping)> {
+        self.firsts[..self.len].iter().copied().zip(&self.mappings)
     }
 }
 
@@ -135,25 +135,25 @@ pub(super) struct Table {
     len: usize,
 }
 
-/// A range that would cut a window in two.
+/// A range that would cut a mapping in two.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Cut {
     pub(super) first: u64,
     pub(super) last: u64,
 }
 
-/// Windows taken out of a table. Made without allocating where it is one window.
+/// Mappings taken out of a table. Made without allocating where it is one mapping.
 #[derive(Debug, Default)]
 pub(super) struct Removed {
-    one: Option<(u64, Window)>,
-    more: Vec<(u64, Window)>,
+    one: Option<(u64, Mapping)>,
+    more: Vec<(u64, Mapping)>,
     #[allow(clippy::vec_box)]
     chunks: Vec<Box<Chunk>>,
 }
 
 impl Removed {
-    pub(super) fn iter(&self) -> impl Iterator<Item = (u64, &Window)> {
-        let more = self.one.iter().chain(&self.more).map(|(first, window)| (*first, window));
+    pub(super) fn iter(&self) -> impl Iterator<Item = (u64, &Mapping)> {
+        let more = self.one.iter().chain(&self.more).map(|(first, mapping)| (*first, mapping));
         more.chain(self.chunks.iter().flat_map(|chunk| chunk.iter()))
     }
 
@@ -162,7 +162,7 @@ impl Removed {
     }
 
     fn extend(&mut self, chunk: &Chunk, range: std::ops::Range<usize>) {
-        let mut taken = range.map(|i| (chunk.firsts[i], chunk.windows[i]));
+        let mut taken = range.map(|i| (chunk.firsts[i], chunk.mappings[i]));
         if self.one.is_none() {
             self.one = taken.next();
         }
@@ -170,8 +170,8 @@ impl Removed {
     }
 }
 
-impl From<Vec<(u64, Window)>> for Removed {
-    fn from(more: Vec<(u64, Window)>) -> Self {
+impl From<Vec<(u64, Mapping)>> for Removed {
+    fn from(more: Vec<(u64, Mapping)>) -> Self {
         Self { more, ..Self::default() }
     }
 }
@@ -181,7 +181,7 @@ impl Table {
         self.len
     }
 
-    /// The chunk that holds, or would hold, the last window at or below `iova`.
+    /// The chunk that holds, or would hold, the last mapping at or below `iova`.
     #[inline]
     fn chunk_for(&self, iova: u64) -> usize {
         match self.firsts.len() {
@@ -190,52 +190,52 @@ impl Table {
         }
     }
 
-    /// The window that `iova` lies in.
+    /// The mapping that `iova` lies in.
     #[inline(always)]
-    pub(super) fn find(&self, iova: u64) -> Option<(u64, &Window)> {
+    pub(super) fn find(&self, iova: u64) -> Option<(u64, &Mapping)> {
         let chunk = self.chunks.get(self.chunk_for(iova))?;
         let at = chunk.up_to(iova).checked_sub(1)?;
-        let window = &chunk.windows[at];
-        (iova <= window.last).then_some((chunk.firsts[at], window))
+        let mapping = &chunk.mappings[at];
+        (iova <= mapping.last).then_some((chunk.firsts[at], mapping))
     }
 
-    /// A window that touches `[first, last]`.
-    pub(super) fn touching(&self, first: u64, last: u64) -> Option<(u64, &Window)> {
+    /// A mapping that touches `[first, last]`.
+    pub(super) fn touching(&self, first: u64, last: u64) -> Option<(u64, &Mapping)> {
         let chunk = self.chunks.get(self.chunk_for(last))?;
         let at = chunk.up_to(last).checked_sub(1)?;
-        let window = &chunk.windows[at];
-        (window.last >= first).then_some((chunk.firsts[at], window))
+        let mapping = &chunk.mappings[at];
+        (mapping.last >= first).then_some((chunk.firsts[at], mapping))
     }
 
-    /// Adds a window; `false` if it overlaps one.
-    pub(super) fn insert(&mut self, first: u64, window: Window) -> bool {
-        let chunk = self.chunk_for(window.last);
+    /// Adds a mapping; `false` if it overlaps one.
+    pub(super) fn insert(&mut self, first: u64, mapping: Mapping) -> bool {
+        let chunk = self.chunk_for(mapping.last);
         let Some(into) = self.chunks.get_mut(chunk) else {
             let mut into = Chunk::new();
-            into.insert(0, first, window);
+            into.insert(0, first, mapping);
             self.push_chunk(0, into);
             self.len += 1;
             return true;
         };
-        let at = into.up_to(window.last);
-        if at > 0 && into.windows[at - 1].last >= first {
+        let at = into.up_to(mapping.last);
+        if at > 0 && into.mappings[at - 1].last >= first {
             return false;
         }
         self.len += 1;
         if into.len < CAPACITY {
-            into.insert(at, first, window);
+            into.insert(at, first, mapping);
             self.firsts[chunk] = into.firsts[0];
         } else if at == CAPACITY {
-            // Windows mostly come in ascending order: leave full chunks behind.
+            // Mappings mostly come in ascending order: leave full chunks behind.
             let mut next = Chunk::new();
-            next.insert(0, first, window);
+            next.insert(0, first, mapping);
             self.push_chunk(chunk + 1, next);
         } else {
             let mut right = into.split(CAPACITY / 2);
             if at <= CAPACITY / 2 {
-                into.insert(at, first, window);
+                into.insert(at, first, mapping);
             } else {
-                right.insert(at - CAPACITY / 2, first, window);
+                right.insert(at - CAPACITY / 2, first, mapping);
             }
             self.firsts[chunk] = into.firsts[0];
             self.push_chunk(chunk + 1, right);
@@ -248,15 +248,15 @@ impl Table {
         self.chunks.insert(at, chunk);
     }
 
-    /// Takes out every window inside `[first, last]`; none if one would be cut.
+    /// Takes out every mapping inside `[first, last]`; none if one would be cut.
     pub(super) fn remove(&mut self, first: u64, last: u64) -> Result<Removed, Cut> {
         for edge in [first.checked_sub(1), Some(last)].into_iter().flatten() {
-            // A window across the edge lies on both its sides.
+            // A mapping across the edge lies on both its sides.
             if edge < u64::MAX
-                && let Some((start, window)) = self.find(edge)
-                && window.last > edge
+                && let Some((start, mapping)) = self.find(edge)
+                && mapping.last > edge
             {
-                return Err(Cut { first: start, last: window.last });
+                return Err(Cut { first: start, last: mapping.last });
             }
         }
         let mut removed = Removed::default();
@@ -294,7 +294,7 @@ impl Table {
         Ok(removed)
     }
 
-    /// Puts a chunk right after windows left it: gone if empty, merged if sparse.
+    /// Puts a chunk right after mappings left it: gone if empty, merged if sparse.
     fn tidy(&mut self, at: usize) {
         let Some(len) = self.chunks.get(at).map(|chunk| chunk.len) else { return };
         if len == 0 {
@@ -317,13 +317,13 @@ impl Table {
         Removed { chunks: all.chunks, ..Removed::default() }
     }
 
-    /// Takes out the windows of an owner that begin at or above `from`, looking at a bounded
+    /// Takes out the mappings of an owner that begin at or above `from`, looking at a bounded
     /// number of them. Where to go on, if there are more.
     pub(super) fn take_owned(
         &mut self,
         owner: u16,
         from: u64,
-        removed: &mut Vec<(u64, Window)>,
+        removed: &mut Vec<(u64, Mapping)>,
     ) -> Option<u64> {
         const CHUNKS: usize = 64;
         let start = self.chunk_for(from);
@@ -334,11 +334,11 @@ impl Table {
             let before = removed.len();
             let mut kept = 0;
             for i in 0..chunk.len {
-                if chunk.windows[i].owner == owner {
-                    removed.push((chunk.firsts[i], chunk.windows[i]));
+                if chunk.mappings[i].owner == owner {
+                    removed.push((chunk.firsts[i], chunk.mappings[i]));
                 } else {
                     chunk.firsts[kept] = chunk.firsts[i];
-                    chunk.windows[kept] = chunk.windows[i];
+                    chunk.mappings[kept] = chunk.mappings[i];
                     kept += 1;
                 }
             }
@@ -352,14 +352,14 @@ impl Table {
 
     /// Puts back what was taken out; its place must be free.
     pub(super) fn restore(&mut self, removed: &Removed) {
-        for (first, window) in removed.iter() {
-            let fits = self.insert(first, *window);
-            debug_assert!(fits, "the place of a removed window was given away");
+        for (first, mapping) in removed.iter() {
+            let fits = self.insert(first, *mapping);
+            debug_assert!(fits, "the place of a removed mapping was given away");
         }
     }
 
-    /// Every window, ascending.
-    pub(super) fn iter(&self) -> impl Iterator<Item = (u64, &Window)> {
+    /// Every mapping, ascending.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (u64, &Mapping)> {
         self.chunks.iter().flat_map(|chunk| chunk.iter())
     }
 }

@@ -1,0 +1,86 @@
+//! Model checks of interrupts: triggers against their setting up.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use rustix::event::{EventfdFlags, eventfd};
+
+use super::scenarios::check;
+use crate::FileId;
+use crate::irq::{IrqAction, IrqData, IrqFlags, IrqIndex, IrqInfo, IrqSet};
+use crate::sync::thread;
+
+const FILE: FileId = FileId(1);
+const LINE: IrqIndex = IrqIndex(0);
+
+fn armed() -> (Arc<IrqSet>, Arc<OwnedFd>) {
+    let flags = IrqFlags::EVENTFD | IrqFlags::MASKABLE | IrqFlags::AUTOMASKED;
+    let irqs = IrqSet::new(&[IrqInfo { flags, count: 1 }]);
+    let fd = eventfd(0, EventfdFlags::NONBLOCK).expect("eventfd");
+    let data = IrqData::EventFds(vec![fd.try_clone().ok()]);
+    irqs.set(FILE, LINE, 0, 1, IrqAction::Trigger, data).expect("sets up");
+    (Arc::new(irqs), Arc::new(fd))
+}
+
+/// Signals since the last call.
+fn seen(fd: &OwnedFd) -> u64 {
+    let mut counter = [0; 8];
+    rustix::io::read(fd, &mut counter).map_or(0, |_| u64::from_ne_bytes(counter))
+}
+
+/// A trigger, and a client that disables.
+pub(crate) fn trigger_against_disable() {
+    let (irqs, fd) = armed();
+    let device = thread::spawn({
+        let irqs = irqs.clone();
+        move || drop(irqs.trigger(LINE, 0))
+    });
+    irqs.set(FILE, LINE, 0, 0, IrqAction::Trigger, IrqData::None).expect("disables");
+    seen(&fd);
+    device.join().expect("the device panicked");
+    assert_eq!(seen(&fd), 0, "a signal after the eventfd was taken away");
+}
+
+/// Two edges of a line that masks itself: one signal, and one more after each unmask that finds
+/// one pending.
+pub(crate) fn edges_of_an_automasked_line() {
+    let (irqs, fd) = armed();
+    let devices = [0; 2].map(|_| {
+        let irqs = irqs.clone();
+        thread::spawn(move || drop(irqs.trigger(LINE, 0)))
+    });
+    devices.into_iter().for_each(|device| device.join().expect("a device panicked"));
+    assert_eq!(seen(&fd), 1, "not one signal before the unmask");
+    irqs.set(FILE, LINE, 0, 1, IrqAction::Unmask, IrqData::None).expect("unmasks");
+    assert_eq!(seen(&fd), 1, "not one signal after it");
+}
+
+/// A line raised while the client unmasks: the signal comes, in whatever order.
+pub(crate) fn level_against_unmask() {
+    let (irqs, fd) = armed();
+    irqs.set(FILE, LINE, 0, 1, IrqAction::Mask, IrqData::None).expect("masks");
+    let device = thread::spawn({
+        let irqs = irqs.clone();
+        move || irqs.set_level(LINE, 0, true).expect("raises")
+    });
+    irqs.set(FILE, LINE, 0, 1, IrqAction::Unmask, IrqData::None).expect("unmasks");
+    device.join().expect("the device panicked");
+    assert_eq!(seen(&fd), 1, "not one signal");
+}
+
+macro_rules! checks {
+    ($($scenario:ident: $rounds:literal,)*) => {
+        mod checks {
+            $(#[test]
+            fn $scenario() {
+                super::check(super::$scenario, $rounds);
+            })*
+        }
+    };
+}
+
+checks! {
+    trigger_against_disable: 1000,
+    edges_of_an_automasked_line: 1000,
+    level_against_unmask: 1000,
+}
