@@ -10,6 +10,7 @@
 //! | `files` | which file is behind a mapping, how much of it to map |
 //! | `mapped_file` | a file mapped into this process |
 //! | `fault` | access that survives what the peer does to the file |
+//! | `peer` | memory reached by messages: requests and completions |
 //! | `pin` | accesses that hold no lock, and waiting for them |
 //!
 //! # Locks
@@ -27,6 +28,7 @@ mod fault;
 mod files;
 mod mapped_file;
 pub mod memory;
+mod peer;
 mod pin;
 mod space;
 mod table;
@@ -38,6 +40,7 @@ pub use self::access::{DmaAccess, Span};
 pub use self::error::{Errno, Error, Result};
 pub use self::fault::Scalar;
 use self::mapped_file::Access;
+pub use self::peer::{Completion, DmaPeer, Reply};
 pub use self::pin::{Pinned, PinnedSegment};
 pub use self::space::{DmaSpace, DmaUsage, MappingInfo};
 use vfiod_sync::Arc;
@@ -66,15 +69,6 @@ bitflags::bitflags! {
         /// The device may write.
         const WRITE = 2;
     }
-}
-
-/// Reaches memory that cannot be mapped, by messages to the client that owns it.
-pub trait DmaPeer: Send + Sync {
-    /// Reads the client's memory at `iova`. May wait for the peer, bounded by the transport's
-    /// timeout (`ETIMEDOUT`).
-    fn dma_read(&self, iova: u64, data: &mut [u8]) -> Result<()>;
-    /// Writes the client's memory at `iova`, likewise.
-    fn dma_write(&self, iova: u64, data: &[u8]) -> Result<()>;
 }
 
 /// What is behind a mapping.

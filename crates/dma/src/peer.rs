@@ -1,0 +1,227 @@
+//! Memory that is reached by DMA_READ and DMA_WRITE: requests to a client, and their completions.
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll, Waker};
+use std::time::Instant;
+
+use vfiod_sync::{Arc, Condvar, Mutex, lock, wait_until};
+
+use crate::error::{Errno, Error, Result};
+
+/// Reaches the memory of a client by messages to it, for mappings without a descriptor.
+///
+/// A request is started here and completes later, from any thread: no thread waits for the
+/// client. The implementation splits what is larger than one message, and bounds the time that
+/// the client may take (`ETIMEDOUT`).
+///
+/// An implementation must not call back into the address space from `start_read` and
+/// `start_write`, and must not wait for the client there. It may complete the request before it
+/// returns.
+pub trait DmaPeer: Send + Sync {
+    /// Starts to read `len` bytes (not 0) of the client's memory at `iova`. The completion gets
+    /// exactly `len` bytes, or the error.
+    fn start_read(&self, iova: u64, len: usize, completion: Completion<Vec<u8>>) {
+        let mut data = vec![0; len];
+        completion.complete(self.dma_read(iova, &mut data).map(|()| data));
+    }
+
+    /// Starts to write `data` (not empty) to the client's memory at `iova`.
+    fn start_write(&self, iova: u64, data: Vec<u8>, completion: Completion<()>) {
+        completion.complete(self.dma_write(iova, &data));
+    }
+
+    /// Reads and waits. Only for what still calls [`DmaSpace::read`](crate::DmaSpace::read) from
+    /// a thread of its own: this method goes when nothing does.
+    fn dma_read(&self, iova: u64, data: &mut [u8]) -> Result<()>;
+
+    /// Writes and waits; see [`DmaPeer::dma_read`].
+    fn dma_write(&self, iova: u64, data: &[u8]) -> Result<()>;
+}
+
+/// One request and its result.
+struct Request<T> {
+    state: Mutex<State<T>>,
+    completed: Condvar,
+}
+
+enum State<T> {
+    /// Nobody has polled yet, or somebody waits.
+    Pending(Option<Waker>),
+    Completed(Result<T>),
+    /// The result was taken, or nobody wants it.
+    Closed,
+}
+
+/// A request that has not completed, and what completes it; see [`Reply`].
+///
+/// Whoever performs the request keeps this and calls [`Completion::complete`] once, from any
+/// thread. If it is dropped instead, the request fails with `EIO`.
+pub struct Completion<T> {
+    request: Option<Arc<Request<T>>>,
+}
+
+impl<T> Completion<T> {
+    /// A request: the side that performs it, and the side that waits for it.
+    pub fn new() -> (Self, Reply<T>) {
+        let state = Mutex::new(State::Pending(None));
+        let request = Arc::new(Request { state, completed: Condvar::new() });
+        (Self { request: Some(request.clone()) }, Reply { request })
+    }
+
+    /// Completes the request and wakes who waits for it, if anybody still does. Takes no lock
+    /// that is held while something is waited for.
+    pub fn complete(mut self, result: Result<T>) {
+        self.finish(result);
+    }
+
+    /// Whether nobody waits for the result any more. The request must be performed all the same;
+    /// this only says that its data are not needed.
+    pub fn is_abandoned(&self) -> bool {
+        let closed = |request: &Arc<Request<T>>| matches!(*lock(&request.state), State::Closed);
+        self.request.as_ref().is_none_or(closed)
+    }
+
+    fn finish(&mut self, result: Result<T>) {
+        let Some(request) = self.request.take() else { return };
+        let mut state = lock(&request.state);
+        let State::Pending(waker) = &mut *state else { return };
+        let waker = waker.take();
+        *state = State::Completed(result);
+        drop(state);
+        request.completed.notify_all();
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+}
+
+impl<T> Drop for Completion<T> {
+    fn drop(&mut self) {
+        if self.request.is_some() {
+            self.finish(Err(Error::new(Errno::IO, "a DMA request to the client was given up")));
+        }
+    }
+}
+
+impl<T> fmt::Debug for Completion<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Completion(abandoned: {})", self.is_abandoned())
+    }
+}
+
+/// The result of a request, when it has completed: a future for any executor.
+///
+/// Dropping it abandons the wait and nothing else: the request goes on.
+#[must_use = "a request's error is in its reply"]
+pub struct Reply<T> {
+    request: Arc<Request<T>>,
+}
+
+impl<T> Reply<T> {
+    /// Blocks until the request has completed, or until `deadline` (`ETIMEDOUT`).
+    ///
+    /// # Errors
+    /// What the request failed with.
+    pub fn wait(self, deadline: Instant) -> Result<T> {
+        let mut state = lock(&self.request.state);
+        loop {
+            match std::mem::replace(&mut *state, State::Closed) {
+                State::Completed(result) => return result,
+                pending => *state = pending,
+            }
+            let signal = &self.request.completed;
+            let Some(woken) = wait_until(signal, &self.request.state, state, deadline) else {
+                return Err(Error::new(Errno::TIMEDOUT, "a DMA request to the client timed out"));
+            };
+            state = woken;
+        }
+    }
+}
+
+impl<T> Future for Reply<T> {
+    type Output = Result<T>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut state = lock(&self.request.state);
+        match std::mem::replace(&mut *state, State::Closed) {
+            State::Completed(result) => Poll::Ready(result),
+            // Also after the result was taken: a future is not polled again then.
+            _ => {
+                *state = State::Pending(Some(cx.waker().clone()));
+                Poll::Pending
+            }
+        }
+    }
+}
+
+impl<T> Drop for Reply<T> {
+    fn drop(&mut self) {
+        *lock(&self.request.state) = State::Closed;
+    }
+}
+
+#[cfg(all(test, not(any(loom, shuttle))))]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::task::Wake;
+    use std::time::Duration;
+
+    use super::*;
+
+    struct Count(AtomicUsize);
+
+    impl Wake for Count {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    fn waker() -> (Arc<Count>, Waker) {
+        let count = Arc::new(Count(AtomicUsize::new(0)));
+        (count.clone(), count.into())
+    }
+
+    #[test]
+    fn completion_wakes_the_last_waker_once() {
+        let (completion, mut reply) = Completion::new();
+        let ((first, a), (second, b)) = (waker(), waker());
+        for waker in [&a, &b] {
+            assert!(Pin::new(&mut reply).poll(&mut Context::from_waker(waker)).is_pending());
+        }
+        std::thread::spawn(|| completion.complete(Ok(5))).join().unwrap();
+        assert_eq!((first.0.load(Ordering::SeqCst), second.0.load(Ordering::SeqCst)), (0, 1));
+        match Pin::new(&mut reply).poll(&mut Context::from_waker(&b)) {
+            Poll::Ready(result) => assert_eq!(result.unwrap(), 5),
+            Poll::Pending => panic!("completed, but pending"),
+        }
+    }
+
+    #[test]
+    fn dropped_completion_fails_the_request() {
+        let (completion, reply) = Completion::<()>::new();
+        drop(completion);
+        let error = reply.wait(Instant::now()).unwrap_err();
+        assert_eq!(error.errno(), Errno::IO);
+    }
+
+    #[test]
+    fn dropped_reply_abandons_the_wait_only() {
+        let (completion, reply) = Completion::new();
+        assert!(!completion.is_abandoned());
+        drop(reply);
+        assert!(completion.is_abandoned());
+        completion.complete(Ok(1));
+    }
+
+    #[test]
+    fn blocking_wait_ends_with_the_completion_or_the_deadline() {
+        let (completion, reply) = Completion::new();
+        let thread = std::thread::spawn(move || completion.complete(Ok(7)));
+        assert_eq!(reply.wait(Instant::now() + Duration::from_secs(60)).unwrap(), 7);
+        thread.join().unwrap();
+        let (_completion, reply) = Completion::<()>::new();
+        assert_eq!(reply.wait(Instant::now()).unwrap_err().errno(), Errno::TIMEDOUT);
+    }
+}
