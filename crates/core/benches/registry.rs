@@ -11,8 +11,9 @@ use std::sync::{Arc, Barrier, Mutex};
 use std::time::{Duration, Instant};
 
 use vfiod_core::{
-    Context, Description, Device, DeviceFlags, DeviceRef, DeviceSpec, OpenPolicy, Owner, Region,
-    RegionIndex, Registration, Registry, ResetCause, Result, SetId, SetObject,
+    Context, Description, Device, DeviceFlags, DeviceRef, DeviceSpec, OpenPolicy, Owner,
+    OwnerIdentity, Region, RegionIndex, Registration, Registry, ResetCause, Result, SetId,
+    SetObject,
 };
 
 /// A device that does nothing, so that only the core is measured.
@@ -96,7 +97,7 @@ impl Ours {
 }
 
 fn me() -> Owner {
-    Owner::Peer { pid: 1, uid: 0, gid: 0 }
+    Owner::new(OwnerIdentity::Process { pidfd_inode: 1 })
 }
 
 impl Core for Ours {

@@ -5,19 +5,9 @@ use std::sync::Arc;
 
 use crate::dma::DmaSpace;
 use crate::error::Result;
-use crate::file::{FileId, Owner};
+use crate::ids::{DeviceId, FileId, Owner};
 use crate::irq::{IrqInfo, IrqSet};
 use crate::region::{Region, RegionIndex};
-
-/// The number of a registered device, never used twice by one registry.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct DeviceId(pub u64);
-
-impl fmt::Display for DeviceId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "device {}", self.0)
-    }
-}
 
 bitflags::bitflags! {
     /// `VFIO_DEVICE_FLAGS_*` as reported by DEVICE_GET_INFO.

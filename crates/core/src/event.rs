@@ -1,7 +1,7 @@
 //! What happened, for people and programs that watch.
 
-use crate::device::{DeviceId, ResetCause};
-use crate::file::{FileId, Owner};
+use crate::device::ResetCause;
+use crate::ids::{DeviceId, FileId, Owner};
 
 /// Receives every [`Event`] in the order in which it happened to a device. Called with the
 /// device's set lock possibly held: must not block, open or close.

@@ -10,8 +10,9 @@ use std::time::{Duration, SystemTime};
 use rustix::event::{EventfdFlags, eventfd};
 
 use crate::device::{Description, Device, Features};
-use crate::dma::{MapOwner, MapRequest};
+use crate::dma::MapRequest;
 use crate::error::{Errno, Error, Result};
+use crate::ids::{FileId, Owner};
 use crate::irq::{IrqAction, IrqData, IrqIndex, IrqInfo, UnmaskFd};
 use crate::memory::SharedMemory;
 use crate::region::{Region, RegionFlags, RegionIndex};
@@ -20,49 +21,8 @@ use crate::registry::DeviceRef;
 use crate::sync::atomic::{AtomicU8, Ordering};
 use crate::sync::{Mutex, lock};
 
-/// The number of a file, never used twice by one registry.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct FileId(pub u64);
-
-impl From<FileId> for MapOwner {
-    fn from(file: FileId) -> Self {
-        Self(file.0)
-    }
-}
-
-impl fmt::Display for FileId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "file {}", self.0)
-    }
-}
-
-/// Who holds a file.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum Owner {
-    /// This process itself, under a name for people.
-    InProcess(String),
-    /// A peer, as the kernel vouches for it (`SO_PEERCRED`).
-    Peer {
-        /// Process id.
-        pid: i32,
-        /// User id.
-        uid: u32,
-        /// Group id.
-        gid: u32,
-    },
-}
-
-impl fmt::Display for Owner {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::InProcess(name) => write!(f, "{name} (this process)"),
-            Self::Peer { pid, uid, gid } => write!(f, "process {pid} (uid {uid}, gid {gid})"),
-        }
-    }
-}
-
 /// A file at one moment.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct FileStatus {
     /// Its number.
     pub id: FileId,
@@ -462,7 +422,7 @@ mod tests {
     /// The table of states in the crate's documentation: from each state, each event.
     #[test]
     fn every_transition() {
-        let file = || FileShared::new(FileId(0), Owner::InProcess("test".to_owned()));
+        let file = || FileShared::new(FileId(0), Owner::in_process("test"));
         let reach = |file: &FileShared, state| file.state.store(state, Ordering::Relaxed);
         type Happens = fn(&FileShared) -> bool;
         // For each state before: what it returns, and the state after.

@@ -63,6 +63,7 @@ pub mod device;
 pub mod event;
 pub mod file;
 mod hot_reset;
+pub mod ids;
 pub mod irq;
 mod lifecycle;
 #[cfg(all(test, any(shuttle, loom)))]
@@ -73,22 +74,25 @@ pub mod region;
 mod registered;
 pub mod registry;
 pub mod set;
-mod sync;
 
 pub use vfiod_dma as dma;
 pub use vfiod_dma::{error, memory};
 
 pub use device::{
-    Admission, Context, Description, Device, DeviceFlags, DeviceId, Features, Request, ResetCause,
-    Token,
+    Admission, Context, Description, Device, DeviceFlags, Features, Request, ResetCause, Token,
 };
 pub use error::{Errno, Error, Result};
 pub use event::{Event, Observer};
-pub use file::{File, FileId, FileStatus, Owner};
+pub use file::{File, FileStatus};
 pub use hot_reset::{InUse, SetMember};
+pub use ids::{
+    ConnectionId, Credentials, DeviceId, FileId, IdSequence, Owner, OwnerContext, OwnerIdentity,
+    SetId, SetObject,
+};
 pub use irq::{IrqFlags, IrqIndex, IrqInfo};
 pub use region::{Region, RegionFlags, RegionIndex};
 pub use registry::{
     DeviceRef, DeviceSpec, OpenPolicy, Registration, Registry, SetKey, StatePolicy, Status,
 };
-pub use set::{SetId, SetObject};
+
+pub(crate) use vfiod_sync as sync;

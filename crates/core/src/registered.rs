@@ -4,10 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::contain::contain;
-use crate::device::{Context, Description, Device, DeviceId, ResetCause, Token};
+use crate::device::{Context, Description, Device, ResetCause, Token};
 use crate::error::{Errno, Error, Result};
 use crate::event::{Event, Subject};
 use crate::file::FileShared;
+use crate::ids::DeviceId;
 use crate::mutation::{Mutation, active};
 use crate::patience::AccessPatience;
 use crate::registry::{OpenPolicy, RegistryInner, StatePolicy};

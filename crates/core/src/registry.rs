@@ -8,17 +8,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::contain::{Panicked, contain};
-use crate::device::{Context, Description, Device, DeviceId, Token};
+use crate::device::{Context, Description, Device, Token};
 use crate::dma::MappingInfo;
 use crate::error::{Errno, Error, Result};
 use crate::event::{Event, Observer};
-use crate::file::{File, FileId, FileStatus, Owner};
+use crate::file::{File, FileStatus};
+use crate::ids::{DeviceId, FileId, IdSequence, Owner, SetId};
 use crate::irq::{IrqIndex, VectorCounters};
 use crate::mutation::{Mutation, active};
 use crate::region::RegionIndex;
 use crate::registered::Registered;
-use crate::set::{Set, SetId, SetTable};
-use crate::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use crate::set::{Set, SetTable};
+use crate::sync::atomic::AtomicU8;
 use crate::sync::{Condvar, Mutex, lock};
 
 /// How many files a device takes.
@@ -81,14 +82,14 @@ pub(crate) struct RegistryInner {
     by_id: Box<[ById]>,
     by_name: Box<[ByName]>,
     sets: SetTable,
-    next_device: AtomicU64,
-    next_file: AtomicU64,
+    device_ids: IdSequence,
+    file_ids: IdSequence,
     pub(crate) observer: Option<Arc<dyn Observer>>,
 }
 
 impl RegistryInner {
     pub(crate) fn next_file(&self) -> FileId {
-        FileId(self.next_file.fetch_add(1, Ordering::Relaxed))
+        FileId(self.file_ids.take())
     }
 
     fn ids(&self, id: DeviceId) -> &ById {
@@ -118,11 +119,18 @@ impl Registry {
             by_id: (0..SHARDS).map(|_| Mutex::default()).collect(),
             by_name: (0..SHARDS).map(|_| Mutex::default()).collect(),
             sets: SetTable::new(SHARDS),
-            next_device: AtomicU64::new(0),
-            next_file: AtomicU64::new(0),
+            device_ids: IdSequence::new(),
+            file_ids: IdSequence::new(),
             observer,
         };
         Self { inner: Arc::new(inner) }
+    }
+
+    /// Gives out only numbers above these from now on: the last ones that the process had given
+    /// out whose state is being restored. Call it before the first device is registered.
+    pub fn continue_after(&self, device: DeviceId, file: FileId) {
+        self.inner.device_ids.continue_after(device.0);
+        self.inner.file_ids.continue_after(file.0);
     }
 
     /// Registers a device: `describe`, `init`, join the set, become visible. After an error the
@@ -150,7 +158,7 @@ impl Registry {
         }
 
         let reserved = Reservation::new(&self.inner, &name)?;
-        let id = DeviceId(self.inner.next_device.fetch_add(1, Ordering::Relaxed));
+        let id = DeviceId(self.inner.device_ids.take());
         let context = Context::new(id, name.clone(), &description.irqs);
         let mut init = || contain(|| device.init(&context)).map_err(|panic| refused(&name, panic));
         if active(Mutation::InitUnderRegistryLock) {
@@ -402,7 +410,7 @@ impl fmt::Debug for DeviceRef {
 pub struct SetKey(usize);
 
 /// How a device is used at one moment.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Status {
     /// Its files, oldest first; `open` or `release` may still be running for one.
     pub files: Vec<FileStatus>,

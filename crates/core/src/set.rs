@@ -1,60 +1,14 @@
 //! Device sets: devices that share one lock around first open, last close and reset.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::fmt;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use crate::contain::contain;
-use crate::file::{FileId, FileShared, Owner};
+use crate::file::FileShared;
+use crate::ids::{FileId, Owner, SetId};
 use crate::mutation::{Mutation, active};
 use crate::registered::Registered;
 use crate::sync::{self, Condvar, Mutex, MutexGuard, lock};
-
-/// An object that can be the identity of a set: a PCI slot, a bus, a container.
-pub trait SetObject: Send + Sync + 'static {
-    /// What people call the set, e.g. `slot 0000:01:02`. Called once for each set, with no lock
-    /// held.
-    fn set_name(&self) -> String;
-}
-
-/// The identity of a device set: *which object* the members share, compared by address.
-///
-/// It holds the object alive, so while a member is registered no other object can have the
-/// same identity; the kernel asks its callers for that, here the type sees to it.
-#[derive(Clone)]
-pub struct SetId(Arc<dyn SetObject>);
-
-impl SetId {
-    /// The set of all devices that name this very object.
-    pub fn of<T: SetObject>(object: &Arc<T>) -> Self {
-        Self(object.clone())
-    }
-
-    /// The set's name for people.
-    pub fn name(&self) -> String {
-        contain(|| self.0.set_name()).unwrap_or_else(|panic| panic.to_string())
-    }
-
-    /// The object's address: unlike that of any other object while this lives.
-    fn address(&self) -> usize {
-        Arc::as_ptr(&self.0).cast::<()>().addr()
-    }
-}
-
-impl PartialEq for SetId {
-    fn eq(&self, other: &Self) -> bool {
-        self.address() == other.address()
-    }
-}
-
-impl Eq for SetId {}
-
-impl fmt::Debug for SetId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "SetId({})", self.name())
-    }
-}
 
 /// A live device set.
 pub(crate) struct Set {

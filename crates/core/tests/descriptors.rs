@@ -53,7 +53,7 @@ fn memory() -> OwnedFd {
 
 /// Opens a file that gives the device all that a file can give.
 fn burdened(registration: &Registration) -> File {
-    let file = registration.device().open(Owner::InProcess("me".to_owned())).unwrap();
+    let file = registration.device().open(Owner::in_process("me")).unwrap();
     let fds = (0..4).map(|_| Some(eventfd(0, EventfdFlags::CLOEXEC).unwrap())).collect();
     file.set_irqs(IrqIndex(0), 0, 4, IrqAction::Trigger, IrqData::EventFds(fds)).unwrap();
     let map = |iova, offset| {

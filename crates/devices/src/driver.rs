@@ -238,7 +238,7 @@ impl Driver {
 }
 
 fn open(registration: &Registration) -> Result<File> {
-    registration.device().open(Owner::InProcess("driver".to_owned()))
+    registration.device().open(Owner::in_process("driver"))
 }
 
 /// Memory of a guest that is not there.

@@ -2,10 +2,11 @@
 //! interrupt that tells them of objects that come and go.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 
 use vfiod_core::irq::IrqIndex;
 use vfiod_core::{Context, Errno, Error, Result, SetId, SetObject};
+use vfiod_sync::{Mutex, MutexGuard, lock};
 
 use crate::command::{Answer, Header, Request, Status, Token};
 use crate::object::{Kind, ObjectId};
@@ -110,7 +111,7 @@ impl Container {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     /// Puts an object into the container; whoever has it open is told by its interrupt

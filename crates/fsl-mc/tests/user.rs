@@ -348,7 +348,7 @@ fn a_reset_enters_containers_unless_told_not_to() {
     let registry = Registry::new();
     let spec = DeviceSpec { name: "dprc.3".to_owned(), ..DeviceSpec::default() };
     let inner = registry.register(spec, Box::new(ContainerDevice::new(&child))).unwrap();
-    let inner = inner.device().open(Owner::InProcess("test".to_owned())).unwrap();
+    let inner = inner.device().open(Owner::in_process("test")).unwrap();
     let mut dprc = rig.client("dprc.2");
     let masks = |dprc: &mut Client| {
         let (child, _) = send(dprc, OPEN, 0, &[3]).unwrap();
@@ -419,7 +419,7 @@ fn the_device_of_a_container_inside_another() {
         object[1] >> 32
     };
     assert_eq!(state(&mut dprc), 2, "plugged");
-    let file = inner.device().open(Owner::InProcess("test".to_owned())).unwrap();
+    let file = inner.device().open(Owner::in_process("test")).unwrap();
     assert_eq!(state(&mut dprc), 3, "plugged and open");
     drop(file);
     assert_eq!(state(&mut dprc), 2);
@@ -525,7 +525,7 @@ fn who_shares_a_lock_with_whom() {
     assert_eq!(key(&inner), key(&grandchild));
     assert_ne!(key(&dprc), key(&inner));
 
-    let open = |device: &DeviceRef| device.open(Owner::InProcess("test".to_owned())).unwrap();
+    let open = |device: &DeviceRef| device.open(Owner::in_process("test")).unwrap();
     thread::scope(|scope| {
         let first = scope.spawn(|| open(dprc.device()));
         has_reached.recv().unwrap();
@@ -560,7 +560,7 @@ proptest! {
         let spec = DeviceSpec { name: "dprc.2".to_owned(), ..DeviceSpec::default() };
         let device = Box::new(ContainerDevice::new(&container));
         let registration = registry.register(spec, device).unwrap();
-        let file = registration.device().open(Owner::InProcess("test".to_owned())).unwrap();
+        let file = registration.device().open(Owner::in_process("test")).unwrap();
         let region = vfiod_core::RegionIndex(0);
         for (mut words, known, token) in commands {
             if let Some(command) = KNOWN.get(usize::from(known)) {

@@ -9,11 +9,11 @@ use std::time::{Duration, Instant};
 use uuid::Uuid;
 use vfiod_core::contain::contain;
 use vfiod_core::{DeviceRef, DeviceSpec, Errno, Error, OpenPolicy, Registry, Result, StatePolicy};
+use vfiod_sync::{Condvar, Mutex, lock, thread, wait, wait_until};
 
 use crate::instance::{self, Door, Instance, Live, Removal, Shared};
 use crate::mutation::{Mutation, active};
 use crate::parent::{Capacity, NewInstance, Parent, ParentSpec, TypeInfo};
-use crate::sync::{Condvar, Mutex, lock, thread, wait, wait_until};
 
 /// Parents and their instances. Cheap to clone.
 #[derive(Clone)]
@@ -288,7 +288,7 @@ impl Bus {
             && let Some(moment) = Instant::now().checked_add(time)
         {
             while present(&state) {
-                match wait_until(&self.inner.changed, state, moment) {
+                match wait_until(&self.inner.changed, &self.inner.state, state, moment) {
                     Some(held) => state = held,
                     None => {
                         if !active(Mutation::DeadlineUnheeded) {
@@ -301,7 +301,7 @@ impl Bus {
             }
         }
         while present(&state) {
-            state = wait(&self.inner.changed, state);
+            state = wait(&self.inner.changed, &self.inner.state, state, Duration::MAX);
         }
     }
 
@@ -462,16 +462,16 @@ impl ParentRegistration {
     }
 
     fn finish(&self, deadline: Option<Duration>) {
-        let Inner { state, changed, .. } = &*self.bus.inner;
+        let Inner { state: mutex, changed, .. } = &*self.bus.inner;
         let uuids: Vec<Uuid> = {
-            let mut state = lock(state);
+            let mut state = lock(mutex);
             loop {
                 let Some(parent) = state.parents.get_mut(&self.name) else { return };
                 parent.leaving = true;
                 if parent.creating == 0 || active(Mutation::CreationsNotAwaited) {
                     break parent.instances.iter().copied().collect();
                 }
-                state = wait(changed, state);
+                state = wait(changed, mutex, state, Duration::MAX);
             }
         };
         let end = deadline.and_then(|time| Instant::now().checked_add(time));
@@ -505,7 +505,7 @@ impl ParentRegistration {
         for remover in removers {
             let _ = remover.join();
         }
-        let gone = lock(state).parents.remove(&self.name);
+        let gone = lock(mutex).parents.remove(&self.name);
         if let Err(panic) = contain(|| drop(gone)) {
             tracing::error!(parent = self.name, error = %panic, "dropping a parent failed");
         }

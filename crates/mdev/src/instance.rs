@@ -7,11 +7,11 @@ use std::time::Duration;
 use uuid::Uuid;
 use vfiod_core::contain::contain;
 use vfiod_core::{DeviceRef, Errno, Error, Registration, Result};
+use vfiod_sync::{Mutex, lock};
 
 use crate::bus::ParentEntry;
 use crate::mutation::{Mutation, active};
 use crate::parent::{Attributes, TypeInfo};
-use crate::sync::{Mutex, lock};
 
 /// The way by which clients come to an instance. Dropping it ends those who are there.
 pub trait Door: Send {

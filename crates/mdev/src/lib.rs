@@ -35,7 +35,6 @@ mod instance;
 mod model;
 mod mutation;
 mod parent;
-mod sync;
 
 pub use bus::{Bus, Create, ParentRegistration, ParentStatus, TypeStatus};
 pub use instance::{Door, Instance, NoDoor, Removal, Stage};

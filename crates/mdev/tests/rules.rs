@@ -185,7 +185,7 @@ impl Rig {
 }
 
 fn open(instance: &Instance) -> Result<File> {
-    instance.device().open(Owner::InProcess("test".to_owned()))
+    instance.device().open(Owner::in_process("test"))
 }
 
 #[track_caller]

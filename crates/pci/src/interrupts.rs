@@ -1,9 +1,10 @@
 //! One handle for a model's interrupts, whichever way the guest wants them.
 
 use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use vfiod_core::{Context, IrqIndex};
+use vfiod_sync::{Mutex, MutexGuard, lock};
 
 /// Interrupt indices of a PCI device (`VFIO_PCI_*_IRQ_INDEX`).
 pub mod irq_index {
@@ -41,7 +42,7 @@ impl Interrupts {
     }
 
     fn conditions(&self) -> MutexGuard<'_, BTreeSet<u32>> {
-        self.conditions.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.conditions)
     }
 
     /// Which kind of message-signalled interrupt the client uses, if any.

@@ -25,10 +25,11 @@
 //! (`VFIO_DEVICE_FEATURE_PCI_VF_TOKEN`), 16 bytes.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use vfiod_core::device::Token;
 use vfiod_core::{Errno, Error, Result};
+use vfiod_sync::{Mutex, MutexGuard, lock};
 
 use crate::address::Address;
 use crate::config::Image;
@@ -155,7 +156,7 @@ impl Sriov {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     pub(crate) fn set_token(&self, token: Token) {

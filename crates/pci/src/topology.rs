@@ -1,9 +1,10 @@
 //! Buses and slots: objects that functions share, and so the identities of their device sets.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 
 use vfiod_core::{Errno, Error, Result, SetId, SetObject};
+use vfiod_sync::{Mutex, lock};
 
 use crate::address::Address;
 
@@ -109,7 +110,7 @@ impl Bus {
         if device > 31 || function > 7 {
             return Err(Error::new(Errno::INVAL, format!("{name}: there is no place {address}")));
         }
-        let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut places = lock(&self.places);
         if let Some(other) = places.taken.get(&(device, function)) {
             let what = format!("{name}: {address} is taken by {other}");
             return Err(Error::new(Errno::EXIST, what));
@@ -154,7 +155,7 @@ impl Placement {
 
 impl Drop for Placement {
     fn drop(&mut self) {
-        let mut places = self.bus.places.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut places = lock(&self.bus.places);
         places.taken.remove(&(self.address.device, self.address.function));
         places.slots.retain(|_, slot| slot.strong_count() > 0);
     }

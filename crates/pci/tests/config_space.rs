@@ -54,7 +54,7 @@ impl Guest {
         let function = Function::new(Subject { resets: resets.clone() }).unwrap();
         let spec = DeviceSpec { name: "subject".to_owned(), ..DeviceSpec::default() };
         let registration = Registry::new().register(spec, Box::new(function)).unwrap();
-        let file = registration.device().open(Owner::InProcess("guest".to_owned())).unwrap();
+        let file = registration.device().open(Owner::in_process("guest")).unwrap();
         Self { file, resets, _registration: registration }
     }
 

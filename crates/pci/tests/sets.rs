@@ -74,7 +74,7 @@ fn register(registry: &Registry, placement: Placement, role: Role) -> Member {
 }
 
 fn open(registration: &Registration) -> Result<File> {
-    registration.device().open(Owner::InProcess("test".to_owned()))
+    registration.device().open(Owner::in_process("test"))
 }
 
 /// Whether the first open of one waits for that of the other: whether they share a lock.
@@ -85,8 +85,7 @@ fn share_a_lock(registry: &Registry, places: [Placement; 2]) -> bool {
     let Member { registration, held: (inside, leave), .. } = first;
     let second = second.registration;
     let waited = std::thread::scope(|scope| {
-        let opener = scope
-            .spawn(|| registration.device().open(Owner::InProcess("test".to_owned())).unwrap());
+        let opener = scope.spawn(|| registration.device().open(Owner::in_process("test")).unwrap());
         inside.recv().unwrap();
         let (opened, done) = channel();
         let second = &second;
@@ -183,7 +182,7 @@ impl Member {
     }
 
     fn open(&self, user: &str, token: Option<Token>) -> Result<File> {
-        self.registration.device().open_with(Owner::InProcess(user.to_owned()), token)
+        self.registration.device().open_with(Owner::in_process(user), token)
     }
 }
 

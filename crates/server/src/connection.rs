@@ -123,9 +123,10 @@ pub(crate) struct Connection {
 impl Connection {
     pub(crate) fn new(socket: Socket, shared: Arc<Shared>) -> Result<Self, Errno> {
         static NUMBER: AtomicU64 = AtomicU64::new(1);
-        let owner = socket.owner()?;
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let owner = socket.owner(vfiod_core::ConnectionId(number))?;
         Ok(Self {
-            number: NUMBER.fetch_add(1, Ordering::Relaxed),
+            number,
             _counted: Counted::new(&shared),
             link: Arc::new(Link::new(socket)),
             shared,

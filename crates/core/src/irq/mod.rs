@@ -12,7 +12,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use self::eventfd::{EventFd, retire};
 use self::vector::{Owned, Signal, Vector};
 use crate::error::{Errno, Error, Result};
-use crate::file::FileId;
+use crate::ids::FileId;
 use crate::mutation::{Mutation, active};
 use crate::sync::atomic::{AtomicU32, Ordering};
 use crate::sync::{Arc, Mutex, lock, point};

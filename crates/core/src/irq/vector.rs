@@ -11,7 +11,7 @@
 //! itself is sent by the caller afterwards, with no lock held.
 
 use super::eventfd::EventFd;
-use crate::file::FileId;
+use crate::ids::FileId;
 use crate::sync::Arc;
 
 /// An eventfd and the file that set it up.

@@ -5,9 +5,10 @@ use std::sync::Arc;
 use loom::thread;
 
 use super::must_find;
-use crate::file::{FileId, FileShared, Owner};
+use crate::file::FileShared;
+use crate::ids::{FileId, Owner, SetId, SetObject};
 use crate::mutation::Mutation;
-use crate::set::{SetId, SetObject, SetTable};
+use crate::set::SetTable;
 
 struct Slot;
 
@@ -18,7 +19,7 @@ impl SetObject for Slot {
 }
 
 fn opened() -> Arc<FileShared> {
-    Arc::new(FileShared::new(FileId(0), Owner::InProcess("model".to_owned())))
+    Arc::new(FileShared::new(FileId(0), Owner::in_process("model")))
 }
 
 /// Its holder releases a file while two others revoke it: one of them has to do it.
@@ -155,7 +156,7 @@ fn access_against_revoke() {
         let spec = crate::DeviceSpec { name: "a".to_owned(), ..Default::default() };
         let device = Box::new(Quiet(released.clone()));
         let registration = registry.register(spec, device).expect("registers");
-        let file = registration.device().open(Owner::InProcess("model".to_owned()));
+        let file = registration.device().open(Owner::in_process("model"));
         let file = file.expect("opens");
         let reader =
             thread::spawn(move || match file.read(crate::RegionIndex(0), 0, &mut [0; 4]) {
@@ -230,9 +231,9 @@ fn access_against_hot_reset() {
                 .register(spec, Box::new(Counting(resets.clone(), amid.clone())))
                 .expect("registers")
         });
-        let files = members.each_ref().map(|member| {
-            member.device().open(Owner::InProcess("model".to_owned())).expect("opens")
-        });
+        let files = members
+            .each_ref()
+            .map(|member| member.device().open(Owner::in_process("model")).expect("opens"));
         let [a, b] = files;
         let reader = thread::spawn(move || {
             if let Err(error) = a.read(crate::RegionIndex(0), 0, &mut [0; 4]) {

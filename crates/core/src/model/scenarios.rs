@@ -38,7 +38,7 @@ pub(super) fn register(
 
 /// Who opens devices in the models; others are foreign.
 pub(crate) fn owner() -> Owner {
-    Owner::InProcess("model".to_owned())
+    Owner::in_process("model")
 }
 
 pub(super) fn open(device: &DeviceRef) -> Result<File> {

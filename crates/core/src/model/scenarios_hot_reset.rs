@@ -86,7 +86,7 @@ pub(crate) fn hot_reset_against_another_owner() {
     let device = stage.device(1);
     let other = spawn(move || {
         for _ in 0..2 {
-            let file = device.open(Owner::InProcess("other".to_owned())).expect("opens");
+            let file = device.open(Owner::in_process("other")).expect("opens");
             thread::yield_now();
             expect(&read(&file), &[Errno::BUSY]);
         }

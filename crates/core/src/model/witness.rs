@@ -6,11 +6,11 @@ use std::sync::{Arc, Mutex};
 use crate::contain::DeviceBug;
 use crate::device::{Context, Description, Device, DeviceFlags, Request, ResetCause};
 use crate::error::{Errno, Error, Result};
-use crate::file::{FileId, Owner};
+use crate::ids::SetObject;
+use crate::ids::{FileId, Owner};
 use crate::irq::{IrqFlags, IrqInfo};
 use crate::memory::SharedMemory;
 use crate::region::{Doorbell, Region, RegionIndex};
-use crate::set::SetObject;
 use crate::sync::atomic::{AtomicUsize, Ordering};
 
 /// What the devices of one set have seen. Its own lock is std's, which the checker does not

@@ -50,7 +50,7 @@ fn a_million_devices_come_and_go() {
         .collect();
     for n in (0..MANY).step_by(997) {
         let device = registry.find(&n.to_string()).unwrap();
-        drop(device.open(Owner::InProcess("me".to_owned())).unwrap());
+        drop(device.open(Owner::in_process("me")).unwrap());
     }
     assert_eq!(registry.devices().len(), MANY);
     drop(registrations);

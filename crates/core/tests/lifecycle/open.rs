@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use vfiod_core::{DeviceSpec, Errno, OpenPolicy, Owner, StatePolicy};
+use vfiod_core::{DeviceSpec, Errno, OpenPolicy, Owner, OwnerIdentity, StatePolicy};
 
 use crate::rig::{Fault, Rig, Slot, errno, open, owner, spec};
 
@@ -67,7 +67,7 @@ fn single_open_refuses_a_second_file_of_anybody() {
 fn multi_open_is_for_one_owner_at_a_time() {
     let rig = Rig::new();
     let a = rig.multi("a");
-    let peer = |pid| Owner::Peer { pid, uid: 0, gid: 0 };
+    let peer = |pidfd_inode| Owner::new(OwnerIdentity::Process { pidfd_inode });
     let mine = a.device().open(owner("me")).unwrap();
     assert_eq!(errno(a.device().open(owner("you"))), Errno::BUSY);
     assert_eq!(errno(a.device().open(peer(1))), Errno::BUSY);

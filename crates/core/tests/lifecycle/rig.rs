@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use vfiod_core::device::{Features, Request};
 use vfiod_core::{
     Context, Description, Device, DeviceFlags, DeviceSpec, Errno, Error, Event, File, FileId,
-    IrqFlags, IrqInfo, OpenPolicy, Owner, Region, RegionIndex, Registration, Registry, ResetCause,
-    Result, SetId, SetObject, StatePolicy,
+    IrqFlags, IrqInfo, OpenPolicy, Owner, OwnerIdentity, Region, RegionIndex, Registration,
+    Registry, ResetCause, Result, SetId, SetObject, StatePolicy,
 };
 
 /// What a callback shall do instead of succeeding, once.
@@ -152,7 +152,7 @@ impl Device for Probe {
     }
 
     fn open(&mut self, _file: FileId, owner: &Owner) -> Result<()> {
-        let Owner::InProcess(owner) = owner else { unreachable!() };
+        let OwnerIdentity::InProcess(owner) = owner.identity() else { unreachable!() };
         self.call("open", owner)
     }
 
@@ -279,7 +279,7 @@ pub(crate) fn spec(name: &str) -> DeviceSpec {
 }
 
 pub(crate) fn owner(name: &str) -> Owner {
-    Owner::InProcess(name.to_owned())
+    Owner::in_process(name)
 }
 
 pub(crate) fn open(registration: &Registration) -> Result<File> {

@@ -5,11 +5,12 @@
 //! cancelled: it begins no access to guest memory, changes nothing and interrupts nobody. An
 //! access that has begun cannot be called back; a reset or a close waits for it.
 
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use vfiod_core::{Errno, Error, Result};
 use vfiod_pci::Handle;
+use vfiod_sync::{Condvar, Mutex, MutexGuard, wait_while};
 
 use super::registers::{
     BUFFER, BUFFER_LEN, CAUSE_DMA, CAUSE_FACTORIAL, DMA_INTERRUPT, DMA_TO_RAM, STATUS_INTERRUPT,
@@ -164,18 +165,16 @@ impl Engine {
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
-        self.shared.state.lock().unwrap_or_else(PoisonError::into_inner)
+        vfiod_sync::lock(&self.shared.state)
     }
 
     /// Cancels the transfer and waits for an access that has begun.
     pub(super) fn cancel_transfer(&self, patience: Duration) -> MutexGuard<'_, State> {
         let mut state = self.lock();
         state.transfer = None;
-        let (state, _) = self
-            .shared
-            .ended
-            .wait_timeout_while(state, patience, |state| state.accesses > 0)
-            .unwrap_or_else(PoisonError::into_inner);
+        let shared = &*self.shared;
+        let state =
+            wait_while(&shared.ended, &shared.state, state, patience, |state| state.accesses > 0);
         if state.accesses > 0 {
             tracing::warn!("a DMA access goes on that the client does not let end");
         }

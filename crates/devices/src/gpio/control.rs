@@ -23,13 +23,14 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use vfiod_core::{Errno, Error, Result};
+use vfiod_sync::{Mutex, MutexGuard, lock};
 
 use super::lines::{Lines, Snapshot, Subscription};
 
@@ -111,7 +112,7 @@ impl Drop for Control {
 
 impl Shared {
     fn clients(&self) -> MutexGuard<'_, HashMap<u64, UnixStream>> {
-        self.clients.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.clients)
     }
 
     fn accept(self: Arc<Self>) {

@@ -1,10 +1,11 @@
 //! The lines of the card, shared by the guest's side and the outside world.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use vfiod_pci::Interrupts;
+use vfiod_sync::{Condvar, Mutex, MutexGuard, wait_while};
 
 use super::registers::{ASSERTED, CHANGED_HIGH, CHANGED_LOW};
 
@@ -85,11 +86,11 @@ impl Lines {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        vfiod_sync::lock(&self.state)
     }
 
     fn lock_observers(&self) -> MutexGuard<'_, Observers> {
-        self.observers.lock().unwrap_or_else(PoisonError::into_inner)
+        vfiod_sync::lock(&self.observers)
     }
 
     /// Makes the interrupt line follow the state. Called with the state locked, so that two
@@ -125,8 +126,7 @@ impl Lines {
     /// Waits until the lines differ from `seen`, or the time is up; the lines then.
     pub fn wait_for_change(&self, seen: Snapshot, timeout: Duration) -> Snapshot {
         let state = self.lock();
-        let waited = self.moved.wait_timeout_while(state, timeout, |state| state.lines == seen);
-        waited.unwrap_or_else(PoisonError::into_inner).0.lines
+        wait_while(&self.moved, &self.state, state, timeout, |state| state.lines == seen).lines
     }
 
     /// Calls `observer` after every change, until the subscription is dropped (a call that is

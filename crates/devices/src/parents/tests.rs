@@ -66,7 +66,7 @@ fn inputs_of_a_gpio_are_an_attribute() {
         gpio.set_attribute("inputs", text).unwrap();
         assert_eq!(gpio.attribute("inputs").unwrap(), reads);
     }
-    let owner = vfiod_core::Owner::InProcess("test".to_owned());
+    let owner = vfiod_core::Owner::in_process("test");
     let file = gpio.device().open(owner).unwrap();
     let bar = vfiod_core::RegionIndex(2);
     let mut input = [0];
@@ -82,7 +82,7 @@ fn inputs_of_a_gpio_are_an_attribute() {
 }
 
 fn open(instance: &Instance) -> vfiod_core::File {
-    instance.device().open(vfiod_core::Owner::InProcess("test".to_owned())).unwrap()
+    instance.device().open(vfiod_core::Owner::in_process("test")).unwrap()
 }
 
 /// The kernel's numbers: 24 ports, whichever type takes them.

@@ -23,7 +23,7 @@ mod uart;
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use vfiod_core::{Errno, Error, Result};
@@ -32,6 +32,7 @@ use vfiod_pci::{Bar, Cx, FunctionSpec, Model, Pin};
 use self::port::{Port, Wire};
 use self::pty::Pty;
 use self::registers::REGISTERS;
+use vfiod_sync::{Mutex, MutexGuard, lock};
 
 /// How many ports a card has.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
@@ -183,7 +184,7 @@ impl Wires {
     }
 
     fn setting(&self) -> MutexGuard<'_, Setting> {
-        self.setting.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.setting)
     }
 
     /// Connects every port, or none.

@@ -6,11 +6,12 @@
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 use vfiod_core::contain::contain;
 use vfiod_core::{Errno, Error, Result};
+use vfiod_sync::{Mutex, MutexGuard, lock};
 
 use super::port::Port;
 
@@ -67,7 +68,7 @@ impl Drop for Watch {
 
 /// The poller, started if it is the first time.
 fn running() -> Result<Arc<Poller>> {
-    let mut running = POLLER.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut running = lock(&POLLER);
     if let Some(poller) = &*running {
         return Ok(poller.clone());
     }
@@ -87,7 +88,7 @@ fn running() -> Result<Arc<Poller>> {
 
 impl Poller {
     fn watched(&self) -> MutexGuard<'_, Watched> {
-        self.watched.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.watched)
     }
 
     fn run(&self) {

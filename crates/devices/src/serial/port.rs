@@ -1,9 +1,9 @@
 //! A port: the chip, its wire, and its share of the card's interrupt.
 
 use std::path::PathBuf;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use vfiod_pci::Interrupts;
+use vfiod_sync::{Mutex, MutexGuard};
 
 use super::fifo::DEPTH;
 use super::pty::Pty;
@@ -124,7 +124,7 @@ impl Port {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        vfiod_sync::lock(&self.state)
     }
 
     /// Moves what can be moved, and makes the interrupt follow.

@@ -9,8 +9,8 @@ use uuid::Uuid;
 use vfiod_core::{Errno, File, InUse, Owner, RegionIndex, Registry, Result};
 
 use super::witness::{Ledger, Maker, Watched};
-use crate::sync::thread::{self, JoinHandle};
 use crate::{Bus, Capacity, Create, Instance, ParentRegistration, ParentSpec, Removal, TypeInfo};
+use vfiod_sync::thread::{self, JoinHandle};
 
 const SOON: Duration = Duration::from_secs(1);
 
@@ -32,7 +32,7 @@ fn create(bus: &Bus, ledger: &Arc<Ledger>, n: u128) -> Result<Instance> {
 }
 
 fn open(instance: &Instance) -> Result<File> {
-    instance.device().open(Owner::InProcess("model".to_owned()))
+    instance.device().open(Owner::in_process("model"))
 }
 
 fn use_once(instance: &Instance) -> Result<()> {

@@ -131,7 +131,7 @@ impl Guest {
             ..DeviceSpec::default()
         };
         let registration = Registry::new().register(spec, Box::new(function)).unwrap();
-        let file = registration.device().open(Owner::InProcess("test".to_owned())).unwrap();
+        let file = registration.device().open(Owner::in_process("test")).unwrap();
         Self { file, seen, _registration: registration }
     }
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use vfiod_client::{Client, Error};
-use vfiod_core::{OpenPolicy, Owner};
+use vfiod_core::OpenPolicy;
 use vfiod_server::{Dialect, ServerOptions};
 
 use crate::rig::*;
@@ -26,7 +26,7 @@ fn clients_are_told_with_what_they_did() {
     assert_eq!(clients.len(), 1);
     let info = &clients[0];
     let pid = std::process::id() as i32;
-    assert!(matches!(info.owner, Owner::Peer { pid: peer, .. } if peer == pid), "{info:?}");
+    assert_eq!(info.owner.credentials().map(|peer| peer.pid), Some(pid), "{info:?}");
     assert_eq!(info.dialect, Some(Dialect::Standard));
     assert_eq!((info.messages, info.errors), (3, 1));
     let version = client.server().encode().len() as u64;

@@ -45,7 +45,7 @@ fn a_device_no_longer_served_ends_its_connections() {
     assert!(Client::connect(&rig.path).is_err());
     // The file is released: another owner can open the device.
     let device = rig.registration.as_ref().unwrap().device().clone();
-    eventually("the device is free", || device.open(Owner::InProcess("next".into())).is_ok());
+    eventually("the device is free", || device.open(Owner::in_process("next")).is_ok());
 }
 
 #[test]

@@ -158,7 +158,7 @@ fn a_multi_open_device_takes_one_owner() {
         client.device_info().unwrap();
     }
     let device = rig.registration.as_ref().unwrap().device();
-    let other = device.open(vfiod_core::Owner::InProcess("somebody else".to_owned()));
+    let other = device.open(vfiod_core::Owner::in_process("somebody else"));
     assert_eq!(other.err().map(|error| error.errno().raw_os_error() as u32), Some(EBUSY));
 }
 

@@ -1,5 +1,6 @@
 //! From the core's objects to what is shown of them.
 
+use vfiod_core::{Credentials, OwnerIdentity};
 use vfiod_core::{DeviceFlags, DeviceRef, IrqIndex, RegionFlags};
 
 use super::view::{Attribute, DeviceSummary, Type};
@@ -10,11 +11,10 @@ const WINDOWS: usize = 64;
 
 impl From<&vfiod_core::Owner> for Owner {
     fn from(owner: &vfiod_core::Owner) -> Self {
-        match owner {
-            vfiod_core::Owner::InProcess(purpose) => Self::Daemon { purpose: purpose.clone() },
-            vfiod_core::Owner::Peer { pid, uid, gid } => {
-                Self::Peer { pid: *pid, uid: *uid, gid: *gid }
-            }
+        match (owner.identity(), owner.credentials()) {
+            (_, Some(Credentials { pid, uid, gid })) => Self::Peer { pid, uid, gid },
+            (OwnerIdentity::InProcess(purpose), None) => Self::Daemon { purpose: purpose.clone() },
+            (_, None) => Self::Daemon { purpose: owner.to_string() },
         }
     }
 }

@@ -1,7 +1,7 @@
 //! What happens in the registry, as log lines.
 
-use vfiod_core::Owner;
 use vfiod_core::event::{Event, Observer, Subject};
+use vfiod_core::{Owner, OwnerIdentity};
 
 /// Logs who comes and goes.
 pub(super) struct Journal;
@@ -43,8 +43,9 @@ impl Observer for Journal {
 
 /// An owner for people.
 pub(crate) fn owner_name(owner: &Owner) -> String {
-    match owner {
-        Owner::InProcess(name) => name.clone(),
-        Owner::Peer { pid, uid, .. } => format!("pid {pid}, uid {uid}"),
+    match (owner.identity(), owner.credentials()) {
+        (_, Some(peer)) => format!("pid {}, uid {}", peer.pid, peer.uid),
+        (OwnerIdentity::InProcess(name), None) => name.clone(),
+        (_, None) => owner.to_string(),
     }
 }

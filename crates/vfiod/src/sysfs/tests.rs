@@ -296,7 +296,7 @@ fn what_the_bus_says_is_what_the_writer_gets() {
     place.write(&remove, "0").unwrap();
     let uuid: Uuid = A.parse().unwrap();
     let instance = place.bus.instance(uuid).unwrap();
-    let file = instance.device().open(Owner::InProcess("test".into())).unwrap();
+    let file = instance.device().open(Owner::in_process("test")).unwrap();
     assert_eq!(place.write(&remove, "1"), Err(Errno::BUSY));
     drop(file);
 

@@ -332,8 +332,7 @@ fn nothing_but_a_link_to_a_terminal_is_replaced() {
     let function = vfiod_pci::Function::new(card).unwrap();
     let spec = vfiod_core::DeviceSpec { name: "card".to_owned(), ..Default::default() };
     let registration = vfiod_core::Registry::new().register(spec, Box::new(function)).unwrap();
-    let open =
-        || registration.device().open(vfiod_core::Owner::InProcess("test".to_owned())).map(drop);
+    let open = || registration.device().open(vfiod_core::Owner::in_process("test")).map(drop);
     assert_eq!(open().unwrap_err().errno(), Errno::EXIST);
     assert_eq!(std::fs::read_to_string(&link).unwrap(), "precious");
     wires.set_backend(Backend::Loopback).expect("it is not open");

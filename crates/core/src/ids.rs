@@ -1,0 +1,279 @@
+//! Who is who: devices, files, owners and device sets.
+//!
+//! Numbers come from an [`IdSequence`], which never repeats one. A restored process tells it the
+//! last number that was given out before.
+
+use std::fmt;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::contain::contain;
+use crate::dma::MapOwner;
+use crate::sync::atomic::{AtomicU64, Ordering};
+
+/// The number of a registered device. A registry never gives one out twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct DeviceId(pub u64);
+
+impl fmt::Display for DeviceId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "device {}", self.0)
+    }
+}
+
+/// The number of a file. A registry never gives one out twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct FileId(pub u64);
+
+impl fmt::Display for FileId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "file {}", self.0)
+    }
+}
+
+impl From<FileId> for MapOwner {
+    fn from(file: FileId) -> Self {
+        Self(file.0)
+    }
+}
+
+/// The number of a connection to this process. A server takes it from an [`IdSequence`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct ConnectionId(pub u64);
+
+/// Gives out numbers, none twice. May be used by several threads at once.
+#[derive(Debug, Default)]
+pub struct IdSequence {
+    next: AtomicU64,
+}
+
+impl IdSequence {
+    /// A sequence that begins with 0.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Takes the next number.
+    pub fn take(&self) -> u64 {
+        self.next.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Excludes `last` and all numbers below it from now on: they were given out before this
+    /// sequence was made, by the process whose state is being restored.
+    pub fn continue_after(&self, last: u64) {
+        self.next.fetch_max(last.saturating_add(1), Ordering::Relaxed);
+    }
+}
+
+/// Who holds a file.
+///
+/// Two owners are equal if they have the same identity and the same context; an unknown owner is
+/// not even equal to itself. This decides who may open a device that is open already, and who may
+/// reset a device set. Process and user ids are kept for people only: another process can have
+/// the same ones, later or in another pid namespace.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Owner {
+    identity: OwnerIdentity,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    context: Option<OwnerContext>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    credentials: Option<Credentials>,
+}
+
+/// What tells one owner from every other.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum OwnerIdentity {
+    /// This process itself, under a name that the program chose.
+    InProcess(String),
+    /// A process: the inode number of its pidfd on pidfs (`SO_PEERPIDFD`), which the kernel does
+    /// not use again before it is restarted. Linux 6.9 or newer: before, all pidfds share one
+    /// inode.
+    Process {
+        /// The inode number.
+        pidfd_inode: u64,
+    },
+    /// One connection, where the kernel does not tell which process is behind it. Two
+    /// connections of one process are strangers then.
+    Connection(ConnectionId),
+    /// Not known. Equals nobody, not even another unknown owner.
+    Unknown,
+}
+
+/// What an owner names beside itself, as a process with two iommufds does: its files in one
+/// context belong together, those in another are somebody else's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum OwnerContext {
+    /// A VFIO group, by a number that the client chose.
+    Group(u64),
+    /// An iommufd, by a number that the client chose.
+    Iommufd(u64),
+}
+
+/// The ids of a process, as the kernel reported them (`SO_PEERCRED`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Credentials {
+    /// Process id; 0 if the process is outside our pid namespace.
+    pub pid: i32,
+    /// User id.
+    pub uid: u32,
+    /// Group id.
+    pub gid: u32,
+}
+
+impl Owner {
+    /// An owner with this identity, without context and without credentials.
+    pub fn new(identity: OwnerIdentity) -> Self {
+        Self { identity, context: None, credentials: None }
+    }
+
+    /// This process itself, under a name for people. Two owners of one name are the same.
+    pub fn in_process(name: impl Into<String>) -> Self {
+        Self::new(OwnerIdentity::InProcess(name.into()))
+    }
+
+    /// Adds the ids of the owner's process, for people.
+    #[must_use]
+    pub fn with_credentials(self, credentials: Credentials) -> Self {
+        Self { credentials: Some(credentials), ..self }
+    }
+
+    /// Names the owner's context; `None`: it has none.
+    #[must_use]
+    pub fn with_context(self, context: Option<OwnerContext>) -> Self {
+        Self { context, ..self }
+    }
+
+    /// What tells this owner from every other.
+    pub fn identity(&self) -> &OwnerIdentity {
+        &self.identity
+    }
+
+    /// The context that the owner has named.
+    pub fn context(&self) -> Option<OwnerContext> {
+        self.context
+    }
+
+    /// The ids of the owner's process, where they are known.
+    pub fn credentials(&self) -> Option<Credentials> {
+        self.credentials
+    }
+}
+
+impl PartialEq for Owner {
+    fn eq(&self, other: &Self) -> bool {
+        self.identity != OwnerIdentity::Unknown
+            && self.identity == other.identity
+            && self.context == other.context
+    }
+}
+
+impl fmt::Display for Owner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (&self.identity, self.credentials) {
+            (OwnerIdentity::InProcess(name), _) => write!(f, "{name} (this process)")?,
+            (_, Some(Credentials { pid, uid, gid })) => {
+                write!(f, "process {pid} (uid {uid}, gid {gid})")?;
+            }
+            (OwnerIdentity::Process { .. }, None) => f.write_str("a process")?,
+            (OwnerIdentity::Connection(ConnectionId(id)), None) => write!(f, "connection {id}")?,
+            (OwnerIdentity::Unknown, None) => f.write_str("an unknown process")?,
+        }
+        match self.context {
+            None => Ok(()),
+            Some(OwnerContext::Group(group)) => write!(f, ", group {group}"),
+            Some(OwnerContext::Iommufd(iommufd)) => write!(f, ", iommufd {iommufd}"),
+        }
+    }
+}
+
+/// An object that can be the identity of a set: a PCI slot, a bus, a container.
+pub trait SetObject: Send + Sync + 'static {
+    /// The set's name for people, such as `slot 0000:01:02`. Called once for each set, with no
+    /// lock held.
+    fn set_name(&self) -> String;
+}
+
+/// The identity of a device set: *which object* its members share, compared by address.
+///
+/// It keeps the object alive. So no other object can have the same identity while a member is
+/// registered. (The kernel leaves this to its callers.)
+#[derive(Clone)]
+pub struct SetId(Arc<dyn SetObject>);
+
+impl SetId {
+    /// The set of all devices that name this very object.
+    pub fn of<T: SetObject>(object: &Arc<T>) -> Self {
+        Self(object.clone())
+    }
+
+    /// The set's name for people.
+    pub fn name(&self) -> String {
+        contain(|| self.0.set_name()).unwrap_or_else(|panic| panic.to_string())
+    }
+
+    /// The object's address, which no other object has while this lives.
+    pub(crate) fn address(&self) -> usize {
+        Arc::as_ptr(&self.0).cast::<()>().addr()
+    }
+}
+
+impl PartialEq for SetId {
+    fn eq(&self, other: &Self) -> bool {
+        self.address() == other.address()
+    }
+}
+
+impl Eq for SetId {}
+
+impl fmt::Debug for SetId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SetId({})", self.name())
+    }
+}
+
+#[cfg(all(test, not(any(shuttle, loom))))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn owners_are_the_same_by_identity_and_context_not_by_credentials() {
+        let process = |pidfd_inode| Owner::new(OwnerIdentity::Process { pidfd_inode });
+        let connection = |id| Owner::new(OwnerIdentity::Connection(ConnectionId(id)));
+        let in_iommufd = |number| process(1).with_context(Some(OwnerContext::Iommufd(number)));
+        let root = Credentials { pid: 0, uid: 0, gid: 0 };
+        let rows = [
+            (process(1), process(1).with_credentials(root), true),
+            (process(1).with_credentials(root), process(2).with_credentials(root), false),
+            (connection(1), connection(1), true),
+            (connection(1), connection(2), false),
+            (connection(1), process(1), false),
+            (Owner::in_process("a"), Owner::in_process("a"), true),
+            (Owner::in_process("a"), Owner::in_process("b"), false),
+            (in_iommufd(1), in_iommufd(1), true),
+            (in_iommufd(1), in_iommufd(2), false),
+            (in_iommufd(1), process(1), false),
+            (Owner::new(OwnerIdentity::Unknown), Owner::new(OwnerIdentity::Unknown), false),
+        ];
+        for (a, b, same) in rows {
+            assert_eq!((a == b, b == a), (same, same), "{a:?} and {b:?}");
+        }
+    }
+
+    #[test]
+    fn sequence_continues_after_the_last_number_of_the_restored_process() {
+        let sequence = IdSequence::new();
+        assert_eq!((sequence.take(), sequence.take()), (0, 1));
+        sequence.continue_after(7);
+        assert_eq!(sequence.take(), 8);
+        sequence.continue_after(3);
+        assert_eq!(sequence.take(), 9, "never goes back");
+    }
+}
