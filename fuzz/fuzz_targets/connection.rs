@@ -11,7 +11,7 @@ use vfiod_core::{DeviceSpec, OpenPolicy, Registration, Registry};
 use vfiod_server::{Server, ServerOptions};
 
 static DEVICE: LazyLock<(Server, Registration)> = LazyLock::new(|| {
-    let edu = vfiod_devices::build("edu", &Default::default(), Default::default()).expect("edu can be made");
+    let edu = vfiod_devices::catalogue().build("edu", &Default::default(), Default::default()).expect("edu can be made");
     let spec = DeviceSpec { name: "edu".into(), open: OpenPolicy::Multi, ..Default::default() };
     let registration = Registry::new().register(spec, edu).expect("it can be registered");
     (Server::new(ServerOptions::default()).expect("a server starts"), registration)

@@ -7,8 +7,7 @@
 //! * [`serial`]: a PCI serial card, the kernel's mtty; driven by Linux's `8250_pci`.
 //! * `bench` (feature `bench`): what `vfiod bench` measures with.
 //!
-//! [`models`] lists them for people, [`build`] makes one by name; [`parents()`] and
-//! [`build_parent`] do the same for what makes mediated devices of them. For tests of a model, this
+//! [`catalogue`] has them by name, with the parents that make mediated devices of them. For tests of a model, this
 //! crate's or your own: the [`conformance!`] line, and [`driver::Driver`].
 //!
 //! # What it does not implement
@@ -26,6 +25,5 @@ mod parents;
 pub mod serial;
 pub mod template;
 
-pub use catalogue::{BuildError, ModelInfo, OptionInfo, Options, build, models};
+pub use catalogue::catalogue;
 pub use complaints::Complaints;
-pub use parents::{build_parent, parents};

@@ -3,10 +3,11 @@
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{ArgGroup, Args, Parser, Subcommand};
 use clap_complete::Shell;
+use vfiod_config::LogFormat;
 
-use crate::logging::Format;
 use crate::manage::Manage;
 
 const EXIT_CODES: &str = "\
@@ -35,11 +36,19 @@ pub(crate) struct Cli {
     pub(crate) log: Option<String>,
 
     /// How a log line looks.
-    #[arg(long, global = true, value_enum, value_name = "FORMAT")]
-    pub(crate) log_format: Option<Format>,
+    #[arg(long, global = true, value_parser = log_formats(), value_name = "FORMAT")]
+    pub(crate) log_format: Option<LogFormat>,
 
     #[command(subcommand)]
     pub(crate) command: Command,
+}
+
+fn log_formats() -> impl TypedValueParser<Value = LogFormat> {
+    let names = LogFormat::NAMES.map(|(name, _)| name);
+    PossibleValuesParser::new(names).map(|name| {
+        let found = LogFormat::NAMES.into_iter().find(|(known, _)| *known == name);
+        found.map_or_else(LogFormat::default, |(_, format)| format)
+    })
 }
 
 /// What to do.

@@ -7,7 +7,6 @@
 
 mod bench;
 mod cli;
-mod config;
 mod control;
 mod definitions;
 mod demo;
@@ -17,7 +16,6 @@ mod logging;
 mod manage;
 mod manager;
 mod models;
-mod nearest;
 mod notify;
 mod output;
 mod probe;
@@ -28,6 +26,7 @@ mod sysfs;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
+use vfiod_config::UsageError;
 
 use crate::cli::{Cli, Command};
 
@@ -49,7 +48,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Manage(command) => manage::run(command),
         Command::Serve(args) => serve::run(&args, log, cli.log_format),
         Command::Probe(args) => probe::run(&args),
-        Command::Devices { json } => models::list(json),
+        Command::Devices { json } => models::list(&vfiod_devices::catalogue(), json),
         Command::Demo(args) => {
             logging::start(log, cli.log_format.unwrap_or_default(), None, "error")?;
             demo::run(&args)
@@ -66,24 +65,12 @@ fn run(cli: Cli) -> anyhow::Result<()> {
     }
 }
 
-/// A mistake of the person who called: exit code 2.
-#[derive(Debug)]
-pub(crate) struct Misuse(pub(crate) String);
-
-impl std::fmt::Display for Misuse {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl std::error::Error for Misuse {}
-
 fn report(error: &anyhow::Error) -> ExitCode {
     if error.is::<output::ReaderGone>() {
         // `vfiod probe … | head`: the reader has seen enough.
         return ExitCode::SUCCESS;
     }
-    if let Some(problems) = error.downcast_ref::<config::Problems>() {
+    if let Some(problems) = error.downcast_ref::<vfiod_config::Problems>() {
         eprint!("{problems}");
         return ExitCode::from(2);
     }
@@ -91,5 +78,5 @@ fn report(error: &anyhow::Error) -> ExitCode {
     if let Some(failure) = error.downcast_ref::<control::client::Failure>() {
         return ExitCode::from(failure.exit_code());
     }
-    if error.is::<Misuse>() { ExitCode::from(2) } else { ExitCode::FAILURE }
+    if error.is::<UsageError>() { ExitCode::from(2) } else { ExitCode::FAILURE }
 }

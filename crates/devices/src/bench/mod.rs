@@ -11,6 +11,7 @@ mod tests;
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use vfiod_core::Result;
 use vfiod_core::dma::Perm;
@@ -30,7 +31,7 @@ const MAX_TIME: Duration = Duration::from_secs(3);
 const BATCH: u64 = 64;
 
 /// Options of the model.
-#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
+#[derive(Clone, Copy, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct BenchOptions {
     /// Whether BAR 0 is memory that clients may map and the core serves, or the model's own.

@@ -13,6 +13,7 @@ mod tests;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use vfiod_pci::{Bar, Capability, Cx, FunctionSpec, Model, Pin};
 
@@ -20,11 +21,11 @@ use self::engine::{CLOSE_PATIENCE, Engine, RESET_PATIENCE};
 use self::registers::{DMA_RUN, ID, REGISTERS, Reg, STATUS_COMPUTING, STATUS_INTERRUPT};
 
 /// Options of the model.
-#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
+#[derive(Clone, Copy, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct EduOptions {
-    /// Address bits that the device's DMA engine has, as a mask. 28 of them at first, so that a
-    /// driver has something to get wrong.
+    /// Address bits of the DMA engine. By default a mask of 28 bits, as QEMU has it: a driver
+    /// that forgets to set its own mask shows.
     pub dma_mask: u64,
 }
 

@@ -14,6 +14,7 @@ mod tests;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use vfiod_core::Result;
 use vfiod_pci::{Bar, Cx, FunctionSpec, Model, Pin};
@@ -22,12 +23,13 @@ pub use self::lines::{Lines, Snapshot, Subscription};
 use self::registers::{REGISTERS, Reg};
 
 /// Options of the model.
-#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct GpioOptions {
     /// Inputs at the start, a bit each.
     pub inputs: u16,
-    /// A UNIX socket where people and programs set inputs and watch outputs.
+    /// UNIX socket to set inputs and watch outputs: set N 0|1, get, watch.
+    #[schemars(extend("x-values" = "a path"))]
     pub control: Option<PathBuf>,
 }
 

@@ -3,15 +3,18 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use vfiod_config::ConfiguredParent;
 use vfiod_core::Result;
-use vfiod_mdev::{AttributeInfo, Attributes, NewInstance, Parent, TypeInfo, Uuid};
+use vfiod_mdev::{
+    AttributeInfo, Attributes, Capacity, NewInstance, Parent, ParentSpec, TypeInfo, Uuid,
+};
 
-use super::{function, number};
+use super::{ParentOptions, function, number};
 use crate::edu::{Edu, EduOptions};
 
-pub(super) struct EduParent;
+pub(crate) struct EduParent;
 
-pub(super) fn kind() -> TypeInfo {
+fn kind() -> TypeInfo {
     TypeInfo {
         id: "edu-1".to_owned(),
         name: "edu".to_owned(),
@@ -24,6 +27,17 @@ pub(super) fn kind() -> TypeInfo {
             summary: "address bits of the DMA engine".to_owned(),
             writable: true,
         }],
+    }
+}
+
+impl ConfiguredParent for EduParent {
+    type Options = ParentOptions;
+
+    const SUMMARY: &'static str = "QEMU's educational device; type edu-1";
+
+    fn configured(name: &str, options: ParentOptions) -> Result<(ParentSpec, Box<dyn Parent>)> {
+        let (name, capacity) = (name.to_owned(), Capacity::PerType(options.instances));
+        Ok((ParentSpec { name, types: vec![kind()], capacity }, Box::new(Self)))
     }
 }
 

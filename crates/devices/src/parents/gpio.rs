@@ -2,15 +2,18 @@
 
 use std::sync::Arc;
 
+use vfiod_config::ConfiguredParent;
 use vfiod_core::Result;
-use vfiod_mdev::{AttributeInfo, Attributes, NewInstance, Parent, TypeInfo, Uuid};
+use vfiod_mdev::{
+    AttributeInfo, Attributes, Capacity, NewInstance, Parent, ParentSpec, TypeInfo, Uuid,
+};
 
-use super::{function, number};
+use super::{ParentOptions, function, number};
 use crate::gpio::{Gpio, GpioOptions, Lines};
 
-pub(super) struct GpioParent;
+pub(crate) struct GpioParent;
 
-pub(super) fn kind() -> TypeInfo {
+fn kind() -> TypeInfo {
     let attribute = |name: &str, values: &str, summary: &str, writable| AttributeInfo {
         name: name.to_owned(),
         values: values.to_owned(),
@@ -32,6 +35,17 @@ pub(super) fn kind() -> TypeInfo {
                 false,
             ),
         ],
+    }
+}
+
+impl ConfiguredParent for GpioParent {
+    type Options = ParentOptions;
+
+    const SUMMARY: &'static str = "ACCES PCI-IDIO-16; type gpio-16";
+
+    fn configured(name: &str, options: ParentOptions) -> Result<(ParentSpec, Box<dyn Parent>)> {
+        let (name, capacity) = (name.to_owned(), Capacity::PerType(options.instances));
+        Ok((ParentSpec { name, types: vec![kind()], capacity }, Box::new(Self)))
     }
 }
 

@@ -3,23 +3,27 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use vfiod_config::ConfiguredParent;
 use vfiod_core::{Errno, Error, Result};
-use vfiod_mdev::{AttributeInfo, Attributes, NewInstance, Parent, TypeInfo, Uuid};
+use vfiod_mdev::{
+    AttributeInfo, Attributes, Capacity, NewInstance, Parent, ParentSpec, TypeInfo, Uuid,
+};
 
 use super::function;
-use crate::catalogue::OptionInfo;
 use crate::serial::{Backend, Ports, Serial, SerialOptions, Wires};
 
 /// Options of the parent.
-#[derive(Clone, Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
-pub(super) struct SerialParentOptions {
-    /// Ports of all instances together.
-    pub(super) ports: u32,
-    /// What new instances' ports are connected to.
+pub(crate) struct SerialParentOptions {
+    /// How many ports all instances have together.
+    ports: u32,
+    /// What the ports of new instances are connected to.
     backend: Backend,
-    /// Where symbolic links to pseudo-terminals are put.
+    /// Symbolic links to pseudo-terminals, UUID.0 and UUID.1.
+    #[schemars(extend("x-values" = "a directory"))]
     links: Option<PathBuf>,
 }
 
@@ -29,30 +33,9 @@ impl Default for SerialParentOptions {
     }
 }
 
-pub(super) const OPTIONS: &[OptionInfo] = &[
-    OptionInfo {
-        name: "ports",
-        values: "a number from 0 to 4294967295",
-        default: "24",
-        summary: "how many ports all instances have together",
-    },
-    OptionInfo {
-        name: "backend",
-        values: Backend::NAMES,
-        default: "loopback",
-        summary: "what the ports of new instances are connected to",
-    },
-    OptionInfo {
-        name: "links",
-        values: "a directory",
-        default: "none",
-        summary: "symbolic links to pseudo-terminals, UUID.0 and UUID.1",
-    },
-];
+pub(crate) struct SerialParent(SerialParentOptions);
 
-pub(super) struct SerialParent(pub(super) SerialParentOptions);
-
-pub(super) fn kinds() -> Vec<TypeInfo> {
+fn kinds() -> Vec<TypeInfo> {
     let terminal = |port: &str, name: &str| AttributeInfo {
         name: name.to_owned(),
         values: "a path".to_owned(),
@@ -78,6 +61,20 @@ pub(super) fn kinds() -> Vec<TypeInfo> {
         kind("mtty-1", "Single port serial", 1, vec![backend.clone(), first.clone()]),
         kind("mtty-2", "Dual port serial", 2, vec![backend, first, second]),
     ]
+}
+
+impl ConfiguredParent for SerialParent {
+    type Options = SerialParentOptions;
+
+    const SUMMARY: &'static str = "the kernel's mtty: serial cards; types mtty-1 and mtty-2";
+
+    fn configured(
+        name: &str,
+        options: SerialParentOptions,
+    ) -> Result<(ParentSpec, Box<dyn Parent>)> {
+        let (name, capacity) = (name.to_owned(), Capacity::Shared(options.ports));
+        Ok((ParentSpec { name, types: kinds(), capacity }, Box::new(Self(options))))
+    }
 }
 
 impl Parent for SerialParent {

@@ -8,11 +8,12 @@ use vfiod_mdev::{Bus, Create, Instance, NoDoor, ParentRegistration, Removal, Uui
 use vfiod_pci::irq_index;
 
 use super::*;
+use crate::catalogue;
 
 fn bus(kind: &str, options: &str) -> (Bus, ParentRegistration) {
     let bus = Bus::new(Registry::new());
     let options = serde_json::from_str(options).unwrap();
-    let (spec, parent) = build_parent(kind, "p", &options).unwrap();
+    let (spec, parent) = catalogue().build_parent(kind, "p", &options).unwrap();
     let registration = bus.register(spec, parent).unwrap();
     (bus, registration)
 }
@@ -23,8 +24,8 @@ fn create(bus: &Bus, kind: &str, n: u128) -> Result<Instance> {
 
 #[test]
 fn every_parent_makes_every_type_it_lists_until_none_is_left() {
-    for info in parents() {
-        let (bus, registration) = bus(info.name, "{}");
+    for info in catalogue().parents() {
+        let (bus, registration) = bus(&info.name, "{}");
         for kind in bus.parent("p").unwrap().types {
             let id = &kind.info.id;
             assert!(kind.available > 0, "{id}");
@@ -176,7 +177,7 @@ fn ten_thousand_idle_serial_cards() {
 
 #[test]
 fn wrong_parents_get_what_would_be_right() {
-    let error = |kind: &str, options: &str| match build_parent(
+    let error = |kind: &str, options: &str| match catalogue().build_parent(
         kind,
         "p",
         &serde_json::from_str(options).unwrap(),

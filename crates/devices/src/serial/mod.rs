@@ -25,6 +25,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use vfiod_core::{Errno, Error, Result};
 use vfiod_pci::{Bar, Cx, FunctionSpec, Model, Pin};
@@ -67,7 +68,7 @@ impl From<Ports> for u8 {
 }
 
 /// What a port is connected to.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Backend {
     /// A plug that joins each output to its input: what is sent is received.
@@ -108,16 +109,19 @@ impl FromStr for Backend {
 }
 
 /// Options of the model.
-#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct SerialOptions {
     /// How many ports.
+    #[schemars(with = "u8", range(min = 1, max = 2))]
     pub ports: Ports,
-    /// What each port is connected to.
+    /// What the ports are connected to while a client is there.
     pub backend: Backend,
-    /// Where to put a symbolic link to the first port's pseudo-terminal while there is one.
+    /// Symbolic link to the first port's pseudo-terminal.
+    #[schemars(extend("x-values" = "a path"))]
     pub link0: Option<PathBuf>,
-    /// The same for the second port.
+    /// Symbolic link to the second port's pseudo-terminal.
+    #[schemars(extend("x-values" = "a path"))]
     pub link1: Option<PathBuf>,
 }
 

@@ -25,8 +25,9 @@ use self::figures::Figure;
 pub(crate) use self::floor::run as run_floor;
 use self::measures::{Measure, Target};
 use crate::cli::Bench;
+use crate::output;
 use crate::serve::time;
-use crate::{Misuse, output};
+use vfiod_config::UsageError;
 
 /// Runs `vfiod bench`.
 pub(crate) fn run(args: &Bench) -> anyhow::Result<()> {
@@ -59,7 +60,7 @@ pub(crate) fn run(args: &Bench) -> anyhow::Result<()> {
         }
     };
     if args.server_cpu.is_some() && args.cpu.is_none() {
-        bail!(Misuse("--server-cpu needs --cpu for the other end".into()));
+        bail!(UsageError("--server-cpu needs --cpu for the other end".into()));
     }
     pin(args.cpu)?;
     floor::wait_for(&floor_socket)?;
@@ -112,7 +113,7 @@ fn measure(args: &Bench, target: &Target<'_>, floor: &Path) -> anyhow::Result<Ve
         figures.push(figure);
     }
     if figures.is_empty() {
-        bail!(Misuse("--only: no measure has that in its name".into()));
+        bail!(UsageError("--only: no measure has that in its name".into()));
     }
     Ok(figures)
 }
@@ -121,7 +122,7 @@ fn measure(args: &Bench, target: &Target<'_>, floor: &Path) -> anyhow::Result<Ve
 fn pin(cpu: Option<usize>) -> anyhow::Result<()> {
     let Some(cpu) = cpu else { return Ok(()) };
     if cpu >= CpuSet::MAX_CPU {
-        bail!(Misuse(format!("there is no CPU {cpu}")));
+        bail!(UsageError(format!("there is no CPU {cpu}")));
     }
     let mut set = CpuSet::new();
     set.set(cpu);

@@ -18,9 +18,9 @@ use vfiod_core::InUse;
 use vfiod_mdev::Removal;
 
 use super::problem::Problem;
-use crate::config;
 use crate::manager::events::Record;
 use crate::manager::{Change, Manager, NewInstance, view};
+use vfiod_config as config;
 
 type Shared = State<Arc<Manager>>;
 type Answer<T> = Result<Json<T>, Problem>;

@@ -25,18 +25,18 @@ use rustix::process::{Pid, Signal};
 use vfiod_core::event::Event;
 use vfiod_core::{OpenPolicy, StatePolicy};
 use vfiod_pci::{BusKind, ResetScope};
-use vfiod_server::SocketAccess;
 
 pub(crate) use self::client::run as run_client;
 use self::happening::{Happening, Step};
 use self::narrator::Narrator;
 use self::promise::{LINES, TEACHER};
 use crate::cli::Demo;
-use crate::config::{
-    BusConfig, Config, DeviceConfig, OptionSetting, SlotConfig, SocketConfig, SriovConfig,
-};
 use crate::serve::Stack;
 use crate::signals::Termination;
+use vfiod_config::{
+    BusConfig, Config, DeviceConfig, OptionSetting, SlotConfig, SocketAccess, SocketConfig,
+    SriovConfig,
+};
 
 /// How long nothing may happen while something is expected.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -94,7 +94,8 @@ pub(crate) fn run(args: &Demo) -> anyhow::Result<()> {
     let tell = move |event: &Event<'_>| {
         let _ = observer.send(Word::Core(Happening::of(event)));
     };
-    let stack = Stack::start(&configuration(&stage), Some(Arc::new(tell)))?;
+    let stack =
+        Stack::start(&configuration(&stage), &vfiod_devices::catalogue(), Some(Arc::new(tell)))?;
     show.catch_up()?;
 
     let mut result = client_scene(&mut show, &stage, &sender);

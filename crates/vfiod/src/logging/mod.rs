@@ -8,40 +8,21 @@ mod queue;
 
 use std::io;
 
-use clap::ValueEnum;
 use tracing_subscriber::EnvFilter;
+use vfiod_config::{LogFormat, UsageError, check_filter};
 
 pub(crate) use self::queue::finish;
-use crate::Misuse;
 
 /// The environment variable with a filter.
 pub(crate) const VARIABLE: &str = "VFIOD_LOG";
 
-/// How a log line looks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, ValueEnum)]
-pub(crate) enum Format {
-    /// For people.
-    #[default]
-    Text,
-    /// One JSON object a line.
-    Json,
-}
-
-/// Checks a filter; the error says what is wrong with it.
-pub(crate) fn check_filter(filter: &str) -> Result<(), String> {
-    EnvFilter::builder()
-        .parse(filter)
-        .map(drop)
-        .map_err(|error| format!("`{filter}` is no log filter: {error}"))
-}
-
 /// Starts logging. `configured` and `default` stand behind the command line and `VFIOD_LOG`.
 ///
 /// # Errors
-/// [`Misuse`] for a filter that cannot be read.
+/// [`UsageError`] for a filter that cannot be read.
 pub(crate) fn start(
     wanted: Option<&str>,
-    format: Format,
+    format: LogFormat,
     configured: Option<&str>,
     default: &str,
 ) -> anyhow::Result<()> {
@@ -52,7 +33,7 @@ pub(crate) fn start(
         (None, None, Some(filter)) => ("log.level", filter),
         (None, None, None) => ("the default", default),
     };
-    check_filter(filter).map_err(|why| Misuse(format!("{place}: {why}")))?;
+    check_filter(filter).map_err(|why| UsageError(format!("{place}: {why}")))?;
     // The FUSE library tells of each request at debug; only whoever names it wants that.
     let filter = if filter.contains("fuser") {
         EnvFilter::builder().parse(filter)?
@@ -63,8 +44,8 @@ pub(crate) fn start(
         tracing_subscriber::fmt().with_env_filter(filter).with_writer(queue::Queue::get()?);
     // A second start (tests in one process) keeps the first.
     let _ = match format {
-        Format::Text => builder.with_ansi(io::IsTerminal::is_terminal(&io::stderr())).try_init(),
-        Format::Json => builder.json().flatten_event(true).try_init(),
+        LogFormat::Text => builder.with_ansi(io::IsTerminal::is_terminal(&io::stderr())).try_init(),
+        LogFormat::Json => builder.json().flatten_event(true).try_init(),
     };
     Ok(())
 }

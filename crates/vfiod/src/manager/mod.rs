@@ -22,10 +22,9 @@ use vfiod_mdev::{Bus, Create, ParentRegistration, Removal};
 pub(crate) use self::definitions::Change;
 use self::doors::Doors;
 use self::events::{Events, Kind, Record};
-use crate::config::Config;
 use crate::definitions::Definitions;
-use crate::models;
-use crate::serve::Stack;
+use crate::serve::{Stack, access_of, build};
+use vfiod_config::{Config, Models};
 
 /// Devices, sets, parents, instances, definitions.
 pub(crate) struct Manager {
@@ -77,12 +76,13 @@ impl Manager {
     /// behind then.
     pub(crate) fn start(
         config: &Config,
+        models: &Models,
         observer: Option<Arc<dyn Observer>>,
     ) -> anyhow::Result<Self> {
         let events = Arc::<Events>::default();
         let definitions = config.mdev.definitions.as_deref().map(Definitions::open).transpose()?;
-        let doors = Doors::new(config.mdev.sockets.clone(), config.mdev.access)?;
-        let stack = Stack::start(config, Some(Arc::new(Tell(events.clone(), observer))))?;
+        let doors = Doors::new(config.mdev.sockets.clone(), access_of(config.mdev.access))?;
+        let stack = Stack::start(config, models, Some(Arc::new(Tell(events.clone(), observer))))?;
         let manager = Self {
             bus: Bus::new(stack.registry().clone()),
             stack,
@@ -95,9 +95,9 @@ impl Manager {
         };
         for parent in &config.parents {
             let registered =
-                models::build_parent(parent).map_err(anyhow::Error::new).and_then(|(spec, ops)| {
-                    manager.bus.register(spec, ops).map_err(anyhow::Error::new)
-                });
+                build::build_parent(models, parent).map_err(anyhow::Error::new).and_then(
+                    |(spec, ops)| manager.bus.register(spec, ops).map_err(anyhow::Error::new),
+                );
             match registered {
                 Ok(registration) => manager.add_parent(registration),
                 Err(error) => {

@@ -1,5 +1,6 @@
 //! `vfiod serve`: devices on sockets until a signal says otherwise.
 
+pub(crate) mod build;
 mod journal;
 mod stack;
 
@@ -9,22 +10,20 @@ use std::time::Duration;
 use anyhow::Context;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use vfiod_core::{OpenPolicy, StatePolicy};
-use vfiod_server::SocketAccess;
 
 pub(crate) use self::journal::owner_name;
-pub(crate) use self::stack::Stack;
+pub(crate) use self::stack::{Stack, access_of};
 use crate::cli::Serve;
-use crate::config::{
-    self, Config, ControlConfig, DeviceConfig, MdevConfig, OptionSetting, SocketConfig, TIME_HELP,
-};
 use crate::control::Control;
-use crate::logging::Format;
 use crate::manager::Manager;
-use crate::models::{self, Model};
-use crate::nearest::suggestion;
 use crate::signals::Termination;
 use crate::sysfs::View;
-use crate::{Misuse, logging, notify, output};
+use crate::{logging, notify, output};
+use vfiod_config::suggestion;
+use vfiod_config::{
+    self as config, Config, ControlConfig, DeviceConfig, LogFormat, MdevConfig, ModelInfo, Models,
+    OptionSetting, SocketAccess, SocketConfig, TIME_HELP, UsageError,
+};
 
 /// How long clients have to let go of their devices once the daemon is told to finish.
 const GRACE: Duration = Duration::from_secs(2);
@@ -35,9 +34,10 @@ const GLANCE: Duration = Duration::from_millis(50);
 pub(crate) fn run(
     args: &Serve,
     log: Option<&str>,
-    log_format: Option<Format>,
+    log_format: Option<LogFormat>,
 ) -> anyhow::Result<()> {
-    let config = configuration(args)?;
+    let models = vfiod_devices::catalogue();
+    let config = configuration(args, &models)?;
     if args.check {
         let count =
             |count: usize, what| format!("{count} {what}{}", if count == 1 { "" } else { "s" });
@@ -55,7 +55,7 @@ pub(crate) fn run(
     raise_descriptor_limit();
     // Before the first socket is there: whoever sees one may send a signal already.
     let termination = Termination::catch().context("cannot catch signals")?;
-    let manager = Arc::new(Manager::start(&config, Some(Arc::new(journal::Journal)))?);
+    let manager = Arc::new(Manager::start(&config, &models, Some(Arc::new(journal::Journal)))?);
     let doors =
         control(&config, &manager).and_then(|control| Ok((control, view(&config, &manager)?)));
     let (control, view) = match doors {
@@ -116,13 +116,12 @@ fn wait(termination: &Termination, manager: &Manager) {
     }
 }
 
-fn configuration(args: &Serve) -> anyhow::Result<Config> {
-    let models = models::all();
+fn configuration(args: &Serve, models: &Models) -> anyhow::Result<Config> {
     let mut config = match (&args.config, &args.device) {
-        (Some(path), _) => config::load(path, &models, models::mistakes)?,
-        (None, Some(model)) => single(args, model, &models)?,
+        (Some(path), _) => config::load(path, models, |config| build::mistakes(config, models))?,
+        (None, Some(model)) => single(args, model, models)?,
         (None, None) => {
-            return Err(Misuse("name a configuration file or a --device".into()).into());
+            return Err(UsageError("name a configuration file or a --device".into()).into());
         }
     };
     if let Some(poll) = &args.poll {
@@ -135,23 +134,24 @@ fn configuration(args: &Serve) -> anyhow::Result<Config> {
 }
 
 /// A time on the command line.
-pub(crate) fn time(option: &str, text: &str) -> Result<Duration, Misuse> {
-    config::time(text).ok_or_else(|| Misuse(format!("{option}: `{text}` is no time; {TIME_HELP}")))
+pub(crate) fn time(option: &str, text: &str) -> Result<Duration, UsageError> {
+    config::time(text)
+        .ok_or_else(|| UsageError(format!("{option}: `{text}` is no time; {TIME_HELP}")))
 }
 
 /// The configuration that the command line alone describes.
-fn single(args: &Serve, model: &str, models: &[Model]) -> Result<Config, Misuse> {
-    let names = models.iter().map(|model| &*model.name);
-    let known = models.iter().find(|known| known.name == model).ok_or_else(|| {
+fn single(args: &Serve, model: &str, models: &Models) -> Result<Config, UsageError> {
+    let names = models.models().map(|model| model.name.as_str());
+    let known = models.models().find(|known| known.name == model).ok_or_else(|| {
         let suggestion = suggestion(model, "models", names);
-        Misuse(format!("--device: there is no model `{model}`; {suggestion}"))
+        UsageError(format!("--device: there is no model `{model}`; {suggestion}"))
     })?;
     let options = args.options.iter().map(|text| option(text, known)).collect::<Result<_, _>>()?;
     let device = DeviceConfig {
         name: model.to_owned(),
         model: model.to_owned(),
         place: None,
-        sriov: crate::config::SriovConfig::None,
+        sriov: vfiod_config::SriovConfig::None,
         token: None,
         open: match args.open.as_deref() {
             Some("multi") => OpenPolicy::Multi,
@@ -166,38 +166,38 @@ fn single(args: &Serve, model: &str, models: &[Model]) -> Result<Config, Misuse>
         span: 0..0,
     };
     let config = Config { devices: vec![device], ..Config::default() };
-    match models::mistakes(&config).first() {
+    match build::mistakes(&config, models).first() {
         Some(problem) => {
             let key = problem.key.strip_prefix(&format!("device.{model}.options."));
             let place =
                 key.map_or_else(|| format!("--device {model}"), |key| format!("--option {key}"));
             let help = problem.help.iter().map(|help| format!("; {help}")).collect::<String>();
-            Err(Misuse(format!("{place}: {}{help}", problem.what)))
+            Err(UsageError(format!("{place}: {}{help}", problem.what)))
         }
         None => Ok(config),
     }
 }
 
-fn option(text: &str, model: &Model) -> Result<OptionSetting, Misuse> {
+fn option(text: &str, model: &ModelInfo) -> Result<OptionSetting, UsageError> {
     let Some((name, value)) = text.split_once('=') else {
-        return Err(Misuse(format!("--option: `{text}` has no value; write {text}=VALUE")));
+        return Err(UsageError(format!("--option: `{text}` has no value; write {text}=VALUE")));
     };
     if !model.options.iter().any(|option| option.name == name) {
-        let names = model.options.iter().map(|option| &*option.name);
-        return Err(Misuse(format!(
+        let names = model.options.iter().map(|option| option.name.as_str());
+        return Err(UsageError(format!(
             "--option: model `{}` has no option `{name}`; {}",
             model.name,
             suggestion(name, "options", names)
         )));
     }
-    let value = models::option_value(value);
+    let value = option_value(value);
     Ok(OptionSetting { name: name.to_owned(), value, span: 0..0 })
 }
 
-fn socket(args: &Serve) -> Result<SocketConfig, Misuse> {
+fn socket(args: &Serve) -> Result<SocketConfig, UsageError> {
     let mode = match &args.socket_mode {
         Some(text) => Some(config::mode(text).ok_or_else(|| {
-            Misuse(format!("--socket-mode: `{text}` are no permission bits, e.g. 0660"))
+            UsageError(format!("--socket-mode: `{text}` are no permission bits, e.g. 0660"))
         })?),
         None => None,
     };
@@ -208,4 +208,14 @@ fn socket(args: &Serve) -> Result<SocketConfig, Misuse> {
         (None, Some(fd)) => SocketConfig::Descriptor(fd),
         (None, None) => SocketConfig::Activated(None),
     })
+}
+
+/// The value of an option on the command line: a number, also hexadecimal, true or false or a
+/// list as JSON has them; anything else is a string.
+fn option_value(text: &str) -> serde_json::Value {
+    if let Some(number) = text.strip_prefix("0x").and_then(|hex| u64::from_str_radix(hex, 16).ok())
+    {
+        return number.into();
+    }
+    serde_json::from_str(text).unwrap_or_else(|_| text.into())
 }

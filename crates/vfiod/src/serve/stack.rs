@@ -13,9 +13,11 @@ use vfiod_fsl_mc::{Container, ContainerDevice, Kind, ObjectDevice, ObjectId};
 use vfiod_pci::{Bus, Placement, Role};
 use vfiod_server::{ConnectionInfo, Listener, Served, Server, ServerOptions};
 
-use crate::config::{BusConfig, Config, ContainerConfig, DeviceConfig, SocketConfig};
+use super::build;
 use crate::inherited::{self, Inherited};
-use crate::{Misuse, models};
+use vfiod_config::{
+    BusConfig, Config, ContainerConfig, DeviceConfig, Models, SocketConfig, UsageError,
+};
 
 /// Devices at work.
 pub(crate) struct Stack {
@@ -50,6 +52,7 @@ impl Stack {
     /// What a model, a socket or the kernel refuses; nothing is left behind then.
     pub(crate) fn start(
         config: &Config,
+        models: &Models,
         observer: Option<Arc<dyn Observer>>,
     ) -> anyhow::Result<Self> {
         let mut options = ServerOptions::default();
@@ -58,13 +61,13 @@ impl Stack {
         let server = Server::new(options)?;
         let registry = observer.map_or_else(Registry::new, Registry::with_observer);
         let buses = buses(config)?;
-        let roles = models::roles(config)?;
+        let roles = build::roles(config)?;
         let mut activated = Activated::take()?;
         let (running, control) = Default::default();
         let stack = Self { running, control, registry, server };
         for (device, role) in config.devices.iter().zip(roles) {
             let started = stack
-                .add(config, device, role, &buses, &mut activated)
+                .add(models, config, device, role, &buses, &mut activated)
                 .with_context(|| format!("device {}", device.name));
             match started {
                 Ok(running) => stack.running().push(running),
@@ -108,6 +111,7 @@ impl Stack {
 
     fn add(
         &self,
+        models: &Models,
         config: &Config,
         device: &DeviceConfig,
         role: Role,
@@ -131,7 +135,13 @@ impl Stack {
             location: placement.as_ref().map(|placement| placement.address().to_string()),
             token: device.token,
         };
-        self.serve(source, spec, models::build(config, device, role)?, &device.model, placement)
+        self.serve(
+            source,
+            spec,
+            build::build(models, config, device, role)?,
+            &device.model,
+            placement,
+        )
     }
 
     /// Registers and serves a container and what is in it.
@@ -295,10 +305,10 @@ fn buses(config: &Config) -> vfiod_core::Result<Vec<Arc<Bus>>> {
 fn source(socket: &SocketConfig, activated: &mut Activated) -> anyhow::Result<Source> {
     let inherited = match socket {
         SocketConfig::Path(path, access) => {
-            return Ok(Source::Listener(Listener::bind(path, *access)?));
+            return Ok(Source::Listener(Listener::bind(path, access_of(*access))?));
         }
         SocketConfig::Descriptor(number) => {
-            inherited::socket(*number).map_err(|error| Misuse(format!("--fd: {error:#}")))?
+            inherited::socket(*number).map_err(|error| UsageError(format!("--fd: {error:#}")))?
         }
         SocketConfig::Activated(Some(name)) => activated.named(name)?,
         SocketConfig::Activated(None) => activated.only()?,
@@ -307,6 +317,12 @@ fn source(socket: &SocketConfig, activated: &mut Activated) -> anyhow::Result<So
         Inherited::Listening(fd) => Source::Listener(Listener::from_fd(fd)?),
         Inherited::Connected(fd) => Source::Connected(fd),
     })
+}
+
+/// A socket's access as the server knows it.
+pub(crate) fn access_of(access: vfiod_config::SocketAccess) -> vfiod_server::SocketAccess {
+    let vfiod_config::SocketAccess { mode, uid, gid } = access;
+    vfiod_server::SocketAccess { mode, uid, gid }
 }
 
 /// The sockets that the service manager passed, by name.
@@ -339,7 +355,7 @@ impl Activated {
         match (all.pop(), all.len()) {
             (Some(socket), 0) => Ok(socket),
             (Some(_), more) => bail!("{} sockets were passed for one device", more + 1),
-            (None, _) => Err(Misuse(
+            (None, _) => Err(UsageError(
                 "no socket: give --socket-path or --fd, or let a service manager pass one \
                  (LISTEN_FDS)"
                     .into(),

@@ -5,20 +5,20 @@ use std::ops::Range;
 
 /// One mistake.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Problem {
+pub struct Problem {
     /// Bytes of the file that it is about.
-    pub(crate) span: Range<usize>,
+    pub span: Range<usize>,
     /// The key, dotted from the file's top; empty for what is not about a key.
-    pub(crate) key: String,
+    pub key: String,
     /// What is wrong.
-    pub(crate) what: String,
+    pub what: String,
     /// What would be right.
-    pub(crate) help: Option<String>,
+    pub help: Option<String>,
 }
 
 /// All mistakes of one file, in the order of their places.
 #[derive(Debug)]
-pub(crate) struct Problems {
+pub struct Problems {
     file: String,
     text: String,
     list: Vec<Problem>,

@@ -6,10 +6,11 @@ use toml::de::DeValue;
 use vfiod_core::Token;
 use vfiod_pci::VirtualFunctions;
 
-use super::read::{Reader, Taken};
-use super::section::{At, Section};
-use super::{Config, SriovConfig};
 use crate::nearest::suggestion;
+use crate::read::{Reader, Taken};
+use crate::section::{At, Section};
+use crate::types::{Config, DeviceConfig, SriovConfig};
+use crate::values;
 
 /// A device that is said to be a virtual function.
 pub(super) struct Wanted {
@@ -85,7 +86,7 @@ impl Reader<'_> {
             let help = "leave it out, or add `virtual_functions` or `physical_function`";
             device.wrong("vf_token", text.span.clone(), what, help.to_owned());
         }
-        let token = vfiod_wire::parse_uuid(text.value).map(Token);
+        let token = values::uuid(text.value).map(Token);
         if token.is_none() {
             let what = format!("`{}` is no UUID", text.value);
             let help =
@@ -109,9 +110,8 @@ impl Reader<'_> {
                 top.wrong(&key("physical_function"), physical.span.clone(), what, help);
             };
             let candidates = || {
-                let physical = |device: &&super::DeviceConfig| {
-                    matches!(device.sriov, SriovConfig::Physical(_))
-                };
+                let physical =
+                    |device: &&DeviceConfig| matches!(device.sriov, SriovConfig::Physical(_));
                 config.devices.iter().filter(physical).map(|device| device.name.as_str())
             };
             let found = config.devices.iter().position(|device| device.name == physical.value);

@@ -4,25 +4,24 @@ use std::path::PathBuf;
 
 use toml::de::DeValue;
 
-use super::read::{Reader, Taken};
-use super::section::{At, Section};
-use super::{ControlConfig, MdevConfig, ParentConfig, values};
-use crate::models;
+use crate::read::{Reader, Taken};
+use crate::section::{At, Section};
+use crate::types::{ControlConfig, MdevConfig, ParentConfig};
+use crate::values;
 
 /// Longest directory of sockets in bytes: `/UUID.sock` has 42, `sun_path` 107 and its NUL.
 const MAX_SOCKET_DIRECTORY: usize = 107 - 42;
 
 impl Reader<'_> {
     pub(super) fn parent(&self, name: At<&str>, parent: Section<'_>) -> Option<ParentConfig> {
-        let kinds = models::parents();
-        let model = self.model_of(&parent, &kinds);
+        let model = self.model_of(&parent, self.models.parents());
         let options = parent.section("options");
         let options = options.map_or_else(Vec::new, |section| self.options(section, model));
         let span = parent.span.clone();
         parent.finish();
         Some(ParentConfig {
             name: name.value.to_owned(),
-            model: model?.name.to_string(),
+            model: model?.name.clone(),
             options,
             span,
         })

@@ -2,10 +2,10 @@
 
 use vfiod_fsl_mc::Kind;
 
-use super::read::{Names, Reader, Taken};
-use super::section::{At, Section};
-use super::{ContainerConfig, ObjectConfig};
 use crate::nearest::suggestion;
+use crate::read::{Names, Reader, Taken};
+use crate::section::{At, Section};
+use crate::types::{ContainerConfig, ObjectConfig};
 
 /// What one container's sections have in common with all the others.
 pub(super) struct Everything<'a, 'n> {

@@ -4,10 +4,10 @@ use std::ops::Range;
 
 use vfiod_pci::{Address, BusKind, ResetScope};
 
-use super::read::{Names, Reader, Taken};
-use super::section::{At, Section};
-use super::{BridgeConfig, BusConfig, Config, SlotConfig};
 use crate::nearest::suggestion;
+use crate::read::{Names, Reader, Taken};
+use crate::section::{At, Section};
+use crate::types::{BridgeConfig, BusConfig, Config, SlotConfig};
 
 impl Reader<'_> {
     /// The bus, and where its bridge is said to be.

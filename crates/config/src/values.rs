@@ -4,10 +4,10 @@ use std::fs;
 use std::time::Duration;
 
 /// The notation of times, for help texts.
-pub(crate) const TIME_HELP: &str = "write a number with us, ms or s, e.g. \"50us\"; 0 for none";
+pub const TIME_HELP: &str = "write a number with us, ms or s, e.g. \"50us\"; 0 for none";
 
 /// A time such as `50us`, `5ms`, `2s` or `0`.
-pub(crate) fn time(text: &str) -> Option<Duration> {
+pub fn time(text: &str) -> Option<Duration> {
     let text = text.trim();
     if text == "0" {
         return Some(Duration::ZERO);
@@ -23,9 +23,15 @@ pub(crate) fn time(text: &str) -> Option<Duration> {
 }
 
 /// Permission bits such as `0660` or `0o660`.
-pub(crate) fn mode(text: &str) -> Option<u32> {
+pub fn mode(text: &str) -> Option<u32> {
     let digits = text.strip_prefix("0o").unwrap_or(text);
     u32::from_str_radix(digits, 8).ok().filter(|mode| *mode <= 0o777)
+}
+
+/// The bytes of a UUID in its usual form: 36 characters, with hyphens.
+pub(crate) fn uuid(text: &str) -> Option<[u8; 16]> {
+    let uuid = uuid::Uuid::try_parse(text).ok().filter(|_| text.len() == 36)?;
+    Some(uuid.into_bytes())
 }
 
 /// The number of a user: the number itself or a name of `/etc/passwd`.

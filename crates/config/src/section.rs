@@ -7,8 +7,8 @@ use std::ops::{Range, RangeInclusive};
 use toml::Spanned;
 use toml::de::{DeString, DeTable, DeValue};
 
-use super::problem::Problem;
 use crate::nearest::suggestion;
+use crate::problem::Problem;
 
 /// A value and where it stands.
 #[derive(Clone, Debug)]

@@ -9,22 +9,21 @@ use std::time::Duration;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 use vfiod_core::{OpenPolicy, StatePolicy};
-use vfiod_server::SocketAccess;
 
-use super::container::Everything;
-use super::problem::{Problem, line_of};
-use super::section::{At, Section};
-use super::sriov::Wanted;
-use super::values::{self, TIME_HELP};
-use super::{Config, DeviceConfig, OptionSetting, SocketConfig};
-use crate::logging::{Format, check_filter};
-use crate::models::{Model, OptionValue};
+use crate::container::Everything;
+use crate::log::{LogFormat, check_filter};
+use crate::model::{ModelInfo, Models};
 use crate::nearest::suggestion;
+use crate::problem::{Problem, line_of};
+use crate::section::{At, Section};
+use crate::sriov::Wanted;
+use crate::types::{Config, DeviceConfig, OptionSetting, SocketAccess, SocketConfig};
+use crate::values::{self, TIME_HELP};
 
 /// Longest path of a UNIX socket in bytes (`sun_path` less its NUL).
 const MAX_SOCKET_PATH: usize = 107;
 
-pub(super) fn read(text: &str, models: &[Model]) -> Result<Config, Vec<Problem>> {
+pub(super) fn read(text: &str, models: &Models) -> Result<Config, Vec<Problem>> {
     let (document, errors) = DeTable::parse_recoverable(text);
     if !errors.is_empty() {
         return Err(errors.iter().map(syntax).collect());
@@ -49,7 +48,7 @@ pub(super) type Names<'a> = Vec<At<&'a str>>;
 
 pub(super) struct Reader<'t> {
     text: &'t str,
-    models: &'t [Model],
+    pub(super) models: &'t Models,
 }
 
 impl Reader<'_> {
@@ -119,7 +118,7 @@ impl Reader<'_> {
         config
     }
 
-    fn log(&self, log: Section<'_>) -> (Option<String>, Option<Format>) {
+    fn log(&self, log: Section<'_>) -> (Option<String>, Option<LogFormat>) {
         let level = log.string("level").map(|level| {
             if let Err(why) = check_filter(level.value) {
                 let right = "write error, warn, info, debug or trace, or levels by module: \
@@ -128,7 +127,7 @@ impl Reader<'_> {
             }
             level.value.to_owned()
         });
-        let format = log.choice("format", &[("text", Format::Text), ("json", Format::Json)]);
+        let format = log.choice("format", &LogFormat::NAMES);
         log.finish();
         (level, format)
     }
@@ -168,7 +167,7 @@ impl Reader<'_> {
         device.finish();
         let device = DeviceConfig {
             name: name.value.to_owned(),
-            model: model?.name.to_string(),
+            model: model?.name.clone(),
             place,
             sriov,
             token,
@@ -181,24 +180,24 @@ impl Reader<'_> {
         Some((device, wanted))
     }
 
-    fn model(&self, device: &Section<'_>) -> Option<&Model> {
-        self.model_of(device, self.models)
+    fn model(&self, device: &Section<'_>) -> Option<&ModelInfo> {
+        self.model_of(device, self.models.models())
     }
 
     /// The model that a section names, out of those that it could.
     pub(super) fn model_of<'m>(
         &self,
         device: &Section<'_>,
-        models: &'m [Model],
-    ) -> Option<&'m Model> {
-        let names = models.iter().map(|model| &*model.name);
+        models: impl Iterator<Item = &'m ModelInfo> + Clone,
+    ) -> Option<&'m ModelInfo> {
+        let names = models.clone().map(|model| model.name.as_str());
         let Some(name) = device.string("model") else {
             if !device.has("model") {
                 device.missing("model", format!("name one; {}", suggestion("", "models", names)));
             }
             return None;
         };
-        let model = models.iter().find(|model| model.name == name.value);
+        let model = models.clone().find(|model| model.name == name.value);
         if model.is_none() {
             device.wrong(
                 "model",
@@ -213,7 +212,7 @@ impl Reader<'_> {
     pub(super) fn options(
         &self,
         section: Section<'_>,
-        model: Option<&Model>,
+        model: Option<&ModelInfo>,
     ) -> Vec<OptionSetting> {
         let Some(model) = model else { return Vec::new() };
         let mut options = Vec::new();
@@ -221,7 +220,7 @@ impl Reader<'_> {
             let word = name.get_ref().as_ref();
             if !model.options.iter().any(|option| option.name == word) {
                 let what = format!("model `{}` has no such option", model.name);
-                let names = model.options.iter().map(|option| &*option.name);
+                let names = model.options.iter().map(|option| option.name.as_str());
                 section.wrong(word, name.span(), what, suggestion(word, "options", names));
             }
             match option_value(value) {
@@ -421,7 +420,7 @@ impl<T: std::hash::Hash + Eq> Taken<T> {
     }
 }
 
-fn option_value(value: &Spanned<DeValue<'_>>) -> Option<OptionValue> {
+fn option_value(value: &Spanned<DeValue<'_>>) -> Option<serde_json::Value> {
     Some(match value.get_ref() {
         DeValue::String(text) => text.as_ref().into(),
         DeValue::Integer(number) => {

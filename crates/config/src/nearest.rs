@@ -1,10 +1,7 @@
 //! "Did you mean": the known word nearest to a mistyped one.
 
 /// The candidate that `word` was probably meant to be.
-pub(crate) fn nearest<'a>(
-    word: &str,
-    candidates: impl IntoIterator<Item = &'a str>,
-) -> Option<&'a str> {
+pub fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     candidates
         .into_iter()
         .map(|candidate| (strsim::damerau_levenshtein(word, candidate), candidate))
@@ -14,7 +11,7 @@ pub(crate) fn nearest<'a>(
 }
 
 /// A remedy: the nearest word if one is near, and in any case what there is.
-pub(crate) fn suggestion<'a>(
+pub fn suggestion<'a>(
     word: &str,
     kind: &str,
     candidates: impl IntoIterator<Item = &'a str> + Clone,

@@ -3,14 +3,13 @@
 use std::time::Duration;
 
 use vfiod_core::{OpenPolicy, StatePolicy};
-use vfiod_pci::{BusKind, ResetScope};
-use vfiod_server::SocketAccess;
+use vfiod_pci::{BusKind, ResetScope, VirtualFunctions};
 
-use super::*;
-use crate::models;
+use vfiod_config::*;
+use vfiod_devices::catalogue;
 
 fn parse(text: &str) -> Result<Config, String> {
-    read("c.toml", text, &models::all()).map_err(|problems| problems.to_string())
+    read("c.toml", text, &catalogue()).map_err(|problems| problems.to_string())
 }
 
 /// What is said about a file.
@@ -47,7 +46,7 @@ fn everything_that_can_be_said() {
     .unwrap();
     assert_eq!(config.poll, Some(Duration::from_micros(50)));
     assert_eq!(config.threads, Some(8));
-    assert_eq!((config.log.as_deref(), config.log_format), (Some("debug"), Some(Format::Json)));
+    assert_eq!((config.log.as_deref(), config.log_format), (Some("debug"), Some(LogFormat::Json)));
     let bus = &config.buses[0];
     assert_eq!((bus.segment, bus.number, bus.kind), (1, 2, BusKind::Bridged(ResetScope::Bus)));
     assert_eq!((config.slots[0].bus, config.slots[0].number), (0, 3));
@@ -496,7 +495,7 @@ kind = \"dpmcp\"
 id = 1
 socket = \"/tmp/b\"
 ";
-    let config = super::read("c.toml", text, &[]).unwrap();
+    let config = read("c.toml", text, &Models::new()).unwrap();
     let [container] = &config.containers[..] else { panic!("{config:?}") };
     assert_eq!((container.id, container.objects.len()), (2, 1));
     assert_eq!(container.objects[0].kind, vfiod_fsl_mc::Kind::Dpmcp);
@@ -535,13 +534,13 @@ inside = \"fabric\"
 id = 3
 socket = \"/tmp/b\"
 ";
-    let config = super::read("c.toml", text, &[]).unwrap();
+    let config = read("c.toml", text, &Models::new()).unwrap();
     let inside: Vec<_> = config.containers.iter().map(|one| one.inside.as_deref()).collect();
     assert_eq!(inside, [None, Some("fabric")]);
 
     // The order is the file's, not that of the names.
     let renamed = text.replace("fabric", "outer");
-    assert!(super::read("c.toml", &renamed, &[]).is_ok());
+    assert!(read("c.toml", &renamed, &Models::new()).is_ok());
     let wrong = [
         ("inside = \"fabric\"", "inside = \"fabrik\"", "there is no container `fabrik`"),
         ("inside = \"fabric\"", "inside = \"fabrik\"", "did you mean `fabric`?"),

@@ -1,0 +1,142 @@
+//! vfiod's configuration file: what it can say, reading it, and what is wrong with it; and the
+//! table of device models with their options ([`Models`]).
+//!
+//! ```toml
+//! poll = "50us"                    # poll a busy connection this long before sleeping
+//! threads = 16                     # at most so many threads
+//!
+//! [log]
+//! level = "info"                   # as --log
+//! format = "json"                  # or "text"
+//!
+//! [bus.backplane]                  # a PCI bus
+//! segment = 0
+//! number = 1
+//! bridge = "root/02.0"             # what it hangs off: the bridge in a place of another bus
+//! reset = "slot"                   # a reset reaches one "slot", the whole "bus", or "none":
+//!                                  # who is reset together is one device set
+//!
+//! [slot.card]                      # a slot on it
+//! bus = "backplane"
+//! number = 2
+//!
+//! [device.lines]
+//! model = "gpio"
+//! slot = "card"
+//! function = 0
+//! open = "single"                  # or "multi"
+//! state = "reset"                  # or "retain"
+//! socket = { path = "/run/vfiod/lines.sock", mode = "0660", owner = "qemu", group = "kvm" }
+//! options = { }
+//!
+//! [device.nic]                     # an SR-IOV physical function
+//! model = "edu"
+//! slot = "card"
+//! function = 1
+//! virtual_functions = 8            # or { total = 8, offset = 128, stride = 1 }
+//! socket = "/run/vfiod/nic.sock"
+//!
+//! [device.nic-0]                   # a virtual function of it, the first one
+//! model = "edu"
+//! physical_function = "nic"
+//! function = 0
+//! vf_token = "bd8d9d2b-5a5f-4f5a-a211-f591514ba1f3"    # for clients that present none
+//! socket = "/run/vfiod/nic-0.sock"
+//!
+//! [container.fabric]               # an fsl-mc container: it and its objects are one device set
+//! id = 2
+//! socket = "/run/vfiod/dprc.2.sock"
+//!
+//! [container.fabric.object.portal] # an object in it, a device called `portal`
+//! kind = "dpmcp"                   # or "dpbp", "dpcon"
+//! id = 1
+//! socket = "/run/vfiod/dpmcp.1.sock"
+//!
+//! [container.inner]                # a container inside it, written after it: a set of its own
+//! inside = "fabric"
+//! id = 3
+//! socket = "/run/vfiod/dprc.3.sock"
+//!
+//! [parent.ports]                   # offers mediated devices: see `vfiod devices`
+//! model = "serial"
+//! options = { }
+//!
+//! [mdev]                           # mediated devices
+//! sockets = "/run/vfiod/mdev"      # the directory of their sockets, UUID.sock
+//! access = { mode = "0660", owner = "qemu", group = "kvm" }      # of each socket
+//! definitions = "/var/lib/vfiod/mdevctl.d"     # what outlasts the daemon, in mdevctl's format
+//! sysfs = "/run/vfiod/root"        # a root directory for mdevctl (MDEVCTL_ENV_ROOT)
+//!
+//! [control]                        # the API, for `vfiod list` and programs
+//! socket = { path = "/run/vfiod/control.sock", mode = "0660", group = "vfiod" }
+//! users = ["alice", 1000]          # who may use it besides root and the daemon's own user
+//! groups = ["vfiod"]
+//! ```
+
+mod build_error;
+mod container;
+mod log;
+mod manage;
+mod model;
+mod nearest;
+mod options;
+mod problem;
+mod read;
+mod section;
+mod sriov;
+mod topology;
+mod types;
+mod usage;
+mod values;
+
+use std::path::Path;
+
+pub use self::build_error::BuildError;
+pub use self::log::{LogFormat, check_filter};
+pub use self::model::{ConfiguredModel, ConfiguredParent, ModelInfo, Models, NoOptions};
+pub use self::nearest::{nearest, suggestion};
+pub use self::options::{ModelOptions, OptionInfo, Options};
+pub use self::problem::{Problem, Problems};
+pub use self::types::{
+    BridgeConfig, BusConfig, Config, ContainerConfig, ControlConfig, DeviceConfig, MdevConfig,
+    ObjectConfig, OptionSetting, ParentConfig, SlotConfig, SocketAccess, SocketConfig, SriovConfig,
+};
+pub use self::usage::UsageError;
+pub use self::values::{TIME_HELP, mode, time};
+
+/// Reads the text of a configuration file. `file` is its name in messages.
+///
+/// # Errors
+/// Every mistake in it.
+pub fn read(file: &str, text: &str, models: &Models) -> Result<Config, Problems> {
+    read::read(text, models).map_err(|problems| Problems::new(file, text, problems))
+}
+
+/// Reads a configuration file, and lets `check` look for mistakes that only show when devices are
+/// made.
+///
+/// # Errors
+/// [`LoadError::Unreadable`], or [`LoadError::Wrong`] with every mistake.
+pub fn load(
+    path: &Path,
+    models: &Models,
+    check: impl FnOnce(&Config) -> Vec<Problem>,
+) -> Result<Config, LoadError> {
+    let unreadable = |error| LoadError::Unreadable(path.to_owned(), error);
+    let text = std::fs::read_to_string(path).map_err(unreadable)?;
+    let file = path.display().to_string();
+    let config = read(&file, &text, models)?;
+    let problems = check(&config);
+    if problems.is_empty() { Ok(config) } else { Err(Problems::new(&file, &text, problems).into()) }
+}
+
+/// Why a configuration file was not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// The file cannot be read.
+    #[error("cannot read the configuration file {}", .0.display())]
+    Unreadable(std::path::PathBuf, #[source] std::io::Error),
+    /// There are mistakes in it.
+    #[error(transparent)]
+    Wrong(#[from] Problems),
+}

@@ -1,0 +1,176 @@
+//! Device models by name: what a configuration file can make, and from which options.
+//!
+//! A model says in its type what its options are ([`ConfiguredModel::Options`]). Their help comes
+//! from that structure: the doc comment of a field is its summary, its type gives the values that
+//! may be written, and [`Default`] the default.
+
+use serde::Serialize;
+use vfiod_core::Device;
+use vfiod_mdev::{Parent, ParentSpec};
+use vfiod_pci::{Fitting, Function, Model};
+
+use crate::build_error::BuildError;
+use crate::nearest::nearest;
+use crate::options::{self, ModelOptions, OptionInfo, Options};
+
+/// A PCI model that a configuration file can name.
+pub trait ConfiguredModel: Model + 'static {
+    /// The options of the model.
+    type Options: ModelOptions;
+
+    /// What the model is, in a line: no capital at the start and no full stop.
+    const SUMMARY: &'static str;
+
+    /// Makes the model. The options have been read and are each within the range of their type.
+    ///
+    /// # Errors
+    /// Options that contradict each other; what the model needs and does not get.
+    fn configured(options: Self::Options) -> vfiod_core::Result<Self>
+    where
+        Self: Sized;
+}
+
+/// A parent of mediated devices that a configuration file can name.
+pub trait ConfiguredParent {
+    /// The options of the parent.
+    type Options: ModelOptions;
+
+    /// What the parent offers, in a line: no capital at the start and no full stop.
+    const SUMMARY: &'static str;
+
+    /// Makes a parent of this name.
+    ///
+    /// # Errors
+    /// Options that contradict each other.
+    fn configured(
+        name: &str,
+        options: Self::Options,
+    ) -> vfiod_core::Result<(ParentSpec, Box<dyn Parent>)>;
+}
+
+/// The options of a model that has none.
+#[derive(Clone, Copy, Debug, Default, serde::Deserialize, Serialize, schemars::JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NoOptions {}
+
+/// A model or parent, described for people.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ModelInfo {
+    /// Its name.
+    pub name: String,
+    /// What it is, in a line.
+    pub summary: String,
+    /// Its options, in the order of the structure's fields.
+    pub options: Vec<OptionInfo>,
+}
+
+type Build = fn(&ModelInfo, &Options, Fitting) -> Result<Box<dyn Device>, BuildError>;
+type BuildParent =
+    fn(&ModelInfo, &str, &Options) -> Result<(ParentSpec, Box<dyn Parent>), BuildError>;
+
+/// The models and parents that a program can serve: one table for the configuration file, for
+/// help, and for making devices.
+///
+/// ```
+/// use vfiod_config::Models;
+///
+/// let models = Models::new();
+/// let error = models.build("edu", &Default::default(), Default::default()).err().unwrap();
+/// assert_eq!(error.to_string(), "there is no model `edu`; it has no model at all");
+/// ```
+#[derive(Clone, Debug, Default)]
+pub struct Models {
+    models: Vec<(ModelInfo, Build)>,
+    parents: Vec<(ModelInfo, BuildParent)>,
+}
+
+impl Models {
+    /// A table without a model.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds a model. A later one of the same name replaces an earlier one.
+    #[must_use]
+    pub fn model<M: ConfiguredModel>(mut self, name: &str) -> Self {
+        fn build<M: ConfiguredModel>(
+            info: &ModelInfo,
+            options: &Options,
+            fitting: Fitting,
+        ) -> Result<Box<dyn Device>, BuildError> {
+            let model = M::configured(options::read(&info.name, &info.options, options)?)?;
+            Ok(Box::new(Function::fitted(model, fitting)?))
+        }
+        let info = describe::<M::Options>(name, M::SUMMARY);
+        self.models.retain(|(known, _)| known.name != name);
+        self.models.push((info, build::<M>));
+        self
+    }
+
+    /// Adds a parent of mediated devices. A later one of the same name replaces an earlier one.
+    #[must_use]
+    pub fn parent<P: ConfiguredParent>(mut self, name: &str) -> Self {
+        fn build<P: ConfiguredParent>(
+            info: &ModelInfo,
+            name: &str,
+            options: &Options,
+        ) -> Result<(ParentSpec, Box<dyn Parent>), BuildError> {
+            Ok(P::configured(name, options::read(&info.name, &info.options, options)?)?)
+        }
+        let info = describe::<P::Options>(name, P::SUMMARY);
+        self.parents.retain(|(known, _)| known.name != name);
+        self.parents.push((info, build::<P>));
+        self
+    }
+
+    /// Every model, in the order in which they were added.
+    pub fn models(&self) -> impl Iterator<Item = &ModelInfo> + Clone {
+        self.models.iter().map(|(info, _)| info)
+    }
+
+    /// Every parent, in the order in which they were added.
+    pub fn parents(&self) -> impl Iterator<Item = &ModelInfo> + Clone {
+        self.parents.iter().map(|(info, _)| info)
+    }
+
+    /// Makes a device that fits in with what is around it.
+    ///
+    /// # Errors
+    /// What is wrong with the name or an option, and what would be right.
+    pub fn build(
+        &self,
+        name: &str,
+        options: &Options,
+        fitting: Fitting,
+    ) -> Result<Box<dyn Device>, BuildError> {
+        let (info, build) = find(&self.models, name)?;
+        build(info, options, fitting)
+    }
+
+    /// Makes a parent of the kind `kind`, called `name`.
+    ///
+    /// # Errors
+    /// What is wrong with the kind or an option, and what would be right.
+    pub fn build_parent(
+        &self,
+        kind: &str,
+        name: &str,
+        options: &Options,
+    ) -> Result<(ParentSpec, Box<dyn Parent>), BuildError> {
+        let (info, build) = find(&self.parents, kind)?;
+        build(info, name, options)
+    }
+}
+
+fn describe<O: ModelOptions>(name: &str, summary: &str) -> ModelInfo {
+    ModelInfo { name: name.to_owned(), summary: summary.to_owned(), options: options::help::<O>() }
+}
+
+fn find<'t, B>(table: &'t [(ModelInfo, B)], name: &str) -> Result<&'t (ModelInfo, B), BuildError> {
+    table.iter().find(|(info, _)| info.name == name).ok_or_else(|| {
+        let known: Vec<_> = table.iter().map(|(info, _)| info.name.clone()).collect();
+        let nearest = nearest(name, known.iter().map(String::as_str)).map(str::to_owned);
+        BuildError::UnknownModel { name: name.to_owned(), nearest, known }
+    })
+}
