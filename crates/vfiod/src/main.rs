@@ -26,7 +26,7 @@ mod sysfs;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
-use vfiod_config::UsageError;
+use vfiod_config::{LoadError, UsageError};
 
 use crate::cli::{Cli, Command};
 
@@ -70,7 +70,7 @@ fn report(error: &anyhow::Error) -> ExitCode {
         // `vfiod probe … | head`: the reader has seen enough.
         return ExitCode::SUCCESS;
     }
-    if let Some(problems) = error.downcast_ref::<vfiod_config::Problems>() {
+    if let Some(LoadError::Wrong(problems)) = error.downcast_ref() {
         eprint!("{problems}");
         return ExitCode::from(2);
     }
