@@ -20,6 +20,10 @@ use vfiod_core::{
 struct Nothing;
 
 impl Device for Nothing {
+    fn persistence(&mut self) -> vfiod_core::Persistence<'_> {
+        vfiod_core::Persistence::Stateless
+    }
+
     fn describe(&self) -> Description {
         let regions = vec![Region::registers(0x100)];
         Description { flags: DeviceFlags::empty(), regions, irqs: Vec::new() }

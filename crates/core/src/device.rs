@@ -8,6 +8,7 @@ use crate::error::Result;
 use crate::ids::{DeviceId, FileId, Owner};
 use crate::irq::{IrqInfo, IrqSet};
 use crate::region::{Region, RegionIndex};
+use crate::state::Persistence;
 
 bitflags::bitflags! {
     /// `VFIO_DEVICE_FLAGS_*` as reported by DEVICE_GET_INFO.
@@ -100,6 +101,9 @@ pub trait Device: Send {
     /// shared with clients is as after power-on. With [`ResetCause::Set`] it comes twice where
     /// there is such memory, as other members were reset in between.
     fn reset(&mut self, cause: ResetCause) -> Result<()>;
+
+    /// Whether and how the device is saved.
+    fn persistence(&mut self) -> Persistence<'_>;
 
     /// The device's own way to ask its user to let go, where it has one.
     fn as_request(&mut self) -> Option<&mut dyn Request> {

@@ -75,6 +75,8 @@ mod registered;
 pub mod registry;
 pub mod set;
 
+pub mod state;
+
 pub use vfiod_dma as dma;
 pub use vfiod_dma::{error, memory};
 
@@ -95,4 +97,5 @@ pub use registry::{
     DeviceRef, DeviceSpec, OpenPolicy, Registration, Registry, SetKey, StatePolicy, Status,
 };
 
+pub use state::{Format, Persistence, SaveState, Saved};
 pub(crate) use vfiod_sync as sync;

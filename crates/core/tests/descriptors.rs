@@ -15,6 +15,10 @@ use vfiod_core::{
 struct Bells;
 
 impl Device for Bells {
+    fn persistence(&mut self) -> vfiod_core::Persistence<'_> {
+        vfiod_core::Persistence::Stateless
+    }
+
     fn describe(&self) -> Description {
         let doorbells = vec![Doorbell { offset: 0, size: 4, datamatch: None }; 3];
         Description {

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use vfiod_core::irq::{IrqFlags, IrqInfo};
 use vfiod_core::{
-    Context, Description, Device, DeviceFlags, Errno, Error, Region, RegionIndex, ResetCause,
-    Result,
+    Context, Description, Device, DeviceFlags, Errno, Error, Persistence, Region, RegionIndex,
+    ResetCause, Result,
 };
 
 use crate::container::{Container, Plugged};
@@ -56,6 +56,10 @@ impl ContainerDevice {
 }
 
 impl Device for ContainerDevice {
+    fn persistence(&mut self) -> Persistence<'_> {
+        Persistence::Unsaved("sessions of a container are not saved")
+    }
+
     fn describe(&self) -> Description {
         describe(Kind::Dprc, DeviceFlags::RESET)
     }
@@ -120,6 +124,10 @@ impl ObjectDevice {
 }
 
 impl Device for ObjectDevice {
+    fn persistence(&mut self) -> Persistence<'_> {
+        Persistence::Unsaved("sessions of a container are not saved")
+    }
+
     fn describe(&self) -> Description {
         // Only containers can be reset by their users.
         describe(self.plugged.id().kind, DeviceFlags::empty())

@@ -39,6 +39,10 @@ impl Drop for Counted {
 }
 
 impl Device for Counted {
+    fn persistence(&mut self) -> vfiod_core::Persistence<'_> {
+        vfiod_core::Persistence::Stateless
+    }
+
     fn describe(&self) -> Description {
         let regions = vec![Region::registers(4)];
         Description { flags: DeviceFlags::RESET, regions, irqs: Vec::new() }

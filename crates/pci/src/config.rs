@@ -211,6 +211,37 @@ impl ConfigSpace {
         image.bytes.copy_from_slice(power_on);
     }
 
+    /// What is saved: everything, so that a restore can tell another function by it.
+    pub(crate) fn state(&self) -> &[u8] {
+        &self.image.bytes
+    }
+
+    /// Checks a state that is to be restored. `EINVAL`: of another function (its read-only bits
+    /// differ), or a power state that the function does not have.
+    pub(crate) fn check_state(&self, state: &[u8]) -> Result<()> {
+        let Image { bytes, writable } = &self.image;
+        if state.len() != bytes.len() {
+            let what = format!("{} bytes of configuration space, not {}", state.len(), bytes.len());
+            return Err(Error::new(Errno::INVAL, what));
+        }
+        let differs =
+            |((state, bytes), writable): ((&u8, &u8), &u8)| (state ^ bytes) & !writable != 0;
+        if let Some(at) = state.iter().zip(bytes).zip(writable).position(differs) {
+            let what = format!("the configuration space of another function: byte {at:#x} differs");
+            return Err(Error::new(Errno::INVAL, what));
+        }
+        let power = self.places.power.map(|power| u16::from(state[power + POWER_CONTROL]));
+        match power.map(|register| register & POWER_STATE) {
+            None | Some(D0 | D3_HOT) => Ok(()),
+            Some(state) => Err(Error::new(Errno::INVAL, format!("power state D{state}"))),
+        }
+    }
+
+    /// Restores what [`ConfigSpace::check_state`] has found sound.
+    pub(crate) fn restore(&mut self, state: &[u8]) {
+        self.image.bytes.copy_from_slice(state);
+    }
+
     fn read16(&self, offset: usize) -> u16 {
         u16::from_le_bytes([self.image.bytes[offset], self.image.bytes[offset + 1]])
     }

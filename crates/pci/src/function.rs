@@ -3,8 +3,8 @@
 
 use vfiod_core::irq::{IrqFlags, IrqInfo};
 use vfiod_core::{
-    Admission, Context, Description, Device, DeviceFlags, Errno, Error, Features, Region,
-    RegionIndex, ResetCause, Result, Token,
+    Admission, Context, Description, Device, DeviceFlags, Errno, Error, Features, Persistence,
+    Region, RegionIndex, ResetCause, Result, Token,
 };
 
 use crate::capability::Capability;
@@ -17,6 +17,8 @@ use crate::sriov::{Role, TOKEN_FEATURE};
 
 const CONFIG_REGION: u32 = 7;
 const REGIONS: u32 = 9;
+/// Most vectors whose conditions are saved: as many as MSI-X can have (PCIe 7.7.2).
+const CONDITIONS: usize = 2048;
 
 /// How a function fits in with what is around it.
 #[derive(Clone, Debug, Default)]
@@ -87,12 +89,16 @@ impl<M: Model> Function<M> {
         &mut self.model
     }
 
+    pub(crate) fn model_ref(&self) -> &M {
+        &self.model
+    }
+
     fn handle(&self) -> Option<&Handle> {
         self.cx.as_ref().map(Cx::handle)
     }
 
     /// Splits the function into the model and what its callbacks are lent.
-    fn parts(&mut self) -> Result<(&mut M, &Cx<M>)> {
+    pub(crate) fn parts(&mut self) -> Result<(&mut M, &Cx<M>)> {
         match &self.cx {
             Some(cx) => Ok((&mut self.model, cx)),
             None => Err(Error::new(Errno::NODEV, "the function is not registered")),
@@ -138,6 +144,77 @@ impl<M: Model> Function<M> {
             cx.handle().ctx.dma().set_bus_master(false);
             cx.interrupts().reset();
             model.reset(cx);
+        }
+    }
+
+    /// Configuration space, as far as there is something.
+    pub(crate) fn config_state(&self) -> &[u8] {
+        self.config.state()
+    }
+
+    /// The MSI-X table and which mask bits of it were written; empty where there is none.
+    pub(crate) fn msix_state(&self) -> (&[u8], &[u8]) {
+        self.msix.as_ref().map_or((&[], &[]), Msix::state)
+    }
+
+    /// The vectors whose condition is true.
+    pub(crate) fn conditions(&self) -> Vec<u32> {
+        self.handle().map_or_else(Vec::new, |handle| handle.interrupts().conditions_set())
+    }
+
+    /// Bytes of a bit map of conditions.
+    pub(crate) fn conditions_len(&self) -> usize {
+        CONDITIONS / 8
+    }
+
+    /// Writes the conditions as a bit map.
+    pub(crate) fn save_conditions(&self, map: &mut [u8]) {
+        map.fill(0);
+        if let Some(handle) = self.handle() {
+            handle.interrupts().for_each_condition(|vector| {
+                if let Some(byte) = map.get_mut(vector as usize / 8) {
+                    *byte |= 1 << (vector % 8);
+                }
+            });
+        }
+    }
+
+    /// Checks a state that is to be restored, before anything is changed: `EINVAL`.
+    pub(crate) fn check_state(
+        &self,
+        config: &[u8],
+        table: &[u8],
+        written: &[u8],
+        conditions: &[u32],
+    ) -> Result<()> {
+        self.config.check_state(config)?;
+        let (own_table, own_written) = self.msix_state();
+        if table.len() != own_table.len() || written.len() != own_written.len() {
+            return Err(Error::new(Errno::INVAL, "an MSI-X table of another size"));
+        }
+        match conditions.iter().find(|&&vector| vector as usize >= CONDITIONS) {
+            Some(vector) => {
+                Err(Error::new(Errno::INVAL, format!("an interrupt condition of vector {vector}")))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Restores what [`Function::check_state`] has found sound.
+    pub(crate) fn restore_function(
+        &mut self,
+        config: &[u8],
+        table: &[u8],
+        written: &[u8],
+        conditions: Vec<u32>,
+    ) {
+        self.config.restore(config);
+        if let (Some(msix), Some(cx)) = (&mut self.msix, &self.cx) {
+            msix.restore(&cx.handle().ctx, table, written);
+        }
+        self.apply_controls();
+        if let Some(cx) = &self.cx {
+            cx.interrupts().restore_conditions(conditions);
         }
     }
 
@@ -243,6 +320,10 @@ impl<M: Model> Device for Function<M> {
     fn reset(&mut self, _cause: ResetCause) -> Result<()> {
         self.reset_function();
         Ok(())
+    }
+
+    fn persistence(&mut self) -> Persistence<'_> {
+        self.as_persistence()
     }
 
     fn as_admission(&mut self) -> Option<&mut dyn Admission> {

@@ -107,6 +107,22 @@ impl Interrupts {
         }
     }
 
+    /// The vectors whose condition is true.
+    pub(crate) fn conditions_set(&self) -> Vec<u32> {
+        self.conditions().iter().copied().collect()
+    }
+
+    /// Calls `f` for each vector whose condition is true.
+    pub(crate) fn for_each_condition(&self, f: impl FnMut(u32)) {
+        self.conditions().iter().copied().for_each(f);
+    }
+
+    /// Makes just these conditions true, without a message: the vectors are restored by the core.
+    pub(crate) fn restore_conditions(&self, conditions: Vec<u32>) {
+        *self.conditions() = conditions.into_iter().collect();
+        self.drive(self.line());
+    }
+
     /// Whether the pin is asserted.
     pub(crate) fn line(&self) -> bool {
         !self.conditions().is_empty()

@@ -2,12 +2,13 @@
 //! capabilities, base address registers, interrupts and resets.
 //!
 //! ```
-//! use vfiod_pci::{Bar, Cx, Function, FunctionSpec, Model};
+//! use vfiod_pci::{Bar, Cx, Function, FunctionSpec, Model, Stateless};
 //!
 //! /// Remembers one 32-bit word.
 //! struct Word(u32);
 //!
 //! impl Model for Word {
+//!     type State = Stateless;
 //!     fn spec(&self) -> FunctionSpec {
 //!         FunctionSpec::new(0x1234, 0x0001).class(0xff_00_00).bar(0, Bar::memory32(4096))
 //!     }
@@ -77,7 +78,23 @@ mod msix;
 mod registers;
 mod spec;
 mod sriov;
+mod state;
 mod topology;
+
+/// What [`image!`] refers to.
+#[doc(hidden)]
+pub mod image {
+    pub use {serde, zerocopy};
+}
+
+/// What most models need: `use vfiod_pci::prelude::*`.
+pub mod prelude {
+    pub use crate::{
+        Bar, CannotSave, Capability, Cx, FunctionSpec, HasState, Model, Pin, Register, RegisterMap,
+        Save, Stateless, Unsaved, Widths, image,
+    };
+    pub use vfiod_core::{Errno, Error, Result};
+}
 
 pub use address::{Address, AddressError};
 pub use capability::Capability;
@@ -87,4 +104,5 @@ pub use model::{Cx, Handle, Model};
 pub use registers::{Register, RegisterMap, Widths};
 pub use spec::{Bar, BarKind, FunctionSpec, Pin};
 pub use sriov::{Role, Sriov, VirtualFunctions};
+pub use state::{CannotSave, HasState, Image, Save, StateOf, Stateless, Unsaved};
 pub use topology::{Bus, BusKind, Placement, ResetScope, Slot};

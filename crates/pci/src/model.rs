@@ -7,6 +7,7 @@ use vfiod_core::{Context, Result};
 
 use crate::interrupts::Interrupts;
 use crate::spec::FunctionSpec;
+use crate::state::StateOf;
 
 /// What a device does. Everything else about being a PCI function is done for it.
 ///
@@ -14,6 +15,11 @@ use crate::spec::FunctionSpec;
 /// the error state. Accesses are within the BAR, but of any length and alignment: a
 /// [`crate::RegisterMap`] sorts them. A callback must be quick and must not wait for a peer.
 pub trait Model: Sized + Send + 'static {
+    /// Whether and how the model is saved: [`Stateless`](crate::Stateless),
+    /// [`HasState`](crate::HasState) (then it implements [`Save`](crate::Save)), or
+    /// [`CannotSave`](crate::CannotSave) (then [`Unsaved`](crate::Unsaved) says why).
+    type State: StateOf<Self>;
+
     /// Ids, BARs, capabilities. Asked for once.
     fn spec(&self) -> FunctionSpec;
 

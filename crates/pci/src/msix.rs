@@ -17,8 +17,8 @@ pub(crate) struct Msix {
     table_at: (u8, u64),
     pba_at: (u8, u64),
     table: Vec<u8>,
-    /// Vectors whose mask bit was written.
-    told: Vec<bool>,
+    /// For each vector, 1 if its mask bit was written.
+    written: Vec<u8>,
     function_masked: bool,
 }
 
@@ -31,7 +31,7 @@ impl Msix {
                     table_at: (table.0, table.1.into()),
                     pba_at: (pba.0, pba.1.into()),
                     table: Vec::new(),
-                    told: Vec::new(),
+                    written: Vec::new(),
                     function_masked: false,
                 };
                 msix.clear();
@@ -52,7 +52,7 @@ impl Msix {
         for entry in self.table.chunks_exact_mut(ENTRY) {
             entry[CONTROL] = 1;
         }
-        self.told = vec![false; vectors];
+        self.written = vec![0; vectors];
         self.function_masked = false;
     }
 
@@ -60,8 +60,29 @@ impl Msix {
         self.clear();
     }
 
+    /// The table, and for each vector 1 if its mask bit was written.
+    pub(crate) fn state(&self) -> (&[u8], &[u8]) {
+        (&self.table, &self.written)
+    }
+
+    /// Restores a state of the same sizes. Bits that a table cannot have are dropped.
+    pub(crate) fn restore(&mut self, ctx: &Context, table: &[u8], written: &[u8]) {
+        self.table.copy_from_slice(table);
+        for entry in self.table.chunks_exact_mut(ENTRY) {
+            entry[CONTROL] &= 1;
+            entry[CONTROL + 1..].fill(0);
+        }
+        for (own, written) in self.written.iter_mut().zip(written) {
+            *own = u8::from(*written != 0);
+        }
+        for vector in 0..usize::from(self.vectors) {
+            self.apply(ctx, vector);
+        }
+    }
+
     fn is_masked(&self, vector: usize) -> bool {
-        self.function_masked || (self.told[vector] && self.table[vector * ENTRY + CONTROL] & 1 != 0)
+        self.function_masked
+            || (self.written[vector] != 0 && self.table[vector * ENTRY + CONTROL] & 1 != 0)
     }
 
     fn apply(&self, ctx: &Context, vector: usize) {
@@ -110,7 +131,7 @@ impl Msix {
                     self.table[control] &= 1;
                     self.table[control + 1..control + 4].fill(0);
                     if (at..at + data.len()).contains(&control) {
-                        self.told[vector] = true;
+                        self.written[vector] = 1;
                         self.apply(ctx, vector);
                     }
                 }

@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 use vfiod_core::{DeviceSpec, File, Owner, RegionIndex, Registration, Registry};
-use vfiod_pci::{Bar, BarKind, Capability, Cx, Function, FunctionSpec, Model, Pin};
+use vfiod_pci::{Bar, BarKind, Capability, Cx, Function, FunctionSpec, Model, Pin, Stateless};
 
 const CONFIG: RegionIndex = RegionIndex(7);
 
@@ -30,6 +30,8 @@ fn spec() -> FunctionSpec {
 }
 
 impl Model for Subject {
+    type State = Stateless;
+
     fn spec(&self) -> FunctionSpec {
         spec()
     }
@@ -185,6 +187,8 @@ fn specs_that_contradict_themselves_are_refused() {
     let refused = |spec: FunctionSpec| {
         struct Only(FunctionSpec);
         impl Model for Only {
+            type State = Stateless;
+
             fn spec(&self) -> FunctionSpec {
                 self.0.clone()
             }

@@ -10,7 +10,7 @@ use vfiod_core::{
 };
 use vfiod_pci::{
     Bar, Bus, BusKind, Capability, Cx, Fitting, Function, FunctionSpec, Model, Pin, Placement,
-    ResetScope, Role, Sriov, VirtualFunctions,
+    ResetScope, Role, Sriov, Stateless, VirtualFunctions,
 };
 
 /// A function whose first open can be held up.
@@ -21,6 +21,8 @@ struct Sleeper {
 }
 
 impl Model for Sleeper {
+    type State = Stateless;
+
     fn spec(&self) -> FunctionSpec {
         FunctionSpec::new(0x1234, 0x5678)
             .pin(Pin::A)
@@ -284,6 +286,8 @@ fn a_token_for_nothing_is_refused() {
 fn a_physical_function_is_pci_express() {
     struct Conventional;
     impl Model for Conventional {
+        type State = Stateless;
+
         fn spec(&self) -> FunctionSpec {
             FunctionSpec::new(1, 2)
         }

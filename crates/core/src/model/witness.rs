@@ -180,6 +180,10 @@ impl Witness {
 }
 
 impl Device for Witness {
+    fn persistence(&mut self) -> crate::state::Persistence<'_> {
+        crate::state::Persistence::Stateless
+    }
+
     fn describe(&self) -> Description {
         let flags = DeviceFlags::RESET;
         let bell = Doorbell { offset: 0, size: 4, datamatch: None };

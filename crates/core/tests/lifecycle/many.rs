@@ -12,6 +12,10 @@ use crate::rig::Slot;
 struct Nothing;
 
 impl Device for Nothing {
+    fn persistence(&mut self) -> vfiod_core::Persistence<'_> {
+        vfiod_core::Persistence::Stateless
+    }
+
     fn describe(&self) -> Description {
         Description { flags: DeviceFlags::empty(), regions: Vec::new(), irqs: Vec::new() }
     }

@@ -132,6 +132,10 @@ impl Probe {
 }
 
 impl Device for Probe {
+    fn persistence(&mut self) -> vfiod_core::Persistence<'_> {
+        vfiod_core::Persistence::Stateless
+    }
+
     fn describe(&self) -> Description {
         // Cannot fail; panics if told to.
         let _ = self.call("describe", "");

@@ -17,7 +17,7 @@ use vfiod_core::Result;
 use vfiod_core::dma::Perm;
 use vfiod_core::memory::SharedMemory;
 use vfiod_core::region::{SharedAreas, SparseArea};
-use vfiod_pci::{Bar, BarKind, Capability, Cx, FunctionSpec, Handle, Model};
+use vfiod_pci::{Bar, BarKind, CannotSave, Capability, Cx, FunctionSpec, Handle, Model, Unsaved};
 
 use self::registers::{COUNT, Op, REGISTERS, Reg};
 
@@ -182,6 +182,8 @@ impl Work<'_> {
 }
 
 impl Model for Bench {
+    type State = CannotSave;
+
     /// Vendor 1234 belongs to nobody; virtual devices use it.
     fn spec(&self) -> FunctionSpec {
         let bar = Bar::new(BarKind::Memory64 { prefetchable: true }, MEMORY as u64);
@@ -253,6 +255,10 @@ impl Model for Bench {
         *registers = [0; COUNT];
         self.master();
     }
+}
+
+impl Unsaved for Bench {
+    const WHY: &'static str = "it measures one process; a restart ends the measurement";
 }
 
 #[cfg(test)]

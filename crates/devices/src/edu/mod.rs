@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use vfiod_pci::{Bar, Capability, Cx, FunctionSpec, Model, Pin};
+use vfiod_pci::{Bar, CannotSave, Capability, Cx, FunctionSpec, Model, Pin, Unsaved};
 
 use self::engine::{CLOSE_PATIENCE, Engine, RESET_PATIENCE};
 use self::registers::{DMA_RUN, ID, REGISTERS, Reg, STATUS_COMPUTING, STATUS_INTERRUPT};
@@ -57,6 +57,8 @@ impl Edu {
 }
 
 impl Model for Edu {
+    type State = CannotSave;
+
     fn spec(&self) -> FunctionSpec {
         FunctionSpec::new(0x1234, 0x11e8)
             .revision(0x10)
@@ -130,6 +132,10 @@ impl Model for Edu {
     fn close(&mut self, _cx: &Cx<Self>) {
         drop(self.engine.cancel_transfer(CLOSE_PATIENCE));
     }
+}
+
+impl Unsaved for Edu {
+    const WHY: &'static str = "its work is not yet saved";
 }
 
 #[cfg(test)]

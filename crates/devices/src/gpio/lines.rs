@@ -4,6 +4,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
+use vfiod_core::{Errno, Error, Result};
 use vfiod_pci::Interrupts;
 use vfiod_sync::{Condvar, Mutex, MutexGuard, wait_while};
 
@@ -40,6 +41,21 @@ impl State {
 
     fn asserted(&self) -> bool {
         self.interrupt_enabled && self.changed != 0
+    }
+}
+
+vfiod_pci::image! {
+    /// The saved state of the card. Flags are 0 or 1.
+    #[derive(Copy)]
+    pub struct LinesImage {
+        outputs: u16,
+        /// As the guest saw them last. The outside may set them anew.
+        inputs: u16,
+        changed: u8,
+        interrupt_enabled: u8,
+        filter: u8,
+        #[serde(skip)]
+        padding: u8,
     }
 }
 
@@ -209,6 +225,41 @@ impl Lines {
     pub(super) fn status(&self) -> u8 {
         let state = self.lock();
         state.changed | if state.asserted() { ASSERTED } else { 0 }
+    }
+
+    pub(super) fn save(&self) -> LinesImage {
+        let State { lines: Snapshot { outputs, inputs }, changed, interrupt_enabled, filter } =
+            *self.lock();
+        LinesImage {
+            outputs,
+            inputs,
+            changed,
+            interrupt_enabled: interrupt_enabled.into(),
+            filter: filter.into(),
+            padding: 0,
+        }
+    }
+
+    /// Restores a saved state. `EINVAL`: no such state exists; nothing is changed.
+    pub(super) fn restore(&self, image: LinesImage) -> Result<()> {
+        let LinesImage { outputs, inputs, changed, interrupt_enabled, filter, padding: _ } = image;
+        if changed & !(CHANGED_LOW | CHANGED_HIGH) != 0 || interrupt_enabled > 1 || filter > 1 {
+            return Err(Error::new(Errno::INVAL, "gpio: a flag that the card does not have"));
+        }
+        let mut state = self.lock();
+        let before = state.lines;
+        *state = State {
+            lines: Snapshot { outputs, inputs },
+            changed,
+            interrupt_enabled: interrupt_enabled == 1,
+            filter: filter == 1,
+        };
+        let moved = state.lines != before;
+        drop(state);
+        if moved {
+            self.tell();
+        }
+        Ok(())
     }
 
     /// The inputs are the outside's, and stay.

@@ -17,8 +17,9 @@ use std::sync::Arc;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use vfiod_core::Result;
-use vfiod_pci::{Bar, Cx, FunctionSpec, Model, Pin};
+use vfiod_pci::{Bar, Cx, FunctionSpec, HasState, Model, Pin, Save};
 
+use self::lines::LinesImage;
 pub use self::lines::{Lines, Snapshot, Subscription};
 use self::registers::{REGISTERS, Reg};
 
@@ -54,6 +55,8 @@ impl Gpio {
 }
 
 impl Model for Gpio {
+    type State = HasState;
+
     fn spec(&self) -> FunctionSpec {
         FunctionSpec::new(0x494f, 0x0dc8)
             .subsystem(0x494f, 0x0dc8)
@@ -105,6 +108,21 @@ impl Model for Gpio {
     fn reset(&mut self, _cx: &Cx<Self>) {
         let Self { lines, options: _, control: _ } = self;
         lines.reset();
+    }
+}
+
+impl Save for Gpio {
+    const KIND: &'static str = "gpio";
+    const VERSION: u32 = 1;
+    type Image = LinesImage;
+
+    fn save(&self) -> LinesImage {
+        let Self { lines, options: _, control: _ } = self;
+        lines.save()
+    }
+
+    fn restore(&mut self, _cx: &Cx<Self>, image: LinesImage) -> Result<()> {
+        self.lines.restore(image)
     }
 }
 

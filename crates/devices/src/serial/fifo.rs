@@ -46,6 +46,13 @@ impl Fifo {
         self.len -= count;
     }
 
+    /// A FIFO with these characters, at most 16.
+    pub(super) fn of(bytes: &[u8]) -> Option<Self> {
+        let mut fifo = Self { len: bytes.len(), ..Self::default() };
+        fifo.bytes.get_mut(..bytes.len())?.copy_from_slice(bytes);
+        Some(fifo)
+    }
+
     pub(super) fn clear(&mut self) {
         self.len = 0;
     }

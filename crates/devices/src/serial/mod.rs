@@ -12,6 +12,7 @@
 //! Time: a character takes none, whatever the divisor. Parity, framing errors, breaks.
 
 mod fifo;
+mod image;
 mod poller;
 mod port;
 mod pty;
@@ -28,8 +29,9 @@ use std::sync::Arc;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use vfiod_core::{Errno, Error, Result};
-use vfiod_pci::{Bar, Cx, FunctionSpec, Model, Pin};
+use vfiod_pci::{Bar, Cx, FunctionSpec, HasState, Model, Pin, Save};
 
+pub use self::image::{FifoImage, SerialImage, UartImage};
 use self::port::{Port, Wire};
 use self::pty::Pty;
 use self::registers::REGISTERS;
@@ -219,6 +221,8 @@ impl Wires {
 }
 
 impl Model for Serial {
+    type State = HasState;
+
     fn spec(&self) -> FunctionSpec {
         let spec = FunctionSpec::new(0x4348, 0x3253)
             .subsystem(0x4348, 0x3253)
@@ -261,6 +265,27 @@ impl Model for Serial {
 
     fn close(&mut self, _cx: &Cx<Self>) {
         self.wires.disconnect();
+    }
+}
+
+impl Save for Serial {
+    const KIND: &'static str = "serial";
+    const VERSION: u32 = 1;
+    type Image = SerialImage;
+
+    fn save(&self) -> SerialImage {
+        let Self { wires } = self;
+        let image =
+            |port: usize| wires.ports.get(port).map_or_else(UartImage::default, |port| port.save());
+        SerialImage { ports: [image(0), image(1)] }
+    }
+
+    fn restore(&mut self, _cx: &Cx<Self>, image: SerialImage) -> Result<()> {
+        let uarts = [image.ports[0].uart()?, image.ports[1].uart()?];
+        for (port, uart) in self.wires.ports.iter().zip(uarts) {
+            port.restore(uart);
+        }
+        Ok(())
     }
 }
 

@@ -6,6 +6,7 @@ use vfiod_pci::Interrupts;
 use vfiod_sync::{Mutex, MutexGuard};
 
 use super::fifo::DEPTH;
+use super::image::UartImage;
 use super::pty::Pty;
 use super::registers::{Lines, Reg};
 use super::uart::Uart;
@@ -121,6 +122,17 @@ impl Port {
             interrupts.set(self.vector, false);
         }
         self.settle(&mut state);
+    }
+
+    pub(super) fn save(&self) -> UartImage {
+        self.lock().uart.save()
+    }
+
+    /// Puts the chip into a saved state; the interrupt is restored along with it.
+    pub(super) fn restore(&self, uart: Uart) {
+        let mut state = self.lock();
+        state.asserted = uart.cause().is_some();
+        state.uart = uart;
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

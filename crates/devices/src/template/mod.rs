@@ -1,9 +1,9 @@
 //! The template: copy this file, rename it, and make it your device.
 //!
-//! It has an identification, a word to scribble on that counts how often that was done, and an
-//! interrupt that the driver raises and acknowledges itself.
+//! It has an identification, a scratch word whose writes it counts, and an interrupt that the
+//! driver raises and acknowledges itself.
 
-use vfiod_pci::{Bar, Capability, Cx, FunctionSpec, Model, Pin, Register, RegisterMap, Widths};
+use vfiod_pci::prelude::*;
 
 /// The registers, by the names that the device's own manual would use.
 #[derive(Clone, Copy, Debug)]
@@ -26,15 +26,20 @@ const REGISTERS: RegisterMap<Reg> = RegisterMap::new(&[
     Register::new(0xc, Widths::W4, Reg::Interrupt),
 ]);
 
-/// The state behind the registers. The core calls one method at a time, so it is plain data.
-#[derive(Debug, Default)]
-pub struct Template {
-    scratch: u32,
-    writes: u32,
-    interrupt: bool,
+vfiod_pci::image! {
+    /// The state behind the registers. The core calls one method at a time, so it is plain data;
+    /// integers without gaps, so it is also its own saved image.
+    #[derive(Default)]
+    pub struct Template {
+        scratch: u32,
+        writes: u32,
+        interrupt: u32,
+    }
 }
 
 impl Model for Template {
+    type State = HasState;
+
     /// What the guest sees in `lspci`. Vendor 1234 belongs to nobody; virtual devices use it.
     fn spec(&self) -> FunctionSpec {
         FunctionSpec::new(0x1234, 0x7e31)
@@ -63,9 +68,8 @@ impl Model for Template {
                 self.writes = self.writes.wrapping_add(1);
             }
             Some((Reg::Interrupt, value)) => {
-                self.interrupt = value & 1 != 0;
-                // One call for the pin, MSI and MSI-X: the guest has chosen.
-                cx.interrupts().set(0, self.interrupt);
+                self.interrupt = value as u32 & 1;
+                cx.interrupts().set(0, self.interrupt != 0); // pin, MSI or MSI-X: the guest chose
             }
             Some((Reg::Id | Reg::Writes, _)) | None => {} // read-only, or no register
         }
@@ -73,11 +77,26 @@ impl Model for Template {
 
     /// All fields by name: a new one must be thought of here, or this does not compile.
     fn reset(&mut self, _cx: &Cx<Self>) {
-        *self = Self { scratch: 0, writes: 0, interrupt: false };
+        *self = Self { scratch: 0, writes: 0, interrupt: 0 };
+    }
+}
+
+/// What survives the server: raise `VERSION` with every change of the fields.
+impl Save for Template {
+    const KIND: &'static str = "template";
+    const VERSION: u32 = 1;
+    type Image = Self;
+
+    fn save(&self) -> Self {
+        self.clone()
+    }
+
+    /// The image may hold anything: what cannot be is cut down to what can.
+    fn restore(&mut self, _cx: &Cx<Self>, image: Self) -> Result<()> {
+        *self = Self { interrupt: image.interrupt & 1, ..image };
+        Ok(())
     }
 }
 
 #[cfg(test)]
-crate::conformance!(Template::default()); // every check that a PCI device must pass
-#[cfg(test)]
-mod tests; // and what is particular to this one
+mod tests; // every check that a PCI device must pass, and what is particular to this one

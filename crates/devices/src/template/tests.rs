@@ -5,6 +5,8 @@ use vfiod_pci::irq_index::{INTX, MSI};
 use super::Template;
 use crate::driver::Driver;
 
+crate::conformance!(Template::default());
+
 const ID: u64 = 0x0;
 const SCRATCH: u64 = 0x4;
 const WRITES: u64 = 0x8;

@@ -1,7 +1,7 @@
 //! Capabilities, walked as Linux does.
 
 use vfiod_core::{Errno, RegionIndex};
-use vfiod_pci::{Bar, Capability, Cx, Function, FunctionSpec, Model};
+use vfiod_pci::{Bar, Capability, Cx, Function, FunctionSpec, Model, Stateless};
 
 use super::rig::{CONFIG, EXPRESS, Guest, MSI, MSIX, POWER, VENDOR, everything};
 
@@ -148,6 +148,8 @@ fn vendor_and_serial_number() {
 fn the_most_that_fits() {
     struct Full(Vec<Capability>);
     impl Model for Full {
+        type State = Stateless;
+
         fn spec(&self) -> FunctionSpec {
             self.0.iter().cloned().fold(FunctionSpec::new(1, 2), FunctionSpec::capability)
         }

@@ -10,6 +10,7 @@ use vfiod_core::{
 };
 use vfiod_pci::{
     Bar, BarKind, Capability, Cx, Fitting, Function, FunctionSpec, Handle, Interrupts, Model, Pin,
+    Stateless,
 };
 
 pub(crate) const CONFIG: RegionIndex = RegionIndex(7);
@@ -62,6 +63,8 @@ struct Probe {
 }
 
 impl Model for Probe {
+    type State = Stateless;
+
     fn spec(&self) -> FunctionSpec {
         self.spec.clone()
     }

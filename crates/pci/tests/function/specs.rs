@@ -3,11 +3,13 @@
 use vfiod_core::Errno;
 use vfiod_core::memory::SharedMemory;
 use vfiod_core::region::{SharedAreas, SparseArea};
-use vfiod_pci::{Bar, Capability, Cx, Function, FunctionSpec, Model};
+use vfiod_pci::{Bar, Capability, Cx, Function, FunctionSpec, Model, Stateless};
 
 struct Blank(FunctionSpec);
 
 impl Model for Blank {
+    type State = Stateless;
+
     fn spec(&self) -> FunctionSpec {
         self.0.clone()
     }

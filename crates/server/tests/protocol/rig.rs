@@ -143,6 +143,10 @@ impl Rack {
 }
 
 impl Device for Rack {
+    fn persistence(&mut self) -> vfiod_core::Persistence<'_> {
+        vfiod_core::Persistence::Stateless
+    }
+
     fn describe(&self) -> Description {
         let doorbells = vec![
             Doorbell { offset: BELL, size: 4, datamatch: None },

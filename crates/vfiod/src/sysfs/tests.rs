@@ -55,6 +55,10 @@ impl MdevBus for Bus {
 struct Nothing;
 
 impl Device for Nothing {
+    fn persistence(&mut self) -> vfiod_core::Persistence<'_> {
+        vfiod_core::Persistence::Stateless
+    }
+
     fn describe(&self) -> Description {
         Description { flags: DeviceFlags::RESET, regions: vec![], irqs: vec![] }
     }

@@ -1,0 +1,116 @@
+//! What a device saves and restores.
+//!
+//! A saved state is text for people and other versions ([`Saved`]: kind, version, a serde
+//! structure), or an image for commits at every message ([`SaveState::save_image`]: bytes of fixed
+//! size, written without allocation). Both are read as hostile: a restore checks everything, and
+//! one that is refused leaves the device as it was.
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Errno, Error, Result};
+
+/// The kind and version of a saved structure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Format {
+    /// What it is the state of: `edu`, `pci function`.
+    pub kind: &'static str,
+    /// The version of the structure; the first is 1.
+    pub version: u32,
+}
+
+/// A saved structure that says what it is.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Saved {
+    kind: String,
+    version: u32,
+    state: serde_json::Value,
+}
+
+impl Saved {
+    /// Saves a structure.
+    ///
+    /// # Errors
+    /// `EINVAL`: the structure cannot be written as JSON.
+    pub fn new(format: Format, state: &impl Serialize) -> Result<Self> {
+        let state = serde_json::to_value(state).map_err(|error| {
+            Error::new(Errno::INVAL, format!("the state of {} cannot be written", format.kind))
+                .because(error)
+        })?;
+        Ok(Self { kind: format.kind.to_owned(), version: format.version, state })
+    }
+
+    /// What it is the state of.
+    pub fn kind(&self) -> &str {
+        &self.kind
+    }
+
+    /// The version of its structure.
+    pub fn version(&self) -> u32 {
+        self.version
+    }
+
+    /// Reads the structure.
+    ///
+    /// # Errors
+    /// `EINVAL`: another kind or version than `format`, or damaged: says what was found and what
+    /// can be read.
+    pub fn read<S: DeserializeOwned>(&self, format: Format) -> Result<S> {
+        let Self { kind, version, state } = self;
+        if kind != format.kind {
+            let what = format!("the state of a {}, not of a {}", kind.escape_debug(), format.kind);
+            return Err(Error::new(Errno::INVAL, what));
+        }
+        if *version != format.version {
+            let what = format!(
+                "version {version} of the state of a {kind}; this program reads version {}",
+                format.version
+            );
+            return Err(Error::new(Errno::INVAL, what));
+        }
+        S::deserialize(state).map_err(|error| {
+            Error::new(Errno::INVAL, format!("the state of a {kind} is damaged: {error}"))
+                .because(error)
+        })
+    }
+}
+
+/// Whether and how a device is saved. Every device says it; there is no default.
+pub enum Persistence<'a> {
+    /// There is nothing to save: a device that was reset is as good.
+    Stateless,
+    /// It has a state.
+    Saved(&'a mut dyn SaveState),
+    /// It cannot be saved; the text says why.
+    Unsaved(&'static str),
+}
+
+/// A device with a state. The core calls every method with the device's lock held, and not while
+/// the device is at work (see [`crate::work`]).
+pub trait SaveState {
+    /// Saves the state, for people and other versions.
+    ///
+    /// # Errors
+    /// `EINVAL`: it cannot be written.
+    fn save(&self) -> Result<Saved>;
+
+    /// Restores the state to a device that was just reset.
+    ///
+    /// # Errors
+    /// `EINVAL`: damaged, or of another kind or version; the device is as it was.
+    fn restore(&mut self, saved: &Saved) -> Result<()>;
+
+    /// The size of the image in bytes. It never changes for one device.
+    fn image_len(&self) -> usize;
+
+    /// Writes the image, without allocating. `image` has [`SaveState::image_len`] bytes.
+    fn save_image(&self, image: &mut [u8]);
+
+    /// Restores the state from an image of a device of this very program, to a device that was
+    /// just reset.
+    ///
+    /// # Errors
+    /// `EINVAL`: damaged; the device is as it was.
+    fn restore_image(&mut self, image: &[u8]) -> Result<()>;
+}
