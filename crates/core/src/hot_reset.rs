@@ -20,7 +20,6 @@ use crate::error::{Errno, Error, Result};
 use crate::event::Event;
 use crate::file::{File, FileShared};
 use crate::ids::Owner;
-use crate::mutation::{Mutation, active};
 use crate::registered::Registered;
 use crate::registry::DeviceRef;
 use crate::set::{Member, SetGuard};
@@ -85,9 +84,6 @@ impl Authority<'_> {
 
     /// `EINVAL`, `EBUSY`: somebody stands in the way.
     fn check(&self, guard: &mut SetGuard<'_>) -> Result<()> {
-        if active(Mutation::HotResetIgnoresOwners) {
-            return Ok(());
-        }
         let Some(member) = guard.members().find(|member| !self.allows(member)) else {
             return Ok(());
         };
@@ -193,9 +189,6 @@ impl Registered {
 
 fn reset(guard: &mut SetGuard<'_>, authority: &Authority<'_>) -> Result<()> {
     authority.check(guard)?;
-    if active(Mutation::HotResetUnlocked) {
-        guard.unlocked(thread::yield_now);
-    }
     let mut members: Vec<_> = guard.members().map(|member| member.device.clone()).collect();
     members.sort_by_key(|member| member.shares_memory());
     Stopped::stop(members)?.reset(guard)
@@ -210,12 +203,10 @@ struct Stopped {
 impl Stopped {
     /// `EBUSY`: a call is taking too long; those that were stopped go on.
     fn stop(members: Vec<Arc<Registered>>) -> Result<Self> {
-        let mut stopped = Self { members };
+        let stopped = Self { members };
         // First all of them, so that nobody new comes in, however many there are who want to.
         for member in &stopped.members {
-            if !active(Mutation::HotResetDoesNotStop) {
-                member.stop();
-            }
+            member.stop();
         }
         // Then each device lock for a moment: no call that came in before is left then.
         let mut tries = 0;
@@ -224,9 +215,6 @@ impl Stopped {
                 tries += 1;
                 if tries > PATIENCE {
                     let what = format!("{} did not come to rest", member.name());
-                    if active(Mutation::BusyHotResetStaysStopped) {
-                        stopped.members.clear();
-                    }
                     return Err(Error::new(Errno::BUSY, what));
                 }
                 pause();
@@ -249,21 +237,14 @@ impl Stopped {
         // Of the last one nothing can have happened since its own reset that a reset would undo.
         let before_last = self.members.split_last().map_or(&[][..], |(_, rest)| rest);
         for member in before_last.iter().filter(|member| member.shares_memory()) {
-            if active(Mutation::HotResetKeepsPages) {
-                break;
-            }
             if let Err(error) = member.reset_quietly(ResetCause::Set, None) {
                 self.give_up(guard, &self.members, member);
                 return Err(error);
             }
         }
         for member in guard.members() {
-            if !active(Mutation::HotResetKeepsDoorbells) {
-                member.files.values().for_each(|file| file.silence_doorbells());
-            }
-            if !active(Mutation::HotResetKeepsUnmasks) {
-                member.device.context.irqs().silence_unmasks();
-            }
+            member.files.values().for_each(|file| file.silence_doorbells());
+            member.device.context.irqs().silence_unmasks();
         }
         Ok(())
     }
@@ -277,7 +258,7 @@ impl Stopped {
     ) {
         for member in touched {
             guard.needs_reset(member);
-            if !Arc::ptr_eq(member, failed) && !active(Mutation::HotResetHalfDone) {
+            if !Arc::ptr_eq(member, failed) {
                 member.fail();
                 member.emit(Event::Failed);
             }

@@ -68,7 +68,6 @@ pub mod irq;
 mod lifecycle;
 #[cfg(all(test, any(shuttle, loom)))]
 mod model;
-mod mutation;
 mod patience;
 pub mod region;
 mod registered;

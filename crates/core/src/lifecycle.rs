@@ -16,7 +16,6 @@ use crate::event::Event;
 use crate::file::FileShared;
 use crate::ids::{FileId, Owner};
 use crate::irq::IrqIndex;
-use crate::mutation::{Mutation, active};
 use crate::patience::Patience;
 use crate::registered::Registered;
 use crate::registry::OpenPolicy;
@@ -29,23 +28,16 @@ impl Registered {
     /// Opens the device: counted and opened under the set lock, then `open` without it.
     pub(crate) fn open_file(&self, owner: Owner, token: Option<Token>) -> Result<Arc<FileShared>> {
         let file = Arc::new(FileShared::new(self.registry.next_file(), owner));
-        if active(Mutation::DeviceLockFirst) {
-            let model = crate::sync::lock(&self.model);
-            drop(self.set.lock());
-            drop(model);
-        }
         self.count_in(&mut self.set.lock(), &file, token)?;
 
         if let Err(error) = self.call(|device| device.open(file.id, &file.owner)) {
             tracing::debug!(device = self.name(), file = file.id.0, %error, "open failed");
-            if !active(Mutation::FailedOpenStaysCounted) {
-                self.count_out(&file, false);
-            }
+            self.count_out(&file, false);
             return Err(error);
         }
 
         let mut guard = self.set.lock();
-        if file.opened() || active(Mutation::OpenMissesRevoke) {
+        if file.opened() {
             let count = guard.member(self).count();
             tracing::debug!(device = self.name(), file = file.id.0, count, "opened");
             self.emit(|subject| Event::FileOpened {
@@ -70,7 +62,7 @@ impl Registered {
         token: Option<Token>,
     ) -> Result<()> {
         let Some(member) = guard.find(self) else { return Err(self.is_leaving()) };
-        if member.leaving && !active(Mutation::OpenWhileLeaving) {
+        if member.leaving {
             return Err(self.is_leaving());
         }
         let first = match member.owner() {
@@ -88,7 +80,7 @@ impl Registered {
         };
         self.admit_opener(token)?;
         guard.member(self).files.insert(file.id, file.clone());
-        if !first && !active(Mutation::OpenDeviceEveryTime) {
+        if !first {
             return Ok(());
         }
         self.first_open(guard).inspect_err(|error| {
@@ -150,11 +142,11 @@ impl Registered {
             tracing::debug!(device = self.name(), file = file.id.0, count, "released");
             self.emit(|subject| Event::FileReleased { subject, file: file.id, count });
         }
-        if count > 0 || (!announced && active(Mutation::UndoneOpenNotClosed)) {
+        if count > 0 {
             return;
         }
         self.last_close(&mut guard);
-        if leaving && !active(Mutation::LastCloseUnheard) {
+        if leaving {
             self.drained.notify_all();
         }
     }
@@ -216,17 +208,12 @@ impl Registered {
     }
 
     fn revoke_file(&self, file: &FileShared) {
-        let owed = file.revoke() || active(Mutation::RevokeReleasesTwice);
-        if !owed {
+        if !file.revoke() {
             return;
         }
         tracing::debug!(device = self.name(), file = file.id.0, "revoked");
         self.emit(|subject| Event::Revoked { subject, file: file.id });
-        if active(Mutation::RevokeWithoutRelease) {
-            self.count_out(file, true);
-        } else {
-            self.release_taken(file);
-        }
+        self.release_taken(file);
     }
 
     /// Refuses every open from now on, unless the device has files.
@@ -235,10 +222,6 @@ impl Registered {
         let Some(member) = guard.find(self) else { return Ok(()) };
         if let Some(owner) = member.owner() {
             return Err(Error::new(Errno::BUSY, format!("{} is in use by {owner}", self.name())));
-        }
-        if active(Mutation::BarLooksFirst) {
-            drop(guard);
-            guard = self.set.lock();
         }
         guard.member(self).leaving = true;
         Ok(())

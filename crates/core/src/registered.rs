@@ -9,7 +9,6 @@ use crate::error::{Errno, Error, Result};
 use crate::event::{Event, Subject};
 use crate::file::FileShared;
 use crate::ids::DeviceId;
-use crate::mutation::{Mutation, active};
 use crate::patience::AccessPatience;
 use crate::registry::{OpenPolicy, RegistryInner, StatePolicy};
 use crate::set::{Set, SetGuard};
@@ -114,14 +113,11 @@ impl Registered {
         file: &FileShared,
         call: impl FnOnce(&mut dyn Device) -> Result<R>,
     ) -> Result<R> {
-        let early = active(Mutation::AccessAfterRelease) && self.may_access(file).is_ok();
         let outcome = {
             // With the lock held: whoever takes the file away calls `release` under this lock
             // afterwards, so no access can follow a release.
             let mut model = self.enter(file)?;
-            if !early {
-                self.may_access(file)?;
-            }
+            self.may_access(file)?;
             let Some(device) = model.as_deref_mut() else { return Err(self.is_gone()) };
             let outcome = contain(|| call(device));
             if outcome.is_err() {
@@ -226,11 +222,7 @@ impl Registered {
         if self.state_policy == StatePolicy::Reset || self.is_in_error_state() {
             self.reset(ResetCause::Open, None)?;
         }
-        if active(Mutation::FirstOpenUnlocked) {
-            guard.unlocked(|| self.call(|device| device.open_device()))?;
-        } else {
-            self.call(|device| device.open_device())?;
-        }
+        self.call(|device| device.open_device())?;
         guard.device_opened();
         tracing::debug!(device = self.name(), "first open");
         self.emit(Event::DeviceOpened);
@@ -240,19 +232,12 @@ impl Registered {
     /// Last close: `close_device`, then the set's reset if a member needs it and none is open.
     /// The set lock is held.
     pub(crate) fn last_close(&self, guard: &mut SetGuard<'_>) {
-        let close = || {
-            let closed = self.call(|device| {
-                device.close_device();
-                Ok(())
-            });
-            if let Err(error) = closed {
-                tracing::debug!(device = self.name(), %error, "close_device failed");
-            }
-        };
-        if active(Mutation::LastCloseUnlocked) {
-            guard.unlocked(close)
-        } else {
-            close()
+        let closed = self.call(|device| {
+            device.close_device();
+            Ok(())
+        });
+        if let Err(error) = closed {
+            tracing::debug!(device = self.name(), %error, "close_device failed");
         }
         guard.device_closed();
         tracing::debug!(device = self.name(), "last close");
@@ -294,9 +279,7 @@ impl Registered {
         // Along with what the resets did to memory that is read without the device lock.
         self.barred.fetch_and(!STOPPED, Ordering::Release);
         drop(entrance);
-        if !active(Mutation::ResumeUnheard) {
-            self.resumed.notify_all();
-        }
+        self.resumed.notify_all();
     }
 
     /// Whether clients can map parts of the device.

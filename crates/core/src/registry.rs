@@ -15,7 +15,6 @@ use crate::event::{Event, Observer};
 use crate::file::{File, FileStatus};
 use crate::ids::{DeviceId, FileId, IdSequence, Owner, SetId};
 use crate::irq::{IrqIndex, VectorCounters};
-use crate::mutation::{Mutation, active};
 use crate::region::RegionIndex;
 use crate::registered::Registered;
 use crate::set::{Set, SetTable};
@@ -160,13 +159,7 @@ impl Registry {
         let reserved = Reservation::new(&self.inner, &name)?;
         let id = DeviceId(self.inner.device_ids.take());
         let context = Context::new(id, name.clone(), &description.irqs);
-        let mut init = || contain(|| device.init(&context)).map_err(|panic| refused(&name, panic));
-        if active(Mutation::InitUnderRegistryLock) {
-            let _held = lock(self.inner.ids(id));
-            init()??;
-        } else {
-            init()??;
-        }
+        contain(|| device.init(&context)).map_err(|panic| refused(&name, panic))??;
 
         let (set, created) = match &set {
             Some(id) => self.inner.sets.join(id),

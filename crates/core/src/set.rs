@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use crate::file::FileShared;
 use crate::ids::{FileId, Owner, SetId};
-use crate::mutation::{Mutation, active};
 use crate::registered::Registered;
 use crate::sync::{self, Condvar, Mutex, MutexGuard, lock};
 
@@ -140,8 +139,7 @@ impl SetGuard<'_> {
     /// The devices waiting for the set's reset, if no member is open.
     pub(crate) fn take_resets(&mut self) -> Vec<Arc<Registered>> {
         let state = self.state();
-        let busy = state.open_members > 0 && !active(Mutation::SetResetWhileOpen);
-        if busy || state.needs_reset.is_empty() {
+        if state.open_members > 0 || state.needs_reset.is_empty() {
             return Vec::new();
         }
         let slots = std::mem::take(&mut state.needs_reset);
@@ -155,14 +153,6 @@ impl SetGuard<'_> {
     pub(crate) fn wait(&mut self, signal: &Condvar, time: Duration) {
         let state = self.state.take().expect("the set lock is held outside of wait()");
         self.state = Some(sync::wait(signal, &self.set.state, state, time));
-    }
-
-    /// Runs something without the lock: only for mutations.
-    pub(crate) fn unlocked<R>(&mut self, run: impl FnOnce() -> R) -> R {
-        self.state = None;
-        let result = run();
-        self.state = Some(lock(&self.set.state));
-        result
     }
 }
 
@@ -196,10 +186,6 @@ impl SetTable {
             live.members += 1;
             return (live.set.clone(), false);
         }
-        if active(Mutation::SetMadeTwice) {
-            drop(sets);
-            sets = lock(self.shard(id));
-        }
         let set = Set::new(Some(id.clone()));
         sets.insert(id.address(), Live { set: set.clone(), members: 1 });
         (set, true)
@@ -213,7 +199,7 @@ impl SetTable {
             let mut sets = lock(self.shard(id));
             let Some(live) = sets.get_mut(&id.address()) else { return false };
             live.members -= 1;
-            if live.members > 0 || active(Mutation::SetOutlivesMembers) {
+            if live.members > 0 {
                 return false;
             }
             gone = sets.remove(&id.address());

@@ -12,7 +12,6 @@ use vfiod_core::{DeviceRef, DeviceSpec, Errno, Error, OpenPolicy, Registry, Resu
 use vfiod_sync::{Condvar, Mutex, lock, thread, wait, wait_until};
 
 use crate::instance::{self, Door, Instance, Live, Removal, Shared};
-use crate::mutation::{Mutation, active};
 use crate::parent::{Capacity, NewInstance, Parent, ParentSpec, TypeInfo};
 
 /// Parents and their instances. Cheap to clone.
@@ -193,12 +192,8 @@ impl Bus {
                 format!("parent {name} has no type `{type_id}`; its types: {}", known.join(", "));
             return Err(Error::new(Errno::INVAL, what));
         };
-        if parent.leaving && !active(Mutation::CreatedWhileLeaving) {
+        if parent.leaving {
             return Err(Error::new(Errno::NODEV, format!("parent {name} is leaving")));
-        }
-        if active(Mutation::CountedInTwoSteps) && parent.available(kind) > 0 {
-            drop(state);
-            return self.reserve_uncounted(name, *uuid, kind);
         }
         let Entry::Vacant(entry) = instances.entry(*uuid) else {
             let what = format!("there is an instance {uuid} already");
@@ -213,18 +208,6 @@ impl Bus {
         parent.creating += 1;
         let parent = parent.entry.clone();
         Ok(Reserved { bus: self, uuid: *uuid, parent, kind, filled: false })
-    }
-
-    /// The second of the two steps: only for mutations.
-    fn reserve_uncounted(&self, name: &str, uuid: Uuid, kind: usize) -> Result<Reserved<'_>> {
-        let mut state = lock(&self.inner.state);
-        let State { parents, instances } = &mut *state;
-        let parent = parents.get_mut(name).expect("the model keeps it");
-        instances.insert(uuid, Slot::Reserved);
-        parent.taken[kind] += parent.entry.spec.types[kind].takes;
-        parent.creating += 1;
-        let parent = parent.entry.clone();
-        Ok(Reserved { bus: self, uuid, parent, kind, filled: false })
     }
 
     /// Removes an instance. Returns when it is gone and its UUID can be used again.
@@ -246,13 +229,8 @@ impl Bus {
         };
         match shared.take(removal)? {
             Some(live) => {
-                if active(Mutation::ForgottenEarly) {
-                    self.forget(&shared);
-                    live.end(removal);
-                } else {
-                    live.end(removal);
-                    self.forget(&shared);
-                }
+                live.end(removal);
+                self.forget(&shared);
                 tracing::debug!(%uuid, "removed");
             }
             None => self.await_removal(&shared, removal),
@@ -273,9 +251,7 @@ impl Bus {
         }
         // Its attributes go with it, which is foreign code.
         drop(removed);
-        if !active(Mutation::RemovalUnheard) {
-            self.inner.changed.notify_all();
-        }
+        self.inner.changed.notify_all();
     }
 
     fn await_removal(&self, shared: &Arc<Shared>, removal: Removal) {
@@ -291,9 +267,7 @@ impl Bus {
                 match wait_until(&self.inner.changed, &self.inner.state, state, moment) {
                     Some(held) => state = held,
                     None => {
-                        if !active(Mutation::DeadlineUnheeded) {
-                            shared.device.revoke_all();
-                        }
+                        shared.device.revoke_all();
                         state = lock(&self.inner.state);
                         break;
                     }
@@ -468,7 +442,7 @@ impl ParentRegistration {
             loop {
                 let Some(parent) = state.parents.get_mut(&self.name) else { return };
                 parent.leaving = true;
-                if parent.creating == 0 || active(Mutation::CreationsNotAwaited) {
+                if parent.creating == 0 {
                     break parent.instances.iter().copied().collect();
                 }
                 state = wait(changed, mutex, state, Duration::MAX);

@@ -10,7 +10,6 @@ use vfiod_core::{DeviceRef, Errno, Error, Registration, Result};
 use vfiod_sync::{Mutex, lock};
 
 use crate::bus::ParentEntry;
-use crate::mutation::{Mutation, active};
 use crate::parent::{Attributes, TypeInfo};
 
 /// The way by which clients come to an instance. Dropping it ends those who are there.
@@ -102,18 +101,12 @@ impl Live {
     /// Sends the users away and ends the instance.
     pub(crate) fn end(self, removal: Removal) {
         let Self { mut door, registration } = self;
-        let late = active(Mutation::DoorShutLate);
-        if !late {
-            shut(&mut *door, registration.device().name());
-        }
+        shut(&mut *door, registration.device().name());
         registration.unregister(match removal {
             // Nobody has it open, and nobody can.
             Removal::Refuse | Removal::Wait => None,
             Removal::Deadline(time) => Some(time),
         });
-        if late {
-            shut(&mut *door, "late");
-        }
         if let Err(panic) = contain(|| drop(door)) {
             tracing::error!(error = %panic, "a door could not be taken away");
         }

@@ -33,7 +33,6 @@ mod bus;
 mod instance;
 #[cfg(all(test, shuttle))]
 mod model;
-mod mutation;
 mod parent;
 
 pub use bus::{Bus, Create, ParentRegistration, ParentStatus, TypeStatus};

@@ -33,11 +33,13 @@ pub fn join_all<T>(tasks: impl IntoIterator<Item = JoinHandle<T>>) -> Vec<T> {
 
 /// Runs a scenario in many orders: `rounds` chosen at random, and three times half as many that
 /// seek a few unlucky switches. The seeds are fixed, so that a failure can be repeated;
-/// `SHUTTLE_RANDOM_SEED` changes them.
+/// `SHUTTLE_RANDOM_SEED` changes them, and `VFIOD_MODEL_ROUNDS` replaces `rounds`.
 ///
 /// # Panics
 /// If the scenario fails in one of the orders, which is printed, or its threads deadlock.
 pub fn check(scenario: fn(), rounds: usize) {
+    let chosen = std::env::var("VFIOD_MODEL_ROUNDS").ok().and_then(|rounds| rounds.parse().ok());
+    let rounds = chosen.unwrap_or(rounds);
     run(RandomScheduler::new_from_seed(0x5eed, rounds), scenario);
     for depth in 2..=4 {
         run(PctScheduler::new_from_seed(depth as u64, depth, rounds / 2), scenario);

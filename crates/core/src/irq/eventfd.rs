@@ -9,7 +9,6 @@ use rustix::fs::{OFlags, fcntl_getfl, readlink};
 use rustix::io::{Errno, ReadWriteFlags, preadv2, write};
 
 use crate::error::{Error, Result};
-use crate::mutation::{Mutation, active};
 use crate::sync::{Arc, thread};
 
 /// A descriptor known to be an eventfd.
@@ -96,9 +95,6 @@ fn is_eventfd(fd: BorrowedFd<'_>) -> bool {
 pub(super) fn retire(fds: Vec<Arc<EventFd>>) {
     const PATIENCE: Duration = Duration::from_millis(1);
     const LIMIT: Duration = Duration::from_millis(200);
-    if active(Mutation::IrqSignalAfterDisable) {
-        return;
-    }
     for mut fd in fds {
         let start = Instant::now();
         loop {

@@ -13,7 +13,6 @@ use self::eventfd::{EventFd, retire};
 use self::vector::{Owned, Signal, Vector};
 use crate::error::{Errno, Error, Result};
 use crate::ids::FileId;
-use crate::mutation::{Mutation, active};
 use crate::sync::atomic::{AtomicU32, Ordering};
 use crate::sync::{Arc, Mutex, lock, point};
 
@@ -203,11 +202,6 @@ impl IrqSet {
     /// `EINVAL` for an index or vector that is not there.
     pub fn trigger(&self, index: IrqIndex, vector: u32) -> Result<bool> {
         let (index, vector) = self.vector(index, vector)?;
-        if active(Mutation::IrqAutomaskInTwoSteps) {
-            let signalled = index.apply(vector, |v| v.edge(false, index.enabled()));
-            index.apply(vector, |v| v.set_client_mask(index.automasked(), true));
-            return Ok(signalled);
-        }
         Ok(index.apply(vector, |v| v.edge(index.automasked(), index.enabled())))
     }
 

@@ -1,5 +1,5 @@
 //! Model checks of the lifecycle: every interleaving that a checker can find must keep the
-//! invariants, and each deliberate fault of [`crate::mutation`] must break one.
+//! invariants. Each deliberate fault of `ci/faults.toml` must break one.
 //!
 //! | invariant | watched by |
 //! | --- | --- |
@@ -20,8 +20,6 @@
 #[cfg(loom)]
 mod exhaustive;
 #[cfg(shuttle)]
-mod faults;
-#[cfg(shuttle)]
 mod scenarios;
 #[cfg(shuttle)]
 mod scenarios_hot_reset;
@@ -29,5 +27,3 @@ mod scenarios_hot_reset;
 mod scenarios_irq;
 #[cfg(shuttle)]
 mod witness;
-
-use crate::mutation::must_find;

@@ -3,8 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use shuttle::scheduler::{DfsScheduler, PctScheduler, RandomScheduler, Scheduler};
-use shuttle::{Config, FailurePersistence, Runner};
+use vfiod_sync::model::{check_every_order, join_all, spawn};
 
 use super::witness::{Ledger, Witness};
 use crate::sync::thread;
@@ -45,16 +44,6 @@ pub(super) fn open(device: &DeviceRef) -> Result<File> {
     device.open(owner())
 }
 
-pub(super) fn spawn(task: impl FnOnce() + Send + 'static) -> thread::JoinHandle<()> {
-    thread::spawn(task)
-}
-
-pub(super) fn join(tasks: impl IntoIterator<Item = thread::JoinHandle<()>>) {
-    for task in tasks {
-        task.join().expect("a task of the model panicked");
-    }
-}
-
 /// Unregisters what is left; nothing may hold the set's identity any more.
 pub(super) fn finish(ledger: &Arc<Ledger>, registrations: impl IntoIterator<Item = Registration>) {
     for registration in registrations {
@@ -68,7 +57,7 @@ pub(super) fn finish(ledger: &Arc<Ledger>, registrations: impl IntoIterator<Item
 pub(crate) fn two_users_of_one_device() {
     let (registry, ledger) = (Registry::new(), Arc::<Ledger>::default());
     let a = register(&registry, &ledger, Witness::new("a", &ledger), "a");
-    join([0; 2].map(|_| {
+    join_all([0; 2].map(|_| {
         let device = a.device().clone();
         spawn(move || {
             let file = open(&device).expect("opens");
@@ -84,7 +73,7 @@ pub(crate) fn two_members_of_one_set() {
     let (registry, ledger) = (Registry::new(), Arc::<Ledger>::default());
     let names = ["a", "b"];
     let members = names.map(|n| register(&registry, &ledger, Witness::new(n, &ledger), n));
-    join([(0, 2), (1, 1)].map(|(member, times)| {
+    join_all([(0, 2), (1, 1)].map(|(member, times)| {
         let device: DeviceRef = members[member].device().clone();
         spawn(move || (0..times).for_each(|_| drop(open(&device).expect("opens"))))
     }));
@@ -97,7 +86,7 @@ pub(crate) fn opens_that_fail() {
         let (registry, ledger) = (Registry::new(), Arc::<Ledger>::default());
         let device = Witness::new("a", &ledger).failing(fails);
         let a = register(&registry, &ledger, device, "a");
-        join([0; 2].map(|_| {
+        join_all([0; 2].map(|_| {
             let device = a.device().clone();
             spawn(move || match open(&device) {
                 Ok(file) => drop(file),
@@ -130,7 +119,7 @@ pub(crate) fn unregister_waits_for_the_user() {
     let device = a.device().clone();
     a.unregister(None);
     assert_eq!(open(&device).expect_err("is gone").errno(), Errno::NODEV);
-    join([user]);
+    join_all([user]);
     drop(device);
     finish(&ledger, []);
 }
@@ -152,7 +141,7 @@ fn revoke(deadline: Option<Duration>) {
         })
     });
     a.unregister(deadline);
-    join(users);
+    join_all(users);
     finish(&ledger, []);
 }
 
@@ -188,7 +177,7 @@ pub(crate) fn sets_come_and_go() {
         })
     });
     drop(first);
-    join(tasks);
+    join_all(tasks);
     finish(&ledger, []);
 }
 
@@ -205,7 +194,7 @@ pub(crate) fn init_registers_another() {
     let looker = registry.clone();
     let user = spawn(move || drop(looker.devices().iter().map(open).collect::<Vec<_>>()));
     let a = register(&registry, &ledger, parent, "a");
-    join([user]);
+    join_all([user]);
     finish(&ledger, [a]);
 }
 
@@ -225,7 +214,7 @@ pub(crate) fn panics_stay_in_the_device() {
                 }
             })
         };
-        join([use_of(&bad, false), use_of(&good, true)]);
+        join_all([use_of(&bad, false), use_of(&good, true)]);
         let file = open(bad.device()).expect("is well again");
         file.read(RegionIndex(0), 0, &mut [0; 4]).expect("is well again");
         drop(file);
@@ -261,39 +250,11 @@ pub(crate) fn smallest_race() {
     let device = a.device().clone();
     let user = spawn(move || drop(open(&device)));
     drop(a);
-    join([user]);
+    join_all([user]);
     finish(&ledger, []);
 }
 
-fn run(scheduler: impl Scheduler + 'static, scenario: fn()) {
-    let mut config = Config::new();
-    config.stack_size = 0x4_0000;
-    config.failure_persistence = FailurePersistence::Print;
-    config.silence_warnings = true;
-    Runner::new(scheduler, config).run(scenario);
-}
-
-/// Plays a scenario in many orders, some by chance, some by seeking few unlucky switches.
-/// The seeds are fixed, so that a failure comes again; `SHUTTLE_RANDOM_SEED` changes them.
-pub(crate) fn check(scenario: fn(), rounds: usize) {
-    run(RandomScheduler::new_from_seed(0x5eed, rounds), scenario);
-    for depth in 2..=4 {
-        run(PctScheduler::new_from_seed(depth as u64, depth, rounds / 2), scenario);
-    }
-}
-
-macro_rules! checks {
-    ($($scenario:ident: $rounds:literal,)*) => {
-        mod checks {
-            $(#[test]
-            fn $scenario() {
-                super::check(super::$scenario, $rounds);
-            })*
-        }
-    };
-}
-
-checks! {
+vfiod_sync::checks! {
     two_users_of_one_device: 2000,
     two_members_of_one_set: 2000,
     opens_that_fail: 2000,
@@ -309,5 +270,5 @@ checks! {
 /// In every order, up to a bound that keeps it to seconds.
 #[test]
 fn smallest_race_in_every_order() {
-    run(DfsScheduler::new(Some(20_000), false), smallest_race);
+    check_every_order(smallest_race, 20_000);
 }

@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use rustix::event::{EventfdFlags, eventfd};
+use vfiod_sync::model::{join_all, spawn};
 
-use super::scenarios::{NOW, check, finish, join, open, register, spawn};
+use super::scenarios::{NOW, finish, open, register};
 use super::witness::{Ledger, Witness};
 use crate::irq::{IrqAction, IrqData};
 use crate::memory::SharedMemory;
@@ -72,7 +73,7 @@ pub(crate) fn hot_reset_against_accesses() {
         })
     });
     expect(&file.reset_set(), &[Errno::BUSY]);
-    join(users);
+    join_all(users);
     read(&file).expect("goes on");
     drop(file);
     stage.finish();
@@ -94,7 +95,7 @@ pub(crate) fn hot_reset_against_another_owner() {
     for _ in 0..2 {
         expect(&file.reset_set(), &[Errno::INVAL, Errno::BUSY]);
     }
-    join([other]);
+    join_all([other]);
     file.reset_set().expect("nobody is in the way");
     drop(file);
     stage.finish();
@@ -111,7 +112,7 @@ pub(crate) fn administrators_reset_against_opens() {
         })
     });
     expect(&stage.device(0).reset_set(InUse::Refuse), &[Errno::BUSY]);
-    join(users);
+    join_all(users);
     stage.device(0).reset_set(InUse::Refuse).expect("nobody has one open");
     stage.finish();
 }
@@ -135,7 +136,7 @@ pub(crate) fn hot_reset_against_unregister() {
         drop(register(&registry, &ledger, Witness::new("c", &ledger), "c"));
     });
     expect(&file.reset_set(), &[Errno::BUSY]);
-    join([user, gone, comes]);
+    join_all([user, gone, comes]);
     file.reset_set().expect("alone in the set");
     read(&file).expect("goes on");
     drop(file);
@@ -152,7 +153,7 @@ pub(crate) fn hot_reset_against_the_callers_end() {
     let gone = spawn(move || mine.unregister(NOW));
     expect(&file.reset_set(), &[Errno::BUSY, Errno::NODEV]);
     drop(file);
-    join([gone]);
+    join_all([gone]);
     read(&other).expect("goes on");
     drop(other);
     stage.finish();
@@ -181,7 +182,7 @@ pub(crate) fn hot_reset_that_fails() {
         let failed = outcome.as_ref().is_err_and(|error| error.errno() != Errno::BUSY);
         let status = stage.device(0).status();
         assert_eq!(status.failed, failed, "a member that is half reset");
-        join([user]);
+        join_all([user]);
         expect(&file.reset_set(), &[Errno::IO, Errno::NOSPC]);
         file.reset_set().expect("is well");
         read(&file).expect("is well again");
@@ -212,7 +213,7 @@ pub(crate) fn hot_reset_against_stores() {
         })
     };
     file.reset_set().expect("nobody is in the way");
-    join([client]);
+    join_all([client]);
     let mut byte = [0];
     pages[0].read(0, &mut byte).expect("reads");
     let before_the_second = stored.load(std::sync::atomic::Ordering::SeqCst) < 2;
@@ -246,7 +247,7 @@ pub(crate) fn hot_reset_against_doorbells() {
         })
     };
     expect(&caller.reset_set(), &[Errno::BUSY]);
-    join([client, server]);
+    join_all([client, server]);
     file.ring(REGISTERS, 0).expect("delivers what came after");
     drop((caller, file));
     stage.finish();
@@ -279,7 +280,7 @@ pub(crate) fn hot_reset_against_unmasks() {
         })
     };
     let done = caller.reset_set();
-    join([client, server]);
+    join_all([client, server]);
     let early = stage.ledger.rung_before(2);
     // It masks itself, and stays so.
     stage.device(1).registered.context.irqs().set_level(LINE, 0, true).expect("raises");
@@ -289,18 +290,7 @@ pub(crate) fn hot_reset_against_unmasks() {
     stage.finish();
 }
 
-macro_rules! checks {
-    ($($scenario:ident: $rounds:literal,)*) => {
-        mod checks {
-            $(#[test]
-            fn $scenario() {
-                super::check(super::$scenario, $rounds);
-            })*
-        }
-    };
-}
-
-checks! {
+vfiod_sync::checks! {
     hot_reset_against_accesses: 1000,
     hot_reset_against_another_owner: 1000,
     administrators_reset_against_opens: 1000,

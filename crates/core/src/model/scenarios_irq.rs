@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use rustix::event::{EventfdFlags, eventfd};
 
-use super::scenarios::check;
 use crate::FileId;
 use crate::irq::{IrqAction, IrqData, IrqFlags, IrqIndex, IrqInfo, IrqSet};
 use crate::sync::thread;
@@ -68,18 +67,7 @@ pub(crate) fn level_against_unmask() {
     assert_eq!(seen(&fd), 1, "not one signal");
 }
 
-macro_rules! checks {
-    ($($scenario:ident: $rounds:literal,)*) => {
-        mod checks {
-            $(#[test]
-            fn $scenario() {
-                super::check(super::$scenario, $rounds);
-            })*
-        }
-    };
-}
-
-checks! {
+vfiod_sync::checks! {
     trigger_against_disable: 1000,
     edges_of_an_automasked_line: 1000,
     level_against_unmask: 1000,

@@ -3,14 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use shuttle::scheduler::{PctScheduler, RandomScheduler, Scheduler};
-use shuttle::{Config, FailurePersistence, Runner};
 use uuid::Uuid;
 use vfiod_core::{Errno, File, InUse, Owner, RegionIndex, Registry, Result};
 
 use super::witness::{Ledger, Maker, Watched};
 use crate::{Bus, Capacity, Create, Instance, ParentRegistration, ParentSpec, Removal, TypeInfo};
-use vfiod_sync::thread::{self, JoinHandle};
+use vfiod_sync::model::{join, spawn};
 
 const SOON: Duration = Duration::from_secs(1);
 
@@ -46,14 +44,6 @@ fn expect<T>(result: &Result<T>, errnos: &[Errno]) {
     if let Err(error) = result {
         assert!(errnos.contains(&error.errno()), "unexpected: {error}");
     }
-}
-
-fn spawn<T: Send + 'static>(task: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
-    thread::spawn(task)
-}
-
-fn join<T>(task: JoinHandle<T>) -> T {
-    task.join().expect("a task of the model panicked")
 }
 
 impl Stage {
@@ -226,40 +216,13 @@ pub(super) fn a_parent_against_everybody() {
     stage.finish(1);
 }
 
-fn run(scheduler: impl Scheduler + 'static, scenario: fn()) {
-    let mut config = Config::new();
-    config.stack_size = 0x4_0000;
-    config.failure_persistence = FailurePersistence::Print;
-    config.silence_warnings = true;
-    Runner::new(scheduler, config).run(scenario);
-}
-
-/// Plays a scenario in many orders; the seeds are fixed, `SHUTTLE_RANDOM_SEED` changes them.
-pub(super) fn check(scenario: fn(), rounds: usize) {
-    run(RandomScheduler::new_from_seed(0x5eed, rounds), scenario);
-    for depth in 2..=4 {
-        run(PctScheduler::new_from_seed(depth as u64, depth, rounds / 2), scenario);
-    }
-}
-
-macro_rules! checks {
-    ($($scenario:ident,)*) => {
-        mod checks {
-            $(#[test]
-            fn $scenario() {
-                super::check(super::$scenario, 2000);
-            })*
-        }
-    };
-}
-
-checks! {
-    one_uuid,
-    one_unit,
-    again,
-    refusal_against_open,
-    two_removers,
-    a_deadline_hurries,
-    a_parent_against_creation,
-    a_parent_against_everybody,
+vfiod_sync::checks! {
+    one_uuid: 2000,
+    one_unit: 2000,
+    again: 2000,
+    refusal_against_open: 2000,
+    two_removers: 2000,
+    a_deadline_hurries: 2000,
+    a_parent_against_creation: 2000,
+    a_parent_against_everybody: 2000,
 }
