@@ -27,6 +27,7 @@ run() { # CHECKER CRATE FILTER
 }
 
 run shuttle dma model::
+run shuttle tasks model::
 run shuttle core model::
 run shuttle mdev model::
 run loom core model::

@@ -58,7 +58,6 @@
 //! - A hot reset waits for DMA that a device has begun on a thread of its own only if the
 //!   device's `reset` does.
 
-pub mod contain;
 pub mod device;
 pub mod event;
 pub mod file;
@@ -78,6 +77,7 @@ pub mod state;
 
 pub use vfiod_dma as dma;
 pub use vfiod_dma::{error, memory};
+pub use vfiod_tasks::contain;
 
 pub use device::{
     Admission, Context, Description, Device, DeviceFlags, Features, Request, ResetCause, Token,

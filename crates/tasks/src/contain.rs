@@ -1,17 +1,17 @@
-//! Keeping a device's panic within the device.
+//! Contains the panics of devices' code.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-/// What a panic said.
+/// A panic, with its message.
 #[derive(Debug, thiserror::Error)]
 #[error("panic: {0}")]
 pub struct Panicked(String);
 
-/// Runs foreign code; a panic in it becomes an error.
+/// Runs a device's code and returns its panic as an error.
 ///
-/// Whatever the code was working on may be half done. Callers hand it nothing but the device
-/// itself, which the core does not touch again before a reset.
+/// What the code was changing may be half changed. Callers hand it nothing but the device itself,
+/// which nobody uses again before a reset.
 #[inline]
 pub fn contain<R>(code: impl FnOnce() -> R) -> Result<R, Panicked> {
     catch_unwind(AssertUnwindSafe(code)).map_err(caught)
@@ -19,8 +19,8 @@ pub fn contain<R>(code: impl FnOnce() -> R) -> Result<R, Panicked> {
 
 #[cold]
 fn caught(payload: Box<dyn Any + Send>) -> Panicked {
-    // A model checker takes threads down by panics of its own, and a failed assertion of a
-    // model must fail the model.
+    // A model checker ends threads by panics of its own, and a failed assertion must fail the
+    // model check.
     #[cfg(any(shuttle, loom))]
     if !payload.is::<DeviceBug>() {
         std::panic::resume_unwind(payload);
@@ -32,24 +32,23 @@ fn caught(payload: Box<dyn Any + Send>) -> Panicked {
     } else {
         "(no message)".to_owned()
     };
-    // The payload is foreign code too: its drop may panic.
+    // The payload belongs to the device, too: its drop may panic.
     if let Err(again) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
         std::mem::forget(again);
     }
     Panicked(said)
 }
 
-/// The panic of a device under a model checker; any other is the model's own.
+/// The payload of a device's panic in a model check. Any other payload fails the check.
 #[cfg(any(shuttle, loom))]
-#[allow(dead_code)]
-pub(crate) struct DeviceBug;
+pub struct DeviceBug;
 
 #[cfg(all(test, not(any(shuttle, loom))))]
 mod tests {
     use super::*;
 
     #[test]
-    fn tells_what_a_panic_said() {
+    fn error_has_the_message_of_the_panic() {
         assert_eq!(contain(|| 7).unwrap(), 7);
         assert_eq!(contain(|| panic!("plain")).unwrap_err().0, "plain");
         assert_eq!(contain(|| panic!("number {}", 5)).unwrap_err().0, "number 5");
@@ -57,7 +56,7 @@ mod tests {
     }
 
     #[test]
-    fn survives_a_payload_that_panics_when_dropped() {
+    fn payload_that_panics_when_dropped_is_contained() {
         struct Bomb;
         impl Drop for Bomb {
             fn drop(&mut self) {

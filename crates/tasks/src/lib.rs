@@ -1,0 +1,41 @@
+#![doc = include_str!("../README.md")]
+//!
+//! # What it does not implement
+//!
+//! - Priorities. Tasks run in the order in which they became ready.
+//! - Tasks of one thread only: futures are `Send`.
+//! - I/O by io_uring. A completion wakes its task by the plain [`Waker`](std::task::Waker).
+//!
+//! In model checks (`--cfg shuttle`) the queue, its workers and all waits are what is checked;
+//! the system's descriptors and time are replaced.
+
+mod bell;
+mod blocking;
+pub mod contain;
+mod coop;
+#[cfg(not(shuttle))]
+mod descriptor;
+#[cfg(not(shuttle))]
+mod hogs;
+#[cfg(all(test, shuttle))]
+mod model;
+mod parker;
+#[cfg(not(shuttle))]
+mod reactor;
+#[cfg(shuttle)]
+#[path = "reactor_model.rs"]
+mod reactor;
+mod runtime;
+mod task;
+mod timers;
+mod waiters;
+mod workers;
+
+pub use bell::{Bell, Ring};
+#[cfg(not(shuttle))]
+pub use descriptor::Descriptor;
+pub use runtime::Runtime;
+pub use task::{Ended, Job, Task};
+pub use timers::{Elapsed, ManualClock, Sleep, Timeout};
+pub use waiters::{WaitFor, Waiters};
+pub use workers::Workers;
