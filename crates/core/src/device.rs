@@ -8,7 +8,7 @@ use crate::error::Result;
 use crate::ids::{DeviceId, FileId, Owner};
 use crate::irq::{IrqInfo, IrqSet};
 use crate::region::{Region, RegionIndex};
-use crate::state::Persistence;
+use crate::state::{Persistence, ReadTraits};
 
 bitflags::bitflags! {
     /// `VFIO_DEVICE_FLAGS_*` as reported by DEVICE_GET_INFO.
@@ -88,6 +88,12 @@ pub trait Device: Send {
     /// Reads a region. The core has checked region, bounds and permission; `data` is not empty
     /// and within the region.
     fn read(&mut self, region: RegionIndex, offset: u64, data: &mut [u8]) -> Result<()>;
+
+    /// What a read of these bytes does, as far as the device declares it. The core has checked
+    /// region and bounds.
+    fn read_traits(&self, _region: RegionIndex, _offset: u64, _len: usize) -> ReadTraits {
+        ReadTraits::default()
+    }
 
     /// Writes a region; likewise.
     fn write(&mut self, region: RegionIndex, offset: u64, data: &[u8]) -> Result<()>;

@@ -96,5 +96,5 @@ pub use registry::{
     DeviceRef, DeviceSpec, OpenPolicy, Registration, Registry, SetKey, StatePolicy, Status,
 };
 
-pub use state::{Format, Persistence, SaveState, Saved};
+pub use state::{Format, Persistence, ReadEffect, ReadTraits, SaveState, Saved};
 pub(crate) use vfiod_sync as sync;

@@ -15,9 +15,10 @@ use crate::event::{Event, Observer};
 use crate::file::{File, FileStatus};
 use crate::ids::{DeviceId, FileId, IdSequence, Owner, SetId};
 use crate::irq::{IrqIndex, VectorCounters};
-use crate::region::RegionIndex;
+use crate::region::{Region, RegionIndex};
 use crate::registered::Registered;
 use crate::set::{Set, SetTable};
+use crate::state::ReadTraits;
 use crate::sync::atomic::AtomicU8;
 use crate::sync::{Condvar, Mutex, lock};
 
@@ -333,6 +334,25 @@ impl DeviceRef {
     /// What the device has.
     pub fn description(&self) -> &Description {
         &self.registered.description
+    }
+
+    /// What a read of a region does, as far as the device declares it. Takes the device lock.
+    ///
+    /// # Errors
+    /// `EINVAL`: no such region, or outside it; `ENODEV`: the device has been unregistered.
+    pub fn read_traits(&self, region: RegionIndex, offset: u64, len: usize) -> Result<ReadTraits> {
+        let found = self.description().regions.get(region.0 as usize);
+        let within =
+            |found: &Region| offset.checked_add(len as u64).is_some_and(|end| end <= found.size);
+        match found {
+            Some(found) if within(found) => {
+                self.registered.call(|device| Ok(device.read_traits(region, offset, len)))
+            }
+            _ => {
+                let what = format!("{} has no {len} bytes at {offset:#x} of {region}", self.name());
+                Err(Error::new(Errno::INVAL, what))
+            }
+        }
     }
 
     /// How it is used just now. Takes the set lock, so it may wait for a first open or last

@@ -114,3 +114,25 @@ pub trait SaveState {
     /// `EINVAL`: damaged; the device is as it was.
     fn restore_image(&mut self, image: &[u8]) -> Result<()>;
 }
+
+/// What a read does to the state of a device, as far as the device declares it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ReadEffect {
+    /// Not declared. Whoever commits the state must assume that the read changes it.
+    #[default]
+    Unknown,
+    /// The read is pure: it changes nothing, so that no commit needs to follow.
+    None,
+    /// The read changes the state: it takes from a FIFO, or acknowledges an interrupt.
+    Changes,
+}
+
+/// What a device declares about a read of some bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ReadTraits {
+    /// What it does to the state.
+    pub effect: ReadEffect,
+    /// The bits of the value (little-endian; those beyond its width do not count) that differ from
+    /// run to run, even if everything is done to the device in the same order.
+    pub volatile: u64,
+}

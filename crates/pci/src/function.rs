@@ -4,7 +4,7 @@
 use vfiod_core::irq::{IrqFlags, IrqInfo};
 use vfiod_core::{
     Admission, Context, Description, Device, DeviceFlags, Errno, Error, Features, Persistence,
-    Region, RegionIndex, ResetCause, Result, Token,
+    ReadEffect, ReadTraits, Region, RegionIndex, ResetCause, Result, Token,
 };
 
 use crate::capability::Capability;
@@ -292,6 +292,15 @@ impl<M: Model> Device for Function<M> {
             model.read(cx, bar, offset, data);
         }
         Ok(())
+    }
+
+    fn read_traits(&self, region: RegionIndex, offset: u64, len: usize) -> ReadTraits {
+        let bar = region.0 as u8;
+        let msix = self.msix.as_ref().is_some_and(|msix| msix.serves(bar, offset, len));
+        if region.0 == CONFIG_REGION || msix {
+            return ReadTraits { effect: ReadEffect::None, volatile: 0 };
+        }
+        self.model.read_traits(bar, offset, len)
     }
 
     fn write(&mut self, region: RegionIndex, offset: u64, data: &[u8]) -> Result<()> {

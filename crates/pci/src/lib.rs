@@ -93,7 +93,7 @@ pub mod prelude {
         Bar, CannotSave, Capability, Cx, FunctionSpec, HasState, Model, Pin, Register, RegisterMap,
         Save, Stateless, Unsaved, Widths, image,
     };
-    pub use vfiod_core::{Errno, Error, Result};
+    pub use vfiod_core::{Errno, Error, ReadTraits, Result};
 }
 
 pub use address::{Address, AddressError};

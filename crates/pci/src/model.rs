@@ -3,7 +3,7 @@
 use std::fmt;
 use std::marker::PhantomData;
 
-use vfiod_core::{Context, Result};
+use vfiod_core::{Context, ReadTraits, Result};
 
 use crate::interrupts::Interrupts;
 use crate::spec::FunctionSpec;
@@ -30,6 +30,13 @@ pub trait Model: Sized + Send + 'static {
 
     /// Reads from a BAR into `data`, which is not empty.
     fn read(&mut self, cx: &Cx<Self>, bar: u8, offset: u64, data: &mut [u8]);
+
+    /// What such a read does, as far as the model declares it:
+    /// [`RegisterMap::read_traits`](crate::RegisterMap::read_traits) says it for a register. Who
+    /// does not declare it has its state committed after every read.
+    fn read_traits(&self, _bar: u8, _offset: u64, _len: usize) -> ReadTraits {
+        ReadTraits::default()
+    }
 
     /// Writes `data`, which is not empty, to a BAR.
     fn write(&mut self, cx: &Cx<Self>, bar: u8, offset: u64, data: &[u8]);

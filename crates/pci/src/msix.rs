@@ -103,6 +103,13 @@ impl Msix {
         within(self.table_at, bar, offset, len, self.table.len())
     }
 
+    /// Whether an access lies in the table or the pending bits.
+    pub(crate) fn serves(&self, bar: u8, offset: u64, len: usize) -> bool {
+        let bits = usize::from(self.vectors).div_ceil(64) * 8;
+        self.table_offset(bar, offset, len).is_some()
+            || within(self.pba_at, bar, offset, len, bits).is_some()
+    }
+
     /// Serves a read that lies in the table or the pending bits. `false` if it does not.
     pub(crate) fn read(&self, ctx: &Context, bar: u8, offset: u64, data: &mut [u8]) -> bool {
         if let Some(at) = self.table_offset(bar, offset, data.len()) {

@@ -1,6 +1,8 @@
 //! Register maps: device code matches on an enum and never sees a misaligned, partial or
 //! oversized access.
 
+use vfiod_core::{ReadEffect, ReadTraits};
+
 /// A bit of [`Widths`]: either half of 8 bytes.
 const HALF: u8 = 16;
 
@@ -28,7 +30,7 @@ impl Widths {
     }
 }
 
-/// A register: where it is and how it may be accessed.
+/// A register: where it is, how it may be accessed, and what a read of it does.
 #[derive(Clone, Copy, Debug)]
 pub struct Register<R> {
     /// Offset in the BAR, bytes.
@@ -37,12 +39,28 @@ pub struct Register<R> {
     pub widths: Widths,
     /// The device's name for it.
     pub name: R,
+    read: ReadTraits,
 }
 
 impl<R> Register<R> {
-    /// A register.
+    /// A register whose value can be read without changing anything, and follows from what was
+    /// done to the device.
     pub const fn new(offset: u64, widths: Widths, name: R) -> Self {
-        Self { offset, widths, name }
+        let read = ReadTraits { effect: ReadEffect::None, volatile: 0 };
+        Self { offset, widths, name, read }
+    }
+
+    /// A read of the register changes the device's state.
+    pub const fn read_changes(mut self) -> Self {
+        self.read.effect = ReadEffect::Changes;
+        self
+    }
+
+    /// These bits of the value differ from run to run, even if everything is done to the device in
+    /// the same order: a time, or whether work is done. A replay does not compare them.
+    pub const fn volatile(mut self, bits: u64) -> Self {
+        self.read.volatile = bits;
+        self
     }
 }
 
@@ -81,6 +99,17 @@ impl<R: Copy> RegisterMap<R> {
     /// does not take.
     pub fn find(&self, offset: u64, len: usize) -> Option<R> {
         Some(self.locate(offset, len)?.0.name)
+    }
+
+    /// What a read does. Where there is no register it changes nothing. [`crate::Model::read_traits`]
+    /// forwards to this.
+    pub fn read_traits(&self, offset: u64, len: usize) -> ReadTraits {
+        match self.locate(offset, len) {
+            Some((&Register { read, .. }, shift)) => {
+                ReadTraits { volatile: read.volatile >> shift, ..read }
+            }
+            None => ReadTraits { effect: ReadEffect::None, volatile: 0 },
+        }
     }
 
     /// Answers a read from the register's value; all ones where there is no register, as a bus
@@ -189,6 +218,27 @@ mod tests {
         // A half is no value of the register.
         assert_eq!(HALVES.write(8, &[0; 4]), None);
         assert_eq!(HALVES.write(8, &[9; 8]), Some((R::Wide, 0x0909_0909_0909_0909)));
+    }
+
+    #[test]
+    fn read_traits_follow_the_register_and_its_half() {
+        const TRAITS: RegisterMap<R> = RegisterMap::new(&[
+            Register::new(0, Widths::W4, R::Id).read_changes(),
+            Register::new(8, Widths::HALVES, R::Wide).volatile(0xff << 32 | 1),
+        ]);
+        let (none, changes) = (ReadEffect::None, ReadEffect::Changes);
+        let rows = [
+            (0, 4, changes, 0),
+            (0, 2, none, 0), // no register takes this width
+            (4, 4, none, 0),
+            (8, 8, none, 0xff << 32 | 1),
+            (8, 4, none, 0xff << 32 | 1), // only the bits of the value that was read count
+            (12, 4, none, 0xff),
+        ];
+        for (offset, len, effect, volatile) in rows {
+            let traits = TRAITS.read_traits(offset, len);
+            assert_eq!(traits, ReadTraits { effect, volatile }, "{len} bytes at {offset}");
+        }
     }
 
     #[test]

@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use vfiod_core::ReadTraits;
 use vfiod_pci::{Bar, CannotSave, Capability, Cx, FunctionSpec, Model, Pin, Unsaved};
 
 use self::engine::{CLOSE_PATIENCE, Engine, RESET_PATIENCE};
@@ -88,6 +89,10 @@ impl Model for Edu {
             Reg::DmaCommand => state.command | bit(state.transfer.is_some(), DMA_RUN),
             Reg::InterruptRaise | Reg::InterruptAcknowledge => u64::MAX, // write-only
         });
+    }
+
+    fn read_traits(&self, _bar: u8, offset: u64, len: usize) -> ReadTraits {
+        REGISTERS.read_traits(offset, len)
     }
 
     fn write(&mut self, cx: &Cx<Self>, _bar: u8, offset: u64, data: &[u8]) {

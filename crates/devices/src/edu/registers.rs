@@ -48,17 +48,19 @@ pub(super) enum Reg {
     DmaCommand,
 }
 
-/// 4 bytes wide below 0x80, 4 or 8 from there on.
+/// 4 bytes wide below 0x80, 4 or 8 from there on. Whether work is done by the time of a read
+/// differs from run to run.
 pub(super) const REGISTERS: RegisterMap<Reg> = RegisterMap::new(&[
     Register::new(0x00, Widths::W4, Reg::Id),
     Register::new(0x04, Widths::W4, Reg::Liveness),
-    Register::new(0x08, Widths::W4, Reg::Factorial),
-    Register::new(0x20, Widths::W4, Reg::Status),
-    Register::new(0x24, Widths::W4, Reg::InterruptStatus),
+    Register::new(0x08, Widths::W4, Reg::Factorial).volatile(u32::MAX as u64),
+    Register::new(0x20, Widths::W4, Reg::Status).volatile(STATUS_COMPUTING as u64),
+    Register::new(0x24, Widths::W4, Reg::InterruptStatus)
+        .volatile((CAUSE_FACTORIAL | CAUSE_DMA) as u64),
     Register::new(0x60, Widths::W4, Reg::InterruptRaise),
     Register::new(0x64, Widths::W4, Reg::InterruptAcknowledge),
     Register::new(0x80, Widths::W4_OR_8, Reg::DmaSource),
     Register::new(0x88, Widths::W4_OR_8, Reg::DmaDestination),
     Register::new(0x90, Widths::W4_OR_8, Reg::DmaCount),
-    Register::new(0x98, Widths::W4_OR_8, Reg::DmaCommand),
+    Register::new(0x98, Widths::W4_OR_8, Reg::DmaCommand).volatile(DMA_RUN),
 ]);

@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use vfiod_core::Result;
+use vfiod_core::{ReadTraits, Result};
 use vfiod_pci::{Bar, Cx, FunctionSpec, HasState, Model, Pin, Save};
 
 use self::lines::LinesImage;
@@ -90,6 +90,10 @@ impl Model for Gpio {
             }
             Reg::Status => lines.status().into(),
         });
+    }
+
+    fn read_traits(&self, _bar: u8, offset: u64, len: usize) -> ReadTraits {
+        REGISTERS.read_traits(offset, len)
     }
 
     fn write(&mut self, _cx: &Cx<Self>, _bar: u8, offset: u64, data: &[u8]) {

@@ -31,8 +31,8 @@ pub(super) enum Reg {
 pub(super) const REGISTERS: RegisterMap<Reg> = RegisterMap::new(&[
     Register::new(0, Widths::W1, Reg::OutLow),
     Register::new(1, Widths::W1, Reg::InLow),
-    Register::new(2, Widths::W1, Reg::InterruptControl),
-    Register::new(3, Widths::W1, Reg::FilterControl),
+    Register::new(2, Widths::W1, Reg::InterruptControl).read_changes(),
+    Register::new(3, Widths::W1, Reg::FilterControl).read_changes(),
     Register::new(4, Widths::W1, Reg::OutHigh),
     Register::new(5, Widths::W1, Reg::InHigh),
     Register::new(6, Widths::W1, Reg::Status),

@@ -28,7 +28,7 @@ use std::sync::Arc;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use vfiod_core::{Errno, Error, Result};
+use vfiod_core::{Errno, Error, ReadTraits, Result};
 use vfiod_pci::{Bar, Cx, FunctionSpec, HasState, Model, Pin, Save};
 
 pub use self::image::{FifoImage, SerialImage, UartImage};
@@ -242,6 +242,10 @@ impl Model for Serial {
     fn read(&mut self, _cx: &Cx<Self>, bar: u8, offset: u64, data: &mut [u8]) {
         let port = &self.wires.ports[usize::from(bar)];
         REGISTERS.read(offset, data, |register| port.read(register).into());
+    }
+
+    fn read_traits(&self, _bar: u8, offset: u64, len: usize) -> ReadTraits {
+        REGISTERS.read_traits(offset, len)
     }
 
     fn write(&mut self, _cx: &Cx<Self>, bar: u8, offset: u64, data: &[u8]) {

@@ -23,13 +23,13 @@ pub(super) enum Reg {
 }
 
 pub(super) const REGISTERS: RegisterMap<Reg> = RegisterMap::new(&[
-    Register::new(0, Widths::W1, Reg::Data),
+    Register::new(0, Widths::W1, Reg::Data).read_changes(),
     Register::new(1, Widths::W1, Reg::InterruptEnable),
-    Register::new(2, Widths::W1, Reg::InterruptIdentification),
+    Register::new(2, Widths::W1, Reg::InterruptIdentification).read_changes(),
     Register::new(3, Widths::W1, Reg::LineControl),
     Register::new(4, Widths::W1, Reg::ModemControl),
-    Register::new(5, Widths::W1, Reg::LineStatus),
-    Register::new(6, Widths::W1, Reg::ModemStatus),
+    Register::new(5, Widths::W1, Reg::LineStatus).read_changes(),
+    Register::new(6, Widths::W1, Reg::ModemStatus).read_changes(),
     Register::new(7, Widths::W1, Reg::Scratch),
 ]);
 
