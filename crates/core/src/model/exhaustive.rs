@@ -112,6 +112,10 @@ fn two_join_one_set() {
 struct Quiet(Arc<std::sync::atomic::AtomicBool>);
 
 impl crate::Device for Quiet {
+    fn persistence(&mut self) -> crate::state::Persistence<'_> {
+        crate::state::Persistence::Stateless
+    }
+
     fn describe(&self) -> crate::Description {
         let regions = vec![crate::Region::registers(4)];
         crate::Description { flags: crate::DeviceFlags::empty(), regions, irqs: Vec::new() }
@@ -172,6 +176,10 @@ fn no_access_after_release() {
 struct Counting(Arc<loom::sync::atomic::AtomicUsize>, Arc<std::sync::atomic::AtomicBool>);
 
 impl crate::Device for Counting {
+    fn persistence(&mut self) -> crate::state::Persistence<'_> {
+        crate::state::Persistence::Stateless
+    }
+
     fn describe(&self) -> crate::Description {
         let regions = vec![crate::Region::registers(4)];
         crate::Description { flags: crate::DeviceFlags::empty(), regions, irqs: Vec::new() }

@@ -1,0 +1,122 @@
+//! Shows that the tests find faults: applies the entries of `ci/faults.toml`, one at a time, to a
+//! copy of the tree, and expects the checks named there to fail for the reason named there.
+//! CONTRIBUTING.md says how to add one.
+
+mod choose;
+mod list;
+mod run;
+mod tree;
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::{Result, bail, ensure};
+use clap::{Args, Parser, Subcommand};
+
+use crate::list::Fault;
+
+#[derive(Parser)]
+#[command(name = "faults", about = "Show that the tests find deliberate faults")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// List the faults.
+    List,
+    /// Check that every old text is in its file exactly once.
+    Verify,
+    /// Apply faults, one at a time, and check that the tests find them.
+    Run(Choice),
+}
+
+#[derive(Args)]
+#[group(required = true, multiple = false)]
+struct Choice {
+    /// These faults.
+    names: Vec<String>,
+    /// All faults.
+    #[arg(long)]
+    all: bool,
+    /// Four faults, chosen by this text (the hash of a commit).
+    #[arg(long, value_name = "SEED")]
+    four: Option<String>,
+}
+
+fn main() -> ExitCode {
+    match execute(Arguments::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn execute(command: Command) -> Result<()> {
+    // This crate is ci/faults of the tree.
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).expect("has two parents");
+    let faults = list::read(root)?;
+    match command {
+        Command::List => {
+            for fault in &faults {
+                println!("{:36} {:12} {}", fault.name, fault.package, fault.what);
+            }
+            Ok(())
+        }
+        Command::Verify => {
+            verify(root, &faults)?;
+            println!("{} faults match their files", faults.len());
+            Ok(())
+        }
+        Command::Run(choice) => {
+            verify(root, &faults)?;
+            run_all(root, chosen(&faults, &choice)?)
+        }
+    }
+}
+
+fn verify(root: &Path, faults: &[Fault]) -> Result<()> {
+    let problems = list::mismatches(root, faults);
+    ensure!(problems.is_empty(), "{}", problems.join("\n"));
+    Ok(())
+}
+
+fn chosen<'a>(faults: &'a [Fault], choice: &Choice) -> Result<Vec<&'a Fault>> {
+    if choice.all {
+        return Ok(faults.iter().collect());
+    }
+    if let Some(seed) = &choice.four {
+        return Ok(choose::by_seed(faults, seed, 4));
+    }
+    let find = |name: &String| match faults.iter().find(|fault| fault.name == *name) {
+        Some(fault) => Ok(fault),
+        None => bail!("ci/faults.toml has no fault `{name}`; `list` shows them all"),
+    };
+    choice.names.iter().map(find).collect()
+}
+
+fn run_all(root: &Path, faults: Vec<&Fault>) -> Result<()> {
+    let copy = tree::Copy::of(root)?;
+    let mut missed = Vec::new();
+    println!("| fault | crate | check | how it was found |\n| --- | --- | --- | --- |");
+    for fault in &faults {
+        match run::run(&copy, fault) {
+            Ok(found) => {
+                for (check, how) in found {
+                    println!("| {} | {} | {check} | {how} |", fault.name, fault.package);
+                }
+            }
+            Err(error) => {
+                println!("| {} | {} | | NOT FOUND |", fault.name, fault.package);
+                eprintln!("{}: {error:#}", fault.name);
+                missed.push(fault.name.as_str());
+            }
+        }
+    }
+    println!("\n{} of {} faults found", faults.len() - missed.len(), faults.len());
+    ensure!(missed.is_empty(), "not found: {}", missed.join(", "));
+    Ok(())
+}

@@ -1,0 +1,71 @@
+//! Runs the checks of one fault.
+
+use std::fs::{self, File};
+use std::process::{Command, ExitStatus, Stdio};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::list::{Check, Checker, Fault};
+use crate::tree::Copy;
+
+/// How long a check may take, in seconds. One that takes longer hangs, which is no way to find a
+/// fault.
+const LIMIT: &str = "600";
+
+/// What `timeout` exits with then.
+const TIMED_OUT: i32 = 124;
+
+/// How many orders of threads a model check tries: ten times as many as in `ci/model-checks.sh`,
+/// since a fault may show in few of them.
+const ROUNDS: &str = "20000";
+
+/// Puts a fault in and runs its checks. Returns for each the line that it was found by.
+pub(crate) fn run(copy: &Copy, fault: &Fault) -> Result<Vec<(String, String)>> {
+    copy.with(fault, || {
+        let found = |check: &Check| {
+            let name = format!("{} {}", check.checker.name(), check.test);
+            let how = find(copy, fault, check).with_context(|| name.clone())?;
+            Ok((name, how))
+        };
+        fault.checks.iter().map(found).collect()
+    })
+}
+
+fn find(copy: &Copy, fault: &Fault, check: &Check) -> Result<String> {
+    let (built, output) = cargo(copy, fault, check, &["--no-run"])?;
+    ensure!(built.success(), "with the fault in it the code does not compile:\n{output}");
+    let (status, output) = cargo(copy, fault, check, &["--", "--exact", &check.test])?;
+    ensure!(output.contains("running 1 test"), "{} has no such test:\n{output}", fault.package);
+    ensure!(!status.success(), "the check passed");
+    match output.lines().find(|line| line.contains(&fault.finds)) {
+        Some(line) => Ok(line.trim().replace('|', "\\|")),
+        None => bail!("it failed for another reason than `{}`:\n{output}", fault.finds),
+    }
+}
+
+fn cargo(copy: &Copy, fault: &Fault, check: &Check, rest: &[&str]) -> Result<(ExitStatus, String)> {
+    let log = copy.target.join("log");
+    let file = File::create(&log)?;
+    // `timeout` ends the test along with cargo.
+    let mut command = Command::new("timeout");
+    command
+        .arg(LIMIT)
+        .arg(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+        .args(["test", "--quiet", "--locked", "--package", &fault.package])
+        .args(if check.checker == Checker::Plain { &[][..] } else { &["--lib"] })
+        .args(rest)
+        .current_dir(&copy.root)
+        .env("CARGO_TARGET_DIR", copy.target.join(check.checker.name()))
+        .env("RUST_BACKTRACE", "0")
+        .env("VFIOD_MODEL_ROUNDS", ROUNDS)
+        .stdin(Stdio::null())
+        .stdout(file.try_clone()?)
+        .stderr(file);
+    match check.checker {
+        Checker::Plain => command.env_remove("RUSTFLAGS"),
+        checker => command.env("RUSTFLAGS", format!("--cfg {}", checker.name())),
+    };
+    let status = command.status().context("cannot run `timeout` (coreutils)")?;
+    ensure!(status.code() != Some(TIMED_OUT), "not over after {LIMIT} s");
+    Ok((status, String::from_utf8_lossy(&fs::read(&log)?).into_owned()))
+}
