@@ -2,7 +2,7 @@
 //! (the kernel's `VFIO_DEVICE_PCI_HOT_RESET` and the information that goes with it), or by the
 //! administrator.
 //!
-//! With the set lock held from the first step to the last:
+//! With the set marked from the first step to the last:
 //!
 //! 1. Whoever has a member open is the caller, or it is refused.
 //! 2. Every member is stopped: no call of the device but the reset, no new DMA. Accesses wait. A
@@ -22,7 +22,7 @@ use crate::file::{File, FileShared};
 use crate::ids::Owner;
 use crate::registered::Registered;
 use crate::registry::DeviceRef;
-use crate::set::{Member, SetGuard};
+use crate::set::{Member, Phase, SetGuard, Transition};
 use crate::sync::{thread, try_lock};
 
 /// How long a hot reset waits in all for calls of the members that are in flight, in [`PAUSE`]s:
@@ -119,8 +119,8 @@ impl File {
         Ok(Authority::Owner(&file.owner, &[]).members(&mut guard))
     }
 
-    /// Resets every member of the device's set, open or not ([`ResetCause::Set`]). The set lock
-    /// is held, and while it lasts accesses to any member wait for its end, a second at most.
+    /// Resets every member of the device's set, open or not ([`ResetCause::Set`]). While it
+    /// lasts no member is opened or closed, and accesses to any member wait for its end, a second at most.
     ///
     /// After it every member is as a reset leaves it, and what clients did to any of them before
     /// or meanwhile has no effect: neither writes into pages that they have mapped, nor doorbells
@@ -147,10 +147,10 @@ impl File {
     /// As [`File::reset_set`].
     pub fn reset_set_with(&self, files: &[&File]) -> Result<()> {
         let (device, file) = self.parts();
-        let mut guard = device.set.lock();
-        // With the lock held: whoever takes the file away needs it to be done.
+        let resetting = device.begin_reset()?;
+        // With the set marked: a revoked file is released only after the reset.
         device.may_reset(file)?;
-        reset(&mut guard, &Authority::Owner(&file.owner, files))
+        reset(&resetting, &Authority::Owner(&file.owner, files))
     }
 }
 
@@ -173,25 +173,32 @@ impl DeviceRef {
     /// of a member took too long; `ENODEV`: the device has been unregistered; what the device
     /// says that could not be reset; `EIO`: it panicked.
     pub fn reset_set(&self, in_use: InUse) -> Result<()> {
-        let mut guard = self.registered.set.lock();
-        if guard.find(&self.registered).is_none() {
+        let resetting = self.registered.begin_reset()?;
+        if resetting.lock().find(&self.registered).is_none() {
             return Err(self.registered.is_gone());
         }
-        reset(&mut guard, &Authority::Administrator(in_use))
+        reset(&resetting, &Authority::Administrator(in_use))
     }
 }
 
 impl Registered {
+    fn begin_reset(&self) -> Result<Transition<'_>> {
+        self.set.try_begin(Phase::Resetting).map_err(|phase| self.set_is(phase))
+    }
+
     fn may_reset(&self, file: &FileShared) -> Result<()> {
         if file.is_open() { Ok(()) } else { Err(self.is_gone()) }
     }
 }
 
-fn reset(guard: &mut SetGuard<'_>, authority: &Authority<'_>) -> Result<()> {
-    authority.check(guard)?;
-    let mut members: Vec<_> = guard.members().map(|member| member.device.clone()).collect();
+fn reset(resetting: &Transition<'_>, authority: &Authority<'_>) -> Result<()> {
+    let mut members: Vec<_> = {
+        let mut guard = resetting.lock();
+        authority.check(&mut guard)?;
+        guard.members().map(|member| member.device.clone()).collect()
+    };
     members.sort_by_key(|member| member.shares_memory());
-    Stopped::stop(members)?.reset(guard)
+    Stopped::stop(members)?.reset(resetting)
 }
 
 /// The members of a set, none of them accessible; accessible again when this is dropped.
@@ -214,23 +221,27 @@ impl Stopped {
             while try_lock(&member.model).is_none() {
                 tries += 1;
                 if tries > PATIENCE {
-                    let what = format!("{} did not come to rest", member.name());
+                    let what = format!(
+                        "hot reset abandoned: a call of {} is still running; nothing was reset",
+                        member.name()
+                    );
                     return Err(Error::new(Errno::BUSY, what));
                 }
                 pause();
             }
         }
-        // Only now, as nothing can stop it any more: a call that was still inside did not notice.
+        // Halt DMA only once the reset can no longer end with `EBUSY`: a call that made it fail
+        // must keep its DMA.
         for member in &stopped.members {
             member.context.dma().halt(true);
         }
         Ok(stopped)
     }
 
-    fn reset(&self, guard: &mut SetGuard<'_>) -> Result<()> {
+    fn reset(&self, resetting: &Transition<'_>) -> Result<()> {
         for (at, member) in self.members.iter().enumerate() {
             if let Err(error) = member.reset(ResetCause::Set, None) {
-                self.give_up(guard, &self.members[..=at], member);
+                self.give_up(resetting, &self.members[..=at], member);
                 return Err(error);
             }
         }
@@ -238,11 +249,11 @@ impl Stopped {
         let before_last = self.members.split_last().map_or(&[][..], |(_, rest)| rest);
         for member in before_last.iter().filter(|member| member.shares_memory()) {
             if let Err(error) = member.reset_quietly(ResetCause::Set, None) {
-                self.give_up(guard, &self.members, member);
+                self.give_up(resetting, &self.members, member);
                 return Err(error);
             }
         }
-        for member in guard.members() {
+        for member in resetting.lock().members() {
             member.files.values().for_each(|file| file.silence_doorbells());
             member.device.context.irqs().silence_unmasks();
         }
@@ -252,12 +263,12 @@ impl Stopped {
     /// Puts those that were reset into the error state along with the one that failed.
     fn give_up(
         &self,
-        guard: &mut SetGuard<'_>,
+        resetting: &Transition<'_>,
         touched: &[Arc<Registered>],
         failed: &Arc<Registered>,
     ) {
         for member in touched {
-            guard.needs_reset(member);
+            resetting.lock().needs_reset(member);
             if !Arc::ptr_eq(member, failed) {
                 member.fail();
                 member.emit(Event::Failed);

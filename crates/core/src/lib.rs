@@ -14,14 +14,18 @@
 //!                           gone
 //! ```
 //!
-//! | event | set lock | what happens, in order | when a step fails |
+//! | event | set | what happens, in order | when a step fails |
 //! | --- | --- | --- | --- |
-//! | [`Registry::register`] | to join | [`describe`](Device::describe), [`init`](Device::init), join the set, become visible | undone in reverse, never visible |
-//! | first [`open`](DeviceRef::open) | held | counted; [`reset`](Device::reset) unless the state is retained; [`open_device`](Device::open_device); lock dropped; [`open`](Device::open) | undone in reverse: [`release`](Device::release) and [`close_device`](Device::close_device) only for what had succeeded |
-//! | further open | for the count | counted; `open` | not counted |
-//! | drop of a [`File`] | for the last part | `release`; the file's windows and eventfds go; not counted any more; after the last: `close_device`, and the reset of those members of the set that are in the error state if none is open | cannot fail |
-//! | [`Registration::unregister`] | to leave | invisible, no new opens; [`request`](device::Request::request) again and again; at the deadline the files are revoked; leave the set; the device is dropped | cannot fail |
-//! | [`File::reset_set`], [`DeviceRef::reset_set`] | held | refused if somebody else has a member open; every member stopped (accesses wait a second, then `EBUSY`; no DMA begins); each reset, those with mappable pages last and again; doorbells and unmasking eventfds that were signalled are forgotten; resumed | a member that is busy: nothing has happened (`EBUSY`); one whose reset fails: it and those reset before it are in the error state, the others as they were |
+//! | [`Registry::register`] | idle, to join | [`describe`](Device::describe), [`init`](Device::init), join the set, become visible | undone in reverse, never visible |
+//! | first [`open`](DeviceRef::open) | opening | counted; [`reset`](Device::reset) unless the state is retained; [`open_device`](Device::open_device); mark dropped; [`open`](Device::open) | undone in reverse: [`release`](Device::release) and [`close_device`](Device::close_device) only for what had succeeded |
+//! | further open | opening | counted; mark dropped; `open` | not counted |
+//! | drop of a [`File`] | closing, for the last part | the file's mappings and eventfds go, so that nothing can wait for the peer; `release`; not counted any more; after the last: `close_device`, and the reset of those members of the set that are in the error state if none is open | cannot fail |
+//! | [`Registration::unregister`] | idle, to leave | invisible, no new opens; [`request`](device::Request::request) again and again; at the deadline the files are revoked; leave the set; the device is dropped | cannot fail |
+//! | [`File::reset_set`], [`DeviceRef::reset_set`] | resetting | refused if somebody else has a member open; every member stopped (accesses wait a second, then `EBUSY`; no DMA begins); each reset, those with mappable pages last and again; doorbells and unmasking eventfds that were signalled are forgotten; resumed | a member that is busy: nothing has happened (`EBUSY`); one whose reset fails: it and those reset before it are in the error state, the others as they were |
+//!
+//! A *set* is idle, or marked by one thread that opens, closes or resets a member. The set's lock
+//! is held to read and change the mark and the count of files, never during a callback or a wait.
+//! Others wait for the mark: an open or a reset for two seconds, then it fails with `EBUSY`.
 //!
 //! A panic in any callback is caught. The device is in the error state then: accesses fail with
 //! `EIO` until a reset succeeds (a client's, that of its next first open, or that of its set).
@@ -58,6 +62,7 @@
 //! - A hot reset waits for DMA that a device has begun on a thread of its own only if the
 //!   device's `reset` does.
 
+mod backoff;
 pub mod device;
 pub mod event;
 pub mod file;
@@ -67,13 +72,13 @@ pub mod irq;
 mod lifecycle;
 #[cfg(all(test, any(shuttle, loom)))]
 mod model;
-mod patience;
 pub mod region;
 mod registered;
 pub mod registry;
 pub mod set;
 
 pub mod state;
+mod timeout;
 
 pub use vfiod_dma as dma;
 pub use vfiod_dma::{error, memory};

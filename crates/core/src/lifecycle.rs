@@ -1,7 +1,7 @@
 //! Open, release, revoke and unregister: the lifecycle of files and devices.
 //!
-//! The set lock is held around first open and last close, and for every change of the count of
-//! files; never around `open`, `release`, `request` or a wait.
+//! First open, last close and every change of the count of files happen with the set marked
+//! (`set.rs`); no callback and no wait happens under the set lock.
 //!
 //! A file is `Opening` while `open` runs for it, then `Open`, then `Gone`. Whoever moves it
 //! from `Open` to `Gone` owes the device its release: its holder, by dropping it, or the
@@ -10,29 +10,39 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::backoff::RequestBackoff;
 use crate::device::{DeviceFlags, ResetCause, Token};
 use crate::error::{Errno, Error, Result};
 use crate::event::Event;
 use crate::file::FileShared;
 use crate::ids::{FileId, Owner};
 use crate::irq::IrqIndex;
-use crate::patience::Patience;
 use crate::registered::Registered;
 use crate::registry::OpenPolicy;
-use crate::set::SetGuard;
+use crate::set::{Phase, SetGuard, Transition};
 
 /// `VFIO_PCI_REQ_IRQ_INDEX`.
 const PCI_REQUEST_IRQ: IrqIndex = IrqIndex(4);
 
+/// Whether observers hear of a file's release: only if they heard of its open.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Announce {
+    Yes,
+    No,
+}
+
 impl Registered {
-    /// Opens the device: counted and opened under the set lock, then `open` without it.
+    /// Opens the device: counted, and opened for the first file, with the set marked; then `open`
+    /// without the mark.
     pub(crate) fn open_file(&self, owner: Owner, token: Option<Token>) -> Result<Arc<FileShared>> {
         let file = Arc::new(FileShared::new(self.registry.next_file(), owner));
-        self.count_in(&mut self.set.lock(), &file, token)?;
+        let opening = self.set.try_begin(Phase::Opening).map_err(|phase| self.set_is(phase))?;
+        self.count_in(&opening, &file, token)?;
+        drop(opening);
 
         if let Err(error) = self.call(|device| device.open(file.id, &file.owner)) {
             tracing::debug!(device = self.name(), file = file.id.0, %error, "open failed");
-            self.count_out(&file, false);
+            self.count_out(&file, Announce::No);
             return Err(error);
         }
 
@@ -49,47 +59,62 @@ impl Registered {
             return Ok(file);
         }
         drop(guard);
-        self.call_release(&file);
-        self.count_out(&file, false);
+        self.release_now(&file, Announce::No);
         Err(self.is_leaving())
     }
 
     /// Checks that one more file is allowed, counts it, and opens the device for the first.
     fn count_in(
         &self,
-        guard: &mut SetGuard<'_>,
+        opening: &Transition<'_>,
         file: &Arc<FileShared>,
         token: Option<Token>,
     ) -> Result<()> {
-        let Some(member) = guard.find(self) else { return Err(self.is_leaving()) };
-        if member.leaving {
-            return Err(self.is_leaving());
-        }
-        let first = match member.owner() {
-            None => true,
-            Some(_) if self.open_policy == OpenPolicy::Single => {
-                let what = format!("{} is open, and takes one file at a time", self.name());
-                return Err(Error::new(Errno::INVAL, what));
-            }
-            Some(owner) if *owner != file.owner => {
-                let what = format!("{} is in use by {owner}", self.name());
-                return Err(Error::new(Errno::BUSY, what));
-            }
-            Some(_) if self.is_in_error_state() => return Err(self.has_failed()),
-            Some(_) => false,
-        };
+        self.may_open(&mut opening.lock(), &file.owner)?;
         self.admit_opener(token)?;
-        guard.member(self).files.insert(file.id, file.clone());
+        let first = {
+            let mut guard = opening.lock();
+            // Once more: an unregister may have begun, and a file may have been revoked.
+            let first = self.may_open(&mut guard, &file.owner)?;
+            guard.member(self).files.insert(file.id, file.clone());
+            first
+        };
         if !first {
             return Ok(());
         }
-        self.first_open(guard).inspect_err(|error| {
+        self.first_open(opening).inspect_err(|error| {
             tracing::debug!(device = self.name(), %error, "first open failed");
-            guard.member(self).files.remove(&file.id);
+            let mut guard = opening.lock();
+            let member = guard.member(self);
+            member.files.remove(&file.id);
+            if member.leaving {
+                self.drained.notify_all();
+            }
             if self.is_in_error_state() {
                 guard.needs_reset(self);
             }
         })
+    }
+
+    /// Whether the policy allows one more file of an owner; whether it is the first.
+    fn may_open(&self, guard: &mut SetGuard<'_>, opener: &Owner) -> Result<bool> {
+        let Some(member) = guard.find(self) else { return Err(self.is_leaving()) };
+        if member.leaving {
+            return Err(self.is_leaving());
+        }
+        match member.owner() {
+            None => Ok(true),
+            Some(_) if self.open_policy == OpenPolicy::Single => {
+                let what = format!("{} is open, and takes one file at a time", self.name());
+                Err(Error::new(Errno::INVAL, what))
+            }
+            Some(owner) if owner != opener => {
+                let what = format!("{} is in use by {owner}", self.name());
+                Err(Error::new(Errno::BUSY, what))
+            }
+            Some(_) if self.is_in_error_state() => Err(self.has_failed()),
+            Some(_) => Ok(false),
+        }
     }
 
     /// Asks the device whether it may be opened with this token.
@@ -113,11 +138,13 @@ impl Registered {
     }
 
     fn release_taken(&self, file: &FileShared) {
-        self.call_release(file);
-        self.count_out(file, true);
+        self.release_now(file, Announce::Yes);
     }
 
-    fn call_release(&self, file: &FileShared) {
+    /// Releases a file. What it gave the device is taken away first, so that nothing can wait for
+    /// the peer in what follows.
+    fn release_now(&self, file: &FileShared, announce: Announce) {
+        self.drop_resources(file);
         let released = self.call(|device| {
             device.release(file.id);
             Ok(())
@@ -125,28 +152,32 @@ impl Registered {
         if let Err(error) = released {
             tracing::debug!(device = self.name(), file = file.id.0, %error, "release failed");
         }
+        self.count_out(file, announce);
     }
 
-    /// Takes from the device what the file gave it, and the file out of the count; closes the
-    /// device after the last.
-    fn count_out(&self, file: &FileShared, announced: bool) {
+    /// Takes a file out of the count, and closes the device after the last.
+    fn count_out(&self, file: &FileShared, announce: Announce) {
+        // Once more: `release` may have been the one that gave the device something.
         self.drop_resources(file);
-        let mut guard = self.set.lock();
-        let Some(member) = guard.find(self) else { return };
-        if member.files.remove(&file.id).is_none() {
-            return;
-        }
-        let count = member.count();
-        let leaving = member.leaving;
-        if announced {
-            tracing::debug!(device = self.name(), file = file.id.0, count, "released");
-            self.emit(|subject| Event::FileReleased { subject, file: file.id, count });
-        }
+        let closing = self.set.begin(Phase::Closing);
+        let count = {
+            let mut guard = closing.lock();
+            let Some(member) = guard.find(self) else { return };
+            if member.files.remove(&file.id).is_none() {
+                return;
+            }
+            let count = member.count();
+            if announce == Announce::Yes {
+                tracing::debug!(device = self.name(), file = file.id.0, count, "released");
+                self.emit(|subject| Event::FileReleased { subject, file: file.id, count });
+            }
+            count
+        };
         if count > 0 {
             return;
         }
-        self.last_close(&mut guard);
-        if leaving {
+        self.last_close(&closing);
+        if closing.lock().find(self).is_some_and(|member| member.leaving) {
             self.drained.notify_all();
         }
     }
@@ -161,12 +192,12 @@ impl Registered {
     /// Waits for the last file to be gone, asking for it again and again, and takes away what
     /// is left when time is up. No file can be opened from now on.
     pub(crate) fn drain(&self, deadline: Option<Duration>) {
-        let mut patience = Patience::new(deadline);
+        let mut backoff = RequestBackoff::new(deadline);
         let mut guard = self.set.lock();
         guard.member(self).leaving = true;
         tracing::debug!(device = self.name(), "unregistering");
         while !guard.member(self).files.is_empty() {
-            let Some(n) = patience.ask() else {
+            let Some(n) = backoff.next_request() else {
                 drop(guard);
                 return self.revoke_all();
             };
@@ -174,7 +205,7 @@ impl Registered {
             self.request(n);
             guard = self.set.lock();
             while !guard.member(self).files.is_empty() {
-                let Some(time) = patience.wait() else { break };
+                let Some(time) = backoff.wait() else { break };
                 guard.wait(&self.drained, time);
             }
         }
@@ -241,7 +272,7 @@ impl Registered {
 
     /// Leaves the set and lets the device itself go. No files are left.
     pub(crate) fn leave(&self) {
-        self.set.lock().leave(self);
+        self.set.lock_idle().leave(self);
         let model = crate::sync::lock(&self.model).take();
         if let Err(panic) = crate::contain::contain(|| drop(model)) {
             tracing::error!(device = self.name(), error = %panic, "dropping the device failed");
@@ -255,6 +286,11 @@ impl Registered {
             return Err(Error::new(Errno::INVAL, what));
         }
         self.reset(ResetCause::Client, Some(file))
+    }
+
+    #[cold]
+    pub(crate) fn set_is(&self, phase: Phase) -> Error {
+        Error::new(Errno::BUSY, format!("the set of {} is {phase}", self.name()))
     }
 
     #[cold]

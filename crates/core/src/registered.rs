@@ -9,16 +9,20 @@ use crate::error::{Errno, Error, Result};
 use crate::event::{Event, Subject};
 use crate::file::FileShared;
 use crate::ids::DeviceId;
-use crate::patience::AccessPatience;
 use crate::registry::{OpenPolicy, RegistryInner, StatePolicy};
-use crate::set::{Set, SetGuard};
+use crate::set::{Set, Transition};
 use crate::sync::atomic::{AtomicU8, Ordering};
 use crate::sync::{self, Condvar, Mutex, MutexGuard, lock};
+use crate::timeout::Timeout;
 
 /// The error state.
 const FAILED: u8 = 1;
 /// The set is being reset.
 const STOPPED: u8 = 2;
+
+/// How long an access waits while its set is being reset: clients give up after five seconds,
+/// and take an error for good.
+const ACCESS_WAIT: Duration = Duration::from_secs(1);
 
 /// The device behind its lock; `None` once it has been unregistered.
 pub(crate) type Model = Option<Box<dyn Device>>;
@@ -148,10 +152,10 @@ impl Registered {
     /// Waits for the end of the set's reset, for a time: `EBUSY` then; `ENODEV`.
     #[cold]
     fn await_resume(&self, file: &FileShared) -> Result<()> {
-        let mut patience = AccessPatience::new();
+        let mut timeout = Timeout::new(ACCESS_WAIT);
         let mut entrance = lock(&self.entrance);
         while self.is_stopped() && file.is_open() {
-            let Some(time) = patience.wait() else { return Err(self.is_being_reset()) };
+            let Some(time) = timeout.left() else { return Err(self.is_being_reset()) };
             entrance = sync::wait(&self.resumed, &self.entrance, entrance, time);
         }
         if file.is_open() { Ok(()) } else { Err(self.is_gone()) }
@@ -177,7 +181,7 @@ impl Registered {
     }
 
     /// Resets the device: for a file, unless that was taken away, and not before the set's own
-    /// reset is over; or with the set lock held. In the error state after a failure, out of it
+    /// reset is over; or with the set marked. In the error state after a failure, out of it
     /// after success.
     pub(crate) fn reset(&self, cause: ResetCause, file: Option<&FileShared>) -> Result<()> {
         self.reset_quietly(cause, file)?;
@@ -216,22 +220,21 @@ impl Registered {
         })
     }
 
-    /// First open: reset where the state is not kept, then `open_device`. The set lock is held.
-    pub(crate) fn first_open(&self, guard: &mut SetGuard<'_>) -> Result<()> {
-        // What the error state left behind is worth keeping for nobody.
+    /// First open: reset where the state is not kept, then `open_device`.
+    pub(crate) fn first_open(&self, opening: &Transition<'_>) -> Result<()> {
+        // Reset a failed device even if its state is retained: that state cannot be trusted.
         if self.state_policy == StatePolicy::Reset || self.is_in_error_state() {
             self.reset(ResetCause::Open, None)?;
         }
         self.call(|device| device.open_device())?;
-        guard.device_opened();
+        opening.lock().device_opened();
         tracing::debug!(device = self.name(), "first open");
         self.emit(Event::DeviceOpened);
         Ok(())
     }
 
-    /// Last close: `close_device`, then the set's reset if a member needs it and none is open.
-    /// The set lock is held.
-    pub(crate) fn last_close(&self, guard: &mut SetGuard<'_>) {
+    /// Last close: `close_device`, then the reset of the set's failed members if none is open.
+    pub(crate) fn last_close(&self, closing: &Transition<'_>) {
         let closed = self.call(|device| {
             device.close_device();
             Ok(())
@@ -239,17 +242,21 @@ impl Registered {
         if let Err(error) = closed {
             tracing::debug!(device = self.name(), %error, "close_device failed");
         }
-        guard.device_closed();
-        tracing::debug!(device = self.name(), "last close");
-        self.emit(Event::DeviceClosed);
-        if self.is_in_error_state() {
-            guard.needs_reset(self);
-        }
-        for member in guard.take_resets() {
+        let failed = {
+            let mut guard = closing.lock();
+            guard.device_closed();
+            tracing::debug!(device = self.name(), "last close");
+            self.emit(Event::DeviceClosed);
+            if self.is_in_error_state() {
+                guard.needs_reset(self);
+            }
+            guard.take_resets()
+        };
+        for member in failed {
             // It stays in the error state if this fails; its next first open tries again, and so
             // does the next time that the set falls idle.
             if member.reset(ResetCause::Set, None).is_err() {
-                guard.needs_reset(&member);
+                closing.lock().needs_reset(&member);
             }
         }
     }
@@ -266,8 +273,7 @@ impl Registered {
         self.barred.load(Ordering::Acquire) & STOPPED != 0
     }
 
-    /// Keeps every call away but the set's reset, until [`Registered::resume`]. The set lock is
-    /// held. A call that came in before goes on: it holds the device lock.
+    /// Keeps every call away but the set's reset, until [`Registered::resume`]. A call that came in before goes on: it holds the device lock.
     pub(crate) fn stop(&self) {
         self.barred.fetch_or(STOPPED, Ordering::Relaxed);
     }

@@ -166,7 +166,7 @@ impl Registry {
             Some(id) => self.inner.sets.join(id),
             None => (Set::singleton(), true),
         };
-        let registered = set.lock().join(|slot| {
+        let registered = set.lock_idle().join(|slot| {
             Arc::new(Registered {
                 registry: self.inner.clone(),
                 context,

@@ -1,6 +1,19 @@
-//! Device sets: devices that share one lock around first open, last close and reset.
+//! Device sets: devices whose first opens, last closes and resets never overlap.
+//!
+//! A set is idle, or one thread is opening, closing or resetting a member of it. Whoever wants to
+//! change it takes the lock, waits until the set is idle, marks it, and drops the lock: callbacks
+//! of devices and waits happen with the mark and without the lock. So the lock is held for
+//! bookkeeping only, and status is answered while a device is slow.
+//!
+//! | set is | open | release | reset of the set | join, leave | status |
+//! | --- | --- | --- | --- | --- | --- |
+//! | idle | → opening | → closing | → resetting | at once | at once |
+//! | opening, closing, resetting | waits until idle, at most [`WAIT`]: `EBUSY` | waits until idle | waits until idle, at most [`WAIT`]: `EBUSY` | waits until idle | at once |
+//!
+//! Every mark is given up by the destructor of its [`Transition`].
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fmt;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -8,6 +21,36 @@ use crate::file::FileShared;
 use crate::ids::{FileId, Owner, SetId};
 use crate::registered::Registered;
 use crate::sync::{self, Condvar, Mutex, MutexGuard, lock};
+use crate::timeout::Timeout;
+
+/// How long an open or a reset waits for another operation of the set. A request of a client has
+/// four seconds in all.
+pub(crate) const WAIT: Duration = Duration::from_secs(2);
+
+/// What is being done to a set.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Phase {
+    /// Nothing.
+    #[default]
+    Idle,
+    /// A member is being opened.
+    Opening,
+    /// A file of a member is being released; after the last, the member is closed.
+    Closing,
+    /// All members are being reset.
+    Resetting,
+}
+
+impl fmt::Display for Phase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Idle => "idle",
+            Self::Opening => "being opened",
+            Self::Closing => "being closed",
+            Self::Resetting => "being reset",
+        })
+    }
+}
 
 /// A live device set.
 pub(crate) struct Set {
@@ -15,11 +58,16 @@ pub(crate) struct Set {
     id: Option<SetId>,
     name: OnceLock<String>,
     state: Mutex<SetState>,
+    /// Signalled when the set becomes idle; goes with `state`.
+    idle: Condvar,
 }
 
 /// Everything that the set lock protects; see [`SetGuard`].
 #[derive(Default)]
 struct SetState {
+    phase: Phase,
+    /// Threads that wait until the set is idle.
+    waiting: usize,
     members: Vec<Option<Member>>,
     vacant: Vec<usize>,
     open_members: usize,
@@ -47,7 +95,8 @@ impl Member {
 
 impl Set {
     fn new(id: Option<SetId>) -> Arc<Self> {
-        Arc::new(Self { id, name: OnceLock::new(), state: Mutex::new(SetState::default()) })
+        let (state, idle) = (Mutex::new(SetState::default()), Condvar::new());
+        Arc::new(Self { id, name: OnceLock::new(), state, idle })
     }
 
     /// The set of a device that named none. It is in no table: nobody can join it.
@@ -66,6 +115,64 @@ impl Set {
     /// Takes the set lock. No registry lock and no device lock may be held.
     pub(crate) fn lock(&self) -> SetGuard<'_> {
         SetGuard { set: self, state: Some(lock(&self.state)) }
+    }
+
+    /// Takes the set lock at a moment when the set is idle.
+    pub(crate) fn lock_idle(&self) -> SetGuard<'_> {
+        let mut guard = self.lock();
+        while guard.state().phase != Phase::Idle {
+            guard.wait_idle(Duration::MAX);
+        }
+        guard
+    }
+
+    /// Marks the set as soon as it is idle, however long that takes.
+    pub(crate) fn begin(&self, phase: Phase) -> Transition<'_> {
+        self.lock_idle().state().phase = phase;
+        Transition { set: self }
+    }
+
+    /// Marks the set if it becomes idle within [`WAIT`]. Otherwise returns what it is busy with.
+    pub(crate) fn try_begin(&self, phase: Phase) -> Result<Transition<'_>, Phase> {
+        let mut timeout = Timeout::new(WAIT);
+        let mut guard = self.lock();
+        while guard.state().phase != Phase::Idle {
+            // In a model no time passes, and only a deadlock is too long.
+            let time = if cfg!(any(loom, shuttle)) { Some(Duration::MAX) } else { timeout.left() };
+            let Some(time) = time else { return Err(guard.state().phase) };
+            guard.wait_idle(time);
+        }
+        guard.state().phase = phase;
+        drop(guard);
+        Ok(Transition { set: self })
+    }
+}
+
+/// The mark on a set: nobody else opens, closes or resets a member. The set is idle again when
+/// this is dropped.
+pub(crate) struct Transition<'a> {
+    set: &'a Set,
+}
+
+impl Transition<'_> {
+    /// Takes the set lock, for bookkeeping.
+    pub(crate) fn lock(&self) -> SetGuard<'_> {
+        self.set.lock()
+    }
+}
+
+impl Drop for Transition<'_> {
+    fn drop(&mut self) {
+        let waiting = {
+            let mut guard = self.set.lock();
+            let state = guard.state();
+            state.phase = Phase::Idle;
+            state.waiting
+        };
+        // Signalling costs a system call even where nobody waits.
+        if waiting > 0 {
+            self.set.idle.notify_all();
+        }
     }
 }
 
@@ -95,7 +202,7 @@ impl SetGuard<'_> {
         device
     }
 
-    /// Strikes a device out, which no longer has files.
+    /// Removes a device. It must have no files left.
     pub(crate) fn leave(&mut self, device: &Registered) {
         let state = self.state();
         let member = state.members[device.slot].take();
@@ -110,7 +217,7 @@ impl SetGuard<'_> {
         self.state().members[device.slot].as_mut().expect("a device is a member until it has left")
     }
 
-    /// Likewise, for a device that may have left.
+    /// What the lock protects of a device, or `None` if it has left the set.
     pub(crate) fn find(&mut self, device: &Registered) -> Option<&mut Member> {
         debug_assert!(std::ptr::eq(self.set, &*device.set), "the guard of another set");
         let member = self.state().members.get_mut(device.slot)?.as_mut()?;
@@ -149,6 +256,14 @@ impl SetGuard<'_> {
         failed.cloned().collect()
     }
 
+    /// Waits until the set may have become idle, or for a time.
+    fn wait_idle(&mut self, time: Duration) {
+        self.state().waiting += 1;
+        let set = self.set;
+        self.wait(&set.idle, time);
+        self.state().waiting -= 1;
+    }
+
     /// Lets the lock go until `signal`, or for a time ([`Duration::MAX`]: for ever).
     pub(crate) fn wait(&mut self, signal: &Condvar, time: Duration) {
         let state = self.state.take().expect("the set lock is held outside of wait()");
@@ -157,8 +272,8 @@ impl SetGuard<'_> {
 }
 
 /// The live sets that have an id, by the id's address. A set is here exactly as long as it has
-/// members; the count is kept here and not in the set, so that nobody waits for a set lock, which
-/// is held around callbacks, with a shard's lock held.
+/// members; the count is kept here and not in the set, so that nobody waits for a set lock
+/// with a shard's lock held.
 pub(crate) struct SetTable {
     shards: Box<[Mutex<HashMap<usize, Live>>]>,
 }
