@@ -76,6 +76,7 @@ pub mod region;
 mod registered;
 pub mod registry;
 pub mod set;
+pub mod work;
 
 pub mod state;
 mod timeout;

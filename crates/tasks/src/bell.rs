@@ -4,9 +4,12 @@ use vfiod_sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use crate::waiters::Waiters;
 
+/// A ring has not been taken.
 const RUNG: u32 = 1;
-/// Goes with [`RUNG`]: the newest value is known.
+/// The newest ring had a value.
 const HAS_VALUE: u32 = 2;
+/// There has been a ring since the beginning, or since [`Bell::forget`].
+const EVER: u32 = 4;
 
 /// A doorbell: it says "changed", with the newest value where that is known.
 ///
@@ -38,18 +41,32 @@ impl Bell {
         }
     }
 
-    /// Remembers a ring without waking anybody: [`Bell::wake`] follows. Returns whether nobody
-    /// has been told of this ring yet.
+    /// Remembers a ring without waking anybody, for a caller that may have to call [`Bell::wake`].
+    /// Returns whether the ring before it has been taken.
     pub fn ring_silently(&self, value: Option<u64>) -> bool {
         let state = match value {
             Some(value) => {
                 self.value.store(value, Ordering::Relaxed);
-                RUNG | HAS_VALUE
+                RUNG | HAS_VALUE | EVER
             }
-            None => RUNG,
+            None => RUNG | EVER,
         };
-        // Publishes the value to whoever takes this ring or a later one.
-        self.state.swap(state, Ordering::AcqRel) & RUNG == 0
+        // Publishes the value to whoever takes this ring or a later one. `SeqCst`: whoever looks
+        // at something else next, whether to wake, must not do so before this.
+        self.state.swap(state, Ordering::SeqCst) & RUNG == 0
+    }
+
+    /// Rings again with the newest value, if the bell has ever been rung: for whoever took the
+    /// last ring and did not get to act on it. Wakes nobody.
+    pub fn repeat_silently(&self) {
+        if self.state.load(Ordering::SeqCst) & EVER != 0 {
+            self.state.fetch_or(RUNG, Ordering::SeqCst);
+        }
+    }
+
+    /// Forgets all rings.
+    pub fn forget(&self) {
+        self.state.store(0, Ordering::SeqCst);
     }
 
     /// Wakes those who wait.
@@ -62,14 +79,14 @@ impl Bell {
         if !self.is_rung() {
             return None;
         }
-        let state = self.state.swap(0, Ordering::AcqRel);
+        let state = self.state.fetch_and(!RUNG, Ordering::SeqCst);
         let value = || self.value.load(Ordering::Relaxed);
         (state & RUNG != 0).then(|| Ring { value: (state & HAS_VALUE != 0).then(value) })
     }
 
     /// Whether there is a ring that has not been taken.
     pub fn is_rung(&self) -> bool {
-        self.state.load(Ordering::Acquire) & RUNG != 0
+        self.state.load(Ordering::SeqCst) & RUNG != 0
     }
 
     /// Waits for a ring, and takes it.

@@ -13,6 +13,8 @@
 //! | after a hot reset everybody goes on; after a failed one, as they were or in the error state | [`scenarios_hot_reset`] |
 //! | stores into pages and doorbells from before the end of a hot reset have no effect | [`scenarios_hot_reset`], [`witness`] |
 //! | no signal after an eventfd was taken away; one signal for each unmask | [`scenarios_irq`] |
+//! | a device that is idle does no work, and none begins; a step does not begin after a cancel | [`scenarios_work`] |
+//! | no ring of a doorbell is lost while work is stopped and resumed | [`scenarios_work`] |
 //! | no deadlock | the checker |
 //!
 //! `ci/model-checks.sh` runs them.
@@ -25,5 +27,7 @@ mod scenarios;
 mod scenarios_hot_reset;
 #[cfg(shuttle)]
 mod scenarios_irq;
+#[cfg(shuttle)]
+mod scenarios_work;
 #[cfg(shuttle)]
 mod witness;

@@ -1,0 +1,107 @@
+//! The gate of a device: whether work may begin, and whether any is inside.
+
+use vfiod_sync::atomic::{AtomicU64, Ordering};
+use vfiod_tasks::Waiters;
+
+/// The low bits of the word: 0 while the gate is open.
+const STATE: u64 = 3;
+const FINISHING: u64 = 1;
+const CANCELLING: u64 = 2;
+/// The rest of the word counts what is inside.
+const ONE: u64 = 4;
+
+/// How a gate is closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Close {
+    /// What is inside goes on until its end.
+    Finish,
+    /// Tasks are cancelled.
+    Cancel,
+}
+
+/// The state of a gate.
+///
+/// ```text
+///            close(Finish)                  the last one leaves
+///      Open ───────────────► Finishing ──────────────────────────┐
+///       ▲ │                      │ close(Cancel)                 ▼
+///       │ │  close(Cancel)       ▼          the last one leaves
+///       │ └────────────────► Cancelling ────────────────────► Closed
+///       │                        │                               │
+///       └────────────────────────┴───────────────────────────────┘
+///                              reopen, from any
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GateState {
+    /// Work begins.
+    Open,
+    /// Nothing new begins, and what is inside goes on until its end.
+    Finishing,
+    /// Nothing new begins, and tasks end at their next await.
+    Cancelling,
+    /// Nothing is inside.
+    Closed,
+}
+
+/// Counts what works for a device, and lets nothing in while it is closed.
+#[derive(Debug, Default)]
+pub(super) struct Gate {
+    word: AtomicU64,
+    /// Those who wait until nothing is inside.
+    pub(super) idle: Waiters,
+}
+
+impl Gate {
+    /// Goes inside, if the gate is open. [`Gate::leave`] follows.
+    #[inline]
+    pub(super) fn enter(&self) -> bool {
+        let mut word = self.word.load(Ordering::Relaxed);
+        // No addition that is taken back: a closed gate that nobody is in stays so.
+        while word & STATE == 0 {
+            let entered = word + ONE;
+            match self.word.compare_exchange_weak(
+                word,
+                entered,
+                Ordering::SeqCst,
+                Ordering::Relaxed,
+            ) {
+                Ok(_) => return true,
+                Err(changed) => word = changed,
+            }
+        }
+        false
+    }
+
+    /// Ends what [`Gate::enter`] began.
+    #[inline]
+    pub(super) fn leave(&self) {
+        // Releases what was done inside to whoever sees the gate idle.
+        let word = self.word.fetch_sub(ONE, Ordering::SeqCst) - ONE;
+        if word < ONE && word != 0 {
+            self.idle.wake_all();
+        }
+    }
+
+    /// Closes the gate. A gate that is closed by cancelling stays so.
+    pub(super) fn close(&self, how: Close) {
+        let state = match how {
+            Close::Finish => FINISHING,
+            Close::Cancel => CANCELLING,
+        };
+        let close = |word| Some((word & !STATE) | state.max(word & STATE));
+        let _ = self.word.fetch_update(Ordering::SeqCst, Ordering::SeqCst, close);
+    }
+
+    pub(super) fn open(&self) {
+        self.word.fetch_and(!STATE, Ordering::SeqCst);
+    }
+
+    pub(super) fn state(&self) -> GateState {
+        match self.word.load(Ordering::SeqCst) {
+            word if word & STATE == 0 => GateState::Open,
+            word if word < ONE => GateState::Closed,
+            word if word & STATE == FINISHING => GateState::Finishing,
+            _ => GateState::Cancelling,
+        }
+    }
+}

@@ -1,0 +1,565 @@
+//! A device's work beside its calls: tasks, and doorbells that reach its data path without the
+//! device's lock.
+//!
+//! All of it passes a gate. While that is closed nothing new begins; when nothing is inside, the
+//! device is *idle*. A ring of a doorbell at a closed gate is remembered.
+
+mod gate;
+#[cfg(all(test, not(any(shuttle, loom))))]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use pin_project_lite::pin_project;
+use vfiod_sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use vfiod_sync::{Mutex, lock};
+use vfiod_tasks::contain::Panicked;
+use vfiod_tasks::{Bell, Ended, Job, Ring, Runtime, Sleep, Timeout, Waiters};
+
+use crate::error::{Errno, Error, Result};
+
+pub use gate::{Close, GateState};
+
+/// What a device may use of this.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WorkLimits {
+    /// Tasks at the same time.
+    pub tasks: usize,
+    /// Its doorbells.
+    pub bells: usize,
+}
+
+/// Called when a task of a device has panicked, with the task's name. Holds no lock.
+pub type OnPanic = Box<dyn Fn(&str, Panicked) + Send + Sync>;
+
+/// The work of one device. Dropping it cancels its tasks.
+pub struct Work {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    device: String,
+    runtime: Runtime,
+    on_panic: OnPanic,
+    max_tasks: usize,
+    gate: gate::Gate,
+    bells: Box<[Bell]>,
+    tasks: Mutex<Tasks>,
+}
+
+#[derive(Default)]
+struct Tasks {
+    last_id: u64,
+    by_id: BTreeMap<u64, Entry>,
+}
+
+struct Entry {
+    task: Arc<TaskShared>,
+    /// `None` while the task is being started, and once it has been cancelled.
+    job: Option<Job>,
+}
+
+/// What others see of a task.
+struct TaskShared {
+    id: u64,
+    name: String,
+    started: Instant,
+    cancelled: AtomicBool,
+    running: AtomicBool,
+    polls: AtomicU64,
+    nanoseconds: AtomicU64,
+    gone: AtomicBool,
+    on_gone: Waiters,
+}
+
+/// What a task does at the moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TaskState {
+    /// It runs, or is about to.
+    Running,
+    /// It waits.
+    Waiting,
+    /// It was cancelled, and its future has not been dropped yet.
+    Cancelled,
+}
+
+/// A task, as [`Work::list`] shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TaskInfo {
+    /// Different for each task of the device.
+    pub id: u64,
+    /// The name that the device gave it.
+    pub name: String,
+    /// What it does at the moment.
+    pub state: TaskState,
+    /// Time since it was started.
+    pub age: Duration,
+    /// How often it was run.
+    pub polls: u64,
+    /// How long it ran in all; what it does now is not in it.
+    pub run: Duration,
+}
+
+impl Work {
+    /// A device without work, its gate open.
+    pub fn new(device: &str, runtime: Runtime, limits: WorkLimits, on_panic: OnPanic) -> Self {
+        let shared = Shared {
+            device: device.to_owned(),
+            runtime,
+            on_panic,
+            max_tasks: limits.tasks,
+            gate: gate::Gate::default(),
+            bells: (0..limits.bells).map(|_| Bell::new()).collect(),
+            tasks: Mutex::default(),
+        };
+        Self { shared: Arc::new(shared) }
+    }
+
+    /// Starts a task. `make` makes its future, on the calling thread, with no lock of this held.
+    ///
+    /// # Errors
+    /// `EAGAIN`: the device has as many tasks as it may have; `EBUSY`: its gate is closed.
+    pub fn spawn<F>(&self, name: &str, make: impl FnOnce(Task) -> F) -> Result<TaskHandle>
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        self.shared.spawn(name, make)
+    }
+
+    /// Finds the task with a name, if it goes on: one that was cancelled does not count. For a
+    /// resume after an abandoned quiesce, when some tasks have ended and others have not.
+    pub fn find(&self, name: &str) -> Option<TaskHandle> {
+        let tasks = lock(&self.shared.tasks);
+        let mut live = tasks.by_id.values().filter(|entry| !entry.task.is_cancelled());
+        let task = live.find(|entry| entry.task.name == name)?.task.clone();
+        Some(TaskHandle { work: self.shared.clone(), task })
+    }
+
+    /// The tasks, in the order in which they were started.
+    pub fn list(&self) -> Vec<TaskInfo> {
+        lock(&self.shared.tasks).by_id.values().map(|entry| entry.task.info()).collect()
+    }
+
+    /// The state of the gate.
+    pub fn state(&self) -> GateState {
+        self.shared.gate.state()
+    }
+
+    /// Goes inside for a call that does not take the device's lock, if the gate is open.
+    #[inline]
+    pub fn enter(&self) -> Option<Inside<'_>> {
+        self.shared.gate.enter().then(|| Inside { gate: &self.shared.gate })
+    }
+
+    /// Closes the gate. From now on nothing begins: no task, no call through [`Work::enter`], and
+    /// no task takes a ring.
+    ///
+    /// [`Close::Finish`]: tasks go on until they end. One that waits for a doorbell, now or later,
+    /// ends there. [`Close::Cancel`]: the future of each task is dropped at its next await, and no
+    /// step begins. A gate that was closed with `Finish` can be closed with `Cancel`, too.
+    pub fn close(&self, how: Close) {
+        self.shared.gate.close(how);
+        if how == Close::Cancel {
+            self.shared.cancel_all();
+        } else {
+            // Those who wait for a doorbell end.
+            self.shared.bells.iter().for_each(Bell::wake);
+        }
+    }
+
+    /// Whether the gate is closed and nothing is inside: no task, no call.
+    pub fn is_idle(&self) -> bool {
+        self.state() == GateState::Closed
+    }
+
+    /// Waits until the device is idle.
+    pub async fn idle(&self) {
+        self.shared.gate.idle.wait_for(|| self.is_idle().then_some(())).await;
+    }
+
+    /// Blocks the calling thread until the device is idle, or until the runtime's clock shows
+    /// `deadline`. Returns whether it is idle. The thread runs tasks meanwhile if the runtime has
+    /// no workers; it must hold no lock that a task of any device takes.
+    pub fn wait_idle(&self, deadline: Instant) -> bool {
+        let is_idle = || self.is_idle().then_some(());
+        self.shared.runtime.wait_until(Some(deadline), &self.shared.gate.idle, is_idle).is_some()
+    }
+
+    /// Opens the gate. Tasks that were cancelled and are not gone yet stay cancelled.
+    ///
+    /// [`Rings::Repeat`] follows what can be resumed: whoever took the last ring of a doorbell may
+    /// have been cancelled before it acted on it. So each doorbell that was ever rung is rung
+    /// again, with its newest value. [`Rings::Forget`] follows a reset.
+    ///
+    /// Tasks that wait for a doorbell are woken. What a data path must be told is returned by
+    /// [`Work::take_rings`].
+    pub fn reopen(&self, rings: Rings) {
+        for bell in &self.shared.bells {
+            match rings {
+                Rings::Repeat => bell.repeat_silently(),
+                Rings::Forget => bell.forget(),
+            }
+        }
+        {
+            // A task that ends as the gate is closed decides that under this lock.
+            let _tasks = lock(&self.shared.tasks);
+            self.shared.gate.open();
+        }
+        // A ring that came before the gate was open woke nobody.
+        self.shared.bells.iter().filter(|bell| bell.is_rung()).for_each(Bell::wake);
+    }
+
+    /// Takes the rings that nobody has taken, for a device whose doorbells reach a data path: the
+    /// caller passes them on, having entered.
+    pub fn take_rings(&self) -> Vec<(usize, Ring)> {
+        let rings = self.shared.bells.iter().enumerate();
+        rings.filter_map(|(at, bell)| Some((at, bell.take()?))).collect()
+    }
+
+    /// Rings a doorbell for the task that waits for it. At a closed gate the ring is remembered.
+    /// A doorbell that the device does not have is ignored.
+    #[inline]
+    pub fn ring(&self, bell: usize, value: Option<u64>) {
+        let Some(bell) = self.shared.bells.get(bell) else { return };
+        // Remembered first, so that it is either seen by `reopen` or sees the gate open.
+        if bell.ring_silently(value) && self.state() == GateState::Open {
+            bell.wake();
+        }
+    }
+
+    /// Rings a doorbell that reaches a data path: `deliver` is called inside the gate. At a closed
+    /// gate the ring is remembered.
+    #[inline]
+    pub fn ring_through(&self, bell: usize, value: Option<u64>, deliver: impl FnOnce(Ring)) {
+        let Some(bell) = self.shared.bells.get(bell) else { return };
+        bell.ring_silently(value);
+        if let Some(_inside) = self.enter()
+            && let Some(ring) = bell.take()
+        {
+            deliver(ring);
+        }
+    }
+}
+
+impl Drop for Work {
+    fn drop(&mut self) {
+        self.close(Close::Cancel);
+    }
+}
+
+impl fmt::Debug for Work {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let tasks = lock(&self.shared.tasks).by_id.len();
+        f.debug_struct("Work").field("state", &self.state()).field("tasks", &tasks).finish()
+    }
+}
+
+/// What [`Work::reopen`] does with doorbells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rings {
+    /// Those that were ever rung are rung again.
+    Repeat,
+    /// Rings from before are forgotten.
+    Forget,
+}
+
+/// A call of a data path, inside the gate until this is dropped.
+#[derive(Debug)]
+pub struct Inside<'a> {
+    gate: &'a gate::Gate,
+}
+
+impl Drop for Inside<'_> {
+    fn drop(&mut self) {
+        self.gate.leave();
+    }
+}
+
+impl Shared {
+    fn spawn<F>(self: &Arc<Self>, name: &str, make: impl FnOnce(Task) -> F) -> Result<TaskHandle>
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let task = self.enlist(name)?;
+        let handle = TaskHandle { work: self.clone(), task: task.clone() };
+        // Takes the task off the list again if `make` panics.
+        let mut unmade = Unmade(Some((self.clone(), task.clone())));
+        let future = make(Task { work: self.clone(), task: task.clone() });
+        unmade.0 = None;
+        let (work, ended) = (self.clone(), task.clone());
+        let future = Accounted { future, task: task.clone() };
+        let job = self.runtime.spawn_with(future, move |outcome| {
+            if let Err(Ended::Panicked(panic)) = outcome {
+                (work.on_panic)(&ended.name, panic);
+            }
+            work.strike_out(&ended);
+        });
+        self.keep(&task, job);
+        Ok(handle)
+    }
+
+    /// Puts a task on the list, inside the gate.
+    fn enlist(&self, name: &str) -> Result<Arc<TaskShared>> {
+        let mut tasks = lock(&self.tasks);
+        if tasks.by_id.len() >= self.max_tasks {
+            let (device, max) = (&self.device, self.max_tasks);
+            let what = format!("{device}: cannot start task {name}: it has {max}, its limit");
+            return Err(Error::new(Errno::AGAIN, what));
+        }
+        // With the lock held: whoever closes the gate takes it then, and finds this task.
+        if !self.gate.enter() {
+            let what = format!("{}: cannot start task {name}: it is being stopped", self.device);
+            return Err(Error::new(Errno::BUSY, what));
+        }
+        tasks.last_id += 1;
+        let task = Arc::new(TaskShared {
+            id: tasks.last_id,
+            name: name.to_owned(),
+            started: Instant::now(),
+            cancelled: AtomicBool::new(false),
+            running: AtomicBool::new(false),
+            polls: AtomicU64::new(0),
+            nanoseconds: AtomicU64::new(0),
+            gone: AtomicBool::new(false),
+            on_gone: Waiters::new(),
+        });
+        tasks.by_id.insert(task.id, Entry { task: task.clone(), job: None });
+        Ok(task)
+    }
+
+    /// Keeps the job of a task that has been started, unless it has ended or been cancelled.
+    fn keep(&self, task: &TaskShared, job: Job) {
+        let mut job = Some(job);
+        if let Some(entry) = lock(&self.tasks).by_id.get_mut(&task.id)
+            && !task.is_cancelled()
+        {
+            entry.job = job.take();
+        }
+        // Dropped without the lock; this cancels the task, unless it has ended.
+        drop(job);
+    }
+
+    /// Takes a task off the list, and out of the gate.
+    fn strike_out(&self, task: &TaskShared) {
+        let entry = lock(&self.tasks).by_id.remove(&task.id);
+        if let Some(Entry { job: Some(job), .. }) = entry {
+            job.detach();
+        }
+        task.gone.store(true, Ordering::SeqCst);
+        task.on_gone.wake_all();
+        self.gate.leave();
+    }
+
+    fn cancel(&self, task: &TaskShared) {
+        let job = {
+            let mut tasks = lock(&self.tasks);
+            task.cancelled.store(true, Ordering::SeqCst);
+            tasks.by_id.get_mut(&task.id).and_then(|entry| entry.job.take())
+        };
+        // Without the lock: this may drop the future, if nobody runs tasks any more.
+        drop(job);
+    }
+
+    /// Cancels a task unless the gate has been opened again meanwhile; returns whether it ends.
+    fn ends_here(&self, task: &TaskShared) -> bool {
+        let job = {
+            let mut tasks = lock(&self.tasks);
+            if self.gate.state() == GateState::Open {
+                return task.is_cancelled();
+            }
+            task.cancelled.store(true, Ordering::SeqCst);
+            tasks.by_id.get_mut(&task.id).and_then(|entry| entry.job.take())
+        };
+        drop(job);
+        true
+    }
+
+    fn cancel_all(&self) {
+        let jobs: Vec<Job> = {
+            let mut tasks = lock(&self.tasks);
+            let cancel = |entry: &mut Entry| {
+                entry.task.cancelled.store(true, Ordering::SeqCst);
+                entry.job.take()
+            };
+            tasks.by_id.values_mut().filter_map(cancel).collect()
+        };
+        drop(jobs);
+    }
+}
+
+/// A task whose future is being made.
+struct Unmade(Option<(Arc<Shared>, Arc<TaskShared>)>);
+
+impl Drop for Unmade {
+    fn drop(&mut self) {
+        if let Some((work, task)) = &self.0 {
+            work.strike_out(task);
+        }
+    }
+}
+
+impl TaskShared {
+    fn is_cancelled(&self) -> bool {
+        self.cancelled.load(Ordering::SeqCst)
+    }
+
+    fn info(&self) -> TaskInfo {
+        let state = match () {
+            () if self.is_cancelled() => TaskState::Cancelled,
+            () if self.running.load(Ordering::Relaxed) => TaskState::Running,
+            () => TaskState::Waiting,
+        };
+        TaskInfo {
+            id: self.id,
+            name: self.name.clone(),
+            state,
+            age: self.started.elapsed(),
+            polls: self.polls.load(Ordering::Relaxed),
+            run: Duration::from_nanos(self.nanoseconds.load(Ordering::Relaxed)),
+        }
+    }
+}
+
+pin_project! {
+    /// The future of a task, whose polls are counted.
+    struct Accounted<F> {
+        #[pin]
+        future: F,
+        task: Arc<TaskShared>,
+    }
+}
+
+impl<F: Future> Future for Accounted<F> {
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        let this = self.project();
+        let task = &**this.task;
+        task.running.store(true, Ordering::Relaxed);
+        let start = Instant::now();
+        let poll = this.future.poll(cx);
+        let time = u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        task.running.store(false, Ordering::Relaxed);
+        task.polls.fetch_add(1, Ordering::Relaxed);
+        task.nanoseconds.fetch_add(time, Ordering::Relaxed);
+        poll
+    }
+}
+
+/// What a task has of its device. Cheap to clone.
+#[derive(Clone)]
+pub struct Task {
+    work: Arc<Shared>,
+    task: Arc<TaskShared>,
+}
+
+impl Task {
+    /// The name that the device gave the task.
+    pub fn name(&self) -> &str {
+        &self.task.name
+    }
+
+    /// Starts another task of the device, as [`Work::spawn`].
+    ///
+    /// # Errors
+    /// As [`Work::spawn`].
+    pub fn spawn<F>(&self, name: &str, make: impl FnOnce(Task) -> F) -> Result<TaskHandle>
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        self.work.spawn(name, make)
+    }
+
+    /// What runs the task.
+    pub fn runtime(&self) -> &Runtime {
+        &self.work.runtime
+    }
+
+    /// Whether the task may begin a step, that is, has not been cancelled. Asked with the
+    /// device's lock held, the answer stays true while the lock is held, if whoever closes the
+    /// gate holds it, too.
+    pub fn may_step(&self) -> bool {
+        !self.task.is_cancelled()
+    }
+
+    /// Waits for a ring of a doorbell of the device. While the gate is closed no ring is taken: in
+    /// [`GateState::Finishing`] the task ends here.
+    ///
+    /// A doorbell that the device does not have is never rung.
+    pub async fn bell(&self, bell: usize) -> Ring {
+        let Some(bell) = self.work.bells.get(bell) else { return std::future::pending().await };
+        let take = || self.may_begin_or_ends().then(|| bell.take()).flatten();
+        bell.wait_for(take).await
+    }
+
+    /// Ends the task if the device is to be stopped. A task that has finished a piece of work and
+    /// has nothing to wait for calls this in between.
+    pub async fn pause_point(&self) {
+        if !self.may_begin_or_ends() {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    /// Whether something may begin. If the task is to finish it is cancelled, as it is at a point
+    /// from which it can be started again.
+    fn may_begin_or_ends(&self) -> bool {
+        match self.work.gate.state() {
+            GateState::Open => !self.task.is_cancelled(),
+            GateState::Finishing => !self.work.ends_here(&self.task),
+            GateState::Cancelling | GateState::Closed => false,
+        }
+    }
+
+    /// Waits for a time, by the runtime's clock.
+    pub fn sleep(&self, time: Duration) -> Sleep {
+        self.work.runtime.sleep(time)
+    }
+
+    /// Waits for a future, for a limited time. The future is dropped with what is returned.
+    pub fn timeout<F: Future>(&self, time: Duration, future: F) -> Timeout<F> {
+        self.work.runtime.timeout(time, future)
+    }
+}
+
+impl fmt::Debug for Task {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Task").field("name", &self.task.name).finish_non_exhaustive()
+    }
+}
+
+/// A task, to be cancelled or waited for: so a device stops one of its queues. The task goes on
+/// when this is dropped.
+#[derive(Clone)]
+pub struct TaskHandle {
+    work: Arc<Shared>,
+    task: Arc<TaskShared>,
+}
+
+impl TaskHandle {
+    /// Cancels the task: its future is dropped at its next await, and it begins no step.
+    pub fn cancel(&self) {
+        self.work.cancel(&self.task);
+    }
+
+    /// Whether the task's future has been dropped.
+    pub fn is_gone(&self) -> bool {
+        self.task.gone.load(Ordering::SeqCst)
+    }
+
+    /// Waits until the task's future has been dropped. A task must not wait for itself.
+    pub async fn gone(&self) {
+        self.task.on_gone.wait_for(|| self.is_gone().then_some(())).await;
+    }
+}
+
+impl fmt::Debug for TaskHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TaskHandle").field("name", &self.task.name).finish_non_exhaustive()
+    }
+}
