@@ -1,5 +1,5 @@
 //! Device models, one folder each, all of one shape: the registers, the
-//! [`vfiod_pci::Model`], its tests, and a line that applies the [`mod@conformance`] suite.
+//! [`vfiod_pci::Model`], its tests, and a line that applies the conformance suite of `vfiod-testing`.
 //!
 //! * [`template`]: start here to write your own.
 //! * [`gpio`]: ACCES PCI-IDIO-16, driven by Linux's `gpio-pci-idio-16`.
@@ -7,18 +7,12 @@
 //! * [`serial`]: a PCI serial card, the kernel's mtty; driven by Linux's `8250_pci`.
 //! * `bench` (feature `bench`): what `vfiod bench` measures with.
 //!
-//! [`catalogue`] has them by name, with the parents that make mediated devices of them. For tests of a model, this
-//! crate's or your own: the [`conformance!`] line, and [`driver::Driver`].
-//!
-//! # What it does not implement
-//! Saving and restoring any device's state.
+//! [`catalogue`] has them by name, with the parents that make mediated devices of them.
 
 #[cfg(feature = "bench")]
 pub mod bench;
 mod catalogue;
 mod complaints;
-pub mod conformance;
-pub mod driver;
 pub mod edu;
 pub mod gpio;
 mod parents;

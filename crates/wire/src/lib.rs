@@ -51,8 +51,7 @@ pub struct DecodeError {
 }
 
 impl DecodeError {
-    /// A refusal with an errno.
-    pub const fn new(errno: u32, what: &'static str) -> Self {
+    pub(crate) const fn new(errno: u32, what: &'static str) -> Self {
         Self { errno, what, source: None }
     }
 

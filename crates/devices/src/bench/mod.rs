@@ -262,6 +262,12 @@ impl Unsaved for Bench {
 }
 
 #[cfg(test)]
-crate::conformance!(shared_memory, Bench::new(BenchOptions { shared: true }).expect("a memfd"));
+vfiod_testing::conformance!(
+    shared_memory,
+    Bench::new(BenchOptions { shared: true }).expect("a memfd")
+);
 #[cfg(test)]
-crate::conformance!(own_memory, Bench::new(BenchOptions { shared: false }).expect("memory"));
+vfiod_testing::conformance!(
+    own_memory,
+    Bench::new(BenchOptions { shared: false }).expect("memory")
+);

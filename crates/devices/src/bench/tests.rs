@@ -8,7 +8,7 @@ use vfiod_core::dma::{DmaPeer, Perm};
 use vfiod_pci::irq_index::MSIX;
 
 use super::{Bench, BenchOptions};
-use crate::driver::Driver;
+use vfiod_testing::Driver;
 
 const OP: u64 = 0x00;
 const ITERS: u64 = 0x08;

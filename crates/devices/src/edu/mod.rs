@@ -144,4 +144,4 @@ impl Unsaved for Edu {
 }
 
 #[cfg(test)]
-crate::conformance!(Edu::new(EduOptions::default()));
+vfiod_testing::conformance!(Edu::new(EduOptions::default()));

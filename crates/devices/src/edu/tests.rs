@@ -9,7 +9,7 @@ use vfiod_core::{Errno, Error, Result, StatePolicy};
 use vfiod_pci::irq_index::{INTX, MSI};
 
 use super::{Edu, EduOptions};
-use crate::driver::{Driver, eventually};
+use vfiod_testing::{Driver, eventually};
 
 const LIVENESS: u64 = 0x04;
 const FACTORIAL: u64 = 0x08;

@@ -274,7 +274,7 @@ mod tests {
     use std::net::Shutdown;
 
     use super::*;
-    use crate::driver::eventually;
+    use vfiod_testing::eventually;
 
     struct Rig {
         lines: Arc<Lines>,

@@ -131,4 +131,4 @@ impl Save for Gpio {
 }
 
 #[cfg(test)]
-crate::conformance!(Gpio::new(GpioOptions::default()), side_effects = [(2, 2), (2, 3)]);
+vfiod_testing::conformance!(Gpio::new(GpioOptions::default()));

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use vfiod_pci::irq_index::INTX;
 
 use super::{Gpio, GpioOptions, Lines, Snapshot};
-use crate::driver::Driver;
+use vfiod_testing::Driver;
 
 const BAR: u32 = 2;
 const OUT_LOW: u64 = 0;

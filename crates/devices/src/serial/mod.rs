@@ -294,9 +294,9 @@ impl Save for Serial {
 }
 
 #[cfg(test)]
-crate::conformance!(one_port, Serial::new(SerialOptions::default()));
+vfiod_testing::conformance!(one_port, Serial::new(SerialOptions::default()));
 #[cfg(test)]
-crate::conformance!(
+vfiod_testing::conformance!(
     two_terminals,
     Serial::new(SerialOptions {
         ports: Ports::Two,

@@ -8,14 +8,10 @@ use vfiod_pci::prelude::*;
 /// The registers, by the names that the device's own manual would use.
 #[derive(Clone, Copy, Debug)]
 enum Reg {
-    /// Read-only: "vfio" in ASCII.
-    Id,
-    /// Read-write: anything.
-    Scratch,
-    /// Read-only: how often SCRATCH was written.
-    Writes,
-    /// Write 1 to raise the interrupt, 0 to acknowledge it; reads say which was last.
-    Interrupt,
+    Id,        // read-only: "vfio" in ASCII
+    Scratch,   // read-write: anything
+    Writes,    // read-only: how often SCRATCH was written
+    Interrupt, // write 1 to raise the interrupt, 0 to acknowledge it; reads return the last value
 }
 
 /// Where they are. Any other access reads as all ones and writes nothing, as on a real bus.

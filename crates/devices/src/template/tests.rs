@@ -3,9 +3,9 @@
 use vfiod_pci::irq_index::{INTX, MSI};
 
 use super::Template;
-use crate::driver::Driver;
+use vfiod_testing::Driver;
 
-crate::conformance!(Template::default());
+vfiod_testing::conformance!(Template::default());
 
 const ID: u64 = 0x0;
 const SCRATCH: u64 = 0x4;

@@ -9,7 +9,7 @@ use rustix::fs::OFlags;
 use vfiod_pci::irq_index::INTX;
 
 use super::*;
-use crate::driver::eventually;
+use vfiod_testing::eventually;
 
 /// Opens a terminal as a program on the host does.
 fn open(path: &Path, flags: OFlags) -> File {

@@ -5,7 +5,7 @@ mod interrupts;
 mod registers;
 
 use super::*;
-use crate::driver::Driver;
+use vfiod_testing::Driver;
 
 const DATA: u64 = 0;
 const IER: u64 = 1;

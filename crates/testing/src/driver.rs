@@ -1,0 +1,319 @@
+//! A driver in process: it registers a model and does to it what a guest and its client would,
+//! through the same [`File`] that a connection holds.
+//!
+//! An operation that cannot fail with a sound model panics here, with a message.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+use vfiod_core::dma::{Backing, DmaPeer, MapRequest, Perm};
+use vfiod_core::irq::{IrqAction, IrqData};
+use vfiod_core::{
+    DeviceSpec, File, IrqIndex, Owner, RegionIndex, Registration, Registry, Result, StatePolicy,
+};
+use vfiod_pci::{Function, Model};
+
+/// The region of configuration space (`VFIO_PCI_CONFIG_REGION_INDEX`).
+pub const CONFIG: RegionIndex = RegionIndex(7);
+/// How long to wait for what should happen at once.
+const TIMEOUT: Duration = Duration::from_secs(20);
+/// Command: I/O, memory, bus master (PCI 6.2.2).
+const COMMAND_ON: u16 = 0x7;
+
+/// An open device.
+pub struct Driver {
+    pub(crate) file: File,
+    pub(crate) registration: Registration,
+}
+
+impl Driver {
+    /// Registers a model in a registry of its own, and opens it.
+    ///
+    /// # Panics
+    /// If the model refuses to be registered or opened.
+    pub fn new<M: Model + 'static>(model: M) -> Self {
+        Self::with_policy(model, StatePolicy::Reset)
+    }
+
+    /// Registers a model, with what happens to its state between users, and opens it.
+    ///
+    /// # Panics
+    /// If the model refuses to be registered or opened.
+    pub fn with_policy<M: Model + 'static>(model: M, state: StatePolicy) -> Self {
+        let function = Function::new(model).expect("the spec is sound");
+        let spec = DeviceSpec { name: "subject".to_owned(), state, ..DeviceSpec::default() };
+        let registration =
+            Registry::new().register(spec, Box::new(function)).expect("it can be registered");
+        let file = open(&registration).expect("it can be opened");
+        Self { file, registration }
+    }
+
+    /// Closes the device (the last close) and opens it again (a first open).
+    ///
+    /// # Panics
+    /// If the device does not open again.
+    #[must_use]
+    pub fn reopen(self) -> Self {
+        let Self { file, registration } = self;
+        drop(file);
+        let file = open(&registration).expect("it opens again");
+        Self { file, registration }
+    }
+
+    /// The file by which the device is open.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Resets the device (DEVICE_RESET).
+    ///
+    /// # Panics
+    /// If the reset fails.
+    pub fn reset(&self) {
+        self.file.reset().expect("it can be reset");
+    }
+
+    /// The size of a region in bytes; 0 if the device does not have it.
+    pub fn size(&self, region: u32) -> u64 {
+        self.file.region(RegionIndex(region)).map_or(0, |region| region.size)
+    }
+
+    /// The BARs of the device, with their sizes in bytes.
+    pub fn bars(&self) -> Vec<(u32, u64)> {
+        (0..6).map(|bar| (bar, self.size(bar))).filter(|(_, size)| *size > 0).collect()
+    }
+
+    /// Reads a region, BAR or configuration space.
+    ///
+    /// # Panics
+    /// Outside the region, or in the error state.
+    pub fn read<const N: usize>(&self, region: RegionIndex, offset: u64) -> [u8; N] {
+        let mut data = [0; N];
+        self.file.read(region, offset, &mut data).expect("it can be read");
+        data
+    }
+
+    /// Writes a region, BAR or configuration space.
+    ///
+    /// # Panics
+    /// Outside the region, or in the error state.
+    pub fn write(&self, region: RegionIndex, offset: u64, data: &[u8]) {
+        self.file.write(region, offset, data).expect("it can be written");
+    }
+
+    /// Reads a byte of a BAR.
+    pub fn read8(&self, bar: u32, offset: u64) -> u8 {
+        u8::from_le_bytes(self.read(RegionIndex(bar), offset))
+    }
+
+    /// Reads 4 bytes of a BAR.
+    pub fn read32(&self, bar: u32, offset: u64) -> u32 {
+        u32::from_le_bytes(self.read(RegionIndex(bar), offset))
+    }
+
+    /// Reads 8 bytes of a BAR.
+    pub fn read64(&self, bar: u32, offset: u64) -> u64 {
+        u64::from_le_bytes(self.read(RegionIndex(bar), offset))
+    }
+
+    /// Writes a byte to a BAR.
+    pub fn write8(&self, bar: u32, offset: u64, value: u8) {
+        self.write(RegionIndex(bar), offset, &[value]);
+    }
+
+    /// Writes 4 bytes to a BAR.
+    pub fn write32(&self, bar: u32, offset: u64, value: u32) {
+        self.write(RegionIndex(bar), offset, &value.to_le_bytes());
+    }
+
+    /// Writes 8 bytes to a BAR.
+    pub fn write64(&self, bar: u32, offset: u64, value: u64) {
+        self.write(RegionIndex(bar), offset, &value.to_le_bytes());
+    }
+
+    /// Reads a byte of configuration space.
+    pub fn config8(&self, offset: u64) -> u8 {
+        u8::from_le_bytes(self.read(CONFIG, offset))
+    }
+
+    /// Reads 2 bytes of configuration space.
+    pub fn config16(&self, offset: u64) -> u16 {
+        u16::from_le_bytes(self.read(CONFIG, offset))
+    }
+
+    /// Reads 4 bytes of configuration space.
+    pub fn config32(&self, offset: u64) -> u32 {
+        u32::from_le_bytes(self.read(CONFIG, offset))
+    }
+
+    /// Writes 2 bytes to configuration space.
+    pub fn set_config16(&self, offset: u64, value: u16) {
+        self.write(CONFIG, offset, &value.to_le_bytes());
+    }
+
+    /// Writes 4 bytes to configuration space.
+    pub fn set_config32(&self, offset: u64, value: u32) {
+        self.write(CONFIG, offset, &value.to_le_bytes());
+    }
+
+    /// Enables memory, I/O and bus mastering in the command register.
+    pub fn enable(&self) {
+        self.set_config16(4, COMMAND_ON);
+    }
+
+    /// The offset of a capability in configuration space, by its id; `None` if it is not there.
+    pub fn capability(&self, id: u8) -> Option<u64> {
+        let mut next = u64::from(self.config8(0x34));
+        // No more capabilities fit: the search also ends if the chain loops.
+        for _ in 0..48 {
+            if next < 0x40 {
+                return None;
+            }
+            if self.config8(next) == id {
+                return Some(next);
+            }
+            next = self.config8(next + 1).into();
+        }
+        None
+    }
+
+    /// Maps `len` bytes of guest memory at `iova`, all zeros.
+    ///
+    /// # Panics
+    /// If the core refuses the mapping.
+    pub fn map(&self, iova: u64, len: u64, perm: Perm) -> GuestMemory {
+        let fd = memfd_create("guest", MemfdFlags::CLOEXEC).expect("a memfd");
+        ftruncate(&fd, len).expect("its size");
+        let copy = fd.try_clone().expect("a second descriptor");
+        let backing = Backing::File { fd: copy, offset: 0 };
+        self.file.dma_map(MapRequest { iova, size: len, perm, backing }).expect("it can be mapped");
+        GuestMemory { fd, len }
+    }
+
+    /// Maps guest memory that is reached by messages (DMA_READ, DMA_WRITE).
+    ///
+    /// # Panics
+    /// If the core refuses the mapping.
+    pub fn map_peer(&self, iova: u64, len: u64, peer: Arc<dyn DmaPeer>) {
+        let perm = Perm::READ | Perm::WRITE;
+        let backing = Backing::Peer(peer);
+        self.file.dma_map(MapRequest { iova, size: len, perm, backing }).expect("it can be mapped");
+    }
+
+    /// Removes exactly this mapping. Waits up to 20 s for accesses in flight.
+    ///
+    /// # Errors
+    /// Those of [`File::dma_unmap`].
+    pub fn unmap(&self, iova: u64, len: u64) -> Result<u64> {
+        self.file.dma_unmap(iova, len, TIMEOUT)
+    }
+
+    /// Sets up an eventfd for an interrupt vector.
+    ///
+    /// # Panics
+    /// If the device does not have the vector.
+    pub fn interrupt(&self, index: IrqIndex, vector: u32) -> Interrupt {
+        let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
+        let fd = eventfd(0, flags).expect("an eventfd");
+        let copy = fd.try_clone().expect("a second descriptor");
+        let fds = IrqData::EventFds(vec![Some(copy)]);
+        self.file.set_irqs(index, vector, 1, IrqAction::Trigger, fds).expect("it is there");
+        Interrupt { fd }
+    }
+
+    /// Masks or unmasks INTx, as the client does.
+    ///
+    /// # Panics
+    /// If the function has no pin.
+    pub fn mask_pin(&self, masked: bool) {
+        let action = if masked { IrqAction::Mask } else { IrqAction::Unmask };
+        let pin = vfiod_pci::irq_index::INTX;
+        self.file.set_irqs(pin, 0, 1, action, IrqData::None).expect("the function has a pin");
+    }
+}
+
+fn open(registration: &Registration) -> Result<File> {
+    registration.device().open(Owner::in_process("driver"))
+}
+
+/// A memfd that stands for the memory of a guest.
+#[derive(Debug)]
+pub struct GuestMemory {
+    fd: OwnedFd,
+    len: u64,
+}
+
+impl GuestMemory {
+    /// Reads `len` bytes, from an offset in bytes.
+    ///
+    /// # Panics
+    /// Past the end of the memory.
+    pub fn get(&self, offset: u64, len: usize) -> Vec<u8> {
+        let mut data = vec![0; len];
+        let read = rustix::io::pread(&self.fd, &mut data, offset).expect("it can be read");
+        assert_eq!(read, len, "{len} bytes at {offset:#x} of {:#x}", self.len);
+        data
+    }
+
+    /// Writes bytes, from an offset in bytes.
+    ///
+    /// # Panics
+    /// Past the end of the memory.
+    pub fn put(&self, offset: u64, data: &[u8]) {
+        assert!(offset + data.len() as u64 <= self.len, "past the end");
+        let written = rustix::io::pwrite(&self.fd, data, offset).expect("it can be written");
+        assert_eq!(written, data.len());
+    }
+
+    /// Truncates the memory to nothing while it is mapped, as a hostile client can.
+    ///
+    /// # Panics
+    /// If the kernel refuses.
+    pub fn truncate(&self) {
+        ftruncate(&self.fd, 0).expect("a memfd can be cut");
+    }
+}
+
+/// The eventfd of an interrupt vector, as its client sees it.
+#[derive(Debug)]
+pub struct Interrupt {
+    fd: OwnedFd,
+}
+
+impl Interrupt {
+    /// Takes the eventfd's counter: how often the interrupt came since this was last called.
+    pub fn count(&self) -> u64 {
+        let mut count = [0; 8];
+        match rustix::io::read(&self.fd, &mut count) {
+            Ok(_) => u64::from_ne_bytes(count),
+            Err(_) => 0,
+        }
+    }
+
+    /// Waits until the interrupt comes. Returns how often it came.
+    ///
+    /// # Panics
+    /// If it does not come within 20 s.
+    pub fn wait(&self) -> u64 {
+        let mut fds = [PollFd::new(&self.fd, PollFlags::IN)];
+        let timeout = Timespec { tv_sec: TIMEOUT.as_secs() as i64, tv_nsec: 0 };
+        let ready = poll(&mut fds, Some(&timeout)).expect("an eventfd can be waited for");
+        assert!(ready == 1, "the interrupt does not come");
+        self.count()
+    }
+}
+
+/// Waits until a condition holds that a device brings about by itself.
+///
+/// # Panics
+/// If it does not hold within 20 s.
+pub fn eventually(what: &str, mut done: impl FnMut() -> bool) {
+    let start = std::time::Instant::now();
+    while !done() {
+        assert!(start.elapsed() < TIMEOUT, "never: {what}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}

@@ -1,0 +1,248 @@
+//! Instances that last: their definitions, and starting what is defined.
+
+use uuid::Uuid;
+use vfiod_core::{Errno, Error, Result};
+
+use super::events::Kind;
+use super::{Manager, NewInstance, view};
+use crate::definitions::{Definition, Definitions, Start};
+
+/// What is to be changed of a definition.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Change {
+    /// When it starts from now on.
+    pub(crate) start: Option<Start>,
+    /// Attributes to be set, added at the end if they are new.
+    pub(crate) set: Vec<(String, String)>,
+    /// Attributes to be left out.
+    pub(crate) unset: Vec<String>,
+}
+
+impl From<Start> for view::Start {
+    fn from(start: Start) -> Self {
+        match start {
+            Start::Auto => Self::Auto,
+            Start::Manual => Self::Manual,
+        }
+    }
+}
+
+impl From<view::Start> for Start {
+    fn from(start: view::Start) -> Self {
+        match start {
+            view::Start::Auto => Self::Auto,
+            view::Start::Manual => Self::Manual,
+        }
+    }
+}
+
+impl Manager {
+    fn store(&self) -> Result<&Definitions> {
+        self.definitions.as_ref().ok_or_else(|| {
+            let what = "this daemon keeps no definitions: its configuration has no \
+                        `definitions` under [mdev]";
+            Error::new(Errno::OPNOTSUPP, what)
+        })
+    }
+
+    /// Starts what is defined to start by itself.
+    pub(super) fn start_defined(&self) {
+        let Some(store) = &self.definitions else { return };
+        let listing = match store.list() {
+            Ok(listing) => listing,
+            Err(error) => {
+                tracing::error!(%error, "the definitions cannot be read: nothing is started");
+                return;
+            }
+        };
+        for definition in listing.definitions {
+            let (uuid, parent) = (definition.uuid, definition.parent.clone());
+            if definition.start == Start::Auto
+                && let Err(error) = self.create(instance_of(definition))
+            {
+                tracing::error!(%uuid, parent, %error, "a defined instance did not start");
+            }
+        }
+    }
+
+    /// When an instance's definition starts it, if it has one.
+    pub(super) fn defined(&self, instance: &vfiod_mdev::Instance) -> Option<view::Start> {
+        let found = self.definitions.as_ref()?.get(instance.uuid(), Some(instance.parent()));
+        found.ok().flatten().map(|definition| definition.start.into())
+    }
+
+    /// Every definition.
+    ///
+    /// # Errors
+    /// `EOPNOTSUPP`: the daemon keeps none; what the file system says.
+    pub(crate) fn definitions(&self) -> Result<view::Definitions> {
+        let listing = self.store()?.list()?;
+        let damaged = listing.damaged.into_iter().map(|damaged| view::Damaged {
+            path: damaged.path.display().to_string(),
+            why: damaged.why,
+            set_aside_as: damaged.set_aside_as.map(|path| path.display().to_string()),
+        });
+        Ok(view::Definitions {
+            definitions: listing.definitions.into_iter().map(|d| self.show(d)).collect(),
+            damaged: damaged.collect(),
+        })
+    }
+
+    fn show(&self, definition: Definition) -> view::Definition {
+        let Definition { uuid, parent, mdev_type, start, attrs, other: _ } = definition;
+        let instance = self.bus.instance(uuid);
+        view::Definition {
+            running: instance.is_some_and(|instance| instance.parent() == parent),
+            uuid,
+            parent,
+            type_id: mdev_type,
+            start: start.into(),
+            attributes: attrs
+                .into_iter()
+                .map(|(name, value)| view::Setting { name, value })
+                .collect(),
+        }
+    }
+
+    /// A definition; `parent` where a UUID is defined for several.
+    ///
+    /// # Errors
+    /// `ENOENT`: there is none; as [`Definitions::get`].
+    pub(crate) fn definition(&self, uuid: Uuid, parent: Option<&str>) -> Result<view::Definition> {
+        self.find_definition(uuid, parent).map(|definition| self.show(definition))
+    }
+
+    fn find_definition(&self, uuid: Uuid, parent: Option<&str>) -> Result<Definition> {
+        let none = || Error::new(Errno::NOENT, format!("there is no definition {uuid}"));
+        self.store()?.get(uuid, parent)?.ok_or_else(none)
+    }
+
+    /// Adds a definition, and starts nothing.
+    ///
+    /// # Errors
+    /// `ENODEV`, `EINVAL`, `ENOENT`, `EACCES`: no such parent, type or attribute, or it can only
+    /// be read; as [`Definitions::define`].
+    pub(crate) fn define(&self, new: NewInstance, start: Start) -> Result<view::Definition> {
+        let store = self.store()?;
+        let NewInstance { parent, type_id, uuid, attributes } = new;
+        self.check_attributes(&parent, &type_id, attributes.iter().map(|(name, _)| name))?;
+        let uuid = uuid.unwrap_or_else(Uuid::new_v4);
+        let mut definition = Definition::new(uuid, parent, type_id);
+        definition.start = start;
+        definition.attrs = attributes;
+        store.define(&definition)?;
+        tracing::info!(%uuid, parent = definition.parent, kind = definition.mdev_type, "defined");
+        self.events.tell(Kind::Defined, uuid.to_string());
+        Ok(self.show(definition))
+    }
+
+    /// Adds a definition of an instance as it is now.
+    ///
+    /// # Errors
+    /// `ENOENT`: there is no such instance; as [`Definitions::define`].
+    pub(crate) fn define_running(&self, uuid: Uuid, start: Start) -> Result<view::Definition> {
+        let instance = self.find_instance(uuid)?;
+        let attributes = instance.kind().attributes.iter().filter(|attribute| attribute.writable);
+        let value = |attribute: &vfiod_mdev::AttributeInfo| {
+            Ok((attribute.name.clone(), instance.attribute(&attribute.name)?))
+        };
+        let new = NewInstance {
+            parent: instance.parent().to_owned(),
+            type_id: instance.kind().id.clone(),
+            uuid: Some(uuid),
+            attributes: attributes.map(value).collect::<Result<_>>()?,
+        };
+        self.define(new, start)
+    }
+
+    fn check_attributes<'a>(
+        &self,
+        parent: &str,
+        type_id: &str,
+        mut names: impl Iterator<Item = &'a String>,
+    ) -> Result<()> {
+        let Some(status) = self.bus.parent(parent) else {
+            let known = self.bus.parents();
+            let known: Vec<_> = known.iter().map(|parent| parent.name.as_str()).collect();
+            let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
+            let what = format!("there is no parent `{parent}`; there is: {known}");
+            return Err(Error::new(Errno::NODEV, what));
+        };
+        let kinds = &status.types;
+        let Some(kind) = kinds.iter().find(|kind| kind.info.id == type_id) else {
+            let known: Vec<_> = kinds.iter().map(|kind| kind.info.id.as_str()).collect();
+            let what =
+                format!("parent {parent} has no type `{type_id}`; its types: {}", known.join(", "));
+            return Err(Error::new(Errno::INVAL, what));
+        };
+        names.try_for_each(|name| {
+            if kind.info.attribute(name)?.writable {
+                return Ok(());
+            }
+            let what = format!("attribute `{name}` of {type_id} can only be read");
+            Err(Error::new(Errno::ACCESS, what))
+        })
+    }
+
+    /// Changes a definition; an instance of it that runs stays as it is.
+    ///
+    /// # Errors
+    /// As [`Manager::define`]; `ENOENT`: an attribute to be left out is not in it.
+    pub(crate) fn modify(
+        &self,
+        uuid: Uuid,
+        parent: Option<&str>,
+        change: &Change,
+    ) -> Result<view::Definition> {
+        let changed = self.store()?.modify(uuid, parent, |definition| {
+            let names = change.set.iter().map(|(name, _)| name);
+            self.check_attributes(&definition.parent, &definition.mdev_type, names)?;
+            definition.start = change.start.unwrap_or(definition.start);
+            for name in &change.unset {
+                let before = definition.attrs.len();
+                definition.attrs.retain(|(known, _)| known != name);
+                if definition.attrs.len() == before {
+                    let what = format!("definition {uuid} does not set `{name}`");
+                    return Err(Error::new(Errno::NOENT, what));
+                }
+            }
+            for (name, value) in &change.set {
+                match definition.attrs.iter_mut().find(|(known, _)| known == name) {
+                    Some((_, old)) => old.clone_from(value),
+                    None => definition.attrs.push((name.clone(), value.clone())),
+                }
+            }
+            Ok(())
+        })?;
+        self.events.tell(Kind::Modified, uuid.to_string());
+        Ok(self.show(changed))
+    }
+
+    /// Removes a definition; an instance of it that runs stays, and is gone once it is removed.
+    ///
+    /// # Errors
+    /// As [`Definitions::undefine`].
+    pub(crate) fn undefine(&self, uuid: Uuid, parent: Option<&str>) -> Result<()> {
+        self.store()?.undefine(uuid, parent)?;
+        tracing::info!(%uuid, "undefined");
+        self.events.tell(Kind::Undefined, uuid.to_string());
+        Ok(())
+    }
+
+    /// Starts what is defined.
+    ///
+    /// # Errors
+    /// `ENOENT`: there is no such definition; as [`Manager::create`].
+    pub(crate) fn start_definition(
+        &self,
+        uuid: Uuid,
+        parent: Option<&str>,
+    ) -> Result<view::Instance> {
+        self.create(instance_of(self.find_definition(uuid, parent)?))
+    }
+}
+
+fn instance_of(definition: Definition) -> NewInstance {
+    let Definition { uuid, parent, mdev_type, attrs, start: _, other: _ } = definition;
+    NewInstance { parent, type_id: mdev_type, uuid: Some(uuid), attributes: attrs }
+}
