@@ -28,8 +28,7 @@ pub struct Descriptor {
 pub(crate) struct Source {
     fd: Arc<OwnedFd>,
     ready: AtomicU32,
-    readers: Waiters,
-    writers: Waiters,
+    waiters: Waiters,
 }
 
 impl Source {
@@ -41,14 +40,15 @@ impl Source {
     pub(crate) fn changed(&self, flags: EventFlags) {
         // After an error or a hangup both reading and writing return at once.
         let ended = EventFlags::ERR | EventFlags::HUP;
+        let mut ready = 0;
         if flags.intersects(EventFlags::IN | EventFlags::RDHUP | ended) {
-            self.ready.fetch_or(READABLE, Ordering::AcqRel);
-            self.readers.wake_all();
+            ready |= READABLE;
         }
         if flags.intersects(EventFlags::OUT | ended) {
-            self.ready.fetch_or(WRITABLE, Ordering::AcqRel);
-            self.writers.wake_all();
+            ready |= WRITABLE;
         }
+        self.ready.fetch_or(ready, Ordering::AcqRel);
+        self.waiters.wake_all();
     }
 
     fn take(&self, ready: u32) -> Option<()> {
@@ -64,12 +64,22 @@ impl Descriptor {
 
     /// Waits until the descriptor has become readable, or has ended, since the last wait.
     pub async fn readable(&self) {
-        self.source.readers.wait_for(|| self.source.take(READABLE)).await;
+        self.wait(READABLE).await;
     }
 
     /// Waits until the descriptor has become writable, or has ended, since the last wait.
     pub async fn writable(&self) {
-        self.source.writers.wait_for(|| self.source.take(WRITABLE)).await;
+        self.wait(WRITABLE).await;
+    }
+
+    /// Waits until the descriptor has become readable or writable, or has ended, since the last
+    /// wait for either.
+    pub async fn changed(&self) {
+        self.wait(READABLE | WRITABLE).await;
+    }
+
+    async fn wait(&self, ready: u32) {
+        self.source.waiters.wait_for(|| self.source.take(ready)).await;
     }
 }
 
@@ -87,8 +97,8 @@ impl Runtime {
     /// `EPERM`: its file cannot be waited for (a regular file); `EEXIST`: it is known already;
     /// `ENOSPC`: over the user's limit (`/proc/sys/fs/epoll/max_user_watches`).
     pub fn descriptor(&self, fd: Arc<OwnedFd>) -> rustix::io::Result<Descriptor> {
-        let (readers, writers) = (Waiters::new(), Waiters::new());
-        let source = Arc::new(Source { fd, ready: AtomicU32::new(0), readers, writers });
+        let source = Source { fd, ready: AtomicU32::new(0), waiters: Waiters::new() };
+        let source = Arc::new(source);
         let key = self.inner().reactor.add(source.clone())?;
         Ok(Descriptor { runtime: self.inner().clone(), source, key })
     }
