@@ -97,7 +97,7 @@ fn translation() {
             time(OPS, |ops| {
                 for _ in 0..ops {
                     let iova = random.below(below) * 2 * PAGE + 64;
-                    let access = space.access().expect("master");
+                    let mut access = space.access().expect("master");
                     black_box(access.translate(iova, 64, Perm::READ).expect("mapped").len());
                 }
             })
@@ -112,7 +112,7 @@ fn translation() {
         };
         let batch = |random: &mut Random, below: u64| {
             time(OPS, |ops| {
-                let access = space.access().expect("master");
+                let mut access = space.access().expect("master");
                 for _ in 0..ops {
                     let iova = random.below(below) * 2 * PAGE + 64;
                     black_box(access.translate(iova, 64, Perm::READ).expect("mapped").len());

@@ -7,7 +7,7 @@ use rustix::fs::{FileType, OFlags, fcntl_getfl, fstat, fstatfs};
 use crate::error::{Errno, Error, Result};
 
 /// Files up to this long are mapped whole, once; of longer ones, each mapping by itself.
-pub(super) const WHOLE: u64 = 1 << 40;
+pub(crate) const WHOLE: u64 = 1 << 40;
 /// How far a mapping reaches past the end of a file for mappings that claim more: the file may
 /// grow into it later. Address space only.
 const AHEAD: u64 = 64 << 30;
@@ -18,29 +18,29 @@ const FUSE: u64 = 0x65735546;
 /// A file's identity. A mapping keeps the file alive, so while one exists the kernel gives its
 /// number to no other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct FileKey {
+pub(crate) struct FileKey {
     device: u64,
     inode: u64,
     /// Whether it is open for writing: mapped accordingly.
-    pub(super) writable: bool,
+    pub(crate) writable: bool,
 }
 
 /// What a descriptor stands for.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Examined {
-    pub(super) key: FileKey,
+pub(crate) struct Examined {
+    pub(crate) key: FileKey,
     /// Length in bytes, now.
-    pub(super) size: u64,
+    pub(crate) size: u64,
     block: u64,
 }
 
 /// What to map of a file: whole pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Extent {
-    pub(super) offset: u64,
-    pub(super) len: u64,
+pub(crate) struct Extent {
+    pub(crate) offset: u64,
+    pub(crate) len: u64,
     /// Fit to be shared by all mappings of the file.
-    pub(super) whole: bool,
+    pub(crate) whole: bool,
 }
 
 /// Looks at a descriptor. Two system calls.
@@ -48,7 +48,7 @@ pub(super) struct Extent {
 /// # Errors
 /// `ENODEV`: not a regular file (memfd, hugetlbfs and files of disks are regular); devices are
 /// refused because their mappings can have effects that nobody here expects.
-pub(super) fn examine(fd: BorrowedFd<'_>) -> Result<Examined> {
+pub(crate) fn examine(fd: BorrowedFd<'_>) -> Result<Examined> {
     let stat = fstat(fd).map_err(|e| Error::new(e, "cannot look at a client's file"))?;
     let kind = match FileType::from_raw_mode(stat.st_mode) {
         FileType::RegularFile => None,
@@ -82,7 +82,7 @@ pub(super) fn examine(fd: BorrowedFd<'_>) -> Result<Examined> {
 /// # Errors
 /// `EACCES`: the file system is in the hands of a process (FUSE), which could stall every
 /// access for ever.
-pub(super) fn extent(
+pub(crate) fn extent(
     fd: BorrowedFd<'_>,
     file: &Examined,
     offset: u64,
@@ -114,7 +114,7 @@ pub(super) fn extent(
 }
 
 /// How far a shared mapping of a file should reach for a mapping that ends at `end`.
-pub(super) fn wanted(file: &Examined, end: u64) -> u64 {
+pub(crate) fn wanted(file: &Examined, end: u64) -> u64 {
     file.size.max(end.min(file.size.saturating_add(AHEAD)))
 }
 

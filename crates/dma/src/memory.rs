@@ -6,8 +6,8 @@ use rustix::fs::{
     FallocateFlags, MemfdFlags, SealFlags, fallocate, fcntl_add_seals, ftruncate, memfd_create,
 };
 
-use crate::Scalar;
 use crate::error::{Errno, Error, Result};
+use crate::fault::Scalar;
 use crate::mapped_file::{Access, Account, MappedFile};
 use vfiod_sync::Arc;
 use vfiod_sync::atomic::Ordering;

@@ -8,7 +8,9 @@ use std::time::Instant;
 
 use vfiod_sync::{Arc, Condvar, Mutex, lock, wait_until};
 
+use crate::dirty::Writing;
 use crate::error::{Errno, Error, Result};
+use crate::in_flight::Flight;
 
 /// Reaches the memory of a client by messages to it, for mappings without a descriptor.
 ///
@@ -60,14 +62,34 @@ enum State<T> {
 /// thread. If it is dropped instead, the request fails with `EIO`.
 pub struct Completion<T> {
     request: Option<Arc<Request<T>>>,
+    ends: Option<Ends>,
+}
+
+/// What ends with a request.
+#[derive(Debug)]
+pub(crate) struct Ends {
+    // In this order: pages are marked before the request counts as ended.
+    _writing: Option<Writing>,
+    _flight: Flight,
+}
+
+impl Ends {
+    pub(crate) fn new(writing: Option<Writing>, flight: Flight) -> Self {
+        Self { _writing: writing, _flight: flight }
+    }
 }
 
 impl<T> Completion<T> {
     /// A request: the side that performs it, and the side that waits for it.
     pub fn new() -> (Self, Reply<T>) {
+        Self::with(None)
+    }
+
+    /// A request, and what is dropped when it completes.
+    pub(crate) fn with(ends: Option<Ends>) -> (Self, Reply<T>) {
         let state = Mutex::new(State::Pending(None));
         let request = Arc::new(Request { state, completed: Condvar::new() });
-        (Self { request: Some(request.clone()) }, Reply { request })
+        (Self { request: Some(request.clone()), ends }, Reply { request })
     }
 
     /// Completes the request and wakes who waits for it, if anybody still does. Takes no lock
@@ -85,6 +107,7 @@ impl<T> Completion<T> {
 
     fn finish(&mut self, result: Result<T>) {
         let Some(request) = self.request.take() else { return };
+        self.ends = None;
         let mut state = lock(&request.state);
         let State::Pending(waker) = &mut *state else { return };
         let waker = waker.take();
@@ -147,8 +170,8 @@ impl<T> Future for Reply<T> {
         let mut state = lock(&self.request.state);
         match std::mem::replace(&mut *state, State::Closed) {
             State::Completed(result) => Poll::Ready(result),
-            // Also after the result was taken: a future is not polled again then.
-            _ => {
+            // A future is not polled again after its result was taken, so it is pending.
+            State::Pending(_) | State::Closed => {
                 *state = State::Pending(Some(cx.waker().clone()));
                 Poll::Pending
             }

@@ -1,106 +1,58 @@
-//! The DMA space of a device: mappings come, go, and belong to files.
+//! Address spaces: mappings are made, listed, copied, and end with their owner.
 
-use std::collections::{HashMap, VecDeque};
 use std::fmt;
-use std::os::fd::{AsFd, BorrowedFd};
-use std::time::Duration;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
 
-use super::files::{Examined, FileKey, examine, extent, wanted};
-use super::mapped_file::{Account, MappedFile};
-use super::pin::Pins;
-use super::table::{Mapping, Removed, Table};
-use super::{Backing, DmaPeer, MapOwner, MapRequest, Perm};
+use vfiod_sync::atomic::{AtomicU64, Ordering};
+use vfiod_sync::{Arc, Mutex, lock};
+
+use crate::control::{Control, Kind};
+use crate::dirty::{DirtyLog, Marks};
 use crate::error::{Errno, Error, Result};
-use vfiod_sync::atomic::{AtomicU8, AtomicU64, Ordering};
-use vfiod_sync::{Arc, Mutex, RwLock, lock, read, write};
+use crate::files::{Examined, examine, extent, wanted};
+use crate::listener::Listeners;
+use crate::map::{FileSource, Map, Source};
+use crate::mapped_file::{Account, MappedFile};
+use crate::peer::DmaPeer;
+use crate::ranges::Ranges;
+use crate::request::{Backing, MapOwner, MapRequest, Perm};
+use crate::shared::Shared;
+use crate::table::{Mapping, Removed, Table};
 
 /// Mappings of one space.
 const MAPPINGS: usize = 1 << 20;
-/// Mappings of one space.
-const SOURCES: usize = 4096;
-/// Files that stay mapped after their last mapping has gone.
-const IDLE: usize = 4;
-/// Address space that one space spends on mappings, at first: 4 TiB.
+/// Bytes of the process's address space that one space spends on mapped files, at first: 4 TiB.
 const ADDRESS_SPACE: u64 = 4 << 40;
-/// How long the end of a file waits for accesses in flight.
-const FILE_END: Duration = Duration::from_secs(1);
+/// How long the end of an owner waits for accesses in flight.
+const OWNER_END: Duration = Duration::from_secs(1);
 
-/// The device masters the bus.
-const MASTER: u8 = 1;
-/// The device's set is being reset.
-const HALTED: u8 = 2;
-
-/// What is behind mappings.
-pub(super) enum Source {
-    /// A mapped file.
-    File(Arc<MappedFile>),
-    /// Memory reached by messages.
-    Peer(Arc<dyn DmaPeer>),
-}
-
-/// What the data path reads.
-#[derive(Default)]
-pub(super) struct Map {
-    pub(super) table: Table,
-    pub(super) sources: Vec<Option<Source>>,
-}
-
-/// The DMA address space of one device (VFIO's IOAS). Cheap to clone.
+/// An address space: DMA mappings that the devices attached to it share (the kernel's IOAS).
+/// Cheap to clone; all clones are one space.
+///
+/// A mapping made for an owner ends with that owner ([`Space::drop_owner`]); one without stays
+/// until it is unmapped.
+///
+/// # Locks
+/// The *control* lock is held while mappings come and go, also during `mmap`. The locks of the
+/// attachments are taken for the few instructions that change the map. Neither is held while
+/// somebody waits. Order: control, attachments, ranges in use, dirty log.
 #[derive(Clone)]
-pub struct DmaSpace {
-    pub(super) inner: Arc<Inner>,
+pub struct Space {
+    pub(crate) inner: Arc<Inner>,
 }
 
-pub(super) struct Inner {
-    pub(super) map: RwLock<Map>,
-    pub(super) pins: Arc<Pins>,
-    /// [`MASTER`], [`HALTED`].
-    bus: AtomicU8,
+pub(crate) struct Inner {
+    pub(crate) map: Arc<Shared<Map>>,
+    pub(crate) ranges: Arc<Ranges>,
+    pub(crate) dirty: Arc<DirtyLog>,
+    pub(crate) listeners: Listeners,
     address_space: AtomicU64,
     account: Arc<Account>,
-    control: Mutex<Control>,
+    pub(crate) control: Mutex<Control>,
 }
 
-/// What only mapping and unmapping look at.
-#[derive(Default)]
-struct Control {
-    /// For each source, its mappings and what it is.
-    slots: Vec<Slot>,
-    free: Vec<u32>,
-    /// The mapping to use for new mappings of a file.
-    files: HashMap<FileKey, u32>,
-    /// Slots of files without mappings, the longest unused first.
-    idle: VecDeque<u32>,
-    peers: Vec<(Arc<dyn DmaPeer>, u32)>,
-    /// Files with mappings, by the number that mappings know them by.
-    owners: Vec<Option<(MapOwner, u64)>>,
-    /// Unmaps that wait for accesses.
-    leaving: Vec<Leaving>,
-    unmaps: u64,
-}
-
-struct Slot {
-    mappings: u64,
-    kind: Kind,
-}
-
-#[derive(Clone, Copy, PartialEq)]
-enum Kind {
-    Free,
-    File(FileKey),
-    Part,
-    Peer,
-}
-
-struct Leaving {
-    id: u64,
-    first: u64,
-    last: u64,
-    /// Owners that ended meanwhile.
-    ended: Vec<MapOwner>,
-}
-
-/// One mapping, for people.
+/// One mapping of a space.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MappingInfo {
     /// First IO virtual address.
@@ -109,242 +61,191 @@ pub struct MappingInfo {
     pub last: u64,
     /// Allowed accesses.
     pub perm: Perm,
-    /// Who mapped it.
-    pub owner: MapOwner,
-    /// Whether it is memory here, or reached by messages.
-    pub mapped: bool,
+    /// Who mapped it; `None`: it stays until it is unmapped.
+    pub owner: Option<MapOwner>,
+    /// The descriptor behind it, by its place in [`Snapshot::descriptors`], and the offset of the
+    /// first byte in bytes; `None`: it is reached by message.
+    pub file: Option<(usize, u64)>,
+}
+
+impl MappingInfo {
+    /// Whether its memory is mapped into this process; if not, it is reached by message.
+    pub fn is_mapped(&self) -> bool {
+        self.file.is_some()
+    }
+}
+
+/// All mappings of a space, and the descriptors behind them.
+#[derive(Clone, Debug, Default)]
+pub struct Snapshot {
+    /// One for each file and access mode.
+    pub descriptors: Vec<Arc<OwnedFd>>,
+    /// Ascending by address.
+    pub mappings: Vec<MappingInfo>,
 }
 
 /// What a space holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct DmaUsage {
+pub struct Usage {
     /// Mappings.
     pub mappings: usize,
     /// Files mapped into this process, in one piece or several.
     pub mapped_files: usize,
     /// Mapped files that no DMA mapping shows now.
     pub idle: usize,
-    /// Bytes of address space that they take.
+    /// Bytes of this process's address space that they take.
     pub address_space: u64,
-    /// Accesses in flight that hold no lock.
-    pub pinned: usize,
+    /// Ranges in use by accesses that hold no lock.
+    pub in_use: usize,
 }
 
-impl Control {
-    fn slot(&mut self, kind: Kind) -> Result<u32> {
-        if let Some(slot) = self.free.pop() {
-            self.slots[slot as usize] = Slot { mappings: 0, kind };
-            return Ok(slot);
-        }
-        if self.slots.len() >= SOURCES {
-            return Err(Error::new(
-                Errno::NOSPC,
-                format!("a device's clients may have {SOURCES} mappings of files, not more"),
-            ));
-        }
-        self.slots.push(Slot { mappings: 0, kind });
-        Ok(self.slots.len() as u32 - 1)
-    }
-
-    fn owner(&mut self, file: MapOwner) -> Result<u16> {
-        let found = self.owners.iter().position(|o| o.is_some_and(|(owner, _)| owner == file));
-        let at = found.or_else(|| self.owners.iter().position(Option::is_none));
-        let at = at.unwrap_or(self.owners.len());
-        let number = u16::try_from(at)
-            .map_err(|_| Error::new(Errno::NOSPC, "too many files map into one device"))?;
-        if at == self.owners.len() {
-            self.owners.push(None);
-        }
-        if self.owners[at].is_none() {
-            self.owners[at] = Some((file, 0));
-        }
-        Ok(number)
-    }
-
-    /// A mapping of a slot and an owner has been added.
-    fn count(&mut self, slot: u32, owner: u16) {
-        let counted = &mut self.slots[slot as usize];
-        if counted.mappings == 0 && matches!(counted.kind, Kind::File(_)) {
-            self.idle.retain(|idle| *idle != slot);
-        }
-        counted.mappings += 1;
-        if let Some(Some((_, mappings))) = self.owners.get_mut(owner as usize) {
-            *mappings += 1;
-        }
-    }
-
-    /// Mappings have been removed. Returns the slots whose sources nobody needs any more.
-    fn discount(&mut self, removed: &Removed) -> Vec<u32> {
-        let mut dead = Vec::new();
-        for (_, mapping) in removed.iter() {
-            let slot = &mut self.slots[mapping.source as usize];
-            slot.mappings -= 1;
-            if slot.mappings == 0 {
-                self.retire(mapping.source, &mut dead);
-            }
-            if let Some(owner) = self.owners.get_mut(mapping.owner as usize)
-                && let Some((_, mappings)) = owner
-            {
-                *mappings -= 1;
-                if *mappings == 0 {
-                    *owner = None;
-                }
-            }
-        }
-        dead
-    }
-
-    /// A source without mappings: kept for a while if it is a file's current mapping.
-    fn retire(&mut self, slot: u32, dead: &mut Vec<u32>) {
-        match self.slots[slot as usize].kind {
-            Kind::File(key) if self.files.get(&key) == Some(&slot) => {
-                self.idle.push_back(slot);
-                if self.idle.len() > IDLE
-                    && let Some(oldest) = self.idle.pop_front()
-                {
-                    self.forget(oldest, dead);
-                }
-            }
-            _ => self.forget(slot, dead),
-        }
-    }
-
-    fn forget(&mut self, slot: u32, dead: &mut Vec<u32>) {
-        match std::mem::replace(&mut self.slots[slot as usize].kind, Kind::Free) {
-            Kind::File(key) => {
-                if self.files.get(&key) == Some(&slot) {
-                    self.files.remove(&key);
-                }
-            }
-            Kind::Peer => self.peers.retain(|(_, at)| *at != slot),
-            Kind::Part | Kind::Free => {}
-        }
-        dead.push(slot);
-    }
-
-    /// Gives up every mapping that has no mapping.
-    fn forget_idle(&mut self, dead: &mut Vec<u32>) {
-        for slot in std::mem::take(&mut self.idle) {
-            self.forget(slot, dead);
-        }
-    }
+/// What is behind a mapping, with a descriptor that may be known already.
+enum Behind {
+    File { fd: Arc<OwnedFd>, offset: u64, end: u64, file: Examined },
+    Peer(Arc<dyn DmaPeer>),
 }
 
 impl Inner {
-    /// Takes sources out of the table, to be dropped by the caller once no lock is held.
+    /// Takes sources out of the map, to be dropped by the caller once no lock is held: `munmap`
+    /// and `close` take their time.
     #[must_use]
-    fn reap(&self, control: &mut Control, dead: &[u32]) -> Vec<Option<Source>> {
+    pub(crate) fn reap(&self, control: &mut Control, dead: &[u32]) -> Vec<Option<Source>> {
         if dead.is_empty() {
             return Vec::new();
         }
-        let mut map = write(&self.map);
-        let sources = dead.iter().map(|slot| map.sources[*slot as usize].take()).collect();
-        drop(map);
+        let take = |map: &mut Map| dead.iter().map(|at| map.sources[*at as usize].take()).collect();
+        let sources = self.map.change(take);
         control.free.extend(dead);
         sources
     }
 
-    /// The source of a mapping of a file; mapped now if need be.
+    /// The source of a mapping of a file, which is mapped into this process now if need be; and
+    /// where the mapping begins in it.
     fn file_source(
         &self,
         control: &mut Control,
-        fd: BorrowedFd<'_>,
+        fd: &Arc<OwnedFd>,
         file: &Examined,
         offset: u64,
         end: u64,
     ) -> Result<(u32, u64, Option<Source>)> {
-        let known = control.files.get(&file.key).copied();
+        let known = control.files.get(&file.key);
+        let fd = known.map_or(fd, |known| &known.fd).clone();
+        let current = known.and_then(|known| known.current);
         let mut mapped = 0;
-        if let Some(slot) = known {
-            if let Some(Some(Source::File(mapping))) = read(&self.map).sources.get(slot as usize) {
-                mapped = mapping.len();
-            }
+        if let Some(slot) = current {
+            mapped = self.map.look(|map| match map.sources.get(slot as usize) {
+                Some(Some(Source::File(source))) => source.mapped.len(),
+                _ => 0,
+            });
             if mapped >= wanted(file, end) {
                 return Ok((slot, offset, None));
             }
         }
-        let extent = extent(fd, file, offset, end, mapped)?;
-        if let Some(slot) = known
+        let extent = extent(fd.as_fd(), file, offset, end, mapped)?;
+        if let Some(slot) = current
             && extent.whole
             && extent.len <= mapped
         {
             return Ok((slot, offset, None));
         }
         let limit = self.address_space.load(Ordering::Relaxed);
-        let mapping = MappedFile::new(
-            fd,
-            extent.offset,
-            extent.len,
-            file.key.writable,
-            &self.account,
-            limit,
-        )?;
-        let kind = if extent.whole { Kind::File(file.key) } else { Kind::Part };
-        let slot = control.slot(kind)?;
-        Ok((slot, offset - extent.offset, Some(Source::File(Arc::new(mapping)))))
+        let (at, len, writable) = (extent.offset, extent.len, file.key.writable);
+        let mapped = MappedFile::new(fd.as_fd(), at, len, writable, &self.account, limit)?;
+        let kind = if extent.whole { Kind::File(file.key) } else { Kind::Part(file.key) };
+        let slot = control.file_slot(kind, &fd)?;
+        let source = FileSource { mapped: Arc::new(mapped), fd, offset: at };
+        Ok((slot, offset - at, Some(Source::File(source))))
+    }
+
+    /// Takes out the mappings of an owner, in turns, so that no access waits long.
+    pub(crate) fn take_owned(&self, control: &Control, owner: MapOwner) -> Removed {
+        let Some(number) = control.find_owner(Some(owner)) else { return Removed::default() };
+        if control.owners() == 1 {
+            return self.map.change(|map| map.table.take());
+        }
+        let (mut taken, mut from) = (Vec::new(), Some(0));
+        while let Some(at) = from {
+            from = self.map.change(|map| map.table.take_owned(number as u16, at, &mut taken));
+        }
+        taken.into()
     }
 }
 
-impl DmaSpace {
-    /// A space without mappings, whose device may master the bus.
-    #[allow(clippy::new_without_default)]
+impl Default for Space {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Space {
+    /// A space without mappings.
     pub fn new() -> Self {
+        let (ranges, dirty) = (Arc::<Ranges>::default(), Arc::<DirtyLog>::default());
+        let map = Shared::new(Map {
+            table: Table::default(),
+            sources: Vec::new(),
+            ranges: ranges.clone(),
+            dirty: dirty.clone(),
+            logging: false,
+        });
         Self {
             inner: Arc::new(Inner {
-                map: RwLock::new(Map::default()),
-                pins: Arc::new(Pins::default()),
-                bus: AtomicU8::new(MASTER),
+                map,
+                ranges,
+                dirty,
+                listeners: Listeners::default(),
                 address_space: AtomicU64::new(ADDRESS_SPACE),
-                account: Arc::new(Account::default()),
-                control: Mutex::new(Control::default()),
+                account: Arc::default(),
+                control: Mutex::default(),
             }),
         }
     }
 
-    /// Lets the device master the bus, or not (PCI command register bit 2). On at first; PCI
-    /// functions turn it off at reset.
-    pub fn set_bus_master(&self, on: bool) {
-        self.switch(MASTER, on);
+    /// Whether both are the same space.
+    pub fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.inner, &other.inner)
     }
 
-    /// Whether the device may access memory now.
-    #[inline]
-    pub fn bus_master(&self) -> bool {
-        self.inner.bus.load(Ordering::Acquire) == MASTER
+    pub(crate) fn shared(&self) -> Arc<Shared<Map>> {
+        self.inner.map.clone()
     }
 
-    /// Keeps the device from beginning an access to memory, whether it masters the bus or not:
-    /// for the time in which its set is being reset. What has begun goes on.
-    pub fn halt(&self, halted: bool) {
-        self.switch(HALTED, halted);
-    }
-
-    fn switch(&self, bit: u8, on: bool) {
-        if on {
-            self.inner.bus.fetch_or(bit, Ordering::Release);
-        } else {
-            self.inner.bus.fetch_and(!bit, Ordering::Release);
-        }
-    }
-
-    /// Bytes of address space that mappings of clients' files may take in all; 4 TiB at first.
+    /// Limits the bytes of this process's address space that mapped files may take in all; 4 TiB
+    /// at first. What is mapped already stays.
     pub fn set_address_space(&self, bytes: u64) {
         self.inner.address_space.store(bytes, Ordering::Relaxed);
     }
 
-    /// Adds a mapping for a file. The size, the address and the offset need no alignment.
+    /// Makes a mapping for an owner, or for nobody. The size, the address and the offset need no
+    /// alignment.
     ///
-    /// A file is mapped once, whole, however many mappings show it; so a mapping of a known file
-    /// costs no `mmap`. The mapping may reach past the file's end; accesses there fail with
-    /// `EFAULT` until the file has grown. A file longer than 1 TiB is mapped mapping by mapping.
+    /// A file is mapped into this process once, whole, however many mappings show it; so a mapping
+    /// of a known file costs no `mmap`. The mapping may reach past the file's end; accesses there
+    /// fail with `EFAULT` until the file has grown. A file longer than 1 TiB is mapped in parts.
     ///
     /// # Errors
     /// `EEXIST`: it overlaps a mapping; `EINVAL`: no size or no permission, or past 2^64 (the
-    /// offset: 2^63); `ENOSPC`: 1,048,576 mappings, or 4,096 mappings; `ENOMEM`: too much
-    /// address space; `ENODEV`: no regular file; `EACCES`: not open for reading, or on FUSE;
-    /// what `mmap` says.
-    pub fn map(&self, owner: MapOwner, request: MapRequest) -> Result<()> {
+    /// offset: 2^63); `ENOSPC`: 1,048,576 mappings, or 4,096 files and peers; `ENOMEM`: too much
+    /// address space; `ENODEV`: no regular file; `EACCES`: not open for reading, or on FUSE; what
+    /// `mmap` fails with.
+    pub fn map(&self, owner: impl Into<Option<MapOwner>>, request: MapRequest) -> Result<()> {
         let MapRequest { iova, size, perm, backing } = request;
+        let behind = match backing {
+            Backing::File { fd, offset } => behind_file(Arc::new(fd), offset, iova, size)?,
+            Backing::Peer(peer) => Behind::Peer(peer),
+        };
+        self.add(owner.into(), iova, size, perm, behind)
+    }
+
+    fn add(
+        &self,
+        owner: Option<MapOwner>,
+        iova: u64,
+        size: u64,
+        perm: Perm,
+        behind: Behind,
+    ) -> Result<()> {
         let invalid = |what| Err(Error::new(Errno::INVAL, what));
         if size == 0 {
             return invalid(format!("a DMA mapping of no size at {iova:#x}"));
@@ -355,80 +256,49 @@ impl DmaSpace {
         if perm.is_empty() {
             return invalid(format!("a DMA mapping at {iova:#x} that allows nothing"));
         }
-        let examined = match &backing {
-            Backing::File { fd, offset } => {
-                let end = offset.checked_add(size).filter(|end| *end <= i64::MAX as u64);
-                let Some(end) = end else {
-                    return invalid(format!("a DMA mapping at {iova:#x}: offset past 2^63"));
-                };
-                Some((fd.as_fd(), *offset, end, examine(fd.as_fd())?))
-            }
-            Backing::Peer(_) => None,
-        };
 
-        // Dropped after the locks: `munmap` takes its time.
-        let mut garbage = Vec::new();
+        // What is dropped late is dropped after the lock: `close` may take its time.
         let mut control = lock(&self.inner.control);
-        let taken = || {
-            Err(Error::new(
+        let leaving = control.leaving.iter().any(|l| l.first <= last && l.last >= iova);
+        let (taken, len) =
+            self.inner.map.look(|map| (map.table.touching(iova, last).is_some(), map.table.len()));
+        if leaving || taken {
+            return Err(Error::new(
                 Errno::EXIST,
                 format!("a DMA mapping at {iova:#x}-{last:#x} overlaps one that exists"),
-            ))
-        };
-        if control.leaving.iter().any(|l| l.first <= last && l.last >= iova) {
-            return taken();
+            ));
         }
-        {
-            let map = read(&self.inner.map);
-            if map.table.touching(iova, last).is_some() {
-                return taken();
-            }
-            if map.table.len() >= MAPPINGS {
-                return Err(Error::new(
-                    Errno::NOSPC,
-                    format!("a device may have {MAPPINGS} DMA mappings, not more"),
-                ));
-            }
+        if len >= MAPPINGS {
+            return Err(Error::new(
+                Errno::NOSPC,
+                format!("an address space may have {MAPPINGS} DMA mappings, not more"),
+            ));
         }
-        let (slot, offset, new) = match (examined, &backing) {
-            (Some((fd, offset, end, file)), _) => {
-                self.inner.file_source(&mut control, fd, &file, offset, end)?
+        let (slot, offset, new) = match &behind {
+            Behind::File { fd, offset, end, file } => {
+                self.inner.file_source(&mut control, fd, file, *offset, *end)?
             }
-            (None, Backing::Peer(peer)) => {
-                match control.peers.iter().find(|(known, _)| Arc::ptr_eq(known, peer)) {
-                    Some((_, slot)) => (*slot, 0, None),
-                    None => {
-                        let slot = control.slot(Kind::Peer)?;
-                        control.peers.push((peer.clone(), slot));
-                        (slot, 0, Some(Source::Peer(peer.clone())))
-                    }
-                }
+            Behind::Peer(peer) => {
+                let (slot, new) = control.peer_slot(peer)?;
+                (slot, 0, new.then(|| Source::Peer(peer.clone())))
             }
-            (None, Backing::File { .. }) => return invalid("no file".to_owned()),
         };
-        let owner = match control.owner(owner) {
-            Ok(owner) => owner,
+        let mut dead = Vec::new();
+        let number = match control.owner_number(owner) {
+            Ok(number) => number,
             Err(error) => {
                 if new.is_some() {
-                    let mut dead = Vec::new();
                     control.forget(slot, &mut dead);
                     control.free.extend(dead);
                 }
                 return Err(error);
             }
         };
-        // A mapping that has grown takes the place of the one before.
-        let mut dead = Vec::new();
-        if new.is_some()
-            && let Kind::File(key) = control.slots[slot as usize].kind
-            && let Some(old) = control.files.insert(key, slot)
-            && control.slots[old as usize].mappings == 0
-        {
-            control.idle.retain(|idle| *idle != old);
-            control.forget(old, &mut dead);
+        if new.is_some() {
+            // A file that has grown is mapped anew, which takes the place of the one before.
+            control.make_current(slot, &mut dead);
         }
-        {
-            let mut map = write(&self.inner.map);
+        self.inner.map.change(|map| {
             if let Some(source) = new {
                 let at = slot as usize;
                 if map.sources.len() <= at {
@@ -436,185 +306,227 @@ impl DmaSpace {
                 }
                 map.sources[at] = Some(source);
             }
-            let mapping = Mapping::new(last, offset, slot, owner, perm);
-            let fits = map.table.insert(iova, mapping);
-            // Only this lock's holder adds mappings, and there was room.
+            let fits = map.table.insert(iova, Mapping::new(last, offset, slot, number, perm));
+            // Only the holder of the control lock adds mappings, and there was room.
             debug_assert!(fits);
-        }
-        control.count(slot, owner);
-        garbage.extend(self.inner.reap(&mut control, &dead));
+        });
+        control.count(slot, number);
+        let garbage = self.inner.reap(&mut control, &dead);
+        drop(control);
+        drop(garbage);
         Ok(())
     }
 
-    /// Removes every mapping inside `[iova, iova + size)`; size may reach 2^64 exactly.
-    /// Returns how many bytes were mapped there (`u64::MAX` for all 2^64). Returns only when
-    /// no access to them is in flight. Messages to a peer do not count: the peer sees to them
-    /// itself.
-    ///
-    /// The file behind the last of its mappings stays mapped while no more than three others
-    /// became idle after it, until [`DmaSpace::unmap_all`] or the end of the file that mapped it.
+    /// Copies a part of one mapping to another space, or to another place of this one
+    /// (`IOMMU_IOAS_COPY`). The copy is a mapping of its own.
     ///
     /// # Errors
-    /// `EINVAL`: a mapping would be cut in two, size 0 or past 2^64; `EBUSY`: accesses were
-    /// still in flight after `wait`, and nothing was removed.
-    pub fn unmap(&self, iova: u64, size: u64, wait: Duration) -> Result<u64> {
-        let last = match size {
-            0 => None,
-            _ => iova.checked_add(size - 1),
-        };
-        let Some(last) = last else {
-            return Err(Error::new(
-                Errno::INVAL,
-                format!("DMA unmap of {size:#x} bytes at {iova:#x}: empty, or past 2^64"),
-            ));
-        };
-        self.remove(iova, last, wait, false)
-    }
-
-    /// Removes every mapping; otherwise as [`DmaSpace::unmap`]. No file stays mapped.
-    pub fn unmap_all(&self, wait: Duration) -> Result<u64> {
-        self.remove(0, u64::MAX, wait, true)
-    }
-
-    fn remove(&self, first: u64, last: u64, wait: Duration, all: bool) -> Result<u64> {
-        let mut garbage = Vec::new();
-        let removed;
-        let mut control = lock(&self.inner.control);
-        {
-            let mut map = write(&self.inner.map);
-            removed = if all {
-                map.table.take()
-            } else {
-                map.table.remove(first, last).map_err(|cut| {
-                    Error::new(
-                        Errno::INVAL,
-                        format!(
-                            "DMA unmap of {first:#x}-{last:#x} would cut the mapping {:#x}-{:#x}",
-                            cut.first, cut.last
-                        ),
-                    )
-                })?
-            };
-        }
-        // From here on no access begins. Those that copied under the table lock have ended.
-        let hits = |a: u64, b: u64| a <= last && b >= first;
-        if !self.inner.pins.wait(hits, Duration::ZERO) {
-            let id = control.unmaps;
-            control.unmaps += 1;
-            control.leaving.push(Leaving { id, first, last, ended: Vec::new() });
-            drop(control);
-            let clear = self.inner.pins.wait(hits, wait);
-            control = lock(&self.inner.control);
-            let at = control.leaving.iter().position(|leaving| leaving.id == id);
-            let leaving = at.map(|at| control.leaving.swap_remove(at));
-            if !clear {
-                write(&self.inner.map).table.restore(&removed);
-                for owner in leaving.into_iter().flat_map(|leaving| leaving.ended) {
-                    let gone = self.take_owned(&mut control, owner);
-                    let dead = control.discount(&gone);
-                    garbage.extend(self.inner.reap(&mut control, &dead));
+    /// `EFAULT`: nothing is mapped at `from`; `EINVAL`: the part does not lie in one mapping;
+    /// `EACCES`: the mapping does not allow `perm`; as [`Space::map`].
+    pub fn copy(
+        &self,
+        from: u64,
+        size: u64,
+        to: &Self,
+        iova: u64,
+        perm: Perm,
+        owner: impl Into<Option<MapOwner>>,
+    ) -> Result<()> {
+        let part = || format!("the DMA mapping of {size:#x} bytes at {from:#x}");
+        let found = self.inner.map.look(|map| {
+            let (first, mapping) = map.table.find(from)?;
+            let behind = match map.sources.get(mapping.source as usize)?.as_ref()? {
+                Source::File(file) => {
+                    let offset = file.offset + mapping.offset + (from - first);
+                    Ok((file.fd.clone(), offset))
                 }
-                return Err(Error::new(
-                    Errno::BUSY,
-                    format!("memory at {first:#x}-{last:#x} is in use and stays mapped"),
-                ));
+                Source::Peer(peer) => Err(peer.clone()),
+            };
+            Some((mapping.last, mapping.perm(), behind))
+        });
+        let Some((last, allowed, behind)) = found else {
+            return Err(Error::new(Errno::FAULT, format!("{} does not exist", part())));
+        };
+        if size == 0 || size - 1 > last - from {
+            let what = format!("{} ends at {last:#x}, and cannot be copied past it", part());
+            return Err(Error::new(Errno::INVAL, what));
+        }
+        if !allowed.contains(perm) {
+            let what = format!("{} allows {allowed:?}, not {perm:?}", part());
+            return Err(Error::new(Errno::ACCESS, what));
+        }
+        let behind = match behind {
+            Ok((fd, offset)) => behind_file(fd, offset, iova, size)?,
+            // A peer is asked for the addresses of the mapping that it knows.
+            Err(_) if from != iova => {
+                let what = format!("{} is reached by message at its own address only", part());
+                return Err(Error::new(Errno::OPNOTSUPP, what));
             }
-        }
-        let mut dead = control.discount(&removed);
-        if all {
-            control.forget_idle(&mut dead);
-        }
-        garbage.extend(self.inner.reap(&mut control, &dead));
-        drop(control);
-        Ok(removed.iter().fold(0u64, |sum, (first, mapping)| {
-            sum.saturating_add(mapping.last - first).saturating_add(1)
-        }))
+            Err(peer) => Behind::Peer(peer),
+        };
+        to.add(owner.into(), iova, size, perm, behind)
     }
 
-    /// Takes out a file's mappings, in turns, so that no access waits long.
-    fn take_owned(&self, control: &mut Control, owner: MapOwner) -> Removed {
-        let owner = control.owners.iter().position(|o| o.is_some_and(|(of, _)| of == owner));
-        let Some(owner) = owner else { return Removed::default() };
-        let mut map = write(&self.inner.map);
-        if control.owners.iter().flatten().count() == 1 {
-            return map.table.take();
-        }
-        let (mut gone, mut from) = (Vec::new(), Some(0));
-        while let Some(at) = from {
-            from = map.table.take_owned(owner as u16, at, &mut gone);
-            drop(map);
-            map = write(&self.inner.map);
-        }
-        gone.into()
-    }
-
-    /// Removes every mapping of an owner, and waits a second at most for accesses in
-    /// flight: their memory is kept until they end.
+    /// Removes every mapping of an owner, and blocks for up to a second for accesses in flight and
+    /// listeners. The memory of those that have not ended then is kept until they do.
     pub fn drop_owner(&self, owner: MapOwner) {
-        let mut garbage = Vec::new();
-        let mut control = lock(&self.inner.control);
-        let removed = self.take_owned(&mut control, owner);
+        let inner = &*self.inner;
+        let mut control = lock(&inner.control);
+        let removed = inner.take_owned(&control, owner);
         control.leaving.iter_mut().for_each(|leaving| leaving.ended.push(owner));
         let mut dead = control.discount(&removed);
         control.forget_idle(&mut dead);
-        garbage.extend(self.inner.reap(&mut control, &dead));
+        let garbage = inner.reap(&mut control, &dead);
         drop(control);
+        drop(garbage);
         if removed.is_empty() {
             return;
         }
-        let mut ranges: Vec<(u64, u64)> = removed.iter().map(|(f, w)| (f, w.last)).collect();
+        for (first, mapping) in removed.iter() {
+            inner.listeners.unmapping(first, mapping.last, &inner.ranges);
+            inner.dirty.forget(first, mapping.last);
+        }
+        let mut ranges: Vec<(u64, u64)> = removed.iter().map(|(f, m)| (f, m.last)).collect();
         ranges.sort_unstable();
         let hits = |first: u64, last: u64| {
             let after = ranges.partition_point(|(f, _)| *f <= last);
             after > 0 && ranges[after - 1].1 >= first
         };
-        if !self.inner.pins.wait(hits, FILE_END) {
+        if !inner.ranges.wait(hits, Instant::now().checked_add(OWNER_END)) {
             tracing::warn!(%owner, "a device still accesses memory whose owner has ended");
         }
     }
 
     /// Number of mappings.
     pub fn len(&self) -> usize {
-        read(&self.inner.map).table.len()
+        self.inner.map.look(|map| map.table.len())
     }
 
-    /// Whether there is none.
+    /// Whether there is no mapping.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// The mappings, ascending. Mappers wait meanwhile.
+    /// The mappings, ascending by address. Mappers wait meanwhile.
     pub fn mappings(&self) -> Vec<MappingInfo> {
+        self.snapshot().mappings
+    }
+
+    /// The mappings and the descriptors behind them. Mappers wait meanwhile.
+    pub fn snapshot(&self) -> Snapshot {
         let control = lock(&self.inner.control);
-        let map = read(&self.inner.map);
-        let owner = |n: u16| control.owners.get(n as usize).copied().flatten();
-        map.table
-            .iter()
-            .map(|(iova, mapping)| MappingInfo {
+        self.inner.map.look(|map| {
+            let mut descriptors: Vec<Arc<OwnedFd>> = Vec::new();
+            let places: Vec<Option<(usize, u64)>> = map
+                .sources
+                .iter()
+                .map(|source| {
+                    let Some(Source::File(file)) = source else { return None };
+                    let known = descriptors.iter().position(|fd| Arc::ptr_eq(fd, &file.fd));
+                    let at = known.unwrap_or_else(|| {
+                        descriptors.push(file.fd.clone());
+                        descriptors.len() - 1
+                    });
+                    Some((at, file.offset))
+                })
+                .collect();
+            let mappings = map.table.iter().map(|(iova, mapping)| MappingInfo {
                 iova,
                 last: mapping.last,
                 perm: mapping.perm(),
-                owner: owner(mapping.owner).map_or(MapOwner(u64::MAX), |(owner, _)| owner),
-                mapped: matches!(map.sources[mapping.source as usize], Some(Source::File(_))),
-            })
-            .collect()
+                owner: control.owner(mapping.owner),
+                file: places[mapping.source as usize].map(|(at, from)| (at, from + mapping.offset)),
+            });
+            let mappings = mappings.collect();
+            Snapshot { descriptors, mappings }
+        })
     }
 
     /// What the space holds.
-    pub fn usage(&self) -> DmaUsage {
+    pub fn usage(&self) -> Usage {
         let control = lock(&self.inner.control);
-        let map = read(&self.inner.map);
-        DmaUsage {
-            mappings: map.table.len(),
-            mapped_files: map.sources.iter().filter(|s| matches!(s, Some(Source::File(_)))).count(),
+        let files = |map: &Map| {
+            let files = map.sources.iter().filter(|s| matches!(s, Some(Source::File(_))));
+            (map.table.len(), files.count())
+        };
+        let (mappings, mapped_files) = self.inner.map.look(files);
+        Usage {
+            mappings,
+            mapped_files,
             idle: control.idle.len(),
             address_space: self.inner.account.bytes(),
-            pinned: self.inner.pins.len(),
+            in_use: self.inner.ranges.len(),
         }
+    }
+
+    /// Starts to log which pages devices write: by copies, by holds that end, and by message. When
+    /// this returns, every write that ends from now on is logged. Goes on if it was started before.
+    pub fn start_dirty_log(&self) {
+        self.inner.dirty.start();
+        self.inner.map.change(|map| map.logging = true);
+    }
+
+    /// Stops the log and forgets its marks.
+    pub fn stop_dirty_log(&self) {
+        self.inner.map.change(|map| map.logging = false);
+        self.inner.dirty.stop();
+    }
+
+    /// Whether writes are logged.
+    pub fn is_dirty_log_on(&self) -> bool {
+        self.inner.dirty.is_on()
+    }
+
+    /// Sets the bits of `bitmap` for the pages of `[iova, iova + size)` that devices have written:
+    /// a bit for each `page_size` bytes from `iova` on, bit 0 of byte 0 first. Other bits stay as
+    /// they are. [`dirty_bitmap_len`](crate::dirty_bitmap_len) says how long the bitmap must be.
+    ///
+    /// The log has pages of 4 KiB; smaller ones are reported together. Of a hold that has not
+    /// ended nothing is reported: quiesce the devices before the last report.
+    ///
+    /// # Errors
+    /// `EINVAL`: logging is off, `size` is 0 or passes 2^64, `page_size` is not a power of two, or
+    /// the bitmap is too short.
+    pub fn report_dirty(
+        &self,
+        iova: u64,
+        size: u64,
+        page_size: u64,
+        marks: Marks,
+        bitmap: &mut [u8],
+    ) -> Result<()> {
+        let last = last_in(iova, size, "a report of dirty pages")?;
+        self.inner.dirty.report(iova, last, page_size, marks, bitmap)
     }
 }
 
-impl fmt::Debug for DmaSpace {
+/// The last address of a range that a client named.
+///
+/// # Errors
+/// `EINVAL`: it is empty, or passes 2^64.
+pub(crate) fn last_in(iova: u64, size: u64, what: &str) -> Result<u64> {
+    let last = size.checked_sub(1).and_then(|rest| iova.checked_add(rest));
+    last.ok_or_else(|| {
+        let range = format!("{size:#x} bytes at {iova:#x}");
+        Error::new(Errno::INVAL, format!("{what} of {range}: empty, or past 2^64"))
+    })
+}
+
+/// Looks at a file that is to be mapped at `iova`.
+///
+/// # Errors
+/// `EINVAL`: past 2^63 in the file; `ENODEV`: it is no regular file.
+fn behind_file(fd: Arc<OwnedFd>, offset: u64, iova: u64, size: u64) -> Result<Behind> {
+    let end = offset.checked_add(size).filter(|end| *end <= i64::MAX as u64);
+    let Some(end) = end else {
+        let what = format!("a DMA mapping at {iova:#x}: offset past 2^63");
+        return Err(Error::new(Errno::INVAL, what));
+    };
+    let file = examine(fd.as_fd())?;
+    Ok(Behind::File { fd, offset, end, file })
+}
+
+impl fmt::Debug for Space {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.usage().fmt(f)
     }

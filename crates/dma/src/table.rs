@@ -6,7 +6,7 @@
 //!
 //! Ends are kept as *last* addresses, so that a mapping may reach 2^64.
 
-use super::Perm;
+use crate::request::Perm;
 
 /// Mappings in a chunk.
 const CAPACITY: usize = BLOCK * BLOCK;
@@ -15,15 +15,15 @@ const BLOCK: usize = 8;
 
 /// One mapping.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Mapping {
+pub(crate) struct Mapping {
     /// Last IO virtual address.
-    pub(super) last: u64,
+    pub(crate) last: u64,
     /// Where the mapping begins in its source.
-    pub(super) offset: u64,
+    pub(crate) offset: u64,
     /// What is behind it: a slot of the table's owner.
-    pub(super) source: u32,
+    pub(crate) source: u32,
     /// Whose it is: likewise.
-    pub(super) owner: u16,
+    pub(crate) owner: u16,
     /// Allowed accesses: the bits of a [`Perm`], in a byte so that a mapping has 24.
     perm: u8,
 }
@@ -31,12 +31,12 @@ pub(super) struct Mapping {
 impl Mapping {
     const NONE: Self = Self { last: 0, offset: 0, source: 0, owner: 0, perm: 0 };
 
-    pub(super) fn new(last: u64, offset: u64, source: u32, owner: u16, perm: Perm) -> Self {
+    pub(crate) fn new(last: u64, offset: u64, source: u32, owner: u16, perm: Perm) -> Self {
         Self { last, offset, source, owner, perm: perm.bits() as u8 }
     }
 
     #[inline]
-    pub(super) fn perm(&self) -> Perm {
+    pub(crate) fn perm(&self) -> Perm {
         Perm::from_bits_retain(u32::from(self.perm))
     }
 }
@@ -126,7 +126,7 @@ impl Chunk {
 
 /// The table.
 #[derive(Debug, Default)]
-pub(super) struct Table {
+pub(crate) struct Table {
     /// The chunks' first addresses.
     firsts: Vec<u64>,
     /// None of them empty. Boxed, so that one more moves pointers, not chunks.
@@ -137,14 +137,14 @@ pub(super) struct Table {
 
 /// A range that would cut a mapping in two.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Cut {
-    pub(super) first: u64,
-    pub(super) last: u64,
+pub(crate) struct Cut {
+    pub(crate) first: u64,
+    pub(crate) last: u64,
 }
 
 /// Mappings taken out of a table. Made without allocating where it is one mapping.
 #[derive(Debug, Default)]
-pub(super) struct Removed {
+pub(crate) struct Removed {
     one: Option<(u64, Mapping)>,
     more: Vec<(u64, Mapping)>,
     #[allow(clippy::vec_box)]
@@ -152,12 +152,12 @@ pub(super) struct Removed {
 }
 
 impl Removed {
-    pub(super) fn iter(&self) -> impl Iterator<Item = (u64, &Mapping)> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (u64, &Mapping)> {
         let more = self.one.iter().chain(&self.more).map(|(first, mapping)| (*first, mapping));
         more.chain(self.chunks.iter().flat_map(|chunk| chunk.iter()))
     }
 
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.one.is_none() && self.more.is_empty() && self.chunks.is_empty()
     }
 
@@ -177,7 +177,7 @@ impl From<Vec<(u64, Mapping)>> for Removed {
 }
 
 impl Table {
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.len
     }
 
@@ -192,15 +192,37 @@ impl Table {
 
     /// The mapping that `iova` lies in.
     #[inline(always)]
-    pub(super) fn find(&self, iova: u64) -> Option<(u64, &Mapping)> {
+    pub(crate) fn find(&self, iova: u64) -> Option<(u64, &Mapping)> {
         let chunk = self.chunks.get(self.chunk_for(iova))?;
         let at = chunk.up_to(iova).checked_sub(1)?;
         let mapping = &chunk.mappings[at];
         (iova <= mapping.last).then_some((chunk.firsts[at], mapping))
     }
 
+    /// As [`Table::find`]. Looks first where `hint` says, which is what an earlier call left there,
+    /// also if the table has changed meanwhile.
+    #[inline(always)]
+    pub(crate) fn find_near(&self, iova: u64, hint: &mut u64) -> Option<(u64, &Mapping)> {
+        let (chunk, at) = ((*hint >> 8) as usize, (*hint & 0xff) as usize);
+        if let Some(chunk) = self.chunks.get(chunk)
+            && at < chunk.len
+            && let Some(first) = chunk.firsts.get(at)
+            && let Some(mapping) = chunk.mappings.get(at)
+            && *first <= iova
+            && iova <= mapping.last
+        {
+            return Some((*first, mapping));
+        }
+        let number = self.chunk_for(iova);
+        let chunk = self.chunks.get(number)?;
+        let at = chunk.up_to(iova).checked_sub(1)?;
+        let mapping = &chunk.mappings[at];
+        *hint = (number as u64) << 8 | at as u64;
+        (iova <= mapping.last).then_some((chunk.firsts[at], mapping))
+    }
+
     /// A mapping that touches `[first, last]`.
-    pub(super) fn touching(&self, first: u64, last: u64) -> Option<(u64, &Mapping)> {
+    pub(crate) fn touching(&self, first: u64, last: u64) -> Option<(u64, &Mapping)> {
         let chunk = self.chunks.get(self.chunk_for(last))?;
         let at = chunk.up_to(last).checked_sub(1)?;
         let mapping = &chunk.mappings[at];
@@ -208,7 +230,7 @@ impl Table {
     }
 
     /// Adds a mapping; `false` if it overlaps one.
-    pub(super) fn insert(&mut self, first: u64, mapping: Mapping) -> bool {
+    pub(crate) fn insert(&mut self, first: u64, mapping: Mapping) -> bool {
         let chunk = self.chunk_for(mapping.last);
         let Some(into) = self.chunks.get_mut(chunk) else {
             let mut into = Chunk::new();
@@ -249,7 +271,7 @@ impl Table {
     }
 
     /// Takes out every mapping inside `[first, last]`; none if one would be cut.
-    pub(super) fn remove(&mut self, first: u64, last: u64) -> Result<Removed, Cut> {
+    pub(crate) fn remove(&mut self, first: u64, last: u64) -> Result<Removed, Cut> {
         for edge in [first.checked_sub(1), Some(last)].into_iter().flatten() {
             // A mapping across the edge lies on both its sides.
             if edge < u64::MAX
@@ -312,14 +334,14 @@ impl Table {
     }
 
     /// Takes out everything.
-    pub(super) fn take(&mut self) -> Removed {
+    pub(crate) fn take(&mut self) -> Removed {
         let all = std::mem::take(self);
         Removed { chunks: all.chunks, ..Removed::default() }
     }
 
     /// Takes out the mappings of an owner that begin at or above `from`, looking at a bounded
     /// number of them. Where to go on, if there are more.
-    pub(super) fn take_owned(
+    pub(crate) fn take_owned(
         &mut self,
         owner: u16,
         from: u64,
@@ -351,7 +373,7 @@ impl Table {
     }
 
     /// Puts back what was taken out; its place must be free.
-    pub(super) fn restore(&mut self, removed: &Removed) {
+    pub(crate) fn restore(&mut self, removed: &Removed) {
         for (first, mapping) in removed.iter() {
             let fits = self.insert(first, *mapping);
             debug_assert!(fits, "the place of a removed mapping was given away");
@@ -359,7 +381,7 @@ impl Table {
     }
 
     /// Every mapping, ascending.
-    pub(super) fn iter(&self) -> impl Iterator<Item = (u64, &Mapping)> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (u64, &Mapping)> {
         self.chunks.iter().flat_map(|chunk| chunk.iter())
     }
 }

@@ -168,7 +168,7 @@ impl Work<'_> {
     }
 
     fn translate(&mut self, iters: u64, iova: impl Fn(&mut Windows) -> u64) {
-        let Ok(access) = self.handle.dma().access() else {
+        let Ok(mut access) = self.handle.dma().access() else {
             self.errors += iters;
             return;
         };

@@ -11,7 +11,7 @@ fn pinned_memory_is_read_and_written() {
     map(&space, &b, 0x2000, 0x1000, 0);
     map(&space, &a, 0x3000, 0x1000, 0);
     let pinned = space.pin(0x1800, 0x2000, RW).unwrap();
-    assert_eq!((pinned.len(), pinned.perm(), space.usage().pinned), (0x2000, RW, 1));
+    assert_eq!((pinned.len(), pinned.perm(), space.usage().in_use), (0x2000, RW, 1));
     let lens: Vec<usize> = pinned.segments().map(|s| s.len()).collect();
     assert_eq!(lens, [0x800, 0x1000, 0x800]);
     let pattern: Vec<u8> = (0..0x1900).map(|i| (i % 253) as u8).collect();
@@ -28,10 +28,10 @@ fn pinned_memory_is_read_and_written() {
     assert_eq!(errno(read_only.write(0, &[1])), Errno::ACCESS);
     assert!(pinned.segments().all(|s| !s.as_ptr().is_null()));
     drop((pinned, read_only));
-    assert_eq!(space.usage().pinned, 0);
+    assert_eq!(space.usage().in_use, 0);
     assert_eq!(errno(space.pin(0x1000, 0, RW)), Errno::INVAL);
     assert_eq!(errno(space.pin(0x3fff, 2, RW)), Errno::FAULT);
-    assert_eq!(space.usage().pinned, 0);
+    assert_eq!(space.usage().in_use, 0);
 }
 
 #[test]
@@ -97,11 +97,11 @@ fn a_file_that_ends_while_its_unmap_waits() {
     });
     // What came back for a file that had gone went with it; the other's is there.
     assert_eq!(space.len(), 1);
-    assert_eq!(space.mappings()[0].owner, B);
+    assert_eq!(space.mappings()[0].owner, Some(B));
     pinned.write(0, b"safe").unwrap();
     drop(pinned);
     space.drop_owner(B);
-    assert_eq!((space.usage(), held("dma-ends").0), (DmaUsage::default(), 0));
+    assert_eq!((space.usage(), held("dma-ends").0), (Usage::default(), 0));
 }
 
 #[test]

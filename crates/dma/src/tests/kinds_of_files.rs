@@ -31,7 +31,7 @@ fn what_cannot_be_mapped_is_refused() {
         // What the kernel says to a file of /proc depends on the kernel.
         assert!(got == want || what == "proc", "{what}: {got:?}");
     }
-    assert_eq!(space.usage(), DmaUsage::default());
+    assert_eq!(space.usage(), Usage::default());
 }
 
 #[test]
@@ -148,7 +148,7 @@ fn huge_pages() {
     }
     assert_eq!(errno(space.write((4 << 20) + 0x1000, b"huge")), Errno::FAULT);
     space.unmap_all(SOON).unwrap();
-    assert_eq!((held("dma-huge").0, space.usage()), (0, DmaUsage::default()));
+    assert_eq!((held("dma-huge").0, space.usage()), (0, Usage::default()));
 }
 
 #[test]
@@ -212,5 +212,5 @@ fn truncation_and_mapping_under_running_accesses() {
         }
     });
     assert!(went > 0 && missing > 0, "{went} {missing}");
-    assert_eq!(space.usage().pinned, 0);
+    assert_eq!(space.usage().in_use, 0);
 }

@@ -1,3 +1,4 @@
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
@@ -10,6 +11,7 @@ mod model;
 
 use super::*;
 
+use vfiod_sync::Arc;
 use vfiod_sync::atomic::Ordering;
 
 const A: MapOwner = MapOwner(1);

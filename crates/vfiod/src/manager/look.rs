@@ -137,8 +137,8 @@ fn dma(device: &DeviceRef) -> Dma {
     let first = windows.iter().take(WINDOWS).map(|window| Window {
         iova: format!("{:#x}-{:#x}", window.iova, window.last),
         access: access(window.perm.contains(Perm::READ), window.perm.contains(Perm::WRITE)),
-        file: window.owner.0,
-        by: if window.mapped { "memory" } else { "messages" },
+        file: window.owner.map_or(0, |owner| owner.0),
+        by: if window.is_mapped() { "memory" } else { "messages" },
     });
     Dma {
         windows: windows.len(),

@@ -1,0 +1,70 @@
+//! How many asynchronous accesses a device has in flight, and waiting until there are none.
+
+use std::task::{Poll, Waker};
+use std::time::Instant;
+
+use vfiod_sync::atomic::{AtomicUsize, Ordering};
+use vfiod_sync::{Arc, Condvar, Mutex, lock, wait_until};
+
+/// The holds and the requests by message of one attachment that have not ended.
+#[derive(Debug, Default)]
+pub(crate) struct InFlight {
+    count: AtomicUsize,
+    waiters: Mutex<Vec<Waker>>,
+    ended: Condvar,
+}
+
+/// One access in flight, until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Flight {
+    of: Arc<InFlight>,
+}
+
+impl InFlight {
+    /// Counts an access that begins now.
+    pub(crate) fn begin(self: &Arc<Self>) -> Flight {
+        self.count.fetch_add(1, Ordering::SeqCst);
+        Flight { of: self.clone() }
+    }
+
+    /// How many accesses are in flight.
+    pub(crate) fn count(&self) -> usize {
+        self.count.load(Ordering::SeqCst)
+    }
+
+    /// Blocks until none is in flight (`true`), or until `deadline`.
+    pub(crate) fn wait(&self, deadline: Instant) -> bool {
+        let mut waiters = lock(&self.waiters);
+        while self.count() > 0 {
+            match wait_until(&self.ended, &self.waiters, waiters, deadline) {
+                Some(woken) => waiters = woken,
+                None => return self.count() == 0,
+            }
+        }
+        true
+    }
+
+    /// Ready if none is in flight; else `waker` is woken when the last one ends.
+    pub(crate) fn poll(&self, waker: &Waker) -> Poll<()> {
+        // Looked at with the lock held: the last one takes it after it has counted itself out.
+        let mut waiters = lock(&self.waiters);
+        if self.count() == 0 {
+            return Poll::Ready(());
+        }
+        if !waiters.iter().any(|known| known.will_wake(waker)) {
+            waiters.push(waker.clone());
+        }
+        Poll::Pending
+    }
+}
+
+impl Drop for Flight {
+    fn drop(&mut self) {
+        if self.of.count.fetch_sub(1, Ordering::SeqCst) > 1 {
+            return;
+        }
+        let wakers = std::mem::take(&mut *lock(&self.of.waiters));
+        self.of.ended.notify_all();
+        wakers.into_iter().for_each(Waker::wake);
+    }
+}
