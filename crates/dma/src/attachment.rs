@@ -51,6 +51,13 @@ struct Inner {
     space: Mutex<Option<Space>>,
 }
 
+impl Drop for Inner {
+    fn drop(&mut self) {
+        // The space lists the shard, which keeps the space's map.
+        self.shard.set(None);
+    }
+}
+
 impl Attachment {
     /// An attachment to no space. The device masters the bus.
     pub fn detached() -> Self {

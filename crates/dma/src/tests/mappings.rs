@@ -350,3 +350,11 @@ fn a_batch_translates_and_copies() {
     assert_eq!(access.read(0, &mut []).unwrap(), Reach::Mapped);
     assert_eq!(errno(access.read(0, &mut back)), Errno::FAULT);
 }
+
+#[test]
+fn space_ends_with_its_last_attachment() {
+    let (space, memory) = (DmaSpace::new(), Memory::named("dma-dropped", 0x1000));
+    map(&space, &memory, 0, 0x1000, 0);
+    drop(space);
+    assert_eq!(held("dma-dropped"), (0, 1), "only our own descriptor is left");
+}
