@@ -175,14 +175,24 @@ fn first_byte(memory: &OwnedFd) -> u8 {
     byte[0]
 }
 
-/// Writes that are logged, and reports that take the marks away.
-fn write_against_dirty_reports() {
+/// A hold that ends while a task waits for the end of all.
+fn end_of_hold_against_idle() {
+    let (space, _memory) = mapped();
+    let attachment = space.attachment().clone();
+    let hold = attachment.hold(0, 64, Perm::WRITE).expect("holds");
+    let device = spawn(move || drop(hold));
+    block_on(attachment.idle());
+    assert_eq!(attachment.in_flight(), 0);
+    join(device);
+}
+
+/// A write that is logged, and reports that take the marks away.
+fn write_against_dirty_reports(len: usize) {
     let (space, memory) = mapped();
     let (attachment, space) = (space.attachment().clone(), space.space());
     space.start_dirty_log();
     let device = spawn(move || {
-        block_on(attachment.write(0, &[1])).expect("writes");
-        block_on(attachment.write(0, &[2; LARGE])).expect("writes");
+        block_on(attachment.write(0, &vec![1; len])).expect("writes");
     });
     let mut copy = 0;
     renew(&space, &memory, &mut copy);
@@ -190,6 +200,16 @@ fn write_against_dirty_reports() {
     join(device);
     renew(&space, &memory, &mut copy);
     assert_eq!(copy, first_byte(&memory), "a write was not reported");
+}
+
+/// A write that is copied under the lock, and reports.
+fn small_write_against_dirty_reports() {
+    write_against_dirty_reports(64);
+}
+
+/// A write that is copied without it, and reports.
+fn large_write_against_dirty_reports() {
+    write_against_dirty_reports(LARGE);
 }
 
 /// A writable hold, and an unmap that reports what was written.
@@ -277,7 +297,9 @@ vfiod_sync::checks! {
     busy_unmap_against_the_owners_end: 1000,
     move_against_accesses: 500,
     quiesce_against_accesses: 500,
-    write_against_dirty_reports: 500,
+    end_of_hold_against_idle: 500,
+    small_write_against_dirty_reports: 500,
+    large_write_against_dirty_reports: 500,
     hold_against_reporting_unmap: 1000,
     hold_against_polled_unmap: 1000,
     listener_against_unmap: 1000,
