@@ -120,18 +120,26 @@ fn move_against_accesses() {
     let device = spawn({
         let attachment = attachment.clone();
         move || {
-            for len in [64, LARGE] {
-                // Not mapped in the new space.
-                if let Err(error) = block_on(attachment.write(0, &vec![0x55; len])) {
-                    assert_eq!(error.errno(), Errno::FAULT);
-                }
+            // Not mapped in the new space.
+            if let Err(error) = block_on(attachment.write(0, &[0x55; LARGE])) {
+                assert_eq!(error.errno(), Errno::FAULT);
+            }
+        }
+    });
+    let slow_device = spawn({
+        let attachment = attachment.clone();
+        move || {
+            let mut batch = attachment.batch().expect("attached");
+            if let Ok(span) = batch.translate(0, 64, Perm::WRITE) {
+                (0..16).for_each(|_| thread::yield_now());
+                span.write(0, &[0x55; 64]).expect("still mapped");
             }
         }
     });
     assert!(attachment.attach(&Space::new()).is_some_and(|space| space.is(&old)));
     old.unmap(0, u64::MAX, LONG).expect("unmaps");
     rustix::io::pwrite(&*memory, &[0xaa; LARGE], 0).expect("writes");
-    join(device);
+    join_all([device, slow_device]);
     untouched(&memory);
 }
 
@@ -295,7 +303,7 @@ vfiod_sync::checks! {
     large_access_against_unmap: 300,
     pin_against_unmap: 1000,
     busy_unmap_against_the_owners_end: 1000,
-    move_against_accesses: 500,
+    move_against_accesses: 1000,
     quiesce_against_accesses: 500,
     end_of_hold_against_idle: 500,
     small_write_against_dirty_reports: 500,
