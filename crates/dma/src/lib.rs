@@ -4,7 +4,7 @@
 //! | --- | --- | --- |
 //! | `fault` | access that survives what a client does to its file | |
 //! | `mapped_file` | a file mapped into this process | |
-//! | [`memory`] | memory that a device shares with its clients | |
+//! | [`memory`], `device_memory` | memory that a device shares with its clients | |
 //! | `table` | mappings sorted by address | |
 //! | `ranges`, `in_flight` | accesses that hold no lock, and waiting for their end | |
 //! | `dirty` | which pages have been written | |
@@ -37,6 +37,7 @@ mod attachment;
 mod batch;
 mod blocking;
 mod control;
+mod device_memory;
 mod dirty;
 pub mod error;
 mod fault;
@@ -59,6 +60,7 @@ mod unmap;
 pub use self::attachment::{Attachment, Idle};
 pub use self::batch::{Batch, Reach, Span};
 pub use self::blocking::DmaSpace;
+pub use self::device_memory::{DeviceMemory, SharedRegion, region_offset};
 pub use self::dirty::{Marks, dirty_bitmap_len};
 pub use self::error::{Errno, Error, Result};
 pub use self::fault::Scalar;

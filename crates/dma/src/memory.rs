@@ -10,25 +10,50 @@ use crate::error::{Errno, Error, Result};
 use crate::fault::Scalar;
 use crate::mapped_file::{Access, Account, MappedFile};
 use vfiod_sync::Arc;
-use vfiod_sync::atomic::Ordering;
+use vfiod_sync::atomic::{AtomicBool, Ordering};
 
-/// A memfd of fixed size, mapped here and mappable by clients.
+/// Memory of fixed size that clients can map: a memfd of its own, or the part of a
+/// [`DeviceMemory`](crate::DeviceMemory) that belongs to one region.
 ///
 /// Clients write it at any moment, so what was read once need not be there the next time;
 /// there is no way to get a slice of it. To send it without a copy in this process, hand
-/// [`SharedMemory::fd`] and the offset to `sendfile`.
+/// [`SharedMemory::fd`] and an offset from [`SharedMemory::offset`] on to `sendfile`.
 #[derive(Debug)]
 pub struct SharedMemory {
     size: u64,
-    fd: OwnedFd,
+    fd: Arc<OwnedFd>,
+    offset: u64,
+    /// What may be accessed, ascending by offset; empty: all of it.
+    areas: Vec<Area>,
     mapping: MappedFile,
+    open: Arc<AtomicBool>,
+}
+
+/// A part of a region that clients can map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Area {
+    /// Offset in the region, in bytes: a multiple of the page size.
+    pub offset: u64,
+    /// Size in bytes: a multiple of the page size, not 0.
+    pub size: u64,
+}
+
+/// Makes a memfd of zeroes that nobody can resize.
+pub(crate) fn sealed_memfd(name: &str, size: u64) -> Result<OwnedFd> {
+    let fails = |what: &'static str| move |errno| Error::new(errno, what);
+    let fd = memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)
+        .map_err(fails("cannot create shared memory"))?;
+    ftruncate(&fd, size).map_err(fails("cannot size shared memory"))?;
+    fcntl_add_seals(&fd, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)
+        .map_err(fails("cannot seal shared memory"))?;
+    Ok(fd)
 }
 
 impl SharedMemory {
     /// Creates zeroed memory. `size` is in bytes, a multiple of the page size.
     ///
     /// # Errors
-    /// `EINVAL` for a size of 0 or not a multiple of the page size, else what the kernel says.
+    /// `EINVAL`: a size of 0, or not a multiple of the page size; what the kernel fails with.
     pub fn new(name: &str, size: u64) -> Result<Arc<Self>> {
         let page = rustix::param::page_size() as u64;
         if size == 0 || !size.is_multiple_of(page) {
@@ -37,15 +62,22 @@ impl SharedMemory {
                 format!("shared memory of {size} bytes: not a multiple of {page}"),
             ));
         }
-        let says = |what: &'static str| move |errno| Error::new(errno, what);
-        let fd = memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)
-            .map_err(says("cannot create shared memory"))?;
-        ftruncate(&fd, size).map_err(says("cannot size shared memory"))?;
-        fcntl_add_seals(&fd, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)
-            .map_err(says("cannot seal shared memory"))?;
+        let fd = Arc::new(sealed_memfd(name, size)?);
+        Self::view(fd, 0, size, Vec::new(), Arc::new(AtomicBool::new(true)))
+    }
+
+    /// `size` bytes of a sealed file from `offset` on, of which `areas` may be accessed while
+    /// `open`.
+    pub(crate) fn view(
+        fd: Arc<OwnedFd>,
+        offset: u64,
+        size: u64,
+        areas: Vec<Area>,
+        open: Arc<AtomicBool>,
+    ) -> Result<Arc<Self>> {
         let account = Arc::new(Account::default());
-        let mapping = MappedFile::new(fd.as_fd(), 0, size, true, &account, u64::MAX)?;
-        Ok(Arc::new(Self { size, fd, mapping }))
+        let mapping = MappedFile::new(fd.as_fd(), offset, size, true, &account, u64::MAX)?;
+        Ok(Arc::new(Self { size, fd, offset, areas, mapping, open }))
     }
 
     /// Size in bytes.
@@ -58,19 +90,56 @@ impl SharedMemory {
         self.fd.as_fd()
     }
 
-    /// Copies out; 1, 2, 4 or 8 aligned bytes in one piece. `EINVAL` outside the memory.
+    /// Where in the file of [`SharedMemory::fd`] this memory begins, in bytes.
+    pub fn offset(&self) -> u64 {
+        self.offset
+    }
+
+    /// # Errors
+    /// `EINVAL`: outside the areas that clients can map; `ENODEV`: the opening that this memory
+    /// was made for has ended.
+    #[inline]
+    fn check(&self, offset: u64, len: u64) -> Result<()> {
+        if !self.open.load(Ordering::Relaxed) {
+            return Err(ended());
+        }
+        if self.areas.is_empty() || len == 0 {
+            return Ok(());
+        }
+        let at = self.areas.partition_point(|area| area.offset <= offset);
+        let inside = at.checked_sub(1).and_then(|at| self.areas.get(at)).is_some_and(|area| {
+            let from = offset - area.offset;
+            from < area.size && len <= area.size - from
+        });
+        if inside { Ok(()) } else { Err(failed(Access::Gone)) }
+    }
+
+    /// Copies out; 1, 2, 4 or 8 aligned bytes in one piece.
+    ///
+    /// # Errors
+    /// `EINVAL`: outside the memory, or the areas of it that clients can map; `ENODEV`: the
+    /// opening of the device that this memory was made for has ended.
     pub fn read(&self, offset: u64, dst: &mut [u8]) -> Result<()> {
+        self.check(offset, dst.len() as u64)?;
         self.mapping.read(offset, dst).map_err(failed)
     }
 
-    /// Copies in; likewise. `EINVAL` outside the memory.
+    /// Copies in; 1, 2, 4 or 8 aligned bytes in one piece.
+    ///
+    /// # Errors
+    /// As [`SharedMemory::read`].
     pub fn write(&self, offset: u64, src: &[u8]) -> Result<()> {
+        self.check(offset, src.len() as u64)?;
         self.mapping.write(offset, src).map_err(failed)
     }
 
-    /// Fills a range with a byte. `EINVAL` outside the memory.
+    /// Fills a range with a byte.
+    ///
+    /// # Errors
+    /// As [`SharedMemory::read`].
     pub fn fill(&self, offset: u64, len: u64, byte: u8) -> Result<()> {
         const PIECE: usize = 4096;
+        self.check(offset, len)?;
         if offset.checked_add(len).is_none_or(|end| end > self.size) {
             return Err(failed(Access::Gone));
         }
@@ -85,26 +154,41 @@ impl SharedMemory {
     }
 
     /// Zeroes all of it, and gives the pages back: for a device's reset. Clients that have mapped
-    /// it find zeros there, and new pages where they write. What the kernel says to
-    /// `fallocate`.
+    /// it find zeros there, and new pages where they write.
+    ///
+    /// # Errors
+    /// What the kernel says to `fallocate`.
     pub fn clear(&self) -> Result<()> {
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        fallocate(&self.fd, flags, 0, self.size)
+        fallocate(&*self.fd, flags, self.offset, self.size)
             .map_err(|errno| Error::new(errno, "cannot clear shared memory").because(errno))
     }
 
-    /// Loads an integer in one piece, with acquire ordering. `EINVAL` outside the memory or
-    /// not aligned.
+    /// Loads an integer in one piece, with acquire ordering.
+    ///
+    /// # Errors
+    /// As [`SharedMemory::read`]; `EINVAL`: not aligned.
     pub fn load<T: Scalar>(&self, offset: u64) -> Result<T> {
+        self.check(offset, T::SIZE as u64)?;
         self.mapping.load(offset).map_err(failed)
     }
 
-    /// Stores an integer in one piece. `EINVAL` outside the memory or not aligned.
+    /// Stores an integer in one piece.
+    ///
+    /// # Errors
+    /// As [`SharedMemory::load`].
     pub fn store<T: Scalar>(&self, offset: u64, value: T, ordering: Ordering) -> Result<()> {
+        self.check(offset, T::SIZE as u64)?;
         self.mapping.store(offset, value, ordering).map_err(failed)
     }
 }
 
+#[cold]
+fn ended() -> Error {
+    Error::new(Errno::NODEV, "shared memory of an opening of the device that has ended")
+}
+
+#[cold]
 fn failed(access: Access) -> Error {
     let what = match access {
         // Its file is sealed: nobody can cut it, so this can only be the offset.
