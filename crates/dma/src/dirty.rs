@@ -49,7 +49,8 @@ pub enum Marks {
 /// How many bytes a bitmap has, with a bit for each page of `page_size` of a range of `size`
 /// bytes: whole 64-bit words, as VFIO counts them. `None` if that is more than a `usize`.
 pub fn dirty_bitmap_len(size: u64, page_size: u64) -> Option<usize> {
-    let words = size.checked_div(page_size)?.checked_add(u64::from(size % page_size != 0))?;
+    let words =
+        size.checked_div(page_size)?.checked_add(u64::from(!size.is_multiple_of(page_size)))?;
     usize::try_from(words.div_ceil(64)).ok()?.checked_mul(8)
 }
 

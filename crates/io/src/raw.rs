@@ -1,0 +1,211 @@
+//! The only module that hands memory to the kernel.
+//!
+//! # Why it is sound
+//! The kernel gets addresses of a request's buffer: those of a `Vec` that the [`Request`] owns,
+//! or of guest memory that its `Hold` keeps mapped. From the submission to the completion the
+//! request is in [`Uring::in_flight`] or on the stack of [`perform`], where nothing else can
+//! reach it. A [`Uring`] that is dropped with requests in flight leaks them.
+
+#![allow(unsafe_code)]
+
+use std::collections::VecDeque;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+
+use io_uring::{IoUring, opcode, squeue, types};
+use vfiod_dma::{Errno, Error, Result};
+
+use crate::request::{Buffer, Operation, Request};
+
+/// Most pieces of one request (`UIO_MAXIOV`); what is more is left to the next.
+const PIECES: usize = 1024;
+
+/// A request, and the list of its pieces that the kernel reads.
+struct InFlight {
+    request: Request,
+    pieces: Box<[libc::iovec]>,
+}
+
+// SAFETY: the pieces point into what the request owns, which is `Send`; nobody uses them but the
+// kernel.
+unsafe impl Send for InFlight {}
+
+impl InFlight {
+    fn new(mut request: Request) -> Self {
+        let piece = |at: *mut u8, len| libc::iovec { iov_base: at.cast(), iov_len: len };
+        let pieces: Box<[libc::iovec]> = match &mut request.buffer {
+            Buffer::None => Box::default(),
+            Buffer::Own(bytes) => Box::new([piece(bytes.as_mut_ptr(), bytes.len())]),
+            Buffer::Guest(hold) => {
+                hold.segments().take(PIECES).map(|s| piece(s.as_ptr(), s.len())).collect()
+            }
+        };
+        Self { request, pieces }
+    }
+
+    fn entry(&self, key: usize) -> squeue::Entry {
+        let fd = types::Fd(self.request.file.as_raw_fd());
+        let (pieces, count) = (self.pieces.as_ptr(), self.pieces.len() as u32);
+        let entry = match self.request.operation {
+            Operation::Read(offset) => opcode::Readv::new(fd, pieces, count).offset(offset).build(),
+            Operation::Write(offset) => {
+                opcode::Writev::new(fd, pieces, count).offset(offset).build()
+            }
+            Operation::Flush => opcode::Fsync::new(fd).flags(types::FsyncFlags::DATASYNC).build(),
+            Operation::Allocate { how, offset, len } => {
+                opcode::Fallocate::new(fd, len).offset(offset).mode(how.mode()).build()
+            }
+        };
+        entry.user_data(key as u64)
+    }
+}
+
+/// A ring, and the requests that the kernel works on.
+pub(crate) struct Uring {
+    ring: IoUring,
+    in_flight: Vec<Option<InFlight>>,
+    free: Vec<usize>,
+    /// Requests that wait for a place in the ring.
+    waiting: VecDeque<Request>,
+    /// Entries that the kernel has not taken yet.
+    unsubmitted: usize,
+}
+
+impl Uring {
+    /// A plain ring with room for `entries` requests, whose completions make `eventfd` readable.
+    ///
+    /// # Errors
+    /// What the kernel fails with: `EPERM` and `ENOSYS` where io_uring is forbidden or missing.
+    pub(crate) fn new(entries: u32, eventfd: &OwnedFd) -> Result<Self> {
+        let fails = |what: &'static str| {
+            move |error: std::io::Error| {
+                let errno = error.raw_os_error().map_or(Errno::IO, Errno::from_raw_os_error);
+                Error::new(errno, what)
+            }
+        };
+        let ring = IoUring::new(entries).map_err(fails("cannot make an io_uring"))?;
+        ring.submitter()
+            .register_eventfd(eventfd.as_raw_fd())
+            .map_err(fails("cannot watch an io_uring"))?;
+        Ok(Self {
+            ring,
+            in_flight: Vec::new(),
+            free: Vec::new(),
+            waiting: VecDeque::new(),
+            unsubmitted: 0,
+        })
+    }
+
+    /// Queues a request; [`Uring::submit`] hands it to the kernel.
+    pub(crate) fn push(&mut self, request: Request) {
+        self.waiting.push_back(request);
+    }
+
+    /// Hands the queued requests to the kernel, as many as it has room for. The rest follows when
+    /// requests complete. `false`: the kernel took none for want of memory, and this is to be
+    /// called again.
+    #[must_use]
+    pub(crate) fn submit(&mut self) -> bool {
+        // No more than complete without the kernel having to keep completions for us.
+        let room = self.ring.params().cq_entries() as usize;
+        loop {
+            while self.in_flight.len() - self.free.len() < room
+                && !self.ring.submission().is_full()
+                && let Some(request) = self.waiting.pop_front()
+            {
+                self.enter(request);
+            }
+            if self.unsubmitted == 0 {
+                return true;
+            }
+            match self.ring.submit() {
+                Ok(0) => return false,
+                Ok(taken) => self.unsubmitted -= taken.min(self.unsubmitted),
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                // EAGAIN, EBUSY: the entries stay in the ring.
+                Err(error) => {
+                    tracing::debug!(%error, "io_uring takes no requests now");
+                    return false;
+                }
+            }
+        }
+    }
+
+    /// Puts a request into the submission queue, which has a place for it.
+    fn enter(&mut self, request: Request) {
+        let key = self.free.pop().unwrap_or_else(|| {
+            self.in_flight.push(None);
+            self.in_flight.len() - 1
+        });
+        let entry = self.in_flight[key].insert(InFlight::new(request)).entry(key);
+        // SAFETY: the entry's addresses are those of the request's own buffer and of its list of
+        // pieces, both on the heap; `in_flight` keeps them until the completion with this key.
+        let pushed = unsafe { self.ring.submission().push(&entry) };
+        if pushed.is_ok() {
+            self.unsubmitted += 1;
+        } else if let Some(in_flight) = self.in_flight[key].take() {
+            // Nothing was handed over.
+            self.free.push(key);
+            self.waiting.push_front(in_flight.request);
+        }
+    }
+
+    /// Takes what has completed, with what the kernel returned.
+    pub(crate) fn completed(&mut self) -> Vec<(Request, i64)> {
+        let mut completed = Vec::new();
+        let mut queue = self.ring.completion();
+        queue.sync();
+        for entry in queue {
+            let key = entry.user_data() as usize;
+            if let Some(in_flight) = self.in_flight.get_mut(key).and_then(Option::take) {
+                self.free.push(key);
+                completed.push((in_flight.request, i64::from(entry.result())));
+            }
+        }
+        completed
+    }
+
+    /// Requests that have not completed.
+    pub(crate) fn len(&self) -> usize {
+        self.in_flight.len() - self.free.len() + self.waiting.len()
+    }
+}
+
+impl Drop for Uring {
+    fn drop(&mut self) {
+        if self.in_flight.len() > self.free.len() {
+            // The kernel may still use their memory, so that it must not be given back.
+            let count = self.in_flight.len() - self.free.len();
+            tracing::warn!(count, "an io_uring ends before its requests; their memory is lost");
+            std::mem::forget(std::mem::take(&mut self.in_flight));
+        }
+    }
+}
+
+/// Performs a request on this thread.
+pub(crate) fn perform(request: Request) -> (Request, i64) {
+    let in_flight = InFlight::new(request);
+    let fd: RawFd = in_flight.request.file.as_raw_fd();
+    let (pieces, count) = (in_flight.pieces.as_ptr(), in_flight.pieces.len() as libc::c_int);
+    let result = loop {
+        // SAFETY: the pieces are of the request's own buffer, which is here until the call has
+        // returned. The kernel checks the addresses, which only it uses.
+        let result = unsafe {
+            match in_flight.request.operation {
+                Operation::Read(offset) => libc::preadv(fd, pieces, count, offset as i64) as i64,
+                Operation::Write(offset) => libc::pwritev(fd, pieces, count, offset as i64) as i64,
+                Operation::Flush => i64::from(libc::fdatasync(fd)),
+                Operation::Allocate { how, offset, len } => {
+                    i64::from(libc::fallocate(fd, how.mode(), offset as i64, len as i64))
+                }
+            }
+        };
+        if result >= 0 {
+            break result;
+        }
+        match std::io::Error::last_os_error().raw_os_error() {
+            Some(libc::EINTR) => {}
+            errno => break -i64::from(errno.unwrap_or(libc::EIO)),
+        }
+    };
+    (in_flight.request, result)
+}

@@ -1,0 +1,253 @@
+//! Requests by io_uring and by threads: what they do, who owns what, and what fails.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+use vfiod_dma::{Attachment, Backing, Errno, MapRequest, Perm, Space};
+use vfiod_io::{Allocation, Ring};
+use vfiod_tasks::Runtime;
+
+const RW: Perm = Perm::READ.union(Perm::WRITE);
+const SOON: Duration = Duration::from_millis(20);
+
+/// Both kinds of ring; only one where io_uring is forbidden.
+fn rings() -> Vec<Ring> {
+    let mut rings = vec![Ring::with_threads(2).unwrap()];
+    match Ring::with_io_uring(4) {
+        Ok(ring) => rings.push(ring),
+        Err(error) => assert!(matches!(error.errno(), Errno::PERM | Errno::NOSYS), "{error}"),
+    }
+    rings
+}
+
+fn file(name: &str, size: u64) -> Arc<OwnedFd> {
+    let fd = memfd_create(name, MemfdFlags::CLOEXEC).unwrap();
+    ftruncate(&fd, size).unwrap();
+    Arc::new(fd)
+}
+
+/// A device with memory of a guest at 0.
+fn guest(size: u64) -> (Attachment, Space, Arc<OwnedFd>) {
+    let (space, memory) = (Space::new(), file("guest", size));
+    let backing = Backing::File { fd: memory.try_clone().unwrap(), offset: 0 };
+    space.map(None, MapRequest { iova: 0, size, perm: RW, backing }).unwrap();
+    (Attachment::new(&space), space, memory)
+}
+
+fn peek(fd: &OwnedFd, offset: u64, len: usize) -> Vec<u8> {
+    let mut bytes = vec![0; len];
+    rustix::io::pread(fd, &mut bytes, offset).unwrap();
+    bytes
+}
+
+/// Waits until requests have completed, and takes them.
+fn reap(ring: &Ring) -> usize {
+    let mut fds = [PollFd::new(ring.fd(), PollFlags::IN)];
+    poll(&mut fds, None).unwrap();
+    ring.reap()
+}
+
+/// Runs a future on this thread; completions are taken by a task.
+fn run<F: Future + Send + 'static>(ring: &Ring, future: F) -> F::Output
+where
+    F::Output: Send,
+{
+    let runtime = Runtime::new().unwrap();
+    let (fd, reaper) = (runtime.descriptor(ring.fd().clone()).unwrap(), ring.clone());
+    let _reaper = runtime.spawn(async move {
+        loop {
+            fd.readable().await;
+            reaper.reap();
+        }
+    });
+    runtime.block_on(None, future).unwrap()
+}
+
+#[test]
+fn data_goes_between_file_and_guest_memory() {
+    for ring in rings() {
+        let ((device, space, memory), disk) = (guest(0x10000), file("disk", 0x20000));
+        rustix::io::pwrite(&*disk, &[7; 0x3000], 0x1800).unwrap();
+        space.start_dirty_log();
+        let (requests, target) = (ring.clone(), disk.clone());
+        run(&ring, async move {
+            let hold = device.hold(0x2100, 0x3000, Perm::WRITE).unwrap();
+            let (read, hold) = requests.read_to_guest(&target, 0x1800, hold).await;
+            assert_eq!((read.unwrap(), hold.map(|h| h.iova())), (0x3000, Some(0x2100)));
+            let hold = device.hold(0x2000, 0x200, Perm::READ).unwrap();
+            let (written, _) = requests.write_from_guest(&target, 0x10000, hold).await;
+            assert_eq!(written.unwrap(), 0x200);
+            requests.flush(&target).await.unwrap();
+            assert_eq!(device.in_flight(), 0);
+        });
+        assert_eq!(peek(&memory, 0x20ff, 0x3002), [&[0], [7; 0x3000].as_slice(), &[0]].concat());
+        assert_eq!(peek(&disk, 0x10000, 0x200), [[0; 0x100], [7; 0x100]].concat());
+        let mut bitmap = [0; 8];
+        space.report_dirty(0, 0x10000, 4096, vfiod_dma::Marks::Clear, &mut bitmap).unwrap();
+        assert_eq!(bitmap[..2], [0b0011_1100, 0], "what was read into is dirty");
+    }
+}
+
+#[test]
+fn data_goes_between_file_and_buffer() {
+    for ring in rings() {
+        let disk = file("disk", 0x4000);
+        let (requests, target) = (ring.clone(), disk.clone());
+        run(&ring, async move {
+            let (written, buffer) = requests.write(&target, 0x3ffc, b"12345678".to_vec()).await;
+            assert_eq!((written.unwrap(), buffer), (8, b"12345678".to_vec()));
+            let (read, buffer) = requests.read(&target, 0x4000, vec![9; 8]).await;
+            assert_eq!((read.unwrap(), buffer), (4, b"5678\t\t\t\t".to_vec()), "short at the end");
+            requests.allocate(&target, Allocation::PunchHole, 0x3000, 0x1000).await.unwrap();
+            assert_eq!(peek(&target, 0x3ffc, 8), [[0; 4], *b"5678"].as_flattened());
+            requests.allocate(&target, Allocation::Reserve, 0, 0x1000).await.unwrap();
+        });
+    }
+}
+
+#[test]
+fn errors_come_with_the_buffer() {
+    for ring in rings() {
+        let ((device, _space, memory), disk) = (guest(0x4000), file("disk", 0x4000));
+        let (requests, target) = (ring.clone(), disk.clone());
+        run(&ring, async move {
+            let read_only = device.hold(0, 0x1000, Perm::READ).unwrap();
+            let (refused, hold) = requests.read_to_guest(&target, 0, read_only).await;
+            assert_eq!((refused.unwrap_err().errno(), hold.is_some()), (Errno::ACCESS, true));
+            let (refused, _) = requests.read(&target, u64::MAX, vec![0; 8]).await;
+            assert_eq!(refused.unwrap_err().errno(), Errno::INVAL);
+            // The client truncates its memory: the request fails, the process lives.
+            let hold = device.hold(0x1000, 0x1000, RW).unwrap();
+            ftruncate(&*memory, 0x1000).unwrap();
+            let (refused, hold) = requests.read_to_guest(&target, 0, hold).await;
+            assert_eq!((refused.unwrap_err().errno(), hold.is_some()), (Errno::FAULT, true));
+            let directory = Arc::new(std::fs::File::open("/").unwrap().into());
+            let (refused, _) = requests.read(&directory, 0, vec![0; 8]).await;
+            assert_eq!(refused.unwrap_err().errno(), Errno::ISDIR);
+            requests.allocate(&directory, Allocation::PunchHole, 0, 1).await.unwrap_err();
+            requests.allocate(&target, Allocation::PunchHole, 0, 0).await.unwrap_err();
+        });
+    }
+}
+
+/// A file whose reads do not end before something is written to it.
+fn slow() -> (Arc<OwnedFd>, OwnedFd) {
+    let flags = rustix::net::SocketFlags::CLOEXEC;
+    let (a, b) = rustix::net::socketpair(
+        rustix::net::AddressFamily::UNIX,
+        rustix::net::SocketType::STREAM,
+        flags,
+        None,
+    )
+    .unwrap();
+    (Arc::new(a), b)
+}
+
+#[test]
+fn dropped_future_leaves_the_hold_with_the_kernel() {
+    // Threads do not read from sockets at an offset; io_uring does.
+    for ring in rings().into_iter().filter(Ring::is_io_uring) {
+        let ((device, space, memory), (socket, other)) = (guest(0x4000), slow());
+        let hold = device.hold(0x1000, 0x1000, RW).unwrap();
+        drop(ring.read_to_guest(&socket, 0, hold));
+        assert_eq!((ring.in_flight(), device.in_flight()), (1, 1));
+        assert_eq!(space.unmap_all(SOON).unwrap_err().errno(), Errno::BUSY);
+        device.quiesce();
+        assert!(!device.wait_idle(Instant::now() + SOON));
+        rustix::io::write(&other, b"late").unwrap();
+        while ring.in_flight() > 0 {
+            reap(&ring);
+        }
+        assert_eq!(device.in_flight(), 0);
+        assert_eq!(peek(&memory, 0x1000, 4), b"late");
+        space.unmap_all(SOON).unwrap();
+    }
+}
+
+#[test]
+fn ring_that_ends_first_keeps_the_memory_that_the_kernel_may_write() {
+    for ring in rings().into_iter().filter(Ring::is_io_uring) {
+        let ((device, space, _memory), (socket, _other)) = (guest(0x4000), slow());
+        let hold = device.hold(0x1000, 0x1000, RW).unwrap();
+        let wait = ring.read_to_guest(&socket, 0, hold);
+        drop(wait);
+        drop(ring);
+        assert_eq!(device.in_flight(), 1, "nobody knows whether the kernel is done");
+        assert_eq!(space.unmap_all(SOON).unwrap_err().errno(), Errno::BUSY);
+    }
+}
+
+#[test]
+fn more_requests_than_places_all_complete() {
+    for ring in rings() {
+        let disk = file("disk", 0x10_0000);
+        {
+            let _plug = ring.plug();
+            for i in 0..200u64 {
+                drop(ring.write(&disk, i * 16, vec![i as u8; 16]));
+            }
+        }
+        while ring.in_flight() > 0 {
+            reap(&ring);
+        }
+        for i in 0..200u64 {
+            assert_eq!(peek(&disk, i * 16, 16), [i as u8; 16]);
+        }
+    }
+}
+
+#[test]
+fn plugged_requests_wait_for_the_last_plug() {
+    for ring in rings().into_iter().filter(Ring::is_io_uring) {
+        let disk = file("disk", 0x1000);
+        let outer = ring.plug();
+        drop(ring.plug());
+        drop(ring.write(&disk, 0, b"x".to_vec()));
+        assert_eq!((ring.reap(), peek(&disk, 0, 1)[0]), (0, 0));
+        drop(outer);
+        reap(&ring);
+        assert_eq!(peek(&disk, 0, 1), b"x");
+    }
+}
+
+#[test]
+fn random_requests_under_unmaps_move_the_right_bytes() {
+    for ring in rings() {
+        let ((device, space, memory), disk) = (guest(0x40000), file("disk", 0x40000));
+        rustix::io::pwrite(&*disk, &(0..0x40000u32).map(|i| (i >> 8) as u8).collect::<Vec<_>>(), 0)
+            .unwrap();
+        let requests = ring.clone();
+        let client = std::thread::spawn({
+            let (space, memory) = (space.clone(), memory.clone());
+            move || {
+                for _ in 0..200 {
+                    space.unmap_all(Duration::from_secs(20)).unwrap();
+                    let backing = Backing::File { fd: memory.try_clone().unwrap(), offset: 0 };
+                    let request = MapRequest { iova: 0, size: 0x40000, perm: RW, backing };
+                    space.map(None, request).unwrap();
+                }
+            }
+        });
+        let target = disk.clone();
+        run(&ring, async move {
+            let (mut random, mut done) = (1u64, 0);
+            while done < 200 {
+                random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                let at = (random >> 40) % 0x3e000;
+                // Between an unmap and the next map there is nothing.
+                let Ok(hold) = device.hold(at, 0x2000, Perm::WRITE) else { continue };
+                let (read, hold) = requests.read_to_guest(&target, at, hold).await;
+                assert_eq!(read.unwrap(), 0x2000);
+                drop(hold);
+                done += 1;
+            }
+        });
+        client.join().unwrap();
+        let (guest, disk) = (peek(&memory, 0, 0x40000), peek(&disk, 0, 0x40000));
+        let right = guest.iter().zip(&disk).all(|(guest, disk)| *guest == 0 || guest == disk);
+        assert!(right && guest.iter().any(|byte| *byte != 0));
+    }
+}
