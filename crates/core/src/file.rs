@@ -50,8 +50,13 @@ const GONE: u8 = 2;
 
 impl FileShared {
     pub(crate) fn new(id: FileId, owner: Owner) -> Self {
+        Self::restored(id, owner, SystemTime::now())
+    }
+
+    /// A file that was opened at another time, perhaps in another process.
+    pub(crate) fn restored(id: FileId, owner: Owner, since: SystemTime) -> Self {
         let (state, doorbells) = (AtomicU8::new(OPENING), Mutex::default());
-        Self { id, owner, since: SystemTime::now(), state, doorbells }
+        Self { id, owner, since, state, doorbells }
     }
 
     pub(crate) fn status(&self) -> FileStatus {

@@ -92,6 +92,11 @@ impl RegistryInner {
         FileId(self.file_ids.take())
     }
 
+    /// Never gives out a number up to this one, which a restored file has.
+    pub(crate) fn reserve_file(&self, file: FileId) {
+        self.file_ids.continue_after(file.0);
+    }
+
     fn ids(&self, id: DeviceId) -> &ById {
         &self.by_id[id.0 as usize % SHARDS]
     }

@@ -1,6 +1,6 @@
 //! Device sets: devices whose first opens, last closes and resets never overlap.
 //!
-//! A set is idle, or one thread is opening, closing or resetting a member of it. Whoever wants to
+//! A set is idle, or one thread is opening, closing, resetting or saving a member of it. Whoever wants to
 //! change it takes the lock, waits until the set is idle, marks it, and drops the lock: callbacks
 //! of devices and waits happen with the mark and without the lock. So the lock is held for
 //! bookkeeping only, and status is answered while a device is slow.
@@ -8,7 +8,7 @@
 //! | set is | open | release | reset of the set | join, leave | status |
 //! | --- | --- | --- | --- | --- | --- |
 //! | idle | → opening | → closing | → resetting | at once | at once |
-//! | opening, closing, resetting | waits until idle, at most [`WAIT`]: `EBUSY` | waits until idle | waits until idle, at most [`WAIT`]: `EBUSY` | waits until idle | at once |
+//! | opening, closing, resetting, saving | waits until idle, at most [`WAIT`]: `EBUSY` | waits until idle | waits until idle, at most [`WAIT`]: `EBUSY` | waits until idle | at once |
 //!
 //! Every mark is given up by the destructor of its [`Transition`].
 
@@ -39,6 +39,8 @@ pub(crate) enum Phase {
     Closing,
     /// All members are being reset.
     Resetting,
+    /// A member is being saved.
+    Saving,
 }
 
 impl fmt::Display for Phase {
@@ -48,6 +50,7 @@ impl fmt::Display for Phase {
             Self::Opening => "being opened",
             Self::Closing => "being closed",
             Self::Resetting => "being reset",
+            Self::Saving => "being saved",
         })
     }
 }

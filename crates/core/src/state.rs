@@ -5,6 +5,8 @@
 //! size, written without allocation). Both are read as hostile: a restore checks everything, and
 //! one that is refused leaves the device as it was.
 
+mod device;
+
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -95,7 +97,8 @@ pub trait SaveState {
     /// `EINVAL`: it cannot be written.
     fn save(&self) -> Result<Saved>;
 
-    /// Restores the state to a device that was just reset.
+    /// Restores the state, whatever the state of the device is: everything is replaced. The device
+    /// is open if it was when it was saved.
     ///
     /// # Errors
     /// `EINVAL`: damaged, or of another kind or version; the device is as it was.
@@ -107,8 +110,8 @@ pub trait SaveState {
     /// Writes the image, without allocating. `image` has [`SaveState::image_len`] bytes.
     fn save_image(&self, image: &mut [u8]);
 
-    /// Restores the state from an image of a device of this very program, to a device that was
-    /// just reset.
+    /// Restores the state from an image that a device of this very program wrote; otherwise as
+    /// [`SaveState::restore`].
     ///
     /// # Errors
     /// `EINVAL`: damaged; the device is as it was.

@@ -62,7 +62,7 @@ pub trait Save: Model<State = HasState> {
     /// somebody has decided whether it is saved.
     fn save(&self) -> Self::Image;
 
-    /// Restores the state to a model that was just reset. It raises no interrupt: the function
+    /// Restores the state, whatever the model's state is: everything is replaced. It raises no interrupt: the function
     /// restores the conditions. The image may be hostile: any bytes.
     ///
     /// # Errors

@@ -12,7 +12,8 @@ use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use vfiod_core::dma::{Backing, DmaPeer, MapRequest, Perm};
 use vfiod_core::irq::{IrqAction, IrqData};
 use vfiod_core::{
-    DeviceSpec, File, IrqIndex, Owner, RegionIndex, Registration, Registry, Result, StatePolicy,
+    DeviceSpec, Errno, Error, File, IrqIndex, Owner, RegionIndex, Registration, Registry, Result,
+    Saved, StatePolicy,
 };
 use vfiod_pci::{Function, Model};
 
@@ -34,7 +35,7 @@ impl Driver {
     ///
     /// # Panics
     /// If the model refuses to be registered or opened.
-    pub fn new<M: Model + 'static>(model: M) -> Self {
+    pub fn new<M: Model>(model: M) -> Self {
         Self::with_policy(model, StatePolicy::Reset)
     }
 
@@ -42,13 +43,24 @@ impl Driver {
     ///
     /// # Panics
     /// If the model refuses to be registered or opened.
-    pub fn with_policy<M: Model + 'static>(model: M, state: StatePolicy) -> Self {
-        let function = Function::new(model).expect("the spec is sound");
-        let spec = DeviceSpec { name: "subject".to_owned(), state, ..DeviceSpec::default() };
-        let registration =
-            Registry::new().register(spec, Box::new(function)).expect("it can be registered");
+    pub fn with_policy<M: Model>(model: M, state: StatePolicy) -> Self {
+        let registration = register(model, state);
         let file = open(&registration).expect("it can be opened");
         Self { file, registration }
+    }
+
+    /// Registers a model and restores a state to it that was saved while one file was open.
+    ///
+    /// # Errors
+    /// Those of [`DeviceRef::restore`](vfiod_core::DeviceRef::restore). `EINVAL`: no file was open.
+    ///
+    /// # Panics
+    /// If the model refuses to be registered.
+    pub fn restored<M: Model>(model: M, saved: &Saved, image: Option<&[u8]>) -> Result<Self> {
+        let registration = register(model, StatePolicy::Reset);
+        let file = registration.device().restore(saved, image)?.pop();
+        let file = file.ok_or_else(|| Error::new(Errno::INVAL, "no file was open"))?;
+        Ok(Self { file, registration })
     }
 
     /// Closes the device (the last close) and opens it again (a first open).
@@ -233,6 +245,12 @@ impl Driver {
         let pin = vfiod_pci::irq_index::INTX;
         self.file.set_irqs(pin, 0, 1, action, IrqData::None).expect("the function has a pin");
     }
+}
+
+fn register<M: Model>(model: M, state: StatePolicy) -> Registration {
+    let function = Function::new(model).expect("the spec is sound");
+    let spec = DeviceSpec { name: "subject".to_owned(), state, ..DeviceSpec::default() };
+    Registry::new().register(spec, Box::new(function)).expect("it can be registered")
 }
 
 fn open(registration: &Registration) -> Result<File> {

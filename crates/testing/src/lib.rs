@@ -7,6 +7,7 @@ pub mod conformance;
 pub mod driver;
 pub mod fuzz;
 mod operations;
+mod saved;
 mod snapshot;
 
 pub use conformance::Subject;

@@ -19,11 +19,13 @@
 //! | `configuration` | header, capabilities, sizes of BARs, read-only bits |
 //! | `accesses` | every size and alignment, and places without registers |
 //! | `resets` | that resets, closes and revokes leave nothing behind |
+//! | `saved` | that a restored device cannot be told from the saved one; that damage is refused |
 //! | `surroundings` | random operations while memory, interrupts and masks come and go |
 
 mod accesses;
 mod configuration;
 mod resets;
+mod saved;
 mod subject;
 mod surroundings;
 
@@ -46,7 +48,15 @@ macro_rules! conformance {
                 header capabilities bar_sizes read_only_bits interrupts_agree
                 any_access outside
                 reset_restores function_reset_restores opens_again gone_when_unregistered
-                random_operations dma_without_memory memory_comes_and_goes interrupts_masked);
+                random_operations dma_without_memory memory_comes_and_goes interrupts_masked
+                restored_device_goes_on hostile_state_is_refused);
+
+            #[test]
+            fn golden_files_can_be_restored() {
+                let directory = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden");
+                let subject = Subject { make: || $model, unstable: &[$($place),*] };
+                subject.golden_files_can_be_restored(directory.as_ref());
+            }
         }
     };
     ($name:ident, $model:expr) => {
