@@ -101,7 +101,7 @@ pub use self::types::{
     BridgeConfig, BusConfig, Config, ContainerConfig, ControlConfig, DeviceConfig, MdevConfig,
     ObjectConfig, OptionSetting, ParentConfig, SlotConfig, SocketAccess, SocketConfig, SriovConfig,
 };
-pub use self::usage::UsageError;
+pub use self::usage::{UsageError, time_argument};
 pub use self::values::{TIME_HELP, mode, time};
 
 /// Reads the text of a configuration file. `file` is its name in messages.

@@ -51,7 +51,8 @@ pub struct DecodeError {
 }
 
 impl DecodeError {
-    pub(crate) const fn new(errno: u32, what: &'static str) -> Self {
+    /// A refusal with an errno.
+    pub const fn new(errno: u32, what: &'static str) -> Self {
         Self { errno, what, source: None }
     }
 

@@ -189,6 +189,7 @@ fn yield_once() -> impl FnMut(&mut std::task::Context<'_>) -> std::task::Poll<()
 /// A doorbell is rung while its task is stopped and started again: its newest value is handled.
 fn no_ring_is_lost_by_a_task(how: Close) {
     let fixture = Fixture::new();
+    let workers = Workers::start(&fixture.runtime, 1).expect("starts");
     fixture.start().expect("starts");
     let rings = {
         let work = fixture.work.clone();
@@ -199,6 +200,7 @@ fn no_ring_is_lost_by_a_task(how: Close) {
     fixture.start().expect("starts");
     join(rings);
     fixture.until_handled(2);
+    drop(workers);
 }
 
 fn no_ring_is_lost_by_a_cancelled_task() {

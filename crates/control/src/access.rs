@@ -1,0 +1,47 @@
+//! Who may use the API: peers are known by the credentials that the kernel vouches for.
+
+use std::ffi::CString;
+
+use nix::unistd::{Gid, Uid, User, getgrouplist, getuid};
+use tokio::net::UnixStream;
+use tokio::net::unix::UCred;
+
+/// Users and groups who may: these, root, and the daemon's own user.
+#[derive(Clone, Debug)]
+pub(crate) struct Access {
+    users: Vec<u32>,
+    groups: Vec<u32>,
+}
+
+impl Access {
+    pub(crate) fn new(mut users: Vec<u32>, groups: Vec<u32>) -> Self {
+        users.extend([0, getuid().as_raw()]);
+        Self { users, groups }
+    }
+
+    /// Whether the peer of a connection may; if not, who it is.
+    pub(crate) fn check(&self, stream: &UnixStream) -> Result<(), String> {
+        let peer = stream.peer_cred().map_err(|error| format!("an unknown peer ({error})"))?;
+        if self.allows(&peer) { Ok(()) } else { Err(describe(&peer)) }
+    }
+
+    fn allows(&self, peer: &UCred) -> bool {
+        self.users.contains(&peer.uid())
+            || self.groups.contains(&peer.gid())
+            || (!self.groups.is_empty() && self.is_member(peer))
+    }
+
+    /// Whether the peer's user belongs to one of the groups by the system's account database:
+    /// credentials of a socket have the primary group only.
+    fn is_member(&self, peer: &UCred) -> bool {
+        let Ok(Some(user)) = User::from_uid(Uid::from_raw(peer.uid())) else { return false };
+        let Ok(name) = CString::new(user.name) else { return false };
+        let groups = getgrouplist(&name, Gid::from_raw(peer.gid())).unwrap_or_default();
+        groups.iter().any(|group| self.groups.contains(&group.as_raw()))
+    }
+}
+
+fn describe(peer: &UCred) -> String {
+    let pid = peer.pid().map_or_else(String::new, |pid| format!("process {pid}, "));
+    format!("{pid}uid {}, gid {}", peer.uid(), peer.gid())
+}

@@ -1,0 +1,25 @@
+//! The control API: HTTP and JSON over a UNIX socket, the way Firecracker and Cloud Hypervisor
+//! have theirs. A thread of its own runs it; what may wait is done by others.
+//!
+//! ```text
+//! curl --unix-socket /run/vfiod/control.sock http://vfiod/api/v1/devices
+//! ```
+//!
+//! `GET /api/v1/openapi.json` describes everything. A peer that may not use it gets 403 and is
+//! disconnected, whatever it asks for.
+
+mod access;
+pub mod client;
+mod look;
+mod problem;
+pub mod request;
+mod routes;
+mod server;
+pub mod view;
+
+pub use self::server::Control;
+
+/// The API's document (OpenAPI 3.1).
+pub fn openapi() -> utoipa::openapi::OpenApi {
+    routes::document()
+}

@@ -1,0 +1,378 @@
+//! From the objects of the manager and the core to what the API shows of them.
+
+use std::time::SystemTime;
+
+use uuid::Uuid;
+use vfiod_core::{
+    Credentials, DeviceFlags, DeviceRef, Errno, Error, FileId, IrqIndex, OwnerIdentity,
+    RegionFlags, ResetCause, Result,
+};
+use vfiod_manager::Manager;
+
+use crate::view::{
+    Attribute, Connection, Daemon, Damaged, Definition, Definitions, Device, DeviceState,
+    DeviceSummary, Dma, EventKind, File, Instance, InstanceSummary, Interrupt, Member, Owner,
+    Parent, Record, Region, Set, Setting, Start, Type, Window,
+};
+
+/// How many DMA windows are shown one by one.
+const WINDOWS: usize = 64;
+
+/// A moment for people (RFC 3339, UTC).
+fn moment(time: SystemTime) -> String {
+    humantime::format_rfc3339_millis(time).to_string()
+}
+
+impl From<&vfiod_core::Owner> for Owner {
+    fn from(owner: &vfiod_core::Owner) -> Self {
+        match (owner.identity(), owner.credentials()) {
+            (_, Some(Credentials { pid, uid, gid })) => Self::Peer { pid, uid, gid },
+            (OwnerIdentity::InProcess(purpose), None) => Self::Daemon { purpose: purpose.clone() },
+            (_, None) => Self::Daemon { purpose: owner.to_string() },
+        }
+    }
+}
+
+impl From<vfiod_manager::Start> for Start {
+    fn from(start: vfiod_manager::Start) -> Self {
+        match start {
+            vfiod_manager::Start::Auto => Self::Auto,
+            vfiod_manager::Start::Manual => Self::Manual,
+        }
+    }
+}
+
+impl From<Start> for vfiod_manager::Start {
+    fn from(start: Start) -> Self {
+        match start {
+            Start::Auto => Self::Auto,
+            Start::Manual => Self::Manual,
+        }
+    }
+}
+
+impl From<vfiod_manager::EventKind> for EventKind {
+    fn from(kind: vfiod_manager::EventKind) -> Self {
+        use vfiod_manager::EventKind as Kind;
+        match kind {
+            Kind::SetCreated => Self::SetCreated,
+            Kind::SetGone => Self::SetGone,
+            Kind::Registered => Self::Registered,
+            Kind::Unregistered => Self::Unregistered,
+            Kind::DeviceOpened => Self::DeviceOpened,
+            Kind::DeviceClosed => Self::DeviceClosed,
+            Kind::FileOpened => Self::FileOpened,
+            Kind::FileReleased => Self::FileReleased,
+            Kind::FileRevoked => Self::FileRevoked,
+            Kind::Reset => Self::Reset,
+            Kind::Failed => Self::Failed,
+            Kind::Requested => Self::Requested,
+            Kind::ParentRegistered => Self::ParentRegistered,
+            Kind::ParentUnregistered => Self::ParentUnregistered,
+            Kind::Defined => Self::Defined,
+            Kind::Modified => Self::Modified,
+            Kind::Undefined => Self::Undefined,
+            Kind::Lost => Self::Lost,
+        }
+    }
+}
+
+impl From<&vfiod_manager::Record> for Record {
+    fn from(record: &vfiod_manager::Record) -> Self {
+        Self {
+            number: record.number,
+            time: moment(record.time),
+            event: record.kind.into(),
+            name: record.name.clone(),
+            set: record.set.clone(),
+            file: record.file,
+            owner: record.owner.as_ref().map(Into::into),
+            count: record.count,
+            cause: record.cause.map(|cause| cause_name(cause).to_owned()),
+        }
+    }
+}
+
+fn cause_name(cause: ResetCause) -> &'static str {
+    match cause {
+        ResetCause::Open => "open",
+        ResetCause::Client => "client",
+        ResetCause::Function => "function",
+        ResetCause::Set => "set",
+    }
+}
+
+/// The daemon itself.
+pub(crate) fn daemon(manager: &Manager) -> Daemon {
+    Daemon {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        pid: std::process::id(),
+        since: moment(manager.since()),
+        devices: manager.devices().len(),
+        instances: manager.bus().instances().len(),
+        threads: manager.server().threads(),
+    }
+}
+
+/// A device in a list.
+pub(crate) fn summary(manager: &Manager, device: &DeviceRef) -> DeviceSummary {
+    let (state, open) = state(device);
+    let (name, set) = (device.name().to_owned(), device.set_name().to_owned());
+    let vfiod_manager::About { model, socket } = manager.about(device);
+    DeviceSummary { name, model, set, state, open, socket }
+}
+
+/// A device with everything.
+pub(crate) fn device(manager: &Manager, device: &DeviceRef) -> Device {
+    Device {
+        summary: summary(manager, device),
+        number: device.id().0,
+        location: device.location().map(str::to_owned),
+        flags: flags(device),
+        files: files(device),
+        regions: regions(device),
+        interrupts: interrupts(device),
+        dma: dma(device),
+        connections: manager.connections(device).iter().map(connection).collect(),
+    }
+}
+
+/// A device set.
+pub(crate) fn set(manager: &Manager, name: &str, members: &[DeviceRef]) -> Set {
+    let member =
+        |device: &DeviceRef| Member { device: summary(manager, device), files: files(device) };
+    let members: Vec<_> = members.iter().map(member).collect();
+    let open = members.iter().filter(|member| !member.files.is_empty()).count();
+    Set { name: name.to_owned(), open, members }
+}
+
+/// A file.
+///
+/// # Errors
+/// `ENOENT`: no file has this number, or it has been released.
+pub(crate) fn file(manager: &Manager, number: u64) -> Result<File> {
+    let files = files(&manager.find_file(FileId(number))?);
+    let none = || Error::new(Errno::NOENT, format!("there is no file {number}"));
+    files.into_iter().find(|file| file.number == number).ok_or_else(none)
+}
+
+/// Every parent, by name.
+pub(crate) fn parents(manager: &Manager) -> Vec<Parent> {
+    manager.bus().parents().into_iter().map(|parent| show_parent(manager, parent)).collect()
+}
+
+/// A parent.
+///
+/// # Errors
+/// `ENOENT`: no parent has this name.
+pub(crate) fn parent(manager: &Manager, name: &str) -> Result<Parent> {
+    let none = || Error::new(Errno::NOENT, format!("there is no parent `{name}`"));
+    Ok(show_parent(manager, manager.bus().parent(name).ok_or_else(none)?))
+}
+
+fn show_parent(manager: &Manager, parent: vfiod_mdev::ParentStatus) -> Parent {
+    let vfiod_mdev::ParentStatus { name, leaving, types, instances } = parent;
+    let model = manager.parent_model(&name).unwrap_or_default().to_owned();
+    let types = types.into_iter().map(|kind| show_type(&name, kind)).collect();
+    Parent { name, model, leaving, types, instances }
+}
+
+/// An instance in a list.
+pub(crate) fn instance_summary(
+    manager: &Manager,
+    instance: &vfiod_mdev::Instance,
+) -> InstanceSummary {
+    let (state, open) = state(instance.device());
+    InstanceSummary {
+        uuid: instance.uuid(),
+        parent: instance.parent().to_owned(),
+        type_id: instance.kind().id.clone(),
+        state,
+        open,
+        socket: manager.socket(instance.uuid()),
+    }
+}
+
+/// An instance with everything.
+///
+/// # Errors
+/// `ENOENT`: no instance has this UUID.
+pub(crate) fn instance(manager: &Manager, uuid: Uuid) -> Result<Instance> {
+    let instance = manager.find_instance(uuid)?;
+    let value = |attribute: &vfiod_mdev::AttributeInfo| {
+        let value = instance.attribute(&attribute.name).unwrap_or_else(|error| error.to_string());
+        (attribute.name.clone(), value)
+    };
+    Ok(Instance {
+        summary: instance_summary(manager, &instance),
+        attributes: instance.kind().attributes.iter().map(value).collect(),
+        defined: manager.definition_of(&instance).map(|definition| definition.start.into()),
+        device: device(manager, instance.device()),
+    })
+}
+
+/// Every definition, and the files that are none.
+///
+/// # Errors
+/// `EOPNOTSUPP`: the daemon keeps no definitions; errors of the file system.
+pub(crate) fn definitions(manager: &Manager) -> Result<Definitions> {
+    let vfiod_manager::Listing { definitions, damaged } = manager.definitions()?;
+    let damaged = damaged.into_iter().map(|damaged| Damaged {
+        path: damaged.path.display().to_string(),
+        why: damaged.why,
+        set_aside_as: damaged.set_aside_as.map(|path| path.display().to_string()),
+    });
+    Ok(Definitions {
+        definitions: definitions.into_iter().map(|one| definition(manager, one)).collect(),
+        damaged: damaged.collect(),
+    })
+}
+
+/// A definition.
+pub(crate) fn definition(manager: &Manager, given: vfiod_manager::Definition) -> Definition {
+    let running = manager.is_running(&given);
+    let vfiod_manager::Definition { uuid, parent, mdev_type, start, attrs, other: _ } = given;
+    let setting = |(name, value)| Setting { name, value };
+    let attributes = attrs.into_iter().map(setting).collect();
+    Definition { uuid, parent, type_id: mdev_type, start: start.into(), running, attributes }
+}
+
+/// A device's state and how many files it has.
+fn state(device: &DeviceRef) -> (DeviceState, usize) {
+    let status = device.status();
+    let state = match &status {
+        status if status.leaving => DeviceState::Leaving,
+        status if status.failed => DeviceState::Failed,
+        status if status.files.is_empty() => DeviceState::Idle,
+        _ => DeviceState::Open,
+    };
+    (state, status.files.len())
+}
+
+/// The files of a device: who has it open.
+pub(crate) fn files(device: &DeviceRef) -> Vec<File> {
+    let file = |file: vfiod_core::FileStatus| File {
+        number: file.id.0,
+        device: device.name().to_owned(),
+        owner: (&file.owner).into(),
+        since: moment(file.since),
+    };
+    device.status().files.into_iter().map(file).collect()
+}
+
+fn connection(info: &vfiod_server::ConnectionInfo) -> Connection {
+    Connection {
+        owner: (&info.owner).into(),
+        messages: info.messages,
+        bytes_received: info.bytes_received,
+        bytes_sent: info.bytes_sent,
+        errors: info.errors,
+    }
+}
+
+fn flags(device: &DeviceRef) -> Vec<String> {
+    let names = [
+        (DeviceFlags::RESET, "reset"),
+        (DeviceFlags::PCI, "pci"),
+        (DeviceFlags::PLATFORM, "platform"),
+        (DeviceFlags::FSL_MC, "fsl-mc"),
+    ];
+    let flags = device.description().flags;
+    names
+        .into_iter()
+        .filter(|(flag, _)| flags.contains(*flag))
+        .map(|(_, name)| name.to_owned())
+        .collect()
+}
+
+fn is_pci(device: &DeviceRef) -> bool {
+    device.description().flags.contains(DeviceFlags::PCI)
+}
+
+fn regions(device: &DeviceRef) -> Vec<Region> {
+    let regions = (0..).zip(&device.description().regions).filter(|(_, region)| region.size > 0);
+    let region = |(index, region): (u32, &vfiod_core::Region)| Region {
+        index,
+        name: is_pci(device).then(|| match index {
+            0..=5 => format!("BAR {index}"),
+            6 => "ROM".to_owned(),
+            7 => "configuration".to_owned(),
+            8 => "VGA".to_owned(),
+            _ => "device's own".to_owned(),
+        }),
+        size: region.size,
+        access: access(
+            region.flags.contains(RegionFlags::READ),
+            region.flags.contains(RegionFlags::WRITE),
+        ),
+        mappable: region.shared.iter().flat_map(|shared| &shared.areas).map(|area| area.size).sum(),
+    };
+    regions.map(region).collect()
+}
+
+fn interrupts(device: &DeviceRef) -> Vec<Interrupt> {
+    const PCI: [&str; 5] = ["INTx", "MSI", "MSI-X", "ERR", "REQ"];
+    let mut interrupts = Vec::new();
+    for (index, info) in (0..).zip(&device.description().irqs).filter(|(_, info)| info.count > 0) {
+        let name = is_pci(device)
+            .then(|| PCI.get(index as usize).map(|name| (*name).to_owned()))
+            .flatten();
+        let counters =
+            (0..info.count).filter_map(|vector| device.irq_counters(IrqIndex(index), vector).ok());
+        let (mut signalled, mut held, mut lost) = (0, 0, 0);
+        for vector in counters {
+            signalled += vector.signalled;
+            held += vector.held;
+            lost += vector.lost;
+        }
+        let (vectors, enabled) = (info.count, device.irq_enabled(IrqIndex(index)));
+        interrupts.push(Interrupt { index, name, vectors, enabled, signalled, held, lost });
+    }
+    interrupts
+}
+
+fn dma(device: &DeviceRef) -> Dma {
+    use vfiod_core::dma::Perm;
+    let windows = device.dma_mappings();
+    let bytes = windows.iter().map(|w| (w.last - w.iova).saturating_add(1));
+    let first = windows.iter().take(WINDOWS).map(|window| Window {
+        iova: format!("{:#x}-{:#x}", window.iova, window.last),
+        access: access(window.perm.contains(Perm::READ), window.perm.contains(Perm::WRITE)),
+        file: window.owner.map_or(0, |owner| owner.0),
+        by: if window.is_mapped() { "memory" } else { "messages" }.to_owned(),
+    });
+    Dma {
+        windows: windows.len(),
+        bytes: bytes.fold(0, u64::saturating_add),
+        first: first.collect(),
+    }
+}
+
+fn access(read: bool, write: bool) -> String {
+    match (read, write) {
+        (true, true) => "rw",
+        (true, false) => "r",
+        (false, true) => "w",
+        (false, false) => "none",
+    }
+    .to_owned()
+}
+
+fn show_type(parent: &str, kind: vfiod_mdev::TypeStatus) -> Type {
+    let vfiod_mdev::TypeStatus { info, available } = kind;
+    let attribute = |attribute: vfiod_mdev::AttributeInfo| Attribute {
+        name: attribute.name,
+        values: attribute.values,
+        summary: attribute.summary,
+        writable: attribute.writable,
+    };
+    Type {
+        parent: parent.to_owned(),
+        id: info.id,
+        name: info.name,
+        description: info.description,
+        device_api: info.device_api,
+        available,
+        attributes: info.attributes.into_iter().map(attribute).collect(),
+    }
+}

@@ -1,0 +1,107 @@
+//! What went wrong, for programs and people: problem details (RFC 9457) with the errno.
+
+use axum::Json;
+use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde::{Deserialize, Serialize};
+use utoipa::{ToResponse, ToSchema};
+use vfiod_core::Errno;
+
+/// A refusal.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema, ToResponse)]
+#[response(description = "refused", content_type = "application/problem+json")]
+pub(crate) struct Problem {
+    /// The HTTP status.
+    status: u16,
+    /// The status in words.
+    title: String,
+    /// What went wrong, where, and what would be right.
+    pub(crate) detail: String,
+    /// The kernel's name for it, e.g. `EBUSY`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    errno: Option<String>,
+}
+
+impl Problem {
+    pub(crate) fn new(status: StatusCode, detail: impl Into<String>) -> Self {
+        let title = status.canonical_reason().unwrap_or("failed").to_owned();
+        Self { status: status.as_u16(), title, detail: detail.into(), errno: None }
+    }
+}
+
+/// The status that tells best what an errno means here.
+fn status_of(errno: Errno) -> StatusCode {
+    match errno {
+        Errno::NOENT | Errno::NODEV => StatusCode::NOT_FOUND,
+        Errno::EXIST | Errno::BUSY | Errno::USERS | Errno::ADDRINUSE => StatusCode::CONFLICT,
+        Errno::INVAL | Errno::NAMETOOLONG => StatusCode::UNPROCESSABLE_ENTITY,
+        Errno::ACCESS | Errno::PERM => StatusCode::FORBIDDEN,
+        Errno::OPNOTSUPP => StatusCode::NOT_IMPLEMENTED,
+        Errno::NOSPC | Errno::DQUOT | Errno::MFILE | Errno::NFILE | Errno::NOMEM => {
+            StatusCode::INSUFFICIENT_STORAGE
+        }
+        _ => StatusCode::INTERNAL_SERVER_ERROR,
+    }
+}
+
+/// `EBUSY` for 16.
+pub(crate) fn errno_name(errno: Errno) -> String {
+    format!("{:?}", nix::errno::Errno::from_raw(errno.raw_os_error()))
+}
+
+impl From<vfiod_core::Error> for Problem {
+    fn from(error: vfiod_core::Error) -> Self {
+        let errno = error.errno();
+        let mut detail = error.message().to_owned();
+        let mut cause = std::error::Error::source(&error);
+        while let Some(error) = cause {
+            detail = format!("{detail}: {error}");
+            cause = error.source();
+        }
+        Self { errno: Some(errno_name(errno)), ..Self::new(status_of(errno), detail) }
+    }
+}
+
+impl From<JsonRejection> for Problem {
+    fn from(rejection: JsonRejection) -> Self {
+        Self::new(rejection.status(), rejection.body_text())
+    }
+}
+
+impl From<PathRejection> for Problem {
+    fn from(rejection: PathRejection) -> Self {
+        Self::new(rejection.status(), rejection.body_text())
+    }
+}
+
+impl From<QueryRejection> for Problem {
+    fn from(rejection: QueryRejection) -> Self {
+        Self::new(rejection.status(), rejection.body_text())
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let mut response = (status, Json(self)).into_response();
+        let kind = HeaderValue::from_static("application/problem+json");
+        response.headers_mut().insert(header::CONTENT_TYPE, kind);
+        response
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_errno_has_its_name_and_status() {
+        let error = vfiod_core::Error::new(Errno::USERS, "none left")
+            .because(std::io::Error::other("the shelf is empty"));
+        let problem = Problem::from(error);
+        assert_eq!((problem.status, &*problem.title), (409, "Conflict"));
+        assert_eq!(problem.errno.as_deref(), Some("EUSERS"));
+        assert_eq!(problem.detail, "none left: the shelf is empty");
+    }
+}

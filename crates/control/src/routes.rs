@@ -1,0 +1,533 @@
+//! The resources, one function for each method of each path.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Json;
+use axum::body::{Body, Bytes};
+use axum::extract::{FromRequest, FromRequestParts, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde::Deserialize;
+use tokio::sync::broadcast::error::RecvError;
+use utoipa::{IntoParams, OpenApi, ToSchema};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+use uuid::Uuid;
+use vfiod_config::TIME_HELP;
+use vfiod_core::{FileId, InUse};
+use vfiod_manager::{Change, Manager, NewInstance};
+use vfiod_mdev::Removal;
+
+use crate::look;
+use crate::problem::Problem;
+use crate::request::{ChangeInstance, Create, Define, DefineInstance, Modify};
+use crate::view::{self, Record, Revoked};
+
+type Shared = State<Arc<Manager>>;
+type Answer<T> = Result<Json<T>, Problem>;
+
+/// Where every path of this version begins.
+pub(crate) const PREFIX: &str = "/api/v1";
+
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "vfiod control API",
+        description = "Devices, device sets, files, parents, types, instances, definitions and \
+            events of a running vfiod. Refusals are problem details (RFC 9457) with the errno.",
+        license(name = "Apache-2.0 OR MIT", identifier = "Apache-2.0 OR MIT"),
+    ),
+    components(responses(Problem))
+)]
+struct Document;
+
+/// Every path and what serves it.
+pub(crate) fn router(manager: Arc<Manager>) -> (axum::Router, utoipa::openapi::OpenApi) {
+    let (router, document) = paths().split_for_parts();
+    let served = document.clone();
+    let answer = move || std::future::ready(Json(served.clone()));
+    let router = router
+        .route(&format!("{PREFIX}/openapi.json"), axum::routing::get(answer))
+        .fallback(|| async {
+            let help = format!("there is no such resource; {PREFIX}/openapi.json lists them");
+            Problem::new(StatusCode::NOT_FOUND, help)
+        })
+        .method_not_allowed_fallback(|| async {
+            let help = format!("not with this method; {PREFIX}/openapi.json lists them");
+            Problem::new(StatusCode::METHOD_NOT_ALLOWED, help)
+        })
+        .with_state(manager);
+    (router, document)
+}
+
+/// What `openapi.json` says.
+pub(crate) fn document() -> utoipa::openapi::OpenApi {
+    paths().split_for_parts().1
+}
+
+fn paths() -> OpenApiRouter<Arc<Manager>> {
+    let inner = OpenApiRouter::new()
+        .routes(routes!(daemon))
+        .routes(routes!(devices))
+        .routes(routes!(device))
+        .routes(routes!(device_files))
+        .routes(routes!(sets))
+        .routes(routes!(set))
+        .routes(routes!(reset_set))
+        .routes(routes!(files))
+        .routes(routes!(file, revoke_file))
+        .routes(routes!(parents))
+        .routes(routes!(parent))
+        .routes(routes!(types))
+        .routes(routes!(instances, create))
+        .routes(routes!(instance, change_instance, remove))
+        .routes(routes!(define_instance))
+        .routes(routes!(definitions, define))
+        .routes(routes!(definition, modify, undefine))
+        .routes(routes!(start))
+        .routes(routes!(events));
+    OpenApiRouter::with_openapi(Document::openapi()).nest(PREFIX, inner)
+}
+
+/// Does something that may wait, on a thread for that.
+async fn wait_for<T: Send + 'static>(
+    manager: &Arc<Manager>,
+    operation: impl FnOnce(&Arc<Manager>) -> Result<T, vfiod_core::Error> + Send + 'static,
+) -> Answer<T> {
+    let manager = manager.clone();
+    match tokio::task::spawn_blocking(move || operation(&manager)).await {
+        Ok(result) => Ok(Json(result?)),
+        Err(error) => {
+            tracing::error!(%error, "an operation of the control API failed");
+            let what = "the daemon failed at this; its log says more";
+            Err(Problem::new(StatusCode::INTERNAL_SERVER_ERROR, what))
+        }
+    }
+}
+
+/// Likewise, where there is nothing to answer.
+async fn done(
+    manager: &Arc<Manager>,
+    operation: impl FnOnce(&Arc<Manager>) -> Result<(), vfiod_core::Error> + Send + 'static,
+) -> Result<StatusCode, Problem> {
+    wait_for(manager, operation).await.map(|Json(())| StatusCode::NO_CONTENT)
+}
+
+/// The request's body, JSON of the right shape.
+#[derive(FromRequest)]
+#[from_request(via(axum::Json), rejection(Problem))]
+struct Given<T>(T);
+
+/// Parts of the path.
+#[derive(FromRequestParts)]
+#[from_request(via(axum::extract::Path), rejection(Problem))]
+struct Named<T>(T);
+
+/// What comes after the question mark.
+#[derive(FromRequestParts)]
+#[from_request(via(axum::extract::Query), rejection(Problem))]
+struct Asked<T>(T);
+
+/// The daemon itself.
+#[utoipa::path(get, path = "/daemon", tag = "daemon",
+    responses((status = 200, body = view::Daemon), (status = "default", response = Problem)))]
+async fn daemon(State(manager): Shared) -> Answer<view::Daemon> {
+    wait_for(&manager, |manager| Ok(look::daemon(manager))).await
+}
+
+/// Every device.
+#[utoipa::path(get, path = "/devices", tag = "devices",
+    responses((status = 200, body = [view::DeviceSummary]), (status = "default", response = Problem)))]
+async fn devices(State(manager): Shared) -> Answer<Vec<view::DeviceSummary>> {
+    wait_for(&manager, |manager| {
+        Ok(manager.devices().iter().map(|device| look::summary(manager, device)).collect())
+    })
+    .await
+}
+
+/// A device: files, regions, interrupts, memory, connections.
+#[utoipa::path(get, path = "/devices/{name}", tag = "devices",
+    params(("name" = String, Path, description = "the device's name")),
+    responses((status = 200, body = view::Device), (status = "default", response = Problem)))]
+async fn device(State(manager): Shared, Named(name): Named<String>) -> Answer<view::Device> {
+    wait_for(&manager, move |manager| Ok(look::device(manager, &manager.find(&name)?))).await
+}
+
+/// Revokes every file of a device.
+#[utoipa::path(delete, path = "/devices/{name}/files", tag = "files",
+    params(("name" = String, Path, description = "the device's name")),
+    responses((status = 200, body = Revoked), (status = "default", response = Problem)))]
+async fn device_files(State(manager): Shared, Named(name): Named<String>) -> Answer<Revoked> {
+    wait_for(&manager, move |manager| Ok(Revoked { files: manager.revoke_device(&name)? })).await
+}
+
+/// Every device set.
+#[utoipa::path(get, path = "/sets", tag = "sets",
+    responses((status = 200, body = [view::Set]), (status = "default", response = Problem)))]
+async fn sets(State(manager): Shared) -> Answer<Vec<view::Set>> {
+    wait_for(&manager, |manager| {
+        let sets = manager.sets();
+        Ok(sets.iter().map(|(name, members)| look::set(manager, name, members)).collect())
+    })
+    .await
+}
+
+/// A device set.
+#[utoipa::path(get, path = "/sets/{name}", tag = "sets",
+    params(("name" = String, Path, description = "the set's name")),
+    responses((status = 200, body = view::Set), (status = "default", response = Problem)))]
+async fn set(State(manager): Shared, Named(name): Named<String>) -> Answer<view::Set> {
+    wait_for(&manager, move |manager| Ok(look::set(manager, &name, &manager.set(&name)?))).await
+}
+
+/// How a set is reset that may be in use.
+#[derive(Clone, Copy, Debug, Default, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+enum IfInUse {
+    /// Not at all then.
+    #[default]
+    Refuse,
+    /// Under its users, who are not asked.
+    Reset,
+}
+
+/// How it is to be reset.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+struct HowToReset {
+    #[serde(default)]
+    #[param(inline)]
+    in_use: IfInUse,
+}
+
+/// Resets every member of a device set.
+///
+/// 409 EBUSY: a member is in use, or did not come to rest.
+#[utoipa::path(post, path = "/sets/{name}/reset", tag = "sets",
+    params(("name" = String, Path, description = "the set's name"), HowToReset),
+    responses((status = 204), (status = "default", response = Problem)))]
+async fn reset_set(
+    State(manager): Shared,
+    Named(name): Named<String>,
+    Asked(how): Asked<HowToReset>,
+) -> Result<StatusCode, Problem> {
+    let in_use = match how.in_use {
+        IfInUse::Refuse => InUse::Refuse,
+        IfInUse::Reset => InUse::Reset,
+    };
+    done(&manager, move |manager| manager.reset_set(&name, in_use)).await
+}
+
+/// Every file: who has what open since when.
+#[utoipa::path(get, path = "/files", tag = "files",
+    responses((status = 200, body = [view::File]), (status = "default", response = Problem)))]
+async fn files(State(manager): Shared) -> Answer<Vec<view::File>> {
+    wait_for(&manager, |manager| Ok(manager.devices().iter().flat_map(look::files).collect())).await
+}
+
+/// A file.
+#[utoipa::path(get, path = "/files/{number}", tag = "files",
+    params(("number" = u64, Path, description = "the file's number")),
+    responses((status = 200, body = view::File), (status = "default", response = Problem)))]
+async fn file(State(manager): Shared, Named(number): Named<u64>) -> Answer<view::File> {
+    wait_for(&manager, move |manager| look::file(manager, number)).await
+}
+
+/// Revokes a file: every later operation on it fails with ENODEV.
+#[utoipa::path(delete, path = "/files/{number}", tag = "files",
+    params(("number" = u64, Path, description = "the file's number")),
+    responses((status = 204), (status = "default", response = Problem)))]
+async fn revoke_file(
+    State(manager): Shared,
+    Named(number): Named<u64>,
+) -> Result<StatusCode, Problem> {
+    done(&manager, move |manager| manager.revoke_file(FileId(number))).await
+}
+
+/// Every parent of mediated devices.
+#[utoipa::path(get, path = "/parents", tag = "parents",
+    responses((status = 200, body = [view::Parent]), (status = "default", response = Problem)))]
+async fn parents(State(manager): Shared) -> Answer<Vec<view::Parent>> {
+    wait_for(&manager, |manager| Ok(look::parents(manager))).await
+}
+
+/// A parent.
+#[utoipa::path(get, path = "/parents/{name}", tag = "parents",
+    params(("name" = String, Path, description = "the parent's name")),
+    responses((status = 200, body = view::Parent), (status = "default", response = Problem)))]
+async fn parent(State(manager): Shared, Named(name): Named<String>) -> Answer<view::Parent> {
+    wait_for(&manager, move |manager| look::parent(manager, &name)).await
+}
+
+/// Every type of every parent.
+#[utoipa::path(get, path = "/types", tag = "parents",
+    responses((status = 200, body = [view::Type]), (status = "default", response = Problem)))]
+async fn types(State(manager): Shared) -> Answer<Vec<view::Type>> {
+    wait_for(&manager, |manager| {
+        Ok(look::parents(manager).into_iter().flat_map(|parent| parent.types).collect())
+    })
+    .await
+}
+
+/// Every instance.
+#[utoipa::path(get, path = "/instances", tag = "instances",
+    responses((status = 200, body = [view::InstanceSummary]), (status = "default", response = Problem)))]
+async fn instances(State(manager): Shared) -> Answer<Vec<view::InstanceSummary>> {
+    wait_for(&manager, |manager| {
+        let instances = manager.bus().instances();
+        Ok(instances.iter().map(|one| look::instance_summary(manager, one)).collect())
+    })
+    .await
+}
+
+/// An instance: its attributes, its definition, its device.
+#[utoipa::path(get, path = "/instances/{uuid}", tag = "instances",
+    params(("uuid" = Uuid, Path)),
+    responses((status = 200, body = view::Instance), (status = "default", response = Problem)))]
+async fn instance(State(manager): Shared, Named(uuid): Named<Uuid>) -> Answer<view::Instance> {
+    wait_for(&manager, move |manager| look::instance(manager, uuid)).await
+}
+
+fn pairs(settings: Vec<view::Setting>) -> Vec<(String, String)> {
+    settings.into_iter().map(|setting| (setting.name, setting.value)).collect()
+}
+
+impl From<Create> for NewInstance {
+    fn from(create: Create) -> Self {
+        let Create { parent, type_id, uuid, attributes } = create;
+        Self { parent, type_id, uuid, attributes: pairs(attributes) }
+    }
+}
+
+/// Creates an instance, which is gone when it is removed or the daemon ends.
+///
+/// 404 ENODEV: no such parent, or it is leaving; 422 EINVAL: no such type, or a bad value; 409
+/// EEXIST: the UUID is known; 409 EUSERS: none is left.
+#[utoipa::path(post, path = "/instances", tag = "instances", request_body = Create,
+    responses((status = 201, body = view::Instance), (status = "default", response = Problem)))]
+async fn create(
+    State(manager): Shared,
+    Given(create): Given<Create>,
+) -> Result<(StatusCode, Json<view::Instance>), Problem> {
+    let instance = wait_for(&manager, move |manager| {
+        look::instance(manager, manager.create(create.into())?.uuid())
+    })
+    .await?;
+    Ok((StatusCode::CREATED, instance))
+}
+
+/// Sets attributes of an instance; its definition stays as it is.
+#[utoipa::path(patch, path = "/instances/{uuid}", tag = "instances",
+    params(("uuid" = Uuid, Path)), request_body = ChangeInstance,
+    responses((status = 200, body = view::Instance), (status = "default", response = Problem)))]
+async fn change_instance(
+    State(manager): Shared,
+    Named(uuid): Named<Uuid>,
+    Given(change): Given<ChangeInstance>,
+) -> Answer<view::Instance> {
+    let attributes = pairs(change.attributes);
+    wait_for(&manager, move |manager| {
+        manager.set_attributes(uuid, &attributes)?;
+        look::instance(manager, uuid)
+    })
+    .await
+}
+
+/// How an instance is removed that may be in use.
+#[derive(Clone, Copy, Debug, Default, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+enum Policy {
+    /// Not at all then.
+    #[default]
+    Refuse,
+    /// Once its users have let go, whom it asks.
+    Wait,
+    /// Likewise, but taken from them at the deadline.
+    Deadline,
+}
+
+/// How it is to be removed.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+struct HowToRemove {
+    #[serde(default)]
+    #[param(inline)]
+    policy: Policy,
+    /// When it is taken from its users, e.g. `5s`; with `policy=deadline`, and only there.
+    deadline: Option<String>,
+}
+
+impl HowToRemove {
+    fn removal(&self) -> Result<Removal, Problem> {
+        let wrong = |what: String| Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, what));
+        match (self.policy, self.deadline.as_deref()) {
+            (Policy::Refuse, None) => Ok(Removal::Refuse),
+            (Policy::Wait, None) => Ok(Removal::Wait),
+            (Policy::Deadline, Some(text)) => match vfiod_config::time(text) {
+                Some(time) => Ok(Removal::Deadline(time)),
+                None => wrong(format!("deadline: `{text}` is no time; {TIME_HELP}")),
+            },
+            (Policy::Deadline, None) => wrong("policy=deadline needs a deadline, e.g. 5s".into()),
+            (_, Some(_)) => wrong("a deadline needs policy=deadline".into()),
+        }
+    }
+}
+
+/// Removes an instance.
+///
+/// 409 EBUSY: it is in use, with `policy=refuse`. With the others the answer is 202 at once: the
+/// instance leaves when its users have let go, or at the deadline, and is gone when its resource
+/// is. A `DELETE` with a deadline hurries one that waits.
+#[utoipa::path(delete, path = "/instances/{uuid}", tag = "instances",
+    params(("uuid" = Uuid, Path), HowToRemove),
+    responses((status = 204, description = "gone"), (status = 202, description = "leaving"),
+        (status = "default", response = Problem)))]
+async fn remove(
+    State(manager): Shared,
+    Named(uuid): Named<Uuid>,
+    Asked(how): Asked<HowToRemove>,
+) -> Result<StatusCode, Problem> {
+    let removal = how.removal()?;
+    if removal == Removal::Refuse {
+        return done(&manager, move |manager| manager.remove(uuid, removal)).await;
+    }
+    done(&manager, move |manager| manager.remove_when_free(uuid, removal)).await?;
+    Ok(StatusCode::ACCEPTED)
+}
+
+/// Every definition, and the files that are none.
+#[utoipa::path(get, path = "/definitions", tag = "definitions",
+    responses((status = 200, body = view::Definitions), (status = "default", response = Problem)))]
+async fn definitions(State(manager): Shared) -> Answer<view::Definitions> {
+    wait_for(&manager, |manager| look::definitions(manager)).await
+}
+
+/// Adds a definition, which outlasts the daemon. Starts nothing.
+#[utoipa::path(post, path = "/definitions", tag = "definitions", request_body = Define,
+    responses((status = 201, body = view::Definition), (status = "default", response = Problem)))]
+async fn define(
+    State(manager): Shared,
+    Given(define): Given<Define>,
+) -> Result<(StatusCode, Json<view::Definition>), Problem> {
+    let Define { parent, type_id, uuid, start, attributes } = define;
+    let new = NewInstance { parent, type_id, uuid, attributes: pairs(attributes) };
+    let start = start.unwrap_or(view::Start::Manual).into();
+    let defined = wait_for(&manager, move |manager| {
+        Ok(look::definition(manager, manager.define(new, start)?))
+    })
+    .await?;
+    Ok((StatusCode::CREATED, defined))
+}
+
+/// Adds a definition of an instance as it is now, with all attributes that can be set.
+#[utoipa::path(post, path = "/instances/{uuid}/definition", tag = "definitions",
+    params(("uuid" = Uuid, Path)), request_body = DefineInstance,
+    responses((status = 201, body = view::Definition), (status = "default", response = Problem)))]
+async fn define_instance(
+    State(manager): Shared,
+    Named(uuid): Named<Uuid>,
+    Given(define): Given<DefineInstance>,
+) -> Result<(StatusCode, Json<view::Definition>), Problem> {
+    let start = define.start.unwrap_or(view::Start::Manual).into();
+    let defined = wait_for(&manager, move |manager| {
+        Ok(look::definition(manager, manager.define_running(uuid, start)?))
+    })
+    .await?;
+    Ok((StatusCode::CREATED, defined))
+}
+
+/// Which definition is meant.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+struct Which {
+    /// Its parent, where several parents have a definition of this UUID.
+    parent: Option<String>,
+}
+
+/// A definition.
+#[utoipa::path(get, path = "/definitions/{uuid}", tag = "definitions",
+    params(("uuid" = Uuid, Path), Which),
+    responses((status = 200, body = view::Definition), (status = "default", response = Problem)))]
+async fn definition(
+    State(manager): Shared,
+    Named(uuid): Named<Uuid>,
+    Asked(which): Asked<Which>,
+) -> Answer<view::Definition> {
+    wait_for(&manager, move |manager| {
+        Ok(look::definition(manager, manager.definition(uuid, which.parent.as_deref())?))
+    })
+    .await
+}
+
+/// Changes a definition; an instance of it stays as it is.
+#[utoipa::path(patch, path = "/definitions/{uuid}", tag = "definitions",
+    params(("uuid" = Uuid, Path), Which), request_body = Modify,
+    responses((status = 200, body = view::Definition), (status = "default", response = Problem)))]
+async fn modify(
+    State(manager): Shared,
+    Named(uuid): Named<Uuid>,
+    Asked(which): Asked<Which>,
+    Given(modify): Given<Modify>,
+) -> Answer<view::Definition> {
+    let Modify { start, set, unset } = modify;
+    let change = Change { start: start.map(Into::into), set: pairs(set), unset };
+    wait_for(&manager, move |manager| {
+        let changed = manager.modify(uuid, which.parent.as_deref(), &change)?;
+        Ok(look::definition(manager, changed))
+    })
+    .await
+}
+
+/// Removes a definition; an instance of it stays until it is removed.
+#[utoipa::path(delete, path = "/definitions/{uuid}", tag = "definitions",
+    params(("uuid" = Uuid, Path), Which),
+    responses((status = 204), (status = "default", response = Problem)))]
+async fn undefine(
+    State(manager): Shared,
+    Named(uuid): Named<Uuid>,
+    Asked(which): Asked<Which>,
+) -> Result<StatusCode, Problem> {
+    done(&manager, move |manager| manager.undefine(uuid, which.parent.as_deref())).await
+}
+
+/// Creates the instance that is defined.
+#[utoipa::path(post, path = "/definitions/{uuid}/start", tag = "definitions",
+    params(("uuid" = Uuid, Path), Which),
+    responses((status = 201, body = view::Instance), (status = "default", response = Problem)))]
+async fn start(
+    State(manager): Shared,
+    Named(uuid): Named<Uuid>,
+    Asked(which): Asked<Which>,
+) -> Result<(StatusCode, Json<view::Instance>), Problem> {
+    let start = move |manager: &Arc<Manager>| {
+        let started = manager.start_definition(uuid, which.parent.as_deref())?;
+        look::instance(manager, started.uuid())
+    };
+    Ok((StatusCode::CREATED, wait_for(&manager, start).await?))
+}
+
+/// Everything that happens from now on: a JSON object in a line for each event, without end. An
+/// empty line comes every few seconds in which nothing happens.
+#[utoipa::path(get, path = "/events", tag = "events",
+    responses((status = 200, body = Record, content_type = "application/x-ndjson"),
+        (status = "default", response = Problem)))]
+async fn events(State(manager): Shared) -> Response {
+    const SILENCE: Duration = Duration::from_secs(10);
+    let watch = manager.watch();
+    // The manager is let go: who watches does not keep the daemon from ending.
+    let lines = futures_util::stream::unfold(watch, |mut watch| async move {
+        let record = match tokio::time::timeout(SILENCE, watch.recv()).await {
+            Err(_) => return Some((Ok(Bytes::from_static(b"\n")), watch)),
+            Ok(Ok(record)) => Record::from(&record),
+            Ok(Err(RecvError::Lagged(lost))) => Record::from(&vfiod_manager::Record::lost(lost)),
+            Ok(Err(RecvError::Closed)) => return None,
+        };
+        let line = serde_json::to_string(&record).map(|line| Bytes::from(line + "\n"));
+        Some((line, watch))
+    });
+    ([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(lines)).into_response()
+}

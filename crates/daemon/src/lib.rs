@@ -1,0 +1,28 @@
+//! A daemon that serves device models over vfio-user, as a library.
+//!
+//! A program names its models and calls [`Daemon::run`]. It then has a configuration file, options
+//! with help, the control API and the commands that use it, parents of mediated devices, logs,
+//! signals, service manager, completions and man pages:
+//!
+//! ```no_run
+//! use std::process::ExitCode;
+//!
+//! fn main() -> ExitCode {
+//!     vfiod_daemon::Daemon::new().models(vfiod_devices::catalogue()).run()
+//! }
+//! ```
+
+mod cli;
+mod daemon;
+mod generate;
+pub mod logging;
+mod manage;
+mod models;
+mod notify;
+pub mod output;
+mod serve;
+mod served;
+mod signals;
+
+pub use self::daemon::{Daemon, Run, Tool};
+pub use self::signals::Termination;

@@ -1,0 +1,116 @@
+//! Log lines on their way to standard error, through a queue and a thread of its own.
+//!
+//! Lines are logged with a device's or a set's lock held. Whoever reads standard error may be
+//! slow, or have stopped: that must hold up the log only. A queue that is full loses lines, and
+//! says how many.
+
+use std::io::{self, Write};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{self, Receiver, Sender, SyncSender};
+use std::sync::{Arc, OnceLock};
+use std::thread;
+use std::time::Duration;
+
+use tracing_subscriber::fmt::MakeWriter;
+
+/// Lines that wait at most.
+const CAPACITY: usize = 4096;
+/// How long the last lines have at the end of the process.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+static QUEUE: OnceLock<Queue> = OnceLock::new();
+
+enum Entry {
+    Line(Vec<u8>),
+    /// Everything before it is written when this is answered.
+    Flush(Sender<()>),
+}
+
+/// The way into the queue.
+#[derive(Clone)]
+pub(super) struct Queue {
+    sender: SyncSender<Entry>,
+    lost: Arc<AtomicU64>,
+}
+
+impl Queue {
+    /// The process's queue, started at the first call.
+    pub(super) fn get() -> io::Result<Self> {
+        if let Some(queue) = QUEUE.get() {
+            return Ok(queue.clone());
+        }
+        let (sender, receiver) = mpsc::sync_channel(CAPACITY);
+        let lost = Arc::new(AtomicU64::new(0));
+        let queue = Self { sender, lost: lost.clone() };
+        thread::Builder::new()
+            .name("log".into())
+            .spawn(move || write_all(&receiver, &lost, &mut io::stderr()))?;
+        Ok(QUEUE.get_or_init(|| queue).clone())
+    }
+}
+
+/// Waits, bounded, until what was logged is written.
+pub fn finish() {
+    let Some(queue) = QUEUE.get() else { return };
+    let (sender, receiver) = mpsc::channel();
+    // A full queue means a stuck reader: nothing to wait for.
+    if queue.sender.try_send(Entry::Flush(sender)).is_ok() {
+        let _ = receiver.recv_timeout(FAREWELL);
+    }
+}
+
+fn write_all(entries: &Receiver<Entry>, lost: &AtomicU64, out: &mut impl Write) {
+    for entry in entries {
+        // Standard error that is gone is no reason to stop serving.
+        match entry {
+            Entry::Line(line) => _ = out.write_all(&line),
+            Entry::Flush(done) => _ = done.send(()),
+        }
+        let lost = lost.swap(0, Ordering::Relaxed);
+        if lost > 0 {
+            let _ = writeln!(out, "vfiod: {lost} log lines were lost: nobody read them in time");
+        }
+    }
+}
+
+impl Write for Queue {
+    /// Takes one line as a whole, as the formatter hands it over.
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        if self.sender.try_send(Entry::Line(line.to_vec())).is_err() {
+            self.lost.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl MakeWriter<'_> for Queue {
+    type Writer = Self;
+
+    fn make_writer(&self) -> Self {
+        self.clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_queue_loses_lines_and_says_so() {
+        let (sender, receiver) = mpsc::sync_channel(2);
+        let lost = Arc::new(AtomicU64::new(0));
+        let mut queue = Queue { sender, lost: lost.clone() };
+        for n in 0..5 {
+            queue.write_all(format!("{n}\n").as_bytes()).unwrap();
+        }
+        drop(queue);
+        let mut out = Vec::new();
+        write_all(&receiver, &lost, &mut out);
+        let text = String::from_utf8(out).unwrap();
+        assert_eq!(text, "0\nvfiod: 3 log lines were lost: nobody read them in time\n1\n");
+    }
+}

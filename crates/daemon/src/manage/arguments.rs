@@ -1,0 +1,233 @@
+//! The arguments of the commands that ask a running daemon.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand, ValueEnum};
+use clap_complete::engine::ArgValueCandidates;
+use uuid::Uuid;
+use vfiod_control::view::Setting;
+
+use super::complete;
+
+/// Which daemon, and how its answer looks.
+#[derive(Debug, Args)]
+pub(crate) struct Daemon {
+    /// The daemon's control socket.
+    #[arg(
+        long,
+        value_name = "SOCKET",
+        env = "VFIOD_CONTROL",
+        default_value = "/run/vfiod/control.sock"
+    )]
+    pub control: PathBuf,
+
+    /// Print JSON, as the API answers.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Kinds of things in a daemon.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Kind {
+    /// Everything that can be opened.
+    Devices,
+    /// Device sets: what is opened under one lock and reset together.
+    Sets,
+    /// Who has what open since when.
+    Files,
+    /// Parents of mediated devices.
+    Parents,
+    /// What the parents offer.
+    Types,
+    /// Mediated devices.
+    Instances,
+    /// Mediated devices that can be started.
+    Definitions,
+}
+
+/// An attribute and its value, as `NAME=VALUE`.
+fn setting(text: &str) -> Result<Setting, String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() => {
+            Ok(Setting { name: name.to_owned(), value: value.to_owned() })
+        }
+        _ => Err("write NAME=VALUE".to_owned()),
+    }
+}
+
+/// What becomes of an instance's users.
+#[derive(Debug, Args)]
+pub(crate) struct Users {
+    /// Ask its users to close it, and wait until they have.
+    #[arg(long, conflicts_with = "deadline")]
+    pub wait: bool,
+
+    /// Ask its users to close it, and revoke their files after this time, e.g. `5s`; `0`: at once.
+    #[arg(long, value_name = "TIME")]
+    pub deadline: Option<String>,
+}
+
+/// A type of a parent, and what is to become of it.
+#[derive(Debug, Args)]
+pub(crate) struct What {
+    /// The parent that makes it.
+    #[arg(add = ArgValueCandidates::new(complete::parents))]
+    pub parent: String,
+
+    /// Its type (see the command `types`).
+    #[arg(value_name = "TYPE", add = ArgValueCandidates::new(complete::types))]
+    pub type_id: String,
+
+    /// Its UUID; a random one otherwise.
+    #[arg(long)]
+    pub uuid: Option<Uuid>,
+
+    /// An attribute, set before anybody can use it. May be given again and again.
+    #[arg(long = "attribute", short = 'a', value_name = "NAME=VALUE", value_parser = setting)]
+    pub attributes: Vec<Setting>,
+}
+
+/// Commands that ask a running daemon.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Manage {
+    /// List what a daemon has: devices, or another kind of things.
+    List {
+        /// What to list.
+        #[arg(value_enum, default_value_t = Kind::Devices)]
+        kind: Kind,
+        #[command(flatten)]
+        daemon: Daemon,
+    },
+    /// Show all that there is to know of one thing, or of the daemon itself.
+    Show {
+        /// A device, a set, a parent, an instance's or definition's UUID, a file's number.
+        #[arg(add = ArgValueCandidates::new(complete::anything))]
+        name: Option<String>,
+        /// Which kind of thing is meant, where several have this name.
+        #[arg(long, value_enum, requires = "name")]
+        kind: Option<Kind>,
+        #[command(flatten)]
+        daemon: Daemon,
+    },
+    /// List the types of mediated devices, and how many of each there can still be.
+    Types {
+        #[command(flatten)]
+        daemon: Daemon,
+    },
+    /// Create a mediated device; prints its UUID.
+    Create {
+        #[command(flatten)]
+        what: What,
+        #[command(flatten)]
+        daemon: Daemon,
+    },
+    /// Remove a mediated device; one that is in use only if told what becomes of its users.
+    #[command(visible_alias = "stop")]
+    Remove {
+        /// Its UUID.
+        #[arg(add = ArgValueCandidates::new(complete::instances))]
+        uuid: Uuid,
+        #[command(flatten)]
+        users: Users,
+        #[command(flatten)]
+        daemon: Daemon,
+    },
+    /// Define a mediated device, so that it outlasts the daemon; prints its UUID. Starts nothing.
+    Define {
+        /// The parent that makes it. Without parent and type, --uuid names an instance, which is
+        /// defined as it is.
+        #[arg(requires = "type_id", required_unless_present = "uuid",
+            add = ArgValueCandidates::new(complete::parents))]
+        parent: Option<String>,
+        /// Its type (see the command `types`).
+        #[arg(value_name = "TYPE", add = ArgValueCandidates::new(complete::types))]
+        type_id: Option<String>,
+        /// Its UUID; with parent and type a random one otherwise.
+        #[arg(long, add = ArgValueCandidates::new(complete::instances))]
+        uuid: Option<Uuid>,
+        /// An attribute, set when it starts. May be given again and again.
+        #[arg(long = "attribute", short = 'a', value_name = "NAME=VALUE", value_parser = setting, requires = "parent")]
+        attributes: Vec<Setting>,
+        /// Start it with the daemon.
+        #[arg(long)]
+        auto: bool,
+        #[command(flatten)]
+        daemon: Daemon,
+    },
+    /// Remove a definition; an instance of it stays until it is removed.
+    Undefine {
+        /// Its UUID.
+        #[arg(add = ArgValueCandidates::new(complete::definitions))]
+        uuid: Uuid,
+        /// Its parent, where several have a definition of this UUID.
+        #[arg(long)]
+        parent: Option<String>,
+        #[command(flatten)]
+        daemon: Daemon,
+    },
+    /// Create the mediated device that is defined.
+    Start {
+        /// Its UUID.
+        #[arg(add = ArgValueCandidates::new(complete::definitions))]
+        uuid: Uuid,
+        /// Its parent, where several have a definition of this UUID.
+        #[arg(long)]
+        parent: Option<String>,
+        #[command(flatten)]
+        daemon: Daemon,
+    },
+    /// Change a definition, or an instance that there is.
+    Modify {
+        /// Its UUID.
+        #[arg(add = ArgValueCandidates::new(complete::anything))]
+        uuid: Uuid,
+        /// An attribute to set. May be given again and again.
+        #[arg(long = "attribute", short = 'a', value_name = "NAME=VALUE", value_parser = setting)]
+        attributes: Vec<Setting>,
+        /// An attribute that the definition is not to set any more.
+        #[arg(long, value_name = "NAME", conflicts_with = "live")]
+        unset: Vec<String>,
+        /// Start it with the daemon.
+        #[arg(long, conflicts_with_all = ["manual", "live"])]
+        auto: bool,
+        /// Start it when asked for.
+        #[arg(long, conflicts_with = "live")]
+        manual: bool,
+        /// Set the attributes of the instance, and leave its definition as it is.
+        #[arg(long, requires = "attributes")]
+        live: bool,
+        /// Its parent, where several have a definition of this UUID.
+        #[arg(long, conflicts_with = "live")]
+        parent: Option<String>,
+        #[command(flatten)]
+        daemon: Daemon,
+    },
+    /// Reset a device set: all its members at once.
+    #[command(group(clap::ArgGroup::new("target").required(true).args(["device", "set"])))]
+    Reset {
+        /// The set to which this device belongs; often the device is its only member.
+        #[arg(add = ArgValueCandidates::new(complete::devices))]
+        device: Option<String>,
+        /// The set of this name.
+        #[arg(long, value_name = "NAME", add = ArgValueCandidates::new(complete::sets))]
+        set: Option<String>,
+        /// Reset even if members are in use, without asking their users.
+        #[arg(long)]
+        force: bool,
+        #[command(flatten)]
+        daemon: Daemon,
+    },
+    /// Revoke a file, or every file of a device: its user gets ENODEV from then on.
+    Revoke {
+        /// The file's number (see `list files`), or the device's name.
+        #[arg(value_name = "FILE|DEVICE", add = ArgValueCandidates::new(complete::devices))]
+        what: String,
+        #[command(flatten)]
+        daemon: Daemon,
+    },
+    /// Print the events of the daemon as they happen.
+    Watch {
+        #[command(flatten)]
+        daemon: Daemon,
+    },
+}

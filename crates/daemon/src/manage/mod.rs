@@ -1,0 +1,356 @@
+//! The commands that ask a running daemon: each is one or two calls of its API.
+
+mod arguments;
+mod complete;
+mod print;
+
+use std::time::Duration;
+
+use anyhow::bail;
+use hyper::Method;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use uuid::Uuid;
+use vfiod_control::client::{Client, Failure, encoded, path};
+use vfiod_control::request::{ChangeInstance, Create, Define, DefineInstance, Modify};
+use vfiod_control::view::{self, EventKind, Owner, Start};
+
+pub(crate) use self::arguments::Manage;
+use self::arguments::{Daemon, Kind, Users, What};
+use crate::output;
+
+/// How often a removal is looked after: the first interval, and the longest.
+const POLL_INTERVALS: (Duration, Duration) =
+    (Duration::from_millis(10), Duration::from_millis(320));
+
+/// Runs one of them.
+pub(crate) fn run(command: Manage) -> anyhow::Result<()> {
+    match command {
+        Manage::List { kind, daemon } => list(kind, &daemon),
+        Manage::Types { daemon } => list(Kind::Types, &daemon),
+        Manage::Show { name, kind, daemon } => show(name.as_deref(), kind, &daemon),
+        Manage::Create { what, daemon } => create(what, &daemon),
+        Manage::Remove { uuid, users, daemon } => remove(uuid, &users, &daemon),
+        Manage::Define { parent, type_id, uuid, attributes, auto, daemon } => {
+            let start = Some(if auto { Start::Auto } else { Start::Manual });
+            let mut client = connect(&daemon)?;
+            let defined: view::Definition = match (parent, type_id, uuid) {
+                (Some(parent), Some(type_id), uuid) => {
+                    let body = Define { parent, type_id, uuid, start, attributes };
+                    client.call(Method::POST, &path(["definitions"]), Some(&body))?
+                }
+                (_, _, uuid) => {
+                    let uuid = uuid.unwrap_or_default().to_string();
+                    let path = path(["instances", &uuid, "definition"]);
+                    client.call(Method::POST, &path, Some(&DefineInstance { start }))?
+                }
+            };
+            answer(&daemon, &defined, |defined| format!("{}\n", defined.uuid))
+        }
+        Manage::Undefine { uuid, parent, daemon } => {
+            let path = definition(uuid, parent.as_deref(), None);
+            connect(&daemon)?.send(Method::DELETE, &path)
+        }
+        Manage::Start { uuid, parent, daemon } => {
+            let path = definition(uuid, parent.as_deref(), Some("start"));
+            let started: view::Instance = connect(&daemon)?.send(Method::POST, &path)?;
+            answer(&daemon, &started, |started| format!("{}\n", started.summary.uuid))
+        }
+        Manage::Modify { uuid, attributes, unset, auto, manual, live, parent, daemon } => {
+            let mut client = connect(&daemon)?;
+            if live {
+                let path = path(["instances", &uuid.to_string()]);
+                let body = ChangeInstance { attributes };
+                let changed: view::Instance = client.call(Method::PATCH, &path, Some(&body))?;
+                return answer(&daemon, &changed, |_| String::new());
+            }
+            let start = auto.then_some(Start::Auto).or(manual.then_some(Start::Manual));
+            let path = definition(uuid, parent.as_deref(), None);
+            let body = Modify { start, set: attributes, unset };
+            let changed: view::Definition = client.call(Method::PATCH, &path, Some(&body))?;
+            answer(&daemon, &changed, |_| String::new())
+        }
+        Manage::Reset { device, set, force, daemon } => {
+            let mut client = connect(&daemon)?;
+            let set = match (device, set) {
+                (Some(device), _) => {
+                    let device: view::Device = client.get(&path(["devices", &device]))?;
+                    device.summary.set
+                }
+                (None, set) => set.unwrap_or_default(),
+            };
+            let in_use = if force { "reset" } else { "refuse" };
+            let path = format!("{}?in_use={in_use}", path(["sets", &set, "reset"]));
+            client.send(Method::POST, &path)
+        }
+        Manage::Revoke { what, daemon } => {
+            let mut client = connect(&daemon)?;
+            if what.parse::<u64>().is_ok() {
+                return client.send(Method::DELETE, &path(["files", &what]));
+            }
+            let revoked: view::Revoked =
+                client.send(Method::DELETE, &path(["devices", &what, "files"]))?;
+            answer(&daemon, &revoked, |revoked| format!("{}\n", revoked.files))
+        }
+        Manage::Watch { daemon } => connect(&daemon)?.watch(|event| {
+            if daemon.json {
+                output::print(&(serde_json::to_string(&event)? + "\n"))
+            } else {
+                output::print(&line(&event))
+            }
+        }),
+    }
+}
+
+fn connect(daemon: &Daemon) -> anyhow::Result<Client> {
+    Client::connect(&daemon.control)
+}
+
+/// Prints an answer: as JSON, or for people.
+fn answer<T: Serialize>(
+    daemon: &Daemon,
+    value: &T,
+    people: impl FnOnce(&T) -> String,
+) -> anyhow::Result<()> {
+    if daemon.json { output::print_json(value) } else { output::print(&people(value)) }
+}
+
+fn definition(uuid: Uuid, parent: Option<&str>, action: Option<&str>) -> String {
+    let uuid = uuid.to_string();
+    let path = path(["definitions", &uuid].into_iter().chain(action));
+    match parent {
+        Some(parent) => format!("{path}?parent={}", encoded(parent)),
+        None => path,
+    }
+}
+
+impl Kind {
+    fn resource(self) -> &'static str {
+        match self {
+            Self::Devices => "devices",
+            Self::Sets => "sets",
+            Self::Files => "files",
+            Self::Parents => "parents",
+            Self::Types => "types",
+            Self::Instances => "instances",
+            Self::Definitions => "definitions",
+        }
+    }
+}
+
+fn list(kind: Kind, daemon: &Daemon) -> anyhow::Result<()> {
+    let mut client = connect(daemon)?;
+    let words = |words: Vec<String>| words.join(" ");
+    match kind {
+        Kind::Devices => table::<view::DeviceSummary>(
+            daemon,
+            &mut client,
+            kind,
+            &["name", "model", "set", "state", "open", "socket"],
+            |_, _| {},
+        ),
+        Kind::Sets => table::<view::Set>(
+            daemon,
+            &mut client,
+            kind,
+            &["name", "open", "members"],
+            |set, row| {
+                let names = set.members.iter().map(|member| member.device.name.clone());
+                row["members"] = words(names.collect()).into();
+            },
+        ),
+        Kind::Files => table::<view::File>(
+            daemon,
+            &mut client,
+            kind,
+            &["number", "device", "owner", "since"],
+            |_, _| {},
+        ),
+        Kind::Parents => table::<view::Parent>(
+            daemon,
+            &mut client,
+            kind,
+            &["name", "model", "types", "instances"],
+            |parent, row| {
+                let types = parent.types.iter().map(|kind| kind.id.clone());
+                row["types"] = words(types.collect()).into();
+                row["instances"] = parent.instances.len().into();
+            },
+        ),
+        Kind::Types => table::<view::Type>(
+            daemon,
+            &mut client,
+            kind,
+            &["parent", "type", "available", "device_api", "description"],
+            |_, _| {},
+        ),
+        Kind::Instances => table::<view::InstanceSummary>(
+            daemon,
+            &mut client,
+            kind,
+            &["uuid", "parent", "type", "state", "open", "socket"],
+            |_, _| {},
+        ),
+        Kind::Definitions => {
+            let all: view::Definitions = client.get(&path([kind.resource()]))?;
+            answer(daemon, &all, |all| {
+                let columns = ["uuid", "parent", "type", "start", "running", "attributes"];
+                let mut text = print::table(&rows(&all.definitions, pairs), &columns);
+                for view::Damaged { path, why, .. } in &all.damaged {
+                    text.push_str(&format!("damaged: {path}: {why}\n"));
+                }
+                text
+            })
+        }
+    }
+}
+
+/// Attributes of a definition as they go into a table.
+fn pairs(definition: &view::Definition, row: &mut Value) {
+    let pairs = definition.attributes.iter().map(|set| format!("{}={}", set.name, set.value));
+    row["attributes"] = pairs.collect::<Vec<_>>().join(" ").into();
+}
+
+/// Prints a list. `brief` changes what is a list or a structure of its own into a word or a few.
+fn table<T: DeserializeOwned + Serialize>(
+    daemon: &Daemon,
+    client: &mut Client,
+    kind: Kind,
+    columns: &[&str],
+    brief: impl Fn(&T, &mut Value),
+) -> anyhow::Result<()> {
+    let all: Vec<T> = client.get(&path([kind.resource()]))?;
+    answer(daemon, &all, |all| print::table(&rows(all, brief), columns))
+}
+
+fn rows<T: Serialize>(all: &[T], brief: impl Fn(&T, &mut Value)) -> Vec<Value> {
+    let row = |one: &T| {
+        let mut row = serde_json::to_value(one).unwrap_or_default();
+        brief(one, &mut row);
+        row
+    };
+    all.iter().map(row).collect()
+}
+
+fn show(name: Option<&str>, kind: Option<Kind>, daemon: &Daemon) -> anyhow::Result<()> {
+    let mut client = connect(daemon)?;
+    let Some(name) = name else {
+        let about: view::Daemon = client.get(&path(["daemon"]))?;
+        return answer(daemon, &about, |about| tree("daemon", about));
+    };
+    let kinds: &[Kind] = match kind {
+        Some(ref kind) => std::slice::from_ref(kind),
+        None if name.parse::<Uuid>().is_ok() => &[Kind::Instances, Kind::Definitions],
+        None if name.parse::<u64>().is_ok() => &[Kind::Files, Kind::Devices, Kind::Parents],
+        None => &[Kind::Devices, Kind::Sets, Kind::Parents],
+    };
+    for kind in kinds {
+        match find(&mut client, *kind, name) {
+            Ok(found) => return answer(daemon, &found, |found| print::tree(name, found)),
+            Err(error) if kinds.len() > 1 && is_not_there(&error) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    let kinds: Vec<_> = kinds.iter().map(|kind| kind.resource()).collect();
+    bail!(not_found(format!("there is no `{name}` among the {}", kinds.join(", "))))
+}
+
+/// One thing with everything in it.
+fn find(client: &mut Client, kind: Kind, name: &str) -> anyhow::Result<Value> {
+    fn get<T: DeserializeOwned + Serialize>(
+        client: &mut Client,
+        path: &str,
+    ) -> anyhow::Result<Value> {
+        Ok(serde_json::to_value(client.get::<T>(path)?)?)
+    }
+    let path = path([kind.resource(), name]);
+    match kind {
+        Kind::Devices => get::<view::Device>(client, &path),
+        Kind::Sets => get::<view::Set>(client, &path),
+        Kind::Files => get::<view::File>(client, &path),
+        Kind::Parents => get::<view::Parent>(client, &path),
+        Kind::Instances => get::<view::Instance>(client, &path),
+        Kind::Definitions => get::<view::Definition>(client, &path),
+        // A type has no resource of its own.
+        Kind::Types => {
+            let types: Vec<view::Type> = client.get(&vfiod_control::client::path(["types"]))?;
+            match types.into_iter().find(|kind| kind.id == name) {
+                Some(found) => Ok(serde_json::to_value(found)?),
+                None => bail!(not_found(format!("there is no type `{name}`"))),
+            }
+        }
+    }
+}
+
+fn tree<T: Serialize>(title: &str, value: &T) -> String {
+    print::tree(title, &serde_json::to_value(value).unwrap_or_default())
+}
+
+fn not_found(detail: String) -> Failure {
+    Failure::Refused { status: hyper::StatusCode::NOT_FOUND, detail }
+}
+
+/// Whether the thing, or every thing of its kind, is missing (another daemon, no definitions).
+fn is_not_there(error: &anyhow::Error) -> bool {
+    let status = |failure: &Failure| match failure {
+        Failure::Refused { status, .. } => Some(*status),
+        Failure::NoDaemon(..) => None,
+    };
+    let status = error.downcast_ref::<Failure>().and_then(status);
+    matches!(status, Some(hyper::StatusCode::NOT_FOUND | hyper::StatusCode::NOT_IMPLEMENTED))
+}
+
+fn create(what: What, daemon: &Daemon) -> anyhow::Result<()> {
+    let What { parent, type_id, uuid, attributes } = what;
+    let body = Create { parent, type_id, uuid, attributes };
+    let path = path(["instances"]);
+    let created: view::Instance = connect(daemon)?.call(Method::POST, &path, Some(&body))?;
+    answer(daemon, &created, |created| format!("{}\n", created.summary.uuid))
+}
+
+fn remove(uuid: Uuid, users: &Users, daemon: &Daemon) -> anyhow::Result<()> {
+    let mut client = connect(daemon)?;
+    let instance = path(["instances", &uuid.to_string()]);
+    let query = match users {
+        Users { deadline: Some(time), .. } => format!("policy=deadline&deadline={}", encoded(time)),
+        Users { wait: true, .. } => "policy=wait".to_owned(),
+        Users { wait: false, deadline: None } => "policy=refuse".to_owned(),
+    };
+    client.send::<()>(Method::DELETE, &format!("{instance}?{query}"))?;
+    // With the policies that wait, the daemon answers at once.
+    let mut pause = POLL_INTERVALS.0;
+    loop {
+        match client.get::<view::Instance>(&instance) {
+            Err(error) if error.downcast_ref().is_some_and(Failure::is_not_found) => return Ok(()),
+            Err(error) => return Err(error),
+            Ok(_) => std::thread::sleep(pause),
+        }
+        pause = (pause * 2).min(POLL_INTERVALS.1);
+    }
+}
+
+/// An event in a line.
+fn line(event: &view::Record) -> String {
+    let mut line = format!("{}  {:20}  {}", event.time, kind_name(event.event), event.name);
+    if let Some(set) = event.set.as_ref().filter(|set| **set != event.name) {
+        line += &format!("  set {set}");
+    }
+    for (key, number) in [("file", event.file), ("count", event.count)] {
+        if let Some(number) = number {
+            line += &format!("  {key} {number}");
+        }
+    }
+    if let Some(cause) = &event.cause {
+        line += &format!("  cause {cause}");
+    }
+    if let Some(Owner::Peer { pid, uid, .. }) = event.owner {
+        line += &format!("  pid {pid} uid {uid}");
+    }
+    line + "\n"
+}
+
+fn kind_name(kind: EventKind) -> String {
+    let name = serde_json::to_value(kind).unwrap_or_default();
+    name.as_str().unwrap_or_default().to_owned()
+}

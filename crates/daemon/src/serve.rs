@@ -1,0 +1,101 @@
+//! `vfiod serve`: devices on sockets until a signal says otherwise.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use vfiod_config::{Config, ControlConfig, MdevConfig, Models};
+use vfiod_control::Control;
+use vfiod_manager::{EventLog, Manager};
+use vfiod_mdev_sysfs::View;
+
+use crate::cli::Serve;
+use crate::served::configuration;
+use crate::signals::Termination;
+use crate::{logging, notify, output};
+
+/// How long clients have to close their devices once the daemon is asked to finish.
+const GRACE: Duration = Duration::from_secs(2);
+/// How often the end of the only connection is looked for.
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
+
+/// Runs `vfiod serve`.
+pub(crate) fn run(args: &Serve, models: &Models, logs: &logging::Wanted) -> anyhow::Result<()> {
+    let config = configuration(args, models)?;
+    if args.check {
+        let count =
+            |count: usize, what| format!("{count} {what}{}", if count == 1 { "" } else { "s" });
+        let mut found = vec![count(config.devices.len(), "device")];
+        if !config.containers.is_empty() {
+            found.push(count(config.containers.len(), "container"));
+        }
+        if !config.parents.is_empty() {
+            found.push(count(config.parents.len(), "parent"));
+        }
+        return output::print(&format!("the configuration is right: {}\n", found.join(", ")));
+    }
+    logs.start(config.log.as_deref(), config.log_format, "info")?;
+    raise_descriptor_limit();
+    // Before the first socket is there: whoever sees one may send a signal already.
+    let termination = Termination::catch().context("cannot catch signals")?;
+    let manager = Arc::new(Manager::start(&config, models, Some(Arc::new(EventLog)))?);
+    let doors =
+        control(&config, &manager).and_then(|control| Ok((control, view(&config, &manager)?)));
+    let (control, view) = match doors {
+        Ok(doors) => doors,
+        Err(error) => {
+            manager.stop(Duration::ZERO);
+            return Err(error);
+        }
+    };
+    let count = manager.devices().len();
+    notify::ready(&format!("serving {count} devices"));
+    tracing::info!(devices = count, "ready");
+    wait(&termination, &manager);
+    notify::stopping();
+    drop(view);
+    drop(control);
+    manager.stop(GRACE);
+    tracing::info!("finished");
+    Ok(())
+}
+
+/// Serves the control API, where one is configured.
+fn control(config: &Config, manager: &Arc<Manager>) -> anyhow::Result<Option<Control>> {
+    let Some(control) = &config.control else { return Ok(None) };
+    let Some(listener) = manager.stack().take_control() else { return Ok(None) };
+    let ControlConfig { users, groups, .. } = control.clone();
+    Control::start(manager.clone(), listener, users, groups).map(Some)
+}
+
+/// Mounts the view for mdevctl, where one is configured.
+fn view(config: &Config, manager: &Arc<Manager>) -> anyhow::Result<Option<View>> {
+    let MdevConfig { sysfs: Some(root), definitions, .. } = &config.mdev else { return Ok(None) };
+    Ok(Some(View::mount(root, definitions.as_deref(), manager.clone())?))
+}
+
+/// A descriptor for each device and client may be more than the soft limit, which is low for
+/// the sake of programs that use `select`.
+fn raise_descriptor_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, ..limit };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::warn!(%error, "cannot raise the limit of open descriptors");
+    }
+}
+
+fn wait(termination: &Termination, manager: &Manager) {
+    let stack = manager.stack();
+    loop {
+        let pause = if stack.one_client_only() { POLL_INTERVAL } else { Duration::from_secs(3600) };
+        if let Some(signal) = termination.wait(pause) {
+            tracing::info!(signal, "closing every device");
+            return;
+        }
+        if stack.one_client_only() && stack.connections() == 0 {
+            tracing::info!("the only client is gone");
+            return;
+        }
+    }
+}

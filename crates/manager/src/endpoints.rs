@@ -1,0 +1,89 @@
+//! The sockets of mediated devices: by their UUID, in one directory.
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use uuid::Uuid;
+use vfiod_core::{DeviceRef, Errno, Error, Result};
+use vfiod_mdev::{Door, NoDoor};
+use vfiod_server::{ConnectionInfo, Listener, Served, SocketAccess};
+
+use crate::stack::Stack;
+
+/// Where instances are served, and those that are.
+pub(super) struct Endpoints {
+    directory: Option<PathBuf>,
+    access: SocketAccess,
+    open: Mutex<HashMap<Uuid, Served>>,
+}
+
+impl Endpoints {
+    /// Sockets in a directory, which is made if need be; without one, instances have none.
+    ///
+    /// # Errors
+    /// The directory cannot be made.
+    pub(super) fn new(directory: Option<PathBuf>, access: SocketAccess) -> Result<Arc<Self>> {
+        if let Some(path) = &directory {
+            fs::create_dir_all(path).map_err(|error| {
+                let errno = Errno::from_io_error(&error).unwrap_or(Errno::IO);
+                Error::new(errno, format!("cannot make the directory {}", path.display()))
+            })?;
+        }
+        Ok(Arc::new(Self { directory, access, open: Mutex::default() }))
+    }
+
+    fn open(&self) -> MutexGuard<'_, HashMap<Uuid, Served>> {
+        vfiod_sync::lock(&self.open)
+    }
+
+    /// Where an instance's clients connect.
+    pub(super) fn path(&self, uuid: Uuid) -> Option<PathBuf> {
+        Some(self.directory.as_ref()?.join(format!("{uuid}.sock")))
+    }
+
+    /// Starts to serve an instance.
+    ///
+    /// # Errors
+    /// What the socket or the kernel says.
+    pub(super) fn make(
+        self: &Arc<Self>,
+        stack: &Stack,
+        uuid: Uuid,
+        device: &DeviceRef,
+    ) -> Result<Box<dyn Door>> {
+        let Some(path) = self.path(uuid) else { return Ok(Box::new(NoDoor)) };
+        let listener = Listener::bind(path, self.access)?;
+        let served = stack.server().serve(listener, device.clone())?;
+        self.open().insert(uuid, served);
+        Ok(Box::new(SocketDoor { endpoints: self.clone(), uuid }))
+    }
+
+    /// The connections to an instance.
+    pub(super) fn clients(&self, uuid: Uuid) -> Vec<ConnectionInfo> {
+        self.open().get(&uuid).map_or_else(Vec::new, Served::clients)
+    }
+}
+
+/// The socket of one instance.
+struct SocketDoor {
+    endpoints: Arc<Endpoints>,
+    uuid: Uuid,
+}
+
+impl Door for SocketDoor {
+    fn shut(&mut self) {
+        if let Some(served) = self.endpoints.open().get_mut(&self.uuid) {
+            served.stop_listening();
+        }
+    }
+}
+
+impl Drop for SocketDoor {
+    fn drop(&mut self) {
+        // Ended with the table unlocked, as that takes a moment.
+        let served = self.endpoints.open().remove(&self.uuid);
+        drop(served);
+    }
+}

@@ -1,0 +1,41 @@
+//! What a daemon has: devices of a configuration, parents of mediated devices with their
+//! instances and definitions, and the events of all of them.
+//!
+//! [`Manager`] is everything that a management interface needs; the control API and the sysfs view
+//! are built on it, and it knows of neither.
+//!
+//! ```
+//! use vfiod_config::{Models, read};
+//! use vfiod_manager::Manager;
+//! # use vfiod_devices::catalogue;
+//!
+//! # fn main() -> anyhow::Result<()> {
+//! let directory = tempfile::tempdir()?;
+//! let socket = directory.path().join("edu.sock");
+//! let text = format!("[device.edu]\nmodel = \"edu\"\nsocket = {socket:?}\n");
+//! let models: Models = catalogue();
+//! let manager = Manager::start(&read("vfiod.toml", &text, &models)?, &models, None)?;
+//! assert_eq!(manager.devices().len(), 1);
+//! assert!(socket.exists());
+//! manager.stop(std::time::Duration::ZERO);
+//! # Ok(())
+//! # }
+//! ```
+
+mod build;
+mod defined;
+mod definitions;
+mod endpoints;
+mod event_log;
+mod events;
+mod inherited;
+mod manager;
+mod stack;
+
+pub use self::build::find_mistakes;
+pub use self::defined::Change;
+pub use self::definitions::{Damaged, Definition, Listing, Start};
+pub use self::event_log::{EventLog, owner_name};
+pub use self::events::{EventKind, Record};
+pub use self::manager::{Manager, NewInstance};
+pub use self::stack::{About, Stack};

@@ -1,0 +1,327 @@
+//! The manager: everything that the daemon has, and every change of it.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime};
+
+use uuid::Uuid;
+use vfiod_config::{Config, Models};
+use vfiod_core::event::{Event, Observer};
+use vfiod_core::{DeviceRef, Errno, Error, FileId, InUse, Registry, Result, SetKey};
+use vfiod_mdev::{Bus, Create, ParentRegistration, Removal};
+use vfiod_server::{ConnectionInfo, Server};
+
+use crate::build;
+use crate::definitions::Definitions;
+use crate::endpoints::Endpoints;
+use crate::events::{EventKind, Events, Record};
+use crate::stack::{About, Stack, access_of};
+
+/// Devices, sets, parents, instances, definitions.
+///
+/// Its methods may be called by any thread. They wait for the disk, for sockets and for callbacks
+/// of devices, but for clients only where that is said.
+pub struct Manager {
+    stack: Stack,
+    pub(crate) bus: Bus,
+    /// Parents' models, by the parents' names.
+    models: BTreeMap<String, String>,
+    parents: Mutex<Vec<ParentRegistration>>,
+    endpoints: Arc<Endpoints>,
+    pub(crate) definitions: Option<Definitions>,
+    pub(crate) events: Arc<Events>,
+    since: SystemTime,
+}
+
+/// An instance to be created.
+#[derive(Clone, Debug)]
+pub struct NewInstance {
+    /// The parent that makes it.
+    pub parent: String,
+    /// Its type among those of the parent.
+    pub type_id: String,
+    /// Its UUID; a random one if none is given.
+    pub uuid: Option<Uuid>,
+    /// Attributes to be set before a client can open it, in this order.
+    pub attributes: Vec<(String, String)>,
+}
+
+/// Passes events to the watchers and to another observer.
+struct Both(Arc<Events>, Option<Arc<dyn Observer>>);
+
+impl Observer for Both {
+    fn event(&self, event: &Event<'_>) {
+        self.0.event(event);
+        if let Some(other) = &self.1 {
+            other.event(event);
+        }
+    }
+}
+
+impl Manager {
+    /// Registers and serves every device of a configuration, registers its parents, and starts
+    /// the instances that are defined to start by themselves. One of those that fails is logged,
+    /// and the rest goes on.
+    ///
+    /// # Errors
+    /// What a model, a socket, the store of definitions or the kernel refuses; nothing is left
+    /// behind then.
+    pub fn start(
+        config: &Config,
+        models: &Models,
+        observer: Option<Arc<dyn Observer>>,
+    ) -> anyhow::Result<Self> {
+        let events = Arc::<Events>::default();
+        let definitions = config.mdev.definitions.as_deref().map(Definitions::open).transpose()?;
+        let endpoints = Endpoints::new(config.mdev.sockets.clone(), access_of(config.mdev.access))?;
+        let stack = Stack::start(config, models, Some(Arc::new(Both(events.clone(), observer))))?;
+        let manager = Self {
+            bus: Bus::new(stack.registry().clone()),
+            stack,
+            models: config.parents.iter().map(|p| (p.name.clone(), p.model.clone())).collect(),
+            parents: Mutex::default(),
+            endpoints,
+            definitions,
+            events,
+            since: SystemTime::now(),
+        };
+        for parent in &config.parents {
+            let registered =
+                build::build_parent(models, parent).map_err(anyhow::Error::new).and_then(
+                    |(spec, ops)| manager.bus.register(spec, ops).map_err(anyhow::Error::new),
+                );
+            match registered {
+                Ok(registration) => manager.add_parent(registration),
+                Err(error) => {
+                    manager.stop(Duration::ZERO);
+                    return Err(error.context(format!("parent {}", parent.name)));
+                }
+            }
+        }
+        manager.start_defined();
+        Ok(manager)
+    }
+
+    fn add_parent(&self, registration: ParentRegistration) {
+        self.events.emit(EventKind::ParentRegistered, registration.name());
+        vfiod_sync::lock(&self.parents).push(registration);
+    }
+
+    /// Unregisters every parent and every device. Clients have `grace` to let go of each.
+    pub fn stop(&self, grace: Duration) {
+        let mut parents = vfiod_sync::lock(&self.parents);
+        let parents = std::mem::take(&mut *parents);
+        for parent in parents.into_iter().rev() {
+            let name = parent.name().to_owned();
+            parent.unregister(Some(grace));
+            self.events.emit(EventKind::ParentUnregistered, &*name);
+            tracing::info!(parent = name, "closed");
+        }
+        self.stack.stop(grace);
+    }
+
+    /// The devices of the configuration file.
+    pub fn stack(&self) -> &Stack {
+        &self.stack
+    }
+
+    /// Parents and instances, for those who look often.
+    pub fn bus(&self) -> &Bus {
+        &self.bus
+    }
+
+    /// Everything that happens from now on.
+    pub fn watch(&self) -> tokio::sync::broadcast::Receiver<Record> {
+        self.events.watch()
+    }
+
+    /// When the manager was ready.
+    pub fn since(&self) -> SystemTime {
+        self.since
+    }
+
+    /// Where every device is registered.
+    pub fn registry(&self) -> &Registry {
+        self.stack.registry()
+    }
+
+    /// What serves every device.
+    pub fn server(&self) -> &Server {
+        self.stack.server()
+    }
+
+    /// Every device.
+    pub fn devices(&self) -> Vec<DeviceRef> {
+        self.registry().devices()
+    }
+
+    /// What the manager knows of a device.
+    pub fn about(&self, device: &DeviceRef) -> About {
+        match self.instance_of(device) {
+            Some(instance) => About {
+                model: format!("{}/{}", instance.parent(), instance.kind().id),
+                socket: self.socket(instance.uuid()),
+            },
+            None => self.stack.about(device.name()),
+        }
+    }
+
+    /// The connections to a device.
+    pub fn connections(&self, device: &DeviceRef) -> Vec<ConnectionInfo> {
+        match self.instance_of(device) {
+            Some(instance) => self.endpoints.clients(instance.uuid()),
+            None => self.stack.clients(device.name()),
+        }
+    }
+
+    fn instance_of(&self, device: &DeviceRef) -> Option<vfiod_mdev::Instance> {
+        let instance = self.bus.instance(device.name().parse().ok()?)?;
+        (instance.device().id() == device.id()).then_some(instance)
+    }
+
+    /// Where clients of an instance connect.
+    pub fn socket(&self, uuid: Uuid) -> Option<String> {
+        Some(self.endpoints.path(uuid)?.display().to_string())
+    }
+
+    /// Finds a device by its name.
+    ///
+    /// # Errors
+    /// `ENOENT`: no device has this name.
+    pub fn find(&self, name: &str) -> Result<DeviceRef> {
+        let none = || Error::new(Errno::NOENT, format!("there is no device `{name}`"));
+        self.registry().find(name).ok_or_else(none)
+    }
+
+    /// Every device set with its name and its members, by the id of the first member.
+    pub fn sets(&self) -> Vec<(String, Vec<DeviceRef>)> {
+        let mut sets: Vec<(String, Vec<DeviceRef>)> = Vec::new();
+        let mut places: HashMap<SetKey, usize> = HashMap::new();
+        for device in self.devices() {
+            let place = *places.entry(device.set_key()).or_insert_with(|| {
+                sets.push((device.set_name().to_owned(), Vec::new()));
+                sets.len() - 1
+            });
+            sets[place].1.push(device);
+        }
+        sets
+    }
+
+    /// The members of a device set.
+    ///
+    /// # Errors
+    /// `ENOENT`: no set has this name.
+    pub fn set(&self, name: &str) -> Result<Vec<DeviceRef>> {
+        let mut devices = self.devices();
+        let key = devices.iter().find(|device| device.set_name() == name).map(DeviceRef::set_key);
+        let none = || Error::new(Errno::NOENT, format!("there is no device set `{name}`"));
+        let key = key.ok_or_else(none)?;
+        devices.retain(|device| device.set_key() == key);
+        Ok(devices)
+    }
+
+    /// Resets every member of a device set on the administrator's authority.
+    ///
+    /// # Errors
+    /// `ENOENT`: there is no such set; `EBUSY`: a member is in use, or busy for too long; what a
+    /// member says that could not be reset.
+    pub fn reset_set(&self, name: &str, in_use: InUse) -> Result<()> {
+        let devices = self.registry().devices();
+        let none = || Error::new(Errno::NOENT, format!("there is no device set `{name}`"));
+        let member = devices.iter().find(|device| device.set_name() == name).ok_or_else(none)?;
+        member.reset_set(in_use)?;
+        tracing::info!(set = name, "reset");
+        Ok(())
+    }
+
+    /// Finds the device that has a file open.
+    ///
+    /// # Errors
+    /// `ENOENT`: no file has this id, or it has been released.
+    pub fn find_file(&self, file: FileId) -> Result<DeviceRef> {
+        let none = || Error::new(Errno::NOENT, format!("there is no file {}", file.0));
+        let has = |device: &DeviceRef| device.status().files.iter().any(|open| open.id == file);
+        self.devices().into_iter().find(has).ok_or_else(none)
+    }
+
+    /// Revokes a file: every later operation on it fails with `ENODEV`.
+    ///
+    /// # Errors
+    /// `ENOENT`: no file has this id, or it has been released.
+    pub fn revoke_file(&self, file: FileId) -> Result<()> {
+        self.find_file(file)?.revoke(file)
+    }
+
+    /// Revokes every file of a device. Returns how many there were.
+    ///
+    /// # Errors
+    /// `ENOENT`: there is no such device.
+    pub fn revoke_device(&self, name: &str) -> Result<usize> {
+        Ok(self.find(name)?.revoke_all())
+    }
+
+    /// The model of a parent.
+    pub fn parent_model(&self, parent: &str) -> Option<&str> {
+        self.models.get(parent).map(String::as_str)
+    }
+
+    /// Finds an instance.
+    ///
+    /// # Errors
+    /// `ENOENT`: no instance has this UUID.
+    pub fn find_instance(&self, uuid: Uuid) -> Result<vfiod_mdev::Instance> {
+        let none = || Error::new(Errno::NOENT, format!("there is no instance {uuid}"));
+        self.bus.instance(uuid).ok_or_else(none)
+    }
+
+    /// Creates an instance that is gone when it is removed or the daemon ends.
+    ///
+    /// # Errors
+    /// As [`Bus::create`]; what the socket says.
+    pub fn create(&self, new: NewInstance) -> Result<vfiod_mdev::Instance> {
+        let NewInstance { parent, type_id, uuid, attributes } = new;
+        let uuid = uuid.unwrap_or_else(Uuid::new_v4);
+        let create = Create { attributes, ..Create::new(parent, type_id, uuid) };
+        self.bus.create(&create, |device| self.endpoints.make(&self.stack, uuid, device))?;
+        tracing::info!(%uuid, parent = create.parent, kind = create.type_id, "created");
+        self.find_instance(uuid)
+    }
+
+    /// Removes an instance. Waits for its users, as far as `removal` says so.
+    ///
+    /// # Errors
+    /// `ENOENT`: there is none of this UUID; `EBUSY`: it is in use, and that is to be respected.
+    pub fn remove(&self, uuid: Uuid, removal: Removal) -> Result<()> {
+        self.bus.remove(uuid, removal)?;
+        tracing::info!(%uuid, "removed");
+        Ok(())
+    }
+
+    /// Removes an instance once its users have let go, or at the deadline: on a thread of its own.
+    ///
+    /// # Errors
+    /// `ENOENT`: there is none of this UUID; what the kernel says to a thread more.
+    pub fn remove_when_free(self: &Arc<Self>, uuid: Uuid, removal: Removal) -> Result<()> {
+        self.find_instance(uuid)?;
+        let manager = self.clone();
+        let remove = move || {
+            if let Err(error) = manager.remove(uuid, removal) {
+                tracing::debug!(%uuid, %error, "not removed");
+            }
+        };
+        let thread = std::thread::Builder::new().name("remove".into()).spawn(remove);
+        thread.map(drop).map_err(|error| {
+            let errno = Errno::from_io_error(&error).unwrap_or(Errno::AGAIN);
+            Error::new(errno, "no thread to wait for the users with")
+        })
+    }
+
+    /// Sets attributes of an instance, one after the other.
+    ///
+    /// # Errors
+    /// As [`vfiod_mdev::Instance::set_attribute`]; those before the one that failed are set.
+    pub fn set_attributes(&self, uuid: Uuid, attributes: &[(String, String)]) -> Result<()> {
+        let instance = self.find_instance(uuid)?;
+        attributes.iter().try_for_each(|(name, value)| instance.set_attribute(name, value))
+    }
+}

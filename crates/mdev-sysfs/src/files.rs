@@ -1,0 +1,133 @@
+//! What files say, and what is done when they are written to.
+
+use uuid::Uuid;
+use vfiod_core::{Errno, Error, Result};
+
+use crate::mdev_bus::MdevBus;
+use crate::tree::{Device, Node, TypeFile};
+
+/// The longest text that the kernel hands to an attribute at once.
+pub(super) const PAGE: usize = 4096;
+
+/// What a file says.
+///
+/// # Errors
+/// `ENODEV`: what it is of is gone; `EACCES`: it is only written to; those of the attribute.
+pub(super) fn show(bus: &dyn MdevBus, node: &Node) -> Result<String> {
+    let mut text = match node {
+        Node::TypeFile(kind, file) => {
+            let status = kind.status(bus).ok_or_else(gone)?;
+            match file {
+                TypeFile::Name => status.info.name,
+                TypeFile::Description => status.info.description,
+                TypeFile::DeviceApi => status.info.device_api,
+                TypeFile::AvailableInstances => status.available.to_string(),
+                TypeFile::Create => return Err(wrong_way()),
+            }
+        }
+        Node::Attribute(device, name) => device.instance(bus).ok_or_else(gone)?.attribute(name)?,
+        _ => return Err(wrong_way()),
+    };
+    text.push('\n');
+    Ok(text)
+}
+
+/// Does what is asked for by writing to a file.
+///
+/// # Errors
+/// `EINVAL`: that is no UUID, no number, no text; `ENODEV`: what it is of is gone; `EACCES`: it is
+/// only read; those of the bus.
+pub(super) fn store(bus: &dyn MdevBus, node: &Node, data: &[u8]) -> Result<()> {
+    if data.len() > PAGE {
+        return Err(Error::new(Errno::INVAL, format!("more than {PAGE} bytes in one write")));
+    }
+    let text = std::str::from_utf8(data)
+        .map_err(|error| Error::new(Errno::INVAL, "that is no text").because(error))?;
+    // What `echo` adds.
+    let text = text.strip_suffix('\n').unwrap_or(text);
+    match node {
+        Node::TypeFile(kind, TypeFile::Create) => bus.create(&kind.parent, &kind.id, uuid(text)?),
+        Node::Remove(device) => {
+            if number(text)? == 0 {
+                return Ok(());
+            }
+            let Device { uuid, .. } = device;
+            device.instance(bus).ok_or_else(gone)?;
+            bus.remove(*uuid).map_err(|error| match error.errno() {
+                // Somebody else was faster.
+                Errno::NOENT => gone(),
+                _ => error,
+            })
+        }
+        Node::Attribute(device, name) => {
+            device.instance(bus).ok_or_else(gone)?;
+            bus.set_attribute(device.uuid, name, text)
+        }
+        _ => Err(wrong_way()),
+    }
+}
+
+/// A UUID in its usual form, in either case.
+fn uuid(text: &str) -> Result<Uuid> {
+    let usual = text.len() == uuid::fmt::Hyphenated::LENGTH;
+    Uuid::try_parse(text).ok().filter(|_| usual).ok_or_else(|| {
+        let what = format!(
+            "`{}` is no UUID, which looks like 83b8f4f2-509f-382f-3c1e-e6bfe0fa1001",
+            text.escape_debug()
+        );
+        Error::new(Errno::INVAL, what)
+    })
+}
+
+/// A number as the kernel reads it: decimal, octal with a leading 0, hexadecimal with 0x.
+fn number(text: &str) -> Result<u64> {
+    let digits = text.strip_prefix('+').unwrap_or(text);
+    let (digits, radix) = match digits.strip_prefix('0') {
+        Some(rest) if rest.starts_with(['x', 'X']) => (&rest[1..], 16),
+        Some(rest) if !rest.is_empty() => (rest, 8),
+        _ => (digits, 10),
+    };
+    let good = digits.starts_with(|c: char| c.is_ascii_hexdigit());
+    u64::from_str_radix(digits, radix).ok().filter(|_| good).ok_or_else(|| {
+        let what = format!("`{}` is no number; 1 removes the device", text.escape_debug());
+        Error::new(Errno::INVAL, what)
+    })
+}
+
+fn gone() -> Error {
+    Error::new(Errno::NODEV, "it is gone")
+}
+
+fn wrong_way() -> Error {
+    Error::new(Errno::ACCESS, "this file does not do that")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers() {
+        for (text, value) in [("1", 1), ("0", 0), ("+7", 7), ("0x1F", 31), ("010", 8), ("00", 0)] {
+            assert_eq!(number(text).unwrap(), value, "{text}");
+        }
+        for text in
+            ["", "-1", "x", "1 ", " 1", "0x", "0x+1", "++1", "08", "1\n", "99999999999999999999"]
+        {
+            assert_eq!(number(text).unwrap_err().errno(), Errno::INVAL, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn uuids() {
+        let usual = "83B8F4F2-509f-382f-3c1e-e6bfe0fa1001";
+        assert_eq!(uuid(usual).unwrap().to_string(), usual.to_lowercase());
+        let simple = usual.replace('-', "");
+        let braced = format!("{{{usual}}}");
+        let cases =
+            ["", "1", &usual[1..], &simple, &braced, " 3b8f4f2-509f-382f-3c1e-e6bfe0fa1001"];
+        for text in cases {
+            assert_eq!(uuid(text).unwrap_err().errno(), Errno::INVAL, "{text:?}");
+        }
+    }
+}

@@ -1,0 +1,347 @@
+//! What is where: the directories, links and files, each named by what it stands for.
+
+use std::fmt;
+use std::sync::Arc;
+
+use fuser::FileType;
+use uuid::Uuid;
+use vfiod_mdev::{Instance, TypeStatus};
+
+use crate::mdev_bus::MdevBus;
+
+type Name = Arc<str>;
+
+/// A directory that is always there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Fixed {
+    Root,
+    Bus,
+    BusMdev,
+    BusDevices,
+    Class,
+    ClassMdevBus,
+    Devices,
+    Virtual,
+    /// The parents.
+    Vfiod,
+}
+
+/// The directories that are always there but for the root: where, what, name.
+const FIXED: [(Fixed, Fixed, &str); 8] = [
+    (Fixed::Root, Fixed::Bus, "bus"),
+    (Fixed::Bus, Fixed::BusMdev, "mdev"),
+    (Fixed::BusMdev, Fixed::BusDevices, "devices"),
+    (Fixed::Root, Fixed::Class, "class"),
+    (Fixed::Class, Fixed::ClassMdevBus, "mdev_bus"),
+    (Fixed::Root, Fixed::Devices, "devices"),
+    (Fixed::Devices, Fixed::Virtual, "virtual"),
+    (Fixed::Virtual, Fixed::Vfiod, "vfiod"),
+];
+
+const TYPES: &str = "mdev_supported_types";
+
+/// A parent's type.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Type {
+    pub(super) parent: Name,
+    pub(super) id: Name,
+}
+
+/// A parent's instance.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Device {
+    pub(super) parent: Name,
+    pub(super) uuid: Uuid,
+}
+
+/// A file of a type.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum TypeFile {
+    Name,
+    Description,
+    DeviceApi,
+    AvailableInstances,
+    Create,
+}
+
+impl TypeFile {
+    const ALL: [(Self, &str); 5] = [
+        (Self::Name, "name"),
+        (Self::Description, "description"),
+        (Self::DeviceApi, "device_api"),
+        (Self::AvailableInstances, "available_instances"),
+        (Self::Create, "create"),
+    ];
+
+    /// As in the kernel, a type need not have a name or a description.
+    fn is_there(self, status: &TypeStatus) -> bool {
+        match self {
+            Self::Name => !status.info.name.is_empty(),
+            Self::Description => !status.info.description.is_empty(),
+            Self::DeviceApi | Self::AvailableInstances | Self::Create => true,
+        }
+    }
+}
+
+/// Something that has a path.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Node {
+    Fixed(Fixed),
+    /// In `class/mdev_bus`.
+    ParentLink(Name),
+    /// In `bus/mdev/devices`.
+    BusLink(Uuid),
+    Parent(Name),
+    /// `mdev_supported_types`.
+    Types(Name),
+    Type(Type),
+    TypeFile(Type, TypeFile),
+    /// A type's `devices`.
+    TypeDevices(Type),
+    TypeLink(Type, Uuid),
+    Device(Device),
+    MdevType(Device),
+    Subsystem(Device),
+    Remove(Device),
+    Attribute(Device, Name),
+}
+
+/// Its path, for the log.
+impl fmt::Display for Node {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let above = self.above();
+        if above != Self::Fixed(Fixed::Root) && *self != above {
+            write!(f, "{above}/")?;
+        }
+        match self {
+            Self::Fixed(fixed) => {
+                let name = FIXED.iter().find(|(_, there, _)| there == fixed);
+                f.write_str(name.map_or("", |(.., name)| name))
+            }
+            Self::ParentLink(parent) | Self::Parent(parent) => f.write_str(parent),
+            Self::BusLink(uuid) | Self::TypeLink(_, uuid) => write!(f, "{uuid}"),
+            Self::Types(_) => f.write_str(TYPES),
+            Self::Type(kind) => f.write_str(&kind.id),
+            Self::TypeFile(_, file) => {
+                let name = TypeFile::ALL.iter().find(|(there, _)| there == file);
+                f.write_str(name.map_or("", |(_, name)| name))
+            }
+            Self::TypeDevices(_) => f.write_str("devices"),
+            Self::Device(device) => write!(f, "{}", device.uuid),
+            Self::MdevType(_) => f.write_str("mdev_type"),
+            Self::Subsystem(_) => f.write_str("subsystem"),
+            Self::Remove(_) => f.write_str("remove"),
+            Self::Attribute(_, name) => f.write_str(name),
+        }
+    }
+}
+
+/// What something is at the moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Look {
+    Directory,
+    Link(String),
+    File { readable: bool, writable: bool },
+}
+
+const READ: Look = Look::File { readable: true, writable: false };
+const WRITE: Look = Look::File { readable: false, writable: true };
+
+impl Node {
+    /// What it is at the moment; `None`: it is not there.
+    pub(super) fn look(&self, bus: &dyn MdevBus) -> Option<Look> {
+        match self {
+            Self::Fixed(_) => Some(Look::Directory),
+            Self::ParentLink(parent) => {
+                bus.types(parent)?;
+                Some(Look::Link(format!("../../devices/virtual/vfiod/{parent}")))
+            }
+            Self::BusLink(uuid) => {
+                let instance = bus.instance(*uuid)?;
+                let parent = instance.parent();
+                Some(Look::Link(format!("../../../devices/virtual/vfiod/{parent}/{uuid}")))
+            }
+            Self::Parent(parent) | Self::Types(parent) => {
+                bus.types(parent).map(|_| Look::Directory)
+            }
+            Self::Type(kind) | Self::TypeDevices(kind) => kind.status(bus).map(|_| Look::Directory),
+            Self::TypeFile(kind, file) => {
+                kind.status(bus).filter(|status| file.is_there(status))?;
+                Some(if *file == TypeFile::Create { WRITE } else { READ })
+            }
+            Self::TypeLink(kind, uuid) => {
+                let instance = bus.instance(*uuid)?;
+                (*instance.parent() == *kind.parent && *instance.kind().id == *kind.id)
+                    .then(|| Look::Link(format!("../../../{uuid}")))
+            }
+            Self::Device(device) => device.instance(bus).map(|_| Look::Directory),
+            Self::MdevType(device) => {
+                let instance = device.instance(bus)?;
+                Some(Look::Link(format!("../mdev_supported_types/{}", instance.kind().id)))
+            }
+            Self::Subsystem(device) => {
+                device.instance(bus)?;
+                Some(Look::Link("../../../../../bus/mdev".into()))
+            }
+            Self::Remove(device) => device.instance(bus).map(|_| WRITE),
+            Self::Attribute(device, name) => {
+                let instance = device.instance(bus)?;
+                let writable = instance.kind().attribute(name).ok()?.writable;
+                Some(Look::File { readable: true, writable })
+            }
+        }
+    }
+
+    /// Its kind, which never changes.
+    pub(super) fn kind(&self) -> FileType {
+        match self {
+            Self::Fixed(_)
+            | Self::Parent(_)
+            | Self::Types(_)
+            | Self::Type(_)
+            | Self::TypeDevices(_)
+            | Self::Device(_) => FileType::Directory,
+            Self::ParentLink(_)
+            | Self::BusLink(_)
+            | Self::TypeLink(..)
+            | Self::MdevType(_)
+            | Self::Subsystem(_) => FileType::Symlink,
+            Self::TypeFile(..) | Self::Remove(_) | Self::Attribute(..) => FileType::RegularFile,
+        }
+    }
+
+    /// What this directory would have under a name, which may not be there.
+    pub(super) fn child(&self, name: &str) -> Option<Self> {
+        match self {
+            Self::Fixed(Fixed::ClassMdevBus) => Some(Self::ParentLink(name.into())),
+            Self::Fixed(Fixed::BusDevices) => Some(Self::BusLink(spelt(name)?)),
+            Self::Fixed(Fixed::Vfiod) => Some(Self::Parent(name.into())),
+            Self::Fixed(fixed) => FIXED
+                .iter()
+                .find(|(within, _, called)| within == fixed && *called == name)
+                .map(|(_, there, _)| Self::Fixed(*there)),
+            Self::Parent(parent) if name == TYPES => Some(Self::Types(parent.clone())),
+            Self::Parent(parent) => {
+                Some(Self::Device(Device { parent: parent.clone(), uuid: spelt(name)? }))
+            }
+            Self::Types(parent) => {
+                Some(Self::Type(Type { parent: parent.clone(), id: name.into() }))
+            }
+            Self::Type(kind) if name == "devices" => Some(Self::TypeDevices(kind.clone())),
+            Self::Type(kind) => TypeFile::ALL
+                .iter()
+                .find(|(_, called)| *called == name)
+                .map(|(file, _)| Self::TypeFile(kind.clone(), *file)),
+            Self::TypeDevices(kind) => Some(Self::TypeLink(kind.clone(), spelt(name)?)),
+            Self::Device(device) => Some(match name {
+                "mdev_type" => Self::MdevType(device.clone()),
+                "subsystem" => Self::Subsystem(device.clone()),
+                "remove" => Self::Remove(device.clone()),
+                _ => Self::Attribute(device.clone(), name.into()),
+            }),
+            _ => None,
+        }
+    }
+
+    /// What this directory has, by name.
+    pub(super) fn children(&self, bus: &dyn MdevBus) -> Vec<(String, Self)> {
+        let names: Vec<String> = match self {
+            Self::Fixed(Fixed::ClassMdevBus | Fixed::Vfiod) => bus.parents(),
+            Self::Fixed(Fixed::BusDevices) => names(bus, |_| true),
+            Self::Fixed(fixed) => {
+                let within = FIXED.iter().filter(|(within, ..)| within == fixed);
+                within.map(|(.., name)| (*name).to_owned()).collect()
+            }
+            Self::Parent(parent) => {
+                let mut names = names(bus, |instance| *instance.parent() == **parent);
+                names.push(TYPES.into());
+                names
+            }
+            Self::Types(parent) => {
+                let types = bus.types(parent).unwrap_or_default();
+                types.into_iter().map(|status| status.info.id).collect()
+            }
+            Self::Type(kind) => {
+                let status = kind.status(bus);
+                let files = TypeFile::ALL
+                    .iter()
+                    .filter(|(file, _)| status.as_ref().is_some_and(|status| file.is_there(status)))
+                    .map(|(_, name)| (*name).to_owned());
+                files.chain(["devices".to_owned()]).collect()
+            }
+            Self::TypeDevices(kind) => names(bus, |instance| {
+                *instance.parent() == *kind.parent && *instance.kind().id == *kind.id
+            }),
+            Self::Device(device) => {
+                let mut names: Vec<String> =
+                    ["mdev_type", "subsystem", "remove"].map(str::to_owned).into();
+                if let Some(instance) = device.instance(bus) {
+                    let attributes = instance.kind().attributes.iter();
+                    let attributes = attributes.map(|attribute| attribute.name.clone());
+                    // Those that cannot be the name of a file are reached by other ways.
+                    let good = |name: &String| {
+                        !matches!(&**name, "" | "." | "..") && !name.contains(['/', '\0'])
+                    };
+                    let known = names.clone();
+                    names.extend(attributes.filter(good).filter(|name| !known.contains(name)));
+                }
+                names
+            }
+            _ => Vec::new(),
+        };
+        names
+            .into_iter()
+            .filter_map(|name| {
+                let child = self.child(&name)?;
+                Some((name, child))
+            })
+            .collect()
+    }
+
+    /// The directory that has it.
+    pub(super) fn above(&self) -> Self {
+        match self {
+            Self::Fixed(fixed) => {
+                let above = FIXED.iter().find(|(_, there, _)| there == fixed);
+                Self::Fixed(above.map_or(Fixed::Root, |(within, ..)| *within))
+            }
+            Self::ParentLink(_) => Self::Fixed(Fixed::ClassMdevBus),
+            Self::BusLink(_) => Self::Fixed(Fixed::BusDevices),
+            Self::Parent(_) => Self::Fixed(Fixed::Vfiod),
+            Self::Types(parent) => Self::Parent(parent.clone()),
+            Self::Type(kind) => Self::Types(kind.parent.clone()),
+            Self::TypeFile(kind, _) | Self::TypeDevices(kind) => Self::Type(kind.clone()),
+            Self::TypeLink(kind, _) => Self::TypeDevices(kind.clone()),
+            Self::Device(device) => Self::Parent(device.parent.clone()),
+            Self::MdevType(device)
+            | Self::Subsystem(device)
+            | Self::Remove(device)
+            | Self::Attribute(device, _) => Self::Device(device.clone()),
+        }
+    }
+}
+
+impl Type {
+    /// The type, if it is there.
+    pub(super) fn status(&self, bus: &dyn MdevBus) -> Option<TypeStatus> {
+        bus.types(&self.parent)?.into_iter().find(|status| *status.info.id == *self.id)
+    }
+}
+
+impl Device {
+    /// The instance, if it is there.
+    pub(super) fn instance(&self, bus: &dyn MdevBus) -> Option<Instance> {
+        bus.instance(self.uuid).filter(|instance| *instance.parent() == *self.parent)
+    }
+}
+
+fn names(bus: &dyn MdevBus, which: impl Fn(&Instance) -> bool) -> Vec<String> {
+    let instances = bus.instances().into_iter().filter(which);
+    instances.map(|instance| instance.uuid().to_string()).collect()
+}
+
+/// The UUID that a file's name spells as the kernel does.
+fn spelt(name: &str) -> Option<Uuid> {
+    let uuid = Uuid::try_parse(name).ok()?;
+    (uuid.to_string() == name).then_some(uuid)
+}

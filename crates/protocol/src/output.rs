@@ -1,0 +1,282 @@
+//! Bytes on their way out, and the descriptors that go with them.
+
+use std::collections::VecDeque;
+
+use serde::{Deserialize, Serialize, Serializer};
+use vfiod_wire::{Command, HEADER_LEN, Header};
+use zerocopy::{Immutable, IntoBytes};
+
+/// Memory from which more is given back than kept.
+const LARGE: usize = 64 << 10;
+
+/// Messages that are to be sent, in order.
+///
+/// The driver sends [`Output::chunk`] and reports with [`Output::sent`] how much of it went.
+#[derive(Debug, Deserialize)]
+#[serde(try_from = "SavedOutput<D>", bound(deserialize = "D: Deserialize<'de>"))]
+pub struct Output<D> {
+    /// All of it initialised once, so that room for a reply need not be cleared each time.
+    buffer: Vec<u8>,
+    start: usize,
+    end: usize,
+    /// From here on the buffer is all zeros.
+    dirty: usize,
+    /// Position of `buffer[start]` in everything that was ever put in here.
+    position: u64,
+    /// Descriptors, and the position of the byte that they go with.
+    fds: VecDeque<(u64, Vec<D>)>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct SavedOutput<D> {
+    position: u64,
+    bytes: Vec<u8>,
+    fds: VecDeque<(u64, Vec<D>)>,
+}
+
+#[derive(Serialize)]
+struct SavedOutputRef<'a, D> {
+    position: u64,
+    bytes: &'a [u8],
+    fds: &'a VecDeque<(u64, Vec<D>)>,
+}
+
+impl<D: Serialize> Serialize for Output<D> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        SavedOutputRef { position: self.position, bytes: self.bytes(), fds: &self.fds }
+            .serialize(serializer)
+    }
+}
+
+impl<D> TryFrom<SavedOutput<D>> for Output<D> {
+    type Error = &'static str;
+
+    fn try_from(saved: SavedOutput<D>) -> Result<Self, Self::Error> {
+        let SavedOutput { position, bytes, fds } = saved;
+        let end = position.checked_add(bytes.len() as u64).ok_or("output beyond 2^64 bytes")?;
+        if !fds.iter().is_sorted_by_key(|(at, _)| *at)
+            || fds.iter().any(|(at, _)| *at < position || *at >= end)
+        {
+            return Err("descriptors outside the output that they go with");
+        }
+        let end = bytes.len();
+        Ok(Self { buffer: bytes, start: 0, end, dirty: end, position, fds })
+    }
+}
+
+impl<D> Default for Output<D> {
+    fn default() -> Self {
+        Self { buffer: Vec::new(), start: 0, end: 0, dirty: 0, position: 0, fds: VecDeque::new() }
+    }
+}
+
+/// What to send next: the descriptors go with the first byte.
+#[derive(Debug)]
+pub struct Chunk<'a, D> {
+    /// The bytes; may be sent in part.
+    pub bytes: &'a [u8],
+    /// The descriptors, all with whichever part is sent first.
+    pub fds: &'a [D],
+}
+
+/// A buffer that outputs borrow in turn; see [`Output::attach`].
+#[derive(Debug, Default)]
+pub struct ReplyBuffer {
+    memory: Vec<u8>,
+    dirty: usize,
+    user: u64,
+}
+
+impl ReplyBuffer {
+    /// Whether it holds memory that only large replies need.
+    pub fn is_large(&self) -> bool {
+        self.memory.len() > LARGE
+    }
+
+    /// Gives memory back that only large replies need.
+    pub fn trim(&mut self) {
+        if self.is_large() {
+            *self = Self::default();
+        }
+    }
+}
+
+impl<D> Output<D> {
+    /// Whether there is nothing to send.
+    pub fn is_empty(&self) -> bool {
+        self.start == self.end
+    }
+
+    /// How many bytes there are to send.
+    pub fn len(&self) -> usize {
+        self.end - self.start
+    }
+
+    /// Position of the next byte to be sent, in all that was ever put in here.
+    pub fn position(&self) -> u64 {
+        self.position
+    }
+
+    /// Position behind the last byte.
+    pub(crate) fn end_position(&self) -> u64 {
+        self.position + self.len() as u64
+    }
+
+    /// All that is to be sent, without regard to descriptors.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.buffer[self.start..self.end]
+    }
+
+    /// What to send next; `None` if there is nothing.
+    pub fn chunk(&self) -> Option<Chunk<'_, D>> {
+        if self.is_empty() {
+            return None;
+        }
+        let mut fds: &[D] = &[];
+        let mut len = self.len();
+        for (at, with) in &self.fds {
+            if *at == self.position {
+                fds = with;
+            } else {
+                len = (*at - self.position) as usize;
+                break;
+            }
+        }
+        Some(Chunk { bytes: &self.buffer[self.start..self.start + len], fds })
+    }
+
+    /// The first `bytes` bytes of [`Output::chunk`] were sent, and with them its descriptors.
+    /// Returns those, as they are no longer needed here.
+    pub fn sent(&mut self, bytes: usize) -> Vec<D> {
+        if bytes == 0 {
+            return Vec::new();
+        }
+        let bytes = bytes.min(self.len());
+        let fds = match self.fds.front() {
+            Some((at, _)) if *at == self.position => self.fds.pop_front(),
+            _ => None,
+        };
+        self.start += bytes;
+        self.position += bytes as u64;
+        if self.is_empty() {
+            self.start = 0;
+            self.end = 0;
+        }
+        fds.map(|(_, fds)| fds).unwrap_or_default()
+    }
+
+    /// Moves everything out of `other` behind what is here.
+    pub fn append(&mut self, other: &mut Self) {
+        let base = self.end_position();
+        self.put(other.bytes());
+        let from = other.position;
+        self.fds.extend(other.fds.drain(..).map(|(at, fds)| (at - from + base, fds)));
+        other.position += other.len() as u64;
+        other.start = 0;
+        other.end = 0;
+    }
+
+    /// Gives back memory that was needed for a peer that was slow. For an output of its own.
+    pub fn trim(&mut self) {
+        if self.is_empty() && self.buffer.capacity() > 1024 {
+            self.buffer = Vec::new();
+            self.dirty = 0;
+        }
+    }
+
+    /// Uses `buffer` from now on, if there is nothing to send. What the output of another `user`
+    /// left behind in it is cleared, so that a device that does not fill its answer cannot give
+    /// one client's data to another.
+    pub fn attach(&mut self, buffer: &mut ReplyBuffer, user: u64) {
+        if !self.is_empty() {
+            return;
+        }
+        if std::mem::replace(&mut buffer.user, user) != user {
+            buffer.memory[..buffer.dirty].fill(0);
+            buffer.dirty = 0;
+        }
+        self.buffer = std::mem::take(&mut buffer.memory);
+        self.dirty = buffer.dirty;
+    }
+
+    /// Gives the buffer back, if there is nothing to send.
+    pub fn detach(&mut self, buffer: &mut ReplyBuffer) {
+        if self.is_empty() && self.buffer.len() >= buffer.memory.len() {
+            buffer.memory = std::mem::take(&mut self.buffer);
+            buffer.dirty = std::mem::take(&mut self.dirty);
+        }
+    }
+
+    /// Room for `len` bytes more, with what the same user left there before.
+    pub(crate) fn extend(&mut self, len: usize) -> &mut [u8] {
+        let start = self.end;
+        self.end += len;
+        if self.buffer.len() < self.end {
+            let grown = self.end.next_power_of_two().max(4096);
+            self.buffer.resize(grown, 0);
+        }
+        self.dirty = self.dirty.max(self.end);
+        &mut self.buffer[start..start + len]
+    }
+
+    pub(crate) fn put(&mut self, bytes: &[u8]) {
+        self.extend(bytes.len()).copy_from_slice(bytes);
+    }
+
+    /// Takes back what is behind a position.
+    pub(crate) fn truncate(&mut self, position: u64) {
+        self.end = self.start + position.saturating_sub(self.position) as usize;
+    }
+
+    /// Adds a reply of two pieces.
+    pub(crate) fn reply(&mut self, request: &Header, fixed: &[u8], rest: &[u8]) {
+        self.put(request.reply(fixed.len() + rest.len()).as_bytes());
+        self.put(fixed);
+        self.put(rest);
+    }
+
+    /// Adds a reply with descriptors.
+    pub(crate) fn reply_with_fds(&mut self, request: &Header, payload: &[u8], fds: Vec<D>) {
+        if !fds.is_empty() {
+            self.fds.push_back((self.end_position(), fds));
+        }
+        self.reply(request, payload, &[]);
+    }
+
+    /// Adds a reply that reports an errno, padded with zeros for clients that wait for more
+    /// than the header.
+    pub(crate) fn error(&mut self, request: &Header, errno: u32, padding: usize) {
+        self.put(request.error(errno, padding).as_bytes());
+        self.extend(padding).fill(0);
+    }
+
+    /// Adds a reply whose `len` bytes behind the fixed part are written in place by `fill`: all
+    /// of them, as nothing clears them before. Where `fill` fails, the reply is taken back.
+    #[inline]
+    pub(crate) fn reply_with<T: IntoBytes + Immutable, E>(
+        &mut self,
+        request: &Header,
+        fixed: &T,
+        len: usize,
+        fill: impl FnOnce(&mut [u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let before = self.end;
+        let head = HEADER_LEN + size_of::<T>();
+        let room = self.extend(head + len);
+        room[..HEADER_LEN].copy_from_slice(request.reply(size_of::<T>() + len).as_bytes());
+        room[HEADER_LEN..head].copy_from_slice(fixed.as_bytes());
+        let filled = fill(&mut room[head..]);
+        if filled.is_err() {
+            self.end = before;
+        }
+        filled
+    }
+
+    /// Adds a command to the client.
+    pub(crate) fn command(&mut self, id: u16, command: Command, fixed: &[u8], data: &[u8]) {
+        let header = Header::command(id, command, fixed.len() + data.len(), false);
+        self.put(header.as_bytes());
+        self.put(fixed);
+        self.put(data);
+    }
+}

@@ -1,0 +1,90 @@
+//! What a connection knows beside its bytes.
+
+use serde::{Deserialize, Serialize};
+use vfiod_wire::{Command, Header};
+
+use crate::dialect::Dialect;
+use crate::input::{BadSize, Frame};
+use crate::time::Time;
+
+/// Why a connection ended. The driver sends what is left in the output and closes the socket.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum End {
+    /// A message of a size that no message can have.
+    #[error("the stream has no meaning any more: {0}")]
+    Stream(#[from] BadSize),
+    /// The first message did not lead to an open device.
+    #[error("negotiation failed: {0}")]
+    Refused(String),
+    /// More than [`crate::limits::MAX_STRAY_REPLIES`] replies to nothing.
+    #[error("it answers commands that were never sent")]
+    StrayReplies,
+    /// Something else than a reply on the second socket.
+    #[error("a message on the second socket that is no reply")]
+    NotAReply,
+}
+
+/// How far a connection is.
+///
+/// ```text
+///                VERSION                    negotiated
+/// AwaitsVersion ─────────► (pending VERSION) ─────────► Ready ──► Ended
+///       └── anything else: errno ──► Ended ◄── refused ──┘
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Phase {
+    AwaitsVersion,
+    Ready,
+    Ended(End),
+}
+
+/// A request that was handed out.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Pending {
+    pub(crate) frame: Frame,
+    /// Its reply is in the output.
+    pub(crate) replied: bool,
+    pub(crate) deadline: Time,
+}
+
+/// A REGION_WRITE whose data does not come through the input's buffer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Outside {
+    /// How much of the data has arrived.
+    pub(crate) received: usize,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Session {
+    pub(crate) phase: Phase,
+    pub(crate) dialect: Dialect,
+    /// Descriptors in one message that the client takes.
+    pub(crate) client_fds: u32,
+    /// Bytes of data in one message that the client takes.
+    pub(crate) client_data: u64,
+    pub(crate) pending: Option<Pending>,
+    pub(crate) outside: Option<Outside>,
+}
+
+impl Default for Session {
+    fn default() -> Self {
+        Self {
+            phase: Phase::AwaitsVersion,
+            dialect: Dialect::Standard,
+            client_fds: 1,
+            client_data: crate::limits::MAX_DATA as u64,
+            pending: None,
+            outside: None,
+        }
+    }
+}
+
+impl Session {
+    pub(crate) fn error_padding(&self, command: Option<Command>) -> usize {
+        command.map_or(0, |command| self.dialect.error_padding(command))
+    }
+
+    pub(crate) fn command(header: &Header) -> Option<Command> {
+        Command::from_number(header.command)
+    }
+}

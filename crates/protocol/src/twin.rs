@@ -1,0 +1,59 @@
+//! The second socket: DMA messages out, their replies in.
+
+use serde::{Deserialize, Serialize};
+use vfiod_wire::Kind;
+
+use crate::connection::DmaReply;
+use crate::input::{Descriptors, Input};
+use crate::limits::MAX_MESSAGE;
+use crate::output::Output;
+use crate::session::End;
+use crate::time::Time;
+
+/// The server's side of the second socket of a connection.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(bound(serialize = "D: Serialize", deserialize = "D: Deserialize<'de>"))]
+pub struct Twin<D> {
+    input: Input<D>,
+    output: Output<D>,
+}
+
+impl<D> Default for Twin<D> {
+    fn default() -> Self {
+        Self { input: Input::default(), output: Output::default() }
+    }
+}
+
+impl<D> Twin<D> {
+    /// What is to be sent: the DMA messages.
+    pub fn output(&mut self) -> &mut Output<D> {
+        &mut self.output
+    }
+
+    /// Room to receive into; see [`crate::Connection::room`].
+    pub fn room(&mut self, least: usize, chunk: usize) -> &mut [u8] {
+        self.input.room(least, chunk)
+    }
+
+    /// The first `bytes` bytes of [`Twin::room`] were received. Descriptors have no meaning here.
+    pub fn received(&mut self, bytes: usize, now: Time) {
+        self.input.received(bytes, Descriptors::default(), now);
+    }
+
+    /// The next reply; `None` while there is no whole one.
+    ///
+    /// # Errors
+    /// [`End::Stream`], [`End::NotAReply`]: the socket must be closed.
+    pub fn next_reply(&mut self) -> Result<Option<DmaReply<'_>>, End> {
+        let Some(frame) = self.input.front(MAX_MESSAGE)? else { return Ok(None) };
+        if !matches!(frame.header.kind(), Kind::Reply(_)) {
+            return Err(End::NotAReply);
+        }
+        self.input.consume(&frame);
+        Ok(Some(DmaReply {
+            header: frame.header,
+            payload: self.input.consumed_payload(&frame),
+            position: frame.position,
+        }))
+    }
+}

@@ -1,0 +1,86 @@
+//! The arguments of `bench`.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+/// Arguments of `bench`.
+#[derive(Debug, Args)]
+pub(crate) struct Bench {
+    /// The server's socket.
+    #[arg(required_unless_present_any = ["serve", "idle", "instances"],
+        conflicts_with_all = ["serve", "idle", "instances"])]
+    pub socket: Option<PathBuf>,
+
+    /// Instead, tell what so many served devices cost that nobody uses.
+    #[arg(long, value_name = "DEVICES", conflicts_with = "serve",
+        value_parser = clap::value_parser!(u64).range(2..=1_000_000))]
+    pub idle: Option<u64>,
+
+    /// Instead, tell what creating, opening and removing a mediated device costs through the
+    /// control API while there are so many, and what each takes.
+    #[arg(long, value_name = "N,…", num_args = 0..=1, value_delimiter = ',',
+        default_missing_value = "10,1000,10000", conflicts_with_all = ["serve", "idle"],
+        value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    pub instances: Option<Vec<u64>>,
+
+    /// Serve the bench device in a process of its own, and measure that.
+    #[arg(long, conflicts_with = "region")]
+    pub serve: bool,
+
+    /// Run both ends on this CPU.
+    #[arg(long, value_name = "N")]
+    pub cpu: Option<usize>,
+
+    /// Run the other ends, of the server with --serve and of the bare socket, on this CPU.
+    #[arg(long, value_name = "N")]
+    pub server_cpu: Option<usize>,
+
+    /// Rounds for each figure.
+    #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub rounds: u32,
+
+    /// Length of a round in milliseconds.
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..=60_000))]
+    pub time_ms: u64,
+
+    /// The server's polling time with --serve, e.g. `50us`; `0` never.
+    #[arg(long, value_name = "TIME", requires = "serve")]
+    pub poll: Option<String>,
+
+    /// Poll the socket instead of sleeping in the client.
+    #[arg(long)]
+    pub spin: bool,
+
+    /// Numbers of DMA windows that are mapped meanwhile.
+    #[arg(long, value_name = "N,…", value_delimiter = ',', default_values_t = [1, 1024, 65000],
+        value_parser = clap::value_parser!(u64).range(1..=4_000_000))]
+    pub windows: Vec<u64>,
+
+    /// Access this region, which is written to as well. Without it the bench device's memory, or
+    /// a foreign device's configuration space by reads alone.
+    #[arg(long, value_name = "N")]
+    pub region: Option<u32>,
+
+    /// Where in the region.
+    #[arg(long, value_name = "BYTES", default_value_t = 0, requires = "region")]
+    pub offset: u64,
+
+    /// Only the measures whose name contains this.
+    #[arg(long, value_name = "TEXT")]
+    pub only: Option<String>,
+
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of the bare socket's server process.
+#[derive(Debug, Args)]
+pub(crate) struct BenchFloor {
+    /// Where to listen.
+    pub socket: PathBuf,
+    /// Poll instead of sleeping.
+    #[arg(long)]
+    pub spin: bool,
+}

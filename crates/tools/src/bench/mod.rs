@@ -1,0 +1,185 @@
+//! `vfiod bench`: a server's figures, each beside what its bytes alone cost.
+//!
+//! The floor is a process that answers requests of the same lengths with replies of the same
+//! lengths over a socket of the same kind. Both are measured round by round, in turn, so that
+//! whatever else the machine does meets both. On one CPU (`--cpu`) the figures are those of the
+//! programs; on two idle ones mostly that of waking a CPU up.
+
+pub(crate) mod arguments;
+mod figures;
+mod floor;
+mod idle;
+mod many;
+mod measures;
+mod raw;
+mod session;
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use rustix::process::{Pid, Signal};
+use rustix::thread::CpuSet;
+
+use self::arguments::Bench;
+use self::figures::Figure;
+pub(crate) use self::floor::run as run_floor;
+use self::measures::{Measure, Target};
+use vfiod_config::UsageError;
+use vfiod_config::time_argument;
+use vfiod_daemon::output;
+
+/// Runs `vfiod bench`.
+pub(crate) fn run(args: &Bench) -> anyhow::Result<()> {
+    let directory = tempfile::Builder::new().prefix("vfiod-bench-").tempdir()?;
+    if let Some(devices) = args.idle {
+        let idle = idle::measure(directory.path(), devices)?;
+        return if args.json { output::print_json(&idle) } else { output::print(&idle.text()) };
+    }
+    if let Some(numbers) = &args.instances {
+        let budget = Duration::from_millis(args.time_ms);
+        let many = many::measure(directory.path(), numbers, args.rounds, budget)?;
+        return if args.json {
+            output::print_json(&many)
+        } else {
+            output::print(&many::text(&many))
+        };
+    }
+    let floor_socket = directory.path().join("floor.sock");
+    let poll = args.poll.as_deref().map(|poll| time_argument("--poll", poll)).transpose()?;
+
+    // Children keep the CPU that they were started on.
+    pin(args.server_cpu.or(args.cpu))?;
+    let _floor = Process::floor(&floor_socket, args.spin)?;
+    let (socket, _server) = match &args.socket {
+        Some(socket) => (socket.clone(), None),
+        None => {
+            let socket = directory.path().join("server.sock");
+            let server = Process::server(&socket, poll)?;
+            (socket, Some(server))
+        }
+    };
+    if args.server_cpu.is_some() && args.cpu.is_none() {
+        bail!(UsageError("--server-cpu needs --cpu for the other end".into()));
+    }
+    pin(args.cpu)?;
+    floor::wait_for(&floor_socket)?;
+    if args.serve {
+        floor::wait_for(&socket)?;
+    }
+    let region = args.region.map(|region| (region, args.offset));
+    let target = Target::look(&socket, args.spin, region)
+        .with_context(|| format!("cannot measure {}", socket.display()))?;
+    let figures = measure(args, &target, &floor_socket)?;
+    if args.json {
+        output::print_json(&figures)?;
+    }
+    let failed = figures.iter().filter(|figure| figure.error.is_some()).count();
+    if failed > 0 {
+        bail!("{failed} measures failed");
+    }
+    Ok(())
+}
+
+fn measure(args: &Bench, target: &Target<'_>, floor: &Path) -> anyhow::Result<Vec<Figure>> {
+    let budget = Duration::from_millis(args.time_ms);
+    let mut figures = Vec::new();
+    if !args.json {
+        output::print(&(figures::head() + "\n"))?;
+    }
+    let wanted = |measure: &Measure| {
+        args.only.as_ref().is_none_or(|only| measure.name().contains(only.as_str()))
+    };
+    for measure in Measure::all(&args.windows).into_iter().filter(wanted) {
+        if let Err(why) = measure.fits(target) {
+            tracing::info!(measure = measure.name(), "left out: {why}");
+            continue;
+        }
+        let (mut floors, mut servers, mut error) = (Vec::new(), Vec::new(), None);
+        for _ in 0..args.rounds {
+            floors.extend(measure.floor(floor, args.spin, budget)?);
+            match measure.round(target, budget) {
+                Ok(value) => servers.push(value),
+                Err(failure) => {
+                    error = Some(format!("{failure:#}"));
+                    break;
+                }
+            }
+        }
+        let figure = Figure::new(measure.name(), &floors, &servers, error);
+        if !args.json {
+            output::print(&(figure.line() + "\n"))?;
+        }
+        figures.push(figure);
+    }
+    if figures.is_empty() {
+        bail!(UsageError("--only: no measure has that in its name".into()));
+    }
+    Ok(figures)
+}
+
+/// Binds this process, and those that it starts from now on, to a CPU.
+fn pin(cpu: Option<usize>) -> anyhow::Result<()> {
+    let Some(cpu) = cpu else { return Ok(()) };
+    if cpu >= CpuSet::MAX_CPU {
+        bail!(UsageError(format!("there is no CPU {cpu}")));
+    }
+    let mut set = CpuSet::new();
+    set.set(cpu);
+    rustix::thread::sched_setaffinity(None, &set)
+        .with_context(|| format!("cannot run on CPU {cpu}"))
+}
+
+/// A process at the other end. Ended when dropped.
+struct Process(Child);
+
+impl Process {
+    fn floor(socket: &Path, spin: bool) -> anyhow::Result<Self> {
+        let mut command = own()?;
+        command.arg("bench-floor").arg(socket);
+        if spin {
+            command.arg("--spin");
+        }
+        Self::start(command)
+    }
+
+    fn server(socket: &Path, poll: Option<Duration>) -> anyhow::Result<Self> {
+        let mut command = own()?;
+        command.args(["--log", "error", "serve", "--device", "bench", "--open", "multi"]);
+        command.arg("--socket-path").arg(socket);
+        if let Some(poll) = poll {
+            command.args(["--poll", &format!("{}us", poll.as_micros())]);
+        }
+        Self::start(command)
+    }
+
+    fn configured(file: &Path) -> anyhow::Result<Self> {
+        let mut command = own()?;
+        command.args(["--log", "error", "serve"]).arg(file);
+        Self::start(command)
+    }
+
+    fn id(&self) -> u32 {
+        self.0.id()
+    }
+
+    fn start(mut command: Command) -> anyhow::Result<Self> {
+        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn();
+        Ok(Self(child.context("cannot start a process for the other end")?))
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // The server removes its socket; the floor just ends.
+        let _ = rustix::process::kill_process(Pid::from_child(&self.0), Signal::TERM);
+        let _ = self.0.wait();
+    }
+}
+
+fn own() -> anyhow::Result<Command> {
+    let program: PathBuf =
+        std::env::current_exe().context("cannot find this program's own file")?;
+    Ok(Command::new(program))
+}

@@ -1,0 +1,371 @@
+//! `vfiod demo`: two functions of one slot, served by this process, driven by a client in a
+//! process of its own and, where there is a QEMU, by an unmodified Linux guest.
+//!
+//! Everything that happens is told in order, and held against what was promised: the exit code
+//! is 0 only if all of it was seen.
+
+pub(crate) mod arguments;
+mod client;
+mod drive_edu;
+mod drive_gpio;
+mod guest;
+mod happening;
+mod narrator;
+mod promise;
+
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use rustix::process::{Pid, Signal};
+use vfiod_core::event::Event;
+use vfiod_core::{OpenPolicy, StatePolicy};
+use vfiod_pci::{BusKind, ResetScope};
+
+use self::arguments::Demo;
+pub(crate) use self::client::run as run_client;
+use self::happening::{Happening, Step};
+use self::narrator::Narrator;
+use self::promise::{LINES, TEACHER};
+use vfiod_config::{
+    BusConfig, Config, DeviceConfig, OptionSetting, SlotConfig, SocketAccess, SocketConfig,
+    SriovConfig,
+};
+use vfiod_daemon::Termination;
+use vfiod_manager::Stack;
+
+/// How long nothing may happen while something is expected.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How often a signal is looked for.
+const GLANCE: Duration = Duration::from_millis(100);
+
+/// Where everything is.
+struct Stage {
+    directory: tempfile::TempDir,
+}
+
+impl Stage {
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    fn socket(&self, device: &str) -> PathBuf {
+        self.path(&format!("{device}.sock"))
+    }
+
+    fn control(&self) -> PathBuf {
+        self.path("lines.control")
+    }
+}
+
+/// Who tells the narrator what.
+enum Word {
+    /// The core.
+    Core(Happening),
+    /// The client's process.
+    Client(String),
+    /// The guest's console.
+    Guest(String),
+    /// A process has said its last.
+    End,
+}
+
+/// Runs `vfiod demo`.
+pub(crate) fn run(args: &Demo) -> anyhow::Result<()> {
+    let harness = guest::find(args)?;
+    let directory = tempfile::Builder::new().prefix("vfiod-demo-").tempdir()?;
+    let stage = Stage { directory };
+    let (sender, words) = mpsc::channel();
+    // So that an interrupted demonstration takes its actors and sockets along.
+    let termination = Termination::catch().context("cannot catch signals")?;
+    let mut show = Show { narrator: Narrator::new(args.json), words, termination };
+    show.narrator.say(
+        "One slot, two functions made of software: `lines`, a card with 16 outputs and 16 inputs \
+         (gpio),\nand `teacher`, QEMU's educational device (edu). All of it is served by this \
+         process over vfio-user.",
+    )?;
+
+    show.narrator.scene("Registration")?;
+    let observer = sender.clone();
+    let tell = move |event: &Event<'_>| {
+        let _ = observer.send(Word::Core(Happening::of(event)));
+    };
+    let stack =
+        Stack::start(&configuration(&stage), &vfiod_devices::catalogue(), Some(Arc::new(tell)))?;
+    show.catch_up()?;
+
+    let mut result = client_scene(&mut show, &stage, &sender);
+    if let (Ok(()), Some(harness)) = (&result, &harness) {
+        result = guest_scene(&mut show, &stage, &sender, harness);
+    }
+    if result.is_ok() {
+        show.narrator.scene("The devices go, last first")?;
+    }
+    stack.stop(Duration::from_secs(2));
+    show.catch_up()?;
+    result?;
+
+    let broken = promise::broken(show.narrator.told(), harness.is_some());
+    if !broken.is_empty() {
+        bail!("the demonstration did not show what it promised: {}", broken.join("; "));
+    }
+    let rest = if harness.is_none() && !args.without_qemu {
+        "\nFor an unmodified Linux guest that drives the same devices: vfiod demo --with-qemu"
+    } else {
+        ""
+    };
+    let count = promise::CLIENT.len() + if harness.is_some() { promise::GUEST.len() } else { 0 };
+    show.narrator.say(&format!("\nAll {count} steps were seen, in the right order.{rest}"))
+}
+
+fn client_scene(show: &mut Show, stage: &Stage, sender: &Sender<Word>) -> anyhow::Result<()> {
+    let mut client = Actor::client(stage, sender)?;
+    show.narrator.scene(format!("A client in a process of its own (pid {})", client.child.id()))?;
+    let ended = show.follow(&mut client, Duration::from_secs(30), |_| Ok(()));
+    ended?;
+    let status = client.end()?;
+    if !status.success() {
+        bail!("the client failed ({status})");
+    }
+    // Its end is seen by the server when the kernel has closed its sockets.
+    show.until_closed()
+}
+
+fn guest_scene(
+    show: &mut Show,
+    stage: &Stage,
+    sender: &Sender<Word>,
+    harness: &Path,
+) -> anyhow::Result<()> {
+    show.narrator.scene("An unmodified Linux guest under QEMU, without KVM (a minute at most)")?;
+    let mut guest = Actor::guest(stage, sender, harness)?;
+    let control = stage.control();
+    let ended = show
+        .follow(&mut guest, Duration::from_secs(180), |step| guest::answer_outside(step, &control));
+    ended?;
+    let status = guest.end()?;
+    if let Some(reason) = &guest.failure {
+        bail!("in the guest: {reason}");
+    }
+    if !status.success() {
+        bail!("the guest failed ({status}); --log info shows its console");
+    }
+    show.until_closed()
+}
+
+fn configuration(stage: &Stage) -> Config {
+    let device = |name: &str, model: &str, function, open| DeviceConfig {
+        name: name.to_owned(),
+        model: model.to_owned(),
+        place: Some((0, function)),
+        sriov: SriovConfig::None,
+        token: None,
+        open,
+        state: StatePolicy::Reset,
+        options: Vec::new(),
+        socket: SocketConfig::Path(stage.socket(name), SocketAccess::default()),
+        span: 0..0,
+    };
+    let mut lines = device(LINES, "gpio", 0, OpenPolicy::Single);
+    lines.options.push(OptionSetting {
+        name: "control".into(),
+        value: stage.control().display().to_string().into(),
+        span: 0..0,
+    });
+    Config {
+        buses: vec![BusConfig {
+            name: "backplane".to_owned(),
+            segment: 0,
+            number: 1,
+            kind: BusKind::Bridged(ResetScope::Slot),
+            bridge: None,
+        }],
+        slots: vec![SlotConfig { bus: 0, number: 2 }],
+        devices: vec![lines, device(TEACHER, "edu", 1, OpenPolicy::Multi)],
+        ..Config::default()
+    }
+}
+
+/// The narrator and what it hears.
+struct Show {
+    narrator: Narrator,
+    words: Receiver<Word>,
+    termination: Termination,
+}
+
+impl Show {
+    /// Tells what is known already.
+    fn catch_up(&mut self) -> anyhow::Result<()> {
+        while let Ok(word) = self.words.try_recv() {
+            if let Word::Core(happening) = word {
+                self.narrator.tell(happening)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Tells what happens until the process has said its last; `outside` does what the world
+    /// outside the device does about a step.
+    fn follow(
+        &mut self,
+        actor: &mut Actor,
+        limit: Duration,
+        outside: impl Fn(&Step) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
+        let deadline = Instant::now() + limit;
+        loop {
+            if let Some(signal) = self.termination.wait(Duration::ZERO) {
+                bail!("ended by {signal}");
+            }
+            match self.words.recv_timeout(GLANCE) {
+                Ok(Word::Core(happening)) => self.narrator.tell(happening)?,
+                Ok(Word::Client(line)) => {
+                    let step: Step = serde_json::from_str(&line)
+                        .with_context(|| format!("the client said `{line}`"))?;
+                    self.narrator.tell(Happening::Client(step))?;
+                    actor.go_on();
+                }
+                Ok(Word::Guest(line)) => {
+                    if let Some(step) = guest::step(&line) {
+                        outside(&step)?;
+                        self.narrator.tell(Happening::Guest(step))?;
+                    } else {
+                        tracing::info!(line, "guest");
+                        if let Some(reason) = line.trim().strip_prefix("failed: ") {
+                            actor.failure = Some(reason.to_owned());
+                        }
+                    }
+                }
+                Ok(Word::End) => return Ok(()),
+                Err(RecvTimeoutError::Timeout) if Instant::now() < deadline => {}
+                Err(RecvTimeoutError::Timeout) => bail!("it took longer than {limit:?}"),
+                Err(RecvTimeoutError::Disconnected) => bail!("nobody is left to tell anything"),
+            }
+        }
+    }
+
+    /// Waits until every device has seen its last close.
+    fn until_closed(&mut self) -> anyhow::Result<()> {
+        let count = |told: &[Happening], wanted: fn(&Happening) -> bool| {
+            told.iter().filter(|happening| wanted(happening)).count()
+        };
+        loop {
+            let told = self.narrator.told();
+            let opened = count(told, |h| matches!(h, Happening::FirstOpen { .. }));
+            let closed = count(told, |h| matches!(h, Happening::LastClose { .. }));
+            if opened == closed {
+                return Ok(());
+            }
+            match self.words.recv_timeout(PATIENCE) {
+                Ok(Word::Core(happening)) => self.narrator.tell(happening)?,
+                Ok(_) => {}
+                Err(_) => bail!("a client is gone, but its device was not closed"),
+            }
+        }
+    }
+}
+
+/// A process that drives the devices. Ended when dropped.
+struct Actor {
+    child: Child,
+    stdin: Option<ChildStdin>,
+    /// Why it failed, in its own words.
+    failure: Option<String>,
+}
+
+impl Actor {
+    fn client(stage: &Stage, sender: &Sender<Word>) -> anyhow::Result<Self> {
+        let program = std::env::current_exe().context("cannot find this program's own file")?;
+        let mut command = Command::new(program);
+        command
+            .arg("demo-client")
+            .args([stage.socket(LINES), stage.control(), stage.socket(TEACHER)])
+            .stdin(Stdio::piped());
+        Self::start(command, sender, Word::Client)
+    }
+
+    fn guest(stage: &Stage, sender: &Sender<Word>, harness: &Path) -> anyhow::Result<Self> {
+        let control = stage.control();
+        let (lines, teacher) = (stage.socket(LINES), stage.socket(TEACHER));
+        let command = guest::command(harness, &stage.path("guest.sh"), &lines, &teacher)?;
+        guest::switch_inputs(&control)?;
+        Self::start(command, sender, Word::Guest)
+    }
+
+    fn start(
+        mut command: Command,
+        sender: &Sender<Word>,
+        word: fn(String) -> Word,
+    ) -> anyhow::Result<Self> {
+        let name = command.get_program().display().to_string();
+        let mut child =
+            command.stdout(Stdio::piped()).spawn().with_context(|| format!("cannot run {name}"))?;
+        let stdin = child.stdin.take();
+        let stdout = child.stdout.take();
+        let actor = Self { child, stdin, failure: None };
+        let sender = sender.clone();
+        thread::Builder::new().name("demo-reader".into()).spawn(move || {
+            let lines = stdout.into_iter().flat_map(|stdout| BufReader::new(stdout).lines());
+            for line in lines.map_while(Result::ok) {
+                if sender.send(word(line)).is_err() {
+                    return;
+                }
+            }
+            let _ = sender.send(Word::End);
+        })?;
+        Ok(actor)
+    }
+
+    /// Lets a client that waits for the narrator go on.
+    fn go_on(&mut self) {
+        // A client that is gone has its end told elsewhere.
+        if let Some(stdin) = &mut self.stdin {
+            let _ = stdin.write_all(b"\n").and_then(|()| stdin.flush());
+        }
+    }
+
+    /// Its exit status; it is told to end if it has not after a while.
+    fn end(&mut self) -> anyhow::Result<ExitStatus> {
+        self.stdin = None;
+        if let Some(status) = self.exited(PATIENCE)? {
+            return Ok(status);
+        }
+        // A request, so that the harness takes QEMU along.
+        let pid = Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, Signal::TERM)?;
+        if let Some(status) = self.exited(PATIENCE)? {
+            return Ok(status);
+        }
+        self.child.kill()?;
+        Ok(self.child.wait()?)
+    }
+
+    fn exited(&mut self, limit: Duration) -> anyhow::Result<Option<ExitStatus>> {
+        let deadline = Instant::now() + limit;
+        loop {
+            let status = self.child.try_wait()?;
+            if status.is_some() || Instant::now() > deadline {
+                return Ok(status);
+            }
+            thread::sleep(Duration::from_millis(2));
+        }
+    }
+}
+
+impl Drop for Actor {
+    fn drop(&mut self) {
+        // It is over already, unless something failed.
+        if matches!(self.child.try_wait(), Ok(None)) {
+            let _ = rustix::process::kill_process(Pid::from_child(&self.child), Signal::TERM);
+            if !matches!(self.exited(Duration::from_secs(2)), Ok(Some(_))) {
+                let _ = self.child.kill();
+                let _ = self.child.wait();
+            }
+        }
+    }
+}

@@ -1,0 +1,80 @@
+//! Commands beside those of the daemon: `probe`, `bench`, `demo`.
+//!
+//! A program adds them to its [`vfiod_daemon::Daemon`], all or one by one:
+//!
+//! ```no_run
+//! # use std::process::ExitCode;
+//! fn main() -> ExitCode {
+//!     let daemon = vfiod_daemon::Daemon::new().models(vfiod_devices::catalogue());
+//!     vfiod_tools::all().into_iter().fold(daemon, vfiod_daemon::Daemon::tool).run()
+//! }
+//! ```
+
+mod bench;
+mod demo;
+mod probe;
+
+use vfiod_daemon::logging::Wanted;
+use vfiod_daemon::{Run, Tool};
+
+use self::bench::arguments::{Bench, BenchFloor};
+use self::demo::arguments::{Demo, DemoClient};
+use self::probe::arguments::Probe;
+
+/// Every tool. `bench` and `demo` run the program itself again for their other ends, so the hidden
+/// commands for that come with them.
+pub fn all() -> Vec<Tool> {
+    vec![
+        Tool::new::<Demo>(
+            "demo",
+            "Show it at work: serve two devices in one slot, drive them, print what happens",
+        ),
+        probe(),
+        Tool::new::<Bench>(
+            "bench",
+            "Measure a server: round trips, DMA, interrupts, each with the bare socket's figure",
+        ),
+        Tool::new::<DemoClient>("demo-client", "").hidden(),
+        Tool::new::<BenchFloor>("bench-floor", "").hidden(),
+    ]
+}
+
+/// The tool that asks any vfio-user server what it serves.
+pub fn probe() -> Tool {
+    Tool::new::<Probe>(
+        "probe",
+        "Ask a vfio-user server what device it serves, and print it in lspci's manner",
+    )
+}
+
+impl Run for Demo {
+    fn run(&self, logs: &Wanted) -> anyhow::Result<()> {
+        logs.start(None, None, "error")?;
+        demo::run(self)
+    }
+}
+
+impl Run for DemoClient {
+    fn run(&self, _logs: &Wanted) -> anyhow::Result<()> {
+        demo::run_client(self)
+    }
+}
+
+impl Run for Probe {
+    fn run(&self, _logs: &Wanted) -> anyhow::Result<()> {
+        probe::run(self)
+    }
+}
+
+impl Run for Bench {
+    fn run(&self, logs: &Wanted) -> anyhow::Result<()> {
+        logs.start(None, None, "error")?;
+        bench::run(self)
+    }
+}
+
+impl Run for BenchFloor {
+    fn run(&self, _logs: &Wanted) -> anyhow::Result<()> {
+        bench::run_floor(self)
+    }
+}

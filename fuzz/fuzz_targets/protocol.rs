@@ -1,0 +1,57 @@
+//! The protocol's state machine: what a client sends, in any pieces, with everything saved and
+//! restored now and then. The first byte says what happens, at each 0xfe the input is cut.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use vfiod_protocol::{Connection, Descriptors, Event, Request, Time};
+
+/// Feeds the pieces, and returns what was sent.
+fn play(bytes: &[u8], cut: bool, rebuild: bool) -> Vec<u8> {
+    let mut connection = Connection::<u32>::default();
+    let mut sent = Vec::new();
+    let pieces = bytes.split_inclusive(|byte| cut && *byte == 0xfe);
+    for (number, piece) in pieces.enumerate() {
+        connection.receive(piece, Descriptors::default(), Time(number as u64));
+        loop {
+            if rebuild {
+                let text = serde_json::to_vec(&connection).expect("a state can be saved");
+                connection = serde_json::from_slice(&text).expect("a saved state can be read");
+            }
+            match connection.next() {
+                Ok(Some(Event::Call(call))) => {
+                    match call.request {
+                        Request::Version { .. } => call.reply.negotiated(None),
+                        Request::RegionRead(_) => {
+                            let filled = call.reply.read(|data| {
+                                data.fill(7);
+                                Ok::<(), ()>(())
+                            });
+                            filled.map_err(drop).expect("the data was there")
+                        }
+                        Request::DeviceGetInfo => call.reply.device_info(1, 2, 3),
+                        _ => call.reply.done(),
+                    };
+                }
+                Ok(Some(_)) => {}
+                Ok(None) | Err(_) => break,
+            }
+        }
+        while let Some(chunk) = connection.output().chunk() {
+            let len = chunk.bytes.len();
+            sent.extend_from_slice(chunk.bytes);
+            connection.output().sent(len);
+        }
+    }
+    sent
+}
+
+fuzz_target!(|bytes: &[u8]| {
+    let Some((how, bytes)) = bytes.split_first() else { return };
+    // A damaged state is refused; it does not panic.
+    if how & 4 != 0 {
+        let _ = serde_json::from_slice::<Connection<u32>>(bytes);
+        return;
+    }
+    let whole = play(bytes, false, false);
+    assert_eq!(play(bytes, how & 1 != 0, how & 2 != 0), whole);
+});
