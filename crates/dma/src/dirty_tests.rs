@@ -118,13 +118,18 @@ enum Op {
     Forget(u64, u64),
 }
 
+/// What addresses and sizes of reports are multiples of.
+const STEP: u64 = 256;
+
 fn op() -> impl Strategy<Value = Op> {
     // Around the edge of two chunks.
     let at = || (CHUNK_PAGES * PAGE - 0x1_0000)..(CHUNK_PAGES * PAGE + 0x1_0000);
     prop_oneof![
         4 => (at(), 1usize..0x4000).prop_map(|(at, len)| Op::Mark(at, len)),
         2 => (at(), 1u64..0x8000, 9u32..16, any::<bool>())
-            .prop_map(|(at, size, shift, clear)| Op::Report(at, size, shift, clear)),
+            .prop_map(|(at, size, shift, clear)| {
+                Op::Report(at & !(STEP - 1), size.next_multiple_of(STEP), shift, clear)
+            }),
         1 => (at(), 0u64..0x8000).prop_map(|(at, size)| Op::Forget(at, size)),
     ]
 }
@@ -142,8 +147,9 @@ proptest! {
                 Op::Report(at, size, shift, clear) => {
                     let page_size = 1u64 << shift;
                     let marks = if clear { Marks::Clear } else { Marks::Keep };
-                    // Byte by byte, in steps that no page boundary can hide between.
+                    // Step by step: no boundary of a page is within one.
                     let want: BTreeSet<u64> = (0..size)
+                        .step_by(STEP as usize)
                         .filter(|i| model.contains(&((at + i) / PAGE)))
                         .map(|i| i / page_size)
                         .collect();

@@ -3,11 +3,13 @@ use std::time::Duration;
 
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 
+mod attachments;
 mod in_flight;
 mod kinds_of_files;
 mod mappings;
 mod messages;
 mod model;
+mod spaces;
 
 use super::*;
 
