@@ -11,7 +11,8 @@ use zerocopy::FromBytes;
 use crate::dialect::Dialect;
 use crate::input::{Behind, Descriptors, Frame, Input};
 use crate::limits::{
-    LARGE_WRITE, MAX_DATA, MAX_FIRST_MESSAGE, MAX_MESSAGE, MAX_WAITING, REQUEST_TIMEOUT,
+    LARGE_WRITE, MAX_DATA, MAX_FIRST_MESSAGE, MAX_MESSAGE, MAX_WAITING, MAX_WAITING_FDS,
+    REQUEST_TIMEOUT,
 };
 use crate::output::{Output, ReplyBuffer};
 use crate::reply::Reply;
@@ -213,7 +214,7 @@ impl<D> Connection<D> {
 
     /// Whether the driver may receive more. Not while much waits behind a request without a reply.
     pub fn wants_input(&self) -> bool {
-        self.input.len() < MAX_WAITING
+        self.input.len() < MAX_WAITING && self.input.held_fds() < MAX_WAITING_FDS
     }
 
     /// Room to receive into, at least `least` bytes. If memory is needed for that, it is `chunk`
@@ -291,7 +292,7 @@ impl<D> Connection<D> {
         };
         let descriptors = self.input.claim(&frame);
         let kind = frame.header.kind();
-        if self.session.phase == Phase::AwaitsVersion {
+        if self.session.phase == Phase::AwaitsVersion && !matches!(kind, Kind::Reply(_)) {
             return self.first_message(frame, kind).map(Some);
         }
         match kind {

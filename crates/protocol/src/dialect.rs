@@ -20,7 +20,7 @@ pub enum Dialect {
 impl Dialect {
     /// Recognises a client by the capabilities that it proposes: rust-vmm's sends exactly
     /// `max_msg_fds`, `max_data_xfer_size` and `migration.pgsize`.
-    pub(crate) fn of(capabilities: &Capabilities) -> Self {
+    pub fn of(capabilities: &Capabilities) -> Self {
         match capabilities {
             Capabilities {
                 max_msg_fds: Some(_),

@@ -256,7 +256,16 @@ impl<D> Input<D> {
     /// many pieces, each with descriptors, must not use up those of the process.
     fn hold(&mut self, mut descriptors: Descriptors<D>) {
         let place = self.position + self.len() as u64;
-        let held = self.descriptors.iter().map(|(_, held)| held.fds.len()).sum::<usize>();
+        // Those of whole messages are bounded by who asks `held_fds`.
+        let mut whole = self.position;
+        while let Ok(Some(frame)) = self.frame_at(whole, usize::MAX) {
+            if frame.end() >= place {
+                break;
+            }
+            whole = frame.end();
+        }
+        let waiting = self.descriptors.iter().filter(|(place, _)| *place > whole);
+        let held = waiting.map(|(_, held)| held.fds.len()).sum::<usize>();
         if held + descriptors.fds.len() > MAX_HELD_FDS {
             descriptors = Descriptors { fds: Vec::new(), truncated: true };
         }
@@ -268,6 +277,11 @@ impl<D> Input<D> {
             }
             _ => self.descriptors.push((place, descriptors)),
         }
+    }
+
+    /// How many descriptors are kept.
+    pub(crate) fn held_fds(&self) -> usize {
+        self.descriptors.iter().map(|(_, held)| held.fds.len()).sum()
     }
 
     /// The header at a position, once it has arrived.
@@ -372,8 +386,7 @@ impl<D> Input<D> {
         claimed
     }
 
-    /// Finds the next whole message behind the one at the front for which `wanted` holds, and
-    /// marks it as used out of turn.
+    /// Finds the next whole message for which `wanted` holds, and marks it as used out of turn.
     pub(crate) fn overtake(
         &mut self,
         limit: usize,
@@ -386,7 +399,7 @@ impl<D> Input<D> {
         while let Ok(Some(frame)) = self.frame_at(self.scanned, limit) {
             let known = self.overtaken.contains(&frame.position);
             self.scanned = frame.end();
-            if !known && frame.position != self.position && wanted(&frame.header) {
+            if !known && wanted(&frame.header) {
                 self.overtaken.push_back(frame.position);
                 return Some(frame);
             }

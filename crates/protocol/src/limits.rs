@@ -14,6 +14,8 @@ pub const MAX_FIRST_MESSAGE: usize = vfiod_wire::MAX_JSON + 64;
 pub const MAX_MESSAGE: usize = MAX_DATA + 4096;
 /// Descriptors that wait for the rest of their message.
 pub const MAX_HELD_FDS: usize = 64;
+/// Descriptors that may wait behind a request that has no reply yet.
+pub const MAX_WAITING_FDS: usize = 256;
 /// Bytes that may wait behind a request that has no reply yet.
 pub const MAX_WAITING: usize = 4 << 20;
 /// Replies to commands that were never sent, before the connection ends. Late replies to DMA

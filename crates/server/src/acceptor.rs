@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
+use vfiod_sync::lock;
 
+use crate::clients::Clients;
 use crate::connection::Connection;
 use crate::listener::Listener;
-use crate::pool::{Interest, Source, Watch, Worker};
-use crate::server::Shared;
-use crate::sync::lock;
+use crate::pool::{Interest, Pool, Source, Watch, Worker};
 
 /// How long to wait where the kernel has no memory for a connection.
 const PAUSE: Duration = Duration::from_millis(10);
@@ -26,7 +26,7 @@ impl Reserve {
     }
 
     /// Accepts a client and closes the connection.
-    fn turn_away(&self, listener: &Listener) {
+    fn reject(&self, listener: &Listener) {
         let mut reserve = lock(&self.0);
         reserve.take();
         drop(listener.accept());
@@ -37,45 +37,46 @@ impl Reserve {
 /// A listening socket as a source of connections.
 pub(crate) struct Acceptor {
     listener: Listener,
-    shared: Arc<Shared>,
+    clients: Arc<Clients>,
+    reserve: Arc<Reserve>,
 }
 
 impl Acceptor {
-    pub(crate) fn new(listener: Listener, shared: Arc<Shared>) -> Self {
-        Self { listener, shared }
+    pub(crate) fn new(listener: Listener, clients: Arc<Clients>, reserve: Arc<Reserve>) -> Self {
+        Self { listener, clients, reserve }
     }
 
     /// The connection of the client that waits longest; `None` where none can be had now.
-    fn accept(&self) -> Option<Arc<Connection>> {
-        let device = self.shared.device.name();
+    fn accept(&self, pool: &Pool) -> Option<Arc<Connection>> {
+        let device = self.clients.device.name();
         let fd = match self.listener.accept() {
             Ok(fd) => fd,
             Err(Errno::AGAIN | Errno::INTR | Errno::CONNABORTED) => return None,
             Err(errno @ (Errno::MFILE | Errno::NFILE)) => {
-                self.shared.quiet.warn(|more| {
-                    tracing::error!(device, %errno, more, "no descriptors: a client was turned away");
+                self.clients.quiet.warn(|suppressed| {
+                    tracing::error!(device, %errno, suppressed, "no descriptors left: a client was rejected");
                 });
-                self.shared.reserve.turn_away(&self.listener);
+                self.reserve.reject(&self.listener);
                 return None;
             }
             Err(errno) => {
-                self.shared.quiet.warn(|more| {
-                    tracing::error!(device, %errno, more, "cannot accept a client; trying on");
+                self.clients.quiet.warn(|suppressed| {
+                    tracing::error!(device, %errno, suppressed, "cannot accept a client; trying on");
                 });
                 std::thread::sleep(PAUSE);
                 return None;
             }
         };
-        if !self.shared.has_room() {
-            self.shared.quiet.warn(|more| {
-                tracing::warn!(device, more, "too many connections: one was closed");
+        if !self.clients.has_room() {
+            self.clients.quiet.warn(|suppressed| {
+                tracing::warn!(device, suppressed, "too many connections: one was closed");
             });
             return None;
         }
-        let adopted = self.shared.adopt(fd);
+        let adopted = Connection::new(fd, &self.clients, pool.reserve());
         if let Err(errno) = &adopted {
-            self.shared.quiet.warn(|more| {
-                tracing::warn!(device, %errno, more, "a client's socket cannot be used");
+            self.clients.quiet.warn(|suppressed| {
+                tracing::warn!(device, %errno, suppressed, "a client's socket cannot be used");
             });
         }
         adopted.ok()
@@ -89,14 +90,15 @@ impl Source for Acceptor {
 
     /// Accepts a client and serves it at once.
     fn serve(self: Arc<Self>, watch: &Watch, worker: &mut Worker) {
-        let connection = self.accept();
+        let connection = self.accept(watch.pool());
         // Another thread takes the next, if one waits already. (To accept once more only to see
         // that there is none costs ten times as much.) Fails only for a listener that goes.
         let _ = watch.rearm(&*self, Interest::Read);
         // For as long as this thread serves the client, the listener may have to go.
         drop(self);
         if let Some(connection) = connection {
-            connection.serve(&watch.pool().reserve(), worker);
+            let watch = connection.watch().clone();
+            connection.serve(&watch, worker);
         }
     }
 }

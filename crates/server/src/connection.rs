@@ -1,64 +1,64 @@
 //! One client's connection, from accept to release.
 //!
-//! ```text
-//!            VERSION, open succeeds              end of stream, stream without meaning,
-//! Negotiating ─────────────────────► Ready ───────────────────────────────────────► Ended
-//!      └── anything else, open fails: answered with an errno ─────────────────────►
-//! ```
-//!
-//! A connection is served by one thread at a time. What it leaves when it parks stays in its
-//! [`Link`]; the file is released when the last thread lets go of the connection.
+//! It is served by one thread at a time ([`crate::serving`]), which has the protocol's state
+//! locked meanwhile. Where a request may have to wait until the client answers DMA messages, that
+//! thread lets go of the state, and others take in what arrives: the replies are delivered, the
+//! requests wait their turn. The file is released when the last thread lets go of the connection.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
-use std::time::Instant;
+use std::sync::{Arc, OnceLock, Weak};
+use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
-use vfiod_core::{File, Owner};
-use vfiod_wire::{Command, Header, Kind};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use vfiod_core::{Error, File, Owner, Token};
+use vfiod_protocol::limits::MAX_STRAY_REPLIES;
+use vfiod_protocol::{Call, Dialect, Event, Reply, Request};
+use vfiod_sync::{Mutex, MutexGuard, lock};
+use vfiod_wire::{Capabilities, Command};
 
-use crate::dialect::Dialect;
-use crate::dma_channel::DmaChannel;
+use crate::clients::{Client, Clients, ConnectionInfo, Counted};
+use crate::clock::now;
+use crate::dispatch::{Refused, Target, Waiting};
+use crate::dma_channel::{Blocked, DmaChannel};
 use crate::eventfds::EventFds;
-use crate::inbox::{BadSize, CHUNK, Deferred, Inbox};
-use crate::limits::{
-    BUSY_STREAK, MAX_FIRST_MESSAGE, MAX_MESSAGE, MAX_SET_ASIDE, MAX_STRAY_REPLIES, Quiet,
-    REPLY_BATCH,
-};
-use crate::link::Link;
-use crate::outbox::Replies;
-use crate::pool::{Interest, Pool, Residence, Source, Watch, Worker};
-use crate::server::{Counted, Shared};
-use crate::sync::lock;
+use crate::limits::{BUSY_STREAK, Quiet, REPLY_BATCH};
+use crate::opened::Opened;
+use crate::outgoing::Outgoing;
+use crate::pool::{Interest, LINGER, Residence, Source, Watch, Worker};
+use crate::serving::{Serving, Visit};
 use crate::transport::{Descriptors, Received, Socket, Wait};
 
+/// How much a thread receives at once; what a socket holds by default is a little less.
+const CHUNK: usize = 256 << 10;
+/// How much is received at once for a thread that waits.
+const SMALL_CHUNK: usize = 16 << 10;
+/// How long a client is made to wait for the one before it to be let go of.
+const DEPARTURE: Duration = Duration::from_secs(2);
+
+type State = vfiod_protocol::Connection<OwnedFd>;
+
 /// What negotiation settled.
-pub(crate) struct Session {
-    pub(crate) file: File,
-    pub(crate) dialect: Dialect,
-    /// Descriptors in one message that the client takes.
-    pub(crate) client_fds: usize,
-    pub(crate) dma: Arc<DmaChannel>,
-    pub(crate) eventfds: EventFds,
+struct Session {
+    opened: Arc<Opened>,
+    dialect: Dialect,
+    dma: Arc<DmaChannel>,
+    eventfds: EventFds,
 }
 
 /// Why a connection ended.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum End {
+enum End {
     #[error("the client closed it")]
     Closed,
     #[error("the client closed it in the middle of a message")]
-    CutShort,
-    #[error("the stream has no meaning any more: {0}")]
-    Stream(#[from] BadSize),
-    #[error("negotiation failed: {0}")]
-    Refused(String),
-    #[error("the socket failed")]
+    Truncated,
+    #[error("{0}")]
+    Protocol(#[from] vfiod_protocol::End),
+    #[error("the socket failed: {0}")]
     Socket(#[from] Errno),
-    #[error("it answers commands that were never sent")]
-    StrayReplies,
-    #[error("the device was taken away")]
+    #[error("the device was revoked")]
     Revoked,
     #[error("the server stops serving it")]
     Stopped,
@@ -71,509 +71,576 @@ enum Handled {
     Nothing,
     /// Every message.
     All,
-    /// There are more: the client does not take replies, or the way of handling changes.
+    /// There are more: the client does not take replies.
     Part,
 }
 
 /// Counters of a connection. All but `errors` are written by one thread at a time.
 #[derive(Debug, Default)]
-pub(crate) struct Counters {
+struct Counters {
     messages: AtomicU64,
     received: AtomicU64,
     sent: AtomicU64,
     errors: AtomicU64,
-    stray_replies: AtomicU64,
+    /// Replies to nothing before negotiation.
+    early_replies: AtomicU64,
 }
 
 fn count(counter: &AtomicU64, more: usize) {
     counter.store(counter.load(Ordering::Relaxed) + more as u64, Ordering::Relaxed);
 }
 
-/// One connection as it is at a moment, for people.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct ConnectionInfo {
-    /// Who is at the other end, as the kernel says.
-    pub owner: Owner,
-    /// Whose habits it has; `None` before negotiation.
-    pub dialect: Option<Dialect>,
-    /// Messages received.
-    pub messages: u64,
-    /// Bytes received in whole or partial messages.
-    pub bytes_received: u64,
-    /// Bytes of replies.
-    pub bytes_sent: u64,
-    /// Commands refused.
-    pub errors: u64,
-}
-
 pub(crate) struct Connection {
     /// Never used twice by one process.
     number: u64,
-    link: Arc<Link>,
-    shared: Arc<Shared>,
+    state: Mutex<State>,
+    serving: Serving,
+    outgoing: Arc<Outgoing>,
+    watch: Watch,
+    clients: Arc<Clients>,
     owner: Owner,
     session: OnceLock<Session>,
     counters: Counters,
-    pub(crate) quiet: Quiet,
+    quiet: Quiet,
+    itself: Weak<Self>,
     /// Last, so that the connection counts until its file is released.
     _counted: Counted,
 }
 
+/// What became of an event.
+enum Step {
+    /// There is none.
+    Idle,
+    /// It is done with.
+    Done,
+    /// A request that may wait for the client, and its first position.
+    Waits(Waiting, u64, vfiod_protocol::Time),
+}
+
 impl Connection {
-    pub(crate) fn new(socket: Socket, shared: Arc<Shared>) -> Result<Self, Errno> {
+    /// Makes a connection of a socket, to be watched with `watch`.
+    pub(crate) fn new(
+        socket: OwnedFd,
+        clients: &Arc<Clients>,
+        watch: Watch,
+    ) -> Result<Arc<Self>, Errno> {
         static NUMBER: AtomicU64 = AtomicU64::new(1);
+        let socket = Socket::new(socket, LINGER)?;
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let owner = socket.owner(vfiod_core::ConnectionId(number))?;
-        Ok(Self {
+        let connection = Arc::new_cyclic(|itself| Self {
             number,
-            _counted: Counted::new(&shared),
-            link: Arc::new(Link::new(socket)),
-            shared,
+            _counted: Counted::new(clients),
+            state: Mutex::default(),
+            serving: Serving::default(),
+            outgoing: Arc::new(Outgoing::new(socket)),
+            watch,
+            clients: clients.clone(),
             owner,
             session: OnceLock::new(),
             counters: Counters::default(),
             quiet: Quiet::default(),
-        })
+            itself: itself.clone(),
+        });
+        let client: Arc<dyn Client> = connection.clone();
+        clients.add(number, &client);
+        Ok(connection)
     }
 
-    pub(crate) fn shared(&self) -> &Arc<Shared> {
-        &self.shared
+    /// Its place in the pool.
+    pub(crate) fn watch(&self) -> &Watch {
+        &self.watch
     }
 
-    pub(crate) fn owner(&self) -> &Owner {
-        &self.owner
+    fn run(&self, worker: &mut Worker) -> Result<Interest, End> {
+        let mut state = lock(&self.state);
+        state.attach(&mut worker.input, &mut worker.replies, self.number);
+        let mut residence = None;
+        let (mut state, outcome) = self.run_until_idle(state, &mut residence);
+        state.detach(&mut worker.input, &mut worker.replies);
+        drop(state);
+        if outcome.is_ok() && residence.is_some() {
+            self.outgoing.socket().bound_receive(true)?;
+        }
+        outcome
     }
 
-    pub(crate) fn link(&self) -> &Arc<Link> {
-        &self.link
+    fn run_until_idle<'a>(
+        &'a self,
+        mut state: MutexGuard<'a, State>,
+        residence: &mut Option<Residence<'a>>,
+    ) -> (MutexGuard<'a, State>, Result<Interest, End>) {
+        let pool = self.watch.pool();
+        let mut streak = 0;
+        loop {
+            if pool.is_stopping() || self.outgoing.is_ended() {
+                return (state, Err(End::Stopped));
+            }
+            let saturated = pool.is_saturated() || self.clients.gate.is_crowded();
+            let wait = if saturated { Wait::No } else { Wait::Linger };
+            let outcome;
+            (state, outcome) = self.turn(state, wait);
+            let handled = match outcome {
+                Ok(Turn::Handled(handled)) => handled,
+                Ok(Turn::Blocked(interest)) => return (state, Ok(interest)),
+                Err(end) => return (state, Err(end)),
+            };
+            // Only once the client was told so in an answer.
+            let revoked = |session: &Session| session.opened.file.is_revoked();
+            if handled != Handled::Nothing && self.session.get().is_some_and(revoked) {
+                return (state, Err(End::Revoked));
+            }
+            match handled {
+                Handled::Part => continue,
+                // Others wait for a thread: they shall have their turn.
+                Handled::All if saturated => return (state, Ok(Interest::Read)),
+                Handled::All | Handled::Nothing => {}
+            }
+            if streak == BUSY_STREAK && residence.is_none() && self.clients.gate.has_room() {
+                *residence = self.itself.upgrade().and_then(|this| self.watch.settle(this));
+                if residence.is_some() {
+                    // Saves the kernel a timer for each round trip.
+                    if let Err(error) = self.outgoing.socket().bound_receive(false) {
+                        return (state, Err(error.into()));
+                    }
+                }
+            }
+            let received = self.receive(&mut state, wait, residence.is_some());
+            match received {
+                Ok(Received::Bytes(bytes)) => {
+                    count(&self.counters.received, bytes);
+                    streak += 1;
+                }
+                Ok(Received::Nothing) => return (state, Ok(Interest::Read)),
+                Ok(Received::Eof) => {
+                    self.outgoing.closed_by_peer();
+                    let whole = state.is_between_messages();
+                    let end = if whole { End::Closed } else { End::Truncated };
+                    return (state, Err(end));
+                }
+                Err(error) => return (state, Err(error.into())),
+            }
+        }
     }
 
-    pub(crate) fn session(&self) -> Option<&Session> {
-        self.session.get()
+    /// Receives: polls for a while if so configured, then sleeps for as long as `wait` allows.
+    fn receive(&self, state: &mut State, wait: Wait, resident: bool) -> Result<Received, Errno> {
+        let poll = self.clients.poll;
+        if !poll.is_zero() {
+            let start = Instant::now();
+            while start.elapsed() < poll {
+                match self.fill(state, CHUNK, Wait::No)? {
+                    Received::Nothing => std::hint::spin_loop(),
+                    received => return Ok(received),
+                }
+            }
+        }
+        if resident || wait == Wait::No {
+            return self.fill(state, CHUNK, wait);
+        }
+        let lingering = self.watch.pool().linger();
+        let wait = if lingering.is_some() { wait } else { Wait::No };
+        self.fill(state, CHUNK, wait)
     }
 
-    pub(crate) fn info(&self) -> ConnectionInfo {
+    fn fill(&self, state: &mut State, chunk: usize, wait: Wait) -> Result<Received, Errno> {
+        let mut descriptors = Descriptors::default();
+        let room = state.room(chunk / 2, chunk);
+        let received = self.outgoing.socket().receive(room, &mut descriptors, wait)?;
+        if let Received::Bytes(bytes) = received {
+            state.received(bytes, descriptors, now());
+        }
+        Ok(received)
+    }
+
+    /// Sends what waits, handles every whole message that has arrived, and sends the replies.
+    fn turn<'a>(
+        &'a self,
+        mut state: MutexGuard<'a, State>,
+        wait: Wait,
+    ) -> (MutexGuard<'a, State>, Result<Turn, End>) {
+        if self.outgoing.is_blocked() {
+            match self.outgoing.flush(wait) {
+                Ok(true) => {
+                    let blocked = self.take_dma_replies(&mut state).map(Turn::Blocked);
+                    return (state, blocked);
+                }
+                Ok(false) => {}
+                Err(error) => return (state, Err(error.into())),
+            }
+        }
+        let mut handled = Handled::Nothing;
+        let outcome = loop {
+            match self.step(&mut state) {
+                Ok(Step::Idle) => break Ok(()),
+                Ok(Step::Done) => handled = Handled::All,
+                Ok(Step::Waits(waiting, request, deadline)) => {
+                    handled = Handled::All;
+                    if let Err(error) = self.send(&mut state, wait) {
+                        return (state, Err(error.into()));
+                    }
+                    state = self.wait_for(state, waiting, request, deadline);
+                }
+                Err(end) => break Err(end),
+            }
+            if state.output().len() >= REPLY_BATCH {
+                match self.send(&mut state, wait) {
+                    Ok(true) => {
+                        handled = Handled::Part;
+                        break Ok(());
+                    }
+                    Ok(false) => {}
+                    Err(error) => return (state, Err(error.into())),
+                }
+            }
+        };
+        let sent = self.send(&mut state, wait);
+        let outcome = outcome.and_then(|()| sent.map_err(End::from));
+        (state, outcome.map(|_| Turn::Handled(handled)))
+    }
+
+    /// Takes in the replies to DMA messages from a client that does not take ours. What to wait
+    /// for then.
+    fn take_dma_replies(&self, state: &mut State) -> Result<Interest, End> {
+        let session = self.session.get().filter(|session| session.dma.shares_socket());
+        let Some(session) = session else { return Ok(Interest::Write) };
+        if state.wants_input() {
+            match self.fill(state, CHUNK, Wait::No)? {
+                Received::Bytes(bytes) => count(&self.counters.received, bytes),
+                Received::Nothing => {}
+                // It may still take what is for it.
+                Received::Eof => return Ok(Interest::Write),
+            }
+        }
+        while let Some(reply) = state.next_dma_reply() {
+            if !session.dma.complete(&reply)? {
+                self.stray_reply();
+            }
+        }
+        Ok(if state.wants_input() { Interest::Both } else { Interest::Write })
+    }
+
+    /// Handles one event.
+    #[inline]
+    fn step(&self, state: &mut State) -> Result<Step, End> {
+        let Some(event) = state.next()? else { return Ok(Step::Idle) };
+        count(&self.counters.messages, 1);
+        let call = match event {
+            Event::Call(call) => call,
+            Event::DmaReply(reply) => {
+                let expected = match self.session.get() {
+                    Some(session) => session.dma.complete(&reply)?,
+                    None => {
+                        count(&self.counters.early_replies, 1);
+                        let early = self.counters.early_replies.load(Ordering::Relaxed);
+                        if early > MAX_STRAY_REPLIES {
+                            return Err(vfiod_protocol::End::StrayReplies.into());
+                        }
+                        false
+                    }
+                };
+                if !expected {
+                    self.stray_reply();
+                }
+                return Ok(Step::Done);
+            }
+            Event::Refused(refusal) => {
+                let errno = Errno::from_raw_os_error(refusal.errno as i32);
+                self.refused(refusal.command, errno, &refusal.what);
+                return Ok(Step::Done);
+            }
+        };
+        let Some(session) = self.session.get() else {
+            self.negotiate(call);
+            return Ok(Step::Done);
+        };
+        let Call { request, reply, bytes, deadline } = call;
+        if session.dma.shares_socket()
+            && let Some(waiting) = Waiting::of(&request)
+        {
+            return Ok(Step::Waits(waiting, bytes.start, deadline));
+        }
+        let target = Target {
+            opened: &session.opened,
+            dma: &session.dma,
+            eventfds: &session.eventfds,
+            pool: self.watch.pool(),
+        };
+        if let Err(Refused { command, error }) = target.carry_out(request, reply, deadline) {
+            self.refused(command, error.errno(), &error);
+        }
+        Ok(Step::Done)
+    }
+
+    /// Carries out a request that may wait for the client. Others take in what arrives meanwhile.
+    fn wait_for<'a>(
+        &'a self,
+        state: MutexGuard<'a, State>,
+        waiting: Waiting,
+        request: u64,
+        deadline: vfiod_protocol::Time,
+    ) -> MutexGuard<'a, State> {
+        let Some(session) = self.session.get() else { return state };
+        self.serving.wait();
+        drop(state);
+        let _ = self.watch.rearm(self, Interest::Read);
+        let outcome = waiting.run(&session.opened.file, deadline);
+        let mut state = lock(&self.state);
+        self.serving.resume();
+        if let Some(reply) = state.pending_reply(request)
+            && let Err(Refused { command, error }) = waiting.reply(reply, outcome)
+        {
+            self.refused(command, error.errno(), &error);
+        }
+        state
+    }
+
+    /// Takes in what has arrived, for a thread that waits in a request.
+    fn pump(&self) {
+        let mut state = lock(&self.state);
+        if !self.serving.is_waiting() {
+            // It has come back: what has arrived is for it.
+            return;
+        }
+        let Some(session) = self.session.get() else { return };
+        let blocked = self.outgoing.flush(Wait::No).unwrap_or(false);
+        match self.fill(&mut state, SMALL_CHUNK, Wait::No) {
+            Ok(Received::Bytes(bytes)) => count(&self.counters.received, bytes),
+            Ok(Received::Nothing) => {}
+            Ok(Received::Eof) | Err(_) => {
+                // The thread that waits finds it, too. Nobody is to wait for this client.
+                self.outgoing.closed_by_peer();
+                session.dma.end();
+                return;
+            }
+        }
+        while let Some(reply) = state.next_dma_reply() {
+            match session.dma.complete(&reply) {
+                Ok(true) => {}
+                Ok(false) => self.stray_reply(),
+                Err(_) => {
+                    self.outgoing.end();
+                    return;
+                }
+            }
+        }
+        if state.wants_input() {
+            let interest = if blocked { Interest::Both } else { Interest::Read };
+            // Fails only when the connection is forgotten.
+            let _ = self.watch.rearm(self, interest);
+        }
+    }
+
+    fn stray_reply(&self) {
+        self.quiet.warn(|suppressed| {
+            let device = self.clients.device.name();
+            tracing::warn!(device, suppressed, "reply to no command");
+        });
+    }
+
+    /// Sends the replies collected. Returns whether the client does not take them.
+    fn send(&self, state: &mut State, wait: Wait) -> Result<bool, Errno> {
+        let output = state.output();
+        if output.is_empty() {
+            return Ok(false);
+        }
+        count(&self.counters.sent, output.len());
+        match self.outgoing.send(output, wait) {
+            // The end of the stream tells of a client that has gone; to send to it is no error.
+            Err(Errno::PIPE | Errno::CONNRESET) => {
+                let len = output.len();
+                while !output.is_empty() {
+                    drop(output.sent(len));
+                }
+                Ok(false)
+            }
+            sent => sent,
+        }
+    }
+
+    /// Handles VERSION.
+    fn negotiate(&self, call: Call<'_, OwnedFd>) {
+        let Request::Version { proposed, token } = call.request else { return };
+        let opened = self.open(token.map(Token));
+        let outcome = opened.and_then(|file| self.make_session(file, &proposed));
+        let (session, twin) = match outcome {
+            Ok(made) => made,
+            Err(error) => return self.refuse_version(call.reply, &error),
+        };
+        let device = self.clients.device.name();
+        tracing::debug!(device, owner = %self.owner, dialect = ?session.dialect, "connection opened");
+        if self.session.set(session).is_ok() {
+            call.reply.negotiated(twin);
+        }
+    }
+
+    fn refuse_version(&self, reply: Reply<'_, OwnedFd>, error: &Error) {
+        reply.refuse(error.errno().raw_os_error().unsigned_abs());
+        self.refused(Some(Command::Version), error.errno(), error);
+    }
+
+    fn make_session(
+        &self,
+        file: File,
+        proposed: &Capabilities,
+    ) -> Result<(Session, Option<OwnedFd>), Error> {
+        let failed = |errno| Error::new(errno, "cannot make the second socket");
+        let (ours, theirs) = if proposed.wants_twin_socket() {
+            let (ours, theirs) =
+                socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
+                    .map_err(failed)?;
+            (Some(Socket::new(ours, LINGER).map_err(failed)?), Some(theirs))
+        } else {
+            (None, None)
+        };
+        let blocked: Weak<dyn Blocked> = self.itself.clone();
+        let (pool, limit) = (self.watch.pool(), proposed.data_limit());
+        let gate = self.clients.gate.clone();
+        let session = Session {
+            opened: Arc::new(Opened { file, gate, quiet: Quiet::default() }),
+            dialect: Dialect::of(proposed),
+            dma: DmaChannel::new(&self.outgoing, ours, blocked, limit, pool),
+            eventfds: EventFds::default(),
+        };
+        Ok((session, theirs))
+    }
+
+    /// Opens the device. Where it is taken by a client that has hung up already, waits for that
+    /// one to be let go of: whoever starts again at once after a crash shall find the device free.
+    fn open(&self, token: Option<Token>) -> vfiod_core::Result<File> {
+        let clients = &self.clients;
+        let deadline = Instant::now() + DEPARTURE;
+        let mut departing = true;
+        loop {
+            match clients.device.open_with(self.owner.clone(), token) {
+                Err(error) if matches!(error.errno(), Errno::INVAL | Errno::BUSY) && departing => {
+                    // Nobody departing any more means that it is worth one more attempt.
+                    let wait = || clients.await_departure(self.number, deadline);
+                    departing = clients.gate.release_while(wait);
+                }
+                opened => return opened,
+            }
+        }
+    }
+
+    /// Counts a refusal, and logs it, at most once a second.
+    fn refused(&self, command: Option<Command>, errno: Errno, what: &dyn std::fmt::Display) {
+        self.counters.errors.fetch_add(1, Ordering::Relaxed);
+        self.quiet.warn(|suppressed| {
+            let device = self.clients.device.name();
+            let command = command.map_or("message", Command::name);
+            tracing::warn!(device, command, %errno, suppressed, "refused: {what}");
+        });
+    }
+
+    fn ended(&self, end: &End) {
+        self.end();
+        let device = self.clients.device.name();
+        let ConnectionInfo { owner, messages, errors, .. } = self.info();
+        match end {
+            End::Closed | End::Stopped | End::Revoked => {
+                tracing::info!(device, %owner, messages, errors, "connection ended: {end}");
+            }
+            End::Truncated | End::Protocol(_) | End::Socket(_) => {
+                tracing::warn!(device, %owner, messages, errors, "connection ended: {end}");
+            }
+        }
+    }
+
+    /// What an idle connection waits for.
+    fn interest(&self, interest: Interest) -> Interest {
+        match interest {
+            // Replies to DMA messages are taken in also from a client that takes no replies.
+            Interest::Read if self.outgoing.is_blocked() => Interest::Both,
+            interest => interest,
+        }
+    }
+}
+
+/// What became of a turn.
+enum Turn {
+    Handled(Handled),
+    /// The client does not take what was sent before.
+    Blocked(Interest),
+}
+
+impl Client for Connection {
+    fn has_session(&self) -> bool {
+        self.session.get().is_some()
+    }
+
+    fn is_departing(&self) -> bool {
+        self.outgoing.is_ended() || self.outgoing.socket().peer_has_closed()
+    }
+
+    fn end(&self) {
+        self.outgoing.end();
+        if let Some(session) = self.session.get() {
+            session.dma.end();
+        }
+    }
+
+    fn info(&self) -> ConnectionInfo {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         ConnectionInfo {
             owner: self.owner.clone(),
-            dialect: self.session().map(|session| session.dialect),
+            dialect: self.session.get().map(|session| session.dialect),
             messages: read(&self.counters.messages),
             bytes_received: read(&self.counters.received),
             bytes_sent: read(&self.counters.sent),
             errors: read(&self.counters.errors),
         }
     }
-
-    /// Whether the client has hung up, though what it sent before may not be handled yet.
-    pub(crate) fn is_departing(&self) -> bool {
-        self.link.is_ended() || self.link.socket().peer_has_closed()
-    }
-
-    /// Ends the connection from outside: its thread sees it, and lets go of it.
-    pub(crate) fn end(&self) {
-        self.link.end();
-        if let Some(session) = self.session() {
-            session.dma.end();
-        }
-    }
-
-    /// Negotiation succeeded.
-    pub(crate) fn begin(&self, session: Session) -> Result<(), End> {
-        self.session
-            .set(session)
-            .map_err(|_| End::Refused("VERSION was negotiated before".to_owned()))
-    }
-
-    fn limit(&self) -> usize {
-        if self.session.get().is_some() { MAX_MESSAGE } else { MAX_FIRST_MESSAGE }
-    }
-
-    fn run(self: &Arc<Self>, watch: &Watch, worker: &mut Worker) -> Result<Interest, End> {
-        worker.replies.lend_to(self.number);
-        worker.inbox.append(&mut lock(self.link.incoming()).rest);
-        let mut residence = None;
-        let outcome = self.run_until_idle(watch, worker, &mut residence);
-        if outcome.is_ok() && residence.is_some() {
-            self.link.socket().bound_receive(true)?;
-        }
-        drop(residence);
-        lock(self.link.incoming()).rest = worker.inbox.take_rest();
-        worker.replies.clear();
-        outcome
-    }
-
-    fn run_until_idle<'a>(
-        self: &Arc<Self>,
-        watch: &'a Watch,
-        worker: &mut Worker,
-        residence: &mut Option<Residence<'a>>,
-    ) -> Result<Interest, End> {
-        let pool = watch.pool();
-        let mut streak = 0;
-        loop {
-            if pool.is_stopping() || self.link.is_ended() {
-                return Err(End::Stopped);
-            }
-            let pressed = pool.is_pressed() || self.shared.gate.is_crowded();
-            let wait = if pressed { Wait::No } else { Wait::Linger };
-            if self.link.is_blocked() && self.link.flush(wait)? {
-                return Ok(Interest::Write);
-            }
-            let handled = self.handle_arrived(pool, worker, wait)?;
-            // Only once the client was told so in an answer.
-            let revoked = |session: &Session| session.file.is_revoked();
-            if handled != Handled::Nothing && self.session.get().is_some_and(revoked) {
-                return Err(End::Revoked);
-            }
-            match handled {
-                Handled::Part => continue,
-                // Others wait for a thread: they shall have their turn.
-                Handled::All if pressed => return Ok(Interest::Read),
-                Handled::All | Handled::Nothing => {}
-            }
-            if streak == BUSY_STREAK && residence.is_none() && self.shared.gate.has_room() {
-                *residence = watch.settle(self.clone());
-                if residence.is_some() {
-                    // Saves the kernel a timer for each round trip.
-                    self.link.socket().bound_receive(false)?;
-                }
-            }
-            match self.receive(&mut worker.inbox, wait)? {
-                Received::Bytes(bytes) => {
-                    count(&self.counters.received, bytes);
-                    streak += 1;
-                }
-                Received::Nothing => return Ok(Interest::Read),
-                Received::Eof => {
-                    self.link.closed_by_peer();
-                    let cut_short = !worker.inbox.is_empty();
-                    return Err(if cut_short { End::CutShort } else { End::Closed });
-                }
-            }
-        }
-    }
-
-    /// Receives: polls for a while if so configured, then sleeps for as long as `wait` allows.
-    fn receive(&self, inbox: &mut Inbox, wait: Wait) -> Result<Received, Errno> {
-        let poll = self.shared.poll;
-        if !poll.is_zero() {
-            let start = Instant::now();
-            while start.elapsed() < poll {
-                match inbox.fill(self.link.socket(), CHUNK, Wait::No)? {
-                    Received::Nothing => std::hint::spin_loop(),
-                    received => return Ok(received),
-                }
-            }
-        }
-        inbox.fill(self.link.socket(), CHUNK, wait)
-    }
-
-    /// Handles every whole message that has arrived, and sends the replies.
-    fn handle_arrived(
-        self: &Arc<Self>,
-        pool: &Pool,
-        worker: &mut Worker,
-        wait: Wait,
-    ) -> Result<Handled, End> {
-        if self.shares_socket() {
-            return self.handle_sharing(pool, worker, wait);
-        }
-        let Worker { inbox, replies } = worker;
-        let mut handled = Handled::Nothing;
-        let outcome = loop {
-            let mut message = match inbox.next(self.limit()) {
-                Ok(Some(message)) => message,
-                Ok(None) => break Ok(()),
-                Err(bad) => break Err(bad.into()),
-            };
-            handled = Handled::All;
-            let descriptors = std::mem::take(&mut message.descriptors);
-            let payload = inbox.payload(&message);
-            if let Err(end) = self.handle(pool, &message.header, payload, descriptors, replies) {
-                break Err(end);
-            }
-            if self.must_stop(replies, wait)? || self.shares_socket() {
-                handled = Handled::Part;
-                break Ok(());
-            }
-        };
-        self.send(replies, wait)?;
-        outcome.map(|()| handled)
-    }
-
-    /// Whether DMA messages travel on the same socket. Then, while a command is handled, whoever
-    /// waits for the answer to one may read that socket; see [`crate::dma_channel`].
-    fn shares_socket(&self) -> bool {
-        self.session.get().is_some_and(|session| session.dma.shares_socket())
-    }
-
-    /// As [`Connection::handle_arrived`], where others may read the socket meanwhile: what is not
-    /// a whole message yet is left to them, and what they find is handled afterwards.
-    fn handle_sharing(
-        self: &Arc<Self>,
-        pool: &Pool,
-        worker: &mut Worker,
-        wait: Wait,
-    ) -> Result<Handled, End> {
-        let Worker { inbox, replies } = worker;
-        let limit = self.limit();
-        inbox.check(limit)?;
-        {
-            let mut incoming = lock(self.link.incoming());
-            if incoming.deferred.is_empty() && !inbox.has_message(limit) {
-                return Ok(Handled::Nothing);
-            }
-            inbox.move_tail(limit, &mut incoming.rest);
-            incoming.set_busy();
-        }
-        let outcome = self.handle_batch(pool, inbox, replies, wait);
-        let sent = self.link.flush(wait);
-        let mut incoming = lock(self.link.incoming());
-        incoming.set_reading();
-        // What did not get its turn goes first next time.
-        let mut left = Vec::new();
-        while let Ok(Some(message)) = inbox.next(MAX_MESSAGE) {
-            left.push(message.defer(inbox));
-        }
-        incoming.defer_first(left);
-        inbox.append(&mut incoming.rest);
-        let handled = if incoming.deferred.is_empty() { Handled::All } else { Handled::Part };
-        drop(incoming);
-        outcome?;
-        gone_is_no_error(sent.map(|_| ()))?;
-        Ok(handled)
-    }
-
-    fn handle_batch(
-        self: &Arc<Self>,
-        pool: &Pool,
-        inbox: &mut Inbox,
-        replies: &mut Replies,
-        wait: Wait,
-    ) -> Result<(), End> {
-        if self.session.get().is_some_and(|session| session.dma.is_waiting()) {
-            self.deliver_replies(inbox);
-        }
-        loop {
-            let next = lock(self.link.incoming()).next_deferred();
-            let Some(Deferred { header, payload, descriptors }) = next else { break };
-            self.handle(pool, &header, &payload, descriptors, replies)?;
-            if self.set_aside(replies, wait)? {
-                return Ok(());
-            }
-        }
-        while let Some(mut message) = inbox.next(self.limit())? {
-            let descriptors = std::mem::take(&mut message.descriptors);
-            let payload = inbox.payload(&message);
-            self.handle(pool, &message.header, payload, descriptors, replies)?;
-            if self.set_aside(replies, wait)? {
-                return Ok(());
-            }
-        }
-        Ok(())
-    }
-
-    /// Puts replies where they go out in front of the next DMA message. `true` if the client does
-    /// not take what was sent before.
-    fn set_aside(&self, replies: &mut Replies, wait: Wait) -> Result<bool, Errno> {
-        if replies.len() > MAX_SET_ASIDE {
-            self.send(replies, wait)?;
-        } else if !replies.is_empty() {
-            count(&self.counters.sent, replies.len());
-            let waiting = self.link.queue(replies.bytes());
-            replies.clear();
-            if waiting > MAX_SET_ASIDE {
-                gone_is_no_error(self.link.flush(wait).map(|_| ()))?;
-            }
-        }
-        Ok(self.link.is_blocked())
-    }
-
-    /// Another thread waits for a reply that may be behind commands: finds it first.
-    fn deliver_replies(&self, inbox: &mut Inbox) {
-        let mut commands = Vec::new();
-        while let Ok(Some(message)) = inbox.next(self.limit()) {
-            if let Kind::Reply(status) = message.header.kind() {
-                self.deliver(&message.header, status, inbox.payload(&message));
-            } else {
-                commands.push(message.defer(inbox));
-            }
-        }
-        let mut incoming = lock(self.link.incoming());
-        for command in commands {
-            incoming.defer(command);
-        }
-    }
-
-    /// A reply to one of our commands. `false` if the client makes them up all the time.
-    fn deliver(&self, header: &Header, status: Result<(), u32>, payload: &[u8]) -> bool {
-        let expected =
-            self.session.get().is_some_and(|session| session.dma.deliver(header, status, payload));
-        if !expected {
-            self.quiet.warn(|more| {
-                tracing::warn!(device = self.shared.device.name(), more, "reply to no command");
-            });
-            count(&self.counters.stray_replies, 1);
-        }
-        self.counters.stray_replies.load(Ordering::Relaxed) <= MAX_STRAY_REPLIES
-    }
-
-    fn must_stop(&self, replies: &mut Replies, wait: Wait) -> Result<bool, Errno> {
-        if replies.len() < REPLY_BATCH {
-            return Ok(false);
-        }
-        self.send(replies, wait)?;
-        Ok(self.link.is_blocked())
-    }
-
-    /// Sends the replies collected.
-    pub(crate) fn send(&self, replies: &mut Replies, wait: Wait) -> Result<(), Errno> {
-        if replies.is_empty() {
-            return Ok(());
-        }
-        count(&self.counters.sent, replies.len());
-        let sent = self.link.send(replies.bytes(), wait);
-        replies.clear();
-        gone_is_no_error(sent)
-    }
-
-    /// Sends a message of its own, with descriptors; `EAGAIN` where the client does not take what
-    /// was sent before.
-    pub(crate) fn send_with_fds(&self, message: &[u8], fds: &[OwnedFd]) -> Result<(), Errno> {
-        count(&self.counters.sent, message.len());
-        self.link.send_with_fds(message, fds)
-    }
-
-    fn handle(
-        self: &Arc<Self>,
-        pool: &Pool,
-        header: &Header,
-        payload: &[u8],
-        descriptors: Descriptors,
-        replies: &mut Replies,
-    ) -> Result<(), End> {
-        count(&self.counters.messages, 1);
-        let kind = header.kind();
-        let posted = match kind {
-            Kind::Command => false,
-            Kind::Posted => true,
-            Kind::Reply(status) => {
-                let known = self.deliver(header, status, payload);
-                return if known { Ok(()) } else { Err(End::StrayReplies) };
-            }
-            Kind::Unknown if self.session.get().is_some() => {
-                self.refuse(header, None, Errno::INVAL, &"unknown message type", replies);
-                return Ok(());
-            }
-            // Refused below: the first message must be VERSION.
-            Kind::Unknown => false,
-        };
-        let before = replies.len();
-        let outcome = self.command(pool, header, payload, descriptors, replies);
-        if posted {
-            // Answering would destroy the stream, even with an error.
-            replies.truncate(before);
-        }
-        outcome
-    }
-
-    fn command(
-        self: &Arc<Self>,
-        pool: &Pool,
-        header: &Header,
-        payload: &[u8],
-        descriptors: Descriptors,
-        replies: &mut Replies,
-    ) -> Result<(), End> {
-        let command = Command::from_number(header.command);
-        let Some(session) = self.session.get() else {
-            return crate::negotiate::first_message(self, command, header, payload, replies);
-        };
-        let Some(command) = command else {
-            let what = format!("unknown command {}", header.command);
-            self.refuse(header, None, Errno::NOSYS, &what, replies);
-            return Ok(());
-        };
-        session.dma.command_begins();
-        crate::dispatch::command(
-            self,
-            session,
-            pool,
-            command,
-            header,
-            payload,
-            descriptors,
-            replies,
-        );
-        Ok(())
-    }
-
-    /// Answers with an errno, and says so in the log, at most once a second.
-    pub(crate) fn refuse(
-        &self,
-        header: &Header,
-        command: Option<Command>,
-        errno: Errno,
-        what: &dyn std::fmt::Display,
-        replies: &mut Replies,
-    ) {
-        self.counters.errors.fetch_add(1, Ordering::Relaxed);
-        let dialect = self.session.get().map_or(Dialect::Standard, |session| session.dialect);
-        let padding = command.map_or(0, |command| dialect.error_padding(command));
-        replies.error(header, errno.raw_os_error().unsigned_abs(), padding);
-        self.quiet.warn(|more| {
-            let device = self.shared.device.name();
-            let command = command.map_or("message", Command::name);
-            tracing::warn!(device, command, %errno, more, "refused: {what}");
-        });
-    }
-
-    fn ended(&self, end: &End) {
-        self.end();
-        let device = self.shared.device.name();
-        match end {
-            End::Closed | End::Stopped | End::Revoked => {
-                tracing::info!(device, "connection ended: {end}");
-            }
-            End::CutShort
-            | End::Stream(_)
-            | End::StrayReplies
-            | End::Refused(_)
-            | End::Socket(_) => {
-                tracing::warn!(device, "connection ended: {end}");
-            }
-        }
-    }
 }
 
-/// The end of the stream tells of a client that has gone; to send to it is no error.
-fn gone_is_no_error(sent: Result<(), Errno>) -> Result<(), Errno> {
-    match sent {
-        Err(Errno::PIPE | Errno::CONNRESET) => Ok(()),
-        sent => sent,
+impl Blocked for Connection {
+    fn blocked(&self) {
+        // The thread that serves it looks again, and watches it for room.
+        if !self.serving.mark() {
+            // Fails only where the socket is not watched any more.
+            let _ = self.watch.rearm(self, Interest::Both);
+        }
     }
 }
 
 impl Source for Connection {
     fn fd(&self) -> BorrowedFd<'_> {
-        self.link.socket().as_fd()
+        self.outgoing.socket().as_fd()
     }
 
     fn serve(self: Arc<Self>, watch: &Watch, worker: &mut Worker) {
-        let source: Arc<dyn Source> = self.clone();
-        let shared = self.shared.clone();
-        let Some(turn) = shared.gate.enter(watch, source) else { return };
-        let parked = self
-            .run(watch, worker)
-            .and_then(|interest| watch.park(self.clone(), interest).map_err(End::Socket));
-        if let Err(end) = parked {
-            self.ended(&end);
-            watch.forget();
-            // Releases the file, as long as the device has this thread.
-            drop(self);
+        match self.serving.enter() {
+            Visit::Serve => {}
+            Visit::Pump => return self.pump(),
+            Visit::Leave => return,
         }
-        drop(turn);
+        let clients = self.clients.clone();
+        loop {
+            let blocked = self.outgoing.is_blocked();
+            let interest = if blocked { Interest::Write } else { Interest::Read };
+            let permit = clients.gate.enter(watch, self.clone(), interest);
+            let Some(permit) = permit else {
+                // Whoever has been here meanwhile is served when there is room.
+                while !self.serving.leave() {}
+                return;
+            };
+            let parked = self.run(worker).and_then(|interest| {
+                watch.park(self.clone(), self.interest(interest)).map_err(End::Socket)
+            });
+            if let Err(end) = parked {
+                self.ended(&end);
+                watch.forget();
+                // Releases the file, as long as the device has this thread.
+                drop(self);
+                drop(permit);
+                return;
+            }
+            if self.serving.leave() {
+                drop(self);
+                drop(permit);
+                return;
+            }
+        }
     }
 
     fn interrupt(&self) {

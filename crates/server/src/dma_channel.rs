@@ -1,297 +1,401 @@
-//! DMA by messages: memory of the client that it gave no descriptor for.
+//! DMA by message: memory of the client that it gave no descriptor for.
 //!
 //! A request goes out on the connection's own socket, or on the second one where the client
-//! offered it, and the thread that asked waits for the reply. On the own socket the reply may be
-//! behind commands; those are put aside and handled in their turn.
+//! offered it. No thread waits for the reply: whoever reads the socket completes the request. Each
+//! has a deadline, kept by a timer.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, Timespec};
-use vfiod_core::dma::DmaPeer;
-use vfiod_core::{Errno, Error, Result};
-use vfiod_wire::payload::DmaAccess;
-use vfiod_wire::{Command, HEADER_LEN, Header};
-use zerocopy::{FromBytes, IntoBytes};
+use rustix::io::Errno;
+use rustix::time::{
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
+    timerfd_settime,
+};
+use vfiod_core::dma::{Completion, DmaPeer, Reply};
+use vfiod_core::{Error, Result};
+use vfiod_protocol::{
+    Completed, DmaFailure, DmaReply, DmaRequests, End, Ended, Output, Time, TransferId, Twin,
+};
+use vfiod_sync::{Mutex, lock};
 
-use crate::link::Link;
-use crate::sync::lock;
-use crate::transport::Wait;
+use crate::clock::now;
+use crate::outgoing::Outgoing;
+use crate::pool::{Interest, Pool, Source, Watch, Worker};
+use crate::transport::{Descriptors, Received, Wait};
 
-/// How long a peer may take to answer. QEMU gives up on its own commands after five seconds,
-/// and one of them may be waiting for this.
+/// How long a client may take for a request. QEMU gives up on its own commands after five
+/// seconds, and one of them may be waiting for this.
 const TIMEOUT: Duration = Duration::from_secs(3);
-/// How long all DMA messages of one command may take together, for the same reason.
-const COMMAND_BUDGET: Duration = Duration::from_secs(4);
-/// How long a peer may take that has left a message without an answer before: devices with much
-/// to transfer should fail soon, not once for each piece.
-const UNRESPONSIVE_TIMEOUT: Duration = Duration::from_millis(100);
-/// How long another thread's progress is waited for before looking again.
-const SLICE: Duration = Duration::from_millis(2);
+/// How much is received at once on the second socket: most replies are a page.
+const CHUNK: usize = 16 << 10;
 
-type Answer = std::result::Result<Vec<u8>, u32>;
+/// The connection whose socket DMA messages share, for when its client does not take them.
+pub(crate) trait Blocked: Send + Sync {
+    /// What was sent waits for room: someone must flush it once there is.
+    fn blocked(&self);
+}
 
 /// The way to a client's memory by messages.
 pub(crate) struct DmaChannel {
-    link: Arc<Link>,
-    /// Whether `link` is the second socket, which nobody else reads.
-    twin: bool,
-    /// Most bytes in one message that the client takes.
-    chunk: usize,
-    waiting: Mutex<Waiting>,
-    outstanding: AtomicUsize,
-    arrived: Condvar,
+    outgoing: Arc<Outgoing>,
+    twin: Option<Arc<TwinSocket>>,
+    connection: Weak<dyn Blocked>,
+    pool: Pool,
+    state: Mutex<State>,
     used: AtomicBool,
-    /// Counts the commands that the connection's thread has begun.
-    commands: AtomicU64,
-    unresponsive: AtomicBool,
+    timer: OnceLock<Option<(Arc<Timer>, Watch)>>,
 }
 
-#[derive(Default)]
-struct Waiting {
-    next_id: u16,
-    /// Messages without an answer taken, by id.
-    messages: HashMap<u16, Pending>,
-    /// A command that has waited, by its count, and when it must stop.
-    budget: Option<(u64, Instant)>,
+struct State {
+    requests: DmaRequests,
+    waiting: HashMap<TransferId, Waiting>,
+    /// When the timer goes off.
+    armed: Option<Time>,
+    ended: bool,
 }
 
-struct Pending {
-    command: Command,
-    answer: Option<Answer>,
+enum Waiting {
+    Read(Completion<Vec<u8>>),
+    Write(Completion<()>),
+}
+
+impl Waiting {
+    fn complete(self, outcome: Result<Vec<u8>>) {
+        match self {
+            Self::Read(completion) => completion.complete(outcome),
+            Self::Write(completion) => completion.complete(outcome.map(drop)),
+        }
+    }
+}
+
+/// The second socket.
+pub(crate) struct TwinSocket {
+    outgoing: Arc<Outgoing>,
+    incoming: Mutex<Twin<OwnedFd>>,
+    channel: OnceLock<Weak<DmaChannel>>,
+    watch: OnceLock<Watch>,
+}
+
+/// Goes off at the earliest deadline.
+struct Timer {
+    fd: OwnedFd,
+    channel: Weak<DmaChannel>,
+}
+
+fn error_of(failure: DmaFailure) -> Error {
+    let errno = match failure {
+        DmaFailure::Refused(errno) => {
+            let errno = i32::try_from(errno).ok().filter(|errno| (1..4096).contains(errno));
+            errno.map_or(Errno::IO, Errno::from_raw_os_error)
+        }
+        DmaFailure::WrongAccess | DmaFailure::WrongLength => Errno::IO,
+        DmaFailure::TimedOut => Errno::TIMEDOUT,
+        DmaFailure::TooMany => Errno::BUSY,
+        DmaFailure::Closed => Errno::NOTCONN,
+    };
+    Error::new(errno, failure.to_string())
 }
 
 impl DmaChannel {
-    pub(crate) fn new(link: Arc<Link>, twin: bool, client_limit: u64) -> Self {
-        let chunk = client_limit.clamp(1, crate::limits::MAX_DATA as u64) as usize;
-        Self {
-            link,
+    /// For a client that takes `client_limit` bytes of data in a message. `outgoing` is the
+    /// connection's own socket, `twin` the second one.
+    pub(crate) fn new(
+        outgoing: &Arc<Outgoing>,
+        twin: Option<crate::transport::Socket>,
+        connection: Weak<dyn Blocked>,
+        client_limit: u64,
+        pool: &Pool,
+    ) -> Arc<Self> {
+        let twin = twin.map(|socket| {
+            Arc::new(TwinSocket {
+                outgoing: Arc::new(Outgoing::new(socket)),
+                incoming: Mutex::default(),
+                channel: OnceLock::new(),
+                watch: OnceLock::new(),
+            })
+        });
+        let requests = DmaRequests::new(client_limit);
+        let state = State { requests, waiting: HashMap::new(), armed: None, ended: false };
+        let channel = Arc::new(Self {
+            outgoing: twin.as_ref().map_or(outgoing, |twin| &twin.outgoing).clone(),
             twin,
-            chunk,
-            waiting: Mutex::default(),
-            outstanding: AtomicUsize::new(0),
-            arrived: Condvar::new(),
+            connection,
+            pool: pool.clone(),
+            state: Mutex::new(state),
             used: AtomicBool::new(false),
-            commands: AtomicU64::new(0),
-            unresponsive: AtomicBool::new(false),
+            timer: OnceLock::new(),
+        });
+        if let Some(twin) = &channel.twin {
+            let _ = twin.channel.set(Arc::downgrade(&channel));
         }
+        channel
     }
 
-    /// Whether any window depends on it, so that a command may have to wait for the client.
-    pub(crate) fn is_used(&self) -> bool {
-        self.used.load(Ordering::Relaxed)
-    }
-
-    /// Whether messages travel on the connection's own socket, so that its thread may find it
-    /// read by another.
+    /// Whether messages travel on the connection's own socket.
     pub(crate) fn shares_socket(&self) -> bool {
-        !self.twin && self.is_used()
+        self.twin.is_none() && self.used.load(Ordering::Relaxed)
     }
 
-    /// From now on windows depend on it.
-    pub(crate) fn set_used(&self) {
-        self.used.store(true, Ordering::Relaxed);
-    }
-
-    /// Whether a reply is being waited for.
-    pub(crate) fn is_waiting(&self) -> bool {
-        self.outstanding.load(Ordering::Acquire) > 0
-    }
-
-    /// The connection's thread begins a command: it has all the time that one may take.
-    pub(crate) fn command_begins(&self) {
-        self.commands.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// Nobody is to wait for this client any more.
-    pub(crate) fn end(&self) {
-        if self.twin {
-            self.link.end();
+    /// From now on mappings depend on it.
+    ///
+    /// # Errors
+    /// What `epoll` or `timerfd_create` says.
+    pub(crate) fn set_used(self: &Arc<Self>) -> Result<()> {
+        if self.used.swap(true, Ordering::Relaxed) {
+            return Ok(());
         }
-        if self.is_waiting() {
-            self.arrived.notify_all();
+        let failed = |errno| Error::new(errno, "cannot prepare for DMA by message");
+        let timer = self.start_timer().map_err(failed)?;
+        let _ = self.timer.set(Some(timer));
+        if let Some(twin) = &self.twin {
+            let watch = self.pool.reserve();
+            let source: Arc<dyn Source> = twin.clone();
+            let _ = twin.watch.set(watch.clone());
+            watch.arm(&source, Interest::Read).map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    fn start_timer(self: &Arc<Self>) -> Result<(Arc<Timer>, Watch), Errno> {
+        let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
+        let fd = timerfd_create(TimerfdClockId::Monotonic, flags)?;
+        let timer = Arc::new(Timer { fd, channel: Arc::downgrade(self) });
+        let watch = self.pool.reserve();
+        let source: Arc<dyn Source> = timer.clone();
+        watch.arm(&source, Interest::Read)?;
+        Ok((timer, watch))
+    }
+
+    /// Nobody is to wait for this client any more: every request fails with `ENOTCONN`.
+    pub(crate) fn end(&self) {
+        if let Some(twin) = &self.twin {
+            twin.outgoing.end();
+        }
+        let mut state = lock(&self.state);
+        state.ended = true;
+        let ended = state.requests.close();
+        let waiting = take(&mut state, ended);
+        drop(state);
+        deliver(waiting);
+        if let Some(watch) = self.twin.as_ref().and_then(|twin| twin.watch.get()) {
+            watch.forget();
+        }
+        if let Some(Some((_, watch))) = self.timer.get() {
+            watch.forget();
         }
     }
 
     /// A reply came. `false` if nobody asked for it.
-    pub(crate) fn deliver(
-        &self,
-        header: &Header,
-        status: std::result::Result<(), u32>,
-        payload: &[u8],
-    ) -> bool {
-        let mut waiting = lock(&self.waiting);
-        match waiting.messages.get_mut(&header.id) {
-            Some(pending)
-                if pending.answer.is_none() && pending.command as u16 == header.command =>
-            {
-                pending.answer = Some(status.map(|()| payload.to_vec()));
-                drop(waiting);
-                self.unresponsive.store(false, Ordering::Relaxed);
-                self.arrived.notify_all();
-                true
-            }
-            _ => false,
+    ///
+    /// # Errors
+    /// [`End::StrayReplies`].
+    pub(crate) fn complete(&self, reply: &DmaReply<'_>) -> Result<bool, End> {
+        let mut output = Output::default();
+        let mut state = lock(&self.state);
+        let completed = state.requests.complete(reply, &mut output)?;
+        let (ended, expected) = match completed {
+            Completed::Ended(ended) => (vec![ended], true),
+            Completed::Part => (Vec::new(), true),
+            Completed::Stray => (Vec::new(), false),
+        };
+        let waiting = take(&mut state, ended);
+        drop(state);
+        deliver(waiting);
+        self.send(output);
+        Ok(expected)
+    }
+
+    /// Ends the requests whose deadline has passed.
+    fn expire(&self) {
+        let mut output = Output::default();
+        let mut state = lock(&self.state);
+        let ended = state.requests.expire(now(), &mut output);
+        let waiting = take(&mut state, ended);
+        state.armed = None;
+        self.arm_timer(&mut state);
+        drop(state);
+        deliver(waiting);
+        self.send(output);
+    }
+
+    /// Sets the timer, unless it goes off early enough.
+    fn arm_timer(&self, state: &mut State) {
+        let Some(next) = state.requests.next_deadline() else { return };
+        if state.armed.is_some_and(|armed| armed <= next) {
+            return;
+        }
+        let Some(Some((timer, _))) = self.timer.get() else { return };
+        // The clock that says what time it is may be behind by a tick.
+        let at = next.after(Duration::from_millis(10));
+        let it_value = Timespec {
+            tv_sec: (at.0 / 1_000_000_000) as i64,
+            tv_nsec: (at.0 % 1_000_000_000) as i64,
+        };
+        let it_interval = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let time = Itimerspec { it_interval, it_value };
+        if timerfd_settime(&timer.fd, TimerfdTimerFlags::ABSTIME, &time).is_ok() {
+            state.armed = Some(next);
         }
     }
 
-    /// Until when a message that is sent now may wait.
-    fn deadline(&self) -> Instant {
-        let now = Instant::now();
-        let patience = match self.unresponsive.load(Ordering::Relaxed) {
-            true => UNRESPONSIVE_TIMEOUT,
-            false => TIMEOUT,
-        };
-        if self.twin || !self.link.reader().is_this_thread() {
-            return now + patience;
+    fn send(&self, mut output: Output<OwnedFd>) {
+        if output.is_empty() {
+            return;
         }
-        let command = self.commands.load(Ordering::Relaxed);
-        let mut waiting = lock(&self.waiting);
-        let until = match waiting.budget {
-            Some((same, until)) if same == command => until,
-            _ => now + COMMAND_BUDGET,
-        };
-        waiting.budget = Some((command, until));
-        until.min(now + patience)
-    }
-
-    fn ask(&self, command: Command, access: &DmaAccess, data: &[u8]) -> Result<Vec<u8>> {
-        let deadline = self.deadline();
-        let id = self.claim_id(command)?;
-        let header = Header::command(id, command, DmaAccess::LEN + data.len(), false);
-        let mut message = Vec::with_capacity(HEADER_LEN + DmaAccess::LEN + data.len());
-        message.extend_from_slice(header.as_bytes());
-        message.extend_from_slice(access.as_bytes());
-        message.extend_from_slice(data);
-        let answer = self
-            .link
-            .send(&message, Wait::No)
-            .map_err(|errno| Error::new(errno, "cannot send a DMA message to the client"))
-            .and_then(|()| self.wait_for(id, deadline));
-        lock(&self.waiting).messages.remove(&id);
-        self.outstanding.fetch_sub(1, Ordering::AcqRel);
-        answer
-    }
-
-    fn claim_id(&self, command: Command) -> Result<u16> {
-        let mut waiting = lock(&self.waiting);
-        if waiting.messages.len() >= 1024 {
-            return Err(Error::new(Errno::BUSY, "1024 DMA messages wait for the client already"));
-        }
-        let id = loop {
-            let id = waiting.next_id;
-            waiting.next_id = id.wrapping_add(1);
-            if !waiting.messages.contains_key(&id) {
-                break id;
-            }
-        };
-        waiting.messages.insert(id, Pending { command, answer: None });
-        self.outstanding.fetch_add(1, Ordering::AcqRel);
-        Ok(id)
-    }
-
-    /// Waits for an answer: reads the socket itself where the thread that otherwise reads it is
-    /// busy with a command (perhaps the one that needs this answer).
-    fn wait_for(&self, id: u16, deadline: Instant) -> Result<Vec<u8>> {
-        loop {
-            let mut waiting = lock(&self.waiting);
-            let pending = waiting.messages.get_mut(&id);
-            match pending.map(|pending| pending.answer.take()) {
-                Some(Some(Ok(payload))) => return Ok(payload),
-                Some(Some(Err(errno))) => return Err(refused(errno)),
-                Some(None) => {}
-                None => return Err(Error::new(Errno::IO, "a DMA message's answer was lost")),
-            }
-            if self.link.is_ended() {
-                return Err(Error::new(Errno::NOTCONN, "the client went away during DMA"));
-            }
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                self.unresponsive.store(true, Ordering::Relaxed);
-                return Err(Error::new(Errno::TIMEDOUT, "the client did not answer a DMA message"));
-            }
-            let reader = self.link.reader();
-            let reads = self.twin || reader.is_busy();
-            if !reads && !self.link.is_blocked() {
-                drop(self.arrived.wait_timeout(waiting, left.min(SLICE)));
-                continue;
-            }
-            drop(waiting);
-            // Where another thread may take over the reading it must be noticed soon.
-            let alone = self.twin || reader.is_this_thread();
-            self.poll(reads, if alone { left.min(Duration::from_millis(100)) } else { SLICE });
-            self.link
-                .flush(Wait::No)
-                .map_err(|errno| Error::new(errno, "cannot send a DMA message to the client"))?;
-            if self.twin {
-                if !self.link.pump_replies(self) {
-                    self.link.end();
-                    tracing::warn!("the second socket was closed: no reply, but something else");
+        match self.outgoing.send(&mut output, Wait::No) {
+            Ok(false) => {}
+            Ok(true) => match &self.twin {
+                Some(twin) => twin.wait_for_room(),
+                None => {
+                    if let Some(connection) = self.connection.upgrade() {
+                        connection.blocked();
+                    }
                 }
-            } else if reads {
-                self.link.pump(self);
+            },
+            // Whoever reads the socket finds its end, and fails the requests.
+            Err(error) => tracing::debug!(%error, "cannot send a DMA message"),
+        }
+    }
+
+    fn start(
+        &self,
+        waiting: Waiting,
+        start: impl FnOnce(&mut DmaRequests, &mut Output<OwnedFd>) -> Result<TransferId, DmaFailure>,
+    ) {
+        let mut output = Output::default();
+        let mut state = lock(&self.state);
+        let started = match state.ended {
+            true => Err(DmaFailure::Closed),
+            false => start(&mut state.requests, &mut output),
+        };
+        match started {
+            Ok(id) => {
+                state.waiting.insert(id, waiting);
+                self.arm_timer(&mut state);
+                drop(state);
+                self.send(output);
+            }
+            Err(failure) => {
+                drop(state);
+                waiting.complete(Err(error_of(failure)));
             }
         }
     }
-
-    /// Waits for something to read, or for room for what the client has not taken.
-    fn poll(&self, reads: bool, wait: Duration) {
-        let timeout = Timespec { tv_sec: 0, tv_nsec: i64::from(wait.subsec_nanos()) };
-        let mut events = if reads { PollFlags::IN } else { PollFlags::empty() };
-        if self.link.is_blocked() {
-            events |= PollFlags::OUT;
-        }
-        let mut fds = [PollFd::new(self.link.socket(), events)];
-        // Whatever it says, nothing waits afterwards.
-        let _ = rustix::event::poll(&mut fds, Some(&timeout));
-    }
 }
 
-fn refused(errno: u32) -> Error {
-    let errno = i32::try_from(errno).ok().filter(|errno| (1..4096).contains(errno));
-    let errno = errno.map_or(Errno::IO, Errno::from_raw_os_error);
-    Error::new(errno, "the client refused a DMA message")
-}
+type Outcome = (Waiting, Result<Vec<u8>>);
 
-fn check(payload: &[u8], access: &DmaAccess) -> Result<()> {
-    let same = match DmaAccess::read_from_prefix(payload) {
-        Ok((reply, _)) => reply == *access,
-        // The specification's table gives the reply to DMA_WRITE a count of 4 bytes.
-        Err(_) => payload.get(..8) == Some(access.address.as_bytes()) && payload.len() == 12,
+fn take(state: &mut State, ended: Vec<Ended>) -> Vec<Outcome> {
+    let take = |Ended { id, outcome }: Ended| {
+        Some((state.waiting.remove(&id)?, outcome.map_err(error_of)))
     };
-    if same {
-        Ok(())
-    } else {
-        Err(Error::new(Errno::IO, "the client's answer to a DMA message is about something else"))
+    ended.into_iter().filter_map(take).collect()
+}
+
+/// Without a lock held: what is woken may start the next request at once.
+fn deliver(outcomes: Vec<Outcome>) {
+    for (waiting, outcome) in outcomes {
+        waiting.complete(outcome);
     }
 }
 
 impl DmaPeer for DmaChannel {
+    fn start_read(&self, iova: u64, len: usize, completion: Completion<Vec<u8>>) {
+        self.start(Waiting::Read(completion), |requests, output| {
+            requests.read(iova, len, now(), TIMEOUT, output)
+        });
+    }
+
+    fn start_write(&self, iova: u64, data: Vec<u8>, completion: Completion<()>) {
+        self.start(Waiting::Write(completion), |requests, output| {
+            requests.write(iova, data, now(), TIMEOUT, output)
+        });
+    }
+
     fn dma_read(&self, iova: u64, data: &mut [u8]) -> Result<()> {
-        let mut address = iova;
-        for part in data.chunks_mut(self.chunk) {
-            let access = DmaAccess { address, count: part.len() as u64 };
-            let payload = self.ask(Command::DmaRead, &access, &[])?;
-            check(&payload, &access)?;
-            let bytes = payload.get(DmaAccess::LEN..).filter(|bytes| bytes.len() == part.len());
-            let bytes = bytes.ok_or_else(|| {
-                Error::new(Errno::IO, "the client's answer to DMA_READ has the wrong length")
-            })?;
-            part.copy_from_slice(bytes);
-            address = address.wrapping_add(part.len() as u64);
-        }
+        let (completion, reply) = Completion::new();
+        self.start_read(iova, data.len(), completion);
+        data.copy_from_slice(&wait(reply)?);
         Ok(())
     }
 
     fn dma_write(&self, iova: u64, data: &[u8]) -> Result<()> {
-        let mut address = iova;
-        for part in data.chunks(self.chunk) {
-            let access = DmaAccess { address, count: part.len() as u64 };
-            check(&self.ask(Command::DmaWrite, &access, part)?, &access)?;
-            address = address.wrapping_add(part.len() as u64);
+        let (completion, reply) = Completion::new();
+        self.start_write(iova, data.to_vec(), completion);
+        wait(reply)
+    }
+}
+
+/// For devices with threads of their own. The request has a deadline of its own.
+fn wait<T>(reply: Reply<T>) -> Result<T> {
+    reply.wait(Instant::now() + TIMEOUT * 2)
+}
+
+impl TwinSocket {
+    fn interest(&self) -> Interest {
+        if self.outgoing.is_blocked() { Interest::Both } else { Interest::Read }
+    }
+
+    fn wait_for_room(&self) {
+        if let Some(watch) = self.watch.get() {
+            // Fails only when the connection has ended, which forgets it.
+            let _ = watch.rearm(self, Interest::Both);
         }
-        Ok(())
+    }
+
+    fn read(&self, channel: &DmaChannel) -> bool {
+        let mut incoming = lock(&self.incoming);
+        let mut descriptors = Descriptors::default();
+        let room = incoming.room(CHUNK / 2, CHUNK);
+        match self.outgoing.socket().receive(room, &mut descriptors, Wait::No) {
+            Ok(Received::Bytes(bytes)) => incoming.received(bytes, now()),
+            Ok(Received::Nothing) => {}
+            Ok(Received::Eof) | Err(_) => return false,
+        }
+        loop {
+            let outcome = match incoming.next_reply() {
+                Ok(None) => return true,
+                Ok(Some(reply)) => channel.complete(&reply).map(drop),
+                Err(end) => Err(end),
+            };
+            if let Err(end) = outcome {
+                tracing::warn!("the second socket is closed: {end}");
+                return false;
+            }
+        }
+    }
+}
+
+impl Source for TwinSocket {
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.outgoing.socket().as_fd()
+    }
+
+    fn serve(self: Arc<Self>, watch: &Watch, _worker: &mut Worker) {
+        let Some(channel) = self.channel.get().and_then(Weak::upgrade) else { return };
+        let flushed = self.outgoing.flush(Wait::No);
+        if flushed.is_err() || !self.read(&channel) {
+            channel.end();
+            return;
+        }
+        let _ = watch.rearm(&*self, self.interest());
+    }
+}
+
+impl Source for Timer {
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
+    fn serve(self: Arc<Self>, watch: &Watch, _worker: &mut Worker) {
+        let Some(channel) = self.channel.upgrade() else { return };
+        // Non-blocking: it may have been set again since it went off.
+        let _ = rustix::io::read(&self.fd, &mut [0; 8]);
+        channel.expire();
+        let _ = watch.rearm(&*self, Interest::Read);
     }
 }

@@ -6,10 +6,10 @@ use std::sync::{Arc, Mutex, Weak};
 
 use vfiod_core::irq::UnmaskFd;
 use vfiod_core::{Errno, Error, RegionIndex, Result};
+use vfiod_sync::lock;
 
-use crate::connection::{Connection, Session};
+use crate::opened::Opened;
 use crate::pool::{Interest, Pool, Source, Watch, Worker};
-use crate::sync::lock;
 
 /// The eventfds of one session, watched until it ends.
 #[derive(Default)]
@@ -43,67 +43,65 @@ fn duplicate(fd: &OwnedFd) -> Result<OwnedFd> {
         .map_err(|error| Error::new(Errno::MFILE, "cannot duplicate a doorbell").because(error))
 }
 
-/// The descriptors of a region's doorbells, watched from the first time they are asked for.
-pub(crate) fn doorbells(
-    connection: &Arc<Connection>,
-    session: &Session,
-    pool: &Pool,
-    index: u32,
-) -> Result<Vec<OwnedFd>> {
-    let mut bells = lock(&session.eventfds.bells);
-    if let Some(known) = bells.iter().find(|bells| bells.region == index) {
-        return known.fds.iter().map(duplicate).collect();
+impl EventFds {
+    /// The descriptors of a region's doorbells, watched from the first time they are asked for.
+    pub(crate) fn doorbells(
+        &self,
+        opened: &Arc<Opened>,
+        pool: &Pool,
+        index: u32,
+    ) -> Result<Vec<OwnedFd>> {
+        let mut bells = lock(&self.bells);
+        if let Some(known) = bells.iter().find(|bells| bells.region == index) {
+            return known.fds.iter().map(duplicate).collect();
+        }
+        let region = RegionIndex(index);
+        let fds = opened.file.doorbells(region)?;
+        let copies = fds.iter().map(duplicate).collect::<Result<Vec<_>>>()?;
+        // From here on in the list, so that a failure half way forgets the first half.
+        bells.push(RegionBells { region: index, fds: copies, watches: Vec::new() });
+        let Some(known) = bells.last_mut() else { return Ok(fds) };
+        for (doorbell, fd) in fds.iter().enumerate() {
+            let bell =
+                Bell { fd: duplicate(fd)?, opened: Arc::downgrade(opened), region, doorbell };
+            let source: Arc<dyn Source> = Arc::new(bell);
+            let watch = pool.reserve();
+            watch.arm(&source, Interest::Read).map_err(cannot_watch)?;
+            known.watches.push(watch);
+        }
+        Ok(fds)
     }
-    let region = RegionIndex(index);
-    let fds = session.file.doorbells(region)?;
-    let copies = fds.iter().map(duplicate).collect::<Result<Vec<_>>>()?;
-    // From here on in the list, so that a failure half way forgets the first half.
-    bells.push(RegionBells { region: index, fds: copies, watches: Vec::new() });
-    let Some(known) = bells.last_mut() else { return Ok(fds) };
-    for (doorbell, fd) in fds.iter().enumerate() {
-        let connection = Arc::downgrade(connection);
-        let bell = Bell { fd: duplicate(fd)?, connection, region, doorbell };
-        let source: Arc<dyn Source> = Arc::new(bell);
-        let watch = pool.reserve();
-        watch.arm(&source, Interest::Read).map_err(cannot_watch)?;
-        known.watches.push(watch);
-    }
-    Ok(fds)
-}
 
-/// Watches the unmasking eventfds that the client has set up by now, and no others.
-pub(crate) fn follow_unmask(
-    connection: &Arc<Connection>,
-    session: &Session,
-    pool: &Pool,
-) -> Result<()> {
-    let now = session.file.unmask_fds();
-    let same = |a: &UnmaskFd, b: &UnmaskFd| a.as_fd().as_raw_fd() == b.as_fd().as_raw_fd();
-    let mut watched = lock(&session.eventfds.unmask);
-    watched.retain(|(fd, watch)| {
-        let still = now.iter().any(|other| same(fd, other));
-        if !still {
-            watch.forget();
+    /// Watches the unmasking eventfds that the client has set up by now, and no others.
+    pub(crate) fn follow_unmask(&self, opened: &Arc<Opened>, pool: &Pool) -> Result<()> {
+        let now = opened.file.unmask_fds();
+        let same = |a: &UnmaskFd, b: &UnmaskFd| a.as_fd().as_raw_fd() == b.as_fd().as_raw_fd();
+        let mut watched = lock(&self.unmask);
+        watched.retain(|(fd, watch)| {
+            let still = now.iter().any(|other| same(fd, other));
+            if !still {
+                watch.forget();
+            }
+            still
+        });
+        for fd in now {
+            if watched.iter().any(|(other, _)| same(&fd, other)) {
+                continue;
+            }
+            let unmask = Unmask { fd: fd.clone(), opened: Arc::downgrade(opened) };
+            let source: Arc<dyn Source> = Arc::new(unmask);
+            let watch = pool.reserve();
+            watch.arm(&source, Interest::Read).map_err(cannot_watch)?;
+            watched.push((fd, watch));
         }
-        still
-    });
-    for fd in now {
-        if watched.iter().any(|(other, _)| same(&fd, other)) {
-            continue;
-        }
-        let unmask = Unmask { fd: fd.clone(), connection: Arc::downgrade(connection) };
-        let source: Arc<dyn Source> = Arc::new(unmask);
-        let watch = pool.reserve();
-        watch.arm(&source, Interest::Read).map_err(cannot_watch)?;
-        watched.push((fd, watch));
+        Ok(())
     }
-    Ok(())
 }
 
 /// A doorbell.
 struct Bell {
     fd: OwnedFd,
-    connection: Weak<Connection>,
+    opened: Weak<Opened>,
     region: RegionIndex,
     doorbell: usize,
 }
@@ -114,14 +112,14 @@ impl Source for Bell {
     }
 
     fn serve(self: Arc<Self>, watch: &Watch, _worker: &mut Worker) {
-        let Some(connection) = self.connection.upgrade() else { return };
-        let Some(session) = connection.session() else { return };
+        let Some(opened) = self.opened.upgrade() else { return };
         let source: Arc<dyn Source> = self.clone();
-        let Some(_turn) = connection.shared().gate.enter(watch, source) else { return };
-        if let Err(error) = session.file.ring(self.region, self.doorbell) {
-            connection.quiet.warn(|more| tracing::warn!(%error, more, "doorbell refused"));
+        let permit = opened.gate.enter(watch, source, Interest::Read);
+        let Some(_permit) = permit else { return };
+        if let Err(error) = opened.file.ring(self.region, self.doorbell) {
+            opened.quiet.warn(|suppressed| tracing::warn!(%error, suppressed, "doorbell refused"));
             if error.errno() == Errno::NODEV {
-                // The file was taken away: what rings from now on is for nobody.
+                // The file was revoked: a later ring has no receiver.
                 return;
             }
         }
@@ -133,7 +131,7 @@ impl Source for Bell {
 /// An unmasking eventfd.
 struct Unmask {
     fd: UnmaskFd,
-    connection: Weak<Connection>,
+    opened: Weak<Opened>,
 }
 
 impl Source for Unmask {
@@ -142,9 +140,8 @@ impl Source for Unmask {
     }
 
     fn serve(self: Arc<Self>, watch: &Watch, _worker: &mut Worker) {
-        let Some(connection) = self.connection.upgrade() else { return };
-        let Some(session) = connection.session() else { return };
-        session.file.unmask_signalled(&self.fd);
+        let Some(opened) = self.opened.upgrade() else { return };
+        opened.file.unmask_signalled(&self.fd);
         let _ = watch.rearm(&*self, Interest::Read);
     }
 }

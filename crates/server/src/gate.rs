@@ -5,11 +5,12 @@
 //! the others wait their turn without one.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+
+use vfiod_sync::atomic::{AtomicBool, Ordering};
+use vfiod_sync::{Mutex, lock};
 
 use crate::pool::{Interest, Source, Watch};
-use crate::sync::lock;
 
 /// Lets threads in to a device.
 pub(crate) struct Gate {
@@ -22,11 +23,11 @@ pub(crate) struct Gate {
 #[derive(Default)]
 struct State {
     inside: usize,
-    queue: VecDeque<(Watch, Arc<dyn Source>)>,
+    queue: VecDeque<(Watch, Arc<dyn Source>, Interest)>,
 }
 
-/// Being inside; dropping it is leaving.
-pub(crate) struct Turn<'a>(&'a Gate);
+/// The right to be with the device; dropping it gives it up.
+pub(crate) struct Permit<'a>(&'a Gate);
 
 impl Gate {
     pub(crate) fn new(limit: usize) -> Self {
@@ -34,16 +35,22 @@ impl Gate {
     }
 
     /// Lets the thread in, or else puts the source that it wants to serve into the queue: it is
-    /// watched for reading again as soon as there is room.
-    pub(crate) fn enter(&self, watch: &Watch, source: Arc<dyn Source>) -> Option<Turn<'_>> {
+    /// watched for `interest` again as soon as there is room. What it waits for is kept: a client
+    /// that has not taken its replies may have nothing more to say until it has.
+    pub(crate) fn enter(
+        &self,
+        watch: &Watch,
+        source: Arc<dyn Source>,
+        interest: Interest,
+    ) -> Option<Permit<'_>> {
         let mut state = lock(&self.state);
         if state.inside >= self.limit {
-            state.queue.push_back((watch.clone(), source));
+            state.queue.push_back((watch.clone(), source, interest));
             self.crowded.store(true, Ordering::Relaxed);
             return None;
         }
         state.inside += 1;
-        Some(Turn(self))
+        Some(Permit(self))
     }
 
     /// Whether a thread may sleep inside for long, leaving enough room for others.
@@ -56,8 +63,9 @@ impl Gate {
         self.crowded.load(Ordering::Relaxed)
     }
 
-    /// Lets others in while `wait` runs, which must not touch the device.
-    pub(crate) fn step_out<R>(&self, wait: impl FnOnce() -> R) -> R {
+    /// Gives up the permit while `wait` runs and takes it back afterwards, even above the limit.
+    /// `wait` must not touch the device.
+    pub(crate) fn release_while<R>(&self, wait: impl FnOnce() -> R) -> R {
         self.leave();
         let result = wait();
         lock(&self.state).inside += 1;
@@ -67,15 +75,15 @@ impl Gate {
     fn leave(&self) {
         let mut state = lock(&self.state);
         state.inside -= 1;
-        let stopping = state.queue.front().is_some_and(|(watch, _)| watch.pool().is_stopping());
+        let stopping = state.queue.front().is_some_and(|(watch, ..)| watch.pool().is_stopping());
         // At the end of the server nobody would come back for the rest.
         let room = if stopping { usize::MAX } else { self.limit.saturating_sub(state.inside) };
         let room = room.min(state.queue.len());
         let next: Vec<_> = state.queue.drain(..room).collect();
         self.crowded.store(!state.queue.is_empty(), Ordering::Relaxed);
         drop(state);
-        for (watch, source) in next {
-            if let Err(error) = watch.park(source, Interest::Read) {
+        for (watch, source, interest) in next {
+            if let Err(error) = watch.park(source, interest) {
                 tracing::error!(%error, "a connection cannot be watched any more");
                 watch.forget();
             }
@@ -83,7 +91,7 @@ impl Gate {
     }
 }
 
-impl Drop for Turn<'_> {
+impl Drop for Permit<'_> {
     fn drop(&mut self) {
         self.0.leave();
     }

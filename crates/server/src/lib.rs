@@ -19,25 +19,24 @@
 //! ioregionfd.
 
 mod acceptor;
+mod clients;
+mod clock;
 mod connection;
-mod dialect;
 mod dispatch;
 mod dma_channel;
 mod eventfds;
 mod gate;
 mod hot_reset;
-mod inbox;
 mod limits;
-mod link;
 mod listener;
-mod negotiate;
-mod outbox;
+mod opened;
+mod outgoing;
 mod pool;
 mod server;
-mod sync;
+mod serving;
 mod transport;
 
-pub use connection::ConnectionInfo;
-pub use dialect::Dialect;
+pub use clients::ConnectionInfo;
 pub use listener::{Listener, SocketAccess};
 pub use server::{Served, Server, ServerOptions};
+pub use vfiod_protocol::Dialect;

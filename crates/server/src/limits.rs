@@ -3,34 +3,13 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-/// Most bytes of data in one transfer; what we advertise.
-pub(crate) const MAX_DATA: usize = 1 << 20;
-/// Descriptors in one message; what we advertise.
-pub(crate) const MAX_FDS: u32 = 8;
-/// DMA windows; what we advertise. The table itself takes more, but QEMU refuses higher numbers.
-pub(crate) const MAX_DMA_MAPS: u64 = 65535;
-/// Longest message before negotiation: VERSION with its JSON, with some room.
-pub(crate) const MAX_FIRST_MESSAGE: usize = vfiod_wire::MAX_JSON + 64;
-/// Longest message: a full transfer, with room for its fixed parts.
-pub(crate) const MAX_MESSAGE: usize = MAX_DATA + 4096;
 /// Replies that are collected before they are sent.
 pub(crate) const REPLY_BATCH: usize = 256 << 10;
-/// Replies that are kept for a moment because a DMA message may have to follow them.
-pub(crate) const MAX_SET_ASIDE: usize = 64 << 10;
-/// Replies to commands that were never sent, before we stop listening to the client. Late
-/// answers to DMA messages count.
-pub(crate) const MAX_STRAY_REPLIES: u64 = 10_000;
 /// Threads that may be with one device at a time. The device handles one access at a time
 /// anyway; more would only make it easier to use up all threads.
 pub(crate) const MAX_THREADS_PER_DEVICE: usize = 8;
 /// Receives in a row without a pause that make a connection a busy one.
 pub(crate) const BUSY_STREAK: u64 = 64;
-/// Bytes of commands that may wait while a command waits for DMA messages.
-pub(crate) const MAX_DEFERRED: usize = 4 << 20;
-/// Descriptors that come with commands which wait like that.
-pub(crate) const MAX_DEFERRED_FDS: usize = 256;
-/// Descriptors that wait for the rest of their message.
-pub(crate) const MAX_HELD_FDS: usize = 64;
 /// Connections to one socket at a time.
 pub(crate) const MAX_CONNECTIONS: usize = 256;
 

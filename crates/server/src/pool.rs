@@ -13,36 +13,42 @@ use std::time::Duration;
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::event::{EventfdFlags, Timespec, eventfd};
 use rustix::io::Errno;
-
-use crate::inbox::Inbox;
-use crate::outbox::Replies;
-use crate::sync::lock;
+use vfiod_protocol::ReplyBuffer;
+use vfiod_sync::lock;
 
 /// Threads that stay in `epoll` although there is nothing to do.
 const SPARE: usize = 2;
 /// Threads that may stay with a source that has gone quiet: a server with few clients answers
 /// each at once, and one with many has not a thread for each.
 const MAX_RESIDENTS: usize = 4;
+/// Threads that sleep for a moment ([`LINGER`]) on a source that has gone quiet, so that a client
+/// that asks again at once is answered without another thread's waking up.
+const MAX_LINGERING: usize = 8;
 /// How long a thread beyond those waits before it ends.
 const IDLE: Timespec = Timespec { tv_sec: 10, tv_nsec: 0 };
 
 /// How long a thread waits before it gives memory back that only large messages needed.
 const TIDY: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 
+/// Memory for receiving from which a thread that waits gives it back.
+const LARGE: usize = 64 << 10;
+
 /// Buffers of a thread, lent to the source that it serves.
 #[derive(Debug, Default)]
 pub(crate) struct Worker {
-    pub(crate) inbox: Inbox,
-    pub(crate) replies: Replies,
+    pub(crate) input: Vec<u8>,
+    pub(crate) replies: ReplyBuffer,
 }
 
 impl Worker {
     fn is_large(&self) -> bool {
-        self.inbox.is_large() || self.replies.is_large()
+        self.input.len() > LARGE || self.replies.is_large()
     }
 
     fn trim(&mut self) {
-        self.inbox.trim();
+        if self.input.len() > LARGE {
+            self.input = Vec::new();
+        }
         self.replies.trim();
     }
 }
@@ -65,6 +71,8 @@ pub(crate) enum Interest {
     Read,
     /// Room to write.
     Write,
+    /// Either.
+    Both,
 }
 
 impl Interest {
@@ -72,6 +80,7 @@ impl Interest {
         match self {
             Self::Read => EventFlags::ONESHOT | EventFlags::IN | EventFlags::RDHUP,
             Self::Write => EventFlags::ONESHOT | EventFlags::OUT,
+            Self::Both => Self::Read.flags() | Self::Write.flags(),
         }
     }
 }
@@ -87,6 +96,7 @@ struct Shared {
     max_threads: usize,
     stopping: AtomicBool,
     handles: Mutex<Vec<std::thread::JoinHandle<()>>>,
+    lingering: AtomicUsize,
     /// Sources that a thread stays with, by key.
     residents: Mutex<HashMap<u64, Arc<dyn Source>>>,
 }
@@ -123,6 +133,7 @@ impl Pool {
                 max_threads: max_threads.max(SPARE),
                 stopping: AtomicBool::new(false),
                 handles: Mutex::default(),
+                lingering: AtomicUsize::new(0),
                 residents: Mutex::default(),
             }),
         };
@@ -138,9 +149,17 @@ impl Pool {
     }
 
     /// Whether all threads are taken, so that none should wait for a single source.
-    pub(crate) fn is_pressed(&self) -> bool {
+    pub(crate) fn is_saturated(&self) -> bool {
         self.shared.waiting.load(Ordering::Relaxed) == 0
             && self.shared.threads.load(Ordering::Relaxed) >= self.shared.max_threads
+    }
+
+    /// The right to sleep for a moment on a source that has gone quiet, for
+    /// [`MAX_LINGERING`] threads at a time.
+    pub(crate) fn linger(&self) -> Option<Lingering<'_>> {
+        let lingering = Lingering(&self.shared.lingering);
+        let others = self.shared.lingering.fetch_add(1, Ordering::Relaxed);
+        (others < MAX_LINGERING).then_some(lingering)
     }
 
     pub(crate) fn is_stopping(&self) -> bool {
@@ -240,6 +259,15 @@ impl Pool {
         }
         shared.waiting.fetch_sub(1, Ordering::Relaxed);
         shared.threads.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// See [`Pool::linger`].
+pub(crate) struct Lingering<'a>(&'a AtomicUsize);
+
+impl Drop for Lingering<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -1,21 +1,17 @@
 //! The server: devices and the sockets that they are served on.
 
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, Weak};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rustix::io::Errno;
 use vfiod_core::{DeviceRef, Error, Result};
 
 use crate::acceptor::{Acceptor, Reserve};
-use crate::connection::{Connection, ConnectionInfo};
-use crate::gate::Gate;
-use crate::limits::{MAX_CONNECTIONS, MAX_LEAVING, MAX_THREADS_PER_DEVICE, Quiet};
+use crate::clients::{Clients, ConnectionInfo};
+use crate::connection::Connection;
+use crate::limits::{MAX_CONNECTIONS, MAX_THREADS_PER_DEVICE};
 use crate::listener::{Listener, check_stream};
-use crate::pool::{Interest, LINGER, Pool, Source, Watch};
-use crate::sync::lock;
-use crate::transport::Socket;
+use crate::pool::{Interest, Pool, Source, Watch};
 
 /// How a server works.
 #[derive(Clone, Copy, Debug)]
@@ -47,113 +43,10 @@ pub struct Server {
     reserve: Arc<Reserve>,
 }
 
-/// What the connections to one device share.
-pub(crate) struct Shared {
-    pub(crate) device: DeviceRef,
-    pub(crate) poll: Duration,
-    pub(crate) gate: Gate,
-    pub(crate) reserve: Arc<Reserve>,
-    max_connections: usize,
-    connections: Mutex<Vec<Weak<Connection>>>,
-    count: AtomicUsize,
-    /// Signalled when a connection and its file are gone, if somebody waits for that.
-    departed: Condvar,
-    awaiting: AtomicUsize,
-    stopped: AtomicBool,
-    pub(crate) quiet: Quiet,
-}
-
-/// One connection in the count.
-pub(crate) struct Counted(Arc<Shared>);
-
-impl Counted {
-    pub(crate) fn new(shared: &Arc<Shared>) -> Self {
-        shared.count.fetch_add(1, Ordering::Relaxed);
-        Self(shared.clone())
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        lock(&self.0.connections).retain(|connection| connection.strong_count() > 0);
-        self.0.count.fetch_sub(1, Ordering::SeqCst);
-        if self.0.awaiting.load(Ordering::SeqCst) > 0 {
-            self.0.departed.notify_all();
-        }
-    }
-}
-
-impl Shared {
-    /// Every connection there is. Not to be dropped with `connections` locked: the last owner of
-    /// one locks that itself.
-    fn connections(&self) -> Vec<Arc<Connection>> {
-        lock(&self.connections).iter().filter_map(Weak::upgrade).collect()
-    }
-
-    /// Makes a connection of a socket.
-    pub(crate) fn adopt(self: &Arc<Self>, socket: OwnedFd) -> Result<Arc<Connection>, Errno> {
-        let connection = Arc::new(Connection::new(Socket::new(socket, LINGER)?, self.clone())?);
-        lock(&self.connections).push(Arc::downgrade(&connection));
-        if self.stopped.load(Ordering::SeqCst) {
-            connection.end();
-        }
-        Ok(connection)
-    }
-
-    /// Whether a further client can be served, if need be in place of one that has been there
-    /// longest without having said what it wants.
-    pub(crate) fn has_room(&self) -> bool {
-        if self.count.load(Ordering::Relaxed) < self.max_connections {
-            return true;
-        }
-        let connections = self.connections();
-        // Those that were told to go still have their descriptors, for some milliseconds.
-        if connections.len() >= self.max_connections * 2 + MAX_LEAVING {
-            return false;
-        }
-        let silent = connections.iter().find(|c| c.session().is_none() && !c.is_departing());
-        if let Some(silent) = silent {
-            silent.end();
-        }
-        silent.is_some()
-    }
-
-    /// Waits until a client that has hung up has been let go of; `false` if there is none, or
-    /// when it takes too long.
-    pub(crate) fn await_departure(&self, newcomer: &Connection, deadline: Instant) -> bool {
-        let others = self.connections();
-        // A connection counts until its file is released, when it is in the list no more.
-        let departing = self.count.load(Ordering::Relaxed) > others.len()
-            || others.iter().any(|other| {
-                let newcomer = std::ptr::eq(&**other, newcomer);
-                !newcomer && other.session().is_some() && other.is_departing()
-            });
-        drop(others);
-        departing && self.await_change(deadline)
-    }
-
-    /// Waits a little for a connection to go; `false` past the deadline.
-    fn await_change(&self, deadline: Instant) -> bool {
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return false;
-        }
-        let before = self.count.load(Ordering::SeqCst);
-        self.awaiting.fetch_add(1, Ordering::SeqCst);
-        let connections = lock(&self.connections);
-        if self.count.load(Ordering::SeqCst) == before {
-            // In slices, as nothing is locked while a connection signals.
-            drop(self.departed.wait_timeout(connections, left.min(Duration::from_millis(5))));
-        }
-        self.awaiting.fetch_sub(1, Ordering::SeqCst);
-        true
-    }
-}
-
 /// A device being served. Dropping it stops listening and ends its connections; their files are
 /// released by the server's threads, soon after.
 pub struct Served {
-    shared: Arc<Shared>,
+    clients: Arc<Clients>,
     accept: Option<Watch>,
 }
 
@@ -174,13 +67,14 @@ impl Server {
     /// # Errors
     /// What `epoll` says (`ENOSPC`: too many descriptors watched).
     pub fn serve(&self, listener: Listener, device: DeviceRef) -> Result<Served> {
-        let shared = self.share(device);
+        let clients = self.clients_of(device);
         let watch = self.pool.reserve();
-        let source: Arc<dyn Source> = Arc::new(Acceptor::new(listener, shared.clone()));
+        let acceptor = Acceptor::new(listener, clients.clone(), self.reserve.clone());
+        let source: Arc<dyn Source> = Arc::new(acceptor);
         watch
             .arm(&source, Interest::Read)
             .map_err(|errno| Error::new(errno, "cannot watch the listening socket"))?;
-        Ok(Served { shared, accept: Some(watch) })
+        Ok(Served { clients, accept: Some(watch) })
     }
 
     /// Serves a device to the client at the other end of a connected socket, and to no other.
@@ -189,30 +83,20 @@ impl Server {
     /// `EINVAL`, `ENOTSOCK`: not a connected UNIX stream socket; what `epoll` says.
     pub fn serve_connected(&self, socket: OwnedFd, device: DeviceRef) -> Result<Served> {
         check_stream(&socket)?;
-        let shared = self.share(device);
+        let clients = self.clients_of(device);
         let failed = |errno| Error::new(errno, "cannot serve the connected socket");
-        let connection: Arc<dyn Source> = shared.adopt(socket).map_err(failed)?;
-        self.pool.reserve().arm(&connection, Interest::Read).map_err(failed)?;
-        Ok(Served { shared, accept: None })
+        let watch = self.pool.reserve();
+        let connection: Arc<dyn Source> =
+            Connection::new(socket, &clients, watch.clone()).map_err(failed)?;
+        watch.arm(&connection, Interest::Read).map_err(failed)?;
+        Ok(Served { clients, accept: None })
     }
 
-    fn share(&self, device: DeviceRef) -> Arc<Shared> {
+    fn clients_of(&self, device: DeviceRef) -> Arc<Clients> {
         // With few threads in all, even fewer for one device; but two, so that a client that has
         // gone can be let go of while another waits for that.
         let threads = (self.options.max_threads / 4).clamp(2, MAX_THREADS_PER_DEVICE);
-        Arc::new(Shared {
-            device,
-            poll: self.options.poll,
-            gate: Gate::new(threads),
-            reserve: self.reserve.clone(),
-            max_connections: self.options.max_connections.max(1),
-            connections: Mutex::default(),
-            count: AtomicUsize::new(0),
-            departed: Condvar::new(),
-            awaiting: AtomicUsize::new(0),
-            stopped: AtomicBool::new(false),
-            quiet: Quiet::default(),
-        })
+        Clients::new(device, self.options.poll, threads, self.options.max_connections)
     }
 
     /// How many threads there are.
@@ -230,17 +114,17 @@ impl Drop for Server {
 impl Served {
     /// The device.
     pub fn device(&self) -> &DeviceRef {
-        &self.shared.device
+        &self.clients.device
     }
 
     /// How many connections there are. One counts until its file is released.
     pub fn connections(&self) -> usize {
-        self.shared.count.load(Ordering::Relaxed)
+        self.clients.count()
     }
 
     /// The connections that there are, oldest first.
     pub fn clients(&self) -> Vec<ConnectionInfo> {
-        self.shared.connections().iter().map(|connection| connection.info()).collect()
+        self.clients.infos()
     }
 
     /// Takes no further clients and removes the socket, if it was made here; those who are
@@ -256,8 +140,8 @@ impl Served {
     pub fn finish(mut self, patience: Duration) -> bool {
         let deadline = Instant::now() + patience;
         self.stop();
-        while self.shared.count.load(Ordering::Relaxed) > 0 {
-            if !self.shared.await_change(deadline) {
+        while self.clients.count() > 0 {
+            if !self.clients.await_change(deadline) {
                 return false;
             }
         }
@@ -266,9 +150,7 @@ impl Served {
 
     fn stop(&mut self) {
         self.stop_listening();
-        self.shared.stopped.store(true, Ordering::SeqCst);
-        // Their threads see the end of the stream and let go of them.
-        self.shared.connections().iter().for_each(|connection| connection.end());
+        self.clients.stop();
     }
 }
 

@@ -45,18 +45,7 @@ pub(crate) enum Received {
 }
 
 /// Descriptors that came with a receive.
-#[derive(Debug, Default)]
-pub(crate) struct Descriptors {
-    pub(crate) fds: Vec<OwnedFd>,
-    /// There were more than we take.
-    pub(crate) truncated: bool,
-}
-
-impl Descriptors {
-    pub(crate) fn is_empty(&self) -> bool {
-        self.fds.is_empty() && !self.truncated
-    }
-}
+pub(crate) type Descriptors = vfiod_protocol::Descriptors<OwnedFd>;
 
 /// A connected socket.
 #[derive(Debug)]
@@ -141,32 +130,23 @@ impl Socket {
 
     /// Sends at least one byte of `bytes`, the descriptors with the first; 0 where the peer does
     /// not take any in time.
-    pub(crate) fn send(
-        &self,
-        bytes: &[&[u8]],
-        fds: &[BorrowedFd<'_>],
-        wait: Wait,
-    ) -> Result<usize, Errno> {
+    pub(crate) fn send(&self, bytes: &[u8], fds: &[OwnedFd], wait: Wait) -> Result<usize, Errno> {
         let mut flags = SendFlags::NOSIGNAL;
         // Most sends need not sleep, and most connections never do.
         if wait == Wait::No || !self.sends_linger.load(Ordering::Relaxed) {
             flags |= SendFlags::DONTWAIT;
         }
         loop {
-            let sent = if let ([bytes], []) = (bytes, fds) {
+            let sent = if fds.is_empty() {
                 rustix::net::send(&self.fd, bytes, flags)
             } else {
                 let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
                 let mut control = SendAncillaryBuffer::new(&mut space);
-                if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {
+                let borrowed: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
+                if !control.push(SendAncillaryMessage::ScmRights(&borrowed)) {
                     return Err(Errno::TOOBIG);
                 }
-                let mut slices = [IoSlice::new(&[]); 2];
-                let slices = &mut slices[..bytes.len().min(2)];
-                for (slice, part) in slices.iter_mut().zip(bytes) {
-                    *slice = IoSlice::new(part);
-                }
-                rustix::net::sendmsg(&self.fd, slices, &mut control, flags)
+                rustix::net::sendmsg(&self.fd, &[IoSlice::new(bytes)], &mut control, flags)
             };
             match sent {
                 Err(Errno::INTR) => {}

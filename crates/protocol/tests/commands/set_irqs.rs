@@ -56,3 +56,23 @@ fn descriptors_belong_to_the_message_that_they_were_sent_with() {
         ]
     );
 }
+
+/// Many requests with descriptors may wait behind one that has no reply yet.
+#[test]
+fn descriptors_of_requests_that_wait_are_kept() {
+    let mut driver = Driver::negotiated();
+    driver.silent = true;
+    driver.feed(&message(0, Command::DeviceReset, &[]), &[]);
+    let mut fds = 0;
+    while driver.connection.wants_input() {
+        driver.feed(&message(1, Command::DeviceSetIrqs, &eventfds(8)), &[fds; 8]);
+        fds += 8;
+    }
+    assert_eq!(fds, 256);
+    let (bytes, _) = driver.connection.pending().unwrap();
+    driver.connection.pending_reply(bytes.start).unwrap().done();
+    driver.silent = false;
+    driver.run();
+    assert_eq!(driver.log.len(), 33);
+    assert!(driver.take_sent().iter().all(|sent| sent.errno().is_none()));
+}

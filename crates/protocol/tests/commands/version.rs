@@ -86,3 +86,11 @@ fn second_version_is_refused_and_the_connection_lives() {
     assert_eq!(driver.take_sent()[0].errno(), Some(EINVAL));
     assert_eq!(driver.end, None);
 }
+
+#[test]
+fn reply_before_it_counts_as_nothing() {
+    let mut driver = Driver::fresh();
+    let stray = Header::command(1, Command::DmaRead, 0, false).reply(0);
+    driver.feed(&[stray.as_bytes(), &version(Capabilities::default())].concat(), &[]);
+    assert_eq!((driver.take_sent().len(), &driver.end), (1, &None));
+}

@@ -53,16 +53,15 @@ fn on_the_second_socket() {
 }
 
 #[test]
-fn from_a_thread_of_the_device() {
+fn client_that_waits_for_nothing_serves_it() {
     let rig = Rig::new();
     for options in [Options::default(), Options::default().twin_socket()] {
         let (mut client, _memory) = client_with_messages(&rig, options);
         for _ in 0..20 {
-            dma(&mut client, DMA_READ_BESIDE, IOVA, 0x1000);
+            start_dma(&mut client, DMA_READ, IOVA, 0x1000);
             // Served while the client waits for its own answers, or for nothing.
             client.serve_dma(Duration::from_millis(1)).unwrap();
-            eventually("the transfer ends", || read_u64(&mut client, DMA, 24) != u64::MAX);
-            assert_eq!(read_u64(&mut client, DMA, 24), 0);
+            assert_eq!(dma_errno(&mut client), 0);
         }
     }
 }
@@ -82,7 +81,7 @@ fn large_transfers_are_cut_to_what_the_client_takes() {
 }
 
 #[test]
-fn commands_behind_the_one_that_waits_are_handled_after_it() {
+fn commands_are_handled_while_a_transfer_runs() {
     let rig = Rig::new();
     let (mut client, _memory) = client_with_messages(&rig, Options::default());
     write_u64(&mut client, DMA, 0, IOVA);
@@ -98,7 +97,7 @@ fn commands_behind_the_one_that_waits_are_handled_after_it() {
     for id in behind {
         client.complete(id).unwrap();
     }
-    assert_eq!(read_u64(&mut client, DMA, 24), 0);
+    assert_eq!(dma_errno(&mut client), 0);
 }
 
 #[test]
@@ -111,24 +110,62 @@ fn a_client_that_refuses_gives_the_device_its_errno() {
     client.device_info().unwrap();
 }
 
+/// The client's next message that is a command, and the replies before it.
+fn request(client: &Client) -> vfiod_client::RawMessage {
+    loop {
+        let message = client.socket().receive_message().unwrap();
+        if message.header.kind() == Kind::Command {
+            return message;
+        }
+    }
+}
+
 #[test]
-fn a_client_that_does_not_answer_costs_its_device_three_seconds() {
+fn client_that_does_not_answer_fails_the_transfer_after_three_seconds() {
     let rig = Rig::new();
     let mut client = rig.client();
     client.dma_map(IOVA, SIZE, None).unwrap();
     write_u64(&mut client, DMA, 0, IOVA);
     write_u64(&mut client, DMA, 8, 16);
-    let op = [RegionAccess { offset: 16, region: DMA, count: 8 }.as_bytes(), DMA_READ.as_bytes()]
-        .concat();
-    client.socket().send(&message(77, Command::RegionWrite, &op), &[]).unwrap();
-    let request = client.socket().receive_message().unwrap();
+    client.socket().send(&message(77, Command::RegionWrite, &start()), &[]).unwrap();
+    let request = request(&client);
     assert_eq!(request.header.command, Command::DmaRead as u16);
     let access = DmaAccess::read_from_bytes(&request.payload).unwrap();
     assert_eq!(access, DmaAccess { address: IOVA, count: 16 });
-    // Meanwhile another client of the device's set is served; see `hostility` for other devices.
-    let reply = client.socket().receive_message().unwrap();
-    assert_eq!((reply.header.id, reply.header.kind()), (77, Kind::Reply(Ok(()))));
-    assert_eq!(read_u64(&mut client, DMA, 24), ETIMEDOUT);
+    // Nobody waits for it but the transfer.
+    let mut other = rig.client();
+    other.device_info().unwrap();
+    assert_eq!(dma_errno(&mut other), ETIMEDOUT);
+}
+
+fn start() -> Vec<u8> {
+    [RegionAccess { offset: 16, region: DMA, count: 8 }.as_bytes(), DMA_READ.as_bytes()].concat()
+}
+
+/// The reset waits for the transfer, whose reply is behind it, and behind another command.
+#[test]
+fn dma_reply_overtakes_a_reset_that_waits_for_it() {
+    let rig = Rig::new();
+    let mut client = rig.client();
+    client.dma_map(IOVA, SIZE, None).unwrap();
+    write_u64(&mut client, KNOBS, RESET_AWAITS_DMA, 1);
+    write_u64(&mut client, DMA, 0, IOVA);
+    write_u64(&mut client, DMA, 8, 16);
+    client.socket().send(&message(77, Command::RegionWrite, &start()), &[]).unwrap();
+    let request = request(&client);
+    let payload = [&request.payload[..], &[9; 16]].concat();
+    let reply = [request.header.reply(payload.len()).as_bytes(), &payload].concat();
+    let read = RegionAccess { offset: DMA_WAS_DONE, region: KNOBS, count: 1 };
+    let reset = message(78, Command::DeviceReset, &[]);
+    let behind = message(79, Command::RegionRead, read.as_bytes());
+    client.socket().send(&[reset, behind, reply].concat(), &[]).unwrap();
+    loop {
+        let message = client.socket().receive_message().unwrap();
+        if message.header.id == 79 {
+            assert_eq!(message.payload[16..], [1], "the reset was over first");
+            break;
+        }
+    }
 }
 
 #[test]
@@ -147,16 +184,13 @@ fn answers_that_make_no_sense_are_errors() {
         client.dma_map(IOVA, SIZE, None).unwrap();
         write_u64(&mut client, DMA, 0, IOVA);
         write_u64(&mut client, DMA, 8, 16);
-        let op =
-            [RegionAccess { offset: 16, region: DMA, count: 8 }.as_bytes(), DMA_READ.as_bytes()]
-                .concat();
-        client.socket().send(&message(77, Command::RegionWrite, &op), &[]).unwrap();
-        let request = client.socket().receive_message().unwrap();
+        client.socket().send(&message(77, Command::RegionWrite, &start()), &[]).unwrap();
+        let request = request(&client);
         let mut answer = request.header.reply(bad.len()).as_bytes().to_vec();
         answer.extend_from_slice(&bad);
         client.socket().send(&answer, &[]).unwrap();
-        assert_eq!(client.socket().receive_message().unwrap().header.id, 77);
-        assert_eq!(read_u64(&mut client, DMA, 24), u64::from(EIO), "{bad:?}");
+        let mut other = rig.client();
+        assert_eq!(dma_errno(&mut other), u64::from(EIO), "{bad:?}");
     }
 }
 

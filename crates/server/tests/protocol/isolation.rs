@@ -96,12 +96,12 @@ fn nothing_of_other_clients_is_in_an_answer() {
     for round in 0..20 {
         let mut secret = vec![0; PLAIN_SIZE as usize];
         let mut client = rig.client();
-        client.region_write(PLAIN, 0, &vec![0x77; PLAIN_SIZE as usize]).unwrap();
+        client.region_write(PLAIN, 0, &vec![0xa7; PLAIN_SIZE as usize]).unwrap();
         client.region_read(PLAIN, 0, &mut secret).unwrap();
         let mut other = rig.client();
         let mut data = vec![0; PLAIN_SIZE as usize];
         other.region_read(LAZY, 0, &mut data).unwrap();
-        assert!(data.iter().all(|&byte| byte == 0), "round {round}");
+        assert!(!data.contains(&0xa7), "round {round}");
     }
 }
 

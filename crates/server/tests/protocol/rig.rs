@@ -1,7 +1,8 @@
 //! A device with a bit of everything, served on a socket of its own.
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, eventfd};
@@ -25,12 +26,12 @@ pub(crate) const SPARSE_AREA: u64 = 0x8000;
 /// Plain registers.
 pub(crate) const PLAIN: u32 = 1;
 pub(crate) const PLAIN_SIZE: u64 = 0x2000;
-/// The DMA engine: IOVA, length, operation, errno.
+/// The DMA engine: IOVA, length, operation, errno. It works on a thread of its own; the errno is
+/// [`RUNNING`] until it is done.
 pub(crate) const DMA: u32 = 2;
+pub(crate) const RUNNING: u64 = u64::MAX;
 pub(crate) const DMA_READ: u64 = 1;
 pub(crate) const DMA_WRITE: u64 = 2;
-/// As `DMA_READ`, on a thread of the device's own; the errno is u64::MAX until it is done.
-pub(crate) const DMA_READ_BESIDE: u64 = 3;
 /// Knobs: see `Rack::knob`.
 pub(crate) const KNOBS: u32 = 3;
 pub(crate) const BELL: u64 = 0x00;
@@ -43,6 +44,10 @@ pub(crate) const STALL_MS: u64 = 0x28;
 pub(crate) const SLOW_CLOSE_MS: u64 = 0x30;
 /// How long the next reset takes.
 pub(crate) const SLOW_RESET_MS: u64 = 0x38;
+/// The next reset waits until the DMA engine is done.
+pub(crate) const RESET_AWAITS_DMA: u64 = 0x40;
+/// Whether it was, when the last such reset ended.
+pub(crate) const DMA_WAS_DONE: u64 = 0x48;
 /// Two megabytes.
 pub(crate) const LARGE: u32 = 4;
 pub(crate) const LARGE_SIZE: u64 = 2 << 20;
@@ -77,14 +82,16 @@ pub(crate) const ETIMEDOUT: u64 = 110;
 struct Rack {
     ctx: Option<Context>,
     sparse: Arc<SharedMemory>,
-    plain: Vec<u8>,
+    plain: Arc<Mutex<Vec<u8>>>,
     large: Vec<u8>,
     dma: [u64; 4],
-    beside: Arc<std::sync::atomic::AtomicU64>,
+    dma_errno: Arc<AtomicU64>,
     rings: u64,
     feature: Vec<u8>,
     slow_close: Duration,
     slow_reset: Duration,
+    reset_awaits_dma: bool,
+    dma_was_done: bool,
 }
 
 impl Rack {
@@ -92,14 +99,16 @@ impl Rack {
         Self {
             ctx: None,
             sparse: SharedMemory::new("rack", SPARSE_SIZE).unwrap(),
-            plain: vec![0; PLAIN_SIZE as usize],
+            plain: Arc::new(Mutex::new(vec![0; PLAIN_SIZE as usize])),
             large: vec![0; LARGE_SIZE as usize],
             dma: [0; 4],
-            beside: Arc::default(),
+            dma_errno: Arc::default(),
             rings: 0,
             feature: b"initial".to_vec(),
             slow_close: Duration::ZERO,
             slow_reset: Duration::ZERO,
+            reset_awaits_dma: false,
+            dma_was_done: false,
         }
     }
 
@@ -114,6 +123,7 @@ impl Rack {
             PANIC => panic!("asked to"),
             SLOW_CLOSE_MS => self.slow_close = Duration::from_millis(value),
             SLOW_RESET_MS => self.slow_reset = Duration::from_millis(value),
+            RESET_AWAITS_DMA => self.reset_awaits_dma = value != 0,
             STALL_MS => std::thread::sleep(Duration::from_millis(value)),
             _ => {}
         }
@@ -121,24 +131,23 @@ impl Rack {
     }
 
     fn run_dma(&mut self, op: u64) {
-        use std::sync::atomic::Ordering;
         let Some(ctx) = self.ctx.clone() else { return };
         let [iova, len, ..] = self.dma;
-        let errno = |done: Result<()>| done.err().map_or(0, |e| e.errno().raw_os_error() as u64);
-        match op {
-            DMA_READ => self.dma[3] = errno(ctx.dma().read(iova, &mut self.plain[..len as usize])),
-            DMA_WRITE => self.dma[3] = errno(ctx.dma().write(iova, &self.plain[..len as usize])),
-            DMA_READ_BESIDE => {
-                let beside = self.beside.clone();
-                beside.store(u64::MAX, Ordering::SeqCst);
-                std::thread::spawn(move || {
-                    let mut data = vec![0; len as usize];
-                    let done = errno(ctx.dma().read(iova, &mut data));
-                    beside.store(done, Ordering::SeqCst);
-                });
-            }
-            _ => {}
-        }
+        let (plain, errno) = (self.plain.clone(), self.dma_errno.clone());
+        errno.store(RUNNING, Ordering::SeqCst);
+        std::thread::spawn(move || {
+            let mut data = vec![0; len as usize];
+            let done = if op == DMA_READ {
+                let done = ctx.dma().read(iova, &mut data);
+                plain.lock().unwrap()[..data.len()].copy_from_slice(&data);
+                done
+            } else {
+                data.copy_from_slice(&plain.lock().unwrap()[..len as usize]);
+                ctx.dma().write(iova, &data)
+            };
+            let done = done.err().map_or(0, |error| error.errno().raw_os_error() as u64);
+            errno.store(done, Ordering::SeqCst);
+        });
     }
 }
 
@@ -197,16 +206,15 @@ impl Device for Rack {
     fn read(&mut self, region: RegionIndex, offset: u64, data: &mut [u8]) -> Result<()> {
         let at = offset as usize;
         match region.0 {
-            PLAIN => data.copy_from_slice(&self.plain[at..at + data.len()]),
+            PLAIN => data.copy_from_slice(&self.plain.lock().unwrap()[at..at + data.len()]),
             LARGE => data.copy_from_slice(&self.large[at..at + data.len()]),
             DMA => {
                 let mut registers = self.dma;
-                if registers[2] == DMA_READ_BESIDE {
-                    registers[3] = self.beside.load(std::sync::atomic::Ordering::SeqCst);
-                }
+                registers[3] = self.dma_errno.load(Ordering::SeqCst);
                 data.copy_from_slice(&registers.as_bytes()[at..at + data.len()]);
             }
             LAZY => {}
+            KNOBS if offset == DMA_WAS_DONE => data[0] = self.dma_was_done.into(),
             KNOBS if offset == RINGS => data.copy_from_slice(&self.rings.to_ne_bytes()),
             _ => data.fill(0x5a),
         }
@@ -220,7 +228,7 @@ impl Device for Rack {
         value[..len].copy_from_slice(&data[..len]);
         let value = u64::from_ne_bytes(value);
         match region.0 {
-            PLAIN => self.plain[at..at + data.len()].copy_from_slice(data),
+            PLAIN => self.plain.lock().unwrap()[at..at + data.len()].copy_from_slice(data),
             LARGE => self.large[at..at + data.len()].copy_from_slice(data),
             DMA => {
                 self.dma[at / 8] = value;
@@ -236,8 +244,16 @@ impl Device for Rack {
 
     fn reset(&mut self, _cause: ResetCause) -> Result<()> {
         std::thread::sleep(std::mem::take(&mut self.slow_reset));
+        if std::mem::take(&mut self.reset_awaits_dma) {
+            let start = Instant::now();
+            let running = || self.dma_errno.load(Ordering::SeqCst) == RUNNING;
+            while running() && start.elapsed() < Duration::from_secs(10) {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            self.dma_was_done = !running();
+        }
         self.sparse.fill(0, SPARSE_SIZE, 0)?;
-        self.plain.fill(0);
+        self.plain.lock().unwrap().fill(0);
         self.dma = [0; 4];
         self.rings = 0;
         Ok(())
@@ -441,10 +457,25 @@ pub(crate) fn read_u64(client: &mut Client, region: u32, offset: u64) -> u64 {
     u64::from_ne_bytes(data)
 }
 
-/// Runs the DMA engine; the errno it ends with.
-pub(crate) fn dma(client: &mut Client, op: u64, iova: u64, len: u64) -> u64 {
+/// Starts the DMA engine.
+pub(crate) fn start_dma(client: &mut Client, op: u64, iova: u64, len: u64) {
     write_u64(client, DMA, 0, iova);
     write_u64(client, DMA, 8, len);
     write_u64(client, DMA, 16, op);
-    read_u64(client, DMA, 24)
+}
+
+/// Waits until the DMA engine is done; the errno it ends with.
+pub(crate) fn dma_errno(client: &mut Client) -> u64 {
+    let mut errno = RUNNING;
+    eventually("the DMA engine is done", || {
+        errno = read_u64(client, DMA, 24);
+        errno != RUNNING
+    });
+    errno
+}
+
+/// Runs the DMA engine; the errno it ends with.
+pub(crate) fn dma(client: &mut Client, op: u64, iova: u64, len: u64) -> u64 {
+    start_dma(client, op, iova, len);
+    dma_errno(client)
 }

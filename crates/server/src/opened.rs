@@ -1,0 +1,16 @@
+//! The device that a connection has open.
+
+use std::sync::Arc;
+
+use vfiod_core::File;
+
+use crate::gate::Gate;
+use crate::limits::Quiet;
+
+/// A file, and what everybody needs who calls it.
+pub(crate) struct Opened {
+    pub(crate) file: File,
+    /// How many threads may be with the device.
+    pub(crate) gate: Arc<Gate>,
+    pub(crate) quiet: Quiet,
+}

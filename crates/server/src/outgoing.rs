@@ -1,0 +1,103 @@
+//! What is sent on a socket, by whichever thread.
+
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rustix::io::Errno;
+use vfiod_protocol::Output;
+use vfiod_sync::{Mutex, lock};
+
+use crate::transport::{Socket, Wait};
+
+/// A socket, and what its peer has not taken yet.
+pub(crate) struct Outgoing {
+    socket: Socket,
+    backlog: Mutex<Backlog>,
+    ended: AtomicBool,
+}
+
+#[derive(Default)]
+struct Backlog {
+    output: Output<OwnedFd>,
+    /// The peer did not take it when asked last.
+    blocked: bool,
+}
+
+impl Backlog {
+    fn flush(&mut self, socket: &Socket, wait: Wait) -> Result<(), Errno> {
+        self.blocked = send_all(&mut self.output, socket, wait)?;
+        if !self.blocked {
+            self.output.trim();
+        }
+        Ok(())
+    }
+}
+
+/// Sends until everything is gone, or the peer does not take more in time (`true`).
+fn send_all(output: &mut Output<OwnedFd>, socket: &Socket, wait: Wait) -> Result<bool, Errno> {
+    while let Some(chunk) = output.chunk() {
+        match socket.send(chunk.bytes, chunk.fds, wait)? {
+            0 => return Ok(true),
+            sent => drop(output.sent(sent)),
+        }
+    }
+    Ok(false)
+}
+
+impl Outgoing {
+    pub(crate) fn new(socket: Socket) -> Self {
+        Self { socket, backlog: Mutex::default(), ended: AtomicBool::new(false) }
+    }
+
+    pub(crate) fn socket(&self) -> &Socket {
+        &self.socket
+    }
+
+    /// Sends all of `output`, or keeps what the peer does not take in time. Returns whether
+    /// something is kept.
+    pub(crate) fn send(&self, output: &mut Output<OwnedFd>, wait: Wait) -> Result<bool, Errno> {
+        let mut backlog = lock(&self.backlog);
+        if !backlog.output.is_empty() {
+            // Sent as one where copying is cheaper than a system call.
+            if output.len() <= 4096 {
+                backlog.output.append(output);
+            }
+            backlog.flush(&self.socket, wait)?;
+        }
+        if !backlog.blocked && !output.is_empty() {
+            backlog.blocked = send_all(output, &self.socket, wait)?;
+        }
+        if !output.is_empty() {
+            backlog.output.append(output);
+        }
+        Ok(backlog.blocked)
+    }
+
+    /// Tries to send what the peer did not take. Returns whether something is still kept.
+    pub(crate) fn flush(&self, wait: Wait) -> Result<bool, Errno> {
+        let mut backlog = lock(&self.backlog);
+        backlog.flush(&self.socket, wait)?;
+        Ok(backlog.blocked)
+    }
+
+    /// Whether something waits for the peer to take it.
+    pub(crate) fn is_blocked(&self) -> bool {
+        lock(&self.backlog).blocked
+    }
+
+    /// Marks the end, and tells the peer.
+    pub(crate) fn end(&self) {
+        if !self.ended.swap(true, Ordering::AcqRel) {
+            self.socket.shutdown();
+        }
+    }
+
+    /// Marks the end where the peer itself has closed the connection.
+    pub(crate) fn closed_by_peer(&self) {
+        self.ended.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn is_ended(&self) -> bool {
+        self.ended.load(Ordering::Acquire)
+    }
+}

@@ -1,0 +1,128 @@
+//! Which thread serves a source.
+//!
+//! ```text
+//!          enter              wait
+//!   Idle ────────► Serving ──────────► Waiting
+//!    ▲  ◄────────  │    ▲  ◄────────── │
+//!    │    leave    │    │    resume    └─ enter: Visit::Pump
+//!    │        enter│    │
+//!    │             ▼    │ leave: again
+//!    └───────────  Missed
+//! ```
+//!
+//! A source is watched again (`epoll`, one event) while its thread still serves it. An event that
+//! comes in between must not be lost: the thread that it wakes leaves a mark, and the one that
+//! serves looks again.
+
+use vfiod_sync::atomic::{AtomicU8, Ordering};
+
+const IDLE: u8 = 0;
+const SERVING: u8 = 1;
+/// Serving, and something has happened since.
+const MISSED: u8 = 2;
+/// The thread that serves it is in a call that may wait for the peer.
+const WAITING: u8 = 3;
+
+/// What a thread that an event has woken shall do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Visit {
+    /// Serve the source.
+    Serve,
+    /// Take in what has arrived, for a thread that waits.
+    Pump,
+    /// Nothing: the thread that serves it will look again.
+    Leave,
+}
+
+#[derive(Debug)]
+pub(crate) struct Serving(AtomicU8);
+
+impl Default for Serving {
+    fn default() -> Self {
+        Self(AtomicU8::new(IDLE))
+    }
+}
+
+impl Serving {
+    /// A thread was woken for the source.
+    pub(crate) fn enter(&self) -> Visit {
+        let mut state = self.0.load(Ordering::Acquire);
+        loop {
+            let (next, visit) = match state {
+                IDLE => (SERVING, Visit::Serve),
+                WAITING => return Visit::Pump,
+                _ => (MISSED, Visit::Leave),
+            };
+            let order = (Ordering::AcqRel, Ordering::Acquire);
+            match self.0.compare_exchange(state, next, order.0, order.1) {
+                Ok(_) => return visit,
+                Err(now) => state = now,
+            }
+        }
+    }
+
+    /// The thread that serves the source has watched it again, and would go. `false`: something
+    /// has happened since it looked, and it must look again.
+    pub(crate) fn leave(&self) -> bool {
+        let left = self.0.compare_exchange(SERVING, IDLE, Ordering::AcqRel, Ordering::Acquire);
+        if left.is_err() {
+            self.0.store(SERVING, Ordering::Release);
+        }
+        left.is_ok()
+    }
+
+    /// The thread that serves the source goes into a call that may wait for the peer.
+    pub(crate) fn wait(&self) {
+        self.0.store(WAITING, Ordering::Release);
+    }
+
+    /// It is back.
+    pub(crate) fn resume(&self) {
+        self.0.store(SERVING, Ordering::Release);
+    }
+
+    /// Whether the thread that serves the source is in a call that may wait for the peer.
+    pub(crate) fn is_waiting(&self) -> bool {
+        self.0.load(Ordering::Acquire) == WAITING
+    }
+
+    /// Another thread has something for the thread that serves the source. `false`: there is
+    /// none, or it waits.
+    pub(crate) fn mark(&self) -> bool {
+        let marked = self.0.compare_exchange(SERVING, MISSED, Ordering::AcqRel, Ordering::Acquire);
+        matches!(marked, Ok(_) | Err(MISSED))
+    }
+}
+
+#[cfg(all(test, not(any(loom, shuttle))))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_transition() {
+        let reach = |state| Serving(AtomicU8::new(state));
+        let after = |serving: &Serving| serving.0.load(Ordering::Relaxed);
+        for (before, visit, state) in [
+            (IDLE, Visit::Serve, SERVING),
+            (SERVING, Visit::Leave, MISSED),
+            (MISSED, Visit::Leave, MISSED),
+            (WAITING, Visit::Pump, WAITING),
+        ] {
+            let serving = reach(before);
+            assert_eq!((serving.enter(), after(&serving)), (visit, state), "from {before}");
+        }
+        for (before, left, state) in [(SERVING, true, IDLE), (MISSED, false, SERVING)] {
+            let serving = reach(before);
+            assert_eq!((serving.leave(), after(&serving)), (left, state), "from {before}");
+        }
+        for (before, marked, state) in [
+            (IDLE, false, IDLE),
+            (SERVING, true, MISSED),
+            (MISSED, true, MISSED),
+            (WAITING, false, WAITING),
+        ] {
+            let serving = reach(before);
+            assert_eq!((serving.mark(), after(&serving)), (marked, state), "from {before}");
+        }
+    }
+}
