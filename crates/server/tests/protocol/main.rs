@@ -15,6 +15,7 @@ mod hostility;
 mod hot_reset;
 mod isolation;
 mod lifecycle;
+mod pipelined;
 mod posted;
 mod region_access;
 mod region_io_fds;
