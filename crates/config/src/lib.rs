@@ -71,10 +71,15 @@
 //! socket = { path = "/run/vfiod/control.sock", mode = "0660", group = "vfiod" }
 //! users = ["alice", 1000]          # who may use it besides root and the daemon's own user
 //! groups = ["vfiod"]
+//!
+//! [metrics]                        # for Prometheus, besides `/metrics` of the control API
+//! listen = "127.0.0.1:9477"        # whoever reaches this address can read them
 //! ```
 
 mod build_error;
 mod container;
+mod document;
+mod load_error;
 mod log;
 mod manage;
 mod model;
@@ -89,9 +94,9 @@ mod types;
 mod usage;
 mod values;
 
-use std::path::Path;
-
 pub use self::build_error::BuildError;
+pub use self::document::Document;
+pub use self::load_error::LoadError;
 pub use self::log::{LogFormat, check_filter};
 pub use self::model::{ConfiguredModel, ConfiguredParent, ModelInfo, Models, NoOptions};
 pub use self::nearest::{nearest, suggestion};
@@ -110,33 +115,4 @@ pub use self::values::{TIME_HELP, mode, time};
 /// Every mistake in it.
 pub fn read(file: &str, text: &str, models: &Models) -> Result<Config, Problems> {
     read::read(text, models).map_err(|problems| Problems::new(file, text, problems))
-}
-
-/// Reads a configuration file, and lets `check` look for mistakes that only show when devices are
-/// made.
-///
-/// # Errors
-/// [`LoadError::Unreadable`], or [`LoadError::Wrong`] with every mistake.
-pub fn load(
-    path: &Path,
-    models: &Models,
-    check: impl FnOnce(&Config) -> Vec<Problem>,
-) -> Result<Config, LoadError> {
-    let unreadable = |error| LoadError::Unreadable(path.to_owned(), error);
-    let text = std::fs::read_to_string(path).map_err(unreadable)?;
-    let file = path.display().to_string();
-    let config = read(&file, &text, models)?;
-    let problems = check(&config);
-    if problems.is_empty() { Ok(config) } else { Err(Problems::new(&file, &text, problems).into()) }
-}
-
-/// Why a configuration file was not taken.
-#[derive(Debug, thiserror::Error)]
-pub enum LoadError {
-    /// The file cannot be read.
-    #[error("cannot read the configuration file {}", .0.display())]
-    Unreadable(std::path::PathBuf, #[source] std::io::Error),
-    /// There are mistakes in it.
-    #[error(transparent)]
-    Wrong(#[from] Problems),
 }

@@ -1,5 +1,6 @@
 //! From the file's text: parents, mediated devices, the control API.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use toml::de::DeValue;
@@ -46,6 +47,26 @@ impl Reader<'_> {
         let sysfs = self.directory(&mdev, "sysfs");
         mdev.finish();
         MdevConfig { sockets, access: access.unwrap_or_default(), definitions, sysfs }
+    }
+
+    /// The address of the metrics: an IP address and a port.
+    pub(super) fn metrics(&self, metrics: Section<'_>) -> Option<SocketAddr> {
+        let text = metrics.string("listen");
+        if text.is_none() && !metrics.has("listen") {
+            metrics.missing("listen", "write an address: listen = \"127.0.0.1:9477\"");
+        }
+        let address = text.and_then(|text| {
+            let address = text.value.parse().ok();
+            if address.is_none() {
+                let what = format!("`{}` is no address", text.value);
+                let help =
+                    "write an IP address and a port, e.g. \"127.0.0.1:9477\" or \"[::1]:9477\"";
+                metrics.wrong("listen", text.span, what, help.to_owned());
+            }
+            address
+        });
+        metrics.finish();
+        address
     }
 
     fn directory(&self, section: &Section<'_>, key: &'static str) -> Option<PathBuf> {

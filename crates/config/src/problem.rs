@@ -16,6 +16,13 @@ pub struct Problem {
     pub help: Option<String>,
 }
 
+impl Problem {
+    /// A mistake that is about no key.
+    pub(crate) fn plain(span: Range<usize>, what: &str) -> Self {
+        Self { span, key: String::new(), what: what.to_owned(), help: None }
+    }
+}
+
 /// All mistakes of one file, in the order of their places.
 #[derive(Debug)]
 pub struct Problems {
@@ -25,6 +32,16 @@ pub struct Problems {
 }
 
 impl Problems {
+    /// The mistakes in a line each, by their keys and without places: for who did not write the
+    /// text.
+    pub fn by_key(&self) -> String {
+        let line = |problem: &Problem| {
+            let help = problem.help.as_ref().map_or_else(String::new, |help| format!("; {help}"));
+            format!("{}: {}{help}", problem.key, problem.what)
+        };
+        self.list.iter().map(line).collect::<Vec<_>>().join("\n")
+    }
+
     pub(super) fn new(file: &str, text: &str, mut list: Vec<Problem>) -> Self {
         list.sort_by_key(|problem| (problem.span.start, problem.span.end));
         list.dedup();

@@ -23,13 +23,40 @@ use crate::values::{self, TIME_HELP};
 /// Longest path of a UNIX socket in bytes (`sun_path` less its NUL).
 const MAX_SOCKET_PATH: usize = 107;
 
+/// Reads a file, which must have something to serve in it.
 pub(super) fn read(text: &str, models: &Models) -> Result<Config, Vec<Problem>> {
+    read_with(text, models, |top| {
+        if !["device", "container", "parent"].iter().any(|key| top.has(key)) {
+            top.missing(
+                "device",
+                "name at least one device: [device.NAME], or a parent: [parent.NAME]",
+            );
+        }
+    })
+}
+
+/// Reads the configuration of a running daemon, whose last device may have been removed.
+pub(super) fn read_running(text: &str, models: &Models) -> Result<Config, Vec<Problem>> {
+    read_with(text, models, |_| {})
+}
+
+/// Where a dotted key stands; the beginning if it is not there.
+pub(super) fn span_of(text: &str, key: &str) -> Range<usize> {
+    let (document, _) = DeTable::parse_recoverable(text);
+    Section::top(&document, &RefCell::default()).span_of(key)
+}
+
+fn read_with(
+    text: &str,
+    models: &Models,
+    check: impl FnOnce(&Section<'_>),
+) -> Result<Config, Vec<Problem>> {
     let (document, errors) = DeTable::parse_recoverable(text);
     if !errors.is_empty() {
         return Err(errors.iter().map(syntax).collect());
     }
     let problems = RefCell::default();
-    let config = Reader { text, models }.file(Section::top(&document, &problems));
+    let config = Reader { text, models }.file(Section::top(&document, &problems), check);
     let problems = problems.into_inner();
     if problems.is_empty() { Ok(config) } else { Err(problems) }
 }
@@ -52,7 +79,7 @@ pub(super) struct Reader<'t> {
 }
 
 impl Reader<'_> {
-    fn file(&self, top: Section<'_>) -> Config {
+    fn file(&self, top: Section<'_>, check: impl FnOnce(&Section<'_>)) -> Config {
         let mut config = Config::default();
         if let Some(log) = top.section("log") {
             (config.log, config.log_format) = self.log(log);
@@ -105,15 +132,11 @@ impl Reader<'_> {
             config.parents.extend(self.parent(name, section));
         }
         config.control = top.section("control").and_then(|c| self.control(c, &mut sockets));
+        config.metrics = top.section("metrics").and_then(|section| self.metrics(section));
         if let Some(section) = top.section("mdev") {
             config.mdev = self.mdev(section);
         }
-        if !["device", "container", "parent"].iter().any(|key| top.has(key)) {
-            top.missing(
-                "device",
-                "name at least one device: [device.NAME], or a parent: [parent.NAME]",
-            );
-        }
+        check(&top);
         top.finish();
         config
     }

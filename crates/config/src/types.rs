@@ -1,5 +1,6 @@
 //! What a configuration file says, once it has been read.
 
+use std::net::SocketAddr;
 use std::ops::Range;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
@@ -11,7 +12,7 @@ use vfiod_pci::{Address, BusKind, VirtualFunctions};
 use crate::log::LogFormat;
 
 /// A file that was read without a mistake.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Config {
     /// Log filter.
     pub log: Option<String>,
@@ -35,6 +36,8 @@ pub struct Config {
     pub mdev: MdevConfig,
     /// The control API, if there is to be one.
     pub control: Option<ControlConfig>,
+    /// The address where metrics are served, if there is to be one.
+    pub metrics: Option<SocketAddr>,
 }
 
 impl Config {
@@ -61,7 +64,7 @@ impl Config {
 }
 
 /// An fsl-mc container.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ContainerConfig {
     /// Its name, which is its device's.
     pub name: String,
@@ -76,7 +79,7 @@ pub struct ContainerConfig {
 }
 
 /// An object in an fsl-mc container.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ObjectConfig {
     /// Its name, which is its device's.
     pub name: String,
@@ -102,7 +105,7 @@ pub struct ParentConfig {
 }
 
 /// What all mediated devices have in common.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct MdevConfig {
     /// The directory of their sockets. Without one they can be created, but not be served.
     pub sockets: Option<PathBuf>,
@@ -115,7 +118,7 @@ pub struct MdevConfig {
 }
 
 /// The control API.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ControlConfig {
     /// Where it listens.
     pub socket: SocketConfig,

@@ -9,7 +9,9 @@
 //! disconnected, whatever it asks for.
 
 mod access;
+mod changes;
 pub mod client;
+mod handler;
 mod look;
 mod problem;
 pub mod request;

@@ -10,9 +10,9 @@ use vfiod_core::{
 use vfiod_manager::Manager;
 
 use crate::view::{
-    Attribute, Connection, Daemon, Damaged, Definition, Definitions, Device, DeviceState,
-    DeviceSummary, Dma, EventKind, File, Instance, InstanceSummary, Interrupt, Member, Owner,
-    Parent, Record, Region, Set, Setting, Start, Type, Window,
+    Attribute, Changes, Connection, Daemon, Damaged, Definition, Definitions, Device, DeviceState,
+    DeviceSummary, Dma, EventKind, File, Instance, InstanceSummary, Interrupt, Member, Origin,
+    Owner, Parent, Record, Region, Set, Setting, Start, Type, Window,
 };
 
 /// How many DMA windows are shown one by one.
@@ -48,6 +48,24 @@ impl From<Start> for vfiod_manager::Start {
             Start::Auto => Self::Auto,
             Start::Manual => Self::Manual,
         }
+    }
+}
+
+impl From<vfiod_manager::Origin> for Origin {
+    fn from(origin: vfiod_manager::Origin) -> Self {
+        match origin {
+            vfiod_manager::Origin::File => Self::File,
+            vfiod_manager::Origin::CommandLine => Self::CommandLine,
+            vfiod_manager::Origin::Added => Self::Added,
+            vfiod_manager::Origin::Instance => Self::Instance,
+        }
+    }
+}
+
+impl From<vfiod_manager::Changes> for Changes {
+    fn from(changes: vfiod_manager::Changes) -> Self {
+        let vfiod_manager::Changes { added, removed, changed, kept, notes } = changes;
+        Self { added, removed, changed, kept, notes }
     }
 }
 
@@ -119,7 +137,8 @@ pub(crate) fn summary(manager: &Manager, device: &DeviceRef) -> DeviceSummary {
     let (state, open) = state(device);
     let (name, set) = (device.name().to_owned(), device.set_name().to_owned());
     let vfiod_manager::About { model, socket } = manager.about(device);
-    DeviceSummary { name, model, set, state, open, socket }
+    let origin = manager.origin(device).into();
+    DeviceSummary { name, model, set, state, open, socket, origin }
 }
 
 /// A device with everything.
@@ -172,7 +191,7 @@ pub(crate) fn parent(manager: &Manager, name: &str) -> Result<Parent> {
 
 fn show_parent(manager: &Manager, parent: vfiod_mdev::ParentStatus) -> Parent {
     let vfiod_mdev::ParentStatus { name, leaving, types, instances } = parent;
-    let model = manager.parent_model(&name).unwrap_or_default().to_owned();
+    let model = manager.parent_model(&name).unwrap_or_default();
     let types = types.into_iter().map(|kind| show_type(&name, kind)).collect();
     Parent { name, model, leaving, types, instances }
 }

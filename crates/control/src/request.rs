@@ -1,6 +1,9 @@
 //! The bodies of requests.
 
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
@@ -68,4 +71,79 @@ pub struct Modify {
     /// Attributes to be left out.
     #[serde(default)]
     pub unset: Vec<String>,
+}
+
+/// A device to be added: a name, and what a section `[device.NAME]` of a configuration file has.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AddDevice {
+    /// Its name.
+    pub name: String,
+    /// Its model.
+    pub model: String,
+    /// Where clients connect: a path, or a structure with mode, owner and group.
+    pub socket: Socket,
+    /// The model's options.
+    #[serde(default, skip_serializing_if = "Map::is_empty")]
+    #[schema(value_type = Object)]
+    pub options: Map<String, Value>,
+    /// `single` (the default) or `multi`: how many connections it takes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub open: Option<String>,
+    /// `reset` (the default) or `retain`: what happens to its state between its users.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state: Option<String>,
+    /// The slot of the configuration that it is in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slot: Option<String>,
+    /// Its function number in the slot, or among the virtual functions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub function: Option<u16>,
+    /// The SR-IOV physical function that it is a virtual function of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub physical_function: Option<String>,
+    /// The VF token that is presented for clients that present none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vf_token: Option<String>,
+}
+
+/// Where clients connect.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(untagged)]
+pub enum Socket {
+    /// A path to listen at.
+    #[schema(value_type = String)]
+    Path(PathBuf),
+    /// A path to listen at, and who may connect.
+    Access {
+        /// The path.
+        #[schema(value_type = String)]
+        path: PathBuf,
+        /// Permission bits, e.g. `0660`.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        mode: Option<String>,
+        /// The user who owns it, by name or number.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        owner: Option<String>,
+        /// The group that it belongs to, by name or number.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        group: Option<String>,
+    },
+}
+
+impl Default for Socket {
+    fn default() -> Self {
+        Self::Path(PathBuf::new())
+    }
+}
+
+impl AddDevice {
+    /// Its name, and the keys of its section.
+    pub fn section(self) -> (String, Map<String, Value>) {
+        let Ok(Value::Object(mut section)) = serde_json::to_value(&self) else {
+            return (self.name, Map::new());
+        };
+        section.shift_remove("name");
+        (self.name, section)
+    }
 }

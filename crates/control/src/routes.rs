@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::body::{Body, Bytes};
-use axum::extract::{FromRequest, FromRequestParts, State};
+use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
@@ -19,13 +19,12 @@ use vfiod_core::{FileId, InUse};
 use vfiod_manager::{Change, Manager, NewInstance};
 use vfiod_mdev::Removal;
 
+use crate::changes;
+use crate::handler::{Answer, Asked, Given, Named, Shared, done, wait_for};
 use crate::look;
 use crate::problem::Problem;
 use crate::request::{ChangeInstance, Create, Define, DefineInstance, Modify};
 use crate::view::{self, Record, Revoked};
-
-type Shared = State<Arc<Manager>>;
-type Answer<T> = Result<Json<T>, Problem>;
 
 /// Where every path of this version begins.
 pub(crate) const PREFIX: &str = "/api/v1";
@@ -69,8 +68,10 @@ pub(crate) fn document() -> utoipa::openapi::OpenApi {
 fn paths() -> OpenApiRouter<Arc<Manager>> {
     let inner = OpenApiRouter::new()
         .routes(routes!(daemon))
-        .routes(routes!(devices))
-        .routes(routes!(device))
+        .routes(routes!(devices, changes::add))
+        .routes(routes!(device, changes::delete))
+        .routes(routes!(changes::reload))
+        .routes(routes!(changes::configuration))
         .routes(routes!(device_files))
         .routes(routes!(sets))
         .routes(routes!(set))
@@ -89,45 +90,6 @@ fn paths() -> OpenApiRouter<Arc<Manager>> {
         .routes(routes!(events));
     OpenApiRouter::with_openapi(Document::openapi()).nest(PREFIX, inner)
 }
-
-/// Does something that may wait, on a thread for that.
-async fn wait_for<T: Send + 'static>(
-    manager: &Arc<Manager>,
-    operation: impl FnOnce(&Arc<Manager>) -> Result<T, vfiod_core::Error> + Send + 'static,
-) -> Answer<T> {
-    let manager = manager.clone();
-    match tokio::task::spawn_blocking(move || operation(&manager)).await {
-        Ok(result) => Ok(Json(result?)),
-        Err(error) => {
-            tracing::error!(%error, "an operation of the control API failed");
-            let what = "the daemon failed at this; its log says more";
-            Err(Problem::new(StatusCode::INTERNAL_SERVER_ERROR, what))
-        }
-    }
-}
-
-/// Likewise, where there is nothing to answer.
-async fn done(
-    manager: &Arc<Manager>,
-    operation: impl FnOnce(&Arc<Manager>) -> Result<(), vfiod_core::Error> + Send + 'static,
-) -> Result<StatusCode, Problem> {
-    wait_for(manager, operation).await.map(|Json(())| StatusCode::NO_CONTENT)
-}
-
-/// The request's body, JSON of the right shape.
-#[derive(FromRequest)]
-#[from_request(via(axum::Json), rejection(Problem))]
-struct Given<T>(T);
-
-/// Parts of the path.
-#[derive(FromRequestParts)]
-#[from_request(via(axum::extract::Path), rejection(Problem))]
-struct Named<T>(T);
-
-/// What comes after the question mark.
-#[derive(FromRequestParts)]
-#[from_request(via(axum::extract::Query), rejection(Problem))]
-struct Asked<T>(T);
 
 /// The daemon itself.
 #[utoipa::path(get, path = "/daemon", tag = "daemon",

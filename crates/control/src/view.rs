@@ -23,6 +23,22 @@ pub struct DeviceSummary {
     /// Where clients connect, if that is a path.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub socket: Option<String>,
+    /// Where it comes from.
+    pub origin: Origin,
+}
+
+/// Where a device comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Origin {
+    /// The configuration file.
+    File,
+    /// The command line of the daemon.
+    CommandLine,
+    /// It was added while the daemon ran.
+    Added,
+    /// A parent of mediated devices made it.
+    Instance,
 }
 
 /// How a device is.
@@ -424,4 +440,19 @@ pub enum EventKind {
     Undefined,
     /// The watcher was too slow: so many events before this one were lost.
     Lost,
+}
+
+/// What a change of the configuration did, by the names of devices, containers and parents.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Changes {
+    /// New ones.
+    pub added: Vec<String>,
+    /// Removed ones.
+    pub removed: Vec<String>,
+    /// Removed and added again, as something of them differs.
+    pub changed: Vec<String>,
+    /// How many stayed untouched.
+    pub kept: usize,
+    /// What else is worth knowing.
+    pub notes: Vec<String>,
 }

@@ -19,10 +19,11 @@ pub mod logging;
 mod manage;
 mod models;
 mod notify;
+mod option_value;
 pub mod output;
 mod serve;
 mod served;
 mod signals;
 
 pub use self::daemon::{Daemon, Run, Tool};
-pub use self::signals::Termination;
+pub use self::signals::{Asked, Signals};

@@ -1,4 +1,4 @@
-//! Word to the service manager (`sd_notify(3)`): ready, stopping. Silent where none listens.
+//! Notifies the service manager (`sd_notify(3)`): ready, reloading, stopping. Without one, nothing.
 
 use std::ffi::OsString;
 use std::io;
@@ -8,20 +8,27 @@ use std::os::unix::net::{SocketAddr, UnixDatagram};
 
 /// Everything is being served.
 pub(crate) fn ready(status: &str) {
-    tell(&format!("READY=1\nSTATUS={status}"));
+    send_state(&format!("READY=1\nSTATUS={status}"));
+}
+
+/// The process reads its configuration again; [`ready`] ends that.
+pub(crate) fn reloading() {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    let microseconds = now.tv_sec * 1_000_000 + now.tv_nsec / 1000;
+    send_state(&format!("RELOADING=1\nMONOTONIC_USEC={microseconds}"));
 }
 
 /// The process is finishing.
 pub(crate) fn stopping() {
-    tell("STOPPING=1");
+    send_state("STOPPING=1");
 }
 
-fn tell(state: &str) {
+fn send_state(state: &str) {
     let Some(address) = std::env::var_os("NOTIFY_SOCKET").filter(|a| !a.is_empty()) else {
         return;
     };
     if let Err(error) = send(&address, state) {
-        tracing::warn!(%error, "cannot tell the service manager");
+        tracing::warn!(%error, "cannot notify the service manager");
     }
 }
 

@@ -7,12 +7,12 @@ use anyhow::Context;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use vfiod_config::{Config, ControlConfig, MdevConfig, Models};
 use vfiod_control::Control;
-use vfiod_manager::{EventLog, Manager};
+use vfiod_manager::{EventLog, InUsePolicy, Manager};
 use vfiod_mdev_sysfs::View;
 
 use crate::cli::Serve;
 use crate::served::configuration;
-use crate::signals::Termination;
+use crate::signals::{Asked, Signals};
 use crate::{logging, notify, output};
 
 /// How long clients have to close their devices once the daemon is asked to finish.
@@ -22,7 +22,8 @@ const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Runs `vfiod serve`.
 pub(crate) fn run(args: &Serve, models: &Models, logs: &logging::Wanted) -> anyhow::Result<()> {
-    let config = configuration(args, models)?;
+    let source = configuration(args, models)?;
+    let config = source.config().clone();
     if args.check {
         let count =
             |count: usize, what| format!("{count} {what}{}", if count == 1 { "" } else { "s" });
@@ -38,8 +39,8 @@ pub(crate) fn run(args: &Serve, models: &Models, logs: &logging::Wanted) -> anyh
     logs.start(config.log.as_deref(), config.log_format, "info")?;
     raise_descriptor_limit();
     // Before the first socket is there: whoever sees one may send a signal already.
-    let termination = Termination::catch().context("cannot catch signals")?;
-    let manager = Arc::new(Manager::start(&config, models, Some(Arc::new(EventLog)))?);
+    let signals = Signals::catch_with_reload().context("cannot catch signals")?;
+    let manager = Arc::new(Manager::start(source, models, Some(Arc::new(EventLog)))?);
     let doors =
         control(&config, &manager).and_then(|control| Ok((control, view(&config, &manager)?)));
     let (control, view) = match doors {
@@ -52,7 +53,7 @@ pub(crate) fn run(args: &Serve, models: &Models, logs: &logging::Wanted) -> anyh
     let count = manager.devices().len();
     notify::ready(&format!("serving {count} devices"));
     tracing::info!(devices = count, "ready");
-    wait(&termination, &manager);
+    wait(&signals, &manager);
     notify::stopping();
     drop(view);
     drop(control);
@@ -85,17 +86,30 @@ fn raise_descriptor_limit() {
     }
 }
 
-fn wait(termination: &Termination, manager: &Manager) {
+/// Waits until the daemon is to finish, and reloads the configuration when it is asked to.
+fn wait(signals: &Signals, manager: &Manager) {
     let stack = manager.stack();
     loop {
         let pause = if stack.one_client_only() { POLL_INTERVAL } else { Duration::from_secs(3600) };
-        if let Some(signal) = termination.wait(pause) {
-            tracing::info!(signal, "closing every device");
-            return;
+        match signals.wait(pause) {
+            Some(Asked::Finish(signal)) => {
+                tracing::info!(signal, "closing every device");
+                return;
+            }
+            Some(Asked::Reload) => reload(manager),
+            None => {}
         }
         if stack.one_client_only() && stack.connections() == 0 {
             tracing::info!("the only client is gone");
             return;
         }
     }
+}
+
+fn reload(manager: &Manager) {
+    notify::reloading();
+    if let Err(error) = manager.reload(InUsePolicy::Refuse) {
+        tracing::error!(%error, "the configuration was not reloaded");
+    }
+    notify::ready(&format!("serving {} devices", manager.devices().len()));
 }

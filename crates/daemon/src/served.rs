@@ -1,35 +1,79 @@
 //! What `serve` serves: the devices of a file, or one that the command line names.
 
 use vfiod_config::{
-    Config, DeviceConfig, ModelInfo, Models, OptionSetting, SocketAccess, SocketConfig,
-    SriovConfig, UsageError, suggestion,
+    Config, DeviceConfig, Document, LoadError, ModelInfo, Models, OptionSetting, SocketAccess,
+    SocketConfig, SriovConfig, UsageError, suggestion,
 };
 use vfiod_core::{OpenPolicy, StatePolicy};
-use vfiod_manager::find_mistakes;
+use vfiod_manager::{Source, find_mistakes};
 
 use crate::cli::Serve;
+use crate::option_value::option_value;
 
 /// The configuration that is served: of a file, or of the command line alone.
 ///
 /// # Errors
 /// [`UsageError`], or the mistakes of the file.
-pub(crate) fn configuration(args: &Serve, models: &Models) -> anyhow::Result<Config> {
-    let mut config = match (&args.config, &args.device) {
-        (Some(path), _) => {
-            vfiod_config::load(path, models, |config| find_mistakes(config, models))?
-        }
-        (None, Some(model)) => single(args, model, models)?,
-        (None, None) => {
-            return Err(UsageError("name a configuration file or a --device".into()).into());
-        }
-    };
+pub(crate) fn configuration(args: &Serve, models: &Models) -> anyhow::Result<Source> {
+    let mut overrides = Vec::new();
     if let Some(poll) = &args.poll {
-        config.poll = Some(vfiod_config::time_argument("--poll", poll)?);
+        vfiod_config::time_argument("--poll", poll)?;
+        overrides.push(("", "poll", poll.clone()));
     }
     if let Some(root) = &args.sysfs {
-        config.mdev.sysfs = Some(root.clone());
+        let root = std::path::absolute(root)?;
+        overrides.push(("mdev", "sysfs", root.display().to_string()));
     }
-    Ok(config)
+    match (&args.config, &args.device) {
+        (Some(path), _) => {
+            let document = Document::load(path, models, overrides)?;
+            let mistakes = find_mistakes(document.config(), models);
+            if !mistakes.is_empty() {
+                return Err(LoadError::Wrong(document.problems(mistakes)).into());
+            }
+            Ok(document.into())
+        }
+        (None, Some(model)) => {
+            let mut config = single(args, model, models)?;
+            config.poll = args.poll.as_deref().and_then(vfiod_config::time);
+            Ok(match text_of(&config, args.poll.as_deref()) {
+                // Read again, so that devices can be added to it while it runs.
+                Some(text) => match Document::of_text(&text, models) {
+                    Ok(document) => document.into(),
+                    Err(_) => config.into(),
+                },
+                None => config.into(),
+            })
+        }
+        (None, None) => Err(UsageError("name a configuration file or a --device".into()).into()),
+    }
+}
+
+/// The text of a configuration that the command line describes; `None`: no text can say it, as its
+/// socket was passed to this process.
+fn text_of(config: &Config, poll: Option<&str>) -> Option<String> {
+    let device = config.devices.first()?;
+    let SocketConfig::Path(path, access) = &device.socket else { return None };
+    let quoted = |text: &str| serde_json::Value::from(text).to_string();
+    let mut text = poll.map_or_else(String::new, |poll| format!("poll = {}\n\n", quoted(poll)));
+    text += &format!("[device.{}]\n", quoted(&device.name));
+    text += &format!("model = {}\n", quoted(&device.model));
+    let path = quoted(std::path::absolute(path).ok()?.to_str()?);
+    match access.mode {
+        Some(mode) => text += &format!("socket = {{ path = {path}, mode = \"{mode:04o}\" }}\n"),
+        None => text += &format!("socket = {path}\n"),
+    }
+    if device.open == OpenPolicy::Multi {
+        text += "open = \"multi\"\n";
+    }
+    if device.state == StatePolicy::Retain {
+        text += "state = \"retain\"\n";
+    }
+    for set in &device.options {
+        // Numbers, strings, booleans and lists are written alike in JSON and TOML.
+        text += &format!("options.{} = {}\n", quoted(&set.name), set.value);
+    }
+    Some(text)
 }
 
 /// The configuration that the command line alone describes.
@@ -101,14 +145,4 @@ fn socket(args: &Serve) -> Result<SocketConfig, UsageError> {
         (None, Some(fd)) => SocketConfig::Descriptor(fd),
         (None, None) => SocketConfig::Activated(None),
     })
-}
-
-/// The value of an option on the command line: a number, also hexadecimal, true or false or a
-/// list as JSON has them; anything else is a string.
-fn option_value(text: &str) -> serde_json::Value {
-    if let Some(number) = text.strip_prefix("0x").and_then(|hex| u64::from_str_radix(hex, 16).ok())
-    {
-        return number.into();
-    }
-    serde_json::from_str(text).unwrap_or_else(|_| text.into())
 }

@@ -1,30 +1,62 @@
-//! SIGTERM and SIGINT: a request to finish in order; a second one ends the process at once.
+//! Signals: SIGTERM and SIGINT ask the process to finish in order, a second one ends it at once;
+//! SIGHUP asks it to reload its configuration.
 
 use std::io;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread;
 use std::time::Duration;
 
-use signal_hook::consts::{SIGINT, SIGTERM};
-use signal_hook::iterator::Signals;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
-/// Tells when the process is to finish.
-pub struct Termination(Receiver<&'static str>);
+/// What a signal asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Asked {
+    /// To finish, by the signal of this name.
+    Finish(&'static str),
+    /// To read the configuration again.
+    Reload,
+}
 
-impl Termination {
-    /// Takes SIGTERM and SIGINT over from the kernel's default of dying at once.
+/// Signals of this process.
+pub struct Signals(Receiver<Asked>);
+
+impl Signals {
+    /// Takes SIGTERM and SIGINT over from the kernel's default of ending the process at once.
+    ///
+    /// # Errors
+    /// Errors of the kernel.
     pub fn catch() -> io::Result<Self> {
-        let mut signals = Signals::new([SIGTERM, SIGINT])?;
+        Self::start(&[SIGTERM, SIGINT])
+    }
+
+    /// Takes SIGTERM, SIGINT and SIGHUP over.
+    ///
+    /// # Errors
+    /// Errors of the kernel.
+    pub fn catch_with_reload() -> io::Result<Self> {
+        Self::start(&[SIGTERM, SIGINT, SIGHUP])
+    }
+
+    fn start(signals: &[i32]) -> io::Result<Self> {
+        let mut signals = signal_hook::iterator::Signals::new(signals)?;
         let (sender, receiver) = mpsc::channel();
         thread::Builder::new().name("signals".into()).spawn(move || {
-            for (n, signal) in signals.forever().enumerate() {
-                let name = if signal == SIGTERM { "SIGTERM" } else { "SIGINT" };
-                if n > 0 {
-                    tracing::warn!(signal = name, "asked twice to finish: leaving at once");
-                    crate::logging::finish();
-                    std::process::exit(1);
+            let mut finishing = false;
+            for signal in signals.forever() {
+                let asked = match signal {
+                    SIGHUP => Asked::Reload,
+                    SIGTERM => Asked::Finish("SIGTERM"),
+                    _ => Asked::Finish("SIGINT"),
+                };
+                if let Asked::Finish(signal) = asked {
+                    if finishing {
+                        tracing::warn!(signal, "second signal to finish: exiting at once");
+                        crate::logging::finish();
+                        std::process::exit(1);
+                    }
+                    finishing = true;
                 }
-                if sender.send(name).is_err() {
+                if sender.send(asked).is_err() {
                     // Nobody waits any more, so nobody would finish in order.
                     std::process::exit(1);
                 }
@@ -33,12 +65,12 @@ impl Termination {
         Ok(Self(receiver))
     }
 
-    /// The signal, if it comes within `timeout`.
-    pub fn wait(&self, timeout: Duration) -> Option<&'static str> {
+    /// What a signal asks for, if one comes within `timeout`.
+    pub fn wait(&self, timeout: Duration) -> Option<Asked> {
         match self.0.recv_timeout(timeout) {
-            Ok(name) => Some(name),
+            Ok(asked) => Some(asked),
             Err(RecvTimeoutError::Timeout) => None,
-            Err(RecvTimeoutError::Disconnected) => Some("lost signal thread"),
+            Err(RecvTimeoutError::Disconnected) => Some(Asked::Finish("lost signal thread")),
         }
     }
 }

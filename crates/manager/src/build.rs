@@ -1,31 +1,36 @@
-//! From a configuration to devices and parents: models, their options, and where they are.
+//! From plans to devices and parents: models, their options, and where they are.
 
+use std::collections::HashMap;
 use std::ops::Range;
 
-use vfiod_config::{
-    BuildError, Config, DeviceConfig, Models, OptionSetting, Options, ParentConfig, Problem,
-    SriovConfig,
-};
+use vfiod_config::{BuildError, Config, Models, OptionSetting, Options, ParentConfig, Problem};
 use vfiod_core::Device;
 use vfiod_mdev::{Parent, ParentSpec};
 use vfiod_pci::{BusKind, Fitting, Role, Sriov};
 
+use crate::plan::{self, DevicePlan, SriovPlan};
+
+/// What the virtual functions of each physical function share with it, by its name.
+pub(crate) type Siblings = HashMap<String, Sriov>;
+
 /// Finds the mistakes of a configuration that only show when its devices and parents are made.
 pub fn find_mistakes(config: &Config, models: &Models) -> Vec<Problem> {
-    let roles = roles(config).unwrap_or_default();
-    let device = |(index, device): (usize, &DeviceConfig)| {
-        let role = roles.get(index).cloned().unwrap_or_default();
-        let error = build(models, config, device, role).err()?;
-        let key = format!("device.{}", device.name);
-        Some(mistake(error, key, &device.options, &device.span))
-    };
-    let parent = |parent: &ParentConfig| {
-        let error = build_parent(models, parent).err()?;
-        let key = format!("parent.{}", parent.name);
-        Some(mistake(error, key, &parent.options, &parent.span))
-    };
-    let devices = config.devices.iter().enumerate().filter_map(device);
-    devices.chain(config.parents.iter().filter_map(parent)).collect()
+    let mut siblings = Siblings::new();
+    let mut problems = Vec::new();
+    for device in &config.devices {
+        let plan = plan::device(config, device);
+        if let Err(error) = build(models, &plan, &mut siblings) {
+            let key = format!("device.{}", device.name);
+            problems.push(mistake(error, key, &device.options, &device.span));
+        }
+    }
+    for parent in &config.parents {
+        if let Err(error) = build_parent(models, parent) {
+            let key = format!("parent.{}", parent.name);
+            problems.push(mistake(error, key, &parent.options, &parent.span));
+        }
+    }
+    problems
 }
 
 fn mistake(
@@ -50,43 +55,39 @@ fn mistake(
 /// Builds a device.
 ///
 /// # Errors
-/// What is wrong with its options.
+/// What is wrong with its options; virtual functions that contradict themselves.
 pub(crate) fn build(
     models: &Models,
-    config: &Config,
-    device: &DeviceConfig,
-    role: Role,
+    plan: &DevicePlan,
+    siblings: &mut Siblings,
 ) -> Result<Box<dyn Device>, BuildError> {
-    let slot_of = |device: &DeviceConfig| device.place.map(|(slot, _)| slot);
-    let shares = |slot| config.devices.iter().filter(|d| slot_of(d) == Some(slot)).count() > 1;
-    let place = device.place.filter(|(slot, _)| shares(*slot));
-    let bus = config.bus(device).map(|bus| &config.buses[bus]);
+    let bus = plan.place.as_ref().map(|place| &place.bus);
     let fitting = Fitting {
-        multifunction: place.map(|(_, function)| function),
+        multifunction: plan.multifunction,
         integrated: bus.is_some_and(|bus| bus.kind == BusKind::Root && bus.bridge.is_none()),
-        role,
+        role: role(plan, siblings)?,
     };
-    models.build(&device.model, &settings(&device.options), fitting)
+    let options: Options = plan.options.iter().cloned().collect();
+    models.build(&plan.model, &options, fitting)
 }
 
-/// The SR-IOV role of each device, in the order of the configuration.
-///
-/// # Errors
-/// Virtual functions that contradict themselves.
-pub(crate) fn roles(config: &Config) -> vfiod_core::Result<Vec<Role>> {
-    let physical = |device: &DeviceConfig| match device.sriov {
-        SriovConfig::Physical(functions) => Sriov::new(functions).map(Role::Physical),
-        _ => Ok(Role::Alone),
-    };
-    let mut roles = config.devices.iter().map(physical).collect::<Result<Vec<_>, _>>()?;
-    for (index, device) in config.devices.iter().enumerate() {
-        if let SriovConfig::Virtual { physical, .. } = device.sriov
-            && let Some(Role::Physical(sriov)) = roles.get(physical).cloned()
-        {
-            roles[index] = Role::Virtual(sriov);
+fn role(plan: &DevicePlan, siblings: &mut Siblings) -> vfiod_core::Result<Role> {
+    let mut shared = |name: &str, functions| match siblings.get(name) {
+        Some(sriov) => Ok(sriov.clone()),
+        None => {
+            let sriov = Sriov::new(functions)?;
+            siblings.insert(name.to_owned(), sriov.clone());
+            Ok(sriov)
         }
+    };
+    match &plan.sriov {
+        SriovPlan::None => Ok(Role::Alone),
+        SriovPlan::Physical(functions) => shared(&plan.name, *functions).map(Role::Physical),
+        SriovPlan::Virtual(physical) => match physical.sriov {
+            SriovPlan::Physical(functions) => shared(&physical.name, functions).map(Role::Virtual),
+            _ => Ok(Role::Alone),
+        },
     }
-    Ok(roles)
 }
 
 /// Builds a parent.
@@ -97,9 +98,6 @@ pub(crate) fn build_parent(
     models: &Models,
     parent: &ParentConfig,
 ) -> Result<(ParentSpec, Box<dyn Parent>), BuildError> {
-    models.build_parent(&parent.model, &parent.name, &settings(&parent.options))
-}
-
-fn settings(options: &[OptionSetting]) -> Options {
-    options.iter().map(|given| (given.name.clone(), given.value.clone())).collect()
+    let options = parent.options.iter().map(|set| (set.name.clone(), set.value.clone()));
+    models.build_parent(&parent.model, &parent.name, &options.collect())
 }

@@ -14,7 +14,7 @@
 //! let socket = directory.path().join("edu.sock");
 //! let text = format!("[device.edu]\nmodel = \"edu\"\nsocket = {socket:?}\n");
 //! let models: Models = catalogue();
-//! let manager = Manager::start(&read("vfiod.toml", &text, &models)?, &models, None)?;
+//! let manager = Manager::start(read("vfiod.toml", &text, &models)?, &models, None)?;
 //! assert_eq!(manager.devices().len(), 1);
 //! assert!(socket.exists());
 //! manager.stop(std::time::Duration::ZERO);
@@ -23,6 +23,7 @@
 //! ```
 
 mod build;
+mod changes;
 mod defined;
 mod definitions;
 mod endpoints;
@@ -30,12 +31,15 @@ mod event_log;
 mod events;
 mod inherited;
 mod manager;
+mod plan;
+mod sockets;
 mod stack;
 
 pub use self::build::find_mistakes;
+pub use self::changes::{Changes, InUsePolicy, Origin};
 pub use self::defined::Change;
 pub use self::definitions::{Damaged, Definition, Listing, Start};
 pub use self::event_log::{EventLog, owner_name};
 pub use self::events::{EventKind, Record};
-pub use self::manager::{Manager, NewInstance};
+pub use self::manager::{Manager, NewInstance, Source};
 pub use self::stack::{About, Stack};

@@ -1,21 +1,21 @@
 //! The manager: everything that the daemon has, and every change of it.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use uuid::Uuid;
-use vfiod_config::{Config, Models};
+use vfiod_config::{Config, Document, Models};
 use vfiod_core::event::{Event, Observer};
 use vfiod_core::{DeviceRef, Errno, Error, FileId, InUse, Registry, Result, SetKey};
 use vfiod_mdev::{Bus, Create, ParentRegistration, Removal};
 use vfiod_server::{ConnectionInfo, Server};
 
-use crate::build;
 use crate::definitions::Definitions;
 use crate::endpoints::Endpoints;
 use crate::events::{EventKind, Events, Record};
-use crate::stack::{About, Stack, access_of};
+use crate::sockets::access_of;
+use crate::stack::{About, Stack};
 
 /// Devices, sets, parents, instances, definitions.
 ///
@@ -24,13 +24,48 @@ use crate::stack::{About, Stack, access_of};
 pub struct Manager {
     stack: Stack,
     pub(crate) bus: Bus,
-    /// Parents' models, by the parents' names.
-    models: BTreeMap<String, String>,
-    parents: Mutex<Vec<ParentRegistration>>,
+    /// What devices and parents are made of.
+    pub(crate) models: Models,
+    /// Registrations of the parents, each with its model.
+    parents: Mutex<Vec<(ParentRegistration, String)>>,
+    /// The configuration that runs, where a text can say it.
+    pub(crate) document: Mutex<Option<Document>>,
+    /// Held over a change of the configuration.
+    pub(crate) changing: Mutex<()>,
     endpoints: Arc<Endpoints>,
     pub(crate) definitions: Option<Definitions>,
     pub(crate) events: Arc<Events>,
     since: SystemTime,
+}
+
+/// What a manager starts with.
+pub enum Source {
+    /// A configuration with its text, which can be changed while the manager runs.
+    Document(Box<Document>),
+    /// A configuration alone.
+    Config(Box<Config>),
+}
+
+impl Source {
+    /// The configuration.
+    pub fn config(&self) -> &Config {
+        match self {
+            Self::Document(document) => document.config(),
+            Self::Config(config) => config,
+        }
+    }
+}
+
+impl From<Document> for Source {
+    fn from(document: Document) -> Self {
+        Self::Document(Box::new(document))
+    }
+}
+
+impl From<Config> for Source {
+    fn from(config: Config) -> Self {
+        Self::Config(Box::new(config))
+    }
 }
 
 /// An instance to be created.
@@ -67,60 +102,73 @@ impl Manager {
     /// What a model, a socket, the store of definitions or the kernel refuses; nothing is left
     /// behind then.
     pub fn start(
-        config: &Config,
+        source: impl Into<Source>,
         models: &Models,
         observer: Option<Arc<dyn Observer>>,
     ) -> anyhow::Result<Self> {
+        let (config, document) = match source.into() {
+            Source::Document(document) => (document.config().clone(), Some(*document)),
+            Source::Config(config) => (*config, None),
+        };
         let events = Arc::<Events>::default();
         let definitions = config.mdev.definitions.as_deref().map(Definitions::open).transpose()?;
         let endpoints = Endpoints::new(config.mdev.sockets.clone(), access_of(config.mdev.access))?;
-        let stack = Stack::start(config, models, Some(Arc::new(Both(events.clone(), observer))))?;
+        let stack = Stack::start(&config, models, Some(Arc::new(Both(events.clone(), observer))))?;
         let manager = Self {
             bus: Bus::new(stack.registry().clone()),
             stack,
-            models: config.parents.iter().map(|p| (p.name.clone(), p.model.clone())).collect(),
+            models: models.clone(),
             parents: Mutex::default(),
+            document: Mutex::new(document),
+            changing: Mutex::default(),
             endpoints,
             definitions,
             events,
             since: SystemTime::now(),
         };
         for parent in &config.parents {
-            let registered =
-                build::build_parent(models, parent).map_err(anyhow::Error::new).and_then(
-                    |(spec, ops)| manager.bus.register(spec, ops).map_err(anyhow::Error::new),
-                );
-            match registered {
-                Ok(registration) => manager.add_parent(registration),
-                Err(error) => {
-                    manager.stop(Duration::ZERO);
-                    return Err(error.context(format!("parent {}", parent.name)));
-                }
+            if let Err(error) = manager.register_parent(parent) {
+                manager.stop(Duration::ZERO);
+                return Err(error);
             }
         }
         manager.start_defined();
         Ok(manager)
     }
 
-    fn add_parent(&self, registration: ParentRegistration) {
+    pub(crate) fn add_parent(&self, registration: ParentRegistration, model: &str) {
         self.events.emit(EventKind::ParentRegistered, registration.name());
-        vfiod_sync::lock(&self.parents).push(registration);
+        vfiod_sync::lock(&self.parents).push((registration, model.to_owned()));
     }
 
-    /// Unregisters every parent and every device. Clients have `grace` to let go of each.
-    pub fn stop(&self, grace: Duration) {
+    /// Unregisters a parent with its instances, whose clients have `grace` to close them.
+    pub(crate) fn remove_parent(&self, name: &str, grace: Duration) {
         let mut parents = vfiod_sync::lock(&self.parents);
-        let parents = std::mem::take(&mut *parents);
-        for parent in parents.into_iter().rev() {
-            let name = parent.name().to_owned();
-            parent.unregister(Some(grace));
-            self.events.emit(EventKind::ParentUnregistered, &*name);
-            tracing::info!(parent = name, "closed");
+        let at = parents.iter().position(|(parent, _)| parent.name() == name);
+        let parent = at.map(|at| parents.remove(at).0);
+        drop(parents);
+        if let Some(parent) = parent {
+            self.unregister_parent(parent, grace);
+        }
+    }
+
+    fn unregister_parent(&self, parent: ParentRegistration, grace: Duration) {
+        let name = parent.name().to_owned();
+        parent.unregister(Some(grace));
+        self.events.emit(EventKind::ParentUnregistered, &*name);
+        tracing::info!(parent = name, "closed");
+    }
+
+    /// Unregisters every parent and every device. Clients have `grace` to close each.
+    pub fn stop(&self, grace: Duration) {
+        let parents = std::mem::take(&mut *vfiod_sync::lock(&self.parents));
+        for (parent, _) in parents.into_iter().rev() {
+            self.unregister_parent(parent, grace);
         }
         self.stack.stop(grace);
     }
 
-    /// The devices of the configuration file.
+    /// The devices of the configuration.
     pub fn stack(&self) -> &Stack {
         &self.stack
     }
@@ -261,8 +309,10 @@ impl Manager {
     }
 
     /// The model of a parent.
-    pub fn parent_model(&self, parent: &str) -> Option<&str> {
-        self.models.get(parent).map(String::as_str)
+    pub fn parent_model(&self, parent: &str) -> Option<String> {
+        let parents = vfiod_sync::lock(&self.parents);
+        let found = parents.iter().find(|(registration, _)| registration.name() == parent);
+        found.map(|(_, model)| model.clone())
     }
 
     /// Finds an instance.

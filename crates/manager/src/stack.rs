@@ -1,31 +1,35 @@
-//! The devices of a configuration, registered and served: started in the order of the file,
-//! stopped in the reverse order.
+//! The devices of a configuration, registered and served: started in the order of the
+//! configuration, stopped in the reverse order.
 
-use std::collections::{BTreeMap, HashMap};
-use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::{Context, anyhow};
+use vfiod_config::{Config, Models, SocketConfig};
 use vfiod_core::event::Observer;
-use vfiod_core::{Device, DeviceSpec, Registration, Registry};
+use vfiod_core::{Device, DeviceRef, DeviceSpec, Registration, Registry};
 use vfiod_fsl_mc::{Container, ContainerDevice, Kind, ObjectDevice, ObjectId};
-use vfiod_pci::{Bus, Placement, Role};
+use vfiod_pci::{Bus, Placement};
 use vfiod_server::{ConnectionInfo, Listener, Served, Server, ServerOptions};
 
-use crate::build;
-use crate::inherited::{self, Inherited};
-use vfiod_config::{
-    BusConfig, Config, ContainerConfig, DeviceConfig, Models, SocketConfig, UsageError,
-};
+use crate::build::{self, Siblings};
+use crate::plan::{self, BusPlan, ContainerPlan, DevicePlan, SriovPlan, Unit};
+use crate::sockets::{Activated, Source, access_of, source};
 
-/// Devices at work.
+/// Devices that are registered and served.
 pub struct Stack {
-    running: Mutex<Vec<Running>>,
+    running: Mutex<Vec<RunningUnit>>,
+    /// What is known of each device, by its name.
+    about: Mutex<HashMap<String, About>>,
+    buses: Mutex<Vec<(BusPlan, Arc<Bus>)>>,
+    siblings: Mutex<Siblings>,
+    activated: Mutex<Activated>,
     /// Where the control API listens, until that takes it.
     control: Mutex<Option<Listener>>,
     registry: Registry,
-    // After the devices: the threads that let go of their files.
+    // After the devices: the threads that release their files.
     server: Server,
 }
 
@@ -38,24 +42,59 @@ pub struct About {
     pub socket: Option<String>,
 }
 
-/// One device at work. Its place on the bus is free again when the rest is gone.
+/// A unit that runs.
+struct RunningUnit {
+    plan: Unit,
+    container: Option<Arc<Container>>,
+    devices: Vec<Running>,
+}
+
+/// A device that runs. Its place on the bus is free again when the rest is gone.
 struct Running {
-    model: String,
-    path: Option<String>,
     served: Served,
     connected: bool,
     registration: Registration,
     placement: Option<Placement>,
 }
 
-/// Where a device's clients come from.
-enum Source {
-    Listener(Listener),
-    Connected(OwnedFd),
+/// Sockets that were opened before anything was changed, by their paths.
+#[derive(Default)]
+pub(crate) struct Opened(HashMap<PathBuf, Listener>);
+
+impl Opened {
+    /// Opens the sockets of `units` that have a path which is not one of `taken`.
+    ///
+    /// # Errors
+    /// Errors of the kernel, with the unit's name.
+    pub(crate) fn open(units: &[&Unit], taken: &[&Unit]) -> anyhow::Result<Self> {
+        let paths = |units: &[&Unit]| -> Vec<PathBuf> {
+            let sockets = units.iter().flat_map(|unit| unit.sockets());
+            sockets
+                .filter_map(|socket| match socket {
+                    SocketConfig::Path(path, _) => Some(path.clone()),
+                    _ => None,
+                })
+                .collect()
+        };
+        let taken = paths(taken);
+        let mut opened = HashMap::new();
+        for unit in units {
+            for socket in unit.sockets() {
+                if let SocketConfig::Path(path, access) = socket
+                    && !taken.contains(path)
+                {
+                    let listener = Listener::bind(path, access_of(*access))
+                        .with_context(|| format!("device {}", unit.name()))?;
+                    opened.insert(path.clone(), listener);
+                }
+            }
+        }
+        Ok(Self(opened))
+    }
 }
 
 impl Stack {
-    /// Registers and serves every device.
+    /// Registers and serves every device of a configuration.
     ///
     /// # Errors
     /// What a model, a socket or the kernel refuses; nothing is left behind then.
@@ -67,127 +106,147 @@ impl Stack {
         let mut options = ServerOptions::default();
         options.poll = config.poll.unwrap_or(options.poll);
         options.max_threads = config.threads.unwrap_or(options.max_threads);
-        let server = Server::new(options)?;
-        let registry = observer.map_or_else(Registry::new, Registry::with_observer);
-        let buses = buses(config)?;
-        let roles = build::roles(config)?;
-        let mut activated = Activated::take()?;
-        let (running, control) = Default::default();
-        let stack = Self { running, control, registry, server };
-        for (device, role) in config.devices.iter().zip(roles) {
-            let started = stack
-                .add(models, config, device, role, &buses, &mut activated)
-                .with_context(|| format!("device {}", device.name));
-            match started {
-                Ok(running) => stack.running().push(running),
-                Err(error) => {
-                    stack.stop(Duration::ZERO);
-                    return Err(error);
-                }
-            }
+        let stack = Self {
+            running: Mutex::default(),
+            about: Mutex::default(),
+            buses: Mutex::default(),
+            siblings: Mutex::default(),
+            activated: Mutex::new(Activated::take()?),
+            control: Mutex::default(),
+            registry: observer.map_or_else(Registry::new, Registry::with_observer),
+            server: Server::new(options)?,
+        };
+        if let Err(error) = stack.start_all(config, models) {
+            stack.stop(Duration::ZERO);
+            return Err(error);
         }
-        // By their names; those that have others inside come first.
-        let mut containers = HashMap::new();
-        for container in &config.containers {
-            let started = stack
-                .add_container(container, &containers, &mut activated)
-                .with_context(|| format!("container {}", container.name));
-            match started {
-                Ok(started) => containers.insert(container.name.as_str(), started),
-                Err(error) => {
-                    stack.stop(Duration::ZERO);
-                    return Err(error);
-                }
-            };
+        vfiod_sync::lock(&stack.activated).warn_about_the_rest();
+        Ok(stack)
+    }
+
+    fn start_all(&self, config: &Config, models: &Models) -> anyhow::Result<()> {
+        for unit in plan::units(config) {
+            self.add(unit, models, &mut Opened::default())?;
         }
         if let Some(control) = &config.control {
-            let listener = match source(&control.socket, &mut activated) {
+            let listener = match source(&control.socket, &mut vfiod_sync::lock(&self.activated)) {
                 Ok(Source::Listener(listener)) => Ok(listener),
                 Ok(Source::Connected(_)) => Err(anyhow!("its socket is not listening")),
                 Err(error) => Err(error),
             };
-            match listener {
-                Ok(listener) => *stack.control() = Some(listener),
-                Err(error) => {
-                    stack.stop(Duration::ZERO);
-                    return Err(error.context("the control API"));
-                }
-            }
+            *vfiod_sync::lock(&self.control) = Some(listener.context("the control API")?);
         }
-        activated.warn_about_the_rest();
-        Ok(stack)
+        Ok(())
     }
 
-    fn add(
+    /// Registers and serves a unit. `opened` are sockets that are open already.
+    ///
+    /// # Errors
+    /// What a model, a socket or the kernel refuses; nothing of the unit is left behind then.
+    pub(crate) fn add(
         &self,
+        unit: Unit,
         models: &Models,
-        config: &Config,
-        device: &DeviceConfig,
-        role: Role,
-        buses: &[Arc<Bus>],
-        activated: &mut Activated,
-    ) -> anyhow::Result<Running> {
-        let source = source(&device.socket, activated)?;
-        let placement = match (config.bus(device), config.address(device)) {
-            (Some(bus), Some(at)) => {
-                let placement = buses[bus].place(at.device, at.function, &device.name)?;
-                let is_virtual = matches!(role, Role::Virtual(_));
+        opened: &mut Opened,
+    ) -> anyhow::Result<()> {
+        let mut running = RunningUnit { plan: unit, container: None, devices: Vec::new() };
+        let (started, what) = match running.plan.clone() {
+            Unit::Device(plan) => (self.add_device(&plan, models, opened, &mut running), "device"),
+            Unit::Container(plan) => (self.add_container(&plan, opened, &mut running), "container"),
+        };
+        if let Err(error) = started {
+            let name = running.plan.name().to_owned();
+            self.stop_unit(running, Duration::ZERO);
+            return Err(error.context(format!("{what} {name}")));
+        }
+        vfiod_sync::lock(&self.running).push(running);
+        Ok(())
+    }
+
+    fn add_device(
+        &self,
+        plan: &DevicePlan,
+        models: &Models,
+        opened: &mut Opened,
+        running: &mut RunningUnit,
+    ) -> anyhow::Result<()> {
+        let source = self.source(&plan.socket, opened)?;
+        let placement = match &plan.place {
+            Some(place) => {
+                let bus = self.bus(&place.bus)?;
+                let at = place.address;
+                let placement = bus.place(at.device, at.function, &plan.name)?;
+                let is_virtual = matches!(plan.sriov, SriovPlan::Virtual(_));
                 Some(if is_virtual { placement.virtual_function() } else { placement })
             }
-            _ => None,
+            None => None,
         };
         let spec = DeviceSpec {
-            name: device.name.clone(),
+            name: plan.name.clone(),
             set: placement.as_ref().and_then(Placement::set),
-            open: device.open,
-            state: device.state,
+            open: plan.open,
+            state: plan.state,
             location: placement.as_ref().map(|placement| placement.address().to_string()),
-            token: device.token,
+            token: plan.token,
         };
-        self.serve(
-            source,
-            spec,
-            build::build(models, config, device, role)?,
-            &device.model,
-            placement,
-        )
+        let device = build::build(models, plan, &mut vfiod_sync::lock(&self.siblings))?;
+        running.devices.push(self.serve(source, spec, device, &plan.model, placement)?);
+        Ok(())
     }
 
     /// Registers and serves a container and what is in it.
     fn add_container(
         &self,
-        config: &ContainerConfig,
-        others: &HashMap<&str, Arc<Container>>,
-        activated: &mut Activated,
-    ) -> anyhow::Result<Arc<Container>> {
+        plan: &ContainerPlan,
+        opened: &mut Opened,
+        running: &mut RunningUnit,
+    ) -> anyhow::Result<()> {
+        let ContainerPlan { config, outer } = plan;
         let container = Container::new(config.id);
-        let outer = config.inside.as_deref().and_then(|name| others.get(name));
-        let add = |name: &str, socket, id: ObjectId, device: Box<dyn Device>, activated: &mut _| {
-            let within = outer.filter(|_| id.kind == Kind::Dprc).unwrap_or(&container).id();
+        let outer = outer.as_ref().and_then(|outer| self.container(&outer.config.name));
+        let mut add = |name: &str, socket, id: ObjectId, device: Box<dyn Device>| {
+            let within = match (&outer, id.kind) {
+                (Some(outer), Kind::Dprc) => outer.id(),
+                _ => container.id(),
+            };
             let spec = DeviceSpec {
                 name: name.to_owned(),
                 set: Some(container.set()),
                 location: Some(format!("dprc.{within}/{id}")),
                 ..DeviceSpec::default()
             };
-            let source = source(socket, activated)?;
-            let running = self.serve(source, spec, device, id.kind.name(), None)?;
-            self.running().push(running);
+            let source = self.source(socket, opened)?;
+            running.devices.push(self.serve(source, spec, device, id.kind.name(), None)?);
             anyhow::Ok(())
         };
         let id = ObjectId { kind: Kind::Dprc, id: config.id };
-        let device = Box::new(match outer {
+        let device = Box::new(match &outer {
             Some(outer) => ContainerDevice::inside(&container, outer)?,
             None => ContainerDevice::new(&container),
         });
-        add(&config.name, &config.socket, id, device, activated)?;
+        add(&config.name, &config.socket, id, device)?;
         for object in &config.objects {
             let plugged = container.plug(object.kind, object.id)?;
             let (id, device) = (plugged.id(), Box::new(ObjectDevice::new(plugged)?));
-            add(&object.name, &object.socket, id, device, activated)
+            add(&object.name, &object.socket, id, device)
                 .with_context(|| format!("object {}", object.name))?;
         }
-        Ok(container)
+        running.container = Some(container);
+        Ok(())
+    }
+
+    fn container(&self, name: &str) -> Option<Arc<Container>> {
+        let running = vfiod_sync::lock(&self.running);
+        running.iter().find(|unit| unit.plan.name() == name)?.container.clone()
+    }
+
+    fn source(&self, socket: &SocketConfig, opened: &mut Opened) -> anyhow::Result<Source> {
+        if let SocketConfig::Path(path, _) = socket
+            && let Some(listener) = opened.0.remove(path)
+        {
+            return Ok(Source::Listener(listener));
+        }
+        source(socket, &mut vfiod_sync::lock(&self.activated))
     }
 
     fn serve(
@@ -211,17 +270,32 @@ impl Stack {
             }
             Source::Connected(socket) => (self.server.serve_connected(socket, target)?, true),
         };
-        let model = model.to_owned();
-        Ok(Running { model, path, served, connected, registration, placement })
+        let about = About { model: model.to_owned(), socket: path };
+        vfiod_sync::lock(&self.about).insert(name, about);
+        Ok(Running { served, connected, registration, placement })
     }
 
-    fn control(&self) -> MutexGuard<'_, Option<Listener>> {
-        vfiod_sync::lock(&self.control)
+    /// The bus of a plan, made if it is not there. Those above it are made first.
+    fn bus(&self, plan: &BusPlan) -> vfiod_core::Result<Arc<Bus>> {
+        let known = |(known, bus): &(BusPlan, Arc<Bus>)| (known == plan).then(|| bus.clone());
+        if let Some(bus) = vfiod_sync::lock(&self.buses).iter().find_map(known) {
+            return Ok(bus);
+        }
+        let new = match &plan.bridge {
+            None => Bus::new(plan.segment, plan.number, plan.kind),
+            Some((above, device, function)) => {
+                let name = format!("the bridge of bus {}", plan.name);
+                let bridge = self.bus(above)?.place(*device, *function, &name)?;
+                Bus::behind(bridge, plan.number, plan.kind)
+            }
+        };
+        vfiod_sync::lock(&self.buses).push((plan.clone(), new.clone()));
+        Ok(new)
     }
 
     /// Where the control API is to listen, if one is configured; once.
     pub fn take_control(&self) -> Option<Listener> {
-        self.control().take()
+        vfiod_sync::lock(&self.control).take()
     }
 
     /// Where every device is registered.
@@ -234,151 +308,114 @@ impl Stack {
         &self.server
     }
 
-    fn running(&self) -> MutexGuard<'_, Vec<Running>> {
-        vfiod_sync::lock(&self.running)
+    /// The plans of all that runs, in the order in which they were started.
+    pub(crate) fn plans(&self) -> Vec<Unit> {
+        vfiod_sync::lock(&self.running).iter().map(|unit| unit.plan.clone()).collect()
+    }
+
+    /// The devices of a unit.
+    pub(crate) fn devices_of(&self, unit: &str) -> Vec<DeviceRef> {
+        let running = vfiod_sync::lock(&self.running);
+        let unit = running.iter().find(|running| running.plan.name() == unit);
+        unit.map_or_else(Vec::new, |unit| {
+            unit.devices.iter().map(|device| device.registration.device().clone()).collect()
+        })
+    }
+
+    /// Bars further opens of every device of a unit, which must not be open.
+    ///
+    /// # Errors
+    /// `EBUSY`: a device of it is open.
+    pub(crate) fn bar_opens(&self, unit: &str) -> vfiod_core::Result<()> {
+        let running = vfiod_sync::lock(&self.running);
+        let unit = running.iter().find(|running| running.plan.name() == unit);
+        let mut devices = unit.into_iter().flat_map(|unit| &unit.devices);
+        devices.try_for_each(|device| device.registration.bar_opens_if_unused())
     }
 
     /// The model of a device of the configuration, and the path where clients connect.
     pub fn about(&self, name: &str) -> About {
-        let about = |running: &Running| About {
-            model: running.model.clone(),
-            socket: running.path.clone(),
-        };
-        self.running().iter().find(|running| running.is(name)).map(about).unwrap_or_default()
+        vfiod_sync::lock(&self.about).get(name).cloned().unwrap_or_default()
+    }
+
+    /// Whether a device is one of the configuration.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        vfiod_sync::lock(&self.about).contains_key(name)
     }
 
     /// The connections to a device of the configuration.
     pub fn clients(&self, name: &str) -> Vec<ConnectionInfo> {
-        let running = self.running();
-        let device = running.iter().find(|running| running.is(name));
-        device.map_or_else(Vec::new, |running| running.served.clients())
+        let running = vfiod_sync::lock(&self.running);
+        let mut devices = running.iter().flat_map(|unit| &unit.devices);
+        let device = devices.find(|device| device.registration.device().name() == name);
+        device.map_or_else(Vec::new, |device| device.served.clients())
     }
 
     /// How many clients there are.
     pub fn connections(&self) -> usize {
-        self.running().iter().map(|running| running.served.connections()).sum()
+        let running = vfiod_sync::lock(&self.running);
+        let devices = running.iter().flat_map(|unit| &unit.devices);
+        devices.map(|device| device.served.connections()).sum()
     }
 
     /// Whether there can be no other client than the one that was there at the start.
     pub fn one_client_only(&self) -> bool {
-        let running = self.running();
-        !running.is_empty() && running.iter().all(|running| running.connected)
+        let running = vfiod_sync::lock(&self.running);
+        let mut devices = running.iter().flat_map(|unit| &unit.devices).peekable();
+        devices.peek().is_some() && devices.all(|device| device.connected)
     }
 
-    /// Ends every connection and unregisters every device, last first. Clients' files that are
-    /// still there after `grace` are revoked.
-    pub fn stop(&self, grace: Duration) {
-        loop {
-            // Not in the loop's head: the lock would be held in its body.
-            let last = self.running().pop();
-            let Some(Running { served, registration, placement, .. }) = last else { break };
+    /// Removes units, the last one first. Files that are still open after `grace` are revoked.
+    pub(crate) fn remove(&self, names: &[&str], grace: Duration) {
+        let mut running = vfiod_sync::lock(&self.running);
+        let all = std::mem::take(&mut *running);
+        let (gone, kept): (Vec<_>, Vec<_>) =
+            all.into_iter().partition(|unit| names.contains(&unit.plan.name()));
+        *running = kept;
+        drop(running);
+        vfiod_sync::lock(&self.siblings).retain(|name, _| !names.contains(&name.as_str()));
+        for unit in gone.into_iter().rev() {
+            self.stop_unit(unit, grace);
+        }
+    }
+
+    /// Forgets buses that none of `units` is on or behind.
+    pub(crate) fn forget_buses(&self, units: &[Unit]) {
+        fn above<'a>(bus: &'a BusPlan, wanted: &mut Vec<&'a BusPlan>) {
+            wanted.push(bus);
+            if let Some((bridge, ..)) = &bus.bridge {
+                above(bridge, wanted);
+            }
+        }
+        let mut wanted = Vec::new();
+        for unit in units {
+            if let Unit::Device(device) = unit
+                && let Some(place) = &device.place
+            {
+                above(&place.bus, &mut wanted);
+            }
+        }
+        vfiod_sync::lock(&self.buses).retain(|(bus, _)| wanted.contains(&bus));
+    }
+
+    fn stop_unit(&self, unit: RunningUnit, grace: Duration) {
+        for Running { served, registration, placement, .. } in unit.devices.into_iter().rev() {
             let name = registration.device().name().to_owned();
             drop(served);
             registration.unregister(Some(grace));
             drop(placement);
+            vfiod_sync::lock(&self.about).remove(&name);
             tracing::info!(device = name, "closed");
         }
     }
-}
 
-impl Running {
-    fn is(&self, name: &str) -> bool {
-        self.registration.device().name() == name
-    }
-}
-
-/// The buses, those above before those behind their bridges.
-fn buses(config: &Config) -> vfiod_core::Result<Vec<Arc<Bus>>> {
-    fn bus(
-        config: &Config,
-        index: usize,
-        made: &mut [Option<Arc<Bus>>],
-    ) -> vfiod_core::Result<Arc<Bus>> {
-        if let Some(bus) = &made[index] {
-            return Ok(bus.clone());
-        }
-        let BusConfig { name, segment, number, kind, bridge } = &config.buses[index];
-        let new = match bridge {
-            None => Bus::new(*segment, *number, *kind),
-            // Ends: no bus is behind itself.
-            Some(bridge) => {
-                let above = bus(config, bridge.bus, made)?;
-                let name = format!("the bridge of bus {name}");
-                Bus::behind(above.place(bridge.device, bridge.function, &name)?, *number, *kind)
-            }
-        };
-        made[index] = Some(new.clone());
-        Ok(new)
-    }
-    let mut made = vec![None; config.buses.len()];
-    (0..config.buses.len()).map(|index| bus(config, index, &mut made)).collect()
-}
-
-fn source(socket: &SocketConfig, activated: &mut Activated) -> anyhow::Result<Source> {
-    let inherited = match socket {
-        SocketConfig::Path(path, access) => {
-            return Ok(Source::Listener(Listener::bind(path, access_of(*access))?));
-        }
-        SocketConfig::Descriptor(number) => {
-            inherited::socket(*number).map_err(|error| UsageError(format!("--fd: {error:#}")))?
-        }
-        SocketConfig::Activated(Some(name)) => activated.named(name)?,
-        SocketConfig::Activated(None) => activated.only()?,
-    };
-    Ok(match inherited {
-        Inherited::Listening(fd) => Source::Listener(Listener::from_fd(fd)?),
-        Inherited::Connected(fd) => Source::Connected(fd),
-    })
-}
-
-/// A socket's access as the server knows it.
-pub(crate) fn access_of(access: vfiod_config::SocketAccess) -> vfiod_server::SocketAccess {
-    let vfiod_config::SocketAccess { mode, uid, gid } = access;
-    vfiod_server::SocketAccess { mode, uid, gid }
-}
-
-/// The sockets that the service manager passed, by name.
-struct Activated(BTreeMap<String, Vec<Inherited>>);
-
-impl Activated {
-    fn take() -> anyhow::Result<Self> {
-        let mut sockets: BTreeMap<String, Vec<Inherited>> = BTreeMap::new();
-        for (name, socket) in inherited::activated()? {
-            sockets.entry(name).or_default().push(socket);
-        }
-        Ok(Self(sockets))
-    }
-
-    fn named(&mut self, name: &str) -> anyhow::Result<Inherited> {
-        let list = self.0.get_mut(name).filter(|list| !list.is_empty());
-        if let Some(list) = list {
-            return Ok(list.remove(0));
-        }
-        let names: Vec<_> = self.0.keys().map(String::as_str).collect();
-        bail!(
-            "the service manager passed no socket named `{name}` (FileDescriptorName= in the \
-             .socket unit); passed: {}",
-            if names.is_empty() { "none".into() } else { names.join(", ") }
-        )
-    }
-
-    fn only(&mut self) -> anyhow::Result<Inherited> {
-        let mut all: Vec<_> = std::mem::take(&mut self.0).into_values().flatten().collect();
-        match (all.pop(), all.len()) {
-            (Some(socket), 0) => Ok(socket),
-            (Some(_), more) => bail!("{} sockets were passed for one device", more + 1),
-            (None, _) => Err(UsageError(
-                "no socket: give --socket-path or --fd, or let a service manager pass one \
-                 (LISTEN_FDS)"
-                    .into(),
-            )
-            .into()),
-        }
-    }
-
-    fn warn_about_the_rest(&self) {
-        for (name, list) in self.0.iter().filter(|(_, list)| !list.is_empty()) {
-            tracing::warn!(name, count = list.len(), "sockets passed for no device");
+    /// Ends every connection and unregisters every device, the last one first. Files that are
+    /// still open after `grace` are revoked.
+    pub fn stop(&self, grace: Duration) {
+        loop {
+            let last = vfiod_sync::lock(&self.running).pop();
+            let Some(unit) = last else { break };
+            self.stop_unit(unit, grace);
         }
     }
 }

@@ -202,6 +202,62 @@ pub(crate) enum Manage {
         #[command(flatten)]
         daemon: Daemon,
     },
+    /// Add a device to the running daemon. It stays until it is removed or the daemon ends.
+    Add {
+        /// Its name.
+        name: String,
+        /// Its model (see the command `devices`).
+        #[arg(long, value_name = "MODEL")]
+        device: String,
+        /// Where it listens.
+        #[arg(long, value_name = "PATH")]
+        socket_path: PathBuf,
+        /// The socket's permission bits, octal.
+        #[arg(long, value_name = "MODE")]
+        socket_mode: Option<String>,
+        /// An option of the model, e.g. `inputs=3`. May be given again and again.
+        #[arg(long = "option", value_name = "KEY=VALUE", value_parser = setting)]
+        options: Vec<Setting>,
+        /// Take one connection at a time, or any number.
+        #[arg(long, value_name = "POLICY", value_parser = ["single", "multi"])]
+        open: Option<String>,
+        /// Reset at the first open, or keep the state for a client that comes back.
+        #[arg(long, value_name = "POLICY", value_parser = ["reset", "retain"])]
+        state: Option<String>,
+        /// The slot of the configuration that it is in.
+        #[arg(long)]
+        slot: Option<String>,
+        /// Its function number in the slot.
+        #[arg(long, requires = "slot", value_name = "N")]
+        function: Option<u16>,
+        #[command(flatten)]
+        daemon: Daemon,
+    },
+    /// Remove a device from the running daemon. One of the file comes back with a reload.
+    Del {
+        /// Its name.
+        #[arg(add = ArgValueCandidates::new(complete::devices))]
+        name: String,
+        /// Ask its users to close it, and revoke their files after this time, e.g. `5s`.
+        #[arg(long, value_name = "TIME")]
+        deadline: Option<String>,
+        #[command(flatten)]
+        daemon: Daemon,
+    },
+    /// Read the configuration file again: add, remove and change what differs.
+    Reload {
+        /// Ask users of what is to be removed to close it, and revoke their files after this time.
+        /// Without it, nothing is changed if something to be removed is in use.
+        #[arg(long, value_name = "TIME")]
+        deadline: Option<String>,
+        #[command(flatten)]
+        daemon: Daemon,
+    },
+    /// Print the configuration that runs, as a file that makes it again.
+    Config {
+        #[command(flatten)]
+        daemon: Daemon,
+    },
     /// Reset a device set: all its members at once.
     #[command(group(clap::ArgGroup::new("target").required(true).args(["device", "set"])))]
     Reset {

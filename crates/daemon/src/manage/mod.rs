@@ -13,11 +13,14 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use uuid::Uuid;
 use vfiod_control::client::{Client, Failure, encoded, path};
-use vfiod_control::request::{ChangeInstance, Create, Define, DefineInstance, Modify};
+use vfiod_control::request::{
+    AddDevice, ChangeInstance, Create, Define, DefineInstance, Modify, Socket,
+};
 use vfiod_control::view::{self, EventKind, Owner, Start};
 
 pub(crate) use self::arguments::Manage;
 use self::arguments::{Daemon, Kind, Users, What};
+use crate::option_value::option_value;
 use crate::output;
 
 /// How often a removal is looked after: the first interval, and the longest.
@@ -71,6 +74,55 @@ pub(crate) fn run(command: Manage) -> anyhow::Result<()> {
             let changed: view::Definition = client.call(Method::PATCH, &path, Some(&body))?;
             answer(&daemon, &changed, |_| String::new())
         }
+        Manage::Add {
+            name,
+            device,
+            socket_path,
+            socket_mode,
+            options,
+            open,
+            state,
+            slot,
+            function,
+            daemon,
+        } => {
+            let options =
+                options.into_iter().map(|set| (set.name, option_value(&set.value))).collect();
+            let path = std::path::absolute(socket_path)?;
+            let socket = match socket_mode {
+                None => Socket::Path(path),
+                mode => Socket::Access { path, mode, owner: None, group: None },
+            };
+            let rest = AddDevice::default();
+            let body = AddDevice {
+                name,
+                model: device,
+                socket,
+                options,
+                open,
+                state,
+                slot,
+                function,
+                ..rest
+            };
+            let path = vfiod_control::client::path(["devices"]);
+            let added: view::Changes = connect(&daemon)?.call(Method::POST, &path, Some(&body))?;
+            answer(&daemon, &added, changes)
+        }
+        Manage::Del { name, deadline, daemon } => {
+            let path = with_deadline(path(["devices", &name]), deadline.as_deref());
+            let removed: view::Changes = connect(&daemon)?.send(Method::DELETE, &path)?;
+            answer(&daemon, &removed, changes)
+        }
+        Manage::Reload { deadline, daemon } => {
+            let path = with_deadline(path(["reload"]), deadline.as_deref());
+            let reloaded: view::Changes = connect(&daemon)?.send(Method::POST, &path)?;
+            answer(&daemon, &reloaded, changes)
+        }
+        Manage::Config { daemon } => {
+            let text = connect(&daemon)?.fetch(&path(["config"]))?;
+            output::print(&String::from_utf8_lossy(&text))
+        }
         Manage::Reset { device, set, force, daemon } => {
             let mut client = connect(&daemon)?;
             let set = match (device, set) {
@@ -114,6 +166,27 @@ fn answer<T: Serialize>(
     people: impl FnOnce(&T) -> String,
 ) -> anyhow::Result<()> {
     if daemon.json { output::print_json(value) } else { output::print(&people(value)) }
+}
+
+fn with_deadline(path: String, deadline: Option<&str>) -> String {
+    match deadline {
+        Some(time) => format!("{path}?deadline={}", encoded(time)),
+        None => path,
+    }
+}
+
+/// What a change of the configuration did.
+fn changes(changes: &view::Changes) -> String {
+    let view::Changes { added, removed, changed, kept, notes } = changes;
+    let mut text = String::new();
+    for (what, names) in [("added", added), ("removed", removed), ("changed", changed)] {
+        if !names.is_empty() {
+            text += &format!("{what}: {}\n", names.join(", "));
+        }
+    }
+    text += &format!("untouched: {kept}\n");
+    notes.iter().for_each(|note| text += &format!("note: {note}\n"));
+    text
 }
 
 fn definition(uuid: Uuid, parent: Option<&str>, action: Option<&str>) -> String {

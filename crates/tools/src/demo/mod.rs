@@ -36,7 +36,7 @@ use vfiod_config::{
     BusConfig, Config, DeviceConfig, OptionSetting, SlotConfig, SocketAccess, SocketConfig,
     SriovConfig,
 };
-use vfiod_daemon::Termination;
+use vfiod_daemon::{Asked, Signals};
 use vfiod_manager::Stack;
 
 /// How long nothing may happen while something is expected.
@@ -82,8 +82,8 @@ pub(crate) fn run(args: &Demo) -> anyhow::Result<()> {
     let stage = Stage { directory };
     let (sender, words) = mpsc::channel();
     // So that an interrupted demonstration takes its actors and sockets along.
-    let termination = Termination::catch().context("cannot catch signals")?;
-    let mut show = Show { narrator: Narrator::new(args.json), words, termination };
+    let signals = Signals::catch().context("cannot catch signals")?;
+    let mut show = Show { narrator: Narrator::new(args.json), words, signals };
     show.narrator.say(
         "One slot, two functions made of software: `lines`, a card with 16 outputs and 16 inputs \
          (gpio),\nand `teacher`, QEMU's educational device (edu). All of it is served by this \
@@ -195,7 +195,7 @@ fn configuration(stage: &Stage) -> Config {
 struct Show {
     narrator: Narrator,
     words: Receiver<Word>,
-    termination: Termination,
+    signals: Signals,
 }
 
 impl Show {
@@ -219,7 +219,7 @@ impl Show {
     ) -> anyhow::Result<()> {
         let deadline = Instant::now() + limit;
         loop {
-            if let Some(signal) = self.termination.wait(Duration::ZERO) {
+            if let Some(Asked::Finish(signal)) = self.signals.wait(Duration::ZERO) {
                 bail!("ended by {signal}");
             }
             match self.words.recv_timeout(GLANCE) {

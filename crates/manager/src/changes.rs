@@ -1,0 +1,353 @@
+//! Changes of the configuration while the daemon runs: a device more, one less, the file again.
+//!
+//! Each is a change of the configuration's text ([`vfiod_config::Document`]). What runs is compared
+//! with what the new text asks for, unit by unit: what is the same stays untouched, what differs is
+//! removed and added. Everything that can be refused is refused before anything is changed.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use vfiod_config::{Config, Document, LoadError, Options, ParentConfig, Problem};
+use vfiod_core::{DeviceRef, Errno, Error, Result};
+
+use crate::build::{self, find_mistakes};
+use crate::event_log::owner_name;
+use crate::manager::Manager;
+use crate::plan::{self, Unit};
+use crate::stack::Opened;
+
+/// What happens to devices that are in use and to be removed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InUsePolicy {
+    /// Nothing is changed, and they are named.
+    Refuse,
+    /// Their users are asked to close them, and their files are revoked after this time.
+    RevokeAfter(Duration),
+}
+
+/// Where a device comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// The configuration file.
+    File,
+    /// The command line of the daemon.
+    CommandLine,
+    /// It was added while the daemon ran.
+    Added,
+    /// A parent of mediated devices made it.
+    Instance,
+}
+
+/// What a change did, by the names of devices, containers and parents.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// New ones.
+    pub added: Vec<String>,
+    /// Removed ones.
+    pub removed: Vec<String>,
+    /// Removed and added again, as something of them differs.
+    pub changed: Vec<String>,
+    /// How many stayed untouched.
+    pub kept: usize,
+    /// What else is worth knowing: that a removed one and an added one may be the same, renamed.
+    pub notes: Vec<String>,
+}
+
+/// The difference between what runs and what is asked for.
+struct Difference {
+    /// What runs and is not asked for, or not as it runs.
+    gone: Vec<Unit>,
+    /// What is asked for and does not run, or not as asked.
+    new: Vec<Unit>,
+    parents_gone: Vec<String>,
+    parents_new: Vec<ParentConfig>,
+    changes: Changes,
+}
+
+fn invalid(problems: impl std::fmt::Display) -> Error {
+    Error::new(Errno::INVAL, problems.to_string().trim_end().to_owned())
+}
+
+impl Manager {
+    /// The configuration that runs, as a file that makes it again.
+    ///
+    /// # Errors
+    /// `EOPNOTSUPP`: the daemon serves something that no file can say, such as a descriptor that
+    /// its parent process passed.
+    pub fn configuration(&self) -> Result<String> {
+        Ok(self.document(&vfiod_sync::lock(&self.document))?.text())
+    }
+
+    fn document<'d>(&self, document: &'d Option<Document>) -> Result<&'d Document> {
+        document.as_ref().ok_or_else(|| {
+            let what = "this daemon serves a socket that was passed to it, which no configuration \
+                        file can say; start it with a file to change its devices while it runs";
+            Error::new(Errno::OPNOTSUPP, what)
+        })
+    }
+
+    /// Where a device comes from.
+    pub fn origin(&self, device: &DeviceRef) -> Origin {
+        if !self.stack().has(device.name()) {
+            return Origin::Instance;
+        }
+        match &*vfiod_sync::lock(&self.document) {
+            Some(document) if document.is_added(device.name()) => Origin::Added,
+            Some(document) if document.path().is_some() => Origin::File,
+            _ => Origin::CommandLine,
+        }
+    }
+
+    /// Adds a device: `section` has the keys of its section in a configuration file.
+    ///
+    /// # Errors
+    /// `EINVAL`: mistakes of the section, by their keys; `EBUSY`: the new device would change
+    /// another one; what a model, a socket or the kernel refuses.
+    pub fn add(&self, name: &str, section: &Options) -> Result<Changes> {
+        let _one_at_a_time = vfiod_sync::lock(&self.changing);
+        let old = self.document(&vfiod_sync::lock(&self.document))?.clone();
+        let by_key = |problems: vfiod_config::Problems| invalid(problems.by_key());
+        let new = old.with_device(name, section, &self.models).map_err(by_key)?;
+        let mistakes = find_mistakes(new.config(), &self.models);
+        if !mistakes.is_empty() {
+            return Err(invalid(new.problems(mistakes).by_key()));
+        }
+        let difference = self.difference(&old, &new)?;
+        others(name, &difference, "adding")?;
+        self.apply(new, difference, Duration::ZERO)
+    }
+
+    /// Removes a device of the configuration. One of the file comes back when that is read again.
+    ///
+    /// # Errors
+    /// `ENOENT`: there is none of this name; `EBUSY`: it is in use, or its removal would change
+    /// another one; `EINVAL`: others depend on it.
+    pub fn delete(&self, name: &str, in_use: InUsePolicy) -> Result<Changes> {
+        let _one_at_a_time = vfiod_sync::lock(&self.changing);
+        let device = self.find(name)?;
+        if self.origin(&device) == Origin::Instance {
+            let what = format!("{name} is an instance of a parent: remove it with `remove {name}`");
+            return Err(Error::new(Errno::INVAL, what));
+        }
+        let old = self.document(&vfiod_sync::lock(&self.document))?.clone();
+        let by_key = |problems: vfiod_config::Problems| invalid(problems.by_key());
+        let new = old.without_device(name, &self.models).map_err(by_key)?;
+        let difference = self.difference(&old, &new)?;
+        if difference.gone.iter().all(|unit| unit.name() != name) {
+            let what = format!("{name} belongs to a container: change the file and reload it");
+            return Err(Error::new(Errno::INVAL, what));
+        }
+        others(name, &difference, "removing")?;
+        let grace = self.check_use(&difference, in_use)?;
+        if in_use == InUsePolicy::Refuse {
+            self.stack().bar_opens(name)?;
+        }
+        self.apply(new, difference, grace)
+    }
+
+    /// Reads the configuration file again, and adds, removes and changes what differs. Devices
+    /// that were added while the daemon ran, and instances, stay.
+    ///
+    /// # Errors
+    /// `EINVAL`: the mistakes of the file, with place and remedy; `EBUSY`: what is to be removed is
+    /// in use, by whom is said; `EOPNOTSUPP`: there is no file. Nothing has changed then. What a
+    /// socket or the kernel refuses after that leaves the device in question out.
+    pub fn reload(&self, in_use: InUsePolicy) -> Result<Changes> {
+        let _one_at_a_time = vfiod_sync::lock(&self.changing);
+        let old = self.document(&vfiod_sync::lock(&self.document))?.clone();
+        let Some(path) = old.path() else {
+            let what = "this daemon was started without a configuration file";
+            return Err(Error::new(Errno::OPNOTSUPP, what));
+        };
+        let new = old.reloaded(path, &self.models).map_err(|error| match error {
+            LoadError::Wrong(problems) => invalid(problems),
+            LoadError::Unreadable(..) => Error::new(
+                Errno::INVAL,
+                format!(
+                    "{error}: {}",
+                    std::error::Error::source(&error).map_or_else(String::new, |e| e.to_string())
+                ),
+            ),
+        })?;
+        let mut mistakes = fixed(old.config(), &new);
+        mistakes.extend(find_mistakes(new.config(), &self.models));
+        if !mistakes.is_empty() {
+            return Err(invalid(new.problems(mistakes)));
+        }
+        let difference = self.difference(&old, &new)?;
+        let grace = self.check_use(&difference, in_use)?;
+        self.apply(new, difference, grace)
+    }
+
+    fn difference(&self, old: &Document, new: &Document) -> Result<Difference> {
+        let runs = self.stack().plans();
+        let wanted = plan::units(new.config());
+        let stays = |unit: &Unit| wanted.iter().any(|wanted| unit.serves_as(wanted));
+        let (kept, gone): (Vec<_>, Vec<_>) = runs.into_iter().partition(stays);
+        let is_kept = |unit: &Unit| kept.iter().any(|kept| kept.name() == unit.name());
+        let new_units: Vec<_> = wanted.iter().filter(|unit| !is_kept(unit)).cloned().collect();
+        let same = |one: &ParentConfig, other: &ParentConfig| {
+            let options = |parent: &ParentConfig| -> Vec<_> {
+                parent.options.iter().map(|set| (set.name.clone(), set.value.clone())).collect()
+            };
+            (&one.name, &one.model) == (&other.name, &other.model) && options(one) == options(other)
+        };
+        let (old_parents, new_parents) = (&old.config().parents, &new.config().parents);
+        let missing = |from: &[ParentConfig], in_: &[ParentConfig]| -> Vec<ParentConfig> {
+            let is_missing = |one: &&ParentConfig| !in_.iter().any(|other| same(one, other));
+            from.iter().filter(is_missing).cloned().collect()
+        };
+        let parents_gone = missing(old_parents, new_parents);
+        let parents_new = missing(new_parents, old_parents);
+        let names = |units: &[Unit], parents: &[ParentConfig]| -> BTreeSet<String> {
+            let units = units.iter().map(|unit| unit.name().to_owned());
+            units.chain(parents.iter().map(|parent| parent.name.clone())).collect()
+        };
+        let (before, after) = (names(&gone, &parents_gone), names(&new_units, &parents_new));
+        let changes = Changes {
+            added: after.difference(&before).cloned().collect(),
+            removed: before.difference(&after).cloned().collect(),
+            changed: before.intersection(&after).cloned().collect(),
+            kept: kept.len() + new_parents.len() - parents_new.len(),
+            notes: renamed(&gone, &new_units),
+        };
+        let parents_gone = parents_gone.into_iter().map(|parent| parent.name).collect();
+        Ok(Difference { gone, new: new_units, parents_gone, parents_new, changes })
+    }
+
+    /// Checks that nothing that is to be removed is in use, unless that is allowed. Returns how long
+    /// the users have.
+    fn check_use(&self, difference: &Difference, in_use: InUsePolicy) -> Result<Duration> {
+        if let InUsePolicy::RevokeAfter(grace) = in_use {
+            return Ok(grace);
+        }
+        let mut users = Vec::new();
+        for unit in &difference.gone {
+            for device in self.stack().devices_of(unit.name()) {
+                for file in device.status().files {
+                    users.push(format!("{} by {}", device.name(), owner_name(&file.owner)));
+                }
+            }
+        }
+        for parent in &difference.parents_gone {
+            let status = self.bus.parent(parent);
+            let count = status.map_or(0, |status| status.instances.len());
+            if count > 0 {
+                users.push(format!("parent {parent}, which has {count} instances"));
+            }
+        }
+        if users.is_empty() {
+            return Ok(Duration::ZERO);
+        }
+        let what = format!(
+            "in use: {}; nothing was changed. Close what uses them, or give their users a deadline \
+             (--deadline 5s)",
+            users.join(", ")
+        );
+        Err(Error::new(Errno::BUSY, what))
+    }
+
+    fn apply(&self, new: Document, difference: Difference, grace: Duration) -> Result<Changes> {
+        let Difference { gone, new: units, parents_gone, parents_new, changes } = difference;
+        // All that is free now, so that most failures change nothing.
+        let gone: Vec<&Unit> = gone.iter().collect();
+        let mut opened = Opened::open(&units.iter().collect::<Vec<_>>(), &gone).map_err(failure)?;
+
+        for parent in &parents_gone {
+            self.remove_parent(parent, grace);
+        }
+        let names: Vec<_> = gone.iter().map(|unit| unit.name()).collect();
+        self.stack().remove(&names, grace);
+        self.stack().forget_buses(&plan::units(new.config()));
+        let mut failures = Vec::new();
+        let mut document = new;
+        for unit in units {
+            let name = unit.name().to_owned();
+            if let Err(error) = self.stack().add(unit, &self.models, &mut opened) {
+                failures.push(format!("{error:#}"));
+                if let Ok(without) = document.without_device(&name, &self.models) {
+                    document = without;
+                }
+            }
+        }
+        for parent in &parents_new {
+            if let Err(error) = self.register_parent(parent) {
+                failures.push(format!("{error:#}"));
+            }
+        }
+        let Changes { added, removed, changed, .. } = &changes;
+        tracing::info!(?added, ?removed, ?changed, kept = changes.kept, "configuration changed");
+        *vfiod_sync::lock(&self.document) = Some(document);
+        if failures.is_empty() {
+            return Ok(changes);
+        }
+        let what = format!("left out: {}; everything else was changed", failures.join("; "));
+        Err(Error::new(Errno::IO, what))
+    }
+
+    pub(crate) fn register_parent(&self, parent: &ParentConfig) -> anyhow::Result<()> {
+        let register = || {
+            let (spec, ops) = build::build_parent(&self.models, parent)?;
+            anyhow::Ok(self.bus.register(spec, ops)?)
+        };
+        let registration =
+            register().map_err(|error| error.context(format!("parent {}", parent.name)))?;
+        self.add_parent(registration, &parent.model);
+        Ok(())
+    }
+}
+
+fn failure(error: anyhow::Error) -> Error {
+    let core = error.downcast_ref::<Error>().map(Error::errno);
+    Error::new(core.unwrap_or(Errno::IO), format!("{error:#}; nothing was changed"))
+}
+
+/// Refuses a change of one device that would change others.
+fn others(name: &str, difference: &Difference, what: &str) -> Result<()> {
+    let Changes { added, removed, changed, .. } = &difference.changes;
+    let all = added.iter().chain(removed).chain(changed);
+    let others: Vec<_> = all.filter(|other| *other != name).map(String::as_str).collect();
+    if others.is_empty() {
+        return Ok(());
+    }
+    let what = format!(
+        "{what} {name} would remove and add again: {}; write the change into the file and reload it",
+        others.join(", ")
+    );
+    Err(Error::new(Errno::BUSY, what))
+}
+
+/// Removed and added units that may be the same under another name.
+fn renamed(gone: &[Unit], new: &[Unit]) -> Vec<String> {
+    let mut notes = Vec::new();
+    for old in gone {
+        let same = new.iter().find(|new| {
+            new.name() != old.name() && new.sockets().iter().any(|s| old.sockets().contains(s))
+        });
+        if let Some(new) = same {
+            let (old, new) = (old.name(), new.name());
+            notes.push(format!("{new} has a socket of {old}: {old} was removed and {new} added"));
+        }
+    }
+    notes
+}
+
+/// What a file says differently that cannot change while the daemon runs.
+fn fixed(old: &Config, new: &Document) -> Vec<Problem> {
+    let config = new.config();
+    let differs = [
+        ("log", old.log != config.log || old.log_format != config.log_format),
+        ("poll", old.poll != config.poll),
+        ("threads", old.threads != config.threads),
+        ("mdev", old.mdev != config.mdev),
+        ("control", old.control != config.control),
+        ("metrics", old.metrics != config.metrics),
+    ];
+    let problem = |key: &str| Problem {
+        span: new.span_of(key),
+        key: key.to_owned(),
+        what: "this cannot change while the daemon runs".to_owned(),
+        help: Some("restart the daemon, or put back what was there".to_owned()),
+    };
+    differs.into_iter().filter(|(_, differs)| *differs).map(|(key, _)| problem(key)).collect()
+}
