@@ -1,12 +1,12 @@
-//! What a device is to the core: the [`Device`] trait and the [`Context`] it lives in.
+//! What a device is to the core: the [`Device`] trait and the powers that a device may have.
 
+use std::any::Any;
 use std::fmt;
-use std::sync::Arc;
 
-use crate::dma::DmaSpace;
+use crate::context::Context;
 use crate::error::Result;
-use crate::ids::{DeviceId, FileId, Owner};
-use crate::irq::{IrqInfo, IrqSet};
+use crate::ids::{FileId, Owner};
+use crate::irq::IrqInfo;
 use crate::region::{Region, RegionIndex};
 use crate::state::{Persistence, ReadTraits};
 
@@ -60,9 +60,9 @@ pub enum ResetCause {
 /// set, `open_device`, `close_device` and resets of [`ResetCause::Open`] and
 /// [`ResetCause::Set`] never overlap.
 ///
-/// A device that works between calls (a thread, a timer) keeps a clone of its [`Context`]. It is
-/// dropped when it has been unregistered; no lock is held then, so it may join its threads.
-pub trait Device: Send {
+/// A device that works beside its calls starts tasks ([`crate::DeviceTask::spawn`]), and has the power
+/// [`Worker`]. It is dropped when it has been unregistered; no lock is held then.
+pub trait Device: Any + Send {
     /// What the device has. Called once, before `init`.
     fn describe(&self) -> Description;
 
@@ -103,13 +103,18 @@ pub trait Device: Send {
     /// what it is in then. Comes also where [`DeviceFlags::RESET`] is not set, which is for
     /// clients.
     ///
-    /// When it returns, the device's threads are at rest until it is called again, and memory
-    /// shared with clients is as after power-on. With [`ResetCause::Set`] it comes twice where
+    /// The device has quiesced. When it returns, memory shared with clients is as after power-on. With [`ResetCause::Set`] it comes twice where
     /// there is such memory, as other members were reset in between.
     fn reset(&mut self, cause: ResetCause) -> Result<()>;
 
     /// Whether and how the device is saved.
     fn persistence(&mut self) -> Persistence<'_>;
+
+    /// How the device stops and resumes work beside its calls, where it has any. Asked at
+    /// registration, and whenever it is to stop; the answer does not change.
+    fn as_worker(&mut self) -> Option<&mut dyn Worker> {
+        None
+    }
 
     /// The device's own way to ask its user to let go, where it has one.
     fn as_request(&mut self) -> Option<&mut dyn Request> {
@@ -164,55 +169,60 @@ pub trait Features {
     fn set(&mut self, index: u16, data: &[u8]) -> Result<()>;
 }
 
-/// A device's place in the world: its name, interrupts and DMA. Cheap to clone, usable from any
-/// thread, valid for as long as it is kept.
-#[derive(Clone, Debug)]
-pub struct Context {
-    inner: Arc<ContextInner>,
+/// Why a device is to quiesce.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Why {
+    /// It is about to be reset, by whatever cause.
+    Reset,
+    /// Its set is about to be reset; that may be abandoned.
+    HotReset,
+    /// The last file is being released.
+    Close,
+    /// It is being unregistered.
+    Unregister,
+    /// Its state is about to be saved.
+    Save,
+    /// Its state is about to move to another program of this host.
+    Upgrade,
+    /// Its state is about to move to another host.
+    Migration,
 }
 
-#[derive(Debug)]
-struct ContextInner {
-    id: DeviceId,
-    name: String,
-    irqs: IrqSet,
-    dma: DmaSpace,
-}
-
-impl Context {
-    /// A context outside any registry, for tests of device code.
-    pub fn detached(name: &str, irqs: &[IrqInfo]) -> Self {
-        Self::new(DeviceId(u64::MAX), name.to_owned(), irqs)
-    }
-
-    pub(crate) fn new(id: DeviceId, name: String, irqs: &[IrqInfo]) -> Self {
-        Self {
-            inner: Arc::new(ContextInner {
-                id,
-                name,
-                irqs: IrqSet::new(irqs),
-                dma: DmaSpace::new(),
-            }),
+impl Why {
+    /// Whether what is under way is to be given up. Otherwise [`Worker::resume`] may follow with
+    /// nothing changed, and the guest must see each piece of work complete exactly once.
+    pub fn ends(self) -> bool {
+        match self {
+            Self::Reset | Self::Close | Self::Unregister => true,
+            Self::HotReset | Self::Save | Self::Upgrade | Self::Migration => false,
         }
     }
+}
 
-    /// The device's number.
-    pub fn id(&self) -> DeviceId {
-        self.inner.id
-    }
+/// How a device quiesces.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Quiesce {
+    /// No task of it runs. The core verifies that: a device that says so while one runs is put
+    /// into the error state.
+    Done,
+    /// The core drops the future of each task at its next await; [`Worker::resume`] starts again
+    /// what the state says is under way.
+    Cancel,
+    /// The tasks run to their ends, or to a wait for a doorbell.
+    Finish,
+}
 
-    /// The device's name.
-    pub fn name(&self) -> &str {
-        &self.inner.name
-    }
+/// Power: the device works beside its calls, in tasks or a data path. Both methods are called
+/// with the device's lock held.
+///
+/// After it has quiesced, no task of the device runs, no ring reaches its data path, and none of
+/// its accesses to guest memory is in flight: no DMA, no interrupt, no change of state.
+pub trait Worker {
+    /// Stop working. The core waits, without the lock, until nothing works any more.
+    fn quiesce(&mut self, why: Why) -> Quiesce;
 
-    /// The device's interrupts.
-    pub fn irqs(&self) -> &IrqSet {
-        &self.inner.irqs
-    }
-
-    /// The device's window into its clients' memory.
-    pub fn dma(&self) -> &DmaSpace {
-        &self.inner.dma
-    }
+    /// Start what the state says is under way. Called after the first open, after a reset, after
+    /// a restore, and where what the device had quiesced for was abandoned. Tasks that did not
+    /// end meanwhile still run ([`Context::find_task`]).
+    fn resume(&mut self);
 }

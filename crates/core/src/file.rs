@@ -136,11 +136,11 @@ impl File {
         Self { device, shared }
     }
 
-    pub(crate) fn parts(&self) -> (&Registered, &FileShared) {
+    pub(crate) fn parts(&self) -> (&Arc<Registered>, &FileShared) {
         (&self.device.registered, &self.shared)
     }
 
-    fn registered(&self) -> &Registered {
+    fn registered(&self) -> &Arc<Registered> {
         &self.device.registered
     }
 
@@ -190,7 +190,14 @@ impl File {
         if data.is_empty() {
             return Ok(());
         }
-        self.registered().access(&self.shared, |device| device.read(region, offset, data))
+        let waits = self.find_region(region)?.waits_for_reset;
+        let device = self.registered();
+        let read = |device: &mut dyn Device| device.read(region, offset, data);
+        match device.access_region(&self.shared, waits, read)? {
+            Some(()) => {}
+            None => data.fill(0xff),
+        }
+        Ok(())
     }
 
     /// Writes a region; errors as for [`File::read`].
@@ -198,12 +205,29 @@ impl File {
     pub fn write(&self, region: RegionIndex, offset: u64, data: &[u8]) -> Result<()> {
         let memory = self.check(region, offset, data.len(), RegionFlags::WRITE)?;
         if let Some(memory) = memory {
-            return memory.write(offset, data);
+            memory.write(offset, data)?;
+            let device = self.registered();
+            if device.works()
+                && let Some(bell) = self.find_region(region)?.doorbell_of(offset, data)
+            {
+                device.context.ring(self.bell(region, bell), Some(little_endian(data)));
+            }
+            return Ok(());
         }
         if data.is_empty() {
             return Ok(());
         }
-        self.registered().access(&self.shared, |device| device.write(region, offset, data))
+        let device = self.registered();
+        let at = self.find_region(region)?;
+        if device.works()
+            && let Some(bell) = at.doorbell_of(offset, data)
+        {
+            device.admit(&self.shared)?;
+            device.context.ring(self.bell(region, bell), Some(little_endian(data)));
+            return Ok(());
+        }
+        let write = |device: &mut dyn Device| device.write(region, offset, data);
+        device.access_region(&self.shared, at.waits_for_reset, write).map(drop)
     }
 
     /// The memory that serves an access without a call of the device, if it lies within one
@@ -319,6 +343,16 @@ impl File {
         self.present()?;
         let missing = || Error::new(Errno::INVAL, format!("{region} has no doorbell {doorbell}"));
         let bell = *self.find_region(region)?.doorbells.get(doorbell).ok_or_else(missing)?;
+        if self.registered().works() {
+            // Without the device lock. A ring that comes while the device is stopped waits for it,
+            // or is forgotten by a reset.
+            self.registered().admit(&self.shared)?;
+            let rung = self.take_ring(region, doorbell)?;
+            if rung {
+                self.registered().context.ring(self.bell(region, doorbell), bell.datamatch);
+            }
+            return Ok(rung);
+        }
         // Taken with the device lock held and nothing being reset: what was rung during a hot
         // reset is still there at its end, to be forgotten.
         let delivered = self.registered().access(&self.shared, |device| {
@@ -335,7 +369,8 @@ impl File {
             Ok(true)
         });
         if delivered.is_err() && self.registered().is_in_error_state() {
-            // Nobody will hear it.
+            // Drain the eventfd: a failed device drops the ring, and a readable eventfd would wake
+            // the poller again at once.
             self.take_ring(region, doorbell)?;
         }
         delivered
@@ -381,6 +416,12 @@ impl File {
         self.present().inspect_err(|_| self.registered().drop_resources(&self.shared))
     }
 
+    /// The number of a doorbell in its device, which counts them region by region.
+    fn bell(&self, region: RegionIndex, doorbell: usize) -> usize {
+        let before = self.description().regions.iter().take(region.0 as usize);
+        before.map(|region| region.doorbells.len()).sum::<usize>() + doorbell
+    }
+
     fn find_region(&self, index: RegionIndex) -> Result<&Region> {
         let region = usize::try_from(index.0).ok().and_then(|i| self.description().regions.get(i));
         region.ok_or_else(|| {
@@ -405,6 +446,11 @@ impl File {
         self.registered().admit(&self.shared)?;
         Ok(Some(memory))
     }
+}
+
+/// The value of a write of up to 8 bytes.
+fn little_endian(data: &[u8]) -> u64 {
+    data.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte))
 }
 
 fn features(device: &mut dyn Device, index: u16) -> Result<&mut dyn Features> {

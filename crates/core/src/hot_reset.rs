@@ -5,17 +5,17 @@
 //! With the set marked from the first step to the last:
 //!
 //! 1. Whoever has a member open is the caller, or it is refused.
-//! 2. Every member is stopped: no call of the device but the reset, no new DMA. Accesses wait. A
-//!    member that is busy for too long ends it here, and all go on as if nothing had been.
+//! 2. Every member is stopped and quiesces: no call of the device but the reset, no task, no DMA.
+//!    Accesses wait. A member that takes too long ends it here, and all go on.
 //! 3. Every member is reset; those that share pages with clients last, and again at the end if
 //!    another was reset after them: whatever a client has stored there before is gone then.
 //! 4. What was signalled meanwhile on doorbells and unmasking eventfds is forgotten.
 //! 5. Every member goes on.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::Instant;
 
-use crate::device::ResetCause;
+use crate::device::{ResetCause, Why};
 use crate::error::{Errno, Error, Result};
 use crate::event::Event;
 use crate::file::{File, FileShared};
@@ -23,12 +23,8 @@ use crate::ids::Owner;
 use crate::registered::Registered;
 use crate::registry::DeviceRef;
 use crate::set::{Member, Phase, SetGuard, Transition};
-use crate::sync::{thread, try_lock};
-
-/// How long a hot reset waits in all for calls of the members that are in flight, in [`PAUSE`]s:
-/// half a second, a tenth of what clients wait for an answer.
-const PATIENCE: usize = if cfg!(any(loom, shuttle)) { 3 } else { 500 };
-const PAUSE: Duration = Duration::from_millis(1);
+use crate::stop::{LIMIT, Stop};
+use crate::timeout::Timeout;
 
 /// A member of a device set.
 #[derive(Clone, Debug)]
@@ -198,58 +194,73 @@ fn reset(resetting: &Transition<'_>, authority: &Authority<'_>) -> Result<()> {
         guard.members().map(|member| member.device.clone()).collect()
     };
     members.sort_by_key(|member| member.shares_memory());
-    Stopped::stop(members)?.reset(resetting)
+    Stopped::stop(&members)?.reset(resetting)
 }
 
-/// The members of a set, none of them accessible; accessible again when this is dropped.
+/// The members of a set, all of them quiesced; they go on when this is dropped.
 struct Stopped {
     /// Those that share pages last.
-    members: Vec<Arc<Registered>>,
+    stops: Vec<Stop>,
 }
 
 impl Stopped {
-    /// `EBUSY`: a call is taking too long; those that were stopped go on.
-    fn stop(members: Vec<Arc<Registered>>) -> Result<Self> {
-        let stopped = Self { members };
-        // First all of them, so that nobody new comes in, however many there are who want to.
-        for member in &stopped.members {
-            member.stop();
-        }
-        // Then each device lock for a moment: no call that came in before is left then.
-        let mut tries = 0;
-        for member in &stopped.members {
-            while try_lock(&member.model).is_none() {
-                tries += 1;
-                if tries > PATIENCE {
-                    let what = format!(
-                        "hot reset abandoned: a call of {} is still running; nothing was reset",
-                        member.name()
-                    );
-                    return Err(Error::new(Errno::BUSY, what));
-                }
-                pause();
-            }
-        }
+    /// `EBUSY`: a call is taking too long, or a device does not quiesce; those that were stopped
+    /// go on.
+    fn stop(members: &[Arc<Registered>]) -> Result<Self> {
+        let mut timeout = Timeout::new(LIMIT);
+        let Some(first) = members.first() else { return Ok(Self { stops: Vec::new() }) };
+        let deadline = first.registry.runtime.now() + LIMIT;
+        let mut stopped = Self { stops: Vec::new() };
+        stopped.quiesce(members, &mut timeout, deadline).map_err(|error| {
+            let what = format!("hot reset abandoned: {error}; nothing was reset");
+            Error::new(error.errno(), what).because(error)
+        })?;
         // Halt DMA only once the reset can no longer end with `EBUSY`: a call that made it fail
         // must keep its DMA.
-        for member in &stopped.members {
-            member.context.dma().halt(true);
+        for stop in &stopped.stops {
+            stop.device().context.dma().halt(true);
         }
         Ok(stopped)
     }
 
-    fn reset(&self, resetting: &Transition<'_>) -> Result<()> {
-        for (at, member) in self.members.iter().enumerate() {
+    fn quiesce(
+        &mut self,
+        members: &[Arc<Registered>],
+        timeout: &mut Timeout,
+        deadline: Instant,
+    ) -> Result<()> {
+        // First all of them, so that nobody new comes in, however many there are who want to.
+        for member in members {
+            self.stops.push(Stop::claim(member, timeout)?);
+        }
+        for stop in &self.stops {
+            stop.await_calls(timeout)?;
+        }
+        for stop in &mut self.stops {
+            stop.ask(Why::HotReset)?;
+        }
+        for stop in &self.stops {
+            stop.await_idle(deadline)?;
+        }
+        Ok(())
+    }
+
+    fn reset(mut self, resetting: &Transition<'_>) -> Result<()> {
+        let members: Vec<_> = self.stops.iter().map(|stop| stop.device().clone()).collect();
+        for stop in &mut self.stops {
+            stop.forget_rings();
+        }
+        for (at, member) in members.iter().enumerate() {
             if let Err(error) = member.reset(ResetCause::Set, None) {
-                self.give_up(resetting, &self.members[..=at], member);
+                give_up(resetting, &members[..=at], member);
                 return Err(error);
             }
         }
         // Of the last one nothing can have happened since its own reset that a reset would undo.
-        let before_last = self.members.split_last().map_or(&[][..], |(_, rest)| rest);
+        let before_last = members.split_last().map_or(&[][..], |(_, rest)| rest);
         for member in before_last.iter().filter(|member| member.shares_memory()) {
             if let Err(error) = member.reset_quietly(ResetCause::Set, None) {
-                self.give_up(resetting, &self.members, member);
+                give_up(resetting, &members, member);
                 return Err(error);
             }
         }
@@ -259,36 +270,15 @@ impl Stopped {
         }
         Ok(())
     }
-
-    /// Puts those that were reset into the error state along with the one that failed.
-    fn give_up(
-        &self,
-        resetting: &Transition<'_>,
-        touched: &[Arc<Registered>],
-        failed: &Arc<Registered>,
-    ) {
-        for member in touched {
-            resetting.lock().needs_reset(member);
-            if !Arc::ptr_eq(member, failed) {
-                member.fail();
-                member.emit(Event::Failed);
-            }
-        }
-    }
 }
 
-impl Drop for Stopped {
-    fn drop(&mut self) {
-        for member in &self.members {
-            member.resume();
+/// Puts those that were reset into the error state along with the one that failed.
+fn give_up(resetting: &Transition<'_>, touched: &[Arc<Registered>], failed: &Arc<Registered>) {
+    for member in touched {
+        resetting.lock().needs_reset(member);
+        if !Arc::ptr_eq(member, failed) {
+            member.fail(&format!("the reset of its set failed at {}", failed.name()));
+            member.emit(Event::Failed);
         }
-    }
-}
-
-fn pause() {
-    if cfg!(any(loom, shuttle)) {
-        thread::yield_now();
-    } else {
-        std::thread::sleep(PAUSE);
     }
 }

@@ -63,6 +63,7 @@
 //!   device's `reset` does.
 
 mod backoff;
+mod context;
 pub mod device;
 pub mod event;
 pub mod file;
@@ -79,14 +80,18 @@ pub mod set;
 pub mod work;
 
 pub mod state;
+mod stop;
+mod task;
 mod timeout;
 
 pub use vfiod_dma as dma;
 pub use vfiod_dma::{error, memory};
 pub use vfiod_tasks::contain;
 
+pub use context::{Context, DataPath};
 pub use device::{
-    Admission, Context, Description, Device, DeviceFlags, Features, Request, ResetCause, Token,
+    Admission, Description, Device, DeviceFlags, Features, Quiesce, Request, ResetCause, Token,
+    Why, Worker,
 };
 pub use error::{Errno, Error, Result};
 pub use event::{Event, Observer};
@@ -101,6 +106,7 @@ pub use region::{Region, RegionFlags, RegionIndex};
 pub use registry::{
     DeviceRef, DeviceSpec, OpenPolicy, Registration, Registry, SetKey, StatePolicy, Status,
 };
+pub use task::DeviceTask;
 
 pub use state::{Format, Persistence, ReadEffect, ReadTraits, SaveState, Saved};
 pub(crate) use vfiod_sync as sync;

@@ -34,7 +34,11 @@ enum Announce {
 impl Registered {
     /// Opens the device: counted, and opened for the first file, with the set marked; then `open`
     /// without the mark.
-    pub(crate) fn open_file(&self, owner: Owner, token: Option<Token>) -> Result<Arc<FileShared>> {
+    pub(crate) fn open_file(
+        self: &Arc<Self>,
+        owner: Owner,
+        token: Option<Token>,
+    ) -> Result<Arc<FileShared>> {
         let file = Arc::new(FileShared::new(self.registry.next_file(), owner));
         let opening = self.set.try_begin(Phase::Opening).map_err(|phase| self.set_is(phase))?;
         self.count_in(&opening, &file, token)?;
@@ -65,7 +69,7 @@ impl Registered {
 
     /// Checks that one more file is allowed, counts it, and opens the device for the first.
     fn count_in(
-        &self,
+        self: &Arc<Self>,
         opening: &Transition<'_>,
         file: &Arc<FileShared>,
         token: Option<Token>,
@@ -131,19 +135,19 @@ impl Registered {
     }
 
     /// Releases a file that its holder lets go; nothing if it was taken away before.
-    pub(crate) fn release_file(&self, file: &FileShared) {
+    pub(crate) fn release_file(self: &Arc<Self>, file: &FileShared) {
         if file.take() {
             self.release_taken(file);
         }
     }
 
-    fn release_taken(&self, file: &FileShared) {
+    fn release_taken(self: &Arc<Self>, file: &FileShared) {
         self.release_now(file, Announce::Yes);
     }
 
     /// Releases a file. What it gave the device is taken away first, so that nothing can wait for
     /// the peer in what follows.
-    fn release_now(&self, file: &FileShared, announce: Announce) {
+    fn release_now(self: &Arc<Self>, file: &FileShared, announce: Announce) {
         self.drop_resources(file);
         let released = self.call(|device| {
             device.release(file.id);
@@ -156,7 +160,7 @@ impl Registered {
     }
 
     /// Takes a file out of the count, and closes the device after the last.
-    fn count_out(&self, file: &FileShared, announce: Announce) {
+    fn count_out(self: &Arc<Self>, file: &FileShared, announce: Announce) {
         // Once more: `release` may have been the one that gave the device something.
         self.drop_resources(file);
         let closing = self.set.begin(Phase::Closing);
@@ -191,7 +195,7 @@ impl Registered {
 
     /// Waits for the last file to be gone, asking for it again and again, and takes away what
     /// is left when time is up. No file can be opened from now on.
-    pub(crate) fn drain(&self, deadline: Option<Duration>) {
+    pub(crate) fn drain(self: &Arc<Self>, deadline: Option<Duration>) {
         let mut backoff = RequestBackoff::new(deadline);
         let mut guard = self.set.lock();
         guard.member(self).leaving = true;
@@ -227,7 +231,7 @@ impl Registered {
     }
 
     /// Takes one file away, by its number.
-    pub(crate) fn revoke(&self, id: FileId) -> Result<()> {
+    pub(crate) fn revoke(self: &Arc<Self>, id: FileId) -> Result<()> {
         let gone = || Error::new(Errno::NOENT, format!("{} has no {id}", self.name()));
         let file = {
             let mut guard = self.set.lock();
@@ -238,7 +242,7 @@ impl Registered {
         Ok(())
     }
 
-    fn revoke_file(&self, file: &FileShared) {
+    fn revoke_file(self: &Arc<Self>, file: &FileShared) {
         if !file.revoke() {
             return;
         }
@@ -259,7 +263,7 @@ impl Registered {
     }
 
     /// Takes every file away, and waits until those are gone that others are releasing.
-    fn revoke_all(&self) {
+    fn revoke_all(self: &Arc<Self>) {
         let files: Vec<_> = self.set.lock().member(self).files.values().cloned().collect();
         for file in files {
             self.revoke_file(&file);
@@ -280,10 +284,13 @@ impl Registered {
     }
 
     /// DEVICE_RESET by the holder of a file.
-    pub(crate) fn reset_for(&self, file: &FileShared) -> Result<()> {
+    pub(crate) fn reset_for(self: &Arc<Self>, file: &FileShared) -> Result<()> {
         if !self.description.flags.contains(DeviceFlags::RESET) {
             let what = format!("{} has no reset", self.name());
             return Err(Error::new(Errno::INVAL, what));
+        }
+        if self.works() {
+            return self.stop_and_reset(file);
         }
         self.reset(ResetCause::Client, Some(file))
     }

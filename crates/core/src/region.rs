@@ -42,6 +42,9 @@ pub struct Region {
     pub shared: Option<SharedAreas>,
     /// Places where a client may signal an eventfd instead of sending a write.
     pub doorbells: Vec<Doorbell>,
+    /// While the device resets itself, accesses wait for the end of that, up to 100 ms. Others
+    /// read all ones at once, and write nothing.
+    pub waits_for_reset: bool,
 }
 
 /// Memory behind a region, and which parts of the region it stands for.
@@ -81,7 +84,13 @@ pub struct Doorbell {
 impl Region {
     /// A region that the device has not.
     pub const fn absent() -> Self {
-        Self { size: 0, flags: RegionFlags::empty(), shared: None, doorbells: Vec::new() }
+        Self {
+            size: 0,
+            flags: RegionFlags::empty(),
+            shared: None,
+            doorbells: Vec::new(),
+            waits_for_reset: false,
+        }
     }
 
     /// A region whose every access is a call of the device.
@@ -91,6 +100,7 @@ impl Region {
             flags: RegionFlags::READ.union(RegionFlags::WRITE),
             shared: None,
             doorbells: Vec::new(),
+            waits_for_reset: false,
         }
     }
 
@@ -137,6 +147,18 @@ impl Region {
     #[cold]
     fn forbidden(&self, index: RegionIndex, access: RegionFlags) -> Error {
         Error::new(Errno::ACCESS, format!("{index} does not allow {access:?}"))
+    }
+
+    /// The doorbell that a write rings: of its place and size, and of its value if it matches one.
+    pub(crate) fn doorbell_of(&self, offset: u64, data: &[u8]) -> Option<usize> {
+        self.doorbells.iter().position(|bell| {
+            bell.offset == offset
+                && (bell.size == 0 || usize::from(bell.size) == data.len())
+                && data.len() <= 8
+                && bell.datamatch.is_none_or(|value| {
+                    data.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte)) == value
+                })
+        })
     }
 
     /// Whether the description of the region agrees with itself: `EINVAL`.

@@ -1,10 +1,12 @@
 //! What the core keeps of a registered device, and how it calls the device.
 
+use std::any::Any;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::contain::contain;
-use crate::device::{Context, Description, Device, ResetCause, Token};
+use crate::contain::{Panicked, contain};
+use crate::context::{Context, Home};
+use crate::device::{Description, Device, ResetCause, Token};
 use crate::error::{Errno, Error, Result};
 use crate::event::{Event, Subject};
 use crate::file::FileShared;
@@ -14,15 +16,20 @@ use crate::set::{Set, Transition};
 use crate::sync::atomic::{AtomicU8, Ordering};
 use crate::sync::{self, Condvar, Mutex, MutexGuard, lock};
 use crate::timeout::Timeout;
+use crate::work::{Rings, Task};
 
 /// The error state.
 const FAILED: u8 = 1;
-/// The set is being reset.
-const STOPPED: u8 = 2;
+/// The device is stopped: for a reset, of its set or by itself, or while it is closed or saved.
+pub(crate) const STOPPED: u8 = 2;
+/// It is stopped for a reset that it asked for itself; goes with [`STOPPED`].
+pub(crate) const BY_FUNCTION: u8 = 4;
 
 /// How long an access waits while its set is being reset: clients give up after five seconds,
 /// and take an error for good.
 const ACCESS_WAIT: Duration = Duration::from_secs(1);
+/// How long an access to configuration space waits for a function-level reset.
+const FUNCTION_RESET: Duration = Duration::from_millis(100);
 
 /// The device behind its lock; `None` once it has been unregistered.
 pub(crate) type Model = Option<Box<dyn Device>>;
@@ -39,14 +46,16 @@ pub(crate) struct Registered {
     pub(crate) set: Arc<Set>,
     /// The member's place in its set.
     pub(crate) slot: usize,
-    /// What keeps accesses away: [`FAILED`], [`STOPPED`]. Looked at with the device lock held, so
+    /// What keeps accesses away: [`FAILED`], [`STOPPED`], [`BY_FUNCTION`]. Looked at with the device lock held, so
     /// that whoever has set it and had that lock since knows that no access is inside.
     pub(crate) barred: AtomicU8,
     pub(crate) model: Mutex<Model>,
-    /// For those who wait for the end of the set's reset without the device lock, which that
+    /// Why it is in the error state, for people.
+    pub(crate) failure: Mutex<Option<String>>,
+    /// For those who wait for the end of a stop without the device lock, which that
     /// itself needs. Held for no more than a look at [`STOPPED`].
     pub(crate) entrance: Mutex<()>,
-    /// Signalled when the set's reset is over; goes with `entrance`.
+    /// Signalled when a stop is over; goes with `entrance`.
     pub(crate) resumed: Condvar,
     /// Signalled when the last file of a leaving device is gone; goes with the set lock.
     pub(crate) drained: Condvar,
@@ -91,6 +100,14 @@ impl Registered {
         }
     }
 
+    /// Calls the device, which the caller has stopped.
+    pub(crate) fn call_stopped<R>(
+        &self,
+        call: impl FnOnce(&mut dyn Device) -> Result<R>,
+    ) -> Result<R> {
+        self.call_locked(lock(&self.model), call)
+    }
+
     /// Calls the device, whatever its state.
     fn call_locked<R>(
         &self,
@@ -100,8 +117,8 @@ impl Registered {
         let outcome = {
             let Some(device) = model.as_deref_mut() else { return Err(self.is_gone()) };
             let outcome = contain(|| call(device));
-            if outcome.is_err() {
-                self.fail();
+            if let Err(panic) = &outcome {
+                self.fail(&panic.to_string());
             }
             drop(model);
             outcome
@@ -109,33 +126,71 @@ impl Registered {
         outcome.unwrap_or_else(|panic| Err(self.has_panicked(panic)))
     }
 
-    /// Calls the device for a file: not if the file was taken away, not in the error state. While
-    /// the set is being reset it waits for the end of that, for a time.
+    /// Calls the device for a file: not if the file was revoked, not in the error state. While the
+    /// device is stopped it waits for the end of that, for a time.
     #[inline]
     pub(crate) fn access<R>(
-        &self,
+        self: &Arc<Self>,
         file: &FileShared,
         call: impl FnOnce(&mut dyn Device) -> Result<R>,
     ) -> Result<R> {
-        let outcome = {
-            // With the lock held: whoever takes the file away calls `release` under this lock
-            // afterwards, so no access can follow a release.
-            let mut model = self.enter(file)?;
-            self.may_access(file)?;
-            let Some(device) = model.as_deref_mut() else { return Err(self.is_gone()) };
-            let outcome = contain(|| call(device));
-            if outcome.is_err() {
-                self.fail();
+        // With the lock held: whoever takes the file away calls `release` under this lock
+        // afterwards, so no access can follow a release.
+        let model = self.enter(file)?;
+        self.access_locked(model, file, call)
+    }
+
+    /// As [`Registered::access`], for a region: while a reset that the device asked for itself is
+    /// under way, waits `patience` for its end, and returns `None` then.
+    #[inline]
+    pub(crate) fn access_region<R>(
+        self: &Arc<Self>,
+        file: &FileShared,
+        waits: bool,
+        call: impl FnOnce(&mut dyn Device) -> Result<R>,
+    ) -> Result<Option<R>> {
+        let model = loop {
+            if self.is_stopped() {
+                if self.is_resetting_itself() {
+                    if !self.await_function_reset(file, waits)? {
+                        return Ok(None);
+                    }
+                } else {
+                    self.await_resume(file)?;
+                }
             }
-            outcome
+            let model = lock(&self.model);
+            if !self.is_stopped() {
+                break model;
+            }
         };
+        self.access_locked(model, file, call).map(Some)
+    }
+
+    #[inline]
+    fn access_locked<R>(
+        self: &Arc<Self>,
+        mut model: MutexGuard<'_, Model>,
+        file: &FileShared,
+        call: impl FnOnce(&mut dyn Device) -> Result<R>,
+    ) -> Result<R> {
+        self.may_access(file)?;
+        let Some(device) = model.as_deref_mut() else { return Err(self.is_gone()) };
+        let outcome = contain(|| call(device));
+        if let Err(panic) = &outcome {
+            self.fail(&panic.to_string());
+        }
+        drop(model);
+        if self.context.reset_requested() {
+            self.function_reset_if_requested();
+        }
         match outcome {
             Ok(result) => result,
             Err(panic) => Err(self.has_panicked(panic)),
         }
     }
 
-    /// Takes the device lock for a file, when the set is not being reset.
+    /// Takes the device lock for a file, when the device is not stopped.
     #[inline]
     fn enter(&self, file: &FileShared) -> Result<MutexGuard<'_, Model>> {
         loop {
@@ -149,7 +204,20 @@ impl Registered {
         }
     }
 
-    /// Waits for the end of the set's reset, for a time: `EBUSY` then; `ENODEV`.
+    /// Waits for the end of a reset that the device asked for itself; `false` if it lasts longer.
+    /// PCI Express 6.6.2: a function may need 100 ms for a function-level reset.
+    #[cold]
+    fn await_function_reset(&self, file: &FileShared, waits: bool) -> Result<bool> {
+        let mut timeout = Timeout::new(if waits { FUNCTION_RESET } else { Duration::ZERO });
+        let mut entrance = lock(&self.entrance);
+        while self.is_resetting_itself() && file.is_open() {
+            let Some(time) = timeout.left() else { return Ok(false) };
+            entrance = sync::wait(&self.resumed, &self.entrance, entrance, time);
+        }
+        if file.is_open() { Ok(true) } else { Err(self.is_gone()) }
+    }
+
+    /// Waits until the device is not stopped any more, for a time: `EBUSY` then; `ENODEV`.
     #[cold]
     fn await_resume(&self, file: &FileShared) -> Result<()> {
         let mut timeout = Timeout::new(ACCESS_WAIT);
@@ -206,8 +274,9 @@ impl Registered {
             let failed_before = self.is_in_error_state();
             if result.is_ok() {
                 self.barred.fetch_and(!FAILED, Ordering::Relaxed);
-            } else {
-                self.fail();
+                lock(&self.failure).take();
+            } else if let Err(error) = &result {
+                self.fail(&format!("its reset failed: {error}"));
             }
             Ok(result.map_err(|error| (error, failed_before)))
         })?;
@@ -221,26 +290,35 @@ impl Registered {
     }
 
     /// First open: reset where the state is not kept, then `open_device`.
-    pub(crate) fn first_open(&self, opening: &Transition<'_>) -> Result<()> {
+    pub(crate) fn first_open(self: &Arc<Self>, opening: &Transition<'_>) -> Result<()> {
+        if self.is_stuck() {
+            return Err(Error::new(Errno::BUSY, format!("stuck: {}", self.describe_work())));
+        }
         // Reset a failed device even if its state is retained: that state cannot be trusted.
         if self.state_policy == StatePolicy::Reset || self.is_in_error_state() {
             self.reset(ResetCause::Open, None)?;
         }
         self.call(|device| device.open_device())?;
+        self.start_work(Rings::Forget);
         opening.lock().device_opened();
         tracing::debug!(device = self.name(), "first open");
         self.emit(Event::DeviceOpened);
         Ok(())
     }
 
-    /// Last close: `close_device`, then the reset of the set's failed members if none is open.
-    pub(crate) fn last_close(&self, closing: &Transition<'_>) {
-        let closed = self.call(|device| {
+    /// Last close: the device quiesces; `close_device`; then the reset of the set's failed members
+    /// if none is open.
+    pub(crate) fn last_close(self: &Arc<Self>, closing: &Transition<'_>) {
+        let stop = self.stop_for_close();
+        let closed = self.call_stopped(|device| {
             device.close_device();
             Ok(())
         });
         if let Err(error) = closed {
             tracing::debug!(device = self.name(), %error, "close_device failed");
+        }
+        if let Some(stop) = stop {
+            stop.leave_closed();
         }
         let failed = {
             let mut guard = closing.lock();
@@ -253,6 +331,10 @@ impl Registered {
             guard.take_resets()
         };
         for member in failed {
+            if member.is_stuck() {
+                closing.lock().needs_reset(&member);
+                continue;
+            }
             // It stays in the error state if this fails; its next first open tries again, and so
             // does the next time that the set falls idle.
             if member.reset(ResetCause::Set, None).is_err() {
@@ -265,27 +347,19 @@ impl Registered {
         self.barred.load(Ordering::Relaxed) & FAILED != 0
     }
 
-    pub(crate) fn fail(&self) {
-        self.barred.fetch_or(FAILED, Ordering::Relaxed);
+    /// Puts the device into the error state. `why` is for people.
+    pub(crate) fn fail(&self, why: &str) {
+        if self.barred.fetch_or(FAILED, Ordering::Relaxed) & FAILED == 0 {
+            *lock(&self.failure) = Some(why.to_owned());
+        }
     }
 
-    fn is_stopped(&self) -> bool {
+    fn is_resetting_itself(&self) -> bool {
+        self.barred.load(Ordering::Acquire) & BY_FUNCTION != 0
+    }
+
+    pub(crate) fn is_stopped(&self) -> bool {
         self.barred.load(Ordering::Acquire) & STOPPED != 0
-    }
-
-    /// Keeps every call away but the set's reset, until [`Registered::resume`]. A call that came in before goes on: it holds the device lock.
-    pub(crate) fn stop(&self) {
-        self.barred.fetch_or(STOPPED, Ordering::Relaxed);
-    }
-
-    /// Lets calls in again.
-    pub(crate) fn resume(&self) {
-        let entrance = lock(&self.entrance);
-        self.context.dma().halt(false);
-        // Along with what the resets did to memory that is read without the device lock.
-        self.barred.fetch_and(!STOPPED, Ordering::Release);
-        drop(entrance);
-        self.resumed.notify_all();
     }
 
     /// Whether clients can map parts of the device.
@@ -295,11 +369,11 @@ impl Registered {
 
     #[cold]
     fn is_being_reset(&self) -> Error {
-        Error::new(Errno::BUSY, format!("the set of {} is being reset", self.name()))
+        Error::new(Errno::BUSY, format!("{} is being reset", self.name()))
     }
 
     #[cold]
-    fn has_panicked(&self, panic: crate::contain::Panicked) -> Error {
+    fn has_panicked(&self, panic: Panicked) -> Error {
         tracing::error!(device = self.name(), error = %panic, "the device is in the error state");
         self.emit(Event::Failed);
         Error::new(Errno::IO, format!("{} failed and is in the error state", self.name()))
@@ -314,5 +388,37 @@ impl Registered {
     #[cold]
     pub(crate) fn is_gone(&self) -> Error {
         Error::new(Errno::NODEV, format!("{} is no longer there for this file", self.name()))
+    }
+}
+
+impl Home for Registered {
+    fn step(&self, task: &Task, step: &mut dyn FnMut(&mut dyn Any)) -> bool {
+        let mut model = lock(&self.model);
+        // With the lock held: whoever closes the gate by cancelling holds it, too.
+        if !task.may_step() {
+            return false;
+        }
+        let Some(device) = model.as_deref_mut() else { return false };
+        let outcome = contain(|| step(device));
+        if let Err(panic) = outcome {
+            // Before the lock is dropped: nobody shall see what the step left behind.
+            self.fail(&panic.to_string());
+            drop(model);
+            // Ends the task; the core hears of it in `task_panicked`.
+            std::panic::resume_unwind(Box::new(panic.to_string()));
+        }
+        true
+    }
+
+    fn task_panicked(&self, task: &str, panic: Panicked) {
+        self.fail(&format!("task {task}: {panic}"));
+        tracing::error!(
+            device = self.name(), task, error = %panic, "the device is in the error state"
+        );
+        self.emit(Event::Failed);
+    }
+
+    fn reset_if_requested(self: Arc<Self>) {
+        self.function_reset_if_requested();
     }
 }

@@ -8,7 +8,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::contain::{Panicked, contain};
-use crate::device::{Context, Description, Device, Token};
+use vfiod_tasks::Runtime;
+
+use crate::context::{Context, Home};
+use crate::device::{Description, Device, Token};
 use crate::dma::MappingInfo;
 use crate::error::{Errno, Error, Result};
 use crate::event::{Event, Observer};
@@ -21,6 +24,7 @@ use crate::set::{Set, SetTable};
 use crate::state::ReadTraits;
 use crate::sync::atomic::AtomicU8;
 use crate::sync::{Condvar, Mutex, lock};
+use crate::work::TaskInfo;
 
 /// How many files a device takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -82,6 +86,7 @@ pub(crate) struct RegistryInner {
     by_id: Box<[ById]>,
     by_name: Box<[ByName]>,
     sets: SetTable,
+    pub(crate) runtime: Runtime,
     device_ids: IdSequence,
     file_ids: IdSequence,
     pub(crate) observer: Option<Arc<dyn Observer>>,
@@ -109,21 +114,42 @@ impl RegistryInner {
 }
 
 impl Registry {
-    /// An empty registry.
+    /// An empty registry with a runtime of its own.
+    ///
+    /// # Panics
+    /// Where the process has no descriptors left for it.
     pub fn new() -> Self {
         Self::build(None)
     }
 
-    /// An empty registry that tells what happens in it.
+    /// An empty registry that tells what happens in it; panics as [`Registry::new`].
     pub fn with_observer(observer: Arc<dyn Observer>) -> Self {
         Self::build(Some(observer))
     }
 
+    /// An empty registry whose devices' tasks run in a runtime of the caller's, who starts its
+    /// workers or runs it.
+    pub fn with_runtime(runtime: Runtime, observer: Option<Arc<dyn Observer>>) -> Self {
+        Self::in_runtime(runtime, observer)
+    }
+
+    /// What runs the devices' tasks. Somebody has to start its [`vfiod_tasks::Workers`], or to run
+    /// it.
+    pub fn runtime(&self) -> &Runtime {
+        &self.inner.runtime
+    }
+
     fn build(observer: Option<Arc<dyn Observer>>) -> Self {
+        let runtime = Runtime::new().expect("descriptors for a runtime");
+        Self::in_runtime(runtime, observer)
+    }
+
+    fn in_runtime(runtime: Runtime, observer: Option<Arc<dyn Observer>>) -> Self {
         let inner = RegistryInner {
             by_id: (0..SHARDS).map(|_| Mutex::default()).collect(),
             by_name: (0..SHARDS).map(|_| Mutex::default()).collect(),
             sets: SetTable::new(SHARDS),
+            runtime,
             device_ids: IdSequence::new(),
             file_ids: IdSequence::new(),
             observer,
@@ -164,7 +190,12 @@ impl Registry {
 
         let reserved = Reservation::new(&self.inner, &name)?;
         let id = DeviceId(self.inner.device_ids.take());
-        let context = Context::new(id, name.clone(), &description.irqs);
+        let bells = description.regions.iter().map(|region| region.doorbells.len()).sum();
+        let works = contain(|| device.as_worker().is_some());
+        let works = works.map_err(|panic| refused(&name, panic))?;
+        let runtime = self.inner.runtime.clone();
+        let irqs = &description.irqs;
+        let context = Context::new(id, name.clone(), irqs, bells, works, runtime);
         contain(|| device.init(&context)).map_err(|panic| refused(&name, panic))??;
 
         let (set, created) = match &set {
@@ -183,12 +214,15 @@ impl Registry {
                 set: set.clone(),
                 slot,
                 barred: AtomicU8::new(0),
+                failure: Mutex::default(),
                 model: Mutex::new(candidate.0.take()),
                 entrance: Mutex::new(()),
                 resumed: Condvar::new(),
                 drained: Condvar::new(),
             })
         });
+        let home: Arc<dyn Home> = registered.clone();
+        registered.context.set_home(Arc::downgrade(&home));
         tracing::debug!(device = name, id = id.0, set = registered.set_name(), "registered");
         if created {
             registered.emit(Event::SetCreated);
@@ -372,6 +406,8 @@ impl DeviceRef {
                 member.files.values().map(|file| file.status()).collect()
             }),
             failed: device.is_in_error_state(),
+            failure: lock(&device.failure).clone(),
+            tasks: device.context.tasks(),
         }
     }
 
@@ -434,6 +470,10 @@ pub struct Status {
     pub files: Vec<FileStatus>,
     /// It is in the error state.
     pub failed: bool,
+    /// Why it is in the error state.
+    pub failure: Option<String>,
+    /// Its tasks.
+    pub tasks: Vec<TaskInfo>,
     /// It is being unregistered, or has been.
     pub leaving: bool,
 }
@@ -475,7 +515,7 @@ impl Registration {
     }
 
     fn finish(&self, deadline: Option<Duration>) {
-        let device = &*self.device.registered;
+        let device = &self.device.registered;
         let (id, name) = (device.id(), device.name());
         let registry = &*device.registry;
         if lock(registry.ids(id)).remove(&id).is_none() {

@@ -231,7 +231,9 @@ impl<M: Model> Device for Function<M> {
         let regions = (0..REGIONS)
             .map(|index| match index {
                 0..=5 => self.describe_bar(index as usize),
-                CONFIG_REGION => Region::registers(self.config.len() as u64),
+                CONFIG_REGION => {
+                    Region { waits_for_reset: true, ..Region::registers(self.config.len() as u64) }
+                }
                 _ => Region::absent(),
             })
             .collect();
@@ -308,7 +310,9 @@ impl<M: Model> Device for Function<M> {
             match self.config.write(offset as usize, data) {
                 Some(reset) => {
                     tracing::debug!(device = self.handle().map(Handle::name), "{reset}");
-                    self.reset_function();
+                    if let Some(cx) = &self.cx {
+                        cx.request_reset();
+                    }
                 }
                 None => self.apply_controls(),
             }
@@ -333,6 +337,10 @@ impl<M: Model> Device for Function<M> {
 
     fn persistence(&mut self) -> Persistence<'_> {
         self.as_persistence()
+    }
+
+    fn as_worker(&mut self) -> Option<&mut dyn vfiod_core::Worker> {
+        Self::WORKS.then_some(self as &mut dyn vfiod_core::Worker)
     }
 
     fn as_admission(&mut self) -> Option<&mut dyn Admission> {

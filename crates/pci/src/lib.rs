@@ -80,6 +80,7 @@ mod spec;
 mod sriov;
 mod state;
 mod topology;
+mod worker;
 
 /// What [`image!`] refers to.
 #[doc(hidden)]
@@ -91,9 +92,9 @@ pub mod image {
 pub mod prelude {
     pub use crate::{
         Bar, CannotSave, Capability, Cx, FunctionSpec, HasState, Model, Pin, Register, RegisterMap,
-        Save, Stateless, Unsaved, Widths, image,
+        Save, Stateless, Task, Unsaved, Widths, Worker, Works, image,
     };
-    pub use vfiod_core::{Errno, Error, ReadTraits, Result};
+    pub use vfiod_core::{Errno, Error, Quiesce, ReadTraits, Result, Why};
 }
 
 pub use address::{Address, AddressError};
@@ -104,5 +105,6 @@ pub use model::{Cx, Handle, Model};
 pub use registers::{Register, RegisterMap, Widths};
 pub use spec::{Bar, BarKind, FunctionSpec, Pin};
 pub use sriov::{Role, Sriov, VirtualFunctions};
-pub use state::{CannotSave, HasState, Image, Save, StateOf, Stateless, Unsaved};
+pub use state::{CannotSave, HasState, Image, Save, StateOf, Stateless, Unsaved, Works};
 pub use topology::{Bus, BusKind, Placement, ResetScope, Slot};
+pub use worker::{Task, Worker};

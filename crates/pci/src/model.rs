@@ -17,7 +17,9 @@ use crate::state::StateOf;
 pub trait Model: Sized + Send + 'static {
     /// Whether and how the model is saved: [`Stateless`](crate::Stateless),
     /// [`HasState`](crate::HasState) (then it implements [`Save`](crate::Save)), or
-    /// [`CannotSave`](crate::CannotSave) (then [`Unsaved`](crate::Unsaved) says why).
+    /// [`CannotSave`](crate::CannotSave) (then [`Unsaved`](crate::Unsaved) says why); within
+    /// [`Works`](crate::Works) for one that works beside its accesses (then it implements
+    /// [`Worker`](crate::Worker)).
     type State: StateOf<Self>;
 
     /// Ids, BARs, capabilities. Asked for once.
@@ -73,6 +75,16 @@ impl<M> Cx<M> {
     /// The device's name, for messages.
     pub fn name(&self) -> &str {
         self.handle.name()
+    }
+
+    /// Asks for a reset of the device, as its own function-level reset: it happens after the
+    /// callback or step has returned, and the device has quiesced.
+    pub fn request_reset(&self) {
+        self.context().request_reset();
+    }
+
+    pub(crate) fn context(&self) -> &Context {
+        &self.handle.ctx
     }
 
     /// The device's interrupts and DMA, to be kept.

@@ -1,15 +1,16 @@
 //! What is saved of a function: its configuration space, MSI-X table and interrupt conditions,
 //! and around them the [`Save`]d image of its model.
 
-use std::fmt::Debug;
+use std::marker::PhantomData;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use vfiod_core::{Errno, Error, Format, Persistence, Result, SaveState, Saved};
+use vfiod_core::{Errno, Error, Format, Persistence, Quiesce, Result, SaveState, Saved, Why};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::function::Function;
 use crate::model::{Cx, Model};
+use crate::worker::Worker;
 
 /// The saved image of a model: a `repr(C)` structure of fixed size, without padding, that is its
 /// own flat form (zerocopy) and its own text form (serde).
@@ -47,7 +48,7 @@ macro_rules! image {
 }
 
 /// A model with a state ([`Model::State`] = [`HasState`]).
-pub trait Save: Model<State = HasState> {
+pub trait Save: Model {
     /// What it is the state of: the model's name.
     const KIND: &'static str;
 
@@ -71,7 +72,7 @@ pub trait Save: Model<State = HasState> {
 }
 
 /// A model that cannot be saved ([`Model::State`] = [`CannotSave`]).
-pub trait Unsaved: Model<State = CannotSave> {
+pub trait Unsaved: Model {
     /// Why not, for people.
     const WHY: &'static str;
 }
@@ -88,7 +89,11 @@ pub enum HasState {}
 #[derive(Debug)]
 pub enum CannotSave {}
 
-/// One of [`Stateless`], [`HasState`] and [`CannotSave`].
+/// The model works beside its accesses, and implements [`Worker`]; `S` is one of the others.
+#[derive(Debug)]
+pub struct Works<S>(PhantomData<S>);
+
+/// One of [`Stateless`], [`HasState`], [`CannotSave`] and [`Works`].
 pub trait StateOf<M: Model>: sealed::Sealed<M> {}
 
 mod sealed {
@@ -100,6 +105,12 @@ mod sealed {
         const UNSAVED: Option<&'static str> = None;
         /// Size of the image in bytes.
         const LEN: usize = 0;
+        /// Whether the model works beside its accesses.
+        const WORKS: bool = false;
+        fn quiesce(_model: &mut M, _cx: &Cx<M>, _why: Why) -> Quiesce {
+            Quiesce::Done
+        }
+        fn resume(_model: &mut M, _cx: &Cx<M>) {}
         fn save(_model: &M) -> Result<Option<Saved>> {
             Ok(None)
         }
@@ -146,6 +157,31 @@ mod sealed {
         }
     }
 
+    impl<M: Worker<Saves = S>, S: StateOf<M>> Sealed<M> for Works<S> {
+        const UNSAVED: Option<&'static str> = S::UNSAVED;
+        const LEN: usize = S::LEN;
+        const WORKS: bool = true;
+
+        fn quiesce(model: &mut M, cx: &Cx<M>, why: Why) -> Quiesce {
+            model.quiesce(cx, why)
+        }
+        fn resume(model: &mut M, cx: &Cx<M>) {
+            model.resume(cx);
+        }
+        fn save(model: &M) -> Result<Option<Saved>> {
+            S::save(model)
+        }
+        fn restore(model: &mut M, cx: &Cx<M>, saved: Option<&Saved>) -> Result<()> {
+            S::restore(model, cx, saved)
+        }
+        fn save_image(model: &M, image: &mut [u8]) {
+            S::save_image(model, image);
+        }
+        fn restore_image(model: &mut M, cx: &Cx<M>, image: &[u8]) -> Result<()> {
+            S::restore_image(model, cx, image)
+        }
+    }
+
     fn format<M: Save>() -> Format {
         Format { kind: M::KIND, version: M::VERSION }
     }
@@ -156,6 +192,7 @@ use sealed::Sealed;
 impl<M: Model> StateOf<M> for Stateless {}
 impl<M: Unsaved> StateOf<M> for CannotSave {}
 impl<M: Save> StateOf<M> for HasState {}
+impl<M: Worker<Saves = S>, S: StateOf<M>> StateOf<M> for Works<S> {}
 
 #[cold]
 fn wrong_size(kind: &str) -> Error {
@@ -182,10 +219,28 @@ struct FunctionState {
 }
 
 impl<M: Model> Function<M> {
+    /// Whether the model works beside its accesses.
+    pub(crate) const WORKS: bool = <M::State as Sealed<M>>::WORKS;
+
     pub(crate) fn as_persistence(&mut self) -> Persistence<'_> {
         match <M::State as Sealed<M>>::UNSAVED {
             Some(why) => Persistence::Unsaved(why),
             None => Persistence::Saved(self),
+        }
+    }
+}
+
+impl<M: Model> vfiod_core::Worker for Function<M> {
+    fn quiesce(&mut self, why: Why) -> Quiesce {
+        match self.parts() {
+            Ok((model, cx)) => <M::State as Sealed<M>>::quiesce(model, cx, why),
+            Err(_) => Quiesce::Done,
+        }
+    }
+
+    fn resume(&mut self) {
+        if let Ok((model, cx)) = self.parts() {
+            <M::State as Sealed<M>>::resume(model, cx);
         }
     }
 }

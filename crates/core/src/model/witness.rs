@@ -4,7 +4,8 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 
 use crate::contain::DeviceBug;
-use crate::device::{Context, Description, Device, DeviceFlags, Request, ResetCause};
+use crate::context::Context;
+use crate::device::{Description, Device, DeviceFlags, Request, ResetCause};
 use crate::error::{Errno, Error, Result};
 use crate::ids::SetObject;
 use crate::ids::{FileId, Owner};

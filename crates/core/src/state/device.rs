@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use serde::{Deserialize, Serialize};
 
 use super::{Format, Persistence, SaveState, Saved};
-use crate::device::Device;
+use crate::device::{Device, Why};
 use crate::error::{Errno, Error, Result};
 use crate::event::Event;
 use crate::file::{File, FileShared};
@@ -16,6 +16,7 @@ use crate::ids::{FileId, Owner};
 use crate::registered::Registered;
 use crate::registry::{DeviceRef, OpenPolicy};
 use crate::set::{Phase, Transition};
+use crate::stop::Stop;
 
 const DEVICE: Format = Format { kind: "device", version: 1 };
 
@@ -92,8 +93,7 @@ impl DeviceRef {
     /// # Errors
     /// `EOPNOTSUPP`: the device cannot be saved. `ENODEV`, `EIO` as for [`DeviceRef::save`].
     pub fn image_len(&self) -> Result<usize> {
-        self.registered
-            .while_quiesced(|device| Ok(state_of(device)?.map_or(0, |state| state.image_len())))
+        self.registered.call(|device| Ok(state_of(device)?.map_or(0, |state| state.image_len())))
     }
 
     /// Writes the image of the device's own state, without allocating; `image` has
@@ -103,7 +103,7 @@ impl DeviceRef {
     /// `EINVAL`: `image` has another size. `EOPNOTSUPP`, `ENODEV`, `EIO` as for
     /// [`DeviceRef::save`].
     pub fn save_image(&self, image: &mut [u8]) -> Result<()> {
-        self.registered.while_quiesced(|device| match state_of(device)? {
+        self.registered.call(|device| match state_of(device)? {
             Some(state) if state.image_len() == image.len() => {
                 state.save_image(image);
                 Ok(())
@@ -126,13 +126,19 @@ fn state_of(device: &mut dyn Device) -> Result<Option<&mut dyn SaveState>> {
 }
 
 impl Registered {
-    /// Calls the device while it does no work beside its calls: the one place where saving
-    /// quiesces it.
-    fn while_quiesced<R>(&self, call: impl FnOnce(&mut dyn Device) -> Result<R>) -> Result<R> {
-        self.call(call)
+    /// Calls the device while it has quiesced; it goes on afterwards.
+    fn while_quiesced<R>(
+        self: &Arc<Self>,
+        call: impl FnOnce(&mut dyn Device) -> Result<R>,
+    ) -> Result<R> {
+        if !self.works() {
+            return self.call(call);
+        }
+        let _stop = Stop::quiesced(self, Why::Save)?;
+        self.call_stopped(call)
     }
 
-    fn save(&self) -> Result<Saved> {
+    fn save(self: &Arc<Self>) -> Result<Saved> {
         // Nobody opens or closes it meanwhile, so that the files match the device's state.
         let marked = self.set.try_begin(Phase::Saving).map_err(|phase| self.set_is(phase))?;
         let files = {
@@ -150,7 +156,11 @@ impl Registered {
         Saved::new(DEVICE, &state)
     }
 
-    fn restore(&self, saved: &Saved, image: Option<&[u8]>) -> Result<Vec<Arc<FileShared>>> {
+    fn restore(
+        self: &Arc<Self>,
+        saved: &Saved,
+        image: Option<&[u8]>,
+    ) -> Result<Vec<Arc<FileShared>>> {
         let state = saved.read(DEVICE).map_err(|error| self.cannot("restore", error))?;
         let DeviceState { name: _, failed, files, device } = state;
         self.check_files(&files).map_err(|error| self.cannot("restore", error))?;
@@ -159,13 +169,16 @@ impl Registered {
         let files: Vec<_> = files.into_iter().map(|file| Arc::new(file.file())).collect();
 
         self.reopen(&opening, &files)?;
-        let restored = self.while_quiesced(|own| restore_own(own, failed, device.as_ref(), image));
+        let restore = |own: &mut dyn Device| restore_own(own, failed, device.as_ref(), image);
+        // Of a device that is not open no work starts.
+        let restored =
+            if files.is_empty() { self.call(restore) } else { self.while_quiesced(restore) };
         if let Err(error) = restored {
             self.close_again(&opening, &files);
             return Err(self.cannot("restore", error));
         }
         if failed {
-            self.fail();
+            self.fail("it was, when it was saved");
         }
         self.enter_files(&opening, &files);
         Ok(files)

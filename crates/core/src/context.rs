@@ -1,0 +1,222 @@
+//! What a device has of the core: its name, interrupts, DMA, work and doorbells.
+
+use std::any::Any;
+use std::fmt;
+use std::sync::{Arc, OnceLock, Weak};
+use std::time::Instant;
+
+use vfiod_tasks::Runtime;
+use vfiod_tasks::contain::Panicked;
+
+use crate::dma::DmaSpace;
+use crate::ids::DeviceId;
+use crate::irq::{IrqInfo, IrqSet};
+use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::work::{Close, Task, TaskHandle, TaskInfo, Work, WorkLimits};
+
+/// Who keeps a device, for its tasks.
+pub(crate) trait Home: Send + Sync {
+    /// Calls the device under its lock; not if it is gone or the task was cancelled. Returns
+    /// whether it was called.
+    fn step(&self, task: &Task, step: &mut dyn FnMut(&mut dyn Any)) -> bool;
+
+    /// Does the reset that the device has asked for. Called without the device lock.
+    fn reset_if_requested(self: Arc<Self>);
+
+    /// A task of the device has panicked.
+    fn task_panicked(&self, task: &str, panic: Panicked);
+}
+
+/// Where doorbells of a device arrive without its lock. Called by the thread that received the
+/// doorbell; must be quick, and must not wait for a peer.
+pub trait DataPath: Send + Sync {
+    /// A doorbell was rung: what it stands for has changed. `value` is the newest value where it
+    /// is known. Rings may merge or be spurious; none is lost. `bell` counts the doorbells of the
+    /// device's description, region by region.
+    fn doorbell(&self, bell: usize, value: Option<u64>);
+}
+
+/// A device's place in the world: its name, interrupts, work and DMA. Cheap to clone, usable from
+/// any thread, valid for as long as it is kept.
+#[derive(Clone)]
+pub struct Context {
+    inner: Arc<ContextInner>,
+}
+
+struct ContextInner {
+    id: DeviceId,
+    name: String,
+    irqs: IrqSet,
+    dma: DmaSpace,
+    work: Work,
+    works: bool,
+    data_path: OnceLock<Arc<dyn DataPath>>,
+    reset_requested: AtomicBool,
+    home: Arc<OnceLock<Weak<dyn Home>>>,
+}
+
+/// Tasks of one device at the same time.
+const MAX_TASKS: usize = 1024;
+
+impl Context {
+    /// A context outside any registry, for tests of device code. Tasks that it starts never run.
+    ///
+    /// # Panics
+    /// Where there are no descriptors left.
+    pub fn detached(name: &str, irqs: &[IrqInfo]) -> Self {
+        let runtime = Runtime::new().expect("descriptors for a runtime");
+        Self::new(DeviceId(u64::MAX), name.to_owned(), irqs, 0, false, runtime)
+    }
+
+    pub(crate) fn new(
+        id: DeviceId,
+        name: String,
+        irqs: &[IrqInfo],
+        bells: usize,
+        works: bool,
+        runtime: Runtime,
+    ) -> Self {
+        let home = Arc::<OnceLock<Weak<dyn Home>>>::default();
+        let owner = home.clone();
+        let on_panic = move |task: &str, panic| {
+            if let Some(device) = owner.get().and_then(Weak::upgrade) {
+                device.task_panicked(task, panic);
+            }
+        };
+        let limits = WorkLimits { tasks: if works { MAX_TASKS } else { 0 }, bells };
+        let work = Work::new(&name, runtime, limits, Box::new(on_panic));
+        // Until the first open.
+        work.close(Close::Cancel);
+        let inner = ContextInner {
+            id,
+            name,
+            irqs: IrqSet::new(irqs),
+            dma: DmaSpace::new(),
+            work,
+            works,
+            data_path: OnceLock::new(),
+            reset_requested: AtomicBool::new(false),
+            home,
+        };
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// The device's number.
+    pub fn id(&self) -> DeviceId {
+        self.inner.id
+    }
+
+    /// The device's name.
+    pub fn name(&self) -> &str {
+        &self.inner.name
+    }
+
+    /// The device's interrupts.
+    pub fn irqs(&self) -> &IrqSet {
+        &self.inner.irqs
+    }
+
+    /// The device's window into its clients' memory.
+    pub fn dma(&self) -> &DmaSpace {
+        &self.inner.dma
+    }
+
+    /// Hands out the device's data path: from now on its doorbells arrive there. Once, in
+    /// [`crate::Device::init`], by a device with the power [`crate::device::Worker`].
+    pub fn set_data_path(&self, path: Arc<dyn DataPath>) {
+        let set = self.inner.data_path.set(path);
+        debug_assert!(set.is_ok() && self.inner.works, "once, and by a worker");
+    }
+
+    /// The device asks to be reset. That happens after the call, step or data-path call that asked
+    /// has returned, and after the device has quiesced ([`crate::ResetCause::Function`]).
+    pub fn request_reset(&self) {
+        self.inner.reset_requested.store(true, Ordering::Release);
+    }
+
+    /// The device's tasks, as `show` lists them.
+    pub fn tasks(&self) -> Vec<TaskInfo> {
+        self.inner.work.list()
+    }
+
+    /// Finds a task of the device that goes on.
+    pub fn find_task(&self, name: &str) -> Option<TaskHandle> {
+        self.inner.work.find(name)
+    }
+
+    /// Tells who keeps the device. Once.
+    pub(crate) fn set_home(&self, home: Weak<dyn Home>) {
+        let set = self.inner.home.set(home);
+        debug_assert!(set.is_ok(), "registered once");
+    }
+
+    pub(crate) fn home(&self) -> Option<Arc<dyn Home>> {
+        self.inner.home.get()?.upgrade()
+    }
+
+    pub(crate) fn work(&self) -> &Work {
+        &self.inner.work
+    }
+
+    pub(crate) fn dma_in_flight(&self) -> usize {
+        self.inner.dma.attachment().in_flight()
+    }
+
+    pub(crate) fn works(&self) -> bool {
+        self.inner.works
+    }
+
+    /// Whether nothing of the device works: no task, no call of its data path, no access to guest
+    /// memory in flight.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.inner.work.is_idle() && self.dma_in_flight() == 0
+    }
+
+    /// Blocks until nothing of the device works, or until the runtime's clock shows `deadline`.
+    pub(crate) fn wait_idle(&self, runtime: &Runtime, deadline: Instant) -> bool {
+        runtime.block_on(Some(deadline), self.idle()).is_some()
+    }
+
+    /// Waits until nothing of the device works. What is in flight is waited for last: no task can
+    /// begin an access then.
+    pub(crate) async fn idle(&self) {
+        self.inner.work.idle().await;
+        self.inner.dma.attachment().idle().await;
+    }
+
+    pub(crate) fn reset_requested(&self) -> bool {
+        self.inner.reset_requested.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn take_reset_request(&self) -> bool {
+        self.inner.reset_requested.swap(false, Ordering::AcqRel)
+    }
+
+    /// Rings a doorbell: for the data path, or for the task that waits for it.
+    pub(crate) fn ring(&self, bell: usize, value: Option<u64>) {
+        match self.inner.data_path.get() {
+            Some(path) => {
+                self.inner.work.ring_through(bell, value, |ring| path.doorbell(bell, ring.value));
+            }
+            None => self.inner.work.ring(bell, value),
+        }
+    }
+
+    /// Delivers the rings that came while the gate was closed to the data path.
+    pub(crate) fn deliver_rings(&self) {
+        let Some(path) = self.inner.data_path.get() else { return };
+        let Some(_inside) = self.inner.work.enter() else { return };
+        for (bell, ring) in self.inner.work.take_rings() {
+            path.doorbell(bell, ring.value);
+        }
+    }
+}
+
+impl fmt::Debug for Context {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Context")
+            .field("id", &self.inner.id)
+            .field("name", &self.inner.name)
+            .finish()
+    }
+}

@@ -1,0 +1,384 @@
+//! Devices that work beside their calls: how resets, closes and hot resets stop them.
+
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use vfiod_core::region::Doorbell;
+use vfiod_core::{
+    Context, DataPath, Description, Device, DeviceFlags, DeviceSpec, DeviceTask, Errno, File,
+    Owner, Persistence, Quiesce, Region, RegionIndex, Registration, Registry, ResetCause, Result,
+    SetId, SetObject, Why, Worker,
+};
+use vfiod_tasks::{ManualClock, Runtime, Waiters};
+
+const REGISTERS: RegionIndex = RegionIndex(0);
+/// Starts a job.
+const START: u64 = 0;
+/// Asks for a reset of the device by itself.
+const RESET: u64 = 4;
+/// How many jobs have ended.
+const ENDED: u64 = 8;
+const DOORBELL: u64 = 16;
+
+/// What the test decides, and what the device tells.
+#[derive(Default)]
+struct Script {
+    /// Jobs wait until this is so.
+    released: AtomicBool,
+    waiting: Waiters,
+    answer: Mutex<Option<Quiesce>>,
+    asked: Mutex<Vec<Why>>,
+    rings: Mutex<Vec<(usize, Option<u64>)>>,
+    resets: AtomicU32,
+    /// Steps panic.
+    panics: AtomicBool,
+}
+
+impl Script {
+    fn release(&self) {
+        self.released.store(true, Ordering::SeqCst);
+        self.waiting.wake_all();
+    }
+
+    fn answer(&self, answer: Quiesce) {
+        *self.answer.lock().unwrap() = Some(answer);
+    }
+
+    fn rings(&self) -> Vec<(usize, Option<u64>)> {
+        std::mem::take(&mut self.rings.lock().unwrap())
+    }
+}
+
+impl DataPath for Script {
+    fn doorbell(&self, bell: usize, value: Option<u64>) {
+        self.rings.lock().unwrap().push((bell, value));
+    }
+}
+
+/// A device whose jobs take as long as the test likes.
+struct Jobs {
+    script: Arc<Script>,
+    context: Option<Context>,
+    pending: u32,
+    ended: u32,
+}
+
+impl Jobs {
+    fn start(&self) {
+        let (Some(context), script) = (&self.context, self.script.clone()) else { return };
+        DeviceTask::<Self>::spawn(context, "job", |task| async move {
+            let released = || script.released.load(Ordering::SeqCst).then_some(());
+            script.waiting.wait_for(released).await;
+            task.step(|jobs| {
+                assert!(!jobs.script.panics.load(Ordering::SeqCst), "the script says so");
+                jobs.pending -= 1;
+                jobs.ended += 1;
+            })
+            .await;
+        })
+        .expect("a task");
+    }
+}
+
+impl Device for Jobs {
+    fn describe(&self) -> Description {
+        let bell = |datamatch| Doorbell { offset: DOORBELL, size: 4, datamatch };
+        let registers = Region { doorbells: vec![bell(None)], ..Region::registers(64) };
+        Description { flags: DeviceFlags::RESET, regions: vec![registers], irqs: Vec::new() }
+    }
+
+    fn init(&mut self, context: &Context) -> Result<()> {
+        context.set_data_path(self.script.clone());
+        self.context = Some(context.clone());
+        Ok(())
+    }
+
+    fn persistence(&mut self) -> Persistence<'_> {
+        Persistence::Unsaved("a test")
+    }
+
+    fn as_worker(&mut self) -> Option<&mut dyn Worker> {
+        Some(self)
+    }
+
+    fn open_device(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    fn close_device(&mut self) {}
+
+    fn read(&mut self, _: RegionIndex, offset: u64, data: &mut [u8]) -> Result<()> {
+        data.fill(0);
+        if offset == ENDED {
+            data.copy_from_slice(&self.ended.to_le_bytes());
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, _: RegionIndex, offset: u64, _: &[u8]) -> Result<()> {
+        match (offset, &self.context) {
+            (START, _) => {
+                self.pending += 1;
+                self.start();
+            }
+            (RESET, Some(context)) => context.request_reset(),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn reset(&mut self, _: ResetCause) -> Result<()> {
+        self.script.resets.fetch_add(1, Ordering::SeqCst);
+        (self.pending, self.ended) = (0, 0);
+        Ok(())
+    }
+}
+
+impl Worker for Jobs {
+    fn quiesce(&mut self, why: Why) -> Quiesce {
+        self.script.asked.lock().unwrap().push(why);
+        self.script.answer.lock().unwrap().unwrap_or(Quiesce::Cancel)
+    }
+
+    fn resume(&mut self) {
+        let running = self.context.as_ref().map_or(0, |context| context.tasks().len());
+        for _ in running..self.pending as usize {
+            self.start();
+        }
+    }
+}
+
+struct Slot;
+
+impl SetObject for Slot {
+    fn set_name(&self) -> String {
+        "slot".to_owned()
+    }
+}
+
+struct Rig {
+    clock: ManualClock,
+    runtime: Runtime,
+    script: Arc<Script>,
+    registration: Registration,
+}
+
+impl Rig {
+    fn new() -> Self {
+        let clock = ManualClock::new();
+        let runtime = Runtime::with_clock(&clock).expect("a runtime");
+        let registry = Registry::with_runtime(runtime.clone(), None);
+        let script = Arc::<Script>::default();
+        let jobs = Jobs { script: script.clone(), context: None, pending: 0, ended: 0 };
+        let set = Some(SetId::of(&Arc::new(Slot)));
+        let spec = DeviceSpec { name: "jobs".to_owned(), set, ..DeviceSpec::default() };
+        let registration = registry.register(spec, Box::new(jobs)).expect("registers");
+        Self { clock, runtime, script, registration }
+    }
+
+    fn open(&self) -> Result<File> {
+        self.registration.device().open(Owner::in_process("test"))
+    }
+
+    /// Starts a job, and runs it until it waits.
+    fn start(&self, file: &File) {
+        write(file, START);
+        self.runtime.run_until_idle();
+    }
+
+    fn tasks(&self) -> usize {
+        self.registration.device().status().tasks.len()
+    }
+
+    fn resets(&self) -> u32 {
+        self.script.resets.swap(0, Ordering::SeqCst)
+    }
+
+    /// Does something that waits for the device, and lets time pass until it is over.
+    fn with_time_passing<R: Send>(&self, call: impl FnOnce() -> R + Send) -> R {
+        std::thread::scope(|scope| {
+            let call = scope.spawn(call);
+            while !call.is_finished() {
+                self.clock.advance(Duration::from_secs(1));
+                std::thread::yield_now();
+            }
+            call.join().expect("does not panic")
+        })
+    }
+}
+
+fn write(file: &File, offset: u64) {
+    file.write(REGISTERS, offset, &[1, 0, 0, 0]).expect("can be written");
+}
+
+fn read(file: &File, offset: u64) -> u32 {
+    let mut data = [0; 4];
+    file.read(REGISTERS, offset, &mut data).expect("can be read");
+    u32::from_le_bytes(data)
+}
+
+#[test]
+fn reset_cancels_a_waiting_task_and_one_thread_is_enough() {
+    let rig = Rig::new();
+    let file = rig.open().expect("opens");
+    rig.start(&file);
+    assert_eq!(rig.tasks(), 1);
+    rig.resets();
+    file.reset().expect("resets");
+    assert_eq!((rig.tasks(), rig.resets(), read(&file, ENDED)), (0, 1, 0));
+    assert_eq!(*rig.script.asked.lock().unwrap(), [Why::Reset]);
+    rig.start(&file);
+    rig.script.release();
+    rig.runtime.run_until_idle();
+    assert_eq!((rig.tasks(), read(&file, ENDED)), (0, 1), "the device works again");
+}
+
+#[test]
+fn reset_of_a_device_that_does_not_quiesce_leaves_it_stuck_until_its_work_ends() {
+    let rig = Rig::new();
+    let file = rig.open().expect("opens");
+    rig.start(&file);
+    rig.script.answer(Quiesce::Finish);
+    rig.resets();
+    let error = rig.with_time_passing(|| file.reset()).expect_err("is stuck");
+    assert_eq!(error.errno(), Errno::IO, "{error}");
+    assert!(error.to_string().contains("task job of jobs is still running"), "{error}");
+    assert_eq!(rig.resets(), 0, "not reset while it works");
+    let status = rig.registration.device().status();
+    assert!(status.failed && status.failure.is_some_and(|why| why.contains("stuck")));
+    assert_eq!(file.write(REGISTERS, START, &[1]).unwrap_err().errno(), Errno::IO);
+    // Becoming stuck cancels the task: once its future is dropped the device can be opened again.
+    drop(file);
+    rig.runtime.run_until_idle();
+    let file = rig.open().expect("opens");
+    assert_eq!((rig.tasks(), read(&file, ENDED)), (0, 0));
+    assert!(rig.resets() > 0);
+}
+
+#[test]
+fn hot_reset_that_is_abandoned_lets_the_device_go_on_with_nothing_lost() {
+    let rig = Rig::new();
+    let file = rig.open().expect("opens");
+    rig.start(&file);
+    rig.script.answer(Quiesce::Finish);
+    rig.resets();
+    let error = rig.with_time_passing(|| file.reset_set()).expect_err("is abandoned");
+    assert_eq!(error.errno(), Errno::BUSY);
+    let message = error.to_string();
+    assert!(
+        message.contains("hot reset abandoned: task job of jobs is still running"),
+        "{message}"
+    );
+    assert_eq!((rig.resets(), rig.tasks()), (0, 1));
+    rig.script.release();
+    rig.runtime.run_until_idle();
+    assert_eq!((rig.tasks(), read(&file, ENDED)), (0, 1), "completed exactly once");
+    file.reset_set().expect("resets");
+    assert_eq!((rig.resets(), read(&file, ENDED)), (1, 0));
+}
+
+#[test]
+fn cancelled_work_is_started_again_by_resume_and_completes_once() {
+    let rig = Rig::new();
+    let file = rig.open().expect("opens");
+    rig.start(&file);
+    rig.start(&file);
+    assert_eq!(rig.tasks(), 2);
+    // Of two members the second does not quiesce: here the first one itself, by its answer.
+    let error = {
+        rig.script.answer(Quiesce::Finish);
+        rig.with_time_passing(|| file.reset_set()).expect_err("is abandoned")
+    };
+    assert_eq!(error.errno(), Errno::BUSY);
+    rig.script.release();
+    rig.runtime.run_until_idle();
+    assert_eq!((rig.tasks(), read(&file, ENDED)), (0, 2));
+}
+
+#[test]
+fn a_device_that_says_done_while_a_task_runs_is_put_into_the_error_state() {
+    let rig = Rig::new();
+    let file = rig.open().expect("opens");
+    rig.start(&file);
+    rig.script.answer(Quiesce::Done);
+    let error = file.reset().expect_err("is found out");
+    assert_eq!(error.errno(), Errno::IO);
+    assert!(error.to_string().contains("said that it had quiesced while task job"), "{error}");
+    assert!(rig.registration.device().status().failed);
+    rig.runtime.run_until_idle();
+    assert_eq!(rig.tasks(), 0, "and its task is cancelled");
+}
+
+#[test]
+fn last_close_cancels_tasks_and_none_runs_until_the_next_open() {
+    let rig = Rig::new();
+    let file = rig.open().expect("opens");
+    rig.start(&file);
+    drop(file);
+    assert_eq!(rig.tasks(), 0);
+    assert_eq!(rig.script.asked.lock().unwrap().last(), Some(&Why::Close));
+    let file = rig.open().expect("opens");
+    rig.script.release();
+    rig.runtime.run_until_idle();
+    assert_eq!(read(&file, ENDED), 0, "the job of the last user is gone");
+}
+
+#[test]
+fn a_reset_that_the_device_asks_for_waits_for_its_work_while_accesses_read_all_ones() {
+    let rig = Rig::new();
+    let file = rig.open().expect("opens");
+    rig.start(&file);
+    rig.resets();
+    write(&file, RESET);
+    assert_eq!(rig.resets(), 0, "the write is answered at once");
+    assert_eq!(read(&file, ENDED), u32::MAX);
+    write(&file, START); // dropped
+    rig.runtime.run_until_idle();
+    assert_eq!((rig.resets(), rig.tasks(), read(&file, ENDED)), (1, 0, 0));
+    rig.start(&file);
+    rig.script.release();
+    rig.runtime.run_until_idle();
+    assert_eq!(read(&file, ENDED), 1);
+}
+
+#[test]
+fn a_reset_that_an_idle_device_asks_for_is_done_when_the_write_returns() {
+    let rig = Rig::new();
+    let file = rig.open().expect("opens");
+    rig.resets();
+    write(&file, RESET);
+    assert_eq!((rig.resets(), read(&file, ENDED)), (1, 0));
+}
+
+#[test]
+fn doorbells_reach_the_data_path_with_their_values() {
+    let rig = Rig::new();
+    let file = rig.open().expect("opens");
+    file.write(REGISTERS, DOORBELL, &7u32.to_le_bytes()).expect("rings");
+    file.write(REGISTERS, DOORBELL, &[1, 0]).expect("another size is a register access");
+    assert_eq!(rig.script.rings(), [(0, Some(7))]);
+    let fds = file.doorbells(REGISTERS).expect("an eventfd");
+    rustix::io::write(&fds[0], &1u64.to_ne_bytes()).expect("rings");
+    assert!(file.ring(REGISTERS, 0).expect("delivered"));
+    assert!(!file.ring(REGISTERS, 0).expect("nothing more"));
+    assert_eq!(rig.script.rings(), [(0, None)], "an eventfd without datamatch carries no value");
+}
+
+#[test]
+fn a_panic_in_a_task_puts_the_device_into_the_error_state_and_says_why() {
+    let rig = Rig::new();
+    let file = rig.open().expect("opens");
+    rig.script.panics.store(true, Ordering::SeqCst);
+    rig.start(&file);
+    rig.script.release();
+    rig.runtime.run_until_idle();
+    let status = rig.registration.device().status();
+    assert!(status.failure.is_some_and(|why| why.contains("the script says so")));
+    assert_eq!(rig.tasks(), 0);
+    assert_eq!(file.write(REGISTERS, START, &[1]).unwrap_err().errno(), Errno::IO);
+    rig.script.panics.store(false, Ordering::SeqCst);
+    file.reset().expect("a reset helps");
+    rig.start(&file);
+    assert_eq!(read(&file, ENDED), 1);
+}
