@@ -6,8 +6,10 @@
 
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use rustix::event::{EventfdFlags, epoll};
 use vfiod_tasks::{Bell, Runtime, Task, Workers};
 
 const ROUNDS: usize = 11;
@@ -121,6 +123,38 @@ fn ring_to_task(count: usize) -> f64 {
     total.as_nanos() as f64 / count as f64
 }
 
+/// What that takes without tasks: a thread that sleeps in `epoll`, woken by an eventfd.
+fn wake_a_thread(count: usize) -> f64 {
+    let eventfd = || {
+        let flags = EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC;
+        Arc::new(rustix::event::eventfd(0, flags).expect("an eventfd"))
+    };
+    let (wakes, answered) = (eventfd(), Arc::new(AtomicBool::new(false)));
+    let (woken, answers) = (wakes.clone(), answered.clone());
+    let thread = std::thread::spawn(move || {
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).expect("an epoll");
+        let flags = epoll::EventFlags::IN | epoll::EventFlags::ET;
+        epoll::add(&epoll, &woken, epoll::EventData::new_u64(0), flags).expect("is added");
+        for _ in 0..count {
+            let mut events = [const { std::mem::MaybeUninit::uninit() }; 1];
+            epoll::wait(&epoll, &mut events[..], None).expect("waits");
+            answers.store(true, Ordering::Release);
+        }
+    });
+    let mut total = Duration::ZERO;
+    for _ in 0..count {
+        std::thread::sleep(Duration::from_micros(50));
+        let start = Instant::now();
+        rustix::io::write(&wakes, &1u64.to_ne_bytes()).expect("writes");
+        while !answered.swap(false, Ordering::AcqRel) {
+            std::hint::spin_loop();
+        }
+        total += start.elapsed();
+    }
+    thread.join().expect("ends");
+    total.as_nanos() as f64 / count as f64
+}
+
 /// Rings that merge, as nobody takes them.
 fn ring_again(count: usize) -> f64 {
     let bell = Bell::new();
@@ -187,6 +221,7 @@ fn main() {
     row("ring, and poll of the other task, one worker", ping_pong(1, many));
     row("ring, and poll of the other task, two workers", ping_pong(2, many));
     row("ring to the task on a sleeping worker and back to a spinning thread", ring_to_task(few));
+    row("the same with an eventfd and `epoll` alone", wake_a_thread(few));
     row("ring that merges", ring_again(many));
     row("ring and take", ring_and_take(many));
     row("set and remove a timer", set_timeout(0, many));

@@ -20,6 +20,7 @@ mod hogs;
 #[cfg(all(test, shuttle))]
 mod model;
 mod parker;
+mod race;
 #[cfg(not(shuttle))]
 mod reactor;
 #[cfg(shuttle)]
@@ -34,6 +35,7 @@ mod workers;
 pub use bell::{Bell, Ring};
 #[cfg(not(shuttle))]
 pub use descriptor::Descriptor;
+pub use race::race;
 pub use runtime::Runtime;
 pub use task::{Ended, Job, Task};
 pub use timers::{Elapsed, ManualClock, Sleep, Timeout};

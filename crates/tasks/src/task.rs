@@ -47,6 +47,11 @@ impl<T> Task<T> {
         self.job.detach();
     }
 
+    /// Whether the task has ended and its result is there.
+    pub fn is_finished(&self) -> bool {
+        lock(&self.result.result).is_some()
+    }
+
     /// Waits for the end of the task.
     ///
     /// # Errors
