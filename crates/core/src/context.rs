@@ -89,8 +89,8 @@ impl Context {
         work.close(Close::Cancel);
         let inner = ContextInner {
             id,
-            irqs: IrqSet::new(&name, irqs),
             name,
+            irqs: IrqSet::new(irqs),
             dma: DmaSpace::new(),
             work,
             works,
@@ -137,6 +137,11 @@ impl Context {
     /// The device's tasks, as `show` lists them.
     pub fn tasks(&self) -> Vec<TaskInfo> {
         self.inner.work.list()
+    }
+
+    /// What runs the device's tasks.
+    pub fn runtime(&self) -> &Runtime {
+        self.inner.work.runtime()
     }
 
     /// Finds a task of the device that goes on.

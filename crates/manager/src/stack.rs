@@ -2,6 +2,7 @@
 //! configuration, stopped in the reverse order.
 
 use std::collections::HashMap;
+use std::num::NonZero;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -13,10 +14,14 @@ use vfiod_core::{Device, DeviceRef, DeviceSpec, Registration, Registry};
 use vfiod_fsl_mc::{Container, ContainerDevice, Kind, ObjectDevice, ObjectId};
 use vfiod_pci::{Bus, Placement};
 use vfiod_server::{ConnectionInfo, Listener, Served, Server, ServerOptions};
+use vfiod_tasks::Workers;
 
 use crate::build::{self, Siblings};
 use crate::plan::{self, BusPlan, ContainerPlan, DevicePlan, SriovPlan, Unit};
 use crate::sockets::{Activated, Source, access_of, source};
+
+/// Most threads that run devices' tasks. A task that does not wait is given another thread.
+const MAX_WORKERS: usize = 4;
 
 /// Devices that are registered and served.
 pub struct Stack {
@@ -31,6 +36,8 @@ pub struct Stack {
     registry: Registry,
     // After the devices: the threads that release their files.
     server: Server,
+    // After them: the threads that run the devices' tasks, until those have ended.
+    _workers: Workers,
 }
 
 /// What the manager knows of a device beyond what the core knows.
@@ -106,6 +113,10 @@ impl Stack {
         let mut options = ServerOptions::default();
         options.poll = config.poll.unwrap_or(options.poll);
         options.max_threads = config.threads.unwrap_or(options.max_threads);
+        let registry = observer.map_or_else(Registry::new, Registry::with_observer);
+        let workers = std::thread::available_parallelism().map_or(1, NonZero::get);
+        let workers = Workers::start(registry.runtime(), workers.min(MAX_WORKERS))
+            .context("cannot start the threads of tasks")?;
         let stack = Self {
             running: Mutex::default(),
             about: Mutex::default(),
@@ -113,8 +124,9 @@ impl Stack {
             siblings: Mutex::default(),
             activated: Mutex::new(Activated::take()?),
             control: Mutex::default(),
-            registry: observer.map_or_else(Registry::new, Registry::with_observer),
+            registry,
             server: Server::new(options)?,
+            _workers: workers,
         };
         if let Err(error) = stack.start_all(config, models) {
             stack.stop(Duration::ZERO);

@@ -4,6 +4,7 @@ use std::fmt;
 use std::marker::PhantomData;
 
 use vfiod_core::{Context, ReadTraits, Result};
+use vfiod_tasks::Runtime;
 
 use crate::interrupts::Interrupts;
 use crate::spec::FunctionSpec;
@@ -81,6 +82,12 @@ impl<M> Cx<M> {
     /// callback or step has returned, and the device has quiesced.
     pub fn request_reset(&self) {
         self.context().request_reset();
+    }
+
+    /// What runs tasks. It makes descriptors for the device's own to wait for, and runs tasks for
+    /// what is not the device's work: a socket to the outside, for example.
+    pub fn runtime(&self) -> &Runtime {
+        self.context().runtime()
     }
 
     pub(crate) fn context(&self) -> &Context {

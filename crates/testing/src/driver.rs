@@ -16,6 +16,7 @@ use vfiod_core::{
     Saved, StatePolicy,
 };
 use vfiod_pci::{Function, Model};
+use vfiod_tasks::Workers;
 
 /// The region of configuration space (`VFIO_PCI_CONFIG_REGION_INDEX`).
 pub const CONFIG: RegionIndex = RegionIndex(7);
@@ -24,10 +25,12 @@ const TIMEOUT: Duration = Duration::from_secs(20);
 /// Command: I/O, memory, bus master (PCI 6.2.2).
 const COMMAND_ON: u16 = 0x7;
 
-/// An open device.
+/// An open device, whose tasks run on a thread of their own.
 pub struct Driver {
     pub(crate) file: File,
     pub(crate) registration: Registration,
+    // Dropped last: the tasks end when the device is unregistered.
+    pub(crate) workers: Option<Workers>,
 }
 
 impl Driver {
@@ -44,9 +47,10 @@ impl Driver {
     /// # Panics
     /// If the model refuses to be registered or opened.
     pub fn with_policy<M: Model>(model: M, state: StatePolicy) -> Self {
-        let registration = register(model, state);
+        let (registry, registration) = register(model, state);
+        let workers = Some(start_worker(&registry));
         let file = open(&registration).expect("it can be opened");
-        Self { file, registration }
+        Self { file, registration, workers }
     }
 
     /// Registers a model and restores a state to it that was saved while one file was open.
@@ -57,10 +61,27 @@ impl Driver {
     /// # Panics
     /// If the model refuses to be registered.
     pub fn restored<M: Model>(model: M, saved: &Saved, image: Option<&[u8]>) -> Result<Self> {
-        let registration = register(model, StatePolicy::Reset);
-        let file = registration.device().restore(saved, image)?.pop();
-        let file = file.ok_or_else(|| Error::new(Errno::INVAL, "no file was open"))?;
-        Ok(Self { file, registration })
+        let (registry, registration) = register(model, StatePolicy::Reset);
+        let file = restore(&registration, saved, image)?;
+        Ok(Self { file, registration, workers: Some(start_worker(&registry)) })
+    }
+
+    /// As [`Driver::restored`], but nothing runs the device's tasks: what the device does beside
+    /// its calls does not go on.
+    ///
+    /// # Errors
+    /// As [`Driver::restored`].
+    ///
+    /// # Panics
+    /// As [`Driver::restored`].
+    pub fn restored_at_rest<M: Model>(
+        model: M,
+        saved: &Saved,
+        image: Option<&[u8]>,
+    ) -> Result<Self> {
+        let (_, registration) = register(model, StatePolicy::Reset);
+        let file = restore(&registration, saved, image)?;
+        Ok(Self { file, registration, workers: None })
     }
 
     /// Closes the device (the last close) and opens it again (a first open).
@@ -69,10 +90,10 @@ impl Driver {
     /// If the device does not open again.
     #[must_use]
     pub fn reopen(self) -> Self {
-        let Self { file, registration } = self;
+        let Self { file, registration, workers } = self;
         drop(file);
         let file = open(&registration).expect("it opens again");
-        Self { file, registration }
+        Self { file, registration, workers }
     }
 
     /// The file by which the device is open.
@@ -247,10 +268,22 @@ impl Driver {
     }
 }
 
-fn register<M: Model>(model: M, state: StatePolicy) -> Registration {
+/// Registers a model in a registry of its own.
+fn register<M: Model>(model: M, state: StatePolicy) -> (Registry, Registration) {
     let function = Function::new(model).expect("the spec is sound");
     let spec = DeviceSpec { name: "subject".to_owned(), state, ..DeviceSpec::default() };
-    Registry::new().register(spec, Box::new(function)).expect("it can be registered")
+    let registry = Registry::new();
+    let registration = registry.register(spec, Box::new(function));
+    (registry, registration.expect("it can be registered"))
+}
+
+fn start_worker(registry: &Registry) -> Workers {
+    Workers::start(registry.runtime(), 1).expect("a thread can be started")
+}
+
+fn restore(registration: &Registration, saved: &Saved, image: Option<&[u8]>) -> Result<File> {
+    let file = registration.device().restore(saved, image)?.pop();
+    file.ok_or_else(|| Error::new(Errno::INVAL, "no file was open"))
 }
 
 fn open(registration: &Registration) -> Result<File> {

@@ -132,6 +132,11 @@ impl Work {
         self.shared.spawn(name, make)
     }
 
+    /// What runs the tasks.
+    pub fn runtime(&self) -> &Runtime {
+        &self.shared.runtime
+    }
+
     /// Finds the task with a name, if it goes on: one that was cancelled does not count. For a
     /// resume after an abandoned quiesce, when some tasks have ended and others have not.
     pub fn find(&self, name: &str) -> Option<TaskHandle> {
