@@ -15,53 +15,50 @@
 //! ok
 //! ```
 //!
-//! Costs one sleeping thread for each card that has such a socket, and one for each client.
+//! It is served by tasks of the device's runtime, and costs no thread.
 
-use std::collections::HashMap;
-use std::io::{Read, Write};
+use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
+#[cfg(test)]
+use std::sync::Weak;
 use std::time::Duration;
 
-use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::{SendFlags, SocketFlags};
 use vfiod_core::{Errno, Error, Result};
-use vfiod_sync::{Mutex, MutexGuard, lock};
+use vfiod_tasks::{Bell, Descriptor, Runtime, Task, race};
 
 use super::lines::{Lines, Snapshot, Subscription};
 
-/// Clients at once.
+/// Clients at the same time.
 const MAX_CLIENTS: usize = 16;
-/// The longest line that makes sense is far shorter.
+/// The longest line in bytes. The longest valid one is far shorter.
 const MAX_LINE: usize = 256;
-/// How long the listener rests when the kernel refuses it a connection (descriptors are short).
-const REST: Duration = Duration::from_millis(100);
+/// How long the listener pauses when the kernel refuses it a connection (no descriptor is left).
+const PAUSE: Duration = Duration::from_millis(100);
 
-/// A listening socket with its threads. Dropping it ends them and removes the socket.
+/// A listening socket and its clients. Dropping it ends them and removes the socket.
 #[derive(Debug)]
 pub(super) struct Control {
-    shared: Arc<Shared>,
     path: PathBuf,
-    accepting: Option<JoinHandle<()>>,
-}
-
-#[derive(Debug)]
-struct Shared {
-    listener: UnixListener,
-    lines: Arc<Lines>,
-    ended: AtomicBool,
-    /// To wake them up with when it ends.
-    clients: Mutex<HashMap<u64, UnixStream>>,
+    listener: Arc<OwnedFd>,
+    /// Accepts clients, and owns their tasks.
+    accepting: Task<()>,
+    #[cfg(test)]
+    clients: Weak<()>,
 }
 
 impl Control {
-    /// Listens at `path`. A socket that nobody listens at is replaced.
-    pub(super) fn start(path: &Path, lines: Arc<Lines>) -> Result<Self> {
-        let failed = |error: std::io::Error, what: &str| {
+    /// Listens at `path`. A socket at which no program listens is replaced.
+    ///
+    /// # Errors
+    /// `EADDRINUSE`: there is a socket in use, or another file; what the kernel says to a socket.
+    pub(super) fn start(path: &Path, lines: Arc<Lines>, runtime: &Runtime) -> Result<Self> {
+        let failed = |error: io::Error, what: &str| {
             let errno = Errno::from_io_error(&error).unwrap_or(Errno::IO);
             Error::new(errno, format!("gpio: {what} the control socket {}", path.display()))
                 .because(error)
@@ -70,24 +67,30 @@ impl Control {
             std::fs::remove_file(path).map_err(|error| failed(error, "cannot replace"))?;
         }
         let listener = UnixListener::bind(path).map_err(|error| failed(error, "cannot make"))?;
-        let shared = Arc::new(Shared {
+        let watched = listener.set_nonblocking(true).and_then(|()| {
+            let listener = Arc::new(OwnedFd::from(listener));
+            Ok((runtime.descriptor(listener.clone())?, listener))
+        });
+        let (descriptor, listener) = watched.map_err(|error| {
+            let _ = std::fs::remove_file(path);
+            failed(error, "cannot watch")
+        })?;
+        let clients = Arc::new(());
+        #[cfg(test)]
+        let count = Arc::downgrade(&clients);
+        let accepting = runtime.spawn(accept(descriptor, lines, clients, runtime.clone()));
+        Ok(Self {
+            path: path.to_owned(),
             listener,
-            lines,
-            ended: AtomicBool::new(false),
-            clients: Mutex::default(),
-        });
-        let accepting = std::thread::Builder::new().name("gpio-control".to_owned()).spawn({
-            let shared = shared.clone();
-            move || shared.accept()
-        });
-        let mut control = Self { shared, path: path.to_owned(), accepting: None };
-        control.accepting = Some(accepting.map_err(|error| failed(error, "no thread for"))?);
-        Ok(control)
+            accepting,
+            #[cfg(test)]
+            clients: count,
+        })
     }
 }
 
-/// Whether there is a socket of a server that is gone. Connecting to any other kind of file is
-/// refused just the same; that is somebody's data.
+/// Whether there is a socket of a server that has ended. Connecting to any other kind of file is
+/// refused in the same way, and that file is somebody's data.
 fn is_left_behind(path: &Path) -> bool {
     let socket = std::fs::symlink_metadata(path).is_ok_and(|file| file.file_type().is_socket());
     let refused = |error| Errno::from_io_error(&error) == Some(Errno::CONNREFUSED);
@@ -96,159 +99,168 @@ fn is_left_behind(path: &Path) -> bool {
 
 impl Drop for Control {
     fn drop(&mut self) {
-        // While it still listens: nobody else can have taken its place.
+        // While it still listens: no other server can have taken its place.
         let _ = std::fs::remove_file(&self.path);
-        self.shared.ended.store(true, Ordering::SeqCst);
-        let _ = rustix::net::shutdown(&self.shared.listener, rustix::net::Shutdown::Both);
-        if let Some(accepting) = self.accepting.take() {
-            let _ = accepting.join();
-        }
-        // None is added any more.
-        for stream in self.shared.clients().values() {
-            let _ = stream.shutdown(std::net::Shutdown::Both);
+        let _ = rustix::net::shutdown(&*self.listener, rustix::net::Shutdown::Both);
+        self.accepting.cancel();
+    }
+}
+
+/// Accepts clients until it is cancelled. Each of them holds `clients`.
+async fn accept(listener: Descriptor, lines: Arc<Lines>, clients: Arc<()>, runtime: Runtime) {
+    let mut tasks: Vec<Task<()>> = Vec::new();
+    loop {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        match rustix::net::accept_with(&**listener.fd(), flags) {
+            Ok(stream) => {
+                tasks.retain(|task| !task.is_finished());
+                if tasks.len() >= MAX_CLIENTS {
+                    // It has read nothing yet: this fits its buffer.
+                    let _ = rustix::io::write(stream, b"error: too many clients\n");
+                    continue;
+                }
+                match runtime.descriptor(Arc::new(stream)) {
+                    Ok(stream) => {
+                        let (client, lines) = (clients.clone(), lines.clone());
+                        tasks.push(runtime.spawn(async move {
+                            let _client = client;
+                            if let Err(error) = serve(Stream(stream), &lines).await {
+                                tracing::debug!(%error, "a gpio control client has gone");
+                            }
+                        }));
+                    }
+                    Err(error) => tracing::warn!(%error, "gpio: a control client was refused"),
+                }
+            }
+            Err(Errno::AGAIN) => listener.readable().await,
+            Err(Errno::INTR) => {}
+            Err(error) => {
+                tracing::warn!(%error, "gpio: cannot accept a control client");
+                runtime.sleep(PAUSE).await;
+            }
         }
     }
 }
 
-impl Shared {
-    fn clients(&self) -> MutexGuard<'_, HashMap<u64, UnixStream>> {
-        lock(&self.clients)
-    }
+/// A client's socket.
+struct Stream(Descriptor);
 
-    fn accept(self: Arc<Self>) {
-        let mut next = 0;
-        loop {
-            let accepted = self.listener.accept();
-            if self.ended.load(Ordering::SeqCst) {
-                return;
+impl Stream {
+    /// Receives what there is into `received`; `None` if nothing is there yet, 0 at the end.
+    fn receive(&self, received: &mut Vec<u8>) -> io::Result<Option<usize>> {
+        let mut bytes = [0; MAX_LINE];
+        match rustix::io::read(&**self.0.fd(), &mut bytes) {
+            Ok(count) => {
+                received.extend_from_slice(&bytes[..count]);
+                Ok(Some(count))
             }
-            match accepted {
-                Ok((stream, _)) => self.admit(next, stream),
-                Err(error) => {
-                    tracing::warn!(%error, "gpio: a control client was not let in");
-                    std::thread::sleep(REST);
-                }
-            }
-            next += 1;
+            Err(Errno::AGAIN | Errno::INTR) => Ok(None),
+            Err(error) => Err(error.into()),
         }
     }
 
-    fn admit(self: &Arc<Self>, id: u64, mut stream: UnixStream) {
-        let duplicate = {
-            let mut clients = self.clients();
-            if clients.len() >= MAX_CLIENTS {
-                drop(clients);
-                // It has read nothing yet: this fits its buffer.
-                let _ = stream.write_all(b"error: too many clients\n");
-                return;
+    /// Sends a line. Waits while the client does not read.
+    async fn send(&self, line: impl std::fmt::Display) -> io::Result<()> {
+        let line = format!("{line}\n");
+        let mut rest = line.as_bytes();
+        while !rest.is_empty() {
+            match rustix::net::send(&**self.0.fd(), rest, SendFlags::NOSIGNAL) {
+                Ok(count) => rest = &rest[count..],
+                Err(Errno::AGAIN) => self.0.writable().await,
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
             }
-            stream.try_clone().map(|duplicate| clients.insert(id, duplicate))
-        };
-        let started = duplicate.and_then(|_| {
-            let shared = self.clone();
-            let serve = move || {
-                if let Err(error) = serve(stream, &shared.lines) {
-                    tracing::debug!(%error, "a gpio control client is gone");
-                }
-                shared.clients().remove(&id);
-            };
-            std::thread::Builder::new().name("gpio-client".to_owned()).spawn(serve)
-        });
-        if let Err(error) = started {
-            tracing::warn!(%error, "gpio: a control client was not let in");
-            self.clients().remove(&id);
         }
+        Ok(())
+    }
+
+    /// Whether the client has closed its socket, not only its sending side.
+    fn is_closed(&self) -> bool {
+        let mut fds = [PollFd::new(&**self.0.fd(), PollFlags::empty())];
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        poll(&mut fds, Some(&now)).is_ok_and(|ready| ready > 0)
     }
 }
 
-/// A change to tell a client of: an eventfd that the lines signal.
+/// The changes that a client is told.
 struct Watch {
-    changed: Arc<OwnedFd>,
+    changed: Arc<Bell>,
     seen: Snapshot,
     _subscription: Subscription,
 }
 
 impl Watch {
-    fn new(lines: &Arc<Lines>) -> std::io::Result<Self> {
-        let changed = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
-        let signalled = changed.clone();
-        let subscription = lines.on_change(move |_| {
-            // Full only if the client was not told of 2^64 changes: it will be.
-            let _ = rustix::io::write(&signalled, &1u64.to_ne_bytes());
-        });
-        Ok(Self { changed, seen: lines.snapshot(), _subscription: subscription })
+    fn new(lines: &Arc<Lines>) -> Self {
+        let changed = Arc::new(Bell::new());
+        let rings = changed.clone();
+        let subscription = lines.on_change(move |_| rings.ring(None));
+        Self { changed, seen: lines.snapshot(), _subscription: subscription }
     }
 }
 
-/// Serves a client until it or the card has gone. One that only listens may have shut down its
-/// sending side.
-fn serve(mut stream: UnixStream, lines: &Arc<Lines>) -> std::io::Result<()> {
+/// Serves a client until it has gone. One that only watches may shut down its sending side.
+async fn serve(stream: Stream, lines: &Arc<Lines>) -> io::Result<()> {
     let mut received = Vec::new();
     let mut watch: Option<Watch> = None;
     let mut sends = true;
     loop {
-        let interest = if sends { PollFlags::IN } else { PollFlags::empty() };
-        let mut fds = vec![PollFd::new(&stream, interest)];
-        if let Some(watch) = &watch {
-            fds.push(PollFd::new(&watch.changed, PollFlags::IN));
-        }
-        match poll(&mut fds, None) {
-            Err(Errno::INTR) => continue,
-            polled => polled?,
-        };
-        let ready = fds[0].revents();
-        drop(fds);
         if let Some(watch) = &mut watch
-            && rustix::io::read(&watch.changed, &mut [0; 8]).is_ok()
+            && watch.changed.take().is_some()
         {
             let now = lines.snapshot();
             if std::mem::replace(&mut watch.seen, now) != now {
-                writeln!(stream, "{now}")?;
+                stream.send(now).await?;
             }
         }
-        if ready.contains(PollFlags::IN) {
-            let mut bytes = [0; MAX_LINE];
-            match stream.read(&mut bytes)? {
-                0 if watch.is_none() => return Ok(()),
-                0 => sends = false,
-                count => received.extend_from_slice(&bytes[..count]),
+        match if sends { stream.receive(&mut received)? } else { None } {
+            Some(0) if watch.is_none() => return Ok(()),
+            Some(0) => sends = false,
+            Some(_) => {
+                while let Some(end) = received.iter().position(|&byte| byte == b'\n') {
+                    let line: Vec<u8> = received.drain(..=end).collect();
+                    obey(&String::from_utf8_lossy(&line), &stream, lines, &mut watch).await?;
+                }
+                if received.len() >= MAX_LINE {
+                    let what = format!("error: a line of more than {MAX_LINE} bytes");
+                    return stream.send(what).await;
+                }
             }
-            while let Some(end) = received.iter().position(|&byte| byte == b'\n') {
-                let line: Vec<u8> = received.drain(..=end).collect();
-                obey(&String::from_utf8_lossy(&line), &mut stream, lines, &mut watch)?;
-            }
-            if received.len() >= MAX_LINE {
-                return writeln!(stream, "error: a line of more than {MAX_LINE} bytes");
-            }
-        } else if ready.intersects(PollFlags::HUP | PollFlags::ERR | PollFlags::NVAL) {
-            return Ok(());
+            None if stream.is_closed() => return Ok(()),
+            None => match &watch {
+                Some(watch) => {
+                    let is_rung = || watch.changed.is_rung().then_some(());
+                    let rung = watch.changed.wait_for(is_rung);
+                    race(rung, stream.0.changed()).await;
+                }
+                None => stream.0.changed().await,
+            },
         }
     }
 }
 
-fn obey(
+async fn obey(
     line: &str,
-    stream: &mut UnixStream,
+    stream: &Stream,
     lines: &Arc<Lines>,
     watch: &mut Option<Watch>,
-) -> std::io::Result<()> {
+) -> io::Result<()> {
     match line.split_whitespace().collect::<Vec<_>>()[..] {
         [] => Ok(()),
-        ["get"] => writeln!(stream, "{}", lines.snapshot()),
+        ["get"] => stream.send(lines.snapshot()).await,
         ["set", line, value] => match parse(line, value) {
             Some((mask, values)) => {
                 lines.set_inputs(mask, values);
-                writeln!(stream, "ok")
+                stream.send("ok").await
             }
-            None => writeln!(stream, "error: `set` takes an input 0 to 15 and 0 or 1"),
+            None => stream.send("error: `set` takes an input 0 to 15 and 0 or 1").await,
         },
         ["watch"] => {
-            let new = Watch::new(lines)?;
+            let new = Watch::new(lines);
             let seen = new.seen;
             *watch = Some(new);
-            writeln!(stream, "{seen}")
+            stream.send(seen).await
         }
-        _ => writeln!(stream, "error: expected `get`, `set INPUT 0|1` or `watch`"),
+        _ => stream.send("error: expected `get`, `set INPUT 0|1` or `watch`").await,
     }
 }
 
@@ -270,8 +282,10 @@ impl std::fmt::Display for Snapshot {
 
 #[cfg(test)]
 mod tests {
-    use std::io::{BufRead, BufReader};
+    use std::io::{BufRead, BufReader, Write};
     use std::net::Shutdown;
+
+    use vfiod_tasks::Workers;
 
     use super::*;
     use vfiod_testing::eventually;
@@ -281,14 +295,25 @@ mod tests {
         control: Control,
         path: PathBuf,
         _dir: tempfile::TempDir,
+        runtime: Runtime,
+        _workers: Workers,
+    }
+
+    impl Rig {
+        /// The number of clients that are served.
+        fn clients(&self) -> usize {
+            self.control.clients.strong_count() - 1
+        }
     }
 
     fn rig(inputs: u16) -> Rig {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("gpio.sock");
         let lines = Arc::new(Lines::new(inputs));
-        let control = Control::start(&path, lines.clone()).unwrap();
-        Rig { lines, control, path, _dir: dir }
+        let runtime = Runtime::new().unwrap();
+        let workers = Workers::start(&runtime, 1).unwrap();
+        let control = Control::start(&path, lines.clone(), &runtime).unwrap();
+        Rig { lines, control, path, _dir: dir, runtime, _workers: workers }
     }
 
     struct Client {
@@ -350,7 +375,7 @@ mod tests {
         rig.lines.set_outputs(0x00ff, 1);
         assert_eq!(client.line(), "inputs 0x0008 outputs 0x8001\n");
         drop(client);
-        eventually("the watcher's thread ends", || rig.control.shared.clients().len() == 1);
+        eventually("the watcher's task ends", || rig.clients() == 1);
     }
 
     #[test]
@@ -372,7 +397,7 @@ mod tests {
         let mut endless = Client::new(&rig);
         assert_eq!(endless.ask(&"x".repeat(MAX_LINE)), "error: a line of more than 256 bytes\n");
         assert_eq!(endless.line(), "", "and it is closed");
-        eventually("it has gone", || rig.control.shared.clients().is_empty());
+        eventually("it has gone", || rig.clients() == 0);
         let mut clients: Vec<_> = (0..MAX_CLIENTS).map(|_| Client::new(&rig)).collect();
         for client in &mut clients {
             client.ask("get\n");
@@ -383,7 +408,7 @@ mod tests {
         clients.pop();
         // Seen from inside: one that is refused while it writes may find the connection reset
         // before it has read why.
-        let full = || rig.control.shared.clients().len() == MAX_CLIENTS;
+        let full = || rig.clients() == MAX_CLIENTS;
         eventually("there is room again", || !full());
         assert!(Client::new(&rig).ask("get\n").starts_with("inputs"));
     }
@@ -393,7 +418,7 @@ mod tests {
         let rig = rig(0);
         let mut client = Client::new(&rig);
         client.ask("watch\n");
-        let Rig { lines, control, path, _dir } = rig;
+        let Rig { lines, control, path, _dir, runtime: _, _workers } = rig;
         drop(control);
         assert!(!path.exists());
         assert_eq!(client.line(), "", "end of file");
@@ -404,18 +429,18 @@ mod tests {
     #[test]
     fn a_socket_left_behind_is_replaced_and_one_in_use_is_not() {
         let rig = rig(0);
-        let error = Control::start(&rig.path, rig.lines.clone()).unwrap_err();
+        let error = Control::start(&rig.path, rig.lines.clone(), &rig.runtime).unwrap_err();
         assert_eq!(error.errno(), Errno::ADDRINUSE);
         assert!(rig.path.exists());
         let left = rig.path.with_extension("left");
         drop(UnixListener::bind(&left).unwrap());
-        let control = Control::start(&left, rig.lines.clone()).unwrap();
+        let control = Control::start(&left, rig.lines.clone(), &rig.runtime).unwrap();
         UnixStream::connect(&left).unwrap();
         drop(control);
         let text = rig.path.with_extension("text");
         std::fs::write(&text, "important").unwrap();
         // Not a socket: refused and left alone.
-        Control::start(&text, rig.lines.clone()).unwrap_err();
+        Control::start(&text, rig.lines.clone(), &rig.runtime).unwrap_err();
         assert_eq!(std::fs::read(&text).unwrap(), b"important");
     }
 }

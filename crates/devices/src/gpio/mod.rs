@@ -68,7 +68,7 @@ impl Model for Gpio {
     fn init(&mut self, cx: &Cx<Self>) -> Result<()> {
         self.lines.connect(cx.interrupts().clone());
         if let Some(path) = &self.options.control {
-            self.control = Some(control::Control::start(path, self.lines.clone())?);
+            self.control = Some(control::Control::start(path, self.lines.clone(), cx.runtime())?);
         }
         Ok(())
     }

@@ -12,7 +12,7 @@ use vfiod_mdev::{
 };
 
 use super::function;
-use crate::serial::{Backend, Ports, Serial, SerialOptions, Wires};
+use crate::serial::{Backend, Backends, Ports, Serial, SerialOptions};
 
 /// Options of the parent.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
@@ -88,15 +88,15 @@ impl Parent for SerialParent {
         let link = |port| Some(links.as_ref()?.join(format!("{uuid}.{port}")));
         let options = SerialOptions { ports, backend: *backend, link0: link(0), link1: link(1) };
         let card = Serial::new(options);
-        let attributes: Arc<dyn Attributes> = Arc::new(Sockets(card.wires()));
+        let attributes: Arc<dyn Attributes> = Arc::new(BackendAttributes(card.backends()));
         Ok(NewInstance { device: function(card)?, attributes: Some(attributes) })
     }
 }
 
-/// Where the wires are plugged in.
-struct Sockets(Arc<Wires>);
+/// The attributes of an instance: its backend, and where its terminals are.
+struct BackendAttributes(Arc<Backends>);
 
-impl Attributes for Sockets {
+impl Attributes for BackendAttributes {
     fn get(&self, name: &str) -> Result<String> {
         let port = match name {
             "pty0" => 0,

@@ -3,17 +3,17 @@
 //! addresses; they share the pin.
 //!
 //! A port is connected to a loop-back plug, to a pseudo-terminal on the host, or to nothing
-//! ([`Backend`]). Pseudo-terminals exist while the card is open, and cost one thread for all of
-//! them. Input waits in the terminal while the receiver is full or the guest asks for none (RTS);
-//! output that the terminal's reader does not take waits in the transmitter, which then tells the
-//! guest that it is not empty.
+//! ([`Backend`]). Pseudo-terminals exist while the card is open; a task for each waits for its
+//! changes. Input waits in the terminal while the receiver is full or the guest asks for none
+//! (RTS); output that the terminal's reader does not take waits in the transmitter, which then
+//! tells the guest that it is not empty.
 //!
 //! # What it does not implement
 //! Time: a character takes none, whatever the divisor. Parity, framing errors, breaks.
 
+mod backends;
 mod fifo;
 mod image;
-mod poller;
 mod port;
 mod pty;
 mod registers;
@@ -21,21 +21,20 @@ mod registers;
 mod tests;
 mod uart;
 
-use std::fmt;
-use std::path::PathBuf;
-use std::str::FromStr;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use vfiod_core::{Errno, Error, ReadTraits, Result};
-use vfiod_pci::{Bar, Cx, FunctionSpec, HasState, Model, Pin, Save};
+use vfiod_core::{Quiesce, ReadTraits, Result, Why};
+use vfiod_pci::{Bar, Cx, FunctionSpec, HasState, Model, Pin, Save, Task, Worker, Works};
+use vfiod_tasks::Descriptor;
 
+pub use self::backends::{Backend, Backends};
 pub use self::image::{FifoImage, SerialImage, UartImage};
 use self::port::{Port, Wire};
 use self::pty::Pty;
 use self::registers::REGISTERS;
-use vfiod_sync::{Mutex, MutexGuard, lock};
 
 /// How many ports a card has.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
@@ -69,47 +68,6 @@ impl From<Ports> for u8 {
     }
 }
 
-/// What a port is connected to.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum Backend {
-    /// A plug that joins each output to its input: what is sent is received.
-    #[default]
-    Loopback,
-    /// A pseudo-terminal on the host.
-    Pty,
-    /// Nothing: what is sent is lost, and no line of the modem is on.
-    None,
-}
-
-impl Backend {
-    /// Their names, for messages.
-    pub const NAMES: &str = "loopback, pty or none";
-}
-
-impl fmt::Display for Backend {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Loopback => "loopback",
-            Self::Pty => "pty",
-            Self::None => "none",
-        })
-    }
-}
-
-impl FromStr for Backend {
-    type Err = Error;
-
-    /// `EINVAL`, with the names that there are.
-    fn from_str(name: &str) -> Result<Self> {
-        let known = [Self::Loopback, Self::Pty, Self::None];
-        known.into_iter().find(|backend| backend.to_string() == name).ok_or_else(|| {
-            let what = format!("`{}` is no backend: {}", name.escape_debug(), Self::NAMES);
-            Error::new(Errno::INVAL, what)
-        })
-    }
-}
-
 /// Options of the model.
 #[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
@@ -130,98 +88,36 @@ pub struct SerialOptions {
 /// The card.
 #[derive(Debug)]
 pub struct Serial {
-    wires: Arc<Wires>,
-}
-
-/// What the outside sees of a card: what its ports are connected to. Usable from any thread.
-#[derive(Debug)]
-pub struct Wires {
-    ports: Vec<Arc<Port>>,
+    ports: Vec<Port>,
     links: [Option<PathBuf>; 2],
-    setting: Mutex<Setting>,
-}
-
-#[derive(Debug)]
-struct Setting {
-    backend: Backend,
-    open: bool,
+    backends: Arc<Backends>,
 }
 
 impl Serial {
     /// The card with its options.
     pub fn new(options: SerialOptions) -> Self {
         let SerialOptions { ports, backend, link0, link1 } = options;
-        let ports = (0..u8::from(ports)).map(|port| Arc::new(Port::new(port.into()))).collect();
-        let setting = Mutex::new(Setting { backend, open: false });
-        Self { wires: Arc::new(Wires { ports, links: [link0, link1], setting }) }
+        let ports = (0..u8::from(ports)).map(|port| Port::new(port.into())).collect();
+        Self { ports, links: [link0, link1], backends: Arc::new(Backends::new(backend)) }
     }
 
     /// What the ports are connected to, to be seen and changed from outside.
-    pub fn wires(&self) -> Arc<Wires> {
-        self.wires.clone()
+    pub fn backends(&self) -> Arc<Backends> {
+        self.backends.clone()
     }
 }
 
-impl Wires {
-    /// What each port is connected to while the card is open.
-    pub fn backend(&self) -> Backend {
-        self.setting().backend
-    }
-
-    /// Changes it.
-    ///
-    /// # Errors
-    /// `EBUSY`: the card is open.
-    pub fn set_backend(&self, backend: Backend) -> Result<()> {
-        let mut setting = self.setting();
-        if setting.open {
-            return Err(Error::new(
-                Errno::BUSY,
-                "the backend cannot change while the card is open",
-            ));
-        }
-        setting.backend = backend;
-        Ok(())
-    }
-
-    /// The pseudo-terminal of a port, counted from 0; `None` while there is none.
-    pub fn terminal(&self, port: usize) -> Option<PathBuf> {
-        self.ports.get(port)?.terminal()
-    }
-
-    fn setting(&self) -> MutexGuard<'_, Setting> {
-        lock(&self.setting)
-    }
-
-    /// Connects every port, or none.
-    fn connect(&self) -> Result<()> {
-        let mut setting = self.setting();
-        let wire = |(port, link): (&Arc<Port>, &Option<PathBuf>)| {
-            Ok(match setting.backend {
-                Backend::Loopback => Wire::Plug,
-                Backend::Pty => Wire::Terminal(Pty::open(link.as_deref(), Arc::downgrade(port))?),
-                Backend::None => Wire::Nothing,
-            })
-        };
-        let wires = self.ports.iter().zip(&self.links).map(wire).collect::<Result<Vec<_>>>()?;
-        for (port, wire) in self.ports.iter().zip(wires) {
-            port.connect(wire);
-        }
-        setting.open = true;
-        Ok(())
-    }
-
-    fn disconnect(&self) {
-        let mut setting = self.setting();
-        for port in &self.ports {
-            port.disconnect();
-        }
-        setting.open = false;
+/// Passes the changes of a port's terminal on to the port.
+async fn watch(task: Task<Serial>, port: usize, terminal: Arc<Descriptor>) {
+    loop {
+        // Also at first: a task before this one may have been cancelled on its way here.
+        task.step(|card, cx| card.ports[port].terminal_changed(cx.interrupts())).await;
+        terminal.changed().await;
     }
 }
 
 impl Model for Serial {
-    type State = HasState;
+    type State = Works<HasState>;
 
     fn spec(&self) -> FunctionSpec {
         let spec = FunctionSpec::new(0x4348, 0x3253)
@@ -229,46 +125,78 @@ impl Model for Serial {
             .revision(0x10)
             .class(0x07_00_02) // serial controller, compatible with the 16550
             .pin(Pin::A);
-        (0..).zip(&self.wires.ports).fold(spec, |spec, (bar, _)| spec.bar(bar, Bar::io(8)))
+        (0..).zip(&self.ports).fold(spec, |spec, (bar, _)| spec.bar(bar, Bar::io(8)))
     }
 
-    fn init(&mut self, cx: &Cx<Self>) -> Result<()> {
-        for port in &self.wires.ports {
-            port.use_interrupts(cx.interrupts().clone());
-        }
-        Ok(())
-    }
-
-    fn read(&mut self, _cx: &Cx<Self>, bar: u8, offset: u64, data: &mut [u8]) {
-        let port = &self.wires.ports[usize::from(bar)];
-        REGISTERS.read(offset, data, |register| port.read(register).into());
+    fn read(&mut self, cx: &Cx<Self>, bar: u8, offset: u64, data: &mut [u8]) {
+        let port = &mut self.ports[usize::from(bar)];
+        REGISTERS.read(offset, data, |register| port.read(register, cx.interrupts()).into());
     }
 
     fn read_traits(&self, _bar: u8, offset: u64, len: usize) -> ReadTraits {
         REGISTERS.read_traits(offset, len)
     }
 
-    fn write(&mut self, _cx: &Cx<Self>, bar: u8, offset: u64, data: &[u8]) {
-        let port = &self.wires.ports[usize::from(bar)];
+    fn write(&mut self, cx: &Cx<Self>, bar: u8, offset: u64, data: &[u8]) {
+        let port = &mut self.ports[usize::from(bar)];
         if let Some((register, value)) = REGISTERS.write(offset, data) {
-            port.write(register, value as u8);
+            port.write(register, value as u8, cx.interrupts());
         }
     }
 
-    /// What waits in a terminal is the outside's, and stays.
-    fn reset(&mut self, _cx: &Cx<Self>) {
-        let Self { wires } = self;
-        for port in &wires.ports {
-            port.reset();
+    /// Terminals stay, with what waits in them.
+    fn reset(&mut self, cx: &Cx<Self>) {
+        let Self { ports, links: _, backends: _ } = self;
+        for port in ports {
+            port.reset(cx.interrupts());
         }
     }
 
-    fn open(&mut self, _cx: &Cx<Self>) -> Result<()> {
-        self.wires.connect()
+    /// Connects every port, or none.
+    fn open(&mut self, cx: &Cx<Self>) -> Result<()> {
+        let Self { ports, links, backends } = self;
+        backends.connect(|backend| {
+            let wire = |link: &Option<PathBuf>| {
+                Ok(match backend {
+                    Backend::Loopback => Wire::Plug,
+                    Backend::Pty => Wire::Terminal(Pty::open(link.as_deref(), cx.runtime())?),
+                    Backend::None => Wire::Nothing,
+                })
+            };
+            let links = links.iter().take(ports.len());
+            let wires = links.map(wire).collect::<Result<Vec<_>>>()?;
+            for (port, wire) in ports.iter_mut().zip(wires) {
+                port.connect(wire, cx.interrupts());
+            }
+            Ok(ports.iter().map(|port| port.terminal().map(Path::to_owned)).collect())
+        })
     }
 
     fn close(&mut self, _cx: &Cx<Self>) {
-        self.wires.disconnect();
+        self.ports.iter_mut().for_each(Port::disconnect);
+        self.backends.disconnect();
+    }
+}
+
+impl Worker for Serial {
+    type Saves = HasState;
+
+    /// What waits in a terminal can be moved at any time.
+    fn quiesce(&mut self, _cx: &Cx<Self>, _why: Why) -> Quiesce {
+        Quiesce::Cancel
+    }
+
+    fn resume(&mut self, cx: &Cx<Self>) {
+        for (number, port) in self.ports.iter().enumerate() {
+            let Some(terminal) = port.descriptor().cloned() else { continue };
+            let name = format!("port {number}");
+            if cx.find_task(&name).is_some() {
+                continue;
+            }
+            if let Err(error) = cx.spawn(&name, |task| watch(task, number, terminal)) {
+                tracing::error!(device = cx.name(), %error, "serial: a terminal is not served");
+            }
+        }
     }
 }
 
@@ -278,15 +206,14 @@ impl Save for Serial {
     type Image = SerialImage;
 
     fn save(&self) -> SerialImage {
-        let Self { wires } = self;
-        let image =
-            |port: usize| wires.ports.get(port).map_or_else(UartImage::default, |port| port.save());
+        let Self { ports, links: _, backends: _ } = self;
+        let image = |port: usize| ports.get(port).map_or_else(UartImage::default, Port::save);
         SerialImage { ports: [image(0), image(1)] }
     }
 
     fn restore(&mut self, _cx: &Cx<Self>, image: SerialImage) -> Result<()> {
         let uarts = [image.ports[0].uart()?, image.ports[1].uart()?];
-        for (port, uart) in self.wires.ports.iter().zip(uarts) {
+        for (port, uart) in self.ports.iter_mut().zip(uarts) {
             port.restore(uart);
         }
         Ok(())

@@ -1,9 +1,10 @@
-//! A port: the chip, its wire, and its share of the card's interrupt.
+//! A port: the chip, what it is connected to, and its share of the card's interrupt.
 
-use std::path::PathBuf;
+use std::path::Path;
+use std::sync::Arc;
 
 use vfiod_pci::Interrupts;
-use vfiod_sync::{Mutex, MutexGuard};
+use vfiod_tasks::Descriptor;
 
 use super::fifo::DEPTH;
 use super::image::UartImage;
@@ -34,114 +35,94 @@ impl Wire {
     }
 }
 
-/// A port. Accesses come from the card, changes of the terminal from the poller's thread.
+/// A port. All calls are made with the card's lock held.
 #[derive(Debug)]
 pub(super) struct Port {
-    /// The condition behind the card's pin that is this port's.
+    /// The condition behind the card's INTx that is this port's.
     vector: u32,
-    state: Mutex<State>,
-}
-
-#[derive(Debug)]
-struct State {
     uart: Uart,
     wire: Wire,
-    /// There from the registration on.
-    interrupts: Option<Interrupts>,
-    /// What the interrupt was told last.
+    /// The port has asserted its condition.
     asserted: bool,
 }
 
 impl Port {
     pub(super) fn new(vector: u32) -> Self {
-        let uart = Uart::default();
-        let state = State { uart, wire: Wire::Nothing, interrupts: None, asserted: false };
-        Self { vector, state: Mutex::new(state) }
+        Self { vector, uart: Uart::default(), wire: Wire::Nothing, asserted: false }
     }
 
-    pub(super) fn use_interrupts(&self, interrupts: Interrupts) {
-        self.lock().interrupts = Some(interrupts);
+    /// Connects the wire, as if it had been there before.
+    pub(super) fn connect(&mut self, wire: Wire, interrupts: &Interrupts) {
+        self.uart.assume_inputs(wire.lines(&self.uart));
+        self.wire = wire;
+        self.settle(interrupts);
     }
 
-    /// Puts the wire in, as if it had been there before.
-    pub(super) fn connect(&self, wire: Wire) {
-        let mut state = self.lock();
-        let lines = wire.lines(&state.uart);
-        state.uart.assume_inputs(lines);
-        state.wire = wire;
-        self.settle(&mut state);
-    }
-
-    /// Takes it out, unnoticed by the guest, which has gone.
-    pub(super) fn disconnect(&self) {
-        let wire = std::mem::replace(&mut self.lock().wire, Wire::Nothing);
-        drop(wire); // with the lock free
+    /// Removes the wire. The guest, which has gone, does not notice.
+    pub(super) fn disconnect(&mut self) {
+        self.wire = Wire::Nothing;
     }
 
     /// Where the terminal is, if it has one.
-    pub(super) fn terminal(&self) -> Option<PathBuf> {
-        match &self.lock().wire {
-            Wire::Terminal(pty) => Some(pty.path().to_owned()),
+    pub(super) fn terminal(&self) -> Option<&Path> {
+        match &self.wire {
+            Wire::Terminal(pty) => Some(pty.path()),
             Wire::Nothing | Wire::Plug => None,
         }
     }
 
-    pub(super) fn read(&self, register: Reg) -> u8 {
-        let mut state = self.lock();
-        let value = state.uart.read(register);
+    /// What a task waits for: changes of the terminal, if there is one.
+    pub(super) fn descriptor(&self) -> Option<&Arc<Descriptor>> {
+        match &self.wire {
+            Wire::Terminal(pty) => Some(pty.descriptor()),
+            Wire::Nothing | Wire::Plug => None,
+        }
+    }
+
+    pub(super) fn read(&mut self, register: Reg, interrupts: &Interrupts) -> u8 {
+        let value = self.uart.read(register);
         match register {
-            Reg::Data if state.uart.is_drained() => self.settle(&mut state),
-            _ => self.drive(&mut state),
+            Reg::Data if self.uart.is_drained() => self.settle(interrupts),
+            _ => self.drive(interrupts),
         }
         value
     }
 
-    pub(super) fn write(&self, register: Reg, value: u8) {
-        let mut state = self.lock();
-        state.uart.write(register, value);
-        self.settle(&mut state);
+    pub(super) fn write(&mut self, register: Reg, value: u8, interrupts: &Interrupts) {
+        self.uart.write(register, value);
+        self.settle(interrupts);
     }
 
-    /// The terminal has changed.
-    pub(super) fn wake(&self) {
-        let mut state = self.lock();
-        if let Wire::Terminal(pty) = &mut state.wire {
-            pty.wake();
-            self.settle(&mut state);
+    /// The terminal may have changed.
+    pub(super) fn terminal_changed(&mut self, interrupts: &Interrupts) {
+        if let Wire::Terminal(pty) = &mut self.wire {
+            pty.changed();
+            self.settle(interrupts);
         }
     }
 
-    /// As after power-on, with the wire in.
-    pub(super) fn reset(&self) {
-        let mut state = self.lock();
-        let lines = state.wire.lines(&Uart::default());
-        state.uart.reset(lines);
-        // The interrupt has been told that it is off; the poller may have told it since.
-        state.asserted = false;
-        if let Some(interrupts) = &state.interrupts {
-            interrupts.set(self.vector, false);
-        }
-        self.settle(&mut state);
+    /// As after power-on, with the wire connected.
+    pub(super) fn reset(&mut self, interrupts: &Interrupts) {
+        let lines = self.wire.lines(&Uart::default());
+        self.uart.reset(lines);
+        self.asserted = false;
+        interrupts.set(self.vector, false);
+        self.settle(interrupts);
     }
 
     pub(super) fn save(&self) -> UartImage {
-        self.lock().uart.save()
+        self.uart.save()
     }
 
-    /// Puts the chip into a saved state; the interrupt is restored along with it.
-    pub(super) fn restore(&self, uart: Uart) {
-        let mut state = self.lock();
-        state.asserted = uart.cause().is_some();
-        state.uart = uart;
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        vfiod_sync::lock(&self.state)
+    /// Restores the chip. The interrupt's condition is restored with the function.
+    pub(super) fn restore(&mut self, uart: Uart) {
+        self.asserted = uart.cause().is_some();
+        self.uart = uart;
     }
 
     /// Moves what can be moved, and makes the interrupt follow.
-    fn settle(&self, state: &mut State) {
-        let State { uart, wire, .. } = state;
+    fn settle(&mut self, interrupts: &Interrupts) {
+        let Self { uart, wire, .. } = self;
         let lines = wire.lines(uart);
         uart.set_inputs(lines);
         match wire {
@@ -169,15 +150,13 @@ impl Port {
                 }
             }
         }
-        self.drive(state);
+        self.drive(interrupts);
     }
 
     /// Makes the interrupt follow.
-    fn drive(&self, state: &mut State) {
-        let asserted = state.uart.cause().is_some();
-        if std::mem::replace(&mut state.asserted, asserted) != asserted
-            && let Some(interrupts) = &state.interrupts
-        {
+    fn drive(&mut self, interrupts: &Interrupts) {
+        let asserted = self.uart.cause().is_some();
+        if std::mem::replace(&mut self.asserted, asserted) != asserted {
             interrupts.set(self.vector, asserted);
         }
     }

@@ -1,58 +1,70 @@
 //! A pseudo-terminal on the host: the other end of a port's wire.
 //!
-//! While nobody has it open, nothing is plugged in: what is sent goes nowhere. Whoever has it
-//! open and does not read holds the sender up. The kernel's buffer between them has a bound.
+//! While no program has it open, what is sent is lost. A program that has it open and does not
+//! read stops the sender: the kernel's buffer between them is bounded.
 
 use std::ffi::OsString;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::OFlags;
 use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, ptsname, unlockpt};
 use rustix::termios::{OptionalActions, tcgetattr, tcsetattr};
 use vfiod_core::{Errno, Error, Result};
-
-use super::poller::{self, Watch};
-use super::port::Port;
+use vfiod_tasks::{Descriptor, Runtime};
 
 /// Where the kernel has its pseudo-terminals.
 const TERMINALS: &str = "/dev/pts/";
 
-/// A pseudo-terminal. Dropping it hangs up on whoever has it open, and removes its link.
+/// A pseudo-terminal. Dropping it hangs up on the programs that have it open, and removes its link.
 #[derive(Debug)]
 pub(super) struct Pty {
-    // Goes first, so that nobody finds a terminal that is no more.
+    // Dropped first, so that no program finds a terminal that is gone.
     _link: Option<Link>,
-    _watch: Watch,
+    /// The master side, for a task to wait for.
+    descriptor: Arc<Descriptor>,
     master: Arc<OwnedFd>,
     path: PathBuf,
-    /// It may have something to read; from an event until a read finds nothing.
+    /// There may be something to read: from a change until a read finds nothing.
     readable: bool,
-    /// It may take something; likewise.
+    /// It may take something: from a change until a write is refused.
     writable: bool,
-    /// Somebody has it open. Their coming makes no event: looked at before something is sent.
+    /// A program has it open. Its open makes no event, so this is looked at before sending.
     taken: bool,
 }
 
 impl Pty {
-    /// Makes one, raw at first, and optionally a symbolic link to it. The port is woken from now
-    /// on.
+    /// Makes one, raw at first, and optionally a symbolic link to it.
     ///
     /// # Errors
-    /// `ENOSPC` and others: the kernel has none to give; `EEXIST`: something else is where the
-    /// link should be.
-    pub(super) fn open(link: Option<&Path>, port: Weak<Port>) -> Result<Self> {
+    /// `ENOSPC` and others: the kernel has none to give, or too many descriptors are watched;
+    /// `EEXIST`: something else than a link to a terminal is where the link should be.
+    pub(super) fn open(link: Option<&Path>, runtime: &Runtime) -> Result<Self> {
         let (master, path) = make().map_err(|errno| {
             Error::new(errno, format!("serial: cannot make a pseudo-terminal: {errno}"))
         })?;
         let master = Arc::new(master);
-        let watch = poller::watch(master.clone(), port)?;
+        let descriptor = runtime
+            .descriptor(master.clone())
+            .map_err(|errno| Error::new(errno, "serial: cannot watch a pseudo-terminal"))?;
         let link = link.map(|link| Link::make(link, &path)).transpose()?;
-        let (readable, writable, taken) = (true, true, false);
-        Ok(Self { _link: link, _watch: watch, master, path, readable, writable, taken })
+        Ok(Self {
+            _link: link,
+            descriptor: Arc::new(descriptor),
+            master,
+            path,
+            readable: true,
+            writable: true,
+            taken: false,
+        })
+    }
+
+    /// What a task waits for. Each change is to be followed by [`Pty::changed`].
+    pub(super) fn descriptor(&self) -> &Arc<Descriptor> {
+        &self.descriptor
     }
 
     /// Where programs open it.
@@ -60,14 +72,14 @@ impl Pty {
         &self.path
     }
 
-    /// Something has changed.
-    pub(super) fn wake(&mut self) {
+    /// Something may have changed.
+    pub(super) fn changed(&mut self) {
         self.readable = true;
         self.writable = true;
         self.taken = self.is_taken();
     }
 
-    /// Sends; how many of the bytes are gone: taken, or lost because nobody is there.
+    /// Sends. Returns how many of the bytes have been taken, or lost as no program is there.
     pub(super) fn send(&mut self, bytes: &[u8]) -> usize {
         while self.writable {
             self.taken = self.taken || self.is_taken();
@@ -78,19 +90,19 @@ impl Pty {
                 Ok(count) if count > 0 => return count,
                 Ok(_) | Err(Errno::AGAIN) => self.writable = false,
                 Err(Errno::INTR) => {}
-                Err(_) => return bytes.len(), // nobody will take it
+                Err(_) => return bytes.len(), // No program will take it.
             }
         }
         0
     }
 
-    /// Receives what there is and fits; how many bytes that was.
+    /// Receives what there is and fits. Returns the number of bytes.
     pub(super) fn receive(&mut self, buffer: &mut [u8]) -> usize {
         while self.readable && !buffer.is_empty() {
             match rustix::io::read(&self.master, &mut *buffer) {
                 Ok(count) if count > 0 => return count,
                 Err(Errno::INTR) => {}
-                // EIO: nobody has it open, and what they had written has been read.
+                // EIO: no program has it open, and all that was written has been read.
                 Ok(_) | Err(_) => self.readable = false,
             }
         }
@@ -102,7 +114,7 @@ impl Pty {
         let now = Timespec { tv_sec: 0, tv_nsec: 0 };
         match poll(&mut fds, Some(&now)) {
             Ok(_) => !fds[0].revents().intersects(PollFlags::HUP | PollFlags::ERR),
-            Err(_) => true, // a write will tell
+            Err(_) => true, // A write will show it.
         }
     }
 }
@@ -116,7 +128,7 @@ fn make() -> Result<(OwnedFd, PathBuf), Errno> {
     let mut modes = tcgetattr(&master)?;
     modes.make_raw();
     tcsetattr(&master, OptionalActions::Now, &modes)?;
-    // Only from the first close on does the kernel say that nobody has it open.
+    // The kernel reports that no program has it open only after the first close.
     drop(ioctl_tiocgptpeer(&master, flags)?);
     let path = ptsname(&master, Vec::new())?;
     Ok((master, OsString::from_vec(path.into_bytes()).into()))

@@ -144,17 +144,16 @@ fn two_ports_share_the_pin() {
     assert_eq!(interrupt.count(), 0);
 }
 
-/// A terminal has something just when the interrupts have been reset and the port not yet.
 #[test]
-fn a_port_that_asserts_in_the_midst_of_a_reset_lets_go() {
+fn reset_of_a_port_clears_its_interrupt() {
     let flags = IrqFlags::EVENTFD | IrqFlags::MASKABLE;
     let ctx = Context::detached("serial", &[IrqInfo { flags, count: 1 }]);
     // Masked, so that what is pending is the level.
     ctx.irqs().set_device_mask(INTX, 0, true).unwrap();
-    let port = Port::new(0);
-    port.use_interrupts(vfiod_pci::Handle::new(ctx.clone()).interrupts().clone());
-    port.write(Reg::InterruptEnable, 2);
+    let handle = vfiod_pci::Handle::new(ctx.clone());
+    let mut port = Port::new(0);
+    port.write(Reg::InterruptEnable, 2, handle.interrupts());
     assert!(ctx.irqs().is_pending(INTX, 0));
-    port.reset();
+    port.reset(handle.interrupts());
     assert!(!ctx.irqs().is_pending(INTX, 0));
 }

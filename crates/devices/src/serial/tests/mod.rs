@@ -34,12 +34,12 @@ const ON: u8 = 0x0b;
 /// MCR: the chip's own loop-back.
 const LOOP: u8 = 0x10;
 
-fn card(ports: Ports, backend: Backend) -> (Driver, Arc<Wires>) {
+fn card(ports: Ports, backend: Backend) -> (Driver, Arc<Backends>) {
     let card = Serial::new(SerialOptions { ports, backend, ..SerialOptions::default() });
-    let wires = card.wires();
+    let backends = card.backends();
     let device = Driver::new(card);
     device.enable();
-    (device, wires)
+    (device, backends)
 }
 
 /// A port set up as Linux does: characters of 8 bits, FIFOs on with a trigger level, lines on.
