@@ -21,11 +21,14 @@ fn now<F: Future>(future: F) -> F::Output {
     }
 }
 
+type Read = (u64, usize, Completion<Vec<u8>>);
+type Write = (u64, Vec<u8>, Completion<()>);
+
 /// A peer that answers when it is told to.
 #[derive(Default)]
 struct Slow {
-    reads: Mutex<Vec<(u64, usize, Completion<Vec<u8>>)>>,
-    writes: Mutex<Vec<(u64, Vec<u8>, Completion<()>)>>,
+    reads: Mutex<Vec<Read>>,
+    writes: Mutex<Vec<Write>>,
 }
 
 impl DmaPeer for Slow {
