@@ -85,9 +85,7 @@ fn filled(mappings: u64) -> (DmaSpace, OwnedFd) {
 
 fn translation() {
     println!("\n## IOVA translation, ns\n");
-    println!(
-        "`call`: the lock taken for each; `batch`: once for all; `load`: a `load::<u32>`"
-    );
+    println!("`call`: the lock taken for each; `batch`: once for all; `load`: a `load::<u32>`");
     println!(
         "each, the memory's own cache misses included. Beside it, a `BTreeMap` in a `RwLock`.\n"
     );

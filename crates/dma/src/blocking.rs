@@ -126,6 +126,9 @@ impl DmaSpace {
     /// As [`Attachment::read`]; `ETIMEDOUT`: a request by message took more than four seconds.
     pub fn read(&self, iova: u64, dst: &mut [u8]) -> Result<()> {
         let messages = self.attachment.transfer(iova, Transfer::Read(dst))?;
+        if messages.is_empty() {
+            return Ok(());
+        }
         let deadline = Instant::now() + WAIT;
         let requests: Vec<_> = messages.into_iter().map(Message::start_read).collect();
         for (part, reply) in requests {
@@ -140,6 +143,9 @@ impl DmaSpace {
     /// As [`Attachment::write`]; `ETIMEDOUT`: a request by message took more than four seconds.
     pub fn write(&self, iova: u64, src: &[u8]) -> Result<()> {
         let messages = self.attachment.transfer(iova, Transfer::Write(src))?;
+        if messages.is_empty() {
+            return Ok(());
+        }
         let deadline = Instant::now() + WAIT;
         let requests: Vec<_> = messages.into_iter().map(|m| m.start_write(src)).collect();
         requests.into_iter().try_for_each(|reply| reply.wait(deadline))

@@ -8,8 +8,11 @@
 //!
 //! On x86-64 they are leaf routines in assembly that lie between two labels. The handler of
 //! SIGBUS moves an instruction pointer between the labels to a landing that returns the
-//! failure; no routine has anything on its stack, so that is all there is to undo. SIGBUS from
-//! anywhere else goes where it went before. A thread that blocks SIGBUS must not come here: the
+//! failure; no routine has anything on its stack, so that is all there is to undo. It does so
+//! only for a fault at an address that is [`watch`]ed. Every other SIGBUS goes to the handler
+//! that was there before, as if ours did not exist: one from other code, one that was sent, and
+//! one for memory of the caller that a routine copies from or to. A handler that is installed
+//! later replaces ours, and has to pass on what it does not know. A thread that blocks SIGBUS must not come here: the
 //! kernel kills a process whose synchronous signal is blocked.
 //!
 //! Elsewhere the kernel copies on our behalf (`process_vm_readv` on ourselves), which has no
@@ -17,10 +20,72 @@
 
 #![allow(unsafe_code)]
 
-#[cfg(not(target_arch = "x86_64"))]
+#[cfg(any(not(target_arch = "x86_64"), vfiod_portable))]
 pub(crate) use portable::*;
-#[cfg(target_arch = "x86_64")]
+pub(crate) use watched::{Watch, watch};
+#[cfg(all(target_arch = "x86_64", not(vfiod_portable)))]
 pub(crate) use x86_64::*;
+
+mod watched {
+    //! The memory whose faults are recovered from: looked at by a signal handler, so without locks.
+
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::{Mutex, PoisonError};
+
+    /// Most ranges at a time: as many as the process may map for clients, and 1,024 of its own.
+    const RANGES: usize = 33 << 10;
+
+    /// First address and length of each range; a length of 0 is none.
+    static FIRST: [AtomicUsize; RANGES] = [const { AtomicUsize::new(0) }; RANGES];
+    static LEN: [AtomicUsize; RANGES] = [const { AtomicUsize::new(0) }; RANGES];
+    /// How many places have ever been used.
+    static USED: AtomicUsize = AtomicUsize::new(0);
+    /// Places that are free again.
+    static FREE: Mutex<Vec<usize>> = Mutex::new(Vec::new());
+
+    /// Faults in a range are recovered from while this lives.
+    #[derive(Debug)]
+    pub(crate) struct Watch {
+        at: usize,
+    }
+
+    /// Begins to recover from faults in `len` bytes at `first`, which are mapped. `None`: there are
+    /// more ranges than a process may map.
+    pub(crate) fn watch(first: *const u8, len: usize) -> Option<Watch> {
+        let mut free = FREE.lock().unwrap_or_else(PoisonError::into_inner);
+        let at = match free.pop() {
+            Some(at) => at,
+            None => {
+                let at = USED.load(Ordering::Relaxed);
+                if at == RANGES {
+                    return None;
+                }
+                USED.store(at + 1, Ordering::SeqCst);
+                at
+            }
+        };
+        FIRST[at].store(first.addr(), Ordering::SeqCst);
+        LEN[at].store(len, Ordering::SeqCst);
+        Some(Watch { at })
+    }
+
+    /// Whether an address is watched. The range of a routine that runs now is found for certain:
+    /// it was entered before, and stays.
+    pub(super) fn contains(address: usize) -> bool {
+        let used = USED.load(Ordering::SeqCst);
+        (0..used).any(|at| {
+            let first = FIRST[at].load(Ordering::SeqCst);
+            address.wrapping_sub(first) < LEN[at].load(Ordering::SeqCst)
+        })
+    }
+
+    impl Drop for Watch {
+        fn drop(&mut self) {
+            LEN[self.at].store(0, Ordering::SeqCst);
+            FREE.lock().unwrap_or_else(PoisonError::into_inner).push(self.at);
+        }
+    }
+}
 
 /// Why an access did not happen, or only in part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,7 +93,7 @@ pub(crate) enum Fault {
     /// The memory is not there.
     Gone,
     /// This architecture cannot do it recoverably.
-    #[cfg_attr(target_arch = "x86_64", allow(dead_code))]
+    #[cfg_attr(all(target_arch = "x86_64", not(vfiod_portable)), allow(dead_code))]
     Unsupported,
 }
 
@@ -59,7 +124,8 @@ macro_rules! scalar {
 }
 scalar!(u8, u16, u32, u64);
 
-#[cfg(target_arch = "x86_64")]
+#[cfg(all(target_arch = "x86_64", any(test, not(vfiod_portable))))]
+#[cfg_attr(vfiod_portable, allow(dead_code))]
 mod x86_64 {
     use std::ffi::{c_int, c_void};
     use std::sync::{Once, OnceLock};
@@ -234,16 +300,27 @@ mod x86_64 {
         }
     }
 
+    /// Whether a signal was raised by an instruction that accessed watched memory.
+    fn is_ours(code: c_int, address: usize) -> bool {
+        // Faults: not aligned, no page, an error of the object, an error of the hardware. Others
+        // were sent, or report an error that no instruction ran into.
+        matches!(code, BUS_ADRALN..=BUS_MCEERR_AR) && super::watched::contains(address)
+    }
+
+    const BUS_ADRALN: c_int = 1;
+    const BUS_MCEERR_AR: c_int = 4;
+
     /// Only async-signal-safe calls here.
     extern "C" fn on_sigbus(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
-        // SAFETY: the kernel passes a valid context to a handler with SA_SIGINFO; the labels
-        // are addresses only.
+        // SAFETY: the kernel passes a valid context and information to a handler with SA_SIGINFO;
+        // the labels are addresses only.
         unsafe {
+            let (code, address) = ((*info).si_code, (*info).si_addr().addr());
             let registers = &mut (*context.cast::<libc::ucontext_t>()).uc_mcontext.gregs;
             let at = &mut registers[libc::REG_RIP as usize];
             let begin = &raw const vfiod_dma_begin as usize;
             let end = &raw const vfiod_dma_end as usize;
-            if (begin..end).contains(&(*at as usize)) {
+            if (begin..end).contains(&(*at as usize)) && is_ours(code, address) {
                 *at = &raw const vfiod_dma_landing as i64;
                 return;
             }
@@ -262,6 +339,11 @@ mod x86_64 {
         // say, as whoever installed it promised; the zeroed `sigaction` is the default action.
         unsafe {
             let sent = (*info).si_code <= 0;
+            // The signals that it asked to be blocked while it runs.
+            let mut before: libc::sigset_t = std::mem::zeroed();
+            if let Some(previous) = previous {
+                libc::pthread_sigmask(libc::SIG_BLOCK, &previous.sa_mask, &mut before);
+            }
             match action {
                 libc::SIG_IGN if sent => return,
                 libc::SIG_DFL | libc::SIG_IGN => {
@@ -281,6 +363,9 @@ mod x86_64 {
                     std::mem::transmute::<usize, extern "C" fn(c_int)>(action)(signal);
                 }
             }
+            if previous.is_some() {
+                libc::pthread_sigmask(libc::SIG_SETMASK, &before, std::ptr::null_mut());
+            }
             // std's handler puts the default back and returns, for a fault to end the process;
             // a signal that somebody sent must not take our protection away like that.
             if sent {
@@ -291,8 +376,8 @@ mod x86_64 {
 }
 
 /// Lets the kernel copy. Works on every architecture; tested on all.
-#[cfg(any(test, not(target_arch = "x86_64")))]
-#[cfg_attr(target_arch = "x86_64", allow(dead_code))]
+#[cfg(any(test, vfiod_portable, not(target_arch = "x86_64")))]
+#[cfg_attr(all(target_arch = "x86_64", not(vfiod_portable)), allow(dead_code))]
 mod portable {
     use super::{Fault, Scalar};
 

@@ -12,6 +12,7 @@ struct Shared {
     fd: std::os::fd::OwnedFd,
     at: *mut u8,
     len: usize,
+    _watch: Watch,
 }
 
 // SAFETY: an address of a mapping that lives until the drop; accessed by the routines only.
@@ -19,14 +20,16 @@ unsafe impl Sync for Shared {}
 
 impl Shared {
     fn new(pages: usize, mapped: usize) -> Self {
-        install();
+        #[cfg(target_arch = "x86_64")]
+        super::x86_64::install();
         let fd = memfd_create("fault", MemfdFlags::CLOEXEC).unwrap();
         ftruncate(&fd, (pages * PAGE) as u64).unwrap();
         let len = mapped * PAGE;
         let prot = ProtFlags::READ | ProtFlags::WRITE;
         // SAFETY: a new mapping at an address that the kernel picks.
         let at = unsafe { mmap(std::ptr::null_mut(), len, prot, MapFlags::SHARED, &fd, 0) };
-        Self { fd, at: at.unwrap().cast(), len }
+        let at = at.unwrap().cast::<u8>();
+        Self { fd, at, len, _watch: watch(at, len).unwrap() }
     }
 }
 
@@ -226,7 +229,7 @@ suite!(x86_64, true);
 suite!(portable, false);
 
 /// Runs a test of this file, which is to end the process, in a process of its own.
-#[cfg(target_arch = "x86_64")]
+#[cfg(all(target_arch = "x86_64", not(vfiod_portable)))]
 fn in_child(test: &str) -> std::process::ExitStatus {
     std::process::Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "--include-ignored", &format!("fault::tests::{test}")])
@@ -237,7 +240,7 @@ fn in_child(test: &str) -> std::process::ExitStatus {
         .unwrap()
 }
 
-#[cfg(target_arch = "x86_64")]
+#[cfg(all(target_arch = "x86_64", not(vfiod_portable)))]
 mod elsewhere {
     use std::os::unix::process::ExitStatusExt;
 
@@ -329,5 +332,73 @@ mod elsewhere {
     fn an_older_handler_is_called() {
         let status = in_child("elsewhere::touch_plainly_with_a_handler_before");
         assert_eq!(status.code(), Some(42));
+    }
+
+    /// A page that is not there, of memory that has nothing to do with clients.
+    fn foreign() -> *mut u8 {
+        let fd = memfd_create("foreign", MemfdFlags::CLOEXEC).unwrap();
+        let prot = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: a new mapping at an address that the kernel picks.
+        let at = unsafe { mmap(std::ptr::null_mut(), PAGE, prot, MapFlags::SHARED, &fd, 0) };
+        at.unwrap().cast()
+    }
+
+    #[test]
+    #[ignore = "ends its process; run by the tests below"]
+    fn copy_to_foreign_memory_with_a_handler_before() {
+        if child() {
+            // SAFETY: a handler of the right type; the routine copies from a page that is there
+            // to one that is not.
+            unsafe {
+                libc::signal(libc::SIGBUS, leave as *const () as usize);
+                let shared = Shared::new(1, 1);
+                let copied = super::super::copy_in(foreign(), shared.at, 64);
+                assert_eq!(copied, Err(Fault::Gone), "the handler was not called");
+            }
+        }
+    }
+
+    #[test]
+    fn fault_in_memory_of_the_caller_is_not_taken_for_one_of_the_client() {
+        let status = in_child("elsewhere::copy_to_foreign_memory_with_a_handler_before");
+        assert_eq!(status.code(), Some(42));
+    }
+
+    /// Maps a page where there was none, as an embedder may that has its own use for SIGBUS.
+    extern "C" fn repair(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
+        // SAFETY: maps over the page that has failed, which only the test uses.
+        unsafe {
+            let at = (*info).si_addr().map_addr(|at| at & !(PAGE - 1));
+            let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
+            libc::mmap(at, PAGE, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0);
+        }
+    }
+
+    #[test]
+    #[ignore = "ends its process; run by the tests below"]
+    fn repair_foreign_memory() {
+        if !child() {
+            return;
+        }
+        // SAFETY: a handler of the kind that the flag says; the pages are repaired by it.
+        unsafe {
+            let mut action: libc::sigaction = std::mem::zeroed();
+            action.sa_sigaction = repair as *const () as usize;
+            action.sa_flags = libc::SA_SIGINFO;
+            libc::sigaction(libc::SIGBUS, &action, std::ptr::null_mut());
+            let (gone, there) = (Shared::new(0, 1), Shared::new(1, 1));
+            for _ in 0..3 {
+                foreign().write_volatile(7);
+                super::super::copy_out(there.at, [5; 8].as_ptr(), 8).unwrap();
+                super::super::copy_in(foreign(), there.at, 8).unwrap();
+                assert_eq!(super::super::load::<u8>(gone.at), Err(Fault::Gone));
+            }
+        }
+        std::process::exit(7);
+    }
+
+    #[test]
+    fn embedders_handler_goes_on_working_between_recoveries() {
+        assert_eq!(in_child("elsewhere::repair_foreign_memory").code(), Some(7));
     }
 }

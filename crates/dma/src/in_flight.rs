@@ -10,8 +10,15 @@ use vfiod_sync::{Arc, Condvar, Mutex, lock, wait_until};
 #[derive(Debug, Default)]
 pub(crate) struct InFlight {
     count: AtomicUsize,
-    waiters: Mutex<Vec<Waker>>,
+    waiters: Mutex<Waiters>,
     ended: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Waiters {
+    wakers: Vec<Waker>,
+    /// Threads in [`InFlight::wait`].
+    threads: usize,
 }
 
 /// One access in flight, until it is dropped.
@@ -35,13 +42,18 @@ impl InFlight {
     /// Blocks until none is in flight (`true`), or until `deadline`.
     pub(crate) fn wait(&self, deadline: Instant) -> bool {
         let mut waiters = lock(&self.waiters);
+        waiters.threads += 1;
         while self.count() > 0 {
-            match wait_until(&self.ended, &self.waiters, waiters, deadline) {
-                Some(woken) => waiters = woken,
-                None => return self.count() == 0,
-            }
+            waiters = match wait_until(&self.ended, &self.waiters, waiters, deadline) {
+                Some(woken) => woken,
+                None => {
+                    waiters = lock(&self.waiters);
+                    break;
+                }
+            };
         }
-        true
+        waiters.threads -= 1;
+        self.count() == 0
     }
 
     /// Ready if none is in flight; else `waker` is woken when the last one ends.
@@ -51,8 +63,8 @@ impl InFlight {
         if self.count() == 0 {
             return Poll::Ready(());
         }
-        if !waiters.iter().any(|known| known.will_wake(waker)) {
-            waiters.push(waker.clone());
+        if !waiters.wakers.iter().any(|known| known.will_wake(waker)) {
+            waiters.wakers.push(waker.clone());
         }
         Poll::Pending
     }
@@ -63,8 +75,14 @@ impl Drop for Flight {
         if self.of.count.fetch_sub(1, Ordering::SeqCst) > 1 {
             return;
         }
-        let wakers = std::mem::take(&mut *lock(&self.of.waiters));
-        self.of.ended.notify_all();
+        let mut waiters = lock(&self.of.waiters);
+        let wakers = std::mem::take(&mut waiters.wakers);
+        let threads = waiters.threads;
+        drop(waiters);
+        // A system call, so only if somebody waits.
+        if threads > 0 {
+            self.of.ended.notify_all();
+        }
         wakers.into_iter().for_each(Waker::wake);
     }
 }

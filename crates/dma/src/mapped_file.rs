@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering as StdOrdering};
 
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, munmap};
 
-use super::fault::{self, Fault, Scalar};
+use super::fault::{self, Fault, Scalar, Watch};
 use crate::error::{Errno, Error, Result};
 use vfiod_sync::Arc;
 use vfiod_sync::atomic::Ordering;
@@ -76,6 +76,7 @@ pub(crate) struct MappedFile {
     base: NonNull<u8>,
     len: usize,
     writable: bool,
+    watch: Option<Watch>,
     _charge: Charge,
 }
 
@@ -123,7 +124,12 @@ impl MappedFile {
         _ = unsafe { madvise(base, size, Advice::LinuxDontDump) };
         let base = NonNull::new(base.cast())
             .ok_or_else(|| Error::new(Errno::NOMEM, "a mapping at address 0"))?;
-        Ok(Self { base, len: size, writable, _charge: charge })
+        let watch = fault::watch(base.as_ptr(), size);
+        let mapped = Self { base, len: size, writable, watch, _charge: charge };
+        if mapped.watch.is_none() {
+            return Err(Error::new(Errno::NOMEM, "the process has mapped too much memory"));
+        }
+        Ok(mapped)
     }
 
     /// Length in bytes.
@@ -241,6 +247,8 @@ impl MappedFile {
 
 impl Drop for MappedFile {
     fn drop(&mut self) {
+        // First: what is mapped there next may be somebody else's.
+        self.watch = None;
         // SAFETY: our mapping, and nobody holds it any more.
         if let Err(error) = unsafe { munmap(self.base.as_ptr().cast(), self.len) } {
             tracing::error!(%error, "cannot unmap a client's memory");

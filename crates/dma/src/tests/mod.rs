@@ -19,6 +19,8 @@ use vfiod_sync::atomic::Ordering;
 const A: MapOwner = MapOwner(1);
 const B: MapOwner = MapOwner(2);
 const SOON: Duration = Duration::from_millis(20);
+/// Whether there are recoverable atomic read-modify-writes.
+const ATOMICS: bool = cfg!(all(target_arch = "x86_64", not(vfiod_portable)));
 const RW: Perm = Perm::READ.union(Perm::WRITE);
 
 /// A client's memory.
