@@ -13,13 +13,15 @@ mod changes;
 pub mod client;
 mod handler;
 mod look;
+mod metrics;
 mod problem;
 pub mod request;
 mod routes;
 mod server;
+mod service;
 pub mod view;
 
-pub use self::server::Control;
+pub use self::server::{Control, Metrics};
 
 /// The API's document (OpenAPI 3.1).
 pub fn openapi() -> utoipa::openapi::OpenApi {

@@ -147,6 +147,7 @@ pub(crate) fn device(manager: &Manager, device: &DeviceRef) -> Device {
         summary: summary(manager, device),
         number: device.id().0,
         location: device.location().map(str::to_owned),
+        failure: device.status().failure,
         flags: flags(device),
         files: files(device),
         regions: regions(device),

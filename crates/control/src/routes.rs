@@ -22,6 +22,7 @@ use vfiod_mdev::Removal;
 use crate::changes;
 use crate::handler::{Answer, Asked, Given, Named, Shared, done, wait_for};
 use crate::look;
+use crate::metrics;
 use crate::problem::Problem;
 use crate::request::{ChangeInstance, Create, Define, DefineInstance, Modify};
 use crate::view::{self, Record, Revoked};
@@ -48,6 +49,7 @@ pub(crate) fn router(manager: Arc<Manager>) -> (axum::Router, utoipa::openapi::O
     let answer = move || std::future::ready(Json(served.clone()));
     let router = router
         .route(&format!("{PREFIX}/openapi.json"), axum::routing::get(answer))
+        .route("/metrics", axum::routing::get(show_metrics))
         .fallback(|| async {
             let help = format!("there is no such resource; {PREFIX}/openapi.json lists them");
             Problem::new(StatusCode::NOT_FOUND, help)
@@ -58,6 +60,17 @@ pub(crate) fn router(manager: Arc<Manager>) -> (axum::Router, utoipa::openapi::O
         })
         .with_state(manager);
     (router, document)
+}
+
+/// Serves nothing but the metrics: for an address that anybody may reach.
+pub(crate) fn metrics_router(manager: Arc<Manager>) -> axum::Router {
+    axum::Router::new().route("/metrics", axum::routing::get(show_metrics)).with_state(manager)
+}
+
+/// Metrics in Prometheus' text format.
+async fn show_metrics(State(manager): Shared) -> Result<Response, Problem> {
+    let Json(text) = wait_for(&manager, |manager| Ok(metrics::text(manager))).await?;
+    Ok(([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response())
 }
 
 /// What `openapi.json` says.

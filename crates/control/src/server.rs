@@ -1,35 +1,37 @@
 //! The API at work: its thread, its socket, and who may use it.
 
+use std::net::{SocketAddr, TcpListener as StdTcpListener};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixListener as StdListener;
 use std::sync::Arc;
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::Context;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{Semaphore, oneshot};
+use tokio::net::{TcpListener, UnixListener, UnixStream};
+use tokio::sync::Semaphore;
 use vfiod_manager::Manager;
 use vfiod_server::Listener;
 
 use crate::access::Access;
 use crate::problem::Problem;
 use crate::routes;
+use crate::service::Service;
 
 /// Threads for what waits: as many as there can be slow operations at the same time.
 const WORKERS: usize = 32;
-/// How long a peer that may not has for taking note of it.
+/// Threads that put metrics together.
+const METRICS_WORKERS: usize = 1;
+/// How long a peer that may not use the API has to read that.
 const FAREWELL: Duration = Duration::from_secs(1);
-/// How many of them are told at the same time; further ones are disconnected without a word, so that
-/// they cannot take up the daemon's descriptors.
+/// How many of them are told so at the same time; further ones are disconnected without a word, so
+/// that they cannot take up the daemon's descriptors.
 const FAREWELLS: usize = 64;
-/// How long operations that are running have when the daemon ends.
-const PATIENCE: Duration = Duration::from_secs(1);
 
-/// The API at work. Dropping it ends it.
+/// The API, served. Dropping it ends it.
 pub struct Control {
-    stop: Option<oneshot::Sender<()>>,
-    thread: Option<JoinHandle<()>>,
+    // Before the socket's file is removed.
+    _service: Service,
     /// Removes the socket when it is dropped.
     _socket: Listener,
 }
@@ -38,56 +40,53 @@ impl Control {
     /// Serves the API on a socket to those who may use it.
     ///
     /// # Errors
-    /// What the kernel says to a thread or a descriptor more.
+    /// Errors of the kernel: no thread or no descriptor left.
     pub fn start(
         manager: Arc<Manager>,
         socket: Listener,
         users: Vec<u32>,
         groups: Vec<u32>,
     ) -> anyhow::Result<Self> {
-        use std::os::fd::AsFd;
         let listener = StdListener::from(socket.as_fd().try_clone_to_owned()?);
         listener.set_nonblocking(true)?;
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_io()
-            .enable_time()
-            .max_blocking_threads(WORKERS)
-            .thread_name("control")
-            .build()
-            .context("cannot start the control API")?;
-        let (stop, stopped) = oneshot::channel();
         let access = Access::new(users, groups);
-        let serve = move || {
-            runtime.block_on(async {
-                let listener = match UnixListener::from_std(listener) {
-                    Ok(listener) => {
-                        let farewells = Arc::new(Semaphore::new(FAREWELLS));
-                        Admitted { listener, access, farewells }
-                    }
-                    Err(error) => {
-                        tracing::error!(%error, "the control API cannot use its socket");
-                        return;
-                    }
-                };
-                let serving = axum::serve(listener, routes::router(manager).0);
-                tokio::select! {
-                    _ = serving => {}
-                    _ = stopped => {}
+        let service = Service::start("control", WORKERS, async move || {
+            let farewells = Arc::new(Semaphore::new(FAREWELLS));
+            match UnixListener::from_std(listener) {
+                Ok(listener) => {
+                    let listener = Admitted { listener, access, farewells };
+                    let _ = axum::serve(listener, routes::router(manager).0).await;
                 }
-            });
-            runtime.shutdown_timeout(PATIENCE);
-        };
-        let thread = std::thread::Builder::new().name("control".into()).spawn(serve)?;
-        Ok(Self { stop: Some(stop), thread: Some(thread), _socket: socket })
+                Err(error) => tracing::error!(%error, "the control API cannot use its socket"),
+            }
+        })?;
+        Ok(Self { _service: service, _socket: socket })
     }
 }
 
-impl Drop for Control {
-    fn drop(&mut self) {
-        drop(self.stop.take());
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
+/// Metrics on a TCP address, for whoever reaches it. Dropping it ends it.
+pub struct Metrics {
+    _service: Service,
+}
+
+impl Metrics {
+    /// Serves `/metrics`, and nothing else, at an address.
+    ///
+    /// # Errors
+    /// The address cannot be used; no thread or no descriptor left.
+    pub fn start(manager: Arc<Manager>, address: SocketAddr) -> anyhow::Result<Self> {
+        let listener = StdTcpListener::bind(address)
+            .with_context(|| format!("cannot serve metrics at {address}"))?;
+        listener.set_nonblocking(true)?;
+        let service =
+            Service::start("metrics", METRICS_WORKERS, async move || match TcpListener::from_std(
+                listener,
+            ) {
+                Ok(listener) => _ = axum::serve(listener, routes::metrics_router(manager)).await,
+                Err(error) => tracing::error!(%error, "metrics cannot use their socket"),
+            })?;
+        tracing::info!(%address, "metrics are served");
+        Ok(Self { _service: service })
     }
 }
 

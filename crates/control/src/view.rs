@@ -66,6 +66,9 @@ pub struct Device {
     /// Where it is on its bus, e.g. `0000:01:02.0`, if it has a place.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub location: Option<String>,
+    /// Why it is in the error state.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<String>,
     /// What kind of device it is: `pci`, `fsl-mc`, `platform`.
     pub flags: Vec<String>,
     /// Who has it open.

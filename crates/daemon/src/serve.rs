@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::Context;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use vfiod_config::{Config, ControlConfig, MdevConfig, Models};
-use vfiod_control::Control;
+use vfiod_control::{Control, Metrics};
 use vfiod_manager::{EventLog, InUsePolicy, Manager};
 use vfiod_mdev_sysfs::View;
 
@@ -41,10 +41,8 @@ pub(crate) fn run(args: &Serve, models: &Models, logs: &logging::Wanted) -> anyh
     // Before the first socket is there: whoever sees one may send a signal already.
     let signals = Signals::catch_with_reload().context("cannot catch signals")?;
     let manager = Arc::new(Manager::start(source, models, Some(Arc::new(EventLog)))?);
-    let doors =
-        control(&config, &manager).and_then(|control| Ok((control, view(&config, &manager)?)));
-    let (control, view) = match doors {
-        Ok(doors) => doors,
+    let management = match management(&config, &manager) {
+        Ok(management) => management,
         Err(error) => {
             manager.stop(Duration::ZERO);
             return Err(error);
@@ -55,11 +53,27 @@ pub(crate) fn run(args: &Serve, models: &Models, logs: &logging::Wanted) -> anyh
     tracing::info!(devices = count, "ready");
     wait(&signals, &manager);
     notify::stopping();
-    drop(view);
-    drop(control);
+    drop(management);
     manager.stop(GRACE);
     tracing::info!("finished");
     Ok(())
+}
+
+/// What operators and programs reach the daemon by. Ended in this order.
+struct Management {
+    _view: Option<View>,
+    _control: Option<Control>,
+    _metrics: Option<Metrics>,
+}
+
+/// Starts what is configured of the control API, the view for mdevctl, and metrics.
+fn management(config: &Config, manager: &Arc<Manager>) -> anyhow::Result<Management> {
+    let metrics = config.metrics.map(|address| Metrics::start(manager.clone(), address));
+    Ok(Management {
+        _metrics: metrics.transpose()?,
+        _control: control(config, manager)?,
+        _view: view(config, manager)?,
+    })
 }
 
 /// Serves the control API, where one is configured.

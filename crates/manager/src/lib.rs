@@ -24,6 +24,7 @@
 
 mod build;
 mod changes;
+mod counters;
 mod defined;
 mod definitions;
 mod endpoints;
@@ -37,6 +38,7 @@ mod stack;
 
 pub use self::build::find_mistakes;
 pub use self::changes::{Changes, InUsePolicy, Origin};
+pub use self::counters::Counters;
 pub use self::defined::Change;
 pub use self::definitions::{Damaged, Definition, Listing, Start};
 pub use self::event_log::{EventLog, owner_name};

@@ -11,6 +11,7 @@ use vfiod_core::{DeviceRef, Errno, Error, FileId, InUse, Registry, Result, SetKe
 use vfiod_mdev::{Bus, Create, ParentRegistration, Removal};
 use vfiod_server::{ConnectionInfo, Server};
 
+use crate::counters::{AllCounters, Counters};
 use crate::definitions::Definitions;
 use crate::endpoints::Endpoints;
 use crate::events::{EventKind, Events, Record};
@@ -35,6 +36,7 @@ pub struct Manager {
     endpoints: Arc<Endpoints>,
     pub(crate) definitions: Option<Definitions>,
     pub(crate) events: Arc<Events>,
+    counters: Arc<AllCounters>,
     since: SystemTime,
 }
 
@@ -81,13 +83,14 @@ pub struct NewInstance {
     pub attributes: Vec<(String, String)>,
 }
 
-/// Passes events to the watchers and to another observer.
-struct Both(Arc<Events>, Option<Arc<dyn Observer>>);
+/// Passes events to the watchers, the counters and another observer.
+struct Observers(Arc<Events>, Arc<AllCounters>, Option<Arc<dyn Observer>>);
 
-impl Observer for Both {
+impl Observer for Observers {
     fn event(&self, event: &Event<'_>) {
+        self.1.event(event);
         self.0.event(event);
-        if let Some(other) = &self.1 {
+        if let Some(other) = &self.2 {
             other.event(event);
         }
     }
@@ -113,7 +116,9 @@ impl Manager {
         let events = Arc::<Events>::default();
         let definitions = config.mdev.definitions.as_deref().map(Definitions::open).transpose()?;
         let endpoints = Endpoints::new(config.mdev.sockets.clone(), access_of(config.mdev.access))?;
-        let stack = Stack::start(&config, models, Some(Arc::new(Both(events.clone(), observer))))?;
+        let counters = Arc::<AllCounters>::default();
+        let observer = Arc::new(Observers(events.clone(), counters.clone(), observer));
+        let stack = Stack::start(&config, models, Some(observer))?;
         let manager = Self {
             bus: Bus::new(stack.registry().clone()),
             stack,
@@ -124,6 +129,7 @@ impl Manager {
             endpoints,
             definitions,
             events,
+            counters,
             since: SystemTime::now(),
         };
         for parent in &config.parents {
@@ -196,6 +202,11 @@ impl Manager {
     /// What serves every device.
     pub fn server(&self) -> &Server {
         self.stack.server()
+    }
+
+    /// Counts of events, by the names of devices.
+    pub fn counters(&self) -> Vec<(String, Arc<Counters>)> {
+        self.counters.all()
     }
 
     /// Every device.

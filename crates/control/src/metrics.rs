@@ -1,0 +1,179 @@
+//! Metrics in Prometheus' text format (OpenMetrics), by device.
+//!
+//! They are read from the manager and the core at each request; nothing is collected in between.
+//!
+//! # What is not there
+//! Accesses, bytes of DMA, quiesce times and tasks by device: the core does not count them.
+
+use std::fmt::{self, Debug};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, NoLabelSet};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::registry::Registry;
+use vfiod_core::{DeviceRef, IrqIndex};
+use vfiod_manager::{Counters, Manager};
+
+/// The content type of [`text`].
+pub(crate) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// All metrics as they are now.
+pub(crate) fn text(manager: &Arc<Manager>) -> String {
+    let mut registry = Registry::with_prefix("vfiod");
+    registry.register_collector(Box::new(Devices(manager.clone())));
+    let mut text = String::new();
+    if let Err(error) = prometheus_client::encoding::text::encode(&mut text, &registry) {
+        tracing::error!(%error, "metrics cannot be written");
+    }
+    text
+}
+
+struct Devices(Arc<Manager>);
+
+impl Debug for Devices {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Devices")
+    }
+}
+
+/// The label of what is counted by device.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfDevice {
+    device: String,
+}
+
+/// The labels of what is counted by device and kind.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfKind {
+    device: String,
+    kind: String,
+}
+
+type Counter = fn(&Counters) -> &AtomicU64;
+
+/// Counters of events: name, help, value.
+const EVENTS: [(&str, &str, Counter); 5] = [
+    ("opens", "Files opened", |c| &c.opens),
+    ("first_opens", "First opens", |c| &c.first_opens),
+    ("revoked_files", "Files revoked", |c| &c.revoked),
+    ("requests", "Requests to users to close the device", |c| &c.requests),
+    ("failures", "Times that the device came into the error state", |c| &c.failures),
+];
+
+/// Counters of resets, by cause.
+const RESETS: [(&str, Counter); 4] = [
+    ("open", |c| &c.resets_open),
+    ("client", |c| &c.resets_client),
+    ("function", |c| &c.resets_function),
+    ("set", |c| &c.resets_set),
+];
+
+impl Collector for Devices {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let manager = &self.0;
+        let devices = manager.devices();
+        gauge(&mut encoder, "devices", "Registered devices", devices.len())?;
+        gauge(&mut encoder, "threads", "Threads that serve", manager.server().threads())?;
+
+        let counters = manager.counters();
+        for (name, help, counter) in EVENTS {
+            let values = counters.iter().map(|(device, counters)| {
+                let labels = OfDevice { device: device.clone() };
+                (labels, counter(counters).load(Ordering::Relaxed))
+            });
+            family(&mut encoder, name, help, MetricType::Counter, values)?;
+        }
+        let resets = counters.iter().flat_map(|(device, counters)| {
+            RESETS.map(|(kind, counter)| {
+                let labels = OfKind { device: device.clone(), kind: kind.to_owned() };
+                (labels, counter(counters).load(Ordering::Relaxed))
+            })
+        });
+        family(&mut encoder, "resets", "Resets, by their cause", MetricType::Counter, resets)?;
+
+        let of = |device: &DeviceRef| OfDevice { device: device.name().to_owned() };
+        let status: Vec<_> = devices.iter().map(|device| (of(device), device.status())).collect();
+        let open =
+            status.iter().map(|(labels, status)| (labels.clone(), status.files.len() as u64));
+        family(&mut encoder, "open_files", "Files that are open", MetricType::Gauge, open)?;
+        let failed = status.iter().map(|(labels, status)| (labels.clone(), status.failed.into()));
+        family(&mut encoder, "failed", "1: in the error state", MetricType::Gauge, failed)?;
+
+        let connections: Vec<_> =
+            devices.iter().map(|device| (of(device), manager.connections(device))).collect();
+        let count = connections.iter().map(|(labels, all)| (labels.clone(), all.len() as u64));
+        family(&mut encoder, "connections", "Connections", MetricType::Gauge, count)?;
+        let messages = connections.iter().map(|(labels, all)| {
+            (labels.clone(), all.iter().map(|connection| connection.messages).sum())
+        });
+        let help = "Messages received on the connections that there are";
+        family(&mut encoder, "connection_messages", help, MetricType::Gauge, messages)?;
+        let errors = connections.iter().map(|(labels, all)| {
+            (labels.clone(), all.iter().map(|connection| connection.errors).sum())
+        });
+        let help = "Commands refused on the connections that there are";
+        family(&mut encoder, "connection_errors", help, MetricType::Gauge, errors)?;
+
+        let mappings: Vec<_> =
+            devices.iter().map(|device| (of(device), device.dma_mappings())).collect();
+        let count = mappings.iter().map(|(labels, all)| (labels.clone(), all.len() as u64));
+        family(&mut encoder, "dma_mappings", "DMA mappings", MetricType::Gauge, count)?;
+        let bytes = mappings.iter().map(|(labels, all)| {
+            let bytes = all.iter().map(|one| (one.last - one.iova).saturating_add(1));
+            (labels.clone(), bytes.fold(0, u64::saturating_add))
+        });
+        let help = "Bytes of all DMA mappings";
+        family(&mut encoder, "dma_mapped_bytes", help, MetricType::Gauge, bytes)?;
+
+        let interrupts = devices.iter().flat_map(interrupts);
+        let help = "Interrupts: signalled, held (by a mask), lost (not set up)";
+        family(&mut encoder, "interrupts", help, MetricType::Counter, interrupts)
+    }
+}
+
+/// The interrupts of a device, over all its vectors.
+fn interrupts(device: &DeviceRef) -> [(OfKind, u64); 3] {
+    let (mut signalled, mut held, mut lost) = (0, 0, 0);
+    for (index, info) in (0..).zip(&device.description().irqs) {
+        for vector in 0..info.count {
+            if let Ok(counters) = device.irq_counters(IrqIndex(index), vector) {
+                signalled += counters.signalled;
+                held += counters.held;
+                lost += counters.lost;
+            }
+        }
+    }
+    [("signalled", signalled), ("held", held), ("lost", lost)].map(|(kind, count)| {
+        (OfKind { device: device.name().to_owned(), kind: kind.to_owned() }, count)
+    })
+}
+
+fn gauge(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    value: usize,
+) -> Result<(), fmt::Error> {
+    let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+    metric.encode_gauge(&(value as u64))
+}
+
+fn family<L: EncodeLabelSet>(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    kind: MetricType,
+    values: impl Iterator<Item = (L, u64)>,
+) -> Result<(), fmt::Error> {
+    let mut family = encoder.encode_descriptor(name, help, None, kind)?;
+    for (labels, value) in values {
+        let mut metric = family.encode_family(&labels)?;
+        match kind {
+            MetricType::Counter => metric.encode_counter::<NoLabelSet, _, u64>(&value, None)?,
+            _ => metric.encode_gauge(&value)?,
+        }
+    }
+    Ok(())
+}

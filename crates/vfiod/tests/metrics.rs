@@ -1,0 +1,80 @@
+//! Metrics: over the control socket, and over TCP where the operator names an address.
+
+mod process;
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+
+use process::{Daemon, bad, until, vfiod};
+use vfiod_client::Client;
+
+/// What a server answers to a request for a path.
+fn get(mut stream: impl Read + Write, path: &str) -> String {
+    let request = format!("GET {path} HTTP/1.1\r\nhost: vfiod\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+#[test]
+fn metrics_count_what_clients_do_by_device() {
+    let directory = tempfile::tempdir().unwrap();
+    let at = |name: &str| directory.path().join(name);
+    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let text = format!(
+        "[device.edu0]\nmodel = \"edu\"\nsocket = {:?}\n[device.edu1]\nmodel = \"edu\"\nsocket = {:?}\n\
+         [control]\nsocket = {:?}\n[metrics]\nlisten = \"{free}\"\n",
+        at("edu0"),
+        at("edu1"),
+        at("control"),
+    );
+    std::fs::write(at("c.toml"), text).unwrap();
+    let mut command = vfiod(["serve"]);
+    command.arg(at("c.toml"));
+    let _daemon = Daemon::serving(command, &[&at("control"), &at("edu0")]);
+
+    let control = || get(UnixStream::connect(at("control")).unwrap(), "/metrics");
+    let has = |line: &str| control().lines().any(|known| known == line);
+    // The harness has connected once to see whether the socket is there.
+    until("the end of that connection", || has("vfiod_open_files{device=\"edu0\"} 0"));
+    let before = control();
+    assert!(before.starts_with("HTTP/1.1 200 OK"), "{before}");
+    assert!(before.contains("application/openmetrics-text"), "{before}");
+    assert!(before.ends_with("# EOF\n") || before.contains("# EOF"), "{before}");
+
+    let mut client = Client::connect(&at("edu0")).unwrap();
+    client.reset().unwrap();
+    for line in [
+        "vfiod_devices 2",
+        "vfiod_open_files{device=\"edu0\"} 1",
+        "vfiod_open_files{device=\"edu1\"} 0",
+        "vfiod_connections{device=\"edu0\"} 1",
+        "vfiod_opens_total{device=\"edu0\"} 1",
+        "vfiod_first_opens_total{device=\"edu0\"} 1",
+        "vfiod_resets_total{device=\"edu0\",kind=\"client\"} 1",
+        "vfiod_failed{device=\"edu0\"} 0",
+        "vfiod_dma_mappings{device=\"edu0\"} 0",
+        "vfiod_interrupts_total{device=\"edu0\",kind=\"signalled\"} 0",
+    ] {
+        assert!(has(line), "{line} is not in:\n{}", control());
+    }
+
+    let tcp = |path: &str| get(TcpStream::connect(free).unwrap(), path);
+    assert!(tcp("/metrics").contains("vfiod_opens_total{device=\"edu0\"} 1"));
+    // Whoever reaches the address can read metrics, and nothing else.
+    assert!(tcp("/api/v1/devices").starts_with("HTTP/1.1 404"));
+}
+
+#[test]
+fn an_address_that_is_none_is_refused_with_its_place() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("c.toml");
+    let text = "[parent.p]\nmodel = \"edu\"\n[metrics]\nlisten = \"localhost\"\n";
+    std::fs::write(&path, text).unwrap();
+    let said = bad(2, [Path::new("serve"), Path::new("--check"), &path]);
+    assert!(said.contains("c.toml:4:10: metrics.listen: `localhost` is no address"), "{said}");
+    assert!(said.contains("help: write an IP address and a port"), "{said}");
+}
