@@ -14,6 +14,8 @@
 //! when it ends, whichever way. A client's mistake gets an errno in the reply and the connection
 //! lives; only what makes the byte stream meaningless ends it.
 //!
+//! [`Target`] carries out requests for a driver of the protocol that has no socket.
+//!
 //! # What it does not implement
 //! Sockets other than UNIX stream sockets; migration data (refused with `EOPNOTSUPP`);
 //! ioregionfd.
@@ -37,6 +39,8 @@ mod serving;
 mod transport;
 
 pub use clients::ConnectionInfo;
+pub use clock::now;
+pub use dispatch::{ClientLink, Refused, Target};
 pub use listener::{Listener, SocketAccess};
 pub use server::{Served, Server, ServerOptions};
 pub use vfiod_protocol::Dialect;
