@@ -14,6 +14,7 @@ use vfiod_core::{
 };
 use vfiod_protocol::{Call, Connection, Descriptors, DmaReply, Event, Request};
 use vfiod_server::{ClientLink, Target, now};
+use vfiod_tasks::Workers;
 use vfiod_wire::payload::{DmaMap, DmaUnmap, IrqSet, dma_flag, irq_flag};
 use vfiod_wire::{Command, HEADER_LEN, Header, Kind};
 use zerocopy::{FromBytes, IntoBytes};
@@ -42,7 +43,7 @@ pub(super) struct Player {
     make: Make,
     /// Before the registration, which waits for its end.
     file: Option<File>,
-    registration: Registration,
+    device: Registered,
     connection: Connection<u32>,
     dma: Arc<Channel>,
     /// Eventfds on their way to the device, by the names that the protocol has for them.
@@ -78,15 +79,24 @@ impl ClientLink for Link<'_> {
     }
 }
 
-fn register(device: Box<dyn Device>) -> anyhow::Result<Registration> {
+/// The device, and a thread for its tasks.
+struct Registered {
+    registration: Registration,
+    _workers: Workers,
+}
+
+fn register(device: Box<dyn Device>) -> anyhow::Result<Registered> {
     let spec = DeviceSpec { name: "replay".to_owned(), ..DeviceSpec::default() };
-    Registry::new().register(spec, device).context("cannot register the device")
+    let registry = Registry::new();
+    let workers = Workers::start(registry.runtime(), 1).context("cannot start a thread")?;
+    let registration = registry.register(spec, device).context("cannot register the device")?;
+    Ok(Registered { registration, _workers: workers })
 }
 
 impl Player {
     pub(super) fn new(make: Make) -> anyhow::Result<Self> {
         Ok(Self {
-            registration: register(make()?)?,
+            device: register(make()?)?,
             make,
             file: None,
             connection: Connection::default(),
@@ -101,7 +111,8 @@ impl Player {
 
     /// The bits of what was read that differ from run to run.
     pub(super) fn volatile(&self, region: u32, offset: u64, len: usize) -> u64 {
-        let traits = self.registration.device().read_traits(RegionIndex(region), offset, len);
+        let traits =
+            self.device.registration.device().read_traits(RegionIndex(region), offset, len);
         traits.map_or(0, |traits| traits.volatile)
     }
 
@@ -126,7 +137,7 @@ impl Player {
                     let Call { request, reply, deadline, .. } = call;
                     if let Request::Version { proposed, token } = &request {
                         let owner = Owner::in_process("replay");
-                        let device = self.registration.device();
+                        let device = self.device.registration.device();
                         let limit = proposed.data_limit();
                         match device.open_with(owner, token.map(Token)) {
                             Ok(file) => {
@@ -302,12 +313,12 @@ impl Player {
         self.connection = serde_json::from_str(&text).context("the protocol's state")?;
         self.dma = self.dma.rebuilt().context("the state of DMA messages")?;
         let Some(file) = self.file.take() else { return Ok(()) };
-        let device = self.registration.device().save().context("cannot save the device")?;
+        let device = self.device.registration.device().save().context("cannot save the device")?;
         let text = serde_json::to_string(&device)?;
         drop(file);
-        self.registration = register((self.make)()?)?;
+        self.device = register((self.make)()?)?;
         let saved = serde_json::from_str(&text).context("the device's state")?;
-        let files = self.registration.device().restore(&saved, None);
+        let files = self.device.registration.device().restore(&saved, None);
         let file = files.context("cannot restore the device")?.pop();
         let file = file.context("the restored device has no file")?;
         for map in &self.mappings {

@@ -44,7 +44,9 @@ fn capture_model(
     session: impl FnOnce(&mut Client),
 ) {
     let spec = DeviceSpec { name: name.into(), ..DeviceSpec::default() };
-    let registration = Registry::new().register(spec, model(name)().unwrap()).unwrap();
+    let registry = Registry::new();
+    let _workers = vfiod_tasks::Workers::start(registry.runtime(), 1).unwrap();
+    let registration = registry.register(spec, model(name)().unwrap()).unwrap();
     let server = Server::new(ServerOptions::default()).unwrap();
     let (to_server, from_proxy) = UnixStream::pair().unwrap();
     let (to_proxy, from_client) = UnixStream::pair().unwrap();
