@@ -35,8 +35,8 @@ mod workers;
 pub use bell::{Bell, Ring};
 #[cfg(not(shuttle))]
 pub use descriptor::Descriptor;
-pub use race::race;
-pub use runtime::Runtime;
+pub use race::{race, yield_now};
+pub use runtime::{Runtime, WeakRuntime};
 pub use task::{Ended, Job, Task};
 pub use timers::{Elapsed, ManualClock, Sleep, Timeout};
 pub use waiters::{WaitFor, Waiters};

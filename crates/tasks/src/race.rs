@@ -1,4 +1,4 @@
-//! Waiting for the first of two futures.
+//! Small futures: the first of two, and one that lets other tasks run.
 
 use std::future::{Future, poll_fn};
 use std::pin::pin;
@@ -13,4 +13,17 @@ pub async fn race<T>(first: impl Future<Output = T>, second: impl Future<Output 
         Poll::Pending => second.as_mut().poll(cx),
     })
     .await
+}
+
+/// Lets other tasks that are ready run first.
+pub async fn yield_now() {
+    let mut yielded = false;
+    poll_fn(|cx| {
+        if std::mem::replace(&mut yielded, true) {
+            return Poll::Ready(());
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
 }

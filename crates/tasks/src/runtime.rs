@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::fmt;
 #[cfg(not(shuttle))]
 use std::os::fd::BorrowedFd;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use async_task::Runnable;
 use vfiod_sync::{Mutex, lock};
@@ -25,6 +25,25 @@ const RUN_AT_ONCE: usize = 256;
 #[derive(Clone)]
 pub struct Runtime {
     owner: Arc<Owner>,
+}
+
+/// A runtime, if it is still there.
+#[derive(Clone)]
+pub struct WeakRuntime {
+    owner: Weak<Owner>,
+}
+
+impl WeakRuntime {
+    /// The runtime, if it is still there.
+    pub fn upgrade(&self) -> Option<Runtime> {
+        Some(Runtime { owner: self.owner.upgrade()? })
+    }
+}
+
+impl fmt::Debug for WeakRuntime {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WeakRuntime").finish_non_exhaustive()
+    }
 }
 
 /// Ends the runtime when dropped. Tasks have [`Inner`] only.
@@ -105,6 +124,11 @@ impl Runtime {
             queue: Mutex::default(),
         });
         Ok(Self { owner: Arc::new(Owner { inner }) })
+    }
+
+    /// A handle for the runtime's own tasks, which must not keep it.
+    pub fn downgrade(&self) -> WeakRuntime {
+        WeakRuntime { owner: Arc::downgrade(&self.owner) }
     }
 
     pub(crate) fn inner(&self) -> &Arc<Inner> {

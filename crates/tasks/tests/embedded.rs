@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::pipe::{PipeFlags, pipe_with};
-use vfiod_tasks::{Bell, Elapsed, Ended, ManualClock, Ring, Runtime, Task};
+use vfiod_tasks::{Bell, Elapsed, Ended, ManualClock, Ring, Runtime, Task, yield_now};
 
 fn is_readable(runtime: &Runtime) -> bool {
     let mut fds = [PollFd::from_borrowed_fd(runtime.fd(), PollFlags::IN)];
@@ -25,16 +25,6 @@ fn poll_and_run(runtime: &Runtime) {
 
 fn result<T: Send + 'static>(runtime: &Runtime, task: &Task<T>) -> Result<T, Ended> {
     runtime.block_on(None, task.result()).expect("has no deadline")
-}
-
-/// Ends the task's first poll without an end of the task.
-async fn pause() {
-    let mut paused = false;
-    std::future::poll_fn(|cx| {
-        cx.waker().wake_by_ref();
-        if std::mem::replace(&mut paused, true) { ().into() } else { std::task::Poll::Pending }
-    })
-    .await;
 }
 
 #[test]
@@ -68,7 +58,7 @@ fn run_returns_though_a_task_is_always_ready() {
     let runtime = Runtime::new().expect("starts");
     let mut task = runtime.spawn(async {
         loop {
-            pause().await;
+            yield_now().await;
         }
     });
     assert!(runtime.run());
@@ -222,7 +212,7 @@ fn panic_of_a_task_is_its_result() {
     let panics = runtime.spawn(async { panic!("on purpose") });
     let drops = runtime.spawn(async {
         let _bomb = Bomb;
-        pause().await;
+        yield_now().await;
     });
     let mut cancelled = runtime.spawn(async {
         let _bomb = Bomb;
