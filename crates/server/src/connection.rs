@@ -12,8 +12,7 @@ use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
-use vfiod_core::dma::DmaPeer;
-use vfiod_core::{Error, File, Owner, RegionIndex, Token};
+use vfiod_core::{Error, File, Owner, Token};
 use vfiod_protocol::limits::MAX_STRAY_REPLIES;
 use vfiod_protocol::{Call, Dialect, Event, Reply, Request};
 use vfiod_sync::{Mutex, MutexGuard, lock};
@@ -21,13 +20,13 @@ use vfiod_wire::{Capabilities, Command};
 
 use crate::clients::{Client, Clients, ConnectionInfo, Counted};
 use crate::clock::now;
-use crate::dispatch::{ClientLink, Refused, Target, Waiting};
+use crate::dispatch::{Refused, Target, Waiting};
 use crate::dma_channel::{Blocked, DmaChannel};
 use crate::eventfds::EventFds;
 use crate::limits::{BUSY_STREAK, Quiet, REPLY_BATCH};
 use crate::opened::Opened;
 use crate::outgoing::Outgoing;
-use crate::pool::{Interest, LINGER, Pool, Residence, Source, Watch, Worker};
+use crate::pool::{Interest, LINGER, Residence, Source, Watch, Worker};
 use crate::serving::{Serving, Visit};
 use crate::transport::{Descriptors, Received, Socket, Wait};
 
@@ -46,33 +45,6 @@ struct Session {
     dialect: Dialect,
     dma: Arc<DmaChannel>,
     eventfds: EventFds,
-}
-
-/// A session, for carrying out its requests.
-struct Link<'a> {
-    session: &'a Session,
-    pool: &'a Pool,
-}
-
-impl ClientLink for Link<'_> {
-    type Fd = OwnedFd;
-
-    fn name(&self, fd: OwnedFd) -> OwnedFd {
-        fd
-    }
-
-    fn dma_peer(&self) -> Result<Arc<dyn DmaPeer>, Error> {
-        self.session.dma.set_used()?;
-        Ok(self.session.dma.clone())
-    }
-
-    fn doorbells(&self, region: RegionIndex) -> Result<Vec<OwnedFd>, Error> {
-        self.session.eventfds.doorbells(&self.session.opened, self.pool, region.0)
-    }
-
-    fn follow_unmask(&self) -> Result<(), Error> {
-        self.session.eventfds.follow_unmask(&self.session.opened, self.pool)
-    }
 }
 
 /// Why a connection ended.
@@ -388,8 +360,12 @@ impl Connection {
         {
             return Ok(Step::Waits(waiting, bytes.start, deadline));
         }
-        let link = Link { session, pool: self.watch.pool() };
-        let target = Target { file: &session.opened.file, link: &link };
+        let target = Target {
+            opened: &session.opened,
+            dma: &session.dma,
+            eventfds: &session.eventfds,
+            pool: self.watch.pool(),
+        };
         if let Err(Refused { command, error }) = target.carry_out(request, reply, deadline) {
             self.refused(command, error.errno(), &error);
         }
@@ -399,12 +375,14 @@ impl Connection {
     /// Carries out a request that may wait for the client. Others take in what arrives meanwhile.
     fn wait_for<'a>(
         &'a self,
-        state: MutexGuard<'a, State>,
+        mut state: MutexGuard<'a, State>,
         waiting: Waiting,
         request: u64,
         deadline: vfiod_protocol::Time,
     ) -> MutexGuard<'a, State> {
         let Some(session) = self.session.get() else { return state };
+        // Those that were received together with the request make no event.
+        self.complete_dma(&mut state, session);
         self.serving.wait();
         drop(state);
         let _ = self.watch.rearm(self, Interest::Read);
@@ -438,20 +416,23 @@ impl Connection {
                 return;
             }
         }
+        self.complete_dma(&mut state, session);
+        if state.wants_input() && !self.outgoing.is_ended() {
+            let interest = if blocked { Interest::Both } else { Interest::Read };
+            // Fails only when the connection is forgotten.
+            let _ = self.watch.rearm(self, interest);
+        }
+    }
+
+    /// Takes in the replies to DMA requests that have been received, from behind other messages,
+    /// too. Ends the connection if one is malformed.
+    fn complete_dma(&self, state: &mut State, session: &Session) {
         while let Some(reply) = state.next_dma_reply() {
             match session.dma.complete(&reply) {
                 Ok(true) => {}
                 Ok(false) => self.stray_reply(),
-                Err(_) => {
-                    self.outgoing.end();
-                    return;
-                }
+                Err(_) => return self.outgoing.end(),
             }
-        }
-        if state.wants_input() {
-            let interest = if blocked { Interest::Both } else { Interest::Read };
-            // Fails only when the connection is forgotten.
-            let _ = self.watch.rearm(self, interest);
         }
     }
 
@@ -539,7 +520,10 @@ impl Connection {
             match clients.device.open_with(self.owner.clone(), token) {
                 Err(error) if matches!(error.errno(), Errno::INVAL | Errno::BUSY) && departing => {
                     // Nobody departing any more means that it is worth one more attempt.
-                    let wait = || clients.await_departure(self.number, deadline);
+                    let wait = || {
+                        self.watch.pool().help();
+                        clients.await_departure(self.number, deadline)
+                    };
                     departing = clients.gate.release_while(wait);
                 }
                 opened => return opened,
