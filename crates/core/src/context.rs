@@ -89,8 +89,8 @@ impl Context {
         work.close(Close::Cancel);
         let inner = ContextInner {
             id,
-            irqs: IrqSet::new(&name, irqs),
             name,
+            irqs: IrqSet::new(irqs),
             dma: DmaSpace::new(),
             work,
             works,

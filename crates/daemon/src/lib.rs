@@ -26,5 +26,4 @@ mod served;
 mod signals;
 
 pub use self::daemon::{Daemon, Run, Tool};
-pub use self::option_value::option_value;
 pub use self::signals::{Asked, Signals};

@@ -24,10 +24,10 @@ fn describe(kind: Kind, flags: DeviceFlags) -> Description {
 /// A container's own device: its portal and its interrupt. Closing it resets the container.
 #[derive(Debug)]
 pub struct ContainerDevice {
-    pub(crate) container: Arc<Container>,
-    pub(crate) portal: Portal,
+    container: Arc<Container>,
+    portal: Portal,
     /// Its place in another container.
-    pub(crate) plugged: Option<Plugged>,
+    plugged: Option<Plugged>,
 }
 
 impl ContainerDevice {
@@ -57,7 +57,7 @@ impl ContainerDevice {
 
 impl Device for ContainerDevice {
     fn persistence(&mut self) -> Persistence<'_> {
-        Persistence::Saved(self)
+        Persistence::Unsaved("sessions of a container are not saved")
     }
 
     fn describe(&self) -> Description {
@@ -106,8 +106,8 @@ impl Drop for ContainerDevice {
 /// An object's device. Dropping it takes the object out of its container.
 #[derive(Debug)]
 pub struct ObjectDevice {
-    pub(crate) plugged: Plugged,
-    pub(crate) portal: Portal,
+    plugged: Plugged,
+    portal: Portal,
 }
 
 impl ObjectDevice {
@@ -125,7 +125,7 @@ impl ObjectDevice {
 
 impl Device for ObjectDevice {
     fn persistence(&mut self) -> Persistence<'_> {
-        Persistence::Saved(self)
+        Persistence::Unsaved("sessions of a container are not saved")
     }
 
     fn describe(&self) -> Description {

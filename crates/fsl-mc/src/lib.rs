@@ -46,7 +46,6 @@ mod container;
 mod device;
 mod object;
 mod portal;
-mod saved;
 
 pub use command::Status;
 pub use container::{Container, Event, Plugged};

@@ -15,6 +15,7 @@ use rustix::event::{EventfdFlags, Timespec, eventfd};
 use rustix::io::Errno;
 use vfiod_protocol::ReplyBuffer;
 use vfiod_sync::lock;
+use vfiod_tasks::{Runtime, Task, yield_now};
 
 /// Threads that stay in `epoll` although there is nothing to do.
 const SPARE: usize = 2;
@@ -29,6 +30,9 @@ const IDLE: Timespec = Timespec { tv_sec: 10, tv_nsec: 0 };
 
 /// How long a thread waits before it gives memory back that only large messages needed.
 const TIDY: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
+
+/// Sources that a task of an embedded pool serves before other tasks have their turn.
+const SERVED_AT_ONCE: usize = 16;
 
 /// Memory for receiving from which a thread that waits gives it back.
 const LARGE: usize = 64 << 10;
@@ -86,7 +90,7 @@ impl Interest {
 }
 
 struct Shared {
-    epoll: OwnedFd,
+    epoll: Arc<OwnedFd>,
     wake: OwnedFd,
     sources: Mutex<HashMap<u64, Arc<dyn Source>>>,
     next_key: AtomicU64,
@@ -97,6 +101,8 @@ struct Shared {
     stopping: AtomicBool,
     handles: Mutex<Vec<std::thread::JoinHandle<()>>>,
     lingering: AtomicUsize,
+    /// Buffers, where there are no threads to keep them.
+    buffers: Mutex<Vec<Worker>>,
     /// Sources that a thread stays with, by key.
     residents: Mutex<HashMap<u64, Arc<dyn Source>>>,
 }
@@ -118,11 +124,25 @@ const WAKE_KEY: u64 = 0;
 
 impl Pool {
     pub(crate) fn new(max_threads: usize) -> Result<Self, Errno> {
-        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        let pool = Self::without_threads(max_threads.max(SPARE))?;
+        for _ in 0..SPARE {
+            pool.spawn()?;
+        }
+        Ok(pool)
+    }
+
+    /// A pool whose sources are served by the tasks of a runtime: [`serve_in_tasks`]. As it has no
+    /// thread, and may have none, it is saturated at all times: nothing sleeps on a source.
+    pub(crate) fn embedded() -> Result<Self, Errno> {
+        Self::without_threads(0)
+    }
+
+    fn without_threads(max_threads: usize) -> Result<Self, Errno> {
+        let epoll = Arc::new(epoll::create(epoll::CreateFlags::CLOEXEC)?);
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         // Level-triggered and never read: once set, it wakes every thread.
         epoll::add(&epoll, &wake, EventData::new_u64(WAKE_KEY), EventFlags::IN)?;
-        let pool = Self {
+        Ok(Self {
             shared: Arc::new(Shared {
                 epoll,
                 wake,
@@ -130,17 +150,57 @@ impl Pool {
                 next_key: AtomicU64::new(WAKE_KEY + 1),
                 waiting: AtomicUsize::new(0),
                 threads: AtomicUsize::new(0),
-                max_threads: max_threads.max(SPARE),
+                max_threads,
                 stopping: AtomicBool::new(false),
                 handles: Mutex::default(),
                 lingering: AtomicUsize::new(0),
+                buffers: Mutex::default(),
                 residents: Mutex::default(),
             }),
-        };
-        for _ in 0..SPARE {
-            pool.spawn()?;
+        })
+    }
+
+    /// Serves sources of an embedded pool that have something to do, without waiting. Returns
+    /// whether there may be more.
+    fn serve_ready(&self) -> bool {
+        let mut worker = lock(&self.shared.buffers).pop().unwrap_or_default();
+        let mut more = true;
+        for _ in 0..SERVED_AT_ONCE {
+            more = self.serve_one(&mut worker);
+            if !more {
+                break;
+            }
         }
-        Ok(pool)
+        worker.trim();
+        let mut buffers = lock(&self.shared.buffers);
+        if buffers.is_empty() {
+            buffers.push(worker);
+        }
+        more
+    }
+
+    /// Serves a source, if one has something to do.
+    fn serve_one(&self, worker: &mut Worker) -> bool {
+        let shared = &self.shared;
+        let mut events = Vec::with_capacity(1);
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let space = rustix::buffer::spare_capacity(&mut events);
+        if !matches!(epoll::wait(&shared.epoll, space, Some(&now)), Ok(1..)) || self.is_stopping() {
+            return false;
+        }
+        let key = events[0].data.u64();
+        let source = lock(&shared.sources).get(&key).cloned();
+        if let Some(source) = source {
+            source.serve(&Watch { pool: self.clone(), key }, worker);
+        }
+        true
+    }
+
+    /// Does other work of an embedded pool, for a thread of it that waits for that.
+    pub(crate) fn help(&self) {
+        if self.shared.max_threads == 0 {
+            self.serve_ready();
+        }
     }
 
     /// A place for a source that is to be watched later.
@@ -260,6 +320,31 @@ impl Pool {
         shared.waiting.fetch_sub(1, Ordering::Relaxed);
         shared.threads.fetch_sub(1, Ordering::Relaxed);
     }
+}
+
+/// Serves the sources of an embedded pool in tasks of `runtime`, until the task that it returns is
+/// dropped.
+///
+/// # Errors
+/// Those of `epoll_ctl`.
+pub(crate) fn serve_in_tasks(pool: &Pool, runtime: &Runtime) -> Result<Task<()>, Errno> {
+    let descriptor = runtime.descriptor(pool.shared.epoll.clone())?;
+    let (pool, spawner) = (pool.clone(), runtime.downgrade());
+    Ok(runtime.spawn(async move {
+        loop {
+            descriptor.readable().await;
+            let pool = pool.clone();
+            let Some(runtime) = spawner.upgrade() else { return };
+            // A task for each event: one that waits in a call of a device for other tasks of its
+            // thread, or for its client, must not stop this one from seeing what they do.
+            let serve = async move {
+                while pool.serve_ready() {
+                    yield_now().await;
+                }
+            };
+            runtime.spawn(serve).detach();
+        }
+    }))
 }
 
 /// See [`Pool::linger`].

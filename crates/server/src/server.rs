@@ -5,13 +5,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use vfiod_core::{DeviceRef, Error, Result};
+use vfiod_tasks::{Runtime, Task};
 
 use crate::acceptor::{Acceptor, Reserve};
 use crate::clients::{Clients, ConnectionInfo};
 use crate::connection::Connection;
 use crate::limits::{MAX_CONNECTIONS, MAX_THREADS_PER_DEVICE};
 use crate::listener::{Listener, check_stream};
-use crate::pool::{Interest, Pool, Source, Watch};
+use crate::pool::{Interest, Pool, Source, Watch, serve_in_tasks};
 
 /// How a server works.
 #[derive(Clone, Copy, Debug)]
@@ -33,7 +34,7 @@ impl Default for ServerOptions {
     }
 }
 
-/// A vfio-user server: a few threads that serve any number of devices.
+/// A vfio-user server: a few threads, or tasks of a runtime, that serve any number of devices.
 ///
 /// Dropping it ends every connection, which releases their files, and waits for the threads, and
 /// so for every callback of a device that is running.
@@ -41,6 +42,8 @@ pub struct Server {
     pool: Pool,
     options: ServerOptions,
     reserve: Arc<Reserve>,
+    /// Of an embedded server: the task that serves.
+    _serving: Option<Task<()>>,
 }
 
 /// A device being served. Dropping it stops listening and ends its connections; their files are
@@ -59,7 +62,23 @@ impl Server {
         let failed = |errno| Error::new(errno, "cannot start the server's threads");
         let pool = Pool::new(options.max_threads).map_err(failed)?;
         let reserve = Arc::new(Reserve::new().map_err(failed)?);
-        Ok(Self { pool, options, reserve })
+        Ok(Self { pool, options, reserve, _serving: None })
+    }
+
+    /// Makes a server without threads and without devices: whoever runs `runtime` serves its
+    /// clients. With the runtime of a [`Registry`](vfiod_core::Registry), one thread does
+    /// everything that devices and their server have to do. It never waits for a client, but a
+    /// reset or a last close waits, within its limit, for tasks of the device, which run meanwhile.
+    ///
+    /// # Errors
+    /// Those of `epoll` and `eventfd` (`EMFILE`).
+    pub fn embedded(options: ServerOptions, runtime: &Runtime) -> Result<Self> {
+        let failed = |errno| Error::new(errno, "cannot start an embedded server");
+        let pool = Pool::embedded().map_err(failed)?;
+        let reserve = Arc::new(Reserve::new().map_err(failed)?);
+        let serving = Some(serve_in_tasks(&pool, runtime).map_err(failed)?);
+        let options = ServerOptions { poll: Duration::ZERO, ..options };
+        Ok(Self { pool, options, reserve, _serving: serving })
     }
 
     /// Serves a device to every client that connects.

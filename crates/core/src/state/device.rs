@@ -279,8 +279,7 @@ impl Registered {
 
     #[cold]
     fn cannot(&self, what: &str, error: Error) -> Error {
-        let why = error.message();
-        Error::new(error.errno(), format!("cannot {what} {}: {why}", self.name())).because(error)
+        Error::new(error.errno(), format!("cannot {what} {}: {error}", self.name())).because(error)
     }
 }
 
