@@ -62,20 +62,23 @@ enum State<T> {
 /// thread. If it is dropped instead, the request fails with `EIO`.
 pub struct Completion<T> {
     request: Option<Arc<Request<T>>>,
-    ends: Option<Ends>,
+    writing: Option<Writing>,
 }
 
 /// What ends with a request.
 #[derive(Debug)]
 pub(crate) struct Ends {
-    // In this order: pages are marked before the request counts as ended.
-    _writing: Option<Writing>,
-    _flight: Flight,
+    /// Marks pages, as soon as the client may have written them.
+    writing: Option<Writing>,
+    /// Counts the request as in flight for as long as somebody waits for it. One that is abandoned
+    /// cannot be called back, and the client may be waiting for the very reset that abandoned it:
+    /// it gets the request before the reset's reply.
+    flight: Flight,
 }
 
 impl Ends {
     pub(crate) fn new(writing: Option<Writing>, flight: Flight) -> Self {
-        Self { _writing: writing, _flight: flight }
+        Self { writing, flight }
     }
 }
 
@@ -89,7 +92,11 @@ impl<T> Completion<T> {
     pub(crate) fn with(ends: Option<Ends>) -> (Self, Reply<T>) {
         let state = Mutex::new(State::Pending(None));
         let request = Arc::new(Request { state, completed: Condvar::new() });
-        (Self { request: Some(request.clone()), ends }, Reply { request })
+        let (writing, flight) = match ends {
+            Some(Ends { writing, flight }) => (writing, Some(flight)),
+            None => (None, None),
+        };
+        (Self { request: Some(request.clone()), writing }, Reply { request, _flight: flight })
     }
 
     /// Completes the request and wakes who waits for it, if anybody still does. Takes no lock
@@ -107,7 +114,8 @@ impl<T> Completion<T> {
 
     fn finish(&mut self, result: Result<T>) {
         let Some(request) = self.request.take() else { return };
-        self.ends = None;
+        // Pages are marked before anybody learns of the end.
+        self.writing = None;
         let mut state = lock(&request.state);
         let State::Pending(waker) = &mut *state else { return };
         let waker = waker.take();
@@ -140,6 +148,7 @@ impl<T> fmt::Debug for Completion<T> {
 #[must_use = "a request's error is in its reply"]
 pub struct Reply<T> {
     request: Arc<Request<T>>,
+    _flight: Option<Flight>,
 }
 
 impl<T> Reply<T> {

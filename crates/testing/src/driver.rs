@@ -12,11 +12,11 @@ use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use vfiod_core::dma::{Backing, DmaPeer, MapRequest, Perm};
 use vfiod_core::irq::{IrqAction, IrqData};
 use vfiod_core::{
-    DeviceSpec, Errno, Error, File, IrqIndex, Owner, RegionIndex, Registration, Registry, Result,
-    Saved, StatePolicy,
+    DeviceRef, DeviceSpec, Errno, Error, File, IrqIndex, Owner, RegionIndex, Registration,
+    Registry, Result, Saved, StatePolicy,
 };
 use vfiod_pci::{Function, Model};
-use vfiod_tasks::Workers;
+use vfiod_tasks::{Runtime, Workers};
 
 /// The region of configuration space (`VFIO_PCI_CONFIG_REGION_INDEX`).
 pub const CONFIG: RegionIndex = RegionIndex(7);
@@ -25,11 +25,13 @@ const TIMEOUT: Duration = Duration::from_secs(20);
 /// Command: I/O, memory, bus master (PCI 6.2.2).
 const COMMAND_ON: u16 = 0x7;
 
-/// An open device, whose tasks run on a thread of their own.
+/// An open device.
 pub struct Driver {
     pub(crate) file: File,
     pub(crate) registration: Registration,
-    // Dropped last: the tasks end when the device is unregistered.
+    /// Where the device's tasks run.
+    pub(crate) runtime: Runtime,
+    /// Who runs them; without workers it is [`Driver::settle`].
     pub(crate) workers: Option<Workers>,
 }
 
@@ -47,13 +49,31 @@ impl Driver {
     /// # Panics
     /// If the model refuses to be registered or opened.
     pub fn with_policy<M: Model>(model: M, state: StatePolicy) -> Self {
-        let (registry, registration) = register(model, state);
-        let workers = Some(start_worker(&registry));
+        let (registration, runtime) = register(model, state);
+        let workers = Workers::start(&runtime, 1).expect("a thread for the device's tasks");
         let file = open(&registration).expect("it can be opened");
-        Self { file, registration, workers }
+        Self { file, registration, runtime, workers: Some(workers) }
     }
 
-    /// Registers a model and restores a state to it that was saved while one file was open.
+    /// Registers a model and opens it, without a thread for its tasks: they run in
+    /// [`Driver::settle`] and in whatever waits for them, so that what the device does is the same
+    /// each time.
+    ///
+    /// # Panics
+    /// If the model refuses to be registered or opened.
+    pub fn without_workers<M: Model>(model: M) -> Self {
+        let (registration, runtime) = register(model, StatePolicy::Reset);
+        let file = open(&registration).expect("it can be opened");
+        Self { file, registration, runtime, workers: None }
+    }
+
+    /// Runs the tasks of a device without workers until each waits for something.
+    pub fn settle(&self) {
+        self.runtime.run_until_idle();
+    }
+
+    /// Registers a model and restores a state to it that was saved while one file was open. Its
+    /// tasks run as with [`Driver::without_workers`].
     ///
     /// # Errors
     /// Those of [`DeviceRef::restore`](vfiod_core::DeviceRef::restore). `EINVAL`: no file was open.
@@ -61,27 +81,10 @@ impl Driver {
     /// # Panics
     /// If the model refuses to be registered.
     pub fn restored<M: Model>(model: M, saved: &Saved, image: Option<&[u8]>) -> Result<Self> {
-        let (registry, registration) = register(model, StatePolicy::Reset);
-        let file = restore(&registration, saved, image)?;
-        Ok(Self { file, registration, workers: Some(start_worker(&registry)) })
-    }
-
-    /// As [`Driver::restored`], but nothing runs the device's tasks: what the device does beside
-    /// its calls does not go on.
-    ///
-    /// # Errors
-    /// As [`Driver::restored`].
-    ///
-    /// # Panics
-    /// As [`Driver::restored`].
-    pub fn restored_at_rest<M: Model>(
-        model: M,
-        saved: &Saved,
-        image: Option<&[u8]>,
-    ) -> Result<Self> {
-        let (_, registration) = register(model, StatePolicy::Reset);
-        let file = restore(&registration, saved, image)?;
-        Ok(Self { file, registration, workers: None })
+        let (registration, runtime) = register(model, StatePolicy::Reset);
+        let file = registration.device().restore(saved, image)?.pop();
+        let file = file.ok_or_else(|| Error::new(Errno::INVAL, "no file was open"))?;
+        Ok(Self { file, registration, runtime, workers: None })
     }
 
     /// Closes the device (the last close) and opens it again (a first open).
@@ -90,15 +93,25 @@ impl Driver {
     /// If the device does not open again.
     #[must_use]
     pub fn reopen(self) -> Self {
-        let Self { file, registration, workers } = self;
+        let Self { file, registration, runtime, workers } = self;
         drop(file);
         let file = open(&registration).expect("it opens again");
-        Self { file, registration, workers }
+        Self { file, registration, runtime, workers }
     }
 
     /// The file by which the device is open.
     pub fn file(&self) -> &File {
         &self.file
+    }
+
+    /// The device, as its administrator sees it.
+    pub fn device(&self) -> &DeviceRef {
+        self.registration.device()
+    }
+
+    /// How many tasks the device has.
+    pub fn tasks(&self) -> usize {
+        self.device().status().tasks.len()
     }
 
     /// Resets the device (DEVICE_RESET).
@@ -268,22 +281,12 @@ impl Driver {
     }
 }
 
-/// Registers a model in a registry of its own.
-fn register<M: Model>(model: M, state: StatePolicy) -> (Registry, Registration) {
+fn register<M: Model>(model: M, state: StatePolicy) -> (Registration, Runtime) {
     let function = Function::new(model).expect("the spec is sound");
     let spec = DeviceSpec { name: "subject".to_owned(), state, ..DeviceSpec::default() };
     let registry = Registry::new();
     let registration = registry.register(spec, Box::new(function));
-    (registry, registration.expect("it can be registered"))
-}
-
-fn start_worker(registry: &Registry) -> Workers {
-    Workers::start(registry.runtime(), 1).expect("a thread can be started")
-}
-
-fn restore(registration: &Registration, saved: &Saved, image: Option<&[u8]>) -> Result<File> {
-    let file = registration.device().restore(saved, image)?.pop();
-    file.ok_or_else(|| Error::new(Errno::INVAL, "no file was open"))
+    (registration.expect("it can be registered"), registry.runtime().clone())
 }
 
 fn open(registration: &Registration) -> Result<File> {

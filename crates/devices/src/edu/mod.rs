@@ -5,10 +5,11 @@
 //! extended configuration space; a transfer takes no longer than it takes; one outside the
 //! buffer is refused.
 
-mod engine;
+mod image;
 mod registers;
 #[cfg(test)]
 mod tests;
+mod transfer;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,10 +17,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use vfiod_core::ReadTraits;
-use vfiod_pci::{Bar, CannotSave, Capability, Cx, FunctionSpec, Model, Pin, Unsaved};
+use vfiod_pci::prelude::*;
 
-use self::engine::{CLOSE_PATIENCE, Engine, RESET_PATIENCE};
-use self::registers::{DMA_RUN, ID, REGISTERS, Reg, STATUS_COMPUTING, STATUS_INTERRUPT};
+pub use self::image::EduImage;
+use self::registers::{
+    CAUSE_DMA, CAUSE_FACTORIAL, COMMAND_MASK, DMA_INTERRUPT, DMA_RUN, ID, REGISTERS, Reg,
+    STATUS_COMPUTING, STATUS_INTERRUPT,
+};
+use self::transfer::Transfer;
+use crate::Complaints;
 
 /// Options of the model.
 #[derive(Clone, Copy, Debug, Deserialize, Serialize, JsonSchema)]
@@ -40,14 +46,15 @@ impl Default for EduOptions {
 #[derive(Debug)]
 pub struct Edu {
     dma_mask: Arc<AtomicU64>,
-    engine: Engine,
+    state: EduImage,
+    complaints: Complaints,
 }
 
 impl Edu {
     /// The device with its options.
     pub fn new(options: EduOptions) -> Self {
         let dma_mask = Arc::new(AtomicU64::new(options.dma_mask));
-        Self { dma_mask, engine: Engine::new() }
+        Self { dma_mask, state: EduImage::default(), complaints: Complaints::default() }
     }
 
     /// The address bits of the DMA engine, to be changed from outside. Transfers that are running
@@ -55,10 +62,80 @@ impl Edu {
     pub fn dma_mask(&self) -> Arc<AtomicU64> {
         self.dma_mask.clone()
     }
+
+    fn raise(&mut self, cx: &Cx<Self>, causes: u32) {
+        self.state.causes |= causes;
+        if self.state.causes != 0 {
+            cx.interrupts().set(0, true);
+        }
+    }
+
+    fn acknowledge(&mut self, cx: &Cx<Self>, causes: u32) {
+        self.state.causes &= !causes;
+        if self.state.causes == 0 {
+            cx.interrupts().set(0, false);
+        }
+    }
+
+    /// Computes the factorial that the state says is under way.
+    fn compute(&mut self, cx: &Cx<Self>) {
+        let n = self.state.factorial;
+        let started = cx.spawn("factorial", move |task| async move {
+            let result = factorial(n);
+            task.step(|edu, cx| {
+                edu.state.computing = 0;
+                edu.state.factorial = result;
+                if edu.state.status & STATUS_INTERRUPT != 0 {
+                    edu.raise(cx, CAUSE_FACTORIAL);
+                }
+            })
+            .await;
+        });
+        self.must_start(cx, started.err());
+    }
+
+    /// Carries out the transfer that the state says is under way.
+    fn transfer(&mut self, cx: &Cx<Self>) {
+        let started = cx.spawn("transfer", |task| async move {
+            let transfer = task.step(|edu, _| Transfer::of(&edu.state)).await;
+            let outcome = match transfer {
+                Ok(transfer) => transfer.run(task.dma()).await,
+                Err(error) => Err(error),
+            };
+            task.step(|edu, cx| edu.end_transfer(cx, outcome)).await;
+        });
+        self.must_start(cx, started.err());
+    }
+
+    fn end_transfer(&mut self, cx: &Cx<Self>, outcome: Result<Transfer>) {
+        self.state.transfer = 0;
+        match outcome {
+            Ok(transfer) => transfer.finish(&mut self.state),
+            Err(error) => {
+                if let Some(suppressed) = self.complaints.due() {
+                    let EduImage { source, destination, count, .. } = self.state;
+                    tracing::warn!(
+                        device = cx.name(), %error, count, suppressed,
+                        "DMA from {source:#x} to {destination:#x} failed"
+                    );
+                }
+            }
+        }
+        if self.state.command & DMA_INTERRUPT != 0 {
+            self.raise(cx, CAUSE_DMA);
+        }
+    }
+
+    /// A task of an open device can always be started: it has at most two.
+    fn must_start(&mut self, cx: &Cx<Self>, error: Option<Error>) {
+        if let Some(error) = error {
+            tracing::error!(device = cx.name(), %error, "work was not started");
+        }
+    }
 }
 
 impl Model for Edu {
-    type State = CannotSave;
+    type State = Works<HasState>;
 
     fn spec(&self) -> FunctionSpec {
         FunctionSpec::new(0x1234, 0x11e8)
@@ -73,20 +150,18 @@ impl Model for Edu {
     }
 
     fn read(&mut self, _cx: &Cx<Self>, _bar: u8, offset: u64, data: &mut [u8]) {
-        let state = self.engine.lock();
-        let bit = |on: bool, bit: u64| if on { bit } else { 0 };
+        let state = &self.state;
+        let bit = |flag: u32, bit: u64| if flag != 0 { bit } else { 0 };
         REGISTERS.read(offset, data, |register| match register {
             Reg::Id => ID.into(),
             Reg::Liveness => state.liveness.into(),
             Reg::Factorial => state.factorial.into(),
-            Reg::Status => {
-                u64::from(state.status) | bit(state.computing.is_some(), STATUS_COMPUTING.into())
-            }
+            Reg::Status => u64::from(state.status) | bit(state.computing, STATUS_COMPUTING.into()),
             Reg::InterruptStatus => state.causes.into(),
             Reg::DmaSource => state.source,
             Reg::DmaDestination => state.destination,
             Reg::DmaCount => state.count,
-            Reg::DmaCommand => state.command | bit(state.transfer.is_some(), DMA_RUN),
+            Reg::DmaCommand => state.command | bit(state.transfer, DMA_RUN),
             Reg::InterruptRaise | Reg::InterruptAcknowledge => u64::MAX, // write-only
         });
     }
@@ -97,51 +172,86 @@ impl Model for Edu {
 
     fn write(&mut self, cx: &Cx<Self>, _bar: u8, offset: u64, data: &[u8]) {
         let Some((register, value)) = REGISTERS.write(offset, data) else { return };
-        let handle = cx.handle();
         let word = value as u32;
-        // Dropped first by what starts work: that takes the lock itself.
-        let mut state = self.engine.lock();
-        let idle = state.transfer.is_none();
+        let (busy, computing) = (self.state.transfer != 0, self.state.computing != 0);
         match register {
-            Reg::Liveness => state.liveness = !word,
+            Reg::Liveness => self.state.liveness = !word,
+            Reg::Factorial if computing => {}
             Reg::Factorial => {
-                drop(state);
-                self.engine.start_factorial(handle, word);
+                (self.state.computing, self.state.factorial) = (1, word);
+                self.compute(cx);
             }
-            Reg::Status => state.status = word & STATUS_INTERRUPT,
-            Reg::InterruptRaise => state.raise(handle, word),
-            Reg::InterruptAcknowledge => state.acknowledge(handle, word),
-            Reg::DmaSource if idle => state.source = value,
-            Reg::DmaDestination if idle => state.destination = value,
-            Reg::DmaCount if idle => state.count = value,
+            Reg::Status => self.state.status = word & STATUS_INTERRUPT,
+            Reg::InterruptRaise => self.raise(cx, word),
+            Reg::InterruptAcknowledge => self.acknowledge(cx, word),
+            Reg::DmaSource | Reg::DmaDestination | Reg::DmaCount | Reg::DmaCommand if busy => {}
+            Reg::DmaSource => self.state.source = value,
+            Reg::DmaDestination => self.state.destination = value,
+            Reg::DmaCount => self.state.count = value,
             Reg::DmaCommand if value & DMA_RUN != 0 => {
-                drop(state);
-                let mask = self.dma_mask.load(Ordering::Relaxed);
-                self.engine.start_transfer(handle, value & !DMA_RUN, mask);
+                self.state.command = value & COMMAND_MASK;
+                self.state.mask = self.dma_mask.load(Ordering::Relaxed);
+                self.state.transfer = 1;
+                self.transfer(cx);
             }
-            Reg::DmaSource | Reg::DmaDestination | Reg::DmaCount | Reg::DmaCommand => {} // busy
+            Reg::DmaCommand => {}
             Reg::Id | Reg::InterruptStatus => {} // read-only
         }
     }
 
-    fn reset(&mut self, cx: &Cx<Self>) {
-        let Self { dma_mask: _, engine } = self;
-        let mut state = engine.cancel_transfer(RESET_PATIENCE);
-        state.reset();
-        // Work that ended while the reset began may have raised it once more.
-        cx.interrupts().set(0, false);
-    }
-
-    /// No access to the memory of a client that has gone, and above all not to its successor's.
-    /// A factorial may go on: it touches nobody.
-    fn close(&mut self, _cx: &Cx<Self>) {
-        drop(self.engine.cancel_transfer(CLOSE_PATIENCE));
+    fn reset(&mut self, _cx: &Cx<Self>) {
+        let Self { dma_mask: _, state, complaints: _ } = self;
+        *state = EduImage::default();
     }
 }
 
-impl Unsaved for Edu {
-    const WHY: &'static str = "its work is not yet saved";
+impl Worker for Edu {
+    type Saves = HasState;
+
+    /// A transfer moves the same bytes when it is repeated, and a factorial is computed anew: so
+    /// both can be dropped at any await, and are started again by `resume`.
+    fn quiesce(&mut self, _cx: &Cx<Self>, why: Why) -> Quiesce {
+        if why.ends() {
+            // Even where the state is retained: a transfer could reach the next client's memory.
+            self.state.transfer = 0;
+        }
+        Quiesce::Cancel
+    }
+
+    fn resume(&mut self, cx: &Cx<Self>) {
+        if self.state.computing != 0 && cx.find_task("factorial").is_none() {
+            self.compute(cx);
+        }
+        if self.state.transfer != 0 && cx.find_task("transfer").is_none() {
+            self.transfer(cx);
+        }
+    }
 }
 
-#[cfg(test)]
-vfiod_testing::conformance!(Edu::new(EduOptions::default()));
+impl Save for Edu {
+    const KIND: &'static str = "edu";
+    const VERSION: u32 = 1;
+    type Image = EduImage;
+
+    fn save(&self) -> EduImage {
+        let Self { dma_mask: _, state, complaints: _ } = self;
+        state.clone()
+    }
+
+    fn restore(&mut self, _cx: &Cx<Self>, image: EduImage) -> Result<()> {
+        if !image.is_valid() {
+            return Err(Error::new(Errno::INVAL, "edu: a flag that the device does not have"));
+        }
+        self.state = image;
+        Ok(())
+    }
+}
+
+/// `n!` modulo 2^32. It is 0 from 34! on, so the loop is short.
+fn factorial(n: u32) -> u32 {
+    let step = |product: u32, factor| match product.wrapping_mul(factor) {
+        0 => None,
+        product => Some(product),
+    };
+    (2..=n).try_fold(1, step).unwrap_or(0)
+}

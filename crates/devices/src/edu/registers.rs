@@ -22,6 +22,9 @@ pub(super) const DMA_TO_RAM: u64 = 2;
 /// DMA COMMAND: interrupt when it is done.
 pub(super) const DMA_INTERRUPT: u64 = 4;
 
+/// DMA COMMAND: the bits that are kept.
+pub(super) const COMMAND_MASK: u64 = !DMA_RUN;
+
 /// Where the buffer is in the device's own address space.
 pub(super) const BUFFER: u64 = 0x40000;
 /// Its length in bytes.

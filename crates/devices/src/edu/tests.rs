@@ -1,15 +1,16 @@
 //! What a driver sees of the device.
 
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
-use vfiod_core::dma::{DmaPeer, Perm};
+use vfiod_core::dma::{Completion, DmaPeer, Perm};
 use vfiod_core::{Errno, Error, Result, StatePolicy};
 use vfiod_pci::irq_index::{INTX, MSI};
 
-use super::{Edu, EduOptions};
+use super::{Edu, EduOptions, factorial};
 use vfiod_testing::{Driver, eventually};
+
+vfiod_testing::conformance!(Edu::new(EduOptions::default()));
 
 const LIVENESS: u64 = 0x04;
 const FACTORIAL: u64 = 0x08;
@@ -188,47 +189,56 @@ fn a_transfer_that_fails_ends() {
 }
 
 /// A client that answers when it is told to.
-struct Slow {
-    asked: Mutex<Sender<()>>,
-    answer: Mutex<Receiver<Result<u8, Errno>>>,
+struct Slow(Sender<Asked>);
+
+/// What a client was asked for and has not answered.
+enum Asked {
+    Read(usize, Completion<Vec<u8>>),
+    Write(Completion<()>),
 }
 
-impl Slow {
-    fn wait(&self) -> Result<u8> {
-        self.asked.lock().unwrap().send(()).unwrap();
-        // A test that has ended, or that is stuck in this very call, answers no more.
-        let answer = self.answer.lock().unwrap().recv_timeout(Duration::from_secs(20));
-        let answer = answer.unwrap_or(Err(Errno::PIPE));
-        answer.map_err(|errno| Error::new(errno, "the client says so"))
+impl Asked {
+    fn answer(self, answer: Result<u8, Errno>) {
+        let answer = answer.map_err(|errno| Error::new(errno, "the client says so"));
+        match self {
+            Self::Read(len, completion) => completion.complete(answer.map(|byte| vec![byte; len])),
+            Self::Write(completion) => completion.complete(answer.map(drop)),
+        }
     }
 }
 
 impl DmaPeer for Slow {
-    fn dma_read(&self, _iova: u64, data: &mut [u8]) -> Result<()> {
-        data.fill(self.wait()?);
-        Ok(())
+    fn start_read(&self, _iova: u64, len: usize, completion: Completion<Vec<u8>>) {
+        // A test that has ended wants to know nothing more.
+        let _ = self.0.send(Asked::Read(len, completion));
+    }
+
+    fn start_write(&self, _iova: u64, _data: Vec<u8>, completion: Completion<()>) {
+        let _ = self.0.send(Asked::Write(completion));
+    }
+
+    fn dma_read(&self, _iova: u64, _data: &mut [u8]) -> Result<()> {
+        unreachable!("no thread waits for a client")
     }
 
     fn dma_write(&self, _iova: u64, _data: &[u8]) -> Result<()> {
-        self.wait().map(drop)
+        unreachable!("no thread waits for a client")
     }
 }
 
-fn slow(device: &Driver, iova: u64) -> (Receiver<()>, Sender<Result<u8, Errno>>) {
+fn slow(device: &Driver, iova: u64) -> Receiver<Asked> {
     let (asked_here, asked) = channel();
-    let (answer, answer_here) = channel();
-    let peer = Slow { asked: Mutex::new(asked_here), answer: Mutex::new(answer_here) };
-    device.map_peer(iova, 0x1000, Arc::new(peer));
-    (asked, answer)
+    device.map_peer(iova, 0x1000, Arc::new(Slow(asked_here)));
+    asked
 }
 
 #[test]
 fn a_slow_client_holds_up_nobody() {
     let device = edu();
-    let (asked, answer) = slow(&device, 0x1000);
+    let asked = slow(&device, 0x1000);
     let out = device.map(0x8000, 0x1000, RW);
     start(&device, 0x1000, BUFFER, 4, 1);
-    asked.recv().unwrap();
+    let request = asked.recv().unwrap();
     assert_eq!(device.read32(0, COMMAND), 1);
     device.write32(0, LIVENESS, 1);
     assert_eq!(device.read32(0, LIVENESS), !1);
@@ -236,7 +246,7 @@ fn a_slow_client_holds_up_nobody() {
     device.write32(0, COMMAND, 7);
     assert_eq!(device.read64(0, COUNT), 4, "locked while the transfer runs");
     assert_eq!(device.read32(0, COMMAND), 1);
-    answer.send(Ok(0x77)).unwrap();
+    request.answer(Ok(0x77));
     finish(&device);
     dma(&device, BUFFER, 0x8000, 8, 3);
     assert_eq!(out.get(0, 8), [0x77, 0x77, 0x77, 0x77, 0, 0, 0, 0]);
@@ -244,18 +254,14 @@ fn a_slow_client_holds_up_nobody() {
 
 #[test]
 fn a_reset_forgets_the_transfer() {
-    let edu = Edu::new(EduOptions::default());
-    let engine = edu.engine.clone();
-    let device = Driver::new(edu);
-    device.enable();
-    let (asked, answer) = slow(&device, 0x1000);
+    let device = edu();
+    let asked = slow(&device, 0x1000);
     let interrupt = device.interrupt(MSI, 0);
     start(&device, 0x1000, BUFFER, 4, 5);
-    asked.recv().unwrap();
+    let request = asked.recv().unwrap();
     device.reset();
-    assert_eq!(device.read32(0, COMMAND), 0);
-    answer.send(Ok(0x77)).unwrap();
-    eventually("its thread ends", || engine.workers() == 0);
+    assert_eq!((device.read32(0, COMMAND), device.tasks()), (0, 0));
+    request.answer(Ok(0x77));
     device.enable();
     let out = device.map(0x8000, 0x1000, RW);
     out.put(0, &[1; 4]);
@@ -265,16 +271,31 @@ fn a_reset_forgets_the_transfer() {
     assert_eq!(device.read32(0, INTERRUPT_STATUS), 0);
 }
 
+/// A guest resets the function while a client does not answer: the write returns at once.
+#[test]
+fn a_function_level_reset_forgets_the_transfer() {
+    let device = edu();
+    let asked = slow(&device, 0x1000);
+    start(&device, 0x1000, BUFFER, 4, 5);
+    let request = asked.recv().unwrap();
+    let express = device.capability(0x10).expect("it is PCI Express");
+    device.set_config16(express + 8, 1 << 15);
+    eventually("the reset ends", || device.read32(0, COMMAND) == 0);
+    assert_eq!(device.tasks(), 0);
+    request.answer(Ok(0x77));
+}
+
 /// Where the state is kept, what runs is not: it could reach the next client's memory.
 #[test]
 fn a_close_ends_the_transfer() {
     let device = Driver::with_policy(Edu::new(EduOptions::default()), StatePolicy::Retain);
     device.enable();
-    let (asked, answer) = slow(&device, 0x1000);
+    let asked = slow(&device, 0x1000);
     start(&device, 0x1000, BUFFER, 4, 5);
-    asked.recv().unwrap();
-    answer.send(Err(Errno::PIPE)).unwrap();
+    let request = asked.recv().unwrap();
+    request.answer(Err(Errno::PIPE));
     let device = device.reopen();
+    device.enable();
     assert_eq!(device.read64(0, COUNT), 4, "the registers are kept");
     assert_eq!(device.read32(0, COMMAND) & 1, 0);
     let memory = device.map(0x1000, 0x1000, RW);
@@ -288,31 +309,47 @@ fn a_close_ends_the_transfer() {
 /// next one has mapped. Where the state is kept, registers and bus mastering would let it.
 #[test]
 fn no_transfer_outlives_its_client() {
-    let edu = Edu::new(EduOptions::default());
-    let engine = edu.engine.clone();
-    let mut device = Driver::with_policy(edu, StatePolicy::Retain);
-    device.enable();
+    let mut device = Driver::with_policy(Edu::new(EduOptions::default()), StatePolicy::Retain);
     for round in 0..300 {
+        device.enable();
         let before = device.map(0x1000, 0x1000, RW);
         before.put(0, &[0xee; 64]);
         dma(&device, 0x1000, BUFFER, 64, 1);
         start(&device, BUFFER, 0x1000, 64, 3);
         device = device.reopen();
         let after = device.map(0x1000, 0x1000, RW);
-        eventually("its thread ends", || engine.workers() == 0);
-        assert_eq!(after.get(0, 64), [0; 64], "round {round}");
+        assert_eq!((after.get(0, 64), device.tasks()), (vec![0; 64], 0), "round {round}");
         device.unmap(0x1000, 0x1000).unwrap();
     }
 }
 
-/// A device that is not at work has no thread.
+/// Saved with a transfer under way whose client does not answer: restored, it starts again, and
+/// the guest sees exactly one completion.
 #[test]
-fn threads_end_with_their_work() {
-    let edu = Edu::new(EduOptions::default());
-    let engine = edu.engine.clone();
-    let device = Driver::new(edu);
-    device.write32(0, FACTORIAL, 7);
-    start(&device, BUFFER, 0, 16, 3);
-    finish(&device);
-    eventually("both threads end", || engine.workers() == 0);
+fn a_transfer_under_way_is_saved_and_completes_once_after_the_restore() {
+    let device = edu();
+    let asked = slow(&device, 0x1000);
+    let interrupt = device.interrupt(MSI, 0);
+    start(&device, 0x1000, BUFFER, 4, 5);
+    let request = asked.recv().unwrap();
+    let saved = device.device().save().expect("is saved");
+    // The device goes on: it asks again, and completes once.
+    let again = asked.recv().unwrap();
+    request.answer(Ok(0x66));
+    again.answer(Ok(0x77));
+    assert_eq!(interrupt.wait(), 1);
+    let other = Driver::restored(Edu::new(EduOptions::default()), &saved, None).expect("restores");
+    let message = other.interrupt(MSI, 0);
+    // Its client has not mapped anything: the transfer fails, and ends with its interrupt.
+    other.settle();
+    assert_eq!(message.wait(), 1);
+    assert_eq!((other.read32(0, COMMAND) & 1, other.read32(0, INTERRUPT_STATUS)), (0, 0x100));
+}
+
+#[test]
+fn factorials_modulo_two_to_the_32() {
+    assert_eq!([0, 1, 2, 5, 10, 12].map(factorial), [1, 1, 2, 120, 3_628_800, 479_001_600]);
+    assert_eq!(factorial(13), 1_932_053_504);
+    assert_ne!(factorial(33), 0);
+    assert_eq!([34, 35, u32::MAX].map(factorial), [0, 0, 0]);
 }

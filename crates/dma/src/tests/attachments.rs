@@ -21,15 +21,15 @@ fn now<F: Future>(future: F) -> F::Output {
     }
 }
 
-type Read = (u64, usize, Completion<Vec<u8>>);
-type Write = (u64, Vec<u8>, Completion<()>);
-
 /// A peer that answers when it is told to.
 #[derive(Default)]
 struct Slow {
     reads: Mutex<Vec<Read>>,
     writes: Mutex<Vec<Write>>,
 }
+
+type Read = (u64, usize, Completion<Vec<u8>>);
+type Write = (u64, Vec<u8>, Completion<()>);
 
 impl DmaPeer for Slow {
     fn start_read(&self, iova: u64, len: usize, completion: Completion<Vec<u8>>) {
@@ -72,9 +72,9 @@ fn one_await_serves_mapped_memory_and_peers() {
         assert_eq!((iova, len), (0x1ffa, 6));
         assert!(poll(read.as_mut()).is_pending());
         completion.complete(Ok(b"asked ".to_vec()));
-        assert_eq!(attachment.in_flight(), 0);
         assert!(poll(read).is_ready());
     }
+    assert_eq!(attachment.in_flight(), 0);
     assert_eq!(&bytes, b"asked mapped");
     let mut write = pin!(attachment.write(0x1ffe, b"1234"));
     assert!(poll(write.as_mut()).is_pending());
@@ -120,12 +120,9 @@ fn dropped_future_abandons_the_wait_and_nothing_else() {
     attachment.quiesce();
     let (_, data, completion) = peer.writes.lock().unwrap().pop().unwrap();
     assert_eq!((data.as_slice(), completion.is_abandoned()), (b"data".as_slice(), true));
-    let mut idle = pin!(attachment.idle());
-    assert!(poll(idle.as_mut()).is_pending(), "the request is in flight");
-    assert!(!attachment.wait_idle(Instant::now() + SOON));
-    completion.complete(Ok(()));
-    assert!(poll(idle).is_ready());
+    // The client may be waiting for the very reset that abandoned the request.
     assert!(attachment.wait_idle(Instant::now()));
+    completion.complete(Ok(()));
 }
 
 #[test]

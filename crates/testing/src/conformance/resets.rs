@@ -71,7 +71,7 @@ impl<M: Model, F: Fn() -> M> Subject<F> {
             let (region, _) = regions(&device)[0];
             let mut numbers = Numbers(0x0123_4567_89ab_cdef);
             write_registers(&device, &mut numbers, 100);
-            let Driver { file, registration, workers: _workers } = device;
+            let Driver { file, registration, runtime: _, workers: _workers } = device;
             drop(registration);
             let mut data = [0; 4];
             for error in [
