@@ -8,9 +8,13 @@ use std::time::Instant;
 use vfiod_tasks::Runtime;
 use vfiod_tasks::contain::Panicked;
 
+use crate::device::{Description, DeviceFlags};
 use crate::dma::DmaSpace;
+use crate::error::{Errno, Error, Result};
 use crate::ids::DeviceId;
 use crate::irq::{IrqInfo, IrqSet};
+use crate::memory::SharedMemory;
+use crate::opening::Openings;
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::work::{Close, Task, TaskHandle, TaskInfo, Work, WorkLimits};
 
@@ -48,6 +52,7 @@ struct ContextInner {
     name: String,
     irqs: IrqSet,
     dma: DmaSpace,
+    openings: Openings,
     work: Work,
     works: bool,
     data_path: OnceLock<Arc<dyn DataPath>>,
@@ -65,14 +70,15 @@ impl Context {
     /// Where there are no descriptors left.
     pub fn detached(name: &str, irqs: &[IrqInfo]) -> Self {
         let runtime = Runtime::new().expect("descriptors for a runtime");
-        Self::new(DeviceId(u64::MAX), name.to_owned(), irqs, 0, false, runtime)
+        let (flags, regions) = (DeviceFlags::empty(), Vec::new());
+        let description = Description { flags, regions, irqs: irqs.to_vec() };
+        Self::new(DeviceId(u64::MAX), name.to_owned(), &description, false, runtime)
     }
 
     pub(crate) fn new(
         id: DeviceId,
         name: String,
-        irqs: &[IrqInfo],
-        bells: usize,
+        description: &Description,
         works: bool,
         runtime: Runtime,
     ) -> Self {
@@ -83,6 +89,7 @@ impl Context {
                 device.task_panicked(task, panic);
             }
         };
+        let bells = description.regions.iter().map(|region| region.doorbells.len()).sum();
         let limits = WorkLimits { tasks: if works { MAX_TASKS } else { 0 }, bells };
         let work = Work::new(&name, runtime, limits, Box::new(on_panic));
         // Until the first open.
@@ -90,8 +97,9 @@ impl Context {
         let inner = ContextInner {
             id,
             name,
-            irqs: IrqSet::new(irqs),
+            irqs: IrqSet::new(&description.irqs),
             dma: DmaSpace::new(),
+            openings: Openings::new(&description.regions),
             work,
             works,
             data_path: OnceLock::new(),
@@ -119,6 +127,22 @@ impl Context {
     /// The device's window into its clients' memory.
     pub fn dma(&self) -> &DmaSpace {
         &self.inner.dma
+    }
+
+    /// The memory that a region shares with clients ([`crate::Region::shared`]), by offsets in the
+    /// region. It belongs to the present opening of the device: ask for it again in each, for it
+    /// fails with `ENODEV` afterwards.
+    ///
+    /// # Errors
+    /// `ENODEV`: the device is not open; `EINVAL`: the region shares nothing; `EMFILE`, `ENOMEM`
+    /// and the like, at the first call in an opening.
+    pub fn shared_memory(&self, region: u32) -> Result<Arc<SharedMemory>> {
+        let closed = || Error::new(Errno::NODEV, "shared memory of a device that is not open");
+        self.inner.openings.memory().ok_or_else(closed)?.region(region).cloned()
+    }
+
+    pub(crate) fn openings(&self) -> &Openings {
+        &self.inner.openings
     }
 
     /// Hands out the device's data path: from now on its doorbells arrive there. Once, in

@@ -103,8 +103,10 @@ pub trait Device: Any + Send {
     /// what it is in then. Comes also where [`DeviceFlags::RESET`] is not set, which is for
     /// clients.
     ///
-    /// The device has quiesced. When it returns, memory shared with clients is as after power-on. With [`ResetCause::Set`] it comes twice where
-    /// there is such memory, as other members were reset in between.
+    /// The device has quiesced, and the core has zeroed the memory that it shares with clients;
+    /// what power-on leaves in there is written here ([`Context::shared_memory`]). With
+    /// [`ResetCause::Set`] it comes twice where there is such memory, as other members were reset
+    /// in between.
     fn reset(&mut self, cause: ResetCause) -> Result<()>;
 
     /// Whether and how the device is saved.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::fmt;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use rustix::event::{EventfdFlags, eventfd};
@@ -15,6 +15,7 @@ use crate::error::{Errno, Error, Result};
 use crate::ids::{FileId, Owner};
 use crate::irq::{IrqAction, IrqData, IrqIndex, IrqInfo, UnmaskFd};
 use crate::memory::SharedMemory;
+use crate::opening::OpeningMemory;
 use crate::region::{Region, RegionFlags, RegionIndex};
 use crate::registered::Registered;
 use crate::registry::DeviceRef;
@@ -39,6 +40,8 @@ pub(crate) struct FileShared {
     since: SystemTime,
     state: AtomicU8,
     doorbells: Mutex<BTreeMap<RegionIndex, Vec<OwnedFd>>>,
+    /// What the device shares in the opening that the file belongs to.
+    memory: OnceLock<Arc<OpeningMemory>>,
 }
 
 /// `open` is running for it.
@@ -56,7 +59,7 @@ impl FileShared {
     /// A file that was opened at another time, perhaps in another process.
     pub(crate) fn restored(id: FileId, owner: Owner, since: SystemTime) -> Self {
         let (state, doorbells) = (AtomicU8::new(OPENING), Mutex::default());
-        Self { id, owner, since, state, doorbells }
+        Self { id, owner, since, state, doorbells, memory: OnceLock::new() }
     }
 
     pub(crate) fn status(&self) -> FileStatus {
@@ -67,6 +70,20 @@ impl FileShared {
     #[inline]
     pub(crate) fn is_open(&self) -> bool {
         self.state.load(Ordering::Relaxed) == OPEN
+    }
+
+    /// Tells the file which opening it belongs to, before anybody uses it.
+    pub(crate) fn enter_opening(&self, memory: Option<Arc<OpeningMemory>>) {
+        if let Some(memory) = memory {
+            _ = self.memory.set(memory);
+        }
+    }
+
+    /// The memory that a region shares.
+    #[inline]
+    fn shared_memory(&self, region: RegionIndex) -> Result<&SharedMemory> {
+        let none = || Error::new(Errno::NODEV, "shared memory of a device that is not open");
+        Ok(self.memory.get().ok_or_else(none)?.region(region.0)?)
     }
 
     fn step(&self, from: u8, to: u8) -> bool {
@@ -246,6 +263,19 @@ impl File {
         self.check(region, offset, len, access)
     }
 
+    /// The memory that a region shares with clients, for handing its descriptor to them; `None`
+    /// if it shares nothing. Made at the first call, or the first access, in an opening.
+    ///
+    /// # Errors
+    /// `EINVAL` where there is no such region; `ENODEV`; `EMFILE`, `ENOMEM` and the like.
+    pub fn shared_memory(&self, region: RegionIndex) -> Result<Option<&SharedMemory>> {
+        self.present()?;
+        if self.find_region(region)?.shared.is_empty() {
+            return Ok(None);
+        }
+        self.shared.shared_memory(region).map(Some)
+    }
+
     /// DEVICE_RESET.
     ///
     /// # Errors
@@ -308,7 +338,7 @@ impl File {
         self.registered().access(&self.shared, |device| features(device, index)?.set(index, data))
     }
 
-    /// The eventfds of a region's doorbells, in the order of its description, for handing to
+    /// The eventfds of a region's doorbells, in the order of [`Region::eventfds`], for handing to
     /// the client (DEVICE_GET_REGION_IO_FDS). Made at the first call, non-blocking; every call
     /// returns duplicates of the same. Whoever serves the file waits for them to become
     /// readable, and calls [`File::ring`] then.
@@ -317,7 +347,7 @@ impl File {
     /// `EINVAL` where there is no such region; `ENODEV`; what `eventfd` says.
     pub fn doorbells(&self, region: RegionIndex) -> Result<Vec<OwnedFd>> {
         self.present()?;
-        let bells = self.find_region(region)?.doorbells.len();
+        let bells = self.find_region(region)?.eventfds().count();
         let duplicates = {
             let mut made = lock(&self.shared.doorbells);
             let fds = match made.entry(region) {
@@ -333,8 +363,7 @@ impl File {
         self.still_present().and(duplicates)
     }
 
-    /// Delivers a doorbell, by its place in the region's description: if its eventfd was
-    /// signalled since the last time, the device sees the write that it stands for. Returns
+    /// Delivers a doorbell, by its place in [`File::doorbells`]: if its eventfd was signalled since the last time, the device sees the write that it stands for. Returns
     /// whether it was.
     ///
     /// # Errors
@@ -342,14 +371,15 @@ impl File {
     pub fn ring(&self, region: RegionIndex, doorbell: usize) -> Result<bool> {
         self.present()?;
         let missing = || Error::new(Errno::INVAL, format!("{region} has no doorbell {doorbell}"));
-        let bell = *self.find_region(region)?.doorbells.get(doorbell).ok_or_else(missing)?;
+        let at = self.find_region(region)?;
+        let (place, &bell) = at.eventfds().nth(doorbell).ok_or_else(missing)?;
         if self.registered().works() {
             // Without the device lock. A ring that comes while the device is stopped waits for it,
             // or is forgotten by a reset.
             self.registered().admit(&self.shared)?;
             let rung = self.take_ring(region, doorbell)?;
             if rung {
-                self.registered().context.ring(self.bell(region, doorbell), bell.datamatch);
+                self.registered().context.ring(self.bell(region, place), bell.datamatch);
             }
             return Ok(rung);
         }
@@ -362,9 +392,10 @@ impl File {
             let value = bell.datamatch.unwrap_or(0).to_le_bytes();
             let size = if bell.size == 0 { 4 } else { usize::from(bell.size) };
             let (offset, value) = (bell.offset, &value[..size]);
-            match self.find_region(region)?.shared_with(offset, size) {
-                Some(memory) => memory.write(offset, value)?,
-                None => device.write(region, offset, value)?,
+            if at.is_shared(offset, size) {
+                self.shared.shared_memory(region)?.write(offset, value)?;
+            } else {
+                device.write(region, offset, value)?;
             }
             Ok(true)
         });
@@ -442,9 +473,11 @@ impl File {
         self.present()?;
         let region = self.find_region(index)?;
         region.check(index, offset, len as u64, access)?;
-        let Some(memory) = region.shared_with(offset, len) else { return Ok(None) };
+        if !region.is_shared(offset, len) {
+            return Ok(None);
+        }
         self.registered().admit(&self.shared)?;
-        Ok(Some(memory))
+        self.shared.shared_memory(index).map(Some)
     }
 }
 

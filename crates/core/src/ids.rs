@@ -161,6 +161,16 @@ impl Owner {
         self.context
     }
 
+    /// Whether both run as one user of this machine: the account of their processes where it is
+    /// known of both, else the owner itself.
+    pub(crate) fn is_same_user(&self, other: &Self) -> bool {
+        match (self.credentials, other.credentials) {
+            (Some(own), Some(others)) => own.uid == others.uid,
+            (None, None) => self == other,
+            _ => false,
+        }
+    }
+
     /// The ids of the owner's process, where they are known.
     pub fn credentials(&self) -> Option<Credentials> {
         self.credentials

@@ -73,6 +73,7 @@ pub mod irq;
 mod lifecycle;
 #[cfg(all(test, any(shuttle, loom)))]
 mod model;
+mod opening;
 pub mod region;
 mod registered;
 pub mod registry;

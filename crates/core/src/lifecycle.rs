@@ -42,6 +42,7 @@ impl Registered {
         let file = Arc::new(FileShared::new(self.registry.next_file(), owner));
         let opening = self.set.try_begin(Phase::Opening).map_err(|phase| self.set_is(phase))?;
         self.count_in(&opening, &file, token)?;
+        file.enter_opening(self.context.openings().memory());
         drop(opening);
 
         if let Err(error) = self.call(|device| device.open(file.id, &file.owner)) {
@@ -86,7 +87,7 @@ impl Registered {
         if !first {
             return Ok(());
         }
-        self.first_open(opening).inspect_err(|error| {
+        self.first_open(opening, &file.owner).inspect_err(|error| {
             tracing::debug!(device = self.name(), %error, "first open failed");
             let mut guard = opening.lock();
             let member = guard.member(self);

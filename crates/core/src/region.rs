@@ -1,13 +1,15 @@
 //! Regions: the address spaces of a device (VFIO uAPI `struct vfio_region_info`).
 
 use std::fmt;
-use std::sync::Arc;
 
+use crate::dma::region_offset;
 use crate::error::{Errno, Error, Result};
-use crate::memory::SharedMemory;
+pub use crate::memory::Area as SparseArea;
 
 /// The unit of what clients can map.
 const PAGE: u64 = 4096;
+/// The largest region that can be shared, in bytes.
+const LARGEST_SHARED: u64 = 1 << 40;
 
 /// The number of a region in its device (`VFIO_PCI_BAR0_REGION_INDEX` and so on for PCI).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -38,39 +40,27 @@ pub struct Region {
     pub size: u64,
     /// Allowed accesses.
     pub flags: RegionFlags,
-    /// The part of the region that is plain memory, shared with the client.
-    pub shared: Option<SharedAreas>,
-    /// Places where a client may signal an eventfd instead of sending a write.
+    /// The parts of the region that are plain memory, shared with clients (`struct
+    /// vfio_region_sparse_mmap_area`): of whole pages, ascending, disjoint. The core makes the
+    /// memory, new for each opening of the device, and lends it to the device
+    /// ([`crate::Context::shared_memory`]). An access by message that lies within one area is
+    /// served from the memory and never reaches the device; clients may map the areas.
+    pub shared: Vec<SparseArea>,
+    /// Places where a write says "changed" ([`crate::DataPath`]).
     pub doorbells: Vec<Doorbell>,
     /// While the device resets itself, accesses wait for the end of that, up to 100 ms. Others
     /// read all ones at once, and write nothing.
     pub waits_for_reset: bool,
 }
 
-/// Memory behind a region, and which parts of the region it stands for.
+/// A doorbell: a place in a region whose write says "changed".
 ///
-/// An access by message that lies within one area is served from the memory and never
-/// reaches the device; clients may map the areas.
-#[derive(Clone, Debug)]
-pub struct SharedAreas {
-    /// Memory of the region's size; offset 0 is the region's offset 0.
-    pub memory: Arc<SharedMemory>,
-    /// Page-aligned, ascending, disjoint.
-    pub areas: Vec<SparseArea>,
-}
-
-/// A part of a region (`struct vfio_region_sparse_mmap_area`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SparseArea {
-    /// Offset from the region's start in bytes.
-    pub offset: u64,
-    /// Length in bytes.
-    pub size: u64,
-}
-
-/// A place in a region that a client may write through an eventfd (KVM's ioeventfd).
+/// A device with the power [`crate::Worker`] is told in its data path or tasks, without its lock,
+/// with the value where that is known. To any other device a doorbell is a way to make a write:
+/// the device sees one of the doorbell's value, `size` bytes (4 if 0).
 ///
-/// The device sees it as a write of `datamatch` (or zero) of `size` bytes (4 if 0).
+/// In a shared area, a write by message is stored in the memory and rings; a store through a
+/// mapping rings nothing, and is seen by a device that polls the page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Doorbell {
     /// Offset from the region's start in bytes.
@@ -79,6 +69,37 @@ pub struct Doorbell {
     pub size: u8,
     /// Only writes of this value ring; `None` for all.
     pub datamatch: Option<u64>,
+    /// How clients ring it.
+    pub ways: Ways,
+}
+
+/// How clients ring a doorbell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ways {
+    /// By a write, or by an eventfd that they ask for (KVM's ioeventfd). One without `datamatch`
+    /// carries no value, so only a device with the power [`crate::Worker`] may offer it.
+    EventFd,
+    /// By a write only: clients have room for a few eventfds, and a device may have hundreds of
+    /// doorbells.
+    Message,
+}
+
+impl Doorbell {
+    /// A doorbell that clients ring by a write, or by an eventfd that carries no value.
+    pub const fn eventfd(offset: u64, size: u8) -> Self {
+        Self { offset, size, datamatch: None, ways: Ways::EventFd }
+    }
+
+    /// A doorbell that clients ring by a write.
+    pub const fn message(offset: u64, size: u8) -> Self {
+        Self { offset, size, datamatch: None, ways: Ways::Message }
+    }
+
+    /// The doorbell, for writes of this value only.
+    #[must_use]
+    pub const fn matching(self, value: u64) -> Self {
+        Self { datamatch: Some(value), ..self }
+    }
 }
 
 impl Region {
@@ -87,7 +108,7 @@ impl Region {
         Self {
             size: 0,
             flags: RegionFlags::empty(),
-            shared: None,
+            shared: Vec::new(),
             doorbells: Vec::new(),
             waits_for_reset: false,
         }
@@ -98,19 +119,16 @@ impl Region {
         Self {
             size,
             flags: RegionFlags::READ.union(RegionFlags::WRITE),
-            shared: None,
+            shared: Vec::new(),
             doorbells: Vec::new(),
             waits_for_reset: false,
         }
     }
 
-    /// A region that is all plain memory, mappable by the client.
-    pub fn memory(memory: Arc<SharedMemory>) -> Self {
-        let size = memory.size();
-        Self {
-            shared: Some(SharedAreas { memory, areas: vec![SparseArea { offset: 0, size }] }),
-            ..Self::registers(size)
-        }
+    /// A region that is all plain memory, mappable by clients. `size` is in bytes, a multiple of
+    /// the page size.
+    pub fn memory(size: u64) -> Self {
+        Self { shared: vec![SparseArea { offset: 0, size }], ..Self::registers(size) }
     }
 
     /// Checks an access: `EINVAL` outside the region, `EACCES` without permission.
@@ -131,11 +149,24 @@ impl Region {
         Ok(())
     }
 
-    /// The memory that serves an access, if it lies within one shared area.
+    /// Whether memory serves an access: whether it lies within one shared area. An empty one
+    /// lies in none.
     #[inline]
-    pub(crate) fn shared_with(&self, offset: u64, len: usize) -> Option<&SharedMemory> {
-        let shared = self.shared.as_ref().filter(|shared| shared.covers(offset, len as u64))?;
-        Some(&shared.memory)
+    pub(crate) fn is_shared(&self, offset: u64, len: usize) -> bool {
+        let end = offset.checked_add(len as u64).filter(|_| len > 0);
+        let Some(end) = end.filter(|_| !self.shared.is_empty()) else { return false };
+        let next = self.shared.partition_point(|area| area.offset <= offset);
+        // Areas end within their region: no overflow.
+        next.checked_sub(1).is_some_and(|last| {
+            let area = &self.shared[last];
+            end <= area.offset + area.size
+        })
+    }
+
+    /// The doorbells that clients ring by eventfds, each with its place among all.
+    pub fn eventfds(&self) -> impl Iterator<Item = (usize, &Doorbell)> {
+        let doorbells = self.doorbells.iter().enumerate();
+        doorbells.filter(|(_, bell)| bell.ways == Ways::EventFd)
     }
 
     #[cold]
@@ -161,28 +192,29 @@ impl Region {
         })
     }
 
-    /// Whether the description of the region agrees with itself: `EINVAL`.
-    pub(crate) fn validate(&self, index: RegionIndex) -> Result<()> {
+    /// Whether the description of the region agrees with itself, and with whether the device has
+    /// the power [`crate::Worker`]: `EINVAL`.
+    pub(crate) fn validate(&self, index: RegionIndex, works: bool) -> Result<()> {
         let wrong = |what: String| Err(Error::new(Errno::INVAL, format!("{index}: {what}")));
-        if let Some(shared) = &self.shared {
-            let mut free_from = 0;
-            for area in &shared.areas {
-                let SparseArea { offset, size } = *area;
-                if size == 0 || offset % PAGE != 0 || size % PAGE != 0 {
-                    return wrong(format!("area {offset:#x}+{size:#x} is not made of pages"));
-                }
-                if offset < free_from {
-                    return wrong(format!("area {offset:#x} is not after the one before it"));
-                }
-                let end = offset.checked_add(size);
-                let Some(end) = end.filter(|&end| end <= self.size) else {
-                    return wrong(format!("area {offset:#x}+{size:#x} is not in the region"));
-                };
-                if end > shared.memory.size() {
-                    return wrong(format!("area {offset:#x}+{size:#x} is not in the memory"));
-                }
-                free_from = end;
+        if !self.shared.is_empty() && self.size > LARGEST_SHARED {
+            return wrong(format!("{} bytes; a region that is shared has 2^40 at most", self.size));
+        }
+        if !self.shared.is_empty() && region_offset(index.0).is_none() {
+            return wrong("its index is too large for a region that is shared".to_owned());
+        }
+        let mut free_from = 0;
+        for SparseArea { offset, size } in self.shared.iter().copied() {
+            if size == 0 || offset % PAGE != 0 || size % PAGE != 0 {
+                return wrong(format!("area {offset:#x}+{size:#x} is not made of pages"));
             }
+            if offset < free_from {
+                return wrong(format!("area {offset:#x} is not after the one before it"));
+            }
+            let end = offset.checked_add(size);
+            let Some(end) = end.filter(|&end| end <= self.size) else {
+                return wrong(format!("area {offset:#x}+{size:#x} is not in the region"));
+            };
+            free_from = end;
         }
         for bell in &self.doorbells {
             if !matches!(bell.size, 0 | 1 | 2 | 4 | 8) {
@@ -200,21 +232,14 @@ impl Region {
             if wide {
                 return wrong(format!("doorbell {:#x} matches a wider value", bell.offset));
             }
+            if bell.ways == Ways::EventFd && bell.datamatch.is_none() && !works {
+                return wrong(format!(
+                    "doorbell {:#x} offers an eventfd without datamatch, which carries no value; \
+                     only a device with the power Worker can take it",
+                    bell.offset
+                ));
+            }
         }
         Ok(())
-    }
-}
-
-impl SharedAreas {
-    /// Whether an access lies within one area. An empty one lies in none.
-    #[inline]
-    pub(crate) fn covers(&self, offset: u64, len: u64) -> bool {
-        let Some(end) = offset.checked_add(len).filter(|_| len > 0) else { return false };
-        let next = self.areas.partition_point(|area| area.offset <= offset);
-        // Areas end within their region: no overflow.
-        next.checked_sub(1).is_some_and(|last| {
-            let area = &self.areas[last];
-            end <= area.offset + area.size
-        })
     }
 }

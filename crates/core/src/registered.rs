@@ -10,7 +10,8 @@ use crate::device::{Description, Device, ResetCause, Token};
 use crate::error::{Errno, Error, Result};
 use crate::event::{Event, Subject};
 use crate::file::FileShared;
-use crate::ids::DeviceId;
+use crate::ids::{DeviceId, Owner};
+use crate::opening::Last;
 use crate::registry::{OpenPolicy, RegistryInner, StatePolicy};
 use crate::set::{Set, Transition};
 use crate::sync::atomic::{AtomicU8, Ordering};
@@ -270,7 +271,7 @@ impl Registered {
         // The outer result tells of a panic, which has been dealt with.
         let outcome = self.call_locked(model, |device| {
             self.context.irqs().reset();
-            let result = device.reset(cause);
+            let result = self.context.openings().clear().and_then(|()| device.reset(cause));
             let failed_before = self.is_in_error_state();
             if result.is_ok() {
                 self.barred.fetch_and(!FAILED, Ordering::Relaxed);
@@ -290,20 +291,42 @@ impl Registered {
     }
 
     /// First open: reset where the state is not kept, then `open_device`.
-    pub(crate) fn first_open(self: &Arc<Self>, opening: &Transition<'_>) -> Result<()> {
+    pub(crate) fn first_open(
+        self: &Arc<Self>,
+        opening: &Transition<'_>,
+        user: &Owner,
+    ) -> Result<()> {
         if self.is_stuck() {
             return Err(Error::new(Errno::BUSY, format!("stuck: {}", self.describe_work())));
         }
+        self.context.openings().begin(user, self.last_memory());
+        let opened = self.open_with_memory();
+        if opened.is_err() {
+            self.context.openings().end(self.last_memory());
+        }
+        opened?;
+        opening.lock().device_opened();
+        tracing::debug!(device = self.name(), "first open");
+        self.emit(Event::DeviceOpened);
+        Ok(())
+    }
+
+    fn open_with_memory(self: &Arc<Self>) -> Result<()> {
         // Reset a failed device even if its state is retained: that state cannot be trusted.
         if self.state_policy == StatePolicy::Reset || self.is_in_error_state() {
             self.reset(ResetCause::Open, None)?;
         }
         self.call(|device| device.open_device())?;
         self.start_work(Rings::Forget);
-        opening.lock().device_opened();
-        tracing::debug!(device = self.name(), "first open");
-        self.emit(Event::DeviceOpened);
         Ok(())
+    }
+
+    /// What becomes of the memory that the device shares when it is closed.
+    pub(crate) fn last_memory(&self) -> Last {
+        match self.state_policy {
+            StatePolicy::Reset => Last::Forgotten,
+            StatePolicy::Retain => Last::Kept,
+        }
     }
 
     /// Last close: the device quiesces; `close_device`; then the reset of the set's failed members
@@ -320,6 +343,7 @@ impl Registered {
         if let Some(stop) = stop {
             stop.leave_closed();
         }
+        self.context.openings().end(self.last_memory());
         let failed = {
             let mut guard = closing.lock();
             guard.device_closed();
@@ -364,7 +388,7 @@ impl Registered {
 
     /// Whether clients can map parts of the device.
     pub(crate) fn shares_memory(&self) -> bool {
-        self.description.regions.iter().any(|region| region.shared.is_some())
+        self.description.regions.iter().any(|region| !region.shared.is_empty())
     }
 
     #[cold]

@@ -184,18 +184,16 @@ impl Registry {
         }
         let device = candidate.0.as_mut().expect("not admitted yet");
         let description = contain(|| device.describe()).map_err(|panic| refused(&name, panic))?;
+        let works = contain(|| device.as_worker().is_some());
+        let works = works.map_err(|panic| refused(&name, panic))?;
         for (index, region) in (0..).map(RegionIndex).zip(&description.regions) {
-            region.validate(index)?;
+            region.validate(index, works)?;
         }
 
         let reserved = Reservation::new(&self.inner, &name)?;
         let id = DeviceId(self.inner.device_ids.take());
-        let bells = description.regions.iter().map(|region| region.doorbells.len()).sum();
-        let works = contain(|| device.as_worker().is_some());
-        let works = works.map_err(|panic| refused(&name, panic))?;
         let runtime = self.inner.runtime.clone();
-        let irqs = &description.irqs;
-        let context = Context::new(id, name.clone(), irqs, bells, works, runtime);
+        let context = Context::new(id, name.clone(), &description, works, runtime);
         contain(|| device.init(&context)).map_err(|panic| refused(&name, panic))??;
 
         let (set, created) = match &set {

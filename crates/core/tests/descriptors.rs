@@ -20,7 +20,7 @@ impl Device for Bells {
     }
 
     fn describe(&self) -> Description {
-        let doorbells = vec![Doorbell { offset: 0, size: 4, datamatch: None }; 3];
+        let doorbells = vec![Doorbell::eventfd(0, 4).matching(1); 3];
         Description {
             flags: DeviceFlags::RESET,
             regions: vec![Region { doorbells, ..Region::registers(0x10) }],

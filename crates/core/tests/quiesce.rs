@@ -83,8 +83,8 @@ impl Jobs {
 
 impl Device for Jobs {
     fn describe(&self) -> Description {
-        let bell = |datamatch| Doorbell { offset: DOORBELL, size: 4, datamatch };
-        let registers = Region { doorbells: vec![bell(None)], ..Region::registers(64) };
+        let doorbells = vec![Doorbell::eventfd(DOORBELL, 4)];
+        let registers = Region { doorbells, ..Region::registers(64) };
         Description { flags: DeviceFlags::RESET, regions: vec![registers], irqs: Vec::new() }
     }
 

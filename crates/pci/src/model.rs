@@ -2,7 +2,9 @@
 
 use std::fmt;
 use std::marker::PhantomData;
+use std::sync::Arc;
 
+use vfiod_core::memory::SharedMemory;
 use vfiod_core::{Context, ReadTraits, Result};
 use vfiod_tasks::Runtime;
 
@@ -88,6 +90,17 @@ impl<M> Cx<M> {
     /// what is not the device's work: a socket to the outside, for example.
     pub fn runtime(&self) -> &Runtime {
         self.context().runtime()
+    }
+
+    /// The memory that a BAR shares with clients ([`crate::Bar::shared`]), by offsets in the BAR. The
+    /// core zeroes it before a reset. It belongs to the present opening of the device: ask for it
+    /// in each, as it fails with `ENODEV` afterwards.
+    ///
+    /// # Errors
+    /// `ENODEV`: the device is not open; `EINVAL`: the BAR shares nothing; `EMFILE`, `ENOMEM` and
+    /// the like, at the first call in an opening.
+    pub fn shared_memory(&self, bar: u8) -> Result<Arc<SharedMemory>> {
+        self.context().shared_memory(bar.into())
     }
 
     pub(crate) fn context(&self) -> &Context {

@@ -1,6 +1,6 @@
 //! What a function is made of, as its model tells.
 
-use vfiod_core::region::{Doorbell, SharedAreas, SparseArea};
+use vfiod_core::region::{Doorbell, SparseArea};
 use vfiod_core::{Errno, Error, Result};
 
 use crate::capability::Capability;
@@ -40,7 +40,7 @@ pub enum BarKind {
 pub struct Bar {
     pub(crate) kind: BarKind,
     pub(crate) size: u64,
-    pub(crate) shared: Option<SharedAreas>,
+    pub(crate) shared: Vec<SparseArea>,
     pub(crate) doorbells: Vec<Doorbell>,
 }
 
@@ -48,7 +48,7 @@ impl Bar {
     /// A register of a kind for `size` bytes, a power of two: 16 and up for memory, 4 to 256 for
     /// I/O.
     pub fn new(kind: BarKind, size: u64) -> Self {
-        Self { kind, size, shared: None, doorbells: Vec::new() }
+        Self { kind, size, shared: Vec::new(), doorbells: Vec::new() }
     }
 
     /// Memory below 4 GiB, not prefetchable.
@@ -66,14 +66,16 @@ impl Bar {
         Self::new(BarKind::Io, size)
     }
 
-    /// Parts that are plain memory, which the client may map.
+    /// Parts that are plain memory, which clients may map: see
+    /// [`Region::shared`](vfiod_core::Region::shared). The model reaches them by
+    /// [`Cx::shared_memory`](crate::Cx::shared_memory).
     #[must_use]
-    pub fn shared(mut self, shared: SharedAreas) -> Self {
-        self.shared = Some(shared);
+    pub fn shared(mut self, areas: Vec<SparseArea>) -> Self {
+        self.shared = areas;
         self
     }
 
-    /// A place that the client may write by eventfd.
+    /// A place whose write says "changed".
     #[must_use]
     pub fn doorbell(mut self, doorbell: Doorbell) -> Self {
         self.doorbells.push(doorbell);
@@ -212,11 +214,11 @@ impl FunctionSpec {
     /// Whether some of `len` bytes of a BAR are memory that clients map.
     pub(crate) fn shares(&self, bar: u8, offset: u64, len: u64) -> bool {
         let bar = self.bars.get(usize::from(bar)).and_then(Option::as_ref);
-        bar.and_then(|bar| bar.shared.as_ref()).is_some_and(|shared| {
+        bar.is_some_and(|bar| {
             let overlaps = |area: &SparseArea| {
                 area.offset < offset + len && offset < area.offset.saturating_add(area.size)
             };
-            shared.areas.iter().any(overlaps)
+            bar.shared.iter().any(overlaps)
         })
     }
 }

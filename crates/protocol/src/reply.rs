@@ -121,18 +121,22 @@ impl<D> Reply<'_, D> {
     }
 
     /// DEVICE_GET_REGION_INFO: `VFIO_REGION_INFO_FLAG_*` without CAPS, size in bytes, mappable
-    /// parts (none for all of it), and the descriptor to map. The descriptor is sent only with a
+    /// parts (none for all of it), and the descriptor to map with the offset in bytes at which the
+    /// region begins in it. The descriptor is sent only with a
     /// reply that is whole: where the client's `argsz` is too small, it asks again.
     pub fn region_info(
         self,
         flags: u32,
         size: u64,
         areas: &[SparseArea],
-        memory: Option<D>,
+        memory: Option<(D, u64)>,
     ) -> Range<u64> {
         let info = RegionInfo::read_from_prefix(self.payload)
             .map_or_else(|_| RegionInfo::default(), |(info, _)| info);
-        let (payload, whole) = encode_region_info(info.argsz, info.index, flags, size, areas);
+        let (memory, offset) = memory.unzip();
+        let offset = offset.unwrap_or(0);
+        let (payload, whole) =
+            encode_region_info(info.argsz, info.index, flags, size, offset, areas);
         let fds: Vec<D> = memory.filter(|_| whole).into_iter().collect();
         self.finish(|output, header| output.reply_with_fds(header, &payload, fds))
     }

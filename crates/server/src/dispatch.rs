@@ -211,17 +211,22 @@ impl Target<'_> {
         let mut flags = region.flags.bits();
         let mut areas = Vec::new();
         let mut memory = None;
-        if let Some(shared) = &region.shared {
+        let shared = match self.file().shared_memory(RegionIndex(index)) {
+            Ok(shared) => shared,
+            Err(error) => return refuse(reply, error),
+        };
+        if let Some(shared) = shared {
             flags |= region_flag::MMAP;
-            memory = match shared.memory.fd().try_clone_to_owned() {
-                Ok(fd) => Some(fd),
+            memory = match shared.fd().try_clone_to_owned() {
+                Ok(fd) => Some((fd, shared.offset())),
                 Err(error) => {
                     let what = "cannot duplicate the region's descriptor";
                     return refuse(reply, Error::new(Errno::MFILE, what).because(error));
                 }
             };
-            areas
-                .extend(shared.areas.iter().map(|a| SparseArea { offset: a.offset, size: a.size }));
+            let sparse =
+                |a: &vfiod_core::region::SparseArea| SparseArea { offset: a.offset, size: a.size };
+            areas.extend(region.shared.iter().map(sparse));
             if areas == [SparseArea { offset: 0, size: region.size }] {
                 areas.clear();
             }
@@ -236,7 +241,7 @@ impl Target<'_> {
             Err(error) => return refuse(reply, error),
         };
         let mut entries = Vec::new();
-        for (fd_index, bell) in region.doorbells.iter().enumerate() {
+        for (fd_index, bell) in region.eventfds().map(|(_, bell)| bell).enumerate() {
             entries.push(IoFd {
                 offset: bell.offset,
                 size: u64::from(bell.size),

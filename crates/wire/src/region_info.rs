@@ -19,7 +19,8 @@ pub struct RegionReply {
 }
 
 /// Builds the payload for a client that takes `argsz` bytes. The capability of sparse areas is
-/// present where `areas` is not empty.
+/// present where `areas` is not empty. `offset` is where the region begins in the file that clients
+/// map, in bytes.
 ///
 /// Where they do not fit, the reply is cut to the fixed part, which says how much is needed;
 /// `cap_offset` is 32 even then, because QEMU refuses CAPS with an offset below that. The second
@@ -29,12 +30,12 @@ pub fn encode_region_info(
     index: u32,
     flags: u32,
     size: u64,
+    offset: u64,
     areas: &[SparseArea],
 ) -> (Vec<u8>, bool) {
     let caps = if areas.is_empty() { 0 } else { SPARSE_FIXED + size_of_val(areas) };
     let needed = RegionInfo::LEN + caps;
-    let mut info =
-        RegionInfo { argsz: needed as u32, flags, index, cap_offset: 0, size, offset: 0 };
+    let mut info = RegionInfo { argsz: needed as u32, flags, index, cap_offset: 0, size, offset };
     if caps != 0 {
         info.flags |= region_flag::CAPS;
         info.cap_offset = RegionInfo::LEN as u32;

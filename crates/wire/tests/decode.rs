@@ -87,7 +87,7 @@ proptest! {
     #[test]
     fn region_info_is_what_it_was_made_as(argsz in 32u32..400, index: u32, size: u64, areas in 0usize..20) {
         let areas: Vec<_> = (0..areas as u64).map(|i| SparseArea { offset: i << 16, size: 4096 }).collect();
-        let (payload, whole) = encode_region_info(argsz, index, 3, size, &areas);
+        let (payload, whole) = encode_region_info(argsz, index, 3, size, 0, &areas);
         let reply = decode_region_info(&payload).unwrap();
         prop_assert_eq!((reply.info.index, reply.info.size), (index, size));
         prop_assert_eq!(whole, reply.info.argsz <= argsz);

@@ -8,7 +8,6 @@ use vfiod_sync::model::{join_all, spawn};
 use super::scenarios::{NOW, finish, open, register};
 use super::witness::{Ledger, Witness};
 use crate::irq::{IrqAction, IrqData};
-use crate::memory::SharedMemory;
 use crate::sync::thread;
 use crate::{
     DeviceRef, Errno, Error, File, InUse, IrqIndex, Owner, RegionIndex, Registration, Registry,
@@ -193,17 +192,17 @@ pub(crate) fn hot_reset_that_fails() {
 
 /// A client stores into a page of the first member.
 pub(crate) fn hot_reset_against_stores() {
-    let pages = [0; 2].map(|_| SharedMemory::new("page", 4096).expect("memory"));
     let stage = Stage::new(|ledger| {
-        let member = |name, page| (name, Witness::new(name, ledger).sharing(page));
-        vec![member("a", &pages[0]), member("b", &pages[1])]
+        let member = |name| (name, Witness::new(name, ledger).sharing());
+        vec![member("a"), member("b")]
     });
     let file = open(&stage.device(0)).expect("opens");
+    let page = stage.device(0).registered.context.shared_memory(1).expect("memory");
     // The first one is reset again after the second.
     stage.ledger.expect_hot_reset(3);
     let stored = Arc::new(std::sync::atomic::AtomicUsize::new(usize::MAX));
     let client = {
-        let (ledger, page, stored) = (stage.ledger.clone(), pages[0].clone(), stored.clone());
+        let (ledger, page, stored) = (stage.ledger.clone(), page.clone(), stored.clone());
         spawn(move || {
             for _ in 0..3 {
                 thread::yield_now();
@@ -215,7 +214,7 @@ pub(crate) fn hot_reset_against_stores() {
     file.reset_set().expect("nobody is in the way");
     join_all([client]);
     let mut byte = [0];
-    pages[0].read(0, &mut byte).expect("reads");
+    page.read(0, &mut byte).expect("reads");
     let before_the_second = stored.load(std::sync::atomic::Ordering::SeqCst) < 2;
     assert!(!before_the_second || byte == [0], "a store from before the end was kept");
     drop(file);

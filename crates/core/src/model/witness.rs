@@ -10,7 +10,6 @@ use crate::error::{Errno, Error, Result};
 use crate::ids::SetObject;
 use crate::ids::{FileId, Owner};
 use crate::irq::{IrqFlags, IrqInfo};
-use crate::memory::SharedMemory;
 use crate::region::{Doorbell, Region, RegionIndex};
 use crate::sync::atomic::{AtomicUsize, Ordering};
 
@@ -111,14 +110,14 @@ pub(crate) struct Witness {
     panics: Vec<&'static str>,
     /// Done in `init`.
     on_init: Option<Box<dyn FnOnce() + Send>>,
-    /// Region 1, all of it mappable; 0 after a reset.
-    memory: Option<Arc<SharedMemory>>,
+    /// Whether it has region 1, all of it mappable.
+    shares: bool,
 }
 
 impl Witness {
     pub(crate) fn new(name: &'static str, ledger: &Arc<Ledger>) -> Self {
         let (fails, panics) = (Vec::new(), Vec::new());
-        Self { name, ledger: ledger.clone(), fails, panics, on_init: None, memory: None }
+        Self { name, ledger: ledger.clone(), fails, panics, on_init: None, shares: false }
     }
 
     /// With callbacks that fail, once each.
@@ -134,8 +133,8 @@ impl Witness {
     }
 
     /// With a page that clients map.
-    pub(crate) fn sharing(mut self, memory: &Arc<SharedMemory>) -> Self {
-        self.memory = Some(memory.clone());
+    pub(crate) fn sharing(mut self) -> Self {
+        self.shares = true;
         self
     }
 
@@ -187,9 +186,9 @@ impl Device for Witness {
 
     fn describe(&self) -> Description {
         let flags = DeviceFlags::RESET;
-        let bell = Doorbell { offset: 0, size: 4, datamatch: None };
+        let bell = Doorbell::eventfd(0, 4).matching(0);
         let mut regions = vec![Region { doorbells: vec![bell], ..Region::registers(16) }];
-        regions.extend(self.memory.clone().map(Region::memory));
+        regions.extend(self.shares.then(|| Region::memory(4096)));
         let irq = IrqFlags::EVENTFD | IrqFlags::MASKABLE | IrqFlags::AUTOMASKED;
         Description { flags, regions, irqs: vec![IrqInfo { flags: irq, count: 1 }] }
     }
@@ -279,11 +278,7 @@ impl Device for Witness {
             self.demand(own, "a hot reset under another owner");
         }
         self.ledger.pause();
-        self.falter("reset")?;
-        match &self.memory {
-            Some(memory) => memory.fill(0, memory.size(), 0),
-            None => Ok(()),
-        }
+        self.falter("reset")
     }
 
     fn as_request(&mut self) -> Option<&mut dyn Request> {

@@ -224,7 +224,13 @@ impl Registered {
         if files.is_empty() {
             return Ok(());
         }
-        self.call(|device| device.open_device())?;
+        let openings = self.context.openings();
+        openings.begin(&files[0].owner, self.last_memory());
+        if let Err(error) = self.call(|device| device.open_device()) {
+            openings.end(self.last_memory());
+            return Err(error);
+        }
+        files.iter().for_each(|file| file.enter_opening(openings.memory()));
         opening.lock().device_opened();
         for (at, file) in files.iter().enumerate() {
             if let Err(error) = self.call(|device| device.open(file.id, &file.owner)) {
@@ -254,6 +260,7 @@ impl Registered {
             device.close_device();
             Ok(())
         });
+        self.context.openings().end(self.last_memory());
         opening.lock().device_closed();
     }
 

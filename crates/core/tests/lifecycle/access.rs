@@ -1,8 +1,7 @@
 //! What a file may do with regions, features and doorbells.
 
 use rustix::io::write;
-use vfiod_core::memory::SharedMemory;
-use vfiod_core::region::{Doorbell, SharedAreas, SparseArea};
+use vfiod_core::region::{Doorbell, SparseArea};
 use vfiod_core::{DeviceFlags, Errno, IrqIndex, Region, RegionFlags, RegionIndex};
 
 use crate::rig::{Fault, REGISTERS, Rig, errno, open, spec};
@@ -45,16 +44,16 @@ fn bounds_and_permissions_are_checked_before_the_device() {
 #[test]
 fn shared_areas_are_served_from_the_memory() {
     let rig = Rig::new();
-    let memory = SharedMemory::new("test", 0x4000).unwrap();
     let mut probe = rig.probe("a");
     let area = |offset| SparseArea { offset, size: 0x1000 };
-    let areas = vec![area(0x1000), area(0x3000)];
-    let shared = Some(SharedAreas { memory: memory.clone(), areas });
+    let shared = vec![area(0x1000), area(0x3000)];
+    let context = probe.context.clone();
     probe.description.regions.push(Region { shared, ..Region::registers(0x4000) });
     let a = rig.add(spec("a"), probe);
     let file = open(&a).unwrap();
     rig.journal.take();
     let region = RegionIndex(1);
+    let memory = context.lock().unwrap().as_ref().unwrap().shared_memory(1).unwrap();
     file.write(region, 0x1000, &[1, 2, 3, 4]).unwrap();
     file.write(region, 0x1ffc, &[5, 6, 7, 8]).unwrap();
     let mut data = [0; 4];
@@ -116,22 +115,25 @@ fn features_are_the_devices_own() {
 fn a_doorbell_is_a_write() {
     let rig = Rig::new();
     let mut probe = rig.probe("a");
-    let bell = |offset, size, datamatch| Doorbell { offset, size, datamatch };
-    probe.description.regions[0].doorbells = vec![bell(0x10, 2, Some(0x1234)), bell(0x20, 0, None)];
+    probe.description.regions[0].doorbells = vec![
+        Doorbell::message(0x30, 4),
+        Doorbell::eventfd(0x10, 2).matching(0x1234),
+        Doorbell::eventfd(0x20, 0).matching(5),
+    ];
     let a = rig.add(spec("a"), probe);
     let file = open(&a).unwrap();
     rig.journal.take();
     assert!(!file.ring(REGISTERS, 0).unwrap(), "no eventfds yet");
     let fds = file.doorbells(REGISTERS).unwrap();
     let again = file.doorbells(REGISTERS).unwrap();
-    assert_eq!((fds.len(), again.len()), (2, 2));
+    assert_eq!((fds.len(), again.len()), (2, 2), "the first is rung by message only");
     assert!(!file.ring(REGISTERS, 0).unwrap());
     write(&fds[0], &1u64.to_ne_bytes()).unwrap();
     assert!(file.ring(REGISTERS, 0).unwrap());
     assert!(!file.ring(REGISTERS, 0).unwrap(), "rung once");
     write(&again[1], &5u64.to_ne_bytes()).unwrap();
     assert!(file.ring(REGISTERS, 1).unwrap(), "duplicates are the same eventfd");
-    assert_eq!(rig.journal.take(), ["a.write 0x10 [34, 12]", "a.write 0x20 [0, 0, 0, 0]"]);
+    assert_eq!(rig.journal.take(), ["a.write 0x10 [34, 12]", "a.write 0x20 [5, 0, 0, 0]"]);
     assert_eq!(errno(file.ring(REGISTERS, 2)), Errno::INVAL);
     assert_eq!(errno(file.ring(RegionIndex(9), 0)), Errno::INVAL);
     assert_eq!(errno(file.doorbells(RegionIndex(9))), Errno::INVAL);

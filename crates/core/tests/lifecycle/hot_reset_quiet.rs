@@ -11,7 +11,7 @@ use rustix::io::{pwrite, write};
 use vfiod_core::dma::{Backing, MapRequest, Perm};
 use vfiod_core::irq::{IrqAction, IrqData};
 use vfiod_core::memory::SharedMemory;
-use vfiod_core::region::{Doorbell, SharedAreas, SparseArea};
+use vfiod_core::region::{Doorbell, SparseArea};
 use vfiod_core::{Errno, File, IrqFlags, IrqIndex, IrqInfo, Region, RegionIndex, Registration};
 
 use crate::rig::{Fault, Probe, REGISTERS, Rig, Slot, errno, open};
@@ -21,6 +21,8 @@ const LINE: IrqIndex = IrqIndex(0);
 const BELL: u64 = 0x40;
 /// What a reset leaves in shared memory.
 const POWER_ON: u8 = 0x11;
+/// Bytes that are shared.
+const SHARED: usize = 4096;
 
 /// Something that a device's reset does at the end.
 type Meanwhile = Arc<Mutex<Box<dyn FnMut() + Send>>>;
@@ -34,26 +36,24 @@ fn during(meanwhile: &Meanwhile, action: impl FnMut() + Send + 'static) {
 }
 
 /// A probe with shared memory, a doorbell and a line.
-fn rich(rig: &Rig, name: &'static str, meanwhile: &Meanwhile) -> (Probe, Arc<SharedMemory>) {
-    let memory = SharedMemory::new(name, 8192).unwrap();
+fn rich(rig: &Rig, name: &'static str, meanwhile: &Meanwhile) -> Probe {
     let mut probe = rig.probe(name);
-    probe.description.regions[0].doorbells =
-        vec![Doorbell { offset: BELL, size: 4, datamatch: Some(7) }];
+    probe.description.regions[0].doorbells = vec![Doorbell::eventfd(BELL, 4).matching(7)];
     probe.description.regions.push(Region {
-        shared: Some(SharedAreas {
-            memory: memory.clone(),
-            areas: vec![SparseArea { offset: 0, size: 4096 }],
-        }),
+        shared: vec![SparseArea { offset: 0, size: SHARED as u64 }],
         ..Region::registers(8192)
     });
     let flags = IrqFlags::EVENTFD | IrqFlags::MASKABLE | IrqFlags::AUTOMASKED;
     probe.description.irqs[0] = IrqInfo { flags, count: 1 };
-    let (own, meanwhile) = (memory.clone(), meanwhile.clone());
+    let (context, meanwhile) = (probe.context.clone(), meanwhile.clone());
     probe.on_reset = Box::new(move |_| {
-        own.fill(0, 8192, POWER_ON).unwrap();
+        let memory = context.lock().unwrap().as_ref().map(|context| context.shared_memory(1));
+        if let Some(Ok(memory)) = memory {
+            memory.fill(0, SHARED as u64, POWER_ON).unwrap();
+        }
         (meanwhile.lock().unwrap())();
     });
-    (probe, memory)
+    probe
 }
 
 /// Members a and b with shared memory, both open; what b's reset does at its end.
@@ -70,24 +70,24 @@ impl Pair {
     fn new() -> Self {
         let (rig, slot) = (Rig::new(), Arc::new(Slot("slot")));
         let meanwhile = nothing();
-        let (a, memory_a) = rich(&rig, "a", &nothing());
-        let (b, memory_b) = rich(&rig, "b", &meanwhile);
+        let (a, b) = (rich(&rig, "a", &nothing()), rich(&rig, "b", &meanwhile));
         let contexts = [a.context.clone(), b.context.clone()];
         let members = [a, b].map(|probe| rig.join(&slot, probe));
         let contexts = contexts.map(|context| context.lock().unwrap().clone().unwrap());
         let files = members.each_ref().map(|member| open(member).unwrap());
+        let memories = contexts.each_ref().map(|context| context.shared_memory(1).unwrap());
         rig.journal.take();
-        Self { rig, memories: [memory_a, memory_b], files, meanwhile, members, contexts }
+        Self { rig, memories, files, meanwhile, members, contexts }
     }
 }
 
 /// What a client's mapping of the memory does.
 fn store(memory: &SharedMemory, byte: u8) {
-    assert_eq!(pwrite(memory.fd(), &[byte; 8192], 0), Ok(8192));
+    assert_eq!(pwrite(memory.fd(), &[byte; SHARED], memory.offset()), Ok(SHARED));
 }
 
 fn contents(memory: &SharedMemory) -> Vec<u8> {
-    let mut bytes = vec![0; 8192];
+    let mut bytes = vec![0; SHARED];
     memory.read(0, &mut bytes).unwrap();
     bytes
 }

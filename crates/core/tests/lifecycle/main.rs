@@ -11,4 +11,5 @@ mod regions;
 mod register;
 mod release;
 mod rig;
+mod shared_memory;
 mod unregister;

@@ -1,9 +1,6 @@
 //! Descriptions that contradict themselves are refused at registration.
 
-use std::sync::Arc;
-
-use vfiod_core::memory::SharedMemory;
-use vfiod_core::region::{Doorbell, SharedAreas, SparseArea};
+use vfiod_core::region::{Doorbell, SparseArea};
 use vfiod_core::{Errno, Region, RegionFlags};
 
 use crate::rig::{Rig, errno, spec};
@@ -22,34 +19,32 @@ fn accepted(region: Region) -> bool {
     }
 }
 
-fn areas(memory: &Arc<SharedMemory>, areas: &[(u64, u64)]) -> bool {
-    let areas = areas.iter().map(|&(offset, size)| SparseArea { offset, size }).collect();
-    let shared = Some(SharedAreas { memory: memory.clone(), areas });
+fn areas(areas: &[(u64, u64)]) -> bool {
+    let shared = areas.iter().map(|&(offset, size)| SparseArea { offset, size }).collect();
     accepted(Region { shared, ..Region::registers(0x8000) })
 }
 
 #[test]
 fn sparse_areas() {
-    let memory = SharedMemory::new("test", 0x8000).unwrap();
-    assert!(areas(&memory, &[]));
-    assert!(areas(&memory, &[(0, 0x8000)]));
-    assert!(areas(&memory, &[(0x1000, 0x1000), (0x2000, 0x1000), (0x7000, 0x1000)]));
-    assert!(!areas(&memory, &[(0x800, 0x1000)]), "offset not of pages");
-    assert!(!areas(&memory, &[(0, 0x800)]), "size not of pages");
-    assert!(!areas(&memory, &[(0, 0)]), "empty");
-    assert!(!areas(&memory, &[(0x2000, 0x1000), (0x1000, 0x1000)]), "descending");
-    assert!(!areas(&memory, &[(0x1000, 0x2000), (0x2000, 0x1000)]), "overlapping");
-    assert!(!areas(&memory, &[(0x7000, 0x2000)]), "over the region's end");
-    assert!(!areas(&memory, &[(0x1000, 0xffff_ffff_ffff_f000)]), "over 2^64");
-    let small = SharedMemory::new("small", 0x1000).unwrap();
-    assert!(!areas(&small, &[(0x1000, 0x1000)]), "over the memory's end");
-    assert!(accepted(Region::memory(small)));
+    assert!(areas(&[]));
+    assert!(areas(&[(0, 0x8000)]));
+    assert!(areas(&[(0x1000, 0x1000), (0x2000, 0x1000), (0x7000, 0x1000)]));
+    assert!(!areas(&[(0x800, 0x1000)]), "offset not of pages");
+    assert!(!areas(&[(0, 0x800)]), "size not of pages");
+    assert!(!areas(&[(0, 0)]), "empty");
+    assert!(!areas(&[(0x2000, 0x1000), (0x1000, 0x1000)]), "descending");
+    assert!(!areas(&[(0x1000, 0x2000), (0x2000, 0x1000)]), "overlapping");
+    assert!(!areas(&[(0x7000, 0x2000)]), "over the region's end");
+    assert!(!areas(&[(0x1000, 0xffff_ffff_ffff_f000)]), "over 2^64");
+    assert!(accepted(Region::memory(0x1000)));
+    assert!(accepted(Region::memory(1 << 40)));
+    assert!(!accepted(Region::memory(1 << 41)), "over the room of a region in the file");
 }
 
 #[test]
 fn doorbells() {
     let bell = |offset, size, datamatch| {
-        let doorbells = vec![Doorbell { offset, size, datamatch }];
+        let doorbells = vec![Doorbell { datamatch, ..Doorbell::message(offset, size) }];
         accepted(Region { doorbells, ..Region::registers(0x100) })
     };
     assert!(bell(0, 4, None));
@@ -62,7 +57,15 @@ fn doorbells() {
     assert!(!bell(u64::MAX, 1, None), "over 2^64");
     assert!(!bell(0, 1, Some(0x100)), "a value that cannot be written");
     assert!(!bell(0, 0, Some(1 << 32)));
-    let doorbells = vec![Doorbell { offset: 0, size: 4, datamatch: None }];
+    let doorbells = vec![Doorbell::message(0, 4)];
     let read_only = Region { flags: RegionFlags::READ, doorbells, ..Region::registers(0x100) };
     assert!(!accepted(read_only));
+}
+
+#[test]
+fn eventfd_without_datamatch_is_refused_for_a_device_that_is_no_worker() {
+    let bell = |bell| accepted(Region { doorbells: vec![bell], ..Region::registers(0x100) });
+    assert!(bell(Doorbell::eventfd(0, 4).matching(7)));
+    assert!(bell(Doorbell::message(0, 4)));
+    assert!(!bell(Doorbell::eventfd(0, 4)));
 }

@@ -15,8 +15,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use vfiod_core::Result;
 use vfiod_core::dma::Perm;
-use vfiod_core::memory::SharedMemory;
-use vfiod_core::region::{SharedAreas, SparseArea};
+use vfiod_core::region::SparseArea;
 use vfiod_pci::{Bar, BarKind, CannotSave, Capability, Cx, FunctionSpec, Handle, Model, Unsaved};
 
 use self::registers::{COUNT, Op, REGISTERS, Reg};
@@ -48,7 +47,7 @@ impl Default for BenchOptions {
 #[derive(Debug)]
 enum Memory {
     /// The core serves it.
-    Shared(SharedAreas),
+    Shared,
     /// The model does.
     Own { bytes: Vec<u8>, written: bool },
 }
@@ -70,9 +69,7 @@ impl Bench {
     /// What the kernel says to a memfd of 2 MiB.
     pub fn new(options: BenchOptions) -> Result<Self> {
         let memory = if options.shared {
-            let memory = SharedMemory::new("vfiod-bench", MEMORY as u64)?;
-            let areas = vec![SparseArea { offset: 0, size: MEMORY as u64 }];
-            Memory::Shared(SharedAreas { memory, areas })
+            Memory::Shared
         } else {
             Memory::Own { bytes: vec![0; MEMORY], written: false }
         };
@@ -188,7 +185,7 @@ impl Model for Bench {
     fn spec(&self) -> FunctionSpec {
         let bar = Bar::new(BarKind::Memory64 { prefetchable: true }, MEMORY as u64);
         let bar = match &self.memory {
-            Memory::Shared(areas) => bar.shared(areas.clone()),
+            Memory::Shared => bar.shared(vec![SparseArea { offset: 0, size: MEMORY as u64 }]),
             Memory::Own { .. } => bar,
         };
         FunctionSpec::new(0x1234, 0x7e32)
@@ -236,8 +233,6 @@ impl Model for Bench {
         }
     }
 
-    /// Shared memory keeps what is in it, as memory on a card may: clearing it would be most of
-    /// what a connection costs.
     fn reset(&mut self, _cx: &Cx<Self>) {
         let Self { memory, registers, buffer: _, handle: _ } = self;
         match memory {
@@ -245,12 +240,7 @@ impl Model for Bench {
                 bytes.fill(0);
                 *written = false;
             }
-            Memory::Own { .. } => {}
-            // Can only fail for want of memory to note the holes in; then the pages are written.
-            Memory::Shared(areas) => {
-                let memory = &areas.memory;
-                let _ = memory.clear().or_else(|_| memory.fill(0, memory.size(), 0));
-            }
+            Memory::Own { .. } | Memory::Shared => {}
         }
         *registers = [0; COUNT];
         self.master();

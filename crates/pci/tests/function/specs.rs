@@ -1,8 +1,7 @@
 //! Specs that contradict themselves are refused, with words that say where.
 
 use vfiod_core::Errno;
-use vfiod_core::memory::SharedMemory;
-use vfiod_core::region::{SharedAreas, SparseArea};
+use vfiod_core::region::SparseArea;
 use vfiod_pci::{Bar, Capability, Cx, Function, FunctionSpec, Model, Stateless};
 
 struct Blank(FunctionSpec);
@@ -71,9 +70,8 @@ fn message_signalled_interrupts() {
 
 #[test]
 fn msix_in_memory_that_clients_map() {
-    let memory = SharedMemory::new("specs", 0x4000).unwrap();
     let areas = vec![SparseArea { offset: 0x1000, size: 0x1000 }];
-    let bar = Bar::memory32(0x4000).shared(SharedAreas { memory, areas });
+    let bar = Bar::memory32(0x4000).shared(areas);
     let with = |table, pba| {
         FunctionSpec::new(1, 2).bar(2, bar.clone()).capability(Capability::Msix {
             vectors: 2,

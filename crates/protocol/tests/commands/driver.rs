@@ -232,7 +232,7 @@ impl Driver {
                     }
                     Request::DeviceGetRegionInfo(_) => {
                         let areas = [SparseArea { offset: 0, size: 0x1000 }];
-                        reply.region_info(7, SIZE as u64, &areas, Some(5));
+                        reply.region_info(7, SIZE as u64, &areas, Some((5, 0)));
                     }
                     Request::DeviceGetRegionIoFds(region) => match reply.wants_io_fds(2) {
                         Ok(wanted) => {

@@ -77,7 +77,7 @@ fn output_that_was_not_sent_is_still_there_with_its_descriptors() {
     let Some(vfiod_protocol::Event::Call(call)) = driver.connection.next().unwrap() else {
         panic!()
     };
-    call.reply.region_info(7, 0x1000, &[], Some(77));
+    call.reply.region_info(7, 0x1000, &[], Some((77, 0)));
     driver.rebuild();
     driver.run();
     assert_eq!(driver.take_sent()[0].fds, [77]);

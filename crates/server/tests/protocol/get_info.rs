@@ -51,16 +51,17 @@ fn a_sparse_region_brings_its_areas_and_one_descriptor() {
         region_flag::MMAP | region_flag::CAPS
     );
     let file = std::fs::File::from(region.fd.unwrap());
-    assert_eq!(file.metadata().unwrap().len(), SPARSE_SIZE);
+    let offset = region.reply.info.offset;
+    assert_eq!(file.metadata().unwrap().len(), offset + SPARSE_SIZE);
 
     // It is the memory that messages reach.
-    std::os::unix::fs::FileExt::write_all_at(&file, b"through the file", 0x100).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, b"through the file", offset + 0x100).unwrap();
     let mut data = [0; 16];
     client.region_read(SPARSE, 0x100, &mut data).unwrap();
     assert_eq!(&data, b"through the file");
     client.region_write(SPARSE, 0x200, b"through a message").unwrap();
     let mut data = [0; 17];
-    std::os::unix::fs::FileExt::read_exact_at(&file, &mut data, 0x200).unwrap();
+    std::os::unix::fs::FileExt::read_exact_at(&file, &mut data, offset + 0x200).unwrap();
     assert_eq!(&data, b"through a message");
     // Behind the area it is the device.
     let mut data = [0; 4];

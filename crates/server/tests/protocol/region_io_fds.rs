@@ -12,7 +12,7 @@ fn a_ring_is_a_write() {
     let mut client = rig.client();
     let (bells, fds) = client.region_io_fds(KNOBS).unwrap();
     assert_eq!(bells.len(), 2);
-    assert_eq!(bells[0], IoFd { offset: BELL, size: 4, ..IoFd::default() });
+    assert_eq!(bells[0], IoFd { offset: BELL, size: 4, flags: 1, datamatch: 1, ..IoFd::default() });
     let second =
         IoFd { offset: BELL, size: 8, fd_index: 1, flags: 1, datamatch: 7, ..IoFd::default() };
     assert_eq!(bells[1], second);

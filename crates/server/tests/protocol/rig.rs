@@ -9,8 +9,7 @@ use rustix::event::{EventfdFlags, eventfd};
 use std::os::fd::OwnedFd;
 use vfiod_client::{Client, Error as ClientError, Options, RawMessage, Socket};
 use vfiod_core::irq::{IrqFlags, IrqInfo};
-use vfiod_core::memory::SharedMemory;
-use vfiod_core::region::{Doorbell, SharedAreas, SparseArea};
+use vfiod_core::region::{Doorbell, SparseArea};
 use vfiod_core::{
     Context, Description, Device, DeviceFlags, DeviceSpec, Errno, Error, Features, IrqIndex,
     OpenPolicy, Region, RegionFlags, RegionIndex, Registration, Registry, ResetCause, Result,
@@ -81,7 +80,6 @@ pub(crate) const ETIMEDOUT: u64 = 110;
 
 struct Rack {
     ctx: Option<Context>,
-    sparse: Arc<SharedMemory>,
     plain: Arc<Mutex<Vec<u8>>>,
     large: Vec<u8>,
     dma: [u64; 4],
@@ -98,7 +96,6 @@ impl Rack {
     fn new() -> Self {
         Self {
             ctx: None,
-            sparse: SharedMemory::new("rack", SPARSE_SIZE).unwrap(),
             plain: Arc::new(Mutex::new(vec![0; PLAIN_SIZE as usize])),
             large: vec![0; LARGE_SIZE as usize],
             dma: [0; 4],
@@ -157,18 +154,13 @@ impl Device for Rack {
     }
 
     fn describe(&self) -> Description {
-        let doorbells = vec![
-            Doorbell { offset: BELL, size: 4, datamatch: None },
-            Doorbell { offset: BELL, size: 8, datamatch: Some(7) },
-        ];
+        let doorbells =
+            vec![Doorbell::eventfd(BELL, 4).matching(1), Doorbell::eventfd(BELL, 8).matching(7)];
         Description {
             flags: DeviceFlags::RESET,
             regions: vec![
                 Region {
-                    shared: Some(SharedAreas {
-                        memory: self.sparse.clone(),
-                        areas: vec![SparseArea { offset: 0, size: SPARSE_AREA }],
-                    }),
+                    shared: vec![SparseArea { offset: 0, size: SPARSE_AREA }],
                     ..Region::registers(SPARSE_SIZE)
                 },
                 Region::registers(PLAIN_SIZE),
@@ -252,7 +244,6 @@ impl Device for Rack {
             }
             self.dma_was_done = !running();
         }
-        self.sparse.fill(0, SPARSE_SIZE, 0)?;
         self.plain.lock().unwrap().fill(0);
         self.dma = [0; 4];
         self.rings = 0;

@@ -1,0 +1,152 @@
+//! The memory that a device shares with its clients: the core makes it from the description, new
+//! for each opening.
+
+use std::sync::{Arc, OnceLock};
+
+use crate::dma::{DeviceMemory, SharedRegion};
+use crate::error::{Errno, Error, Result};
+use crate::ids::Owner;
+use crate::memory::SharedMemory;
+use crate::region::Region;
+use crate::sync::{Mutex, lock};
+
+/// The memory of one opening of a device. It is made when it is first asked for: a client that
+/// never looks at it does not pay for it.
+pub(crate) struct OpeningMemory {
+    regions: Arc<[SharedRegion]>,
+    made: OnceLock<DeviceMemory>,
+    /// Whether the opening has ended. Locked while the memory is being made.
+    ended: Mutex<bool>,
+}
+
+impl OpeningMemory {
+    /// The memory of a region.
+    ///
+    /// # Errors
+    /// `EINVAL`: the region shares nothing; `ENODEV`: the opening has ended; `EMFILE`, `ENOMEM` and
+    /// the like: what the kernel says to the memory's file or mapping.
+    #[inline]
+    pub(crate) fn region(&self, index: u32) -> Result<&Arc<SharedMemory>> {
+        let made = match self.made.get() {
+            Some(made) => made,
+            None => self.make()?,
+        };
+        made.region(index).ok_or_else(|| {
+            Error::new(Errno::INVAL, format!("region {index} shares no memory with clients"))
+        })
+    }
+
+    #[cold]
+    fn make(&self) -> Result<&DeviceMemory> {
+        let ended = lock(&self.ended);
+        if *ended {
+            return Err(Error::new(Errno::NODEV, "shared memory of an opening that has ended"));
+        }
+        if self.made.get().is_none() {
+            let memory = DeviceMemory::new("vfiod-device", &self.regions)?;
+            _ = self.made.set(memory);
+        }
+        let none = || Error::new(Errno::NODEV, "shared memory of an opening that has ended");
+        self.made.get().ok_or_else(none)
+    }
+
+    /// Zeroes it: for a reset.
+    ///
+    /// # Errors
+    /// What the kernel says; then some of it may be as it was.
+    fn clear(&self) -> Result<()> {
+        let Some(made) = self.made.get() else { return Ok(()) };
+        made.clear().or_else(|_| {
+            // The kernel had no memory to note the holes in: write the pages.
+            for region in &*self.regions {
+                let Some(memory) = made.region(region.index) else { continue };
+                for area in &region.areas {
+                    memory.fill(area.offset, area.size, 0)?;
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// Ends the opening: from now on the device reaches it no more.
+    fn end(&self) {
+        let mut ended = lock(&self.ended);
+        *ended = true;
+        if let Some(made) = self.made.get() {
+            made.close();
+        }
+    }
+}
+
+/// The memory that a device shares in its present opening, if it shares any.
+pub(crate) struct Openings {
+    regions: Arc<[SharedRegion]>,
+    now: Mutex<Option<Opening>>,
+}
+
+struct Opening {
+    user: Owner,
+    memory: Arc<OpeningMemory>,
+}
+
+/// What becomes of the memory of the last opening.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Last {
+    /// The device loses it at its last close.
+    Forgotten,
+    /// It is kept for the next opening, if that is by the same user.
+    Kept,
+}
+
+impl Openings {
+    pub(crate) fn new(regions: &[Region]) -> Self {
+        let regions = (0..).zip(regions).filter(|(_, region)| !region.shared.is_empty());
+        let regions = regions.map(|(index, region)| {
+            let (size, areas) = (region.size, region.shared.clone());
+            SharedRegion { index, size, areas }
+        });
+        Self { regions: regions.collect(), now: Mutex::new(None) }
+    }
+
+    /// A first open: the memory is new, unless that of the last opening is kept and was the same
+    /// user's.
+    pub(crate) fn begin(&self, user: &Owner, last: Last) {
+        if self.regions.is_empty() {
+            return;
+        }
+        let mut now = lock(&self.now);
+        let (kept, ended) = match now.take() {
+            Some(now) if last == Last::Kept && now.user.is_same_user(user) => (Some(now), None),
+            other => (None, other),
+        };
+        if let Some(ended) = ended {
+            ended.memory.end();
+        }
+        let opening = kept.unwrap_or_else(|| Opening {
+            user: user.clone(),
+            memory: Arc::new(OpeningMemory {
+                regions: self.regions.clone(),
+                made: OnceLock::new(),
+                ended: Mutex::new(false),
+            }),
+        });
+        *now = Some(opening);
+    }
+
+    /// The last close, or a first open that failed.
+    pub(crate) fn end(&self, last: Last) {
+        if last == Last::Forgotten
+            && let Some(opening) = lock(&self.now).take()
+        {
+            opening.memory.end();
+        }
+    }
+
+    pub(crate) fn memory(&self) -> Option<Arc<OpeningMemory>> {
+        lock(&self.now).as_ref().map(|opening| opening.memory.clone())
+    }
+
+    pub(crate) fn clear(&self) -> Result<()> {
+        self.memory().map_or(Ok(()), |memory| memory.clear())
+    }
+}
