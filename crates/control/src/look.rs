@@ -325,7 +325,7 @@ fn regions(device: &DeviceRef) -> Vec<Region> {
             region.flags.contains(RegionFlags::READ),
             region.flags.contains(RegionFlags::WRITE),
         ),
-        mappable: region.shared.iter().flat_map(|shared| &shared.areas).map(|area| area.size).sum(),
+        mappable: region.shared.iter().map(|area| area.size).sum(),
     };
     regions.map(region).collect()
 }
