@@ -41,28 +41,30 @@ impl Mapping {
     }
 }
 
+/// Its first cache line leads to the block, the block's line to the mapping.
 #[derive(Debug)]
 #[repr(C, align(64))]
 struct Chunk {
-    /// The first of each block of first addresses.
-    blocks: [u64; BLOCK],
+    len: usize,
+    /// The first of each block of first addresses, but for the first block.
+    blocks: [u64; BLOCK - 1],
     /// First addresses; `u64::MAX` beyond `len`.
     firsts: [u64; CAPACITY],
     mappings: [Mapping; CAPACITY],
-    len: usize,
 }
 
 impl Chunk {
     fn new() -> Box<Self> {
         Box::new(Self {
-            blocks: [u64::MAX; BLOCK],
+            blocks: [u64::MAX; BLOCK - 1],
             firsts: [u64::MAX; CAPACITY],
             mappings: [Mapping::NONE; CAPACITY],
             len: 0,
         })
     }
 
-    /// How many mappings begin at or below `iova`. Two cache lines, and no branch to mispredict.
+    /// How many mappings begin at or below `iova`. Two cache lines, and no branch that is hard to
+    /// predict.
     #[inline]
     fn up_to(&self, iova: u64) -> usize {
         if self.len == 1 {
@@ -70,14 +72,14 @@ impl Chunk {
             return usize::from(self.firsts[0] <= iova);
         }
         let count = |firsts: &[u64]| firsts.iter().map(|f| usize::from(*f <= iova)).sum::<usize>();
-        let block = if self.len <= BLOCK { 0 } else { count(&self.blocks[1..]) * BLOCK };
+        let block = if self.len <= BLOCK { 0 } else { count(&self.blocks) * BLOCK };
         // The padding may match, too.
         (block + count(&self.firsts[block..block + BLOCK])).min(self.len)
     }
 
     /// Brings `blocks` up to date.
     fn sample(&mut self) {
-        for (block, firsts) in self.blocks.iter_mut().zip(self.firsts.chunks_exact(BLOCK)) {
+        for (block, firsts) in self.blocks.iter_mut().zip(self.firsts.chunks_exact(BLOCK).skip(1)) {
             *block = firsts[0];
         }
     }
