@@ -64,6 +64,8 @@ pub(crate) struct Edit {
 pub(crate) struct Check {
     /// How the test is built.
     pub(crate) checker: Checker,
+    /// The integration test that it is in; `None`: it is in the library.
+    pub(crate) target: Option<String>,
     /// Its whole name.
     pub(crate) test: String,
 }
@@ -91,18 +93,21 @@ impl Checker {
 }
 
 impl Check {
-    /// `shuttle NAME`, `loom NAME` or `test NAME`.
+    /// `shuttle NAME`, `loom NAME`, `test NAME` or `test:TARGET NAME`.
     fn parse(text: &str) -> Result<Self> {
         let Some((checker, test)) = text.split_once(' ') else {
             bail!("check `{text}`: write `shuttle NAME`, `loom NAME` or `test NAME`");
         };
-        let checker = match checker {
-            "shuttle" => Checker::Shuttle,
-            "loom" => Checker::Loom,
-            "test" => Checker::Plain,
-            other => bail!("check `{text}`: `{other}` is not shuttle, loom or test"),
+        let (checker, target) = match checker {
+            "shuttle" => (Checker::Shuttle, None),
+            "loom" => (Checker::Loom, None),
+            "test" => (Checker::Plain, None),
+            other => match other.strip_prefix("test:") {
+                Some(target) => (Checker::Plain, Some(target.to_owned())),
+                None => bail!("check `{text}`: `{other}` is not shuttle, loom or test"),
+            },
         };
-        Ok(Self { checker, test: test.trim().to_owned() })
+        Ok(Self { checker, target, test: test.trim().to_owned() })
     }
 }
 
@@ -212,7 +217,7 @@ mod tests {
         let good = entry(&format!("{edit}check = [\"loom a::b\"]"));
         let twice = format!("{:#}", parse(&format!("{good}\n{good}")).unwrap_err());
         assert_eq!(twice, "there are two faults `n`");
-        let check = Check { checker: Checker::Loom, test: "a::b".into() };
+        let check = Check { checker: Checker::Loom, target: None, test: "a::b".into() };
         assert_eq!(parse(&good).unwrap()[0].checks, [check]);
     }
 }

@@ -52,7 +52,10 @@ fn cargo(copy: &Copy, fault: &Fault, check: &Check, rest: &[&str]) -> Result<(Ex
         .arg(LIMIT)
         .arg(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
         .args(["test", "--quiet", "--locked", "--package", &fault.package])
-        .args(if check.checker == Checker::Plain { &[][..] } else { &["--lib"] })
+        .args(match &check.target {
+            None => vec!["--lib"],
+            Some(target) => vec!["--test", target.as_str()],
+        })
         .args(rest)
         .current_dir(&copy.root)
         .env("CARGO_TARGET_DIR", copy.target.join(check.checker.name()))

@@ -96,8 +96,8 @@ impl Context {
         work.close(Close::Cancel);
         let inner = ContextInner {
             id,
+            irqs: IrqSet::new(&name, &description.irqs),
             name,
-            irqs: IrqSet::new(&description.irqs),
             dma: DmaSpace::new(),
             openings: Openings::new(&description.regions),
             work,

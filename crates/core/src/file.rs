@@ -13,7 +13,7 @@ use crate::device::{Description, Device, Features};
 use crate::dma::MapRequest;
 use crate::error::{Errno, Error, Result};
 use crate::ids::{FileId, Owner};
-use crate::irq::{IrqAction, IrqData, IrqIndex, IrqInfo, UnmaskFd};
+use crate::irq::{IrqAction, IrqData, IrqIndex, IrqInfo, UnmaskFd, drain};
 use crate::memory::SharedMemory;
 use crate::opening::OpeningMemory;
 use crate::region::{Region, RegionFlags, RegionIndex};
@@ -109,8 +109,8 @@ impl FileShared {
     /// Forgets the doorbells that were rung and not delivered.
     pub(crate) fn silence_doorbells(&self) {
         for fd in lock(&self.doorbells).values().flatten() {
-            // Non-blocking: there is nothing to take, or it is taken.
-            let _ = rustix::io::read(fd, &mut [0; 8]);
+            // It fails only if the descriptor is no eventfd.
+            let _ = drain(fd);
         }
     }
 
@@ -413,11 +413,7 @@ impl File {
         let Some(fd) = made.get(&region).and_then(|fds| fds.get(doorbell)) else {
             return Ok(false);
         };
-        match rustix::io::read(fd, &mut [0; 8]) {
-            Ok(_) => Ok(true),
-            Err(Errno::AGAIN) => Ok(false),
-            Err(errno) => Err(failed("read an eventfd", errno)),
-        }
+        drain(fd).map_err(|errno| failed("read an eventfd", errno))
     }
 
     /// The unmasking eventfds that this file set up, for its connection's poller; see

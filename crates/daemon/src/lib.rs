@@ -26,4 +26,5 @@ mod served;
 mod signals;
 
 pub use self::daemon::{Daemon, Run, Tool};
+pub use self::option_value::option_value;
 pub use self::signals::{Asked, Signals};

@@ -2,7 +2,7 @@
 
 /// The value of an option on the command line: a number, also hexadecimal, true or false or a
 /// list as JSON has them; anything else is a string.
-pub(crate) fn option_value(text: &str) -> serde_json::Value {
+pub fn option_value(text: &str) -> serde_json::Value {
     if let Some(number) = text.strip_prefix("0x").and_then(|hex| u64::from_str_radix(hex, 16).ok())
     {
         return number.into();

@@ -1,6 +1,8 @@
 //! Containers (DPRC): their objects, the sessions that users have opened through portals, and the
 //! interrupt that tells them of objects that come and go.
 
+mod saved;
+
 use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
 
@@ -12,6 +14,8 @@ use crate::command::{Answer, Header, Request, Status, Token};
 use crate::object::{Kind, ObjectId};
 use crate::portal::PORTAL_SIZE;
 
+pub(crate) use saved::{ContainerImage, ContainerState};
+
 /// `FSL_MC_VENDOR_FREESCALE`.
 const VENDOR: u16 = 0x1957;
 /// `FSL_MC_OBJ_STATE_OPEN`, `FSL_MC_OBJ_STATE_PLUGGED`.
@@ -21,6 +25,8 @@ const STATE_PLUGGED: u32 = 2;
 const MC_VERSION: (u32, u32, u32) = (10, 20, 0);
 /// Most sessions of one container.
 const MAX_SESSIONS: usize = 1024;
+/// Most objects of one container.
+const MAX_OBJECTS: usize = 1024;
 
 /// What a container's interrupt tells (`DPRC_IRQ_EVENT_*`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,7 +76,7 @@ struct Object {
 #[derive(Clone, Debug)]
 enum Session {
     Own,
-    Child(Weak<Container>),
+    Child { id: u32, container: Weak<Container> },
     Object(ObjectId),
 }
 
@@ -118,7 +124,8 @@ impl Container {
     /// ([`Event::ObjectAdded`]). The object is taken out when what is returned is dropped.
     ///
     /// # Errors
-    /// `EEXIST`: there is one of this kind and number; `EINVAL`: a container, for which there is
+    /// `EEXIST`: there is one of this kind and number; `ENOSPC`: the container has 1,024 objects;
+    /// `EINVAL`: a container, for which there is
     /// [`Container::plug_container`].
     pub fn plug(self: &Arc<Self>, kind: Kind, id: u32) -> Result<Plugged> {
         if kind == Kind::Dprc {
@@ -130,7 +137,7 @@ impl Container {
     /// Puts a container into this one. It has a device set of its own.
     ///
     /// # Errors
-    /// `EEXIST`: there is one of this number; `EBUSY`: it is in another container; `ELOOP`: it has
+    /// `EEXIST`: there is one of this number; `ENOSPC`: the container has 1,024 objects; `EBUSY`: it is in another container; `ELOOP`: it has
     /// this one in it.
     pub fn plug_container(self: &Arc<Self>, child: &Arc<Self>) -> Result<Plugged> {
         let id = ObjectId { kind: Kind::Dprc, id: child.id };
@@ -256,7 +263,8 @@ impl Container {
             Request::OpenContainer { id } => {
                 let object = state.objects.get(&ObjectId { kind: Kind::Dprc, id });
                 let child = object.and_then(|object| object.child.clone());
-                return state.open(Session::Child(child.ok_or(Status::ConfigurationError)?));
+                let container = child.ok_or(Status::ConfigurationError)?;
+                return state.open(Session::Child { id, container });
             }
             Request::OpenObject { kind, id } => {
                 let id = ObjectId { kind, id };
@@ -285,10 +293,10 @@ impl Container {
         }
         match session {
             Session::Own => self.execute_own(state, request),
-            Session::Child(child) => {
+            Session::Child { id: _, container } => {
                 // Never two containers locked at once.
                 drop(state);
-                let child = child.upgrade().ok_or(Status::InvalidState)?;
+                let child = container.upgrade().ok_or(Status::InvalidState)?;
                 let locked = child.state();
                 child.execute_own(locked, request)
             }
@@ -355,10 +363,14 @@ impl Container {
 }
 
 impl State {
-    /// `EEXIST` if container `own` has such an object.
+    /// `EEXIST` if container `own` has such an object, `ENOSPC` if it is full.
     fn vacant(&self, own: u32, id: ObjectId) -> Result<()> {
         if self.objects.contains_key(&id) {
             return Err(Error::new(Errno::EXIST, format!("dprc.{own} has {id} already")));
+        }
+        if self.objects.len() >= MAX_OBJECTS {
+            let what = format!("dprc.{own} has {MAX_OBJECTS} objects, its limit");
+            return Err(Error::new(Errno::NOSPC, what));
         }
         Ok(())
     }
@@ -517,7 +529,7 @@ impl Drop for Plugged {
         if let Some(child) = &child {
             // It may live on, out of reach.
             state.sessions.retain(
-                |_, session| !matches!(session, Session::Child(open) if open.ptr_eq(child)),
+                |_, session| !matches!(session, Session::Child { container, .. } if container.ptr_eq(child)),
             );
         }
         state.tell(Event::ObjectRemoved);

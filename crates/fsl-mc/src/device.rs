@@ -24,10 +24,10 @@ fn describe(kind: Kind, flags: DeviceFlags) -> Description {
 /// A container's own device: its portal and its interrupt. Closing it resets the container.
 #[derive(Debug)]
 pub struct ContainerDevice {
-    container: Arc<Container>,
-    portal: Portal,
+    pub(crate) container: Arc<Container>,
+    pub(crate) portal: Portal,
     /// Its place in another container.
-    plugged: Option<Plugged>,
+    pub(crate) plugged: Option<Plugged>,
 }
 
 impl ContainerDevice {
@@ -57,7 +57,7 @@ impl ContainerDevice {
 
 impl Device for ContainerDevice {
     fn persistence(&mut self) -> Persistence<'_> {
-        Persistence::Unsaved("sessions of a container are not saved")
+        Persistence::Saved(self)
     }
 
     fn describe(&self) -> Description {
@@ -106,8 +106,8 @@ impl Drop for ContainerDevice {
 /// An object's device. Dropping it takes the object out of its container.
 #[derive(Debug)]
 pub struct ObjectDevice {
-    plugged: Plugged,
-    portal: Portal,
+    pub(crate) plugged: Plugged,
+    pub(crate) portal: Portal,
 }
 
 impl ObjectDevice {
@@ -125,7 +125,7 @@ impl ObjectDevice {
 
 impl Device for ObjectDevice {
     fn persistence(&mut self) -> Persistence<'_> {
-        Persistence::Unsaved("sessions of a container are not saved")
+        Persistence::Saved(self)
     }
 
     fn describe(&self) -> Description {

@@ -46,6 +46,7 @@ mod container;
 mod device;
 mod object;
 mod portal;
+mod saved;
 
 pub use command::Status;
 pub use container::{Container, Event, Plugged};

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
 use vfiod_core::{Errno, Error};
 
 /// A kind of object.
@@ -19,6 +20,9 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// All kinds; a saved image has their places in this list.
+    pub(crate) const ALL: [Self; 4] = [Self::Dprc, Self::Dpmcp, Self::Dpbp, Self::Dpcon];
+
     /// What can be in a container, but containers.
     pub const OBJECTS: [Self; 3] = [Self::Dpmcp, Self::Dpbp, Self::Dpcon];
 
@@ -57,8 +61,7 @@ impl Kind {
     /// The kind of a name as it comes in a command.
     pub(crate) fn of(name: &[u8; 16]) -> Option<Self> {
         let length = name.iter().position(|byte| *byte == 0).unwrap_or(name.len());
-        let all = [Self::Dprc, Self::Dpmcp, Self::Dpbp, Self::Dpcon];
-        all.into_iter().find(|kind| kind.name().as_bytes() == &name[..length])
+        Self::ALL.into_iter().find(|kind| kind.name().as_bytes() == &name[..length])
     }
 }
 
@@ -80,8 +83,9 @@ impl FromStr for Kind {
     }
 }
 
-/// An object's name in its Management Complex: kind and number.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+/// An object's name in its Management Complex: kind and number, such as `dpbp.7`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
 pub struct ObjectId {
     /// What it is.
     pub kind: Kind,
@@ -92,5 +96,23 @@ pub struct ObjectId {
 impl fmt::Display for ObjectId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}.{}", self.kind, self.id)
+    }
+}
+
+impl From<ObjectId> for String {
+    fn from(id: ObjectId) -> Self {
+        id.to_string()
+    }
+}
+
+impl TryFrom<String> for ObjectId {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let parts = text.split_once('.').and_then(|(kind, id)| {
+            let kind = Kind::ALL.into_iter().find(|known| known.name() == kind)?;
+            Some(Self { kind, id: id.parse().ok()? })
+        });
+        parts.ok_or_else(|| format!("`{}` is no object", text.escape_debug()))
     }
 }

@@ -69,6 +69,17 @@ impl Portal {
         Ok(())
     }
 
+    /// The words, as they are saved.
+    pub(crate) fn words(&self) -> [u64; WORDS] {
+        let Self { words } = self;
+        *words
+    }
+
+    /// Restores the words. Carries nothing out.
+    pub(crate) fn restore(&mut self, words: [u64; WORDS]) {
+        *self = Self { words };
+    }
+
     /// Forgets the last command.
     pub(crate) fn reset(&mut self) {
         let Self { words } = self;

@@ -96,7 +96,8 @@ impl Interrupts {
         let count = irqs.info(index).map_or(0, |info| info.count);
         let vector = if index == irq_index::MSI {
             let wanted = vector.min(count.saturating_sub(1));
-            let granted = |vector: &u32| irqs.has_eventfd(index, *vector);
+            let granted =
+                |vector: &u32| irqs.vector(index, *vector).is_ok_and(|found| found.has_eventfd());
             (0..=wanted).rev().find(granted).unwrap_or(wanted)
         } else {
             vector

@@ -89,6 +89,39 @@ fn require(condition: bool, what: &'static str) -> Result<(), DecodeError> {
 }
 
 impl<'a, D> Request<'a, D> {
+    /// The same request with other names for its descriptors; `None` if one has none.
+    pub fn try_map_descriptors<E>(
+        self,
+        mut name: impl FnMut(D) -> Option<E>,
+    ) -> Option<Request<'a, E>> {
+        Some(match self {
+            Self::DmaMap(map, Some(fd)) => Request::DmaMap(map, Some(name(fd)?)),
+            Self::DmaMap(map, None) => Request::DmaMap(map, None),
+            Self::DeviceSetIrqs { index, start, count, action, data } => {
+                let data = match data {
+                    IrqData::None => IrqData::None,
+                    IrqData::Bool(bytes) => IrqData::Bool(bytes),
+                    IrqData::EventFds(fds) => {
+                        IrqData::EventFds(fds.into_iter().map(name).collect::<Option<_>>()?)
+                    }
+                };
+                Request::DeviceSetIrqs { index, start, count, action, data }
+            }
+            Self::Version { proposed, token } => Request::Version { proposed, token },
+            Self::RegionRead(access) => Request::RegionRead(access),
+            Self::RegionWrite(access, data) => Request::RegionWrite(access, data),
+            Self::RegionWritten(access) => Request::RegionWritten(access),
+            Self::RegionWriteMulti(writes) => Request::RegionWriteMulti(writes),
+            Self::DmaUnmap(scope) => Request::DmaUnmap(scope),
+            Self::DeviceGetInfo => Request::DeviceGetInfo,
+            Self::DeviceGetRegionInfo(index) => Request::DeviceGetRegionInfo(index),
+            Self::DeviceGetRegionIoFds(index) => Request::DeviceGetRegionIoFds(index),
+            Self::DeviceGetIrqInfo(index) => Request::DeviceGetIrqInfo(index),
+            Self::DeviceReset => Request::DeviceReset,
+            Self::DeviceFeature { index, op, data } => Request::DeviceFeature { index, op, data },
+        })
+    }
+
     /// Decodes a command after negotiation.
     #[inline]
     pub(crate) fn decode(

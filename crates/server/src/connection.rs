@@ -12,7 +12,8 @@ use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
-use vfiod_core::{Error, File, Owner, Token};
+use vfiod_core::dma::DmaPeer;
+use vfiod_core::{Error, File, Owner, RegionIndex, Token};
 use vfiod_protocol::limits::MAX_STRAY_REPLIES;
 use vfiod_protocol::{Call, Dialect, Event, Reply, Request};
 use vfiod_sync::{Mutex, MutexGuard, lock};
@@ -20,13 +21,13 @@ use vfiod_wire::{Capabilities, Command};
 
 use crate::clients::{Client, Clients, ConnectionInfo, Counted};
 use crate::clock::now;
-use crate::dispatch::{Refused, Target, Waiting};
+use crate::dispatch::{ClientLink, Refused, Target, Waiting};
 use crate::dma_channel::{Blocked, DmaChannel};
 use crate::eventfds::EventFds;
 use crate::limits::{BUSY_STREAK, Quiet, REPLY_BATCH};
 use crate::opened::Opened;
 use crate::outgoing::Outgoing;
-use crate::pool::{Interest, LINGER, Residence, Source, Watch, Worker};
+use crate::pool::{Interest, LINGER, Pool, Residence, Source, Watch, Worker};
 use crate::serving::{Serving, Visit};
 use crate::transport::{Descriptors, Received, Socket, Wait};
 
@@ -45,6 +46,33 @@ struct Session {
     dialect: Dialect,
     dma: Arc<DmaChannel>,
     eventfds: EventFds,
+}
+
+/// A session, for carrying out its requests.
+struct Link<'a> {
+    session: &'a Session,
+    pool: &'a Pool,
+}
+
+impl ClientLink for Link<'_> {
+    type Fd = OwnedFd;
+
+    fn name(&self, fd: OwnedFd) -> OwnedFd {
+        fd
+    }
+
+    fn dma_peer(&self) -> Result<Arc<dyn DmaPeer>, Error> {
+        self.session.dma.set_used()?;
+        Ok(self.session.dma.clone())
+    }
+
+    fn doorbells(&self, region: RegionIndex) -> Result<Vec<OwnedFd>, Error> {
+        self.session.eventfds.doorbells(&self.session.opened, self.pool, region.0)
+    }
+
+    fn follow_unmask(&self) -> Result<(), Error> {
+        self.session.eventfds.follow_unmask(&self.session.opened, self.pool)
+    }
 }
 
 /// Why a connection ended.
@@ -360,12 +388,8 @@ impl Connection {
         {
             return Ok(Step::Waits(waiting, bytes.start, deadline));
         }
-        let target = Target {
-            opened: &session.opened,
-            dma: &session.dma,
-            eventfds: &session.eventfds,
-            pool: self.watch.pool(),
-        };
+        let link = Link { session, pool: self.watch.pool() };
+        let target = Target { file: &session.opened.file, link: &link };
         if let Err(Refused { command, error }) = target.carry_out(request, reply, deadline) {
             self.refused(command, error.errno(), &error);
         }

@@ -1,42 +1,70 @@
-//! Every request after negotiation, carried out on the file.
+//! Every request after negotiation, carried out on a file.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::io::Errno;
-use vfiod_core::dma::{Backing, MapRequest, Perm};
+use vfiod_core::dma::{Backing, DmaPeer, MapRequest, Perm};
 use vfiod_core::{Error, File, IrqIndex, RegionIndex, irq};
 use vfiod_protocol::{IrqData, Reply, Request, Time};
 use vfiod_wire::payload::{DmaMap, IoFd, RegionAccess, SparseArea, region_flag};
 use vfiod_wire::{Command, FeatureOp, IrqAction, MultiWrites, UnmapScope};
 
 use crate::clock::now;
-use crate::dma_channel::DmaChannel;
-use crate::eventfds::EventFds;
 use crate::hot_reset;
-use crate::opened::Opened;
-use crate::pool::Pool;
 
 /// How long an unmap waits for accesses in flight: long enough for any device, short enough for
 /// a client that gives up after five seconds.
 const UNMAP_WAIT: Duration = Duration::from_secs(2);
 
-/// What a request is carried out on.
-pub(crate) struct Target<'a> {
-    pub(crate) opened: &'a Arc<Opened>,
-    pub(crate) dma: &'a Arc<DmaChannel>,
-    pub(crate) eventfds: &'a EventFds,
-    pub(crate) pool: &'a Pool,
+/// What carrying out a request needs of the connection beside the file.
+pub trait ClientLink {
+    /// How the connection names a descriptor.
+    type Fd;
+
+    /// Names a descriptor that goes to the client.
+    fn name(&self, fd: OwnedFd) -> Self::Fd;
+
+    /// The way to the client's memory by messages.
+    ///
+    /// # Errors
+    /// What getting ready for it says.
+    fn dma_peer(&self) -> Result<Arc<dyn DmaPeer>, Error>;
+
+    /// The eventfds of a region's doorbells, for the client, in the order of its description.
+    /// From now on the file must be told when one is signalled ([`File::ring`]).
+    ///
+    /// # Errors
+    /// As [`File::doorbells`]; what watching them says.
+    fn doorbells(&self, region: RegionIndex) -> Result<Vec<OwnedFd>, Error>;
+
+    /// The unmasking eventfds ([`File::unmask_fds`]) may be others now.
+    ///
+    /// # Errors
+    /// What watching them says.
+    fn follow_unmask(&self) -> Result<(), Error>;
 }
 
-/// A request that was refused, for the log.
-pub(crate) struct Refused {
-    pub(crate) command: Option<Command>,
-    pub(crate) error: Error,
+/// What a request is carried out on: an open file, for a client.
+#[derive(Debug)]
+pub struct Target<'a, L> {
+    /// The file.
+    pub file: &'a File,
+    /// The client's connection.
+    pub link: &'a L,
 }
 
-pub(crate) type Outcome = Result<(), Refused>;
+/// A request that was refused, and why.
+#[derive(Debug)]
+pub struct Refused {
+    /// The request's command.
+    pub command: Option<Command>,
+    /// What is wrong; its errno is in the reply.
+    pub error: Error,
+}
+
+type Outcome = Result<(), Refused>;
 
 /// A request that may wait until the client has answered DMA messages: for the quiesce of a
 /// reset, or until an access to what is unmapped has ended.
@@ -49,7 +77,7 @@ pub(crate) enum Waiting {
 
 impl Waiting {
     /// Makes one of a request, if it is such a one.
-    pub(crate) fn of(request: &Request<'_, OwnedFd>) -> Option<Self> {
+    pub(crate) fn of<D>(request: &Request<'_, D>) -> Option<Self> {
         match request {
             Request::DeviceReset => Some(Self::Reset),
             Request::DmaUnmap(scope) => Some(Self::Unmap(*scope)),
@@ -74,11 +102,7 @@ impl Waiting {
     }
 
     /// Answers it.
-    pub(crate) fn reply(
-        self,
-        reply: Reply<'_, OwnedFd>,
-        outcome: Result<Vec<u8>, Error>,
-    ) -> Outcome {
+    pub(crate) fn reply<D>(self, reply: Reply<'_, D>, outcome: Result<Vec<u8>, Error>) -> Outcome {
         match outcome {
             Ok(data) if matches!(self, Self::FeatureGet(..)) => {
                 reply.feature(&data);
@@ -94,13 +118,13 @@ fn invalid(what: &'static str) -> Error {
 }
 
 /// Refuses a request.
-pub(crate) fn refuse(reply: Reply<'_, OwnedFd>, error: Error) -> Outcome {
+fn refuse<D>(reply: Reply<'_, D>, error: Error) -> Outcome {
     let command = reply.command();
     reply.refuse(error.errno().raw_os_error().unsigned_abs());
     Err(Refused { command, error })
 }
 
-fn finish(reply: Reply<'_, OwnedFd>, outcome: Result<(), Error>) -> Outcome {
+fn finish<D>(reply: Reply<'_, D>, outcome: Result<(), Error>) -> Outcome {
     match outcome {
         Ok(()) => {
             reply.done();
@@ -110,19 +134,23 @@ fn finish(reply: Reply<'_, OwnedFd>, outcome: Result<(), Error>) -> Outcome {
     }
 }
 
-impl Target<'_> {
+impl<L: ClientLink> Target<'_, L> {
     fn file(&self) -> &File {
-        &self.opened.file
+        self.file
     }
 
-    /// Carries a request out, and answers it.
+    /// Carries out a request other than VERSION, and answers it. Waits for callbacks of the
+    /// device, and for an unmap at most until `deadline` (a time of `CLOCK_MONOTONIC`).
+    ///
+    /// # Errors
+    /// The request was refused, and its reply says so.
     #[inline]
-    pub(crate) fn carry_out(
+    pub fn carry_out(
         &self,
         request: Request<'_, OwnedFd>,
-        reply: Reply<'_, OwnedFd>,
+        reply: Reply<'_, L::Fd>,
         deadline: Time,
-    ) -> Outcome {
+    ) -> Result<(), Refused> {
         match request {
             Request::RegionRead(access) => self.region_read(access, reply),
             Request::RegionWrite(access, data) => {
@@ -171,7 +199,7 @@ impl Target<'_> {
     }
 
     #[inline]
-    fn region_read(&self, access: RegionAccess, reply: Reply<'_, OwnedFd>) -> Outcome {
+    fn region_read(&self, access: RegionAccess, reply: Reply<'_, L::Fd>) -> Outcome {
         let region = RegionIndex(access.region);
         match reply.read(|data| self.file().read(region, access.offset, data)) {
             Ok(_) => Ok(()),
@@ -190,10 +218,7 @@ impl Target<'_> {
     fn dma_map(&self, map: DmaMap, fd: Option<OwnedFd>) -> Result<(), Error> {
         let backing = match fd {
             Some(fd) => Backing::File { fd, offset: map.offset },
-            None => {
-                self.dma.set_used()?;
-                Backing::Peer(self.dma.clone())
-            }
+            None => Backing::Peer(self.link.dma_peer()?),
         };
         self.file().dma_map(MapRequest {
             iova: map.address,
@@ -203,7 +228,7 @@ impl Target<'_> {
         })
     }
 
-    fn region_info(&self, index: u32, reply: Reply<'_, OwnedFd>) -> Outcome {
+    fn region_info(&self, index: u32, reply: Reply<'_, L::Fd>) -> Outcome {
         let region = match self.file().region(RegionIndex(index)) {
             Ok(region) => region,
             Err(error) => return refuse(reply, error),
@@ -218,7 +243,7 @@ impl Target<'_> {
         if let Some(shared) = shared {
             flags |= region_flag::MMAP;
             memory = match shared.fd().try_clone_to_owned() {
-                Ok(fd) => Some((fd, shared.offset())),
+                Ok(fd) => Some((self.link.name(fd), shared.offset())),
                 Err(error) => {
                     let what = "cannot duplicate the region's descriptor";
                     return refuse(reply, Error::new(Errno::MFILE, what).because(error));
@@ -235,7 +260,7 @@ impl Target<'_> {
         Ok(())
     }
 
-    fn region_io_fds(&self, index: u32, reply: Reply<'_, OwnedFd>) -> Outcome {
+    fn region_io_fds(&self, index: u32, reply: Reply<'_, L::Fd>) -> Outcome {
         let region = match self.file().region(RegionIndex(index)) {
             Ok(region) => region,
             Err(error) => return refuse(reply, error),
@@ -254,8 +279,8 @@ impl Target<'_> {
         }
         let fds = match reply.wants_io_fds(entries.len()) {
             Ok(false) => Vec::new(),
-            Ok(true) => match self.eventfds.doorbells(self.opened, self.pool, index) {
-                Ok(fds) => fds,
+            Ok(true) => match self.link.doorbells(RegionIndex(index)) {
+                Ok(fds) => fds.into_iter().map(|fd| self.link.name(fd)).collect(),
                 Err(error) => return refuse(reply, error),
             },
             Err(_) => {
@@ -289,7 +314,7 @@ impl Target<'_> {
         let eventfds = matches!(data, irq::IrqData::EventFds(_));
         self.file().set_irqs(IrqIndex(index), start, count, action, data)?;
         if (unmasks && eventfds) || count == 0 {
-            self.eventfds.follow_unmask(self.opened, self.pool)?;
+            self.link.follow_unmask()?;
         }
         Ok(())
     }

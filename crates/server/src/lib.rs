@@ -14,6 +14,8 @@
 //! when it ends, whichever way. A client's mistake gets an errno in the reply and the connection
 //! lives; only what makes the byte stream meaningless ends it.
 //!
+//! [`Target`] carries out requests for a driver of the protocol that has no socket.
+//!
 //! [`Server::embedded`] makes a server without threads, for a program that has a loop of its own:
 //! `tests/embedded.rs` shows one thread that polls a device, its tasks and its server.
 //!
@@ -40,6 +42,8 @@ mod serving;
 mod transport;
 
 pub use clients::ConnectionInfo;
+pub use clock::now;
+pub use dispatch::{ClientLink, Refused, Target};
 pub use listener::{Listener, SocketAccess};
 pub use server::{Served, Server, ServerOptions};
 pub use vfiod_protocol::Dialect;

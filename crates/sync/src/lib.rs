@@ -14,7 +14,7 @@ pub use loom::{
         Condvar, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard, WaitTimeoutResult,
         atomic,
     },
-    thread,
+    thread, thread_local,
 };
 #[cfg(shuttle)]
 pub use shuttle::{
@@ -22,7 +22,7 @@ pub use shuttle::{
         Condvar, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard, WaitTimeoutResult,
         atomic,
     },
-    thread,
+    thread, thread_local,
 };
 pub use std::sync::Arc;
 #[cfg(not(any(loom, shuttle)))]
@@ -31,7 +31,7 @@ pub use std::{
         Condvar, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard, WaitTimeoutResult,
         atomic,
     },
-    thread,
+    thread, thread_local,
 };
 
 use std::sync::{PoisonError, TryLockError};

@@ -1,4 +1,4 @@
-//! Commands beside those of the daemon: `probe`, `bench`, `demo`.
+//! Commands beside those of the daemon: `probe`, `bench`, `demo`, `capture`, `replay`.
 //!
 //! A program adds them to its [`vfiod_daemon::Daemon`], all or one by one:
 //!
@@ -11,15 +11,19 @@
 //! ```
 
 mod bench;
+mod capture;
 mod demo;
 mod probe;
+mod replay;
 
 use vfiod_daemon::logging::Wanted;
 use vfiod_daemon::{Run, Tool};
 
 use self::bench::arguments::{Bench, BenchFloor};
+use self::capture::arguments::Capture;
 use self::demo::arguments::{Demo, DemoClient};
 use self::probe::arguments::Probe;
+use self::replay::arguments::Replay;
 
 /// Every tool. `bench` and `demo` run the program itself again for their other ends, so the hidden
 /// commands for that come with them.
@@ -33,6 +37,14 @@ pub fn all() -> Vec<Tool> {
         Tool::new::<Bench>(
             "bench",
             "Measure a server: round trips, DMA, interrupts, each with the bare socket's figure",
+        ),
+        Tool::new::<Capture>(
+            "capture",
+            "Sit between a client and a server, and write down the session; it contains guest data",
+        ),
+        Tool::new::<Replay>(
+            "replay",
+            "Play a captured session to a device, and report differences",
         ),
         Tool::new::<DemoClient>("demo-client", "").hidden(),
         Tool::new::<BenchFloor>("bench-floor", "").hidden(),
@@ -63,6 +75,20 @@ impl Run for DemoClient {
 impl Run for Probe {
     fn run(&self, _logs: &Wanted) -> anyhow::Result<()> {
         probe::run(self)
+    }
+}
+
+impl Run for Capture {
+    fn run(&self, logs: &Wanted) -> anyhow::Result<()> {
+        logs.start(None, None, "warn")?;
+        capture::run(self)
+    }
+}
+
+impl Run for Replay {
+    fn run(&self, logs: &Wanted) -> anyhow::Result<()> {
+        logs.start(None, None, "error")?;
+        replay::run(self)
     }
 }
 

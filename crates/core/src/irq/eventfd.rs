@@ -1,28 +1,37 @@
-//! Eventfds that a peer handed over: checked to be eventfds, signalled without ever blocking.
+//! Eventfds that a client handed over: checked to be eventfds, signalled and drained without ever
+//! staying blocked.
 
 use std::io::IoSliceMut;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{OFlags, fcntl_getfl, readlink};
+use rustix::fs::readlink;
 use rustix::io::{Errno, ReadWriteFlags, preadv2, write};
 
+use super::watchdog;
 use crate::error::{Error, Result};
 use crate::sync::{Arc, thread};
 
 /// A descriptor known to be an eventfd.
 ///
-/// A write to an eventfd blocks only while its counter is at the maximum and `O_NONBLOCK` is
-/// off. That flag belongs to the description, which the peer shares, so it is not set here
-/// behind the peer's back (its own reads would start to fail); every client seen uses
-/// non-blocking eventfds anyway. For a blocking one each signal asks `poll` first. A peer that
-/// clears the flag later, or fills the counter between `poll` and `write`, can still hold the
-/// signalling thread: no lock is held then, and [`retire`] frees it.
+/// A write to an eventfd blocks while its counter is at the maximum and `O_NONBLOCK` is off. That
+/// flag belongs to the description, which the client shares, so it is not set here behind the
+/// client's back (its own reads would start to fail), and would not stay set either. A write that
+/// a client blocks is interrupted by the [`watchdog`].
 #[derive(Debug)]
 pub(super) struct EventFd {
     fd: OwnedFd,
-    nonblocking: bool,
+}
+
+/// What became of a signal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Signalled {
+    /// The counter is above 0: whoever waits for it finds it readable.
+    Yes,
+    /// Likewise, but the write had to be interrupted: the client has filled the counter and made
+    /// the eventfd blocking. Whoever goes on signalling it will be blocked again.
+    Blocked,
 }
 
 impl EventFd {
@@ -31,45 +40,61 @@ impl EventFd {
         if !is_eventfd(fd.as_fd()) {
             return Err(Error::new(Errno::INVAL, "a descriptor for an interrupt is no eventfd"));
         }
-        let flags = fcntl_getfl(&fd)
-            .map_err(|e| Error::new(e, "cannot read the flags of an interrupt's eventfd"))?;
-        Ok(Self { fd, nonblocking: flags.contains(OFlags::NONBLOCK) })
+        Ok(Self { fd })
     }
 
-    /// Adds 1. A full counter is as good: whoever waits for it finds it readable.
-    pub(super) fn signal(&self) {
-        if !self.nonblocking {
-            let mut fds = [PollFd::new(&self.fd, PollFlags::OUT)];
-            match poll(&mut fds, Some(&Timespec::default())) {
-                Ok(1) if fds[0].revents().contains(PollFlags::OUT) => {}
-                _ => return,
+    /// Adds 1, unless the counter is full: it is readable then, too. Takes some milliseconds if
+    /// the client blocks it; no lock may be held.
+    pub(super) fn signal(&self) -> Signalled {
+        match watchdog::guarded(|| self.write()).unwrap_or_else(|| self.write_if_room()) {
+            Ok(_) | Err(Errno::AGAIN) => Signalled::Yes,
+            // Only a write that waits for room can be interrupted.
+            Err(Errno::INTR) => Signalled::Blocked,
+            Err(error) => {
+                tracing::debug!(%error, "an interrupt's eventfd refused a signal");
+                Signalled::Yes
             }
         }
-        match write(&self.fd, &1u64.to_ne_bytes()) {
-            Ok(_) | Err(Errno::AGAIN) => {}
-            Err(error) => tracing::debug!(%error, "an interrupt's eventfd refused a signal"),
+    }
+
+    fn write(&self) -> std::result::Result<usize, Errno> {
+        write(&self.fd, &1u64.to_ne_bytes())
+    }
+
+    /// For a thread without a watchdog.
+    fn write_if_room(&self) -> std::result::Result<usize, Errno> {
+        let mut fds = [PollFd::new(&self.fd, PollFlags::OUT)];
+        match poll(&mut fds, Some(&Timespec::default())) {
+            Ok(1) if fds[0].revents().contains(PollFlags::OUT) => self.write(),
+            _ => Err(Errno::AGAIN),
         }
     }
 
-    /// Takes the counter without waiting; whether it was above 0.
+    /// Takes the counter without waiting. Returns whether it was above 0.
     pub(super) fn take(&self) -> bool {
-        let mut counter = [0; 8];
-        // RWF_NOWAIT holds for this call whatever the peer does to the description's flags.
-        match preadv2(
-            &self.fd,
-            &mut [IoSliceMut::new(&mut counter)],
-            u64::MAX,
-            ReadWriteFlags::NOWAIT,
-        ) {
-            Ok(_) => true,
-            // Before Linux 5.7.
-            Err(Errno::OPNOTSUPP) => {
-                let mut fds = [PollFd::new(&self.fd, PollFlags::IN)];
-                matches!(poll(&mut fds, Some(&Timespec::default())), Ok(1))
-                    && rustix::io::read(&self.fd, &mut counter).is_ok()
+        drain(&self.fd).unwrap_or(false)
+    }
+}
+
+/// Takes the counter of an eventfd without waiting, whatever its flags are. Returns whether it was
+/// above 0.
+pub(crate) fn drain(fd: &OwnedFd) -> std::result::Result<bool, Errno> {
+    let mut counter = [0; 8];
+    let mut parts = [IoSliceMut::new(&mut counter)];
+    // RWF_NOWAIT holds for this call, whatever the client does to the description's flags.
+    match preadv2(fd, &mut parts, u64::MAX, ReadWriteFlags::NOWAIT) {
+        Ok(_) => Ok(true),
+        Err(Errno::AGAIN) => Ok(false),
+        // Before Linux 5.7. Another reader may come in between, and then this one waits for the
+        // next signal; no client seen does that to us.
+        Err(Errno::OPNOTSUPP) => {
+            let mut fds = [PollFd::new(fd, PollFlags::IN)];
+            match poll(&mut fds, Some(&Timespec::default()))? {
+                0 => Ok(false),
+                _ => rustix::io::read(fd, &mut counter).map(|_| true),
             }
-            Err(_) => false,
         }
+        Err(error) => Err(error),
     }
 }
 
@@ -89,27 +114,27 @@ fn is_eventfd(fd: BorrowedFd<'_>) -> bool {
     }
 }
 
-/// Waits until no signal of an eventfd that was taken away is under way, so that the peer sees
-/// none later, and closes it. One that the peer blocks on purpose is freed by emptying the
-/// counter; bounded all the same.
+/// Waits until no signal of eventfds that were taken away is under way, so that the client sees
+/// none later, and closes them. A signal that the client blocks is interrupted by the watchdog;
+/// bounded all the same.
 pub(super) fn retire(fds: Vec<Arc<EventFd>>) {
-    const PATIENCE: Duration = Duration::from_millis(1);
-    const LIMIT: Duration = Duration::from_millis(200);
+    const YIELDS: u32 = 100;
+    const PAUSE: Duration = Duration::from_micros(200);
+    const LIMIT: Duration = Duration::from_secs(1);
+    let start = Instant::now();
     for mut fd in fds {
-        let start = Instant::now();
-        loop {
-            match Arc::try_unwrap(fd) {
-                Ok(_) => break,
-                Err(shared) => fd = shared,
-            }
-            if start.elapsed() > LIMIT {
-                tracing::warn!("a peer's eventfd still blocks a signal");
+        let mut tries = 0;
+        while let Err(shared) = Arc::try_unwrap(fd) {
+            fd = shared;
+            tries += 1;
+            if tries < YIELDS || cfg!(any(loom, shuttle)) {
+                thread::yield_now();
+            } else if start.elapsed() < LIMIT {
+                std::thread::sleep(PAUSE);
+            } else {
+                tracing::warn!("a signal to a client's eventfd is still blocked");
                 break;
             }
-            if start.elapsed() > PATIENCE {
-                fd.take();
-            }
-            thread::yield_now();
         }
     }
 }
@@ -118,6 +143,7 @@ pub(super) fn retire(fds: Vec<Arc<EventFd>>) {
 mod tests {
     use super::*;
     use rustix::event::{EventfdFlags, eventfd};
+    use rustix::fs::{OFlags, fcntl_setfl};
 
     fn full(flags: EventfdFlags) -> (OwnedFd, EventFd) {
         let ours = eventfd(0, flags).unwrap();
@@ -127,29 +153,61 @@ mod tests {
     }
 
     #[test]
-    fn a_full_counter_never_blocks() {
+    fn full_counter_of_a_nonblocking_eventfd_counts_as_signalled() {
+        let (_ours, fd) = full(EventfdFlags::NONBLOCK);
+        assert_eq!(fd.signal(), Signalled::Yes);
+        assert!(fd.take());
+        assert!(!fd.take());
+        assert_eq!(fd.signal(), Signalled::Yes);
+        assert!(fd.take());
+    }
+
+    #[test]
+    fn signal_that_the_client_blocks_is_interrupted() {
         for flags in [EventfdFlags::empty(), EventfdFlags::NONBLOCK] {
-            let (_ours, fd) = full(flags);
-            fd.signal();
-            assert!(fd.take());
-            assert!(!fd.take());
-            fd.signal();
-            assert!(fd.take());
+            let (ours, fd) = full(flags);
+            fcntl_setfl(&ours, OFlags::empty()).unwrap();
+            assert_eq!(fd.signal(), Signalled::Blocked);
+            assert_eq!(fd.signal(), Signalled::Blocked, "again, and the next thread as well");
+            std::thread::scope(|s| {
+                let other = s.spawn(|| fd.signal());
+                assert_eq!(other.join().unwrap(), Signalled::Blocked);
+            });
+            assert!(fd.take(), "it is readable");
+            assert_eq!(fd.signal(), Signalled::Yes);
         }
     }
 
     #[test]
-    fn a_signal_that_the_peer_blocked_on_purpose_is_freed() {
+    fn thread_without_a_watchdog_does_not_write_to_a_full_counter() {
+        let (_ours, fd) = full(EventfdFlags::empty());
+        assert_eq!(fd.write_if_room(), Err(Errno::AGAIN));
+        assert!(fd.take());
+        assert_eq!(fd.write_if_room(), Ok(8));
+    }
+
+    #[test]
+    fn retire_returns_after_a_signal_that_the_client_blocks() {
         let (ours, fd) = full(EventfdFlags::NONBLOCK);
-        rustix::fs::fcntl_setfl(&ours, OFlags::empty()).unwrap();
+        fcntl_setfl(&ours, OFlags::empty()).unwrap();
         let fd = Arc::new(fd);
+        let weak = Arc::downgrade(&fd);
         let signaller = std::thread::spawn({
             let fd = fd.clone();
             move || fd.signal()
         });
-        std::thread::sleep(Duration::from_millis(5));
         retire(vec![fd]);
-        signaller.join().unwrap();
+        assert!(weak.upgrade().is_none(), "closed");
+        assert_eq!(signaller.join().unwrap(), Signalled::Blocked);
+    }
+
+    #[test]
+    fn drain_does_not_wait_for_an_empty_blocking_eventfd() {
+        let fd = eventfd(0, EventfdFlags::empty()).unwrap();
+        assert_eq!(drain(&fd), Ok(false));
+        write(&fd, &3u64.to_ne_bytes()).unwrap();
+        assert_eq!(drain(&fd), Ok(true));
+        assert_eq!(drain(&fd), Ok(false));
     }
 
     #[test]

@@ -1,6 +1,11 @@
+use std::os::fd::OwnedFd;
+
 use rustix::event::{EventfdFlags, eventfd};
+use rustix::fs::{OFlags, fcntl_setfl};
 
 use super::*;
+use crate::error::Errno;
+use crate::ids::FileId;
 
 const INTX: IrqIndex = IrqIndex(0);
 const MSIX: IrqIndex = IrqIndex(1);
@@ -10,12 +15,15 @@ const B: FileId = FileId(2);
 
 fn set() -> IrqSet {
     let info = |flags, count| IrqInfo { flags, count };
-    IrqSet::new(&[
-        info(IrqFlags::EVENTFD | IrqFlags::MASKABLE | IrqFlags::AUTOMASKED, 1),
-        info(IrqFlags::EVENTFD | IrqFlags::NORESIZE, 16),
-        info(IrqFlags::EVENTFD, 1),
-        info(IrqFlags::empty(), 0),
-    ])
+    IrqSet::new(
+        "test",
+        &[
+            info(IrqFlags::EVENTFD | IrqFlags::MASKABLE | IrqFlags::AUTOMASKED, 1),
+            info(IrqFlags::EVENTFD | IrqFlags::NORESIZE, 16),
+            info(IrqFlags::EVENTFD, 1),
+            info(IrqFlags::empty(), 0),
+        ],
+    )
 }
 
 /// A client's end, and a copy to send.
@@ -113,7 +121,7 @@ fn an_edge_while_masked_is_pending_once() {
     assert_eq!(line.seen(), 1);
     assert!(!irqs.is_pending(MSIX, 3));
     let counters = irqs.counters(MSIX, 3).unwrap();
-    assert_eq!(counters, VectorCounters { signalled: 2, held: 2, lost: 0 });
+    assert_eq!(counters, VectorCounters { signalled: 2, held: 2, ..VectorCounters::default() });
 }
 
 #[test]
@@ -313,4 +321,169 @@ fn no_signal_comes_after_an_eventfd_was_taken_away() {
         }
         stop.store(true, std::sync::atomic::Ordering::Relaxed);
     });
+}
+
+#[test]
+fn client_that_blocks_a_signal_loses_the_vectors_eventfd() {
+    let (irqs, line, other) = (set(), Line::new(), Line::new());
+    arm(&irqs, A, MSIX, 0, &[&line, &other]);
+    rustix::io::write(&line.0, &(u64::MAX - 1).to_ne_bytes()).unwrap();
+    fcntl_setfl(&line.0, OFlags::empty()).unwrap();
+    let vector = irqs.vector(MSIX, 0).unwrap();
+    assert!(vector.trigger());
+    assert!(!vector.has_eventfd());
+    assert_eq!(vector.counters().blocked, 1);
+    assert!(!vector.trigger(), "held until the client sets up another");
+    assert!(irqs.trigger(MSIX, 1).unwrap(), "other vectors are as before");
+    let fresh = Line::new();
+    arm(&irqs, A, MSIX, 0, &[&fresh]);
+    assert_eq!(fresh.seen(), 1);
+}
+
+#[test]
+fn vector_handle_follows_what_clients_set_up() {
+    let irqs = set();
+    let vector = irqs.vector(MSIX, 3).unwrap();
+    assert_eq!(irqs.vector(MSIX, 16).unwrap_err().errno(), Errno::INVAL);
+    assert_eq!(irqs.vector(IrqIndex(9), 0).unwrap_err().errno(), Errno::INVAL);
+    assert!(!vector.trigger());
+    for line in [Line::new(), Line::new()] {
+        arm(&irqs, A, MSIX, 3, &[&line]);
+        assert!(vector.has_eventfd() && vector.trigger());
+        assert_eq!(line.seen(), 1);
+    }
+    vector.set_device_mask(true);
+    assert!(!vector.trigger());
+    assert!(vector.is_pending());
+    irqs.drop_file(A);
+    assert!(!vector.has_eventfd());
+}
+
+#[test]
+fn batch_decides_about_all_vectors_before_it_signals() {
+    let (irqs, intx, lines) = (set(), Line::new(), [(); 3].map(|()| Line::new()));
+    arm(&irqs, A, INTX, 0, &[&intx]);
+    arm(&irqs, A, MSIX, 0, &lines.each_ref());
+    let vectors = [0, 1, 2].map(|vector| irqs.vector(MSIX, vector).unwrap());
+    let line = irqs.vector(INTX, 0).unwrap();
+    let mut batch = IrqBatch::new();
+    vectors.iter().for_each(|vector| batch.trigger(vector));
+    batch.trigger(&vectors[0]);
+    batch.set_level(&line, true);
+    assert_eq!(lines.each_ref().map(|line| line.seen()), [0; 3]);
+    assert!(vectors[0].is_pending());
+    vectors[1].set_device_mask(true);
+    batch.send();
+    assert!(batch.is_empty());
+    assert_eq!(lines.each_ref().map(|line| line.seen()), [1, 0, 1]);
+    assert_eq!(intx.seen(), 1);
+    batch.set_level(&line, false);
+    batch.trigger(&vectors[2]);
+    drop(batch);
+    assert_eq!((lines[2].seen(), intx.seen()), (1, 0), "dropping a batch sends it");
+}
+
+#[test]
+fn interrupts_raised_in_a_collected_call_are_sent_after_it() {
+    let (irqs, intx, line) = (set(), Line::new(), Line::new());
+    arm(&irqs, A, INTX, 0, &[&intx]);
+    arm(&irqs, A, MSIX, 0, &[&line]);
+    let ((), mut batch) = IrqBatch::collect(|| {
+        assert!(irqs.trigger(MSIX, 0).unwrap(), "will be signalled");
+        irqs.set_level(INTX, 0, true).unwrap();
+        irqs.set_level(INTX, 0, false).unwrap();
+        let ((), inner) = IrqBatch::collect(|| irqs.set_level(INTX, 0, true).unwrap());
+        assert_eq!(intx.seen(), 0);
+        drop(inner);
+        assert_eq!((intx.seen(), line.seen()), (1, 0), "the inner call is over");
+    });
+    assert!(irqs.is_pending(MSIX, 0), "a state that is saved now has it");
+    batch.send();
+    assert_eq!((intx.seen(), line.seen()), (0, 1));
+    let panicked = std::panic::catch_unwind(|| {
+        IrqBatch::collect(|| {
+            irqs.trigger(MSIX, 0).unwrap();
+            panic!("in a callback");
+        })
+    });
+    assert!(panicked.is_err() && irqs.is_pending(MSIX, 0));
+    assert!(irqs.trigger(MSIX, 0).unwrap(), "nothing is collected any more");
+    assert_eq!(line.seen(), 1);
+}
+
+#[test]
+fn restored_interrupts_go_on_as_the_saved_ones() {
+    let (irqs, intx, resample, line) = (set(), Line::new(), Line::new(), Line::new());
+    arm(&irqs, A, INTX, 0, &[&intx]);
+    let data = IrqData::EventFds(vec![resample.send()]);
+    irqs.set(A, INTX, 0, 1, IrqAction::Unmask, data).unwrap();
+    irqs.set_level(INTX, 0, true).unwrap();
+    arm(&irqs, B, MSIX, 2, &[&line]);
+    irqs.set_device_mask(MSIX, 2, true).unwrap();
+    irqs.trigger(MSIX, 2).unwrap();
+    irqs.set_device_mask(MSIX, 5, true).unwrap();
+    assert_eq!((intx.seen(), line.seen()), (1, 0));
+
+    let mut descriptors = Vec::new();
+    let saved = irqs.save(|_, fd| {
+        descriptors.push(fd.try_clone_to_owned().unwrap());
+        FdToken(descriptors.len() as u64 - 1)
+    });
+    drop(irqs);
+    let text = serde_json::to_string(&saved).unwrap();
+    assert_eq!(
+        text,
+        r#"[{"0":{"level":true,"client_masked":true,"trigger":{"file":1,"fd":0},"#.to_owned()
+            + r#""unmask":{"file":1,"fd":1}}},"#
+            + r#"{"2":{"pending":true,"device_masked":true,"trigger":{"file":2,"fd":2}},"#
+            + r#""5":{"device_masked":true}},{},{}]"#
+    );
+    let saved: IrqState = serde_json::from_str(&text).unwrap();
+
+    let irqs = set();
+    let find = |token: FdToken| Ok(descriptors[token.0 as usize].try_clone().unwrap());
+    irqs.restore(&saved, find).unwrap();
+    assert_eq!((intx.seen(), line.seen()), (0, 0));
+    irqs.set_device_mask(MSIX, 2, false).unwrap();
+    assert_eq!(line.seen(), 1, "it was pending");
+    rustix::io::write(&resample.0, &1u64.to_ne_bytes()).unwrap();
+    assert!(irqs.unmask_signalled(&irqs.unmask_fds(A)[0]));
+    assert_eq!(intx.seen(), 1, "the line is still asserted");
+    assert!(!irqs.trigger(MSIX, 5).unwrap(), "masked");
+    irqs.drop_file(B);
+    assert!(irqs.is_enabled(INTX) && !irqs.is_enabled(MSIX));
+}
+
+#[test]
+fn restore_sends_what_was_pending_and_not_masked() {
+    let (irqs, line) = (set(), Line::new());
+    let mut saved = irqs.save(|_, _| unreachable!("nothing is set up"));
+    let trigger = Some(SavedEventFd { file: A, fd: FdToken(7) });
+    let state = VectorState { pending: true, trigger, ..VectorState::default() };
+    saved.indices[1].insert(0, state);
+    irqs.restore(&saved, |_| Ok(line.send().unwrap())).unwrap();
+    assert_eq!(line.seen(), 1);
+}
+
+#[test]
+fn malformed_states_are_refused_and_change_nothing() {
+    let (irqs, line) = (set(), Line::new());
+    arm(&irqs, A, MSIX, 0, &[&line]);
+    let good = irqs.save(|_, _| FdToken(0));
+    let eventfd = |_| Ok(line.send().unwrap());
+    let mut few = good.clone();
+    few.indices.pop();
+    let mut beyond = good.clone();
+    beyond.indices[1].insert(16, VectorState::default());
+    for state in [&few, &beyond] {
+        assert_eq!(irqs.restore(state, eventfd).unwrap_err().errno(), Errno::INVAL);
+    }
+    let pipe = |_| Ok(rustix::pipe::pipe().unwrap().1);
+    assert_eq!(irqs.restore(&good, pipe).unwrap_err().errno(), Errno::INVAL);
+    let missing = |_| Err(crate::Error::new(Errno::BADF, "no such descriptor"));
+    assert_eq!(irqs.restore(&good, missing).unwrap_err().errno(), Errno::BADF);
+    assert!(irqs.trigger(MSIX, 0).unwrap());
+    assert_eq!(line.seen(), 1);
+    irqs.restore(&good, eventfd).unwrap();
+    assert!(irqs.trigger(MSIX, 0).unwrap());
 }

@@ -1,4 +1,4 @@
-//! One vector's state: what is asserted, what holds it back, whom it signals.
+//! One vector's state: what is asserted, what masks it, which eventfd it signals.
 //!
 //! ```text
 //!            trigger, level up              not masked, eventfd set
@@ -7,7 +7,7 @@
 //!                                   │ ▼                                  ▼
 //!                                  held ◄──── level still up ───── masked by itself
 //! ```
-//! The state is touched under the vector's own lock only, for a few instructions; the signal
+//! The state is touched under the vector's own lock only, for a few instructions. The signal
 //! itself is sent by the caller afterwards, with no lock held.
 
 use super::eventfd::EventFd;
@@ -15,7 +15,7 @@ use crate::ids::FileId;
 use crate::sync::Arc;
 
 /// An eventfd and the file that set it up.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Owned {
     pub(super) fd: Arc<EventFd>,
     pub(super) file: FileId,
@@ -31,8 +31,11 @@ pub struct VectorCounters {
     pub held: u64,
     /// Triggers that went nowhere because the index was not enabled.
     pub lost: u64,
+    /// Eventfds that were dropped because their client let a signal block on a full counter.
+    pub blocked: u64,
 }
 
+/// The state of a vector.
 #[derive(Debug, Default)]
 pub(super) struct Vector {
     pub(super) trigger: Option<Owned>,
@@ -44,74 +47,79 @@ pub(super) struct Vector {
     pub(super) counters: VectorCounters,
 }
 
-/// Whom to signal, once the vector's lock has been dropped.
+/// The eventfd to signal, once the vector's lock has been released.
 pub(super) type Signal = Option<Arc<EventFd>>;
 
+/// What is due after a change of a vector.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Due {
+    /// Nothing.
+    Nothing,
+    /// [`Vector::fire`]: something that was held may be sent now.
+    Held,
+    /// [`Vector::fire`]: something new is asserted. If it cannot be sent, it counts as held.
+    New,
+}
+
 impl Vector {
+    /// Whether [`Vector::fire`] would signal.
+    pub(super) fn can_fire(&self) -> bool {
+        (self.level || self.pending) && !self.masked() && self.trigger.is_some()
+    }
+
     fn masked(&self) -> bool {
         self.client_masked || self.device_masked
     }
 
-    /// Sends what is asserted, if nothing holds it back.
-    fn fire(&mut self, automasked: bool) -> Signal {
-        if !(self.level || self.pending) || self.masked() {
+    /// Takes the signal that is due, if nothing holds it back.
+    pub(super) fn fire(&mut self, due: Due, automasked: bool) -> Signal {
+        if due == Due::Nothing {
             return None;
         }
-        let fd = self.trigger.as_ref()?.fd.clone();
+        if !self.can_fire() {
+            self.counters.held += u64::from(due == Due::New);
+            return None;
+        }
         self.pending = false;
         self.client_masked = automasked;
         self.counters.signalled += 1;
-        Some(fd)
+        self.trigger.as_ref().map(|owned| owned.fd.clone())
     }
 
     /// An edge. `enabled`: whether the client uses the index at all.
-    pub(super) fn edge(&mut self, automasked: bool, enabled: bool) -> Signal {
+    pub(super) fn edge(&mut self, enabled: bool) -> Due {
         if self.trigger.is_none() && !enabled {
             self.counters.lost += 1;
-            return None;
+            return Due::Nothing;
         }
         self.pending = true;
-        let signal = self.fire(automasked);
-        self.counters.held += u64::from(signal.is_none());
-        signal
+        Due::New
     }
 
     /// A change of the line's level.
-    pub(super) fn set_level(&mut self, asserted: bool, automasked: bool) -> Signal {
-        if std::mem::replace(&mut self.level, asserted) || !asserted {
-            return None;
-        }
-        let signal = self.fire(automasked);
-        self.counters.held += u64::from(signal.is_none());
-        signal
+    pub(super) fn set_level(&mut self, asserted: bool) -> Due {
+        let before = std::mem::replace(&mut self.level, asserted);
+        if asserted && !before { Due::New } else { Due::Nothing }
     }
 
     /// The client's mask.
-    pub(super) fn set_client_mask(&mut self, masked: bool, automasked: bool) -> Signal {
-        if std::mem::replace(&mut self.client_masked, masked) && !masked {
-            return self.fire(automasked);
-        }
-        None
+    pub(super) fn set_client_mask(&mut self, masked: bool) -> Due {
+        let before = std::mem::replace(&mut self.client_masked, masked);
+        if before && !masked { Due::Held } else { Due::Nothing }
     }
 
     /// The device's mask.
-    pub(super) fn set_device_mask(&mut self, masked: bool, automasked: bool) -> Signal {
-        if std::mem::replace(&mut self.device_masked, masked) && !masked {
-            return self.fire(automasked);
-        }
-        None
+    pub(super) fn set_device_mask(&mut self, masked: bool) -> Due {
+        let before = std::mem::replace(&mut self.device_masked, masked);
+        if before && !masked { Due::Held } else { Due::Nothing }
     }
 
-    /// Sets up or takes away the eventfd. The first one gets what was held back. Returns the
-    /// old one, to be retired.
-    pub(super) fn set_trigger(
-        &mut self,
-        trigger: Option<Owned>,
-        automasked: bool,
-    ) -> (Option<Arc<EventFd>>, Signal) {
+    /// Sets up or takes away the eventfd. The first one gets what was held. Returns the old one,
+    /// to be retired.
+    pub(super) fn set_trigger(&mut self, trigger: Option<Owned>) -> (Option<Arc<EventFd>>, Due) {
         let old = std::mem::replace(&mut self.trigger, trigger);
-        let signal = if old.is_none() { self.fire(automasked) } else { None };
-        (old.map(|old| old.fd), signal)
+        let due = if old.is_none() { Due::Held } else { Due::Nothing };
+        (old.map(|old| old.fd), due)
     }
 
     /// The client's own trigger (loopback): past every mask, as the kernel does.
@@ -142,6 +150,7 @@ impl Vector {
         self.device_masked = false;
     }
 
+    /// Whether a trigger is being held back.
     pub(super) fn held(&self) -> bool {
         self.pending || (self.level && self.masked())
     }

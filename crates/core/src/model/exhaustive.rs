@@ -251,3 +251,21 @@ fn access_against_hot_reset() {
 fn no_access_amid_a_hot_reset() {
     access_against_hot_reset();
 }
+
+/// A thread enters a write to an eventfd while the watchdog of such writes parks: the watchdog
+/// sees it and stays awake, or the thread wakes it.
+#[test]
+fn no_signal_is_left_without_a_watchdog() {
+    use crate::irq::watchdog::{Mark, Parked};
+    loom::model(|| {
+        let shared = Arc::new((Mark::default(), Parked::default()));
+        let signaller = thread::spawn({
+            let shared = shared.clone();
+            move || shared.0.enter(&shared.1)
+        });
+        let (mark, parked) = &*shared;
+        let parked = parked.park(|| mark.value() % 2 == 1);
+        let wakes = signaller.join().unwrap();
+        assert!(!parked || wakes, "nobody watches the write");
+    });
+}

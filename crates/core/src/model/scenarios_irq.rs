@@ -6,7 +6,7 @@ use std::sync::Arc;
 use rustix::event::{EventfdFlags, eventfd};
 
 use crate::FileId;
-use crate::irq::{IrqAction, IrqData, IrqFlags, IrqIndex, IrqInfo, IrqSet};
+use crate::irq::{IrqAction, IrqBatch, IrqData, IrqFlags, IrqIndex, IrqInfo, IrqSet};
 use crate::sync::thread;
 
 const FILE: FileId = FileId(1);
@@ -14,7 +14,7 @@ const LINE: IrqIndex = IrqIndex(0);
 
 fn armed() -> (Arc<IrqSet>, Arc<OwnedFd>) {
     let flags = IrqFlags::EVENTFD | IrqFlags::MASKABLE | IrqFlags::AUTOMASKED;
-    let irqs = IrqSet::new(&[IrqInfo { flags, count: 1 }]);
+    let irqs = IrqSet::new("test", &[IrqInfo { flags, count: 1 }]);
     let fd = eventfd(0, EventfdFlags::NONBLOCK).expect("eventfd");
     let data = IrqData::EventFds(vec![fd.try_clone().ok()]);
     irqs.set(FILE, LINE, 0, 1, IrqAction::Trigger, data).expect("sets up");
@@ -67,7 +67,51 @@ pub(crate) fn level_against_unmask() {
     assert_eq!(seen(&fd), 1, "not one signal");
 }
 
+/// Vectors that are raised in a batch, and a client that disables: each is signalled once before,
+/// or never.
+pub(crate) fn batch_against_disable() {
+    let (irqs, fd) = armed();
+    let device = thread::spawn({
+        let irqs = irqs.clone();
+        move || {
+            let vector = irqs.vector(LINE, 0).expect("is there");
+            let mut batch = IrqBatch::new();
+            batch.trigger(&vector);
+            thread::yield_now();
+            batch.send();
+        }
+    });
+    irqs.set(FILE, LINE, 0, 0, IrqAction::Trigger, IrqData::None).expect("disables");
+    assert!(seen(&fd) <= 1);
+    device.join().expect("the device panicked");
+    assert_eq!(seen(&fd), 0, "a signal after the eventfd was taken away");
+    assert!(!irqs.is_pending(LINE, 0), "pending for a client that has gone");
+}
+
+/// A line that is raised in a call that is collected, while the client masks and unmasks: a
+/// signal comes after the unmask, however late the batch is sent.
+pub(crate) fn collected_level_against_unmask() {
+    let (irqs, fd) = armed();
+    let device = thread::spawn({
+        let irqs = irqs.clone();
+        move || {
+            let (raised, batch) = IrqBatch::collect(|| irqs.set_level(LINE, 0, true));
+            raised.expect("raises");
+            thread::yield_now();
+            drop(batch);
+        }
+    });
+    irqs.set(FILE, LINE, 0, 1, IrqAction::Mask, IrqData::None).expect("masks");
+    let early = seen(&fd);
+    irqs.set(FILE, LINE, 0, 1, IrqAction::Unmask, IrqData::None).expect("unmasks");
+    device.join().expect("the device panicked");
+    let late = seen(&fd);
+    assert!(late >= 1 && early + late <= 2, "{early} signals before the unmask, {late} after");
+}
+
 vfiod_sync::checks! {
+    batch_against_disable: 1000,
+    collected_level_against_unmask: 1000,
     trigger_against_disable: 1000,
     edges_of_an_automasked_line: 1000,
     level_against_unmask: 1000,

@@ -286,7 +286,8 @@ impl Registered {
 
     #[cold]
     fn cannot(&self, what: &str, error: Error) -> Error {
-        Error::new(error.errno(), format!("cannot {what} {}: {error}", self.name())).because(error)
+        let why = error.message();
+        Error::new(error.errno(), format!("cannot {what} {}: {why}", self.name())).because(error)
     }
 }
 

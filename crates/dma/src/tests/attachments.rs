@@ -212,3 +212,43 @@ fn batch_lets_a_mapper_in() {
     let mapped = batch.translate(0, 0x1000, RW).map(|span| span.len());
     assert_eq!(mapped.unwrap(), 0x1000);
 }
+
+#[test]
+fn device_that_moves_between_spaces_writes_to_each_only_while_attached() {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    let spaces = [(); 2].map(|()| (Space::new(), Memory::new(0x4_0000)));
+    let map = |(space, memory): &(Space, Memory)| {
+        space.map(A, request(0, 0x4_0000, RW, memory.fd(), 0)).unwrap();
+    };
+    let device = Attachment::detached();
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|s| {
+        // Small ones are copied under the lock, large ones without it.
+        for len in [64usize, 0x1_0000] {
+            let (device, stop) = (&device, &stop);
+            s.spawn(move || {
+                while !stop.load(Ordering::Relaxed) {
+                    if let Err(error) = now(device.write(0x1000, &vec![0x55; len])) {
+                        assert_eq!(error.errno(), Errno::FAULT);
+                    }
+                }
+            });
+        }
+        for i in 0..600 {
+            let (here, there) = (&spaces[i % 2], &spaces[(i + 1) % 2]);
+            map(here);
+            device.attach(&here.0);
+            std::thread::yield_now();
+            // The device goes first, or the mapping.
+            if i % 3 == 0 {
+                device.attach(&there.0);
+            }
+            here.0.unmap_all(Duration::from_secs(20)).unwrap();
+            here.1.poke(0x1000, &[0xaa; 0x1_0000]);
+            std::thread::yield_now();
+            let bytes = here.1.peek(0x1000, 0x1_0000);
+            assert!(bytes.iter().all(|byte| *byte == 0xaa), "written after the unmap");
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+}

@@ -23,7 +23,7 @@ impl<M: Model, F: Fn() -> M> Subject<F> {
         // Without workers, so that work goes on at the same places on each of them.
         let mut device = Driver::without_workers((self.make)());
         if let Some(why) = unsaved(&device) {
-            assert!(!why.trim_end().ends_with(':'), "it does not say why: {why}");
+            assert!(!why.contains(": ("), "it does not say why: {why}");
             return;
         }
         let regions = regions(&device);
@@ -47,7 +47,7 @@ impl<M: Model, F: Fn() -> M> Subject<F> {
             for (when, copy) in &copies {
                 copy.settle();
                 let again = Forms::of(copy.file().device());
-                assert_eq!(again.image, settled.image, "{when}: image");
+                assert!(again.image == settled.image, "{when}: images differ");
                 assert_eq!(again.text.pointer(DEVICE), settled.text.pointer(DEVICE), "{when}");
             }
             for step in 0..50 {
@@ -220,7 +220,7 @@ impl<M: Model, F: Fn() -> M> Subject<F> {
             }
             Err(error) => {
                 let after = Forms::of(registration.device()).image;
-                assert_eq!(after, before, "a refused restore changed the device: {error}");
+                assert!(after == before, "a refused restore changed the device: {error}");
                 Err(error)
             }
         }

@@ -1,0 +1,242 @@
+//! The vectors of one interrupt index, and the handle of one of them.
+
+use std::cell::RefCell;
+use std::fmt;
+
+use super::eventfd::{EventFd, Signalled};
+use super::uapi::{IrqFlags, IrqIndex, IrqInfo};
+use super::vector::{Due, Owned, Signal, Vector, VectorCounters};
+use crate::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use crate::sync::{Arc, Mutex, lock, point};
+
+/// One interrupt index of a device.
+#[derive(Debug)]
+pub(super) struct Index {
+    /// The device's name, for the log.
+    device: Arc<str>,
+    number: IrqIndex,
+    pub(super) info: IrqInfo,
+    pub(super) vectors: Box<[Mutex<Vector>]>,
+    /// Vectors with an eventfd.
+    armed: AtomicU32,
+    /// Whether it was logged that a client blocked a signal.
+    warned: AtomicBool,
+}
+
+impl Index {
+    pub(super) fn new(device: Arc<str>, number: IrqIndex, info: IrqInfo) -> Self {
+        let vectors = (0..info.count).map(|_| Mutex::new(Vector::default())).collect();
+        let (armed, warned) = (AtomicU32::new(0), AtomicBool::new(false));
+        Self { device, number, info, vectors, armed, warned }
+    }
+
+    fn automasked(&self) -> bool {
+        self.info.flags.contains(IrqFlags::AUTOMASKED)
+    }
+
+    /// Whether any vector has an eventfd.
+    pub(super) fn enabled(&self) -> bool {
+        self.armed.load(Ordering::Acquire) > 0
+    }
+
+    /// Changes a vector and decides about the signal that is due then.
+    pub(super) fn decide(&self, at: u32, change: impl FnOnce(&mut Vector) -> Due) -> Signal {
+        let mut vector = lock(&self.vectors[at as usize]);
+        let due = change(&mut vector);
+        vector.fire(due, self.automasked())
+    }
+
+    /// Changes a vector and signals what is due then. Returns whether something was.
+    pub(super) fn apply(&self, at: u32, change: impl FnOnce(&mut Vector) -> Due) -> bool {
+        let signal = self.decide(at, change);
+        match signal {
+            Some(fd) => {
+                self.send(at, &fd);
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Signals an eventfd of a vector. No lock may be held. One that blocks is taken from the
+    /// vector.
+    pub(super) fn send(&self, at: u32, fd: &Arc<EventFd>) {
+        point();
+        if fd.signal() == Signalled::Blocked {
+            self.drop_blocking(at, fd);
+        }
+    }
+
+    #[cold]
+    fn drop_blocking(&self, at: u32, fd: &Arc<EventFd>) {
+        let file;
+        {
+            let mut vector = lock(&self.vectors[at as usize]);
+            match &vector.trigger {
+                Some(owned) if Arc::ptr_eq(&owned.fd, fd) => file = owned.file,
+                _ => return,
+            }
+            vector.set_trigger(None);
+            vector.counters.blocked += 1;
+            self.armed.fetch_sub(1, Ordering::AcqRel);
+        }
+        // Once for each index: the client can do it again and again.
+        if !self.warned.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                device = &*self.device,
+                index = self.number.0,
+                vector = at,
+                file = file.0,
+                "eventfd dropped: the client filled its counter and let a signal block"
+            );
+        }
+    }
+
+    /// Changes a vector's eventfd; the old one goes to `retired`.
+    pub(super) fn arm(&self, at: u32, new: Option<Owned>, retired: &mut Vec<Arc<EventFd>>) {
+        let arms = new.is_some();
+        self.apply(at, |vector| {
+            let (old, due) = vector.set_trigger(new);
+            match (old.is_some(), arms) {
+                (false, true) => _ = self.armed.fetch_add(1, Ordering::AcqRel),
+                (true, false) => _ = self.armed.fetch_sub(1, Ordering::AcqRel),
+                _ => {}
+            }
+            retired.extend(old);
+            due
+        });
+    }
+
+    /// Takes every eventfd away; those of triggers go to `retired`.
+    pub(super) fn disable(&self, retired: &mut Vec<Arc<EventFd>>) {
+        for vector in &self.vectors {
+            let mut vector = lock(vector);
+            if let Some(old) = vector.disable() {
+                self.armed.fetch_sub(1, Ordering::AcqRel);
+                retired.push(old);
+            }
+        }
+    }
+}
+
+/// One interrupt vector of a device, looked up once ([`IrqSet::vector`](super::IrqSet::vector)).
+/// Cheap to clone, usable from any thread.
+///
+/// It stands for the vector and not for an eventfd: it stays right whatever clients set up, mask
+/// or take away. A signal takes the vector's own lock for a few instructions, and one system
+/// call. It does not block, but for some milliseconds if the client makes it block on purpose;
+/// the vector loses its eventfd then.
+#[derive(Clone)]
+pub struct IrqVector {
+    pub(super) index: Arc<Index>,
+    /// Less than the number of the index's vectors.
+    pub(super) at: u32,
+}
+
+impl IrqVector {
+    /// Triggers the vector once (edge). Masked, or without an eventfd while others of its index
+    /// have one, it stays pending and is signalled when it can be. Where the client has not
+    /// enabled the index, the trigger is lost.
+    ///
+    /// Returns whether an eventfd was signalled, or will be when the call that is being
+    /// [collected](super::IrqBatch::collect) is over.
+    #[inline]
+    pub fn trigger(&self) -> bool {
+        self.change(|index, vector| vector.edge(index.enabled()))
+    }
+
+    /// Sets the level of a line (INTx). Asserted and not masked, it signals, and masks itself
+    /// where the index is AUTOMASKED. Still asserted at unmask, or when an eventfd is set up, it
+    /// signals again.
+    pub fn set_level(&self, asserted: bool) {
+        self.change(|_, vector| vector.set_level(asserted));
+    }
+
+    /// Sets the device's own mask (MSI-X table, MSI mask bits, PCI command register), which is
+    /// apart from the client's.
+    pub fn set_device_mask(&self, masked: bool) {
+        self.change(|_, vector| vector.set_device_mask(masked));
+    }
+
+    /// Whether a trigger is being held back.
+    pub fn is_pending(&self) -> bool {
+        self.state().held()
+    }
+
+    /// Whether a client has an eventfd set up.
+    pub fn has_eventfd(&self) -> bool {
+        self.state().trigger.is_some()
+    }
+
+    /// What the vector has done so far.
+    pub fn counters(&self) -> VectorCounters {
+        self.state().counters
+    }
+
+    fn state(&self) -> crate::sync::MutexGuard<'_, Vector> {
+        lock(&self.index.vectors[self.at as usize])
+    }
+
+    /// Changes the vector, and signals what is due then or leaves it to the batch of the call.
+    #[inline]
+    fn change(&self, change: impl FnOnce(&Index, &mut Vector) -> Due) -> bool {
+        let change = |vector: &mut Vector| change(&self.index, vector);
+        if !COLLECTED.with(|collected| collected.borrow().is_some()) {
+            return self.index.apply(self.at, change);
+        }
+        COLLECTED.with(|collected| match &mut *collected.borrow_mut() {
+            Some(noted) => self.defer(noted, change),
+            None => false,
+        })
+    }
+
+    /// Changes the vector, and notes what is due then. Returns whether it can be signalled as
+    /// things are.
+    pub(super) fn defer(
+        &self,
+        noted: &mut Vec<(Self, Due)>,
+        change: impl FnOnce(&mut Vector) -> Due,
+    ) -> bool {
+        let mut state = self.state();
+        let due = change(&mut state);
+        let fires = due != Due::Nothing && state.can_fire();
+        drop(state);
+        if due != Due::Nothing {
+            noted.push((self.clone(), due));
+        }
+        fires
+    }
+}
+
+impl fmt::Debug for IrqVector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (index, vector) = (self.index.number.0, self.at);
+        f.debug_struct("IrqVector").field("index", &index).field("vector", &vector).finish()
+    }
+}
+
+/// Vectors and what is due for each.
+pub(super) type Noted = Vec<(IrqVector, Due)>;
+
+crate::sync::thread_local! {
+    /// What the call that this thread is in has raised, if that is being collected.
+    // loom's macro takes no `const`.
+    #[allow(clippy::missing_const_for_thread_local)]
+    static COLLECTED: RefCell<Option<Noted>> = RefCell::new(None);
+}
+
+/// Runs a call and notes what it raises on this thread.
+pub(super) fn collect<R>(call: impl FnOnce() -> R) -> (R, Noted) {
+    /// Puts back what an outer call has raised, also after a panic.
+    struct Outer(Option<Noted>);
+    impl Drop for Outer {
+        fn drop(&mut self) {
+            COLLECTED.with(|collected| collected.replace(self.0.take()));
+        }
+    }
+    let outer = Outer(COLLECTED.with(|collected| collected.replace(Some(Vec::new()))));
+    let result = call();
+    let noted = COLLECTED.with(RefCell::take).unwrap_or_default();
+    drop(outer);
+    (result, noted)
+}

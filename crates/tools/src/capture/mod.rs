@@ -1,0 +1,75 @@
+//! `vfiod capture`: sits between a client and a server, and writes down what they say.
+//!
+//! So that nothing passes it by, it withholds memory descriptors, the MMAP flag, doorbells and the
+//! second socket; then all DMA and all accesses are messages. Eventfds are relayed, so that signals
+//! have a place in the order. DMA to memory whose descriptor it withheld is answered here.
+//!
+//! # What it does not capture
+//! What a device's back end reads, such as a serial port's input; more than one connection.
+
+pub(crate) mod arguments;
+pub(crate) mod format;
+mod memory;
+pub(crate) mod proxy;
+pub(crate) mod withhold;
+
+use std::fs::OpenOptions;
+use std::io::BufWriter;
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use vfiod_daemon::output;
+
+use self::arguments::Capture;
+use self::format::Writer;
+use self::proxy::{Closed, Proxy};
+
+/// The socket for the client; removed when dropped.
+struct Endpoint(PathBuf);
+
+impl Drop for Endpoint {
+    fn drop(&mut self) {
+        // Nothing can be done about a failure, and nothing depends on it.
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+/// Runs `vfiod capture`.
+pub(crate) fn run(args: &Capture) -> anyhow::Result<()> {
+    let path = args.listen.clone().unwrap_or_else(|| with_suffix(&args.socket));
+    let listener = UnixListener::bind(&path)
+        .with_context(|| format!("cannot listen at {}", path.display()))?;
+    let endpoint = Endpoint(path);
+    let file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        // It contains guest data.
+        .mode(0o600)
+        .open(&args.file)
+        .with_context(|| format!("cannot create {}", args.file.display()))?;
+    let writer = Writer::new(BufWriter::new(file)).context("cannot write the capture")?;
+    output::print(&format!(
+        "listening at {}; {} will contain guest data\n",
+        endpoint.0.display(),
+        args.file.display()
+    ))?;
+    let (client, _) = listener.accept().context("cannot accept a client")?;
+    let server = UnixStream::connect(&args.socket)
+        .with_context(|| format!("cannot connect to {}", args.socket.display()))?;
+    // One client is captured; others shall see that there is nobody.
+    drop(listener);
+    drop(endpoint);
+    match Proxy::new(client.into(), server.into(), writer)?.run()? {
+        Closed::ByClient => {}
+        Closed::ByServer => tracing::warn!("the server closed the connection"),
+    }
+    output::print(&format!("captured in {}; it contains guest data\n", args.file.display()))
+}
+
+fn with_suffix(socket: &Path) -> PathBuf {
+    let mut path = socket.as_os_str().to_owned();
+    path.push(".capture");
+    path.into()
+}

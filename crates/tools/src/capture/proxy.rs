@@ -1,0 +1,256 @@
+//! Relays messages and eventfds between a client and a server, and writes them down.
+
+use std::collections::VecDeque;
+use std::io::{IoSlice, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd};
+use rustix::io::Errno;
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
+use vfiod_client::{RawMessage, Socket};
+use vfiod_wire::payload::{IrqSet, irq_flag};
+use vfiod_wire::{Command, HEADER_LEN, Kind};
+use zerocopy::{FromBytes, IntoBytes};
+
+use super::format::{Event, Signal, Writer};
+use super::memory::Memory;
+use super::withhold;
+
+/// How long the rest of a message may take.
+const TIMEOUT: Duration = Duration::from_secs(5);
+
+/// One end: a socket, and what it has not taken yet.
+struct End {
+    socket: Socket,
+    queue: VecDeque<(Vec<u8>, Vec<OwnedFd>)>,
+    /// How much of the first message is gone.
+    sent: usize,
+}
+
+impl End {
+    fn new(socket: OwnedFd) -> anyhow::Result<Self> {
+        let socket = Socket::from_fd(socket, TIMEOUT)?;
+        Ok(Self { socket, queue: VecDeque::new(), sent: 0 })
+    }
+
+    fn send(&mut self, message: Vec<u8>, fds: Vec<OwnedFd>) -> rustix::io::Result<()> {
+        self.queue.push_back((message, fds));
+        self.flush()
+    }
+
+    fn flush(&mut self) -> rustix::io::Result<()> {
+        while let Some((message, fds)) = self.queue.front() {
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(64))];
+            let mut control = SendAncillaryBuffer::new(&mut space);
+            let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
+            if self.sent == 0 && !fds.is_empty() {
+                control.push(SendAncillaryMessage::ScmRights(&fds));
+            }
+            let bytes = [IoSlice::new(&message[self.sent..])];
+            let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+            match rustix::net::sendmsg(&self.socket, &bytes, &mut control, flags) {
+                Ok(sent) => self.sent += sent,
+                Err(Errno::INTR) => continue,
+                Err(Errno::AGAIN) => return Ok(()),
+                Err(errno) => return Err(errno),
+            }
+            if self.sent == message.len() {
+                self.queue.pop_front();
+                self.sent = 0;
+            }
+        }
+        Ok(())
+    }
+
+    fn poll(&self) -> PollFd<'_> {
+        let mut events = PollFlags::IN;
+        if !self.queue.is_empty() {
+            events |= PollFlags::OUT;
+        }
+        PollFd::new(&self.socket, events)
+    }
+}
+
+/// An eventfd that one side signals and the other hears.
+struct Relay {
+    index: u32,
+    vector: u32,
+    /// The client signals it, to unmask.
+    unmask: bool,
+    from: OwnedFd,
+    to: OwnedFd,
+}
+
+/// What is captured.
+pub(crate) struct Proxy<W> {
+    client: End,
+    server: End,
+    writer: Writer<W>,
+    start: Instant,
+    memory: Memory,
+    relays: Vec<Relay>,
+}
+
+/// How a session ended, for people.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Closed {
+    ByClient,
+    ByServer,
+}
+
+impl<W: Write> Proxy<W> {
+    pub(crate) fn new(client: OwnedFd, server: OwnedFd, writer: Writer<W>) -> anyhow::Result<Self> {
+        Ok(Self {
+            client: End::new(client)?,
+            server: End::new(server)?,
+            writer,
+            start: Instant::now(),
+            memory: Memory::default(),
+            relays: Vec::new(),
+        })
+    }
+
+    fn record(&mut self, event: &Event) -> anyhow::Result<()> {
+        let time = self.start.elapsed().as_nanos() as u64;
+        self.writer.write(event, time).context("cannot write the capture")
+    }
+
+    /// Relays until one side closes its connection.
+    pub(crate) fn run(mut self) -> anyhow::Result<Closed> {
+        loop {
+            let mut fds = vec![self.client.poll(), self.server.poll()];
+            fds.extend(self.relays.iter().map(|relay| PollFd::new(&relay.from, PollFlags::IN)));
+            match rustix::event::poll(&mut fds, None) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(errno) => return Err(errno).context("cannot wait for messages"),
+            }
+            let ready: Vec<PollFlags> = fds.iter().map(PollFd::revents).collect();
+            drop(fds);
+            // Signals first: what a message says may depend on them.
+            for at in 0..self.relays.len() {
+                if !ready[at + 2].is_empty() {
+                    self.signal(at)?;
+                }
+            }
+            for (end, ready) in [(&mut self.client, ready[0]), (&mut self.server, ready[1])] {
+                if ready.contains(PollFlags::OUT) {
+                    // The end of a stream is found by reading it.
+                    let _ = end.flush();
+                }
+            }
+            let readable = PollFlags::IN | PollFlags::HUP | PollFlags::ERR;
+            if ready[1].intersects(readable) {
+                match self.server.socket.receive_message() {
+                    Ok(message) => self.from_server(message)?,
+                    Err(vfiod_client::Error::Closed) => return Ok(Closed::ByServer),
+                    Err(error) => return Err(error).context("the server"),
+                }
+            }
+            if ready[0].intersects(readable) {
+                match self.client.socket.receive_message() {
+                    Ok(message) => self.from_client(message)?,
+                    Err(vfiod_client::Error::Closed) => {
+                        self.record(&Event::End)?;
+                        return Ok(Closed::ByClient);
+                    }
+                    Err(error) => return Err(error).context("the client"),
+                }
+            }
+        }
+    }
+
+    fn signal(&mut self, at: usize) -> anyhow::Result<()> {
+        let relay = &self.relays[at];
+        let mut count = [0; 8];
+        // Non-blocking: another reader of the same eventfd may have been first.
+        let Ok(_) = rustix::io::read(&relay.from, &mut count) else { return Ok(()) };
+        let count = u64::from_ne_bytes(count);
+        let signal = Signal { index: relay.index, vector: relay.vector, count };
+        let event = if relay.unmask { Event::Unmask(signal) } else { Event::Signal(signal) };
+        // Fails only where the counter is full, and then it is readable anyway.
+        let _ = rustix::io::write(&relay.to, &count.to_ne_bytes());
+        self.record(&event)
+    }
+
+    fn from_client(&mut self, message: RawMessage) -> anyhow::Result<()> {
+        let RawMessage { header, payload, mut fds } = message;
+        let command = Command::from_number(header.command)
+            .filter(|_| matches!(header.kind(), Kind::Command | Kind::Posted));
+        let bytes = match command {
+            Some(Command::Version) => withhold::version(&header, &payload),
+            _ => [header.as_bytes(), &payload].concat(),
+        };
+        match command {
+            Some(Command::DmaMap) => {
+                if let Some(fd) = fds.pop() {
+                    self.memory.map(&payload, fd);
+                }
+                fds.clear();
+            }
+            Some(Command::DmaUnmap) => self.memory.unmap(&payload),
+            Some(Command::DeviceSetIrqs) => fds = self.relay(&payload, fds)?,
+            _ => fds.clear(),
+        }
+        self.record(&Event::Client { message: bytes.clone(), eventfds: fds.len() as u8 })?;
+        // The end of a stream is found by reading it.
+        let _ = self.server.send(bytes, fds);
+        Ok(())
+    }
+
+    /// Puts eventfds of ours in place of the client's. Returns those for the server.
+    fn relay(&mut self, payload: &[u8], fds: Vec<OwnedFd>) -> anyhow::Result<Vec<OwnedFd>> {
+        let Ok((set, _)) = IrqSet::read_from_prefix(payload) else { return Ok(Vec::new()) };
+        let unmask = set.flags & irq_flag::ACTION_UNMASK != 0;
+        let trigger = set.flags & irq_flag::ACTION_TRIGGER != 0;
+        let eventfds = set.flags & irq_flag::DATA_EVENTFD != 0;
+        let range = set.start..set.start.saturating_add(set.count);
+        if (trigger && set.count == 0) || (eventfds && (trigger || unmask)) {
+            self.relays.retain(|relay| {
+                let all = set.count == 0;
+                let same = all || (range.contains(&relay.vector) && relay.unmask == unmask);
+                relay.index != set.index || !same
+            });
+        }
+        if !eventfds || !(trigger || unmask) {
+            return Ok(Vec::new());
+        }
+        let mut ours = Vec::new();
+        for (vector, theirs) in range.zip(fds) {
+            let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
+            let fd = eventfd(0, flags).context("cannot make an eventfd")?;
+            ours.push(fd.try_clone().context("cannot duplicate an eventfd")?);
+            let (from, to) = if unmask { (theirs, fd) } else { (fd, theirs) };
+            self.relays.push(Relay { index: set.index, vector, unmask, from, to });
+        }
+        Ok(ours)
+    }
+
+    fn from_server(&mut self, message: RawMessage) -> anyhow::Result<()> {
+        let RawMessage { header, payload, .. } = message;
+        if let Kind::Command = header.kind() {
+            let message = [header.as_bytes(), &payload].concat();
+            self.record(&Event::Server { message: message.clone() })?;
+            match self.memory.answer(&header, &payload) {
+                Some(reply) => {
+                    self.record(&Event::Client { message: reply.clone(), eventfds: 0 })?;
+                    let _ = self.server.send(reply, Vec::new());
+                }
+                None => {
+                    let _ = self.client.send(message, Vec::new());
+                }
+            }
+            return Ok(());
+        }
+        let message = match header.kind() {
+            Kind::Reply(Ok(())) => withhold::reply(&header, &payload),
+            _ => [header.as_bytes(), &payload].concat(),
+        };
+        debug_assert!(message.len() >= HEADER_LEN);
+        self.record(&Event::Server { message: message.clone() })?;
+        let _ = self.client.send(message, Vec::new());
+        Ok(())
+    }
+}

@@ -1,0 +1,357 @@
+//! Plays the client of a captured session to a device, without a socket.
+
+use std::collections::{HashMap, VecDeque};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, anyhow};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd};
+use vfiod_core::dma::{Backing, DmaPeer, MapRequest, Perm};
+use vfiod_core::irq::{IrqAction, IrqData};
+use vfiod_core::{
+    Device, DeviceSpec, Error, File, IrqIndex, Owner, RegionIndex, Registration, Registry, Token,
+};
+use vfiod_protocol::{Call, Connection, Descriptors, DmaReply, Event, Request};
+use vfiod_server::{ClientLink, Target, now};
+use vfiod_tasks::Workers;
+use vfiod_wire::payload::{DmaMap, DmaUnmap, IrqSet, dma_flag, irq_flag};
+use vfiod_wire::{Command, HEADER_LEN, Header, Kind};
+use zerocopy::{FromBytes, IntoBytes};
+
+use super::channel::Channel;
+use crate::capture::withhold;
+
+/// How long the device may take for a signal or a DMA message that the capture has.
+const TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Makes the device.
+pub(super) type Make = Box<dyn Fn() -> anyhow::Result<Box<dyn Device>>>;
+
+/// An eventfd that was set up.
+struct Vector {
+    index: u32,
+    vector: u32,
+    unmask: bool,
+    fd: Arc<OwnedFd>,
+    /// Signals that were taken from it and not asked for yet.
+    taken: u64,
+}
+
+/// The client that is played.
+pub(super) struct Player {
+    make: Make,
+    /// Before the registration, which waits for its end.
+    file: Option<File>,
+    device: Registered,
+    connection: Connection<u32>,
+    dma: Arc<Channel>,
+    /// Eventfds on their way to the device, by the names that the protocol has for them.
+    fds: HashMap<u32, OwnedFd>,
+    next_fd: u32,
+    vectors: Vec<Vector>,
+    /// DMA_MAPs in effect.
+    mappings: Vec<DmaMap>,
+    /// Replies of the device, as the captured client would have got them.
+    replies: VecDeque<Vec<u8>>,
+}
+
+struct Link<'a>(&'a Arc<Channel>);
+
+impl ClientLink for Link<'_> {
+    type Fd = u32;
+
+    fn name(&self, _fd: OwnedFd) -> u32 {
+        // Descriptors for the client are withheld.
+        0
+    }
+
+    fn dma_peer(&self) -> Result<Arc<dyn DmaPeer>, Error> {
+        Ok(self.0.clone())
+    }
+
+    fn doorbells(&self, _region: RegionIndex) -> Result<Vec<OwnedFd>, Error> {
+        Ok(Vec::new())
+    }
+
+    fn follow_unmask(&self) -> Result<(), Error> {
+        Ok(())
+    }
+}
+
+/// The device, and a thread for its tasks.
+struct Registered {
+    registration: Registration,
+    _workers: Workers,
+}
+
+fn register(device: Box<dyn Device>) -> anyhow::Result<Registered> {
+    let spec = DeviceSpec { name: "replay".to_owned(), ..DeviceSpec::default() };
+    let registry = Registry::new();
+    let workers = Workers::start(registry.runtime(), 1).context("cannot start a thread")?;
+    let registration = registry.register(spec, device).context("cannot register the device")?;
+    Ok(Registered { registration, _workers: workers })
+}
+
+impl Player {
+    pub(super) fn new(make: Make) -> anyhow::Result<Self> {
+        Ok(Self {
+            device: register(make()?)?,
+            make,
+            file: None,
+            connection: Connection::default(),
+            dma: Channel::new(1 << 20),
+            fds: HashMap::new(),
+            next_fd: 0,
+            vectors: Vec::new(),
+            mappings: Vec::new(),
+            replies: VecDeque::new(),
+        })
+    }
+
+    /// The bits of what was read that differ from run to run.
+    pub(super) fn volatile(&self, region: u32, offset: u64, len: usize) -> u64 {
+        let traits =
+            self.device.registration.device().read_traits(RegionIndex(region), offset, len);
+        traits.map_or(0, |traits| traits.volatile)
+    }
+
+    /// The client's next message, to which eventfds belong.
+    pub(super) fn client(&mut self, message: &[u8], eventfds: u8) -> anyhow::Result<()> {
+        let mut names = Vec::new();
+        for _ in 0..eventfds {
+            let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
+            let fd = eventfd(0, flags).context("cannot make an eventfd")?;
+            self.fds.insert(self.next_fd, fd);
+            names.push(self.next_fd);
+            self.next_fd += 1;
+        }
+        self.keep_vectors(message, &names)?;
+        let descriptors = Descriptors { fds: names, truncated: false };
+        self.connection.receive(message, descriptors, now());
+        while let Some(event) = self.connection.next()? {
+            match event {
+                Event::Refused(_) => {}
+                Event::DmaReply(reply) => self.dma.complete(&reply),
+                Event::Call(call) => {
+                    let Call { request, reply, deadline, .. } = call;
+                    if let Request::Version { proposed, token } = &request {
+                        let owner = Owner::in_process("replay");
+                        let device = self.device.registration.device();
+                        let limit = proposed.data_limit();
+                        match device.open_with(owner, token.map(Token)) {
+                            Ok(file) => {
+                                self.file = Some(file);
+                                self.dma = Channel::new(limit);
+                                reply.negotiated(None);
+                            }
+                            Err(error) => {
+                                reply.refuse(error.errno().raw_os_error().unsigned_abs());
+                            }
+                        }
+                        continue;
+                    }
+                    let file = self.file.as_ref().context("a request without an open device")?;
+                    let fds = &mut self.fds;
+                    let map = match &request {
+                        Request::DmaMap(map, _) => Some(*map),
+                        _ => None,
+                    };
+                    let request = request.try_map_descriptors(|name| fds.remove(&name));
+                    let request = request.context("a descriptor that was used twice")?;
+                    let link = Link(&self.dma);
+                    let done = Target { file, link: &link }.carry_out(request, reply, deadline);
+                    if let (Ok(()), Some(map)) = (done, map) {
+                        self.mappings.push(map);
+                    }
+                }
+            }
+        }
+        self.keep_unmaps(message);
+        self.take_replies();
+        Ok(())
+    }
+
+    fn take_replies(&mut self) {
+        let output = self.connection.output();
+        let mut bytes = Vec::new();
+        while let Some(chunk) = output.chunk() {
+            let len = chunk.bytes.len();
+            bytes.extend_from_slice(chunk.bytes);
+            output.sent(len);
+        }
+        let mut rest = &bytes[..];
+        while let Some(header) = Header::parse(rest) {
+            let (message, behind) = rest.split_at(header.size as usize);
+            self.replies.push_back(match header.kind() {
+                Kind::Reply(Ok(())) => withhold::reply(&header, &message[HEADER_LEN..]),
+                _ => message.to_vec(),
+            });
+            rest = behind;
+        }
+    }
+
+    /// The device's next reply.
+    pub(super) fn reply(&mut self) -> Option<Vec<u8>> {
+        self.replies.pop_front()
+    }
+
+    /// The device's next DMA message, if it comes in time.
+    pub(super) fn dma_message(&self) -> Option<(Header, Vec<u8>)> {
+        self.dma.next_message(Instant::now() + TIMEOUT)
+    }
+
+    /// The client's reply to a DMA message of the device.
+    pub(super) fn dma_reply(&mut self, header: Header, payload: &[u8]) {
+        self.dma.complete(&DmaReply { header, payload, position: 0 });
+    }
+
+    /// Waits until the device has signalled a vector as often as it did before. Returns how often
+    /// it has if that is less.
+    pub(super) fn wait_for_signals(
+        &mut self,
+        index: u32,
+        vector: u32,
+        count: u64,
+    ) -> Result<(), u64> {
+        let deadline = Instant::now() + TIMEOUT;
+        let found = self
+            .vectors
+            .iter_mut()
+            .find(|known| (known.index, known.vector, known.unmask) == (index, vector, false));
+        let Some(known) = found else { return Err(0) };
+        while known.taken < count {
+            known.taken += read_count(&known.fd);
+            if known.taken >= count {
+                break;
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(std::mem::take(&mut known.taken));
+            }
+            let timeout = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: 0 };
+            let timeout = Timespec { tv_nsec: left.subsec_nanos().into(), ..timeout };
+            let mut fds = [PollFd::new(&known.fd, PollFlags::IN)];
+            // Whatever it says, the counter is looked at next.
+            let _ = rustix::event::poll(&mut fds, Some(&timeout));
+        }
+        known.taken -= count;
+        Ok(())
+    }
+
+    /// The client signals an unmasking eventfd.
+    pub(super) fn unmask(&mut self, index: u32, vector: u32, count: u64) {
+        let known =
+            |known: &&Vector| (known.index, known.vector, known.unmask) == (index, vector, true);
+        let Some(known) = self.vectors.iter().find(known) else { return };
+        // Non-blocking, and far from full.
+        let _ = rustix::io::write(&known.fd, &count.to_ne_bytes());
+        if let Some(file) = &self.file {
+            for fd in file.unmask_fds() {
+                file.unmask_signalled(&fd);
+            }
+        }
+    }
+
+    /// What the device has done that nobody asked for: vectors and how often they were signalled,
+    /// and the number of replies and DMA messages.
+    pub(super) fn left_over(&mut self) -> (Vec<(u32, u32, u64)>, usize, usize) {
+        let mut signals = Vec::new();
+        for known in self.vectors.iter_mut().filter(|known| !known.unmask) {
+            known.taken += read_count(&known.fd);
+            if known.taken > 0 {
+                signals.push((known.index, known.vector, known.taken));
+            }
+        }
+        let mut messages = 0;
+        while self.dma.next_message(Instant::now()).is_some() {
+            messages += 1;
+        }
+        (signals, self.replies.len(), messages)
+    }
+
+    /// Keeps the eventfds of a DEVICE_SET_IRQS.
+    fn keep_vectors(&mut self, message: &[u8], names: &[u32]) -> anyhow::Result<()> {
+        let Some(payload) = payload_of(message, Command::DeviceSetIrqs) else { return Ok(()) };
+        let Ok((set, _)) = IrqSet::read_from_prefix(payload) else { return Ok(()) };
+        let unmask = set.flags & irq_flag::ACTION_UNMASK != 0;
+        let trigger = set.flags & irq_flag::ACTION_TRIGGER != 0;
+        let eventfds = set.flags & irq_flag::DATA_EVENTFD != 0;
+        let range = set.start..set.start.saturating_add(set.count);
+        if (trigger && set.count == 0) || (eventfds && (trigger || unmask)) {
+            self.vectors.retain(|known| {
+                let same = range.contains(&known.vector) && known.unmask == unmask;
+                known.index != set.index || !(set.count == 0 || same)
+            });
+        }
+        for (vector, name) in range.zip(names) {
+            let fd = self.fds.get(name).ok_or_else(|| anyhow!("a descriptor that is not there"))?;
+            let fd = Arc::new(fd.try_clone().context("cannot duplicate an eventfd")?);
+            self.vectors.push(Vector { index: set.index, vector, unmask, fd, taken: 0 });
+        }
+        Ok(())
+    }
+
+    /// Forgets the mappings that a DMA_UNMAP removes.
+    fn keep_unmaps(&mut self, message: &[u8]) {
+        let Some(payload) = payload_of(message, Command::DmaUnmap) else { return };
+        let Ok((unmap, _)) = DmaUnmap::read_from_prefix(payload) else { return };
+        let end = |address: u64, size: u64| u128::from(address) + u128::from(size);
+        self.mappings.retain(|map| {
+            let inside = unmap.address <= map.address
+                && end(map.address, map.size) <= end(unmap.address, unmap.size);
+            unmap.flags & dma_flag::UNMAP_ALL == 0 && !inside
+        });
+    }
+
+    /// Saves everything, drops it, and builds it again from what was saved. Not while DMA runs.
+    pub(super) fn rebuild(&mut self) -> anyhow::Result<()> {
+        if !self.dma.is_idle() {
+            return Ok(());
+        }
+        let text = serde_json::to_string(&self.connection)?;
+        self.connection = serde_json::from_str(&text).context("the protocol's state")?;
+        self.dma = self.dma.rebuilt().context("the state of DMA messages")?;
+        let Some(file) = self.file.take() else { return Ok(()) };
+        let device = self.device.registration.device().save().context("cannot save the device")?;
+        let text = serde_json::to_string(&device)?;
+        drop(file);
+        self.device = register((self.make)()?)?;
+        let saved = serde_json::from_str(&text).context("the device's state")?;
+        let files = self.device.registration.device().restore(&saved, None);
+        let file = files.context("cannot restore the device")?.pop();
+        let file = file.context("the restored device has no file")?;
+        for map in &self.mappings {
+            file.dma_map(MapRequest {
+                iova: map.address,
+                size: map.size,
+                perm: Perm::from_bits_truncate(map.flags),
+                backing: Backing::Peer(self.dma.clone()),
+            })
+            .context("cannot map again")?;
+        }
+        for Vector { index, vector, unmask, fd, .. } in &self.vectors {
+            let fd = fd.try_clone().context("cannot duplicate an eventfd")?;
+            let action = if *unmask { IrqAction::Unmask } else { IrqAction::Trigger };
+            let data = IrqData::EventFds(vec![Some(fd)]);
+            let set = file.set_irqs(IrqIndex(*index), *vector, 1, action, data);
+            set.context("cannot set up an eventfd again")?;
+        }
+        self.file = Some(file);
+        Ok(())
+    }
+}
+
+fn payload_of(message: &[u8], command: Command) -> Option<&[u8]> {
+    let header = Header::parse(message)?;
+    let asked = matches!(header.kind(), Kind::Command | Kind::Posted);
+    (asked && header.command == command as u16).then(|| &message[HEADER_LEN..])
+}
+
+fn read_count(fd: &OwnedFd) -> u64 {
+    let mut count = 0u64;
+    match rustix::io::read(fd, count.as_mut_bytes()) {
+        Ok(_) => count,
+        Err(_) => 0,
+    }
+}

@@ -1,0 +1,262 @@
+//! A session with `edu` is captured through sockets and played again.
+
+use std::fs::File;
+use std::io::BufReader;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd};
+use vfiod_client::{Client, GuestMemory, IrqAction, IrqData, Options, Socket};
+use vfiod_core::{DeviceSpec, Registry};
+use vfiod_server::{Server, ServerOptions};
+
+use super::player::Make;
+use super::{Findings, play};
+use crate::capture::format::{Event, Reader, Writer};
+use crate::capture::proxy::{Closed, Proxy};
+
+const IOVA: u64 = 0x10_0000;
+const COMMAND: u64 = 4;
+const BUS_MASTER: u32 = 0x0400_0006;
+
+fn model(name: &'static str) -> Make {
+    Box::new(move || {
+        let options = Default::default();
+        Ok(vfiod_devices::catalogue().build(name, &options, Default::default())?)
+    })
+}
+
+fn edu() -> Make {
+    model("edu")
+}
+
+/// Runs `session` with `edu` through a proxy that writes to `path`.
+fn capture(path: &Path, options: Options, session: impl FnOnce(&mut Client)) {
+    capture_model("edu", path, options, session);
+}
+
+fn capture_model(
+    name: &'static str,
+    path: &Path,
+    options: Options,
+    session: impl FnOnce(&mut Client),
+) {
+    let spec = DeviceSpec { name: name.into(), ..DeviceSpec::default() };
+    let registry = Registry::new();
+    let _workers = vfiod_tasks::Workers::start(registry.runtime(), 1).unwrap();
+    let registration = registry.register(spec, model(name)().unwrap()).unwrap();
+    let server = Server::new(ServerOptions::default()).unwrap();
+    let (to_server, from_proxy) = UnixStream::pair().unwrap();
+    let (to_proxy, from_client) = UnixStream::pair().unwrap();
+    let served = server.serve_connected(from_proxy.into(), registration.device().clone()).unwrap();
+    let writer = Writer::new(File::create(path).unwrap()).unwrap();
+    let proxy = Proxy::new(to_proxy.into(), to_server.into(), writer).unwrap();
+    let relaying = std::thread::spawn(move || proxy.run().unwrap());
+    let socket = Socket::from_fd(from_client.into(), Duration::from_secs(20)).unwrap();
+    let mut client = Client::with_socket(socket, options).unwrap();
+    session(&mut client);
+    drop(client);
+    assert_eq!(relaying.join().unwrap(), Closed::ByClient);
+    assert!(served.finish(Duration::from_secs(20)));
+}
+
+fn wait_for(event: &OwnedFd) {
+    let mut fds = [PollFd::new(event, PollFlags::IN)];
+    let timeout = Timespec { tv_sec: 20, tv_nsec: 0 };
+    assert_eq!(rustix::event::poll(&mut fds, Some(&timeout)), Ok(1));
+    rustix::io::read(event, &mut [0; 8]).unwrap();
+}
+
+fn write(client: &mut Client, offset: u64, value: u32) {
+    client.region_write(0, offset, &value.to_le_bytes()).unwrap();
+}
+
+fn read(client: &mut Client, offset: u64) -> u32 {
+    let mut value = [0; 4];
+    client.region_read(0, offset, &mut value).unwrap();
+    u32::from_le_bytes(value)
+}
+
+/// Sets up an interrupt, computes, and copies memory both ways.
+fn session(client: &mut Client) {
+    let memory = client_memory();
+    client.dma_map(IOVA, memory.size(), Some((memory.fd(), 0))).unwrap();
+    memory.write(0, b"guest data").unwrap();
+    client.region_write(7, COMMAND, &BUS_MASTER.to_le_bytes()).unwrap();
+    assert!(client.region_info(0).unwrap().fd.is_none());
+    let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).unwrap();
+    let fds = [event.as_fd()];
+    client.set_irqs(0, 0, 1, IrqAction::Trigger, IrqData::EventFds(&fds)).unwrap();
+    write(client, 0x20, 0x80);
+    write(client, 0x08, 10);
+    wait_for(&event);
+    assert_eq!(read(client, 0x08), 3_628_800);
+    acknowledge(client, 1);
+    for (source, destination, command) in [(IOVA, 0x40000, 5), (0x40000, IOVA + 0x800, 7)] {
+        for (register, value) in [(0x80, source), (0x88, destination), (0x90, 10), (0x98, command)]
+        {
+            client.region_write(0, register, &u64::to_le_bytes(value)).unwrap();
+        }
+        wait_for(&event);
+        acknowledge(client, 0x100);
+    }
+    let mut copied = [0; 10];
+    memory.read(0x800, &mut copied).unwrap();
+    assert_eq!(&copied, b"guest data");
+    client.reset().unwrap();
+    assert_eq!(read(client, 0x04), !0u32 & read(client, 0x04));
+    client.dma_unmap(IOVA, memory.size()).unwrap();
+}
+
+fn acknowledge(client: &mut Client, cause: u32) {
+    write(client, 0x64, cause);
+    client.set_irqs(0, 0, 1, IrqAction::Unmask, IrqData::None).unwrap();
+}
+
+fn client_memory() -> GuestMemory {
+    GuestMemory::new(0x1000).unwrap()
+}
+
+fn replay(path: &Path, rebuild: bool) -> Findings {
+    play(BufReader::new(File::open(path).unwrap()), edu(), rebuild).unwrap()
+}
+
+#[test]
+fn captured_session_replays_without_a_difference() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("edu.capture");
+    capture(&path, Options::default(), session);
+    let findings = replay(&path, false);
+    assert_eq!(findings.differences, Vec::<String>::new());
+    assert!(!findings.truncated);
+    assert_eq!((findings.dma_messages, findings.signals), (2, 3));
+}
+
+/// Accesses of every region, interrupts, mappings and resets, in an order that a seed decides.
+fn anything(client: &mut Client, seed: u64) {
+    let mut random = seed;
+    let mut next = move |end: u64| {
+        random = random.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (random >> 33) % end
+    };
+    let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).unwrap();
+    let regions = client.device_info().unwrap().num_regions;
+    let sizes: Vec<u64> =
+        (0..regions).map(|index| client.region_info(index).unwrap().reply.info.size).collect();
+    let memory = client_memory();
+    client.dma_map(IOVA, memory.size(), Some((memory.fd(), 0))).unwrap();
+    client.region_write(7, COMMAND, &BUS_MASTER.to_le_bytes()).unwrap();
+    for _ in 0..300 {
+        let region = next(regions.into()) as u32;
+        let size = sizes[region as usize].min(0x100);
+        let offset = if size == 0 { 0 } else { next(size) & !3 };
+        let mut data = [next(256) as u8, next(4) as u8, 0, 0];
+        // What is refused, is refused again.
+        match next(12) {
+            0..5 => drop(client.region_read(region, offset, &mut data)),
+            5..8 if region != 7 => drop(client.region_write(region, offset, &data)),
+            8 => drop(client.region_read(region, offset, &mut data[..1])),
+            9 => {
+                let fds = [event.as_fd()];
+                let data = IrqData::EventFds(&fds);
+                drop(client.set_irqs(0, 0, 1, IrqAction::Trigger, data));
+            }
+            10 if next(20) == 0 => drop(client.reset()),
+            _ => drop(client.irq_info(next(6) as u32)),
+        }
+    }
+}
+
+#[test]
+fn everything_can_be_rebuilt_after_every_message() {
+    let dir = tempfile::tempdir().unwrap();
+    for name in ["template", "gpio"] {
+        for seed in 1..4 {
+            let path = dir.path().join(format!("{name}{seed}.capture"));
+            capture_model(name, &path, Options::default(), |client| anything(client, seed));
+            for rebuild in [false, true] {
+                let file = BufReader::new(File::open(&path).unwrap());
+                let findings = play(file, model(name), rebuild).unwrap();
+                assert_eq!(
+                    findings.differences,
+                    Vec::<String>::new(),
+                    "{name}, rebuild: {rebuild}"
+                );
+                assert!(findings.requests > 200);
+            }
+        }
+    }
+}
+
+#[test]
+fn memory_without_descriptor_and_a_second_socket_replay_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("edu.capture");
+    let memory = client_memory();
+    memory.attach(IOVA, memory.size(), 0);
+    let options = Options::default().twin_socket().memory(memory.clone());
+    capture(&path, options, |client| {
+        assert!(!client.has_twin_socket());
+        client.dma_map(IOVA, memory.size(), None).unwrap();
+        client.region_write(7, COMMAND, &BUS_MASTER.to_le_bytes()).unwrap();
+        for (register, value) in [(0x80, IOVA), (0x88, 0x40000), (0x90, 16), (0x98, 1)] {
+            client.region_write(0, register, &u64::to_le_bytes(value)).unwrap();
+        }
+        while read(client, 0x98) & 1 != 0 {}
+    });
+    let findings = replay(&path, false);
+    assert_eq!(findings.differences, Vec::<String>::new());
+    assert_eq!(findings.dma_messages, 1);
+}
+
+/// The events of a capture, changed, as a capture.
+fn changed(path: &Path, change: impl Fn(&mut Event)) -> Vec<u8> {
+    let mut reader = Reader::new(BufReader::new(File::open(path).unwrap())).unwrap();
+    let mut bytes = Vec::new();
+    let mut writer = Writer::new(&mut bytes).unwrap();
+    while let Ok(mut event) = reader.read() {
+        change(&mut event);
+        writer.write(&event, 0).unwrap();
+    }
+    bytes
+}
+
+#[test]
+fn differences_are_found_and_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("edu.capture");
+    capture(&path, Options::default(), |client| {
+        assert_eq!(read(client, 0), 0x0100_00ed);
+    });
+    let id = [0xed, 0, 0, 1];
+    let other = changed(&path, |event| {
+        if let Event::Server { message } = event
+            && message.ends_with(&id)
+        {
+            *message.last_mut().unwrap() = 2;
+        }
+    });
+    let findings = play(&other[..], edu(), false).unwrap();
+    let text = "record 4: region 0, offset 0x0: 0x20000ed was read, now 0x10000ed";
+    assert_eq!(findings.differences, [text]);
+}
+
+#[test]
+fn truncated_capture_is_replayed_as_far_as_it_goes() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("edu.capture");
+    capture(&path, Options::default(), session);
+    let bytes = std::fs::read(&path).unwrap();
+    let mut requests = 0;
+    for part in 1..8 {
+        let findings = play(&bytes[..bytes.len() * part / 8], edu(), false).unwrap();
+        assert!(findings.truncated);
+        assert_eq!(findings.differences, Vec::<String>::new());
+        assert!(findings.requests >= requests);
+        requests = findings.requests;
+    }
+    assert!(requests > 10);
+    assert!(!replay(&path, false).truncated);
+}
