@@ -2,6 +2,7 @@
 //! table of device models with their options ([`Models`]).
 //!
 //! ```toml
+//! version = 1                      # of this format; the default
 //! poll = "50us"                    # poll a busy connection this long before sleeping
 //! threads = 16                     # at most so many threads
 //!

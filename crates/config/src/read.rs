@@ -20,6 +20,8 @@ use crate::sriov::Wanted;
 use crate::types::{Config, DeviceConfig, OptionSetting, SocketAccess, SocketConfig};
 use crate::values::{self, TIME_HELP};
 
+/// The version of the format; `docs/compatibility.md` says when it changes.
+const VERSION: &str = "1";
 /// Longest path of a UNIX socket in bytes (`sun_path` less its NUL).
 const MAX_SOCKET_PATH: usize = 107;
 
@@ -84,6 +86,7 @@ impl Reader<'_> {
         if let Some(log) = top.section("log") {
             (config.log, config.log_format) = self.log(log);
         }
+        self.version(&top);
         config.poll = top.string("poll").and_then(|text| self.time(&top, "poll", text));
         config.threads = top.integer("threads", 2..=4096).map(|at| at.value as usize);
 
@@ -139,6 +142,16 @@ impl Reader<'_> {
         check(&top);
         top.finish();
         config
+    }
+
+    /// The version of the format; the file need not name it.
+    fn version(&self, top: &Section<'_>) {
+        let Some(value) = top.value("version") else { return };
+        if !matches!(value.get_ref(), DeValue::Integer(number) if number.as_str() == VERSION) {
+            let what = "this is no version of the format that this program knows";
+            let help = format!("write version = {VERSION}, or use a newer program");
+            top.wrong("version", value.span(), what, help);
+        }
     }
 
     fn log(&self, log: Section<'_>) -> (Option<String>, Option<LogFormat>) {

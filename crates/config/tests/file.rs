@@ -554,3 +554,19 @@ socket = \"/tmp/b\"
         assert!(complaint.contains(says), "{wrong}: {complaint}");
     }
 }
+
+#[test]
+fn version_that_is_not_known_is_refused() {
+    let device = "[device.e]\nmodel = \"edu\"\nsocket = \"/run/e\"\n";
+    parse(&format!("version = 1\n{device}")).unwrap();
+    assert_eq!(
+        complaint(&format!("version = 2\n{device}")),
+        "\
+error: c.toml:1:11: version: this is no version of the format that this program knows
+  |
+1 | version = 2
+  |           ^
+  = help: write version = 1, or use a newer program
+"
+    );
+}

@@ -3,6 +3,7 @@
 use std::time::SystemTime;
 
 use uuid::Uuid;
+use vfiod_core::work::{TaskInfo, TaskState};
 use vfiod_core::{
     Credentials, DeviceFlags, DeviceRef, Errno, Error, FileId, IrqIndex, OwnerIdentity,
     RegionFlags, ResetCause, Result,
@@ -12,7 +13,7 @@ use vfiod_manager::Manager;
 use crate::view::{
     Attribute, Changes, Connection, Daemon, Damaged, Definition, Definitions, Device, DeviceState,
     DeviceSummary, Dma, EventKind, File, Instance, InstanceSummary, Interrupt, Member, Origin,
-    Owner, Parent, Record, Region, Set, Setting, Start, Type, Window,
+    Owner, Parent, Record, Region, Set, Setting, Start, Task, Type, Window,
 };
 
 /// How many DMA windows are shown one by one.
@@ -143,17 +144,34 @@ pub(crate) fn summary(manager: &Manager, device: &DeviceRef) -> DeviceSummary {
 
 /// A device with everything.
 pub(crate) fn device(manager: &Manager, device: &DeviceRef) -> Device {
+    let status = device.status();
     Device {
         summary: summary(manager, device),
         number: device.id().0,
         location: device.location().map(str::to_owned),
-        failure: device.status().failure,
+        failure: status.failure,
         flags: flags(device),
         files: files(device),
         regions: regions(device),
         interrupts: interrupts(device),
+        tasks: status.tasks.into_iter().map(task).collect(),
         dma: dma(device),
         connections: manager.connections(device).iter().map(connection).collect(),
+    }
+}
+
+fn task(task: TaskInfo) -> Task {
+    let state = match task.state {
+        TaskState::Running => "running",
+        TaskState::Waiting => "waiting",
+        TaskState::Cancelled => "cancelled",
+    };
+    Task {
+        name: task.name,
+        state: state.to_owned(),
+        age_ms: u64::try_from(task.age.as_millis()).unwrap_or(u64::MAX),
+        runs: task.polls,
+        run_us: u64::try_from(task.run.as_micros()).unwrap_or(u64::MAX),
     }
 }
 

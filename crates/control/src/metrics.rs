@@ -3,7 +3,7 @@
 //! They are read from the manager and the core at each request; nothing is collected in between.
 //!
 //! # What is not there
-//! Accesses, bytes of DMA, quiesce times and tasks by device: the core does not count them.
+//! Single accesses, bytes of DMA and quiesce times: the core does not count them.
 
 use std::fmt::{self, Debug};
 use std::sync::Arc;
@@ -100,6 +100,10 @@ impl Collector for Devices {
         family(&mut encoder, "open_files", "Files that are open", MetricType::Gauge, open)?;
         let failed = status.iter().map(|(labels, status)| (labels.clone(), status.failed.into()));
         family(&mut encoder, "failed", "1: in the error state", MetricType::Gauge, failed)?;
+
+        let tasks =
+            status.iter().map(|(labels, status)| (labels.clone(), status.tasks.len() as u64));
+        family(&mut encoder, "tasks", "Tasks", MetricType::Gauge, tasks)?;
 
         let connections: Vec<_> =
             devices.iter().map(|device| (of(device), manager.connections(device))).collect();

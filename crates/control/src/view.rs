@@ -77,6 +77,8 @@ pub struct Device {
     pub regions: Vec<Region>,
     /// Its interrupts, likewise.
     pub interrupts: Vec<Interrupt>,
+    /// Its tasks: work beside register accesses.
+    pub tasks: Vec<Task>,
     /// Its clients' memory.
     pub dma: Dma,
     /// Its clients' connections.
@@ -150,6 +152,21 @@ pub struct Interrupt {
     pub held: u64,
     /// Triggers that went nowhere, as the index was not set up.
     pub lost: u64,
+}
+
+/// A task of a device.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Task {
+    /// The name that the model gave it.
+    pub name: String,
+    /// What it does at the moment.
+    pub state: String,
+    /// Milliseconds since it was started.
+    pub age_ms: u64,
+    /// How often it was run.
+    pub runs: u64,
+    /// Microseconds that it ran in all.
+    pub run_us: u64,
 }
 
 /// The memory of a device's clients.

@@ -2,7 +2,7 @@
 
 mod process;
 
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::{Path, PathBuf};
 
 use process::{Daemon, bad, good, until, vfiod};
@@ -164,16 +164,48 @@ fn a_reload_changes_what_differs_and_leaves_the_rest() {
     assert_eq!(stage.good(&["reload"]), "untouched: 4\n");
 }
 
+/// The service manager's end of `NOTIFY_SOCKET`.
+struct Notified(UnixDatagram);
+
+impl Notified {
+    fn listen(path: &Path) -> Self {
+        Self(UnixDatagram::bind(path).unwrap())
+    }
+
+    /// Waits for a message that begins like this.
+    fn wait(&self, beginning: &str) {
+        let mut message = [0; 256];
+        loop {
+            let len = self.0.recv(&mut message).unwrap();
+            if message[..len].starts_with(beginning.as_bytes()) {
+                return;
+            }
+        }
+    }
+}
+
 #[test]
-fn sighup_reloads() {
-    let stage = Stage::start(&device("first", ""));
-    stage.write(&(device("first", "") + &device("second", "")));
-    stage.daemon.signal(Signal::HUP);
-    until("the new device", || stage.path("second").exists());
-    stage.write("nonsense");
-    stage.daemon.signal(Signal::HUP);
-    // The next signal is taken when that one has been dealt with.
-    let (status, log) = stage.daemon.terminate(Signal::TERM);
+fn sighup_reloads_and_notifies_the_service_manager() {
+    let directory = tempfile::tempdir().unwrap();
+    let notify = directory.path().join("notify");
+    let notified = Notified::listen(&notify);
+    write(directory.path(), &device("first", ""));
+    let mut command = vfiod(["serve"]);
+    command.arg(directory.path().join("vfiod.toml")).env("NOTIFY_SOCKET", &notify);
+    let daemon = Daemon::start(command);
+    notified.wait("READY=1");
+
+    write(directory.path(), &(device("first", "") + &device("second", "")));
+    daemon.signal(Signal::HUP);
+    notified.wait("RELOADING=1\nMONOTONIC_USEC=");
+    notified.wait("READY=1\nSTATUS=serving 2 devices");
+    UnixStream::connect(directory.path().join("second")).unwrap();
+
+    write(directory.path(), "nonsense");
+    daemon.signal(Signal::HUP);
+    notified.wait("RELOADING=1");
+    notified.wait("READY=1\nSTATUS=serving 2 devices");
+    let (status, log) = daemon.terminate(Signal::TERM);
     assert!(status.success(), "{log}");
     assert!(log.contains("the configuration was not reloaded"), "{log}");
 }
@@ -281,12 +313,15 @@ fn parents_come_and_go_with_a_reload() {
 #[test]
 fn a_daemon_without_a_file_refuses_to_reload() {
     let directory = tempfile::tempdir().unwrap();
-    let socket = directory.path().join("edu.sock");
+    let (socket, notify) = (directory.path().join("edu.sock"), directory.path().join("notify"));
+    let notified = Notified::listen(&notify);
     let mut command = vfiod(["serve", "--device", "edu", "--socket-path"]);
-    command.arg(&socket);
-    let daemon = Daemon::serving(command, &[&socket]);
-    // It has no control API either: SIGHUP says so in the log.
+    command.arg(&socket).env("NOTIFY_SOCKET", &notify);
+    let daemon = Daemon::start(command);
+    notified.wait("READY=1");
     daemon.signal(Signal::HUP);
+    notified.wait("RELOADING=1");
+    notified.wait("READY=1");
     let (status, log) = daemon.terminate(Signal::TERM);
     assert!(status.success(), "{log}");
     assert!(log.contains("started without a configuration file"), "{log}");
