@@ -137,7 +137,7 @@ pub trait Device: Any + Send {
 /// Power: the device can ask its user to let go of it (the kernel's `request` callback).
 pub trait Request {
     /// Called again and again (`n` = 0, 1, …) while an unregister waits for the last file.
-    /// Returns whether the user could be told; if not, a PCI function's REQ interrupt is tried.
+    /// Returns whether the user could be told, for the log.
     fn request(&mut self, n: u32) -> bool;
 }
 

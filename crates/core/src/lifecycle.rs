@@ -16,13 +16,9 @@ use crate::error::{Errno, Error, Result};
 use crate::event::Event;
 use crate::file::FileShared;
 use crate::ids::{FileId, Owner};
-use crate::irq::IrqIndex;
 use crate::registered::Registered;
 use crate::registry::OpenPolicy;
 use crate::set::{Phase, SetGuard, Transition};
-
-/// `VFIO_PCI_REQ_IRQ_INDEX`.
-const PCI_REQUEST_IRQ: IrqIndex = IrqIndex(4);
 
 /// Whether observers hear of a file's release: only if they heard of its open.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -217,16 +213,10 @@ impl Registered {
     }
 
     fn request(&self, n: u32) {
-        // Told first: what the users do about it is told by others.
+        // Emit `Requested` before asking: another thread may emit `FileReleased` at once.
         self.emit(|subject| Event::Requested { subject, n });
         let told = self.call(|device| Ok(device.as_request().map(|power| power.request(n))));
-        let told = match told {
-            Ok(Some(true)) => true,
-            _ if self.description.flags.contains(DeviceFlags::PCI) => {
-                self.context.irqs().trigger(PCI_REQUEST_IRQ, 0).unwrap_or(false)
-            }
-            _ => false,
-        };
+        let told = matches!(told, Ok(Some(true)));
         // Rarer and rarer, as the intervals grow.
         tracing::debug!(device = self.name(), n, told, "asked the users to let go");
     }

@@ -488,9 +488,8 @@ impl Registration {
         &self.device
     }
 
-    /// Unregisters: no new opens from now on; asks the users to let go ([`Request`], or else
-    /// the REQ interrupt of a PCI function) at once and again in growing intervals, until the
-    /// last file is gone. With a deadline, files left by then are revoked: the core releases
+    /// Unregisters: no new opens from now on; asks the users to let go ([`Request`])
+    /// at once and again in growing intervals, until the last file is gone. With a deadline, files left by then are revoked: the core releases
     /// them, and their holders get `ENODEV`. Without one it waits for ever, so the caller must
     /// not hold a file itself.
     ///

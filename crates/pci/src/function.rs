@@ -4,12 +4,12 @@
 use vfiod_core::irq::{IrqFlags, IrqInfo};
 use vfiod_core::{
     Admission, Context, Description, Device, DeviceFlags, Errno, Error, Features, Persistence,
-    ReadEffect, ReadTraits, Region, RegionIndex, ResetCause, Result, Token,
+    ReadEffect, ReadTraits, Region, RegionIndex, Request, ResetCause, Result, Token,
 };
 
 use crate::capability::Capability;
 use crate::config::{ConfigSpace, Controls, Live};
-use crate::interrupts::irq_index;
+use crate::interrupts::{VECTORS, irq_index};
 use crate::model::{Cx, Handle, Model};
 use crate::msix::Msix;
 use crate::spec::{Bar, FunctionSpec};
@@ -17,8 +17,6 @@ use crate::sriov::{Role, TOKEN_FEATURE};
 
 const CONFIG_REGION: u32 = 7;
 const REGIONS: u32 = 9;
-/// Most vectors whose conditions are saved: as many as MSI-X can have (PCIe 7.7.2).
-const CONDITIONS: usize = 2048;
 
 /// How a function fits in with what is around it.
 #[derive(Clone, Debug, Default)]
@@ -164,7 +162,7 @@ impl<M: Model> Function<M> {
 
     /// Bytes of a bit map of conditions.
     pub(crate) fn conditions_len(&self) -> usize {
-        CONDITIONS / 8
+        VECTORS / 8
     }
 
     /// Writes the conditions as a bit map.
@@ -192,7 +190,7 @@ impl<M: Model> Function<M> {
         if table.len() != own_table.len() || written.len() != own_written.len() {
             return Err(Error::new(Errno::INVAL, "an MSI-X table of another size"));
         }
-        match conditions.iter().find(|&&vector| vector as usize >= CONDITIONS) {
+        match conditions.iter().find(|&&vector| vector as usize >= VECTORS) {
             Some(vector) => {
                 Err(Error::new(Errno::INVAL, format!("an interrupt condition of vector {vector}")))
             }
@@ -343,12 +341,24 @@ impl<M: Model> Device for Function<M> {
         Self::WORKS.then_some(self as &mut dyn vfiod_core::Worker)
     }
 
+    fn as_request(&mut self) -> Option<&mut dyn Request> {
+        Some(self)
+    }
+
     fn as_admission(&mut self) -> Option<&mut dyn Admission> {
         Some(self)
     }
 
     fn as_features(&mut self) -> Option<&mut dyn Features> {
         matches!(self.role, Role::Physical(_)).then_some(self as &mut dyn Features)
+    }
+}
+
+impl<M: Model> Request for Function<M> {
+    /// Signals the REQ interrupt, as `vfio_pci_core_request` does.
+    fn request(&mut self, _n: u32) -> bool {
+        let Some(handle) = self.handle() else { return false };
+        handle.ctx.irqs().trigger(irq_index::REQ, 0).unwrap_or(false)
     }
 }
 

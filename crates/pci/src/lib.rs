@@ -100,7 +100,7 @@ pub mod prelude {
 pub use address::{Address, AddressError};
 pub use capability::Capability;
 pub use function::{Fitting, Function};
-pub use interrupts::{Interrupts, irq_index};
+pub use interrupts::{Interrupt, Interrupts, irq_index};
 pub use model::{Cx, Handle, Model};
 pub use registers::{Register, RegisterMap, Widths};
 pub use spec::{Bar, BarKind, FunctionSpec, Pin};

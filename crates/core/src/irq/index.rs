@@ -163,7 +163,12 @@ impl IrqVector {
         self.state().held()
     }
 
-    /// Whether a client has an eventfd set up.
+    /// Whether a client has an eventfd set up on any vector of the index.
+    pub fn is_index_enabled(&self) -> bool {
+        self.index.enabled()
+    }
+
+    /// Whether a client has an eventfd set up on this vector.
     pub fn has_eventfd(&self) -> bool {
         self.state().trigger.is_some()
     }

@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::sync::mpsc::channel;
 use std::time::Duration;
 
-use rustix::event::{EventfdFlags, eventfd};
 use vfiod_core::dma::{Backing, MapRequest, Perm};
 use vfiod_core::irq::{IrqAction, IrqData};
 use vfiod_core::{Errno, IrqIndex};
@@ -134,20 +133,6 @@ fn dropping_a_registration_revokes_at_once_and_asks_nobody() {
     assert_eq!(rig.journal.take(), ["a.release", "a.close_device", "a.drop"]);
     drop(file);
     assert!(rig.journal.take().is_empty());
-}
-
-#[test]
-fn a_pci_function_without_the_power_signals_the_req_interrupt() {
-    let rig = Rig::new();
-    let a = rig.single("a");
-    let file = open(&a).unwrap();
-    let fd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).unwrap();
-    let given = IrqData::EventFds(vec![Some(fd.try_clone().unwrap())]);
-    file.set_irqs(REQ, 0, 1, IrqAction::Trigger, given).unwrap();
-    a.unregister(Some(Duration::from_millis(1)));
-    let mut counter = [0; 8];
-    rustix::io::read(&fd, &mut counter).unwrap();
-    assert!(u64::from_ne_bytes(counter) >= 1);
 }
 
 #[test]

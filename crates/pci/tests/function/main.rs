@@ -6,6 +6,7 @@ mod header;
 mod msix;
 mod pin_and_msi;
 mod random_writes;
+mod request;
 mod resets;
 mod rig;
 mod specs;

@@ -2,6 +2,7 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use rustix::event::{EventfdFlags, eventfd};
 use vfiod_core::irq::{IrqAction, IrqData};
@@ -92,7 +93,7 @@ impl Model for Probe {
 pub(crate) struct Guest {
     pub(crate) file: File,
     seen: Arc<Mutex<Seen>>,
-    _registration: Registration,
+    registration: Registration,
 }
 
 /// An eventfd that an interrupt goes to.
@@ -135,7 +136,7 @@ impl Guest {
         };
         let registration = Registry::new().register(spec, Box::new(function)).unwrap();
         let file = registration.device().open(Owner::in_process("test")).unwrap();
-        Self { file, seen, _registration: registration }
+        Self { file, seen, registration }
     }
 
     pub(crate) fn multifunction(spec: FunctionSpec, number: u8) -> Self {
@@ -202,6 +203,12 @@ impl Guest {
         let data = IrqData::EventFds(fds);
         self.file.set_irqs(index, 0, vectors, IrqAction::Trigger, data).unwrap();
         counters
+    }
+
+    /// Removes the device, at once; the file stays with its user.
+    pub(crate) fn remove(self) -> File {
+        self.registration.unregister(Some(Duration::from_millis(1)));
+        self.file
     }
 
     /// Takes all eventfds of an index away.
