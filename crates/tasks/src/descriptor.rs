@@ -3,14 +3,9 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use rustix::event::epoll::EventFlags;
-use vfiod_sync::atomic::{AtomicU32, Ordering};
-
-use crate::runtime::{Inner, Runtime};
-use crate::waiters::Waiters;
-
-const READABLE: u32 = 1;
-const WRITABLE: u32 = 2;
+use crate::reactor::Reactor;
+use crate::runtime::Runtime;
+use crate::source::{READABLE, Source, WRITABLE};
 
 /// A descriptor known to a runtime. Dropping it ends that.
 ///
@@ -18,48 +13,15 @@ const WRITABLE: u32 = 2;
 /// end although nothing can be read (written).
 #[derive(Debug)]
 pub struct Descriptor {
-    runtime: Arc<Inner>,
+    reactor: Arc<Reactor>,
     source: Arc<Source>,
     key: u64,
-}
-
-/// What the reactor knows of a descriptor.
-#[derive(Debug)]
-pub(crate) struct Source {
-    fd: Arc<OwnedFd>,
-    ready: AtomicU32,
-    waiters: Waiters,
-}
-
-impl Source {
-    pub(crate) fn fd(&self) -> &Arc<OwnedFd> {
-        &self.fd
-    }
-
-    /// The reactor has seen a change.
-    pub(crate) fn changed(&self, flags: EventFlags) {
-        // After an error or a hangup both reading and writing return at once.
-        let ended = EventFlags::ERR | EventFlags::HUP;
-        let mut ready = 0;
-        if flags.intersects(EventFlags::IN | EventFlags::RDHUP | ended) {
-            ready |= READABLE;
-        }
-        if flags.intersects(EventFlags::OUT | ended) {
-            ready |= WRITABLE;
-        }
-        self.ready.fetch_or(ready, Ordering::AcqRel);
-        self.waiters.wake_all();
-    }
-
-    fn take(&self, ready: u32) -> Option<()> {
-        (self.ready.fetch_and(!ready, Ordering::AcqRel) & ready != 0).then_some(())
-    }
 }
 
 impl Descriptor {
     /// The descriptor.
     pub fn fd(&self) -> &Arc<OwnedFd> {
-        &self.source.fd
+        self.source.fd()
     }
 
     /// Waits until the descriptor has become readable, or has ended, since the last wait.
@@ -79,13 +41,13 @@ impl Descriptor {
     }
 
     async fn wait(&self, ready: u32) {
-        self.source.waiters.wait_for(|| self.source.take(ready)).await;
+        self.source.wait(ready).await;
     }
 }
 
 impl Drop for Descriptor {
     fn drop(&mut self) {
-        self.runtime.reactor.remove(self.key);
+        self.reactor.remove(self.key);
     }
 }
 
@@ -97,9 +59,9 @@ impl Runtime {
     /// `EPERM`: its file cannot be waited for (a regular file); `EEXIST`: it is known already;
     /// `ENOSPC`: over the user's limit (`/proc/sys/fs/epoll/max_user_watches`).
     pub fn descriptor(&self, fd: Arc<OwnedFd>) -> rustix::io::Result<Descriptor> {
-        let source = Source { fd, ready: AtomicU32::new(0), waiters: Waiters::new() };
-        let source = Arc::new(source);
-        let key = self.inner().reactor.add(source.clone())?;
-        Ok(Descriptor { runtime: self.inner().clone(), source, key })
+        let source = Arc::new(Source::new(fd));
+        let reactor = &self.scheduler().reactor;
+        let key = reactor.add(source.clone())?;
+        Ok(Descriptor { reactor: reactor.clone(), source, key })
     }
 }

@@ -9,7 +9,7 @@ use vfiod_sync::atomic::{AtomicBool, Ordering};
 use vfiod_sync::thread::{self, JoinHandle};
 use vfiod_sync::{Condvar, Mutex, lock, wait};
 
-use crate::workers::{Team, Worker};
+use crate::worker::Worker;
 
 /// How long a task may run before its worker is replaced.
 const RUN_LIMIT: Duration = Duration::from_millis(10);
@@ -38,7 +38,7 @@ impl Watchdog {
     /// A worker is about to run a task; its beat says so already.
     #[inline]
     pub(crate) fn alert(&self) {
-        // Either the watchdog has seen the beat, or this sees that it sleeps: `Team::rest`.
+        // Either the watchdog has seen the beat, or this sees that it sleeps: `rest`.
         if self.is_asleep.load(Ordering::SeqCst) {
             self.wake();
         }
@@ -54,6 +54,16 @@ impl Watchdog {
     }
 }
 
+/// The workers that a watchdog looks at.
+pub(crate) trait Team: Send + Sync + 'static {
+    fn watchdog(&self) -> &Watchdog;
+
+    fn workers(&self) -> Vec<Arc<Worker>>;
+
+    /// Lets another thread take a worker's place. Returns whether there is one.
+    fn replace(self: &Arc<Self>, worker: &Worker) -> bool;
+}
+
 /// What was last seen of a worker.
 struct Seen {
     worker: Arc<Worker>,
@@ -61,101 +71,89 @@ struct Seen {
     since: Instant,
 }
 
-impl Team {
-    pub(crate) fn start_watchdog(self: &Arc<Self>) -> io::Result<()> {
-        let team = self.clone();
+impl Watchdog {
+    /// Starts the thread.
+    pub(crate) fn start(&self, team: &Arc<impl Team>) -> io::Result<()> {
+        let team = team.clone();
         let builder = thread::Builder::new().name("tasks-watch".to_owned());
-        let thread = builder.spawn(move || team.watch())?;
-        lock(&self.watchdog.state).thread = Some(thread);
+        let thread = builder.spawn(move || watch(&team))?;
+        lock(&self.state).thread = Some(thread);
         Ok(())
     }
 
-    pub(crate) fn stop_watchdog(&self) {
+    /// Ends the thread.
+    pub(crate) fn stop(&self) {
         let thread = {
-            let mut state = lock(&self.watchdog.state);
+            let mut state = lock(&self.state);
             state.stopped = true;
-            self.watchdog.changed.notify_one();
+            self.changed.notify_one();
             state.thread.take()
         };
         if let Some(thread) = thread {
             let _ = thread.join();
         }
     }
+}
 
-    fn watch(self: Arc<Self>) {
-        let mut seen = HashMap::new();
-        loop {
-            let is_active = self.look(&mut seen);
-            let Watchdog { is_asleep, state, changed } = &self.watchdog;
-            let mut guard = lock(state);
-            if guard.stopped {
-                return;
-            }
-            if !is_active && self.rest(&mut seen) {
-                while !guard.alerted && !guard.stopped {
-                    guard = wait(changed, state, guard, Duration::MAX);
-                }
-                guard.alerted = false;
-                is_asleep.store(false, Ordering::SeqCst);
-            }
-            if !guard.stopped {
-                drop(wait(changed, state, guard, INTERVAL));
-            }
+fn watch(team: &Arc<impl Team>) {
+    let mut seen = HashMap::new();
+    loop {
+        let is_active = look(team, &mut seen);
+        let Watchdog { is_asleep, state, changed } = team.watchdog();
+        let mut guard = lock(state);
+        if guard.stopped {
+            return;
         }
-    }
-
-    /// Marks the watchdog as asleep, unless a task runs. The watchdog's lock is held.
-    fn rest(&self, seen: &mut HashMap<u64, Seen>) -> bool {
-        let Watchdog { is_asleep, .. } = &self.watchdog;
-        is_asleep.store(true, Ordering::SeqCst);
-        let is_idle =
-            self.workers().iter().all(|worker| worker.beat.load(Ordering::SeqCst) % 2 == 0);
-        if is_idle {
-            seen.clear();
-        } else {
+        if !is_active && rest(&**team, &mut seen) {
+            while !guard.alerted && !guard.stopped {
+                guard = wait(changed, state, guard, Duration::MAX);
+            }
+            guard.alerted = false;
             is_asleep.store(false, Ordering::SeqCst);
         }
-        is_idle
-    }
-
-    /// Replaces workers whose task has run for too long. Returns whether any task has run since
-    /// the last time.
-    fn look(self: &Arc<Self>, seen: &mut HashMap<u64, Seen>) -> bool {
-        let now = Instant::now();
-        let workers = self.workers();
-        let mut is_active = false;
-        let mut replaced =
-            workers.iter().filter(|worker| worker.replaced.load(Ordering::Acquire)).count();
-        for worker in &workers {
-            let beat = worker.beat.load(Ordering::Acquire);
-            let is_new = || Seen { worker: worker.clone(), beat, since: now };
-            let last = seen.entry(worker.number).or_insert_with(is_new);
-            if last.beat != beat {
-                (last.beat, last.since) = (beat, now);
-                is_active = true;
-                continue;
-            }
-            let is_running = beat % 2 == 1;
-            is_active |= is_running;
-            let is_hog = is_running && now - last.since >= RUN_LIMIT;
-            if is_hog && replaced < MAX_REPLACED && !worker.replaced.load(Ordering::Acquire) {
-                replaced += usize::from(self.replace(worker));
-            }
+        if !guard.stopped {
+            drop(wait(changed, state, guard, INTERVAL));
         }
-        seen.retain(|_, seen| workers.iter().any(|worker| Arc::ptr_eq(worker, &seen.worker)));
-        is_active
     }
+}
 
-    /// Lets another thread take a worker's place. Returns whether there is one.
-    fn replace(self: &Arc<Self>, worker: &Worker) -> bool {
-        if let Err(error) = self.start_worker() {
-            tracing::warn!(%error, "cannot start a thread in place of one whose task runs long");
-            return false;
-        }
-        // The task may have ended by now: then the worker ends after its next one.
-        worker.replaced.store(true, Ordering::Release);
-        self.runtime.remove_worker();
-        tracing::debug!(worker = worker.number, "a task runs long; another thread takes over");
-        true
+/// Marks the watchdog as asleep, unless a task runs. The watchdog's lock is held.
+fn rest(team: &impl Team, seen: &mut HashMap<u64, Seen>) -> bool {
+    let Watchdog { is_asleep, .. } = team.watchdog();
+    is_asleep.store(true, Ordering::SeqCst);
+    let is_idle = team.workers().iter().all(|worker| worker.beat.load(Ordering::SeqCst) % 2 == 0);
+    if is_idle {
+        seen.clear();
+    } else {
+        is_asleep.store(false, Ordering::SeqCst);
     }
+    is_idle
+}
+
+/// Replaces workers whose task has run for too long. Returns whether any task has run since
+/// the last time.
+fn look(team: &Arc<impl Team>, seen: &mut HashMap<u64, Seen>) -> bool {
+    let now = Instant::now();
+    let workers = team.workers();
+    let mut is_active = false;
+    let mut replaced =
+        workers.iter().filter(|worker| worker.replaced.load(Ordering::Acquire)).count();
+    for worker in &workers {
+        let beat = worker.beat.load(Ordering::Acquire);
+        let is_new = || Seen { worker: worker.clone(), beat, since: now };
+        let last = seen.entry(worker.number).or_insert_with(is_new);
+        if last.beat != beat {
+            (last.beat, last.since) = (beat, now);
+            is_active = true;
+            continue;
+        }
+        let is_running = beat % 2 == 1;
+        is_active |= is_running;
+        let is_hog = is_running && now - last.since >= RUN_LIMIT;
+        if is_hog && replaced < MAX_REPLACED && !worker.replaced.load(Ordering::Acquire) {
+            replaced += usize::from(team.replace(worker));
+        }
+    }
+    seen.retain(|_, seen| workers.iter().any(|worker| Arc::ptr_eq(worker, &seen.worker)));
+    is_active
 }

@@ -10,6 +10,7 @@
 //! the system's descriptors and time are replaced.
 
 mod bell;
+mod blocked;
 mod blocking;
 pub mod contain;
 mod coop;
@@ -27,9 +28,14 @@ mod reactor;
 #[path = "reactor_model.rs"]
 mod reactor;
 mod runtime;
+mod scheduler;
+mod sleep;
+#[cfg(not(shuttle))]
+mod source;
 mod task;
 mod timers;
 mod waiters;
+mod worker;
 mod workers;
 
 pub use bell::{Bell, Ring};
@@ -37,7 +43,8 @@ pub use bell::{Bell, Ring};
 pub use descriptor::Descriptor;
 pub use race::{race, yield_now};
 pub use runtime::{Runtime, WeakRuntime};
+pub use sleep::{Elapsed, Sleep, Timeout};
 pub use task::{Ended, Job, Task};
-pub use timers::{Elapsed, ManualClock, Sleep, Timeout};
+pub use timers::ManualClock;
 pub use waiters::{WaitFor, Waiters};
 pub use workers::Workers;

@@ -18,7 +18,7 @@ use rustix::time::{
 };
 use vfiod_sync::{Mutex, lock};
 
-use crate::descriptor::Source;
+use crate::source::Source;
 
 /// Events collected at once.
 const BATCH: usize = 64;

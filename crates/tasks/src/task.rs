@@ -112,8 +112,8 @@ impl Runtime {
         F::Output: Send + 'static,
         E: FnOnce(Result<F::Output, Ended>) + Send + 'static,
     {
-        let inner = self.inner().clone();
-        let schedule = move |runnable| inner.push(runnable);
+        let scheduler = self.scheduler().clone();
+        let schedule = move |runnable| scheduler.push(runnable);
         let future = Contained { future: Some(future), end: Some(end) };
         let (runnable, handle) = async_task::spawn(future, schedule);
         runnable.schedule();

@@ -3,13 +3,15 @@
 use std::io;
 use std::sync::Arc;
 
-use vfiod_sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use vfiod_sync::atomic::Ordering;
 use vfiod_sync::thread::{self, JoinHandle};
 use vfiod_sync::{Mutex, lock};
 
 #[cfg(not(shuttle))]
-use crate::hogs::Watchdog;
-use crate::runtime::{From, Inner, Next, Runtime, run_task};
+use crate::hogs::{Team, Watchdog};
+use crate::runtime::Runtime;
+use crate::scheduler::{From, Next, Scheduler, run_task};
+use crate::worker::Worker;
 
 /// Tasks that a worker runs before it looks whether a timer or a descriptor has its turn.
 const TASKS_BETWEEN_EVENTS: u32 = 32;
@@ -20,16 +22,16 @@ const TASKS_BETWEEN_EVENTS: u32 = 32;
 /// waiting is replaced by a new thread, and ends when that task waits.
 #[derive(Debug)]
 pub struct Workers {
-    team: Arc<Team>,
+    crew: Arc<Crew>,
 }
 
 /// What the workers of a runtime share.
 #[derive(Debug)]
-pub(crate) struct Team {
-    pub(crate) runtime: Arc<Inner>,
+struct Crew {
+    runtime: Arc<Scheduler>,
     members: Mutex<Members>,
     #[cfg(not(shuttle))]
-    pub(crate) watchdog: Watchdog,
+    watchdog: Watchdog,
 }
 
 #[derive(Debug, Default)]
@@ -44,49 +46,39 @@ struct Member {
     thread: JoinHandle<()>,
 }
 
-/// A worker's side that others look at.
-#[derive(Debug)]
-pub(crate) struct Worker {
-    pub(crate) number: u64,
-    /// Odd while a task runs; different for each.
-    pub(crate) beat: AtomicU64,
-    /// Another one has taken its place: it ends after the task that it runs.
-    pub(crate) replaced: AtomicBool,
-}
-
 impl Workers {
     /// Starts `count` threads, at least one. A runtime has workers only once.
     ///
     /// # Errors
     /// Those of starting a thread.
     pub fn start(runtime: &Runtime, count: usize) -> io::Result<Self> {
-        let team = Arc::new(Team {
-            runtime: runtime.inner().clone(),
+        let crew = Arc::new(Crew {
+            runtime: runtime.scheduler().clone(),
             members: Mutex::default(),
             #[cfg(not(shuttle))]
             watchdog: Watchdog::default(),
         });
-        let workers = Self { team };
+        let workers = Self { crew };
         for _ in 0..count.max(1) {
-            workers.team.start_worker()?;
+            workers.crew.start_worker()?;
         }
         #[cfg(not(shuttle))]
-        workers.team.start_watchdog()?;
+        workers.crew.watchdog.start(&workers.crew)?;
         Ok(workers)
     }
 
     /// The number of threads, those included whose task has run for too long.
     pub fn count(&self) -> usize {
-        lock(&self.team.members).members.len()
+        lock(&self.crew.members).members.len()
     }
 }
 
 impl Drop for Workers {
     fn drop(&mut self) {
         #[cfg(not(shuttle))]
-        self.team.stop_watchdog();
-        self.team.runtime.stop_workers();
-        let members = std::mem::take(&mut lock(&self.team.members).members);
+        self.crew.watchdog.stop();
+        self.crew.runtime.stop_workers();
+        let members = std::mem::take(&mut lock(&self.crew.members).members);
         for Member { worker, thread } in members {
             // A thread that has been replaced may never come back from its task.
             if !worker.replaced.load(Ordering::Acquire) && !is_current(&thread) {
@@ -101,19 +93,18 @@ fn is_current(thread: &JoinHandle<()>) -> bool {
     thread.thread().id() == thread::current().id()
 }
 
-impl Team {
+impl Crew {
     /// Starts a worker.
-    pub(crate) fn start_worker(self: &Arc<Self>) -> io::Result<()> {
+    fn start_worker(self: &Arc<Self>) -> io::Result<()> {
         let mut members = lock(&self.members);
         members.started += 1;
         let number = members.started;
-        let (beat, replaced) = (AtomicU64::new(0), AtomicBool::new(false));
-        let worker = Arc::new(Worker { number, beat, replaced });
+        let worker = Arc::new(Worker::new(number));
         // Counted before it starts, so that it can count itself out.
         self.runtime.add_worker();
         let name = format!("tasks-{number}");
-        let (team, starting) = (self.clone(), worker.clone());
-        let started = thread::Builder::new().name(name).spawn(move || team.work(&starting));
+        let (crew, starting) = (self.clone(), worker.clone());
+        let started = thread::Builder::new().name(name).spawn(move || crew.work(&starting));
         match started {
             Ok(thread) => {
                 members.members.push(Member { worker, thread });
@@ -125,11 +116,6 @@ impl Team {
                 Err(error)
             }
         }
-    }
-
-    #[cfg(not(shuttle))]
-    pub(crate) fn workers(&self) -> Vec<Arc<Worker>> {
-        lock(&self.members).members.iter().map(|member| member.worker.clone()).collect()
     }
 
     fn work(self: &Arc<Self>, worker: &Worker) {
@@ -169,5 +155,28 @@ impl Team {
     /// A worker that was replaced ends; it is not counted as a worker any more.
     fn leave(&self, worker: &Worker) {
         lock(&self.members).members.retain(|member| member.worker.number != worker.number);
+    }
+}
+
+#[cfg(not(shuttle))]
+impl Team for Crew {
+    fn watchdog(&self) -> &Watchdog {
+        &self.watchdog
+    }
+
+    fn workers(&self) -> Vec<Arc<Worker>> {
+        lock(&self.members).members.iter().map(|member| member.worker.clone()).collect()
+    }
+
+    fn replace(self: &Arc<Self>, worker: &Worker) -> bool {
+        if let Err(error) = self.start_worker() {
+            tracing::warn!(%error, "cannot start a thread in place of one whose task runs long");
+            return false;
+        }
+        // The task may have ended by now: then the worker ends after its next one.
+        worker.replaced.store(true, Ordering::Release);
+        self.runtime.remove_worker();
+        tracing::debug!(worker = worker.number, "a task runs long; another thread takes over");
+        true
     }
 }
