@@ -1,9 +1,6 @@
 //! The saved state of the card.
 
-use vfiod_core::{Errno, Error, Result};
-
 use super::fifo::{DEPTH, Fifo};
-use super::uart::Uart;
 
 vfiod_pci::image! {
     /// Both ports; the second one is at its power-on values where the card has one.
@@ -34,7 +31,7 @@ impl FifoImage {
 }
 
 vfiod_pci::image! {
-    /// The chip; see [`Uart`]. Flags are 0 or 1.
+    /// The chip; see [`Uart`](super::uart::Uart). Flags are 0 or 1.
     #[derive(Copy, Default)]
     pub struct UartImage {
         pub(super) divisor: [u8; 2],
@@ -55,13 +52,6 @@ vfiod_pci::image! {
 }
 
 impl UartImage {
-    /// The chip in this state. `EINVAL`: no chip can be in it.
-    pub(super) fn uart(&self) -> Result<Uart> {
-        Uart::restored(self).ok_or_else(|| {
-            Error::new(Errno::INVAL, "serial: a register value that a 16550A cannot have")
-        })
-    }
-
     pub(super) fn fifos(&self) -> Option<(Fifo, Fifo)> {
         Some((self.receiver.fifo()?, self.transmitter.fifo()?))
     }

@@ -26,7 +26,7 @@ use std::sync::Arc;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use vfiod_core::{Quiesce, ReadTraits, Result, Why};
+use vfiod_core::{Errno, Error, Quiesce, ReadTraits, Result, Why};
 use vfiod_pci::{Bar, Cx, FunctionSpec, HasState, Model, Pin, Save, Task, Worker, Works};
 use vfiod_tasks::Descriptor;
 
@@ -35,6 +35,7 @@ pub use self::image::{FifoImage, SerialImage, UartImage};
 use self::port::{Port, Wire};
 use self::pty::Pty;
 use self::registers::REGISTERS;
+use self::uart::Uart;
 
 /// How many ports a card has.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
@@ -212,7 +213,12 @@ impl Save for Serial {
     }
 
     fn restore(&mut self, _cx: &Cx<Self>, image: SerialImage) -> Result<()> {
-        let uarts = [image.ports[0].uart()?, image.ports[1].uart()?];
+        let uart = |port: usize| {
+            Uart::restored(&image.ports[port]).ok_or_else(|| {
+                Error::new(Errno::INVAL, "serial: a register value that a 16550A cannot have")
+            })
+        };
+        let uarts = [uart(0)?, uart(1)?];
         for (port, uart) in self.ports.iter_mut().zip(uarts) {
             port.restore(uart);
         }

@@ -6,7 +6,6 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use rustix::fs::OFlags;
-use vfiod_core::Errno;
 use vfiod_pci::irq_index::INTX;
 
 use super::*;
