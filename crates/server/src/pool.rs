@@ -19,6 +19,8 @@ use vfiod_tasks::{Runtime, Task, yield_now};
 
 /// Threads that stay in `epoll` although there is nothing to do.
 const SPARE: usize = 2;
+/// Threads that wait in `epoll`, at most: further ones end at once, and give their memory back.
+const MAX_WAITING: usize = 8;
 /// Threads that may stay with a source that has gone quiet: a server with few clients answers
 /// each at once, and one with many has not a thread for each.
 const MAX_RESIDENTS: usize = 4;
@@ -284,11 +286,15 @@ impl Pool {
         let mut events = Vec::with_capacity(1);
         loop {
             events.clear();
+            if end_beyond(&shared.waiting, MAX_WAITING) {
+                break;
+            }
             let spare = shared.waiting.load(Ordering::Relaxed) > SPARE;
             let timeout = if worker.is_large() { Some(&TIDY) } else { spare.then_some(&IDLE) };
             let waited =
                 epoll::wait(&shared.epoll, rustix::buffer::spare_capacity(&mut events), timeout);
             if shared.stopping.load(Ordering::SeqCst) {
+                shared.waiting.fetch_sub(1, Ordering::Relaxed);
                 break;
             }
             let key = match waited {
@@ -296,11 +302,13 @@ impl Pool {
                     worker.trim();
                     continue;
                 }
-                Ok(0) if spare => break,
+                // Others may have ended since `spare` was looked at.
+                Ok(0) if end_beyond(&shared.waiting, SPARE) => break,
                 Ok(0) | Err(Errno::INTR) => continue,
                 Ok(_) => events[0].data.u64(),
                 Err(error) => {
                     tracing::error!(%error, "epoll failed; a server thread ends");
+                    shared.waiting.fetch_sub(1, Ordering::Relaxed);
                     break;
                 }
             };
@@ -317,7 +325,6 @@ impl Pool {
             source.serve(&watch, &mut worker);
             shared.waiting.fetch_add(1, Ordering::Relaxed);
         }
-        shared.waiting.fetch_sub(1, Ordering::Relaxed);
         shared.threads.fetch_sub(1, Ordering::Relaxed);
     }
 }
@@ -345,6 +352,14 @@ pub(crate) fn serve_in_tasks(pool: &Pool, runtime: &Runtime) -> Result<Task<()>,
             runtime.spawn(serve).detach();
         }
     }))
+}
+
+/// Takes the calling thread out of those that wait, unless only `kept` are left. To look and to
+/// take are one step: if the last ones ended at the same time, nobody would take a client in for
+/// as long as the other threads stay with theirs.
+fn end_beyond(waiting: &AtomicUsize, kept: usize) -> bool {
+    let less = |waiting| (waiting > kept).then(|| waiting - 1);
+    waiting.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less).is_ok()
 }
 
 /// See [`Pool::linger`].
@@ -419,3 +434,26 @@ impl Watch {
 
 /// How long a thread stays with a connection that has gone quiet.
 pub(crate) const LINGER: Duration = Duration::from_millis(10);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Threads that end at the same time leave enough.
+    #[test]
+    fn enough_threads_stay_whoever_ends() {
+        for _ in 0..200 {
+            let waiting = AtomicUsize::new(5);
+            let start = std::sync::Barrier::new(5);
+            let ended = std::thread::scope(|scope| {
+                let end = || {
+                    start.wait();
+                    end_beyond(&waiting, SPARE)
+                };
+                let threads: Vec<_> = (0..5).map(|_| scope.spawn(end)).collect();
+                threads.into_iter().filter_map(|thread| thread.join().ok()).filter(|e| *e).count()
+            });
+            assert_eq!((ended, waiting.into_inner()), (3, SPARE));
+        }
+    }
+}

@@ -144,14 +144,14 @@ impl<W: Write> Proxy<W> {
             let readable = PollFlags::IN | PollFlags::HUP | PollFlags::ERR;
             if ready[1].intersects(readable) {
                 match self.server.socket.receive_message() {
-                    Ok(message) => self.from_server(message)?,
+                    Ok(message) => self.relay_reply(message)?,
                     Err(vfiod_client::Error::Closed) => return Ok(Closed::ByServer),
                     Err(error) => return Err(error).context("the server"),
                 }
             }
             if ready[0].intersects(readable) {
                 match self.client.socket.receive_message() {
-                    Ok(message) => self.from_client(message)?,
+                    Ok(message) => self.relay_request(message)?,
                     Err(vfiod_client::Error::Closed) => {
                         self.record(&Event::End)?;
                         return Ok(Closed::ByClient);
@@ -175,7 +175,7 @@ impl<W: Write> Proxy<W> {
         self.record(&event)
     }
 
-    fn from_client(&mut self, message: RawMessage) -> anyhow::Result<()> {
+    fn relay_request(&mut self, message: RawMessage) -> anyhow::Result<()> {
         let RawMessage { header, payload, mut fds } = message;
         let command = Command::from_number(header.command)
             .filter(|_| matches!(header.kind(), Kind::Command | Kind::Posted));
@@ -228,7 +228,7 @@ impl<W: Write> Proxy<W> {
         Ok(ours)
     }
 
-    fn from_server(&mut self, message: RawMessage) -> anyhow::Result<()> {
+    fn relay_reply(&mut self, message: RawMessage) -> anyhow::Result<()> {
         let RawMessage { header, payload, .. } = message;
         if let Kind::Command = header.kind() {
             let message = [header.as_bytes(), &payload].concat();
