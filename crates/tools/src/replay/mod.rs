@@ -3,7 +3,7 @@
 //! The client's messages are given to the device in the captured order. Where the capture has a
 //! signal or a DMA message of the device, the device is waited for, so that what the client did
 //! after it happens after it again. Registers that the model declares volatile are compared without
-//! those bits.
+//! those bits; where these differ, the device gets a moment to change them.
 
 pub(crate) mod arguments;
 mod channel;
@@ -19,7 +19,9 @@ use std::io::{BufReader, Read};
 use anyhow::Context;
 use vfiod_config::{Options, UsageError};
 use vfiod_daemon::{option_value, output};
+use vfiod_wire::payload::RegionAccess;
 use vfiod_wire::{Command, HEADER_LEN, Header, Kind};
+use zerocopy::FromBytes;
 
 use self::arguments::Replay;
 use self::player::{Make, Player};
@@ -145,7 +147,15 @@ fn step(
                     return Ok(Some(format!("{name} {} was answered, now not", header.id)));
                 };
                 let volatile = |region, offset, len| player.volatile(region, offset, len);
-                return Ok(compare::difference(message, &played, volatile));
+                let difference = compare::difference(message, &played, volatile);
+                if difference.is_none() && *message != played {
+                    // Only volatile bits of a read differ.
+                    let payload = &message[HEADER_LEN..];
+                    if let Ok((access, data)) = RegionAccess::read_from_prefix(payload) {
+                        player.settle(&access, data);
+                    }
+                }
+                return Ok(difference);
             }
             findings.dma_messages += 1;
             let name = Command::from_number(header.command).map_or("message", Command::name);

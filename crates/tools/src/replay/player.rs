@@ -10,12 +10,13 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd};
 use vfiod_core::dma::{Backing, DmaPeer, MapRequest, Perm};
 use vfiod_core::irq::{IrqAction, IrqData};
 use vfiod_core::{
-    Device, DeviceSpec, Error, File, IrqIndex, Owner, RegionIndex, Registration, Registry, Token,
+    Device, DeviceSpec, Error, File, IrqIndex, Owner, ReadEffect, ReadTraits, RegionIndex,
+    Registration, Registry, Token,
 };
 use vfiod_protocol::{Call, Connection, Descriptors, DmaReply, Event, Request};
 use vfiod_server::{ClientLink, Target, now};
 use vfiod_tasks::Workers;
-use vfiod_wire::payload::{DmaMap, DmaUnmap, IrqSet, dma_flag, irq_flag};
+use vfiod_wire::payload::{DmaMap, DmaUnmap, IrqSet, RegionAccess, dma_flag, irq_flag};
 use vfiod_wire::{Command, HEADER_LEN, Header, Kind};
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -24,6 +25,9 @@ use crate::capture::withhold;
 
 /// How long the device may take for a signal or a DMA message that the capture has.
 const TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long a register may take to get the value that it had.
+const SETTLE: Duration = Duration::from_millis(200);
 
 /// Makes the device.
 pub(super) type Make = Box<dyn Fn() -> anyhow::Result<Box<dyn Device>>>;
@@ -114,6 +118,28 @@ impl Player {
         let traits =
             self.device.registration.device().read_traits(RegionIndex(region), offset, len);
         traits.map_or(0, |traits| traits.volatile)
+    }
+
+    /// Reads a register again until it has the value that was captured, or for a moment. What the
+    /// captured client did next, it did after it had seen that value: that the device was done, say.
+    pub(super) fn settle(&self, access: &RegionAccess, captured: &[u8]) {
+        let region = RegionIndex(access.region);
+        let Some(file) = &self.file else { return };
+        let device = self.device.registration.device();
+        let traits = device.read_traits(region, access.offset, captured.len());
+        let pure = |traits: ReadTraits| traits.effect == ReadEffect::None && traits.volatile != 0;
+        if captured.len() > 8 || !traits.is_ok_and(pure) {
+            return;
+        }
+        let deadline = Instant::now() + SETTLE;
+        let mut data = [0; 8];
+        let data = &mut data[..captured.len()];
+        while file.read(region, access.offset, data).is_ok()
+            && data != captured
+            && Instant::now() < deadline
+        {
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     /// The client's next message, to which eventfds belong.
