@@ -17,7 +17,7 @@ use crate::map::{Map, Source, last_of};
 use crate::request::Perm;
 use crate::shared::{Reading, Shard};
 use crate::space::Space;
-use crate::transfer::{Message, Transfer, take_reply, transfer};
+use crate::transfer::{Message, Transfer, copy_direct, take_reply, transfer_pieces};
 
 /// The device masters the bus.
 const MASTER: u8 = 1;
@@ -187,10 +187,16 @@ impl Attachment {
         let shard = self.shard();
         let mut hint = shard.hint();
         let before = hint;
-        let rest = transfer(&map, iova, &mut what, &mut hint, &self.inner.in_flight)?;
+        let piece = map.piece(iova, what.len(), what.perm(), &mut hint)?;
         if hint != before {
             shard.set_hint(hint);
         }
+        if copy_direct(&map, &piece, iova, &mut what)? {
+            return Ok(Vec::new());
+        }
+        // Everything is looked up before anything is copied.
+        let pieces = map.pieces(iova, what.len(), what.perm(), &mut hint)?;
+        let rest = transfer_pieces(&map, pieces, &mut what, &self.inner.in_flight)?;
         drop(map);
         if rest.is_empty() { Ok(Vec::new()) } else { rest.copy(&mut what) }
     }

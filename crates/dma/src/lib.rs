@@ -26,7 +26,7 @@
 //! | copy of up to [`DIRECT`] bytes, translation | under the attachment's lock | under it | for the lock | for the lock |
 //! | larger copy | under the lock | without | as a range in use | as in flight |
 //! | [`Hold`] | under the lock | when dropped, from any thread | as a range in use, bounded | as in flight |
-//! | request by message | under the lock | with its [`Completion`] | no: the client sees to it itself | as in flight |
+//! | request by message | under the lock | with its [`Completion`] | no: the client sees to it itself | while somebody awaits it |
 //! | [`Delay`] of a listener | when the unmap begins | when dropped | as a range in use, bounded | no |
 //!
 //! # What it does not implement

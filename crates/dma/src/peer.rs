@@ -24,22 +24,10 @@ use crate::in_flight::Flight;
 pub trait DmaPeer: Send + Sync {
     /// Starts to read `len` bytes (not 0) of the client's memory at `iova`. The completion gets
     /// exactly `len` bytes, or the error.
-    fn start_read(&self, iova: u64, len: usize, completion: Completion<Vec<u8>>) {
-        let mut data = vec![0; len];
-        completion.complete(self.dma_read(iova, &mut data).map(|()| data));
-    }
+    fn start_read(&self, iova: u64, len: usize, completion: Completion<Vec<u8>>);
 
     /// Starts to write `data` (not empty) to the client's memory at `iova`.
-    fn start_write(&self, iova: u64, data: Vec<u8>, completion: Completion<()>) {
-        completion.complete(self.dma_write(iova, &data));
-    }
-
-    /// Reads and waits. Only for what still calls [`DmaSpace::read`](crate::DmaSpace::read) from
-    /// a thread of its own: this method goes when nothing does.
-    fn dma_read(&self, iova: u64, data: &mut [u8]) -> Result<()>;
-
-    /// Writes and waits; see [`DmaPeer::dma_read`].
-    fn dma_write(&self, iova: u64, data: &[u8]) -> Result<()>;
+    fn start_write(&self, iova: u64, data: Vec<u8>, completion: Completion<()>);
 }
 
 /// One request and its result.

@@ -168,25 +168,8 @@ pub(crate) fn copy_direct(
     }
 }
 
-/// Performs a transfer as far as it is quick; the rest is to be done without the lock.
-#[inline]
-pub(crate) fn transfer(
-    map: &Map,
-    iova: u64,
-    transfer: &mut Transfer<'_>,
-    hint: &mut u64,
-    in_flight: &Arc<InFlight>,
-) -> Result<Rest> {
-    let piece = map.piece(iova, transfer.len(), transfer.perm(), hint)?;
-    if copy_direct(map, &piece, iova, transfer)? {
-        return Ok(Rest::default());
-    }
-    // Everything is looked up before anything is copied.
-    let pieces = map.pieces(iova, transfer.len(), transfer.perm(), hint)?;
-    transfer_pieces(map, pieces, transfer, in_flight)
-}
-
-/// Performs the transfer of several pieces as far as it is quick.
+/// Performs a transfer of several pieces as far as it is quick; the rest is to be done without the
+/// lock.
 pub(crate) fn transfer_pieces(
     map: &Map,
     pieces: Vec<(u64, Piece<'_>)>,

@@ -8,14 +8,14 @@ use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::io::Errno;
 use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
     timerfd_settime,
 };
-use vfiod_core::dma::{Completion, DmaPeer, Reply};
+use vfiod_core::dma::{Completion, DmaPeer};
 use vfiod_core::{Error, Result};
 use vfiod_protocol::{
     Completed, DmaFailure, DmaReply, DmaRequests, End, Ended, Output, Time, TransferId, Twin,
@@ -315,24 +315,6 @@ impl DmaPeer for DmaChannel {
             requests.write(iova, data, now(), TIMEOUT, output)
         });
     }
-
-    fn dma_read(&self, iova: u64, data: &mut [u8]) -> Result<()> {
-        let (completion, reply) = Completion::new();
-        self.start_read(iova, data.len(), completion);
-        data.copy_from_slice(&wait(reply)?);
-        Ok(())
-    }
-
-    fn dma_write(&self, iova: u64, data: &[u8]) -> Result<()> {
-        let (completion, reply) = Completion::new();
-        self.start_write(iova, data.to_vec(), completion);
-        wait(reply)
-    }
-}
-
-/// For devices with threads of their own. The request has a deadline of its own.
-fn wait<T>(reply: Reply<T>) -> Result<T> {
-    reply.wait(Instant::now() + TIMEOUT * 2)
 }
 
 impl TwinSocket {

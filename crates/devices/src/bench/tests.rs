@@ -3,8 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use vfiod_core::Result;
-use vfiod_core::dma::{DmaPeer, Perm};
+use vfiod_core::dma::{Completion, DmaPeer, Perm};
 use vfiod_pci::irq_index::MSIX;
 
 use super::{Bench, BenchOptions};
@@ -84,14 +83,13 @@ fn translates_and_copies() {
 struct Counting(AtomicU64);
 
 impl DmaPeer for Counting {
-    fn dma_read(&self, _iova: u64, data: &mut [u8]) -> Result<()> {
+    fn start_read(&self, _iova: u64, len: usize, completion: Completion<Vec<u8>>) {
         self.0.fetch_add(1, Ordering::Relaxed);
-        data.fill(2);
-        Ok(())
+        completion.complete(Ok(vec![2; len]));
     }
 
-    fn dma_write(&self, _iova: u64, _data: &[u8]) -> Result<()> {
-        Ok(())
+    fn start_write(&self, _iova: u64, _data: Vec<u8>, completion: Completion<()>) {
+        completion.complete(Ok(()));
     }
 }
 

@@ -216,14 +216,6 @@ impl DmaPeer for Slow {
     fn start_write(&self, _iova: u64, _data: Vec<u8>, completion: Completion<()>) {
         let _ = self.0.send(Asked::Write(completion));
     }
-
-    fn dma_read(&self, _iova: u64, _data: &mut [u8]) -> Result<()> {
-        unreachable!("no thread waits for a client")
-    }
-
-    fn dma_write(&self, _iova: u64, _data: &[u8]) -> Result<()> {
-        unreachable!("no thread waits for a client")
-    }
 }
 
 fn slow(device: &Driver, iova: u64) -> Receiver<Asked> {

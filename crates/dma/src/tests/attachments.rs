@@ -39,14 +39,6 @@ impl DmaPeer for Slow {
     fn start_write(&self, iova: u64, data: Vec<u8>, completion: Completion<()>) {
         self.writes.lock().unwrap().push((iova, data, completion));
     }
-
-    fn dma_read(&self, _iova: u64, _data: &mut [u8]) -> Result<()> {
-        unreachable!("nobody blocks")
-    }
-
-    fn dma_write(&self, _iova: u64, _data: &[u8]) -> Result<()> {
-        unreachable!("nobody blocks")
-    }
 }
 
 /// A space with a page of a peer at 0x1000 and one of memory behind it.

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use vfiod_core::dma::{Completion, DmaPeer, Reply};
+use vfiod_core::dma::{Completion, DmaPeer};
 use vfiod_core::{Errno, Error, Result};
 use vfiod_protocol::{Completed, DmaFailure, DmaReply, DmaRequests, Output, TransferId};
 use vfiod_server::now;
@@ -110,10 +110,6 @@ fn error_of(failure: DmaFailure) -> Error {
     Error::new(errno, failure.to_string())
 }
 
-fn wait<T>(reply: Reply<T>) -> Result<T> {
-    reply.wait(Instant::now() + TIMEOUT)
-}
-
 impl DmaPeer for Channel {
     fn start_read(&self, iova: u64, len: usize, completion: Completion<Vec<u8>>) {
         self.start(Waiting::Read(completion), |requests, output| {
@@ -125,18 +121,5 @@ impl DmaPeer for Channel {
         self.start(Waiting::Write(completion), |requests, output| {
             requests.write(iova, data, now(), TIMEOUT, output)
         });
-    }
-
-    fn dma_read(&self, iova: u64, data: &mut [u8]) -> Result<()> {
-        let (completion, reply) = Completion::new();
-        self.start_read(iova, data.len(), completion);
-        data.copy_from_slice(&wait(reply)?);
-        Ok(())
-    }
-
-    fn dma_write(&self, iova: u64, data: &[u8]) -> Result<()> {
-        let (completion, reply) = Completion::new();
-        self.start_write(iova, data.to_vec(), completion);
-        wait(reply)
     }
 }
