@@ -6,26 +6,37 @@
 //!            register                       first open                open
 //!  (nothing) ────────► registered, idle ─────────────────► in use ◄────────┐
 //!            init       ▲     │         [reset,] open_device, │ │ open     │
-//!                       │     │         open                  │ └──────────┘
+//!                       │     │         resume, open          │ └──────────┘
 //!                       └─────┼───────────────────────────────┘ ▲ release
-//!                             │         last release:         └─┘
-//!                  unregister │         release, close_device
+//!                             │         last release: release,└─┘
+//!                  unregister │         quiesce, close_device
 //!                             ▼
-//!                           gone
+//!                        unregistered
 //! ```
 //!
 //! | event | set | what happens, in order | when a step fails |
 //! | --- | --- | --- | --- |
 //! | [`Registry::register`] | idle, to join | [`describe`](Device::describe), [`init`](Device::init), join the set, become visible | undone in reverse, never visible |
-//! | first [`open`](DeviceRef::open) | opening | counted; [`reset`](Device::reset) unless the state is retained; [`open_device`](Device::open_device); mark dropped; [`open`](Device::open) | undone in reverse: [`release`](Device::release) and [`close_device`](Device::close_device) only for what had succeeded |
+//! | first [`open`](DeviceRef::open) | opening | counted; [`reset`](Device::reset) unless the state is retained; [`open_device`](Device::open_device); [`resume`](Worker::resume); mark dropped; [`open`](Device::open) | undone in reverse: [`release`](Device::release) and [`close_device`](Device::close_device) only for what had succeeded |
 //! | further open | opening | counted; mark dropped; `open` | not counted |
-//! | drop of a [`File`] | closing, for the last part | the file's mappings and eventfds go, so that nothing can wait for the peer; `release`; not counted any more; after the last: `close_device`, and the reset of those members of the set that are in the error state if none is open | cannot fail |
-//! | [`Registration::unregister`] | idle, to leave | invisible, no new opens; [`request`](device::Request::request) again and again; at the deadline the files are revoked; leave the set; the device is dropped | cannot fail |
-//! | [`File::reset_set`], [`DeviceRef::reset_set`] | resetting | refused if somebody else has a member open; every member stopped (accesses wait a second, then `EBUSY`; no DMA begins); each reset, those with mappable pages last and again; doorbells and unmasking eventfds that were signalled are forgotten; resumed | a member that is busy: nothing has happened (`EBUSY`); one whose reset fails: it and those reset before it are in the error state, the others as they were |
+//! | drop of a [`File`] | closing, for the last part | the file's mappings and eventfds are removed, so that nothing can wait for the peer; `release`; uncounted; after the last file: the device quiesces, `close_device`, and the reset of those members of the set that are in the error state if none is open | cannot fail; a device that does not quiesce in two seconds is closed all the same, and *stuck* |
+//! | [`Registration::unregister`] | idle, to leave | invisible, no new opens; [`request`](device::Request::request) at growing intervals; at the deadline the files are revoked; leave the set; the device is dropped | cannot fail |
+//! | [`File::reset_set`], [`DeviceRef::reset_set`] | resetting | refused if another user has a member open; every member is stopped and quiesces (accesses wait a second, then `EBUSY`); each is reset, those with mappable pages last and all but the last of them again; doorbells and unmasking eventfds that were signalled are forgotten; [`resume`](Worker::resume) | a member that is busy for two seconds: all resume, nothing was reset (`EBUSY`); one whose reset fails: it and those reset before it are in the error state, the others as they were |
+//! | [`File::reset`] | any | the device is stopped and quiesces; `reset`; `resume` | stuck: `EIO`, if it does not quiesce in two seconds |
+//! | [`Context::request_reset`] | any | after the call, step or data-path call that asked: as [`File::reset`], in a task of the runtime if anything of the device works | stuck |
+//! | [`DeviceRef::save`] | saving | the device is stopped and quiesces; its state is read; `resume` | does not quiesce in two seconds: `EBUSY`, it resumes |
+//! | [`DeviceRef::restore`] | opening | `open_device`, `open` for each saved file, the state is restored, `resume`; no reset | undone in reverse, as an open and a close would leave it |
 //!
-//! A *set* is idle, or marked by one thread that opens, closes or resets a member. The set's lock
-//! is held to read and change the mark and the count of files, never during a callback or a wait.
-//! Others wait for the mark: an open or a reset for two seconds, then it fails with `EBUSY`.
+//! A *set* is idle, or marked by one thread that opens, closes, resets or saves a member. The set's
+//! lock is held to read and change the mark and the count of files, never during a callback or a
+//! wait. Others wait for the mark: an open, a reset or a save for two seconds, then it fails with
+//! `EBUSY`.
+//!
+//! A *stopped* device gets no call. Accesses and features wait for a second (`EBUSY`); during a
+//! reset that the device itself asked for, configuration space waits 100 ms and other regions not at
+//! all: then reads give all ones and writes are dropped. *Quiesced*, it also has no task, no
+//! data-path call and no access to guest memory in flight. A *stuck* device is in the error state and
+//! still has one of these; it cannot be opened before that has ended.
 //!
 //! A panic in any callback is caught. The device is in the error state then: accesses fail with
 //! `EIO` until a reset succeeds (a client's, that of its next first open, or that of its set).
@@ -45,22 +56,8 @@
 //! table of sets counts the members itself. Nobody waits for a peer with a set lock held. What
 //! the set lock protects is inside it; functions that need it held take its guard.
 //!
-//! An access takes the device's lock and nothing else; one that lies in a shared area takes none.
-//!
-//! # What it does not implement
-//!
-//! - Migration, dirty logging and quiescing are not here yet.
-//! - Accesses to one device are serialised: a callback that takes long delays the others of its
-//!   device (not of its set), and an unregister waits for it even past its deadline.
-//! - IOMMU groups, containers and iommufd objects: a device has one address space of its own,
-//!   which its files share.
-//! - A driver to pin: a registered device is kept by its registration.
-//! - Mapped pages are not taken away from clients, neither during a hot reset nor by a revoke: a
-//!   client that mapped a shared area can go on writing to it. What it writes means nothing to
-//!   the device beyond what any client's writes there mean; what it wrote until the very end of a
-//!   hot reset is gone after it.
-//! - A hot reset waits for DMA that a device has begun on a thread of its own only if the
-//!   device's `reset` does.
+//! An access takes the device's lock and nothing else; one that lies in a shared area takes none,
+//! and neither does a doorbell of a device that works. Tasks are polled without any of these locks.
 
 mod backoff;
 mod context;

@@ -28,10 +28,6 @@
 //! | [`Hold`] | under the lock | when dropped, from any thread | as a range in use, bounded | as in flight |
 //! | request by message | under the lock | with its [`Completion`] | no: the client sees to it itself | while somebody awaits it |
 //! | [`Delay`] of a listener | when the unmap begins | when dropped | as a range in use, bounded | no |
-//!
-//! # What it does not implement
-//! - Atomic read-modify-write of memory that is reached by message.
-//! - Dirty pages that the client itself writes: the client knows them.
 
 mod attachment;
 mod batch;

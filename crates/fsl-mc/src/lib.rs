@@ -33,13 +33,6 @@
 //! The kernel resets the whole container at the last close of *any* of its devices. Here that is so
 //! for the container's own; an object's resets that object alone, so that one user's end does not
 //! close another's sessions.
-//!
-//! # What it does not implement
-//!
-//! - Objects that move data: dpio and its QBMan portals, dpni, dpmac and their like.
-//! - Creating, destroying and moving objects by commands, and connections between them.
-//! - Mapped portals: commands are carried out when they are written by message, as the kernel has
-//!   it for containers too.
 
 mod command;
 mod container;

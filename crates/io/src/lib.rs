@@ -10,12 +10,6 @@
 //! A request owns what the kernel reads and writes: the descriptor, the buffer or the
 //! [`Hold`](vfiod_dma::Hold). Dropping its future abandons the wait. The request goes on, and
 //! what it owns is dropped when it has completed, never before.
-//!
-//! # What it does not implement
-//! - Flags of io_uring that tie a ring to a thread (SINGLE_ISSUER, DEFER_TASKRUN) or cost a
-//!   processor (SQPOLL).
-//! - Registered buffers and files: holds last one request.
-//! - Cancellation: what is under way ends by itself.
 
 mod pool;
 mod raw;

@@ -23,11 +23,6 @@
 //! The lock of the bus is held for look-ups and counting only; no parent, device, attribute or
 //! door is called under it. An instance's stage has a lock of its own, under which the core's set
 //! lock may be taken. Removing waits with neither held.
-//!
-//! # What it does not implement
-//!
-//! - Several UUIDs for one device, aggregation, and mdev devices with an IOMMU device of their own.
-//! - Types that come and go while their parent is registered.
 
 mod bus;
 mod instance;

@@ -1,24 +1,7 @@
-//! The vfio-user server's state machine, without I/O, threads or clock.
+#![doc = include_str!("../README.md")]
 //!
-//! Bytes and descriptors go in, requests come out; replies go in, bytes and descriptors come out.
-//! A *driver* moves the bytes, names descriptors as it likes, says what time it is, and carries
-//! out the requests. `vfiod-server` is one driver; replaying a captured session is another.
-//!
-//! ```
-//! use vfiod_protocol::{Connection, Descriptors, Event, Request, Time};
-//!
-//! let version = [0, 0, 1, 0, 20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
-//! let mut connection = Connection::<u32>::default();
-//! connection.receive(&version, Descriptors::default(), Time(0));
-//! while let Some(event) = connection.next().unwrap() {
-//!     let Event::Call(call) = event else { continue };
-//!     match call.request {
-//!         Request::Version { .. } => call.reply.negotiated(None),
-//!         _ => call.reply.refuse(95),
-//!     };
-//! }
-//! assert!(!connection.output().is_empty());
-//! ```
+//! A *driver* moves the bytes, names descriptors as it likes, says what time it is, and carries out
+//! the requests. `vfiod-server` is one driver; replaying a captured session is another.
 //!
 //! * [`Connection`]: the client's socket. Requests take effect in the order of their arrival; one
 //!   is out at a time. Only replies to DMA messages overtake.
@@ -28,9 +11,6 @@
 //! All three can be serialised and deserialised between any two calls; what is read is checked.
 //! Payloads are borrowed from the receive buffer, replies are written in place. Every request and
 //! every reply says its positions in the streams of bytes.
-//!
-//! # What it does not implement
-//! Migration data (refused with `EOPNOTSUPP`); ioregionfd.
 
 mod connection;
 mod dialect;

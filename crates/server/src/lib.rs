@@ -1,27 +1,10 @@
-//! A vfio-user server for the devices of `vfiod-core`.
+#![doc = include_str!("../README.md")]
 //!
-//! ```no_run
-//! # fn device() -> vfiod_core::DeviceRef { unimplemented!() }
-//! use vfiod_server::{Listener, Server, ServerOptions, SocketAccess};
-//!
-//! let server = Server::new(ServerOptions::default())?;
-//! let listener = Listener::bind("/run/edu.sock", SocketAccess::default())?;
-//! let served = server.serve(listener, device())?;
-//! # Ok::<(), vfiod_core::Error>(())
-//! ```
-//!
-//! A client's connection becomes a [`vfiod_core::File`] when it negotiates, and is released
-//! when it ends, whichever way. A client's mistake gets an errno in the reply and the connection
-//! lives; only what makes the byte stream meaningless ends it.
+//! A client's connection becomes a [`vfiod_core::File`] when it negotiates. The file is released when
+//! the connection ends, whichever way.
 //!
 //! [`Target`] carries out requests for a driver of the protocol that has no socket.
-//!
-//! [`Server::embedded`] makes a server without threads, for a program that has a loop of its own:
 //! `tests/embedded.rs` shows one thread that polls a device, its tasks and its server.
-//!
-//! # What it does not implement
-//! Sockets other than UNIX stream sockets; migration data (refused with `EOPNOTSUPP`);
-//! ioregionfd.
 
 mod acceptor;
 mod clients;

@@ -1,9 +1,4 @@
 #![doc = include_str!("../README.md")]
-//!
-//! # What it does not replace
-//!
-//! [`Arc`] is std's in every build: no code here depends on the order in which reference counts
-//! change.
 
 #[cfg(shuttle)]
 pub mod model;

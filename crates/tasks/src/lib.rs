@@ -1,11 +1,5 @@
 #![doc = include_str!("../README.md")]
 //!
-//! # What it does not implement
-//!
-//! - Priorities. Tasks run in the order in which they became ready.
-//! - Tasks of one thread only: futures are `Send`.
-//! - I/O by io_uring. A completion wakes its task by the plain [`Waker`](std::task::Waker).
-//!
 //! In model checks (`--cfg shuttle`) the queue, its workers and all waits are what is checked;
 //! the system's descriptors and time are replaced.
 

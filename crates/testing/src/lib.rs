@@ -1,7 +1,4 @@
 #![doc = include_str!("../README.md")]
-//!
-//! # What it does not implement
-//! A driver for devices of other buses than PCI.
 
 pub mod conformance;
 pub mod driver;

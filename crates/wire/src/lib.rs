@@ -1,4 +1,4 @@
-//! vfio-user on the wire: messages of the protocol and the VFIO structures in them.
+#![doc = include_str!("../README.md")]
 //!
 //! The source is the *vfio-user Protocol Specification* (version 0.0 as spoken by QEMU). All
 //! numbers are in the host's byte order. The crate does no I/O and has no `unsafe`: the server
@@ -16,10 +16,6 @@
 //! disturbed. In DEVICE_FEATURE: indices 0x7f00 and 0x7f01 ([`set`]). In VERSION: the capability
 //! `vf_token`, which presents the token of an SR-IOV function ([`Capabilities::vf_token`]); the
 //! kernel's index 0 sets it.
-//!
-//! # What it does not implement
-//! Byte orders other than the host's; ioregionfd (only ioeventfd sub-regions); dirty bitmaps in
-//! DMA_UNMAP (the pre-standard extension).
 
 mod header;
 pub mod payload;
