@@ -36,7 +36,8 @@ pub(crate) struct Bench {
     #[arg(long, value_name = "N")]
     pub server_cpu: Option<usize>,
 
-    /// Rounds for each figure.
+    /// Rounds for each figure: it is measured for so many times --time-ms, in slices of 1 to 5 ms,
+    /// in turns with the bare socket.
     #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub rounds: u32,
 

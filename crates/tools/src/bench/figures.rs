@@ -4,6 +4,8 @@ use std::fmt::Write;
 
 use serde::Serialize;
 
+use super::interleave::Pairs;
+
 /// What was measured of one thing.
 #[derive(Debug, Serialize)]
 pub(super) struct Figure {
@@ -12,8 +14,10 @@ pub(super) struct Figure {
     pub(super) server: Option<Spread>,
     /// The bare socket's (or, for interrupts, the bare eventfd's).
     pub(super) floor: Option<Spread>,
-    /// The server's median by the floor's.
+    /// Server by floor: the median of all pairs of slices.
     pub(super) ratio: Option<f64>,
+    /// All pairs of slices.
+    pub(super) ratios: Option<Spread>,
     /// Why there are no figures.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) error: Option<String>,
@@ -45,10 +49,11 @@ impl Spread {
 }
 
 impl Figure {
-    pub(super) fn new(name: String, floor: &[f64], server: &[f64], error: Option<String>) -> Self {
-        let (floor, server) = (Spread::of(floor), Spread::of(server));
-        let ratio = floor.zip(server).map(|(floor, server)| server.median / floor.median);
-        Self { name, server, floor, ratio, error }
+    pub(super) fn new(name: String, pairs: Pairs) -> Self {
+        let Pairs { floor, server, ratios, error } = pairs;
+        let (floor, server) = (Spread::of(&floor), Spread::of(&server));
+        let ratios = Spread::of(&ratios);
+        Self { name, server, floor, ratio: ratios.map(|ratios| ratios.median), ratios, error }
     }
 
     /// A line of the table.
@@ -105,7 +110,15 @@ mod tests {
 
     #[test]
     fn a_ratio_needs_both() {
-        assert_eq!(Figure::new("a".into(), &[2.0], &[3.0], None).ratio, Some(1.5));
-        assert_eq!(Figure::new("a".into(), &[], &[3.0], None).ratio, None);
+        let pairs = |floor: &[f64], ratios: &[f64]| Pairs {
+            floor: floor.to_vec(),
+            server: vec![3.0; 3],
+            ratios: ratios.to_vec(),
+            error: None,
+        };
+        // The median of the pairs, not the ratio of the medians.
+        let both = Figure::new("a".into(), pairs(&[1.0, 2.0, 9.0], &[3.0, 1.4, 0.3]));
+        assert_eq!(both.ratio, Some(1.4));
+        assert_eq!(Figure::new("a".into(), pairs(&[], &[])).ratio, None);
     }
 }

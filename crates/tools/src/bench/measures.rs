@@ -1,4 +1,4 @@
-//! What is measured, each beside what its bytes alone cost.
+//! What is measured, each with what its bytes alone cost.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
@@ -9,6 +9,7 @@ use rustix::event::EventfdFlags;
 use rustix::fs::MemfdFlags;
 
 use super::floor::{Exchange, Floor};
+use super::random::Random;
 use super::session::{self, Session};
 
 /// Reply to a REGION_WRITE, and the fixed part of that to a REGION_READ.
@@ -166,13 +167,12 @@ impl Measure {
         }
     }
 
-    /// One round of the floor: nanoseconds for an operation; `None` where there is no floor.
-    pub(super) fn floor(
+    /// Connects to the floor; `None` where there is no floor.
+    pub(super) fn floor<'a>(
         &self,
-        socket: &Path,
+        socket: &'a Path,
         spin: bool,
-        budget: Duration,
-    ) -> anyhow::Result<Option<f64>> {
+    ) -> anyhow::Result<Option<Slices<'a>>> {
         let plan = match *self {
             Self::Access { write, size, depth, posted } => {
                 let (size, depth) = (size as usize, depth as usize);
@@ -185,14 +185,25 @@ impl Measure {
                 }
             }
             Self::MapPair { .. } => MAP.to_vec(),
-            Self::Attach => return attach_floor(socket, spin, budget).map(Some),
+            Self::Attach => {
+                let version = session::version().len();
+                // Our own server answers with about as many bytes as it was sent.
+                let plan = [(version, version), INFO];
+                return Ok(Some(slices(2, 1, move || {
+                    Floor::connect(socket, &plan, spin).map(drop)
+                })));
+            }
             Self::Inside { operation: Operation::Trigger, .. } => {
-                return signal_floor(budget).map(Some);
+                let fd = rustix::event::eventfd(0, EventfdFlags::CLOEXEC)?;
+                return Ok(Some(slices(256, 1, move || {
+                    let signalled = rustix::io::write(&fd, &1u64.to_ne_bytes());
+                    signalled.map(drop).context("cannot signal an eventfd")
+                })));
             }
             Self::Inside { .. } => return Ok(None),
         };
         let mut floor = Floor::connect(socket, &plan, spin)?;
-        timed(budget, self.batch(), self.depth(), || floor.cycle()).map(Some)
+        Ok(Some(slices(self.batch(), self.depth(), move || floor.cycle())))
     }
 
     /// Operations that go together in one exchange.
@@ -212,8 +223,8 @@ impl Measure {
         }
     }
 
-    /// One round of the server: nanoseconds for an operation.
-    pub(super) fn round(&self, target: &Target<'_>, budget: Duration) -> anyhow::Result<f64> {
+    /// Connects to the server.
+    pub(super) fn server<'a>(&self, target: &'a Target<'_>) -> anyhow::Result<Slices<'a>> {
         match *self {
             Self::Access { write, size, depth, posted } => {
                 let mut session = target.connect()?;
@@ -230,55 +241,52 @@ impl Measure {
                     &session::access(target.region, target.offset, size, write, false),
                     None,
                 )?;
-                timed(budget, self.batch(), self.depth(), || {
+                Ok(slices(self.batch(), self.depth(), move || {
                     session.exchange(&messages, count, reply)
-                })
+                }))
             }
             Self::MapPair { windows } => {
                 let mut session = target.connect()?;
                 let memory = Memory::new(windows, true)?;
                 memory.map_all(&mut session)?;
-                let mut random = Random(12345);
-                timed(budget, self.batch(), 1, || {
+                let mut random = Random::new(12345);
+                Ok(slices(self.batch(), 1, move || {
                     let gap = memory.gap(random.below(windows.max(1)));
                     memory.map_one(&mut session, gap)?;
                     session.exchange(&session::dma_unmap(gap, memory.window), 1, MAP[1].1)
-                })
+                }))
             }
             Self::Attach => {
                 let info = session::get_info();
-                timed(budget, self.batch(), 1, || {
+                Ok(slices(self.batch(), 1, move || {
                     // One after the other: a device that takes one client takes the next when
-                    // the last is gone.
+                    // the last one has been released.
                     Session::connect(target.socket, target.spin)?.exchange(&info, 1, INFO.1)
-                })
+                }))
             }
-            Self::Inside { operation, windows } => inside(target, operation, windows, budget),
+            Self::Inside { operation, windows } => inside(target, operation, windows),
         }
     }
 }
 
-fn attach_floor(socket: &Path, spin: bool, budget: Duration) -> anyhow::Result<f64> {
-    let version = session::version().len();
-    // Our own server answers with about as much as it was told.
-    let plan = [(version, version), INFO];
-    timed(budget, 2, 1, || Floor::connect(socket, &plan, spin).map(drop))
+/// Measures for about as long as it is asked to: nanoseconds for an operation.
+pub(super) type Slices<'a> = Box<dyn FnMut(Duration) -> anyhow::Result<f64> + 'a>;
+
+/// Slices of exchanges over a connection that is there.
+fn slices<'a>(
+    batch: u64,
+    depth: u64,
+    mut exchange: impl FnMut() -> anyhow::Result<()> + 'a,
+) -> Slices<'a> {
+    Box::new(move |budget| timed(budget, batch, depth, &mut exchange))
 }
 
-fn signal_floor(budget: Duration) -> anyhow::Result<f64> {
-    let fd = rustix::event::eventfd(0, EventfdFlags::CLOEXEC)?;
-    timed(budget, 256, 1, || {
-        rustix::io::write(&fd, &1u64.to_ne_bytes()).map(drop).context("cannot signal an eventfd")
-    })
-}
-
-/// Runs an operation of the bench device for about as long as `budget`.
-fn inside(
-    target: &Target<'_>,
+/// Slices of an operation that the bench device runs by itself.
+fn inside<'a>(
+    target: &'a Target<'_>,
     operation: Operation,
     windows: u64,
-    budget: Duration,
-) -> anyhow::Result<f64> {
+) -> anyhow::Result<Slices<'a>> {
     let file = operation != Operation::Message;
     let mut session = target.connect()?;
     // Bus mastering and memory on.
@@ -298,7 +306,9 @@ fn inside(
     for (register, value) in settings {
         session.write64(REGISTERS, register, value)?;
     }
-    let mut run = |count: u64| -> anyhow::Result<f64> {
+    let mut run = move |count: u64| -> anyhow::Result<f64> {
+        // The server has a copy of the descriptor; the client's is held as long as it is used.
+        let _eventfd = &eventfd;
         session.write64(REGISTERS, register::ITERS, count)?;
         if file {
             session.write64(REGISTERS, register::OP, operation as u64)?;
@@ -310,10 +320,12 @@ fn inside(
         let elapsed = session.read(REGISTERS, register::RESULT_NS, 8)?;
         Ok(elapsed as f64 / count as f64)
     };
-    // First a few, to see how many fit.
+    // First a few, to see how many fit into a slice.
     let few = run(100)?.max(1.0);
-    let count = (budget.as_nanos() as f64 / few) as u64;
-    run(count.clamp(100, 10_000_000))
+    Ok(Box::new(move |budget| {
+        let count = (budget.as_nanos() as f64 / few) as u64;
+        run(count.clamp(10, 10_000_000))
+    }))
 }
 
 fn config_write(offset: u64, value: u16) -> Vec<u8> {
@@ -386,28 +398,15 @@ impl Memory {
     }
 }
 
-/// Numbers without a pattern that a cache could learn, the same in every run.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 =
-            self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        ((self.0 >> 32) * limit) >> 32
-    }
-}
-
 /// Runs `exchange` in batches for about as long as `budget`: nanoseconds for one of the `depth`
-/// operations in each. One batch goes before, untimed.
+/// operations in each. One exchange goes before, untimed: the other side has run meanwhile.
 fn timed(
     budget: Duration,
     batch: u64,
     depth: u64,
     mut exchange: impl FnMut() -> anyhow::Result<()>,
 ) -> anyhow::Result<f64> {
-    for _ in 0..batch {
-        exchange()?;
-    }
+    exchange()?;
     let start = Instant::now();
     let mut count = 0;
     loop {

@@ -1,16 +1,18 @@
-//! `vfiod bench`: a server's figures, each beside what its bytes alone cost.
+//! `vfiod bench`: a server's figures, each with what its bytes alone cost.
 //!
 //! The floor is a process that answers requests of the same lengths with replies of the same
-//! lengths over a socket of the same kind. Both are measured round by round, in turn, so that
-//! whatever else the machine does meets both. On one CPU (`--cpu`) the figures are those of the
+//! lengths over a socket of the same kind. Both are measured in slices of a few milliseconds, in
+//! random order, and compared pair by pair ([`interleave`]). On one CPU (`--cpu`) the figures are those of the
 //! programs; on two idle ones mostly that of waking a CPU up.
 
 pub(crate) mod arguments;
 mod figures;
 mod floor;
 mod idle;
+mod interleave;
 mod many;
 mod measures;
+mod random;
 mod raw;
 mod session;
 
@@ -25,6 +27,7 @@ use rustix::thread::CpuSet;
 use self::arguments::Bench;
 use self::figures::Figure;
 pub(crate) use self::floor::run as run_floor;
+use self::interleave::Pairs;
 use self::measures::{Measure, Target};
 use vfiod_config::UsageError;
 use vfiod_config::time_argument;
@@ -83,7 +86,7 @@ pub(crate) fn run(args: &Bench) -> anyhow::Result<()> {
 }
 
 fn measure(args: &Bench, target: &Target<'_>, floor: &Path) -> anyhow::Result<Vec<Figure>> {
-    let budget = Duration::from_millis(args.time_ms);
+    let budget = Duration::from_millis(args.time_ms) * args.rounds;
     let mut figures = Vec::new();
     if !args.json {
         output::print(&(figures::head() + "\n"))?;
@@ -96,18 +99,13 @@ fn measure(args: &Bench, target: &Target<'_>, floor: &Path) -> anyhow::Result<Ve
             tracing::info!(measure = measure.name(), "left out: {why}");
             continue;
         }
-        let (mut floors, mut servers, mut error) = (Vec::new(), Vec::new(), None);
-        for _ in 0..args.rounds {
-            floors.extend(measure.floor(floor, args.spin, budget)?);
-            match measure.round(target, budget) {
-                Ok(value) => servers.push(value),
-                Err(failure) => {
-                    error = Some(format!("{failure:#}"));
-                    break;
-                }
-            }
-        }
-        let figure = Figure::new(measure.name(), &floors, &servers, error);
+        // The floor first: a server's device may take one client only.
+        let floor = measure.floor(floor, args.spin)?;
+        let pairs = match measure.server(target) {
+            Ok(server) => interleave::measure(floor, server, budget)?,
+            Err(error) => Pairs { error: Some(format!("{error:#}")), ..Pairs::default() },
+        };
+        let figure = Figure::new(measure.name(), pairs);
         if !args.json {
             output::print(&(figure.line() + "\n"))?;
         }
