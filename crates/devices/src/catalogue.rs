@@ -79,7 +79,7 @@ impl ConfiguredModel for Bench {
         "memory and operations that run inside the server, to be measured";
 
     fn configured(options: BenchOptions) -> Result<Self> {
-        Self::new(options)
+        Ok(Self::new(options))
     }
 }
 

@@ -15,6 +15,8 @@ mod pool;
 mod raw;
 mod request;
 mod ring;
+mod runtime_ring;
 
 pub use request::Allocation;
 pub use ring::{Plug, Ring};
+pub use runtime_ring::RuntimeRing;

@@ -25,6 +25,11 @@ pub struct WeakRuntime {
 }
 
 impl WeakRuntime {
+    /// Whether this is a handle of `runtime`.
+    pub fn is(&self, runtime: &Runtime) -> bool {
+        std::ptr::eq(self.owner.as_ptr(), Arc::as_ptr(&runtime.owner))
+    }
+
     /// The runtime, if it is still there.
     pub fn upgrade(&self) -> Option<Runtime> {
         Some(Runtime { owner: self.owner.upgrade()? })

@@ -1,45 +1,60 @@
-//! The bench device: memory to read and write, and operations that run inside the server while
-//! the client waits, so that their cost can be read without the socket's.
+//! The bench device: memory to read and write, operations that run inside the server, so that
+//! their cost can be measured without the socket's, and 64 queues that move data between a file
+//! and guest memory.
 //!
-//! BAR 0 is 2 MiB of memory. BAR 2 has 64-bit registers: a write to OP runs an operation ITERS
-//! times, RESULT_NS then says how long that took and ERRORS how many failed.
+//! BAR 0 is 2 MiB of memory. BAR 2 has the registers (`registers.rs`), BAR 3 a page of doorbells
+//! where the device polls, BAR 4 the MSI-X table: vector *q* is queue *q*'s.
 
+mod doorbells;
+mod measure;
+mod queue;
 mod registers;
 #[cfg(test)]
 mod tests;
 
-use std::hint::black_box;
-use std::time::{Duration, Instant};
+use std::fs::OpenOptions;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::Arc;
 
+use rustix::fs::{MemfdFlags, fstat, ftruncate, memfd_create};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use vfiod_core::Result;
-use vfiod_core::dma::Perm;
 use vfiod_core::region::SparseArea;
-use vfiod_pci::{Bar, BarKind, CannotSave, Capability, Cx, FunctionSpec, Handle, Model, Unsaved};
+use vfiod_core::{Errno, Error, Quiesce, Result, Why};
+use vfiod_io::RuntimeRing;
+use vfiod_pci::{
+    Bar, BarKind, CannotSave, Capability, Cx, FunctionSpec, Model, Unsaved, Worker, Works,
+};
 
-use self::registers::{COUNT, Op, REGISTERS, Reg};
+use self::doorbells::Doorbells;
+use self::measure::Operation;
+use self::queue::{Disk, Queue};
+use self::registers::{COUNT, Op, QUEUE, QUEUES, REGISTERS, Reg};
 
 const MEMORY: usize = 2 << 20;
-/// The longest access.
-const MAX_LEN: u64 = 1 << 20;
-/// An operation runs inside one register write, and a client gives up after five seconds.
-const MAX_TIME: Duration = Duration::from_secs(3);
-/// Translations under one acquisition of the table lock: what a device does for one batch of
-/// descriptors from a ring.
-const BATCH: u64 = 64;
+/// Bytes of the file that the queues use if none is named.
+const DISK: u64 = 4 << 20;
+const PAGE: u64 = 4096;
+/// The BAR of the page of doorbells.
+const PAGE_BAR: u8 = 3;
 
 /// Options of the model.
-#[derive(Clone, Copy, Debug, Deserialize, Serialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct BenchOptions {
     /// Whether BAR 0 is memory that clients may map and the core serves, or the model's own.
     pub shared: bool,
+    /// Whether BAR 3 is a page of doorbells that the device polls. It never sleeps then while it
+    /// is open.
+    pub polled: bool,
+    /// The file that the queues read and write; by default 4 MiB of memory, new after each reset.
+    pub disk: Option<PathBuf>,
 }
 
 impl Default for BenchOptions {
     fn default() -> Self {
-        Self { shared: true }
+        Self { shared: true, polled: false, disk: None }
     }
 }
 
@@ -55,209 +70,273 @@ enum Memory {
 /// The device.
 #[derive(Debug)]
 pub struct Bench {
+    options: BenchOptions,
     memory: Memory,
     registers: [u64; COUNT],
-    /// What an operation reads into; there when it was needed once.
-    buffer: Vec<u8>,
-    handle: Option<Handle>,
+    /// The operation that is under way.
+    running: Option<Op>,
+    queues: Vec<Queue>,
+    doorbells: Arc<Doorbells>,
+    /// There when a queue has needed them.
+    disk: Option<Disk>,
+    ring: Option<Arc<RuntimeRing>>,
 }
 
 impl Bench {
     /// The device with its options.
-    ///
-    /// # Errors
-    /// What the kernel says to a memfd of 2 MiB.
-    pub fn new(options: BenchOptions) -> Result<Self> {
+    pub fn new(options: BenchOptions) -> Self {
         let memory = if options.shared {
             Memory::Shared
         } else {
             Memory::Own { bytes: vec![0; MEMORY], written: false }
         };
-        Ok(Self { memory, registers: [0; COUNT], buffer: Vec::new(), handle: None })
-    }
-
-    /// Masters the bus at once: clients that only measure write no command register.
-    fn master(&self) {
-        if let Some(handle) = &self.handle {
-            handle.dma().set_bus_master(true);
+        Self {
+            options,
+            memory,
+            registers: [0; COUNT],
+            running: None,
+            queues: vec![Queue::default(); QUEUES],
+            doorbells: Arc::new(Doorbells::new()),
+            disk: None,
+            ring: None,
         }
     }
 
-    fn run(&mut self, handle: &Handle, op: Op) {
-        let register = |register: Reg| self.registers[register as usize];
-        let iters = register(Reg::Iters);
-        let len = register(Reg::Len).min(MAX_LEN) as usize;
-        let mut work = Work {
-            handle,
-            windows: Windows {
-                base: register(Reg::Base),
-                stride: register(Reg::Stride),
-                count: register(Reg::Count).min(u32::MAX.into()),
-                random: 12345,
-            },
-            len,
-            buffer: &mut self.buffer,
-            errors: 0,
-            check: 0,
+    /// The file of the queues.
+    fn disk(&mut self) -> Result<Disk> {
+        if let Some(disk) = &self.disk {
+            return Ok(disk.clone());
+        }
+        let disk = match &self.options.disk {
+            Some(path) => {
+                let file =
+                    OpenOptions::new().read(true).write(true).open(path).map_err(|error| {
+                        let what = format!("cannot open {}: {error}", path.display());
+                        Error::new(Errno::from_io_error(&error).unwrap_or(Errno::IO), what)
+                    })?;
+                let file = OwnedFd::from(file);
+                let stat = fstat(&file).map_err(|e| Error::new(e, "cannot look at the disk"))?;
+                Disk { file: Arc::new(file), len: u64::try_from(stat.st_size).unwrap_or(0) }
+            }
+            None => {
+                let fails = |errno| Error::new(errno, "cannot make memory for a disk");
+                let file = memfd_create("vfiod-bench-disk", MemfdFlags::CLOEXEC).map_err(fails)?;
+                ftruncate(&file, DISK).map_err(fails)?;
+                Disk { file: Arc::new(file), len: DISK }
+            }
         };
-        work.buffer.resize(len, 0);
-        let start = Instant::now();
-        let mut left = iters;
-        while left > 0 && start.elapsed() < MAX_TIME {
-            // By message each may take as long as the client likes.
-            let batch = if op == Op::Read { 1 } else { left.min(BATCH) };
-            work.batch(op, batch);
-            left -= batch;
+        Ok(self.disk.insert(disk).clone())
+    }
+
+    /// The ring of the runtime that runs the device's tasks.
+    fn ring(&mut self, cx: &Cx<Self>) -> Result<Arc<RuntimeRing>> {
+        if let Some(ring) = &self.ring {
+            return Ok(ring.clone());
         }
-        let elapsed = start.elapsed().as_nanos() as u64;
-        let (errors, check) = (work.errors + left, work.check);
-        self.registers[Reg::ResultNs as usize] = elapsed;
-        self.registers[Reg::Errors as usize] = errors;
-        self.registers[Reg::Check as usize] = check;
+        Ok(self.ring.insert(RuntimeRing::of(cx.runtime())?).clone())
     }
-}
 
-/// The windows that the client has mapped, as it tells.
-struct Windows {
-    base: u64,
-    stride: u64,
-    count: u64,
-    random: u64,
-}
-
-impl Windows {
-    /// The address of a random one.
-    fn next(&mut self) -> u64 {
-        self.random = self
-            .random
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
-        let window = ((self.random >> 32) * self.count) >> 32;
-        self.base.wrapping_add(self.stride.wrapping_mul(window))
+    /// Starts the task of a queue that is enabled, unless it is there.
+    fn serve(&mut self, cx: &Cx<Self>, index: usize) {
+        let name = queue::task_name(index);
+        if cx.find_task(&name).is_some() {
+            return;
+        }
+        let doorbells = self.doorbells.clone();
+        let started = cx.spawn(&name, |task| queue::serve(task, index, doorbells));
+        must_start(cx, started.err());
     }
-}
 
-/// An operation that runs.
-struct Work<'a> {
-    handle: &'a Handle,
-    windows: Windows,
-    len: usize,
-    buffer: &'a mut Vec<u8>,
-    errors: u64,
-    check: u64,
-}
+    /// Starts the operation that is under way.
+    fn measure(&mut self, cx: &Cx<Self>) {
+        let started = cx.spawn("operation", |task| async move {
+            let operation = task.step(|bench, cx| {
+                let op = bench.running?;
+                Some(Operation::new(op, &bench.registers, cx.interrupts()))
+            });
+            let Some(operation) = operation.await else { return };
+            let figures = operation.run(&task).await;
+            task.step(|bench, _| {
+                bench.running = None;
+                let elapsed = u64::try_from(figures.elapsed.as_nanos()).unwrap_or(u64::MAX);
+                bench.registers[Reg::ResultNs as usize] = elapsed;
+                bench.registers[Reg::Errors as usize] = figures.errors;
+                bench.registers[Reg::Check as usize] = figures.check;
+            })
+            .await;
+        });
+        must_start(cx, started.err());
+    }
 
-impl Work<'_> {
-    fn batch(&mut self, op: Op, iters: u64) {
-        match op {
-            Op::TranslateRandom => self.translate(iters, Windows::next),
-            Op::TranslateSame => self.translate(iters, |windows| windows.base),
-            Op::Read => {
-                for _ in 0..iters {
-                    let iova = self.windows.next();
-                    let done = self.handle.dma().read(iova, self.buffer);
-                    self.errors += u64::from(done.is_err());
-                    self.check += u64::from(self.buffer.first().copied().unwrap_or(0));
+    /// Starts to poll the page of doorbells.
+    fn poll(&mut self, cx: &Cx<Self>) {
+        let page = match cx.shared_memory(PAGE_BAR) {
+            Ok(page) => page,
+            Err(error) => return must_start(cx, Some(error)),
+        };
+        let doorbells = self.doorbells.clone();
+        let started = cx.spawn("poll", |task| doorbells::poll(task, page, doorbells));
+        must_start(cx, started.err());
+    }
+
+    fn read_registers(&self, cx: &Cx<Self>, offset: u64, data: &mut [u8]) {
+        match registers::queue_at(offset) {
+            Some((index, offset)) => {
+                let busy = || cx.find_task(&queue::task_name(index)).is_some();
+                QUEUE.read(offset, data, |register| self.queues[index].read(register, busy));
+            }
+            None => REGISTERS.read(offset, data, |register| match register {
+                Reg::Status => self.running.is_some().into(),
+                register => self.registers[register as usize],
+            }),
+        }
+    }
+
+    fn write_registers(&mut self, cx: &Cx<Self>, offset: u64, data: &[u8]) {
+        if let Some((index, offset)) = registers::queue_at(offset) {
+            let Some((register, value)) = QUEUE.write(offset, data) else { return };
+            let busy = || cx.find_task(&queue::task_name(index)).is_some();
+            if self.queues[index].write(register, value, busy) {
+                if self.queues[index].enabled {
+                    self.serve(cx, index);
+                } else {
+                    // Its task finds that out.
+                    self.doorbells.of(index).ring(None);
                 }
             }
-            Op::Interrupt => (0..iters).for_each(|_| self.handle.interrupts().trigger(0)),
+            return;
+        }
+        let Some((register, value)) = REGISTERS.write(offset, data) else { return };
+        match register {
+            Reg::Status => {} // read-only
+            Reg::Op if self.running.is_some() => {}
+            Reg::Op => {
+                self.registers[Reg::Op as usize] = value;
+                self.running = Op::from_value(value);
+                if self.running.is_some() {
+                    self.measure(cx);
+                }
+            }
+            register => self.registers[register as usize] = value,
         }
     }
+}
 
-    fn translate(&mut self, iters: u64, iova: impl Fn(&mut Windows) -> u64) {
-        let Ok(mut access) = self.handle.dma().access() else {
-            self.errors += iters;
-            return;
-        };
-        for _ in 0..iters {
-            match access.translate(iova(&mut self.windows), self.len, Perm::READ) {
-                Ok(span) => self.check += black_box(&span).len() as u64,
-                Err(_) => self.errors += 1,
-            }
-        }
+/// A task of an open device can always be started: it has 66 at most.
+fn must_start(cx: &Cx<Bench>, error: Option<Error>) {
+    if let Some(error) = error {
+        tracing::error!(device = cx.name(), %error, "work was not started");
     }
 }
 
 impl Model for Bench {
-    type State = CannotSave;
+    type State = Works<CannotSave>;
 
     /// Vendor 1234 belongs to nobody; virtual devices use it.
     fn spec(&self) -> FunctionSpec {
-        let bar = Bar::new(BarKind::Memory64 { prefetchable: true }, MEMORY as u64);
-        let bar = match &self.memory {
-            Memory::Shared => bar.shared(vec![SparseArea { offset: 0, size: MEMORY as u64 }]),
-            Memory::Own { .. } => bar,
+        let memory = Bar::new(BarKind::Memory64 { prefetchable: true }, MEMORY as u64);
+        let memory = match &self.memory {
+            Memory::Shared => memory.shared(vec![SparseArea { offset: 0, size: MEMORY as u64 }]),
+            Memory::Own { .. } => memory,
         };
-        FunctionSpec::new(0x1234, 0x7e32)
-            .bar(0, bar)
-            .bar(2, Bar::memory32(4096))
-            .bar(4, Bar::memory32(4096))
-            .capability(Capability::Msix { vectors: 4, table: (4, 0), pba: (4, 0x800) })
+        let registers = doorbells::registers().fold(Bar::memory32(registers::SIZE), Bar::doorbell);
+        let spec = FunctionSpec::new(0x1234, 0x7e32).bar(0, memory).bar(2, registers);
+        let spec = if self.options.polled {
+            let page = Bar::memory32(PAGE).shared(vec![SparseArea { offset: 0, size: PAGE }]);
+            spec.bar(PAGE_BAR, doorbells::page().fold(page, Bar::doorbell))
+        } else {
+            spec
+        };
+        let vectors = QUEUES as u16;
+        spec.bar(4, Bar::memory32(PAGE)).capability(Capability::Msix {
+            vectors,
+            table: (4, 0),
+            pba: (4, 0x800),
+        })
     }
 
     fn init(&mut self, cx: &Cx<Self>) -> Result<()> {
-        self.handle = Some(cx.handle().clone());
-        self.master();
+        cx.set_data_path(self.doorbells.clone());
         Ok(())
     }
 
-    fn read(&mut self, _cx: &Cx<Self>, bar: u8, offset: u64, data: &mut [u8]) {
+    fn read(&mut self, cx: &Cx<Self>, bar: u8, offset: u64, data: &mut [u8]) {
         match (bar, &self.memory) {
             (0, Memory::Own { bytes, .. }) => {
                 let at = offset as usize;
                 data.copy_from_slice(&bytes[at..at + data.len()]);
             }
-            (2, _) => REGISTERS.read(offset, data, |register| self.registers[register as usize]),
+            (2, _) => self.read_registers(cx, offset, data),
             _ => data.fill(0xff),
         }
     }
 
-    fn write(&mut self, _cx: &Cx<Self>, bar: u8, offset: u64, data: &[u8]) {
+    fn write(&mut self, cx: &Cx<Self>, bar: u8, offset: u64, data: &[u8]) {
         match (bar, &mut self.memory) {
             (0, Memory::Own { bytes, written }) => {
                 let at = offset as usize;
                 bytes[at..at + data.len()].copy_from_slice(data);
                 *written = true;
             }
-            (2, _) => {
-                let Some((register, value)) = REGISTERS.write(offset, data) else { return };
-                self.registers[register as usize] = value;
-                if register == Reg::Op
-                    && let Some(op) = Op::from_value(value)
-                    && let Some(handle) = self.handle.clone()
-                {
-                    self.run(&handle, op);
-                }
-            }
+            (2, _) => self.write_registers(cx, offset, data),
             _ => {}
         }
     }
 
     fn reset(&mut self, _cx: &Cx<Self>) {
-        let Self { memory, registers, buffer: _, handle: _ } = self;
-        match memory {
-            Memory::Own { bytes, written: written @ true } => {
-                bytes.fill(0);
-                *written = false;
-            }
-            Memory::Own { .. } | Memory::Shared => {}
+        let Self { options: _, memory, registers, running, queues, doorbells: _, disk, ring: _ } =
+            self;
+        if let Memory::Own { bytes, written: written @ true } = memory {
+            bytes.fill(0);
+            *written = false;
         }
         *registers = [0; COUNT];
-        self.master();
+        *running = None;
+        queues.fill(Queue::default());
+        // What the last user has written is not for the next one.
+        *disk = None;
+    }
+}
+
+impl Worker for Bench {
+    type Saves = CannotSave;
+
+    /// Before an end, tasks are cancelled at once. Otherwise each finishes what it has begun with
+    /// the kernel: it must not be started a second time while the kernel may still write the
+    /// guest's memory.
+    fn quiesce(&mut self, _cx: &Cx<Self>, why: Why) -> Quiesce {
+        if why.ends() {
+            return Quiesce::Cancel;
+        }
+        // Tasks that wait for their bells look whether they are to stop. They do so in a step,
+        // which comes after this call.
+        self.doorbells.ring_all();
+        Quiesce::Finish
+    }
+
+    fn resume(&mut self, cx: &Cx<Self>) {
+        if self.options.polled && cx.find_task("poll").is_none() {
+            self.poll(cx);
+        }
+        if self.running.is_some() && cx.find_task("operation").is_none() {
+            self.measure(cx);
+        }
+        for index in 0..QUEUES {
+            if self.queues[index].enabled {
+                self.serve(cx, index);
+            }
+        }
     }
 }
 
 impl Unsaved for Bench {
-    const WHY: &'static str = "it measures one process; a restart ends the measurement";
+    const WHY: &'static str = "its memory and its disk are not part of a state";
 }
 
 #[cfg(test)]
-vfiod_testing::conformance!(
-    shared_memory,
-    Bench::new(BenchOptions { shared: true }).expect("a memfd")
-);
+vfiod_testing::conformance!(shared_memory, Bench::new(BenchOptions::default()));
 #[cfg(test)]
 vfiod_testing::conformance!(
     own_memory,
-    Bench::new(BenchOptions { shared: false }).expect("memory")
+    Bench::new(BenchOptions { shared: false, ..BenchOptions::default() })
 );

@@ -35,7 +35,12 @@ pub(super) enum Measure {
     Inside { operation: Operation, windows: u64 },
 }
 
-/// Operations of the bench device; a write of the number runs it.
+/// How long to wait between two looks whether an operation of the bench device has ended.
+const LOOK: Duration = Duration::from_micros(500);
+/// DMA_READ messages that are answered between two such looks.
+const MESSAGES: u64 = 1024;
+
+/// Operations of the bench device; a write of the number starts it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Operation {
     /// Translation of an address in a random window.
@@ -58,6 +63,7 @@ mod register {
     pub(super) const LEN: u64 = 0x28;
     pub(super) const RESULT_NS: u64 = 0x30;
     pub(super) const ERRORS: u64 = 0x38;
+    pub(super) const STATUS: u64 = 0x48;
 }
 
 /// The bench device's identity, and where its registers are.
@@ -310,10 +316,22 @@ fn inside<'a>(
         // The server has a copy of the descriptor; the client's is held as long as it is used.
         let _eventfd = &eventfd;
         session.write64(REGISTERS, register::ITERS, count)?;
+        let op = operation as u64;
         if file {
-            session.write64(REGISTERS, register::OP, operation as u64)?;
+            session.write64(REGISTERS, register::OP, op)?;
+            // Seldom: each look costs the server a little.
+            while session.read(REGISTERS, register::STATUS, 8)? != 0 {
+                std::thread::sleep(LOOK);
+            }
         } else {
-            session.write64_serving(REGISTERS, register::OP, operation as u64)?;
+            // All at once but for a few looks: each delays the server's messages a little.
+            let mut served = 0;
+            session.write64_serving(REGISTERS, register::OP, op, &mut served)?;
+            while session.read64_serving(REGISTERS, register::STATUS, &mut served)? != 0 {
+                let some = (count - served.min(count)).min(MESSAGES);
+                session.serve(some)?;
+                served += some;
+            }
         }
         let errors = session.read(REGISTERS, register::ERRORS, 8)?;
         ensure!(errors == 0, "{errors} of {count} operations failed in the device");

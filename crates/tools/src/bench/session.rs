@@ -181,33 +181,69 @@ impl Session {
         self.call(&write64(region, offset, value), None).map(drop)
     }
 
-    /// Likewise, and answers the server's DMA_READ messages with zeroes meanwhile.
+    /// Writes a 64-bit number to a region, and answers the server's DMA_READ messages with zeroes
+    /// meanwhile. Adds to `served` how many there were.
     pub(super) fn write64_serving(
         &mut self,
         region: u32,
         offset: u64,
         value: u64,
+        served: &mut u64,
     ) -> anyhow::Result<()> {
-        self.raw.send(&write64(region, offset, value))?;
-        let mut answer = Vec::new();
+        self.call_serving(&write64(region, offset, value), served).map(drop)
+    }
+
+    /// Reads a 64-bit number from a region, as [`Session::write64_serving`] writes.
+    pub(super) fn read64_serving(
+        &mut self,
+        region: u32,
+        offset: u64,
+        served: &mut u64,
+    ) -> anyhow::Result<u64> {
+        let reply = self.call_serving(&access(region, offset, 8, false, false), served)?;
+        let number = reply.get(RegionAccess::LEN..).and_then(|bytes| bytes.try_into().ok());
+        Ok(u64::from_le_bytes(number.context("a reply of another length")?))
+    }
+
+    fn call_serving(&mut self, message: &[u8], served: &mut u64) -> anyhow::Result<Vec<u8>> {
+        self.raw.send(message)?;
         loop {
-            let header = Header::parse(self.raw.receive(HEADER_LEN)?).context("a short header")?;
-            let len = (header.size as usize).saturating_sub(HEADER_LEN);
-            let payload = self.raw.receive(len)?;
-            if matches!(header.kind(), Kind::Reply(_)) {
-                return check(header.as_bytes()).map(drop);
+            match self.serve_one()? {
+                Some(reply) => return Ok(reply),
+                None => *served += 1,
             }
-            ensure!(header.command == Command::DmaRead as u16, "command {}", header.command);
-            let (dma, _) = DmaAccess::read_from_prefix(payload)
-                .map_err(|_| anyhow::anyhow!("a short DMA_READ"))?;
-            ensure!(dma.count <= 1 << 20, "a DMA_READ of {} bytes", dma.count);
-            answer.clear();
-            let len = DmaAccess::LEN + dma.count as usize;
-            answer.extend_from_slice(header.reply(len).as_bytes());
-            answer.extend_from_slice(dma.as_bytes());
-            answer.resize(HEADER_LEN + len, 0);
-            self.raw.send(&answer)?;
         }
+    }
+
+    /// Answers `count` DMA_READ messages of the server.
+    pub(super) fn serve(&mut self, count: u64) -> anyhow::Result<()> {
+        for _ in 0..count {
+            ensure!(self.serve_one()?.is_none(), "a reply that was not waited for");
+        }
+        Ok(())
+    }
+
+    /// Takes a message. Answers it with zeroes if it is DMA_READ; the payload of a reply.
+    fn serve_one(&mut self) -> anyhow::Result<Option<Vec<u8>>> {
+        let mut answer = Vec::new();
+        let header = Header::parse(self.raw.receive(HEADER_LEN)?).context("a short header")?;
+        let len = (header.size as usize).saturating_sub(HEADER_LEN);
+        let payload = self.raw.receive(len)?;
+        if matches!(header.kind(), Kind::Reply(_)) {
+            check(header.as_bytes())?;
+            return Ok(Some(payload.to_vec()));
+        }
+        ensure!(header.command == Command::DmaRead as u16, "command {}", header.command);
+        let (dma, _) = DmaAccess::read_from_prefix(payload)
+            .map_err(|_| anyhow::anyhow!("a short DMA_READ"))?;
+        ensure!(dma.count <= 1 << 20, "a DMA_READ of {} bytes", dma.count);
+        answer.clear();
+        let len = DmaAccess::LEN + dma.count as usize;
+        answer.extend_from_slice(header.reply(len).as_bytes());
+        answer.extend_from_slice(dma.as_bytes());
+        answer.resize(HEADER_LEN + len, 0);
+        self.raw.send(&answer)?;
+        Ok(None)
     }
 }
 

@@ -6,8 +6,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use vfiod_core::dma::{Completion, DmaPeer, Perm};
 use vfiod_pci::irq_index::MSIX;
 
-use super::{Bench, BenchOptions};
-use vfiod_testing::Driver;
+use vfiod_testing::{Driver, eventually};
+
+use super::super::{Bench, BenchOptions};
 
 const OP: u64 = 0x00;
 const ITERS: u64 = 0x08;
@@ -18,10 +19,12 @@ const LEN: u64 = 0x28;
 const RESULT_NS: u64 = 0x30;
 const ERRORS: u64 = 0x38;
 const CHECK: u64 = 0x40;
+const STATUS: u64 = 0x48;
 
 fn bench(shared: bool) -> Driver {
-    // Without `enable`: clients that measure do not configure it either.
-    Driver::new(Bench::new(BenchOptions { shared }).unwrap())
+    let device = Driver::new(Bench::new(BenchOptions { shared, ..BenchOptions::default() }));
+    device.enable();
+    device
 }
 
 fn describe(device: &Driver, base: u64, stride: u64, count: u64, len: u64) {
@@ -34,6 +37,7 @@ fn describe(device: &Driver, base: u64, stride: u64, count: u64, len: u64) {
 fn run(device: &Driver, op: u64, iters: u64) -> (u64, u64) {
     device.write64(2, ITERS, iters);
     device.write64(2, OP, op);
+    eventually("the operation has ended", || device.read64(2, STATUS) == 0);
     assert!(device.read64(2, RESULT_NS) > 0);
     (device.read64(2, ERRORS), device.read64(2, CHECK))
 }

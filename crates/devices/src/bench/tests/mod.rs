@@ -1,0 +1,3 @@
+//! Tests of the bench device.
+
+mod measure;
