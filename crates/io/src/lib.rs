@@ -13,6 +13,7 @@
 
 mod pool;
 mod raw;
+mod readiness;
 mod request;
 mod ring;
 mod runtime_ring;

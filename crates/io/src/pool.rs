@@ -6,8 +6,8 @@ use std::os::fd::OwnedFd;
 use vfiod_sync::{Arc, Condvar, Mutex, lock, thread};
 
 use crate::raw::perform;
+use crate::readiness::signal;
 use crate::request::Request;
-use crate::ring::signal;
 
 /// A few threads, which start when there is work for them.
 pub(crate) struct Pool {

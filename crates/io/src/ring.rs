@@ -3,12 +3,12 @@
 use std::fmt;
 use std::os::fd::OwnedFd;
 
-use rustix::event::{EventfdFlags, eventfd};
-use vfiod_dma::{Completion, Errno, Error, Hold, Reply, Result};
+use vfiod_dma::{Completion, Errno, Hold, Reply, Result};
 use vfiod_sync::{Arc, Mutex, lock};
 
 use crate::pool::Pool;
 use crate::raw::Uring;
+use crate::readiness;
 use crate::request::{Allocation, Buffer, Completed, Operation, Request};
 
 /// Threads of a ring that is none.
@@ -45,7 +45,7 @@ impl Inner {
     /// this makes come.
     fn submit(&self, ring: &mut Uring) {
         if !ring.submit() {
-            signal(&self.eventfd);
+            readiness::signal(&self.eventfd);
         }
     }
 }
@@ -71,7 +71,7 @@ impl Ring {
     /// # Errors
     /// `EPERM`, `ENOSYS`: io_uring is forbidden or missing; otherwise as [`Ring::new`].
     pub fn with_io_uring(entries: u32) -> Result<Self> {
-        let eventfd = new_eventfd()?;
+        let eventfd = readiness::new()?;
         let ring = Uring::new(entries, &eventfd)?;
         let engine = Engine::Uring(Box::new(Mutex::new(Plugged { ring, plugs: 0 })));
         Ok(Self { inner: Arc::new(Inner { engine, eventfd }) })
@@ -82,7 +82,7 @@ impl Ring {
     /// # Errors
     /// `EMFILE` and the like: no descriptors are left.
     pub fn with_threads(threads: usize) -> Result<Self> {
-        let eventfd = new_eventfd()?;
+        let eventfd = readiness::new()?;
         let engine = Engine::Threads(Pool::new(threads, eventfd.clone()));
         Ok(Self { inner: Arc::new(Inner { engine, eventfd }) })
     }
@@ -263,17 +263,6 @@ async fn finish(reply: Reply<Completed>) -> Finished {
         // The ring has ended first, and keeps the buffer for the kernel.
         Err(error) => Finished { result: Err(error), buffer: Buffer::None },
     }
-}
-
-fn new_eventfd() -> Result<Arc<OwnedFd>> {
-    let made = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
-    made.map(Arc::new).map_err(|e| Error::new(e, "cannot make an eventfd for completions"))
-}
-
-/// Makes an eventfd readable.
-pub(crate) fn signal(eventfd: &OwnedFd) {
-    // It fails only when the counter is full, and then it is readable already.
-    _ = rustix::io::write(eventfd, &1u64.to_ne_bytes());
 }
 
 impl fmt::Debug for Ring {
