@@ -157,9 +157,23 @@ impl SetObject for Slot {
     }
 }
 
+fn register(
+    registry: &Registry,
+    slot: &Arc<Slot>,
+    name: &str,
+    script: &Arc<Script>,
+) -> Registration {
+    let jobs = Jobs { script: script.clone(), context: None, pending: 0, ended: 0 };
+    let set = Some(SetId::of(slot));
+    let spec = DeviceSpec { name: name.to_owned(), set, ..DeviceSpec::default() };
+    registry.register(spec, Box::new(jobs)).expect("registers")
+}
+
 struct Rig {
     clock: ManualClock,
     runtime: Runtime,
+    registry: Registry,
+    slot: Arc<Slot>,
     script: Arc<Script>,
     registration: Registration,
 }
@@ -169,12 +183,14 @@ impl Rig {
         let clock = ManualClock::new();
         let runtime = Runtime::with_clock(&clock).expect("a runtime");
         let registry = Registry::with_runtime(runtime.clone(), None);
-        let script = Arc::<Script>::default();
-        let jobs = Jobs { script: script.clone(), context: None, pending: 0, ended: 0 };
-        let set = Some(SetId::of(&Arc::new(Slot)));
-        let spec = DeviceSpec { name: "jobs".to_owned(), set, ..DeviceSpec::default() };
-        let registration = registry.register(spec, Box::new(jobs)).expect("registers");
-        Self { clock, runtime, script, registration }
+        let (script, slot) = (Arc::<Script>::default(), Arc::new(Slot));
+        let registration = register(&registry, &slot, "jobs", &script);
+        Self { clock, runtime, registry, slot, script, registration }
+    }
+
+    /// Another device of the same set.
+    fn register(&self, name: &str, script: &Arc<Script>) -> Registration {
+        register(&self.registry, &self.slot, name, script)
     }
 
     fn open(&self) -> Result<File> {
@@ -279,21 +295,24 @@ fn hot_reset_that_is_abandoned_lets_the_device_go_on_with_nothing_lost() {
 }
 
 #[test]
-fn cancelled_work_is_started_again_by_resume_and_completes_once() {
+fn hot_reset_that_is_abandoned_starts_cancelled_work_again() {
     let rig = Rig::new();
+    let other = Arc::<Script>::default();
+    let neighbour = rig.register("neighbour", &other);
     let file = rig.open().expect("opens");
+    let next = neighbour.device().open(Owner::in_process("test")).expect("opens");
+    // The first one's work is cancelled, and the neighbour's does not end.
     rig.start(&file);
-    rig.start(&file);
-    assert_eq!(rig.tasks(), 2);
-    // Of two members the second does not quiesce: here the first one itself, by its answer.
-    let error = {
-        rig.script.answer(Quiesce::Finish);
-        rig.with_time_passing(|| file.reset_set()).expect_err("is abandoned")
-    };
+    rig.start(&next);
+    other.answer(Quiesce::Finish);
+    let error = rig.with_time_passing(|| file.reset_set()).expect_err("is abandoned");
     assert_eq!(error.errno(), Errno::BUSY);
     rig.script.release();
+    other.release();
     rig.runtime.run_until_idle();
-    assert_eq!((rig.tasks(), read(&file, ENDED)), (0, 2));
+    assert_eq!(read(&file, ENDED), 1, "cancelled work was not started again");
+    assert_eq!((rig.tasks(), read(&next, ENDED)), (0, 1));
+    drop(next);
 }
 
 #[test]

@@ -14,6 +14,7 @@
 //! | stores into pages and doorbells from before the end of a hot reset have no effect | [`scenarios_hot_reset`], [`witness`] |
 //! | no signal after an eventfd was taken away; one signal for each unmask | [`scenarios_irq`] |
 //! | a device that is idle does no work, and none begins; a step does not begin after a cancel | [`scenarios_work`] |
+//! | nothing of a device works while it is opened, reset, closed or saved, whatever else happens to its set | [`scenarios_stop`] |
 //! | no ring of a doorbell is lost while work is stopped and resumed | [`scenarios_work`] |
 //! | no deadlock | the checker |
 //!
@@ -27,6 +28,8 @@ mod scenarios;
 mod scenarios_hot_reset;
 #[cfg(shuttle)]
 mod scenarios_irq;
+#[cfg(shuttle)]
+mod scenarios_stop;
 #[cfg(shuttle)]
 mod scenarios_work;
 #[cfg(shuttle)]
