@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use uuid::Uuid;
 use vfiod_core::{DeviceRef, Errno, Error, Result};
-use vfiod_mdev::{Door, NoDoor};
+use vfiod_mdev::{Endpoint, NoEndpoint};
 use vfiod_server::{ConnectionInfo, Listener, Served, SocketAccess};
 
 use crate::stack::Stack;
@@ -52,12 +52,12 @@ impl Endpoints {
         stack: &Stack,
         uuid: Uuid,
         device: &DeviceRef,
-    ) -> Result<Box<dyn Door>> {
-        let Some(path) = self.path(uuid) else { return Ok(Box::new(NoDoor)) };
+    ) -> Result<Box<dyn Endpoint>> {
+        let Some(path) = self.path(uuid) else { return Ok(Box::new(NoEndpoint)) };
         let listener = Listener::bind(path, self.access)?;
         let served = stack.server().serve(listener, device.clone())?;
         self.open().insert(uuid, served);
-        Ok(Box::new(SocketDoor { endpoints: self.clone(), uuid }))
+        Ok(Box::new(SocketEndpoint { endpoints: self.clone(), uuid }))
     }
 
     /// The connections to an instance.
@@ -67,20 +67,20 @@ impl Endpoints {
 }
 
 /// The socket of one instance.
-struct SocketDoor {
+struct SocketEndpoint {
     endpoints: Arc<Endpoints>,
     uuid: Uuid,
 }
 
-impl Door for SocketDoor {
-    fn shut(&mut self) {
+impl Endpoint for SocketEndpoint {
+    fn stop_listening(&mut self) {
         if let Some(served) = self.endpoints.open().get_mut(&self.uuid) {
             served.stop_listening();
         }
     }
 }
 
-impl Drop for SocketDoor {
+impl Drop for SocketEndpoint {
     fn drop(&mut self) {
         // Ended with the table unlocked, as that takes a moment.
         let served = self.endpoints.open().remove(&self.uuid);

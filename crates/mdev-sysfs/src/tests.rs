@@ -15,7 +15,7 @@ use vfiod_core::{
     ResetCause, Result,
 };
 use vfiod_mdev::{
-    AttributeInfo, Attributes, Bus, Capacity, Create, Instance, NewInstance, NoDoor, Parent,
+    AttributeInfo, Attributes, Bus, Capacity, Create, Instance, NewInstance, NoEndpoint, Parent,
     ParentRegistration, ParentSpec, Removal, TypeInfo, TypeStatus,
 };
 
@@ -39,7 +39,7 @@ impl MdevBus for Bus {
     }
 
     fn create(&self, parent: &str, type_id: &str, uuid: Uuid) -> Result<()> {
-        self.create(&Create::new(parent, type_id, uuid), |_| Ok(Box::new(NoDoor))).map(drop)
+        self.create(&Create::new(parent, type_id, uuid), |_| Ok(Box::new(NoEndpoint))).map(drop)
     }
 
     fn remove(&self, uuid: Uuid) -> Result<()> {

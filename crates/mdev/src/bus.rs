@@ -11,8 +11,8 @@ use vfiod_core::contain::contain;
 use vfiod_core::{DeviceRef, DeviceSpec, Errno, Error, OpenPolicy, Registry, Result, StatePolicy};
 use vfiod_sync::{Condvar, Mutex, lock, thread, wait, wait_until};
 
-use crate::instance::{self, Door, Instance, Live, Removal, Shared};
-use crate::parent::{Capacity, NewInstance, Parent, ParentSpec, TypeInfo};
+use crate::instance::{self, Endpoint, Instance, Live, Removal, Shared};
+use crate::parent::{Capacity, NewInstance, Parent, ParentEntry, ParentSpec, TypeInfo};
 
 /// Parents and their instances. Cheap to clone.
 #[derive(Clone)]
@@ -23,7 +23,7 @@ pub struct Bus {
 struct Inner {
     registry: Registry,
     state: Mutex<State>,
-    /// An instance has gone, or a creation is over.
+    /// Signalled when an instance was removed, or a creation is over.
     changed: Condvar,
 }
 
@@ -33,16 +33,10 @@ struct State {
     instances: HashMap<Uuid, Slot>,
 }
 
-/// A parent as its instances keep it.
-pub(crate) struct ParentEntry {
-    pub(crate) spec: ParentSpec,
-    ops: Box<dyn Parent>,
-}
-
 struct ParentState {
     entry: Arc<ParentEntry>,
     leaving: bool,
-    /// Instances on their way in.
+    /// Instances that are being created.
     creating: usize,
     /// Units taken, by type.
     taken: Vec<u32>,
@@ -51,9 +45,9 @@ struct ParentState {
 
 /// A known UUID.
 enum Slot {
-    /// On its way in.
+    /// Being created.
     Reserved,
-    /// Live or leaving.
+    /// Live, or being removed.
     Present(Arc<Shared>),
 }
 
@@ -152,20 +146,21 @@ impl Bus {
         Ok(ParentRegistration { bus: self.clone(), name })
     }
 
-    /// Creates an instance: made by its parent, its attributes set, registered, its door opened.
+    /// Creates an instance: made by its parent, its attributes set, registered, its endpoint
+    /// opened.
     /// After an error nothing of it is left, and nothing of it could be seen.
     ///
-    /// `door`: opens the way by which clients come, once the device is registered.
+    /// `endpoint` opens the instance's endpoint, once the device is registered.
     ///
     /// # Errors
     /// As listed in the crate's documentation.
     pub fn create(
         &self,
         create: &Create,
-        door: impl FnOnce(&DeviceRef) -> Result<Box<dyn Door>>,
+        endpoint: impl FnOnce(&DeviceRef) -> Result<Box<dyn Endpoint>>,
     ) -> Result<Instance> {
         let reserved = self.reserve(create)?;
-        let shared = Arc::new(reserved.make(create, door)?);
+        let shared = Arc::new(reserved.make(create, endpoint)?);
         let instance = Instance { shared };
         reserved.fill(&instance);
         tracing::debug!(uuid = %create.uuid, parent = create.parent, kind = create.type_id, "created");
@@ -210,19 +205,19 @@ impl Bus {
         Ok(Reserved { bus: self, uuid: *uuid, parent, kind, filled: false })
     }
 
-    /// Removes an instance. Returns when it is gone and its UUID can be used again.
+    /// Removes an instance. Returns when its device is unregistered and its UUID can be used again.
     ///
-    /// While somebody else removes it, [`Removal::Wait`] waits for them, and [`Removal::Deadline`]
-    /// makes them hurry: after its time the instance is taken from its users.
+    /// While another thread removes it, [`Removal::Wait`] waits for that, and
+    /// [`Removal::Deadline`] revokes the files of the instance after its time.
     ///
     /// # Errors
-    /// `ENOENT`: there is no such instance; `EBUSY`: it is in use, is on its way in, or out
-    /// ([`Removal::Refuse`]).
+    /// `ENOENT`: there is no such instance. `EBUSY`: it is being created; or it is in use or
+    /// being removed, and [`Removal::Refuse`] was asked for.
     pub fn remove(&self, uuid: Uuid, removal: Removal) -> Result<()> {
         let shared = match lock(&self.inner.state).instances.get(&uuid) {
             None => return Err(Error::new(Errno::NOENT, format!("there is no instance {uuid}"))),
             Some(Slot::Reserved) => {
-                let what = format!("instance {uuid} is on its way in");
+                let what = format!("instance {uuid} is being created");
                 return Err(Error::new(Errno::BUSY, what));
             }
             Some(Slot::Present(shared)) => shared.clone(),
@@ -238,7 +233,7 @@ impl Bus {
         Ok(())
     }
 
-    /// After an instance has ended: gives back what it took.
+    /// Gives back the UUID and the units of an instance that has ended.
     fn forget(&self, shared: &Shared) {
         let name = &shared.parent.spec.name;
         let removed;
@@ -350,7 +345,7 @@ impl fmt::Debug for Bus {
     }
 }
 
-/// A UUID and a share of the parent for an instance on its way in; given back unless filled.
+/// The UUID and the units of an instance that is being created; given back unless filled.
 struct Reserved<'a> {
     bus: &'a Bus,
     uuid: Uuid,
@@ -363,7 +358,7 @@ impl Reserved<'_> {
     fn make(
         &self,
         create: &Create,
-        door: impl FnOnce(&DeviceRef) -> Result<Box<dyn Door>>,
+        endpoint: impl FnOnce(&DeviceRef) -> Result<Box<dyn Endpoint>>,
     ) -> Result<Shared> {
         let kind = &self.parent.spec.types[self.kind];
         let NewInstance { device, attributes } =
@@ -378,9 +373,9 @@ impl Reserved<'_> {
             ..DeviceSpec::default()
         };
         let registration = self.bus.inner.registry.register(spec, device)?;
-        // If there is no way in, the registration is dropped and with it the device.
-        let door = door(registration.device())?;
-        let live = Live { door, registration };
+        // If there is no endpoint, the registration is dropped and with it the device.
+        let endpoint = endpoint(registration.device())?;
+        let live = Live { endpoint, registration };
         Ok(Shared::new(self.uuid, self.parent.clone(), self.kind, attributes, live))
     }
 
@@ -391,7 +386,7 @@ impl Reserved<'_> {
         let parent =
             state.parents.get_mut(&self.parent.spec.name).expect("a parent waits for this");
         parent.instances.insert(self.uuid);
-        // The drop of `self` tells that the creation is over.
+        // The destructor of `self` signals that the creation is over.
     }
 }
 
@@ -399,7 +394,7 @@ impl Drop for Reserved<'_> {
     fn drop(&mut self) {
         {
             let mut state = lock(&self.bus.inner.state);
-            // A parent waits for those on their way in.
+            // A parent waits for instances that are being created.
             if let Some(parent) = state.parents.get_mut(&self.parent.spec.name) {
                 parent.creating -= 1;
                 if !self.filled {
@@ -412,8 +407,8 @@ impl Drop for Reserved<'_> {
     }
 }
 
-/// A parent's registration. Dropping it unregisters the parent and takes its instances from their
-/// users at once.
+/// A parent's registration. Dropping it unregisters the parent and revokes the files of its
+/// instances at once.
 #[must_use = "dropping a registration unregisters the parent"]
 #[derive(Debug)]
 pub struct ParentRegistration {
@@ -428,11 +423,11 @@ impl ParentRegistration {
     }
 
     /// Unregisters: nothing can be created from now on (`ENODEV`), and every instance is removed.
-    /// Their users are asked to let go, all at the same time; with a deadline, the instances are
-    /// taken from those who have not by then. Returns when the last one is gone.
+    /// Their users are asked to close them, all at the same time; with a deadline, the files that
+    /// are left by then are revoked. Returns when the last instance is removed.
     pub fn unregister(self, deadline: Option<Duration>) {
         self.finish(deadline);
-        // Its drop finds the parent gone.
+        // The destructor finds the parent removed.
     }
 
     fn finish(&self, deadline: Option<Duration>) {
@@ -451,8 +446,8 @@ impl ParentRegistration {
         let end = deadline.and_then(|time| Instant::now().checked_add(time));
         let mut removers = Vec::new();
         for uuid in uuids {
-            // Most are idle, and gone at once. One that is not gets a thread, so that it is not
-            // asked only after those before it have let go.
+            // Most are idle, and removed at once. One that is in use gets a thread, so that its
+            // users are asked at the same time as those of the others.
             if self.bus.remove(uuid, Removal::Refuse).is_ok() {
                 continue;
             }
@@ -465,13 +460,13 @@ impl ParentRegistration {
                         Removal::Deadline(end.saturating_duration_since(Instant::now()))
                     }
                 };
-                // Fails only if somebody else has removed it.
+                // Fails only if another thread has removed it.
                 let _ = bus.remove(uuid, removal);
             };
             match thread::Builder::new().name(format!("remove {uuid}")).spawn(remove.clone()) {
                 Ok(thread) => removers.push(thread),
                 Err(error) => {
-                    tracing::warn!(%uuid, %error, "no thread for a removal: one after the other");
+                    tracing::warn!(%uuid, %error, "cannot start a removal thread; removing on the calling thread");
                     remove();
                 }
             }

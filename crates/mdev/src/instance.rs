@@ -9,32 +9,32 @@ use vfiod_core::contain::contain;
 use vfiod_core::{DeviceRef, Errno, Error, Registration, Result};
 use vfiod_sync::{Mutex, lock};
 
-use crate::bus::ParentEntry;
-use crate::parent::{Attributes, TypeInfo};
+use crate::parent::{Attributes, ParentEntry, TypeInfo};
 
-/// The way by which clients come to an instance. Dropping it ends those who are there.
-pub trait Door: Send {
-    /// Lets nobody in any more; those who are there stay. Called before an instance's users are
-    /// asked to let go.
-    fn shut(&mut self);
+/// Where clients connect to an instance, such as a listening socket. Dropping it ends their
+/// connections.
+pub trait Endpoint: Send {
+    /// Accepts no more connections; those that exist stay. Called once, before the instance's
+    /// users are asked to close the device.
+    fn stop_listening(&mut self);
 }
 
-/// No way in but this process's own: for instances used through [`Instance::device`].
+/// No endpoint: for instances that only this process uses, through [`Instance::device`].
 #[derive(Clone, Copy, Debug)]
-pub struct NoDoor;
+pub struct NoEndpoint;
 
-impl Door for NoDoor {
-    fn shut(&mut self) {}
+impl Endpoint for NoEndpoint {
+    fn stop_listening(&mut self) {}
 }
 
 /// How an instance is removed that may be in use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Removal {
-    /// Not at all while it is in use (`EBUSY`).
+    /// The removal fails with `EBUSY` while the instance is in use.
     Refuse,
-    /// Its users are asked to let go, again and again, for as long as it takes.
+    /// Its users are asked to close it, again and again, for as long as it takes.
     Wait,
-    /// Its users are asked to let go; after this time it is taken from them.
+    /// Its users are asked to close it; after this time their files are revoked.
     Deadline(Duration),
 }
 
@@ -43,11 +43,11 @@ pub enum Removal {
 pub enum Stage {
     /// It can be used.
     Live,
-    /// It is being removed: nobody new gets in.
+    /// It is being removed: it cannot be opened any more.
     Leaving,
 }
 
-/// A mediated device. Cheap to clone; does not keep the instance from being removed.
+/// A handle of a mediated device. Cheap to clone; does not keep the instance from being removed.
 #[derive(Clone)]
 pub struct Instance {
     pub(crate) shared: Arc<Shared>,
@@ -60,14 +60,13 @@ pub(crate) struct Shared {
     pub(crate) kind: usize,
     pub(crate) device: DeviceRef,
     attributes: Option<Arc<dyn Attributes>>,
-    /// `None` once it is leaving: whoever took it sees to the rest.
+    /// `None` once it is being removed: whoever took it removes the instance.
     live: Mutex<Option<Live>>,
 }
 
-/// What a live instance consists of, in the order in which it goes: the clients' connections
-/// end before the device is unregistered at the latest.
+/// What a live instance consists of.
 pub(crate) struct Live {
-    pub(crate) door: Box<dyn Door>,
+    pub(crate) endpoint: Box<dyn Endpoint>,
     pub(crate) registration: Registration,
 }
 
@@ -83,7 +82,8 @@ impl Shared {
         Self { uuid, parent, kind, device, attributes, live: Mutex::new(Some(live)) }
     }
 
-    /// Makes the caller the one who removes the instance; `None` if somebody does already.
+    /// Makes the caller the one who removes the instance. Returns `None` if another thread does
+    /// already.
     pub(crate) fn take(&self, removal: Removal) -> Result<Option<Live>> {
         let mut live = lock(&self.live);
         if removal == Removal::Refuse {
@@ -98,24 +98,24 @@ impl Shared {
 }
 
 impl Live {
-    /// Sends the users away and ends the instance.
+    /// Removes the instance: stops listening, unregisters the device, ends the connections.
     pub(crate) fn end(self, removal: Removal) {
-        let Self { mut door, registration } = self;
-        shut(&mut *door, registration.device().name());
+        let Self { mut endpoint, registration } = self;
+        stop_listening(&mut *endpoint, registration.device().name());
         registration.unregister(match removal {
             // Nobody has it open, and nobody can.
             Removal::Refuse | Removal::Wait => None,
             Removal::Deadline(time) => Some(time),
         });
-        if let Err(panic) = contain(|| drop(door)) {
-            tracing::error!(error = %panic, "a door could not be taken away");
+        if let Err(panic) = contain(|| drop(endpoint)) {
+            tracing::error!(error = %panic, "dropping an endpoint failed");
         }
     }
 }
 
-fn shut(door: &mut dyn Door, device: &str) {
-    if let Err(panic) = contain(|| door.shut()) {
-        tracing::error!(device, error = %panic, "shutting the door failed");
+fn stop_listening(endpoint: &mut dyn Endpoint, device: &str) {
+    if let Err(panic) = contain(|| endpoint.stop_listening()) {
+        tracing::error!(device, error = %panic, "an endpoint could not stop listening");
     }
 }
 

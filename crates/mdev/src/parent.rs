@@ -105,6 +105,12 @@ pub struct ParentSpec {
     pub capacity: Capacity,
 }
 
+/// A registered parent, which its instances keep.
+pub(crate) struct ParentEntry {
+    pub(crate) spec: ParentSpec,
+    pub(crate) ops: Box<dyn Parent>,
+}
+
 impl ParentSpec {
     /// `EINVAL` where it contradicts itself.
     pub(crate) fn validate(&self) -> Result<()> {

@@ -13,8 +13,8 @@ use vfiod_core::{
     Registry, ResetCause, Result,
 };
 use vfiod_mdev::{
-    AttributeInfo, Attributes, Bus, Capacity, Create, Door, Instance, NewInstance, NoDoor, Parent,
-    ParentRegistration, ParentSpec, Removal, Stage, TypeInfo, Uuid,
+    AttributeInfo, Attributes, Bus, Capacity, Create, Endpoint, Instance, NewInstance, NoEndpoint,
+    Parent, ParentRegistration, ParentSpec, Removal, Stage, TypeInfo, Uuid,
 };
 
 const NOW: Option<Duration> = Some(Duration::ZERO);
@@ -164,13 +164,13 @@ fn uuid(n: u128) -> Uuid {
 
 impl Rig {
     fn create(&self, kind: &str, n: u128) -> Result<Instance> {
-        self.bus.create(&Create::new("shop", kind, uuid(n)), |_| Ok(Box::new(NoDoor)))
+        self.bus.create(&Create::new("shop", kind, uuid(n)), |_| Ok(Box::new(NoEndpoint)))
     }
 
     fn with(&self, n: u128, attributes: &[(&str, &str)]) -> Result<Instance> {
         let pairs = attributes.iter().map(|(name, value)| (name.to_string(), value.to_string()));
         let create = Create { attributes: pairs.collect(), ..Create::new("shop", "wide", uuid(n)) };
-        self.bus.create(&create, |_| Ok(Box::new(NoDoor)))
+        self.bus.create(&create, |_| Ok(Box::new(NoEndpoint)))
     }
 
     fn alive(&self) -> usize {
@@ -248,7 +248,7 @@ fn what_there_is_not_cannot_be_created() {
     refused(rig.create("tall", 1), Errno::INVAL, "its types: narrow, wide");
     refused(rig.create("narrow", 0), Errno::INVAL, "nil");
     let create = Create::new("shed", "narrow", uuid(1));
-    let created = rig.bus.create(&create, |_| Ok(Box::new(NoDoor)));
+    let created = rig.bus.create(&create, |_| Ok(Box::new(NoEndpoint)));
     refused(created, Errno::NODEV, "no parent `shed`; there is: shop");
     rig.assert_empty();
 }
@@ -264,9 +264,10 @@ fn a_creation_that_fails_leaves_nothing() {
     refused(rig.create("narrow", 1), Errno::IO, "the parent of narrow failed");
     rig.assert_empty();
     rig.knobs.panic.store(false, Ordering::SeqCst);
-    let no_door = |_: &vfiod_core::DeviceRef| Err(Error::new(Errno::ADDRINUSE, "bricked up"));
-    let created = rig.bus.create(&Create::new("shop", "narrow", uuid(1)), no_door);
-    refused(created, Errno::ADDRINUSE, "bricked up");
+    let no_endpoint =
+        |_: &vfiod_core::DeviceRef| Err(Error::new(Errno::ADDRINUSE, "the address is in use"));
+    let created = rig.bus.create(&Create::new("shop", "narrow", uuid(1)), no_endpoint);
+    refused(created, Errno::ADDRINUSE, "the address is in use");
     rig.assert_empty();
     rig.create("narrow", 1).unwrap();
 }
@@ -373,9 +374,9 @@ fn a_deadline_hurries_a_removal_that_waits() {
 /// Writes down what happened to it.
 struct Diary(Arc<Mutex<Vec<&'static str>>>);
 
-impl Door for Diary {
-    fn shut(&mut self) {
-        self.0.lock().unwrap().push("shut");
+impl Endpoint for Diary {
+    fn stop_listening(&mut self) {
+        self.0.lock().unwrap().push("stop listening");
     }
 }
 
@@ -386,21 +387,21 @@ impl Drop for Diary {
 }
 
 #[test]
-fn the_door_is_shut_first_and_gone_last() {
+fn endpoint_stops_listening_first_and_is_dropped_last() {
     let rig = rig();
     let diary = Arc::default();
-    let door = Diary(Arc::clone(&diary));
+    let endpoint = Diary(Arc::clone(&diary));
     let create = Create::new("shop", "narrow", uuid(1));
-    let instance = rig.bus.create(&create, |_| Ok(Box::new(door))).unwrap();
+    let instance = rig.bus.create(&create, |_| Ok(Box::new(endpoint))).unwrap();
     let file = open(&instance).unwrap();
     thread::scope(|scope| {
         let removal = scope.spawn(|| rig.bus.remove(uuid(1), Removal::Wait));
         eventually("asked", || rig.knobs.requests.load(Ordering::SeqCst) > 0);
-        assert_eq!(*diary.lock().unwrap(), ["shut"]);
+        assert_eq!(*diary.lock().unwrap(), ["stop listening"]);
         drop(file);
         removal.join().unwrap().unwrap();
     });
-    assert_eq!(*diary.lock().unwrap(), ["shut", "gone"]);
+    assert_eq!(*diary.lock().unwrap(), ["stop listening", "gone"]);
 }
 
 #[test]
@@ -417,22 +418,22 @@ fn a_parent_takes_its_instances_with_it() {
     assert!(bus.instances().is_empty() && registry.devices().is_empty());
     assert!(bus.parents().is_empty());
     let create = Create::new("shop", "narrow", uuid(1));
-    let created = bus.create(&create, |_| Ok(Box::new(NoDoor)));
+    let created = bus.create(&create, |_| Ok(Box::new(NoEndpoint)));
     refused(created, Errno::NODEV, "there is: none");
 }
 
 #[test]
-fn a_parent_that_leaves_makes_nothing_more_and_waits_for_those_on_their_way() {
+fn parent_that_is_unregistered_creates_nothing_more_and_waits_for_what_is_being_created() {
     let rig = rig();
     let (release, gate) = mpsc::channel();
     *rig.knobs.gate.lock().unwrap() = Some(gate);
     let Rig { bus, shop, knobs, .. } = rig;
     thread::scope(|scope| {
         let create =
-            |n| bus.create(&Create::new("shop", "narrow", uuid(n)), |_| Ok(Box::new(NoDoor)));
+            |n| bus.create(&Create::new("shop", "narrow", uuid(n)), |_| Ok(Box::new(NoEndpoint)));
         let slow = scope.spawn(move || create(1).map(drop));
-        eventually("on its way", || bus.available("shop", "narrow") == Some(4));
-        refused(bus.remove(uuid(1), Removal::Wait), Errno::BUSY, "on its way in");
+        eventually("being created", || bus.available("shop", "narrow") == Some(4));
+        refused(bus.remove(uuid(1), Removal::Wait), Errno::BUSY, "is being created");
         let leaving = scope.spawn(|| shop.unregister(NOW));
         eventually("leaving", || bus.parent("shop").is_some_and(|shop| shop.leaving));
         refused(create(2), Errno::NODEV, "leaving");

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use vfiod_core::irq::{IrqAction, IrqData};
 use vfiod_core::{Errno, RegionIndex, Registry};
-use vfiod_mdev::{Bus, Create, Instance, NoDoor, ParentRegistration, Removal, Uuid};
+use vfiod_mdev::{Bus, Create, Instance, NoEndpoint, ParentRegistration, Removal, Uuid};
 use vfiod_pci::irq_index;
 
 use super::*;
@@ -19,7 +19,7 @@ fn bus(kind: &str, options: &str) -> (Bus, ParentRegistration) {
 }
 
 fn create(bus: &Bus, kind: &str, n: u128) -> Result<Instance> {
-    bus.create(&Create::new("p", kind, Uuid::from_u128(n)), |_| Ok(Box::new(NoDoor)))
+    bus.create(&Create::new("p", kind, Uuid::from_u128(n)), |_| Ok(Box::new(NoEndpoint)))
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! A parent, devices and doors that watch how the bus treats them.
+//! A parent, devices and endpoints that watch how the bus treats them.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -9,7 +9,7 @@ use vfiod_core::{
     Context, Description, Device, DeviceFlags, Region, RegionIndex, ResetCause, Result,
 };
 
-use crate::{Door, NewInstance, Parent};
+use crate::{Endpoint, NewInstance, Parent};
 
 /// What they have seen. Its lock is std's, which the checker does not see, and is never held where
 /// the checker may switch.
@@ -25,8 +25,8 @@ struct State {
     /// Devices that there are.
     alive: HashSet<Uuid>,
     open: HashSet<Uuid>,
-    /// Doors that there are, and whether each is shut.
-    doors: HashMap<Uuid, bool>,
+    /// Endpoints that there are, and whether each has stopped listening.
+    endpoints: HashMap<Uuid, bool>,
     parent_gone: bool,
     capacity: usize,
     asked: bool,
@@ -55,7 +55,7 @@ impl Ledger {
     pub(super) fn assert_empty(&self) {
         self.with(|state| {
             assert!(state.alive.is_empty(), "devices are left: {:?}", state.alive);
-            assert!(state.doors.is_empty(), "doors are left");
+            assert!(state.endpoints.is_empty(), "endpoints are left");
         });
     }
 }
@@ -96,17 +96,17 @@ pub(super) struct Watched {
 
 impl Watched {
     pub(super) fn open(uuid: Uuid, ledger: &Arc<Ledger>) -> Self {
-        let twice = ledger.with(|state| state.doors.insert(uuid, false));
-        assert!(twice.is_none(), "two doors of one instance");
+        let twice = ledger.with(|state| state.endpoints.insert(uuid, false));
+        assert!(twice.is_none(), "two endpoints of one instance");
         Self { uuid, ledger: ledger.clone() }
     }
 }
 
-impl Door for Watched {
-    fn shut(&mut self) {
+impl Endpoint for Watched {
+    fn stop_listening(&mut self) {
         self.ledger.pause();
-        let before = self.ledger.with(|state| state.doors.insert(self.uuid, true));
-        assert_eq!(before, Some(false), "shut twice");
+        let before = self.ledger.with(|state| state.endpoints.insert(self.uuid, true));
+        assert_eq!(before, Some(false), "stopped listening twice");
     }
 }
 
@@ -116,11 +116,11 @@ impl Drop for Watched {
             return; // the model has failed already
         }
         self.ledger.with(|state| {
-            assert!(!state.alive.contains(&self.uuid), "the door went before the device");
+            assert!(!state.alive.contains(&self.uuid), "the endpoint went before the device");
             assert_eq!(
-                state.doors.remove(&self.uuid),
+                state.endpoints.remove(&self.uuid),
                 Some(true),
-                "a door went without being shut"
+                "an endpoint was dropped while listening"
             );
         });
     }
@@ -193,7 +193,11 @@ impl Request for Witness {
     fn request(&mut self, _: u32) -> bool {
         self.ledger.with(|state| {
             state.asked = true;
-            assert_eq!(state.doors.get(&self.uuid), Some(&true), "asked with the door open");
+            assert_eq!(
+                state.endpoints.get(&self.uuid),
+                Some(&true),
+                "asked with the endpoint open"
+            );
         });
         true
     }
