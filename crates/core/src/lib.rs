@@ -106,5 +106,8 @@ pub use registry::{
 };
 pub use task::DeviceTask;
 
-pub use state::{Format, Persistence, ReadEffect, ReadTraits, SaveState, Saved};
+pub use state::{
+    DescriptorTable, FindDescriptors, Format, KeepDescriptors, Persistence, ReadEffect, ReadTraits,
+    SaveState, Saved,
+};
 pub(crate) use vfiod_sync as sync;

@@ -5,12 +5,17 @@
 //! size, written without allocation). Both are read as hostile: a restore checks everything, and
 //! one that is refused leaves the device as it was.
 
+mod descriptors;
 mod device;
+mod mappings;
+mod restore;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Errno, Error, Result};
+
+pub use descriptors::{DescriptorTable, FindDescriptors, KeepDescriptors};
 
 /// The kind and version of a saved structure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

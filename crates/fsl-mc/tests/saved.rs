@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 use vfiod_core::{
-    Device, DeviceRef, DeviceSpec, Errno, File, Owner, RegionIndex, Registration, Registry, Saved,
+    DescriptorTable, Device, DeviceRef, DeviceSpec, Errno, File, Owner, RegionIndex, Registration,
+    Registry, Saved,
 };
 use vfiod_fsl_mc::{Container, ContainerDevice, Kind, ObjectDevice};
 
@@ -62,7 +63,9 @@ impl Rig {
         for (device, state) in rig.devices.iter().zip(states) {
             let image = from_image.then_some(state.image.as_slice());
             let saved: Saved = serde_json::from_str(&state.text).unwrap();
-            rig.files.extend(device.device().restore(&saved, image).unwrap());
+            rig.files.extend(
+                device.device().restore(&saved, image, &mut DescriptorTable::new()).unwrap(),
+            );
         }
         assert_eq!(rig.files.len(), 5);
         rig
@@ -90,7 +93,8 @@ struct State {
 
 impl State {
     fn of(device: &DeviceRef) -> Self {
-        let text = serde_json::to_string(&device.save().unwrap()).unwrap();
+        let text =
+            serde_json::to_string(&device.save(&mut DescriptorTable::new()).unwrap()).unwrap();
         let mut image = vec![0; device.image_len().unwrap()];
         device.save_image(&mut image).unwrap();
         Self { text, image }
@@ -193,7 +197,7 @@ fn refused(change: impl FnOnce(&mut Value)) -> String {
     // A close resets the container.
     drop(device.open(Owner::in_process("test")).unwrap());
     let before = State::of(device);
-    let error = device.restore(&saved, None).unwrap_err();
+    let error = device.restore(&saved, None, &mut DescriptorTable::new()).unwrap_err();
     assert_eq!(error.errno(), Errno::INVAL, "{error}");
     assert!(State::of(device) == before, "the device has changed: {error}");
     error.to_string()
@@ -261,11 +265,12 @@ fn bytes_of_an_image_may_be_anything() {
         let reach = if numbers.below(2) == 0 { 128 } else { image.len() as u64 };
         let at = numbers.below(reach);
         image[at as usize] = numbers.below(256) as u8;
-        if let Err(error) = device.restore(&saved, Some(&image)) {
+        if let Err(error) = device.restore(&saved, Some(&image), &mut DescriptorTable::new()) {
             assert_eq!(error.errno(), Errno::INVAL, "{error}");
         }
     }
-    let error = device.restore(&saved, Some(&state.image[1..])).unwrap_err();
+    let error =
+        device.restore(&saved, Some(&state.image[1..]), &mut DescriptorTable::new()).unwrap_err();
     assert!(error.to_string().contains("another size"), "{error}");
     assert!(!device.status().failed);
 }
@@ -280,9 +285,12 @@ fn golden_files_can_be_restored() {
             let path = directory.join(format!("{name}-{version}.json"));
             let golden = std::fs::read_to_string(&path).unwrap();
             let golden: Value = serde_json::from_str(&golden).unwrap();
-            let mut text = serde_json::to_value(device.save().unwrap()).unwrap();
+            let mut text =
+                serde_json::to_value(device.save(&mut DescriptorTable::new()).unwrap()).unwrap();
             text["state"]["device"] = golden.clone();
-            device.restore(&serde_json::from_value(text).unwrap(), None).unwrap();
+            device
+                .restore(&serde_json::from_value(text).unwrap(), None, &mut DescriptorTable::new())
+                .unwrap();
             assert_eq!(State::of(device).own(), golden, "{}", path.display());
         }
     }

@@ -12,8 +12,8 @@ use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use vfiod_core::dma::{Backing, DmaPeer, MapRequest, Perm};
 use vfiod_core::irq::{IrqAction, IrqData};
 use vfiod_core::{
-    DeviceRef, DeviceSpec, Errno, Error, File, IrqIndex, Owner, RegionIndex, Registration,
-    Registry, Result, Saved, StatePolicy,
+    DeviceRef, DeviceSpec, Errno, Error, File, FindDescriptors, IrqIndex, Owner, RegionIndex,
+    Registration, Registry, Result, Saved, StatePolicy,
 };
 use vfiod_pci::{Function, Model};
 use vfiod_tasks::{Runtime, Workers};
@@ -80,9 +80,14 @@ impl Driver {
     ///
     /// # Panics
     /// If the model refuses to be registered.
-    pub fn restored<M: Model>(model: M, saved: &Saved, image: Option<&[u8]>) -> Result<Self> {
+    pub fn restored<M: Model>(
+        model: M,
+        saved: &Saved,
+        image: Option<&[u8]>,
+        descriptors: &mut dyn FindDescriptors,
+    ) -> Result<Self> {
         let (registration, runtime) = register(model, StatePolicy::Reset);
-        let file = registration.device().restore(saved, image)?.pop();
+        let file = registration.device().restore(saved, image, descriptors)?.pop();
         let file = file.ok_or_else(|| Error::new(Errno::INVAL, "no file was open"))?;
         Ok(Self { file, registration, runtime, workers: None })
     }

@@ -1,7 +1,7 @@
 //! The two forms of a device's saved state, and damage to them.
 
 use serde_json::Value;
-use vfiod_core::{DeviceRef, Errno, Saved};
+use vfiod_core::{DescriptorTable, DeviceRef, Errno, Saved};
 
 use crate::driver::Driver;
 use crate::operations::Choices;
@@ -15,22 +15,25 @@ pub(crate) const MODEL: &str = "/state/device/state/model";
 pub(crate) struct Forms {
     pub(crate) text: Value,
     pub(crate) image: Vec<u8>,
+    /// What the text refers to.
+    pub(crate) descriptors: DescriptorTable,
 }
 
 impl Forms {
     /// Saves a device.
     pub(crate) fn of(device: &DeviceRef) -> Self {
-        let saved = device.save().expect("it can be saved");
+        let mut descriptors = DescriptorTable::new();
+        let saved = device.save(&mut descriptors).expect("it can be saved");
         let text = serde_json::to_value(&saved).expect("it can be written as JSON");
         let mut image = vec![0; device.image_len().expect("it can be saved")];
         device.save_image(&mut image).expect("it can be saved");
-        Self { text, image }
+        Self { text, image, descriptors }
     }
 }
 
 /// Why a device cannot be saved; `None` if it can.
 pub(crate) fn unsaved(device: &Driver) -> Option<String> {
-    let error = device.file().device().save().err()?;
+    let error = device.file().device().save(&mut DescriptorTable::new()).err()?;
     assert_eq!(error.errno(), Errno::OPNOTSUPP, "{error}");
     Some(error.to_string())
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
 use vfiod_core::dma::{Completion, DmaPeer, Perm};
-use vfiod_core::{Errno, Error, Result, StatePolicy};
+use vfiod_core::{DescriptorTable, Errno, Error, Result, StatePolicy};
 use vfiod_pci::irq_index::{INTX, MSI};
 
 use super::{Edu, EduOptions, factorial};
@@ -324,15 +324,20 @@ fn a_transfer_under_way_is_saved_and_completes_once_after_the_restore() {
     let interrupt = device.interrupt(MSI, 0);
     start(&device, 0x1000, BUFFER, 4, 5);
     let request = asked.recv().unwrap();
-    let saved = device.device().save().expect("is saved");
+    let (asked_after_restore, asked_of_other) = channel();
+    let peer = Arc::new(Slow(asked_after_restore));
+    let mut table = DescriptorTable::new().with_peer(peer);
+    let saved = device.device().save(&mut table).expect("is saved");
     // The device goes on: it asks again, and completes once.
     let again = asked.recv().unwrap();
     request.answer(Ok(0x66));
     again.answer(Ok(0x77));
     assert_eq!(interrupt.wait(), 1);
-    let other = Driver::restored(Edu::new(EduOptions::default()), &saved, None).expect("restores");
+    let edu = Edu::new(EduOptions::default());
+    let other = Driver::restored(edu, &saved, None, &mut table).expect("restores");
     let message = other.interrupt(MSI, 0);
-    // Its client has not mapped anything: the transfer fails, and ends with its interrupt.
+    other.settle();
+    asked_of_other.recv().unwrap().answer(Ok(0x88));
     other.settle();
     assert_eq!(message.wait(), 1);
     assert_eq!((other.read32(0, COMMAND) & 1, other.read32(0, INTERRUPT_STATUS)), (0, 0x100));

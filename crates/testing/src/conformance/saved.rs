@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use serde_json::Value;
-use vfiod_core::{Errno, Error, RegionIndex, Result, StatePolicy};
+use vfiod_core::{DescriptorTable, Errno, Error, RegionIndex, Result, StatePolicy};
 use vfiod_pci::Model;
 
 use super::Subject;
@@ -32,11 +32,11 @@ impl<M: Model, F: Fn() -> M> Subject<F> {
             for _ in 0..numbers.below(100) {
                 operation(&regions, &mut numbers).must_succeed(device.file());
             }
-            let Forms { text, image } = Forms::of(device.file().device());
+            let Forms { text, image, mut descriptors } = Forms::of(device.file().device());
             let copies =
                 [("text", None), ("image", Some(image.as_slice()))].map(|(form, image)| {
                     let saved = parse(&text).expect("what was saved can be read");
-                    let copy = Driver::restored((self.make)(), &saved, image);
+                    let copy = Driver::restored((self.make)(), &saved, image, &mut descriptors);
                     let copy =
                         copy.unwrap_or_else(|error| panic!("round {round}, {form}: {error}"));
                     (format!("round {round}, restored from {form}"), copy)
@@ -81,7 +81,7 @@ impl<M: Model, F: Fn() -> M> Subject<F> {
         }
         let mut numbers = Numbers(0xa54f_f53a_5f1d_36f1);
         write_registers(&device, &mut numbers, 200);
-        let Forms { text, image } = Forms::of(device.file().device());
+        let Forms { text, image, .. } = Forms::of(device.file().device());
         for place in ["", DEVICE, MODEL] {
             let Some(saved) = text.pointer(place).filter(|saved| saved.is_object()) else {
                 continue; // a model without a state
@@ -150,7 +150,8 @@ impl<M: Model, F: Fn() -> M> Subject<F> {
             *text.pointer_mut(MODEL).expect("it is there") = golden.clone();
             let saved = parse(&text).unwrap_or_else(|error| panic!("{path}: {error}"));
             // Its tasks do not run before it is saved again.
-            let restored = Driver::restored((self.make)(), &saved, None);
+            let restored =
+                Driver::restored((self.make)(), &saved, None, &mut DescriptorTable::new());
             let restored = restored.unwrap_or_else(|error| panic!("{path}: {error}"));
             if version == current {
                 let again = Forms::of(restored.file().device()).text;
@@ -214,7 +215,7 @@ impl<M: Model, F: Fn() -> M> Subject<F> {
         let Driver { file, registration, runtime, workers } = device.reopen();
         drop(file);
         let before = Forms::of(registration.device()).image;
-        match registration.device().restore(&saved, image) {
+        match registration.device().restore(&saved, image, &mut DescriptorTable::new()) {
             Ok(mut files) => {
                 Ok(files.pop().map(|file| Driver { file, registration, runtime, workers }))
             }

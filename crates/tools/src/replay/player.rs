@@ -7,16 +7,15 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd};
-use vfiod_core::dma::{Backing, DmaPeer, MapRequest, Perm};
-use vfiod_core::irq::{IrqAction, IrqData};
+use vfiod_core::dma::DmaPeer;
 use vfiod_core::{
-    Device, DeviceSpec, Error, File, IrqIndex, Owner, ReadEffect, ReadTraits, RegionIndex,
+    DescriptorTable, Device, DeviceSpec, Error, File, Owner, ReadEffect, ReadTraits, RegionIndex,
     Registration, Registry, Token,
 };
 use vfiod_protocol::{Call, Connection, Descriptors, DmaReply, Event, Request};
 use vfiod_server::{ClientLink, Target, now};
 use vfiod_tasks::Workers;
-use vfiod_wire::payload::{DmaMap, DmaUnmap, IrqSet, RegionAccess, dma_flag, irq_flag};
+use vfiod_wire::payload::{IrqSet, RegionAccess, irq_flag};
 use vfiod_wire::{Command, HEADER_LEN, Header, Kind};
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -54,8 +53,6 @@ pub(super) struct Player {
     fds: HashMap<u32, OwnedFd>,
     next_fd: u32,
     vectors: Vec<Vector>,
-    /// DMA_MAPs in effect.
-    mappings: Vec<DmaMap>,
     /// Replies of the device, as the captured client would have got them.
     replies: VecDeque<Vec<u8>>,
 }
@@ -108,7 +105,6 @@ impl Player {
             fds: HashMap::new(),
             next_fd: 0,
             vectors: Vec::new(),
-            mappings: Vec::new(),
             replies: VecDeque::new(),
         })
     }
@@ -179,21 +175,14 @@ impl Player {
                     }
                     let file = self.file.as_ref().context("a request without an open device")?;
                     let fds = &mut self.fds;
-                    let map = match &request {
-                        Request::DmaMap(map, _) => Some(*map),
-                        _ => None,
-                    };
                     let request = request.try_map_descriptors(|name| fds.remove(&name));
                     let request = request.context("a descriptor that was used twice")?;
                     let link = Link(&self.dma);
-                    let done = Target { file, link: &link }.carry_out(request, reply, deadline);
-                    if let (Ok(()), Some(map)) = (done, map) {
-                        self.mappings.push(map);
-                    }
+                    // A refusal is in the reply.
+                    let _ = Target { file, link: &link }.carry_out(request, reply, deadline);
                 }
             }
         }
-        self.keep_unmaps(message);
         self.take_replies();
         Ok(())
     }
@@ -318,18 +307,6 @@ impl Player {
         Ok(())
     }
 
-    /// Forgets the mappings that a DMA_UNMAP removes.
-    fn keep_unmaps(&mut self, message: &[u8]) {
-        let Some(payload) = payload_of(message, Command::DmaUnmap) else { return };
-        let Ok((unmap, _)) = DmaUnmap::read_from_prefix(payload) else { return };
-        let end = |address: u64, size: u64| u128::from(address) + u128::from(size);
-        self.mappings.retain(|map| {
-            let inside = unmap.address <= map.address
-                && end(map.address, map.size) <= end(unmap.address, unmap.size);
-            unmap.flags & dma_flag::UNMAP_ALL == 0 && !inside
-        });
-    }
-
     /// Saves everything, drops it, and builds it again from what was saved. Not while DMA runs.
     pub(super) fn rebuild(&mut self) -> anyhow::Result<()> {
         if !self.dma.is_idle() {
@@ -339,30 +316,16 @@ impl Player {
         self.connection = serde_json::from_str(&text).context("the protocol's state")?;
         self.dma = self.dma.rebuilt().context("the state of DMA messages")?;
         let Some(file) = self.file.take() else { return Ok(()) };
-        let device = self.device.registration.device().save().context("cannot save the device")?;
-        let text = serde_json::to_string(&device)?;
+        let peer: Arc<dyn DmaPeer> = self.dma.clone();
+        let mut table = DescriptorTable::new().with_peer(peer);
+        let device = self.device.registration.device().save(&mut table);
+        let text = serde_json::to_string(&device.context("cannot save the device")?)?;
         drop(file);
         self.device = register((self.make)()?)?;
         let saved = serde_json::from_str(&text).context("the device's state")?;
-        let files = self.device.registration.device().restore(&saved, None);
+        let files = self.device.registration.device().restore(&saved, None, &mut table);
         let file = files.context("cannot restore the device")?.pop();
         let file = file.context("the restored device has no file")?;
-        for map in &self.mappings {
-            file.dma_map(MapRequest {
-                iova: map.address,
-                size: map.size,
-                perm: Perm::from_bits_truncate(map.flags),
-                backing: Backing::Peer(self.dma.clone()),
-            })
-            .context("cannot map again")?;
-        }
-        for Vector { index, vector, unmask, fd, .. } in &self.vectors {
-            let fd = fd.try_clone().context("cannot duplicate an eventfd")?;
-            let action = if *unmask { IrqAction::Unmask } else { IrqAction::Trigger };
-            let data = IrqData::EventFds(vec![Some(fd)]);
-            let set = file.set_irqs(IrqIndex(*index), *vector, 1, action, data);
-            set.context("cannot set up an eventfd again")?;
-        }
         self.file = Some(file);
         Ok(())
     }
