@@ -10,8 +10,6 @@ pub mod contain;
 mod coop;
 #[cfg(not(shuttle))]
 mod descriptor;
-#[cfg(not(shuttle))]
-mod hogs;
 #[cfg(all(test, shuttle))]
 mod model;
 mod parker;
@@ -29,6 +27,8 @@ mod source;
 mod task;
 mod timers;
 mod waiters;
+#[cfg(not(shuttle))]
+mod watchdog;
 mod worker;
 mod workers;
 

@@ -7,10 +7,10 @@ use vfiod_sync::atomic::Ordering;
 use vfiod_sync::thread::{self, JoinHandle};
 use vfiod_sync::{Mutex, lock};
 
-#[cfg(not(shuttle))]
-use crate::hogs::{Team, Watchdog};
 use crate::runtime::Runtime;
 use crate::scheduler::{From, Next, Scheduler, run_task};
+#[cfg(not(shuttle))]
+use crate::watchdog::{Watchdog, Watched};
 use crate::worker::Worker;
 
 /// Tasks that a worker runs before it looks whether a timer or a descriptor has its turn.
@@ -22,12 +22,12 @@ const TASKS_BETWEEN_EVENTS: u32 = 32;
 /// waiting is replaced by a new thread, and ends when that task waits.
 #[derive(Debug)]
 pub struct Workers {
-    crew: Arc<Crew>,
+    pool: Arc<Pool>,
 }
 
 /// What the workers of a runtime share.
 #[derive(Debug)]
-struct Crew {
+struct Pool {
     runtime: Arc<Scheduler>,
     members: Mutex<Members>,
     #[cfg(not(shuttle))]
@@ -52,33 +52,33 @@ impl Workers {
     /// # Errors
     /// Those of starting a thread.
     pub fn start(runtime: &Runtime, count: usize) -> io::Result<Self> {
-        let crew = Arc::new(Crew {
+        let pool = Arc::new(Pool {
             runtime: runtime.scheduler().clone(),
             members: Mutex::default(),
             #[cfg(not(shuttle))]
             watchdog: Watchdog::default(),
         });
-        let workers = Self { crew };
+        let workers = Self { pool };
         for _ in 0..count.max(1) {
-            workers.crew.start_worker()?;
+            workers.pool.start_worker()?;
         }
         #[cfg(not(shuttle))]
-        workers.crew.watchdog.start(&workers.crew)?;
+        workers.pool.watchdog.start(&workers.pool)?;
         Ok(workers)
     }
 
     /// The number of threads, those included whose task has run for too long.
     pub fn count(&self) -> usize {
-        lock(&self.crew.members).members.len()
+        lock(&self.pool.members).members.len()
     }
 }
 
 impl Drop for Workers {
     fn drop(&mut self) {
         #[cfg(not(shuttle))]
-        self.crew.watchdog.stop();
-        self.crew.runtime.stop_workers();
-        let members = std::mem::take(&mut lock(&self.crew.members).members);
+        self.pool.watchdog.stop();
+        self.pool.runtime.stop_workers();
+        let members = std::mem::take(&mut lock(&self.pool.members).members);
         for Member { worker, thread } in members {
             // A thread that has been replaced may never come back from its task.
             if !worker.replaced.load(Ordering::Acquire) && !is_current(&thread) {
@@ -93,7 +93,7 @@ fn is_current(thread: &JoinHandle<()>) -> bool {
     thread.thread().id() == thread::current().id()
 }
 
-impl Crew {
+impl Pool {
     /// Starts a worker.
     fn start_worker(self: &Arc<Self>) -> io::Result<()> {
         let mut members = lock(&self.members);
@@ -103,8 +103,8 @@ impl Crew {
         // Counted before it starts, so that it can count itself out.
         self.runtime.add_worker();
         let name = format!("tasks-{number}");
-        let (crew, starting) = (self.clone(), worker.clone());
-        let started = thread::Builder::new().name(name).spawn(move || crew.work(&starting));
+        let (pool, starting) = (self.clone(), worker.clone());
+        let started = thread::Builder::new().name(name).spawn(move || pool.work(&starting));
         match started {
             Ok(thread) => {
                 members.members.push(Member { worker, thread });
@@ -159,7 +159,7 @@ impl Crew {
 }
 
 #[cfg(not(shuttle))]
-impl Team for Crew {
+impl Watched for Pool {
     fn watchdog(&self) -> &Watchdog {
         &self.watchdog
     }

@@ -1,4 +1,5 @@
-//! Tasks that run for long without waiting: their worker is replaced, so that other tasks go on.
+//! The watchdog: it replaces the worker of a task that runs for long without waiting, so that other
+//! tasks go on.
 
 use std::collections::HashMap;
 use std::io;
@@ -55,7 +56,7 @@ impl Watchdog {
 }
 
 /// The workers that a watchdog looks at.
-pub(crate) trait Team: Send + Sync + 'static {
+pub(crate) trait Watched: Send + Sync + 'static {
     fn watchdog(&self) -> &Watchdog;
 
     fn workers(&self) -> Vec<Arc<Worker>>;
@@ -73,10 +74,10 @@ struct Seen {
 
 impl Watchdog {
     /// Starts the thread.
-    pub(crate) fn start(&self, team: &Arc<impl Team>) -> io::Result<()> {
-        let team = team.clone();
+    pub(crate) fn start(&self, watched: &Arc<impl Watched>) -> io::Result<()> {
+        let watched = watched.clone();
         let builder = thread::Builder::new().name("tasks-watch".to_owned());
-        let thread = builder.spawn(move || watch(&team))?;
+        let thread = builder.spawn(move || watch(&watched))?;
         lock(&self.state).thread = Some(thread);
         Ok(())
     }
@@ -95,16 +96,16 @@ impl Watchdog {
     }
 }
 
-fn watch(team: &Arc<impl Team>) {
+fn watch(watched: &Arc<impl Watched>) {
     let mut seen = HashMap::new();
     loop {
-        let is_active = look(team, &mut seen);
-        let Watchdog { is_asleep, state, changed } = team.watchdog();
+        let is_active = look(watched, &mut seen);
+        let Watchdog { is_asleep, state, changed } = watched.watchdog();
         let mut guard = lock(state);
         if guard.stopped {
             return;
         }
-        if !is_active && rest(&**team, &mut seen) {
+        if !is_active && rest(&**watched, &mut seen) {
             while !guard.alerted && !guard.stopped {
                 guard = wait(changed, state, guard, Duration::MAX);
             }
@@ -118,10 +119,11 @@ fn watch(team: &Arc<impl Team>) {
 }
 
 /// Marks the watchdog as asleep, unless a task runs. The watchdog's lock is held.
-fn rest(team: &impl Team, seen: &mut HashMap<u64, Seen>) -> bool {
-    let Watchdog { is_asleep, .. } = team.watchdog();
+fn rest(watched: &impl Watched, seen: &mut HashMap<u64, Seen>) -> bool {
+    let Watchdog { is_asleep, .. } = watched.watchdog();
     is_asleep.store(true, Ordering::SeqCst);
-    let is_idle = team.workers().iter().all(|worker| worker.beat.load(Ordering::SeqCst) % 2 == 0);
+    let is_idle =
+        watched.workers().iter().all(|worker| worker.beat.load(Ordering::SeqCst) % 2 == 0);
     if is_idle {
         seen.clear();
     } else {
@@ -132,9 +134,9 @@ fn rest(team: &impl Team, seen: &mut HashMap<u64, Seen>) -> bool {
 
 /// Replaces workers whose task has run for too long. Returns whether any task has run since
 /// the last time.
-fn look(team: &Arc<impl Team>, seen: &mut HashMap<u64, Seen>) -> bool {
+fn look(watched: &Arc<impl Watched>, seen: &mut HashMap<u64, Seen>) -> bool {
     let now = Instant::now();
-    let workers = team.workers();
+    let workers = watched.workers();
     let mut is_active = false;
     let mut replaced =
         workers.iter().filter(|worker| worker.replaced.load(Ordering::Acquire)).count();
@@ -149,9 +151,9 @@ fn look(team: &Arc<impl Team>, seen: &mut HashMap<u64, Seen>) -> bool {
         }
         let is_running = beat % 2 == 1;
         is_active |= is_running;
-        let is_hog = is_running && now - last.since >= RUN_LIMIT;
-        if is_hog && replaced < MAX_REPLACED && !worker.replaced.load(Ordering::Acquire) {
-            replaced += usize::from(team.replace(worker));
+        let runs_long = is_running && now - last.since >= RUN_LIMIT;
+        if runs_long && replaced < MAX_REPLACED && !worker.replaced.load(Ordering::Acquire) {
+            replaced += usize::from(watched.replace(worker));
         }
     }
     seen.retain(|_, seen| workers.iter().any(|worker| Arc::ptr_eq(worker, &seen.worker)));
