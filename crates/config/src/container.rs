@@ -3,19 +3,9 @@
 use vfiod_fsl_mc::Kind;
 
 use crate::nearest::suggestion;
-use crate::read::{Names, Reader, Taken};
+use crate::reader::{Everything, Names, Reader, Taken};
 use crate::section::{At, Section};
 use crate::types::{ContainerConfig, ObjectConfig};
-
-/// What one container's sections have in common with all the others.
-pub(super) struct Everything<'a, 'n> {
-    /// Names of devices, which all end up in one registry.
-    pub(super) names: &'a mut Names<'n>,
-    /// All containers.
-    pub(super) containers: &'a Names<'n>,
-    pub(super) numbers: &'a mut Taken<u32>,
-    pub(super) sockets: &'a mut Taken<String>,
-}
 
 impl Reader<'_> {
     pub(super) fn container<'n>(

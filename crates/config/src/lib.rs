@@ -88,6 +88,7 @@ mod nearest;
 mod options;
 mod problem;
 mod read;
+mod reader;
 mod section;
 mod sriov;
 mod topology;

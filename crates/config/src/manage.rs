@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use toml::de::DeValue;
 
-use crate::read::{Reader, Taken};
+use crate::reader::{Reader, Taken};
 use crate::section::{At, Section};
 use crate::types::{ControlConfig, MdevConfig, ParentConfig};
 use crate::values;

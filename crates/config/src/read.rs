@@ -1,7 +1,6 @@
 //! From the file's text to a [`Config`]: every key, every rule between keys.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -10,13 +9,12 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 use vfiod_core::{OpenPolicy, StatePolicy};
 
-use crate::container::Everything;
 use crate::log::{LogFormat, check_filter};
 use crate::model::{ModelInfo, Models};
 use crate::nearest::suggestion;
 use crate::problem::{Problem, line_of};
+use crate::reader::{Everything, Names, Reader, Taken, Wanted};
 use crate::section::{At, Section};
-use crate::sriov::Wanted;
 use crate::types::{Config, DeviceConfig, OptionSetting, SocketAccess, SocketConfig};
 use crate::values::{self, TIME_HELP};
 
@@ -70,14 +68,6 @@ fn syntax(error: &toml::de::Error) -> Problem {
         what: error.message().to_owned(),
         help: None,
     }
-}
-
-/// Names of things of one kind, and where each was given.
-pub(super) type Names<'a> = Vec<At<&'a str>>;
-
-pub(super) struct Reader<'t> {
-    text: &'t str,
-    pub(super) models: &'t Models,
 }
 
 impl Reader<'_> {
@@ -424,35 +414,6 @@ impl Reader<'_> {
     /// The line of a place in the file.
     pub(super) fn line(&self, at: usize) -> usize {
         line_of(self.text, at)
-    }
-}
-
-/// Who took what, and where.
-pub(super) struct Taken<T>(HashMap<T, (Range<usize>, String)>);
-
-impl<T> Default for Taken<T> {
-    fn default() -> Self {
-        Self(HashMap::new())
-    }
-}
-
-impl<T: std::hash::Hash + Eq> Taken<T> {
-    /// Takes it, or tells who has it.
-    pub(super) fn take(
-        &mut self,
-        what: T,
-        span: &Range<usize>,
-        by: &str,
-    ) -> Option<(Range<usize>, String)> {
-        if let Some(holder) = self.0.get(&what) {
-            return Some(holder.clone());
-        }
-        self.0.insert(what, (span.clone(), by.to_owned()));
-        None
-    }
-
-    pub(super) fn holds(&self, what: &T) -> bool {
-        self.0.contains_key(what)
     }
 }
 

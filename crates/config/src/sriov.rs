@@ -1,24 +1,14 @@
 //! SR-IOV: physical functions, virtual functions and their token, as a file says them.
 
-use std::ops::Range;
-
 use toml::de::DeValue;
 use vfiod_core::Token;
 use vfiod_pci::VirtualFunctions;
 
 use crate::nearest::suggestion;
-use crate::read::{Reader, Taken};
+use crate::reader::{Reader, Taken, Wanted};
 use crate::section::{At, Section};
 use crate::types::{Config, DeviceConfig, SriovConfig};
 use crate::values;
-
-/// A device that is said to be a virtual function.
-pub(super) struct Wanted {
-    /// The name of the physical one, and where that stands.
-    physical: At<String>,
-    number: u16,
-    number_span: Range<usize>,
-}
 
 /// More than a bus has places for.
 const MOST: u64 = 256;

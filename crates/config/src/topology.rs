@@ -5,7 +5,7 @@ use std::ops::Range;
 use vfiod_pci::{Address, BusKind, ResetScope};
 
 use crate::nearest::suggestion;
-use crate::read::{Names, Reader, Taken};
+use crate::reader::{Names, Reader, Taken};
 use crate::section::{At, Section};
 use crate::types::{BridgeConfig, BusConfig, Config, SlotConfig};
 

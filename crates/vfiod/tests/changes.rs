@@ -40,7 +40,7 @@ impl Stage {
         write(self.directory.path(), devices);
     }
 
-    fn args<'a>(&self, args: &[&'a str]) -> Vec<String> {
+    fn args(&self, args: &[&str]) -> Vec<String> {
         let control = self.path("control.sock").display().to_string();
         let args = args.iter().map(|arg| (*arg).to_owned());
         args.chain(["--control".to_owned(), control]).collect()
@@ -93,7 +93,7 @@ fn an_added_device_is_served_and_a_deleted_one_is_not() {
         good(stage.add("second", "gpio", &["--option", "inputs=3"])),
         "added: second\nuntouched: 1\n"
     );
-    let client = Client::connect(&stage.path("second")).unwrap();
+    let client = Client::connect(stage.path("second")).unwrap();
     assert_eq!(stage.names(), ["first (file)", "second (added)"]);
     drop(client);
     until("the last close", || stage.good(&["show", "second", "--json"]).contains("\"idle\""));
@@ -108,7 +108,7 @@ fn an_added_device_is_served_and_a_deleted_one_is_not() {
 #[test]
 fn a_device_in_use_is_deleted_only_with_a_deadline() {
     let stage = Stage::start(&device("first", ""));
-    let mut client = Client::connect(&stage.path("first")).unwrap();
+    let mut client = Client::connect(stage.path("first")).unwrap();
     let said = stage.bad(4, &["del", "first"]);
     assert!(said.contains("in use: first by pid "), "{said}");
     assert!(said.contains("--deadline 5s"), "{said}");
@@ -152,7 +152,7 @@ fn a_wrong_device_is_refused_with_key_and_remedy() {
 fn a_reload_changes_what_differs_and_leaves_the_rest() {
     let stage = Stage::start(&(device("same", "") + &device("other", "") + &device("gone", "")));
     good(stage.add("extra", "edu", &[]));
-    let mut client = Client::connect(&stage.path("same")).unwrap();
+    let mut client = Client::connect(stage.path("same")).unwrap();
     let other = device("other", "options.dma_mask = 0xffff\n");
     stage.write(&(device("same", "") + &other + &device("new", "")));
     let said = stage.good(&["reload"]);
@@ -233,7 +233,7 @@ fn a_wrong_file_is_refused_whole_with_place_and_remedy() {
 #[test]
 fn a_reload_names_what_is_in_use_and_changes_nothing() {
     let stage = Stage::start(&(device("busy", "") + &device("idle", "")));
-    let _client = Client::connect(&stage.path("busy")).unwrap();
+    let _client = Client::connect(stage.path("busy")).unwrap();
     stage.write(&device("new", ""));
     let said = stage.bad(4, &["reload"]);
     assert!(said.contains("in use: busy by pid "), "{said}");
@@ -252,7 +252,7 @@ fn a_device_that_is_renamed_counts_as_removed_and_added() {
         "added: new\nremoved: old\nuntouched: 0\n\
          note: new has a socket of old: old was removed and new added\n"
     );
-    Client::connect(&stage.path("old")).unwrap();
+    Client::connect(stage.path("old")).unwrap();
 }
 
 #[test]
