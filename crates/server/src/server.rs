@@ -70,6 +70,9 @@ impl Server {
     /// everything that devices and their server have to do. It never waits for a client, but a
     /// reset or a last close waits, within its limit, for tasks of the device, which run meanwhile.
     ///
+    /// The first interrupt starts a watchdog thread of the core, unless the program has called
+    /// [`forgo_watchdog`](vfiod_core::irq::forgo_watchdog).
+    ///
     /// # Errors
     /// Those of `epoll` and `eventfd` (`EMFILE`).
     pub fn embedded(options: ServerOptions, runtime: &Runtime) -> Result<Self> {

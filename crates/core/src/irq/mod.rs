@@ -31,6 +31,8 @@ pub use self::saved::{FdToken, IrqState, SavedEventFd, VectorState};
 pub use self::set::{IrqSet, UnmaskFd};
 pub use self::uapi::{IrqAction, IrqData, IrqFlags, IrqIndex, IrqInfo};
 pub use self::vector::VectorCounters;
+#[cfg(not(any(loom, shuttle)))]
+pub use self::watchdog::forgo_watchdog;
 
 #[cfg(all(test, not(any(loom, shuttle))))]
 mod tests;

@@ -13,6 +13,8 @@
 //! marks, are each separated by a full fence: at least one of the two sees the other.
 
 #[cfg(not(any(loom, shuttle)))]
+pub use self::thread::forgo_watchdog;
+#[cfg(not(any(loom, shuttle)))]
 pub(super) use self::thread::guarded;
 
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
@@ -143,6 +145,17 @@ mod thread {
             Some(result)
         })
         .ok()?
+    }
+
+    /// Lets interrupts be signalled without a watchdog thread, for a program that has no thread
+    /// but those that it knows of. Returns `false` if the watchdog runs already: call this before
+    /// the first interrupt.
+    ///
+    /// Each signal of an eventfd asks `poll` first, which costs a system call more. A client that
+    /// fills the counter of its eventfd between the two calls, and has made it blocking, keeps the
+    /// signalling thread for as long as it likes.
+    pub fn forgo_watchdog() -> bool {
+        WATCHDOG.get_or_init(|| None).is_none()
     }
 
     #[cold]
