@@ -129,10 +129,12 @@ fn captured_session_replays_without_a_difference() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("edu.capture");
     capture(&path, Options::default(), session);
-    let findings = replay(&path, false);
-    assert_eq!(findings.differences, Vec::<String>::new());
-    assert!(!findings.truncated);
-    assert_eq!((findings.dma_messages, findings.signals), (2, 3));
+    for rebuild in [false, true] {
+        let findings = replay(&path, rebuild);
+        assert_eq!(findings.differences, Vec::<String>::new(), "rebuild: {rebuild}");
+        assert!(!findings.truncated);
+        assert_eq!((findings.dma_messages, findings.signals), (2, 3));
+    }
 }
 
 /// Accesses of every region, interrupts, mappings and resets, in an order that a seed decides.
@@ -173,7 +175,7 @@ fn anything(client: &mut Client, seed: u64) {
 #[test]
 fn everything_can_be_rebuilt_after_every_message() {
     let dir = tempfile::tempdir().unwrap();
-    for name in ["template", "gpio"] {
+    for name in ["template", "gpio", "edu", "serial"] {
         for seed in 1..4 {
             let path = dir.path().join(format!("{name}{seed}.capture"));
             capture_model(name, &path, Options::default(), |client| anything(client, seed));
