@@ -194,10 +194,12 @@ impl Frame {
 }
 
 impl<D> Input<D> {
+    #[inline]
     pub(crate) fn is_empty(&self) -> bool {
         self.start == self.end
     }
 
+    #[inline]
     pub(crate) fn len(&self) -> usize {
         self.end - self.start
     }
@@ -285,11 +287,13 @@ impl<D> Input<D> {
     }
 
     /// The header at a position, once it has arrived.
+    #[inline]
     fn header_at(&self, position: u64) -> Option<Header> {
         let at = self.start + usize::try_from(position - self.position).ok()?;
         Header::parse(self.data.get(at..self.end)?)
     }
 
+    #[inline]
     fn frame_at(&self, position: u64, limit: usize) -> Result<Option<Frame>, BadSize> {
         let Some(header) = self.header_at(position) else { return Ok(None) };
         let size = header.size as usize;
@@ -307,7 +311,10 @@ impl<D> Input<D> {
         loop {
             let frame = self.frame_at(self.position, limit)?;
             match frame {
-                Some(frame) if self.overtaken.front() == Some(&frame.position) => {
+                Some(frame)
+                    if !self.overtaken.is_empty()
+                        && self.overtaken.front() == Some(&frame.position) =>
+                {
                     self.overtaken.pop_front();
                     self.consume(&frame);
                 }
@@ -336,6 +343,10 @@ impl<D> Input<D> {
     /// When the first byte at a position arrived.
     #[inline]
     pub(crate) fn arrived(&self, position: u64) -> Time {
+        // The first entry covers the front, and mostly all that has arrived.
+        if self.arrivals.get(1).is_none_or(|(at, _)| *at > position) {
+            return self.arrivals.front().map_or(Time::default(), |(_, time)| *time);
+        }
         let before = self.arrivals.iter().take_while(|(at, _)| *at <= position).last();
         before.map_or(Time::default(), |(_, time)| *time)
     }
@@ -348,6 +359,7 @@ impl<D> Input<D> {
         self.advance(frame.header.size as usize);
     }
 
+    #[inline]
     fn advance(&mut self, bytes: usize) {
         self.start += bytes;
         self.position += bytes as u64;

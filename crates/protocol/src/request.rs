@@ -20,7 +20,7 @@ pub enum Request<'a, D> {
     /// VERSION: open the device. [`crate::Reply::negotiated`].
     Version {
         /// What the client proposes.
-        proposed: Capabilities,
+        proposed: Box<Capabilities>,
         /// The VF token that it presents.
         token: Option<[u8; 16]>,
     },
@@ -183,6 +183,6 @@ impl<'a, D> Request<'a, D> {
         let Version { major, capabilities, .. } = Version::decode(payload)?;
         require(major == 0, "VERSION whose major number is not 0")?;
         let token = capabilities.token()?;
-        Ok(Self::Version { proposed: capabilities, token })
+        Ok(Self::Version { proposed: Box::new(capabilities), token })
     }
 }
