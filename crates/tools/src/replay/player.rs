@@ -307,9 +307,11 @@ impl Player {
         Ok(())
     }
 
-    /// Saves everything, drops it, and builds it again from what was saved. Not while DMA runs.
+    /// Saves everything, drops it, and builds it again from what was saved. Not while DMA or a
+    /// task of the device runs: a restored task would send its DMA messages again.
     pub(super) fn rebuild(&mut self) -> anyhow::Result<()> {
-        if !self.dma.is_idle() {
+        let works = !self.device.registration.device().status().tasks.is_empty();
+        if works || !self.dma.is_idle() {
             return Ok(());
         }
         let text = serde_json::to_string(&self.connection)?;
