@@ -9,7 +9,7 @@ use vfiod_tasks::Runtime;
 use vfiod_tasks::contain::Panicked;
 
 use crate::device::{Description, DeviceFlags};
-use crate::dma::DmaSpace;
+use crate::dma::{DmaSpace, Space};
 use crate::error::{Errno, Error, Result};
 use crate::ids::DeviceId;
 use crate::irq::{IrqInfo, IrqSet};
@@ -52,6 +52,8 @@ struct ContextInner {
     name: String,
     irqs: IrqSet,
     dma: DmaSpace,
+    /// The device's own address space.
+    space: Space,
     openings: Openings,
     work: Work,
     works: bool,
@@ -94,11 +96,13 @@ impl Context {
         let work = Work::new(&name, runtime, limits, Box::new(on_panic));
         // Until the first open.
         work.close(Close::Cancel);
+        let dma = DmaSpace::new();
         let inner = ContextInner {
             id,
             irqs: IrqSet::new(&name, &description.irqs),
             name,
-            dma: DmaSpace::new(),
+            space: dma.space(),
+            dma,
             openings: Openings::new(&description.regions),
             work,
             works,
@@ -139,6 +143,11 @@ impl Context {
     pub fn shared_memory(&self, region: u32) -> Result<Arc<SharedMemory>> {
         let closed = || Error::new(Errno::NODEV, "shared memory of a device that is not open");
         self.inner.openings.memory().ok_or_else(closed)?.region(region).cloned()
+    }
+
+    /// Attaches the device to the space that it was registered with.
+    pub(crate) fn own_space(&self) {
+        self.inner.dma.attachment().attach(&self.inner.space);
     }
 
     pub(crate) fn openings(&self) -> &Openings {

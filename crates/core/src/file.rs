@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 use rustix::event::{EventfdFlags, eventfd};
 
 use crate::device::{Description, Device, Features};
-use crate::dma::MapRequest;
+use crate::dma::{MapRequest, Space};
 use crate::error::{Errno, Error, Result};
 use crate::ids::{FileId, Owner};
 use crate::irq::{IrqAction, IrqData, IrqIndex, IrqInfo, UnmaskFd, drain};
@@ -42,6 +42,8 @@ pub(crate) struct FileShared {
     doorbells: Mutex<BTreeMap<RegionIndex, Vec<OwnedFd>>>,
     /// What the device shares in the opening that the file belongs to.
     memory: OnceLock<Arc<OpeningMemory>>,
+    /// Spaces that the device was attached to before, where the file may have mappings.
+    left_spaces: Mutex<Vec<Space>>,
 }
 
 /// `open` is running for it.
@@ -59,7 +61,15 @@ impl FileShared {
     /// A file that was opened at another time, perhaps in another process.
     pub(crate) fn restored(id: FileId, owner: Owner, since: SystemTime) -> Self {
         let (state, doorbells) = (AtomicU8::new(OPENING), Mutex::default());
-        Self { id, owner, since, state, doorbells, memory: OnceLock::new() }
+        Self {
+            id,
+            owner,
+            since,
+            state,
+            doorbells,
+            memory: OnceLock::new(),
+            left_spaces: Mutex::default(),
+        }
     }
 
     pub(crate) fn status(&self) -> FileStatus {
@@ -111,6 +121,13 @@ impl FileShared {
         for fd in lock(&self.doorbells).values().flatten() {
             // It fails only if the descriptor is no eventfd.
             let _ = drain(fd);
+        }
+    }
+
+    /// Removes the file's mappings from spaces that the device has left.
+    pub(crate) fn drop_left_mappings(&self) {
+        for space in std::mem::take(&mut *lock(&self.left_spaces)) {
+            space.drop_owner(self.id.into());
         }
     }
 
@@ -318,6 +335,34 @@ impl File {
     pub fn dma_unmap_all(&self, wait: Duration) -> Result<u64> {
         self.present()?;
         self.registered().context.dma().unmap_all(wait)
+    }
+
+    /// The address space that the device is attached to. Others can be attached to it by
+    /// [`File::attach_space`].
+    ///
+    /// # Errors
+    /// `ENODEV`.
+    pub fn space(&self) -> Result<Space> {
+        self.present()?;
+        Ok(self.registered().context.dma().space())
+    }
+
+    /// Attaches the device to another address space, which other devices may be attached to. An
+    /// access of the device finds one or the other; one that is in flight goes on where it began.
+    /// What the device's files map from now on is in the new space; what this file has mapped in
+    /// the old one stays there until the file is gone. After its last close the device is attached
+    /// to an empty space of its own.
+    ///
+    /// Blocks until the copies of the device that are under way have ended, and not for a client.
+    ///
+    /// # Errors
+    /// `ENODEV`.
+    pub fn attach_space(&self, space: &Space) -> Result<()> {
+        self.present()?;
+        if let Some(left) = self.registered().context.dma().attachment().attach(space) {
+            lock(&self.shared.left_spaces).push(left);
+        }
+        self.still_present()
     }
 
     /// DEVICE_FEATURE probe: (get, set) work for this index. `ENODEV`, `EIO`.

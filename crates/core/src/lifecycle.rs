@@ -188,6 +188,7 @@ impl Registered {
         file.drop_doorbells();
         self.context.irqs().drop_file(file.id);
         self.context.dma().drop_owner(file.id.into());
+        file.drop_left_mappings();
     }
 
     /// Waits for the last file to be gone, asking for it again and again, and takes away what

@@ -344,6 +344,7 @@ impl Registered {
             stop.leave_closed();
         }
         self.context.openings().end(self.last_memory());
+        self.context.own_space();
         let failed = {
             let mut guard = closing.lock();
             guard.device_closed();

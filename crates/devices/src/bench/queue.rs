@@ -64,7 +64,10 @@ impl Queue {
             QueueReg::Submissions => self.submissions,
             QueueReg::Completions => self.completions,
             QueueReg::Entries => self.entries,
-            QueueReg::Control => u64::from(self.enabled) * ENABLED | if busy() { BUSY } else { 0 },
+            QueueReg::Control => {
+                let bit = |on: bool, bit: u64| if on { bit } else { 0 };
+                bit(self.enabled, ENABLED) | bit(busy(), BUSY)
+            }
             QueueReg::Head => self.published().into(),
             QueueReg::Faults => self.faults,
         }
@@ -106,7 +109,7 @@ impl Queue {
 
     fn is_sound(&self) -> bool {
         let size = FIRST + MAX_ENTRIES * COMMAND as u64;
-        let fits = |address: u64| address % 8 == 0 && address.checked_add(size).is_some();
+        let fits = |address: u64| address.is_multiple_of(8) && address.checked_add(size).is_some();
         self.entries.is_power_of_two()
             && (2..=MAX_ENTRIES).contains(&self.entries)
             && fits(self.submissions)
@@ -339,10 +342,13 @@ struct Command {
     len: u32,
 }
 
+/// Bytes that the kernel has moved, and the guest memory that it gives back.
+type Returned = (Result<usize>, Option<Hold>);
+
 enum Started {
     Ended(Result<usize>),
     /// By the kernel, to or from guest memory that is held.
-    Held(Pin<Box<dyn Future<Output = (Result<usize>, Option<Hold>)> + Send>>),
+    Held(Pin<Box<dyn Future<Output = Returned> + Send>>),
     /// The guest's memory is reached by message.
     ByMessage,
 }

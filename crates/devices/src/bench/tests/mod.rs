@@ -1,3 +1,5 @@
 //! Tests of the bench device.
 
 mod measure;
+mod queues;
+mod rig;

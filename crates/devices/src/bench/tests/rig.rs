@@ -1,0 +1,423 @@
+//! Bench devices in one set, and the guest of each: it submits commands, and verifies that each
+//! completion is right and comes exactly once.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustix::event::{EventfdFlags, eventfd};
+use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+use rustix::io::{pread, pwrite};
+use vfiod_core::dma::{Backing, MapRequest, Perm};
+use vfiod_core::irq::{IrqAction, IrqData};
+use vfiod_core::{
+    DeviceSpec, Errno, File, Owner, RegionIndex, Registration, Registry, SetId, SetObject,
+};
+use vfiod_pci::Function;
+use vfiod_pci::irq_index::MSIX;
+use vfiod_tasks::{Runtime, Workers};
+
+use super::super::registers::{
+    BY_DATAMATCH, BY_EVENTFD, DOORBELLS, QUEUE_REGISTERS, QUEUE_STRIDE, QUEUES, SELECT,
+};
+use super::super::{Bench, BenchOptions};
+
+/// Entries of each ring.
+pub(super) const ENTRIES: u32 = 16;
+/// Bytes of each transfer.
+const LEN: usize = 512;
+/// Distance between two transfers, in memory and in the file.
+const PAGE: u64 = 4096;
+/// Guest memory of the rings, and how much of it each queue has.
+const RINGS: u64 = 1 << 32;
+const RINGS_LEN: u64 = QUEUES as u64 * QUEUE_RINGS;
+const QUEUE_RINGS: u64 = 1024;
+const COMPLETIONS: u64 = 64 + 32 * ENTRIES as u64;
+/// Guest memory of the data.
+const DATA: u64 = 2 << 32;
+const DATA_LEN: u64 = QUEUES as u64 * ENTRIES as u64 * PAGE;
+const FILE_TO_MEMORY: u32 = 1;
+const MEMORY_TO_FILE: u32 = 2;
+const REGISTERS: RegionIndex = RegionIndex(2);
+const PAGE_BAR: RegionIndex = RegionIndex(3);
+const CONFIG: RegionIndex = RegionIndex(7);
+const TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Pseudo-random numbers (xorshift), the same in each run.
+pub(super) struct Numbers(pub(super) u64);
+
+impl Numbers {
+    pub(super) fn below(&mut self, limit: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % limit
+    }
+}
+
+struct Slot;
+
+impl SetObject for Slot {
+    fn set_name(&self) -> String {
+        "slot".to_owned()
+    }
+}
+
+/// Two devices of one set, and the threads that run their tasks.
+pub(super) struct Rig {
+    pub(super) guests: Vec<Guest>,
+    _registrations: Vec<Registration>,
+    _workers: Workers,
+}
+
+impl Rig {
+    /// Of the devices the second one polls its doorbells.
+    pub(super) fn new() -> Self {
+        let runtime = Runtime::new().expect("descriptors");
+        let workers = Workers::start(&runtime, 2).expect("threads");
+        let registry = Registry::with_runtime(runtime, None);
+        let set = SetId::of(&Arc::new(Slot));
+        let register = |(name, polled): (&str, bool)| {
+            let bench = Bench::new(BenchOptions { polled, ..BenchOptions::default() });
+            let function = Function::new(bench).expect("a sound description");
+            let set = Some(set.clone());
+            let spec = DeviceSpec { name: name.to_owned(), set, ..DeviceSpec::default() };
+            registry.register(spec, Box::new(function)).expect("registers")
+        };
+        let registrations: Vec<_> = [("sleeps", false), ("polls", true)].map(register).into();
+        let open = |registration: &Registration| {
+            registration.device().open(Owner::in_process("guest")).expect("opens")
+        };
+        let guests = registrations.iter().map(|device| Guest::new(open(device))).collect();
+        Self { guests, _registrations: registrations, _workers: workers }
+    }
+}
+
+fn memory(len: u64) -> OwnedFd {
+    let fd = memfd_create("guest", MemfdFlags::CLOEXEC).expect("a memfd");
+    ftruncate(&fd, len).expect("its size");
+    fd
+}
+
+fn get(fd: &OwnedFd, offset: u64, bytes: &mut [u8]) {
+    assert_eq!(pread(fd, &mut *bytes, offset), Ok(bytes.len()));
+}
+
+fn put(fd: &OwnedFd, offset: u64, bytes: &[u8]) {
+    assert_eq!(pwrite(fd, bytes, offset), Ok(bytes.len()));
+}
+
+fn get32(fd: &OwnedFd, offset: u64) -> u32 {
+    let mut bytes = [0; 4];
+    get(fd, offset, &mut bytes);
+    u32::from_le_bytes(bytes)
+}
+
+/// A command that was submitted and has not completed.
+struct Command {
+    number: u32,
+    operation: u32,
+    pattern: [u8; LEN],
+    /// How often something had happened to the guest's memory before.
+    accidents: u64,
+}
+
+#[derive(Default)]
+struct Queue {
+    submitted: u32,
+    waiting: std::collections::VecDeque<Command>,
+    completed: u32,
+    /// What is in the file, by place in the ring; `None`: not known.
+    disk: Vec<Option<[u8; LEN]>>,
+}
+
+/// The guest of a device.
+pub(super) struct Guest {
+    pub(super) file: File,
+    rings: OwnedFd,
+    data: OwnedFd,
+    queues: Vec<Queue>,
+    bells: Vec<OwnedFd>,
+    interrupts: Vec<OwnedFd>,
+    /// How often data was unmapped or truncated.
+    accidents: u64,
+    polled: bool,
+    page: u32,
+    /// Where its memory is mapped.
+    base: u64,
+}
+
+impl Guest {
+    fn new(file: File) -> Self {
+        let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
+        let interrupts: Vec<_> =
+            (0..QUEUES).map(|_| eventfd(0, flags).expect("an eventfd")).collect();
+        let copies = interrupts.iter().map(|fd| fd.try_clone().ok()).collect();
+        let data = IrqData::EventFds(copies);
+        file.set_irqs(MSIX, 0, QUEUES as u32, IrqAction::Trigger, data).expect("vectors");
+        let bells = file.doorbells(REGISTERS).expect("eventfds");
+        assert_eq!(bells.len(), BY_EVENTFD + BY_DATAMATCH);
+        let polled = file.region(PAGE_BAR).expect("a region").size > 0;
+        let mut guest = Self {
+            file,
+            rings: memory(RINGS_LEN),
+            data: memory(DATA_LEN),
+            queues: Vec::new(),
+            bells,
+            interrupts,
+            accidents: 0,
+            polled,
+            page: 0,
+            base: 0,
+        };
+        guest.map_rings();
+        guest.map_data();
+        guest.configure();
+        guest
+    }
+
+    /// Uses other addresses, where another guest of its space has none.
+    pub(super) fn move_to(&mut self, base: u64) {
+        self.base = base;
+        self.map_rings();
+        self.map_data();
+        self.configure();
+    }
+
+    fn write64(&self, offset: u64, value: u64) {
+        self.file.write(REGISTERS, offset, &value.to_le_bytes()).expect("is written");
+    }
+
+    pub(super) fn read64(&self, offset: u64) -> u64 {
+        let mut bytes = [0; 8];
+        self.file.read(REGISTERS, offset, &mut bytes).expect("is read");
+        u64::from_le_bytes(bytes)
+    }
+
+    fn register(queue: usize, register: u64) -> u64 {
+        QUEUE_REGISTERS + QUEUE_STRIDE * queue as u64 + register
+    }
+
+    /// Forgets everything, and enables all queues: after a reset.
+    pub(super) fn configure(&mut self) {
+        self.file.write(CONFIG, 4, &[6, 0]).expect("bus mastering");
+        put(&self.rings, 0, &vec![0; RINGS_LEN as usize]);
+        for interrupt in &self.interrupts {
+            _ = rustix::io::read(interrupt, &mut [0; 8]);
+        }
+        for index in 0..QUEUES {
+            let rings = self.base + RINGS + QUEUE_RINGS * index as u64;
+            self.write64(Self::register(index, 0x00), rings);
+            self.write64(Self::register(index, 0x08), rings + COMPLETIONS);
+            self.write64(Self::register(index, 0x10), ENTRIES.into());
+            self.write64(Self::register(index, 0x18), 1);
+            assert_eq!(self.read64(Self::register(index, 0x18)) & 1, 1, "it is enabled");
+        }
+        // The disk of a device that was reset is new.
+        let queue = || Queue { disk: vec![Some([0; LEN]); ENTRIES as usize], ..Queue::default() };
+        self.queues = (0..QUEUES).map(|_| queue()).collect();
+    }
+
+    fn map(&self, iova: u64, fd: &OwnedFd, size: u64) {
+        let backing = Backing::File { fd: fd.try_clone().expect("a descriptor"), offset: 0 };
+        let perm = Perm::READ | Perm::WRITE;
+        self.file.dma_map(MapRequest { iova, size, perm, backing }).expect("is mapped");
+    }
+
+    pub(super) fn map_rings(&self) {
+        self.map(self.base + RINGS, &self.rings, RINGS_LEN);
+    }
+
+    pub(super) fn map_data(&self) {
+        self.map(self.base + DATA, &self.data, DATA_LEN);
+    }
+
+    /// Takes the rings away for a moment. The queues go on when they are rung again.
+    pub(super) fn remap_rings(&mut self) {
+        self.file.dma_unmap(self.base + RINGS, RINGS_LEN, TIMEOUT).expect("is unmapped");
+        self.map_rings();
+        self.ring_all();
+    }
+
+    /// Takes the data away for a moment.
+    pub(super) fn remap_data(&mut self) {
+        self.accidents += 1;
+        self.file.dma_unmap(self.base + DATA, DATA_LEN, TIMEOUT).expect("is unmapped");
+        self.map_data();
+    }
+
+    /// Commands that are under way may fail because their memory is not there.
+    pub(super) fn expect_faults(&mut self) {
+        self.accidents += 1;
+    }
+
+    /// Truncates the memory of the data, and makes it as long as before.
+    pub(super) fn truncate(&mut self) {
+        self.accidents += 1;
+        ftruncate(&self.data, 0).expect("is cut");
+        ftruncate(&self.data, DATA_LEN).expect("grows");
+    }
+
+    /// Where a command's data are, in memory and in the file.
+    fn place(index: usize, number: u32) -> u64 {
+        (u64::from(number % ENTRIES) + index as u64 * u64::from(ENTRIES)) * PAGE
+    }
+
+    /// Submits as many commands as fit, up to `count`, and rings.
+    pub(super) fn submit(&mut self, index: usize, count: u32, numbers: &mut Numbers) {
+        let rings = QUEUE_RINGS * index as u64;
+        for _ in 0..count {
+            let queue = &mut self.queues[index];
+            if queue.submitted - queue.completed == ENTRIES {
+                break;
+            }
+            let number = queue.submitted;
+            let mut pattern = [0; LEN];
+            pattern.fill_with(|| numbers.below(256) as u8);
+            let operation = 1 + numbers.below(2) as u32;
+            let place = Self::place(index, number);
+            put(&self.data, place, &pattern);
+            let address = self.base + DATA + place;
+            let mut bytes = Vec::new();
+            bytes.extend_from_slice(&tag(index, number).to_le_bytes());
+            bytes.extend_from_slice(&operation.to_le_bytes());
+            bytes.extend_from_slice(&address.to_le_bytes());
+            bytes.extend_from_slice(&place.to_le_bytes());
+            bytes.extend_from_slice(&(LEN as u64).to_le_bytes());
+            put(&self.rings, rings + 64 + 32 * u64::from(number % ENTRIES), &bytes);
+            queue.submitted += 1;
+            let accidents = self.accidents;
+            queue.waiting.push_back(Command { number, operation, pattern, accidents });
+            put(&self.rings, rings, &queue.submitted.to_le_bytes());
+        }
+        self.ring(index, numbers.below(3));
+    }
+
+    /// Rings a queue, in one of the ways that it has.
+    fn ring(&mut self, index: usize, way: u64) {
+        let value = index as u32;
+        let eventfd = index < BY_EVENTFD + BY_DATAMATCH;
+        match way {
+            0 if eventfd => {
+                rustix::io::write(&self.bells[index], &1u64.to_ne_bytes()).expect("rings");
+                // As the server does when it finds the eventfd readable.
+                assert!(self.file.ring(REGISTERS, index).expect("is delivered"));
+            }
+            1 => self.file.write(REGISTERS, SELECT, &value.to_le_bytes()).expect("rings"),
+            2 if self.polled => {
+                self.page += 1;
+                let offset = 4 * index as u64;
+                if self.page.is_multiple_of(2) {
+                    let page = self.file.shared_memory(PAGE_BAR).expect("memory");
+                    let page = page.expect("it is shared");
+                    let stored =
+                        pwrite(page.fd(), &self.page.to_le_bytes(), page.offset() + offset);
+                    assert_eq!(stored, Ok(4));
+                } else {
+                    self.file.write(PAGE_BAR, offset, &self.page.to_le_bytes()).expect("rings");
+                }
+            }
+            _ => {
+                let offset = DOORBELLS + 4 * index as u64;
+                self.file.write(REGISTERS, offset, &[1, 0, 0, 0]).expect("rings");
+            }
+        }
+    }
+
+    pub(super) fn ring_all(&mut self) {
+        (0..QUEUES).for_each(|index| self.ring(index, 3));
+    }
+
+    /// Takes the completions that are there, and verifies each.
+    pub(super) fn verify(&mut self) {
+        for index in 0..QUEUES {
+            while self.verify_next(index) {}
+        }
+    }
+
+    fn verify_next(&mut self, index: usize) -> bool {
+        let queue = &mut self.queues[index];
+        let number = queue.completed;
+        let at = QUEUE_RINGS * index as u64 + COMPLETIONS + 16 * u64::from(number % ENTRIES);
+        if get32(&self.rings, at + 12) != number + 1 {
+            return false;
+        }
+        let (tag_of, status, bytes) =
+            (get32(&self.rings, at), get32(&self.rings, at + 4), get32(&self.rings, at + 8));
+        let command = queue.waiting.pop_front().expect("a completion of a command");
+        assert_eq!(command.number, number);
+        assert_eq!(tag_of, tag(index, number), "queue {index}, command {number}");
+        let quiet = command.accidents == self.accidents;
+        let place = Self::place(index, number);
+        let slot = &mut queue.disk[(number % ENTRIES) as usize];
+        if status != 0 {
+            assert_eq!(status, Errno::FAULT.raw_os_error() as u32, "queue {index}");
+            assert!(!quiet, "queue {index}, command {number}: nothing happened to its memory");
+            if command.operation == MEMORY_TO_FILE {
+                *slot = None;
+            }
+        } else {
+            assert!(bytes == LEN as u32 || !quiet, "{bytes} bytes");
+            let mut found = [0; LEN];
+            get(&self.data, place, &mut found);
+            match command.operation {
+                FILE_TO_MEMORY if quiet => {
+                    if let Some(disk) = slot {
+                        assert!(found == *disk, "queue {index}, command {number}: its data");
+                    }
+                }
+                FILE_TO_MEMORY => {}
+                // The memory may have been cut before it was read.
+                _ => *slot = quiet.then_some(command.pattern),
+            }
+        }
+        queue.completed += 1;
+        true
+    }
+
+    fn is_done(&self) -> bool {
+        self.queues.iter().all(|queue| queue.waiting.is_empty())
+    }
+
+    /// Waits until all commands have completed, and verifies that each has exactly once.
+    pub(super) fn finish(&mut self) {
+        self.ring_all();
+        let start = Instant::now();
+        while !self.is_done() {
+            self.verify();
+            if start.elapsed() > TIMEOUT {
+                let late = self.queues.iter().position(|queue| !queue.waiting.is_empty());
+                panic!("never: the completions of queue {late:?}");
+            }
+            std::thread::yield_now();
+        }
+        for index in 0..QUEUES {
+            let (submitted, completed) =
+                (self.queues[index].submitted, self.queues[index].completed);
+            assert_eq!(submitted, completed);
+            let head = || self.read64(Self::register(index, 0x20)) as u32;
+            vfiod_testing::eventually("the queue has told", || head() == completed);
+            let mut count = [0; 8];
+            let told = rustix::io::read(&self.interrupts[index], &mut count).is_ok();
+            assert!(told || completed == 0, "queue {index}: no interrupt");
+        }
+    }
+
+    /// What is in the rings, to see that nothing changes it.
+    pub(super) fn rings(&self) -> Vec<u8> {
+        let mut bytes = vec![0; RINGS_LEN as usize];
+        get(&self.rings, 0, &mut bytes);
+        bytes
+    }
+
+    /// All of the data.
+    pub(super) fn data(&self) -> Vec<u8> {
+        let mut bytes = vec![0; DATA_LEN as usize];
+        get(&self.data, 0, &mut bytes);
+        bytes
+    }
+}
+
+fn tag(index: usize, number: u32) -> u32 {
+    (index as u32) << 24 ^ number.wrapping_mul(0x9e37_79b9)
+}
