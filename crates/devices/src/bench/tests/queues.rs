@@ -1,7 +1,7 @@
 //! The queues under everything that a client and the core do to them. The guest verifies that
 //! each completion is right and comes exactly once.
 
-use vfiod_core::Errno;
+use vfiod_core::{DescriptorTable, Errno};
 
 use super::rig::{ENTRIES, Numbers, Rig};
 use crate::bench::registers::QUEUES;
@@ -58,7 +58,8 @@ fn commands_complete_exactly_once_over_many_quiesces_and_resumes() {
     for _ in 0..60 {
         submit(&mut rig, &mut numbers);
         let which = numbers.below(2) as usize;
-        let error = rig.guests[which].file.device().save().unwrap_err();
+        let error =
+            rig.guests[which].file.device().save(&mut DescriptorTable::default()).unwrap_err();
         assert_eq!(error.errno(), Errno::OPNOTSUPP, "{error}");
     }
     finish(&mut rig);
@@ -96,7 +97,7 @@ fn everything_at_once_in_random_order() {
                 0 => rig.guests[which].remap_rings(),
                 1 => rig.guests[which].remap_data(),
                 2 => rig.guests[which].truncate(),
-                3 => _ = rig.guests[which].file.device().save(),
+                3 => _ = rig.guests[which].file.device().save(&mut DescriptorTable::default()),
                 4 => {
                     rig.guests[which].file.reset().expect("resets");
                     rig.guests[which].configure();
