@@ -1,0 +1,43 @@
+//! What the fuzz targets `model` and `restore` do, with pseudo-random bytes, the same in each run.
+
+use vfiod_devices::edu::{Edu, EduOptions};
+use vfiod_devices::gpio::{Gpio, GpioOptions};
+use vfiod_devices::serial::{Serial, SerialOptions};
+use vfiod_devices::template::Template;
+use vfiod_pci::Model;
+use vfiod_testing::fuzz;
+
+fn any_bytes_are_played<M: Model>(make: impl Fn() -> M) {
+    let mut state = 0x2b7e_1516_28ae_d2a6u64;
+    let mut number = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state
+    };
+    for _ in 0..300 {
+        let bytes: Vec<u8> = (0..number() % 300).map(|_| number() as u8).collect();
+        fuzz::operations(make(), &bytes);
+        fuzz::restore(&make, &bytes);
+    }
+}
+
+#[test]
+fn template_survives() {
+    any_bytes_are_played(Template::default);
+}
+
+#[test]
+fn gpio_survives() {
+    any_bytes_are_played(|| Gpio::new(GpioOptions::default()));
+}
+
+#[test]
+fn serial_survives() {
+    any_bytes_are_played(|| Serial::new(SerialOptions::default()));
+}
+
+#[test]
+fn edu_survives() {
+    any_bytes_are_played(|| Edu::new(EduOptions::default()));
+}
