@@ -19,7 +19,7 @@
 //! log. Nothing is cached, in the kernel or here: every look shows the bus as it is.
 //!
 //! It is mounted on `sys` in a directory that is to be `MDEVCTL_ENV_ROOT`; what else mdevctl
-//! expects there is made as well ([`root`]).
+//! expects there is made as well (`root`).
 //!
 //! # Who may mount and use it
 //! Root mounts it by itself, and it is then used as sysfs is: everybody may read, root may write.
