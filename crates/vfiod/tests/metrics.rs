@@ -45,7 +45,7 @@ fn metrics_count_what_clients_do_by_device() {
     assert!(before.contains("application/openmetrics-text"), "{before}");
     assert!(before.ends_with("# EOF\n") || before.contains("# EOF"), "{before}");
 
-    let mut client = Client::connect(&at("edu0")).unwrap();
+    let mut client = Client::connect(at("edu0")).unwrap();
     client.reset().unwrap();
     for line in [
         "vfiod_devices 2",
