@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use vfiod_sync::model::{check_every_order, join_all, spawn};
 
-use super::witness::{Ledger, Witness};
+use super::witness::{Ledger, Witness, owner};
 use crate::sync::thread;
 use crate::{
-    DeviceRef, DeviceSpec, Errno, File, OpenPolicy, Owner, RegionIndex, Registration, Registry,
-    Result, SetId, StatePolicy,
+    DeviceRef, DeviceSpec, Errno, File, OpenPolicy, RegionIndex, Registration, Registry, Result,
+    SetId, StatePolicy,
 };
 
 pub(super) const NOW: Option<Duration> = Some(Duration::ZERO);
@@ -33,11 +33,6 @@ pub(super) fn register(
     name: &str,
 ) -> Registration {
     registry.register(spec(name, ledger), Box::new(device)).expect("registers")
-}
-
-/// Who opens devices in the models; others are foreign.
-pub(crate) fn owner() -> Owner {
-    Owner::in_process("model")
 }
 
 pub(super) fn open(device: &DeviceRef) -> Result<File> {

@@ -200,7 +200,7 @@ fn allowed<T>(result: Result<T>) -> Option<T> {
 
 fn play(transition: Transition, device: &DeviceRef, registration: Option<Registration>) {
     if transition == Transition::Save {
-        allowed(device.save());
+        allowed(device.save(&mut crate::state::DescriptorTable::default()));
         return;
     }
     if transition == Transition::Unregister {

@@ -13,6 +13,11 @@ use crate::irq::{IrqFlags, IrqInfo};
 use crate::region::{Doorbell, Region, RegionIndex};
 use crate::sync::atomic::{AtomicUsize, Ordering};
 
+/// Who opens devices in the models; others are foreign.
+pub(crate) fn owner() -> Owner {
+    Owner::in_process("model")
+}
+
 /// What the devices of one set have seen. Its own lock is std's, which the checker does not
 /// see; it is never held over a point at which the checker may switch.
 #[derive(Default)]
@@ -227,7 +232,7 @@ impl Device for Witness {
         self.falter("open")?;
         let new = self.seen(|seen| seen.files.insert(file));
         self.demand(new, "open twice");
-        if *owner != super::scenarios::owner() {
+        if *owner != self::owner() {
             self.seen(|seen| seen.foreign.insert(file));
         }
         self.ledger.with(|state| state.opened += 1);
