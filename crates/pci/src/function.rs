@@ -10,7 +10,7 @@ use vfiod_core::{
 use crate::capability::Capability;
 use crate::config::{ConfigSpace, Controls, Live};
 use crate::interrupts::{VECTORS, irq_index};
-use crate::model::{Cx, Handle, Model};
+use crate::model::{Cx, Model};
 use crate::msix::Msix;
 use crate::spec::{Bar, FunctionSpec};
 use crate::sriov::{Role, TOKEN_FEATURE};
@@ -91,8 +91,8 @@ impl<M: Model> Function<M> {
         &self.model
     }
 
-    fn handle(&self) -> Option<&Handle> {
-        self.cx.as_ref().map(Cx::handle)
+    fn cx(&self) -> Option<&Cx<M>> {
+        self.cx.as_ref()
     }
 
     /// Splits the function into the model and what its callbacks are lent.
@@ -104,30 +104,30 @@ impl<M: Model> Function<M> {
     }
 
     fn live(&self) -> Live {
-        let Some(handle) = self.handle() else { return Live::default() };
+        let Some(cx) = self.cx() else { return Live::default() };
         let vectors = self.spec.msi_vectors();
-        let pending = |vector: &u32| handle.ctx.irqs().is_pending(irq_index::MSI, *vector);
+        let pending = |vector: &u32| cx.context().irqs().is_pending(irq_index::MSI, *vector);
         let msi_pending = (0..vectors).filter(pending).fold(0, |bits, vector| bits | 1 << vector);
-        Live { intx: handle.interrupts().line(), msi_pending }
+        Live { intx: cx.interrupts().line(), msi_pending }
     }
 
     /// Makes the rest of the function follow what configuration space says now.
     fn apply_controls(&mut self) {
         let before = std::mem::replace(&mut self.controls, self.config.controls());
         let now = self.controls;
-        let Some(handle) = self.cx.as_ref().map(Cx::handle) else { return };
-        handle.ctx.dma().set_bus_master(now.bus_master);
+        let Some(cx) = self.cx.as_ref() else { return };
+        cx.context().dma().set_bus_master(now.bus_master);
         if before.intx_masked() != now.intx_masked() && self.spec.pin.is_some() {
             // Cannot fail: a function with a pin has vector 0.
-            let _ = handle.ctx.irqs().set_device_mask(irq_index::INTX, 0, now.intx_masked());
+            let _ = cx.context().irqs().set_device_mask(irq_index::INTX, 0, now.intx_masked());
         }
         let changed = before.msi_masked() ^ now.msi_masked();
         for vector in (0..self.spec.msi_vectors()).filter(|vector| changed & 1 << vector != 0) {
             let masked = now.msi_masked() & 1 << vector != 0;
-            let _ = handle.ctx.irqs().set_device_mask(irq_index::MSI, vector, masked);
+            let _ = cx.context().irqs().set_device_mask(irq_index::MSI, vector, masked);
         }
         if let Some(msix) = &mut self.msix {
-            msix.set_function_mask(&handle.ctx, now.msix_masked());
+            msix.set_function_mask(cx.context(), now.msix_masked());
         }
     }
 
@@ -139,7 +139,7 @@ impl<M: Model> Function<M> {
             msix.reset();
         }
         if let Some(cx) = cx {
-            cx.handle().ctx.dma().set_bus_master(false);
+            cx.context().dma().set_bus_master(false);
             cx.interrupts().reset();
             model.reset(cx);
         }
@@ -157,7 +157,7 @@ impl<M: Model> Function<M> {
 
     /// The vectors whose condition is true.
     pub(crate) fn conditions(&self) -> Vec<u32> {
-        self.handle().map_or_else(Vec::new, |handle| handle.interrupts().conditions_set())
+        self.cx().map_or_else(Vec::new, |cx| cx.interrupts().conditions_set())
     }
 
     /// Bytes of a bit map of conditions.
@@ -168,8 +168,8 @@ impl<M: Model> Function<M> {
     /// Writes the conditions as a bit map.
     pub(crate) fn save_conditions(&self, map: &mut [u8]) {
         map.fill(0);
-        if let Some(handle) = self.handle() {
-            handle.interrupts().for_each_condition(|vector| {
+        if let Some(cx) = self.cx() {
+            cx.interrupts().for_each_condition(|vector| {
                 if let Some(byte) = map.get_mut(vector as usize / 8) {
                     *byte |= 1 << (vector % 8);
                 }
@@ -208,7 +208,7 @@ impl<M: Model> Function<M> {
     ) {
         self.config.restore(config);
         if let (Some(msix), Some(cx)) = (&mut self.msix, &self.cx) {
-            msix.restore(&cx.handle().ctx, table, written);
+            msix.restore(cx.context(), table, written);
         }
         self.apply_controls();
         if let Some(cx) = &self.cx {
@@ -255,7 +255,7 @@ impl<M: Model> Device for Function<M> {
     }
 
     fn init(&mut self, ctx: &Context) -> Result<()> {
-        let cx = Cx::new(Handle::new(ctx.clone()));
+        let cx = Cx::new(ctx.clone());
         ctx.dma().set_bus_master(false);
         self.model.init(&cx)?;
         self.cx = Some(cx);
@@ -283,8 +283,8 @@ impl<M: Model> Device for Function<M> {
             return Ok(());
         }
         let bar = region.0 as u8;
-        let served = match (&self.msix, self.handle()) {
-            (Some(msix), Some(handle)) => msix.read(&handle.ctx, bar, offset, data),
+        let served = match (&self.msix, self.cx()) {
+            (Some(msix), Some(cx)) => msix.read(cx.context(), bar, offset, data),
             _ => false,
         };
         if !served {
@@ -307,7 +307,7 @@ impl<M: Model> Device for Function<M> {
         if region.0 == CONFIG_REGION {
             match self.config.write(offset as usize, data) {
                 Some(reset) => {
-                    tracing::debug!(device = self.handle().map(Handle::name), "{reset}");
+                    tracing::debug!(device = self.cx().map(Cx::name), "{reset}");
                     if let Some(cx) = &self.cx {
                         cx.request_reset();
                     }
@@ -318,7 +318,7 @@ impl<M: Model> Device for Function<M> {
         }
         let bar = region.0 as u8;
         let served = match (&mut self.msix, &self.cx) {
-            (Some(msix), Some(cx)) => msix.write(&cx.handle().ctx, bar, offset, data),
+            (Some(msix), Some(cx)) => msix.write(cx.context(), bar, offset, data),
             _ => false,
         };
         if !served {
@@ -357,8 +357,8 @@ impl<M: Model> Device for Function<M> {
 impl<M: Model> Request for Function<M> {
     /// Signals the REQ interrupt, as `vfio_pci_core_request` does.
     fn request(&mut self, _n: u32) -> bool {
-        let Some(handle) = self.handle() else { return false };
-        handle.ctx.irqs().trigger(irq_index::REQ, 0).unwrap_or(false)
+        let Some(cx) = self.cx() else { return false };
+        cx.context().irqs().trigger(irq_index::REQ, 0).unwrap_or(false)
     }
 }
 

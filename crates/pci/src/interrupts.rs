@@ -50,7 +50,8 @@ struct Inner {
 }
 
 impl Interrupts {
-    pub(crate) fn new(ctx: Context) -> Self {
+    /// Those of a context outside any function, for tests of models.
+    pub fn new(ctx: Context) -> Self {
         let vectors = |index: IrqIndex| -> Box<[IrqVector]> {
             let count = ctx.irqs().info(index).map_or(0, |info| info.count);
             (0..count).filter_map(|vector| ctx.irqs().vector(index, vector).ok()).collect()

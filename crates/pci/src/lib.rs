@@ -59,7 +59,7 @@ pub use address::{Address, AddressError};
 pub use capability::Capability;
 pub use function::{Fitting, Function};
 pub use interrupts::{Interrupt, Interrupts, irq_index};
-pub use model::{Cx, Handle, Model};
+pub use model::{Cx, Model};
 pub use registers::{Register, RegisterMap, Widths};
 pub use spec::{Bar, BarKind, FunctionSpec, Pin};
 pub use sriov::{Role, Sriov, VirtualFunctions};

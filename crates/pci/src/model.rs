@@ -60,24 +60,29 @@ pub trait Model: Sized + Send + 'static {
 }
 
 /// The surroundings of a model, lent to each of its callbacks: its interrupts and its name.
+///
+/// There is no way from here to guest memory: a callback must not wait for a client. Tasks have
+/// one ([`Task::dma`](crate::Task::dma)).
 pub struct Cx<M> {
-    handle: Handle,
+    context: Context,
+    interrupts: Interrupts,
     model: PhantomData<fn() -> M>,
 }
 
 impl<M> Cx<M> {
-    pub(crate) fn new(handle: Handle) -> Self {
-        Self { handle, model: PhantomData }
+    pub(crate) fn new(context: Context) -> Self {
+        let interrupts = Interrupts::new(context.clone());
+        Self { context, interrupts, model: PhantomData }
     }
 
     /// The device's interrupts. A clone of them may be kept, and used from any thread.
     pub fn interrupts(&self) -> &Interrupts {
-        self.handle.interrupts()
+        &self.interrupts
     }
 
     /// The device's name, for messages.
     pub fn name(&self) -> &str {
-        self.handle.name()
+        self.context.name()
     }
 
     /// Asks for a reset of the device, as its own function-level reset: it happens after the
@@ -104,46 +109,12 @@ impl<M> Cx<M> {
     }
 
     pub(crate) fn context(&self) -> &Context {
-        &self.handle.ctx
-    }
-
-    /// The device's interrupts and DMA, to be kept.
-    pub fn handle(&self) -> &Handle {
-        &self.handle
+        &self.context
     }
 }
 
 impl<M> fmt::Debug for Cx<M> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Cx").field("device", &self.name()).finish_non_exhaustive()
-    }
-}
-
-/// A device's interrupts and DMA. Cheap to clone, usable from any thread.
-#[derive(Clone, Debug)]
-pub struct Handle {
-    pub(crate) ctx: Context,
-    interrupts: Interrupts,
-}
-
-impl Handle {
-    /// A handle outside any function, for tests of models.
-    pub fn new(ctx: Context) -> Self {
-        Self { interrupts: Interrupts::new(ctx.clone()), ctx }
-    }
-
-    /// The device's interrupts.
-    pub fn interrupts(&self) -> &Interrupts {
-        &self.interrupts
-    }
-
-    /// The guest's memory. Refuses with `EPERM` while the guest has not enabled bus mastering.
-    pub fn dma(&self) -> &vfiod_core::dma::DmaSpace {
-        self.ctx.dma()
-    }
-
-    /// The device's name, for messages.
-    pub fn name(&self) -> &str {
-        self.ctx.name()
     }
 }

@@ -87,7 +87,7 @@ proptest! {
             let state = now[POWER as usize + 4] & 3;
             prop_assert!(state == 0 || state == 3, "D{}", state);
             let master = now[4] & 4 != 0 && state == 0;
-            prop_assert_eq!(guest.handle().dma().bus_master(), master);
+            prop_assert_eq!(guest.dma().bus_master(), master);
         }
         guest.file.reset().unwrap();
         prop_assert_eq!(guest.config(), power_on);

@@ -1,6 +1,7 @@
 //! Resets, the power states, and what they hold back.
 
 use vfiod_core::Errno;
+use vfiod_core::dma::Perm;
 use vfiod_pci::irq_index::{self, INTX};
 use vfiod_pci::{Capability, FunctionSpec};
 
@@ -32,7 +33,7 @@ fn must_be_as_new(guest: &Guest, power_on: &[u8]) {
     let now = guest.config();
     let differs = now.iter().zip(power_on).position(|(now, then)| now != then);
     assert_eq!(differs, None, "offset of a byte that was not reset");
-    assert!(!guest.handle().dma().bus_master());
+    assert!(!guest.dma().bus_master());
 }
 
 #[test]
@@ -126,14 +127,13 @@ fn levels_masks_and_pending_bits_go_and_eventfds_stay() {
 #[test]
 fn bus_mastering_follows_the_command_register() {
     let guest = Guest::of_everything();
-    let handle = guest.handle();
-    let mut data = [0; 4];
-    let errno = |data: &mut [u8]| handle.dma().read(0x1000, data).unwrap_err().errno();
-    assert_eq!(errno(&mut data), Errno::PERM);
+    let dma = guest.dma();
+    let errno = || dma.hold(0x1000, 4, Perm::READ).unwrap_err().errno();
+    assert_eq!(errno(), Errno::PERM);
     guest.set_config16(COMMAND, BUS_MASTER);
-    assert_eq!(errno(&mut data), Errno::FAULT, "allowed, but there is no memory");
+    assert_eq!(errno(), Errno::FAULT, "allowed, but there is no memory");
     guest.write(CONFIG, COMMAND, &[0]);
-    assert_eq!(errno(&mut data), Errno::PERM);
+    assert_eq!(errno(), Errno::PERM);
 }
 
 #[test]
@@ -143,9 +143,9 @@ fn a_function_in_d3hot_keeps_still() {
     guest.set_config16(COMMAND, BUS_MASTER);
     guest.set_config16(POWER_CONTROL, D3_HOT);
     assert_eq!(guest.config16(POWER_CONTROL), 8 | D3_HOT);
-    assert!(!guest.handle().dma().bus_master(), "no DMA");
+    assert!(!guest.dma().bus_master(), "no DMA");
     guest.set_config16(COMMAND, BUS_MASTER);
-    assert!(!guest.handle().dma().bus_master(), "whatever the command register says");
+    assert!(!guest.dma().bus_master(), "whatever the command register says");
 
     let msi = guest.listen(irq_index::MSI, 4);
     interrupts.trigger(0);
@@ -162,7 +162,7 @@ fn a_function_in_d3hot_keeps_still() {
     resets(&guest);
     guest.set_config16(POWER_CONTROL, 0);
     assert_eq!(resets(&guest), 0, "No_Soft_Reset");
-    assert!(guest.handle().dma().bus_master());
+    assert!(guest.dma().bus_master());
     assert_eq!(taken(&pin), [1], "what was true meanwhile comes through");
     let msix = guest.listen(irq_index::MSIX, 70);
     interrupts.trigger(1);

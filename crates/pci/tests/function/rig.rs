@@ -5,13 +5,15 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use rustix::event::{EventfdFlags, eventfd};
+use vfiod_core::dma::Attachment;
 use vfiod_core::irq::{IrqAction, IrqData};
 use vfiod_core::{
-    DeviceSpec, File, IrqIndex, Owner, RegionIndex, Registration, Registry, Result, StatePolicy,
+    DeviceSpec, File, IrqIndex, Owner, Quiesce, RegionIndex, Registration, Registry, Result,
+    StatePolicy, Why,
 };
 use vfiod_pci::{
-    Bar, BarKind, Capability, Cx, Fitting, Function, FunctionSpec, Handle, Interrupts, Model, Pin,
-    Stateless,
+    Bar, BarKind, Capability, Cx, Fitting, Function, FunctionSpec, Interrupts, Model, Pin,
+    Stateless, Task, Worker, Works,
 };
 
 pub(crate) const CONFIG: RegionIndex = RegionIndex(7);
@@ -55,7 +57,9 @@ pub(crate) struct Seen {
     pub(crate) resets: u32,
     pub(crate) reads: Vec<(u8, u64, usize)>,
     pub(crate) writes: Vec<(u8, u64, Vec<u8>)>,
-    handle: Option<Handle>,
+    interrupts: Option<Interrupts>,
+    /// The guest's memory, as a task has it.
+    dma: Option<Attachment>,
 }
 
 struct Probe {
@@ -64,14 +68,14 @@ struct Probe {
 }
 
 impl Model for Probe {
-    type State = Stateless;
+    type State = Works<Stateless>;
 
     fn spec(&self) -> FunctionSpec {
         self.spec.clone()
     }
 
     fn init(&mut self, cx: &Cx<Self>) -> Result<()> {
-        self.seen.lock().unwrap().handle = Some(cx.handle().clone());
+        self.seen.lock().unwrap().interrupts = Some(cx.interrupts().clone());
         Ok(())
     }
 
@@ -86,6 +90,25 @@ impl Model for Probe {
 
     fn reset(&mut self, _cx: &Cx<Self>) {
         self.seen.lock().unwrap().resets += 1;
+    }
+}
+
+/// Its only task shows the test what a task has.
+impl Worker for Probe {
+    type Saves = Stateless;
+
+    fn quiesce(&mut self, _cx: &Cx<Self>, _why: Why) -> Quiesce {
+        Quiesce::Cancel
+    }
+
+    fn resume(&mut self, cx: &Cx<Self>) {
+        let seen = self.seen.clone();
+        if seen.lock().unwrap().dma.is_none() {
+            let show = |task: Task<Self>| async move {
+                seen.lock().unwrap().dma = Some(task.dma().clone());
+            };
+            cx.spawn("show", show).expect("a task");
+        }
     }
 }
 
@@ -134,8 +157,10 @@ impl Guest {
             state: StatePolicy::Retain,
             ..DeviceSpec::default()
         };
-        let registration = Registry::new().register(spec, Box::new(function)).unwrap();
+        let registry = Registry::new();
+        let registration = registry.register(spec, Box::new(function)).unwrap();
         let file = registration.device().open(Owner::in_process("test")).unwrap();
+        registry.runtime().run_until_idle();
         Self { file, seen, registration }
     }
 
@@ -151,12 +176,13 @@ impl Guest {
         self.seen.lock().unwrap()
     }
 
-    pub(crate) fn handle(&self) -> Handle {
-        self.seen().handle.clone().unwrap()
+    /// The guest's memory, as the function's tasks reach it.
+    pub(crate) fn dma(&self) -> Attachment {
+        self.seen().dma.clone().unwrap()
     }
 
     pub(crate) fn interrupts(&self) -> Interrupts {
-        self.handle().interrupts().clone()
+        self.seen().interrupts.clone().unwrap()
     }
 
     pub(crate) fn read<const N: usize>(&self, region: RegionIndex, offset: u64) -> [u8; N] {

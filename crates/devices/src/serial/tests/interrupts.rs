@@ -150,10 +150,10 @@ fn reset_of_a_port_clears_its_interrupt() {
     let ctx = Context::detached("serial", &[IrqInfo { flags, count: 1 }]);
     // Masked, so that what is pending is the level.
     ctx.irqs().set_device_mask(INTX, 0, true).unwrap();
-    let handle = vfiod_pci::Handle::new(ctx.clone());
+    let interrupts = vfiod_pci::Interrupts::new(ctx.clone());
     let mut port = Port::new(0);
-    port.write(Reg::InterruptEnable, 2, handle.interrupts());
+    port.write(Reg::InterruptEnable, 2, &interrupts);
     assert!(ctx.irqs().is_pending(INTX, 0));
-    port.reset(handle.interrupts());
+    port.reset(&interrupts);
     assert!(!ctx.irqs().is_pending(INTX, 0));
 }
