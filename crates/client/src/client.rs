@@ -21,7 +21,7 @@ use crate::socket::{RawMessage, Socket};
 /// How a client behaves.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// How long a call waits for its answer.
+    /// How long a call waits for its reply.
     pub timeout: Duration,
     /// What to propose.
     pub capabilities: Capabilities,
@@ -78,7 +78,7 @@ pub struct Region {
     pub fd: Option<OwnedFd>,
 }
 
-/// The answer to a command that was submitted.
+/// The reply to a command that was submitted.
 #[derive(Debug)]
 pub struct Reply {
     /// What the server sent behind the header.
@@ -117,9 +117,9 @@ pub struct Client {
     options: Options,
     server: Version,
     next_id: u16,
-    /// Commands without an answer, by id.
+    /// Commands without a reply, by id.
     open: HashMap<u16, VecDeque<Command>>,
-    /// Answers that nobody has asked for yet.
+    /// Replies that no call has taken yet.
     arrived: Vec<(u16, Command, RawMessage)>,
 }
 
@@ -189,7 +189,7 @@ impl Client {
         self.twin.is_some()
     }
 
-    /// Sends a command without waiting for its answer; see [`Client::complete`].
+    /// Sends a command without waiting for its reply; see [`Client::complete`].
     ///
     /// # Errors
     /// [`Error::Closed`], [`Error::Timeout`], [`Error::Io`].
@@ -204,7 +204,7 @@ impl Client {
         Ok(id)
     }
 
-    /// Sends a command that is not to be answered.
+    /// Sends a command that gets no reply.
     ///
     /// # Errors
     /// [`Error::Closed`], [`Error::Timeout`], [`Error::Io`].
@@ -228,7 +228,7 @@ impl Client {
         Ok(id)
     }
 
-    /// Waits for the answer to a command that was submitted.
+    /// Waits for the reply to a command that was submitted.
     ///
     /// # Errors
     /// [`Error::Remote`] if the server refused it; otherwise the connection is of no more use.
@@ -240,14 +240,14 @@ impl Client {
                 return match message.header.kind() {
                     Kind::Reply(Ok(())) => Ok(Reply { payload: message.payload, fds: message.fds }),
                     Kind::Reply(Err(errno)) => Err(Error::Remote { command, errno }),
-                    _ => Err(Error::Protocol("an answer that is none".to_owned())),
+                    _ => Err(Error::Protocol("a reply of another kind".to_owned())),
                 };
             }
             self.progress(deadline)?;
         }
     }
 
-    /// Sends a command and waits for its answer.
+    /// Sends a command and waits for its reply.
     ///
     /// # Errors
     /// As [`Client::submit`] and [`Client::complete`].
@@ -269,7 +269,10 @@ impl Client {
         let reply = self.call(command, payload, &[])?;
         let Ok((fixed, _)) = T::read_from_prefix(&reply.payload) else {
             let len = reply.payload.len();
-            return Err(Error::Protocol(format!("{} answered with {len} bytes", command.name())));
+            return Err(Error::Protocol(format!(
+                "the reply to {} has {len} bytes",
+                command.name()
+            )));
         };
         Ok((fixed, reply))
     }
@@ -321,11 +324,11 @@ impl Client {
         let id = message.header.id;
         let open = self.open.get_mut(&id).and_then(VecDeque::pop_front);
         let Some(command) = open else {
-            return Err(Error::Protocol(format!("an answer to message {id}, which was not sent")));
+            return Err(Error::Protocol(format!("a reply to message {id}, which was not sent")));
         };
         if message.header.command != command as u16 {
             return Err(Error::Protocol(format!(
-                "an answer to {} of another command",
+                "a reply to {} of another command",
                 command.name()
             )));
         }
@@ -335,19 +338,19 @@ impl Client {
 
     /// Serves a DMA message.
     fn serve(&mut self, message: &RawMessage, from_twin: bool) -> Result<()> {
-        let mut answer = Vec::new();
+        let mut reply_bytes = Vec::new();
         match self.dma(message) {
             Some((access, data)) => {
-                answer.extend_from_slice(
+                reply_bytes.extend_from_slice(
                     message.header.reply(DmaAccess::LEN + data.len()).as_bytes(),
                 );
-                answer.extend_from_slice(access.as_bytes());
-                answer.extend_from_slice(&data);
+                reply_bytes.extend_from_slice(access.as_bytes());
+                reply_bytes.extend_from_slice(&data);
             }
-            None => answer.extend_from_slice(message.header.error(14, 0).as_bytes()), // EFAULT
+            None => reply_bytes.extend_from_slice(message.header.error(14, 0).as_bytes()), // EFAULT
         }
         let target = if from_twin { self.twin.as_ref() } else { None }.unwrap_or(&self.socket);
-        if message.header.kind() == Kind::Posted { Ok(()) } else { target.send(&answer, &[]) }
+        if message.header.kind() == Kind::Posted { Ok(()) } else { target.send(&reply_bytes, &[]) }
     }
 
     fn dma(&self, message: &RawMessage) -> Option<(DmaAccess, Vec<u8>)> {
@@ -462,7 +465,7 @@ impl Client {
                 data.copy_from_slice(bytes);
                 Ok(())
             }
-            _ => Err(Error::Protocol("REGION_READ answered with another length".to_owned())),
+            _ => Err(Error::Protocol("the reply to REGION_READ has another length".to_owned())),
         }
     }
 
@@ -475,7 +478,7 @@ impl Client {
         self.call(Command::RegionWrite, &payload, &[]).map(|_| ())
     }
 
-    /// REGION_WRITE that is not answered.
+    /// A REGION_WRITE that gets no reply.
     ///
     /// # Errors
     /// As [`Client::post`].

@@ -8,7 +8,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// A failed call.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The server answered with an errno. The connection is good.
+    /// The server replied with an errno. The connection can be used further.
     #[error("{} was refused: {}", command.name(), describe(*errno))]
     Remote {
         /// What was refused.
@@ -19,8 +19,8 @@ pub enum Error {
     /// The server broke the protocol. The connection is of no more use.
     #[error("the server broke the protocol: {0}")]
     Protocol(String),
-    /// Nothing came in time. The connection is of no more use: the answer may come yet.
-    #[error("the server did not answer in time")]
+    /// No reply came in time. The connection cannot be used further: the reply may still arrive.
+    #[error("the server did not reply in time")]
     Timeout,
     /// The server closed the connection.
     #[error("the server closed the connection")]
@@ -41,7 +41,7 @@ impl Error {
         Self::Io { what: what.into(), source: source.into() }
     }
 
-    /// The errno that the server answered with, if it did.
+    /// The errno that the server replied with, if it did.
     pub fn remote_errno(&self) -> Option<u32> {
         match self {
             Self::Remote { errno, .. } => Some(*errno),

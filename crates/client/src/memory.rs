@@ -77,7 +77,7 @@ impl GuestMemory {
         windows.push(Window { iova, size, offset });
     }
 
-    /// The offset of a range that lies in one window.
+    /// The offset of a range that lies in one mapping.
     pub(crate) fn translate(&self, iova: u64, len: u64) -> Option<u64> {
         let windows = self.windows.lock().unwrap_or_else(PoisonError::into_inner);
         windows.iter().find_map(|window| {

@@ -56,7 +56,7 @@ impl fmt::Display for Failure {
 impl std::error::Error for Failure {}
 
 impl Failure {
-    /// The exit code that tells programs what it was.
+    /// The exit code that stands for this failure.
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::NoDaemon(..) => 5,
@@ -107,17 +107,17 @@ impl Client {
                 .map_err(|error| Failure::NoDaemon(socket.to_owned(), error))?;
             let (sender, connection) =
                 hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-            // Ends with the sender; what goes wrong is told to that.
+            // Ends with the sender, which gets its errors.
             tokio::spawn(connection);
             anyhow::Ok(sender)
         })?;
         Ok(Self { runtime, sender })
     }
 
-    /// Sends a request, and reads the answer. A request that is answered by nothing gives `()`.
+    /// Sends a request, and reads the reply. An empty reply is read as `()`.
     ///
     /// # Errors
-    /// [`Failure::Refused`], or the daemon went away.
+    /// [`Failure::Refused`], or the daemon closed the connection.
     pub fn call<T: DeserializeOwned>(
         &mut self,
         method: Method,
@@ -128,7 +128,7 @@ impl Client {
         let bytes = self.bytes(method, path, body)?;
         let bytes = if bytes.is_empty() { Bytes::from_static(b"null") } else { bytes };
         serde_json::from_slice(&bytes)
-            .context("the daemon's answer is not what this version expects")
+            .context("the daemon's reply is not what this version expects")
     }
 
     /// Sends a request without a body, as [`Client::call`].

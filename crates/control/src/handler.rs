@@ -14,7 +14,7 @@ pub(crate) type Shared = State<Arc<Manager>>;
 /// A result in JSON, or a refusal.
 pub(crate) type Answer<T> = Result<Json<T>, Problem>;
 
-/// Runs an operation that may wait, on a thread for that, and answers with its result.
+/// Runs an operation that may wait, on a thread for that, and replies with its result.
 pub(crate) async fn wait_for<T: Send + 'static>(
     manager: &Arc<Manager>,
     operation: impl FnOnce(&Arc<Manager>) -> Result<T, vfiod_core::Error> + Send + 'static,
@@ -30,7 +30,7 @@ pub(crate) async fn wait_for<T: Send + 'static>(
     }
 }
 
-/// Runs an operation that may wait, and answers with no content.
+/// Runs an operation that may wait, and replies with no content.
 pub(crate) async fn done(
     manager: &Arc<Manager>,
     operation: impl FnOnce(&Arc<Manager>) -> Result<(), vfiod_core::Error> + Send + 'static,

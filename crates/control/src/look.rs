@@ -12,12 +12,12 @@ use vfiod_manager::Manager;
 
 use crate::view::{
     Attribute, Changes, Connection, Daemon, Damaged, Definition, Definitions, Device, DeviceState,
-    DeviceSummary, Dma, EventKind, File, Instance, InstanceSummary, Interrupt, Member, Origin,
-    Owner, Parent, Record, Region, Set, Setting, Start, Task, Type, Window,
+    DeviceSummary, Dma, EventKind, File, Instance, InstanceSummary, Interrupt, Mapping, Member,
+    Origin, Owner, Parent, Record, Region, Set, Setting, Start, Task, Type,
 };
 
-/// How many DMA windows are shown one by one.
-const WINDOWS: usize = 64;
+/// How many DMA mappings are shown one by one.
+const MAPPINGS: usize = 64;
 
 /// A moment for people (RFC 3339, UTC).
 fn moment(time: SystemTime) -> String {
@@ -371,16 +371,16 @@ fn interrupts(device: &DeviceRef) -> Vec<Interrupt> {
 
 fn dma(device: &DeviceRef) -> Dma {
     use vfiod_core::dma::Perm;
-    let windows = device.dma_mappings();
-    let bytes = windows.iter().map(|w| (w.last - w.iova).saturating_add(1));
-    let first = windows.iter().take(WINDOWS).map(|window| Window {
-        iova: format!("{:#x}-{:#x}", window.iova, window.last),
-        access: access(window.perm.contains(Perm::READ), window.perm.contains(Perm::WRITE)),
-        file: window.owner.map_or(0, |owner| owner.0),
-        by: if window.is_mapped() { "memory" } else { "messages" }.to_owned(),
+    let mappings = device.dma_mappings();
+    let bytes = mappings.iter().map(|m| (m.last - m.iova).saturating_add(1));
+    let first = mappings.iter().take(MAPPINGS).map(|mapping| Mapping {
+        iova: format!("{:#x}-{:#x}", mapping.iova, mapping.last),
+        access: access(mapping.perm.contains(Perm::READ), mapping.perm.contains(Perm::WRITE)),
+        file: mapping.owner.map_or(0, |owner| owner.0),
+        by: if mapping.is_mapped() { "memory" } else { "messages" }.to_owned(),
     });
     Dma {
-        windows: windows.len(),
+        mappings: mappings.len(),
         bytes: bytes.fold(0, u64::saturating_add),
         first: first.collect(),
     }

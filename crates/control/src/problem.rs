@@ -1,4 +1,4 @@
-//! What went wrong, for programs and people: problem details (RFC 9457) with the errno.
+//! Refusals, for programs and people: problem details (RFC 9457) with the errno.
 
 use axum::Json;
 use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
@@ -30,7 +30,7 @@ impl Problem {
     }
 }
 
-/// The status that tells best what an errno means here.
+/// The HTTP status that is nearest to an errno.
 fn status_of(errno: Errno) -> StatusCode {
     match errno {
         Errno::NOENT | Errno::NODEV => StatusCode::NOT_FOUND,

@@ -276,9 +276,9 @@ impl From<Create> for NewInstance {
     }
 }
 
-/// Creates an instance, which is gone when it is removed or the daemon ends.
+/// Creates an instance, which lasts until it is removed or the daemon ends.
 ///
-/// 404 ENODEV: no such parent, or it is leaving; 422 EINVAL: no such type, or a bad value; 409
+/// 404 ENODEV: no such parent, or it is being unregistered; 422 EINVAL: no such type, or a bad value; 409
 /// EEXIST: the UUID is known; 409 EUSERS: none is left.
 #[utoipa::path(post, path = "/instances", tag = "instances", request_body = Create,
     responses((status = 201, body = view::Instance), (status = "default", response = Problem)))]
@@ -317,7 +317,7 @@ enum Policy {
     /// Not at all then.
     #[default]
     Refuse,
-    /// Once its users have let go, whom it asks.
+    /// Ask its users to close it, and wait.
     Wait,
     /// Likewise, but taken from them at the deadline.
     Deadline,
@@ -353,12 +353,12 @@ impl HowToRemove {
 
 /// Removes an instance.
 ///
-/// 409 EBUSY: it is in use, with `policy=refuse`. With the others the answer is 202 at once: the
-/// instance leaves when its users have let go, or at the deadline, and is gone when its resource
-/// is. A `DELETE` with a deadline hurries one that waits.
+/// 409 EBUSY: it is in use, with `policy=refuse`. With the other policies the reply is 202 at once:
+/// the instance is removed when its users have closed it, or at the deadline, and so is its resource.
+/// A `DELETE` with a deadline also revokes files of a removal that waits.
 #[utoipa::path(delete, path = "/instances/{uuid}", tag = "instances",
     params(("uuid" = Uuid, Path), HowToRemove),
-    responses((status = 204, description = "gone"), (status = 202, description = "leaving"),
+    responses((status = 204, description = "removed"), (status = 202, description = "being removed"),
         (status = "default", response = Problem)))]
 async fn remove(
     State(manager): Shared,
@@ -493,7 +493,7 @@ async fn start(
 async fn events(State(manager): Shared) -> Response {
     const SILENCE: Duration = Duration::from_secs(10);
     let watch = manager.watch();
-    // The manager is let go: who watches does not keep the daemon from ending.
+    // Drop the manager, so that a watcher does not keep the daemon from ending.
     let lines = futures_util::stream::unfold(watch, |mut watch| async move {
         let record = match tokio::time::timeout(SILENCE, watch.recv()).await {
             Err(_) => return Some((Ok(Bytes::from_static(b"\n")), watch)),

@@ -1,4 +1,4 @@
-//! The API at work: its thread, its socket, and who may use it.
+//! Serves the API: its thread, its socket, and who may use it.
 
 use std::net::{SocketAddr, TcpListener as StdTcpListener};
 use std::os::fd::AsFd;
@@ -20,13 +20,13 @@ use crate::service::Service;
 
 /// Threads for what waits: as many as there can be slow operations at the same time.
 const WORKERS: usize = 32;
-/// Threads that put metrics together.
+/// Threads that collect metrics.
 const METRICS_WORKERS: usize = 1;
-/// How long a peer that may not use the API has to read that.
-const FAREWELL: Duration = Duration::from_secs(1);
-/// How many of them are told so at the same time; further ones are disconnected without a word, so
-/// that they cannot take up the daemon's descriptors.
-const FAREWELLS: usize = 64;
+/// How long a rejected peer has to read its 403.
+const REJECTION_TIMEOUT: Duration = Duration::from_secs(1);
+/// How many rejected peers get a 403 at the same time. Further ones are disconnected at once, so that
+/// they cannot use up the daemon's descriptors.
+const MAX_REJECTIONS: usize = 64;
 
 /// The API, served. Dropping it ends it.
 pub struct Control {
@@ -51,10 +51,10 @@ impl Control {
         listener.set_nonblocking(true)?;
         let access = Access::new(users, groups);
         let service = Service::start("control", WORKERS, async move || {
-            let farewells = Arc::new(Semaphore::new(FAREWELLS));
+            let rejections = Arc::new(Semaphore::new(MAX_REJECTIONS));
             match UnixListener::from_std(listener) {
                 Ok(listener) => {
-                    let listener = Admitted { listener, access, farewells };
+                    let listener = Admitted { listener, access, rejections };
                     let _ = axum::serve(listener, routes::router(manager).0).await;
                 }
                 Err(error) => tracing::error!(%error, "the control API cannot use its socket"),
@@ -94,7 +94,7 @@ impl Metrics {
 struct Admitted {
     listener: UnixListener,
     access: Access,
-    farewells: Arc<Semaphore>,
+    rejections: Arc<Semaphore>,
 }
 
 impl axum::serve::Listener for Admitted {
@@ -108,10 +108,11 @@ impl axum::serve::Listener for Admitted {
             match self.access.check(&stream) {
                 Ok(()) => return (stream, address),
                 Err(peer) => {
-                    let Ok(place) = self.farewells.clone().try_acquire_owned() else { continue };
+                    let Ok(place) = self.rejections.clone().try_acquire_owned() else { continue };
                     tracing::warn!(peer, "the control API was refused to a peer");
                     tokio::spawn(async move {
-                        let _ = tokio::time::timeout(FAREWELL, turn_away(stream, peer)).await;
+                        let _ =
+                            tokio::time::timeout(REJECTION_TIMEOUT, turn_away(stream, peer)).await;
                         drop(place);
                     });
                 }
@@ -136,8 +137,8 @@ async fn turn_away(mut stream: UnixStream, peer: String) {
          content-length: {}\r\nconnection: close\r\n\r\n",
         body.len()
     );
-    // A client takes an answer to what it has asked for, and none that a reset came after: what it
-    // asks is read, and what it says until it has the answer.
+    // Read the request before replying, and go on reading until the reply is taken: closing a socket
+    // with unread data resets the connection, and the client would lose the reply.
     let mut said = [0; 4096];
     let _ = stream.read(&mut said).await;
     let _ = stream.write_all((head + &body).as_bytes()).await;

@@ -1,4 +1,4 @@
-//! The answers of the API: one set of structures for the daemon, its OpenAPI document, clients and
+//! The replies of the API: one set of structures for the daemon, its OpenAPI document, clients and
 //! the command line, so that a thing has the same name everywhere.
 
 use std::collections::BTreeMap;
@@ -73,11 +73,11 @@ pub struct Device {
     pub flags: Vec<String>,
     /// Who has it open.
     pub files: Vec<File>,
-    /// Its regions, but those that are not there.
+    /// Its regions, without those of size 0.
     pub regions: Vec<Region>,
-    /// Its interrupts, likewise.
+    /// Its interrupt indices, without those that have no vectors.
     pub interrupts: Vec<Interrupt>,
-    /// Its tasks: work beside register accesses.
+    /// Its tasks.
     pub tasks: Vec<Task>,
     /// Its clients' memory.
     pub dma: Dma,
@@ -148,9 +148,9 @@ pub struct Interrupt {
     pub enabled: bool,
     /// Signals sent, of all its vectors.
     pub signalled: u64,
-    /// Triggers held back by a mask.
+    /// Triggers that became pending because of a mask.
     pub held: u64,
-    /// Triggers that went nowhere, as the index was not set up.
+    /// Triggers that were lost, because no client had set up the index.
     pub lost: u64,
 }
 
@@ -172,17 +172,17 @@ pub struct Task {
 /// The memory of a device's clients.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Dma {
-    /// How many windows are mapped.
-    pub windows: usize,
+    /// How many mappings there are.
+    pub mappings: usize,
     /// Their bytes in all.
     pub bytes: u64,
     /// The first of them.
-    pub first: Vec<Window>,
+    pub first: Vec<Mapping>,
 }
 
-/// A DMA window.
+/// A DMA mapping.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
-pub struct Window {
+pub struct Mapping {
     /// The first and the last IO virtual address, hexadecimal.
     pub iova: String,
     /// Allowed accesses: `r`, `w`, `rw`.
@@ -304,7 +304,7 @@ pub struct Instance {
     pub summary: InstanceSummary,
     /// Its attributes now.
     pub attributes: BTreeMap<String, String>,
-    /// When its definition starts it; `null`: it has none, and is gone once it is removed.
+    /// When its definition starts it; `null`: it has none, and does not outlast its removal.
     pub defined: Option<Start>,
     /// The device.
     pub device: Device,

@@ -1,4 +1,4 @@
-//! What a device has of the core: its name, interrupts, DMA, work and doorbells.
+//! What a device gets from the core: its name, interrupts, DMA, work and doorbells.
 
 use std::any::Any;
 use std::fmt;
@@ -18,29 +18,29 @@ use crate::opening::Openings;
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::work::{Close, Task, TaskHandle, TaskInfo, Work, WorkLimits};
 
-/// Who keeps a device, for its tasks.
+/// The registered device, as its tasks see it.
 pub(crate) trait Home: Send + Sync {
-    /// Calls the device under its lock; not if it is gone or the task was cancelled. Returns
-    /// whether it was called.
+    /// Calls the device under its lock, unless it was unregistered or the task was cancelled.
+    /// Returns whether it was called.
     fn step(&self, task: &Task, step: &mut dyn FnMut(&mut dyn Any)) -> bool;
 
-    /// Does the reset that the device has asked for. Called without the device lock.
+    /// Carries out the reset that the device has asked for. Called without the device lock.
     fn reset_if_requested(self: Arc<Self>);
 
     /// A task of the device has panicked.
     fn task_panicked(&self, task: &str, panic: Panicked);
 }
 
-/// Where doorbells of a device arrive without its lock. Called by the thread that received the
+/// Receives doorbells of a device without its lock. Called by the thread that received the
 /// doorbell; must be quick, and must not wait for a peer.
 pub trait DataPath: Send + Sync {
-    /// A doorbell was rung: what it stands for has changed. `value` is the newest value where it
-    /// is known. Rings may merge or be spurious; none is lost. `bell` counts the doorbells of the
-    /// device's description, region by region.
+    /// A doorbell was rung: its value has changed. `value` is the newest value, if it is known. Rings
+    /// may merge or be spurious; none is lost. `bell` counts the doorbells of the device's
+    /// description, region by region.
     fn doorbell(&self, bell: usize, value: Option<u64>);
 }
 
-/// A device's place in the world: its name, interrupts, work and DMA. Cheap to clone, usable from
+/// What a device gets from the core: its name, interrupts, work and DMA. Cheap to clone, usable from
 /// any thread, valid for as long as it is kept.
 #[derive(Clone)]
 pub struct Context {
@@ -69,7 +69,7 @@ impl Context {
     /// A context outside any registry, for tests of device code. Tasks that it starts never run.
     ///
     /// # Panics
-    /// Where there are no descriptors left.
+    /// If the process has no descriptors left.
     pub fn detached(name: &str, irqs: &[IrqInfo]) -> Self {
         let runtime = Runtime::new().expect("descriptors for a runtime");
         let (flags, regions) = (DeviceFlags::empty(), Vec::new());
@@ -94,7 +94,7 @@ impl Context {
         let bells = description.regions.iter().map(|region| region.doorbells.len()).sum();
         let limits = WorkLimits { tasks: if works { MAX_TASKS } else { 0 }, bells };
         let work = Work::new(&name, runtime, limits, Box::new(on_panic));
-        // Until the first open.
+        // The first open opens the gate.
         work.close(Close::Cancel);
         let dma = DmaSpace::new();
         let inner = ContextInner {
@@ -128,14 +128,14 @@ impl Context {
         &self.inner.irqs
     }
 
-    /// The device's window into its clients' memory.
+    /// The device's access to its clients' memory.
     pub fn dma(&self) -> &DmaSpace {
         &self.inner.dma
     }
 
     /// The memory that a region shares with clients ([`crate::Region::shared`]), by offsets in the
-    /// region. It belongs to the present opening of the device: ask for it again in each, for it
-    /// fails with `ENODEV` afterwards.
+    /// region. It belongs to the current opening of the device: accesses after its last close fail
+    /// with `ENODEV`, so each opening has to ask for it.
     ///
     /// # Errors
     /// `ENODEV`: the device is not open; `EINVAL`: the region shares nothing; `EMFILE`, `ENOMEM`
@@ -154,15 +154,15 @@ impl Context {
         &self.inner.openings
     }
 
-    /// Hands out the device's data path: from now on its doorbells arrive there. Once, in
+    /// Sets the device's data path: from now on doorbells are delivered to it. To be called once, in
     /// [`crate::Device::init`], by a device with the power [`crate::device::Worker`].
     pub fn set_data_path(&self, path: Arc<dyn DataPath>) {
         let set = self.inner.data_path.set(path);
         debug_assert!(set.is_ok() && self.inner.works, "once, and by a worker");
     }
 
-    /// The device asks to be reset. That happens after the call, step or data-path call that asked
-    /// has returned, and after the device has quiesced ([`crate::ResetCause::Function`]).
+    /// Asks for a reset of the device ([`crate::ResetCause::Function`]). It follows after the call,
+    /// step or data-path call that asked has returned and the device has quiesced.
     pub fn request_reset(&self) {
         self.inner.reset_requested.store(true, Ordering::Release);
     }
@@ -177,12 +177,12 @@ impl Context {
         self.inner.work.runtime()
     }
 
-    /// Finds a task of the device that goes on.
+    /// Finds a task of the device by its name. Cancelled tasks are not found.
     pub fn find_task(&self, name: &str) -> Option<TaskHandle> {
         self.inner.work.find(name)
     }
 
-    /// Tells who keeps the device. Once.
+    /// Sets the registered device. To be called once.
     pub(crate) fn set_home(&self, home: Weak<dyn Home>) {
         let set = self.inner.home.set(home);
         debug_assert!(set.is_ok(), "registered once");
@@ -204,21 +204,22 @@ impl Context {
         self.inner.works
     }
 
-    /// Whether nothing of the device works: no task, no call of its data path, no access to guest
-    /// memory in flight.
+    /// Whether the device is idle: no task, no call of its data path, no access to guest memory in
+    /// flight.
     pub(crate) fn is_idle(&self) -> bool {
         self.inner.work.is_idle() && self.dma_in_flight() == 0
     }
 
-    /// Blocks until nothing of the device works, or until the runtime's clock shows `deadline`.
+    /// Blocks until the device is idle, or until the runtime's clock shows `deadline`. Returns
+    /// whether it is idle.
     pub(crate) fn wait_idle(&self, runtime: &Runtime, deadline: Instant) -> bool {
         // In a model no time passes, and only a deadlock is too long.
         let deadline = (!cfg!(any(loom, shuttle))).then_some(deadline);
         runtime.block_on(deadline, self.idle()).is_some()
     }
 
-    /// Waits until nothing of the device works. What is in flight is waited for last: no task can
-    /// begin an access then.
+    /// Waits until the device is idle. Waits for accesses in flight last, when no task can begin
+    /// another.
     pub(crate) async fn idle(&self) {
         self.inner.work.idle().await;
         self.inner.dma.attachment().idle().await;
@@ -232,7 +233,7 @@ impl Context {
         self.inner.reset_requested.swap(false, Ordering::AcqRel)
     }
 
-    /// Rings a doorbell: for the data path, or for the task that waits for it.
+    /// Rings a doorbell: delivers it to the data path, or wakes the task that waits for it.
     pub(crate) fn ring(&self, bell: usize, value: Option<u64>) {
         match self.inner.data_path.get() {
             Some(path) => {

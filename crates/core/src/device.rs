@@ -25,7 +25,7 @@ bitflags::bitflags! {
     }
 }
 
-/// What a device has. Asked for once, at registration.
+/// What a device has. The core reads it once, at registration.
 #[derive(Clone, Debug)]
 pub struct Description {
     /// Kind of device, and whether it can be reset.
@@ -53,15 +53,15 @@ pub enum ResetCause {
 /// time; a panic is caught and puts the device into the error state (every access `EIO`) until
 /// it is reset. Methods should be quick: a client gives up after five seconds. They must not
 /// open, close or access the device through a [`crate::File`]: that waits for the lock that
-/// they hold.
+/// the caller holds.
 ///
 /// Every `open` that succeeds is followed by exactly one `release`, every `open_device` that
 /// succeeds by exactly one `close_device`, and no access comes outside of them. In one device
 /// set, `open_device`, `close_device` and resets of [`ResetCause::Open`] and
 /// [`ResetCause::Set`] never overlap.
 ///
-/// A device that works beside its calls starts tasks ([`crate::DeviceTask::spawn`]), and has the power
-/// [`Worker`]. It is dropped when it has been unregistered; no lock is held then.
+/// A device with work of its own starts tasks ([`crate::DeviceTask::spawn`]), and has the power
+/// [`Worker`]. The core drops the device after unregistering it, with no lock held.
 pub trait Device: Any + Send {
     /// What the device has. Called once, before `init`.
     fn describe(&self) -> Description;
@@ -69,12 +69,12 @@ pub trait Device: Any + Send {
     /// Called once while the device is being registered. An error refuses the registration.
     fn init(&mut self, ctx: &Context) -> Result<()>;
 
-    /// First open: claim what the device needs while in use. Set lock held. After an error
-    /// the device is not open, and `close_device` is not called.
+    /// First open: claim what the device needs while in use. The set is marked as opening. After
+    /// an error the device is not open, and `close_device` is not called.
     fn open_device(&mut self) -> Result<()>;
 
-    /// Last close: give back what `open_device` claimed, and stop all DMA and interrupts.
-    /// Set lock held.
+    /// Last close: give back what `open_device` claimed, and lower all interrupts. The device has
+    /// quiesced, unless it is stuck. The set is marked as closing.
     fn close_device(&mut self);
 
     /// A file was opened. After an error `release` is not called for it.
@@ -82,7 +82,7 @@ pub trait Device: Any + Send {
         Ok(())
     }
 
-    /// A file that was opened is gone.
+    /// A file was closed or revoked. Called once for each `open` that succeeded.
     fn release(&mut self, _file: FileId) {}
 
     /// Reads a region. The core has checked region, bounds and permission; `data` is not empty
@@ -95,54 +95,55 @@ pub trait Device: Any + Send {
         ReadTraits::default()
     }
 
-    /// Writes a region; likewise.
+    /// Writes a region. The core has checked region, bounds and permission; `data` is not empty
+    /// and within the region.
     fn write(&mut self, region: RegionIndex, offset: u64, data: &[u8]) -> Result<()>;
 
-    /// Puts every register back to its value after power-on. The core has already forgotten
-    /// interrupt levels and masks. After an error the device is in the error state: nobody knows
-    /// what it is in then. Comes also where [`DeviceFlags::RESET`] is not set, which is for
-    /// clients.
+    /// Sets every register to its value after power-on. The core has already cleared interrupt
+    /// levels and masks. After an error the device is in the error state, because its registers are
+    /// undefined. Also called for devices without [`DeviceFlags::RESET`], which only says what
+    /// clients may ask for.
     ///
-    /// The device has quiesced, and the core has zeroed the memory that it shares with clients;
-    /// what power-on leaves in there is written here ([`Context::shared_memory`]). With
-    /// [`ResetCause::Set`] it comes twice where there is such memory, as other members were reset
-    /// in between.
+    /// The device has quiesced, and the core has zeroed the memory that the device shares with
+    /// clients; a device whose memory is not zero after power-on writes it here
+    /// ([`Context::shared_memory`]). With [`ResetCause::Set`] a device with such memory may be
+    /// reset twice, because other members were reset in between.
     fn reset(&mut self, cause: ResetCause) -> Result<()>;
 
     /// Whether and how the device is saved.
     fn persistence(&mut self) -> Persistence<'_>;
 
-    /// How the device stops and resumes work beside its calls, where it has any. Asked at
-    /// registration, and whenever it is to stop; the answer does not change.
+    /// How the device stops and resumes its tasks and data path, if it has any. Called at
+    /// registration, and whenever the device is to stop; always returns the same.
     fn as_worker(&mut self) -> Option<&mut dyn Worker> {
         None
     }
 
-    /// The device's own way to ask its user to let go, where it has one.
+    /// The device's own way to ask its user to close it, if it has one.
     fn as_request(&mut self) -> Option<&mut dyn Request> {
         None
     }
 
-    /// The device's say in who may open it, where it wants one.
+    /// The device's check of who may open it, if it has one.
     fn as_admission(&mut self) -> Option<&mut dyn Admission> {
         None
     }
 
-    /// DEVICE_FEATURE indices of its own, where it has any.
+    /// DEVICE_FEATURE indices of the device, if it has any.
     fn as_features(&mut self) -> Option<&mut dyn Features> {
         None
     }
 }
 
-/// Power: the device can ask its user to let go of it (the kernel's `request` callback).
+/// Power: the device can ask its user to close it (the kernel's `request` callback).
 pub trait Request {
-    /// Called again and again (`n` = 0, 1, …) while an unregister waits for the last file.
-    /// Returns whether the user could be told, for the log.
+    /// Called at growing intervals (`n` = 0, 1, …) while an unregister waits for the last file.
+    /// Returns whether a request was sent to the user, for the log.
     fn request(&mut self, n: u32) -> bool;
 }
 
-/// A secret by which an opener proves to act together with somebody else, such as the VF token of
-/// an SR-IOV device. Not shown in messages.
+/// A secret by which an opener proves to act together with another user, such as the VF token of
+/// an SR-IOV device. Messages never show it.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Token(pub [u8; 16]);
 
@@ -152,12 +153,12 @@ impl fmt::Debug for Token {
     }
 }
 
-/// Power: the device decides who may open it (the kernel's `match` callback). For one without it
-/// nobody may present a token.
+/// Power: the device decides who may open it (the kernel's `match` callback). An open of a device
+/// without this power fails if it presents a token (`EINVAL`).
 pub trait Admission {
-    /// Called for every open that the policy allows, before it counts. Set lock held. An error
-    /// refuses it; the kernel's are `EACCES` for a token that is missing or wrong, and `EINVAL`
-    /// for one that is of no use.
+    /// Called for every open that the policy allows, before the file is counted. The set is marked
+    /// as opening. An error refuses the open. The kernel's errors are `EACCES` for a token that is
+    /// missing or wrong, and `EINVAL` for a token that the device cannot use.
     fn admit(&mut self, token: Option<Token>) -> Result<()>;
 }
 
@@ -165,9 +166,9 @@ pub trait Admission {
 pub trait Features {
     /// Whether `get` and `set` work for an index: (get, set).
     fn probe(&mut self, index: u16) -> (bool, bool);
-    /// The data of a feature. `ENOTTY` if it has no such.
+    /// Returns the data of a feature. `ENOTTY` if the device does not have it.
     fn get(&mut self, index: u16, argument: &[u8]) -> Result<Vec<u8>>;
-    /// Sets a feature. `ENOTTY` if it has no such.
+    /// Sets a feature. `ENOTTY` if the device does not have it.
     fn set(&mut self, index: u16, data: &[u8]) -> Result<()>;
 }
 
@@ -191,7 +192,7 @@ pub enum Why {
 }
 
 impl Why {
-    /// Whether what is under way is to be given up. Otherwise [`Worker::resume`] may follow with
+    /// Whether unfinished work is to be discarded. Otherwise [`Worker::resume`] may follow with
     /// nothing changed, and the guest must see each piece of work complete exactly once.
     pub fn ends(self) -> bool {
         match self {
@@ -204,27 +205,27 @@ impl Why {
 /// How a device quiesces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Quiesce {
-    /// No task of it runs. The core verifies that: a device that says so while one runs is put
-    /// into the error state.
+    /// No task of the device runs. The core verifies that: if a task runs, it puts the device into
+    /// the error state.
     Done,
     /// The core drops the future of each task at its next await; [`Worker::resume`] starts again
-    /// what the state says is under way.
+    /// the work that the state describes.
     Cancel,
     /// The tasks run to their ends, or to a wait for a doorbell.
     Finish,
 }
 
-/// Power: the device works beside its calls, in tasks or a data path. Both methods are called
-/// with the device's lock held.
+/// Power: the device has tasks or a data path. Both methods are called with the device's lock held.
 ///
 /// After it has quiesced, no task of the device runs, no ring reaches its data path, and none of
 /// its accesses to guest memory is in flight: no DMA, no interrupt, no change of state.
 pub trait Worker {
-    /// Stop working. The core waits, without the lock, until nothing works any more.
+    /// Stops the work. The core then waits, without the lock, until no task, no data-path call and
+    /// no access to guest memory is left.
     fn quiesce(&mut self, why: Why) -> Quiesce;
 
-    /// Start what the state says is under way. Called after the first open, after a reset, after
-    /// a restore, and where what the device had quiesced for was abandoned. Tasks that did not
-    /// end meanwhile still run ([`Context::find_task`]).
+    /// Starts the work that the state describes. Called after the first open, after a reset, after
+    /// a save or a restore, and when a hot reset was abandoned. Tasks that did not end meanwhile
+    /// still run ([`Context::find_task`]).
     fn resume(&mut self);
 }

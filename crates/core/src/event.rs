@@ -1,12 +1,12 @@
-//! What happened, for people and programs that watch.
+//! Events of a registry, for observers.
 
 use crate::device::ResetCause;
 use crate::ids::{DeviceId, FileId, Owner};
 
-/// Receives every [`Event`] in the order in which it happened to a device. Called with the
-/// device's set lock possibly held: must not block, open or close.
+/// Receives every [`Event`], in the order of each device. May be called with the set lock held: must
+/// not block, and must not open or close a device.
 pub trait Observer: Send + Sync {
-    /// Something happened.
+    /// Receives an event.
     fn event(&self, event: &Event<'_>);
 }
 
@@ -16,7 +16,7 @@ impl<F: Fn(&Event<'_>) + Send + Sync> Observer for F {
     }
 }
 
-/// Names of what an event is about.
+/// The device and set that an event is about.
 #[derive(Clone, Copy, Debug)]
 pub struct Subject<'a> {
     /// The device's number.
@@ -27,7 +27,7 @@ pub struct Subject<'a> {
     pub set: &'a str,
 }
 
-/// Something that happened in a registry.
+/// An event of a registry.
 #[derive(Clone, Copy, Debug)]
 #[allow(missing_docs)]
 pub enum Event<'a> {
@@ -39,7 +39,7 @@ pub enum Event<'a> {
     DeviceOpened(Subject<'a>),
     /// A file was opened; `count` files are open now.
     FileOpened { subject: Subject<'a>, file: FileId, owner: &'a Owner, count: u32 },
-    /// A file is gone; `count` files are left.
+    /// A file was released; `count` files are left.
     FileReleased { subject: Subject<'a>, file: FileId, count: u32 },
     /// Last close: `close_device` has been called.
     DeviceClosed(Subject<'a>),
@@ -47,11 +47,11 @@ pub enum Event<'a> {
     Reset { subject: Subject<'a>, cause: ResetCause },
     /// A callback panicked or failed where it must not; the device is in the error state.
     Failed(Subject<'a>),
-    /// The device's users were asked to let go, for the nth time.
+    /// The device's users are asked to close it; `n` counts the requests from 0.
     Requested { subject: Subject<'a>, n: u32 },
-    /// A file was taken from its user.
+    /// A file was revoked.
     Revoked { subject: Subject<'a>, file: FileId },
-    /// A device is gone.
+    /// A device was unregistered.
     Unregistered(Subject<'a>),
     /// The last member of a set left.
     SetGone(Subject<'a>),

@@ -82,7 +82,7 @@ impl FileShared {
         self.state.load(Ordering::Relaxed) == OPEN
     }
 
-    /// Tells the file which opening it belongs to, before anybody uses it.
+    /// Sets the opening that the file belongs to, before it is used.
     pub(crate) fn enter_opening(&self, memory: Option<Arc<OpeningMemory>>) {
         if let Some(memory) = memory {
             _ = self.memory.set(memory);
@@ -105,18 +105,18 @@ impl FileShared {
         self.step(OPENING, OPEN)
     }
 
-    /// Takes the duty to release the file; `false` if somebody else has it.
+    /// Takes the duty to release the file; `false` if another thread has it.
     pub(crate) fn take(&self) -> bool {
         self.step(OPEN, GONE)
     }
 
-    /// Takes the file away; `true` if the caller has to release it now.
+    /// Revokes the file; `true` if the caller has to release it now.
     pub(crate) fn revoke(&self) -> bool {
         // An opener that finds `GONE` releases by itself.
         !self.step(OPENING, GONE) && self.take()
     }
 
-    /// Forgets the doorbells that were rung and not delivered.
+    /// Drains the doorbells that were rung and not delivered.
     pub(crate) fn silence_doorbells(&self) {
         for fd in lock(&self.doorbells).values().flatten() {
             // It fails only if the descriptor is no eventfd.
@@ -138,11 +138,10 @@ impl FileShared {
 
 /// One open of a device.
 ///
-/// Every operation of a file that was taken away (see [`crate::Registration::unregister`]) fails
-/// with `ENODEV`. While the device's set is being reset, accesses, features and [`File::reset`]
-/// wait for its end, for a second at most, and fail with `EBUSY` then. In the device's error state
-/// accesses and features fail with `EIO`; mapping, interrupt set-up and [`File::reset`] work, so
-/// that a client can bring the device back.
+/// Every operation of a revoked file (see [`crate::DeviceRef::revoke`]) fails with `ENODEV`. While
+/// the device is stopped, accesses and features wait, for a second at most, and then fail with
+/// `EBUSY`. In the device's error state accesses and features fail with `EIO`; mapping, interrupt
+/// set-up and [`File::reset`] work, so that a client can recover the device.
 pub struct File {
     device: DeviceRef,
     shared: Arc<FileShared>,
@@ -198,13 +197,13 @@ impl File {
         &self.registered().description
     }
 
-    /// A region; `EINVAL` where there is none of this index, `ENODEV`.
+    /// A region. `EINVAL`: the device has none with this index; `ENODEV`: the file was revoked.
     pub fn region(&self, index: RegionIndex) -> Result<&Region> {
         self.present()?;
         self.find_region(index)
     }
 
-    /// An interrupt index; `EINVAL` where there is none, `ENODEV`.
+    /// An interrupt index. `EINVAL`: the device does not have it; `ENODEV`: the file was revoked.
     pub fn irq(&self, index: IrqIndex) -> Result<IrqInfo> {
         self.present()?;
         self.registered().context.irqs().info(index)
@@ -293,11 +292,13 @@ impl File {
         self.shared.shared_memory(region).map(Some)
     }
 
-    /// DEVICE_RESET.
+    /// DEVICE_RESET: the device quiesces, is reset, and resumes. Blocks for up to two seconds until it
+    /// has quiesced.
     ///
     /// # Errors
-    /// `EINVAL`: the device cannot be reset; `ENODEV`; what the device says (it is in the error
-    /// state then).
+    /// `EINVAL`: the device cannot be reset; `ENODEV`: the file was revoked; `EBUSY`: another reset
+    /// or a call takes too long; `EIO`: the device did not quiesce and is stuck, or it panicked;
+    /// errors of [`Device::reset`], after which it is in the error state.
     pub fn reset(&self) -> Result<()> {
         self.present()?;
         self.registered().reset_for(&self.shared)
@@ -408,8 +409,9 @@ impl File {
         self.still_present().and(duplicates)
     }
 
-    /// Delivers a doorbell, by its place in [`File::doorbells`]: if its eventfd was signalled since the last time, the device sees the write that it stands for. Returns
-    /// whether it was.
+    /// Delivers a doorbell, by its place in [`File::doorbells`]: if its eventfd was signalled since the
+    /// last call, rings it, or makes the write that it stands for if the device is no
+    /// [`crate::Worker`]. Returns whether it was signalled.
     ///
     /// # Errors
     /// `EINVAL`: no such region or doorbell; as for [`File::write`].
@@ -452,7 +454,7 @@ impl File {
         delivered
     }
 
-    /// Takes the counter of a doorbell's eventfd; whether it was rung.
+    /// Takes the counter of a doorbell's eventfd. Returns whether it was rung.
     fn take_ring(&self, region: RegionIndex, doorbell: usize) -> Result<bool> {
         let made = lock(&self.shared.doorbells);
         let Some(fd) = made.get(&region).and_then(|fds| fds.get(doorbell)) else {
@@ -472,7 +474,7 @@ impl File {
         self.registered().context.irqs().unmask_signalled(fd)
     }
 
-    /// Whether the file was taken away.
+    /// Whether the file was revoked.
     pub fn is_revoked(&self) -> bool {
         !self.shared.is_open()
     }

@@ -4,13 +4,13 @@
 //!
 //! With the set marked from the first step to the last:
 //!
-//! 1. Whoever has a member open is the caller, or it is refused.
+//! 1. Every open member must belong to the caller, else the reset is refused.
 //! 2. Every member is stopped and quiesces: no call of the device but the reset, no task, no DMA.
-//!    Accesses wait. A member that takes too long ends it here, and all go on.
-//! 3. Every member is reset; those that share pages with clients last, and again at the end if
-//!    another was reset after them: whatever a client has stored there before is gone then.
-//! 4. What was signalled meanwhile on doorbells and unmasking eventfds is forgotten.
-//! 5. Every member goes on.
+//!    Accesses wait. If a member takes too long, the reset is abandoned and all members resume.
+//! 3. Every member is reset. Those that share pages with clients come last, and are reset again if
+//!    another one was reset after them: that erases what clients stored there meanwhile.
+//! 4. Doorbells and unmasking eventfds that were signalled meanwhile are drained.
+//! 5. Every member resumes.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -33,9 +33,9 @@ pub struct SetMember {
     pub device: DeviceRef,
     /// How many files it has.
     pub files: u32,
-    /// It is open, and its files are the asker's own.
+    /// It is open, and its files belong to the caller.
     pub owned: bool,
-    /// It does not stand in the way of a hot reset: it is not open, or [`SetMember::owned`].
+    /// It does not prevent a hot reset: it is not open, or [`SetMember::owned`].
     pub allowed: bool,
 }
 
@@ -44,13 +44,13 @@ pub struct SetMember {
 pub enum InUse {
     /// It is refused.
     Refuse,
-    /// They are reset under their users, who are not asked.
+    /// They are reset without asking their users.
     Reset,
 }
 
 /// On whose authority a set is reset.
 enum Authority<'a> {
-    /// A user's: the members that are open must be theirs, or those of which they present files.
+    /// A user's: each open member must belong to this owner, or be one of which it presents a file.
     Owner(&'a Owner, &'a [&'a File]),
     /// The administrator's.
     Administrator(InUse),
@@ -78,7 +78,8 @@ impl Authority<'_> {
             || self.owns(member)
     }
 
-    /// `EINVAL`, `EBUSY`: somebody stands in the way.
+    /// Checks that every open member may be reset: else `EINVAL` for an owner, `EBUSY` for the
+    /// administrator.
     fn check(&self, guard: &mut SetGuard<'_>) -> Result<()> {
         let Some(member) = guard.members().find(|member| !self.allows(member)) else {
             return Ok(());
@@ -107,7 +108,7 @@ impl File {
     /// The members of the device's set, this one among them. Takes the set lock.
     ///
     /// # Errors
-    /// `ENODEV`: the file was taken away.
+    /// `ENODEV`: the file was revoked.
     pub fn set_members(&self) -> Result<Vec<SetMember>> {
         let (device, file) = self.parts();
         let mut guard = device.set.lock();
@@ -115,29 +116,30 @@ impl File {
         Ok(Authority::Owner(&file.owner, &[]).members(&mut guard))
     }
 
-    /// Resets every member of the device's set, open or not ([`ResetCause::Set`]). While it
-    /// lasts no member is opened or closed, and accesses to any member wait for its end, a second at most.
+    /// Resets every member of the device's set, open or not ([`ResetCause::Set`]). Meanwhile no
+    /// member is opened or closed, and accesses to any member wait, at most a second. Blocks for
+    /// up to two seconds until the set is idle, two more until all members have quiesced, and as
+    /// long as their resets take.
     ///
-    /// After it every member is as a reset leaves it, and what clients did to any of them before
-    /// or meanwhile has no effect: neither writes into pages that they have mapped, nor doorbells
-    /// and unmasking eventfds that they signalled. A client cannot be kept from its pages, so a
-    /// store after the very last moment of the reset counts as made after it, and no device
-    /// has looked at the pages in between. DMA that a device had begun may still end.
+    /// Afterwards every member is as a reset leaves it. What clients did to any member before or
+    /// meanwhile has no effect: neither stores into pages that they have mapped, nor doorbells and
+    /// unmasking eventfds that they signalled. A store into the pages of a member after its last
+    /// reset counts as made after the hot reset: no device has read the pages in between.
     ///
-    /// When a member's reset fails, that member and those that were reset before it are in the
-    /// error state; those after it are as they were.
+    /// If the reset of a member fails, that member and those that were reset before it are in the
+    /// error state; those after it are unchanged.
     ///
     /// # Errors
-    /// `EINVAL`: somebody else has a member open; `EBUSY`: a call of a member took too long,
-    /// nothing was reset; `ENODEV`: the file was taken away; what the device says that could not
-    /// be reset; `EIO`: it panicked.
+    /// `EINVAL`: another owner has a member open. `EBUSY`: the set did not become idle, or a member
+    /// did not quiesce; nothing was reset. `ENODEV`: the file was revoked. Errors of the member that
+    /// could not be reset; `EIO`: it panicked.
     pub fn reset_set(&self) -> Result<()> {
         self.reset_set_with(&[])
     }
 
-    /// The same for a caller who proves by files of other owners that their devices are the
-    /// caller's to reset as well, as kernel users do with group descriptors. Files of devices
-    /// outside the set, and files that were taken away, prove nothing.
+    /// Resets the set as [`File::reset_set`] does, for a caller that presents files of other owners
+    /// to prove that it may reset their devices, too, as kernel users do with group descriptors.
+    /// Files of devices outside the set, and revoked files, prove nothing.
     ///
     /// # Errors
     /// As [`File::reset_set`].
@@ -151,8 +153,8 @@ impl File {
 }
 
 impl DeviceRef {
-    /// The members of the device's set as the administrator sees them: owned by nobody who asks,
-    /// allowed where not open. None once the device has been unregistered. Takes the set lock.
+    /// The members of the device's set as the administrator sees them: none is owned, and those that
+    /// are not open are allowed. Empty once the device has been unregistered. Takes the set lock.
     pub fn set_members(&self) -> Vec<SetMember> {
         let mut guard = self.registered.set.lock();
         if guard.find(&self.registered).is_none() {
@@ -161,13 +163,13 @@ impl DeviceRef {
         Authority::Administrator(InUse::Refuse).members(&mut guard)
     }
 
-    /// Resets every member of the device's set on the administrator's authority: that of whoever
-    /// holds the registry, not of a user. Otherwise as [`File::reset_set`].
+    /// Resets every member of the device's set on the administrator's authority, not on a user's.
+    /// Otherwise as [`File::reset_set`].
     ///
     /// # Errors
-    /// `EBUSY`: a member is open, by whom is said, and [`InUse::Refuse`] was asked for; or a call
-    /// of a member took too long; `ENODEV`: the device has been unregistered; what the device
-    /// says that could not be reset; `EIO`: it panicked.
+    /// `EBUSY`: a member is open (the message names its owner) and `in_use` is [`InUse::Refuse`]; or
+    /// the set did not become idle, or a member did not quiesce. `ENODEV`: the device has been
+    /// unregistered. Errors of the member that could not be reset; `EIO`: it panicked.
     pub fn reset_set(&self, in_use: InUse) -> Result<()> {
         let resetting = self.registered.begin_reset()?;
         if resetting.lock().find(&self.registered).is_none() {
@@ -197,15 +199,14 @@ fn reset(resetting: &Transition<'_>, authority: &Authority<'_>) -> Result<()> {
     Stopped::stop(&members)?.reset(resetting)
 }
 
-/// The members of a set, all of them quiesced; they go on when this is dropped.
+/// The members of a set, all of them quiesced. They resume when this is dropped.
 struct Stopped {
-    /// Those that share pages last.
+    /// Those that share pages come last.
     stops: Vec<Stop>,
 }
 
 impl Stopped {
-    /// `EBUSY`: a call is taking too long, or a device does not quiesce; those that were stopped
-    /// go on.
+    /// `EBUSY`: a call takes too long, or a device does not quiesce; those that were stopped resume.
     fn stop(members: &[Arc<Registered>]) -> Result<Self> {
         let mut timeout = Timeout::new(LIMIT);
         let Some(first) = members.first() else { return Ok(Self { stops: Vec::new() }) };
@@ -229,7 +230,7 @@ impl Stopped {
         timeout: &mut Timeout,
         deadline: Instant,
     ) -> Result<()> {
-        // First all of them, so that nobody new comes in, however many there are who want to.
+        // Stop all of them first, so that no new call delays the quiesce, however many there are.
         for member in members {
             self.stops.push(Stop::claim(member, timeout)?);
         }
@@ -256,7 +257,8 @@ impl Stopped {
                 return Err(error);
             }
         }
-        // Of the last one nothing can have happened since its own reset that a reset would undo.
+        // The last member needs no second reset: a store into its pages after its reset counts as
+        // made after the hot reset.
         let before_last = members.split_last().map_or(&[][..], |(_, rest)| rest);
         for member in before_last.iter().filter(|member| member.shares_memory()) {
             if let Err(error) = member.reset_quietly(ResetCause::Set, None) {

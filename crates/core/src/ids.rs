@@ -1,6 +1,6 @@
-//! Who is who: devices, files, owners and device sets.
+//! Identities: devices, files, owners and device sets.
 //!
-//! Numbers come from an [`IdSequence`], which never repeats one. A restored process tells it the
+//! Numbers come from an [`IdSequence`], which never repeats one. A restored process passes it the
 //! last number that was given out before.
 
 use std::fmt;
@@ -84,7 +84,7 @@ pub struct Owner {
     credentials: Option<Credentials>,
 }
 
-/// What tells one owner from every other.
+/// What distinguishes one owner from every other.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
@@ -98,15 +98,15 @@ pub enum OwnerIdentity {
         /// The inode number.
         pidfd_inode: u64,
     },
-    /// One connection, where the kernel does not tell which process is behind it. Two
-    /// connections of one process are strangers then.
+    /// One connection, if the kernel does not identify the process behind it. Two connections of one
+    /// process are then two owners.
     Connection(ConnectionId),
-    /// Not known. Equals nobody, not even another unknown owner.
+    /// Not known. Not equal to any owner, not even to another unknown one.
     Unknown,
 }
 
-/// What an owner names beside itself, as a process with two iommufds does: its files in one
-/// context belong together, those in another are somebody else's.
+/// A context within an owner, as in a process with two iommufds: its files in one context belong
+/// together, and those in another count as another owner's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
@@ -151,7 +151,7 @@ impl Owner {
         Self { context, ..self }
     }
 
-    /// What tells this owner from every other.
+    /// What distinguishes this owner from every other.
     pub fn identity(&self) -> &OwnerIdentity {
         &self.identity
     }

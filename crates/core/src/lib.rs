@@ -25,7 +25,7 @@
 //! | [`File::reset`] | any | the device is stopped and quiesces; `reset`; `resume` | stuck: `EIO`, if it does not quiesce in two seconds |
 //! | [`Context::request_reset`] | any | after the call, step or data-path call that asked: as [`File::reset`], in a task of the runtime if anything of the device works | stuck |
 //! | [`DeviceRef::save`] | saving | the device is stopped and quiesces; its state is read; `resume` | does not quiesce in two seconds: `EBUSY`, it resumes |
-//! | [`DeviceRef::restore`] | opening | `open_device`, `open` for each saved file, the state is restored, `resume`; no reset | undone in reverse, as an open and a close would leave it |
+//! | [`DeviceRef::restore`] | opening | `open_device`, `open` for each saved file, interrupts and mappings are set up, the device's state is restored, `resume`; no reset | undone in reverse, as an open and a close would leave it |
 //!
 //! A *set* is idle, or marked by one thread that opens, closes, resets or saves a member. The set's
 //! lock is held to read and change the mark and the count of files, never during a callback or a

@@ -20,7 +20,7 @@ use crate::registered::Registered;
 use crate::registry::OpenPolicy;
 use crate::set::{Phase, SetGuard, Transition};
 
-/// Whether observers hear of a file's release: only if they heard of its open.
+/// Whether a file's release is emitted: only if its open was.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Announce {
     Yes,
@@ -28,8 +28,8 @@ enum Announce {
 }
 
 impl Registered {
-    /// Opens the device: counted, and opened for the first file, with the set marked; then `open`
-    /// without the mark.
+    /// Opens the device: counts the file, opens the device for the first one with the set marked, and
+    /// calls `open` without the mark.
     pub(crate) fn open_file(
         self: &Arc<Self>,
         owner: Owner,
@@ -64,7 +64,7 @@ impl Registered {
         Err(self.is_leaving())
     }
 
-    /// Checks that one more file is allowed, counts it, and opens the device for the first.
+    /// Checks that one more file is allowed, counts it, and opens the device for the first one.
     fn count_in(
         self: &Arc<Self>,
         opening: &Transition<'_>,
@@ -75,7 +75,8 @@ impl Registered {
         self.admit_opener(token)?;
         let first = {
             let mut guard = opening.lock();
-            // Once more: an unregister may have begun, and a file may have been revoked.
+            // Check again: since the first check an unregister may have begun, or a file may have
+            // been revoked.
             let first = self.may_open(&mut guard, &file.owner)?;
             guard.member(self).files.insert(file.id, file.clone());
             first
@@ -97,7 +98,7 @@ impl Registered {
         })
     }
 
-    /// Whether the policy allows one more file of an owner; whether it is the first.
+    /// Checks that the policy allows one more file of an owner. Returns whether it is the first.
     fn may_open(&self, guard: &mut SetGuard<'_>, opener: &Owner) -> Result<bool> {
         let Some(member) = guard.find(self) else { return Err(self.is_leaving()) };
         if member.leaving {
@@ -125,13 +126,13 @@ impl Registered {
             (Some(power), presented) => power.admit(presented),
             (None, None) => Ok(()),
             (None, Some(_)) => {
-                let what = format!("{} has no use for a token", self.name());
+                let what = format!("{} takes no token", self.name());
                 Err(Error::new(Errno::INVAL, what))
             }
         })
     }
 
-    /// Releases a file that its holder lets go; nothing if it was taken away before.
+    /// Releases a file that its holder closes, unless it was revoked before.
     pub(crate) fn release_file(self: &Arc<Self>, file: &FileShared) {
         if file.take() {
             self.release_taken(file);
@@ -142,8 +143,8 @@ impl Registered {
         self.release_now(file, Announce::Yes);
     }
 
-    /// Releases a file. What it gave the device is taken away first, so that nothing can wait for
-    /// the peer in what follows.
+    /// Releases a file. Removes its mappings and eventfds first, so that no callback that follows can
+    /// wait for the peer.
     fn release_now(self: &Arc<Self>, file: &FileShared, announce: Announce) {
         self.drop_resources(file);
         let released = self.call(|device| {
@@ -156,9 +157,9 @@ impl Registered {
         self.count_out(file, announce);
     }
 
-    /// Takes a file out of the count, and closes the device after the last.
+    /// Uncounts a file, and closes the device after the last one.
     fn count_out(self: &Arc<Self>, file: &FileShared, announce: Announce) {
-        // Once more: `release` may have been the one that gave the device something.
+        // Again: another thread may have set up an eventfd or mapping before `release`.
         self.drop_resources(file);
         let closing = self.set.begin(Phase::Closing);
         let count = {
@@ -183,7 +184,7 @@ impl Registered {
         }
     }
 
-    /// Drops the DMA windows and eventfds that a file gave the device.
+    /// Drops the DMA mappings and eventfds of a file.
     pub(crate) fn drop_resources(&self, file: &FileShared) {
         file.drop_doorbells();
         self.context.irqs().drop_file(file.id);
@@ -191,8 +192,8 @@ impl Registered {
         file.drop_left_mappings();
     }
 
-    /// Waits for the last file to be gone, asking for it again and again, and takes away what
-    /// is left when time is up. No file can be opened from now on.
+    /// Bars opens, asks the users to close the device at growing intervals until the last file is
+    /// released, and revokes the files that are left at the deadline.
     pub(crate) fn drain(self: &Arc<Self>, deadline: Option<Duration>) {
         let mut backoff = RequestBackoff::new(deadline);
         let mut guard = self.set.lock();
@@ -216,13 +217,13 @@ impl Registered {
     fn request(&self, n: u32) {
         // Emit `Requested` before asking: another thread may emit `FileReleased` at once.
         self.emit(|subject| Event::Requested { subject, n });
-        let told = self.call(|device| Ok(device.as_request().map(|power| power.request(n))));
-        let told = matches!(told, Ok(Some(true)));
-        // Rarer and rarer, as the intervals grow.
-        tracing::debug!(device = self.name(), n, told, "asked the users to let go");
+        let sent = self.call(|device| Ok(device.as_request().map(|power| power.request(n))));
+        let sent = matches!(sent, Ok(Some(true)));
+        // The growing intervals limit the rate.
+        tracing::debug!(device = self.name(), n, sent, "asked the users to close the device");
     }
 
-    /// Takes one file away, by its number.
+    /// Revokes one file, by its number.
     pub(crate) fn revoke(self: &Arc<Self>, id: FileId) -> Result<()> {
         let gone = || Error::new(Errno::NOENT, format!("{} has no {id}", self.name()));
         let file = {
@@ -243,7 +244,7 @@ impl Registered {
         self.release_taken(file);
     }
 
-    /// Refuses every open from now on, unless the device has files.
+    /// Bars opens (`ENODEV`) if the device has no files; otherwise `EBUSY`.
     pub(crate) fn bar_opens_if_unused(&self) -> Result<()> {
         let mut guard = self.set.lock();
         let Some(member) = guard.find(self) else { return Ok(()) };
@@ -254,7 +255,7 @@ impl Registered {
         Ok(())
     }
 
-    /// Takes every file away, and waits until those are gone that others are releasing.
+    /// Revokes every file, and waits for those that other threads are releasing.
     fn revoke_all(self: &Arc<Self>) {
         let files: Vec<_> = self.set.lock().member(self).files.values().cloned().collect();
         for file in files {
@@ -266,7 +267,7 @@ impl Registered {
         }
     }
 
-    /// Leaves the set and lets the device itself go. No files are left.
+    /// Leaves the set and drops the device itself. It must have no files left.
     pub(crate) fn leave(&self) {
         self.set.lock_idle().leave(self);
         let model = crate::sync::lock(&self.model).take();

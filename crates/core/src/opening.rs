@@ -24,7 +24,7 @@ impl OpeningMemory {
     ///
     /// # Errors
     /// `EINVAL`: the region shares nothing; `ENODEV`: the opening has ended; `EMFILE`, `ENOMEM` and
-    /// the like: what the kernel says to the memory's file or mapping.
+    /// the like: the kernel's errors for the memory's file or mapping.
     #[inline]
     pub(crate) fn region(&self, index: u32) -> Result<&Arc<SharedMemory>> {
         let made = match self.made.get() {
@@ -50,10 +50,10 @@ impl OpeningMemory {
         self.made.get().ok_or_else(none)
     }
 
-    /// Zeroes it: for a reset.
+    /// Zeroes the memory, for a reset.
     ///
     /// # Errors
-    /// What the kernel says; then some of it may be as it was.
+    /// The kernel's errors; then some of the memory may be unchanged.
     fn clear(&self) -> Result<()> {
         let Some(made) = self.made.get() else { return Ok(()) };
         made.clear().or_else(|_| {
@@ -68,7 +68,7 @@ impl OpeningMemory {
         })
     }
 
-    /// Ends the opening: from now on the device reaches it no more.
+    /// Ends the opening: from now on the device's accesses to its memory fail with `ENODEV`.
     fn end(&self) {
         let mut ended = lock(&self.ended);
         *ended = true;
@@ -89,7 +89,7 @@ struct Opening {
     memory: Arc<OpeningMemory>,
 }
 
-/// What becomes of the memory of the last opening.
+/// What happens to the memory of the last opening.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Last {
     /// The device loses it at its last close.

@@ -48,16 +48,16 @@ pub struct Region {
     pub shared: Vec<SparseArea>,
     /// Places where a write says "changed" ([`crate::DataPath`]).
     pub doorbells: Vec<Doorbell>,
-    /// While the device resets itself, accesses wait for the end of that, up to 100 ms. Others
-    /// read all ones at once, and write nothing.
+    /// While a reset runs that the device itself asked for, accesses wait, up to 100 ms. Those of
+    /// other regions do not wait: reads give all ones and writes are dropped.
     pub waits_for_reset: bool,
 }
 
 /// A doorbell: a place in a region whose write says "changed".
 ///
-/// A device with the power [`crate::Worker`] is told in its data path or tasks, without its lock,
-/// with the value where that is known. To any other device a doorbell is a way to make a write:
-/// the device sees one of the doorbell's value, `size` bytes (4 if 0).
+/// A device with the power [`crate::Worker`] gets rings in its data path or tasks, without its lock,
+/// with the value if that is known. Any other device gets a write of the doorbell's value, `size`
+/// bytes (4 if 0).
 ///
 /// In a shared area, a write by message is stored in the memory and rings; a store through a
 /// mapping rings nothing, and is seen by a device that polls the page.
@@ -103,7 +103,7 @@ impl Doorbell {
 }
 
 impl Region {
-    /// A region that the device has not.
+    /// A region that the device does not have.
     pub const fn absent() -> Self {
         Self {
             size: 0,

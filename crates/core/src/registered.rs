@@ -1,4 +1,4 @@
-//! What the core keeps of a registered device, and how it calls the device.
+//! A registered device: what the core knows of it, and how the core calls it.
 
 use std::any::Any;
 use std::sync::Arc;
@@ -21,13 +21,13 @@ use crate::work::{Rings, Task};
 
 /// The error state.
 const FAILED: u8 = 1;
-/// The device is stopped: for a reset, of its set or by itself, or while it is closed or saved.
+/// The device is stopped: for a reset of its set or of itself, or while it is closed or saved.
 pub(crate) const STOPPED: u8 = 2;
 /// It is stopped for a reset that it asked for itself; goes with [`STOPPED`].
 pub(crate) const BY_FUNCTION: u8 = 4;
 
-/// How long an access waits while its set is being reset: clients give up after five seconds,
-/// and take an error for good.
+/// How long an access waits while its device is stopped: clients give up after five seconds, and
+/// do not repeat an access that failed.
 const ACCESS_WAIT: Duration = Duration::from_secs(1);
 /// How long an access to configuration space waits for a function-level reset.
 const FUNCTION_RESET: Duration = Duration::from_millis(100);
@@ -47,18 +47,20 @@ pub(crate) struct Registered {
     pub(crate) set: Arc<Set>,
     /// The member's place in its set.
     pub(crate) slot: usize,
-    /// What keeps accesses away: [`FAILED`], [`STOPPED`], [`BY_FUNCTION`]. Looked at with the device lock held, so
-    /// that whoever has set it and had that lock since knows that no access is inside.
+    /// What accesses must not pass: [`FAILED`], [`STOPPED`], [`BY_FUNCTION`]. Accesses check it with
+    /// the device lock held, so a thread that has set it and then held that lock knows that no
+    /// access is running.
     pub(crate) barred: AtomicU8,
     pub(crate) model: Mutex<Model>,
-    /// Why it is in the error state, for people.
+    /// Why the device is in the error state, for messages.
     pub(crate) failure: Mutex<Option<String>>,
-    /// For those who wait for the end of a stop without the device lock, which that
-    /// itself needs. Held for no more than a look at [`STOPPED`].
+    /// Lets threads wait for the end of a stop without the device lock, which the stop itself
+    /// needs. Held only to check or change [`STOPPED`].
     pub(crate) entrance: Mutex<()>,
-    /// Signalled when a stop is over; goes with `entrance`.
+    /// Signalled when a stop is over; used with `entrance`.
     pub(crate) resumed: Condvar,
-    /// Signalled when the last file of a leaving device is gone; goes with the set lock.
+    /// Signalled when a device that is being unregistered has released its last file; used with the
+    /// set lock.
     pub(crate) drained: Condvar,
 }
 
@@ -75,7 +77,7 @@ impl Registered {
         self.set.name(self.name())
     }
 
-    /// Tells the observer, if there is one.
+    /// Emits an event to the observer, if there is one.
     pub(crate) fn emit<'a>(&'a self, event: impl FnOnce(Subject<'a>) -> Event<'a>) {
         let Some(observer) = &self.registry.observer else { return };
         let subject = Subject { device: self.id(), name: self.name(), set: self.set_name() };
@@ -85,8 +87,8 @@ impl Registered {
         }
     }
 
-    /// Calls the device with its lock held, in the error state as well. While the set is being
-    /// reset it waits for the end of that, however long it takes.
+    /// Calls the device with its lock held, also in the error state. While the device is stopped it
+    /// waits, without limit.
     pub(crate) fn call<R>(&self, call: impl FnOnce(&mut dyn Device) -> Result<R>) -> Result<R> {
         loop {
             let mut entrance = lock(&self.entrance);
@@ -127,22 +129,25 @@ impl Registered {
         outcome.unwrap_or_else(|panic| Err(self.has_panicked(panic)))
     }
 
-    /// Calls the device for a file: not if the file was revoked, not in the error state. While the
-    /// device is stopped it waits for the end of that, for a time.
+    /// Calls the device for a file. While the device is stopped it waits, at most [`ACCESS_WAIT`].
+    ///
+    /// # Errors
+    /// `ENODEV`: the file was revoked; `EIO`: the device is in the error state, or panicked;
+    /// `EBUSY`: it is stopped for too long; what `call` returns.
     #[inline]
     pub(crate) fn access<R>(
         self: &Arc<Self>,
         file: &FileShared,
         call: impl FnOnce(&mut dyn Device) -> Result<R>,
     ) -> Result<R> {
-        // With the lock held: whoever takes the file away calls `release` under this lock
-        // afterwards, so no access can follow a release.
+        // With the lock held: a revoke calls `release` under this lock afterwards, so no access can
+        // follow a release.
         let model = self.enter(file)?;
         self.access_locked(model, file, call)
     }
 
-    /// As [`Registered::access`], for a region: while a reset that the device asked for itself is
-    /// under way, waits `patience` for its end, and returns `None` then.
+    /// As [`Registered::access`], for a region. While a reset runs that the device itself asked for,
+    /// it waits [`FUNCTION_RESET`] if `waits`, else not at all, and then returns `None`.
     #[inline]
     pub(crate) fn access_region<R>(
         self: &Arc<Self>,
@@ -205,7 +210,8 @@ impl Registered {
         }
     }
 
-    /// Waits for the end of a reset that the device asked for itself; `false` if it lasts longer.
+    /// Waits for the end of a reset that the device itself asked for; returns `false` if it takes
+    /// longer than allowed.
     /// PCI Express 6.6.2: a function may need 100 ms for a function-level reset.
     #[cold]
     fn await_function_reset(&self, file: &FileShared, waits: bool) -> Result<bool> {
@@ -218,7 +224,8 @@ impl Registered {
         if file.is_open() { Ok(true) } else { Err(self.is_gone()) }
     }
 
-    /// Waits until the device is not stopped any more, for a time: `EBUSY` then; `ENODEV`.
+    /// Waits until the device is not stopped any more. `EBUSY`: that takes longer than
+    /// [`ACCESS_WAIT`]; `ENODEV`: the file was revoked.
     #[cold]
     fn await_resume(&self, file: &FileShared) -> Result<()> {
         let mut timeout = Timeout::new(ACCESS_WAIT);
@@ -230,8 +237,8 @@ impl Registered {
         if file.is_open() { Ok(()) } else { Err(self.is_gone()) }
     }
 
-    /// Whether an access for a file may go on, without the device: waits as
-    /// [`Registered::access`] does.
+    /// Checks whether a file may use the device, for an access that does not call it. Waits and
+    /// fails as [`Registered::access`] does.
     #[inline]
     pub(crate) fn admit(&self, file: &FileShared) -> Result<()> {
         if self.is_stopped() {
@@ -240,7 +247,7 @@ impl Registered {
         self.may_access(file)
     }
 
-    /// Whether an access for a file that does not have to wait may go on: `ENODEV`, `EIO`.
+    /// Checks that a file is open (`ENODEV`) and its device not in the error state (`EIO`).
     #[inline]
     pub(crate) fn may_access(&self, file: &FileShared) -> Result<()> {
         if !file.is_open() {
@@ -249,9 +256,9 @@ impl Registered {
         if self.is_in_error_state() { Err(self.has_failed()) } else { Ok(()) }
     }
 
-    /// Resets the device: for a file, unless that was taken away, and not before the set's own
-    /// reset is over; or with the set marked. In the error state after a failure, out of it
-    /// after success.
+    /// Resets the device: for a file, waiting while the device is stopped, unless the file was
+    /// revoked; without a file the caller has stopped the device or marked its set. A failure puts
+    /// the device into the error state, success takes it out.
     pub(crate) fn reset(&self, cause: ResetCause, file: Option<&FileShared>) -> Result<()> {
         self.reset_quietly(cause, file)?;
         tracing::debug!(device = self.name(), ?cause, "reset");
@@ -259,7 +266,7 @@ impl Registered {
         Ok(())
     }
 
-    /// Likewise, and tells nobody unless it fails.
+    /// Resets the device as [`Registered::reset`], but emits an event only if it fails.
     pub(crate) fn reset_quietly(&self, cause: ResetCause, file: Option<&FileShared>) -> Result<()> {
         let model = match file {
             Some(file) => self.enter(file)?,
@@ -268,7 +275,7 @@ impl Registered {
         if file.is_some_and(|file| !file.is_open()) {
             return Err(self.is_gone());
         }
-        // The outer result tells of a panic, which has been dealt with.
+        // The outer result reports a panic, which `call_locked` has handled.
         let outcome = self.call_locked(model, |device| {
             self.context.irqs().reset();
             let result = self.context.openings().clear().and_then(|()| device.reset(cause));
@@ -290,7 +297,8 @@ impl Registered {
         })
     }
 
-    /// First open: reset where the state is not kept, then `open_device`.
+    /// First open: begins an opening, resets the device unless its state is retained, calls
+    /// `open_device`, and starts its work.
     pub(crate) fn first_open(
         self: &Arc<Self>,
         opening: &Transition<'_>,
@@ -321,7 +329,7 @@ impl Registered {
         Ok(())
     }
 
-    /// What becomes of the memory that the device shares when it is closed.
+    /// What happens to the memory that the device shares when it is closed.
     pub(crate) fn last_memory(&self) -> Last {
         match self.state_policy {
             StatePolicy::Reset => Last::Forgotten,
@@ -360,8 +368,8 @@ impl Registered {
                 closing.lock().needs_reset(&member);
                 continue;
             }
-            // It stays in the error state if this fails; its next first open tries again, and so
-            // does the next time that the set falls idle.
+            // If this fails, the member stays in the error state. Its next first open tries again,
+            // and so does the next last close in the set.
             if member.reset(ResetCause::Set, None).is_err() {
                 closing.lock().needs_reset(&member);
             }
@@ -372,7 +380,7 @@ impl Registered {
         self.barred.load(Ordering::Relaxed) & FAILED != 0
     }
 
-    /// Puts the device into the error state. `why` is for people.
+    /// Puts the device into the error state. `why` is for messages.
     pub(crate) fn fail(&self, why: &str) {
         if self.barred.fetch_or(FAILED, Ordering::Relaxed) & FAILED == 0 {
             *lock(&self.failure) = Some(why.to_owned());
@@ -412,24 +420,24 @@ impl Registered {
 
     #[cold]
     pub(crate) fn is_gone(&self) -> Error {
-        Error::new(Errno::NODEV, format!("{} is no longer there for this file", self.name()))
+        Error::new(Errno::NODEV, format!("{}: this file was revoked or closed", self.name()))
     }
 }
 
 impl Home for Registered {
     fn step(&self, task: &Task, step: &mut dyn FnMut(&mut dyn Any)) -> bool {
         let mut model = lock(&self.model);
-        // With the lock held: whoever closes the gate by cancelling holds it, too.
+        // With the lock held: a thread that closes the gate by cancelling holds it, too.
         if !task.may_step() {
             return false;
         }
         let Some(device) = model.as_deref_mut() else { return false };
         let outcome = contain(|| step(device));
         if let Err(panic) = outcome {
-            // Before the lock is dropped: nobody shall see what the step left behind.
+            // Before the lock is dropped, so that no access sees what the step left behind.
             self.fail(&panic.to_string());
             drop(model);
-            // Ends the task; the core hears of it in `task_panicked`.
+            // Ends the task; the runtime then calls `task_panicked`.
             std::panic::resume_unwind(Box::new(panic.to_string()));
         }
         true

@@ -79,7 +79,7 @@ pub struct Registry {
 
 /// A shard of the visible devices.
 type ById = Mutex<HashMap<DeviceId, Arc<Registered>>>;
-/// A shard of the names; one has no device while that is on the way in or out.
+/// A shard of the names. A name has no device while that is being registered or unregistered.
 type ByName = Mutex<HashMap<String, Option<Arc<Registered>>>>;
 
 pub(crate) struct RegistryInner {
@@ -97,7 +97,7 @@ impl RegistryInner {
         FileId(self.file_ids.take())
     }
 
-    /// Never gives out a number up to this one, which a restored file has.
+    /// Excludes the number of a restored file, and all below it, from those given out later.
     pub(crate) fn reserve_file(&self, file: FileId) {
         self.file_ids.continue_after(file.0);
     }
@@ -117,12 +117,12 @@ impl Registry {
     /// An empty registry with a runtime of its own.
     ///
     /// # Panics
-    /// Where the process has no descriptors left for it.
+    /// If the process has no descriptors left for it.
     pub fn new() -> Self {
         Self::build(None)
     }
 
-    /// An empty registry that tells what happens in it; panics as [`Registry::new`].
+    /// An empty registry that emits events to an observer; panics as [`Registry::new`].
     pub fn with_observer(observer: Arc<dyn Observer>) -> Self {
         Self::build(Some(observer))
     }
@@ -133,8 +133,8 @@ impl Registry {
         Self::in_runtime(runtime, observer)
     }
 
-    /// What runs the devices' tasks. Somebody has to start its [`vfiod_tasks::Workers`], or to run
-    /// it.
+    /// What runs the devices' tasks. The owner of the registry starts [`vfiod_tasks::Workers`] for it,
+    /// or runs it.
     pub fn runtime(&self) -> &Runtime {
         &self.inner.runtime
     }
@@ -225,7 +225,7 @@ impl Registry {
         if created {
             registered.emit(Event::SetCreated);
         }
-        // Told before it is so, as the first open may come as soon as it is.
+        // Emit `Registered` before the device becomes visible, so that it precedes `DeviceOpened`.
         registered.emit(Event::Registered);
         reserved.fill(&registered);
         lock(self.inner.ids(id)).insert(id, registered.clone());
@@ -274,7 +274,7 @@ fn refused(name: &str, panic: Panicked) -> Error {
     Error::new(Errno::IO, format!("{name} failed while being registered")).because(panic)
 }
 
-/// A device on its way in; dropped with care if it does not make it.
+/// A device that is being registered. If that fails it is dropped, and a panic of its drop caught.
 struct Candidate(Option<Box<dyn Device>>);
 
 impl Drop for Candidate {
@@ -286,7 +286,7 @@ impl Drop for Candidate {
     }
 }
 
-/// A name taken for a device on its way in; given back unless filled.
+/// A name reserved for a device that is being registered; freed unless filled.
 struct Reservation<'a> {
     registry: &'a RegistryInner,
     name: &'a str,
@@ -296,9 +296,10 @@ struct Reservation<'a> {
 impl<'a> Reservation<'a> {
     fn new(registry: &'a RegistryInner, name: &'a str) -> Result<Self> {
         match lock(registry.names(name)).entry(name.to_owned()) {
-            Entry::Occupied(_) => {
-                Err(Error::new(Errno::EXIST, format!("there is a device called {name} already")))
-            }
+            Entry::Occupied(_) => Err(Error::new(
+                Errno::EXIST,
+                format!("a device named {name} is already registered"),
+            )),
             Entry::Vacant(entry) => {
                 entry.insert(None);
                 Ok(Self { registry, name, filled: false })
@@ -347,8 +348,8 @@ impl DeviceRef {
         self.registered.set_name()
     }
 
-    /// Tells sets apart, also those of one name, for as long as this is kept: devices of one set
-    /// have the same.
+    /// Identifies the set, also among sets of one name, for as long as this reference is kept:
+    /// devices of one set have the same key.
     pub fn set_key(&self) -> SetKey {
         SetKey(Arc::as_ptr(&self.registered.set).addr())
     }
@@ -392,8 +393,7 @@ impl DeviceRef {
         }
     }
 
-    /// How it is used just now. Takes the set lock, so it may wait for a first open or last
-    /// close in the set.
+    /// How the device is used now. Takes the set lock, which is never held during a callback.
     pub fn status(&self) -> Status {
         let device = &*self.registered;
         let mut guard = device.set.lock();
@@ -409,17 +409,20 @@ impl DeviceRef {
         }
     }
 
-    /// Takes a file from its user, as an unregister does at its deadline: the core releases
-    /// it, and its holder gets `ENODEV` from then on. Waits for a callback of the device that is
-    /// running.
+    /// Revokes a file: the core calls [`Device::release`] for it, and every later operation on it
+    /// fails with `ENODEV`. If its `open` is still running, that open fails with `ENODEV`.
+    ///
+    /// Blocks while a callback of the device runs or its set is being reset. Takes the set lock and
+    /// the device lock: not to be called from a device callback or an observer.
     ///
     /// # Errors
-    /// `ENOENT`: the device has no such file (any more).
+    /// `ENOENT`: the device has no file with this id, or has released it.
     pub fn revoke(&self, file: FileId) -> Result<()> {
         self.registered.revoke(file)
     }
 
-    /// Takes every file that the device has now from its user; how many there were.
+    /// Revokes every file that the device has now, as [`DeviceRef::revoke`]. Returns how many were
+    /// revoked.
     pub fn revoke_all(&self) -> usize {
         let files = self.status().files;
         files.iter().filter(|file| self.revoke(file.id).is_ok()).count()
@@ -428,13 +431,15 @@ impl DeviceRef {
     /// Opens the device for an owner.
     ///
     /// The first open resets the device (unless its state is retained and sound) and calls
-    /// [`Device::open_device`], with the set lock held; then, and for every further open,
-    /// [`Device::open`] without it.
+    /// [`Device::open_device`], with the set marked; then, and for every further open,
+    /// [`Device::open`] without the mark. Blocks while a callback of the device runs, and up to two
+    /// seconds while its set is being opened, closed, reset or saved.
     ///
     /// # Errors
-    /// `ENODEV`: being unregistered; `EINVAL`: single-open and open; `EBUSY`: another owner has
-    /// it; `EIO`: a callback panicked, or the device is open and in the error state; what
-    /// `reset`, `open_device` or `open` says.
+    /// `ENODEV`: the device is being unregistered, or the file was revoked; `EINVAL`: it is
+    /// single-open and open; `EBUSY`: another owner has it open, its set does not become idle, or it
+    /// is stuck; `EIO`: a callback panicked, or the device is open and in the error state; errors of
+    /// `reset`, `open_device` and `open`.
     pub fn open(&self, owner: Owner) -> Result<File> {
         self.open_with(owner, None)
     }
@@ -443,8 +448,8 @@ impl DeviceRef {
     /// ([`Admission`](crate::Admission), [`DeviceSpec::token`]).
     ///
     /// # Errors
-    /// As [`DeviceRef::open`]; `EINVAL`: a token for a device that has no use for one; what the
-    /// device says to it: `EACCES` most likely.
+    /// As [`DeviceRef::open`]; `EINVAL`: the device takes no token; errors of
+    /// [`Admission::admit`](crate::Admission::admit), such as `EACCES`.
     pub fn open_with(&self, owner: Owner, token: Option<Token>) -> Result<File> {
         let file = self.registered.open_file(owner, token)?;
         Ok(File::new(self.clone(), file))
@@ -488,10 +493,10 @@ impl Registration {
         &self.device
     }
 
-    /// Unregisters: no new opens from now on; asks the users to let go ([`Request`])
-    /// at once and again in growing intervals, until the last file is gone. With a deadline, files left by then are revoked: the core releases
-    /// them, and their holders get `ENODEV`. Without one it waits for ever, so the caller must
-    /// not hold a file itself.
+    /// Unregisters the device: bars opens, and asks the users to close it ([`Request`]), at once and
+    /// at growing intervals, until the last file is released. With a deadline, files that are left
+    /// then are revoked: the core releases them, and their holders get `ENODEV`. Without one it
+    /// waits for ever, so the caller must not hold a file itself.
     ///
     /// Returns when the device has left its set and was dropped. Waits for callbacks of the
     /// device that are running, also past the deadline.
@@ -502,11 +507,11 @@ impl Registration {
         // Its drop finds the device gone.
     }
 
-    /// Refuses every open from now on (`ENODEV`), as the first step of [`Registration::unregister`],
-    /// if nobody has the device open; otherwise nothing changes. Takes the set lock.
+    /// Bars opens (`ENODEV`), as the first step of [`Registration::unregister`], if the device is not
+    /// open; otherwise nothing changes. Takes the set lock.
     ///
     /// # Errors
-    /// `EBUSY`: it is in use, by whom is said.
+    /// `EBUSY`: the device is in use; the message names its owner.
     pub fn bar_opens_if_unused(&self) -> Result<()> {
         self.device.registered.bar_opens_if_unused()
     }

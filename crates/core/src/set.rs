@@ -1,9 +1,9 @@
 //! Device sets: devices whose first opens, last closes and resets never overlap.
 //!
-//! A set is idle, or one thread is opening, closing, resetting or saving a member of it. Whoever wants to
-//! change it takes the lock, waits until the set is idle, marks it, and drops the lock: callbacks
-//! of devices and waits happen with the mark and without the lock. So the lock is held for
-//! bookkeeping only, and status is answered while a device is slow.
+//! A set is idle, or one thread is opening, closing, resetting or saving a member of it. That thread
+//! takes the lock, waits until the set is idle, marks it, and drops the lock: callbacks of devices
+//! and waits happen with the mark and without the lock. So the lock is held for bookkeeping only,
+//! and status can be read while a device is slow.
 //!
 //! | set is | open | release | reset of the set | join, leave | status |
 //! | --- | --- | --- | --- | --- | --- |
@@ -61,7 +61,7 @@ pub(crate) struct Set {
     id: Option<SetId>,
     name: OnceLock<String>,
     state: Mutex<SetState>,
-    /// Signalled when the set becomes idle; goes with `state`.
+    /// Signalled when the set becomes idle; used with `state`.
     idle: Condvar,
 }
 
@@ -102,7 +102,7 @@ impl Set {
         Arc::new(Self { id, name: OnceLock::new(), state, idle })
     }
 
-    /// The set of a device that named none. It is in no table: nobody can join it.
+    /// The set of a device that named none. It is in no table, so no other device can join it.
     pub(crate) fn singleton() -> Arc<Self> {
         Self::new(None)
     }
@@ -151,8 +151,8 @@ impl Set {
     }
 }
 
-/// The mark on a set: nobody else opens, closes or resets a member. The set is idle again when
-/// this is dropped.
+/// The mark on a set: no other thread opens, closes, resets or saves a member. The set is idle again
+/// when this is dropped.
 pub(crate) struct Transition<'a> {
     set: &'a Set,
 }
@@ -172,7 +172,7 @@ impl Drop for Transition<'_> {
             state.phase = Phase::Idle;
             state.waiting
         };
-        // Signalling costs a system call even where nobody waits.
+        // Signalling costs a system call even if no thread waits.
         if waiting > 0 {
             self.set.idle.notify_all();
         }
@@ -232,21 +232,22 @@ impl SetGuard<'_> {
         self.state().members.iter().flatten()
     }
 
-    /// Counts the members with files, up or down.
+    /// Counts a member that was opened.
     pub(crate) fn device_opened(&mut self) {
         self.state().open_members += 1;
     }
 
+    /// Uncounts a member that was closed.
     pub(crate) fn device_closed(&mut self) {
         self.state().open_members -= 1;
     }
 
-    /// Remembers that a device cannot go on without the set's reset.
+    /// Remembers that a device is to be reset as soon as no member is open.
     pub(crate) fn needs_reset(&mut self, device: &Registered) {
         self.state().needs_reset.insert(device.slot);
     }
 
-    /// The devices waiting for the set's reset, if no member is open.
+    /// Takes the devices that are to be reset, if no member is open.
     pub(crate) fn take_resets(&mut self) -> Vec<Arc<Registered>> {
         let state = self.state();
         if state.open_members > 0 || state.needs_reset.is_empty() {
@@ -254,7 +255,7 @@ impl SetGuard<'_> {
         }
         let slots = std::mem::take(&mut state.needs_reset);
         let members = slots.into_iter().filter_map(|slot| state.members[slot].as_ref());
-        // A reset by other means may have come first.
+        // A client may have reset it meanwhile.
         let failed = members.map(|member| &member.device).filter(|d| d.is_in_error_state());
         failed.cloned().collect()
     }
@@ -267,7 +268,7 @@ impl SetGuard<'_> {
         self.state().waiting -= 1;
     }
 
-    /// Lets the lock go until `signal`, or for a time ([`Duration::MAX`]: for ever).
+    /// Drops the lock until `signal`, or for a time ([`Duration::MAX`]: for ever).
     pub(crate) fn wait(&mut self, signal: &Condvar, time: Duration) {
         let state = self.state.take().expect("the set lock is held outside of wait()");
         self.state = Some(sync::wait(signal, &self.set.state, state, time));
@@ -275,8 +276,8 @@ impl SetGuard<'_> {
 }
 
 /// The live sets that have an id, by the id's address. A set is here exactly as long as it has
-/// members; the count is kept here and not in the set, so that nobody waits for a set lock
-/// with a shard's lock held.
+/// members; the count is kept here and not in the set, so that no thread waits for a set lock with a
+/// shard's lock held.
 pub(crate) struct SetTable {
     shards: Box<[Mutex<HashMap<usize, Live>>]>,
 }
@@ -297,7 +298,8 @@ impl SetTable {
         &self.shards[hash as usize % self.shards.len()]
     }
 
-    /// The live set of an id, with one member more; and whether it was made for it.
+    /// Counts a member of an id's set, and makes the set for the first. Returns the set, and whether it
+    /// is new.
     pub(crate) fn join(&self, id: &SetId) -> (Arc<Set>, bool) {
         let mut sets = lock(self.shard(id));
         if let Some(live) = sets.get_mut(&id.address()) {
@@ -309,7 +311,7 @@ impl SetTable {
         (set, true)
     }
 
-    /// A member less; whether it was the last and the set is gone.
+    /// Uncounts a member. Returns whether it was the last, and the set was removed.
     pub(crate) fn leave(&self, set: &Set) -> bool {
         let Some(id) = &set.id else { return true };
         let gone;
@@ -322,7 +324,7 @@ impl SetTable {
             }
             gone = sets.remove(&id.address());
         }
-        // The id's object may be dropped with it, which is foreign code: no lock is held here.
+        // Drops the id's object, perhaps, which runs foreign code: no lock is held here.
         drop(gone);
         true
     }

@@ -1,5 +1,5 @@
-//! Stopping a device: calls are kept out, the device is asked to quiesce, and what it does beside
-//! its calls is waited for, with no lock held.
+//! Stopping a device: calls wait, the device is asked to quiesce, and the core waits for its tasks
+//! and its accesses to guest memory, with no lock held.
 //!
 //! ```text
 //!             stop()                 quiesce(why)                  idle
@@ -10,7 +10,7 @@
 //!                   reopen the gate, resume(), let calls in: `Stop` is dropped
 //! ```
 //!
-//! One thread stops a device at a time: others wait for it, bounded.
+//! One thread stops a device at a time; others wait for it, for a limited time.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -30,30 +30,28 @@ use crate::work::{Close, Rings};
 /// to quiesce. A request of a client has four seconds, and no single wait more than two of them.
 pub(crate) const LIMIT: Duration = Duration::from_secs(2);
 
-/// How long one attempt to get the device lock of a device that is being stopped is apart from
-/// the next.
+/// The time between two attempts to get the lock of a device that is being stopped.
 const PAUSE: Duration = Duration::from_millis(1);
 
-/// A device that is stopped: no call of a client is inside or comes in. Calls come in again when
-/// this is dropped.
+/// A device that is stopped: calls of clients wait. They run again when this is dropped.
 pub(crate) struct Stop {
     device: Arc<Registered>,
-    /// What happens to the device's doorbells then; `None` if it was never quiesced.
+    /// What happens to rings of doorbells when this is dropped; `None`: the gate is left as it is.
     resume: Option<Rings>,
 }
 
 impl Stop {
-    /// Stops a device: keeps calls out, and waits until none is inside.
+    /// Stops a device: makes calls wait, and waits until none is running.
     ///
     /// # Errors
-    /// `EBUSY`: another stop, or a call, takes longer than until `deadline`.
+    /// `EBUSY`: another stop, or a call, does not end within `timeout`.
     pub(crate) fn begin(device: &Arc<Registered>, timeout: &mut Timeout) -> Result<Self> {
         let stop = Self::claim(device, timeout)?;
         stop.await_calls(timeout)?;
         Ok(stop)
     }
 
-    /// Keeps calls out. Some may still be inside: [`Stop::await_calls`].
+    /// Makes calls wait. Some may still be running: [`Stop::await_calls`].
     pub(crate) fn claim(device: &Arc<Registered>, timeout: &mut Timeout) -> Result<Self> {
         let mut entrance = lock(&device.entrance);
         while !device.try_stop() {
@@ -72,7 +70,7 @@ impl Stop {
         Self { device, resume: None }
     }
 
-    /// Waits until no call is inside.
+    /// Waits until no call is running. `EBUSY`: that takes longer than `timeout`.
     pub(crate) fn await_calls(&self, timeout: &mut Timeout) -> Result<()> {
         while try_lock(&self.device.model).is_none() {
             if timeout.left().is_none() {
@@ -84,11 +82,11 @@ impl Stop {
         Ok(())
     }
 
-    /// Asks the device to quiesce; [`Stop::is_idle`] and [`Stop::await_idle`] tell when it has.
+    /// Asks the device to quiesce, and closes its gate; [`Stop::await_idle`] waits for the rest.
     /// Takes the device lock.
     ///
     /// # Errors
-    /// `EIO`: the device panicked, or said that it had quiesced while a task of it ran. It is in
+    /// `EIO`: the device panicked, or returned [`Quiesce::Done`] while a task of it ran. It is in
     /// the error state, and its tasks are cancelled.
     pub(crate) fn ask(&mut self, why: Why) -> Result<()> {
         self.resume = Some(if why.ends() { Rings::Forget } else { Rings::Repeat });
@@ -126,16 +124,16 @@ impl Stop {
         Err(Error::new(Errno::IO, format!("{} {wrong}", self.device.name())))
     }
 
-    /// Whether nothing of the device works any more.
+    /// Whether the device is idle: no task, no data-path call, no access to guest memory in flight.
     pub(crate) fn is_idle(&self) -> bool {
         self.device.context.is_idle()
     }
 
-    /// Waits until nothing of the device works any more. The thread runs tasks meanwhile if the
-    /// runtime has no workers. It must hold no lock.
+    /// Waits until the device is idle. The thread runs tasks meanwhile if the runtime has no workers.
+    /// It must hold no lock.
     ///
     /// # Errors
-    /// `EBUSY`: that takes longer than until `deadline`.
+    /// `EBUSY`: the device is not idle at `deadline`.
     pub(crate) fn await_idle(&self, deadline: Instant) -> Result<()> {
         if self.is_idle() || self.device.context.wait_idle(&self.device.registry.runtime, deadline)
         {
@@ -147,7 +145,7 @@ impl Stop {
     /// Stops a device, asks it to quiesce for something that can be abandoned, and waits.
     ///
     /// # Errors
-    /// `EBUSY`: it takes longer than [`LIMIT`], and goes on; `EIO` as [`Stop::ask`].
+    /// `EBUSY`: it takes longer than [`LIMIT`]; the device resumes. `EIO` as [`Stop::ask`].
     pub(crate) fn quiesced(device: &Arc<Registered>, why: Why) -> Result<Self> {
         let deadline = device.registry.runtime.now() + LIMIT;
         let mut stop = Self::begin(device, &mut Timeout::new(LIMIT))?;
@@ -156,12 +154,12 @@ impl Stop {
         Ok(stop)
     }
 
-    /// What happens to doorbells that were rung before this ends.
+    /// Discards rings of doorbells when this is dropped.
     pub(crate) fn forget_rings(&mut self) {
         self.resume = Some(Rings::Forget);
     }
 
-    /// Leaves the device closed: its gate stays shut until the next first open.
+    /// Leaves the device closed: its gate stays closed until the next first open.
     pub(crate) fn leave_closed(mut self) {
         self.resume = None;
     }
@@ -181,7 +179,7 @@ impl Drop for Stop {
 }
 
 impl Registered {
-    /// DEVICE_RESET: stops the device, resets it, and lets it go on.
+    /// DEVICE_RESET: stops the device, resets it, and resumes it.
     pub(crate) fn stop_and_reset(self: &Arc<Self>, file: &FileShared) -> Result<()> {
         let deadline = self.registry.runtime.now() + LIMIT;
         let mut stop = Stop::begin(self, &mut Timeout::new(LIMIT))?;
@@ -196,15 +194,15 @@ impl Registered {
         self.reset(ResetCause::Client, None)
     }
 
-    /// Stops the device before its last close: it has no files, so that no call is inside. Of one
-    /// that does not quiesce in time, what it still uses is kept until that ends.
+    /// Stops the device before its last close. If it does not quiesce in time it becomes stuck: the
+    /// memory that it still uses is kept until its work ends.
     pub(crate) fn stop_for_close(self: &Arc<Self>) -> Option<Stop> {
         if !self.works() {
             return None;
         }
         let deadline = self.registry.runtime.now() + LIMIT;
         let mut stop = Stop::begin(self, &mut Timeout::new(LIMIT)).ok()?;
-        // What it did wrong has been logged; its tasks are cancelled all the same.
+        // On an error, which `ask` has logged, its tasks are cancelled all the same.
         let _ = stop.ask(Why::Close);
         match stop.await_idle(deadline) {
             Ok(()) => Some(stop),
@@ -215,17 +213,17 @@ impl Registered {
         }
     }
 
-    /// Whether the device works, or may work, beside its calls.
+    /// Whether the device has the power [`crate::Worker`].
     pub(crate) fn works(&self) -> bool {
         self.context.works()
     }
 
-    /// Keeps calls out, unless somebody else does already.
+    /// Makes calls wait. Returns `false` if the device is stopped already.
     pub(crate) fn try_stop(&self) -> bool {
         self.barred.fetch_or(STOPPED, Ordering::AcqRel) & STOPPED == 0
     }
 
-    /// Opens the gate of a device's work, and lets it start what its state says is under way.
+    /// Opens the gate of a device, and lets the device start the work that its state describes.
     pub(crate) fn start_work(&self, rings: Rings) {
         if !self.works() {
             return;
@@ -246,18 +244,18 @@ impl Registered {
         self.context.deliver_rings();
     }
 
-    /// Lets calls in again. A reset that was asked for meanwhile is done first.
+    /// Lets calls run again, and carries out a reset that was asked for meanwhile.
     pub(crate) fn let_calls_in(self: &Arc<Self>) {
         let entrance = lock(&self.entrance);
         self.context.dma().halt(false);
-        // Along with what the resets did to memory that is read without the device lock.
+        // Publishes what resets stored into memory that is read without the device lock.
         self.barred.fetch_and(!(STOPPED | BY_FUNCTION), Ordering::Release);
         drop(entrance);
         self.resumed.notify_all();
         self.function_reset_if_requested();
     }
 
-    /// What still works, for a message.
+    /// What of the device is not idle, for a message.
     pub(crate) fn describe_work(&self) -> String {
         let tasks = self.context.work().list();
         let holds = self.context.dma_in_flight();
@@ -267,14 +265,14 @@ impl Registered {
         }
     }
 
-    /// After a call: does the reset that the device has asked for in it. Called without the device
-    /// lock.
+    /// After a call: carries out the reset that the device has asked for in it. Called without the
+    /// device lock.
     ///
-    /// A device without work is reset right here. Otherwise the write that asked is answered at
-    /// once, and the reset happens when the device has quiesced.
+    /// An idle device is reset before this returns. Otherwise this returns at once, so that the write
+    /// that asked gets its reply, and a task resets the device when it has quiesced.
     pub(crate) fn function_reset_if_requested(self: &Arc<Self>) {
         if !self.context.reset_requested() || !self.try_stop() {
-            // Whoever stops the device looks again when it lets calls in.
+            // The thread that has stopped the device checks again when it lets calls run.
             return;
         }
         if !self.context.take_reset_request() {
@@ -301,8 +299,8 @@ impl Registered {
             .detach();
     }
 
-    /// The device did not quiesce in time where it has to: it is in the error state, and cannot be
-    /// opened or reset before what it does has ended.
+    /// Marks a device as stuck: it had to quiesce and did not. It is in the error state, and cannot
+    /// be opened or reset before its work has ended.
     pub(crate) fn become_stuck(&self, mut stop: Stop) {
         let what = self.describe_work();
         tracing::error!(device = self.name(), "stuck: {what}");
@@ -311,7 +309,7 @@ impl Registered {
         stop.resume = None;
     }
 
-    /// Whether the device was stopped and something of it still works.
+    /// Whether the device is stuck: in the error state, its gate closed, and not idle.
     pub(crate) fn is_stuck(&self) -> bool {
         self.is_in_error_state()
             && self.works()

@@ -37,8 +37,8 @@ impl<D: Device + Worker> DeviceTask<D> {
     /// Starts a task of the device, which is of type `D`.
     ///
     /// # Errors
-    /// `EAGAIN`: it has as many tasks as it may have; `EBUSY`: it is being stopped, or is not
-    /// open; `EINVAL`: it was registered without the power [`Worker`].
+    /// `EAGAIN`: it has its largest number of tasks; `EBUSY`: it is being stopped, or is not open;
+    /// `EINVAL`: it was registered without the power [`Worker`].
     pub fn spawn<F>(
         context: &Context,
         name: &str,
@@ -48,7 +48,7 @@ impl<D: Device + Worker> DeviceTask<D> {
         F: Future<Output = ()> + Send + 'static,
     {
         if !context.works() {
-            let what = format!("{} starts a task, but is no worker", context.name());
+            let what = format!("{} cannot start a task: it is no Worker", context.name());
             return Err(Error::new(Errno::INVAL, what));
         }
         let own = context.clone();
@@ -57,11 +57,11 @@ impl<D: Device + Worker> DeviceTask<D> {
             .spawn(name, move |task| make(Self { task, context: own, device: PhantomData }))
     }
 
-    /// Calls the device under its lock: the only way of a task to the device's state. A task that
-    /// has been cancelled never gets in: it ends here.
+    /// Calls `step` with the device, under its lock: a task has no other access to the device's state.
+    /// Never returns in a task that has been cancelled.
     ///
     /// # Panics
-    /// Where `step` panics: the task ends, and the device is in the error state.
+    /// If `step` panics: the task ends, and the device is in the error state.
     pub async fn step<R>(&self, step: impl FnOnce(&mut D) -> R) -> R {
         let mut step = Some(step);
         let mut result = None;
@@ -91,7 +91,7 @@ impl<D: Device + Worker> DeviceTask<D> {
         self.task.bell(bell).await
     }
 
-    /// What the core knows of the task: waits for time, other tasks, cancellation.
+    /// The task: waits for time and other tasks.
     pub fn task(&self) -> &Task {
         &self.task
     }
@@ -101,7 +101,7 @@ impl<D: Device + Worker> DeviceTask<D> {
         self.context.irqs()
     }
 
-    /// What the device has of the core; [`DeviceTask::spawn`] starts another task with it.
+    /// The device's context; [`DeviceTask::spawn`] starts another task with it.
     pub fn context(&self) -> &Context {
         &self.context
     }

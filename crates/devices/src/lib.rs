@@ -12,12 +12,12 @@
 #[cfg(feature = "bench")]
 pub mod bench;
 mod catalogue;
-mod complaints;
 pub mod edu;
 pub mod gpio;
 mod parents;
+mod rate_limiter;
 pub mod serial;
 pub mod template;
 
 pub use catalogue::catalogue;
-pub use complaints::Complaints;
+pub use rate_limiter::RateLimiter;

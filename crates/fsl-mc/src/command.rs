@@ -53,7 +53,7 @@ impl Header {
         (id >> 4, id & 0xf)
     }
 
-    /// The header of the answer.
+    /// The header of the response.
     pub(crate) fn ended(self, status: Status) -> Self {
         Self(self.0 & !(0xff << 16) | (status as u64) << 16)
     }
@@ -203,15 +203,15 @@ impl Request {
     }
 }
 
-/// The parameters of an answer.
+/// The parameters of a response.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Answer {
+pub(crate) struct Response {
     pub(crate) params: [u64; WORDS - 1],
     /// The token that was opened.
     pub(crate) token: Option<Token>,
 }
 
-impl Answer {
+impl Response {
     /// Nothing but that it worked.
     pub(crate) fn done() -> Self {
         Self::default()
@@ -263,9 +263,9 @@ mod tests {
 
     #[test]
     fn text_is_in_the_order_of_its_bytes() {
-        let answer = Answer::done().text(3, "dpmcp");
-        assert_eq!(answer.params[3].to_le_bytes(), *b"dpmcp\0\0\0");
-        let long = Answer::done().text(3, "abcdefghijklmnopqrst");
+        let response = Response::done().text(3, "dpmcp");
+        assert_eq!(response.params[3].to_le_bytes(), *b"dpmcp\0\0\0");
+        let long = Response::done().text(3, "abcdefghijklmnopqrst");
         assert_eq!(name([long.params[3], long.params[4]]), *b"abcdefghijklmno\0");
     }
 

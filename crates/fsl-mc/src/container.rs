@@ -1,5 +1,5 @@
 //! Containers (DPRC): their objects, the sessions that users have opened through portals, and the
-//! interrupt that tells them of objects that come and go.
+//! interrupt that reports objects that were plugged and unplugged.
 
 mod saved;
 
@@ -10,7 +10,7 @@ use vfiod_core::irq::IrqIndex;
 use vfiod_core::{Context, Errno, Error, Result, SetId, SetObject};
 use vfiod_sync::{Mutex, MutexGuard, lock};
 
-use crate::command::{Answer, Header, Request, Status, Token};
+use crate::command::{Header, Request, Response, Status, Token};
 use crate::object::{Kind, ObjectId};
 use crate::portal::PORTAL_SIZE;
 
@@ -28,7 +28,7 @@ const MAX_SESSIONS: usize = 1024;
 /// Most objects of one container.
 const MAX_OBJECTS: usize = 1024;
 
-/// What a container's interrupt tells (`DPRC_IRQ_EVENT_*`).
+/// What a container's interrupt reports (`DPRC_IRQ_EVENT_*`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
     /// An object was plugged.
@@ -120,7 +120,7 @@ impl Container {
         lock(&self.state)
     }
 
-    /// Puts an object into the container; whoever has it open is told by its interrupt
+    /// Puts an object into the container; its interrupt reports it to the container's user
     /// ([`Event::ObjectAdded`]). The object is taken out when what is returned is dropped.
     ///
     /// # Errors
@@ -163,7 +163,7 @@ impl Container {
         self.state().parent.as_ref().and_then(Weak::upgrade)
     }
 
-    /// Makes `parent` what this container is in, which nobody else can then.
+    /// Makes `parent` the container that this one is in; no other can be afterwards.
     fn claim(&self, parent: &Arc<Self>) -> Result<()> {
         let mut state = self.state();
         if let Some(other) = state.parent.as_ref().and_then(Weak::upgrade) {
@@ -186,7 +186,7 @@ impl Container {
             state.portals
         });
         state.objects.insert(id, Object { portal, enabled: false, used: false, child });
-        state.tell(Event::ObjectAdded);
+        state.report(Event::ObjectAdded);
         drop(state);
         Ok(Plugged { container: self.clone(), id })
     }
@@ -196,7 +196,7 @@ impl Container {
         self.state().context = Some(context.clone());
     }
 
-    /// It has gone.
+    /// The object was unplugged.
     pub(crate) fn detach(&self) {
         self.state().context = None;
     }
@@ -255,7 +255,7 @@ impl Container {
         self: &Arc<Self>,
         header: Header,
         request: Request,
-    ) -> std::result::Result<Answer, Status> {
+    ) -> std::result::Result<Response, Status> {
         let mut state = self.state();
         // What needs no session.
         match request {
@@ -273,15 +273,15 @@ impl Container {
                 }
                 return state.open(Session::Object(id));
             }
-            Request::ContainerId => return Ok(Answer::done().halves(0, self.id, 0)),
+            Request::ContainerId => return Ok(Response::done().halves(0, self.id, 0)),
             Request::KindVersion { kind } => {
                 let (major, minor) = kind.version();
                 let version = u32::from(major) | u32::from(minor) << 16;
-                return Ok(Answer::done().halves(0, version, 0));
+                return Ok(Response::done().halves(0, version, 0));
             }
             Request::Version => {
                 let (major, minor, revision) = MC_VERSION;
-                return Ok(Answer::done().halves(0, revision, major).halves(1, minor, 0));
+                return Ok(Response::done().halves(0, revision, major).halves(1, minor, 0));
             }
             _ => {}
         }
@@ -289,7 +289,7 @@ impl Container {
         let session = state.sessions.get(&token).cloned().ok_or(Status::AuthenticationError)?;
         if request == Request::Close {
             state.sessions.remove(&token);
-            return Ok(Answer::done());
+            return Ok(Response::done());
         }
         match session {
             Session::Own => self.execute_own(state, request),
@@ -308,10 +308,10 @@ impl Container {
         &self,
         mut state: MutexGuard<'_, State>,
         request: Request,
-    ) -> std::result::Result<Answer, Status> {
+    ) -> std::result::Result<Response, Status> {
         match request {
             Request::Attributes => {
-                Ok(Answer::done().halves(0, self.id, self.icid.into()).halves(1, 0, state.portal))
+                Ok(Response::done().halves(0, self.id, self.icid.into()).halves(1, 0, state.portal))
             }
             Request::Reset { container, recursive } => {
                 let child = ObjectId { kind: Kind::Dprc, id: container };
@@ -322,11 +322,11 @@ impl Container {
                     None if container == self.id => self.reset_by_command(recursive),
                     None => return Err(Status::ConfigurationError),
                 }
-                Ok(Answer::done())
+                Ok(Response::done())
             }
             Request::ObjectCount => {
                 let count = u32::try_from(state.objects.len()).unwrap_or(u32::MAX);
-                Ok(Answer::done().halves(0, 0, count))
+                Ok(Response::done().halves(0, 0, count))
             }
             Request::Object { index } => state.describe(index),
             Request::ObjectRegion { name, id, region } => {
@@ -339,7 +339,7 @@ impl Container {
                 };
                 let portal = portal.filter(|_| region == 0).ok_or(Status::ConfigurationError)?;
                 // The base address is 0: it is the kernel's region, found by its index.
-                Ok(Answer::done().word(1, u64::from(portal) * PORTAL_SIZE).halves(
+                Ok(Response::done().word(1, u64::from(portal) * PORTAL_SIZE).halves(
                     2,
                     PORTAL_SIZE as u32,
                     0,
@@ -352,7 +352,7 @@ impl Container {
                 let there = id == own || state.objects.contains_key(&id);
                 // Nothing to keep: an eventfd takes the message.
                 if there && index < kind.irqs() {
-                    Ok(Answer::done())
+                    Ok(Response::done())
                 } else {
                     Err(Status::ConfigurationError)
                 }
@@ -375,7 +375,7 @@ impl State {
         Ok(())
     }
 
-    fn open(&mut self, session: Session) -> std::result::Result<Answer, Status> {
+    fn open(&mut self, session: Session) -> std::result::Result<Response, Status> {
         if self.sessions.len() >= MAX_SESSIONS {
             return Err(Status::NoResource);
         }
@@ -384,12 +384,12 @@ impl State {
             let token = Token(self.last_token);
             if token.0 != 0 && !self.sessions.contains_key(&token) {
                 self.sessions.insert(token, session);
-                return Ok(Answer::token(token));
+                return Ok(Response::token(token));
             }
         }
     }
 
-    fn describe(&self, index: u32) -> std::result::Result<Answer, Status> {
+    fn describe(&self, index: u32) -> std::result::Result<Response, Status> {
         let at = usize::try_from(index).unwrap_or(usize::MAX);
         let (id, object) = self.objects.iter().nth(at).ok_or(Status::ConfigurationError)?;
         let opened = |session: &Session| matches!(session, Session::Object(open) if open == id);
@@ -397,7 +397,7 @@ impl State {
         let state = STATE_PLUGGED | if open { STATE_OPEN } else { 0 };
         let counts = u32::from(id.kind.irqs()) << 16 | u32::from(id.kind.regions()) << 24;
         let (major, minor) = id.kind.version();
-        Ok(Answer::done()
+        Ok(Response::done()
             .halves(0, 0, id.id)
             .halves(1, u32::from(VENDOR) | counts, state)
             .halves(2, u32::from(major) | u32::from(minor) << 16, 0)
@@ -409,7 +409,7 @@ impl State {
         &mut self,
         id: ObjectId,
         request: &Request,
-    ) -> std::result::Result<Answer, Status> {
+    ) -> std::result::Result<Response, Status> {
         let (major, minor) = id.kind.version();
         let version = u32::from(major) | u32::from(minor) << 16;
         let object = self.objects.get_mut(&id).ok_or(Status::InvalidState)?;
@@ -417,25 +417,25 @@ impl State {
             (Request::Enable, Kind::Dpbp | Kind::Dpcon) => object.enabled = true,
             (Request::Disable, Kind::Dpbp | Kind::Dpcon) => object.enabled = false,
             (Request::IsEnabled, Kind::Dpbp | Kind::Dpcon) => {
-                return Ok(Answer::done().halves(0, object.enabled.into(), 0));
+                return Ok(Response::done().halves(0, object.enabled.into(), 0));
             }
             (Request::Attributes, Kind::Dpbp) => {
                 // Its buffer pool has the object's own number.
                 let pool = (id.id & 0xffff) << 16;
-                return Ok(Answer::done().halves(0, pool, id.id).halves(1, version, 0));
+                return Ok(Response::done().halves(0, pool, id.id).halves(1, version, 0));
             }
             (Request::Attributes, Kind::Dpcon) => {
                 const PRIORITIES: u32 = 8;
                 let channel = id.id & 0xffff | PRIORITIES << 16;
-                return Ok(Answer::done().halves(0, id.id, channel));
+                return Ok(Response::done().halves(0, id.id, channel));
             }
             (Request::Reset { .. }, _) => self.reset_object(id),
             _ => return Err(Status::UnsupportedOperation),
         }
-        Ok(Answer::done())
+        Ok(Response::done())
     }
 
-    fn execute_irq(&mut self, request: &Request) -> std::result::Result<Answer, Status> {
+    fn execute_irq(&mut self, request: &Request) -> std::result::Result<Response, Status> {
         let index = match request {
             Request::SetIrq { index, .. }
             | Request::SetIrqEnable { index, .. }
@@ -451,27 +451,27 @@ impl State {
         }
         let before = self.irq.asserted();
         let irq = &mut self.irq;
-        let answer = match *request {
-            Request::SetIrq { .. } => Answer::done(),
+        let response = match *request {
+            Request::SetIrq { .. } => Response::done(),
             Request::SetIrqEnable { enable, .. } => {
                 irq.enabled = enable;
-                Answer::done()
+                Response::done()
             }
-            Request::GetIrqEnable { .. } => Answer::done().halves(0, irq.enabled.into(), 0),
+            Request::GetIrqEnable { .. } => Response::done().halves(0, irq.enabled.into(), 0),
             Request::SetIrqMask { mask, .. } => {
                 irq.mask = mask;
-                Answer::done()
+                Response::done()
             }
-            Request::GetIrqMask { .. } => Answer::done().halves(0, irq.mask, 0),
-            Request::IrqStatus { .. } => Answer::done().halves(0, irq.status, 0),
+            Request::GetIrqMask { .. } => Response::done().halves(0, irq.mask, 0),
+            Request::IrqStatus { .. } => Response::done().halves(0, irq.status, 0),
             Request::ClearIrqStatus { status, .. } => {
                 irq.status &= !status;
-                Answer::done()
+                Response::done()
             }
             _ => return Err(Status::UnsupportedOperation),
         };
         self.signal(before);
-        Ok(answer)
+        Ok(response)
     }
 
     fn reset_object(&mut self, id: ObjectId) {
@@ -481,7 +481,7 @@ impl State {
         }
     }
 
-    fn tell(&mut self, event: Event) {
+    fn report(&mut self, event: Event) {
         self.irq.status |= event as u32;
         // Each event is a message of its own, also while an earlier one has not been looked at.
         if self.irq.asserted() && self.irq.mask & event as u32 != 0 {
@@ -502,7 +502,7 @@ impl State {
 }
 
 /// An object in its container, or a container in another; taken out when this is dropped, of
-/// which users are told ([`Event::ObjectRemoved`]).
+/// which the container's interrupt reports ([`Event::ObjectRemoved`]).
 #[derive(Debug)]
 pub struct Plugged {
     container: Arc<Container>,
@@ -532,7 +532,7 @@ impl Drop for Plugged {
                 |_, session| !matches!(session, Session::Child { container, .. } if container.ptr_eq(child)),
             );
         }
-        state.tell(Event::ObjectRemoved);
+        state.report(Event::ObjectRemoved);
         drop(state);
         if let Some(child) = child.and_then(|child| child.upgrade()) {
             child.state().parent = None;

@@ -10,7 +10,7 @@
 //!
 //! | command | for | |
 //! | --- | --- | --- |
-//! | 0x805, 0x80b, 0x804, 0x808 | – | open a container, dpmcp, dpbp, dpcon: the answer has a token |
+//! | 0x805, 0x80b, 0x804, 0x808 | – | open a container, dpmcp, dpbp, dpcon: the response has a token |
 //! | 0x800 | a token | close |
 //! | 0x831, 0x830 | – | the version of the Management Complex; the container's id |
 //! | 0xa05, 0xa0b, 0xa04, 0xa08 | – | versions of the commands of each kind, in the order above |

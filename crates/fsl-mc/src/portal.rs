@@ -1,9 +1,9 @@
 //! A command portal: 64 bytes of registers. A user writes the parameters and then the header; the
-//! command is carried out at once, and the answer is there to be read.
+//! command is carried out at once, and its response can be read afterwards.
 
 use vfiod_core::{Errno, Error, Result};
 
-use crate::command::{Answer, Header, LENGTH, Request, Status, WORDS};
+use crate::command::{Header, LENGTH, Request, Response, Status, WORDS};
 
 /// Size of the region that a portal has in bytes; all but the first 64 read as zeros.
 pub const PORTAL_SIZE: u64 = 0x1_0000;
@@ -41,7 +41,7 @@ impl Portal {
         &mut self,
         offset: u64,
         data: &[u8],
-        execute: impl FnOnce(Header, Request) -> std::result::Result<Answer, Status>,
+        execute: impl FnOnce(Header, Request) -> std::result::Result<Response, Status>,
     ) -> Result<()> {
         whole(offset, data.len())?;
         let first = usize::try_from(offset / 8).unwrap_or(usize::MAX);
@@ -59,7 +59,7 @@ impl Portal {
             None => Err(Status::UnsupportedOperation),
         };
         match outcome {
-            Ok(Answer { params, token }) => {
+            Ok(Response { params, token }) => {
                 let header = token.map_or(header, |token| header.with_token(token));
                 self.words[0] = header.ended(Status::Ok).0;
                 self.words[1..].copy_from_slice(&params);

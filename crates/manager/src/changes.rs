@@ -1,4 +1,5 @@
-//! Changes of the configuration while the daemon runs: a device more, one less, the file again.
+//! Changes of the configuration while the daemon runs: adding and removing a device, and reading the
+//! file again.
 //!
 //! Each is a change of the configuration's text ([`vfiod_config::Document`]). What runs is compared
 //! with what the new text asks for, unit by unit: what is the same stays untouched, what differs is
@@ -16,12 +17,12 @@ use crate::manager::Manager;
 use crate::plan::{self, Unit};
 use crate::stack::Opened;
 
-/// What happens to devices that are in use and to be removed.
+/// What to do with devices that are to be removed and in use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum InUsePolicy {
-    /// Nothing is changed, and they are named.
+    /// Change nothing, and name them.
     Refuse,
-    /// Their users are asked to close them, and their files are revoked after this time.
+    /// Ask their users to close them, and revoke their files after this time.
     RevokeAfter(Duration),
 }
 
@@ -49,7 +50,7 @@ pub struct Changes {
     pub changed: Vec<String>,
     /// How many stayed untouched.
     pub kept: usize,
-    /// What else is worth knowing: that a removed one and an added one may be the same, renamed.
+    /// Notes for the user: that a removed and an added device may be one that was renamed.
     pub notes: Vec<String>,
 }
 
@@ -102,7 +103,7 @@ impl Manager {
     ///
     /// # Errors
     /// `EINVAL`: mistakes of the section, by their keys; `EBUSY`: the new device would change
-    /// another one; what a model, a socket or the kernel refuses.
+    /// another one; errors of the model, the socket or the kernel.
     pub fn add(&self, name: &str, section: &Options) -> Result<Changes> {
         let _one_at_a_time = vfiod_sync::lock(&self.changing);
         let old = self.document(&vfiod_sync::lock(&self.document))?.clone();
@@ -149,9 +150,9 @@ impl Manager {
     /// that were added while the daemon ran, and instances, stay.
     ///
     /// # Errors
-    /// `EINVAL`: the mistakes of the file, with place and remedy; `EBUSY`: what is to be removed is
-    /// in use, by whom is said; `EOPNOTSUPP`: there is no file. Nothing has changed then. What a
-    /// socket or the kernel refuses after that leaves the device in question out.
+    /// `EINVAL`: mistakes of the file, with place and remedy; `EBUSY`: a device that is to be removed
+    /// is in use; the message names its owner; `EOPNOTSUPP`: there is no file. In these cases nothing
+    /// has changed. `EIO`: a socket or the kernel refused a device later; it was left out.
     pub fn reload(&self, in_use: InUsePolicy) -> Result<Changes> {
         let _one_at_a_time = vfiod_sync::lock(&self.changing);
         let old = self.document(&vfiod_sync::lock(&self.document))?.clone();

@@ -1,4 +1,4 @@
-//! Instances that last: their definitions, and starting what is defined.
+//! Definitions of instances, and starting instances from them.
 
 use uuid::Uuid;
 use vfiod_core::{Errno, Error, Result};
@@ -172,7 +172,7 @@ impl Manager {
         Ok(changed)
     }
 
-    /// Removes a definition; an instance of it that runs stays, and is gone once it is removed.
+    /// Removes a definition. An instance of it that runs stays until it is removed.
     ///
     /// # Errors
     /// What removing its file fails with.

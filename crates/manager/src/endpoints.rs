@@ -12,7 +12,7 @@ use vfiod_server::{ConnectionInfo, Listener, Served, SocketAccess};
 
 use crate::stack::Stack;
 
-/// Where instances are served, and those that are.
+/// The directory of the sockets, and the instances that are served.
 pub(super) struct Endpoints {
     directory: Option<PathBuf>,
     access: SocketAccess,
@@ -46,7 +46,7 @@ impl Endpoints {
     /// Starts to serve an instance.
     ///
     /// # Errors
-    /// What the socket or the kernel says.
+    /// Errors of the socket or the kernel.
     pub(super) fn make(
         self: &Arc<Self>,
         stack: &Stack,

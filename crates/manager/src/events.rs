@@ -1,4 +1,4 @@
-//! Events of the daemon, for whoever watches.
+//! Events of the daemon, for watchers.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
@@ -87,7 +87,7 @@ impl Default for Events {
 }
 
 impl Events {
-    /// Everything from now on.
+    /// A watcher of all events from now on.
     pub(crate) fn watch(&self) -> broadcast::Receiver<Record> {
         self.watchers.subscribe()
     }
@@ -102,7 +102,7 @@ impl Events {
         if self.watchers.receiver_count() == 0 {
             return;
         }
-        // Fails only if the last watcher has gone just now.
+        // Fails only if the last watcher has just been dropped.
         let _ = self.watchers.send(Record { number, ..record() });
     }
 }
@@ -122,7 +122,7 @@ impl Record {
         }
     }
 
-    /// Tells a watcher what it has missed.
+    /// The event that reports how many events a watcher has lost.
     pub fn lost(count: u64) -> Self {
         Self { count: Some(count), ..Self::new(EventKind::Lost, "events") }
     }

@@ -20,8 +20,8 @@ use crate::stack::{About, Stack};
 
 /// Devices, sets, parents, instances, definitions.
 ///
-/// Its methods may be called by any thread. They wait for the disk, for sockets and for callbacks
-/// of devices, but for clients only where that is said.
+/// Its methods may be called by any thread. They block on the disk, on sockets and on callbacks of
+/// devices, but on clients only if their documentation says so.
 pub struct Manager {
     stack: Stack,
     pub(crate) bus: Bus,
@@ -98,12 +98,11 @@ impl Observer for Observers {
 
 impl Manager {
     /// Registers and serves every device of a configuration, registers its parents, and starts
-    /// the instances that are defined to start by themselves. One of those that fails is logged,
-    /// and the rest goes on.
+    /// the instances whose definitions start by themselves. If one of these fails it is logged, and
+    /// the others are started.
     ///
     /// # Errors
-    /// What a model, a socket, the store of definitions or the kernel refuses; nothing is left
-    /// behind then.
+    /// Errors of a model, a socket, the store of definitions or the kernel; nothing is left behind.
     pub fn start(
         source: impl Into<Source>,
         models: &Models,
@@ -335,7 +334,7 @@ impl Manager {
         self.bus.instance(uuid).ok_or_else(none)
     }
 
-    /// Creates an instance that is gone when it is removed or the daemon ends.
+    /// Creates an instance that lasts until it is removed or the daemon ends.
     ///
     /// # Errors
     /// As [`Bus::create`]; what the socket says.
@@ -358,7 +357,7 @@ impl Manager {
         Ok(())
     }
 
-    /// Removes an instance once its users have let go, or at the deadline: on a thread of its own.
+    /// Removes an instance when its users have closed it, or at the deadline, on a thread of its own.
     ///
     /// # Errors
     /// `ENOENT`: there is none of this UUID; what the kernel says to a thread more.

@@ -56,7 +56,7 @@ struct RunningUnit {
     devices: Vec<Running>,
 }
 
-/// A device that runs. Its place on the bus is free again when the rest is gone.
+/// A device that runs. Its place on the bus is freed last.
 struct Running {
     served: Served,
     connected: bool,

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use vfiod_core::{Errno, Error};
 
-/// An error about a directory: what was tried, and what the file system answered.
+/// An error about a directory: what was tried, and the error of the file system.
 pub(crate) fn failed(directory: &Path, what: &str, error: io::Error) -> Error {
     let what = format!("{} {what}", directory.display());
     match Errno::from_io_error(&error) {

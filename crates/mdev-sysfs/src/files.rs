@@ -1,4 +1,4 @@
-//! What files say, and what is done when they are written to.
+//! Reads and writes of the view's files.
 
 use uuid::Uuid;
 use vfiod_core::{Errno, Error, Result};
@@ -9,14 +9,14 @@ use crate::tree::{Device, Node, TypeFile};
 /// The longest text that the kernel hands to an attribute at once.
 pub(super) const PAGE: usize = 4096;
 
-/// What a file says.
+/// The text of a file.
 ///
 /// # Errors
-/// `ENODEV`: what it is of is gone; `EACCES`: it is only written to; those of the attribute.
+/// `ENODEV`: its device or parent was removed; `EACCES`: it is write-only; errors of the attribute.
 pub(super) fn show(bus: &dyn MdevBus, node: &Node) -> Result<String> {
     let mut text = match node {
         Node::TypeFile(kind, file) => {
-            let status = kind.status(bus).ok_or_else(gone)?;
+            let status = kind.status(bus).ok_or_else(removed)?;
             match file {
                 TypeFile::Name => status.info.name,
                 TypeFile::Description => status.info.description,
@@ -25,25 +25,27 @@ pub(super) fn show(bus: &dyn MdevBus, node: &Node) -> Result<String> {
                 TypeFile::Create => return Err(wrong_way()),
             }
         }
-        Node::Attribute(device, name) => device.instance(bus).ok_or_else(gone)?.attribute(name)?,
+        Node::Attribute(device, name) => {
+            device.instance(bus).ok_or_else(removed)?.attribute(name)?
+        }
         _ => return Err(wrong_way()),
     };
     text.push('\n');
     Ok(text)
 }
 
-/// Does what is asked for by writing to a file.
+/// Carries out a write to a file.
 ///
 /// # Errors
-/// `EINVAL`: that is no UUID, no number, no text; `ENODEV`: what it is of is gone; `EACCES`: it is
-/// only read; those of the bus.
+/// `EINVAL`: the text is no UUID, number or UTF-8; `ENODEV`: its device or parent was removed;
+/// `EACCES`: it is read-only; errors of the bus.
 pub(super) fn store(bus: &dyn MdevBus, node: &Node, data: &[u8]) -> Result<()> {
     if data.len() > PAGE {
         return Err(Error::new(Errno::INVAL, format!("more than {PAGE} bytes in one write")));
     }
     let text = std::str::from_utf8(data)
         .map_err(|error| Error::new(Errno::INVAL, "that is no text").because(error))?;
-    // What `echo` adds.
+    // `echo` adds a newline.
     let text = text.strip_suffix('\n').unwrap_or(text);
     match node {
         Node::TypeFile(kind, TypeFile::Create) => bus.create(&kind.parent, &kind.id, uuid(text)?),
@@ -52,15 +54,15 @@ pub(super) fn store(bus: &dyn MdevBus, node: &Node, data: &[u8]) -> Result<()> {
                 return Ok(());
             }
             let Device { uuid, .. } = device;
-            device.instance(bus).ok_or_else(gone)?;
+            device.instance(bus).ok_or_else(removed)?;
             bus.remove(*uuid).map_err(|error| match error.errno() {
-                // Somebody else was faster.
-                Errno::NOENT => gone(),
+                // Another thread has removed it meanwhile.
+                Errno::NOENT => removed(),
                 _ => error,
             })
         }
         Node::Attribute(device, name) => {
-            device.instance(bus).ok_or_else(gone)?;
+            device.instance(bus).ok_or_else(removed)?;
             bus.set_attribute(device.uuid, name, text)
         }
         _ => Err(wrong_way()),
@@ -94,8 +96,8 @@ fn number(text: &str) -> Result<u64> {
     })
 }
 
-fn gone() -> Error {
-    Error::new(Errno::NODEV, "it is gone")
+fn removed() -> Error {
+    Error::new(Errno::NODEV, "the device or parent of this file was removed")
 }
 
 fn wrong_way() -> Error {

@@ -20,11 +20,11 @@ use crate::inodes::Inodes;
 use crate::mdev_bus::MdevBus;
 use crate::tree::{Look, Node};
 
-/// The kernel asks anew each time: for whatever comes and goes.
+/// The kernel asks again each time: for nodes that appear and disappear.
 const NEVER: Duration = Duration::ZERO;
-/// For what stays as it is while it is there: modes and owners, and the directories above all.
+/// For what does not change while a node exists: modes and owners, and the topmost directories.
 const LONG: Duration = Duration::from_secs(3600);
-/// How many threads wait for a device at most.
+/// The largest number of threads that wait for a device.
 const WAITING: usize = 512;
 
 /// The file system. Its clones are one.
@@ -34,11 +34,11 @@ pub(super) struct Sysfs {
 }
 
 struct Shared {
-    /// `None` once the daemon finishes.
+    /// `None` while the daemon shuts down.
     bus: RwLock<Option<Arc<dyn MdevBus>>>,
     inodes: Mutex<Inodes>,
     directories: Mutex<HashMap<u64, Arc<[Entry]>>>,
-    /// The open files, and what was read at their start, for those who read on.
+    /// The open files, each with the text of its first read, for reads at later offsets.
     texts: Mutex<HashMap<u64, Option<Arc<[u8]>>>>,
     next: AtomicU64,
     waiting: AtomicUsize,
@@ -46,7 +46,7 @@ struct Shared {
     owner: (u32, u32),
 }
 
-/// Something in a directory.
+/// An entry of a directory.
 struct Entry {
     number: u64,
     kind: FileType,
@@ -147,7 +147,7 @@ impl Sysfs {
         let child = name.to_str().and_then(|name| within.child(name)).ok_or(Errno::ENOENT)?;
         let look = self.look(&child)?;
         let stays = if matches!(child, Node::Fixed(_)) { LONG } else { NEVER };
-        let number = lock(&self.shared.inodes).tell(child);
+        let number = lock(&self.shared.inodes).reference(child);
         Ok((self.attributes(number, &look), stays))
     }
 
@@ -209,7 +209,7 @@ impl Sysfs {
     ) {
         let Some(place) = Place::take(&self.shared) else { return refuse(reply, Errno::EAGAIN) };
         let this = self.clone();
-        // Kept here, so that there is an answer also if there is no thread.
+        // Kept here, so that the request gets a reply even if no thread can be started.
         let reply = Arc::new(Mutex::new(Some(reply)));
         let taken = reply.clone();
         let spawned = thread::Builder::new().name("sysfs".into()).spawn(move || {
@@ -350,14 +350,14 @@ impl Filesystem for Sysfs {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let answer = move |this: &Self, reply: ReplyData| match this.text(ino, fh, offset == 0) {
+        let respond = move |this: &Self, reply: ReplyData| match this.text(ino, fh, offset == 0) {
             Ok(text) => reply.data(part(&text, offset, size)),
             Err(errno) => reply.error(errno),
         };
         match self.node(ino) {
-            Ok(Node::Attribute(..)) => self.aside(reply, ReplyData::error, answer),
+            Ok(Node::Attribute(..)) => self.aside(reply, ReplyData::error, respond),
             // The bus knows that by itself.
-            _ => answer(self, reply),
+            _ => respond(self, reply),
         }
     }
 

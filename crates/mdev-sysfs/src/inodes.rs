@@ -8,7 +8,7 @@ use crate::tree::{Fixed, Node};
 /// The number of the root.
 const ROOT: u64 = 1;
 
-/// Which numbers the kernel knows, and how often it was told.
+/// The numbers that the kernel knows, and how many references it holds to each.
 pub(super) struct Inodes {
     known: HashMap<u64, (Node, u64)>,
 }
@@ -20,12 +20,12 @@ impl Default for Inodes {
 }
 
 impl Inodes {
-    /// What has a number that the kernel was told and has not forgotten.
+    /// The node of a number that the kernel knows.
     pub(super) fn node(&self, number: u64) -> Option<&Node> {
         self.known.get(&number).map(|(node, _)| node)
     }
 
-    /// The number of something.
+    /// The number of a node.
     pub(super) fn number(&self, node: &Node) -> u64 {
         if *node == Node::Fixed(Fixed::Root) {
             return ROOT;
@@ -33,28 +33,28 @@ impl Inodes {
         let mut hasher = DefaultHasher::new();
         node.hash(&mut hasher);
         let mut number = hasher.finish().max(ROOT + 1);
-        // Two paths of one hash are next to impossible; the second one that is used moves on.
+        // Two paths with one hash are very unlikely; the second one used gets the next number.
         while self.known.get(&number).is_some_and(|(other, _)| other != node) {
             number = number.wrapping_add(1).max(ROOT + 1);
         }
         number
     }
 
-    /// The number of something, told to the kernel.
-    pub(super) fn tell(&mut self, node: Node) -> u64 {
+    /// The number of a node, for a reply to the kernel: adds a reference.
+    pub(super) fn reference(&mut self, node: Node) -> u64 {
         let number = self.number(&node);
         self.known.entry(number).or_insert((node, 0)).1 += 1;
         number
     }
 
-    /// The kernel forgets what it was told so many times.
+    /// The kernel drops a number of references.
     pub(super) fn forget(&mut self, number: u64, times: u64) {
         if number == ROOT {
             return;
         }
-        if let Some((_, told)) = self.known.get_mut(&number) {
-            *told = told.saturating_sub(times);
-            if *told == 0 {
+        if let Some((_, references)) = self.known.get_mut(&number) {
+            *references = references.saturating_sub(times);
+            if *references == 0 {
                 self.known.remove(&number);
             }
         }
@@ -77,8 +77,8 @@ mod tests {
         let node = Node::Parent("serial".into());
         let number = inodes.number(&node);
         assert_eq!(inodes.node(number), None);
-        assert_eq!(inodes.tell(node.clone()), number);
-        assert_eq!(inodes.tell(node.clone()), number);
+        assert_eq!(inodes.reference(node.clone()), number);
+        assert_eq!(inodes.reference(node.clone()), number);
         inodes.forget(number, 1);
         assert_eq!(inodes.node(number), Some(&node));
         inodes.forget(number, 1);

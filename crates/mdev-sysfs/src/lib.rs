@@ -15,7 +15,7 @@
 //!         <attribute>                         0444 or 0644
 //! ```
 //!
-//! The errno that the bus answers with is the errno that the writer gets; the sentence is in the
+//! The writer gets the errno that the bus returns; the sentence is in the
 //! log. Nothing is cached, in the kernel or here: every look shows the bus as it is.
 //!
 //! It is mounted on `sys` in a directory that is to be `MDEVCTL_ENV_ROOT`; what else mdevctl

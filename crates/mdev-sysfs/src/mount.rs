@@ -1,4 +1,4 @@
-//! Mounting, and unmounting whatever happened before.
+//! Mounting and unmounting the view, also after a daemon that was killed.
 
 use std::fs;
 use std::io;
@@ -17,12 +17,12 @@ use crate::filesystem::Sysfs;
 use crate::mdev_bus::MdevBus;
 use crate::root;
 
-/// How many mounts of daemons that died are taken away from one place.
+/// How many mounts of daemons that died are removed from one place.
 const DEAD: usize = 16;
-/// How long the end of the last request is waited for.
+/// How long to wait for the end of the last request.
 const LAST: Duration = Duration::from_secs(1);
 
-/// The mounted view. Dropping it unmounts it; whoever still has a file of it open gets errors.
+/// The mounted view. Dropping it unmounts it; accesses to files that are still open then fail.
 pub struct View {
     directory: PathBuf,
     files: Sysfs,
@@ -33,11 +33,11 @@ pub struct View {
 impl View {
     /// Makes a directory the root of mdevctl (`MDEVCTL_ENV_ROOT`): the view of a bus is mounted
     /// on its `sys`, which has to be empty, and its `etc/mdevctl.d` is a link to the daemon's
-    /// definitions. A mount that a daemon left behind when it died is taken away first.
+    /// definitions. A mount that a daemon left behind when it died is removed first.
     ///
     /// # Errors
-    /// `EBUSY`: a file system in user space is mounted there; `ENOTEMPTY`, `ENOTDIR`: something
-    /// else is there; `EPERM`, `ENOENT`, `ENODEV`: this user or this kernel cannot mount.
+    /// `EBUSY`: a file system in user space is mounted there; `ENOTEMPTY`, `ENOTDIR`: it is not an
+    /// empty directory; `EPERM`, `ENOENT`, `ENODEV`: this user or this kernel cannot mount.
     pub fn mount(
         directory: &Path,
         definitions: Option<&Path>,
@@ -58,7 +58,7 @@ impl View {
             MountOption::NoSuid,
             MountOption::NoExec,
         ];
-        // As sysfs; others may not let anybody else in.
+        // Everybody, as sysfs does; only root may allow that.
         config.acl = if is_root { SessionACL::All } else { SessionACL::Owner };
         let files = Sysfs::new(bus);
         let mut session = Session::new(files.clone(), &directory, &config)
@@ -81,7 +81,7 @@ impl Drop for View {
     fn drop(&mut self) {
         self.files.close();
         if let Err(error) = self.unmounter.unmount() {
-            // Somebody has a file open, or a shell there.
+            // A process has a file open there, or its working directory.
             tracing::debug!(path = %self.directory.display(), %error, "in use: detached");
             if let Err(error) = detach(&self.directory) {
                 tracing::warn!(%error, "the sysfs view stays mounted");
@@ -92,7 +92,7 @@ impl Drop for View {
         let end = Instant::now() + LAST;
         while !thread.is_finished() {
             if Instant::now() > end {
-                // It ends with the last of those who still use it, or with the process.
+                // The thread ends with the last use of the mount, or with the process.
                 return;
             }
             thread::sleep(Duration::from_millis(2));
@@ -105,10 +105,10 @@ impl Drop for View {
     }
 }
 
-/// Sees to it that there is an empty directory.
+/// Makes an empty directory, unless there is one.
 fn prepare(directory: &Path) -> Result<()> {
     for _ in 0..DEAD {
-        // Reading asks whoever serves a mount; the kernel may answer other questions by itself.
+        // Reading asks the process that serves a mount; the kernel may serve other requests itself.
         let entries = match fs::read_dir(directory) {
             Err(error) if is_dead(&error) => {
                 detach(directory)?;
@@ -156,12 +156,12 @@ fn empty(directory: &Path, mut entries: fs::ReadDir) -> Result<()> {
 /// The type of file systems in user space, in `statfs`.
 const FUSE: rustix::fs::FsWord = 0x6573_5546;
 
-/// Whether whoever served this mount is gone.
+/// Whether the process that served this mount has ended.
 fn is_dead(error: &io::Error) -> bool {
     matches!(Errno::from_io_error(error), Some(Errno::NOTCONN | Errno::CONNABORTED))
 }
 
-/// Unmounts, now or as soon as nobody uses it any more.
+/// Unmounts, now or with the end of its last use.
 fn detach(directory: &Path) -> Result<()> {
     match rustix::mount::unmount(directory, UnmountFlags::DETACH) {
         Ok(()) => return Ok(()),

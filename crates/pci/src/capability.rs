@@ -30,7 +30,7 @@ pub enum Capability {
         /// Where the table is, and its offset in that BAR, a multiple of 8. Not in memory that
         /// clients map: the function would not see what is written there.
         table: (u8, u32),
-        /// Where the pending bits are, likewise.
+        /// Where the pending bits are: BAR and offset.
         pba: (u8, u32),
     },
     /// Vendor-specific (PCI appendix H): the bytes behind the length.
@@ -227,7 +227,7 @@ fn express() -> Image {
     image
 }
 
-/// The parts of the capability that tell of a link: Link Capabilities, Control and Status, and
+/// The parts of the capability that describe a link: Link Capabilities, Control and Status, and
 /// Link Capabilities 2, Control 2 and Status 2.
 pub(crate) const EXPRESS_LINK: [std::ops::Range<usize>; 2] = [0x0c..0x14, 0x2c..0x34];
 /// Device/Port Type in the upper half of this byte, and root complex integrated endpoint

@@ -88,8 +88,8 @@ impl std::fmt::Display for GuestReset {
 pub(crate) struct Controls {
     /// The function is in D0 and may start transactions.
     pub(crate) bus_master: bool,
-    /// The function is in D3hot: it interrupts nobody (PCIe 5.3.1.4.1).
-    pub(crate) asleep: bool,
+    /// The function is in D3hot: it sends no interrupts (PCIe 5.3.1.4.1).
+    pub(crate) in_d3hot: bool,
     pub(crate) intx_disabled: bool,
     /// MSI mask bits, one for each vector.
     pub(crate) msi_mask: u32,
@@ -98,19 +98,19 @@ pub(crate) struct Controls {
 }
 
 impl Controls {
-    /// The pin is held back.
+    /// Whether INTx is masked.
     pub(crate) fn intx_masked(self) -> bool {
-        self.intx_disabled || self.asleep
+        self.intx_disabled || self.in_d3hot
     }
 
-    /// The MSI vectors that are held back.
+    /// The MSI vectors that are masked, a bit each.
     pub(crate) fn msi_masked(self) -> u32 {
-        if self.asleep { u32::MAX } else { self.msi_mask }
+        if self.in_d3hot { u32::MAX } else { self.msi_mask }
     }
 
-    /// MSI-X is held back as a whole.
+    /// Whether all MSI-X vectors are masked.
     pub(crate) fn msix_masked(self) -> bool {
-        self.msix_mask || self.asleep
+        self.msix_mask || self.in_d3hot
     }
 }
 
@@ -119,7 +119,7 @@ impl Controls {
 pub(crate) struct Live {
     /// INTx is asserted.
     pub(crate) intx: bool,
-    /// MSI vectors that are held back.
+    /// MSI vectors that are pending, a bit each.
     pub(crate) msi_pending: u32,
 }
 
@@ -211,7 +211,7 @@ impl ConfigSpace {
         image.bytes.copy_from_slice(power_on);
     }
 
-    /// What is saved: everything, so that a restore can tell another function by it.
+    /// What is saved: everything, so that a restore detects the state of another function.
     pub(crate) fn state(&self) -> &[u8] {
         &self.image.bytes
     }
@@ -252,10 +252,10 @@ impl ConfigSpace {
 
     pub(crate) fn controls(&self) -> Controls {
         let command = self.read16(COMMAND);
-        let asleep = self.power_state() == D3_HOT;
+        let in_d3hot = self.power_state() == D3_HOT;
         Controls {
-            bus_master: command & BUS_MASTER != 0 && !asleep,
-            asleep,
+            bus_master: command & BUS_MASTER != 0 && !in_d3hot,
+            in_d3hot,
             intx_disabled: command & INTERRUPT_DISABLE != 0,
             msi_mask: self.places.msi.map_or(0, |place| self.read32(place + 16)),
             msix_mask: self.places.msix.is_some_and(|place| self.read16(place + 2) & 0x4000 != 0),

@@ -18,19 +18,19 @@ use crate::sriov::{Role, TOKEN_FEATURE};
 const CONFIG_REGION: u32 = 7;
 const REGIONS: u32 = 9;
 
-/// How a function fits in with what is around it.
+/// The place of a function among others.
 #[derive(Clone, Debug, Default)]
 pub struct Fitting {
     /// It is one of several in its slot (header type bit 7), with this number.
     ///
-    /// One that interrupts by a pin uses that of its number: A, B, C, D, A and so on. Functions
-    /// on one pin share a line, which not all of Linux's drivers put up with.
+    /// Its INTx is that of its number: A, B, C, D, A and so on. Functions with the same INTx share a
+    /// line, which some of Linux's drivers do not support.
     pub multifunction: Option<u8>,
     /// It is on a root bus: a PCI Express endpoint becomes a *root complex integrated* one,
     /// which has no link (PCIe 7.5.3.2). Clients such as QEMU change the type by themselves to
     /// what the place in their machine calls for.
     pub integrated: bool,
-    /// What it is to its SR-IOV siblings. A virtual function has no pin.
+    /// Its role in SR-IOV. A virtual function has no INTx.
     pub role: Role,
 }
 
@@ -55,7 +55,7 @@ impl<M: Model> Function<M> {
         Self::fitted(model, Fitting::default())
     }
 
-    /// A function that fits in.
+    /// A function in its place among others.
     ///
     /// # Errors
     /// As [`Function::new`]; `EINVAL`: a physical function needs the PCI Express capability.
@@ -118,7 +118,7 @@ impl<M: Model> Function<M> {
         let Some(cx) = self.cx.as_ref() else { return };
         cx.context().dma().set_bus_master(now.bus_master);
         if before.intx_masked() != now.intx_masked() && self.spec.pin.is_some() {
-            // Cannot fail: a function with a pin has vector 0.
+            // Cannot fail: a function with INTx has vector 0.
             let _ = cx.context().irqs().set_device_mask(irq_index::INTX, 0, now.intx_masked());
         }
         let changed = before.msi_masked() ^ now.msi_masked();
@@ -145,12 +145,12 @@ impl<M: Model> Function<M> {
         }
     }
 
-    /// Configuration space, as far as there is something.
+    /// Configuration space up to its last register.
     pub(crate) fn config_state(&self) -> &[u8] {
         self.config.state()
     }
 
-    /// The MSI-X table and which mask bits of it were written; empty where there is none.
+    /// The MSI-X table, and which of its mask bits were written; empty without MSI-X.
     pub(crate) fn msix_state(&self) -> (&[u8], &[u8]) {
         self.msix.as_ref().map_or((&[], &[]), Msix::state)
     }
@@ -198,7 +198,7 @@ impl<M: Model> Function<M> {
         }
     }
 
-    /// Restores what [`Function::check_state`] has found sound.
+    /// Restores a state that [`Function::check_state`] has accepted.
     pub(crate) fn restore_function(
         &mut self,
         config: &[u8],

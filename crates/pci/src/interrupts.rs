@@ -11,7 +11,7 @@ use vfiod_core::{Context, IrqIndex};
 pub mod irq_index {
     use vfiod_core::IrqIndex;
 
-    /// The pin.
+    /// INTx.
     pub const INTX: IrqIndex = IrqIndex(0);
     /// Message signalled.
     pub const MSI: IrqIndex = IrqIndex(1);
@@ -19,14 +19,14 @@ pub mod irq_index {
     pub const MSIX: IrqIndex = IrqIndex(2);
     /// Unrecoverable error. Stops a QEMU guest: not to be triggered lightly.
     pub const ERR: IrqIndex = IrqIndex(3);
-    /// The device is wanted back.
+    /// The user is asked to close the device.
     pub const REQ: IrqIndex = IrqIndex(4);
 }
 
 /// Most vectors of a function: as many as MSI-X can have (PCIe 7.7.2).
 pub(crate) const VECTORS: usize = 2048;
 
-/// Raises interrupts: by MSI-X if the client has set that up, else by MSI, else by the pin.
+/// Raises interrupts: by MSI-X if the client has set that up, else by MSI, else by INTx.
 /// Cheap to clone, usable from any thread; takes no lock that another vector needs. Blocks for
 /// some milliseconds at most, and that only where a client provokes it
 /// ([`IrqVector`](vfiod_core::irq::IrqVector)).
@@ -42,7 +42,7 @@ pub struct Interrupts {
 
 struct Inner {
     ctx: Context,
-    /// `None`: the function has no pin.
+    /// `None`: the function has no INTx.
     pin: Option<IrqVector>,
     msi: Box<[IrqVector]>,
     msix: Box<[IrqVector]>,
@@ -63,7 +63,7 @@ impl Interrupts {
     }
 
     /// One of the model's interrupts, to be raised again and again: by the data path, or in a
-    /// batch. It stays right when the guest changes between MSI-X, MSI and the pin.
+    /// batch. It stays valid when the guest changes between MSI-X, MSI and INTx.
     pub fn vector(&self, vector: u32) -> Interrupt {
         Interrupt { interrupts: self.clone(), vector }
     }
@@ -83,12 +83,12 @@ impl Interrupts {
     }
 
     /// Sets the condition behind a vector. A condition that becomes true, or is set to true once
-    /// more, sends a message; the pin follows the conditions as a level, asserted while that of
-    /// any vector is true.
+    /// more, sends a message; INTx follows the conditions as a level, asserted while that of any
+    /// vector is true.
     ///
     /// A vector beyond those that the client set up is sent on the nearest one below (MSI:
-    /// the guest may grant fewer messages than asked for, PCIe 6.1.4.2), or held back until it
-    /// is set up (MSI-X). One that the function does not have is sent on the last one (MSI) or
+    /// the guest may grant fewer messages than asked for, PCIe 6.1.4.2), or stays pending until
+    /// it is set up (MSI-X). One that the function does not have is sent on the last one (MSI) or
     /// dropped (MSI-X).
     pub fn set(&self, vector: u32, active: bool) {
         if active {
@@ -100,8 +100,8 @@ impl Interrupts {
         }
     }
 
-    /// Makes the pin follow the conditions. Whoever sets the pin last looks at the conditions
-    /// again, so two threads cannot leave it different from what the conditions say.
+    /// Makes INTx follow the conditions. The thread that sets INTx last checks the conditions again,
+    /// so two threads cannot leave it different from the conditions.
     fn drive(&self, mut asserted: bool) {
         let Some(pin) = &self.inner.pin else { return };
         loop {
@@ -114,8 +114,8 @@ impl Interrupts {
         }
     }
 
-    /// Sends one message for an event that has no level. With only a pin nothing is sent;
-    /// models with a pin use [`Interrupts::set`].
+    /// Sends one message for an event that has no level. With INTx only, nothing is sent; models with
+    /// INTx use [`Interrupts::set`].
     #[inline]
     pub fn trigger(&self, vector: u32) {
         if let Some(vector) = self.message(vector) {
@@ -144,7 +144,7 @@ impl Interrupts {
         self.drive(self.line());
     }
 
-    /// Whether the pin is asserted.
+    /// Whether INTx is asserted.
     pub(crate) fn line(&self) -> bool {
         self.inner.conditions.any()
     }

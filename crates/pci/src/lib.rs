@@ -3,14 +3,14 @@
 //! A model of more than a word has a [`RegisterMap`] and matches on an enum of its registers; it
 //! never sees a misaligned, partial or oversized access. `reset` is an assignment of the whole
 //! or a destructuring of `self` (`let Self { word, log: _ } = self;`), so that a new field does
-//! not compile until somebody has decided what a reset does to it.
+//! not compile until its author has decided what a reset does to it.
 //!
 //! # What a guest's write does
 //! | write | effect |
 //! | --- | --- |
 //! | Command, bus master (PCIe 7.5.1.1.3) | DMA works, or fails with `EPERM` |
 //! | Command, interrupt disable | masks INTx; Status shows its level all the same |
-//! | Command, memory and I/O space | kept; BARs answer all the same, because clients trap by their own view |
+//! | Command, memory and I/O space | kept; BARs work all the same, because clients trap accesses by their own view |
 //! | BAR (PCIe 7.5.1.2.1) | kept but for the bits below its size |
 //! | PMCSR, D3hot (PCIe 5.3.1.4.1) | no DMA, interrupts are masked; D1 and D2 are ignored |
 //! | PMCSR, back to D0 | pending interrupts are sent, or the function is reset ([`Capability::PowerManagementSoftReset`]) |

@@ -1,4 +1,4 @@
-//! What a device author writes: the [`Model`] trait, and the [`Cx`] that its callbacks get.
+//! What the author of a device writes: the [`Model`] trait, and the [`Cx`] that its callbacks get.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -12,7 +12,7 @@ use crate::interrupts::Interrupts;
 use crate::spec::FunctionSpec;
 use crate::state::StateOf;
 
-/// What a device does. Everything else about being a PCI function is done for it.
+/// What a device does. [`Function`](crate::Function) does everything else about a PCI function.
 ///
 /// The core calls one method at a time, with the device's lock held; a panic puts the device into
 /// the error state. Accesses are within the BAR, but of any length and alignment: a
@@ -21,7 +21,7 @@ pub trait Model: Sized + Send + 'static {
     /// Whether and how the model is saved: [`Stateless`](crate::Stateless),
     /// [`HasState`](crate::HasState) (then it implements [`Save`](crate::Save)), or
     /// [`CannotSave`](crate::CannotSave) (then [`Unsaved`](crate::Unsaved) says why); within
-    /// [`Works`](crate::Works) for one that works beside its accesses (then it implements
+    /// [`Works`](crate::Works) for one that has tasks or a data path (then it implements
     /// [`Worker`](crate::Worker)).
     type State: StateOf<Self>;
 
@@ -36,9 +36,9 @@ pub trait Model: Sized + Send + 'static {
     /// Reads from a BAR into `data`, which is not empty.
     fn read(&mut self, cx: &Cx<Self>, bar: u8, offset: u64, data: &mut [u8]);
 
-    /// What such a read does, as far as the model declares it:
-    /// [`RegisterMap::read_traits`](crate::RegisterMap::read_traits) says it for a register. Who
-    /// does not declare it has its state committed after every read.
+    /// What such a read does, as far as the model declares it;
+    /// [`RegisterMap::read_traits`](crate::RegisterMap::read_traits) answers it for a register. By
+    /// default every read may change the state.
     fn read_traits(&self, _bar: u8, _offset: u64, _len: usize) -> ReadTraits {
         ReadTraits::default()
     }
@@ -55,7 +55,7 @@ pub trait Model: Sized + Send + 'static {
         Ok(())
     }
 
-    /// Last close: stop all interrupts.
+    /// Last close: lower all interrupts. The device has quiesced, unless it is stuck.
     fn close(&mut self, _cx: &Cx<Self>) {}
 }
 
@@ -85,21 +85,21 @@ impl<M> Cx<M> {
         self.context.name()
     }
 
-    /// Asks for a reset of the device, as its own function-level reset: it happens after the
-    /// callback or step has returned, and the device has quiesced.
+    /// Asks for a function-level reset of the device. It follows after the callback or step has returned
+    /// and the device has quiesced.
     pub fn request_reset(&self) {
         self.context().request_reset();
     }
 
-    /// What runs tasks. It makes descriptors for the device's own to wait for, and runs tasks for
-    /// what is not the device's work: a socket to the outside, for example.
+    /// What runs tasks. It makes the descriptors that the device's tasks wait for. A task spawned
+    /// here is not the device's work, and is not stopped: one that serves a socket, for example.
     pub fn runtime(&self) -> &Runtime {
         self.context().runtime()
     }
 
     /// The memory that a BAR shares with clients ([`crate::Bar::shared`]), by offsets in the BAR. The
-    /// core zeroes it before a reset. It belongs to the present opening of the device: ask for it
-    /// in each, as it fails with `ENODEV` afterwards.
+    /// core zeroes it before a reset. It belongs to the current opening of the device: accesses after
+    /// its last close fail with `ENODEV`, so each opening has to ask for it.
     ///
     /// # Errors
     /// `ENODEV`: the device is not open; `EINVAL`: the BAR shares nothing; `EMFILE`, `ENOMEM` and

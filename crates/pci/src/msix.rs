@@ -127,7 +127,8 @@ impl Msix {
         true
     }
 
-    /// Serves a write, likewise. Pending bits are read-only.
+    /// Serves a write to the table or the pending bits, which are read-only. Returns whether the access
+    /// is one of these.
     pub(crate) fn write(&mut self, ctx: &Context, bar: u8, offset: u64, data: &[u8]) -> bool {
         if let Some(at) = self.table_offset(bar, offset, data.len()) {
             // Software must write whole doublewords (PCIe 7.7.2); anything else is ignored.

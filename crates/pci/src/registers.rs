@@ -132,7 +132,7 @@ impl<R: Copy> RegisterMap<R> {
         register.widths.takes(data.len()).then(|| (register.name, from_le(data)))
     }
 
-    /// The same with the register's value after the write: `current` tells the bits that a
+    /// The same with the register's value after the write: `current` has the bits that a
     /// write of a part leaves alone. Parts narrower than a half count as the whole, as in
     /// [`RegisterMap::write`].
     pub fn merge(

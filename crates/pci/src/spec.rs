@@ -1,4 +1,4 @@
-//! What a function is made of, as its model tells.
+//! What a function consists of, as its model describes it.
 
 use vfiod_core::region::{Doorbell, SparseArea};
 use vfiod_core::{Errno, Error, Result};
@@ -93,7 +93,7 @@ pub struct FunctionSpec {
     pub(crate) revision: u8,
     pub(crate) pin: Option<Pin>,
     pub(crate) bars: [Option<Bar>; 6],
-    /// A BAR number that there is not, for `check` to tell.
+    /// A BAR number that does not exist, which `check` reports.
     no_such_bar: Option<u8>,
     pub(crate) capabilities: Vec<Capability>,
 }

@@ -1,15 +1,14 @@
-//! SR-IOV: a physical function, its virtual functions, and the token that stands between their
-//! users.
+//! SR-IOV: a physical function, its virtual functions, and the VF token that their users share.
 //!
-//! Virtual functions are set up by whoever configures the devices, not by the user of the physical
-//! function: as with the kernel's `vfio-pci`, that one can read the SR-IOV capability and not
-//! write it. A virtual function is shown as `vfio-pci` shows one: with its real ids and base
-//! address registers, and without an interrupt pin. It is a device set of its own.
+//! The configuration of the devices sets up virtual functions, not the user of the physical function,
+//! who can read the SR-IOV capability and not write it, as with the kernel's `vfio-pci`. A virtual
+//! function looks as it does with `vfio-pci`: it has its real ids and base address registers, and no
+//! INTx. It is a device set of its own.
 //!
 //! # The VF token
-//! Users of virtual functions trust the user of the physical one, who can disturb them; and the
-//! other way round nobody shall be taken for that user. So they agree on a token, as in the
-//! kernel's `vfio_pci_validate_vf_token`:
+//! Users of virtual functions have to trust the user of the physical function, who can disturb them.
+//! So both prove that they belong together by a token, as in the kernel's
+//! `vfio_pci_validate_vf_token`:
 //!
 //! | who opens | with | outcome |
 //! | --- | --- | --- |
@@ -111,7 +110,7 @@ pub struct Sriov {
 
 #[derive(Default)]
 struct State {
-    /// Nobody can present what is not there: the kernel makes one up that nobody knows.
+    /// `None`: no token matches. The kernel has a random token in this state.
     token: Option<Token>,
     /// Virtual functions that are open.
     users: usize,

@@ -55,29 +55,29 @@ pub trait Save: Model {
     /// The version of [`Save::Image`]; the first is 1, and each change of it is one more.
     const VERSION: u32;
 
-    /// Everything that a driver or client could tell the difference by, and what work was under
+    /// Everything by which a driver or client could notice a difference, and what work was under
     /// way.
     type Image: Image;
 
     /// Copies the state, by a destructuring of `self`: a new field does not compile until
-    /// somebody has decided whether it is saved.
+    /// its author has decided whether it is saved.
     fn save(&self) -> Self::Image;
 
-    /// Restores the state, whatever the model's state is: everything is replaced. It raises no interrupt: the function
-    /// restores the conditions. The image may be hostile: any bytes.
+    /// Restores the state; everything is replaced, whatever the model's state is. Must raise no
+    /// interrupt: the function restores the conditions. The image may be hostile: any bytes.
     ///
     /// # Errors
-    /// `EINVAL`: values that the model cannot have; the model must be as it was.
+    /// `EINVAL`: values that the model cannot have; the model must then be unchanged.
     fn restore(&mut self, cx: &Cx<Self>, image: Self::Image) -> Result<()>;
 }
 
 /// A model that cannot be saved ([`Model::State`] = [`CannotSave`]).
 pub trait Unsaved: Model {
-    /// Why not, for people.
+    /// Why not, for messages.
     const WHY: &'static str;
 }
 
-/// There is nothing to save: a model that was reset is as good.
+/// There is nothing to save: a model that was reset has the same state.
 #[derive(Debug)]
 pub enum Stateless {}
 
@@ -89,7 +89,7 @@ pub enum HasState {}
 #[derive(Debug)]
 pub enum CannotSave {}
 
-/// The model works beside its accesses, and implements [`Worker`]; `S` is one of the others.
+/// The model has tasks or a data path, and implements [`Worker`]; `S` is one of the others.
 #[derive(Debug)]
 pub struct Works<S>(PhantomData<S>);
 

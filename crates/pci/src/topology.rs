@@ -17,7 +17,7 @@ pub enum ResetScope {
     Bus,
 }
 
-/// What a bus hangs off.
+/// What a bus is behind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BusKind {
     /// Nothing, or a bridge that cannot reset it: there is no reset from above, so every function
@@ -33,7 +33,7 @@ pub struct Bus {
     segment: u16,
     number: u8,
     kind: BusKind,
-    /// The place of the bridge that it hangs off, if that is known.
+    /// The place of the bridge that the bus is behind, if that is known.
     bridge: Option<Placement>,
     places: Mutex<Places>,
 }
@@ -84,7 +84,7 @@ impl Bus {
         Arc::new(Self { segment, number, kind, bridge: Some(bridge), places: Mutex::default() })
     }
 
-    /// Where the bridge is that the bus hangs off, if that is known.
+    /// The address of the bridge that the bus is behind, if that is known.
     pub fn bridge(&self) -> Option<Address> {
         self.bridge.as_ref().map(Placement::address)
     }
@@ -95,7 +95,7 @@ impl Bus {
         self.kind == BusKind::Root && self.bridge.is_none()
     }
 
-    /// What the bus hangs off.
+    /// What the bus is behind.
     pub fn kind(&self) -> BusKind {
         self.kind
     }
@@ -104,7 +104,7 @@ impl Bus {
     /// bus can be reset.
     ///
     /// # Errors
-    /// `EINVAL`: no such place; `EEXIST`: it is taken, by whom is said.
+    /// `EINVAL`: no such place; `EEXIST`: it is taken; the message names the device there.
     pub fn place(self: &Arc<Self>, device: u8, function: u8, name: &str) -> Result<Placement> {
         let address = Address { segment: self.segment, bus: self.number, device, function };
         if device > 31 || function > 7 {
@@ -213,7 +213,7 @@ mod tests {
         let function = below.place(0, 0, "a").unwrap();
         assert_eq!(name(&function).as_deref(), Some("slot 0003:01:00"));
         drop(below);
-        // As long as somebody is on the bus.
+        // The bridge keeps its place while a function is on the bus.
         assert_eq!(root.place(1, 0, "a").unwrap_err().errno(), Errno::EXIST);
         drop(function);
         root.place(1, 0, "a").unwrap();

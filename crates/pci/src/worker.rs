@@ -1,4 +1,4 @@
-//! Models that work beside their register accesses: tasks, doorbells, quiesce and resume.
+//! Models with tasks or a data path: tasks, doorbells, quiesce and resume.
 
 use std::fmt;
 use std::future::Future;
@@ -11,22 +11,21 @@ use crate::function::Function;
 use crate::model::{Cx, Model};
 use crate::state::{StateOf, Works};
 
-/// A model that works beside its register accesses ([`Model::State`] = [`Works`]). Both methods
-/// have to be written: nothing here can be guessed.
+/// A model with tasks or a data path ([`Model::State`] = [`Works`]). Neither method has a default.
 ///
-/// Work is done in tasks, which are plain futures. A task reaches the model by [`Task::step`] only,
-/// and guest memory by [`Task::dma`]; a register access has no way to guest memory. A future is
-/// never saved: the model's state says what is under way, and [`Worker::resume`] starts it again.
+/// A task is a plain future. It reaches the model by [`Task::step`] only, and guest memory by
+/// [`Task::dma`]; a register access cannot reach guest memory. A future is never saved: the model's
+/// state says what is under way, and [`Worker::resume`] starts it again.
 pub trait Worker: Model<State = Works<<Self as Worker>::Saves>> {
-    /// Whether and how the model is saved: what [`Model::State`] is for models that do not work.
+    /// Whether and how the model is saved: [`Stateless`](crate::Stateless),
+    /// [`HasState`](crate::HasState) or [`CannotSave`](crate::CannotSave).
     type Saves: StateOf<Self>;
 
-    /// Stop working: see [`vfiod_core::Worker::quiesce`].
+    /// Stops the work; see [`vfiod_core::Worker::quiesce`].
     fn quiesce(&mut self, cx: &Cx<Self>, why: Why) -> Quiesce;
 
-    /// Start what the state says is under way: after the first open, a reset, a restore, and where
-    /// what the model had quiesced for was abandoned. Tasks that did not end meanwhile still run
-    /// ([`Cx::find_task`]).
+    /// Starts the work that the state describes: after the first open, a reset, a save, a restore, and
+    /// an abandoned hot reset. Tasks that did not end meanwhile still run ([`Cx::find_task`]).
     fn resume(&mut self, cx: &Cx<Self>);
 }
 
@@ -34,8 +33,8 @@ impl<M: Worker> Cx<M> {
     /// Starts a task.
     ///
     /// # Errors
-    /// `EAGAIN`: the device has as many tasks as it may have; `EBUSY`: it is being stopped, or is
-    /// not open.
+    /// `EAGAIN`: the device has its largest number of tasks; `EBUSY`: it is being stopped, or is not
+    /// open.
     pub fn spawn<F>(&self, name: &str, make: impl FnOnce(Task<M>) -> F) -> Result<TaskHandle>
     where
         F: Future<Output = ()> + Send + 'static,
@@ -43,13 +42,13 @@ impl<M: Worker> Cx<M> {
         DeviceTask::spawn(self.context(), name, |task| make(Task { task }))
     }
 
-    /// Hands out the model's data path, once, in [`Model::init`]: from then on doorbells arrive
-    /// there, without the device's lock, instead of at [`Task::bell`].
+    /// Sets the model's data path, once, in [`Model::init`]: from then on doorbells are delivered to
+    /// it, without the device's lock, instead of to [`Task::bell`].
     pub fn set_data_path(&self, path: Arc<dyn DataPath>) {
         self.context().set_data_path(path);
     }
 
-    /// Finds a task by its name, if it goes on.
+    /// Finds a task by its name. Cancelled tasks are not found.
     pub fn find_task(&self, name: &str) -> Option<TaskHandle> {
         self.context().find_task(name)
     }
@@ -73,11 +72,11 @@ impl<M: Model> fmt::Debug for Task<M> {
 }
 
 impl<M: Worker> Task<M> {
-    /// Calls `step` with the model, under the device's lock. A task that has been cancelled ends
-    /// here.
+    /// Calls `step` with the model, under the device's lock. Never returns in a task that has been
+    /// cancelled.
     ///
     /// # Panics
-    /// Where `step` panics: the task ends, and the device is in the error state.
+    /// If `step` panics: the task ends, and the device is in the error state.
     pub async fn step<R>(&self, step: impl FnOnce(&mut M, &Cx<M>) -> R) -> R {
         let step = |function: &mut Function<M>| {
             let (model, cx) = function.parts().ok()?;
@@ -101,7 +100,7 @@ impl<M: Worker> Task<M> {
         self.task.bell(bell).await.value
     }
 
-    /// Waiting for time, descriptors and other tasks.
+    /// The task: waits for time and other tasks.
     pub fn task(&self) -> &vfiod_core::work::Task {
         self.task.task()
     }

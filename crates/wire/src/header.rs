@@ -30,11 +30,11 @@ pub struct Header {
 /// What a message is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// A command that wants an answer.
+    /// A command that wants a reply.
     Command,
-    /// A command that must not be answered.
+    /// A command that must get no reply.
     Posted,
-    /// The answer to a command; `Err` carries the errno (0 where the peer named none).
+    /// The reply to a command; `Err` carries the errno (0 if the peer named none).
     Reply(Result<(), u32>),
     /// A type that the specification does not know.
     Unknown,
@@ -113,7 +113,7 @@ macro_rules! commands {
 commands! {
     /// Negotiation; the first message.
     Version = 1, "VERSION";
-    /// A window into the client's memory appears.
+    /// A range of the client's memory is mapped.
     DmaMap = 2, "DMA_MAP";
     /// Windows go away.
     DmaUnmap = 3, "DMA_UNMAP";

@@ -242,7 +242,7 @@ pub mod dma_flag {
     pub const READ: u32 = 1 << 0;
     /// The server may write.
     pub const WRITE: u32 = 1 << 1;
-    /// Flag of [`super::DmaUnmap`]: every window.
+    /// Flag of [`super::DmaUnmap`]: every mapping.
     pub const UNMAP_ALL: u32 = 1 << 1;
 }
 
@@ -290,7 +290,7 @@ pub mod pci_region {
 
 /// Interrupt indices of a PCI device (`VFIO_PCI_*_IRQ_INDEX`).
 pub mod pci_irq {
-    /// The pin.
+    /// INTx.
     pub const INTX: u32 = 0;
     /// Message signalled.
     pub const MSI: u32 = 1;

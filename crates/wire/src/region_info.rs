@@ -7,7 +7,7 @@ use crate::{DecodeError, EINVAL};
 
 const SPARSE_FIXED: usize = CapHeader::LEN + 8;
 
-/// A region as DEVICE_GET_REGION_INFO tells it.
+/// A region as DEVICE_GET_REGION_INFO describes it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RegionReply {
     /// The fixed part; `argsz` is the size of a whole reply.
@@ -24,7 +24,7 @@ pub struct RegionReply {
 ///
 /// Where they do not fit, the reply is cut to the fixed part, which says how much is needed;
 /// `cap_offset` is 32 even then, because QEMU refuses CAPS with an offset below that. The second
-/// value tells whether the reply is whole, that is, whether the descriptor belongs to it.
+/// value says whether the reply is whole, that is, whether the descriptor belongs to it.
 pub fn encode_region_info(
     argsz: u32,
     index: u32,

@@ -42,7 +42,7 @@ pub enum IrqData<'a> {
     None,
     /// A byte for each vector.
     Bool(&'a [u8]),
-    /// Descriptors beside the message.
+    /// Descriptors that came with the message.
     EventFd,
 }
 
@@ -67,7 +67,7 @@ pub enum FeatureOp {
 pub enum Request<'a> {
     /// VERSION.
     Version(Version),
-    /// DMA_MAP; the descriptor, if any, comes beside the message.
+    /// DMA_MAP; the descriptor, if any, comes with the message.
     DmaMap(DmaMap),
     /// DMA_UNMAP, and the payload to echo.
     DmaUnmap(UnmapScope, DmaUnmap),

@@ -3,12 +3,12 @@
 //!
 //! A *device set* is all devices that can only be reset together, such as the functions of a PCI
 //! slot. vfio-user has no command for it, so it is two features of DEVICE_FEATURE, far above
-//! those of the kernel. A server that does not know them answers a probe with `ENOTTY`, as it
+//! those of the kernel. A server that does not know them replies to a probe with `ENOTTY`, as it
 //! does for any feature.
 //!
 //! | index | operation | data |
 //! | --- | --- | --- |
-//! | [`HOT_RESET_INFO`] 0x7f00 | GET | none; answered with [`HotResetInfo`], then a [`HotResetMember`] for each member |
+//! | [`HOT_RESET_INFO`] 0x7f00 | GET | none; the reply has [`HotResetInfo`], then a [`HotResetMember`] for each member |
 //! | [`HOT_RESET`] 0x7f01 | SET | [`HotReset`] |
 //!
 //! Each member is a structure of fixed size, then its name, then its location (both UTF-8, not
@@ -23,15 +23,15 @@
 //! | errno of a hot reset | when |
 //! | --- | --- |
 //! | `EINVAL` | another owner has a member open; unknown flags; the wrong size |
-//! | `EBUSY` | a member did not come to rest; nothing was reset |
-//! | anything else | a member could not be reset: it and those reset before it answer `EIO` until one of their resets succeeds |
+//! | `EBUSY` | a member did not quiesce; nothing was reset |
+//! | anything else | a member could not be reset: it and those reset before it fail with `EIO` until one of their resets succeeds |
 
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::payload::{HotReset, HotResetInfo, HotResetMember};
 use crate::{DecodeError, EINVAL};
 
-/// The feature that tells who is reset together. GET.
+/// The feature that lists the devices that are reset together. GET.
 pub const HOT_RESET_INFO: u16 = 0x7f00;
 /// The feature that resets a set. SET.
 pub const HOT_RESET: u16 = 0x7f01;

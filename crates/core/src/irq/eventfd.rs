@@ -29,8 +29,8 @@ pub(super) struct EventFd {
 pub(super) enum Signalled {
     /// The counter is above 0: whoever waits for it finds it readable.
     Yes,
-    /// Likewise, but the write had to be interrupted: the client has filled the counter and made
-    /// the eventfd blocking. Whoever goes on signalling it will be blocked again.
+    /// The counter is above 0, but the write had to be interrupted: the client has filled the counter
+    /// and made the eventfd blocking. Another signal would block again.
     Blocked,
 }
 
@@ -114,7 +114,7 @@ fn is_eventfd(fd: BorrowedFd<'_>) -> bool {
     }
 }
 
-/// Waits until no signal of eventfds that were taken away is under way, so that the client sees
+/// Waits until no signal to eventfds that were removed is under way, so that the client sees
 /// none later, and closes them. A signal that the client blocks is interrupted by the watchdog;
 /// bounded all the same.
 pub(super) fn retire(fds: Vec<Arc<EventFd>>) {

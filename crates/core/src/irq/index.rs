@@ -107,7 +107,7 @@ impl Index {
         });
     }
 
-    /// Takes every eventfd away; those of triggers go to `retired`.
+    /// Removes every eventfd; those of triggers go to `retired`.
     pub(super) fn disable(&self, retired: &mut Vec<Arc<EventFd>>) {
         for vector in &self.vectors {
             let mut vector = lock(vector);
@@ -122,10 +122,10 @@ impl Index {
 /// One interrupt vector of a device, looked up once ([`IrqSet::vector`](super::IrqSet::vector)).
 /// Cheap to clone, usable from any thread.
 ///
-/// It stands for the vector and not for an eventfd: it stays right whatever clients set up, mask
-/// or take away. A signal takes the vector's own lock for a few instructions, and one system
-/// call. It does not block, but for some milliseconds if the client makes it block on purpose;
-/// the vector loses its eventfd then.
+/// It stands for the vector and not for an eventfd: it stays valid whatever clients set up, mask or
+/// remove. A signal takes the vector's own lock for a few instructions, and one system call. It does
+/// not block, except for some milliseconds if the client makes the eventfd block; the vector then
+/// loses its eventfd.
 #[derive(Clone)]
 pub struct IrqVector {
     pub(super) index: Arc<Index>,
@@ -158,7 +158,7 @@ impl IrqVector {
         self.change(|_, vector| vector.set_device_mask(masked));
     }
 
-    /// Whether a trigger is being held back.
+    /// Whether a trigger is pending.
     pub fn is_pending(&self) -> bool {
         self.state().held()
     }

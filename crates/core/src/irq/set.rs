@@ -118,7 +118,7 @@ impl IrqSet {
         Ok(())
     }
 
-    /// Whether a trigger of a vector is being held back. `false` for one that is not there.
+    /// Whether a trigger of a vector is pending. `false` for a vector that does not exist.
     pub fn is_pending(&self, index: IrqIndex, vector: u32) -> bool {
         self.vector(index, vector).is_ok_and(|vector| vector.is_pending())
     }
@@ -131,9 +131,9 @@ impl IrqSet {
         Ok(self.vector(index, vector)?.counters())
     }
 
-    /// DEVICE_SET_IRQS for a file: eventfds set here go away with the file. All or nothing.
-    /// Vectors may be set up in as many pieces as the client likes, NORESIZE or not. When an
-    /// eventfd is taken away this returns once no signal to it is under way.
+    /// DEVICE_SET_IRQS for a file: eventfds set here are removed with the file. All or nothing.
+    /// Vectors may be set up in any number of pieces, NORESIZE or not. When an eventfd is removed,
+    /// this returns once no signal to it is under way.
     ///
     /// # Errors
     /// `EINVAL`: no such index, range or combination of action and data, a count of 0 for
@@ -155,11 +155,11 @@ impl IrqSet {
         let index = self.index(index)?;
         let range = match start.checked_add(count) {
             Some(end) if end <= index.info.count && start < index.info.count => start..end,
-            _ => return refuse("vectors that it does not have"),
+            _ => return refuse("the range has vectors that do not exist"),
         };
         if count == 0 {
             if !matches!((action, &data), (IrqAction::Trigger, IrqData::None)) {
-                return refuse("a count of 0 does not go with this");
+                return refuse("a count of 0 only disables");
             }
             let mut retired = Vec::new();
             index.disable(&mut retired);
@@ -168,10 +168,10 @@ impl IrqSet {
         }
         match &data {
             IrqData::Bool(bytes) if bytes.len() != count as usize => {
-                return refuse("not as many bytes as vectors");
+                return refuse("the number of bytes differs from that of vectors");
             }
             IrqData::EventFds(fds) if !fds.is_empty() && fds.len() != count as usize => {
-                return refuse("not as many descriptors as vectors");
+                return refuse("the number of descriptors differs from that of vectors");
             }
             IrqData::EventFds(_) if !index.info.flags.contains(IrqFlags::EVENTFD) => {
                 return refuse("cannot be signalled by eventfd");
@@ -253,7 +253,7 @@ impl IrqSet {
         unmasked
     }
 
-    /// Forgets the unmasking eventfds that were signalled and not heard yet.
+    /// Drains the unmasking eventfds that were signalled and not handled yet.
     pub(crate) fn silence_unmasks(&self) {
         for vector in self.indices.iter().flat_map(|index| &index.vectors) {
             if let Some(owned) = &lock(vector).unmask {
@@ -262,8 +262,8 @@ impl IrqSet {
         }
     }
 
-    /// Takes away every eventfd that a file set up. Where none is left on an index, the
-    /// clients' masks and pending triggers go too.
+    /// Removes every eventfd that a file set up. If none is left on an index, clients' masks and
+    /// pending triggers are cleared, too.
     pub(crate) fn drop_file(&self, file: FileId) {
         let owns = |owned: &Owned| owned.file == file;
         let mut retired = Vec::new();
@@ -286,7 +286,7 @@ impl IrqSet {
         retire(retired);
     }
 
-    /// Forgets levels, pending triggers and masks (device reset); eventfds stay.
+    /// Clears levels, pending triggers and masks (device reset); eventfds stay.
     pub fn reset(&self) {
         for index in &self.indices {
             index.vectors.iter().for_each(|vector| lock(vector).reset());

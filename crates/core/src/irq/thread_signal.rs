@@ -1,7 +1,7 @@
 //! Interrupting a system call of another thread by a signal.
 //!
 //! The signal is SIGURG: its default action is to ignore it, so one that comes too late, or where
-//! somebody has replaced the handler, does no harm. The handler does nothing, and is installed
+//! other code has replaced the handler, does no harm. The handler does nothing, and is installed
 //! without `SA_RESTART`, so that the system call fails with `EINTR`. It is installed before the
 //! first signal is sent, which is when a client first blocks a thread; a handler that was there
 //! before is called by it.

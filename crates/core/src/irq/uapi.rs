@@ -37,7 +37,7 @@ pub struct IrqInfo {
 /// What a SET_IRQS asks for (`VFIO_IRQ_SET_ACTION_*`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum IrqAction {
-    /// Hold back triggers.
+    /// Masks vectors: triggers become pending.
     Mask,
     /// Let triggers through again; a level still asserted triggers at once.
     Unmask,

@@ -26,7 +26,7 @@ pub(super) struct Owned {
 pub struct VectorCounters {
     /// Eventfd signals sent.
     pub signalled: u64,
-    /// Triggers held back by a mask, or for want of an eventfd while the index was enabled.
+    /// Triggers that became pending: masked, or without an eventfd while the index was enabled.
     /// Several may end in one signal.
     pub held: u64,
     /// Triggers that went nowhere because the index was not enabled.
@@ -114,7 +114,7 @@ impl Vector {
         if before && !masked { Due::Held } else { Due::Nothing }
     }
 
-    /// Sets up or takes away the eventfd. The first one gets what was held. Returns the old one,
+    /// Sets or removes the eventfd. A pending trigger is sent to the first one. Returns the old one,
     /// to be retired.
     pub(super) fn set_trigger(&mut self, trigger: Option<Owned>) -> (Option<Arc<EventFd>>, Due) {
         let old = std::mem::replace(&mut self.trigger, trigger);
@@ -150,7 +150,7 @@ impl Vector {
         self.device_masked = false;
     }
 
-    /// Whether a trigger is being held back.
+    /// Whether a trigger is pending.
     pub(super) fn held(&self) -> bool {
         self.pending || (self.level && self.masked())
     }

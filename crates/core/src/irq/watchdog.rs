@@ -8,8 +8,8 @@
 //! write as a tick ago; the write ends with `EINTR` then. The signal may arrive just before the
 //! thread enters the system call, so it is sent again every tick until the thread is out.
 //!
-//! The watchdog sleeps for good ("parked") when nobody has signalled for [`LINGER`]. Whoever
-//! signals then wakes it. Marking and looking whether it is parked, and parking and looking at the
+//! The watchdog sleeps until it is woken ("parked") when no thread has signalled for [`LINGER`]. The
+//! next thread that signals wakes it. Marking and looking whether it is parked, and parking and looking at the
 //! marks, are each separated by a full fence: at least one of the two sees the other.
 
 #[cfg(not(any(loom, shuttle)))]
@@ -40,7 +40,7 @@ impl Mark {
         self.0.store(self.0.load(Ordering::Relaxed) + 1, Ordering::Release);
     }
 
-    /// Tells writes apart; odd: the thread is in one.
+    /// Identifies a write; odd: the thread is in one.
     pub(crate) fn value(&self) -> u64 {
         self.0.load(Ordering::Acquire)
     }

@@ -31,7 +31,7 @@ pub(super) struct DeviceState {
     pub(super) files: Vec<FileState>,
     pub(super) interrupts: IrqState,
     pub(super) mappings: Vec<MappingState>,
-    /// `None`: the device is stateless, or in the error state, which nobody can trust.
+    /// `None`: the device is stateless, or in the error state, in which its state cannot be trusted.
     pub(super) device: Option<Saved>,
 }
 
@@ -61,24 +61,25 @@ impl FileState {
 impl DeviceRef {
     /// Saves the device: its error state, its files with their numbers and owners, its interrupts
     /// and mappings, and its own state. `descriptors` keeps the eventfds and the files that are
-    /// mapped. Nobody may use the device's files meanwhile. Waits for a callback of the device, and while
-    /// its set is being opened, closed or reset; not to be called from a callback or an observer.
+    /// mapped. The device quiesces for that, and resumes; accesses of its files wait. Blocks while a
+    /// callback of the device runs and while its set is being opened, closed or reset; not to be
+    /// called from a callback or an observer.
     ///
     /// # Errors
     /// `EOPNOTSUPP`: the device cannot be saved; the message says why. `EBUSY`: the set does not
     /// become idle within two seconds. `ENODEV`: the device has been unregistered. `EIO`: it
-    /// panicked. What `descriptors` returns.
+    /// panicked. Errors of `descriptors`.
     pub fn save(&self, descriptors: &mut dyn KeepDescriptors) -> Result<Saved> {
         self.registered.save(descriptors)
     }
 
     /// Restores a device that has no files. Returns the files that it had when it was saved, open,
-    /// with their numbers. It is opened for them (`open_device`, `open`); interrupts and mappings
-    /// are set up; then its own state is restored, from `image` if there is one: the newer of the
-    /// two forms. Interrupts that were pending are signalled if they can be.
+    /// with their numbers. The device is opened for them (`open_device`, `open`, no reset); interrupts
+    /// and mappings are set up; then its own state is restored, from `image` if there is one, which is
+    /// the newer form. Interrupts that were pending are signalled if they can be.
     ///
-    /// The state may come from anybody: everything is checked. A refused restore leaves the device
-    /// as an open and a close would. Blocks as [`DeviceRef::save`] does.
+    /// The state may be hostile: everything is checked. A refused restore leaves the device as an open
+    /// and a close would. Blocks as [`DeviceRef::save`] does.
     ///
     /// # Errors
     /// `EINVAL`: damaged, of another kind or version, or not possible for this device; the message
@@ -134,7 +135,7 @@ pub(super) fn state_of(device: &mut dyn Device) -> Result<Option<&mut dyn SaveSt
 }
 
 impl Registered {
-    /// Calls the device while it has quiesced; it goes on afterwards.
+    /// Calls the device while it has quiesced; it resumes afterwards.
     pub(super) fn while_quiesced<R>(
         self: &Arc<Self>,
         call: impl FnOnce(&mut dyn Device) -> Result<R>,
@@ -147,7 +148,7 @@ impl Registered {
     }
 
     fn save(self: &Arc<Self>, descriptors: &mut dyn KeepDescriptors) -> Result<Saved> {
-        // Nobody opens or closes it meanwhile, so that the files match the device's state.
+        // Marked, so that no open or close changes the files before the state is read.
         let marked = self.set.try_begin(Phase::Saving).map_err(|phase| self.set_is(phase))?;
         let files = {
             let mut guard = marked.lock();

@@ -13,7 +13,7 @@ const ONE: u64 = 4;
 /// How a gate is closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Close {
-    /// What is inside goes on until its end.
+    /// What is inside runs to its end.
     Finish,
     /// Tasks are cancelled.
     Cancel,
@@ -35,7 +35,7 @@ pub enum Close {
 pub enum GateState {
     /// Work begins.
     Open,
-    /// Nothing new begins, and what is inside goes on until its end.
+    /// Nothing new begins, and what is inside runs to its end.
     Finishing,
     /// Nothing new begins, and tasks end at their next await.
     Cancelling,
@@ -43,11 +43,11 @@ pub enum GateState {
     Closed,
 }
 
-/// Counts what works for a device, and lets nothing in while it is closed.
+/// Counts the tasks and calls of a device, and lets nothing begin while it is closed.
 #[derive(Debug, Default)]
 pub(super) struct Gate {
     word: AtomicU64,
-    /// Those who wait until nothing is inside.
+    /// Tasks and threads that wait until nothing is inside.
     pub(super) idle: Waiters,
 }
 
@@ -56,7 +56,7 @@ impl Gate {
     #[inline]
     pub(super) fn enter(&self) -> bool {
         let mut word = self.word.load(Ordering::Relaxed);
-        // No addition that is taken back: a closed gate that nobody is in stays so.
+        // Do not add and subtract again: a closed gate with nothing inside must stay idle.
         while word & STATE == 0 {
             let entered = word + ONE;
             match self.word.compare_exchange_weak(

@@ -1,8 +1,7 @@
-//! A device's work beside its calls: tasks, and doorbells that reach its data path without the
-//! device's lock.
+//! A device's tasks, and doorbells that reach its data path without the device's lock.
 //!
-//! All of it passes a gate. While that is closed nothing new begins; when nothing is inside, the
-//! device is *idle*. A ring of a doorbell at a closed gate is remembered.
+//! Both pass a gate. While that is closed nothing new begins; when nothing is inside, the device is
+//! *idle*. A ring of a doorbell at a closed gate is remembered.
 
 mod gate;
 #[cfg(all(test, not(any(shuttle, loom))))]
@@ -26,7 +25,7 @@ use crate::error::{Errno, Error, Result};
 
 pub use gate::{Close, GateState};
 
-/// What a device may use of this.
+/// Limits of one device's work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WorkLimits {
     /// Tasks at the same time.
@@ -124,7 +123,7 @@ impl Work {
     /// Starts a task. `make` makes its future, on the calling thread, with no lock of this held.
     ///
     /// # Errors
-    /// `EAGAIN`: the device has as many tasks as it may have; `EBUSY`: its gate is closed.
+    /// `EAGAIN`: the device has its largest number of tasks; `EBUSY`: its gate is closed.
     pub fn spawn<F>(&self, name: &str, make: impl FnOnce(Task) -> F) -> Result<TaskHandle>
     where
         F: Future<Output = ()> + Send + 'static,
@@ -137,8 +136,8 @@ impl Work {
         &self.shared.runtime
     }
 
-    /// Finds the task with a name, if it goes on: one that was cancelled does not count. For a
-    /// resume after an abandoned quiesce, when some tasks have ended and others have not.
+    /// Finds a task by its name; one that was cancelled is not found. For a resume after an abandoned
+    /// quiesce, when some tasks have ended and others have not.
     pub fn find(&self, name: &str) -> Option<TaskHandle> {
         let tasks = lock(&self.shared.tasks);
         let mut live = tasks.by_id.values().filter(|entry| !entry.task.is_cancelled());
@@ -202,8 +201,8 @@ impl Work {
     /// have been cancelled before it acted on it. So each doorbell that was ever rung is rung
     /// again, with its newest value. [`Rings::Forget`] follows a reset.
     ///
-    /// Tasks that wait for a doorbell are woken. What a data path must be told is returned by
-    /// [`Work::take_rings`].
+    /// Tasks that wait for a doorbell are woken. [`Work::take_rings`] returns the rings for a data
+    /// path.
     pub fn reopen(&self, rings: Rings) {
         for bell in &self.shared.bells {
             match rings {
@@ -216,12 +215,12 @@ impl Work {
             let _tasks = lock(&self.shared.tasks);
             self.shared.gate.open();
         }
-        // A ring that came before the gate was open woke nobody.
+        // A ring that came before the gate was open woke no task.
         self.shared.bells.iter().filter(|bell| bell.is_rung()).for_each(Bell::wake);
     }
 
-    /// Takes the rings that nobody has taken, for a device whose doorbells reach a data path: the
-    /// caller passes them on, having entered.
+    /// Takes the pending rings, for a device with a data path: the caller enters the gate and delivers
+    /// them.
     pub fn take_rings(&self) -> Vec<(usize, Ring)> {
         let rings = self.shared.bells.iter().enumerate();
         rings.filter_map(|(at, bell)| Some((at, bell.take()?))).collect()
@@ -314,7 +313,7 @@ impl Shared {
         let mut tasks = lock(&self.tasks);
         if tasks.by_id.len() >= self.max_tasks {
             let (device, max) = (&self.device, self.max_tasks);
-            let what = format!("{device}: cannot start task {name}: it has {max}, its limit");
+            let what = format!("{device}: cannot start task {name}: limit of {max} tasks reached");
             return Err(Error::new(Errno::AGAIN, what));
         }
         // With the lock held: whoever closes the gate takes it then, and finds this task.
@@ -367,7 +366,7 @@ impl Shared {
             task.cancelled.store(true, Ordering::SeqCst);
             tasks.by_id.get_mut(&task.id).and_then(|entry| entry.job.take())
         };
-        // Without the lock: this may drop the future, if nobody runs tasks any more.
+        // Without the lock: this may drop the future, if the runtime has ended.
         drop(job);
     }
 
@@ -503,16 +502,16 @@ impl Task {
         bell.wait_for(take).await
     }
 
-    /// Ends the task if the device is to be stopped. A task that has finished a piece of work and
-    /// has nothing to wait for calls this in between.
+    /// Ends the task if the device is to quiesce. A task calls this between two pieces of work, if it
+    /// has nothing to wait for there.
     pub async fn pause_point(&self) {
         if !self.may_begin_or_ends() {
             std::future::pending::<()>().await;
         }
     }
 
-    /// Whether something may begin. If the task is to finish it is cancelled, as it is at a point
-    /// from which it can be started again.
+    /// Whether the task may begin a piece of work. In [`GateState::Finishing`] it is cancelled, because
+    /// it is at a point from which it can be started again.
     fn may_begin_or_ends(&self) -> bool {
         match self.work.gate.state() {
             GateState::Open => !self.task.is_cancelled(),
@@ -538,8 +537,8 @@ impl fmt::Debug for Task {
     }
 }
 
-/// A task, to be cancelled or waited for: so a device stops one of its queues. The task goes on
-/// when this is dropped.
+/// A handle to cancel a task or to wait for its end, such as that of one queue. Dropping it does not
+/// affect the task.
 #[derive(Clone)]
 pub struct TaskHandle {
     work: Arc<Shared>,

@@ -52,7 +52,7 @@ fn spawn_over_the_limit_fails_with_eagain() {
         (0..4).map(|_| work.spawn("waits", |_| std::future::pending()).expect("starts")).collect();
     let error = work.spawn("fifth", |_| std::future::pending()).expect_err("is over the limit");
     assert_eq!(error.errno(), Errno::AGAIN);
-    assert_eq!(error.message(), "d: cannot start task fifth: it has 4, its limit");
+    assert_eq!(error.message(), "d: cannot start task fifth: limit of 4 tasks reached");
     tasks[0].cancel();
     runtime.run_until_idle();
     assert!(tasks[0].is_gone());

@@ -25,7 +25,7 @@ use self::registers::{
     STATUS_COMPUTING, STATUS_INTERRUPT,
 };
 use self::transfer::Transfer;
-use crate::Complaints;
+use crate::RateLimiter;
 
 /// Options of the model.
 #[derive(Clone, Copy, Debug, Deserialize, Serialize, JsonSchema)]
@@ -47,14 +47,14 @@ impl Default for EduOptions {
 pub struct Edu {
     dma_mask: Arc<AtomicU64>,
     state: EduImage,
-    complaints: Complaints,
+    warnings: RateLimiter,
 }
 
 impl Edu {
     /// The device with its options.
     pub fn new(options: EduOptions) -> Self {
         let dma_mask = Arc::new(AtomicU64::new(options.dma_mask));
-        Self { dma_mask, state: EduImage::default(), complaints: Complaints::default() }
+        Self { dma_mask, state: EduImage::default(), warnings: RateLimiter::default() }
     }
 
     /// The address bits of the DMA engine, to be changed from outside. Transfers that are running
@@ -112,7 +112,7 @@ impl Edu {
         match outcome {
             Ok(transfer) => transfer.finish(&mut self.state),
             Err(error) => {
-                if let Some(suppressed) = self.complaints.due() {
+                if let Some(suppressed) = self.warnings.allow() {
                     let EduImage { source, destination, count, .. } = self.state;
                     tracing::warn!(
                         device = cx.name(), %error, count, suppressed,
@@ -200,7 +200,7 @@ impl Model for Edu {
     }
 
     fn reset(&mut self, _cx: &Cx<Self>) {
-        let Self { dma_mask: _, state, complaints: _ } = self;
+        let Self { dma_mask: _, state, warnings: _ } = self;
         *state = EduImage::default();
     }
 }
@@ -234,7 +234,7 @@ impl Save for Edu {
     type Image = EduImage;
 
     fn save(&self) -> EduImage {
-        let Self { dma_mask: _, state, complaints: _ } = self;
+        let Self { dma_mask: _, state, warnings: _ } = self;
         state.clone()
     }
 

@@ -1,6 +1,6 @@
 //! The outside world's socket: lines of text.
 //!
-//! | line | what it does | answer |
+//! | line | what it does | reply |
 //! | --- | --- | --- |
 //! | `set 3 1` | input 3 on | `ok` |
 //! | `get` | | `inputs 0x0008 outputs 0x0000` |
@@ -90,7 +90,7 @@ impl Control {
 }
 
 /// Whether there is a socket of a server that has ended. Connecting to any other kind of file is
-/// refused in the same way, and that file is somebody's data.
+/// refused in the same way, and that file may hold data.
 fn is_left_behind(path: &Path) -> bool {
     let socket = std::fs::symlink_metadata(path).is_ok_and(|file| file.file_type().is_socket());
     let refused = |error| Errno::from_io_error(&error) == Some(Errno::CONNREFUSED);
@@ -125,7 +125,7 @@ async fn accept(listener: Descriptor, lines: Arc<Lines>, clients: Arc<()>, runti
                         tasks.push(runtime.spawn(async move {
                             let _client = client;
                             if let Err(error) = serve(Stream(stream), &lines).await {
-                                tracing::debug!(%error, "a gpio control client has gone");
+                                tracing::debug!(%error, "gpio control connection failed");
                             }
                         }));
                     }
@@ -182,7 +182,7 @@ impl Stream {
     }
 }
 
-/// The changes that a client is told.
+/// The changes that a client gets.
 struct Watch {
     changed: Arc<Bell>,
     seen: Snapshot,
@@ -198,7 +198,7 @@ impl Watch {
     }
 }
 
-/// Serves a client until it has gone. One that only watches may shut down its sending side.
+/// Serves a client until it disconnects. One that only watches may shut down its sending side.
 async fn serve(stream: Stream, lines: &Arc<Lines>) -> io::Result<()> {
     let mut received = Vec::new();
     let mut watch: Option<Watch> = None;
@@ -324,7 +324,7 @@ mod tests {
     impl Client {
         fn new(rig: &Rig) -> Self {
             let stream = UnixStream::connect(&rig.path).unwrap();
-            // Not to hang, should an answer not come.
+            // A missing reply must not hang the test.
             stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
             let reader = BufReader::new(stream.try_clone().unwrap());
             Self { stream, reader }

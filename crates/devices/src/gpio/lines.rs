@@ -61,14 +61,14 @@ vfiod_pci::image! {
 
 type Observer = Arc<dyn Fn(Snapshot) + Send + Sync>;
 
-/// Who is told of changes.
+/// The observers of changes.
 #[derive(Default)]
 struct Observers {
     list: Vec<(u64, Observer)>,
     next: u64,
-    /// A thread is telling them.
-    telling: bool,
-    /// It has to tell them once more.
+    /// A thread is notifying them.
+    notifying: bool,
+    /// That thread has to notify them once more.
     again: bool,
 }
 
@@ -136,7 +136,7 @@ impl Lines {
         state.changed |= if high != 0 { CHANGED_HIGH } else { 0 };
         self.drive(&state);
         drop(state);
-        self.tell();
+        self.notify();
     }
 
     /// Waits until the lines differ from `seen`, or the time is up; the lines then.
@@ -146,12 +146,12 @@ impl Lines {
     }
 
     /// Calls `observer` after every change, until the subscription is dropped (a call that is
-    /// under way just then ends later).
+    /// running at that moment ends later).
     ///
     /// It is called with no lock held, one call at a time, by the thread that made a change: a
     /// vCPU perhaps, so it must not block. It gets the lines as they are then; of changes that
-    /// come while it runs it sees the last. It may set inputs, also in answer to outputs. One
-    /// that panics is not called again.
+    /// come while it runs it sees the last. It may set inputs, also in response to outputs. An
+    /// observer that panics is not called again.
     pub fn on_change(
         self: &Arc<Self>,
         observer: impl Fn(Snapshot) + Send + Sync + 'static,
@@ -169,19 +169,19 @@ impl Lines {
             let at = observers.list.iter().position(|(known, _)| *known == id);
             at.map(|at| observers.list.remove(at))
         };
-        // What it owns may come back here when it is dropped: not with the lock held.
+        // Drop it without the lock: what it owns may call these methods.
         drop(observer);
     }
 
-    /// Tells everybody of a change. Called with no lock held.
-    fn tell(&self) {
+    /// Notifies all observers of a change. Called with no lock held.
+    fn notify(&self) {
         self.moved.notify_all();
         let mut observers = self.lock_observers();
         observers.again = true;
-        if observers.telling {
+        if observers.notifying {
             return; // whoever is at it goes round once more
         }
-        observers.telling = true;
+        observers.notifying = true;
         while std::mem::take(&mut observers.again) {
             let list = observers.list.clone();
             drop(observers);
@@ -194,7 +194,7 @@ impl Lines {
             }
             observers = self.lock_observers();
         }
-        observers.telling = false;
+        observers.notifying = false;
     }
 
     pub(super) fn set_outputs(&self, mask: u16, values: u16) {
@@ -202,7 +202,7 @@ impl Lines {
         let outputs = state.lines.outputs & !mask | values & mask;
         if std::mem::replace(&mut state.lines.outputs, outputs) != outputs {
             drop(state);
-            self.tell();
+            self.notify();
         }
     }
 
@@ -257,7 +257,7 @@ impl Lines {
         let moved = state.lines != before;
         drop(state);
         if moved {
-            self.tell();
+            self.notify();
         }
         Ok(())
     }
@@ -271,7 +271,7 @@ impl Lines {
         let moved = state.lines != before;
         drop(state);
         if moved {
-            self.tell();
+            self.notify();
         }
     }
 }

@@ -58,7 +58,7 @@ impl Port {
         self.settle(interrupts);
     }
 
-    /// Removes the wire. The guest, which has gone, does not notice.
+    /// Removes the backend. The device is closed, so no guest notices.
     pub(super) fn disconnect(&mut self) {
         self.wire = Wire::Nothing;
     }

@@ -22,7 +22,7 @@ const TERMINALS: &str = "/dev/pts/";
 /// A pseudo-terminal. Dropping it hangs up on the programs that have it open, and removes its link.
 #[derive(Debug)]
 pub(super) struct Pty {
-    // Dropped first, so that no program finds a terminal that is gone.
+    // Dropped first, so that no program finds a link to a closed terminal.
     _link: Option<Link>,
     /// The master side, for a task to wait for.
     descriptor: Arc<Descriptor>,

@@ -166,7 +166,7 @@ impl Uart {
             Reg::Data => self.send(value & self.character_mask()),
             Reg::InterruptEnable => {
                 let before = std::mem::replace(&mut self.interrupt_enable, value & IER_MASK);
-                // Enabling it tells of a transmitter that is empty already.
+                // Enabling it reports a transmitter that is empty already.
                 if value & !before & IER_EMPTY != 0 && self.transmitter.is_empty() {
                     self.empty_pending = true;
                 }

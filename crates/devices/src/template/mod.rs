@@ -36,7 +36,7 @@ vfiod_pci::image! {
 impl Model for Template {
     type State = HasState;
 
-    /// What the guest sees in `lspci`. Vendor 1234 belongs to nobody; virtual devices use it.
+    /// What the guest sees in `lspci`. Vendor 1234 is not assigned; virtual devices use it.
     fn spec(&self) -> FunctionSpec {
         FunctionSpec::new(0x1234, 0x7e31)
             .class(0xff_00_00) // no known class: no driver but yours will take it
@@ -56,7 +56,7 @@ impl Model for Template {
         });
     }
 
-    /// A driver writes: the map tells which register, and the value.
+    /// A driver writes: the map finds the register and the value.
     fn write(&mut self, cx: &Cx<Self>, _bar: u8, offset: u64, data: &[u8]) {
         match REGISTERS.write(offset, data) {
             Some((Reg::Scratch, value)) => {

@@ -12,7 +12,7 @@ use vfiod_core::{Errno, Error, Result};
 
 use super::{Damaged, Definition, file};
 
-/// A directory of mdevctl's beside those of the parents.
+/// A directory of mdevctl that is not that of a parent.
 pub(super) const SCRIPTS: &str = "scripts.d";
 /// Where the store has what is not a definition.
 const OWN: &str = ".vfiod";
@@ -93,7 +93,7 @@ impl Directory {
         Ok(parents)
     }
 
-    /// UUIDs that a parent has files of. Other files are nobody's business: mdevctl finds a
+    /// UUIDs that a parent has files of. Other files are ignored: mdevctl finds a
     /// device by the usual spelling of its UUID only.
     ///
     /// # Errors
@@ -150,7 +150,7 @@ impl Directory {
         Err(damaged)
     }
 
-    /// Moves a file to a place of which mdevctl takes no notice. `None`: it was gone.
+    /// Moves a file to a place that mdevctl ignores. `None`: there is no such file any more.
     fn set_aside(&self, parent: &str, uuid: Uuid) -> Result<Option<PathBuf>> {
         let from = self.file(parent, uuid);
         let to = self.path.join(OWN).join(DAMAGED).join(parent);
@@ -264,7 +264,7 @@ fn spelt(name: &str) -> Option<Uuid> {
     (uuid.to_string() == name).then_some(uuid)
 }
 
-/// A file's contents, and whether nobody is writing to it; `None`: there is no such file.
+/// A file's contents, and whether it is no longer being written; `None`: there is no such file.
 fn contents(path: &Path) -> io::Result<Option<(Vec<u8>, bool)>> {
     // Not to wait for whoever writes into a pipe of that name.
     let flags = OFlags::NONBLOCK.bits().cast_signed();

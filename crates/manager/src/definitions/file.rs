@@ -19,7 +19,7 @@ pub(super) const SETTLED: Duration = Duration::from_secs(2);
 /// No definition is as large as this, in bytes.
 pub(super) const LARGEST: u64 = 1 << 20;
 
-/// Whether nobody is writing to a file last modified then. A moment in the future says nothing
+/// Whether a file last modified then is no longer being written. A moment in the future says nothing
 /// of when it was; if it is far enough away, it was not now.
 pub(super) fn settled(modified: SystemTime) -> bool {
     let apart = modified.elapsed().unwrap_or_else(|ahead| ahead.duration());
