@@ -175,5 +175,5 @@ fn probing_what_is_no_server() {
     let mute = directory.path().join("mute");
     let _listener = std::os::unix::net::UnixListener::bind(&mute).unwrap();
     let said = bad(1, ["probe", "--timeout", "200ms", mute.to_str().unwrap()]);
-    assert!(said.contains("did not reply in time"), "{said}");
+    assert!(said.contains("did not reply"), "{said}");
 }

@@ -33,7 +33,7 @@ pub(crate) fn run(args: &Probe) -> anyhow::Result<()> {
     })?;
     let report = receiver
         .recv_timeout(timeout)
-        .map_err(|_| anyhow!("the server did not answer within {}", args.timeout))
+        .map_err(|_| anyhow!("the server did not reply within {}", args.timeout))
         .and_then(|result| result)
         .with_context(|| format!("cannot probe {}", args.socket.display()))?;
     if args.json {
