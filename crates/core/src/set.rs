@@ -8,9 +8,9 @@
 //! | set is | open | release | reset of the set | join, leave | status |
 //! | --- | --- | --- | --- | --- | --- |
 //! | idle | → opening | → closing | → resetting | at once | at once |
-//! | opening, closing, resetting, saving | waits until idle, at most [`WAIT`]: `EBUSY` | waits until idle | waits until idle, at most [`WAIT`]: `EBUSY` | waits until idle | at once |
+//! | opening, closing, resetting, saving | waits until idle, at most two seconds: `EBUSY` | waits until idle | waits until idle, at most two seconds: `EBUSY` | waits until idle | at once |
 //!
-//! Every mark is given up by the destructor of its [`Transition`].
+//! Every mark is given up by the destructor of its `Transition`.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
