@@ -3,10 +3,22 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use vfiod_protocol::{Connection, Descriptors, Event, Request, Time};
+use vfiod_protocol::{Access, Connection, Descriptors, Event, Request, Time};
+
+/// Answers a region access.
+fn answer(access: Access<'_, u32>) {
+    let filled = |data: &mut [u8]| {
+        data.fill(7);
+        Ok::<(), ()>(())
+    };
+    match access.data {
+        Some(_) => drop(access.reply.done()),
+        None => drop(access.reply.read(filled).map_err(drop).expect("the data was there")),
+    }
+}
 
 /// Feeds the pieces, and returns what was sent.
-fn play(bytes: &[u8], cut: bool, rebuild: bool) -> Vec<u8> {
+fn play(bytes: &[u8], cut: bool, rebuild: bool, accesses: bool) -> Vec<u8> {
     let mut connection = Connection::<u32>::default();
     let mut sent = Vec::new();
     let pieces = bytes.split_inclusive(|byte| cut && *byte == 0xfe);
@@ -17,20 +29,20 @@ fn play(bytes: &[u8], cut: bool, rebuild: bool) -> Vec<u8> {
                 let text = serde_json::to_vec(&connection).expect("a state can be saved");
                 connection = serde_json::from_slice(&text).expect("a saved state can be read");
             }
+            if accesses && let Some(access) = connection.next_access() {
+                answer(access);
+                continue;
+            }
             match connection.next() {
                 Ok(Some(Event::Call(call))) => {
                     match call.request {
-                        Request::Version { .. } => call.reply.negotiated(None),
-                        Request::RegionRead(_) => {
-                            let filled = call.reply.read(|data| {
-                                data.fill(7);
-                                Ok::<(), ()>(())
-                            });
-                            filled.map_err(drop).expect("the data was there")
+                        Request::Version { .. } => drop(call.reply.negotiated(None)),
+                        Request::RegionRead(access) => {
+                            answer(Access { access, data: None, reply: call.reply });
                         }
-                        Request::DeviceGetInfo => call.reply.device_info(1, 2, 3),
-                        _ => call.reply.done(),
-                    };
+                        Request::DeviceGetInfo => drop(call.reply.device_info(1, 2, 3)),
+                        _ => drop(call.reply.done()),
+                    }
                 }
                 Ok(Some(_)) => {}
                 Ok(None) | Err(_) => break,
@@ -52,6 +64,6 @@ fuzz_target!(|bytes: &[u8]| {
         let _ = serde_json::from_slice::<Connection<u32>>(bytes);
         return;
     }
-    let whole = play(bytes, false, false);
-    assert_eq!(play(bytes, how & 1 != 0, how & 2 != 0), whole);
+    let whole = play(bytes, false, false, false);
+    assert_eq!(play(bytes, how & 1 != 0, how & 2 != 0, how & 8 != 0), whole);
 });

@@ -12,7 +12,6 @@ use crate::dialect::Dialect;
 use crate::input::{Behind, Descriptors, Frame, Input};
 use crate::limits::{
     LARGE_WRITE, MAX_DATA, MAX_FIRST_MESSAGE, MAX_MESSAGE, MAX_WAITING, MAX_WAITING_FDS,
-    REQUEST_TIMEOUT,
 };
 use crate::output::{Output, ReplyBuffer};
 use crate::reply::Reply;
@@ -34,9 +33,9 @@ const ETIMEDOUT: u32 = 110;
 /// messages ([`Connection::next_dma_reply`]).
 #[derive(Debug)]
 pub struct Connection<D> {
-    input: Input<D>,
-    output: Output<D>,
-    session: Session,
+    pub(crate) input: Input<D>,
+    pub(crate) output: Output<D>,
+    pub(crate) session: Session,
 }
 
 impl<D> Default for Connection<D> {
@@ -251,7 +250,7 @@ impl<D> Connection<D> {
 
     /// Moves out the message of a request that has its reply.
     #[inline]
-    fn finish_replied(&mut self) {
+    pub(crate) fn finish_replied(&mut self) {
         if let Some(Pending { frame, replied: true, .. }) = self.session.pending {
             self.session.pending = None;
             if self.session.outside.take().is_some() {
@@ -263,8 +262,7 @@ impl<D> Connection<D> {
     }
 
     fn pending_for(&self, frame: Frame) -> Pending {
-        let deadline = self.input.arrived(frame.position).after(REQUEST_TIMEOUT);
-        Pending { frame, replied: false, deadline }
+        Pending::new(&self.input, frame)
     }
 
     /// The next event; `None` while there is no whole message, or while a request waits for its

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use serde::{Deserialize, Serialize, Serializer};
 use vfiod_wire::{HEADER_LEN, Header};
 
-use crate::limits::MAX_HELD_FDS;
+use crate::limits::{MAX_HELD_FDS, MAX_MESSAGE};
 use crate::time::Time;
 
 /// Leftovers up to this many bytes are copied when a buffer is given back; larger ones keep the
@@ -321,6 +321,19 @@ impl<D> Input<D> {
                 frame => return Ok(frame),
             }
         }
+    }
+
+    /// Whether descriptors wait, or messages were used out of turn.
+    #[inline]
+    pub(crate) fn is_irregular(&self) -> bool {
+        !self.descriptors.is_empty() || !self.overtaken.is_empty()
+    }
+
+    /// The whole message at the front, where [`Input::is_irregular`] is not so. `None` also if it
+    /// is too large for a message after negotiation.
+    #[inline]
+    pub(crate) fn whole_front(&self) -> Option<Frame> {
+        self.frame_at(self.position, MAX_MESSAGE).ok().flatten()
     }
 
     /// The header of the message at the front, whole or not.

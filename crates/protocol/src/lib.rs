@@ -12,6 +12,7 @@
 //! Payloads are borrowed from the receive buffer, replies are written in place. Every request and
 //! every reply says its positions in the streams of bytes.
 
+mod access;
 mod connection;
 mod dialect;
 mod dma;
@@ -24,6 +25,7 @@ mod session;
 mod time;
 mod twin;
 
+pub use access::Access;
 pub use connection::{Call, Connection, DmaReply, Event, LargeWrite, Refusal};
 pub use dialect::Dialect;
 pub use dma::{Completed, DmaFailure, DmaRequests, Ended, TransferId};

@@ -208,17 +208,24 @@ impl<D> Output<D> {
     }
 
     /// Room for `len` bytes more, with what the same user left there before.
+    #[inline]
     pub(crate) fn extend(&mut self, len: usize) -> &mut [u8] {
         let start = self.end;
         self.end += len;
         if self.buffer.len() < self.end {
-            let grown = self.end.next_power_of_two().max(4096);
-            self.buffer.resize(grown, 0);
+            self.grow();
         }
         self.dirty = self.dirty.max(self.end);
-        &mut self.buffer[start..start + len]
+        &mut self.buffer[start..self.end]
     }
 
+    #[cold]
+    fn grow(&mut self) {
+        let grown = self.end.next_power_of_two().max(4096);
+        self.buffer.resize(grown, 0);
+    }
+
+    #[inline]
     pub(crate) fn put(&mut self, bytes: &[u8]) {
         self.extend(bytes.len()).copy_from_slice(bytes);
     }
@@ -229,10 +236,13 @@ impl<D> Output<D> {
     }
 
     /// Adds a reply of two pieces.
+    #[inline]
     pub(crate) fn reply(&mut self, request: &Header, fixed: &[u8], rest: &[u8]) {
         self.put(request.reply(fixed.len() + rest.len()).as_bytes());
         self.put(fixed);
-        self.put(rest);
+        if !rest.is_empty() {
+            self.put(rest);
+        }
     }
 
     /// Adds a reply with descriptors.

@@ -4,7 +4,8 @@ use serde::{Deserialize, Serialize};
 use vfiod_wire::{Command, Header};
 
 use crate::dialect::Dialect;
-use crate::input::{BadSize, Frame};
+use crate::input::{BadSize, Frame, Input};
+use crate::limits::REQUEST_TIMEOUT;
 use crate::time::Time;
 
 /// Why a connection ended. The driver sends what is left in the output and closes the socket.
@@ -45,6 +46,14 @@ pub(crate) struct Pending {
     /// Its reply is in the output.
     pub(crate) replied: bool,
     pub(crate) deadline: Time,
+}
+
+impl Pending {
+    #[inline]
+    pub(crate) fn new<D>(input: &Input<D>, frame: Frame) -> Self {
+        let deadline = input.arrived(frame.position).after(REQUEST_TIMEOUT);
+        Self { frame, replied: false, deadline }
+    }
 }
 
 /// A REGION_WRITE whose data does not come through the input's buffer.

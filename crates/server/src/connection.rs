@@ -21,7 +21,7 @@ use vfiod_wire::{Capabilities, Command};
 
 use crate::clients::{Client, Clients, ConnectionInfo, Counted};
 use crate::clock::now;
-use crate::dispatch::{ClientLink, Refused, Target, Waiting};
+use crate::dispatch::{self, ClientLink, Refused, Target, Waiting};
 use crate::dma_channel::{Blocked, DmaChannel};
 use crate::eventfds::EventFds;
 use crate::limits::{BUSY_STREAK, Quiet, REPLY_BATCH};
@@ -351,6 +351,21 @@ impl Connection {
     /// Handles one event.
     #[inline]
     fn step(&self, state: &mut State) -> Result<Step, End> {
+        if let Some(session) = self.session.get()
+            && let Some(access) = state.next_access()
+        {
+            count(&self.counters.messages, 1);
+            if let Err(Refused { command, error }) = dispatch::access(&session.opened.file, access)
+            {
+                self.refused(command, error.errno(), &error);
+            }
+            return Ok(Step::Done);
+        }
+        self.step_any(state)
+    }
+
+    /// Handles one event, whatever it is.
+    fn step_any(&self, state: &mut State) -> Result<Step, End> {
         let Some(event) = state.next()? else { return Ok(Step::Idle) };
         count(&self.counters.messages, 1);
         let call = match event {

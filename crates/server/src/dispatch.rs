@@ -7,8 +7,8 @@ use std::time::Duration;
 use rustix::io::Errno;
 use vfiod_core::dma::{Backing, DmaPeer, MapRequest, Perm};
 use vfiod_core::{Error, File, IrqIndex, RegionIndex, irq};
-use vfiod_protocol::{IrqData, Reply, Request, Time};
-use vfiod_wire::payload::{DmaMap, IoFd, RegionAccess, SparseArea, region_flag};
+use vfiod_protocol::{Access, IrqData, Reply, Request, Time};
+use vfiod_wire::payload::{DmaMap, IoFd, SparseArea, region_flag};
 use vfiod_wire::{Command, FeatureOp, IrqAction, MultiWrites, UnmapScope};
 
 use crate::clock::now;
@@ -134,6 +134,20 @@ fn finish<D>(reply: Reply<'_, D>, outcome: Result<(), Error>) -> Outcome {
     }
 }
 
+/// Carries out a region access, and answers it. Waits for the device's callback.
+#[inline]
+pub(crate) fn access<D>(file: &File, access: Access<'_, D>) -> Outcome {
+    let Access { access, data, reply } = access;
+    let region = RegionIndex(access.region);
+    match data {
+        Some(data) => finish(reply, file.write(region, access.offset, data)),
+        None => match reply.read(|data| file.read(region, access.offset, data)) {
+            Ok(_) => Ok(()),
+            Err((error, reply)) => refuse(reply, error),
+        },
+    }
+}
+
 impl<L: ClientLink> Target<'_, L> {
     fn file(&self) -> &File {
         self.file
@@ -152,10 +166,11 @@ impl<L: ClientLink> Target<'_, L> {
         deadline: Time,
     ) -> Result<(), Refused> {
         match request {
-            Request::RegionRead(access) => self.region_read(access, reply),
-            Request::RegionWrite(access, data) => {
-                let region = RegionIndex(access.region);
-                finish(reply, self.file().write(region, access.offset, data))
+            Request::RegionRead(read) => {
+                access(self.file(), Access { access: read, data: None, reply })
+            }
+            Request::RegionWrite(write, data) => {
+                access(self.file(), Access { access: write, data: Some(data), reply })
             }
             Request::RegionWritten(access) => {
                 // Bounds and rights were checked before; the device may be gone since.
@@ -195,15 +210,6 @@ impl<L: ClientLink> Target<'_, L> {
                 },
                 FeatureOp::Set => finish(reply, feature_set(self.file(), index, data)),
             },
-        }
-    }
-
-    #[inline]
-    fn region_read(&self, access: RegionAccess, reply: Reply<'_, L::Fd>) -> Outcome {
-        let region = RegionIndex(access.region);
-        match reply.read(|data| self.file().read(region, access.offset, data)) {
-            Ok(_) => Ok(()),
-            Err((error, reply)) => refuse(reply, error),
         }
     }
 

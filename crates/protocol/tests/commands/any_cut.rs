@@ -153,6 +153,20 @@ proptest! {
     }
 
     #[test]
+    fn gives_the_same_whichever_way_accesses_are_taken(
+        messages in prop::collection::vec(any_message(), 0..12),
+        cuts in prop::collection::vec(any::<prop::sample::Index>(), 13),
+    ) {
+        let messages = [vec![first()], messages].concat();
+        let mut events = Driver::fresh();
+        feed(&mut events, &messages, &cuts);
+        let mut accesses = Driver::fresh();
+        accesses.takes_accesses = true;
+        feed(&mut accesses, &messages, &cuts);
+        prop_assert_eq!(outcome(&mut accesses), outcome(&mut events));
+    }
+
+    #[test]
     fn gives_the_same_byte_by_byte(
         messages in prop::collection::vec(any_message(), 0..6),
     ) {

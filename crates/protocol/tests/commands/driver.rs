@@ -6,8 +6,8 @@ use std::time::Duration;
 use vfiod_protocol::wire::payload::{DmaAccess, IoFd, SparseArea};
 use vfiod_protocol::wire::{Capabilities, Command, FeatureOp, Header, Kind, Version};
 use vfiod_protocol::{
-    Completed, Connection, Descriptors, DmaRequests, End, Ended, Event, IrqData, Refusal, Request,
-    Time,
+    Access, Completed, Connection, Descriptors, DmaRequests, End, Ended, Event, IrqData, Refusal,
+    Request, Time,
 };
 use zerocopy::IntoBytes;
 
@@ -56,6 +56,8 @@ pub(crate) struct Driver {
     pub(crate) silent: bool,
     /// Everything is saved and restored after each event.
     pub(crate) rebuilds: bool,
+    /// Region accesses are taken by `next_access`.
+    pub(crate) takes_accesses: bool,
     pub(crate) now: Time,
 }
 
@@ -74,6 +76,7 @@ impl Driver {
             sent_fds: VecDeque::new(),
             silent: false,
             rebuilds: false,
+            takes_accesses: false,
             now: Time(1_000_000_000),
         }
     }
@@ -144,119 +147,125 @@ impl Driver {
 
     /// One event; `false` if there was none.
     fn step(&mut self) -> bool {
-        let event = match self.connection.next() {
-            Ok(Some(event)) => event,
-            Ok(None) => {
-                // Replies overtake while a request waits.
-                let Some(reply) = self.connection.next_dma_reply() else { return false };
-                let mut output = vfiod_protocol::Output::default();
-                match self.dma.complete(&reply, &mut output) {
-                    Ok(Completed::Ended(ended)) => self.ended.push(ended),
-                    Ok(_) => {}
-                    Err(end) => self.end = Some(end),
-                }
-                self.connection.output().append(&mut output);
-                return true;
+        let access = if self.takes_accesses { self.connection.next_access() } else { None };
+        let (request, reply) = match access {
+            Some(Access { access, data: Some(data), reply }) => {
+                (Request::RegionWrite(access, data), reply)
             }
-            Err(end) => {
-                self.end = Some(end);
-                return false;
-            }
-        };
-        match event {
-            Event::Refused(refusal) => self.refusals.push(refusal),
-            Event::DmaReply(reply) => {
-                let mut output = vfiod_protocol::Output::default();
-                match self.dma.complete(&reply, &mut output) {
-                    Ok(Completed::Ended(ended)) => self.ended.push(ended),
-                    Ok(_) => {}
-                    Err(end) => self.end = Some(end),
-                }
-                self.connection.output().append(&mut output);
-            }
-            Event::Call(call) => {
-                self.log.push(describe(&call.request));
-                if self.silent && !matches!(call.request, Request::Version { .. }) {
+            Some(Access { access, data: None, reply }) => (Request::RegionRead(access), reply),
+            None => match self.connection.next() {
+                Ok(Some(Event::Call(call))) => (call.request, call.reply),
+                Ok(Some(Event::Refused(refusal))) => {
+                    self.refusals.push(refusal);
                     return true;
                 }
-                let reply = call.reply;
-                match call.request {
-                    Request::Version { proposed, .. } => {
-                        reply.negotiated(proposed.wants_twin_socket().then_some(99));
-                        self.dma = DmaRequests::new(proposed.data_limit());
+                Ok(Some(Event::DmaReply(reply))) => {
+                    let mut output = vfiod_protocol::Output::default();
+                    match self.dma.complete(&reply, &mut output) {
+                        Ok(Completed::Ended(ended)) => self.ended.push(ended),
+                        Ok(_) => {}
+                        Err(end) => self.end = Some(end),
                     }
-                    Request::RegionRead(access) => {
-                        let from = access.offset as usize;
-                        let memory = &self.memory;
-                        let filled = reply.read(|data| {
-                            let bytes = memory.get(from..from.saturating_add(data.len()));
-                            data.copy_from_slice(bytes.ok_or(EINVAL)?);
-                            Ok(())
-                        });
-                        if let Err((errno, reply)) = filled {
-                            reply.refuse(errno);
-                        }
+                    self.connection.output().append(&mut output);
+                    return true;
+                }
+                Ok(None) => {
+                    // Replies overtake while a request waits.
+                    let Some(reply) = self.connection.next_dma_reply() else { return false };
+                    let mut output = vfiod_protocol::Output::default();
+                    match self.dma.complete(&reply, &mut output) {
+                        Ok(Completed::Ended(ended)) => self.ended.push(ended),
+                        Ok(_) => {}
+                        Err(end) => self.end = Some(end),
                     }
-                    Request::RegionWrite(access, data) => {
-                        let from = access.offset as usize;
-                        match self.memory.get_mut(from..from.saturating_add(data.len())) {
-                            Some(bytes) => {
-                                bytes.copy_from_slice(data);
-                                reply.done();
-                            }
-                            None => {
-                                reply.refuse(EINVAL);
-                            }
-                        }
-                        if access.offset == DMA && data.len() == 8 {
-                            let iova = u64::from_ne_bytes(data.try_into().unwrap());
-                            let timeout = Duration::from_secs(2);
-                            let output = self.connection.output();
-                            self.dma.read(iova, 16, self.now, timeout, output).unwrap();
-                        }
-                    }
-                    Request::RegionWriteMulti(writes) => {
-                        for write in writes.iter() {
-                            let Ok(write) = write else {
-                                reply.refuse(EINVAL);
-                                return true;
-                            };
-                            let at = write.offset as usize;
-                            let end = at + write.bytes().len();
-                            self.memory[at..end].copy_from_slice(write.bytes());
-                        }
+                    self.connection.output().append(&mut output);
+                    return true;
+                }
+                Err(end) => {
+                    self.end = Some(end);
+                    return false;
+                }
+            },
+        };
+        self.log.push(describe(&request));
+        if self.silent && !matches!(request, Request::Version { .. }) {
+            return true;
+        }
+        match request {
+            Request::Version { proposed, .. } => {
+                reply.negotiated(proposed.wants_twin_socket().then_some(99));
+                self.dma = DmaRequests::new(proposed.data_limit());
+            }
+            Request::RegionRead(access) => {
+                let from = access.offset as usize;
+                let memory = &self.memory;
+                let filled = reply.read(|data| {
+                    let bytes = memory.get(from..from.saturating_add(data.len()));
+                    data.copy_from_slice(bytes.ok_or(EINVAL)?);
+                    Ok(())
+                });
+                if let Err((errno, reply)) = filled {
+                    reply.refuse(errno);
+                }
+            }
+            Request::RegionWrite(access, data) => {
+                let from = access.offset as usize;
+                match self.memory.get_mut(from..from.saturating_add(data.len())) {
+                    Some(bytes) => {
+                        bytes.copy_from_slice(data);
                         reply.done();
                     }
-                    Request::DeviceGetInfo => {
-                        reply.device_info(3, 9, 5);
-                    }
-                    Request::DeviceGetRegionInfo(_) => {
-                        let areas = [SparseArea { offset: 0, size: 0x1000 }];
-                        reply.region_info(7, SIZE as u64, &areas, Some((5, 0)));
-                    }
-                    Request::DeviceGetRegionIoFds(region) => match reply.wants_io_fds(2) {
-                        Ok(wanted) => {
-                            let entry = IoFd { offset: 8, size: 4, ..IoFd::default() };
-                            let fds = if wanted { vec![region, region + 1] } else { Vec::new() };
-                            reply.region_io_fds(&[entry, IoFd { fd_index: 1, ..entry }], fds);
-                        }
-                        Err(errno) => {
-                            reply.refuse(errno);
-                        }
-                    },
-                    Request::DeviceGetIrqInfo(index) if index < 5 => {
-                        reply.irq_info(1, 32);
-                    }
-                    Request::DeviceGetIrqInfo(_) => {
+                    None => {
                         reply.refuse(EINVAL);
                     }
-                    Request::DeviceFeature { op: FeatureOp::Get, .. } => {
-                        reply.feature(b"feature");
-                    }
-                    _ => {
-                        reply.done();
-                    }
                 }
+                if access.offset == DMA && data.len() == 8 {
+                    let iova = u64::from_ne_bytes(data.try_into().unwrap());
+                    let timeout = Duration::from_secs(2);
+                    let output = self.connection.output();
+                    self.dma.read(iova, 16, self.now, timeout, output).unwrap();
+                }
+            }
+            Request::RegionWriteMulti(writes) => {
+                for write in writes.iter() {
+                    let Ok(write) = write else {
+                        reply.refuse(EINVAL);
+                        return true;
+                    };
+                    let at = write.offset as usize;
+                    let end = at + write.bytes().len();
+                    self.memory[at..end].copy_from_slice(write.bytes());
+                }
+                reply.done();
+            }
+            Request::DeviceGetInfo => {
+                reply.device_info(3, 9, 5);
+            }
+            Request::DeviceGetRegionInfo(_) => {
+                let areas = [SparseArea { offset: 0, size: 0x1000 }];
+                reply.region_info(7, SIZE as u64, &areas, Some((5, 0)));
+            }
+            Request::DeviceGetRegionIoFds(region) => match reply.wants_io_fds(2) {
+                Ok(wanted) => {
+                    let entry = IoFd { offset: 8, size: 4, ..IoFd::default() };
+                    let fds = if wanted { vec![region, region + 1] } else { Vec::new() };
+                    reply.region_io_fds(&[entry, IoFd { fd_index: 1, ..entry }], fds);
+                }
+                Err(errno) => {
+                    reply.refuse(errno);
+                }
+            },
+            Request::DeviceGetIrqInfo(index) if index < 5 => {
+                reply.irq_info(1, 32);
+            }
+            Request::DeviceGetIrqInfo(_) => {
+                reply.refuse(EINVAL);
+            }
+            Request::DeviceFeature { op: FeatureOp::Get, .. } => {
+                reply.feature(b"feature");
+            }
+            _ => {
+                reply.done();
             }
         }
         true

@@ -19,6 +19,7 @@ proptest! {
         feed(&mut kept, &messages, &cuts);
         let mut rebuilt = Driver::fresh();
         rebuilt.rebuilds = true;
+        rebuilt.takes_accesses = true;
         feed(&mut rebuilt, &messages, &cuts);
         prop_assert_eq!(outcome(&mut rebuilt), outcome(&mut kept));
     }
