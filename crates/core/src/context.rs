@@ -8,7 +8,7 @@ use std::time::Instant;
 use vfiod_tasks::Runtime;
 use vfiod_tasks::contain::Panicked;
 
-use crate::device::{Description, DeviceFlags};
+use crate::description::{Description, DeviceFlags};
 use crate::dma::{DmaSpace, Space};
 use crate::error::{Errno, Error, Result};
 use crate::ids::DeviceId;
@@ -212,10 +212,10 @@ impl Context {
 
     /// Blocks until the device is idle, or until the runtime's clock shows `deadline`. Returns
     /// whether it is idle.
-    pub(crate) fn wait_idle(&self, runtime: &Runtime, deadline: Instant) -> bool {
+    pub(crate) fn wait_idle(&self, deadline: Instant) -> bool {
         // In a model no time passes, and only a deadlock is too long.
         let deadline = (!cfg!(any(loom, shuttle))).then_some(deadline);
-        runtime.block_on(deadline, self.idle()).is_some()
+        self.runtime().block_on(deadline, self.idle()).is_some()
     }
 
     /// Waits until the device is idle. Waits for accesses in flight last, when no task can begin

@@ -4,37 +4,11 @@ use std::any::Any;
 use std::fmt;
 
 use crate::context::Context;
+pub use crate::description::{Description, DeviceFlags};
 use crate::error::Result;
 use crate::ids::{FileId, Owner};
-use crate::irq::IrqInfo;
-use crate::region::{Region, RegionIndex};
+use crate::region::RegionIndex;
 use crate::state::{Persistence, ReadTraits};
-
-bitflags::bitflags! {
-    /// `VFIO_DEVICE_FLAGS_*` as reported by DEVICE_GET_INFO.
-    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-    pub struct DeviceFlags: u32 {
-        /// DEVICE_RESET works.
-        const RESET = 1 << 0;
-        /// A PCI function: regions 0-8 and interrupt indices 0-4 are those of `vfio-pci`.
-        const PCI = 1 << 1;
-        /// A platform device.
-        const PLATFORM = 1 << 2;
-        /// An fsl-mc object.
-        const FSL_MC = 1 << 6;
-    }
-}
-
-/// What a device has. The core reads it once, at registration.
-#[derive(Clone, Debug)]
-pub struct Description {
-    /// Kind of device, and whether it can be reset.
-    pub flags: DeviceFlags,
-    /// Regions by index.
-    pub regions: Vec<Region>,
-    /// Interrupts by index.
-    pub irqs: Vec<IrqInfo>,
-}
 
 /// Why a device is reset.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

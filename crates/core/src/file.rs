@@ -1,140 +1,20 @@
 //! Files: one open of a device each; dropping it is its release.
 
-use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
 use std::fmt;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, OnceLock};
-use std::time::{Duration, SystemTime};
+use std::sync::Arc;
+use std::time::Duration;
 
-use rustix::event::{EventfdFlags, eventfd};
-
-use crate::device::{Description, Device, Features};
+use crate::device::{Description, Device, Features, Token};
+use crate::device_ref::DeviceRef;
 use crate::dma::{MapRequest, Space};
 use crate::error::{Errno, Error, Result};
+use crate::file_state::FileShared;
 use crate::ids::{FileId, Owner};
-use crate::irq::{IrqAction, IrqData, IrqIndex, IrqInfo, UnmaskFd, drain};
+use crate::irq::{IrqAction, IrqData, IrqIndex, IrqInfo, UnmaskFd};
 use crate::memory::SharedMemory;
-use crate::opening::OpeningMemory;
 use crate::region::{Region, RegionFlags, RegionIndex};
 use crate::registered::Registered;
-use crate::registry::DeviceRef;
-use crate::sync::atomic::{AtomicU8, Ordering};
-use crate::sync::{Mutex, lock};
-
-/// A file at one moment.
-#[derive(Clone, Debug, PartialEq)]
-pub struct FileStatus {
-    /// Its number.
-    pub id: FileId,
-    /// Who holds it.
-    pub owner: Owner,
-    /// When it was opened, by the wall clock.
-    pub since: SystemTime,
-}
-
-/// What the core and the holder share of a file.
-pub(crate) struct FileShared {
-    pub(crate) id: FileId,
-    pub(crate) owner: Owner,
-    since: SystemTime,
-    state: AtomicU8,
-    doorbells: Mutex<BTreeMap<RegionIndex, Vec<OwnedFd>>>,
-    /// What the device shares in the opening that the file belongs to.
-    memory: OnceLock<Arc<OpeningMemory>>,
-    /// Spaces that the device was attached to before, where the file may have mappings.
-    left_spaces: Mutex<Vec<Space>>,
-}
-
-/// `open` is running for it.
-const OPENING: u8 = 0;
-/// In use.
-const OPEN: u8 = 1;
-/// Released, or about to be by whoever put it into this state.
-const GONE: u8 = 2;
-
-impl FileShared {
-    pub(crate) fn new(id: FileId, owner: Owner) -> Self {
-        Self::restored(id, owner, SystemTime::now())
-    }
-
-    /// A file that was opened at another time, perhaps in another process.
-    pub(crate) fn restored(id: FileId, owner: Owner, since: SystemTime) -> Self {
-        let (state, doorbells) = (AtomicU8::new(OPENING), Mutex::default());
-        Self {
-            id,
-            owner,
-            since,
-            state,
-            doorbells,
-            memory: OnceLock::new(),
-            left_spaces: Mutex::default(),
-        }
-    }
-
-    pub(crate) fn status(&self) -> FileStatus {
-        FileStatus { id: self.id, owner: self.owner.clone(), since: self.since }
-    }
-
-    /// The order of this load does not matter: where it must be exact, the device lock is held.
-    #[inline]
-    pub(crate) fn is_open(&self) -> bool {
-        self.state.load(Ordering::Relaxed) == OPEN
-    }
-
-    /// Sets the opening that the file belongs to, before it is used.
-    pub(crate) fn enter_opening(&self, memory: Option<Arc<OpeningMemory>>) {
-        if let Some(memory) = memory {
-            _ = self.memory.set(memory);
-        }
-    }
-
-    /// The memory that a region shares.
-    #[inline]
-    fn shared_memory(&self, region: RegionIndex) -> Result<&SharedMemory> {
-        let none = || Error::new(Errno::NODEV, "shared memory of a device that is not open");
-        Ok(self.memory.get().ok_or_else(none)?.region(region.0)?)
-    }
-
-    fn step(&self, from: u8, to: u8) -> bool {
-        self.state.compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire).is_ok()
-    }
-
-    /// `open` has succeeded; `false` if the file was revoked meanwhile.
-    pub(crate) fn opened(&self) -> bool {
-        self.step(OPENING, OPEN)
-    }
-
-    /// Takes the duty to release the file; `false` if another thread has it.
-    pub(crate) fn take(&self) -> bool {
-        self.step(OPEN, GONE)
-    }
-
-    /// Revokes the file; `true` if the caller has to release it now.
-    pub(crate) fn revoke(&self) -> bool {
-        // An opener that finds `GONE` releases by itself.
-        !self.step(OPENING, GONE) && self.take()
-    }
-
-    /// Drains the doorbells that were rung and not delivered.
-    pub(crate) fn silence_doorbells(&self) {
-        for fd in lock(&self.doorbells).values().flatten() {
-            // It fails only if the descriptor is no eventfd.
-            let _ = drain(fd);
-        }
-    }
-
-    /// Removes the file's mappings from spaces that the device has left.
-    pub(crate) fn drop_left_mappings(&self) {
-        for space in std::mem::take(&mut *lock(&self.left_spaces)) {
-            space.drop_owner(self.id.into());
-        }
-    }
-
-    pub(crate) fn drop_doorbells(&self) {
-        drop(std::mem::take(&mut *lock(&self.doorbells)));
-    }
-}
 
 /// One open of a device.
 ///
@@ -161,6 +41,35 @@ impl fmt::Debug for File {
 impl Drop for File {
     fn drop(&mut self) {
         self.registered().release_file(&self.shared);
+    }
+}
+
+impl DeviceRef {
+    /// Opens the device for an owner.
+    ///
+    /// The first open resets the device (unless its state is retained and sound) and calls
+    /// [`Device::open_device`], with the set marked; then, and for every further open,
+    /// [`Device::open`] without the mark. Blocks while a callback of the device runs, and up to two
+    /// seconds while its set is being opened, closed, reset or saved.
+    ///
+    /// # Errors
+    /// `ENODEV`: the device is being unregistered, or the file was revoked; `EINVAL`: it is
+    /// single-open and open; `EBUSY`: another owner has it open, its set does not become idle, or it
+    /// is stuck; `EIO`: a callback panicked, or the device is open and in the error state; errors of
+    /// `reset`, `open_device` and `open`.
+    pub fn open(&self, owner: Owner) -> Result<File> {
+        self.open_with(owner, None)
+    }
+
+    /// Opens the device for an owner who presents a token, or none
+    /// ([`Admission`](crate::Admission), [`DeviceSpec::token`]).
+    ///
+    /// # Errors
+    /// As [`DeviceRef::open`]; `EINVAL`: the device takes no token; errors of
+    /// [`Admission::admit`](crate::Admission::admit), such as `EACCES`.
+    pub fn open_with(&self, owner: Owner, token: Option<Token>) -> Result<File> {
+        let file = self.registered.open_file(owner, token)?;
+        Ok(File::new(self.clone(), file))
     }
 }
 
@@ -361,7 +270,7 @@ impl File {
     pub fn attach_space(&self, space: &Space) -> Result<()> {
         self.present()?;
         if let Some(left) = self.registered().context.dma().attachment().attach(space) {
-            lock(&self.shared.left_spaces).push(left);
+            self.shared.has_left(left);
         }
         self.still_present()
     }
@@ -394,18 +303,7 @@ impl File {
     pub fn doorbells(&self, region: RegionIndex) -> Result<Vec<OwnedFd>> {
         self.present()?;
         let bells = self.find_region(region)?.eventfds().count();
-        let duplicates = {
-            let mut made = lock(&self.shared.doorbells);
-            let fds = match made.entry(region) {
-                Entry::Occupied(entry) => entry.into_mut(),
-                Entry::Vacant(entry) => {
-                    let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
-                    let make = |_| eventfd(0, flags).map_err(|e| failed("make an eventfd", e));
-                    entry.insert((0..bells).map(make).collect::<Result<Vec<_>>>()?)
-                }
-            };
-            fds.iter().map(duplicate).collect::<Result<Vec<_>>>()
-        };
+        let duplicates = self.shared.doorbells(region, bells);
         self.still_present().and(duplicates)
     }
 
@@ -424,7 +322,7 @@ impl File {
             // Without the device lock. A ring that comes while the device is stopped waits for it,
             // or is forgotten by a reset.
             self.registered().admit(&self.shared)?;
-            let rung = self.take_ring(region, doorbell)?;
+            let rung = self.shared.take_ring(region, doorbell)?;
             if rung {
                 self.registered().context.ring(self.bell(region, place), bell.datamatch);
             }
@@ -433,7 +331,7 @@ impl File {
         // Taken with the device lock held and nothing being reset: what was rung during a hot
         // reset is still there at its end, to be forgotten.
         let delivered = self.registered().access(&self.shared, |device| {
-            if !self.take_ring(region, doorbell)? {
+            if !self.shared.take_ring(region, doorbell)? {
                 return Ok(false);
             }
             let value = bell.datamatch.unwrap_or(0).to_le_bytes();
@@ -449,18 +347,9 @@ impl File {
         if delivered.is_err() && self.registered().is_in_error_state() {
             // Drain the eventfd: a failed device drops the ring, and a readable eventfd would wake
             // the poller again at once.
-            self.take_ring(region, doorbell)?;
+            self.shared.take_ring(region, doorbell)?;
         }
         delivered
-    }
-
-    /// Takes the counter of a doorbell's eventfd. Returns whether it was rung.
-    fn take_ring(&self, region: RegionIndex, doorbell: usize) -> Result<bool> {
-        let made = lock(&self.shared.doorbells);
-        let Some(fd) = made.get(&region).and_then(|fds| fds.get(doorbell)) else {
-            return Ok(false);
-        };
-        drain(fd).map_err(|errno| failed("read an eventfd", errno))
     }
 
     /// The unmasking eventfds that this file set up, for its connection's poller; see
@@ -532,40 +421,4 @@ fn little_endian(data: &[u8]) -> u64 {
 fn features(device: &mut dyn Device, index: u16) -> Result<&mut dyn Features> {
     let none = || Error::new(Errno::NOTTY, format!("no feature {index}"));
     device.as_features().ok_or_else(none)
-}
-
-fn duplicate(fd: &OwnedFd) -> Result<OwnedFd> {
-    rustix::io::fcntl_dupfd_cloexec(fd, 0).map_err(|errno| failed("duplicate an eventfd", errno))
-}
-
-fn failed(what: &'static str, errno: Errno) -> Error {
-    Error::new(errno, format!("could not {what}")).because(errno)
-}
-
-#[cfg(all(test, not(any(shuttle, loom))))]
-mod tests {
-    use super::*;
-
-    /// The table of states in the crate's documentation: from each state, each event.
-    #[test]
-    fn every_transition() {
-        let file = || FileShared::new(FileId(0), Owner::in_process("test"));
-        let reach = |file: &FileShared, state| file.state.store(state, Ordering::Relaxed);
-        type Happens = fn(&FileShared) -> bool;
-        // For each state before: what it returns, and the state after.
-        let cases: [(Happens, [(bool, u8); 3]); 3] = [
-            (FileShared::opened, [(true, OPEN), (false, OPEN), (false, GONE)]),
-            (FileShared::take, [(false, OPENING), (true, GONE), (false, GONE)]),
-            (FileShared::revoke, [(false, GONE), (true, GONE), (false, GONE)]),
-        ];
-        for (event, outcomes) in cases {
-            for (before, outcome) in [OPENING, OPEN, GONE].into_iter().zip(outcomes) {
-                let file = file();
-                reach(&file, before);
-                let result = event(&file);
-                assert_eq!((result, file.state.load(Ordering::Relaxed)), outcome, "from {before}");
-                assert_eq!(file.is_open(), outcome.1 == OPEN);
-            }
-        }
-    }
 }

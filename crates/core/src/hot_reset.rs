@@ -16,13 +16,14 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::device::{ResetCause, Why};
+use crate::device_ref::DeviceRef;
 use crate::error::{Errno, Error, Result};
 use crate::event::Event;
-use crate::file::{File, FileShared};
+use crate::file::File;
+use crate::file_state::FileShared;
 use crate::ids::Owner;
-use crate::registered::Registered;
-use crate::registry::DeviceRef;
-use crate::set::{Member, Phase, SetGuard, Transition};
+use crate::registered::{Member, Registered, SetGuard, Transition};
+use crate::set::Phase;
 use crate::stop::{LIMIT, Stop};
 use crate::timeout::Timeout;
 
@@ -210,7 +211,7 @@ impl Stopped {
     fn stop(members: &[Arc<Registered>]) -> Result<Self> {
         let mut timeout = Timeout::new(LIMIT);
         let Some(first) = members.first() else { return Ok(Self { stops: Vec::new() }) };
-        let deadline = first.registry.runtime.now() + LIMIT;
+        let deadline = first.environment.runtime.now() + LIMIT;
         let mut stopped = Self { stops: Vec::new() };
         stopped.quiesce(members, &mut timeout, deadline).map_err(|error| {
             let what = format!("hot reset abandoned: {error}; nothing was reset");

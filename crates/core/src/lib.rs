@@ -61,9 +61,13 @@
 
 mod backoff;
 mod context;
+mod description;
 pub mod device;
+mod device_ref;
+mod environment;
 pub mod event;
 pub mod file;
+mod file_state;
 mod hot_reset;
 pub mod ids;
 pub mod irq;
@@ -71,6 +75,7 @@ mod lifecycle;
 #[cfg(all(test, any(shuttle, loom)))]
 mod model;
 mod opening;
+mod policy;
 pub mod region;
 mod registered;
 pub mod registry;
@@ -87,23 +92,22 @@ pub use vfiod_dma::{error, memory};
 pub use vfiod_tasks::contain;
 
 pub use context::{Context, DataPath};
-pub use device::{
-    Admission, Description, Device, DeviceFlags, Features, Quiesce, Request, ResetCause, Token,
-    Why, Worker,
-};
+pub use description::{Description, DeviceFlags};
+pub use device::{Admission, Device, Features, Quiesce, Request, ResetCause, Token, Why, Worker};
+pub use device_ref::{DeviceRef, SetKey, Status};
 pub use error::{Errno, Error, Result};
 pub use event::{Event, Observer};
-pub use file::{File, FileStatus};
+pub use file::File;
+pub use file_state::FileStatus;
 pub use hot_reset::{InUse, SetMember};
 pub use ids::{
     ConnectionId, Credentials, DeviceId, FileId, IdSequence, Owner, OwnerContext, OwnerIdentity,
     SetId, SetObject,
 };
 pub use irq::{IrqFlags, IrqIndex, IrqInfo};
+pub use policy::{OpenPolicy, StatePolicy};
 pub use region::{Region, RegionFlags, RegionIndex};
-pub use registry::{
-    DeviceRef, DeviceSpec, OpenPolicy, Registration, Registry, SetKey, StatePolicy, Status,
-};
+pub use registry::{DeviceSpec, Registration, Registry};
 pub use task::DeviceTask;
 
 pub use state::{

@@ -14,11 +14,11 @@ use crate::backoff::RequestBackoff;
 use crate::device::{DeviceFlags, ResetCause, Token};
 use crate::error::{Errno, Error, Result};
 use crate::event::Event;
-use crate::file::FileShared;
+use crate::file_state::FileShared;
 use crate::ids::{FileId, Owner};
-use crate::registered::Registered;
-use crate::registry::OpenPolicy;
-use crate::set::{Phase, SetGuard, Transition};
+use crate::policy::OpenPolicy;
+use crate::registered::{Registered, SetGuard, Transition};
+use crate::set::Phase;
 
 /// Whether a file's release is emitted: only if its open was.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -35,7 +35,7 @@ impl Registered {
         owner: Owner,
         token: Option<Token>,
     ) -> Result<Arc<FileShared>> {
-        let file = Arc::new(FileShared::new(self.registry.next_file(), owner));
+        let file = Arc::new(FileShared::new(self.environment.next_file(), owner));
         let opening = self.set.try_begin(Phase::Opening).map_err(|phase| self.set_is(phase))?;
         self.count_in(&opening, &file, token)?;
         file.enter_opening(self.context.openings().memory());

@@ -7,13 +7,14 @@ use std::time::Duration;
 use crate::contain::{Panicked, contain};
 use crate::context::{Context, Home};
 use crate::device::{Description, Device, ResetCause, Token};
+use crate::environment::Environment;
 use crate::error::{Errno, Error, Result};
 use crate::event::{Event, Subject};
-use crate::file::FileShared;
+use crate::file_state::FileShared;
 use crate::ids::{DeviceId, Owner};
 use crate::opening::Last;
-use crate::registry::{OpenPolicy, RegistryInner, StatePolicy};
-use crate::set::{Set, Transition};
+use crate::policy::{OpenPolicy, StatePolicy};
+use crate::set::{self, SetDevice};
 use crate::sync::atomic::{AtomicU8, Ordering};
 use crate::sync::{self, Condvar, Mutex, MutexGuard, lock};
 use crate::timeout::Timeout;
@@ -35,9 +36,15 @@ const FUNCTION_RESET: Duration = Duration::from_millis(100);
 /// The device behind its lock; `None` once it has been unregistered.
 pub(crate) type Model = Option<Box<dyn Device>>;
 
+/// The set of a device; [`set`] knows no devices.
+pub(crate) type Set = set::Set<Registered>;
+pub(crate) type Member = set::Member<Registered>;
+pub(crate) type SetGuard<'a> = set::SetGuard<'a, Registered>;
+pub(crate) type Transition<'a> = set::Transition<'a, Registered>;
+
 /// A device that is, or was, registered.
 pub(crate) struct Registered {
-    pub(crate) registry: Arc<RegistryInner>,
+    pub(crate) environment: Arc<Environment>,
     pub(crate) context: Context,
     pub(crate) description: Description,
     pub(crate) open_policy: OpenPolicy,
@@ -79,7 +86,7 @@ impl Registered {
 
     /// Emits an event to the observer, if there is one.
     pub(crate) fn emit<'a>(&'a self, event: impl FnOnce(Subject<'a>) -> Event<'a>) {
-        let Some(observer) = &self.registry.observer else { return };
+        let Some(observer) = &self.environment.observer else { return };
         let subject = Subject { device: self.id(), name: self.name(), set: self.set_name() };
         let event = event(subject);
         if let Err(panic) = contain(|| observer.event(&event)) {
@@ -421,6 +428,20 @@ impl Registered {
     #[cold]
     pub(crate) fn is_gone(&self) -> Error {
         Error::new(Errno::NODEV, format!("{}: this file was revoked or closed", self.name()))
+    }
+}
+
+impl SetDevice for Registered {
+    fn set(&self) -> &Set {
+        &self.set
+    }
+
+    fn slot(&self) -> usize {
+        self.slot
+    }
+
+    fn needs_reset(&self) -> bool {
+        self.is_in_error_state()
     }
 }
 

@@ -7,44 +7,22 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::contain::{Panicked, contain};
 use vfiod_tasks::Runtime;
 
+use crate::contain::{Panicked, contain};
 use crate::context::{Context, Home};
-use crate::device::{Description, Device, Token};
-use crate::dma::MappingInfo;
+use crate::device::{Device, Token};
+use crate::device_ref::DeviceRef;
+use crate::environment::Environment;
 use crate::error::{Errno, Error, Result};
 use crate::event::{Event, Observer};
-use crate::file::{File, FileStatus};
-use crate::ids::{DeviceId, FileId, IdSequence, Owner, SetId};
-use crate::irq::{IrqIndex, VectorCounters};
-use crate::region::{Region, RegionIndex};
-use crate::registered::Registered;
-use crate::set::{Set, SetTable};
-use crate::state::ReadTraits;
+use crate::ids::{DeviceId, FileId, IdSequence, SetId};
+use crate::policy::{OpenPolicy, StatePolicy};
+use crate::region::RegionIndex;
+use crate::registered::{Registered, Set};
+use crate::set::SetTable;
 use crate::sync::atomic::AtomicU8;
 use crate::sync::{Condvar, Mutex, lock};
-use crate::work::TaskInfo;
-
-/// How many files a device takes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub enum OpenPolicy {
-    /// One; a second open gets `EINVAL` (the kernel's cdev path).
-    #[default]
-    Single,
-    /// Any number of one owner; another owner gets `EBUSY` (the kernel's group path).
-    Multi,
-}
-
-/// What happens to a device's state between its users.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub enum StatePolicy {
-    /// The first open resets the device.
-    #[default]
-    Reset,
-    /// State is kept, so that a client can come back to it.
-    Retain,
-}
 
 /// How a device is registered.
 #[derive(Clone, Debug, Default)]
@@ -82,26 +60,15 @@ type ById = Mutex<HashMap<DeviceId, Arc<Registered>>>;
 /// A shard of the names. A name has no device while that is being registered or unregistered.
 type ByName = Mutex<HashMap<String, Option<Arc<Registered>>>>;
 
-pub(crate) struct RegistryInner {
+struct RegistryInner {
     by_id: Box<[ById]>,
     by_name: Box<[ByName]>,
-    sets: SetTable,
-    pub(crate) runtime: Runtime,
+    sets: SetTable<Registered>,
     device_ids: IdSequence,
-    file_ids: IdSequence,
-    pub(crate) observer: Option<Arc<dyn Observer>>,
+    environment: Arc<Environment>,
 }
 
 impl RegistryInner {
-    pub(crate) fn next_file(&self) -> FileId {
-        FileId(self.file_ids.take())
-    }
-
-    /// Excludes the number of a restored file, and all below it, from those given out later.
-    pub(crate) fn reserve_file(&self, file: FileId) {
-        self.file_ids.continue_after(file.0);
-    }
-
     fn ids(&self, id: DeviceId) -> &ById {
         &self.by_id[id.0 as usize % SHARDS]
     }
@@ -136,7 +103,7 @@ impl Registry {
     /// What runs the devices' tasks. The owner of the registry starts [`vfiod_tasks::Workers`] for it,
     /// or runs it.
     pub fn runtime(&self) -> &Runtime {
-        &self.inner.runtime
+        &self.inner.environment.runtime
     }
 
     fn build(observer: Option<Arc<dyn Observer>>) -> Self {
@@ -149,10 +116,8 @@ impl Registry {
             by_id: (0..SHARDS).map(|_| Mutex::default()).collect(),
             by_name: (0..SHARDS).map(|_| Mutex::default()).collect(),
             sets: SetTable::new(SHARDS),
-            runtime,
             device_ids: IdSequence::new(),
-            file_ids: IdSequence::new(),
-            observer,
+            environment: Environment::new(runtime, observer),
         };
         Self { inner: Arc::new(inner) }
     }
@@ -161,7 +126,7 @@ impl Registry {
     /// out whose state is being restored. Call it before the first device is registered.
     pub fn continue_after(&self, device: DeviceId, file: FileId) {
         self.inner.device_ids.continue_after(device.0);
-        self.inner.file_ids.continue_after(file.0);
+        self.inner.environment.reserve_file(file);
     }
 
     /// Registers a device: `describe`, `init`, join the set, become visible. After an error the
@@ -174,7 +139,7 @@ impl Registry {
     pub fn register(&self, spec: DeviceSpec, device: Box<dyn Device>) -> Result<Registration> {
         let mut device = Candidate(Some(device));
         let registered = self.admit(spec, &mut device)?;
-        Ok(Registration { device: DeviceRef { registered } })
+        Ok(Registration { registry: self.inner.clone(), device: DeviceRef { registered } })
     }
 
     fn admit(&self, spec: DeviceSpec, candidate: &mut Candidate) -> Result<Arc<Registered>> {
@@ -192,7 +157,7 @@ impl Registry {
 
         let reserved = Reservation::new(&self.inner, &name)?;
         let id = DeviceId(self.inner.device_ids.take());
-        let runtime = self.inner.runtime.clone();
+        let runtime = self.inner.environment.runtime.clone();
         let context = Context::new(id, name.clone(), &description, works, runtime);
         contain(|| device.init(&context)).map_err(|panic| refused(&name, panic))??;
 
@@ -202,7 +167,7 @@ impl Registry {
         };
         let registered = set.lock_idle().join(|slot| {
             Arc::new(Registered {
-                registry: self.inner.clone(),
+                environment: self.inner.environment.clone(),
                 context,
                 description,
                 open_policy: open,
@@ -321,169 +286,10 @@ impl Drop for Reservation<'_> {
     }
 }
 
-/// A registered device. Keeps it allocated, not registered.
-#[derive(Clone)]
-pub struct DeviceRef {
-    pub(crate) registered: Arc<Registered>,
-}
-
-impl DeviceRef {
-    /// The device's number.
-    pub fn id(&self) -> DeviceId {
-        self.registered.id()
-    }
-
-    /// The device's name.
-    pub fn name(&self) -> &str {
-        self.registered.name()
-    }
-
-    /// Where it is, in the words of its bus; see [`DeviceSpec::location`].
-    pub fn location(&self) -> Option<&str> {
-        self.registered.location.as_deref()
-    }
-
-    /// The name of its set; a set of its own is called like the device.
-    pub fn set_name(&self) -> &str {
-        self.registered.set_name()
-    }
-
-    /// Identifies the set, also among sets of one name, for as long as this reference is kept:
-    /// devices of one set have the same key.
-    pub fn set_key(&self) -> SetKey {
-        SetKey(Arc::as_ptr(&self.registered.set).addr())
-    }
-
-    /// How often an interrupt vector did what. `EINVAL`: there is no such vector.
-    pub fn irq_counters(&self, index: IrqIndex, vector: u32) -> Result<VectorCounters> {
-        self.registered.context.irqs().counters(index, vector)
-    }
-
-    /// Whether any vector of an interrupt index has an eventfd.
-    pub fn irq_enabled(&self, index: IrqIndex) -> bool {
-        self.registered.context.irqs().is_enabled(index)
-    }
-
-    /// The DMA mappings of the device's address space, by address.
-    pub fn dma_mappings(&self) -> Vec<MappingInfo> {
-        self.registered.context.dma().mappings()
-    }
-
-    /// What the device has.
-    pub fn description(&self) -> &Description {
-        &self.registered.description
-    }
-
-    /// What a read of a region does, as far as the device declares it. Takes the device lock.
-    ///
-    /// # Errors
-    /// `EINVAL`: no such region, or outside it; `ENODEV`: the device has been unregistered.
-    pub fn read_traits(&self, region: RegionIndex, offset: u64, len: usize) -> Result<ReadTraits> {
-        let found = self.description().regions.get(region.0 as usize);
-        let within =
-            |found: &Region| offset.checked_add(len as u64).is_some_and(|end| end <= found.size);
-        match found {
-            Some(found) if within(found) => {
-                self.registered.call(|device| Ok(device.read_traits(region, offset, len)))
-            }
-            _ => {
-                let what = format!("{} has no {len} bytes at {offset:#x} of {region}", self.name());
-                Err(Error::new(Errno::INVAL, what))
-            }
-        }
-    }
-
-    /// How the device is used now. Takes the set lock, which is never held during a callback.
-    pub fn status(&self) -> Status {
-        let device = &*self.registered;
-        let mut guard = device.set.lock();
-        let member = guard.find(device);
-        Status {
-            leaving: member.as_ref().is_none_or(|member| member.leaving),
-            files: member.map_or_else(Vec::new, |member| {
-                member.files.values().map(|file| file.status()).collect()
-            }),
-            failed: device.is_in_error_state(),
-            failure: lock(&device.failure).clone(),
-            tasks: device.context.tasks(),
-        }
-    }
-
-    /// Revokes a file: the core calls [`Device::release`] for it, and every later operation on it
-    /// fails with `ENODEV`. If its `open` is still running, that open fails with `ENODEV`.
-    ///
-    /// Blocks while a callback of the device runs or its set is being reset. Takes the set lock and
-    /// the device lock: not to be called from a device callback or an observer.
-    ///
-    /// # Errors
-    /// `ENOENT`: the device has no file with this id, or has released it.
-    pub fn revoke(&self, file: FileId) -> Result<()> {
-        self.registered.revoke(file)
-    }
-
-    /// Revokes every file that the device has now, as [`DeviceRef::revoke`]. Returns how many were
-    /// revoked.
-    pub fn revoke_all(&self) -> usize {
-        let files = self.status().files;
-        files.iter().filter(|file| self.revoke(file.id).is_ok()).count()
-    }
-
-    /// Opens the device for an owner.
-    ///
-    /// The first open resets the device (unless its state is retained and sound) and calls
-    /// [`Device::open_device`], with the set marked; then, and for every further open,
-    /// [`Device::open`] without the mark. Blocks while a callback of the device runs, and up to two
-    /// seconds while its set is being opened, closed, reset or saved.
-    ///
-    /// # Errors
-    /// `ENODEV`: the device is being unregistered, or the file was revoked; `EINVAL`: it is
-    /// single-open and open; `EBUSY`: another owner has it open, its set does not become idle, or it
-    /// is stuck; `EIO`: a callback panicked, or the device is open and in the error state; errors of
-    /// `reset`, `open_device` and `open`.
-    pub fn open(&self, owner: Owner) -> Result<File> {
-        self.open_with(owner, None)
-    }
-
-    /// Opens the device for an owner who presents a token, or none
-    /// ([`Admission`](crate::Admission), [`DeviceSpec::token`]).
-    ///
-    /// # Errors
-    /// As [`DeviceRef::open`]; `EINVAL`: the device takes no token; errors of
-    /// [`Admission::admit`](crate::Admission::admit), such as `EACCES`.
-    pub fn open_with(&self, owner: Owner, token: Option<Token>) -> Result<File> {
-        let file = self.registered.open_file(owner, token)?;
-        Ok(File::new(self.clone(), file))
-    }
-}
-
-impl fmt::Debug for DeviceRef {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("DeviceRef").field("id", &self.id().0).field("name", &self.name()).finish()
-    }
-}
-
-/// The identity of a live device set, for telling sets apart.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct SetKey(usize);
-
-/// How a device is used at one moment.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Status {
-    /// Its files, oldest first; `open` or `release` may still be running for one.
-    pub files: Vec<FileStatus>,
-    /// It is in the error state.
-    pub failed: bool,
-    /// Why it is in the error state.
-    pub failure: Option<String>,
-    /// Its tasks.
-    pub tasks: Vec<TaskInfo>,
-    /// It is being unregistered, or has been.
-    pub leaving: bool,
-}
-
 /// A device's registration. Dropping it unregisters the device and revokes its files at once.
 #[must_use = "dropping a registration unregisters the device"]
 pub struct Registration {
+    registry: Arc<RegistryInner>,
     device: DeviceRef,
 }
 
@@ -519,7 +325,7 @@ impl Registration {
     fn finish(&self, deadline: Option<Duration>) {
         let device = &self.device.registered;
         let (id, name) = (device.id(), device.name());
-        let registry = &*device.registry;
+        let registry = &*self.registry;
         if lock(registry.ids(id)).remove(&id).is_none() {
             return;
         }

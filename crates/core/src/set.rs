@@ -17,9 +17,8 @@ use std::fmt;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use crate::file::FileShared;
+use crate::file_state::FileShared;
 use crate::ids::{FileId, Owner, SetId};
-use crate::registered::Registered;
 use crate::sync::{self, Condvar, Mutex, MutexGuard, lock};
 use crate::timeout::Timeout;
 
@@ -55,38 +54,63 @@ impl fmt::Display for Phase {
     }
 }
 
-/// A live device set.
-pub(crate) struct Set {
+/// A device, as its set sees it.
+pub(crate) trait SetDevice: Sized {
+    /// The set that it has joined.
+    fn set(&self) -> &Set<Self>;
+
+    /// Its place in the set.
+    fn slot(&self) -> usize;
+
+    /// Whether it still needs the reset that [`SetGuard::needs_reset`] asked for: a client may have
+    /// reset it meanwhile.
+    fn needs_reset(&self) -> bool;
+}
+
+/// A live device set, of devices of type `D`.
+pub(crate) struct Set<D> {
     /// `None`: the set of one device that named none.
     id: Option<SetId>,
     name: OnceLock<String>,
-    state: Mutex<SetState>,
+    state: Mutex<SetState<D>>,
     /// Signalled when the set becomes idle; used with `state`.
     idle: Condvar,
 }
 
 /// Everything that the set lock protects; see [`SetGuard`].
-#[derive(Default)]
-struct SetState {
+struct SetState<D> {
     phase: Phase,
     /// Threads that wait until the set is idle.
     waiting: usize,
-    members: Vec<Option<Member>>,
+    members: Vec<Option<Member<D>>>,
     vacant: Vec<usize>,
     open_members: usize,
     needs_reset: BTreeSet<usize>,
 }
 
+impl<D> Default for SetState<D> {
+    fn default() -> Self {
+        Self {
+            phase: Phase::Idle,
+            waiting: 0,
+            members: Vec::new(),
+            vacant: Vec::new(),
+            open_members: 0,
+            needs_reset: BTreeSet::new(),
+        }
+    }
+}
+
 /// What the set lock protects of one device.
-pub(crate) struct Member {
-    pub(crate) device: Arc<Registered>,
+pub(crate) struct Member<D> {
+    pub(crate) device: Arc<D>,
     /// The files that count as open, also while `open` or `release` runs for them.
     pub(crate) files: BTreeMap<FileId, Arc<FileShared>>,
     /// Unregister has begun.
     pub(crate) leaving: bool,
 }
 
-impl Member {
+impl<D> Member<D> {
     pub(crate) fn owner(&self) -> Option<&Owner> {
         self.files.first_key_value().map(|(_, file)| &file.owner)
     }
@@ -96,7 +120,7 @@ impl Member {
     }
 }
 
-impl Set {
+impl<D: SetDevice> Set<D> {
     fn new(id: Option<SetId>) -> Arc<Self> {
         let (state, idle) = (Mutex::new(SetState::default()), Condvar::new());
         Arc::new(Self { id, name: OnceLock::new(), state, idle })
@@ -116,12 +140,12 @@ impl Set {
     }
 
     /// Takes the set lock. No registry lock and no device lock may be held.
-    pub(crate) fn lock(&self) -> SetGuard<'_> {
+    pub(crate) fn lock(&self) -> SetGuard<'_, D> {
         SetGuard { set: self, state: Some(lock(&self.state)) }
     }
 
     /// Takes the set lock at a moment when the set is idle.
-    pub(crate) fn lock_idle(&self) -> SetGuard<'_> {
+    pub(crate) fn lock_idle(&self) -> SetGuard<'_, D> {
         let mut guard = self.lock();
         while guard.state().phase != Phase::Idle {
             guard.wait_idle(Duration::MAX);
@@ -130,13 +154,13 @@ impl Set {
     }
 
     /// Marks the set as soon as it is idle, however long that takes.
-    pub(crate) fn begin(&self, phase: Phase) -> Transition<'_> {
+    pub(crate) fn begin(&self, phase: Phase) -> Transition<'_, D> {
         self.lock_idle().state().phase = phase;
         Transition { set: self }
     }
 
     /// Marks the set if it becomes idle within [`WAIT`]. Otherwise returns what it is busy with.
-    pub(crate) fn try_begin(&self, phase: Phase) -> Result<Transition<'_>, Phase> {
+    pub(crate) fn try_begin(&self, phase: Phase) -> Result<Transition<'_, D>, Phase> {
         let mut timeout = Timeout::new(WAIT);
         let mut guard = self.lock();
         while guard.state().phase != Phase::Idle {
@@ -153,18 +177,18 @@ impl Set {
 
 /// The mark on a set: no other thread opens, closes, resets or saves a member. The set is idle again
 /// when this is dropped.
-pub(crate) struct Transition<'a> {
-    set: &'a Set,
+pub(crate) struct Transition<'a, D: SetDevice> {
+    set: &'a Set<D>,
 }
 
-impl Transition<'_> {
+impl<D: SetDevice> Transition<'_, D> {
     /// Takes the set lock, for bookkeeping.
-    pub(crate) fn lock(&self) -> SetGuard<'_> {
+    pub(crate) fn lock(&self) -> SetGuard<'_, D> {
         self.set.lock()
     }
 }
 
-impl Drop for Transition<'_> {
+impl<D: SetDevice> Drop for Transition<'_, D> {
     fn drop(&mut self) {
         let waiting = {
             let mut guard = self.set.lock();
@@ -180,19 +204,19 @@ impl Drop for Transition<'_> {
 }
 
 /// The set lock, held. Functions that need it held take it as a parameter.
-pub(crate) struct SetGuard<'a> {
-    set: &'a Set,
+pub(crate) struct SetGuard<'a, D: SetDevice> {
+    set: &'a Set<D>,
     /// `None` only while [`SetGuard::wait`] sleeps.
-    state: Option<MutexGuard<'a, SetState>>,
+    state: Option<MutexGuard<'a, SetState<D>>>,
 }
 
-impl SetGuard<'_> {
-    fn state(&mut self) -> &mut SetState {
+impl<D: SetDevice> SetGuard<'_, D> {
+    fn state(&mut self) -> &mut SetState<D> {
         self.state.as_mut().expect("the set lock is held outside of wait()")
     }
 
     /// Enters a device, made for the slot that it gets.
-    pub(crate) fn join(&mut self, make: impl FnOnce(usize) -> Arc<Registered>) -> Arc<Registered> {
+    pub(crate) fn join(&mut self, make: impl FnOnce(usize) -> Arc<D>) -> Arc<D> {
         let state = self.state();
         let slot = state.vacant.pop().unwrap_or(state.members.len());
         let device = make(slot);
@@ -206,29 +230,31 @@ impl SetGuard<'_> {
     }
 
     /// Removes a device. It must have no files left.
-    pub(crate) fn leave(&mut self, device: &Registered) {
+    pub(crate) fn leave(&mut self, device: &D) {
         let state = self.state();
-        let member = state.members[device.slot].take();
+        let member = state.members[device.slot()].take();
         debug_assert!(member.is_some_and(|member| member.files.is_empty()));
-        state.vacant.push(device.slot);
-        state.needs_reset.remove(&device.slot);
+        state.vacant.push(device.slot());
+        state.needs_reset.remove(&device.slot());
     }
 
     /// What the lock protects of a device, which must be a member.
-    pub(crate) fn member(&mut self, device: &Registered) -> &mut Member {
-        debug_assert!(std::ptr::eq(self.set, &*device.set), "the guard of another set");
-        self.state().members[device.slot].as_mut().expect("a device is a member until it has left")
+    pub(crate) fn member(&mut self, device: &D) -> &mut Member<D> {
+        debug_assert!(std::ptr::eq(self.set, device.set()), "the guard of another set");
+        self.state().members[device.slot()]
+            .as_mut()
+            .expect("a device is a member until it has left")
     }
 
     /// What the lock protects of a device, or `None` if it has left the set.
-    pub(crate) fn find(&mut self, device: &Registered) -> Option<&mut Member> {
-        debug_assert!(std::ptr::eq(self.set, &*device.set), "the guard of another set");
-        let member = self.state().members.get_mut(device.slot)?.as_mut()?;
-        (member.device.id() == device.id()).then_some(member)
+    pub(crate) fn find(&mut self, device: &D) -> Option<&mut Member<D>> {
+        debug_assert!(std::ptr::eq(self.set, device.set()), "the guard of another set");
+        let member = self.state().members.get_mut(device.slot())?.as_mut()?;
+        std::ptr::eq(&raw const *member.device, device).then_some(member)
     }
 
     /// All members.
-    pub(crate) fn members(&mut self) -> impl Iterator<Item = &Member> {
+    pub(crate) fn members(&mut self) -> impl Iterator<Item = &Member<D>> {
         self.state().members.iter().flatten()
     }
 
@@ -243,12 +269,12 @@ impl SetGuard<'_> {
     }
 
     /// Remembers that a device is to be reset as soon as no member is open.
-    pub(crate) fn needs_reset(&mut self, device: &Registered) {
-        self.state().needs_reset.insert(device.slot);
+    pub(crate) fn needs_reset(&mut self, device: &D) {
+        self.state().needs_reset.insert(device.slot());
     }
 
     /// Takes the devices that are to be reset, if no member is open.
-    pub(crate) fn take_resets(&mut self) -> Vec<Arc<Registered>> {
+    pub(crate) fn take_resets(&mut self) -> Vec<Arc<D>> {
         let state = self.state();
         if state.open_members > 0 || state.needs_reset.is_empty() {
             return Vec::new();
@@ -256,7 +282,7 @@ impl SetGuard<'_> {
         let slots = std::mem::take(&mut state.needs_reset);
         let members = slots.into_iter().filter_map(|slot| state.members[slot].as_ref());
         // A client may have reset it meanwhile.
-        let failed = members.map(|member| &member.device).filter(|d| d.is_in_error_state());
+        let failed = members.map(|member| &member.device).filter(|d| d.needs_reset());
         failed.cloned().collect()
     }
 
@@ -278,21 +304,23 @@ impl SetGuard<'_> {
 /// The live sets that have an id, by the id's address. A set is here exactly as long as it has
 /// members; the count is kept here and not in the set, so that no thread waits for a set lock with a
 /// shard's lock held.
-pub(crate) struct SetTable {
-    shards: Box<[Mutex<HashMap<usize, Live>>]>,
+pub(crate) struct SetTable<D> {
+    shards: Box<[Shard<D>]>,
 }
 
-struct Live {
-    set: Arc<Set>,
+type Shard<D> = Mutex<HashMap<usize, Live<D>>>;
+
+struct Live<D> {
+    set: Arc<Set<D>>,
     members: usize,
 }
 
-impl SetTable {
+impl<D: SetDevice> SetTable<D> {
     pub(crate) fn new(shards: usize) -> Self {
         Self { shards: (0..shards).map(|_| Mutex::default()).collect() }
     }
 
-    fn shard(&self, id: &SetId) -> &Mutex<HashMap<usize, Live>> {
+    fn shard(&self, id: &SetId) -> &Shard<D> {
         // Objects are at least 16 bytes apart; spread by a multiplicative hash.
         let hash = (id.address() as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
         &self.shards[hash as usize % self.shards.len()]
@@ -300,7 +328,7 @@ impl SetTable {
 
     /// Counts a member of an id's set, and makes the set for the first. Returns the set, and whether it
     /// is new.
-    pub(crate) fn join(&self, id: &SetId) -> (Arc<Set>, bool) {
+    pub(crate) fn join(&self, id: &SetId) -> (Arc<Set<D>>, bool) {
         let mut sets = lock(self.shard(id));
         if let Some(live) = sets.get_mut(&id.address()) {
             live.members += 1;
@@ -312,7 +340,7 @@ impl SetTable {
     }
 
     /// Uncounts a member. Returns whether it was the last, and the set was removed.
-    pub(crate) fn leave(&self, set: &Set) -> bool {
+    pub(crate) fn leave(&self, set: &Set<D>) -> bool {
         let Some(id) = &set.id else { return true };
         let gone;
         {

@@ -19,7 +19,7 @@ use crate::contain::contain;
 use crate::device::{Quiesce, ResetCause, Why};
 use crate::error::{Errno, Error, Result};
 use crate::event::Event;
-use crate::file::FileShared;
+use crate::file_state::FileShared;
 use crate::registered::{BY_FUNCTION, Registered, STOPPED};
 use crate::sync::atomic::Ordering;
 use crate::sync::{self, lock, try_lock};
@@ -135,8 +135,7 @@ impl Stop {
     /// # Errors
     /// `EBUSY`: the device is not idle at `deadline`.
     pub(crate) fn await_idle(&self, deadline: Instant) -> Result<()> {
-        if self.is_idle() || self.device.context.wait_idle(&self.device.registry.runtime, deadline)
-        {
+        if self.is_idle() || self.device.context.wait_idle(deadline) {
             return Ok(());
         }
         Err(Error::new(Errno::BUSY, self.device.describe_work()))
@@ -147,7 +146,7 @@ impl Stop {
     /// # Errors
     /// `EBUSY`: it takes longer than [`LIMIT`]; the device resumes. `EIO` as [`Stop::ask`].
     pub(crate) fn quiesced(device: &Arc<Registered>, why: Why) -> Result<Self> {
-        let deadline = device.registry.runtime.now() + LIMIT;
+        let deadline = device.environment.runtime.now() + LIMIT;
         let mut stop = Self::begin(device, &mut Timeout::new(LIMIT))?;
         stop.ask(why)?;
         stop.await_idle(deadline)?;
@@ -181,7 +180,7 @@ impl Drop for Stop {
 impl Registered {
     /// DEVICE_RESET: stops the device, resets it, and resumes it.
     pub(crate) fn stop_and_reset(self: &Arc<Self>, file: &FileShared) -> Result<()> {
-        let deadline = self.registry.runtime.now() + LIMIT;
+        let deadline = self.environment.runtime.now() + LIMIT;
         let mut stop = Stop::begin(self, &mut Timeout::new(LIMIT))?;
         if !file.is_open() {
             return Err(self.is_gone());
@@ -200,7 +199,7 @@ impl Registered {
         if !self.works() {
             return None;
         }
-        let deadline = self.registry.runtime.now() + LIMIT;
+        let deadline = self.environment.runtime.now() + LIMIT;
         let mut stop = Stop::begin(self, &mut Timeout::new(LIMIT)).ok()?;
         // On an error, which `ask` has logged, its tasks are cancelled all the same.
         let _ = stop.ask(Why::Close);
@@ -286,7 +285,7 @@ impl Registered {
         if stop.is_idle() {
             return finish_function_reset(stop);
         }
-        let (runtime, context) = (self.registry.runtime.clone(), self.context.clone());
+        let (runtime, context) = (self.environment.runtime.clone(), self.context.clone());
         let timeout = runtime.clone();
         runtime
             .spawn(async move {

@@ -4,11 +4,28 @@ use std::sync::Arc;
 
 use loom::thread;
 
-use crate::file::FileShared;
+use crate::file_state::FileShared;
 use crate::ids::{FileId, Owner, SetId, SetObject};
-use crate::set::SetTable;
+use crate::set::{Set, SetDevice, SetTable};
 
 struct Slot;
+
+/// The table of sets never asks a device.
+enum NoDevice {}
+
+impl SetDevice for NoDevice {
+    fn set(&self) -> &Set<Self> {
+        match *self {}
+    }
+
+    fn slot(&self) -> usize {
+        match *self {}
+    }
+
+    fn needs_reset(&self) -> bool {
+        match *self {}
+    }
+}
 
 impl SetObject for Slot {
     fn set_name(&self) -> String {
@@ -61,7 +78,7 @@ fn an_open_that_is_revoked_is_released_once() {
 #[test]
 fn one_live_set() {
     loom::model(|| {
-        let table = Arc::new(SetTable::new(1));
+        let table = Arc::new(SetTable::<NoDevice>::new(1));
         let slot = Arc::new(Slot);
         let (mine, created) = table.join(&SetId::of(&slot));
         assert!(created);
@@ -88,7 +105,7 @@ fn one_live_set() {
 /// Two join at once, and stay: they are in one set.
 fn two_joiners() {
     loom::model(|| {
-        let table = Arc::new(SetTable::new(1));
+        let table = Arc::new(SetTable::<NoDevice>::new(1));
         let slot = Arc::new(Slot);
         let other = {
             let (table, id) = (table.clone(), SetId::of(&slot));

@@ -10,12 +10,13 @@ use super::descriptors::{FindDescriptors, KeepDescriptors};
 use super::mappings::{self, MappingState};
 use super::{Format, Persistence, SaveState, Saved};
 use crate::device::{Device, Why};
+use crate::device_ref::DeviceRef;
 use crate::error::{Errno, Error, Result};
-use crate::file::{File, FileShared};
+use crate::file::File;
+use crate::file_state::FileShared;
 use crate::ids::{FileId, Owner};
 use crate::irq::{FdToken, IrqState};
 use crate::registered::Registered;
-use crate::registry::DeviceRef;
 use crate::set::Phase;
 use crate::stop::Stop;
 

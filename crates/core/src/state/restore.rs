@@ -10,12 +10,12 @@ use super::{Saved, mappings};
 use crate::device::Device;
 use crate::error::{Errno, Error, Result};
 use crate::event::Event;
-use crate::file::FileShared;
+use crate::file_state::FileShared;
 use crate::ids::FileId;
 use crate::irq::{FdToken, IrqState};
-use crate::registered::Registered;
-use crate::registry::OpenPolicy;
-use crate::set::{Phase, Transition};
+use crate::policy::OpenPolicy;
+use crate::registered::{Registered, Transition};
+use crate::set::Phase;
 
 /// Numbers of files from here on are refused: the sequence must not run out.
 const FILE_LIMIT: u64 = 1 << 63;
@@ -161,7 +161,7 @@ impl Registered {
             self.emit(Event::DeviceOpened);
         }
         for (count, file) in (1..).zip(files) {
-            self.registry.reserve_file(file.id);
+            self.environment.reserve_file(file.id);
             opening.lock().member(self).files.insert(file.id, file.clone());
             // Nobody has seen the file before: nobody can have revoked it.
             file.opened();

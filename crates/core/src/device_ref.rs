@@ -1,0 +1,149 @@
+//! A registered device, as the program sees it.
+
+use std::fmt;
+use std::sync::Arc;
+
+use crate::device::Description;
+use crate::dma::MappingInfo;
+use crate::error::{Errno, Error, Result};
+use crate::file_state::FileStatus;
+use crate::ids::{DeviceId, FileId};
+use crate::irq::{IrqIndex, VectorCounters};
+use crate::region::{Region, RegionIndex};
+use crate::registered::Registered;
+use crate::state::ReadTraits;
+use crate::sync::lock;
+use crate::work::TaskInfo;
+
+/// A registered device. Keeps it allocated, not registered.
+#[derive(Clone)]
+pub struct DeviceRef {
+    pub(crate) registered: Arc<Registered>,
+}
+
+impl DeviceRef {
+    /// The device's number.
+    pub fn id(&self) -> DeviceId {
+        self.registered.id()
+    }
+
+    /// The device's name.
+    pub fn name(&self) -> &str {
+        self.registered.name()
+    }
+
+    /// Where it is, in the words of its bus; see [`crate::DeviceSpec::location`].
+    pub fn location(&self) -> Option<&str> {
+        self.registered.location.as_deref()
+    }
+
+    /// The name of its set; a set of its own is called like the device.
+    pub fn set_name(&self) -> &str {
+        self.registered.set_name()
+    }
+
+    /// Identifies the set, also among sets of one name, for as long as this reference is kept:
+    /// devices of one set have the same key.
+    pub fn set_key(&self) -> SetKey {
+        SetKey(Arc::as_ptr(&self.registered.set).addr())
+    }
+
+    /// How often an interrupt vector did what. `EINVAL`: there is no such vector.
+    pub fn irq_counters(&self, index: IrqIndex, vector: u32) -> Result<VectorCounters> {
+        self.registered.context.irqs().counters(index, vector)
+    }
+
+    /// Whether any vector of an interrupt index has an eventfd.
+    pub fn irq_enabled(&self, index: IrqIndex) -> bool {
+        self.registered.context.irqs().is_enabled(index)
+    }
+
+    /// The DMA mappings of the device's address space, by address.
+    pub fn dma_mappings(&self) -> Vec<MappingInfo> {
+        self.registered.context.dma().mappings()
+    }
+
+    /// What the device has.
+    pub fn description(&self) -> &Description {
+        &self.registered.description
+    }
+
+    /// What a read of a region does, as far as the device declares it. Takes the device lock.
+    ///
+    /// # Errors
+    /// `EINVAL`: no such region, or outside it; `ENODEV`: the device has been unregistered.
+    pub fn read_traits(&self, region: RegionIndex, offset: u64, len: usize) -> Result<ReadTraits> {
+        let found = self.description().regions.get(region.0 as usize);
+        let within =
+            |found: &Region| offset.checked_add(len as u64).is_some_and(|end| end <= found.size);
+        match found {
+            Some(found) if within(found) => {
+                self.registered.call(|device| Ok(device.read_traits(region, offset, len)))
+            }
+            _ => {
+                let what = format!("{} has no {len} bytes at {offset:#x} of {region}", self.name());
+                Err(Error::new(Errno::INVAL, what))
+            }
+        }
+    }
+
+    /// How the device is used now. Takes the set lock, which is never held during a callback.
+    pub fn status(&self) -> Status {
+        let device = &*self.registered;
+        let mut guard = device.set.lock();
+        let member = guard.find(device);
+        Status {
+            leaving: member.as_ref().is_none_or(|member| member.leaving),
+            files: member.map_or_else(Vec::new, |member| {
+                member.files.values().map(|file| file.status()).collect()
+            }),
+            failed: device.is_in_error_state(),
+            failure: lock(&device.failure).clone(),
+            tasks: device.context.tasks(),
+        }
+    }
+
+    /// Revokes a file: the core calls [`crate::Device::release`] for it, and every later operation on it
+    /// fails with `ENODEV`. If its `open` is still running, that open fails with `ENODEV`.
+    ///
+    /// Blocks while a callback of the device runs or its set is being reset. Takes the set lock and
+    /// the device lock: not to be called from a device callback or an observer.
+    ///
+    /// # Errors
+    /// `ENOENT`: the device has no file with this id, or has released it.
+    pub fn revoke(&self, file: FileId) -> Result<()> {
+        self.registered.revoke(file)
+    }
+
+    /// Revokes every file that the device has now, as [`DeviceRef::revoke`]. Returns how many were
+    /// revoked.
+    pub fn revoke_all(&self) -> usize {
+        let files = self.status().files;
+        files.iter().filter(|file| self.revoke(file.id).is_ok()).count()
+    }
+}
+
+impl fmt::Debug for DeviceRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DeviceRef").field("id", &self.id().0).field("name", &self.name()).finish()
+    }
+}
+
+/// The identity of a live device set, for telling sets apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SetKey(usize);
+
+/// How a device is used at one moment.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Status {
+    /// Its files, oldest first; `open` or `release` may still be running for one.
+    pub files: Vec<FileStatus>,
+    /// It is in the error state.
+    pub failed: bool,
+    /// Why it is in the error state.
+    pub failure: Option<String>,
+    /// Its tasks.
+    pub tasks: Vec<TaskInfo>,
+    /// It is being unregistered, or has been.
+    pub leaving: bool,
+}

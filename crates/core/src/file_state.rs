@@ -1,0 +1,197 @@
+//! What the core keeps of a file: its owner, its states, and what its client has set up.
+
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, OnceLock};
+use std::time::SystemTime;
+
+use rustix::event::{EventfdFlags, eventfd};
+
+use crate::dma::Space;
+use crate::error::{Errno, Error, Result};
+use crate::ids::{FileId, Owner};
+use crate::irq::drain;
+use crate::memory::SharedMemory;
+use crate::opening::OpeningMemory;
+use crate::region::RegionIndex;
+use crate::sync::atomic::{AtomicU8, Ordering};
+use crate::sync::{Mutex, lock};
+
+/// A file at one moment.
+#[derive(Clone, Debug, PartialEq)]
+pub struct FileStatus {
+    /// Its number.
+    pub id: FileId,
+    /// Who holds it.
+    pub owner: Owner,
+    /// When it was opened, by the wall clock.
+    pub since: SystemTime,
+}
+
+/// What the core and the holder share of a file.
+pub(crate) struct FileShared {
+    pub(crate) id: FileId,
+    pub(crate) owner: Owner,
+    since: SystemTime,
+    state: AtomicU8,
+    doorbells: Mutex<BTreeMap<RegionIndex, Vec<OwnedFd>>>,
+    /// What the device shares in the opening that the file belongs to.
+    memory: OnceLock<Arc<OpeningMemory>>,
+    /// Spaces that the device was attached to before, where the file may have mappings.
+    left_spaces: Mutex<Vec<Space>>,
+}
+
+/// `open` is running for it.
+const OPENING: u8 = 0;
+/// In use.
+const OPEN: u8 = 1;
+/// Released, or about to be by whoever put it into this state.
+const GONE: u8 = 2;
+
+impl FileShared {
+    pub(crate) fn new(id: FileId, owner: Owner) -> Self {
+        Self::restored(id, owner, SystemTime::now())
+    }
+
+    /// A file that was opened at another time, perhaps in another process.
+    pub(crate) fn restored(id: FileId, owner: Owner, since: SystemTime) -> Self {
+        let (state, doorbells) = (AtomicU8::new(OPENING), Mutex::default());
+        Self {
+            id,
+            owner,
+            since,
+            state,
+            doorbells,
+            memory: OnceLock::new(),
+            left_spaces: Mutex::default(),
+        }
+    }
+
+    pub(crate) fn status(&self) -> FileStatus {
+        FileStatus { id: self.id, owner: self.owner.clone(), since: self.since }
+    }
+
+    /// The order of this load does not matter: where it must be exact, the device lock is held.
+    #[inline]
+    pub(crate) fn is_open(&self) -> bool {
+        self.state.load(Ordering::Relaxed) == OPEN
+    }
+
+    /// Sets the opening that the file belongs to, before it is used.
+    pub(crate) fn enter_opening(&self, memory: Option<Arc<OpeningMemory>>) {
+        if let Some(memory) = memory {
+            _ = self.memory.set(memory);
+        }
+    }
+
+    /// The memory that a region shares.
+    #[inline]
+    pub(crate) fn shared_memory(&self, region: RegionIndex) -> Result<&SharedMemory> {
+        let none = || Error::new(Errno::NODEV, "shared memory of a device that is not open");
+        Ok(self.memory.get().ok_or_else(none)?.region(region.0)?)
+    }
+
+    fn step(&self, from: u8, to: u8) -> bool {
+        self.state.compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
+
+    /// `open` has succeeded; `false` if the file was revoked meanwhile.
+    pub(crate) fn opened(&self) -> bool {
+        self.step(OPENING, OPEN)
+    }
+
+    /// Takes the duty to release the file; `false` if another thread has it.
+    pub(crate) fn take(&self) -> bool {
+        self.step(OPEN, GONE)
+    }
+
+    /// Revokes the file; `true` if the caller has to release it now.
+    pub(crate) fn revoke(&self) -> bool {
+        // An opener that finds `GONE` releases by itself.
+        !self.step(OPENING, GONE) && self.take()
+    }
+
+    /// Duplicates of the eventfds of a region's doorbells, which the first call makes.
+    pub(crate) fn doorbells(&self, region: RegionIndex, count: usize) -> Result<Vec<OwnedFd>> {
+        let mut made = lock(&self.doorbells);
+        let fds = match made.entry(region) {
+            Entry::Occupied(entry) => entry.into_mut(),
+            Entry::Vacant(entry) => {
+                let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
+                let make = |_| eventfd(0, flags).map_err(|e| failed("make an eventfd", e));
+                entry.insert((0..count).map(make).collect::<Result<Vec<_>>>()?)
+            }
+        };
+        fds.iter().map(duplicate).collect()
+    }
+
+    /// Takes the counter of a doorbell's eventfd. Returns whether it was rung.
+    pub(crate) fn take_ring(&self, region: RegionIndex, doorbell: usize) -> Result<bool> {
+        let made = lock(&self.doorbells);
+        let Some(fd) = made.get(&region).and_then(|fds| fds.get(doorbell)) else {
+            return Ok(false);
+        };
+        drain(fd).map_err(|errno| failed("read an eventfd", errno))
+    }
+
+    /// Drains the doorbells that were rung and not delivered.
+    pub(crate) fn silence_doorbells(&self) {
+        for fd in lock(&self.doorbells).values().flatten() {
+            // It fails only if the descriptor is no eventfd.
+            let _ = drain(fd);
+        }
+    }
+
+    /// Remembers a space that the device has left, where the file may have mappings.
+    pub(crate) fn has_left(&self, space: Space) {
+        lock(&self.left_spaces).push(space);
+    }
+
+    /// Removes the file's mappings from spaces that the device has left.
+    pub(crate) fn drop_left_mappings(&self) {
+        for space in std::mem::take(&mut *lock(&self.left_spaces)) {
+            space.drop_owner(self.id.into());
+        }
+    }
+
+    pub(crate) fn drop_doorbells(&self) {
+        drop(std::mem::take(&mut *lock(&self.doorbells)));
+    }
+}
+
+fn duplicate(fd: &OwnedFd) -> Result<OwnedFd> {
+    rustix::io::fcntl_dupfd_cloexec(fd, 0).map_err(|errno| failed("duplicate an eventfd", errno))
+}
+
+fn failed(what: &'static str, errno: Errno) -> Error {
+    Error::new(errno, format!("could not {what}")).because(errno)
+}
+
+#[cfg(all(test, not(any(shuttle, loom))))]
+mod tests {
+    use super::*;
+
+    /// The table of states in the crate's documentation: from each state, each event.
+    #[test]
+    fn every_transition() {
+        let file = || FileShared::new(FileId(0), Owner::in_process("test"));
+        let reach = |file: &FileShared, state| file.state.store(state, Ordering::Relaxed);
+        type Happens = fn(&FileShared) -> bool;
+        // For each state before: what it returns, and the state after.
+        let cases: [(Happens, [(bool, u8); 3]); 3] = [
+            (FileShared::opened, [(true, OPEN), (false, OPEN), (false, GONE)]),
+            (FileShared::take, [(false, OPENING), (true, GONE), (false, GONE)]),
+            (FileShared::revoke, [(false, GONE), (true, GONE), (false, GONE)]),
+        ];
+        for (event, outcomes) in cases {
+            for (before, outcome) in [OPENING, OPEN, GONE].into_iter().zip(outcomes) {
+                let file = file();
+                reach(&file, before);
+                let result = event(&file);
+                assert_eq!((result, file.state.load(Ordering::Relaxed)), outcome, "from {before}");
+                assert_eq!(file.is_open(), outcome.1 == OPEN);
+            }
+        }
+    }
+}
