@@ -167,7 +167,8 @@ impl Context {
         self.inner.reset_requested.store(true, Ordering::Release);
     }
 
-    /// The device's tasks, as `show` lists them.
+    /// The device's tasks, as `show` lists them: also those that were cancelled and whose futures
+    /// have not been dropped yet. [`Context::find_task`] does not find those.
     pub fn tasks(&self) -> Vec<TaskInfo> {
         self.inner.work.list()
     }

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use vfiod_core::region::Doorbell;
+use vfiod_core::work::TaskState;
 use vfiod_core::{
     Context, DataPath, Description, Device, DeviceFlags, DeviceSpec, DeviceTask, Errno, File,
     Owner, Persistence, Quiesce, Region, RegionIndex, Registration, Registry, ResetCause, Result,
@@ -142,8 +143,10 @@ impl Worker for Jobs {
     }
 
     fn resume(&mut self) {
-        let running = self.context.as_ref().map_or(0, |context| context.tasks().len());
-        for _ in running..self.pending as usize {
+        // A cancelled task can still be listed; it does nothing any more.
+        let tasks = self.context.as_ref().map_or(Vec::new(), Context::tasks);
+        let going_on = tasks.iter().filter(|task| task.state != TaskState::Cancelled).count();
+        for _ in going_on..self.pending as usize {
             self.start();
         }
     }
