@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use rustix::event::{EventfdFlags, eventfd};
-use rustix::io::Errno;
+use rustix::io::{DupFlags, Errno, dup3, fcntl_dupfd_cloexec};
 use vfiod_sync::lock;
 
 use crate::clients::Clients;
@@ -13,24 +13,45 @@ use crate::connection::Connection;
 use crate::listener::Listener;
 use crate::pool::{Interest, Pool, Source, Watch, Worker};
 
-/// How long to wait where the kernel has no memory for a connection.
+/// How long to wait where the kernel has no memory, or no descriptor, for a connection.
 const PAUSE: Duration = Duration::from_millis(10);
 
 /// A descriptor kept for the moment when there are no others: with it, a client can still be
 /// accepted, to be told that it cannot be served.
-pub(crate) struct Reserve(Mutex<Option<OwnedFd>>);
+pub(crate) struct Reserve {
+    event: OwnedFd,
+    /// A duplicate of `event`, whose place a client's socket can have. `None`: another thread took
+    /// that place for a descriptor of its own.
+    spare: Mutex<Option<OwnedFd>>,
+}
 
 impl Reserve {
     pub(crate) fn new() -> Result<Self, Errno> {
-        Ok(Self(Mutex::new(Some(eventfd(0, EventfdFlags::CLOEXEC)?))))
+        let event = eventfd(0, EventfdFlags::CLOEXEC)?;
+        let spare = Mutex::new(Some(fcntl_dupfd_cloexec(&event, 0)?));
+        Ok(Self { event, spare })
     }
 
     /// Accepts a client and closes the connection.
-    fn reject(&self, listener: &Listener) {
-        let mut reserve = lock(&self.0);
-        reserve.take();
-        drop(listener.accept());
-        *reserve = eventfd(0, EventfdFlags::CLOEXEC).ok();
+    ///
+    /// # Errors
+    /// `EMFILE`, `ENFILE`: the client waits on, as the descriptor was lost to another thread.
+    fn reject(&self, listener: &Listener) -> Result<(), Errno> {
+        let mut spare = lock(&self.spare);
+        spare.take();
+        match listener.accept() {
+            Ok(mut fd) => {
+                // Closes the connection and takes its place in one step: no other thread may have it.
+                *spare = dup3(&self.event, &mut fd, DupFlags::CLOEXEC).ok().map(|()| fd);
+            }
+            Err(errno) => {
+                *spare = fcntl_dupfd_cloexec(&self.event, 0).ok();
+                if matches!(errno, Errno::MFILE | Errno::NFILE) {
+                    return Err(errno);
+                }
+            }
+        }
+        Ok(())
     }
 }
 
@@ -56,7 +77,9 @@ impl Acceptor {
                 self.clients.quiet.warn(|suppressed| {
                     tracing::error!(device, %errno, suppressed, "no descriptors left: a client was rejected");
                 });
-                self.reserve.reject(&self.listener);
+                if self.reserve.reject(&self.listener).is_err() {
+                    std::thread::sleep(PAUSE);
+                }
                 return None;
             }
             Err(errno) => {
