@@ -9,11 +9,13 @@ mod tree;
 
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::Instant;
 
 use anyhow::{Result, bail, ensure};
 use clap::{Args, Parser, Subcommand};
 
 use crate::list::Fault;
+use crate::run::Found;
 
 #[derive(Parser)]
 #[command(name = "faults", about = "Show that the tests find deliberate faults")]
@@ -101,22 +103,25 @@ fn chosen<'a>(faults: &'a [Fault], choice: &Choice) -> Result<Vec<&'a Fault>> {
 fn run_all(root: &Path, faults: Vec<&Fault>) -> Result<()> {
     let copy = tree::Copy::of(root)?;
     let mut missed = Vec::new();
-    println!("| fault | crate | check | how it was found |\n| --- | --- | --- | --- |");
+    let start = Instant::now();
+    println!("| fault | crate | check | s | how it was found |\n| --- | --- | --- | ---: | --- |");
     for fault in &faults {
         match run::run(&copy, fault) {
             Ok(found) => {
-                for (check, how) in found {
-                    println!("| {} | {} | {check} | {how} |", fault.name, fault.package);
+                for Found { check, time, how } in found {
+                    let (name, time) = (&fault.name, time.as_secs());
+                    println!("| {name} | {} | {check} | {time} | {how} |", fault.package);
                 }
             }
             Err(error) => {
-                println!("| {} | {} | | NOT FOUND |", fault.name, fault.package);
+                println!("| {} | {} | | | NOT FOUND |", fault.name, fault.package);
                 eprintln!("{}: {error:#}", fault.name);
                 missed.push(fault.name.as_str());
             }
         }
     }
-    println!("\n{} of {} faults found", faults.len() - missed.len(), faults.len());
+    let (found, seconds) = (faults.len() - missed.len(), start.elapsed().as_secs());
+    println!("\n{found} of {} faults found in {seconds} s", faults.len());
     ensure!(missed.is_empty(), "not found: {}", missed.join(", "));
     Ok(())
 }

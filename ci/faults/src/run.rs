@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::process::{Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
@@ -19,13 +20,24 @@ const TIMED_OUT: i32 = 124;
 /// since a fault may show in few of them.
 const ROUNDS: &str = "20000";
 
-/// Puts a fault in and runs its checks. Returns for each the line that it was found by.
-pub(crate) fn run(copy: &Copy, fault: &Fault) -> Result<Vec<(String, String)>> {
+/// A check that found a fault.
+pub(crate) struct Found {
+    /// Its checker and name.
+    pub(crate) check: String,
+    /// The time for building and running it.
+    pub(crate) time: Duration,
+    /// The line of its output that says what it found.
+    pub(crate) how: String,
+}
+
+/// Puts a fault in and runs its checks, all of which must find it.
+pub(crate) fn run(copy: &Copy, fault: &Fault) -> Result<Vec<Found>> {
     copy.with(fault, || {
         let found = |check: &Check| {
+            let start = Instant::now();
             let name = format!("{} {}", check.checker.name(), check.test);
             let how = find(copy, fault, check).with_context(|| name.clone())?;
-            Ok((name, how))
+            Ok(Found { check: name, time: start.elapsed(), how })
         };
         fault.checks.iter().map(found).collect()
     })
@@ -44,8 +56,7 @@ fn find(copy: &Copy, fault: &Fault, check: &Check) -> Result<String> {
 }
 
 fn cargo(copy: &Copy, fault: &Fault, check: &Check, rest: &[&str]) -> Result<(ExitStatus, String)> {
-    let log = copy.target.join("log");
-    let file = File::create(&log)?;
+    let file = File::create(&copy.log)?;
     // `timeout` ends the test along with cargo.
     let mut command = Command::new("timeout");
     command
@@ -58,7 +69,9 @@ fn cargo(copy: &Copy, fault: &Fault, check: &Check, rest: &[&str]) -> Result<(Ex
         })
         .args(rest)
         .current_dir(&copy.root)
-        .env("CARGO_TARGET_DIR", copy.target.join(check.checker.name()))
+        .env("CARGO_TARGET_DIR", copy.target(check.checker))
+        // A fault changes a few lines of one crate.
+        .env("CARGO_INCREMENTAL", "1")
         .env("RUST_BACKTRACE", "0")
         .env("VFIOD_MODEL_ROUNDS", ROUNDS)
         .stdin(Stdio::null())
@@ -70,5 +83,5 @@ fn cargo(copy: &Copy, fault: &Fault, check: &Check, rest: &[&str]) -> Result<(Ex
     };
     let status = command.status().context("cannot run `timeout` (coreutils)")?;
     ensure!(status.code() != Some(TIMED_OUT), "not over after {LIMIT} s");
-    Ok((status, String::from_utf8_lossy(&fs::read(&log)?).into_owned()))
+    Ok((status, String::from_utf8_lossy(&fs::read(&copy.log)?).into_owned()))
 }

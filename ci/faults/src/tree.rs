@@ -9,14 +9,16 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::list::Fault;
+use crate::list::{Checker, Fault};
 
 /// A copy of a tree.
 pub(crate) struct Copy {
     /// Where the copy is.
     pub(crate) root: PathBuf,
-    /// Where its builds go.
-    pub(crate) target: PathBuf,
+    /// Where the output of a run goes.
+    pub(crate) log: PathBuf,
+    /// The target directory of the tree that was copied.
+    target: PathBuf,
 }
 
 impl Copy {
@@ -26,7 +28,8 @@ impl Copy {
             Some(target) => std::path::absolute(target)?,
             None => tree.join("target"),
         };
-        let copy = Self { root: target.join("faults/tree"), target: target.join("faults") };
+        let (root, log) = (target.join("faults/tree"), target.join("faults/log"));
+        let copy = Self { root, log, target };
         let wanted = files(tree)?;
         for file in &wanted {
             copy_changed(&tree.join(file), &copy.root.join(file))
@@ -34,6 +37,13 @@ impl Copy {
         }
         remove_others(&copy.root, &copy.root, &wanted)?;
         Ok(copy)
+    }
+
+    /// Where builds for a checker go. Model checks share the directories of `ci/model-checks.sh`,
+    /// which has built the dependencies.
+    pub(crate) fn target(&self, checker: Checker) -> PathBuf {
+        let parent = if checker == Checker::Plain { "faults" } else { "model" };
+        self.target.join(parent).join(checker.name())
     }
 
     /// Runs `check` with a fault in the copy, and takes the fault out again.

@@ -7,7 +7,7 @@ use vfiod_sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
 use vfiod_sync::model::{join, join_all, spawn};
 use vfiod_sync::{Mutex, lock, point};
 use vfiod_tasks::contain::DeviceBug;
-use vfiod_tasks::{Runtime, Workers};
+use vfiod_tasks::{Ring, Runtime, Waiters, Workers};
 
 use crate::work::{Close, Rings, Task, TaskHandle, Work, WorkLimits};
 
@@ -29,6 +29,15 @@ struct Seen {
     quiesced: AtomicBool,
     /// The newest value of the doorbell.
     value: AtomicU64,
+    /// Those who wait for a newer value.
+    handled: Waiters,
+}
+
+impl Seen {
+    fn handle(&self, ring: Ring) {
+        self.value.fetch_max(ring.value.expect("each ring has a value"), SeqCst);
+        self.handled.wake_all();
+    }
 }
 
 /// One of those inside, until it is dropped.
@@ -74,7 +83,7 @@ impl Fixture {
         drop(device);
         self.runtime.block_on(None, self.work.idle()).expect("has no deadline");
         assert_eq!(self.seen.inside.load(SeqCst), 0, "idle, and something is inside");
-        assert_eq!(self.work.list(), []);
+        assert_eq!(self.work.list(), [], "idle, and a task is listed");
         self.seen.quiesced.store(true, SeqCst);
     }
 
@@ -93,7 +102,7 @@ impl Fixture {
                 counted.act();
                 // A place where a cancelled task ends, its ring unhandled.
                 task.pause_point().await;
-                seen.value.fetch_max(ring.value.expect("each ring has a value"), SeqCst);
+                seen.handle(ring);
             }
         };
         self.work.spawn("bell", make)
@@ -101,10 +110,8 @@ impl Fixture {
 
     /// Waits until the doorbell's newest value has been handled.
     fn until_handled(&self, value: u64) {
-        while self.seen.value.load(SeqCst) < value {
-            self.runtime.run();
-            vfiod_sync::thread::yield_now();
-        }
+        let handled = || (self.seen.value.load(SeqCst) >= value).then_some(());
+        self.runtime.block_on(None, self.seen.handled.wait_for(handled)).expect("has no deadline");
     }
 }
 
@@ -141,7 +148,7 @@ fn close_against_spawn() {
         });
         fixture.quiesce(Close::Cancel);
         join(starts);
-        assert_eq!(fixture.work.list(), []);
+        assert_eq!(fixture.work.list(), [], "a task is listed");
         drop(workers);
     }
 }
@@ -239,9 +246,9 @@ fn no_ring_is_lost_by_a_data_path() {
     let fixture = Fixture::new();
     let deliver = |seen: &Arc<Seen>| {
         let seen = seen.clone();
-        move |ring: vfiod_tasks::Ring| {
+        move |ring: Ring| {
             Counted::new(&seen).act();
-            seen.value.fetch_max(ring.value.expect("each ring has a value"), SeqCst);
+            seen.handle(ring);
         }
     };
     let rings = {
