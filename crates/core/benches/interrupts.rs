@@ -5,8 +5,11 @@
 use std::time::Instant;
 
 use rustix::event::{EventfdFlags, eventfd};
-use vfiod_core::irq::{IrqAction, IrqBatch, IrqData};
-use vfiod_core::{Context, FileId, IrqFlags, IrqIndex, IrqInfo};
+use vfiod_core::irq::{IrqAction, IrqBatch, IrqData, IrqVector};
+use vfiod_core::{
+    Context, Description, Device, DeviceFlags, DeviceSpec, File, FileId, IrqFlags, IrqIndex,
+    IrqInfo, Owner, Persistence, Region, RegionIndex, Registration, Registry, ResetCause, Result,
+};
 
 const FILE: FileId = FileId(1);
 const ROUNDS: usize = 7;
@@ -47,6 +50,61 @@ fn time_once(ops: u64, run: &mut impl FnMut()) -> f64 {
     start.elapsed().as_nanos() as f64 / ops as f64
 }
 
+const REGISTERS: RegionIndex = RegionIndex(0);
+/// Values of the register.
+const QUIET: u8 = 0;
+const TRIGGER: u8 = 1;
+
+/// A device whose register triggers its interrupt.
+struct Triggered(Option<IrqVector>);
+
+impl Device for Triggered {
+    fn describe(&self) -> Description {
+        let irqs = vec![IrqInfo { flags: IrqFlags::EVENTFD, count: 1 }];
+        Description { flags: DeviceFlags::RESET, regions: vec![Region::registers(1)], irqs }
+    }
+
+    fn init(&mut self, context: &Context) -> Result<()> {
+        self.0 = Some(context.irqs().vector(IrqIndex(0), 0)?);
+        Ok(())
+    }
+
+    fn persistence(&mut self) -> Persistence<'_> {
+        Persistence::Stateless
+    }
+
+    fn open_device(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    fn close_device(&mut self) {}
+
+    fn read(&mut self, _: RegionIndex, _: u64, _: &mut [u8]) -> Result<()> {
+        Ok(())
+    }
+
+    fn write(&mut self, _: RegionIndex, _: u64, data: &[u8]) -> Result<()> {
+        if data[0] == TRIGGER
+            && let Some(vector) = &self.0
+        {
+            vector.trigger();
+        }
+        Ok(())
+    }
+
+    fn reset(&mut self, _: ResetCause) -> Result<()> {
+        Ok(())
+    }
+}
+
+fn device_that_triggers() -> (File, Registration) {
+    let registry = Registry::new();
+    let spec = DeviceSpec { name: "triggered".to_owned(), ..DeviceSpec::default() };
+    let registration = registry.register(spec, Box::new(Triggered(None))).expect("registers");
+    let file = registration.device().open(Owner::in_process("bench")).expect("opens");
+    (file, registration)
+}
+
 fn main() {
     const INDEX: IrqIndex = IrqIndex(0);
     const BATCH: u32 = 8;
@@ -79,6 +137,20 @@ fn main() {
     );
     let [ours, alone, above] = [ours, alone, above].map(|batch| batch / f64::from(BATCH));
     println!("| each of a batch of {BATCH} | {ours:.0} | {alone:.0} | {above:.0} |");
+
+    let (file, _registration) = device_that_triggers();
+    let fds = vec![eventfd(0, EventfdFlags::NONBLOCK).ok()];
+    file.set_irqs(INDEX, 0, 1, IrqAction::Trigger, IrqData::EventFds(fds)).expect("set");
+    let call = |value: u8| file.write(REGISTERS, 0, &[value]).expect("is written");
+    let [ours, alone, above] = side_by_side(
+        200_000,
+        || call(TRIGGER),
+        || {
+            call(QUIET);
+            write();
+        },
+    );
+    println!("| raised in a call, with the call | {ours:.0} | {alone:.0} | {above:.0} |");
 
     vector.set_device_mask(true);
     let masked = time(500_000, |ops| (0..ops).for_each(|_| _ = vector.trigger()));

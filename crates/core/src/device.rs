@@ -27,7 +27,7 @@ pub enum ResetCause {
 /// time; a panic is caught and puts the device into the error state (every access `EIO`) until
 /// it is reset. Methods should be quick: a client gives up after five seconds. They must not
 /// open, close or access the device through a [`crate::File`]: that waits for the lock that
-/// the caller holds.
+/// the caller holds. Interrupts that a method raises are sent when it has returned.
 ///
 /// Every `open` that succeeds is followed by exactly one `release`, every `open_device` that
 /// succeeds by exactly one `close_device`, and no access comes outside of them. In one device

@@ -62,7 +62,7 @@ impl DeviceRef {
     }
 
     /// Opens the device for an owner who presents a token, or none
-    /// ([`Admission`](crate::Admission), [`DeviceSpec::token`]).
+    /// ([`Admission`](crate::Admission), [`crate::DeviceSpec::token`]).
     ///
     /// # Errors
     /// As [`DeviceRef::open`]; `EINVAL`: the device takes no token; errors of

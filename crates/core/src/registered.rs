@@ -12,10 +12,11 @@ use crate::error::{Errno, Error, Result};
 use crate::event::{Event, Subject};
 use crate::file_state::FileShared;
 use crate::ids::{DeviceId, Owner};
+use crate::irq::IrqBatch;
 use crate::opening::Last;
 use crate::policy::{OpenPolicy, StatePolicy};
 use crate::set::{self, SetDevice};
-use crate::sync::atomic::{AtomicU8, Ordering};
+use crate::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 use crate::sync::{self, Condvar, Mutex, MutexGuard, lock};
 use crate::timeout::Timeout;
 use crate::work::{Rings, Task};
@@ -32,6 +33,12 @@ pub(crate) const BY_FUNCTION: u8 = 4;
 const ACCESS_WAIT: Duration = Duration::from_secs(1);
 /// How long an access to configuration space waits for a function-level reset.
 const FUNCTION_RESET: Duration = Duration::from_millis(100);
+
+/// How often a thread yields to one that sends interrupts before it sleeps.
+const SHORT: u32 = 50;
+
+/// The time between two looks at something that takes long.
+const PAUSE: Duration = Duration::from_millis(1);
 
 /// The device behind its lock; `None` once it has been unregistered.
 pub(crate) type Model = Option<Box<dyn Device>>;
@@ -59,6 +66,9 @@ pub(crate) struct Registered {
     /// access is running.
     pub(crate) barred: AtomicU8,
     pub(crate) model: Mutex<Model>,
+    /// Calls that have ended and whose interrupts are being sent. Counted up with the device lock
+    /// held.
+    pub(crate) sending: AtomicU32,
     /// Why the device is in the error state, for messages.
     pub(crate) failure: Mutex<Option<String>>,
     /// Lets threads wait for the end of a stop without the device lock, which the stop itself
@@ -121,18 +131,10 @@ impl Registered {
     /// Calls the device, whatever its state.
     fn call_locked<R>(
         &self,
-        mut model: MutexGuard<'_, Model>,
+        model: MutexGuard<'_, Model>,
         call: impl FnOnce(&mut dyn Device) -> Result<R>,
     ) -> Result<R> {
-        let outcome = {
-            let Some(device) = model.as_deref_mut() else { return Err(self.is_gone()) };
-            let outcome = contain(|| call(device));
-            if let Err(panic) = &outcome {
-                self.fail(&panic.to_string());
-            }
-            drop(model);
-            outcome
-        };
+        let outcome = self.end_with_interrupts(model, |device| call(device))?;
         outcome.unwrap_or_else(|panic| Err(self.has_panicked(panic)))
     }
 
@@ -183,23 +185,59 @@ impl Registered {
     #[inline]
     fn access_locked<R>(
         self: &Arc<Self>,
-        mut model: MutexGuard<'_, Model>,
+        model: MutexGuard<'_, Model>,
         file: &FileShared,
         call: impl FnOnce(&mut dyn Device) -> Result<R>,
     ) -> Result<R> {
         self.may_access(file)?;
-        let Some(device) = model.as_deref_mut() else { return Err(self.is_gone()) };
-        let outcome = contain(|| call(device));
-        if let Err(panic) = &outcome {
-            self.fail(&panic.to_string());
-        }
-        drop(model);
+        let outcome = self.end_with_interrupts(model, |device| call(device))?;
         if self.context.reset_requested() {
             self.function_reset_if_requested();
         }
         match outcome {
             Ok(result) => result,
             Err(panic) => Err(self.has_panicked(panic)),
+        }
+    }
+
+    /// Calls the device, whose lock is held, and ends the call: a panic puts the device into the
+    /// error state, the lock is dropped, and the interrupts that the call has raised are sent, in
+    /// their order. What a call that panics has raised stays pending.
+    ///
+    /// # Errors
+    /// `ENODEV`: the device has been unregistered.
+    #[inline]
+    pub(crate) fn end_with_interrupts<R>(
+        &self,
+        mut model: MutexGuard<'_, Model>,
+        call: impl FnOnce(&mut dyn Device) -> R,
+    ) -> Result<std::result::Result<R, Panicked>> {
+        let Some(device) = model.as_deref_mut() else { return Err(self.is_gone()) };
+        let (outcome, mut raised) = IrqBatch::collect(|| contain(|| call(device)));
+        if let Err(panic) = &outcome {
+            // Before the lock is dropped, so that no call sees what this one left behind.
+            self.fail(&panic.to_string());
+            raised.discard();
+        }
+        // The call has ended: this is the place to commit what it changed.
+        if raised.is_empty() {
+            return Ok(outcome);
+        }
+        self.sending.fetch_add(1, Ordering::Relaxed);
+        drop(model);
+        raised.send();
+        // Whoever sees this sees the signals.
+        self.sending.fetch_sub(1, Ordering::Release);
+        Ok(outcome)
+    }
+
+    /// Waits until the interrupts of calls that have ended are sent: a few milliseconds, if a client
+    /// blocks a signal. With the device lock held no other call ends meanwhile.
+    pub(crate) fn await_interrupts(&self) {
+        let mut waited = 0;
+        while self.sending.load(Ordering::Acquire) > 0 {
+            waited += 1;
+            if waited < SHORT { sync::thread::yield_now() } else { pause() }
         }
     }
 
@@ -282,6 +320,7 @@ impl Registered {
         if file.is_some_and(|file| !file.is_open()) {
             return Err(self.is_gone());
         }
+        self.await_interrupts();
         // The outer result reports a panic, which `call_locked` has handled.
         let outcome = self.call_locked(model, |device| {
             self.context.irqs().reset();
@@ -447,21 +486,17 @@ impl SetDevice for Registered {
 
 impl Home for Registered {
     fn step(&self, task: &Task, step: &mut dyn FnMut(&mut dyn Any)) -> bool {
-        let mut model = lock(&self.model);
+        let model = lock(&self.model);
         // With the lock held: a thread that closes the gate by cancelling holds it, too.
         if !task.may_step() {
             return false;
         }
-        let Some(device) = model.as_deref_mut() else { return false };
-        let outcome = contain(|| step(device));
-        if let Err(panic) = outcome {
-            // Before the lock is dropped, so that no access sees what the step left behind.
-            self.fail(&panic.to_string());
-            drop(model);
+        match self.end_with_interrupts(model, |device| step(device)) {
+            Err(_) => false,
+            Ok(Ok(())) => true,
             // Ends the task; the runtime then calls `task_panicked`.
-            std::panic::resume_unwind(Box::new(panic.to_string()));
+            Ok(Err(panic)) => std::panic::resume_unwind(Box::new(panic.to_string())),
         }
-        true
     }
 
     fn task_panicked(&self, task: &str, panic: Panicked) {
@@ -474,5 +509,13 @@ impl Home for Registered {
 
     fn reset_if_requested(self: Arc<Self>) {
         self.function_reset_if_requested();
+    }
+}
+
+pub(crate) fn pause() {
+    if cfg!(any(loom, shuttle)) {
+        sync::thread::yield_now();
+    } else {
+        std::thread::sleep(PAUSE);
     }
 }

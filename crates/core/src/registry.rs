@@ -21,7 +21,7 @@ use crate::policy::{OpenPolicy, StatePolicy};
 use crate::region::RegionIndex;
 use crate::registered::{Registered, Set};
 use crate::set::SetTable;
-use crate::sync::atomic::AtomicU8;
+use crate::sync::atomic::{AtomicU8, AtomicU32};
 use crate::sync::{Condvar, Mutex, lock};
 
 /// How a device is registered.
@@ -179,6 +179,7 @@ impl Registry {
                 barred: AtomicU8::new(0),
                 failure: Mutex::default(),
                 model: Mutex::new(candidate.0.take()),
+                sending: AtomicU32::new(0),
                 entrance: Mutex::new(()),
                 resumed: Condvar::new(),
                 drained: Condvar::new(),

@@ -20,7 +20,7 @@ use crate::device::{Quiesce, ResetCause, Why};
 use crate::error::{Errno, Error, Result};
 use crate::event::Event;
 use crate::file_state::FileShared;
-use crate::registered::{BY_FUNCTION, Registered, STOPPED};
+use crate::registered::{BY_FUNCTION, Registered, STOPPED, pause};
 use crate::sync::atomic::Ordering;
 use crate::sync::{self, lock, try_lock};
 use crate::timeout::Timeout;
@@ -29,9 +29,6 @@ use crate::work::{Close, Rings};
 /// How long a stop waits in all: for another stop, for a call that is inside, and for the device
 /// to quiesce. A request of a client has four seconds, and no single wait more than two of them.
 pub(crate) const LIMIT: Duration = Duration::from_secs(2);
-
-/// The time between two attempts to get the lock of a device that is being stopped.
-const PAUSE: Duration = Duration::from_millis(1);
 
 /// A device that is stopped: calls of clients wait. They run again when this is dropped.
 pub(crate) struct Stop {
@@ -79,6 +76,8 @@ impl Stop {
             }
             pause();
         }
+        // Their interrupts are sent after they have dropped the lock.
+        self.device.await_interrupts();
         Ok(())
     }
 
@@ -90,35 +89,45 @@ impl Stop {
     /// the error state, and its tasks are cancelled.
     pub(crate) fn ask(&mut self, why: Why) -> Result<()> {
         self.resume = Some(if why.ends() { Rings::Forget } else { Rings::Repeat });
-        let mut model = lock(&self.device.model);
-        let Some(device) = model.as_deref_mut() else { return Ok(()) };
+        let model = lock(&self.device.model);
         let work = self.device.context.work();
-        let Some(worker) = device.as_worker() else {
-            work.close(Close::Cancel);
-            return Ok(());
+        // The gate is closed with the lock held, which a step takes.
+        let asked = self.device.end_with_interrupts(model, |device| {
+            let Some(worker) = device.as_worker() else {
+                work.close(Close::Cancel);
+                return None;
+            };
+            let wrong = match contain(|| worker.quiesce(why)) {
+                Ok(Quiesce::Cancel) => {
+                    work.close(Close::Cancel);
+                    return None;
+                }
+                Ok(Quiesce::Finish) => {
+                    work.close(Close::Finish);
+                    return None;
+                }
+                Ok(Quiesce::Done) => {
+                    let running = work.list().first().map(|task| task.name.clone());
+                    work.close(Close::Cancel);
+                    let task = running?;
+                    format!("said that it had quiesced while task {task} was running")
+                }
+                Err(panic) => {
+                    work.close(Close::Cancel);
+                    format!("quiesce failed: {panic}")
+                }
+            };
+            self.device.fail(&wrong);
+            Some(wrong)
+        });
+        let wrong = match asked {
+            Err(_) | Ok(Ok(None)) => return Ok(()),
+            Ok(Ok(Some(wrong))) => wrong,
+            Ok(Err(panic)) => {
+                work.close(Close::Cancel);
+                panic.to_string()
+            }
         };
-        let wrong = match contain(|| worker.quiesce(why)) {
-            Ok(Quiesce::Cancel) => {
-                work.close(Close::Cancel);
-                return Ok(());
-            }
-            Ok(Quiesce::Finish) => {
-                work.close(Close::Finish);
-                return Ok(());
-            }
-            Ok(Quiesce::Done) => {
-                let running = work.list().first().map(|task| task.name.clone());
-                work.close(Close::Cancel);
-                let Some(task) = running else { return Ok(()) };
-                format!("said that it had quiesced while task {task} was running")
-            }
-            Err(panic) => {
-                work.close(Close::Cancel);
-                format!("quiesce failed: {panic}")
-            }
-        };
-        self.device.fail(&wrong);
-        drop(model);
         tracing::error!(device = self.device.name(), "the device is in the error state: {wrong}");
         self.device.emit(Event::Failed);
         Err(Error::new(Errno::IO, format!("{} {wrong}", self.device.name())))
@@ -227,19 +236,21 @@ impl Registered {
         if !self.works() {
             return;
         }
-        let mut model = lock(&self.model);
-        let Some(device) = model.as_deref_mut() else { return };
-        if self.is_stuck() {
+        let model = lock(&self.model);
+        if model.is_none() || self.is_stuck() {
             return;
         }
-        self.context.work().reopen(rings);
-        if let Some(worker) = device.as_worker()
-            && let Err(panic) = contain(|| worker.resume())
-        {
+        // With the lock held, so that no stop closes the gate before it is open.
+        let resumed = self.end_with_interrupts(model, |device| {
+            self.context.work().reopen_after(rings, || {
+                let worker = device.as_worker();
+                worker.map_or(Ok(()), |worker| contain(|| worker.resume()))
+            })
+        });
+        if let Ok(Ok(Err(panic)) | Err(panic)) = resumed {
             tracing::error!(device = self.name(), error = %panic, "resume failed");
             self.fail("a panic in resume");
         }
-        drop(model);
         self.context.deliver_rings();
     }
 
@@ -324,12 +335,4 @@ fn finish_function_reset(mut stop: Stop) {
         tracing::debug!(device = device.name(), %error, "function-level reset failed");
     }
     stop.forget_rings();
-}
-
-pub(crate) fn pause() {
-    if cfg!(any(loom, shuttle)) {
-        sync::thread::yield_now();
-    } else {
-        std::thread::sleep(PAUSE);
-    }
 }

@@ -1,8 +1,6 @@
 //! Interrupts that are raised together and signalled afterwards.
 
-use super::eventfd::EventFd;
 use super::index::{self, IrqVector, Noted};
-use crate::sync::Arc;
 
 /// Interrupts that were raised and are not signalled yet. Dropping it sends them.
 ///
@@ -12,8 +10,6 @@ use crate::sync::Arc;
 #[derive(Debug, Default)]
 pub struct IrqBatch {
     noted: Noted,
-    /// Empty between calls; kept for its memory.
-    signals: Vec<(IrqVector, Arc<EventFd>)>,
 }
 
 impl IrqBatch {
@@ -29,7 +25,7 @@ impl IrqBatch {
     /// If the call panics, what it has raised so far stays pending.
     pub fn collect<R>(call: impl FnOnce() -> R) -> (R, Self) {
         let (result, noted) = index::collect(call);
-        (result, Self { noted, signals: Vec::new() })
+        (result, Self { noted })
     }
 
     /// Triggers a vector, as [`IrqVector::trigger`] does, but signals it later.
@@ -50,19 +46,32 @@ impl IrqBatch {
     /// Decides about every vector, and then signals them all. The batch is empty afterwards.
     /// Blocks no longer than a single trigger does for each vector.
     pub fn send(&mut self) {
-        for (vector, due) in self.noted.drain(..) {
-            if let Some(fd) = vector.index.decide(vector.at, |_| due) {
-                self.signals.push((vector, fd));
+        if let [raised] = &*self.noted {
+            // The usual case, in one step.
+            raised.vector.index.apply(raised.vector.at, |_| raised.due);
+        } else {
+            for raised in &mut self.noted {
+                let (vector, due) = (&raised.vector, raised.due);
+                raised.signal = vector.index.decide(vector.at, |_| due);
+            }
+            for raised in &mut self.noted {
+                if let Some(fd) = raised.signal.take() {
+                    raised.vector.index.send(raised.vector.at, &fd);
+                }
             }
         }
-        for (vector, fd) in self.signals.drain(..) {
-            vector.index.send(vector.at, &fd);
-        }
+        self.noted.clear();
+    }
+
+    /// Sends nothing. What was raised stays pending.
+    pub(crate) fn discard(&mut self) {
+        self.noted.clear();
     }
 }
 
 impl Drop for IrqBatch {
     fn drop(&mut self) {
         self.send();
+        index::recycle(std::mem::take(&mut self.noted));
     }
 }

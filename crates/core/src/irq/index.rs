@@ -1,6 +1,6 @@
 //! The vectors of one interrupt index, and the handle of one of them.
 
-use std::cell::RefCell;
+use std::cell::Cell;
 use std::fmt;
 
 use super::eventfd::{EventFd, Signalled};
@@ -94,17 +94,28 @@ impl Index {
 
     /// Changes a vector's eventfd; the old one goes to `retired`.
     pub(super) fn arm(&self, at: u32, new: Option<Owned>, retired: &mut Vec<Arc<EventFd>>) {
-        let arms = new.is_some();
         self.apply(at, |vector| {
-            let (old, due) = vector.set_trigger(new);
-            match (old.is_some(), arms) {
-                (false, true) => _ = self.armed.fetch_add(1, Ordering::AcqRel),
-                (true, false) => _ = self.armed.fetch_sub(1, Ordering::AcqRel),
-                _ => {}
-            }
+            let (old, due) = self.set_trigger_of(vector, new);
             retired.extend(old);
             due
         });
+    }
+
+    /// Sets or removes a vector's eventfd, with the vector's lock held. Returns the old one, and what
+    /// is due then.
+    pub(super) fn set_trigger_of(
+        &self,
+        vector: &mut Vector,
+        new: Option<Owned>,
+    ) -> (Option<Arc<EventFd>>, Due) {
+        let arms = new.is_some();
+        let (old, due) = vector.set_trigger(new);
+        match (old.is_some(), arms) {
+            (false, true) => _ = self.armed.fetch_add(1, Ordering::AcqRel),
+            (true, false) => _ = self.armed.fetch_sub(1, Ordering::AcqRel),
+            _ => {}
+        }
+        (old, due)
     }
 
     /// Removes every eventfd; those of triggers go to `retired`.
@@ -184,30 +195,27 @@ impl IrqVector {
 
     /// Changes the vector, and signals what is due then or leaves it to the batch of the call.
     #[inline]
-    fn change(&self, change: impl FnOnce(&Index, &mut Vector) -> Due) -> bool {
+    pub(super) fn change(&self, change: impl FnOnce(&Index, &mut Vector) -> Due) -> bool {
         let change = |vector: &mut Vector| change(&self.index, vector);
-        if !COLLECTED.with(|collected| collected.borrow().is_some()) {
-            return self.index.apply(self.at, change);
+        match take_noted() {
+            None => self.index.apply(self.at, change),
+            Some(mut noted) => {
+                let fires = self.defer(&mut noted, change);
+                put_noted(noted);
+                fires
+            }
         }
-        COLLECTED.with(|collected| match &mut *collected.borrow_mut() {
-            Some(noted) => self.defer(noted, change),
-            None => false,
-        })
     }
 
     /// Changes the vector, and notes what is due then. Returns whether it can be signalled as
     /// things are.
-    pub(super) fn defer(
-        &self,
-        noted: &mut Vec<(Self, Due)>,
-        change: impl FnOnce(&mut Vector) -> Due,
-    ) -> bool {
+    pub(super) fn defer(&self, noted: &mut Noted, change: impl FnOnce(&mut Vector) -> Due) -> bool {
         let mut state = self.state();
         let due = change(&mut state);
         let fires = due != Due::Nothing && state.can_fire();
         drop(state);
         if due != Due::Nothing {
-            noted.push((self.clone(), due));
+            noted.push(Raised { vector: self.clone(), due, signal: None });
         }
         fires
     }
@@ -220,28 +228,77 @@ impl fmt::Debug for IrqVector {
     }
 }
 
-/// Vectors and what is due for each.
-pub(super) type Noted = Vec<(IrqVector, Due)>;
-
-crate::sync::thread_local! {
-    /// What the call that this thread is in has raised, if that is being collected.
-    // loom's macro takes no `const`.
-    #[allow(clippy::missing_const_for_thread_local)]
-    static COLLECTED: RefCell<Option<Noted>> = RefCell::new(None);
+/// A vector that was raised and is not signalled yet.
+#[derive(Debug)]
+pub(super) struct Raised {
+    pub(super) vector: IrqVector,
+    pub(super) due: Due,
+    /// What was decided when it is being sent.
+    pub(super) signal: Signal,
 }
 
-/// Runs a call and notes what it raises on this thread.
+/// Vectors that were raised, in that order.
+pub(super) type Noted = Vec<Raised>;
+
+/// What a thread collects.
+#[derive(Default)]
+struct Collecting {
+    /// What the call that the thread is in has raised, if that is being collected.
+    now: Cell<Option<Noted>>,
+    /// Memory for the next call.
+    spare: Cell<Noted>,
+}
+
+/// The most entries that a thread keeps memory for.
+const KEPT: usize = 64;
+
+#[cfg(not(any(loom, shuttle)))]
+std::thread_local! {
+    static COLLECTING: Collecting =
+        const { Collecting { now: Cell::new(None), spare: Cell::new(Vec::new()) } };
+}
+// Their macros take no `const`.
+#[cfg(any(loom, shuttle))]
+crate::sync::thread_local! {
+    static COLLECTING: Collecting = Collecting::default();
+}
+
+/// Takes what the call has raised so far; `None`: it is not collected. [`put_noted`] follows.
+#[inline]
+fn take_noted() -> Option<Noted> {
+    // A thread that is ending collects nothing.
+    COLLECTING.try_with(|collecting| collecting.now.take()).ok().flatten()
+}
+
+#[inline]
+fn put_noted(noted: Noted) {
+    _ = COLLECTING.try_with(|collecting| collecting.now.set(Some(noted)));
+}
+
+/// Runs a call and notes what it raises on this thread. What a call that panics has raised is
+/// forgotten; it stays pending.
+#[inline]
 pub(super) fn collect<R>(call: impl FnOnce() -> R) -> (R, Noted) {
     /// Puts back what an outer call has raised, also after a panic.
     struct Outer(Option<Noted>);
     impl Drop for Outer {
         fn drop(&mut self) {
-            COLLECTED.with(|collected| collected.replace(self.0.take()));
+            _ = COLLECTING.try_with(|collecting| collecting.now.replace(self.0.take()));
         }
     }
-    let outer = Outer(COLLECTED.with(|collected| collected.replace(Some(Vec::new()))));
+    let outer =
+        COLLECTING.try_with(|collecting| collecting.now.replace(Some(collecting.spare.take())));
+    let outer = Outer(outer.unwrap_or_default());
     let result = call();
-    let noted = COLLECTED.with(RefCell::take).unwrap_or_default();
+    let noted = take_noted().unwrap_or_default();
     drop(outer);
     (result, noted)
+}
+
+/// Keeps the memory of a batch that was sent, for the thread's next call.
+#[inline]
+pub(super) fn recycle(noted: Noted) {
+    if noted.capacity() > 0 && noted.capacity() <= KEPT {
+        _ = COLLECTING.try_with(|collecting| collecting.spare.set(noted));
+    }
 }

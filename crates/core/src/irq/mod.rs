@@ -6,8 +6,9 @@
 //! eventfd is signalled. The handle stands for the vector, whatever clients set up for it.
 //!
 //! Interrupts that belong together are raised in an [`IrqBatch`]: first everything is decided, then
-//! everything is signalled. [`IrqBatch::collect`] makes a batch of what a call raises, so that it
-//! is sent after the call's state has been committed.
+//! everything is signalled. What a device raises in a call of the core is collected in a batch
+//! ([`IrqBatch::collect`]) and sent when the call has ended. What it raises elsewhere, as in its data
+//! path, is signalled at once.
 //!
 //! # What it does not implement
 //! A masking eventfd (`MASK` with `EVENTFD`): the kernel has none either.

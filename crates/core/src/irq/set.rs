@@ -359,6 +359,7 @@ impl IrqSet {
             index.vectors.iter().for_each(|vector| lock(vector).reset());
         }
         retire(retired);
+        let mut raised = Vec::with_capacity(found.len());
         for (index, at, vector, trigger, unmask) in found {
             let VectorState { level, pending, client_masked, device_masked, .. } = *vector;
             {
@@ -366,9 +367,13 @@ impl IrqSet {
                 (own.level, own.pending) = (level, pending);
                 (own.client_masked, own.device_masked) = (client_masked, device_masked);
                 own.unmask = unmask.map(Box::new);
+                index.set_trigger_of(&mut own, trigger);
             }
-            index.arm(at, trigger, &mut Vec::new());
+            raised.push(IrqVector { index: index.clone(), at });
         }
+        // Now that all are as they were; a restore that is collected and then refused signals
+        // nothing.
+        raised.iter().for_each(|vector| _ = vector.change(|_, _| Due::Held));
         Ok(())
     }
 }

@@ -5,9 +5,13 @@ use std::sync::Arc;
 
 use rustix::event::{EventfdFlags, eventfd};
 
-use crate::FileId;
 use crate::irq::{IrqAction, IrqBatch, IrqData, IrqFlags, IrqIndex, IrqInfo, IrqSet};
+use crate::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use crate::sync::thread;
+use crate::{
+    Context, Description, Device, DeviceFlags, DeviceSpec, FileId, OpenPolicy, Owner, Persistence,
+    Region, RegionIndex, Registry, ResetCause, Result,
+};
 
 const FILE: FileId = FileId(1);
 const LINE: IrqIndex = IrqIndex(0);
@@ -109,7 +113,82 @@ pub(crate) fn collected_level_against_unmask() {
     assert!(late >= 1 && early + late <= 2, "{early} signals before the unmask, {late} after");
 }
 
+const TRIGGER: RegionIndex = RegionIndex(0);
+
+/// A device whose register triggers its interrupt.
+struct Triggered {
+    irqs: Option<Context>,
+    resets: Arc<AtomicUsize>,
+    /// How many resets there had been when the interrupt was triggered.
+    after: Arc<AtomicUsize>,
+}
+
+impl Device for Triggered {
+    fn describe(&self) -> Description {
+        let irqs = vec![IrqInfo { flags: IrqFlags::EVENTFD, count: 1 }];
+        Description { flags: DeviceFlags::RESET, regions: vec![Region::registers(4)], irqs }
+    }
+
+    fn init(&mut self, context: &Context) -> Result<()> {
+        self.irqs = Some(context.clone());
+        Ok(())
+    }
+
+    fn persistence(&mut self) -> Persistence<'_> {
+        Persistence::Stateless
+    }
+
+    fn open_device(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    fn close_device(&mut self) {}
+
+    fn read(&mut self, _: RegionIndex, _: u64, _: &mut [u8]) -> Result<()> {
+        Ok(())
+    }
+
+    fn write(&mut self, _: RegionIndex, _: u64, _: &[u8]) -> Result<()> {
+        self.after.store(self.resets.load(SeqCst), SeqCst);
+        self.irqs.as_ref().map_or(Ok(()), |own| own.irqs().trigger(LINE, 0).map(drop))
+    }
+
+    fn reset(&mut self, _: ResetCause) -> Result<()> {
+        self.resets.fetch_add(1, SeqCst);
+        Ok(())
+    }
+}
+
+/// A call that raises an interrupt, and a reset of the device or of its set: what was raised before
+/// the reset is signalled before the reset ends, or never.
+pub(crate) fn interrupts_of_calls_against_resets() {
+    for of_the_set in [false, true] {
+        let registry = Registry::new();
+        let (resets, after) = (Arc::<AtomicUsize>::default(), Arc::<AtomicUsize>::default());
+        let device = Triggered { irqs: None, resets: resets.clone(), after: after.clone() };
+        let (name, open) = ("triggered".to_owned(), OpenPolicy::Multi);
+        let spec = DeviceSpec { name, open, ..DeviceSpec::default() };
+        let registration = registry.register(spec, Box::new(device)).expect("registers");
+        let [file, other] =
+            [0; 2].map(|_| registration.device().open(Owner::in_process("model")).expect("opens"));
+        let fd = eventfd(0, EventfdFlags::NONBLOCK).expect("eventfd");
+        let data = IrqData::EventFds(vec![fd.try_clone().ok()]);
+        file.set_irqs(LINE, 0, 1, IrqAction::Trigger, data).expect("sets up");
+        let writer = thread::spawn(move || other.write(TRIGGER, 0, &[0]).is_ok());
+        let result = if of_the_set { file.reset_set() } else { file.reset() };
+        let last = resets.load(SeqCst);
+        seen(&fd);
+        writer.join().expect("the writer panicked");
+        if result.is_ok() && after.load(SeqCst) < last {
+            assert_eq!(seen(&fd), 0, "an interrupt from before the reset");
+        }
+        drop(file);
+        registration.unregister(None);
+    }
+}
+
 vfiod_sync::checks! {
+    interrupts_of_calls_against_resets: 500,
     batch_against_disable: 1000,
     collected_level_against_unmask: 1000,
     trigger_against_disable: 1000,

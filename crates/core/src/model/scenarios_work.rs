@@ -264,6 +264,34 @@ fn no_ring_is_lost_by_a_data_path() {
     fixture.until_handled(2);
 }
 
+/// A doorbell is rung while the device resumes: it reaches the data path when `resume` has returned.
+fn no_ring_passes_before_the_resume() {
+    let fixture = Fixture::new();
+    fixture.quiesce(Close::Cancel);
+    fixture.seen.quiesced.store(false, SeqCst);
+    let (resumed, delivered) = (Arc::<AtomicBool>::default(), Arc::<AtomicUsize>::default());
+    let deliver = {
+        let (resumed, delivered) = (resumed.clone(), delivered.clone());
+        move |_| {
+            assert!(resumed.load(SeqCst), "a ring before the resume");
+            delivered.fetch_add(1, SeqCst);
+        }
+    };
+    let rings = {
+        let (work, deliver) = (fixture.work.clone(), deliver.clone());
+        spawn(move || work.ring_through(0, Some(1), deliver))
+    };
+    fixture.work.reopen_after(Rings::Repeat, || {
+        point();
+        resumed.store(true, SeqCst);
+    });
+    let inside = fixture.work.enter().expect("is open");
+    fixture.work.take_rings().into_iter().for_each(|(_, ring)| deliver(ring));
+    drop(inside);
+    join(rings);
+    assert_eq!(delivered.load(SeqCst), 1, "lost or delivered twice");
+}
+
 /// A save that is to finish is overtaken by a last close that cancels; both wait.
 fn two_who_close_both_see_it_idle() {
     let fixture = Arc::new(Fixture::new());
@@ -325,6 +353,7 @@ vfiod_sync::checks! {
     no_ring_is_lost_by_a_task_that_finishes: 1000,
     ring_at_an_opening_gate_wakes_the_task: 1000,
     no_ring_is_lost_by_a_data_path: 1000,
+    no_ring_passes_before_the_resume: 1000,
     two_who_close_both_see_it_idle: 1000,
     task_panics_while_the_gate_closes: 1000,
     one_task_is_stopped: 1000,

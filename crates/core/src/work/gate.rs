@@ -7,6 +7,7 @@ use vfiod_tasks::Waiters;
 const STATE: u64 = 3;
 const FINISHING: u64 = 1;
 const CANCELLING: u64 = 2;
+const RESUMING: u64 = 3;
 /// The rest of the word counts what is inside.
 const ONE: u64 = 4;
 
@@ -29,12 +30,15 @@ pub enum Close {
 ///       │ └────────────────► Cancelling ────────────────────► Closed
 ///       │                        │                               │
 ///       └────────────────────────┴───────────────────────────────┘
-///                              reopen, from any
+///                      resume, from any: Resuming ─────► Open
+///                                                 open
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GateState {
     /// Work begins.
     Open,
+    /// Tasks begin, calls do not yet: the device is being resumed.
+    Resuming,
     /// Nothing new begins, and what is inside runs to its end.
     Finishing,
     /// Nothing new begins, and tasks end at their next await.
@@ -55,9 +59,20 @@ impl Gate {
     /// Goes inside, if the gate is open. [`Gate::leave`] follows.
     #[inline]
     pub(super) fn enter(&self) -> bool {
+        self.enter_if(|state| state == 0)
+    }
+
+    /// Goes inside for a task, which may begin while the device is being resumed, too.
+    /// [`Gate::leave`] follows.
+    pub(super) fn enter_task(&self) -> bool {
+        self.enter_if(|state| state == 0 || state == RESUMING)
+    }
+
+    #[inline]
+    fn enter_if(&self, may: impl Fn(u64) -> bool) -> bool {
         let mut word = self.word.load(Ordering::Relaxed);
         // Do not add and subtract again: a closed gate with nothing inside must stay idle.
-        while word & STATE == 0 {
+        while may(word & STATE) {
             let entered = word + ONE;
             match self.word.compare_exchange_weak(
                 word,
@@ -88,17 +103,28 @@ impl Gate {
             Close::Finish => FINISHING,
             Close::Cancel => CANCELLING,
         };
-        let close = |word| Some((word & !STATE) | state.max(word & STATE));
+        let close = |word| match word & STATE {
+            RESUMING => Some((word & !STATE) | state),
+            before => Some((word & !STATE) | state.max(before)),
+        };
         let _ = self.word.fetch_update(Ordering::SeqCst, Ordering::SeqCst, close);
     }
 
+    /// Lets tasks begin. [`Gate::open`] follows.
+    pub(super) fn resume(&self) {
+        self.word.fetch_or(RESUMING, Ordering::SeqCst);
+    }
+
+    /// Opens a gate that [`Gate::resume`] has prepared, unless it has been closed since.
     pub(super) fn open(&self) {
-        self.word.fetch_and(!STATE, Ordering::SeqCst);
+        let open = |word| (word & STATE == RESUMING).then_some(word & !STATE);
+        let _ = self.word.fetch_update(Ordering::SeqCst, Ordering::SeqCst, open);
     }
 
     pub(super) fn state(&self) -> GateState {
         match self.word.load(Ordering::SeqCst) {
             word if word & STATE == 0 => GateState::Open,
+            word if word & STATE == RESUMING => GateState::Resuming,
             word if word < ONE => GateState::Closed,
             word if word & STATE == FINISHING => GateState::Finishing,
             _ => GateState::Cancelling,

@@ -204,6 +204,12 @@ impl Work {
     /// Tasks that wait for a doorbell are woken. [`Work::take_rings`] returns the rings for a data
     /// path.
     pub fn reopen(&self, rings: Rings) {
+        self.reopen_after(rings, || ());
+    }
+
+    /// Opens the gate as [`Work::reopen`], in two steps: first for tasks, then, when `resume` has
+    /// returned, for calls and rings. Rings that come meanwhile are remembered.
+    pub fn reopen_after<R>(&self, rings: Rings, resume: impl FnOnce() -> R) -> R {
         for bell in &self.shared.bells {
             match rings {
                 Rings::Repeat => bell.repeat_silently(),
@@ -213,10 +219,13 @@ impl Work {
         {
             // A task that ends as the gate is closed decides that under this lock.
             let _tasks = lock(&self.shared.tasks);
-            self.shared.gate.open();
+            self.shared.gate.resume();
         }
+        let resumed = resume();
+        self.shared.gate.open();
         // A ring that came before the gate was open woke no task.
         self.shared.bells.iter().filter(|bell| bell.is_rung()).for_each(Bell::wake);
+        resumed
     }
 
     /// Takes the pending rings, for a device with a data path: the caller enters the gate and delivers
@@ -317,7 +326,7 @@ impl Shared {
             return Err(Error::new(Errno::AGAIN, what));
         }
         // With the lock held: whoever closes the gate takes it then, and finds this task.
-        if !self.gate.enter() {
+        if !self.gate.enter_task() {
             let what = format!("{}: cannot start task {name}: it is being stopped", self.device);
             return Err(Error::new(Errno::BUSY, what));
         }
@@ -374,7 +383,7 @@ impl Shared {
     fn ends_here(&self, task: &TaskShared) -> bool {
         let job = {
             let mut tasks = lock(&self.tasks);
-            if self.gate.state() == GateState::Open {
+            if matches!(self.gate.state(), GateState::Open | GateState::Resuming) {
                 return task.is_cancelled();
             }
             task.cancelled.store(true, Ordering::SeqCst);
@@ -498,7 +507,10 @@ impl Task {
     /// A doorbell that the device does not have is never rung.
     pub async fn bell(&self, bell: usize) -> Ring {
         let Some(bell) = self.work.bells.get(bell) else { return std::future::pending().await };
-        let take = || self.may_begin_or_ends().then(|| bell.take()).flatten();
+        let take = || match self.work.gate.state() {
+            GateState::Resuming => None,
+            _ => self.may_begin_or_ends().then(|| bell.take()).flatten(),
+        };
         bell.wait_for(take).await
     }
 
@@ -514,7 +526,7 @@ impl Task {
     /// it is at a point from which it can be started again.
     fn may_begin_or_ends(&self) -> bool {
         match self.work.gate.state() {
-            GateState::Open => !self.task.is_cancelled(),
+            GateState::Open | GateState::Resuming => !self.task.is_cancelled(),
             GateState::Finishing => !self.work.ends_here(&self.task),
             GateState::Cancelling | GateState::Closed => false,
         }
