@@ -178,7 +178,9 @@ impl Context {
         self.inner.work.runtime()
     }
 
-    /// Finds a task of the device by its name. Cancelled tasks are not found.
+    /// Finds a task of the device by its name, for [`crate::Worker::resume`]. Cancelled tasks are
+    /// not found. A task is found for a moment after its last step: what starts new work must not
+    /// look.
     pub fn find_task(&self, name: &str) -> Option<TaskHandle> {
         self.inner.work.find(name)
     }

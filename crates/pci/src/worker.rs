@@ -48,7 +48,8 @@ impl<M: Worker> Cx<M> {
         self.context().set_data_path(path);
     }
 
-    /// Finds a task by its name. Cancelled tasks are not found.
+    /// Finds a task by its name, for [`Worker::resume`]. Cancelled tasks are not found. A task is
+    /// found for a moment after its last step: what starts new work must not look.
     pub fn find_task(&self, name: &str) -> Option<TaskHandle> {
         self.context().find_task(name)
     }

@@ -92,7 +92,7 @@ impl Model for Checksum {
             Some((Reg::Length, value)) => {
                 self.registers.length = value as u32;
                 self.registers.status = BUSY;
-                self.resume(cx);
+                self.start(cx);
             }
             Some((Reg::Sum, _)) | None => {}
         }
@@ -105,6 +105,19 @@ impl Model for Checksum {
 }
 
 impl Checksum {
+    /// Starts the sum that STATUS says is due.
+    fn start(&mut self, cx: &Cx<Self>) {
+        let Registers { address, length, .. } = self.registers;
+        if length > self.options.limit {
+            return self.finish(cx, Err(Error::new(Errno::INVAL, "longer than the limit")));
+        }
+        let started = cx.spawn("sum", |task| async move {
+            let result = sum(&task, address, length).await;
+            task.step(|model, cx| model.finish(cx, result)).await;
+        });
+        drop(started); // refused while the device is being stopped: `resume` calls this again
+    }
+
     fn interrupt(&mut self, cx: &Cx<Self>, on: bool) {
         self.registers.interrupt = on.into();
         cx.interrupts().set(0, on);
@@ -139,18 +152,9 @@ impl Worker for Checksum {
     }
 
     fn resume(&mut self, cx: &Cx<Self>) {
-        let Registers { address, length, status, .. } = self.registers;
-        if status != BUSY || cx.find_task("sum").is_some() {
-            return;
+        if self.registers.status == BUSY && cx.find_task("sum").is_none() {
+            self.start(cx);
         }
-        if length > self.options.limit {
-            return self.finish(cx, Err(Error::new(Errno::INVAL, "longer than the limit")));
-        }
-        let started = cx.spawn("sum", |task| async move {
-            let result = sum(&task, address, length).await;
-            task.step(|model, cx| model.finish(cx, result)).await;
-        });
-        drop(started); // refused while the device is being stopped: then this is called again
     }
 }
 
