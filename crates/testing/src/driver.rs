@@ -5,7 +5,7 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
@@ -213,6 +213,19 @@ impl Driver {
     /// Enables memory, I/O and bus mastering in the command register.
     pub fn enable(&self) {
         self.set_config16(4, COMMAND_ON);
+    }
+
+    /// Waits for the end of a function-level reset, as a driver does: until then configuration
+    /// space can read as all ones.
+    ///
+    /// # Panics
+    /// If the reset does not end within 20 s.
+    pub fn await_function_reset(&self) {
+        let start = Instant::now();
+        while self.config32(0) == u32::MAX {
+            assert!(start.elapsed() < TIMEOUT, "the function-level reset does not end");
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     /// The offset of a capability in configuration space, by its id; `None` if it is not there.

@@ -46,6 +46,7 @@ impl<M: Model, F: Fn() -> M> Subject<F> {
         for round in 0..20 {
             write_registers(&device, &mut numbers, 200);
             device.set_config16(control, 1 << 15);
+            device.await_function_reset();
             self.snapshot(&device).must_be(&power_on, &format!("function-level reset {round}"));
         }
     }
