@@ -188,6 +188,12 @@ impl File {
         self.check(region, offset, len, access)
     }
 
+    /// How often the memory of [`File::shared`] was cleared by resets in this opening. A transport
+    /// that stores a write as its pieces arrive looks whether there was a reset in between.
+    pub fn shared_resets(&self) -> u64 {
+        self.shared.memory_clears()
+    }
+
     /// The memory that a region shares with clients, for handing its descriptor to them; `None`
     /// if it shares nothing. Made at the first call, or the first access, in an opening.
     ///

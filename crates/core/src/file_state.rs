@@ -85,6 +85,11 @@ impl FileShared {
         }
     }
 
+    /// How often the memory of the opening was cleared.
+    pub(crate) fn memory_clears(&self) -> u64 {
+        self.memory.get().map_or(0, |memory| memory.clears())
+    }
+
     /// The memory that a region shares.
     #[inline]
     pub(crate) fn shared_memory(&self, region: RegionIndex) -> Result<&SharedMemory> {

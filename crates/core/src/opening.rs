@@ -1,6 +1,7 @@
 //! The memory that a device shares with its clients: the core makes it from the description, new
 //! for each opening.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use crate::dma::{DeviceMemory, SharedRegion};
@@ -15,6 +16,8 @@ use crate::sync::{Mutex, lock};
 pub(crate) struct OpeningMemory {
     regions: Arc<[SharedRegion]>,
     made: OnceLock<DeviceMemory>,
+    /// How often the memory was cleared; counted before it is.
+    clears: AtomicU64,
     /// Whether the opening has ended. Locked while the memory is being made.
     ended: Mutex<bool>,
 }
@@ -50,11 +53,17 @@ impl OpeningMemory {
         self.made.get().ok_or_else(none)
     }
 
+    /// How often the memory was cleared, a clear in progress included.
+    pub(crate) fn clears(&self) -> u64 {
+        self.clears.load(Ordering::Acquire)
+    }
+
     /// Zeroes the memory, for a reset.
     ///
     /// # Errors
     /// The kernel's errors; then some of the memory may be unchanged.
     fn clear(&self) -> Result<()> {
+        self.clears.fetch_add(1, Ordering::Release);
         let Some(made) = self.made.get() else { return Ok(()) };
         made.clear().or_else(|_| {
             // The kernel had no memory to note the holes in: write the pages.
@@ -127,6 +136,7 @@ impl Openings {
             memory: Arc::new(OpeningMemory {
                 regions: self.regions.clone(),
                 made: OnceLock::new(),
+                clears: AtomicU64::new(0),
                 ended: Mutex::new(false),
             }),
         });

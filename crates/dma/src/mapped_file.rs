@@ -2,11 +2,12 @@
 
 #![allow(unsafe_code)]
 
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering as StdOrdering};
 
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, munmap};
+use rustix::net::SendFlags;
 
 use super::fault::{self, Fault, Scalar, Watch};
 use crate::error::{Errno, Error, Result};
@@ -189,6 +190,52 @@ impl MappedFile {
         Ok(unsafe { fault::copy_out(at.as_ptr(), src.as_ptr(), src.len()) }?)
     }
 
+    /// Receives what has arrived at a socket, at most `len` bytes, without waiting. Returns 0 at the
+    /// end of the stream. Descriptors that came with it are closed.
+    ///
+    /// # Errors
+    /// `EINVAL`: outside the mapping, or not writable; else those of `recv`.
+    pub(crate) fn receive(
+        &self,
+        offset: u64,
+        len: usize,
+        socket: BorrowedFd<'_>,
+    ) -> Result<usize, Errno> {
+        let at = self.at(offset, len).filter(|_| self.writable).ok_or(Errno::INVAL)?;
+        let (fd, flags) = (socket.as_raw_fd(), libc::MSG_DONTWAIT);
+        // SAFETY: within the mapping, which is writable. The kernel survives that others change it
+        // meanwhile, or that it is gone.
+        let received = unsafe { libc::recv(fd, at.as_ptr().cast(), len, flags) };
+        usize::try_from(received).map_err(|_| last_errno())
+    }
+
+    /// Sends `head`, then `len` bytes at `offset`, to a socket. Returns how much it took.
+    ///
+    /// # Errors
+    /// `EINVAL`: outside the mapping; else those of `sendmsg`.
+    pub(crate) fn send(
+        &self,
+        head: &[u8],
+        offset: u64,
+        len: usize,
+        socket: BorrowedFd<'_>,
+        flags: SendFlags,
+    ) -> Result<usize, Errno> {
+        let at = self.at(offset, len).ok_or(Errno::INVAL)?;
+        let mut pieces = [
+            libc::iovec { iov_base: head.as_ptr().cast_mut().cast(), iov_len: head.len() },
+            libc::iovec { iov_base: at.as_ptr().cast(), iov_len: len },
+        ];
+        // SAFETY: all zeros is a message without an address and without control data.
+        let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+        message.msg_iov = pieces.as_mut_ptr();
+        message.msg_iovlen = pieces.len();
+        // SAFETY: the kernel only reads, from a slice and from within the mapping. It survives that
+        // others change that meanwhile, or that it is gone.
+        let sent = unsafe { libc::sendmsg(socket.as_raw_fd(), &message, flags.bits() as i32) };
+        usize::try_from(sent).map_err(|_| last_errno())
+    }
+
     /// Loads an aligned integer in one piece. Acquire at least; sequentially consistent with
     /// [`MappedFile::store`] of that ordering.
     #[inline]
@@ -254,6 +301,10 @@ impl Drop for MappedFile {
             tracing::error!(%error, "cannot unmap a client's memory");
         }
     }
+}
+
+fn last_errno() -> Errno {
+    Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)
 }
 
 /// Why an access to a mapping failed.

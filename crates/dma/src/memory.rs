@@ -6,6 +6,8 @@ use rustix::fs::{
     FallocateFlags, MemfdFlags, SealFlags, fallocate, fcntl_add_seals, ftruncate, memfd_create,
 };
 
+use rustix::net::SendFlags;
+
 use crate::error::{Errno, Error, Result};
 use crate::fault::Scalar;
 use crate::mapped_file::{Access, Account, MappedFile};
@@ -16,8 +18,8 @@ use vfiod_sync::atomic::{AtomicBool, Ordering};
 /// [`DeviceMemory`](crate::DeviceMemory) that belongs to one region.
 ///
 /// Clients write it at any moment, so what was read once need not be there the next time;
-/// there is no way to get a slice of it. To send it without a copy in this process, hand
-/// [`SharedMemory::fd`] and an offset from [`SharedMemory::offset`] on to `sendfile`.
+/// there is no way to get a slice of it. To send it without a copy in this process, there is
+/// [`SharedMemory::send`].
 #[derive(Debug)]
 pub struct SharedMemory {
     size: u64,
@@ -131,6 +133,40 @@ impl SharedMemory {
     pub fn write(&self, offset: u64, src: &[u8]) -> Result<()> {
         self.check(offset, src.len() as u64)?;
         self.mapping.write(offset, src).map_err(failed)
+    }
+
+    /// Receives what has arrived at a stream socket, at most `len` bytes, straight into the memory
+    /// at `offset`, without waiting. Returns how many bytes; 0 at the end of the stream.
+    /// Descriptors that came with them are closed.
+    ///
+    /// # Errors
+    /// `EINVAL`, `ENODEV`: as [`SharedMemory::read`], nothing was received; else those of `recv`:
+    /// `EAGAIN`, nothing has arrived.
+    pub fn receive(
+        &self,
+        offset: u64,
+        len: usize,
+        socket: BorrowedFd<'_>,
+    ) -> std::result::Result<usize, Errno> {
+        self.check(offset, len as u64).map_err(|error| error.errno())?;
+        self.mapping.receive(offset, len, socket)
+    }
+
+    /// Sends `head`, then `len` bytes of the memory at `offset`, to a stream socket, with one system
+    /// call. Returns how many bytes of both the socket took. Blocks as `flags` and the socket say.
+    ///
+    /// # Errors
+    /// `EINVAL`, `ENODEV`: as [`SharedMemory::read`]; else those of `sendmsg`.
+    pub fn send(
+        &self,
+        head: &[u8],
+        offset: u64,
+        len: usize,
+        socket: BorrowedFd<'_>,
+        flags: SendFlags,
+    ) -> std::result::Result<usize, Errno> {
+        self.check(offset, len as u64).map_err(|error| error.errno())?;
+        self.mapping.send(head, offset, len, socket, flags)
     }
 
     /// Fills a range with a byte.
@@ -249,6 +285,29 @@ mod tests {
         }
         let more = fcntl_add_seals(memory.fd(), SealFlags::WRITE);
         assert_eq!(more, Err(Errno::PERM));
+    }
+
+    #[test]
+    fn a_socket_receives_into_it_and_sends_from_it() {
+        use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+        let stream = (AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC);
+        let (ours, theirs) = socketpair(stream.0, stream.1, stream.2, None).unwrap();
+        let memory = SharedMemory::new("test", 8192).unwrap();
+        assert_eq!(memory.receive(0, 8, ours.as_fd()), Err(Errno::AGAIN));
+        rustix::io::write(&theirs, b"0123456789").unwrap();
+        assert_eq!(memory.receive(8185, 8, ours.as_fd()), Err(Errno::INVAL));
+        assert_eq!(memory.receive(8184, 8, ours.as_fd()), Ok(8));
+        assert_eq!(memory.receive(0, 8, ours.as_fd()), Ok(2), "no more than has arrived");
+        assert_eq!(memory.load::<u16>(0).unwrap().to_ne_bytes(), *b"89");
+        let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+        assert_eq!(memory.send(b"", 8185, 8, ours.as_fd(), flags), Err(Errno::INVAL));
+        assert_eq!(memory.send(b"head", 8184, 8, ours.as_fd(), flags), Ok(12));
+        let mut bytes = [0; 16];
+        assert_eq!(rustix::io::read(&theirs, &mut bytes), Ok(12));
+        assert_eq!(&bytes[..12], b"head01234567");
+        drop(theirs);
+        assert_eq!(memory.receive(0, 8, ours.as_fd()), Ok(0));
+        assert_eq!(memory.send(b"head", 0, 8, ours.as_fd(), flags), Err(Errno::PIPE));
     }
 
     #[test]

@@ -478,6 +478,12 @@ impl<D> Connection<D> {
         size - received
     }
 
+    /// Whether [`Connection::receive_outside`] was called for the message that is next.
+    #[inline]
+    pub fn is_receiving_outside(&self) -> bool {
+        self.session.outside.is_some() && self.outside_left() > 0
+    }
+
     /// How many bytes are still to be received elsewhere: not with [`Connection::room`].
     pub fn outside_left(&self) -> usize {
         match (self.session.outside, self.large_write_size()) {

@@ -230,6 +230,17 @@ impl<D> Output<D> {
         self.extend(bytes.len()).copy_from_slice(bytes);
     }
 
+    /// Whether descriptors are to be sent.
+    pub(crate) fn has_fds(&self) -> bool {
+        !self.fds.is_empty()
+    }
+
+    /// That many bytes were sent which were never in here. There must be nothing to send.
+    pub(crate) fn skip(&mut self, bytes: usize) {
+        debug_assert!(bytes == 0 || self.is_empty());
+        self.position += bytes as u64;
+    }
+
     /// Takes back what is behind a position.
     pub(crate) fn truncate(&mut self, position: u64) {
         self.end = self.start + position.saturating_sub(self.position) as usize;

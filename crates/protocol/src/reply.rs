@@ -100,6 +100,48 @@ impl<D> Reply<'_, D> {
         }
     }
 
+    /// The data of a REGION_READ, sent from where it is as far as possible. `send` is given what is
+    /// to be sent before the data, and returns how many bytes of that and then of the data it has
+    /// sent; `fill` writes the data from a position on in place, for what was not.
+    ///
+    /// `send` is not called where it must not send: for a posted request, and where descriptors are
+    /// to be sent before. Then `fill` gets everything.
+    ///
+    /// # Errors
+    /// That of `fill`. Where part of the reply was sent already, what is missing is zeros instead.
+    pub fn read_in_place<E>(
+        self,
+        send: impl FnOnce(&[u8]) -> usize,
+        fill: impl FnOnce(usize, &mut [u8]) -> Result<(), E>,
+    ) -> Result<Range<u64>, (E, Self)> {
+        let access = RegionAccess::read_from_bytes(self.payload);
+        let Some(access) = access.ok().filter(|_| !self.is_posted() && !self.output.has_fds())
+        else {
+            return self.read(|data| fill(0, data));
+        };
+        let len = (access.count as usize).min(MAX_DATA);
+        let from = self.output.end_position();
+        self.output.put(self.header.reply(RegionAccess::LEN + len).as_bytes());
+        self.output.put(access.as_bytes());
+        let before = self.output.len();
+        let sent = send(self.output.bytes()).min(before + len);
+        let data = sent.saturating_sub(before);
+        self.output.sent(sent.min(before));
+        self.output.skip(data);
+        if data < len
+            && let Err(error) = fill(data, self.output.extend(len - data))
+        {
+            let rest = self.output.end_position() - (len - data) as u64;
+            self.output.truncate(rest);
+            if self.output.position() <= from {
+                self.output.truncate(from);
+                return Err((error, self));
+            }
+            self.output.extend(len - data).fill(0);
+        }
+        Ok(self.finish_at(from))
+    }
+
     fn finish_at(self, from: u64) -> Range<u64> {
         if let Some(pending) = &mut self.session.pending {
             pending.replied = true;

@@ -21,6 +21,7 @@ use vfiod_wire::{Capabilities, Command};
 
 use crate::clients::{Client, Clients, ConnectionInfo, Counted};
 use crate::clock::now;
+use crate::direct::{self, DirectWrite};
 use crate::dispatch::{self, ClientLink, Refused, Target, Waiting};
 use crate::dma_channel::{Blocked, DmaChannel};
 use crate::eventfds::EventFds;
@@ -38,7 +39,7 @@ const SMALL_CHUNK: usize = 16 << 10;
 /// How long a client is made to wait for the one before it to be let go of.
 const DEPARTURE: Duration = Duration::from_secs(2);
 
-type State = vfiod_protocol::Connection<OwnedFd>;
+pub(crate) type State = vfiod_protocol::Connection<OwnedFd>;
 
 /// What negotiation settled.
 struct Session {
@@ -128,6 +129,7 @@ pub(crate) struct Connection {
     clients: Arc<Clients>,
     owner: Owner,
     session: OnceLock<Session>,
+    direct: DirectWrite,
     counters: Counters,
     quiet: Quiet,
     itself: Weak<Self>,
@@ -166,6 +168,7 @@ impl Connection {
             clients: clients.clone(),
             owner,
             session: OnceLock::new(),
+            direct: DirectWrite::default(),
             counters: Counters::default(),
             quiet: Quiet::default(),
             itself: itself.clone(),
@@ -224,6 +227,9 @@ impl Connection {
                 Handled::All if saturated => return (state, Ok(Interest::Read)),
                 Handled::All | Handled::Nothing => {}
             }
+            if let Some(session) = self.session.get() {
+                self.direct.begin(&mut state, &session.opened.file);
+            }
             if streak == BUSY_STREAK && residence.is_none() && self.clients.gate.has_room() {
                 *residence = self.itself.upgrade().and_then(|this| self.watch.settle(this));
                 if residence.is_some() {
@@ -272,6 +278,12 @@ impl Connection {
     }
 
     fn fill(&self, state: &mut State, chunk: usize, wait: Wait) -> Result<Received, Errno> {
+        if state.is_receiving_outside()
+            && let Some(session) = self.session.get()
+        {
+            let (file, socket) = (&session.opened.file, self.outgoing.socket());
+            return self.direct.receive(state, file, socket, wait);
+        }
         let mut descriptors = Descriptors::default();
         let room = state.room(chunk / 2, chunk);
         let received = self.outgoing.socket().receive(room, &mut descriptors, wait)?;
@@ -299,7 +311,7 @@ impl Connection {
         }
         let mut handled = Handled::Nothing;
         let outcome = loop {
-            match self.step(&mut state) {
+            match self.step(&mut state, wait) {
                 Ok(Step::Idle) => break Ok(()),
                 Ok(Step::Done) => handled = Handled::All,
                 Ok(Step::Waits(waiting, request, deadline)) => {
@@ -350,13 +362,20 @@ impl Connection {
 
     /// Handles one event.
     #[inline]
-    fn step(&self, state: &mut State) -> Result<Step, End> {
+    fn step(&self, state: &mut State, wait: Wait) -> Result<Step, End> {
         if let Some(session) = self.session.get()
             && let Some(access) = state.next_access()
         {
             count(&self.counters.messages, 1);
-            if let Err(Refused { command, error }) = dispatch::access(&session.opened.file, access)
-            {
+            let file = &session.opened.file;
+            let outcome = if direct::is_large_read(&access) {
+                let (outcome, sent) = direct::read(file, access, &self.outgoing, wait);
+                count(&self.counters.sent, sent);
+                outcome
+            } else {
+                dispatch::access(file, access)
+            };
+            if let Err(Refused { command, error }) = outcome {
                 self.refused(command, error.errno(), &error);
             }
             return Ok(Step::Done);

@@ -64,7 +64,7 @@ pub struct Refused {
     pub error: Error,
 }
 
-type Outcome = Result<(), Refused>;
+pub(crate) type Outcome = Result<(), Refused>;
 
 /// A request that may wait until the client has answered DMA messages: for the quiesce of a
 /// reset, or until an access to what is unmapped has ended.
@@ -118,7 +118,7 @@ fn invalid(what: &'static str) -> Error {
 }
 
 /// Refuses a request.
-fn refuse<D>(reply: Reply<'_, D>, error: Error) -> Outcome {
+pub(crate) fn refuse<D>(reply: Reply<'_, D>, error: Error) -> Outcome {
     let command = reply.command();
     reply.refuse(error.errno().raw_os_error().unsigned_abs());
     Err(Refused { command, error })

@@ -10,6 +10,7 @@ mod acceptor;
 mod clients;
 mod clock;
 mod connection;
+mod direct;
 mod dispatch;
 mod dma_channel;
 mod eventfds;

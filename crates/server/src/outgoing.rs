@@ -4,6 +4,7 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::io::Errno;
+use vfiod_core::memory::SharedMemory;
 use vfiod_protocol::Output;
 use vfiod_sync::{Mutex, lock};
 
@@ -71,6 +72,35 @@ impl Outgoing {
             backlog.output.append(output);
         }
         Ok(backlog.blocked)
+    }
+
+    /// Sends `head`, and then `len` bytes of `memory` at `offset`, as far as the peer takes them in
+    /// time. Returns how many bytes of both: none while something else waits for the peer.
+    pub(crate) fn send_memory(
+        &self,
+        head: &[u8],
+        memory: &SharedMemory,
+        offset: u64,
+        len: usize,
+        wait: Wait,
+    ) -> Result<usize, Errno> {
+        let backlog = lock(&self.backlog);
+        if !backlog.output.is_empty() {
+            return Ok(0);
+        }
+        let mut done = 0;
+        while done < head.len() + len {
+            let (before, of_data) = (done.min(head.len()), done.saturating_sub(head.len()));
+            let (head, offset) = (&head[before..], offset + of_data as u64);
+            match self.socket.send_memory(head, memory, offset, len - of_data, wait) {
+                Ok(0) => break,
+                Ok(sent) => done += sent,
+                // What was sent before counts; whoever sends next finds the error.
+                Err(_) if done > 0 => break,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(done)
     }
 
     /// Tries to send what the peer did not take. Returns whether something is still kept.

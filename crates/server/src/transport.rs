@@ -15,6 +15,7 @@ use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, Shutdown,
 };
+use vfiod_core::memory::SharedMemory;
 use vfiod_core::{ConnectionId, Credentials, Owner, OwnerIdentity};
 
 /// Most descriptors taken from one receive; the kernel closes what does not fit.
@@ -131,24 +132,74 @@ impl Socket {
     /// Sends at least one byte of `bytes`, the descriptors with the first; 0 where the peer does
     /// not take any in time.
     pub(crate) fn send(&self, bytes: &[u8], fds: &[OwnedFd], wait: Wait) -> Result<usize, Errno> {
+        self.send_by(wait, |flags| {
+            if fds.is_empty() {
+                return rustix::net::send(&self.fd, bytes, flags);
+            }
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+            let mut control = SendAncillaryBuffer::new(&mut space);
+            let borrowed: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
+            if !control.push(SendAncillaryMessage::ScmRights(&borrowed)) {
+                return Err(Errno::TOOBIG);
+            }
+            rustix::net::sendmsg(&self.fd, &[IoSlice::new(bytes)], &mut control, flags)
+        })
+    }
+
+    /// Sends some of `head` and then of `len` bytes of `memory` at `offset`. Returns how many bytes
+    /// of both; 0 where the peer does not take any in time.
+    pub(crate) fn send_memory(
+        &self,
+        head: &[u8],
+        memory: &SharedMemory,
+        offset: u64,
+        len: usize,
+        wait: Wait,
+    ) -> Result<usize, Errno> {
+        self.send_by(wait, |flags| memory.send(head, offset, len, self.fd.as_fd(), flags))
+    }
+
+    /// Receives what has arrived, at most `len` bytes, into `memory` at `offset`, without waiting.
+    /// Descriptors that come with it are closed.
+    pub(crate) fn receive_into(
+        &self,
+        memory: &SharedMemory,
+        offset: u64,
+        len: usize,
+    ) -> Result<Received, Errno> {
+        received(|| memory.receive(offset, len, self.fd.as_fd()))
+    }
+
+    /// Receives what has arrived, at most `len` bytes, and drops it, without waiting.
+    pub(crate) fn receive_nowhere(&self, len: usize) -> Result<Received, Errno> {
+        let mut scratch = [0; 16 << 10];
+        let len = len.min(scratch.len());
+        received(|| {
+            let got = rustix::net::recv(&self.fd, &mut scratch[..len], RecvFlags::DONTWAIT);
+            got.map(|(bytes, _)| bytes)
+        })
+    }
+
+    /// Waits for something to receive, no longer than a receive that lingers.
+    pub(crate) fn await_input(&self) {
+        let linger = Timespec { tv_sec: 0, tv_nsec: self.linger.as_nanos() as _ };
+        // Whatever it says, the receive after it says it as well.
+        let _ = rustix::event::poll(&mut [PollFd::new(&self.fd, PollFlags::IN)], Some(&linger));
+    }
+
+    /// Calls `send`, at first without letting it sleep.
+    fn send_by(
+        &self,
+        wait: Wait,
+        mut send: impl FnMut(SendFlags) -> Result<usize, Errno>,
+    ) -> Result<usize, Errno> {
         let mut flags = SendFlags::NOSIGNAL;
         // Most sends need not sleep, and most connections never do.
         if wait == Wait::No || !self.sends_linger.load(Ordering::Relaxed) {
             flags |= SendFlags::DONTWAIT;
         }
         loop {
-            let sent = if fds.is_empty() {
-                rustix::net::send(&self.fd, bytes, flags)
-            } else {
-                let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
-                let mut control = SendAncillaryBuffer::new(&mut space);
-                let borrowed: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
-                if !control.push(SendAncillaryMessage::ScmRights(&borrowed)) {
-                    return Err(Errno::TOOBIG);
-                }
-                rustix::net::sendmsg(&self.fd, &[IoSlice::new(bytes)], &mut control, flags)
-            };
-            match sent {
+            match send(flags) {
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN)
                     if wait == Wait::Linger && flags.contains(SendFlags::DONTWAIT) =>
@@ -176,6 +227,19 @@ impl Socket {
     pub(crate) fn shutdown(&self) {
         // Fails only where the peer has gone before us.
         let _ = rustix::net::shutdown(&self.fd, Shutdown::Both);
+    }
+}
+
+/// Calls `receive`, again where it is interrupted.
+fn received(mut receive: impl FnMut() -> Result<usize, Errno>) -> Result<Received, Errno> {
+    loop {
+        match receive() {
+            Ok(0) | Err(Errno::CONNRESET) => return Ok(Received::Eof),
+            Ok(bytes) => return Ok(Received::Bytes(bytes)),
+            Err(Errno::INTR) => {}
+            Err(Errno::AGAIN) => return Ok(Received::Nothing),
+            Err(error) => return Err(error),
+        }
     }
 }
 

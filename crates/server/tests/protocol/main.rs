@@ -14,6 +14,7 @@ mod get_info;
 mod hostility;
 mod hot_reset;
 mod isolation;
+mod large_access;
 mod lifecycle;
 mod pipelined;
 mod posted;

@@ -56,7 +56,9 @@ pub(crate) const READ_ONLY: u32 = 5;
 pub(crate) const ABSENT: u32 = 6;
 /// Says that it was read, and gives nothing.
 pub(crate) const LAZY: u32 = 7;
-pub(crate) const REGIONS: u32 = 8;
+/// Two megabytes that clients can map.
+pub(crate) const MEMORY: u32 = 8;
+pub(crate) const REGIONS: u32 = 9;
 
 pub(crate) const LINE: u32 = 0;
 pub(crate) const VECTORS: u32 = 1;
@@ -170,6 +172,10 @@ impl Device for Rack {
                 Region { flags: RegionFlags::READ, ..Region::registers(16) },
                 Region::absent(),
                 Region::registers(0x2000),
+                Region {
+                    shared: vec![SparseArea { offset: 0, size: LARGE_SIZE }],
+                    ..Region::registers(LARGE_SIZE)
+                },
             ],
             irqs: vec![
                 IrqInfo {
