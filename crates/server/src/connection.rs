@@ -32,10 +32,11 @@ use crate::pool::{Interest, LINGER, Pool, Residence, Source, Watch, Worker};
 use crate::serving::{Serving, Visit};
 use crate::transport::{Descriptors, Received, Socket, Wait};
 
-/// How much a thread receives at once; what a socket holds by default is a little less.
-const CHUNK: usize = 256 << 10;
-/// How much is received at once for a thread that waits.
+/// How much is received at once at first, and for a thread that waits.
 const SMALL_CHUNK: usize = 16 << 10;
+/// How much is received at once from a client that sends more than that; what a socket holds by
+/// default is a little less.
+const CHUNK: usize = 256 << 10;
 /// How long a client is made to wait for the one before it to be let go of.
 const DEPARTURE: Duration = Duration::from_secs(2);
 
@@ -203,6 +204,7 @@ impl Connection {
     ) -> (MutexGuard<'a, State>, Result<Interest, End>) {
         let pool = self.watch.pool();
         let mut streak = 0;
+        let mut chunk = SMALL_CHUNK;
         loop {
             if pool.is_stopping() || self.outgoing.is_ended() {
                 return (state, Err(End::Stopped));
@@ -239,11 +241,14 @@ impl Connection {
                     }
                 }
             }
-            let received = self.receive(&mut state, wait, residence.is_some());
+            let received = self.receive(&mut state, chunk, wait, residence.is_some());
             match received {
                 Ok(Received::Bytes(bytes)) => {
                     count(&self.counters.received, bytes);
                     streak += 1;
+                    if bytes >= SMALL_CHUNK / 2 {
+                        chunk = CHUNK;
+                    }
                 }
                 Ok(Received::Nothing) => return (state, Ok(Interest::Read)),
                 Ok(Received::Eof) => {
@@ -258,23 +263,29 @@ impl Connection {
     }
 
     /// Receives: polls for a while if so configured, then sleeps for as long as `wait` allows.
-    fn receive(&self, state: &mut State, wait: Wait, resident: bool) -> Result<Received, Errno> {
+    fn receive(
+        &self,
+        state: &mut State,
+        chunk: usize,
+        wait: Wait,
+        resident: bool,
+    ) -> Result<Received, Errno> {
         let poll = self.clients.poll;
         if !poll.is_zero() {
             let start = Instant::now();
             while start.elapsed() < poll {
-                match self.fill(state, CHUNK, Wait::No)? {
+                match self.fill(state, chunk, Wait::No)? {
                     Received::Nothing => std::hint::spin_loop(),
                     received => return Ok(received),
                 }
             }
         }
         if resident || wait == Wait::No {
-            return self.fill(state, CHUNK, wait);
+            return self.fill(state, chunk, wait);
         }
         let lingering = self.watch.pool().linger();
         let wait = if lingering.is_some() { wait } else { Wait::No };
-        self.fill(state, CHUNK, wait)
+        self.fill(state, chunk, wait)
     }
 
     fn fill(&self, state: &mut State, chunk: usize, wait: Wait) -> Result<Received, Errno> {
@@ -345,7 +356,7 @@ impl Connection {
         let session = self.session.get().filter(|session| session.dma.shares_socket());
         let Some(session) = session else { return Ok(Interest::Write) };
         if state.wants_input() {
-            match self.fill(state, CHUNK, Wait::No)? {
+            match self.fill(state, SMALL_CHUNK, Wait::No)? {
                 Received::Bytes(bytes) => count(&self.counters.received, bytes),
                 Received::Nothing => {}
                 // It may still take what is for it.

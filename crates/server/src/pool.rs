@@ -20,13 +20,13 @@ use vfiod_tasks::{Runtime, Task, yield_now};
 /// Threads that stay in `epoll` although there is nothing to do.
 const SPARE: usize = 2;
 /// Threads that wait in `epoll`, at most: further ones end at once, and give their memory back.
-const MAX_WAITING: usize = 8;
+const MAX_WAITING: usize = 4;
 /// Threads that may stay with a source that has gone quiet: a server with few clients answers
 /// each at once, and one with many has not a thread for each.
 const MAX_RESIDENTS: usize = 4;
 /// Threads that sleep for a moment ([`LINGER`]) on a source that has gone quiet, so that a client
 /// that asks again at once is answered without another thread's waking up.
-const MAX_LINGERING: usize = 8;
+const MAX_LINGERING: usize = 4;
 /// How long a thread beyond those waits before it ends.
 const IDLE: Timespec = Timespec { tv_sec: 10, tv_nsec: 0 };
 

@@ -3,6 +3,7 @@
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -85,7 +86,10 @@ impl Socket {
         /// `PID_FS_MAGIC` of the kernel's `linux/magic.h`.
         const PID_FS_MAGIC: rustix::fs::FsWord = 0x5049_4446;
         let pidfd = getsockopt(&self.fd, PeerPidfd).ok()?;
-        if rustix::fs::fstatfs(&pidfd).ok()?.f_type != PID_FS_MAGIC {
+        // The same for every pidfd of this kernel.
+        static PIDFS: OnceLock<bool> = OnceLock::new();
+        let is_pidfs = || rustix::fs::fstatfs(&pidfd).is_ok_and(|fs| fs.f_type == PID_FS_MAGIC);
+        if !PIDFS.get_or_init(is_pidfs) {
             return None;
         }
         let pidfd_inode = rustix::fs::fstat(&pidfd).ok()?.st_ino;
