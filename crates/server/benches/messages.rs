@@ -3,21 +3,28 @@
 //! Processor time, and the least of many slices, since the machine may have other work. A device
 //! that does nothing is behind it, so these are the figures of protocol, server and core alone.
 
-use std::io::{Read, Write};
+use std::io::{IoSlice, Read, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 
+use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use rustix::time::{ClockId, clock_gettime};
+use vfiod_core::region::SparseArea;
 use vfiod_core::{
     Context, Description, Device, DeviceFlags, DeviceSpec, Owner, Persistence, Region, RegionIndex,
     Registry, ResetCause, Result,
 };
-use vfiod_server::{Server, ServerOptions};
-use vfiod_wire::payload::RegionAccess;
+use vfiod_server::{Listener, Server, ServerOptions, SocketAccess};
+use vfiod_wire::payload::{DeviceInfo, DmaMap, DmaUnmap, RegionAccess};
 use vfiod_wire::{Capabilities, Command, HEADER_LEN, Header, Version};
 use zerocopy::IntoBytes;
 
 /// Messages that are sent at once.
 const BATCH: usize = 256;
+/// Bytes of a large access.
+const LARGE: usize = 1 << 20;
 /// Slices of which the least counts.
 const SLICES: usize = 40;
 
@@ -31,7 +38,13 @@ impl Device for Register {
     fn describe(&self) -> Description {
         Description {
             flags: DeviceFlags::RESET,
-            regions: vec![Region::registers(0x1000)],
+            regions: vec![
+                Region::registers(0x1000),
+                Region {
+                    shared: vec![SparseArea { offset: 0, size: LARGE as u64 }],
+                    ..Region::registers(LARGE as u64)
+                },
+            ],
             irqs: vec![],
         }
     }
@@ -83,6 +96,14 @@ fn message(command: Command, posted: bool, payload: &[u8]) -> Vec<u8> {
     [header.as_bytes(), payload].concat()
 }
 
+fn send_with(client: &UnixStream, message: &[u8], fd: BorrowedFd<'_>) -> rustix::io::Result<()> {
+    let fds = [fd];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    control.push(SendAncillaryMessage::ScmRights(&fds));
+    sendmsg(client, &[IoSlice::new(message)], &mut control, SendFlags::empty()).map(drop)
+}
+
 fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
     let registry = Registry::new();
     let spec = DeviceSpec { name: "register".into(), ..DeviceSpec::default() };
@@ -124,5 +145,64 @@ fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
     println!("read in a batch of {BATCH}               {each:7.1} ns");
     let each = least(100 * BATCH, || (0..100).for_each(|_| exchange(&writes, 1)));
     println!("posted write in a batch of {BATCH}       {each:7.1} ns");
+
+    let large = RegionAccess { region: 1, count: LARGE as u32, ..access };
+    let read = message(Command::RegionRead, false, large.as_bytes());
+    let write = [large.as_bytes(), &vec![1; LARGE]].concat();
+    let write = message(Command::RegionWrite, false, &write);
+    let mut buffer = vec![0; LARGE + 32];
+    let each = least(20, || {
+        for _ in 0..20 {
+            client.write_all(&read).unwrap();
+            client.read_exact(&mut buffer).unwrap();
+        }
+    });
+    println!("read of 1 MiB of memory              {each:7.0} ns");
+    let each = least(20, || {
+        for _ in 0..20 {
+            client.write_all(&write).unwrap();
+            client.read_exact(&mut buffer[..32]).unwrap();
+        }
+    });
+    println!("write of 1 MiB of memory             {each:7.0} ns");
+
+    let memory = memfd_create("bench", MemfdFlags::CLOEXEC)?;
+    ftruncate(&memory, 2 << 20)?;
+    let map = DmaMap { argsz: 32, flags: 3, offset: 0, address: 1 << 32, size: 2 << 20 };
+    let map = message(Command::DmaMap, false, map.as_bytes());
+    let unmap = DmaUnmap { argsz: 24, flags: 0, address: 1 << 32, size: 2 << 20 };
+    let unmap = message(Command::DmaUnmap, false, unmap.as_bytes());
+    let kept = DmaMap { argsz: 32, flags: 3, offset: 0, address: 1 << 33, size: 2 << 20 };
+    let kept = message(Command::DmaMap, false, kept.as_bytes());
+    send_with(&client, &kept, memory.as_fd())?;
+    client.read_exact(&mut buffer[..16])?;
+    let each = least(500, || {
+        for _ in 0..500 {
+            send_with(&client, &map, memory.as_fd()).unwrap();
+            client.read_exact(&mut buffer[..16]).unwrap();
+            client.write_all(&unmap).unwrap();
+            client.read_exact(&mut buffer[..40]).unwrap();
+        }
+    });
+    println!("map and unmap                        {each:7.0} ns");
+    drop(client);
+
+    let directory = tempfile::tempdir()?;
+    let path = directory.path().join("socket");
+    let listener = Listener::bind(&path, SocketAccess::default())?;
+    let _served = server.serve(listener, device.clone())?;
+    let version = message(Command::Version, false, &version.encode());
+    let info = DeviceInfo { argsz: 16, ..DeviceInfo::default() };
+    let info = message(Command::DeviceGetInfo, false, info.as_bytes());
+    let each = least(200, || {
+        for _ in 0..200 {
+            let mut client = UnixStream::connect(&path).unwrap();
+            client.write_all(&version).unwrap();
+            let _ = client.read(&mut buffer).unwrap();
+            client.write_all(&info).unwrap();
+            client.read_exact(&mut buffer[..32]).unwrap();
+        }
+    });
+    println!("connect, negotiate, info, disconnect {each:7.0} ns");
     Ok(())
 }
