@@ -3,24 +3,22 @@
 use vfiod_core::event::{Event, Observer, Subject};
 use vfiod_core::{Owner, OwnerIdentity};
 
-/// Logs opens, closes, failures and revocations.
+/// Logs failures, requests and revocations; opens and releases for those who look closer, as the
+/// server logs each connection when it ends.
 pub struct EventLog;
 
 impl Observer for EventLog {
     fn event(&self, event: &Event<'_>) {
         match *event {
-            Event::DeviceOpened(Subject { name, .. }) => {
-                tracing::info!(device = name, "first open")
-            }
             Event::FileOpened { subject, file, owner, count } => {
+                if !tracing::enabled!(tracing::Level::DEBUG) {
+                    return;
+                }
                 let owner = owner_name(owner);
-                tracing::info!(device = subject.name, file = file.0, owner, count, "opened");
+                tracing::debug!(device = subject.name, file = file.0, owner, count, "opened");
             }
             Event::FileReleased { subject, file, count } => {
-                tracing::info!(device = subject.name, file = file.0, count, "released");
-            }
-            Event::DeviceClosed(Subject { name, .. }) => {
-                tracing::info!(device = name, "last close")
+                tracing::debug!(device = subject.name, file = file.0, count, "released");
             }
             Event::Failed(Subject { name, .. }) => {
                 tracing::error!(device = name, "failed: in the error state until it is reset");
@@ -34,6 +32,8 @@ impl Observer for EventLog {
             // The core logs these itself, for those who look closer.
             Event::SetCreated(_)
             | Event::Registered(_)
+            | Event::DeviceOpened(_)
+            | Event::DeviceClosed(_)
             | Event::Reset { .. }
             | Event::Unregistered(_)
             | Event::SetGone(_) => {}

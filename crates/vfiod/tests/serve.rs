@@ -27,7 +27,7 @@ fn slot(directory: &Path) -> (String, [std::path::PathBuf; 2]) {
 fn a_configuration_is_served_and_closed_in_order_at_sigterm() {
     let directory = tempfile::tempdir().unwrap();
     let (config, sockets) = slot(directory.path());
-    let command = vfiod(["serve", &config, "--log", "info"]);
+    let command = vfiod(["serve", &config, "--log", "debug"]);
     let daemon = Daemon::serving(command, &[&sockets[0], &sockets[1]]);
     assert_eq!(std::fs::metadata(&sockets[0]).unwrap().permissions().mode() & 0o777, 0o600);
 
