@@ -63,6 +63,50 @@ fn another_device_is_only_read() {
 }
 
 #[test]
+fn several_servers_are_measured_in_turn_and_one_that_fails_is_named() {
+    let directory = tempfile::tempdir().unwrap();
+    let sockets = [directory.path().join("first"), directory.path().join("second")];
+    let [first, second] = sockets.each_ref().map(|socket| socket.to_str().unwrap());
+    let serve = |path| vfiod(["serve", "--device", "bench", "--socket-path", path]);
+    let _first = Daemon::serving(serve(first), &[&sockets[0]]);
+    let _second = Daemon::serving(serve(second), &[&sockets[1]]);
+    let against = format!("again={second}");
+    let figures = figures(&[first, "--against", &against, "--only", "4B"]);
+    let names: Vec<_> = figures.iter().map(|f| (f["name"].as_str(), f["of"].as_str())).collect();
+    let names_of = |name| [(Some(name), None), (Some(name), Some("again"))];
+    let expected = ["read.4B", "write.4B", "read.4B.x32", "write.4B.posted"].map(names_of);
+    assert!(names.starts_with(expected.as_flattened()), "{names:?}");
+    for figure in &figures[..8] {
+        assert!(figure["ratio"].as_f64().unwrap() > 0.0, "{figure}");
+    }
+    let absent = bad(1, ["bench", first, "--against", "absent=/nonexistent", "--only", "read.4B"]);
+    assert!(absent.contains("cannot measure /nonexistent"), "{absent}");
+}
+
+#[test]
+fn busy_clients_are_all_answered() {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("s");
+    let path = socket.to_str().unwrap();
+    let command = vfiod(["serve", "--device", "bench", "--open", "multi", "--socket-path", path]);
+    let _daemon = Daemon::serving(command, &[&socket]);
+    let args = ["bench", path, "--busy", "20", "--rounds", "2", "--time-ms", "20", "--json"];
+    let found: Vec<serde_json::Value> = serde_json::from_str(&good(args)).unwrap();
+    assert!(found[0]["reads"].as_u64().unwrap() >= 40, "{found:?}");
+    let [median, p999] = ["median", "p999"].map(|name| found[0][name].as_f64().unwrap());
+    assert!(median > 0.0 && median <= p999, "{found:?}");
+}
+
+#[test]
+fn idle_clients_are_counted() {
+    let args = ["bench", "--idle", "2", "--clients", "200", "--json"];
+    let found: serde_json::Value = serde_json::from_str(&good(args)).unwrap();
+    assert_eq!(found["clients"], 200);
+    let descriptors = |at: &str| found[at]["descriptors"].as_u64().unwrap();
+    assert!(descriptors("connected") >= descriptors("before") + 200, "{found}");
+}
+
+#[test]
 fn idle_devices_take_no_thread() {
     let found: serde_json::Value =
         serde_json::from_str(&good(["bench", "--idle", "50", "--json"])).unwrap();
@@ -99,6 +143,7 @@ fn many_instances_are_managed() {
 fn mistakes_are_told() {
     assert!(bad(2, ["bench", "--instances", "0"]).contains("--instances"));
     assert!(bad(2, ["bench"]).contains("SOCKET"));
+    assert!(bad(2, ["bench", "--serve", "--against", "socket"]).contains("a name, `=` and"));
     assert!(bad(2, ["bench", "--serve", "--only", "nothing", "--time-ms", "1"]).contains("--only"));
     assert!(bad(2, ["bench", "--serve", "--cpu", "99999"]).contains("there is no CPU 99999"));
     assert!(bad(1, ["bench", "/nonexistent"]).contains("cannot connect to /nonexistent"));

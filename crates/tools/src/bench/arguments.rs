@@ -4,6 +4,16 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+/// Reads `NAME=SOCKET`.
+fn named_socket(text: &str) -> Result<(String, PathBuf), String> {
+    match text.split_once('=') {
+        Some((name, socket)) if !name.is_empty() && !socket.is_empty() => {
+            Ok((name.to_owned(), socket.into()))
+        }
+        _ => Err("a name, `=` and the path of a socket".to_owned()),
+    }
+}
+
 /// Arguments of `bench`.
 #[derive(Debug, Args)]
 pub(crate) struct Bench {
@@ -11,6 +21,22 @@ pub(crate) struct Bench {
     #[arg(required_unless_present_any = ["serve", "idle", "instances"],
         conflicts_with_all = ["serve", "idle", "instances"])]
     pub socket: Option<PathBuf>,
+
+    /// Measure another server in the same slices: its name for the table, and its socket.
+    #[arg(long, value_name = "NAME=SOCKET", conflicts_with_all = ["idle", "instances"],
+        value_parser = named_socket)]
+    pub against: Vec<(String, PathBuf)>,
+
+    /// Instead, tell how long so many clients, busy at the same time, wait for a read of 4 bytes.
+    /// `{}` in a socket's path stands for the client's number, for a server that takes one client.
+    #[arg(long, value_name = "CLIENTS", conflicts_with_all = ["idle", "instances"],
+        value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub busy: Option<u32>,
+
+    /// With --idle, tell instead what so many clients cost that are connected and say nothing.
+    #[arg(long, value_name = "CLIENTS", requires = "idle",
+        value_parser = clap::value_parser!(u64).range(100..=1_000_000))]
+    pub clients: Option<u64>,
 
     /// Instead, tell what so many served devices cost that nobody uses.
     #[arg(long, value_name = "DEVICES", conflicts_with = "serve",

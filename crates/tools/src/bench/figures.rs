@@ -10,6 +10,9 @@ use super::interleave::Pairs;
 #[derive(Debug, Serialize)]
 pub(super) struct Figure {
     pub(super) name: String,
+    /// The name of the server, where several were measured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) of: Option<String>,
     /// Nanoseconds for one operation.
     pub(super) server: Option<Spread>,
     /// The bare socket's (or, for interrupts, the bare eventfd's).
@@ -49,16 +52,20 @@ impl Spread {
 }
 
 impl Figure {
-    pub(super) fn new(name: String, pairs: Pairs) -> Self {
+    pub(super) fn new(name: String, of: Option<String>, pairs: Pairs) -> Self {
         let Pairs { floor, server, ratios, error } = pairs;
         let (floor, server) = (Spread::of(&floor), Spread::of(&server));
         let ratios = Spread::of(&ratios);
-        Self { name, server, floor, ratio: ratios.map(|ratios| ratios.median), ratios, error }
+        Self { name, of, server, floor, ratio: ratios.map(|ratios| ratios.median), ratios, error }
     }
 
     /// A line of the table.
     pub(super) fn line(&self) -> String {
-        let mut line = format!("{:<20}", self.name);
+        let name = match &self.of {
+            Some(of) => format!("  {of}"),
+            None => self.name.clone(),
+        };
+        let mut line = format!("{name:<20}");
         if let Some(error) = &self.error {
             let _ = write!(line, "  failed: {error}");
             return line;
@@ -117,8 +124,8 @@ mod tests {
             error: None,
         };
         // The median of the pairs, not the ratio of the medians.
-        let both = Figure::new("a".into(), pairs(&[1.0, 2.0, 9.0], &[3.0, 1.4, 0.3]));
+        let both = Figure::new("a".into(), None, pairs(&[1.0, 2.0, 9.0], &[3.0, 1.4, 0.3]));
         assert_eq!(both.ratio, Some(1.4));
-        assert_eq!(Figure::new("a".into(), pairs(&[], &[])).ratio, None);
+        assert_eq!(Figure::new("a".into(), None, pairs(&[], &[])).ratio, None);
     }
 }

@@ -4,17 +4,22 @@
 //! The first message of a connection begins with these lengths: their number, then pairs, which
 //! go round and round.
 
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
+use rustix::fs::MemfdFlags;
 
 use super::arguments::BenchFloor;
 use super::raw::Raw;
 
 /// Lengths of requests and their replies in bytes.
 pub(super) type Exchange = (usize, usize);
+
+/// Added to the length of a request that passes a descriptor.
+pub(super) const WITH_FD: usize = 1 << 30;
 
 /// The longest request or reply, for a sanity check.
 const MAX: usize = 64 << 20;
@@ -33,14 +38,18 @@ pub(crate) fn run(args: &BenchFloor) -> anyhow::Result<()> {
 fn answer(mut raw: Raw) -> anyhow::Result<()> {
     let mut first = raw.receive_some(1 << 16)?.to_vec();
     let plan = decode(&first)?;
-    if let Some(missing) = plan[0].0.checked_sub(first.len()) {
+    if let Some(missing) = (plan[0].0 & !WITH_FD).checked_sub(first.len()) {
         first.extend_from_slice(raw.receive(missing)?);
     }
     let longest = plan.iter().map(|(_, reply)| *reply).max().unwrap_or(0);
     let reply = vec![0x5a; longest];
     raw.send(&reply[..plan[0].1])?;
     for (request, answer) in plan.iter().cycle().skip(1) {
-        raw.receive(*request)?;
+        if request & WITH_FD != 0 {
+            raw.receive_with_fds(request & !WITH_FD)?;
+        } else {
+            raw.receive(*request)?;
+        }
         raw.send(&reply[..*answer])?;
     }
     Ok(())
@@ -61,7 +70,10 @@ fn decode(bytes: &[u8]) -> anyhow::Result<Vec<Exchange>> {
     let plan: anyhow::Result<Vec<_>> =
         (0..count).map(|n| Ok((word(4 + 8 * n)?, word(8 + 8 * n)?))).collect();
     let plan = plan?;
-    ensure!(plan.iter().all(|(a, b)| (1..=MAX).contains(a) && *b <= MAX), "lengths {plan:?}");
+    ensure!(
+        plan.iter().all(|(a, b)| (1..=MAX).contains(&(a & !WITH_FD)) && *b <= MAX),
+        "lengths {plan:?}"
+    );
     Ok(plan)
 }
 
@@ -70,16 +82,19 @@ pub(super) struct Floor {
     raw: Raw,
     plan: Vec<Exchange>,
     bytes: Vec<u8>,
+    /// What is passed by requests that pass a descriptor.
+    fd: OwnedFd,
 }
 
 impl Floor {
     /// Connects and makes one round of the plan.
     pub(super) fn connect(socket: &Path, plan: &[Exchange], spin: bool) -> anyhow::Result<Self> {
         let mut bytes = encode(plan);
-        ensure!(bytes.len() <= plan[0].0, "the first request is too short for the plan");
-        let longest = plan.iter().map(|(request, _)| *request).max().unwrap_or(0);
+        ensure!(bytes.len() <= plan[0].0 & !WITH_FD, "the first request is too short for the plan");
+        let longest = plan.iter().map(|(request, _)| request & !WITH_FD).max().unwrap_or(0);
         bytes.resize(longest, 0xa5);
-        let mut floor = Self { raw: Raw::connect(socket, spin)?, plan: plan.to_vec(), bytes };
+        let fd = rustix::fs::memfd_create("vfiod-bench", MemfdFlags::CLOEXEC)?;
+        let mut floor = Self { raw: Raw::connect(socket, spin)?, plan: plan.to_vec(), bytes, fd };
         floor.cycle()?;
         Ok(floor)
     }
@@ -87,7 +102,12 @@ impl Floor {
     /// One round of the plan.
     pub(super) fn cycle(&mut self) -> anyhow::Result<()> {
         for (request, reply) in &self.plan {
-            self.raw.send(&self.bytes[..*request])?;
+            let bytes = &self.bytes[..request & !WITH_FD];
+            if request & WITH_FD != 0 {
+                self.raw.send_with(bytes, self.fd.as_fd())?;
+            } else {
+                self.raw.send(bytes)?;
+            }
             self.raw.receive(*reply)?;
         }
         Ok(())
@@ -113,7 +133,7 @@ mod tests {
 
     #[test]
     fn plans_survive_the_wire_and_nonsense_does_not() {
-        let plan = vec![(48, 16), (40, 40)];
+        let plan = vec![(48 + WITH_FD, 16), (40, 40)];
         assert_eq!(decode(&encode(&plan)).unwrap(), plan);
         for wrong in [&[][..], &[0; 4], &[17, 0, 0, 0], &[1, 0, 0, 0, 1], &[0xff; 64]] {
             assert!(decode(wrong).is_err(), "{wrong:?}");

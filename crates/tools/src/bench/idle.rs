@@ -2,11 +2,12 @@
 
 use std::fmt::Write;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, ensure};
 use serde::Serialize;
 
+use super::session::Session;
 use super::{Process, floor};
 
 /// What a process takes.
@@ -79,19 +80,26 @@ pub(super) fn measure(directory: &Path, devices: u64) -> anyhow::Result<Idle> {
     })
 }
 
+fn socket(directory: &Path, n: u64) -> PathBuf {
+    directory.join(format!("{n}.sock"))
+}
+
 fn serve(directory: &Path, devices: u64) -> anyhow::Result<Taken> {
+    taken(start(directory, devices, "")?.id())
+}
+
+fn start(directory: &Path, devices: u64, options: &str) -> anyhow::Result<Process> {
     let mut config = String::new();
-    let socket = |n| directory.join(format!("{n}.sock"));
     for n in 0..devices {
-        let path = toml::Value::String(socket(n).display().to_string());
-        let _ = writeln!(config, "[device.d{n}]\nmodel = \"template\"\nsocket = {path}");
+        let path = toml::Value::String(socket(directory, n).display().to_string());
+        let _ = writeln!(config, "[device.d{n}]\nmodel = \"template\"\nsocket = {path}\n{options}");
     }
     let file = directory.join("idle.toml");
     fs::write(&file, config).context("cannot write a configuration")?;
     let server = Process::configured(&file)?;
     // They are started in the order of the file.
-    floor::wait_for(&socket(devices - 1))?;
-    taken(server.id())
+    floor::wait_for(&socket(directory, devices - 1))?;
+    Ok(server)
 }
 
 /// What a process takes now.
@@ -106,5 +114,73 @@ pub(super) fn taken(pid: u32) -> anyhow::Result<Taken> {
         threads: field("Threads:")?,
         descriptors: fs::read_dir(format!("/proc/{pid}/fd"))?.count() as u64,
         resident_kib: field("VmRSS:")?,
+    })
+}
+
+/// What connected clients take that say nothing.
+#[derive(Debug, Serialize)]
+pub(super) struct Connected {
+    devices: u64,
+    clients: u64,
+    before: Taken,
+    /// When the last one has connected.
+    connected: Taken,
+    /// Most threads while they connected.
+    most_threads: u64,
+    /// For each client, resident memory in KiB.
+    resident_kib_each: f64,
+}
+
+impl Connected {
+    /// For people.
+    pub(super) fn text(&self) -> String {
+        let Self { clients, before, connected, most_threads, resident_kib_each, .. } = self;
+        format!(
+            "{:<20}{:>12}{:>14}{:>12}\n{:<20}{:>12}{:>14}{:>12}\n\
+             {clients:<20}{:>12}{:>14}{:>12}\nmost threads {most_threads}; \
+             {resident_kib_each:.2} KiB each\n",
+            "idle clients",
+            "threads",
+            "descriptors",
+            "KiB",
+            0,
+            before.threads,
+            before.descriptors,
+            before.resident_kib,
+            connected.threads,
+            connected.descriptors,
+            connected.resident_kib,
+        )
+    }
+}
+
+/// Serves `devices` in one process, connects `clients` to them, and looks at what that takes.
+pub(super) fn measure_clients(
+    directory: &Path,
+    devices: u64,
+    clients: u64,
+) -> anyhow::Result<Connected> {
+    let server = start(directory, devices, "open = \"multi\"\n")?;
+    let connect = |n: u64| Session::connect(&socket(directory, n % devices), false);
+    // The first ones start threads, and touch memory that later ones use as well.
+    let first: anyhow::Result<Vec<_>> = (0..devices.min(16)).map(connect).collect();
+    let _first = first?;
+    let before = taken(server.id())?;
+    let (mut sessions, mut most_threads) = (Vec::new(), before.threads);
+    for n in 0..clients {
+        sessions.push(connect(n)?);
+        if n % 50 == 0 {
+            most_threads = most_threads.max(taken(server.id())?.threads);
+        }
+    }
+    let connected = taken(server.id())?;
+    let more = connected.resident_kib as f64 - before.resident_kib as f64;
+    Ok(Connected {
+        devices,
+        clients,
+        before,
+        connected,
+        most_threads: most_threads.max(connected.threads),
+        resident_kib_each: more / clients as f64,
     })
 }

@@ -1,9 +1,9 @@
-//! Floor and server in turns: short slices, in random order, compared pair by pair.
+//! Floor and servers in turns: short slices, in random order, compared pair by pair.
 //!
-//! A machine with other work on it is faster at one moment than at another. Two slices of a few
-//! milliseconds, one after the other, meet about the same machine, so the ratio of the two says more
-//! than that of two averages; a random order keeps what repeats itself on the machine from always
-//! meeting the same side.
+//! A machine with other work on it is faster at one moment than at another. Slices of a few
+//! milliseconds, one after the other, meet about the same machine, so the ratio of two of them says
+//! more than that of two averages; a random order keeps what repeats itself on the machine from
+//! always meeting the same side.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use super::random::Random;
 /// Shortest and longest slice in microseconds.
 const SLICE_US: (u64, u64) = (1000, 5000);
 
-/// What both sides took.
+/// What a server took, and the floor in the same rounds.
 #[derive(Debug, Default)]
 pub(super) struct Pairs {
     /// Nanoseconds for an operation, a value a slice.
@@ -26,40 +26,71 @@ pub(super) struct Pairs {
     pub(super) error: Option<String>,
 }
 
-/// Measures pairs of slices until either side has had `budget`, but one pair at least.
+impl Pairs {
+    pub(super) fn failed(error: &anyhow::Error) -> Self {
+        Self { error: Some(format!("{error:#}")), ..Self::default() }
+    }
+
+    fn add(&mut self, floor: Option<f64>, server: anyhow::Result<f64>) {
+        match server {
+            Ok(server) => {
+                self.server.push(server);
+                if let Some(floor) = floor {
+                    self.floor.push(floor);
+                    self.ratios.push(server / floor);
+                }
+            }
+            Err(error) => self.error = Some(format!("{error:#}")),
+        }
+    }
+}
+
+/// Measures rounds of slices, one of each server, until each has had `budget`, but one round at
+/// least. A server that fails is left out from then on: [`Pairs::error`].
 ///
 /// # Errors
-/// The floor failed; a failure of the server is in [`Pairs::error`].
+/// The floor failed.
 pub(super) fn measure(
     mut floor: Option<Slices<'_>>,
-    mut server: Slices<'_>,
+    servers: Vec<anyhow::Result<Slices<'_>>>,
     budget: Duration,
-) -> anyhow::Result<Pairs> {
+) -> anyhow::Result<Vec<Pairs>> {
     let mut random = Random::of_now();
-    let mut pairs = Pairs::default();
+    let (mut sides, mut pairs) = (Vec::new(), Vec::new());
+    for (number, server) in servers.into_iter().enumerate() {
+        match server {
+            Ok(server) => {
+                sides.push((number, server));
+                pairs.push(Pairs::default());
+            }
+            Err(error) => pairs.push(Pairs::failed(&error)),
+        }
+    }
     let mut spent = Duration::ZERO;
-    while spent < budget || pairs.server.is_empty() {
+    let mut first = true;
+    while !sides.is_empty() && (spent < budget || first) {
+        first = false;
         let slice = SLICE_US.0 + random.below(SLICE_US.1 - SLICE_US.0 + 1);
         let slice = Duration::from_micros(slice).min(budget);
         spent += slice;
-        let server_first = random.below(2) == 0;
-        let mut of_server = None;
-        if server_first {
-            of_server = Some(server(slice));
+        for last in (1..sides.len()).rev() {
+            sides.swap(last, random.below(last as u64 + 1) as usize);
         }
-        let of_floor = floor.as_mut().map(|floor| floor(slice)).transpose()?;
-        let of_server = match of_server.unwrap_or_else(|| server(slice)) {
-            Ok(value) => value,
-            Err(error) => {
-                pairs.error = Some(format!("{error:#}"));
-                break;
+        let floor_after = random.below(sides.len() as u64 + 1) as usize;
+        let mut of_floor = None;
+        let mut measured = Vec::with_capacity(sides.len());
+        for at in 0..=sides.len() {
+            if at == floor_after {
+                of_floor = floor.as_mut().map(|floor| floor(slice)).transpose()?;
             }
-        };
-        pairs.server.push(of_server);
-        if let Some(of_floor) = of_floor {
-            pairs.floor.push(of_floor);
-            pairs.ratios.push(of_server / of_floor);
+            if let Some((number, server)) = sides.get_mut(at) {
+                measured.push((*number, server(slice)));
+            }
         }
+        for (number, of_server) in measured {
+            pairs[number].add(of_floor, of_server);
+        }
+        sides.retain(|(number, _)| pairs[*number].error.is_none());
     }
     Ok(pairs)
 }
@@ -69,22 +100,30 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pairs_are_measured_until_the_budget_is_spent() {
+    fn rounds_are_measured_until_the_budget_is_spent() {
         let floor: Slices<'_> = Box::new(|_| Ok(2.0));
-        let server: Slices<'_> = Box::new(|_| Ok(3.0));
-        let pairs = measure(Some(floor), server, Duration::from_millis(50)).unwrap();
-        assert!((10..=50).contains(&pairs.ratios.len()), "{pairs:?}");
-        assert!(pairs.ratios.iter().all(|ratio| *ratio == 1.5));
+        let of = |value| -> anyhow::Result<Slices<'static>> { Ok(Box::new(move |_| Ok(value))) };
+        let pairs =
+            measure(Some(floor), vec![of(3.0), of(4.0)], Duration::from_millis(50)).unwrap();
+        for (pairs, ratio) in pairs.iter().zip([1.5, 2.0]) {
+            assert!((10..=50).contains(&pairs.ratios.len()), "{pairs:?}");
+            assert!(pairs.ratios.iter().all(|of_pair| *of_pair == ratio));
+        }
     }
 
     #[test]
-    fn a_server_that_fails_ends_the_measure_and_keeps_what_was_measured() {
+    fn a_server_that_fails_is_left_out_and_what_was_measured_is_kept() {
         let mut left = 3;
-        let server: Slices<'_> = Box::new(move |_| {
+        let fails: Slices<'_> = Box::new(move |_| {
             left -= 1;
             if left == 0 { anyhow::bail!("it is gone") } else { Ok(1.0) }
         });
-        let pairs = measure(None, server, Duration::from_secs(1)).unwrap();
-        assert_eq!((pairs.server.len(), pairs.error.as_deref()), (2, Some("it is gone")));
+        let works: Slices<'_> = Box::new(|_| Ok(1.0));
+        let absent = Err(anyhow::anyhow!("nobody listens"));
+        let servers = vec![Ok(fails), absent, Ok(works)];
+        let pairs = measure(None, servers, Duration::from_millis(100)).unwrap();
+        assert_eq!((pairs[0].server.len(), pairs[0].error.as_deref()), (2, Some("it is gone")));
+        assert_eq!((pairs[1].server.len(), pairs[1].error.as_deref()), (0, Some("nobody listens")));
+        assert!(pairs[2].server.len() > 10 && pairs[2].error.is_none());
     }
 }

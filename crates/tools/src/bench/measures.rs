@@ -8,7 +8,7 @@ use anyhow::{Context, bail, ensure};
 use rustix::event::EventfdFlags;
 use rustix::fs::MemfdFlags;
 
-use super::floor::{Exchange, Floor};
+use super::floor::{Exchange, Floor, WITH_FD};
 use super::random::Random;
 use super::session::{self, Session};
 
@@ -16,8 +16,8 @@ use super::session::{self, Session};
 const ACCESS: usize = 32;
 /// DEVICE_GET_INFO and its reply.
 const INFO: Exchange = (32, 32);
-/// DMA_MAP and its reply, DMA_UNMAP and its reply.
-const MAP: [Exchange; 2] = [(48, 16), (40, 40)];
+/// DMA_MAP with a descriptor, and its reply; DMA_UNMAP and its reply.
+const MAP: [Exchange; 2] = [(48 + WITH_FD, 16), (40, 40)];
 
 /// Where the first window is.
 const IOVA: u64 = 1 << 32;

@@ -6,6 +6,7 @@
 //! programs; on two idle ones mostly that of waking a CPU up.
 
 pub(crate) mod arguments;
+mod busy;
 mod figures;
 mod floor;
 mod idle;
@@ -27,7 +28,6 @@ use rustix::thread::CpuSet;
 use self::arguments::Bench;
 use self::figures::Figure;
 pub(crate) use self::floor::run as run_floor;
-use self::interleave::Pairs;
 use self::measures::{Measure, Target};
 use vfiod_config::UsageError;
 use vfiod_config::time_argument;
@@ -37,6 +37,11 @@ use vfiod_daemon::output;
 pub(crate) fn run(args: &Bench) -> anyhow::Result<()> {
     let directory = tempfile::Builder::new().prefix("vfiod-bench-").tempdir()?;
     if let Some(devices) = args.idle {
+        if let Some(clients) = args.clients {
+            let connected = idle::measure_clients(directory.path(), devices, clients)?;
+            let text = || connected.text();
+            return if args.json { output::print_json(&connected) } else { output::print(&text()) };
+        }
         let idle = idle::measure(directory.path(), devices)?;
         return if args.json { output::print_json(&idle) } else { output::print(&idle.text()) };
     }
@@ -71,10 +76,27 @@ pub(crate) fn run(args: &Bench) -> anyhow::Result<()> {
     if args.serve {
         floor::wait_for(&socket)?;
     }
+    if let Some(clients) = args.busy {
+        let sockets = std::iter::once((None, &socket))
+            .chain(args.against.iter().map(|(name, socket)| (Some(name.as_str()), socket)));
+        let budget = Duration::from_millis(args.time_ms);
+        let waits = busy::measure(sockets.collect(), clients, args.rounds, budget)?;
+        return if args.json {
+            output::print_json(&waits)
+        } else {
+            output::print(&busy::text(&waits))
+        };
+    }
     let region = args.region.map(|region| (region, args.offset));
-    let target = Target::look(&socket, args.spin, region)
-        .with_context(|| format!("cannot measure {}", socket.display()))?;
-    let figures = measure(args, &target, &floor_socket)?;
+    let look = |socket| {
+        Target::look(socket, args.spin, region)
+            .with_context(|| format!("cannot measure {}", socket.display()))
+    };
+    let mut targets = vec![(None, look(&socket)?)];
+    for (name, socket) in &args.against {
+        targets.push((Some(name.clone()), look(socket)?));
+    }
+    let figures = measure(args, &targets, &floor_socket)?;
     if args.json {
         output::print_json(&figures)?;
     }
@@ -85,7 +107,10 @@ pub(crate) fn run(args: &Bench) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn measure(args: &Bench, target: &Target<'_>, floor: &Path) -> anyhow::Result<Vec<Figure>> {
+/// A server to be measured, and its name, but for the first.
+type Named<'a> = (Option<String>, Target<'a>);
+
+fn measure(args: &Bench, targets: &[Named<'_>], floor: &Path) -> anyhow::Result<Vec<Figure>> {
     let budget = Duration::from_millis(args.time_ms) * args.rounds;
     let mut figures = Vec::new();
     if !args.json {
@@ -95,21 +120,27 @@ fn measure(args: &Bench, target: &Target<'_>, floor: &Path) -> anyhow::Result<Ve
         args.only.as_ref().is_none_or(|only| measure.name().contains(only.as_str()))
     };
     for measure in Measure::all(&args.windows).into_iter().filter(wanted) {
-        if let Err(why) = measure.fits(target) {
-            tracing::info!(measure = measure.name(), "left out: {why}");
+        let fits = |(_, target): &&Named<'_>| match measure.fits(target) {
+            Ok(()) => true,
+            Err(why) => {
+                tracing::info!(measure = measure.name(), "left out: {why}");
+                false
+            }
+        };
+        let fitting: Vec<_> = targets.iter().filter(fits).collect();
+        if fitting.is_empty() {
             continue;
         }
-        // The floor first: a server's device may take one client only.
         let floor = measure.floor(floor, args.spin)?;
-        let pairs = match measure.server(target) {
-            Ok(server) => interleave::measure(floor, server, budget)?,
-            Err(error) => Pairs { error: Some(format!("{error:#}")), ..Pairs::default() },
-        };
-        let figure = Figure::new(measure.name(), pairs);
-        if !args.json {
-            output::print(&(figure.line() + "\n"))?;
+        let servers = fitting.iter().map(|(_, target)| measure.server(target)).collect();
+        let measured = interleave::measure(floor, servers, budget)?;
+        for ((name, _), pairs) in fitting.into_iter().zip(measured) {
+            let figure = Figure::new(measure.name(), name.clone(), pairs);
+            if !args.json {
+                output::print(&(figure.line() + "\n"))?;
+            }
+            figures.push(figure);
         }
-        figures.push(figure);
     }
     if figures.is_empty() {
         bail!(UsageError("--only: no measure has that in its name".into()));

@@ -1,8 +1,8 @@
 //! A bare stream socket: bytes out, bytes in, nothing between that would be measured as well.
 
-use std::io::IoSlice;
+use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -10,8 +10,8 @@ use anyhow::{Context, bail};
 use rustix::io::Errno;
 use rustix::net::sockopt::{self, Timeout};
 use rustix::net::{
-    AddressFamily, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix,
-    SocketFlags, SocketType,
+    AddressFamily, RecvAncillaryBuffer, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, SocketAddrUnix, SocketFlags, SocketType,
 };
 
 /// Nothing measured here takes that long, unless it hangs.
@@ -50,6 +50,10 @@ impl Raw {
         Ok(Self { fd, spin, buffer: Vec::new() })
     }
 
+    pub(super) fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
     /// Sends everything.
     pub(super) fn send(&self, mut bytes: &[u8]) -> anyhow::Result<()> {
         while !bytes.is_empty() {
@@ -81,6 +85,27 @@ impl Raw {
         }
         let count = receive(&self.fd, self.spin, &mut self.buffer[..limit])?;
         Ok(&self.buffer[..count])
+    }
+
+    /// Exactly so many bytes, and the descriptors that come with them, which are closed.
+    pub(super) fn receive_with_fds(&mut self, len: usize) -> anyhow::Result<&[u8]> {
+        if self.buffer.len() < len {
+            self.buffer.resize(len, 0);
+        }
+        let mut filled = 0;
+        while filled < len {
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+            let mut control = RecvAncillaryBuffer::new(&mut space);
+            let mut slices = [IoSliceMut::new(&mut self.buffer[filled..len])];
+            let flags = RecvFlags::CMSG_CLOEXEC;
+            match rustix::net::recvmsg(&self.fd, &mut slices, &mut control, flags) {
+                Ok(message) if message.bytes == 0 => bail!("the other side closed the connection"),
+                Ok(message) => filled += message.bytes,
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(errno).context("cannot receive"),
+            }
+        }
+        Ok(&self.buffer[..len])
     }
 
     /// Exactly so many bytes.

@@ -101,6 +101,11 @@ impl Session {
         }
     }
 
+    /// Its socket.
+    pub(super) fn fd(&self) -> BorrowedFd<'_> {
+        self.raw.fd()
+    }
+
     /// Connects and negotiates.
     pub(super) fn attach(socket: &Path, spin: bool) -> anyhow::Result<Self> {
         let mut session = Self { raw: Raw::connect(socket, spin)? };
