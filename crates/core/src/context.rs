@@ -12,6 +12,7 @@ use crate::description::{Description, DeviceFlags};
 use crate::dma::{DmaSpace, Space};
 use crate::error::{Errno, Error, Result};
 use crate::ids::DeviceId;
+use crate::input_log::InputLog;
 use crate::irq::{IrqInfo, IrqSet};
 use crate::memory::SharedMemory;
 use crate::opening::Openings;
@@ -59,6 +60,7 @@ struct ContextInner {
     works: bool,
     data_path: OnceLock<Arc<dyn DataPath>>,
     reset_requested: AtomicBool,
+    input_log: InputLog,
     home: Arc<OnceLock<Weak<dyn Home>>>,
 }
 
@@ -108,6 +110,7 @@ impl Context {
             works,
             data_path: OnceLock::new(),
             reset_requested: AtomicBool::new(false),
+            input_log: InputLog::default(),
             home,
         };
         Self { inner: Arc::new(inner) }
@@ -165,6 +168,11 @@ impl Context {
     /// step or data-path call that asked has returned and the device has quiesced.
     pub fn request_reset(&self) {
         self.inner.reset_requested.store(true, Ordering::Release);
+    }
+
+    /// The log of the device's input from outside, for captures.
+    pub fn input_log(&self) -> &InputLog {
+        &self.inner.input_log
     }
 
     /// The device's tasks, as `show` lists them: also those that were cancelled and whose futures

@@ -8,6 +8,7 @@ use crate::dma::MappingInfo;
 use crate::error::{Errno, Error, Result};
 use crate::file_state::FileStatus;
 use crate::ids::{DeviceId, FileId};
+use crate::input_log::InputLog;
 use crate::irq::{IrqIndex, VectorCounters};
 use crate::region::{Region, RegionIndex};
 use crate::registered::Registered;
@@ -85,6 +86,11 @@ impl DeviceRef {
                 Err(Error::new(Errno::INVAL, what))
             }
         }
+    }
+
+    /// The log of the device's input from outside: recorded for a capture, or replayed.
+    pub fn input_log(&self) -> &InputLog {
+        self.registered.context.input_log()
     }
 
     /// How the device is used now. Takes the set lock, which is never held during a callback.

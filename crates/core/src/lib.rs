@@ -70,6 +70,7 @@ pub mod file;
 mod file_state;
 mod hot_reset;
 pub mod ids;
+mod input_log;
 pub mod irq;
 mod lifecycle;
 #[cfg(all(test, any(shuttle, loom)))]
@@ -104,6 +105,7 @@ pub use ids::{
     ConnectionId, Credentials, DeviceId, FileId, IdSequence, Owner, OwnerContext, OwnerIdentity,
     SetId, SetObject,
 };
+pub use input_log::{InputCall, InputEntry, InputLog, InputPlace, InputSource, Recorded};
 pub use irq::{IrqFlags, IrqIndex, IrqInfo};
 pub use policy::{OpenPolicy, StatePolicy};
 pub use region::{Region, RegionFlags, RegionIndex};

@@ -398,6 +398,7 @@ impl Registered {
             stop.leave_closed();
         }
         self.context.openings().end(self.last_memory());
+        self.context.input_log().stop_recording();
         self.context.own_space();
         let failed = {
             let mut guard = closing.lock();

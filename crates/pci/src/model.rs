@@ -5,7 +5,7 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 
 use vfiod_core::memory::SharedMemory;
-use vfiod_core::{Context, ReadTraits, Result};
+use vfiod_core::{Context, InputLog, ReadTraits, Result};
 use vfiod_tasks::Runtime;
 
 use crate::interrupts::Interrupts;
@@ -89,6 +89,12 @@ impl<M> Cx<M> {
     /// and the device has quiesced.
     pub fn request_reset(&self) {
         self.context().request_reset();
+    }
+
+    /// The log of the device's input from outside, for captures: a model with a back end counts its
+    /// accesses there, and records what arrives.
+    pub fn input_log(&self) -> &InputLog {
+        self.context().input_log()
     }
 
     /// What runs tasks. It makes the descriptors that the device's tasks wait for. A task spawned

@@ -12,7 +12,7 @@ use vfiod_wire::payload::{DmaMap, IoFd, SparseArea, region_flag};
 use vfiod_wire::{Command, FeatureOp, IrqAction, MultiWrites, UnmapScope};
 
 use crate::clock::now;
-use crate::hot_reset;
+use crate::{hot_reset, input_log};
 
 /// How long an unmap waits for accesses in flight: long enough for any device, short enough for
 /// a client that gives up after five seconds.
@@ -326,10 +326,11 @@ impl<L: ClientLink> Target<'_, L> {
     }
 
     fn probe(&self, index: u16, get: bool, set: bool) -> Result<(), Error> {
-        let (can_get, can_set) = match hot_reset::probe(index) {
-            Some(own) => own,
-            None => self.file().feature_probe(index)?,
-        };
+        let (can_get, can_set) =
+            match hot_reset::probe(index).or_else(|| input_log::probe(self.file(), index)) {
+                Some(own) => own,
+                None => self.file().feature_probe(index)?,
+            };
         let known = can_get || can_set;
         if !known || (get && !can_get) || (set && !can_set) {
             return Err(Error::new(Errno::NOTTY, format!("the device has no feature {index}")));
@@ -348,14 +349,14 @@ fn unmap(file: &File, scope: UnmapScope, deadline: Time) -> Result<(), Error> {
 }
 
 fn feature_get(file: &File, index: u16, data: &[u8]) -> Result<Vec<u8>, Error> {
-    match hot_reset::get(file, index) {
+    match hot_reset::get(file, index).or_else(|| input_log::get(file, index)) {
         Some(own) => own,
         None => file.feature_get(index, data),
     }
 }
 
 fn feature_set(file: &File, index: u16, data: &[u8]) -> Result<(), Error> {
-    match hot_reset::set(file, index, data) {
+    match hot_reset::set(file, index, data).or_else(|| input_log::set(file, index, data)) {
         Some(own) => own,
         None => file.feature_set(index, data),
     }

@@ -16,6 +16,7 @@ mod dma_channel;
 mod eventfds;
 mod gate;
 mod hot_reset;
+mod input_log;
 mod limits;
 mod listener;
 mod opened;

@@ -9,15 +9,17 @@
 //!   with the errno for the reply.
 //! * [`payload`]: the fixed structures, for replies and for the client's side.
 //! * [`Version`]: the negotiation.
-//! * [`set`]: device sets and their hot reset, features of our own beyond the specification.
+//! * [`set`]: device sets and their hot reset; [`input`]: what a capture needs of a device's input.
+//!   Features of our own beyond the specification.
 //!
 //! # Extensions
 //! Beyond the specification, for whoever looks for them; a peer that does not know them is not
-//! disturbed. In DEVICE_FEATURE: indices 0x7f00 and 0x7f01 ([`set`]). In VERSION: the capability
+//! disturbed. In DEVICE_FEATURE: indices 0x7f00 and 0x7f01 ([`set`]), 0x7f02 ([`input`]). In VERSION: the capability
 //! `vf_token`, which presents the token of an SR-IOV function ([`Capabilities::vf_token`]); the
 //! kernel's index 0 sets it.
 
 mod header;
+pub mod input;
 pub mod payload;
 mod region_info;
 mod request;

@@ -21,7 +21,7 @@ use rustix::fs::{MemfdFlags, fstat, ftruncate, memfd_create};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use vfiod_core::region::SparseArea;
-use vfiod_core::{Errno, Error, Quiesce, Result, Why};
+use vfiod_core::{Errno, Error, Quiesce, ReadEffect, ReadTraits, Result, Why};
 use vfiod_io::RuntimeRing;
 use vfiod_pci::{
     Bar, BarKind, CannotSave, Capability, Cx, FunctionSpec, Model, Unsaved, Worker, Works,
@@ -268,6 +268,15 @@ impl Model for Bench {
             }
             (2, _) => self.read_registers(cx, offset, data),
             _ => data.fill(0xff),
+        }
+    }
+
+    fn read_traits(&self, bar: u8, offset: u64, len: usize) -> ReadTraits {
+        match (bar, registers::queue_at(offset)) {
+            (2, Some((_, offset))) => QUEUE.read_traits(offset, len),
+            (2, None) => REGISTERS.read_traits(offset, len),
+            // Memory.
+            _ => ReadTraits { effect: ReadEffect::None, volatile: 0 },
         }
     }
 

@@ -83,6 +83,8 @@ pub(super) enum Reg {
 
 pub(super) const COUNT: usize = 9;
 
+/// How long an operation takes, and whether it has ended by the time of a read, differs from run to
+/// run.
 pub(super) const REGISTERS: RegisterMap<Reg> = RegisterMap::new(&[
     Register::new(0x00, Widths::W8, Reg::Op),
     Register::new(0x08, Widths::W8, Reg::Iters),
@@ -90,10 +92,10 @@ pub(super) const REGISTERS: RegisterMap<Reg> = RegisterMap::new(&[
     Register::new(0x18, Widths::W8, Reg::Stride),
     Register::new(0x20, Widths::W8, Reg::Count),
     Register::new(0x28, Widths::W8, Reg::Len),
-    Register::new(0x30, Widths::W8, Reg::ResultNs),
-    Register::new(0x38, Widths::W8, Reg::Errors),
-    Register::new(0x40, Widths::W8, Reg::Check),
-    Register::new(0x48, Widths::W8, Reg::Status),
+    Register::new(0x30, Widths::W8, Reg::ResultNs).volatile(u64::MAX),
+    Register::new(0x38, Widths::W8, Reg::Errors).volatile(u64::MAX),
+    Register::new(0x40, Widths::W8, Reg::Check).volatile(u64::MAX),
+    Register::new(0x48, Widths::W8, Reg::Status).volatile(1),
 ]);
 
 /// The registers of a queue.
@@ -118,8 +120,8 @@ pub(super) const QUEUE: RegisterMap<QueueReg> = RegisterMap::new(&[
     Register::new(0x00, Widths::W8, QueueReg::Submissions),
     Register::new(0x08, Widths::W8, QueueReg::Completions),
     Register::new(0x10, Widths::W8, QueueReg::Entries),
-    Register::new(0x18, Widths::W8, QueueReg::Control),
-    Register::new(0x20, Widths::W8, QueueReg::Head),
+    Register::new(0x18, Widths::W8, QueueReg::Control).volatile(2),
+    Register::new(0x20, Widths::W8, QueueReg::Head).volatile(u32::MAX as u64),
     Register::new(0x28, Widths::W8, QueueReg::Faults),
 ]);
 

@@ -4,7 +4,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
-use vfiod_core::{Errno, Error, Result};
+use vfiod_core::{Errno, Error, InputLog, InputPlace, InputSource, Result};
 use vfiod_pci::Interrupts;
 use vfiod_sync::{Condvar, Mutex, MutexGuard, wait_while};
 
@@ -77,6 +77,7 @@ pub struct Lines {
     state: Mutex<State>,
     moved: Condvar,
     interrupts: OnceLock<Interrupts>,
+    input_log: OnceLock<InputLog>,
     observers: Mutex<Observers>,
 }
 
@@ -92,17 +93,27 @@ impl Lines {
             state: Mutex::new(State::new(inputs)),
             moved: Condvar::new(),
             interrupts: OnceLock::new(),
+            input_log: OnceLock::new(),
             observers: Mutex::default(),
         }
     }
 
-    pub(super) fn connect(&self, interrupts: Interrupts) {
-        // A card is registered once, so it is not set yet.
+    pub(super) fn connect(&self, interrupts: Interrupts, input_log: InputLog) {
+        // A card is registered once, so they are not set yet.
         let _ = self.interrupts.set(interrupts);
+        let _ = self.input_log.set(input_log);
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
         vfiod_sync::lock(&self.state)
+    }
+
+    /// Locks the state for a call of the guest.
+    fn lock_for_guest(&self) -> MutexGuard<'_, State> {
+        let state = self.lock();
+        // Counted under the lock, as inputs are recorded under it.
+        drop(self.input_log.get().and_then(InputLog::call));
+        state
     }
 
     fn lock_observers(&self) -> MutexGuard<'_, Observers> {
@@ -132,6 +143,9 @@ impl Lines {
             return;
         }
         state.lines.inputs = inputs;
+        if let Some(log) = self.input_log.get() {
+            log.arrived(&inputs.to_le_bytes());
+        }
         state.changed |= if low != 0 { CHANGED_LOW } else { 0 };
         state.changed |= if high != 0 { CHANGED_HIGH } else { 0 };
         self.drive(&state);
@@ -197,8 +211,13 @@ impl Lines {
         observers.notifying = false;
     }
 
+    /// The lines now, for the guest.
+    pub(super) fn read(&self) -> Snapshot {
+        self.lock_for_guest().lines
+    }
+
     pub(super) fn set_outputs(&self, mask: u16, values: u16) {
-        let mut state = self.lock();
+        let mut state = self.lock_for_guest();
         let outputs = state.lines.outputs & !mask | values & mask;
         if std::mem::replace(&mut state.lines.outputs, outputs) != outputs {
             drop(state);
@@ -207,23 +226,23 @@ impl Lines {
     }
 
     pub(super) fn enable_interrupt(&self, enabled: bool) {
-        let mut state = self.lock();
+        let mut state = self.lock_for_guest();
         state.interrupt_enabled = enabled;
         self.drive(&state);
     }
 
     pub(super) fn set_filter(&self, filter: bool) {
-        self.lock().filter = filter;
+        self.lock_for_guest().filter = filter;
     }
 
     pub(super) fn acknowledge(&self) {
-        let mut state = self.lock();
+        let mut state = self.lock_for_guest();
         state.changed = 0;
         self.drive(&state);
     }
 
     pub(super) fn status(&self) -> u8 {
-        let state = self.lock();
+        let state = self.lock_for_guest();
         state.changed | if state.asserted() { ASSERTED } else { 0 }
     }
 
@@ -264,7 +283,7 @@ impl Lines {
 
     /// The inputs are the outside's, and stay.
     pub(super) fn reset(&self) {
-        let mut state = self.lock();
+        let mut state = self.lock_for_guest();
         let before = state.lines;
         *state = State::new(before.inputs);
         self.drive(&state);
@@ -272,6 +291,20 @@ impl Lines {
         drop(state);
         if moved {
             self.notify();
+        }
+    }
+}
+
+impl InputSource for Lines {
+    fn current(&self) -> Option<Vec<u8>> {
+        Some(self.snapshot().inputs.to_le_bytes().to_vec())
+    }
+
+    fn replay(&self, input: &[u8], place: InputPlace) {
+        match (place, input.try_into()) {
+            // Never recorded: inputs are set between calls, and the state is locked now.
+            (InputPlace::Within(_), _) | (_, Err(_)) => {}
+            (_, Ok(inputs)) => self.set_inputs(u16::MAX, u16::from_le_bytes(inputs)),
         }
     }
 }

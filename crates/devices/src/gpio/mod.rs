@@ -66,7 +66,8 @@ impl Model for Gpio {
     }
 
     fn init(&mut self, cx: &Cx<Self>) -> Result<()> {
-        self.lines.connect(cx.interrupts().clone());
+        self.lines.connect(cx.interrupts().clone(), cx.input_log().clone());
+        cx.input_log().set_source(self.lines.clone());
         if let Some(path) = &self.options.control {
             self.control = Some(control::Control::start(path, self.lines.clone(), cx.runtime())?);
         }
@@ -76,10 +77,10 @@ impl Model for Gpio {
     fn read(&mut self, _cx: &Cx<Self>, _bar: u8, offset: u64, data: &mut [u8]) {
         let lines = &self.lines;
         REGISTERS.read(offset, data, |register| match register {
-            Reg::OutLow => u64::from(lines.snapshot().outputs & 0xff),
-            Reg::OutHigh => u64::from(lines.snapshot().outputs >> 8),
-            Reg::InLow => u64::from(lines.snapshot().inputs & 0xff),
-            Reg::InHigh => u64::from(lines.snapshot().inputs >> 8),
+            Reg::OutLow => u64::from(lines.read().outputs & 0xff),
+            Reg::OutHigh => u64::from(lines.read().outputs >> 8),
+            Reg::InLow => u64::from(lines.read().inputs & 0xff),
+            Reg::InHigh => u64::from(lines.read().inputs >> 8),
             Reg::InterruptControl => {
                 lines.enable_interrupt(true);
                 0

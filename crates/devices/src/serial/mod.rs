@@ -17,6 +17,7 @@ mod image;
 mod port;
 mod pty;
 mod registers;
+mod replayed;
 #[cfg(test)]
 mod tests;
 mod uart;
@@ -28,13 +29,13 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use vfiod_core::{Errno, Error, Quiesce, ReadTraits, Result, Why};
 use vfiod_pci::{Bar, Cx, FunctionSpec, HasState, Model, Pin, Save, Task, Worker, Works};
-use vfiod_tasks::Descriptor;
 
 pub use self::backends::{Backend, Backends};
 pub use self::image::{FifoImage, SerialImage, UartImage};
-use self::port::{Port, Wire};
+use self::port::{Change, Port, Wire};
 use self::pty::Pty;
 use self::registers::REGISTERS;
+use self::replayed::ReplayedInput;
 use self::uart::Uart;
 
 /// How many ports a card has.
@@ -92,6 +93,8 @@ pub struct Serial {
     ports: Vec<Port>,
     links: [Option<PathBuf>; 2],
     backends: Arc<Backends>,
+    /// What terminals had when a session was captured.
+    replayed: Arc<ReplayedInput>,
 }
 
 impl Serial {
@@ -99,7 +102,8 @@ impl Serial {
     pub fn new(options: SerialOptions) -> Self {
         let SerialOptions { ports, backend, link0, link1 } = options;
         let ports = (0..u8::from(ports)).map(|port| Port::new(port.into())).collect();
-        Self { ports, links: [link0, link1], backends: Arc::new(Backends::new(backend)) }
+        let backends = Arc::new(Backends::new(backend));
+        Self { ports, links: [link0, link1], backends, replayed: Arc::default() }
     }
 
     /// What the ports are connected to, to be seen and changed from outside.
@@ -109,7 +113,7 @@ impl Serial {
 }
 
 /// Passes the changes of a port's terminal on to the port.
-async fn watch(task: Task<Serial>, port: usize, terminal: Arc<Descriptor>) {
+async fn watch(task: Task<Serial>, port: usize, terminal: Change) {
     loop {
         // Also at first: a task before this one may have been cancelled on its way here.
         task.step(|card, cx| card.ports[port].terminal_changed(cx.interrupts())).await;
@@ -129,7 +133,13 @@ impl Model for Serial {
         (0..).zip(&self.ports).fold(spec, |spec, (bar, _)| spec.bar(bar, Bar::io(8)))
     }
 
+    fn init(&mut self, cx: &Cx<Self>) -> Result<()> {
+        cx.input_log().set_source(self.replayed.clone());
+        Ok(())
+    }
+
     fn read(&mut self, cx: &Cx<Self>, bar: u8, offset: u64, data: &mut [u8]) {
+        let _call = cx.input_log().call();
         let port = &mut self.ports[usize::from(bar)];
         REGISTERS.read(offset, data, |register| port.read(register, cx.interrupts()).into());
     }
@@ -139,6 +149,7 @@ impl Model for Serial {
     }
 
     fn write(&mut self, cx: &Cx<Self>, bar: u8, offset: u64, data: &[u8]) {
+        let _call = cx.input_log().call();
         let port = &mut self.ports[usize::from(bar)];
         if let Some((register, value)) = REGISTERS.write(offset, data) {
             port.write(register, value as u8, cx.interrupts());
@@ -147,7 +158,8 @@ impl Model for Serial {
 
     /// Terminals stay, with what waits in them.
     fn reset(&mut self, cx: &Cx<Self>) {
-        let Self { ports, links: _, backends: _ } = self;
+        let _call = cx.input_log().call();
+        let Self { ports, links: _, backends: _, replayed: _ } = self;
         for port in ports {
             port.reset(cx.interrupts());
         }
@@ -155,19 +167,22 @@ impl Model for Serial {
 
     /// Connects every port, or none.
     fn open(&mut self, cx: &Cx<Self>) -> Result<()> {
-        let Self { ports, links, backends } = self;
+        let Self { ports, links, backends, replayed } = self;
         backends.connect(|backend| {
-            let wire = |link: &Option<PathBuf>| {
+            let wire = |(port, link): (usize, &Option<PathBuf>)| {
                 Ok(match backend {
                     Backend::Loopback => Wire::Plug,
+                    Backend::Pty if cx.input_log().is_replaying() => {
+                        Wire::Replayed(replayed.port(port))
+                    }
                     Backend::Pty => Wire::Terminal(Pty::open(link.as_deref(), cx.runtime())?),
                     Backend::None => Wire::Nothing,
                 })
             };
-            let links = links.iter().take(ports.len());
+            let links = links.iter().take(ports.len()).enumerate();
             let wires = links.map(wire).collect::<Result<Vec<_>>>()?;
             for (port, wire) in ports.iter_mut().zip(wires) {
-                port.connect(wire, cx.interrupts());
+                port.connect(wire, cx.interrupts(), cx.input_log());
             }
             Ok(ports.iter().map(|port| port.terminal().map(Path::to_owned)).collect())
         })
@@ -189,7 +204,7 @@ impl Worker for Serial {
 
     fn resume(&mut self, cx: &Cx<Self>) {
         for (number, port) in self.ports.iter().enumerate() {
-            let Some(terminal) = port.descriptor().cloned() else { continue };
+            let Some(terminal) = port.change() else { continue };
             let name = format!("port {number}");
             if cx.find_task(&name).is_some() {
                 continue;
@@ -207,7 +222,7 @@ impl Save for Serial {
     type Image = SerialImage;
 
     fn save(&self) -> SerialImage {
-        let Self { ports, links: _, backends: _ } = self;
+        let Self { ports, links: _, backends: _, replayed: _ } = self;
         let image = |port: usize| ports.get(port).map_or_else(UartImage::default, Port::save);
         SerialImage { ports: [image(0), image(1)] }
     }

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use vfiod_core::InputLog;
 use vfiod_pci::Interrupts;
 use vfiod_tasks::Descriptor;
 
@@ -10,6 +11,7 @@ use super::fifo::DEPTH;
 use super::image::UartImage;
 use super::pty::Pty;
 use super::registers::{Lines, Reg};
+use super::replayed::ReplayedPort;
 use super::uart::Uart;
 
 /// What a port is connected to.
@@ -22,6 +24,23 @@ pub(super) enum Wire {
     Plug,
     /// A terminal on the host.
     Terminal(Pty),
+    /// A terminal of the past: what it had comes from a capture.
+    Replayed(Arc<ReplayedPort>),
+}
+
+/// What a task waits for: that a terminal changes.
+pub(super) enum Change {
+    Terminal(Arc<Descriptor>),
+    Replayed(Arc<ReplayedPort>),
+}
+
+impl Change {
+    pub(super) async fn changed(&self) {
+        match self {
+            Self::Terminal(terminal) => terminal.changed().await,
+            Self::Replayed(port) => port.changed().await,
+        }
+    }
 }
 
 impl Wire {
@@ -30,7 +49,7 @@ impl Wire {
         match self {
             Self::Nothing => Lines::empty(),
             Self::Plug => uart.plugged(),
-            Self::Terminal(_) => Lines::CTS | Lines::DSR | Lines::DCD,
+            Self::Terminal(_) | Self::Replayed(_) => Lines::CTS | Lines::DSR | Lines::DCD,
         }
     }
 }
@@ -42,19 +61,28 @@ pub(super) struct Port {
     vector: u32,
     uart: Uart,
     wire: Wire,
+    /// Where what a terminal has is recorded.
+    input_log: Option<InputLog>,
     /// The port has asserted its condition.
     asserted: bool,
 }
 
 impl Port {
     pub(super) fn new(vector: u32) -> Self {
-        Self { vector, uart: Uart::default(), wire: Wire::Nothing, asserted: false }
+        Self {
+            vector,
+            uart: Uart::default(),
+            wire: Wire::Nothing,
+            input_log: None,
+            asserted: false,
+        }
     }
 
     /// Connects the wire, as if it had been there before.
-    pub(super) fn connect(&mut self, wire: Wire, interrupts: &Interrupts) {
+    pub(super) fn connect(&mut self, wire: Wire, interrupts: &Interrupts, log: &InputLog) {
         self.uart.assume_inputs(wire.lines(&self.uart));
         self.wire = wire;
+        self.input_log = Some(log.clone());
         self.settle(interrupts);
     }
 
@@ -67,14 +95,15 @@ impl Port {
     pub(super) fn terminal(&self) -> Option<&Path> {
         match &self.wire {
             Wire::Terminal(pty) => Some(pty.path()),
-            Wire::Nothing | Wire::Plug => None,
+            Wire::Nothing | Wire::Plug | Wire::Replayed(_) => None,
         }
     }
 
-    /// What a task waits for: changes of the terminal, if there is one.
-    pub(super) fn descriptor(&self) -> Option<&Arc<Descriptor>> {
+    /// What a task waits for, if there is a terminal.
+    pub(super) fn change(&self) -> Option<Change> {
         match &self.wire {
-            Wire::Terminal(pty) => Some(pty.descriptor()),
+            Wire::Terminal(pty) => Some(Change::Terminal(pty.descriptor().clone())),
+            Wire::Replayed(port) => Some(Change::Replayed(port.clone())),
             Wire::Nothing | Wire::Plug => None,
         }
     }
@@ -95,10 +124,12 @@ impl Port {
 
     /// The terminal may have changed.
     pub(super) fn terminal_changed(&mut self, interrupts: &Interrupts) {
-        if let Wire::Terminal(pty) = &mut self.wire {
-            pty.changed();
-            self.settle(interrupts);
+        match &mut self.wire {
+            Wire::Terminal(pty) => pty.changed(),
+            Wire::Replayed(_) => {}
+            Wire::Nothing | Wire::Plug => return,
         }
+        self.settle(interrupts);
     }
 
     /// As after power-on, with the wire connected.
@@ -122,7 +153,7 @@ impl Port {
 
     /// Moves what can be moved, and makes the interrupt follow.
     fn settle(&mut self, interrupts: &Interrupts) {
-        let Self { uart, wire, .. } = self;
+        let Self { vector, uart, wire, input_log, .. } = self;
         let lines = wire.lines(uart);
         uart.set_inputs(lines);
         match wire {
@@ -145,9 +176,19 @@ impl Port {
                     let room = uart.room();
                     match pty.receive(&mut buffer[..room]) {
                         0 => break,
-                        count => uart.receive(&buffer[..count]),
+                        count => {
+                            uart.receive(&buffer[..count]);
+                            if let Some(log) = input_log {
+                                log.arrived(&ReplayedPort::entry(*vector, &buffer[..count]));
+                            }
+                        }
                     }
                 }
+            }
+            Wire::Replayed(port) => {
+                uart.sent(DEPTH);
+                let input = port.take(uart.room());
+                uart.receive(&input);
             }
         }
         self.drive(interrupts);
