@@ -52,6 +52,21 @@ fn mistake(
     Problem { span, key, what, help }
 }
 
+/// Builds one device of a configuration, outside any registry; `None` if there is none of this name.
+///
+/// # Errors
+/// What is wrong with its options; virtual functions that contradict themselves.
+pub fn build_device(
+    config: &Config,
+    models: &Models,
+    name: &str,
+) -> Result<Option<Box<dyn Device>>, BuildError> {
+    let Some(device) = config.devices.iter().find(|device| device.name == name) else {
+        return Ok(None);
+    };
+    build(models, &plan::device(config, device), &mut Siblings::new()).map(Some)
+}
+
 /// Builds a device.
 ///
 /// # Errors

@@ -30,6 +30,8 @@ pub(crate) enum Event {
     Signal(Signal),
     /// The client signalled an unmasking eventfd.
     Unmask(Signal),
+    /// Input that the device got from outside since the last time: a [`vfiod_wire::input::InputLog`].
+    Inputs(Vec<u8>),
     /// The client closed the connection.
     End,
 }
@@ -89,6 +91,7 @@ impl<W: Write> Writer<W> {
             Event::Signal(signal) => (3, 0, signal.as_bytes()),
             Event::Unmask(signal) => (4, 0, signal.as_bytes()),
             Event::End => (5, 0, &[][..]),
+            Event::Inputs(log) => (6, 0, &log[..]),
         };
         let head = Head { kind, fds, zero: 0, len: bytes.len() as u32, time };
         self.file.write_all(head.as_bytes())?;
@@ -143,6 +146,7 @@ impl<R: Read> Reader<R> {
             (3, Some(signal)) => Ok(Event::Signal(signal)),
             (4, Some(signal)) => Ok(Event::Unmask(signal)),
             (5, _) if bytes.is_empty() => Ok(Event::End),
+            (6, _) => Ok(Event::Inputs(bytes)),
             _ => Err(damaged),
         }
     }
@@ -159,6 +163,7 @@ mod tests {
             Event::Server { message: vec![2; 30] },
             Event::Signal(signal),
             Event::Unmask(signal),
+            Event::Inputs(vec![3; 16]),
             Event::End,
         ]
     }
@@ -174,7 +179,7 @@ mod tests {
     fn what_was_written_is_read() {
         let bytes = file();
         let mut reader = Reader::new(&bytes[..]).unwrap();
-        let read: Vec<_> = (0..5).map(|_| reader.read().unwrap()).collect();
+        let read: Vec<_> = (0..6).map(|_| reader.read().unwrap()).collect();
         assert_eq!(read, events());
     }
 

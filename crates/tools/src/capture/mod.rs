@@ -2,13 +2,17 @@
 //!
 //! So that nothing passes it by, it withholds memory descriptors, the MMAP flag, doorbells and the
 //! second socket; then all DMA and all accesses are messages. Eventfds are relayed, so that signals
-//! have a place in the order. DMA to memory whose descriptor it withheld is answered here.
+//! have a place in the order. DMA to memory whose descriptor it withheld is answered here. What a
+//! device's back end gets from outside, such as a serial port's characters, is recorded by the server
+//! (`vfiod_wire::input`), and collected between the client's messages.
 //!
 //! # What it does not capture
-//! What a device's back end reads, such as a serial port's input; more than one connection.
+//! More than one connection; the input of a server that does not record it; that a back end takes no
+//! more output.
 
 pub(crate) mod arguments;
 pub(crate) mod format;
+mod inputs;
 mod memory;
 pub(crate) mod proxy;
 pub(crate) mod withhold;

@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd};
 use rustix::io::Errno;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 use vfiod_client::{RawMessage, Socket};
@@ -16,6 +16,7 @@ use vfiod_wire::{Command, HEADER_LEN, Kind};
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::format::{Event, Signal, Writer};
+use super::inputs::Inputs;
 use super::memory::Memory;
 use super::withhold;
 
@@ -91,6 +92,9 @@ pub(crate) struct Proxy<W> {
     writer: Writer<W>,
     start: Instant,
     memory: Memory,
+    inputs: Inputs,
+    /// The reply to VERSION, until the server records the device's input.
+    held: Option<Vec<u8>>,
     relays: Vec<Relay>,
 }
 
@@ -109,6 +113,8 @@ impl<W: Write> Proxy<W> {
             writer,
             start: Instant::now(),
             memory: Memory::default(),
+            inputs: Inputs::new(),
+            held: None,
             relays: Vec::new(),
         })
     }
@@ -123,12 +129,23 @@ impl<W: Write> Proxy<W> {
         loop {
             let mut fds = vec![self.client.poll(), self.server.poll()];
             fds.extend(self.relays.iter().map(|relay| PollFd::new(&relay.from, PollFlags::IN)));
-            match rustix::event::poll(&mut fds, None) {
+            let due = self.inputs.due();
+            let left = due.map(|due| due.saturating_duration_since(Instant::now()));
+            let timeout = left.map(|left| Timespec {
+                tv_sec: left.as_secs() as i64,
+                tv_nsec: left.subsec_nanos().into(),
+            });
+            match rustix::event::poll(&mut fds, timeout.as_ref()) {
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(errno) => return Err(errno).context("cannot wait for messages"),
             }
             let ready: Vec<PollFlags> = fds.iter().map(PollFd::revents).collect();
             drop(fds);
+            if self.inputs.due().is_some_and(|due| due <= Instant::now()) {
+                let message = self.inputs.ask();
+                // The end of a stream is found by reading it.
+                let _ = self.server.send(message, Vec::new());
+            }
             // Signals first: what a message says may depend on them.
             for at in 0..self.relays.len() {
                 if !ready[at + 2].is_empty() {
@@ -153,11 +170,36 @@ impl<W: Write> Proxy<W> {
                 match self.client.socket.receive_message() {
                     Ok(message) => self.relay_request(message)?,
                     Err(vfiod_client::Error::Closed) => {
+                        self.collect_inputs()?;
                         self.record(&Event::End)?;
                         return Ok(Closed::ByClient);
                     }
                     Err(error) => return Err(error).context("the client"),
                 }
+            }
+        }
+    }
+
+    /// The client has closed its connection: takes what the device has got until then.
+    fn collect_inputs(&mut self) -> anyhow::Result<()> {
+        // One that was asked for before may have been answered before the last message.
+        let mut asked = false;
+        loop {
+            if self.inputs.due().is_some() {
+                if asked {
+                    return Ok(());
+                }
+                asked = true;
+                let message = self.inputs.ask();
+                let _ = self.server.send(message, Vec::new());
+            }
+            if !self.inputs.is_asked() {
+                return Ok(());
+            }
+            match self.server.socket.receive_message() {
+                Ok(message) => self.relay_reply(message)?,
+                // What was recorded is lost with the server; a replay finds that out.
+                Err(_) => return Ok(()),
             }
         }
     }
@@ -194,6 +236,7 @@ impl<W: Write> Proxy<W> {
             Some(Command::DeviceSetIrqs) => fds = self.relay(&payload, fds)?,
             _ => fds.clear(),
         }
+        self.inputs.request(&header);
         self.record(&Event::Client { message: bytes.clone(), eventfds: fds.len() as u8 })?;
         // The end of a stream is found by reading it.
         let _ = self.server.send(bytes, fds);
@@ -244,12 +287,26 @@ impl<W: Write> Proxy<W> {
             }
             return Ok(());
         }
+        if let Some(inputs) = self.inputs.reply(&header, &payload) {
+            if let Some(message) = self.held.take() {
+                let _ = self.client.send(message, Vec::new());
+            }
+            return inputs.map_or(Ok(()), |inputs| self.record(&Event::Inputs(inputs)));
+        }
         let message = match header.kind() {
             Kind::Reply(Ok(())) => withhold::reply(&header, &payload),
             _ => [header.as_bytes(), &payload].concat(),
         };
         debug_assert!(message.len() >= HEADER_LEN);
         self.record(&Event::Server { message: message.clone() })?;
+        let negotiated = header.command == Command::Version as u16;
+        if negotiated && header.kind() == Kind::Reply(Ok(())) {
+            // Before the client learns that it may go on.
+            let begin = self.inputs.begin();
+            let _ = self.server.send(begin, Vec::new());
+            self.held = Some(message);
+            return Ok(());
+        }
         let _ = self.client.send(message, Vec::new());
         Ok(())
     }

@@ -7,6 +7,10 @@ use clap::Args;
 /// Arguments of `replay`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
+Examples:
+  vfiod replay edu.capture --device edu --option dma_mask=65535
+  vfiod replay edu.capture --config vfiod.toml --device card0
+
 Exit codes:
   0  no difference
   1  differences, or the capture cannot be read")]
@@ -14,12 +18,17 @@ pub(crate) struct Replay {
     /// The captured session.
     pub file: PathBuf,
 
-    /// The model of the device to play it to.
+    /// The model of the device to play it to; with --config, the name of the device there.
     #[arg(long, value_name = "MODEL")]
     pub device: String,
 
+    /// The configuration of the server that the session was captured with: options and place of the
+    /// device. What connects it with the host (control sockets, links) is left out.
+    #[arg(long, value_name = "PATH")]
+    pub config: Option<PathBuf>,
+
     /// An option of the model, as when the session was captured.
-    #[arg(long = "option", value_name = "KEY=VALUE")]
+    #[arg(long = "option", value_name = "KEY=VALUE", conflicts_with = "config")]
     pub options: Vec<String>,
 
     /// After every message, save everything, drop it, and build it again from what was saved.

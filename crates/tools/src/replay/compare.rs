@@ -1,6 +1,7 @@
 //! What differs between a captured reply and that of the device that is played to.
 
-use vfiod_wire::payload::RegionAccess;
+use vfiod_wire::payload::{Feature, RegionAccess, feature_flag};
+use vfiod_wire::set::{HOT_RESET_INFO, SetInfo};
 use vfiod_wire::{Command, HEADER_LEN, Header, Kind};
 use zerocopy::FromBytes;
 
@@ -25,6 +26,9 @@ pub(super) fn difference(
     if was.kind() != is.kind() {
         return Some(format!("{name} {}: {} before, now {}", was.id, outcome(&was), outcome(&is)));
     }
+    if let (Some(old), Some(new)) = (set_info(captured), set_info(played)) {
+        return set_difference(&old, &new);
+    }
     if was.size != is.size {
         return Some(format!("{name} {}: {} bytes before, now {}", was.id, was.size, is.size));
     }
@@ -38,6 +42,28 @@ pub(super) fn difference(
     }
     let at = was.iter().zip(is).position(|(a, b)| a != b)?;
     Some(format!("{name}: byte {at} of the reply was {:#04x}, now {:#04x}", was[at], is[at]))
+}
+
+/// The reply to a request for the device's set.
+fn set_info(message: &[u8]) -> Option<SetInfo> {
+    let header = Header::parse(message)?;
+    let (feature, data) = Feature::read_from_prefix(message.get(HEADER_LEN..)?).ok()?;
+    let asked = u32::from(HOT_RESET_INFO) | feature_flag::GET;
+    let is_reply = header.kind() == Kind::Reply(Ok(()))
+        && header.command == Command::DeviceFeature as u16
+        && feature.flags == asked;
+    is_reply.then(|| SetInfo::decode(data).ok()).flatten()
+}
+
+/// Compares what concerns the device itself. The names and places of the server, and the other
+/// members of the set with their users, are not in a capture.
+fn set_difference(captured: &SetInfo, played: &SetInfo) -> Option<String> {
+    let itself = |info: &SetInfo| {
+        let member = info.members.iter().find(|member| member.itself)?;
+        Some((member.open, member.owned))
+    };
+    let (was, is) = (itself(captured), itself(played));
+    (was != is).then(|| format!("the device in its set: (open, owned) was {was:?}, now {is:?}"))
 }
 
 fn outcome(header: &Header) -> String {
@@ -77,6 +103,7 @@ fn read_difference(
 
 #[cfg(test)]
 mod tests {
+    use vfiod_wire::set::SetMember;
     use zerocopy::IntoBytes;
 
     use super::*;
@@ -103,6 +130,35 @@ mod tests {
         changed[5] = 99;
         let other = difference(&read(0xc, &long), &read(0xc, &changed), mask).unwrap();
         assert!(other.contains("offset 0x10") || other.contains("0x10:"), "{other}");
+    }
+
+    fn set_reply(info: &SetInfo) -> Vec<u8> {
+        let data = info.encode();
+        let flags = u32::from(HOT_RESET_INFO) | feature_flag::GET;
+        let feature = Feature { argsz: (Feature::LEN + data.len()) as u32, flags };
+        let header = Header::command(4, Command::DeviceFeature, 0, false);
+        let header = header.reply(Feature::LEN + data.len());
+        [header.as_bytes(), feature.as_bytes(), &data].concat()
+    }
+
+    #[test]
+    fn names_and_other_members_of_a_set_do_not_count() {
+        let none = |_, _, _| 0;
+        let member = |name: &str, owned| SetMember {
+            name: name.to_owned(),
+            itself: true,
+            open: true,
+            owned,
+            ..SetMember::default()
+        };
+        let other = SetMember { itself: false, device: 7, ..member("other", false) };
+        let captured = SetInfo { allowed: false, members: vec![member("edu", true), other] };
+        let played = SetInfo { allowed: true, members: vec![member("replay", true)] };
+        let same = difference(&set_reply(&captured), &set_reply(&played), none);
+        assert_eq!(same, None);
+        let played = SetInfo { allowed: true, members: vec![member("replay", false)] };
+        let text = difference(&set_reply(&captured), &set_reply(&played), none).unwrap();
+        assert!(text.contains("was Some((true, true)), now Some((true, false))"), "{text}");
     }
 
     #[test]

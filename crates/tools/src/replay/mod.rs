@@ -3,7 +3,8 @@
 //! The client's messages are given to the device in the captured order. Where the capture has a
 //! signal or a DMA message of the device, the device is waited for, so that what the client did
 //! after it happens after it again. Registers that the model declares volatile are compared without
-//! those bits; where these differ, the device gets a moment to change them.
+//! those bits; where these differ, the device gets a moment to change them. Input that the device got
+//! from outside arrives at the same places among its calls.
 
 pub(crate) mod arguments;
 mod channel;
@@ -12,13 +13,14 @@ mod player;
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashMap;
 use std::fs::File;
-use std::io::{BufReader, Read};
+use std::io::{BufReader, Read, Seek};
 
 use anyhow::Context;
 use vfiod_config::{Options, UsageError};
+use vfiod_core::{InputEntry, InputPlace, Token};
 use vfiod_daemon::{option_value, output};
+use vfiod_wire::input::{InputLog, InputWhen};
 use vfiod_wire::payload::RegionAccess;
 use vfiod_wire::{Command, HEADER_LEN, Header, Kind};
 use zerocopy::FromBytes;
@@ -44,12 +46,8 @@ struct Findings {
 pub(crate) fn run(args: &Replay) -> anyhow::Result<()> {
     let file =
         File::open(&args.file).with_context(|| format!("cannot open {}", args.file.display()))?;
-    let options = options_of(&args.options)?;
-    let model = args.device.clone();
-    let make: Make = Box::new(move || {
-        Ok(vfiod_devices::catalogue().build(&model, &options, Default::default())?)
-    });
-    let findings = play(BufReader::new(file), make, args.rebuild)
+    let (make, token) = device_of(args)?;
+    let findings = play(BufReader::new(file), make, token, args.rebuild)
         .with_context(|| format!("cannot replay {}", args.file.display()))?;
     let Findings { requests, dma_messages, signals, differences, truncated } = &findings;
     let mut text = format!("{requests} requests, {dma_messages} DMA messages, {signals} signals");
@@ -65,6 +63,32 @@ pub(crate) fn run(args: &Replay) -> anyhow::Result<()> {
     output::print("no difference\n")
 }
 
+/// Options by which a device is connected with the host.
+const CONNECTIONS: [&str; 3] = ["control", "link0", "link1"];
+
+/// What makes the device, and the VF token that its configuration presents.
+fn device_of(args: &Replay) -> anyhow::Result<(Make, Option<Token>)> {
+    let models = vfiod_devices::catalogue();
+    let Some(path) = &args.config else {
+        let (model, options) = (args.device.clone(), options_of(&args.options)?);
+        let make = move || Ok(models.build(&model, &options, Default::default())?);
+        return Ok((Box::new(make), None));
+    };
+    let text =
+        std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let mut config = vfiod_config::read(&path.display().to_string(), &text, &models)?;
+    let name = args.device.clone();
+    let device = config.devices.iter_mut().find(|device| device.name == name);
+    let device = device.with_context(|| format!("{} has no device `{name}`", path.display()))?;
+    device.options.retain(|option| !CONNECTIONS.contains(&option.name.as_str()));
+    let token = device.token;
+    let make = move || {
+        let device = vfiod_manager::build_device(&config, &models, &name)?;
+        device.with_context(|| format!("no device `{name}`"))
+    };
+    Ok((Box::new(make), token))
+}
+
 fn options_of(arguments: &[String]) -> anyhow::Result<Options> {
     let option = |text: &String| {
         let (name, value) = text.split_once('=').ok_or_else(|| {
@@ -75,13 +99,63 @@ fn options_of(arguments: &[String]) -> anyhow::Result<Options> {
     arguments.iter().map(option).collect()
 }
 
-/// Plays a capture to a device.
-fn play(file: impl Read, make: Make, rebuild: bool) -> anyhow::Result<Findings> {
+/// What a capture has of the device's input.
+#[derive(Default)]
+struct Inputs {
+    /// `None`: it was not recorded.
+    entries: Option<Vec<InputEntry>>,
+    /// Up to which call of the device.
+    calls: u64,
+    lost: bool,
+    /// The client ended the session.
+    complete: bool,
+}
+
+/// Collects the input, which the capture has behind the messages that it arrived among.
+fn inputs_of(file: impl Read) -> anyhow::Result<Inputs> {
     let mut reader = Reader::new(file)?;
-    let mut player = Player::new(make)?;
+    let mut inputs = Inputs::default();
+    // A damaged record is reported when it is played.
+    while let Ok(event) = reader.read() {
+        match event {
+            Event::Inputs(log) => {
+                let log = InputLog::decode(&log).context("the capture's input")?;
+                inputs.calls = log.calls;
+                inputs.lost |= log.lost;
+                let entry = |input: vfiod_wire::input::Input| InputEntry {
+                    place: match input.when {
+                        InputWhen::Before => InputPlace::Before,
+                        InputWhen::After(call) => InputPlace::After(call),
+                        InputWhen::Within(call) => InputPlace::Within(call),
+                    },
+                    bytes: input.bytes,
+                };
+                let entries = inputs.entries.get_or_insert_default();
+                entries.extend(log.inputs.into_iter().map(entry));
+            }
+            Event::End => inputs.complete = true,
+            _ => {}
+        }
+    }
+    Ok(inputs)
+}
+
+/// Plays a capture to a device.
+fn play(
+    mut file: impl Read + Seek,
+    make: Make,
+    token: Option<Token>,
+    rebuild: bool,
+) -> anyhow::Result<Findings> {
+    let Inputs { entries, calls, lost, complete } = inputs_of(&mut file)?;
+    let cut_at = (entries.is_some() && !complete).then_some(calls);
+    file.rewind()?;
+    let mut reader = Reader::new(file)?;
+    let mut player = Player::new(make, token, entries)?;
     let mut findings = Findings::default();
-    // The device's DMA messages by the ids that they had.
-    let mut dma: HashMap<u16, Header> = HashMap::new();
+    if lost {
+        findings.differences.push("input of the device is missing in the capture".to_owned());
+    }
     for number in 1usize.. {
         let event = match reader.read() {
             Ok(Event::End) => break,
@@ -92,7 +166,13 @@ fn play(file: impl Read, make: Make, rebuild: bool) -> anyhow::Result<Findings> 
             }
             Err(error) => return Err(error.into()),
         };
-        let difference = step(&mut player, &mut findings, &mut dma, &event);
+        // Behind the last input that was collected, others may be missing.
+        let is_client = matches!(event, Event::Client { .. });
+        if is_client && cut_at.is_some_and(|calls| player.calls() > calls) {
+            findings.truncated = true;
+            break;
+        }
+        let difference = step(&mut player, &mut findings, &event);
         let difference = difference.with_context(|| format!("record {number}"))?;
         if let Some(difference) = difference {
             findings.differences.push(format!("record {number}: {difference}"));
@@ -120,7 +200,6 @@ fn play(file: impl Read, make: Make, rebuild: bool) -> anyhow::Result<Findings> 
 fn step(
     player: &mut Player,
     findings: &mut Findings,
-    dma: &mut HashMap<u16, Header>,
     event: &Event,
 ) -> anyhow::Result<Option<String>> {
     match event {
@@ -128,10 +207,7 @@ fn step(
             let header = Header::parse(message).context("a message without a header")?;
             anyhow::ensure!(header.size as usize == message.len(), "a message of another size");
             if matches!(header.kind(), Kind::Reply(_)) {
-                if let Some(asked) = dma.remove(&header.id) {
-                    let header = Header { id: asked.id, ..header };
-                    player.dma_reply(header, &message[HEADER_LEN..]);
-                }
+                player.dma_reply(header, &message[HEADER_LEN..])?;
                 return Ok(None);
             }
             findings.requests += 1;
@@ -159,10 +235,9 @@ fn step(
             }
             findings.dma_messages += 1;
             let name = Command::from_number(header.command).map_or("message", Command::name);
-            let Some((asked, payload)) = player.dma_message() else {
+            let Some((asked, payload)) = player.dma_message(header.id) else {
                 return Ok(Some(format!("{name} was sent, now not")));
             };
-            dma.insert(header.id, asked);
             let same = asked.command == header.command && payload == message[HEADER_LEN..];
             Ok((!same).then(|| format!("{name} of another address, size or content")))
         }
@@ -179,6 +254,6 @@ fn step(
             player.unmask(signal.index, signal.vector, signal.count);
             Ok(None)
         }
-        Event::End => Ok(None),
+        Event::Inputs(_) | Event::End => Ok(None),
     }
 }

@@ -1,4 +1,5 @@
-//! Plays the client of a captured session to a device, without a socket.
+//! Plays the client of a captured session to a device, without a socket and on one thread: the
+//! device's tasks run here, between the client's messages and while the device is waited for.
 
 use std::collections::{HashMap, VecDeque};
 use std::os::fd::OwnedFd;
@@ -9,12 +10,12 @@ use anyhow::{Context, anyhow};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd};
 use vfiod_core::dma::DmaPeer;
 use vfiod_core::{
-    DescriptorTable, Device, DeviceSpec, Error, File, Owner, ReadEffect, ReadTraits, RegionIndex,
-    Registration, Registry, Token,
+    DescriptorTable, Device, DeviceSpec, Error, File, InputEntry, InputPlace, Owner, ReadEffect,
+    ReadTraits, RegionIndex, Registration, Registry, Token,
 };
-use vfiod_protocol::{Call, Connection, Descriptors, DmaReply, Event, Request};
+use vfiod_protocol::{Call, Connection, Descriptors, Event, Request};
 use vfiod_server::{ClientLink, Target, now};
-use vfiod_tasks::Workers;
+use vfiod_tasks::Runtime;
 use vfiod_wire::payload::{IrqSet, RegionAccess, irq_flag};
 use vfiod_wire::{Command, HEADER_LEN, Header, Kind};
 use zerocopy::{FromBytes, IntoBytes};
@@ -27,6 +28,9 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long a register may take to get the value that it had.
 const SETTLE: Duration = Duration::from_millis(200);
+
+/// The time between two looks at a register.
+const PAUSE: Duration = Duration::from_millis(1);
 
 /// Makes the device.
 pub(super) type Make = Box<dyn Fn() -> anyhow::Result<Box<dyn Device>>>;
@@ -44,6 +48,10 @@ struct Vector {
 /// The client that is played.
 pub(super) struct Player {
     make: Make,
+    /// The VF token that the configuration presents for clients.
+    token: Option<Token>,
+    /// Input that arrived after the device was opened. Calls are counted from there.
+    inputs: Option<Vec<InputEntry>>,
     /// Before the registration, which waits for its end.
     file: Option<File>,
     device: Registered,
@@ -80,25 +88,38 @@ impl ClientLink for Link<'_> {
     }
 }
 
-/// The device, and a thread for its tasks.
+/// The device, and what runs its tasks.
 struct Registered {
     registration: Registration,
-    _workers: Workers,
+    runtime: Runtime,
 }
 
 fn register(device: Box<dyn Device>) -> anyhow::Result<Registered> {
     let spec = DeviceSpec { name: "replay".to_owned(), ..DeviceSpec::default() };
     let registry = Registry::new();
-    let workers = Workers::start(registry.runtime(), 1).context("cannot start a thread")?;
     let registration = registry.register(spec, device).context("cannot register the device")?;
-    Ok(Registered { registration, _workers: workers })
+    Ok(Registered { registration, runtime: registry.runtime().clone() })
 }
 
 impl Player {
-    pub(super) fn new(make: Make) -> anyhow::Result<Self> {
+    /// `inputs` is what the device got from outside, if that was recorded.
+    pub(super) fn new(
+        make: Make,
+        token: Option<Token>,
+        inputs: Option<Vec<InputEntry>>,
+    ) -> anyhow::Result<Self> {
+        let device = register(make()?)?;
+        let inputs = inputs.map(|mut inputs| {
+            let later = inputs.iter().position(|input| input.place != InputPlace::Before);
+            let later = inputs.split_off(later.unwrap_or(inputs.len()));
+            device.registration.device().input_log().start_replay(0, inputs);
+            later
+        });
         Ok(Self {
-            device: register(make()?)?,
+            device,
             make,
+            token,
+            inputs,
             file: None,
             connection: Connection::default(),
             dma: Channel::new(1 << 20),
@@ -127,14 +148,44 @@ impl Player {
         if captured.len() > 8 || !traits.is_ok_and(pure) {
             return;
         }
-        let deadline = Instant::now() + SETTLE;
         let mut data = [0; 8];
         let data = &mut data[..captured.len()];
+        let deadline = Instant::now() + SETTLE;
         while file.read(region, access.offset, data).is_ok()
             && data != captured
             && Instant::now() < deadline
         {
-            std::thread::sleep(Duration::from_millis(1));
+            self.wait_for_work(PAUSE.min(deadline.saturating_duration_since(Instant::now())), None);
+        }
+    }
+
+    /// Runs the device's tasks, and waits until there is more to do for them or `event` is readable,
+    /// or until the time is up.
+    fn wait_for_work(&self, time: Duration, event: Option<&OwnedFd>) {
+        let runtime = &self.device.runtime;
+        if runtime.run() {
+            return;
+        }
+        let fd = runtime.fd();
+        let mut fds = vec![PollFd::from_borrowed_fd(fd, PollFlags::IN)];
+        fds.extend(event.map(|event| PollFd::new(event, PollFlags::IN)));
+        let tv_nsec = time.subsec_nanos().into();
+        let timeout = Timespec { tv_sec: time.as_secs() as i64, tv_nsec };
+        // Whatever it says, the caller looks at what it waits for.
+        let _ = rustix::event::poll(&mut fds, Some(&timeout));
+    }
+
+    /// Runs the device's tasks until `look` finds something, or for [`TIMEOUT`].
+    fn wait_for<R>(&self, look: impl Fn() -> Option<R>) -> Option<R> {
+        let deadline = Instant::now() + TIMEOUT;
+        loop {
+            self.device.runtime.run();
+            let found = look();
+            let left = deadline.saturating_duration_since(Instant::now());
+            if found.is_some() || left.is_zero() {
+                return found;
+            }
+            self.wait_for_work(left, None);
         }
     }
 
@@ -149,6 +200,9 @@ impl Player {
             self.next_fd += 1;
         }
         self.keep_vectors(message, &names)?;
+        if calls_device(message) {
+            self.replay_inputs();
+        }
         let descriptors = Descriptors { fds: names, truncated: false };
         self.connection.receive(message, descriptors, now());
         while let Some(event) = self.connection.next()? {
@@ -161,9 +215,12 @@ impl Player {
                         let owner = Owner::in_process("replay");
                         let device = self.device.registration.device();
                         let limit = proposed.data_limit();
-                        match device.open_with(owner, token.map(Token)) {
+                        match device.open_with(owner, token.map(Token).or(self.token)) {
                             Ok(file) => {
                                 self.file = Some(file);
+                                if let Some(inputs) = self.inputs.take() {
+                                    device.input_log().start_replay(0, inputs);
+                                }
                                 self.dma = Channel::new(limit);
                                 reply.negotiated(None);
                             }
@@ -184,7 +241,19 @@ impl Player {
             }
         }
         self.take_replies();
+        self.device.runtime.run();
         Ok(())
+    }
+
+    /// Gives the device the input that it got before its next call.
+    pub(super) fn replay_inputs(&self) {
+        self.device.registration.device().input_log().replay_due();
+        self.device.runtime.run();
+    }
+
+    /// How often the device was called, as far as it counts.
+    pub(super) fn calls(&self) -> u64 {
+        self.device.registration.device().input_log().calls()
     }
 
     fn take_replies(&mut self) {
@@ -211,14 +280,22 @@ impl Player {
         self.replies.pop_front()
     }
 
-    /// The device's next DMA message, if it comes in time.
-    pub(super) fn dma_message(&self) -> Option<(Header, Vec<u8>)> {
-        self.dma.next_message(Instant::now() + TIMEOUT)
+    /// The device's next DMA message, if it comes in time. `captured` is the id that it had.
+    pub(super) fn dma_message(&self, captured: u16) -> Option<(Header, Vec<u8>)> {
+        self.wait_for(|| self.dma.next_message(captured))
     }
 
-    /// The client's reply to a DMA message of the device.
-    pub(super) fn dma_reply(&mut self, header: Header, payload: &[u8]) {
-        self.dma.complete(&DmaReply { header, payload, position: 0 });
+    /// The client's reply to a DMA message of the device, which had the id of that message.
+    pub(super) fn dma_reply(&mut self, header: Header, payload: &[u8]) -> anyhow::Result<()> {
+        if !self.dma.awaits_reply(header.id) {
+            // The device has not sent the message, and that was reported.
+            return Ok(());
+        }
+        match self.wait_for(|| self.dma.reply(header, payload)) {
+            Some(header) => self.client(&[header.as_bytes(), payload].concat(), 0),
+            // The rebuilt device does without.
+            None => Ok(()),
+        }
     }
 
     /// Waits until the device has signalled a vector as often as it did before. Returns how often
@@ -230,28 +307,31 @@ impl Player {
         count: u64,
     ) -> Result<(), u64> {
         let deadline = Instant::now() + TIMEOUT;
-        let found = self
-            .vectors
-            .iter_mut()
-            .find(|known| (known.index, known.vector, known.unmask) == (index, vector, false));
-        let Some(known) = found else { return Err(0) };
-        while known.taken < count {
+        let is_it =
+            |known: &Vector| (known.index, known.vector, known.unmask) == (index, vector, false);
+        let Some(at) = self.vectors.iter().position(is_it) else { return Err(0) };
+        loop {
+            self.device.runtime.run();
+            let known = &mut self.vectors[at];
             known.taken += read_count(&known.fd);
             if known.taken >= count {
-                break;
+                known.taken -= count;
+                return Ok(());
             }
+            // It may be what input causes.
+            self.replay_inputs();
+            let known = &mut self.vectors[at];
+            known.taken += read_count(&known.fd);
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return Err(std::mem::take(&mut known.taken));
             }
-            let timeout = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: 0 };
-            let timeout = Timespec { tv_nsec: left.subsec_nanos().into(), ..timeout };
-            let mut fds = [PollFd::new(&known.fd, PollFlags::IN)];
-            // Whatever it says, the counter is looked at next.
-            let _ = rustix::event::poll(&mut fds, Some(&timeout));
+            let event = known.fd.clone();
+            if known.taken >= count {
+                continue;
+            }
+            self.wait_for_work(left, Some(&event));
         }
-        known.taken -= count;
-        Ok(())
     }
 
     /// The client signals an unmasking eventfd.
@@ -271,6 +351,7 @@ impl Player {
     /// What the device has done that nobody asked for: vectors and how often they were signalled,
     /// and the number of replies and DMA messages.
     pub(super) fn left_over(&mut self) -> (Vec<(u32, u32, u64)>, usize, usize) {
+        self.replay_inputs();
         let mut signals = Vec::new();
         for known in self.vectors.iter_mut().filter(|known| !known.unmask) {
             known.taken += read_count(&known.fd);
@@ -278,11 +359,7 @@ impl Player {
                 signals.push((known.index, known.vector, known.taken));
             }
         }
-        let mut messages = 0;
-        while self.dma.next_message(Instant::now()).is_some() {
-            messages += 1;
-        }
-        (signals, self.replies.len(), messages)
+        (signals, self.replies.len(), self.dma.left_over())
     }
 
     /// Keeps the eventfds of a DEVICE_SET_IRQS.
@@ -307,30 +384,47 @@ impl Player {
         Ok(())
     }
 
-    /// Saves everything, drops it, and builds it again from what was saved. Not while DMA or a
-    /// task of the device runs: a restored task would send its DMA messages again.
+    /// Saves everything, drops it, and builds it again from what was saved.
     pub(super) fn rebuild(&mut self) -> anyhow::Result<()> {
-        let works = !self.device.registration.device().status().tasks.is_empty();
-        if works || !self.dma.is_idle() {
-            return Ok(());
-        }
         let text = serde_json::to_string(&self.connection)?;
         self.connection = serde_json::from_str(&text).context("the protocol's state")?;
-        self.dma = self.dma.rebuilt().context("the state of DMA messages")?;
         let Some(file) = self.file.take() else { return Ok(()) };
-        let peer: Arc<dyn DmaPeer> = self.dma.clone();
-        let mut table = DescriptorTable::new().with_peer(peer);
+        let mut table = DescriptorTable::new();
         let device = self.device.registration.device().save(&mut table);
         let text = serde_json::to_string(&device.context("cannot save the device")?)?;
+        self.dma = self.dma.rebuilt().context("the state of DMA messages")?;
         drop(file);
+        let log = self.device.registration.device().input_log();
+        let replayed = log.is_replaying().then(|| log.take_replay());
         self.device = register((self.make)()?)?;
+        if let Some((calls, inputs)) = replayed {
+            self.device.registration.device().input_log().start_replay(calls, inputs);
+        }
         let saved = serde_json::from_str(&text).context("the device's state")?;
-        let files = self.device.registration.device().restore(&saved, None, &mut table);
+        let peer: Arc<dyn DmaPeer> = self.dma.clone();
+        let device = self.device.registration.device();
+        let files = device.restore(&saved, None, &mut table.with_peer(peer));
         let file = files.context("cannot restore the device")?.pop();
-        let file = file.context("the restored device has no file")?;
-        self.file = Some(file);
+        self.file = Some(file.context("the restored device has no file")?);
+        if device.status().tasks.is_empty() {
+            self.dma.forget_exchanges();
+        }
         Ok(())
     }
+}
+
+/// Whether a message causes calls of the device.
+fn calls_device(message: &[u8]) -> bool {
+    let command = Header::parse(message).and_then(|header| Command::from_number(header.command));
+    matches!(
+        command,
+        Some(
+            Command::RegionRead
+                | Command::RegionWrite
+                | Command::RegionWriteMulti
+                | Command::DeviceReset
+        )
+    )
 }
 
 fn payload_of(message: &[u8], command: Command) -> Option<&[u8]> {

@@ -1,10 +1,11 @@
 //! A session with `edu` is captured through sockets and played again.
 
 use std::fs::File;
-use std::io::BufReader;
+use std::io::{BufRead, BufReader, Cursor, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd};
@@ -22,10 +23,12 @@ const COMMAND: u64 = 4;
 const BUS_MASTER: u32 = 0x0400_0006;
 
 fn model(name: &'static str) -> Make {
-    Box::new(move || {
-        let options = Default::default();
-        Ok(vfiod_devices::catalogue().build(name, &options, Default::default())?)
-    })
+    model_with(name, &[])
+}
+
+fn model_with(name: &'static str, options: &[String]) -> Make {
+    let options = super::options_of(options).unwrap();
+    Box::new(move || Ok(vfiod_devices::catalogue().build(name, &options, Default::default())?))
 }
 
 fn edu() -> Make {
@@ -34,19 +37,14 @@ fn edu() -> Make {
 
 /// Runs `session` with `edu` through a proxy that writes to `path`.
 fn capture(path: &Path, options: Options, session: impl FnOnce(&mut Client)) {
-    capture_model("edu", path, options, session);
+    capture_model(edu(), path, options, session);
 }
 
-fn capture_model(
-    name: &'static str,
-    path: &Path,
-    options: Options,
-    session: impl FnOnce(&mut Client),
-) {
-    let spec = DeviceSpec { name: name.into(), ..DeviceSpec::default() };
+fn capture_model(make: Make, path: &Path, options: Options, session: impl FnOnce(&mut Client)) {
+    let spec = DeviceSpec { name: "captured".into(), ..DeviceSpec::default() };
     let registry = Registry::new();
     let _workers = vfiod_tasks::Workers::start(registry.runtime(), 1).unwrap();
-    let registration = registry.register(spec, model(name)().unwrap()).unwrap();
+    let registration = registry.register(spec, make().unwrap()).unwrap();
     let server = Server::new(ServerOptions::default()).unwrap();
     let (to_server, from_proxy) = UnixStream::pair().unwrap();
     let (to_proxy, from_client) = UnixStream::pair().unwrap();
@@ -95,10 +93,7 @@ fn session(client: &mut Client) {
     assert_eq!(read(client, 0x08), 3_628_800);
     acknowledge(client, 1);
     for (source, destination, command) in [(IOVA, 0x40000, 5), (0x40000, IOVA + 0x800, 7)] {
-        for (register, value) in [(0x80, source), (0x88, destination), (0x90, 10), (0x98, command)]
-        {
-            client.region_write(0, register, &u64::to_le_bytes(value)).unwrap();
-        }
+        transfer(client, source, destination, 10, command);
         wait_for(&event);
         acknowledge(client, 0x100);
     }
@@ -111,6 +106,13 @@ fn session(client: &mut Client) {
     client.dma_unmap(IOVA, memory.size()).unwrap();
 }
 
+/// Starts a transfer.
+fn transfer(client: &mut Client, source: u64, destination: u64, count: u64, command: u64) {
+    for (register, value) in [(0x80, source), (0x88, destination), (0x90, count), (0x98, command)] {
+        client.region_write(0, register, &u64::to_le_bytes(value)).unwrap();
+    }
+}
+
 fn acknowledge(client: &mut Client, cause: u32) {
     write(client, 0x64, cause);
     client.set_irqs(0, 0, 1, IrqAction::Unmask, IrqData::None).unwrap();
@@ -121,7 +123,7 @@ fn client_memory() -> GuestMemory {
 }
 
 fn replay(path: &Path, rebuild: bool) -> Findings {
-    play(BufReader::new(File::open(path).unwrap()), edu(), rebuild).unwrap()
+    play(BufReader::new(File::open(path).unwrap()), edu(), None, rebuild).unwrap()
 }
 
 #[test]
@@ -170,6 +172,7 @@ fn anything(client: &mut Client, seed: u64) {
             _ => drop(client.irq_info(next(6) as u32)),
         }
     }
+    client.dma_unmap(IOVA, memory.size()).unwrap();
 }
 
 #[test]
@@ -178,10 +181,10 @@ fn everything_can_be_rebuilt_after_every_message() {
     for name in ["template", "gpio", "edu", "serial"] {
         for seed in 1..4 {
             let path = dir.path().join(format!("{name}{seed}.capture"));
-            capture_model(name, &path, Options::default(), |client| anything(client, seed));
+            capture_model(model(name), &path, Options::default(), |client| anything(client, seed));
             for rebuild in [false, true] {
                 let file = BufReader::new(File::open(&path).unwrap());
-                let findings = play(file, model(name), rebuild).unwrap();
+                let findings = play(file, model(name), None, rebuild).unwrap();
                 assert_eq!(
                     findings.differences,
                     Vec::<String>::new(),
@@ -190,6 +193,80 @@ fn everything_can_be_rebuilt_after_every_message() {
                 assert!(findings.requests > 200);
             }
         }
+    }
+}
+
+/// Replays a capture of a model, plain and rebuilt.
+fn must_replay(path: &Path, name: &'static str, options: &[String]) {
+    for rebuild in [false, true] {
+        let file = BufReader::new(File::open(path).unwrap());
+        let findings = play(file, model_with(name, options), None, rebuild).unwrap();
+        assert_eq!(findings.differences, Vec::<String>::new(), "{name}, rebuild: {rebuild}");
+        assert!(!findings.truncated);
+    }
+}
+
+/// Somebody sets inputs all the time, while the guest reads them and has interrupts on.
+#[test]
+fn inputs_that_change_from_outside_arrive_at_the_same_places() {
+    let dir = tempfile::tempdir().unwrap();
+    for seed in 1..4 {
+        let path = dir.path().join(format!("gpio{seed}.capture"));
+        let control = dir.path().join("control");
+        let make = model_with("gpio", &[format!("control={}", control.display())]);
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            capture_model(make, &path, Options::default(), |client| {
+                let mut outside = UnixStream::connect(&control).unwrap();
+                let done = &done;
+                let setter = scope.spawn(move || {
+                    let mut replies = BufReader::new(outside.try_clone().unwrap());
+                    let mut round = 0;
+                    while !done.load(Ordering::Relaxed) {
+                        writeln!(outside, "set {} {}", round % 16, round / 16 % 2).unwrap();
+                        replies.read_line(&mut String::new()).unwrap();
+                        round += 1;
+                    }
+                    round
+                });
+                anything(client, seed);
+                done.store(true, Ordering::Relaxed);
+                assert!(setter.join().unwrap() > 0);
+            });
+        });
+        must_replay(&path, "gpio", &[]);
+    }
+}
+
+/// Characters arrive at a terminal while the guest polls, reads, resets its FIFO and goes away.
+#[test]
+fn characters_of_a_terminal_arrive_at_the_same_places() {
+    let dir = tempfile::tempdir().unwrap();
+    for seed in 1..4 {
+        let path = dir.path().join(format!("serial{seed}.capture"));
+        let link = dir.path().join("terminal");
+        let options = ["backend=pty".to_owned(), format!("link0={}", link.display())];
+        capture_model(model_with("serial", &options), &path, Options::default(), |client| {
+            let terminal = File::options().read(true).write(true).open(&link).unwrap();
+            for round in 0..8 {
+                (&terminal).write_all(b"what somebody types\n").unwrap();
+                anything(client, 8 * seed + round);
+                // Eight bits, no divisor latch; DTR and RTS: the guest wants all of it.
+                client.region_write(0, 3, &[3]).unwrap();
+                client.region_write(0, 4, &[3]).unwrap();
+                // What came before may have been dropped by a reset.
+                (&terminal).write_all(b"\n").unwrap();
+                let mut last = [0];
+                while last != *b"\n" {
+                    let mut status = [0];
+                    client.region_read(0, 5, &mut status).unwrap();
+                    if status[0] & 1 != 0 {
+                        client.region_read(0, 0, &mut last).unwrap();
+                    }
+                }
+            }
+        });
+        must_replay(&path, "serial", &["backend=pty".to_owned()]);
     }
 }
 
@@ -204,14 +281,58 @@ fn memory_without_descriptor_and_a_second_socket_replay_too() {
         assert!(!client.has_twin_socket());
         client.dma_map(IOVA, memory.size(), None).unwrap();
         client.region_write(7, COMMAND, &BUS_MASTER.to_le_bytes()).unwrap();
-        for (register, value) in [(0x80, IOVA), (0x88, 0x40000), (0x90, 16), (0x98, 1)] {
-            client.region_write(0, register, &u64::to_le_bytes(value)).unwrap();
-        }
+        transfer(client, IOVA, 0x40000, 16, 1);
         while read(client, 0x98) & 1 != 0 {}
     });
-    let findings = replay(&path, false);
-    assert_eq!(findings.differences, Vec::<String>::new());
-    assert_eq!(findings.dma_messages, 1);
+    for rebuild in [false, true] {
+        let findings = replay(&path, rebuild);
+        assert_eq!(findings.differences, Vec::<String>::new(), "rebuild: {rebuild}");
+        assert_eq!(findings.dma_messages, 1);
+    }
+}
+
+/// The guest sees one completion, and what the messages brought, however often the device was
+/// rebuilt between them.
+#[test]
+fn device_is_rebuilt_between_the_messages_of_a_transfer() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("edu.capture");
+    // 16 messages for each transfer: more than are sent ahead.
+    let mut options = Options::default();
+    options.capabilities.max_data_xfer_size = Some(64);
+    capture(&path, options, |client| {
+        let memory = client_memory();
+        let bytes: Vec<u8> = (0..1024u32).map(|byte| (byte % 251) as u8).collect();
+        memory.write(0, &bytes).unwrap();
+        client.dma_map(IOVA, memory.size(), Some((memory.fd(), 0))).unwrap();
+        client.region_write(7, COMMAND, &BUS_MASTER.to_le_bytes()).unwrap();
+        let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).unwrap();
+        let fds = [event.as_fd()];
+        client.set_irqs(0, 0, 1, IrqAction::Trigger, IrqData::EventFds(&fds)).unwrap();
+        for (source, destination, command) in [(IOVA, 0x40000, 5), (0x40000, IOVA + 0x800, 7)] {
+            transfer(client, source, destination, 1024, command);
+            wait_for(&event);
+            acknowledge(client, 0x100);
+        }
+        let mut copied = vec![0; bytes.len()];
+        memory.read(0x800, &mut copied).unwrap();
+        assert_eq!(copied, bytes);
+    });
+    for rebuild in [false, true] {
+        let findings = replay(&path, rebuild);
+        assert_eq!(findings.differences, Vec::<String>::new(), "rebuild: {rebuild}");
+        assert_eq!((findings.dma_messages, findings.signals), (32, 2));
+    }
+}
+
+#[test]
+fn session_of_a_client_that_asks_for_the_set_replays_without_a_difference() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("edu.capture");
+    capture(&path, Options::default(), |client| {
+        assert_eq!(client.hot_reset_info().unwrap().members[0].name, "captured");
+    });
+    assert_eq!(replay(&path, true).differences, Vec::<String>::new());
 }
 
 /// The events of a capture, changed, as a capture.
@@ -241,7 +362,7 @@ fn differences_are_found_and_named() {
             *message.last_mut().unwrap() = 2;
         }
     });
-    let findings = play(&other[..], edu(), false).unwrap();
+    let findings = play(Cursor::new(other), edu(), None, false).unwrap();
     let text = "record 4: region 0, offset 0x0: 0x20000ed was read, now 0x10000ed";
     assert_eq!(findings.differences, [text]);
 }
@@ -254,7 +375,8 @@ fn truncated_capture_is_replayed_as_far_as_it_goes() {
     let bytes = std::fs::read(&path).unwrap();
     let mut requests = 0;
     for part in 1..8 {
-        let findings = play(&bytes[..bytes.len() * part / 8], edu(), false).unwrap();
+        let findings =
+            play(Cursor::new(&bytes[..bytes.len() * part / 8]), edu(), None, false).unwrap();
         assert!(findings.truncated);
         assert_eq!(findings.differences, Vec::<String>::new());
         assert!(findings.requests >= requests);
