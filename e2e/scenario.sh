@@ -52,13 +52,51 @@ start_server() {
     for socket in "$@"; do wait_for "socket $socket" test -S "$WORK/$socket"; done
 }
 
-# stop_server: SIGTERM, which must end it with exit code 0.
+# stop_server: SIGTERM, which must end it with exit code 0. Then what was captured is replayed.
 stop_server() {
     local pid=$SERVER_PID
     SERVER_PID=''
     kill -TERM "$pid"
     wait "$pid"
+    replay_captures
 }
+
+# capture NAME SOCKET DEVICE [OPTION...]: captures the session of the guest that connects to
+# $WORK/NAME.captured instead of $WORK/SOCKET. DEVICE is a device of the configuration, or a model with
+# its options KEY=VALUE.
+CAPTURES=()
+capture() {
+    "$VFIOD" capture "$WORK/$2" "$WORK/$1.capture" --listen "$WORK/$1.captured" \
+        >"$WORK/$1.capture.out" 2>&1 &
+    CAPTURES+=("$! $1 ${*:3}")
+    wait_for "the capture's socket" test -S "$WORK/$1.captured"
+}
+
+# replay_captures: what was captured replays without a difference, also if the device is saved,
+# dropped and rebuilt after every message (of the first megabyte: that takes a millisecond each time).
+replay_captures() {
+    local entry pid name device options option rebuild arguments
+    for entry in "${CAPTURES[@]}"; do
+        read -r pid name device options <<<"$entry"
+        wait_for "the end of capture $name" not kill -0 "$pid"
+        wait "$pid" || { cat "$WORK/$name.capture.out"; return 1; }
+        arguments=("$WORK/$name.capture" --device "$device")
+        if grep -qF "[device.$device]" "$WORK/config.toml"; then
+            arguments+=(--config "$WORK/config.toml")
+        fi
+        for option in $options; do arguments+=(--option "$option"); done
+        for rebuild in '' --rebuild; do
+            # bench cannot be saved.
+            [ "$device$rebuild" != bench--rebuild ] || continue
+            echo "--- replay of $name ($device) $rebuild"
+            [ -z "$rebuild" ] || truncate -s "<1M" "$WORK/$name.capture"
+            # shellcheck disable=SC2086
+            "$VFIOD" replay "${arguments[@]}" $rebuild
+        done
+    done
+    CAPTURES=()
+}
+not() { ! "$@"; }
 
 # logged PATTERN: the server's log has a line like that by now or soon.
 logged() { wait_for "log line: $1" grep -qE "$1" "$WORK/server.log"; }

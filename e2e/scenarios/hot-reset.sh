@@ -42,11 +42,12 @@ gpioset -c gpiochip0 -t 0 OUT5=1
 lines=$!
 # Holds the FIFO open; opens when the other end is there.
 exec 3>"$WORK/commands"
+capture edu edu.sock edu
 guest edu '
 modprobe uio_pci_generic; edu uio
 echo "the other one is up"
 sleep 20
-' --socket "$WORK/edu.sock" &
+' --socket "$WORK/edu.captured" &
 edu=$!
 said lines "output 4 is on"
 said edu "the other one is up"

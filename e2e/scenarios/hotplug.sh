@@ -1,6 +1,8 @@
 # The device is unplugged from a running guest and plugged in again.
 . "$(dirname "$0")/../scenario.sh"
 start_server "$(device_config edu)" edu.sock
+capture first edu.sock edu
+capture second edu.sock edu
 
 qmp() {
     printf '%s\n' '{"execute":"qmp_capabilities"}' "$1" | "$CACHE_DIR/unixcat" "$WORK/qmp"
@@ -16,13 +18,13 @@ while ! lspci -n | grep -q 1234:11e8; do sleep 0.2; done
 echo "plugged in"
 sleep 1
 edu uio
-' --socket "$WORK/edu.sock" --root-port --qmp "$WORK/qmp" &
+' --socket "$WORK/first.captured" --root-port --qmp "$WORK/qmp" &
 vm=$!
 said vm "ready to unplug"
 qmp '{"execute":"device_del","arguments":{"id":"dev0"}}'
 said vm "^unplugged"
 logged "connection ended"
-qmp '{"execute":"device_add","arguments":{"driver":"vfio-user-pci","id":"dev1","bus":"port0","socket":{"type":"unix","path":"'"$WORK"'/edu.sock"}}}'
+qmp '{"execute":"device_add","arguments":{"driver":"vfio-user-pci","id":"dev1","bus":"port0","socket":{"type":"unix","path":"'"$WORK"'/second.captured"}}}'
 wait "$vm"
 cat "$WORK/vm.out"
 [ "$(grep -c "edu: all well" "$WORK/vm.out")" = 2 ]

@@ -171,18 +171,20 @@ refused 'no instance' "$VFIOD" remove "$C"
 is mdev list --defined -p teacher </dev/null
 
 # The guest sees the inputs that the definition set; while it runs, its device stays.
+capture lines "mdev/$A.sock" gpio
 guest vm '
 set -e
 lspci -nnk | grep "Kernel driver in use: pci-idio-16"
 gpioget -c gpiochip0 --numeric IIN0 IIN1 IIN2 IIN5 | grep -x "1 0 1 1"
 echo "the guest has seen it"
 while ! gpioget -c gpiochip0 --numeric IIN15 | grep -qx 1; do sleep 0.2; done
-' --socket "$WORK/mdev/$A.sock" &
+' --socket "$WORK/lines.captured" &
 guest=$!
 said vm 'the guest has seen it'
 refused 'Device or resource busy' mdev stop -u $A
 echo 0x8000 >"$SYS/bus/mdev/devices/$A/inputs"
 wait $guest
+replay_captures
 
 mdev stop -u $B
 is mdev list <<<"$A lines gpio-16 auto (defined)"

@@ -14,6 +14,7 @@ options = { links = \"$WORK\" }
 sockets = \"$WORK/mdev\"
 [control]
 socket = { path = \"$WORK/api.sock\" }" lines.sock api.sock
+capture lines lines.sock lines
 
 export VFIOD_CONTROL=$WORK/api.sock
 PLUG=83b8f4f2-509f-382f-3c1e-e6bfe0fa1001     # two ports, each with a plug
@@ -22,8 +23,8 @@ TERMINAL=83b8f4f2-509f-382f-3c1e-e6bfe0fa1002 # one port, with a pseudo-terminal
 qmp() {
     printf '%s\n' '{"execute":"qmp_capabilities"}' "$1" | "$CACHE_DIR/unixcat" "$WORK/qmp"
 }
-plug_in() { # UUID ROOT-PORT
-    qmp '{"execute":"device_add","arguments":{"driver":"vfio-user-pci","id":"'"$2-card"'","bus":"'"$2"'","socket":{"type":"unix","path":"'"$WORK/mdev/$1.sock"'"}}}'
+plug_in() { # ROOT-PORT, whose name is also that of the capture
+    qmp '{"execute":"device_add","arguments":{"driver":"vfio-user-pci","id":"'"$1-card"'","bus":"'"$1"'","socket":{"type":"unix","path":"'"$WORK/$1.captured"'"}}}'
 }
 tell() { control "set $1 1" | grep -x ok; } # the guest waits for its input
 busy() { # COMMAND...: vfiod says: not now
@@ -119,7 +120,7 @@ echo 0 >/sys/bus/pci/slots/$slot/power
 while lspci -n -d 4348: | grep .; do sleep 0.2; done
 echo "the guest lets go"
 gpioget -c gpiochip0 --numeric IIN3 | grep -x 1
-' --socket "$WORK/lines.sock" --root-port --qmp "$WORK/qmp" --append 8250.nr_uarts=8 \
+' --socket "$WORK/lines.captured" --root-port --qmp "$WORK/qmp" --append 8250.nr_uarts=8 \
     --file "$WORK/text:/root/text" --timeout 300 -- \
     -device pcie-root-port,id=first,chassis=8,slot=8 \
     -device pcie-root-port,id=second,chassis=9,slot=9 &
@@ -128,13 +129,15 @@ said vm "the guest runs"
 lines_are "outputs 0x0001"
 
 "$VFIOD" create serial mtty-2 --uuid $PLUG | grep -x $PLUG
-plug_in $PLUG first
+capture first mdev/$PLUG.sock serial ports=2
+plug_in first
 said vm "the plugs carry all"
 
 "$VFIOD" create serial mtty-1 --uuid $TERMINAL -a backend=pty | grep -x $TERMINAL
 left | grep 21
 test ! -e "$WORK/$TERMINAL.0"
-plug_in $TERMINAL second
+capture second mdev/$TERMINAL.sock serial backend=pty
+plug_in second
 wait_for "its terminal" test -c "$WORK/$TERMINAL.0"
 "$VFIOD" show $TERMINAL | grep "pty0: $(readlink "$WORK/$TERMINAL.0")"
 said vm "the guest listens"

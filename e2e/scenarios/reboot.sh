@@ -1,7 +1,9 @@
 # A guest reboots: the devices are reset with it, and work again.
 . "$(dirname "$0")/../scenario.sh"
 start_server "$(slot_config)
-$(device_config template)" lines.sock edu.sock template.sock
+$(device_config template)
+$(device_config bench)" lines.sock edu.sock template.sock bench.sock
+for name in lines edu template bench; do capture $name $name.sock $name; done
 
 # The outside remembers across the reboot: when output 7 goes on, input 7 does.
 when_output 0x0080 7 &
@@ -23,10 +25,23 @@ if [ "$(gpioget -c gpiochip0 --numeric IIN7)" = 0 ]; then
     sleep 60
 fi
 echo "second boot"
+bench() { devmem $(($(setpci -d 1234:7e32 BASE_ADDRESS_2 | sed "s/^/0x/") + $1)) 64 $2; }
+setpci -d 1234:7e32 COMMAND=6:6
+# Reads 64 bytes of memory 4 times.
+bench 0x08 4
+bench 0x10 0x100000
+bench 0x20 1
+bench 0x28 64
+bench 0x00 3
+while [ $(($(bench 0x48))) != 0 ]; do sleep 0.2; done
+[ $(($(bench 0x38))) = 0 ]
+echo "bench has read memory"
 modprobe uio_pci_generic
 edu uio
-' --reboot --socket "$WORK/lines.sock" --socket "$WORK/edu.sock" --socket "$WORK/template.sock"
+' --reboot --socket "$WORK/lines.captured" --socket "$WORK/edu.captured" \
+    --socket "$WORK/template.captured" --socket "$WORK/bench.captured"
 cat "$WORK/vm.out"
 grep -q "first boot" "$WORK/vm.out"
 grep -q "second boot" "$WORK/vm.out"
+grep -q "bench has read memory" "$WORK/vm.out"
 stop_server

@@ -2,6 +2,7 @@
 # all ones.
 . "$(dirname "$0")/../scenario.sh"
 start_server "$(device_config edu)" edu.sock
+capture edu edu.sock edu
 guest vm '
 modprobe uio_pci_generic
 edu uio || exit 1
@@ -13,7 +14,7 @@ while [ "$(devmem $bar 32)" != 0xFFFFFFFF ]; do
     sleep 0.1
 done
 echo "the guest lives"
-' --socket "$WORK/edu.sock" &
+' --socket "$WORK/edu.captured" &
 vm=$!
 said vm "the server may stop"
 stop_server

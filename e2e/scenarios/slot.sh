@@ -2,6 +2,8 @@
 # outputs, inputs and an interrupt, edu with DMA and INTx.
 . "$(dirname "$0")/../scenario.sh"
 start_server "$(slot_config)" lines.sock edu.sock
+capture lines lines.sock lines
+capture edu edu.sock edu
 
 # The outside world: when output 1 goes on, input 3 does.
 when_output 0x0002 3 &
@@ -30,8 +32,8 @@ grep "rising.*IIN3" events
 gpioget -c gpiochip0 --numeric IIN3 | grep -x 1
 modprobe uio_pci_generic
 edu uio
-' --socket "$WORK/lines.sock" --prop addr=05.0 --prop multifunction=true \
-    --socket "$WORK/edu.sock" --prop addr=05.1
+' --socket "$WORK/lines.captured" --prop addr=05.0 --prop multifunction=true \
+    --socket "$WORK/edu.captured" --prop addr=05.1
 cat "$WORK/vm.out"
 grep -q "edu: all well" "$WORK/vm.out"
 stop_server

@@ -1,13 +1,15 @@
 # Two VMs at once, each with one function of the same slot: one set, two users.
 . "$(dirname "$0")/../scenario.sh"
 start_server "$(slot_config)" lines.sock edu.sock
+capture lines lines.sock lines
+capture edu edu.sock edu
 guest lines '
 set -e
 gpioset -c gpiochip0 -t 0 OUT4=1
 while [ "$(gpioget -c gpiochip0 --numeric IIN0)" = 0 ]; do sleep 0.2; done
-' --socket "$WORK/lines.sock" &
+' --socket "$WORK/lines.captured" &
 lines=$!
-guest edu 'modprobe uio_pci_generic; edu uio' --socket "$WORK/edu.sock"
+guest edu 'modprobe uio_pci_generic; edu uio' --socket "$WORK/edu.captured"
 grep -q "edu: all well" "$WORK/edu.out"
 control "set 0 1"
 wait "$lines"

@@ -220,7 +220,8 @@ impl InputLog {
         loop {
             let due = {
                 let mut state = lock(&self.shared.state);
-                state.schedule.pop_front_if(|entry| is_due(entry.place))
+                let due = state.schedule.front().is_some_and(|entry| is_due(entry.place));
+                due.then(|| state.schedule.pop_front()).flatten()
             };
             let Some(InputEntry { place, bytes }) = due else { return };
             // Without the lock: the device takes its own, under which it calls this.

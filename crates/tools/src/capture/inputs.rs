@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use vfiod_wire::input::INPUT_LOG;
 use vfiod_wire::payload::{Feature, feature_flag};
-use vfiod_wire::{Command, HEADER_LEN, Header, Kind};
+use vfiod_wire::{Command, Header, Kind};
 use zerocopy::{FromBytes, IntoBytes};
 
 /// How often to ask. The server keeps the input of a longer time than this.
@@ -99,6 +99,8 @@ impl Inputs {
 
 #[cfg(test)]
 mod tests {
+    use vfiod_wire::HEADER_LEN;
+
     use super::*;
 
     #[test]

@@ -210,7 +210,7 @@ fn must_replay(path: &Path, name: &'static str, options: &[String]) {
 #[test]
 fn inputs_that_change_from_outside_arrive_at_the_same_places() {
     let dir = tempfile::tempdir().unwrap();
-    for seed in 1..4 {
+    for seed in 1..3 {
         let path = dir.path().join(format!("gpio{seed}.capture"));
         let control = dir.path().join("control");
         let make = model_with("gpio", &[format!("control={}", control.display())]);
@@ -222,7 +222,8 @@ fn inputs_that_change_from_outside_arrive_at_the_same_places() {
                 let setter = scope.spawn(move || {
                     let mut replies = BufReader::new(outside.try_clone().unwrap());
                     let mut round = 0;
-                    while !done.load(Ordering::Relaxed) {
+                    // Fewer than the server keeps if nobody collects them for a while.
+                    while !done.load(Ordering::Relaxed) && round < 1500 {
                         writeln!(outside, "set {} {}", round % 16, round / 16 % 2).unwrap();
                         replies.read_line(&mut String::new()).unwrap();
                         round += 1;
@@ -242,15 +243,15 @@ fn inputs_that_change_from_outside_arrive_at_the_same_places() {
 #[test]
 fn characters_of_a_terminal_arrive_at_the_same_places() {
     let dir = tempfile::tempdir().unwrap();
-    for seed in 1..4 {
+    for seed in 1..3 {
         let path = dir.path().join(format!("serial{seed}.capture"));
         let link = dir.path().join("terminal");
         let options = ["backend=pty".to_owned(), format!("link0={}", link.display())];
         capture_model(model_with("serial", &options), &path, Options::default(), |client| {
             let terminal = File::options().read(true).write(true).open(&link).unwrap();
-            for round in 0..8 {
+            for round in 0..3 {
                 (&terminal).write_all(b"what somebody types\n").unwrap();
-                anything(client, 8 * seed + round);
+                anything(client, 3 * seed + round);
                 // Eight bits, no divisor latch; DTR and RTS: the guest wants all of it.
                 client.region_write(0, 3, &[3]).unwrap();
                 client.region_write(0, 4, &[3]).unwrap();
