@@ -1,4 +1,4 @@
-//! What a device gets from the core: its name, interrupts, DMA, work and doorbells.
+//! What a device gets from the core: its name, interrupts, shared memory, work and doorbells.
 
 use std::any::Any;
 use std::fmt;
@@ -9,7 +9,7 @@ use vfiod_tasks::Runtime;
 use vfiod_tasks::contain::Panicked;
 
 use crate::description::{Description, DeviceFlags};
-use crate::dma::{DmaSpace, Space};
+use crate::dma::{Attachment, Space};
 use crate::error::{Errno, Error, Result};
 use crate::ids::DeviceId;
 use crate::input_log::InputLog;
@@ -38,10 +38,13 @@ pub trait DataPath: Send + Sync {
     /// A doorbell was rung: its value has changed. `value` is the newest value, if it is known. Rings
     /// may merge or be spurious; none is lost. `bell` counts the doorbells of the device's
     /// description, region by region.
-    fn doorbell(&self, bell: usize, value: Option<u64>);
+    ///
+    /// `dma` reaches guest memory, in batches.
+    fn doorbell(&self, bell: usize, value: Option<u64>, dma: &Attachment);
 }
 
-/// What a device gets from the core: its name, interrupts, work and DMA. Cheap to clone, usable from
+/// What a device gets from the core: its name, interrupts, shared memory and work. There is no way
+/// to guest memory here: a task has it ([`crate::DeviceTask::dma`]), and a data path. Cheap to clone, usable from
 /// any thread, valid for as long as it is kept.
 #[derive(Clone)]
 pub struct Context {
@@ -52,7 +55,7 @@ struct ContextInner {
     id: DeviceId,
     name: String,
     irqs: IrqSet,
-    dma: DmaSpace,
+    dma: Attachment,
     /// The device's own address space.
     space: Space,
     openings: Openings,
@@ -98,13 +101,13 @@ impl Context {
         let work = Work::new(&name, runtime, limits, Box::new(on_panic));
         // The first open opens the gate.
         work.close(Close::Cancel);
-        let dma = DmaSpace::new();
+        let space = Space::new();
         let inner = ContextInner {
             id,
             irqs: IrqSet::new(&name, &description.irqs),
             name,
-            space: dma.space(),
-            dma,
+            dma: Attachment::new(&space),
+            space,
             openings: Openings::new(&description.regions),
             work,
             works,
@@ -131,9 +134,20 @@ impl Context {
         &self.inner.irqs
     }
 
-    /// The device's access to its clients' memory.
-    pub fn dma(&self) -> &DmaSpace {
+    /// Lets the device master the bus, or not: without that its tasks and its data path begin no
+    /// access to guest memory (`EPERM`). On after registration.
+    pub fn set_bus_master(&self, on: bool) {
+        self.inner.dma.set_bus_master(on);
+    }
+
+    /// The device's side of its address space: for its tasks and its data path, not for calls.
+    pub(crate) fn attachment(&self) -> &Attachment {
         &self.inner.dma
+    }
+
+    /// The space that the device is attached to.
+    pub(crate) fn attached_space(&self) -> Space {
+        self.inner.dma.space().unwrap_or_default()
     }
 
     /// The memory that a region shares with clients ([`crate::Region::shared`]), by offsets in the
@@ -150,7 +164,7 @@ impl Context {
 
     /// Attaches the device to the space that it was registered with.
     pub(crate) fn own_space(&self) {
-        self.inner.dma.attachment().attach(&self.inner.space);
+        self.inner.dma.attach(&self.inner.space);
     }
 
     pub(crate) fn openings(&self) -> &Openings {
@@ -208,7 +222,7 @@ impl Context {
     }
 
     pub(crate) fn dma_in_flight(&self) -> usize {
-        self.inner.dma.attachment().in_flight()
+        self.inner.dma.in_flight()
     }
 
     pub(crate) fn works(&self) -> bool {
@@ -233,7 +247,7 @@ impl Context {
     /// another.
     pub(crate) async fn idle(&self) {
         self.inner.work.idle().await;
-        self.inner.dma.attachment().idle().await;
+        self.inner.dma.idle().await;
     }
 
     pub(crate) fn reset_requested(&self) -> bool {
@@ -248,7 +262,9 @@ impl Context {
     pub(crate) fn ring(&self, bell: usize, value: Option<u64>) {
         match self.inner.data_path.get() {
             Some(path) => {
-                self.inner.work.ring_through(bell, value, |ring| path.doorbell(bell, ring.value));
+                self.inner.work.ring_through(bell, value, |ring| {
+                    path.doorbell(bell, ring.value, self.attachment());
+                });
             }
             None => self.inner.work.ring(bell, value),
         }
@@ -259,7 +275,7 @@ impl Context {
         let Some(path) = self.inner.data_path.get() else { return };
         let Some(_inside) = self.inner.work.enter() else { return };
         for (bell, ring) in self.inner.work.take_rings() {
-            path.doorbell(bell, ring.value);
+            path.doorbell(bell, ring.value, self.attachment());
         }
     }
 }

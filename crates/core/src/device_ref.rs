@@ -61,7 +61,7 @@ impl DeviceRef {
 
     /// The DMA mappings of the device's address space, by address.
     pub fn dma_mappings(&self) -> Vec<MappingInfo> {
-        self.registered.context.dma().mappings()
+        self.registered.context.attached_space().mappings()
     }
 
     /// What the device has.

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::device::{Description, Device, Features, Token};
 use crate::device_ref::DeviceRef;
-use crate::dma::{MapRequest, Space};
+use crate::dma::{MapOwner, MapRequest, Space};
 use crate::error::{Errno, Error, Result};
 use crate::file_state::FileShared;
 use crate::ids::{FileId, Owner};
@@ -234,23 +234,24 @@ impl File {
         self.still_present().and(result)
     }
 
-    /// DMA_MAP; see [`crate::dma::DmaSpace::map`]; or `ENODEV`.
+    /// DMA_MAP; see [`crate::dma::Space::map`]; or `ENODEV`.
     pub fn dma_map(&self, request: MapRequest) -> Result<()> {
         self.present()?;
-        let result = self.registered().context.dma().map(self.id().into(), request);
+        let space = self.registered().context.attached_space();
+        let result = space.map(MapOwner::from(self.id()), request);
         self.still_present().and(result)
     }
 
-    /// DMA_UNMAP of a range; see [`crate::dma::DmaSpace::unmap`]; or `ENODEV`.
+    /// DMA_UNMAP of a range; see [`crate::dma::Space::unmap`]; or `ENODEV`.
     pub fn dma_unmap(&self, iova: u64, size: u64, wait: Duration) -> Result<u64> {
         self.present()?;
-        self.registered().context.dma().unmap(iova, size, wait)
+        self.registered().context.attached_space().unmap(iova, size, wait)
     }
 
-    /// DMA_UNMAP with ALL; see [`crate::dma::DmaSpace::unmap_all`]; or `ENODEV`.
+    /// DMA_UNMAP with ALL; see [`crate::dma::Space::unmap_all`]; or `ENODEV`.
     pub fn dma_unmap_all(&self, wait: Duration) -> Result<u64> {
         self.present()?;
-        self.registered().context.dma().unmap_all(wait)
+        self.registered().context.attached_space().unmap_all(wait)
     }
 
     /// The address space that the device is attached to. Others can be attached to it by
@@ -260,7 +261,7 @@ impl File {
     /// `ENODEV`.
     pub fn space(&self) -> Result<Space> {
         self.present()?;
-        Ok(self.registered().context.dma().space())
+        Ok(self.registered().context.attached_space())
     }
 
     /// Attaches the device to another address space, which other devices may be attached to. An
@@ -275,7 +276,7 @@ impl File {
     /// `ENODEV`.
     pub fn attach_space(&self, space: &Space) -> Result<()> {
         self.present()?;
-        if let Some(left) = self.registered().context.dma().attachment().attach(space) {
+        if let Some(left) = self.registered().context.attachment().attach(space) {
             self.shared.has_left(left);
         }
         self.still_present()

@@ -220,7 +220,7 @@ impl Stopped {
         // Halt DMA only once the reset can no longer end with `EBUSY`: a call that made it fail
         // must keep its DMA.
         for stop in &stopped.stops {
-            stop.device().context.dma().halt(true);
+            stop.device().context.attachment().quiesce();
         }
         Ok(stopped)
     }

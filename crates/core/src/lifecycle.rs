@@ -188,7 +188,7 @@ impl Registered {
     pub(crate) fn drop_resources(&self, file: &FileShared) {
         file.drop_doorbells();
         self.context.irqs().drop_file(file.id);
-        self.context.dma().drop_owner(file.id.into());
+        self.context.attached_space().drop_owner(file.id.into());
         file.drop_left_mappings();
     }
 

@@ -257,7 +257,7 @@ impl Registered {
     /// Lets calls run again, and carries out a reset that was asked for meanwhile.
     pub(crate) fn let_calls_in(self: &Arc<Self>) {
         let entrance = lock(&self.entrance);
-        self.context.dma().halt(false);
+        self.context.attachment().resume();
         // Publishes what resets stored into memory that is read without the device lock.
         self.barred.fetch_and(!(STOPPED | BY_FUNCTION), Ordering::Release);
         drop(entrance);

@@ -83,7 +83,7 @@ impl<D: Device + Worker> DeviceTask<D> {
 
     /// Guest memory.
     pub fn dma(&self) -> &Attachment {
-        self.context.dma().attachment()
+        self.context.attachment()
     }
 
     /// Waits for a ring of a doorbell.

@@ -1,9 +1,12 @@
 //! Devices that work beside their calls: how resets, closes and hot resets stop them.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+use vfiod_core::dma::{Attachment, Backing, MapRequest, Perm};
 use vfiod_core::region::Doorbell;
 use vfiod_core::work::TaskState;
 use vfiod_core::{
@@ -34,6 +37,10 @@ struct Script {
     resets: AtomicU32,
     /// Steps panic.
     panics: AtomicBool,
+    /// Guest memory, as the last job reached it.
+    dma: Mutex<Option<Attachment>>,
+    /// Called by each reset.
+    during_reset: Mutex<Option<Box<dyn Fn() + Send>>>,
 }
 
 impl Script {
@@ -46,13 +53,20 @@ impl Script {
         *self.answer.lock().unwrap() = Some(answer);
     }
 
+    /// Stores a byte into guest memory.
+    fn store(&self, value: u8) -> Result<()> {
+        let dma = self.dma.lock().unwrap().clone().expect("a job has run");
+        let store = dma.batch()?.store(0, value, Ordering::Release);
+        store.map(drop)
+    }
+
     fn rings(&self) -> Vec<(usize, Option<u64>)> {
         std::mem::take(&mut self.rings.lock().unwrap())
     }
 }
 
 impl DataPath for Script {
-    fn doorbell(&self, bell: usize, value: Option<u64>) {
+    fn doorbell(&self, bell: usize, value: Option<u64>, _dma: &Attachment) {
         self.rings.lock().unwrap().push((bell, value));
     }
 }
@@ -69,6 +83,7 @@ impl Jobs {
     fn start(&self) {
         let (Some(context), script) = (&self.context, self.script.clone()) else { return };
         DeviceTask::<Self>::spawn(context, "job", |task| async move {
+            *script.dma.lock().unwrap() = Some(task.dma().clone());
             let released = || script.released.load(Ordering::SeqCst).then_some(());
             script.waiting.wait_for(released).await;
             task.step(|jobs| {
@@ -131,6 +146,9 @@ impl Device for Jobs {
 
     fn reset(&mut self, _: ResetCause) -> Result<()> {
         self.script.resets.fetch_add(1, Ordering::SeqCst);
+        if let Some(during) = &*self.script.during_reset.lock().unwrap() {
+            during();
+        }
         (self.pending, self.ended) = (0, 0);
         Ok(())
     }
@@ -150,6 +168,14 @@ impl Worker for Jobs {
             self.start();
         }
     }
+}
+
+fn map(file: &File) {
+    let memory = memfd_create("guest", MemfdFlags::CLOEXEC).expect("memory");
+    ftruncate(&memory, 4096).expect("its size");
+    let backing = Backing::File { fd: memory, offset: 0 };
+    let perm = Perm::READ | Perm::WRITE;
+    file.dma_map(MapRequest { iova: 0, size: 4096, perm, backing }).expect("maps");
 }
 
 struct Slot;
@@ -316,6 +342,56 @@ fn hot_reset_that_is_abandoned_starts_cancelled_work_again() {
     assert_eq!(read(&file, ENDED), 1, "cancelled work was not started again");
     assert_eq!((rig.tasks(), read(&next, ENDED)), (0, 1));
     drop(next);
+}
+
+#[test]
+fn member_begins_no_dma_amid_a_hot_reset() {
+    let rig = Rig::new();
+    let file = rig.open().expect("opens");
+    map(&file);
+    rig.start(&file);
+    rig.script.store(1).expect("stores");
+    let refused = Arc::<AtomicBool>::default();
+    let (script, seen) = (rig.script.clone(), refused.clone());
+    *rig.script.during_reset.lock().unwrap() = Some(Box::new(move || {
+        let stored = script.store(2).map_err(|error| error.errno());
+        seen.store(stored == Err(Errno::PERM), Ordering::SeqCst);
+    }));
+    file.reset_set().expect("resets");
+    assert!(refused.load(Ordering::SeqCst));
+    rig.script.store(3).expect("stores again");
+}
+
+#[test]
+fn hot_reset_that_is_abandoned_stops_no_dma() {
+    let rig = Rig::new();
+    let script = Arc::<Script>::default();
+    let neighbour = rig.register("neighbour", &script);
+    let file = rig.open().expect("opens");
+    let slow = neighbour.device().open(Owner::in_process("test")).expect("opens");
+    map(&file);
+    rig.start(&file);
+    // The neighbour is in its own reset, for a client.
+    let (entered, inside) = channel();
+    let (leave, left) = channel::<()>();
+    *script.during_reset.lock().unwrap() = Some(Box::new(move || {
+        let _ = entered.send(());
+        let _ = left.recv();
+    }));
+    std::thread::scope(|scope| {
+        let reset = scope.spawn(|| slow.reset());
+        inside.recv().expect("is being reset");
+        let caller = scope.spawn(|| file.reset_set());
+        while !caller.is_finished() {
+            rig.script.store(1).expect("stores");
+        }
+        let error = caller.join().expect("does not panic").expect_err("is abandoned");
+        assert_eq!(error.errno(), Errno::BUSY);
+        drop(leave);
+        reset.join().expect("does not panic").expect("resets");
+    });
+    *script.during_reset.lock().unwrap() = None;
+    file.reset_set().expect("resets");
 }
 
 #[test]

@@ -8,13 +8,14 @@ use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use vfiod_core::dma::{Backing, Completion, DmaPeer, MapRequest, Perm};
+use vfiod_core::dma::{Attachment, Backing, Completion, DmaPeer, MapRequest, Perm};
 use vfiod_core::irq::{IrqAction, IrqData};
 use vfiod_core::{
     Context, Description, DescriptorTable, Device, DeviceFlags, DeviceSpec, Errno, Error, File,
     Format, IrqFlags, IrqIndex, IrqInfo, OpenPolicy, Owner, Persistence, Region, RegionIndex,
     Registration, Registry, ResetCause, Result, SaveState, Saved,
 };
+use vfiod_tasks::Runtime;
 
 const LINE: IrqIndex = IrqIndex(0);
 const COUNTER: Format = Format { kind: "counter", version: 1 };
@@ -239,11 +240,15 @@ fn files_interrupts_mappings_and_state_are_restored() {
     restored[0].set_irqs(LINE, 0, 1, IrqAction::Unmask, IrqData::None).unwrap();
     assert_eq!(signals(&signal), 1);
     assert_eq!(restored[0].unmask_fds().len(), 1);
-    let dma = copy.shared.context();
+    let dma = Attachment::new(&restored[0].space().unwrap());
+    let read = |iova, bytes: &mut [u8]| {
+        let runtime = Runtime::new().unwrap();
+        runtime.block_on(None, dma.read(iova, bytes)).unwrap().unwrap();
+    };
     let mut bytes = [0; 5];
-    dma.dma().read(0x1_0000, &mut bytes).unwrap();
+    read(0x1_0000, &mut bytes);
     assert_eq!(&bytes, b"hello");
-    dma.dma().read(0x2_0000, &mut bytes).unwrap();
+    read(0x2_0000, &mut bytes);
     assert_eq!(bytes, [7; 5]);
 
     // New files get other numbers, and what files made goes with them.

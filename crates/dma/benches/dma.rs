@@ -6,12 +6,13 @@
 use std::collections::BTreeMap;
 use std::hint::black_box;
 use std::os::fd::OwnedFd;
+use std::pin::pin;
 use std::sync::RwLock;
-use std::sync::atomic::Ordering;
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
-use vfiod_dma::{Backing, DmaSpace, MapOwner, MapRequest, Perm};
+use vfiod_dma::{Attachment, Backing, MapOwner, MapRequest, Perm, Space};
 
 const OWNER: MapOwner = MapOwner(1);
 const PAGE: u64 = 4096;
@@ -51,13 +52,23 @@ impl Random {
     }
 }
 
+/// The result of a future that does not wait: all memory is mapped.
+#[inline]
+fn ready<T>(future: impl Future<Output = T>) -> T {
+    let cx = &mut Context::from_waker(Waker::noop());
+    match pin!(future).poll(cx) {
+        Poll::Ready(output) => output,
+        Poll::Pending => unreachable!("nothing is reached by message"),
+    }
+}
+
 fn memory(size: u64) -> OwnedFd {
     let fd = memfd_create("bench", MemfdFlags::CLOEXEC).expect("memfd");
     ftruncate(&fd, size).expect("size of the memfd");
     fd
 }
 
-fn map(space: &DmaSpace, fd: OwnedFd, mapping: u64, offset: u64) {
+fn map(space: &Space, fd: OwnedFd, mapping: u64, offset: u64) {
     space
         .map(
             OWNER,
@@ -73,8 +84,8 @@ fn map(space: &DmaSpace, fd: OwnedFd, mapping: u64, offset: u64) {
 }
 
 /// A space with so many mappings on one file of 64 MiB.
-fn filled(mappings: u64) -> (DmaSpace, OwnedFd) {
-    let space = DmaSpace::new();
+fn filled(mappings: u64) -> (Space, OwnedFd) {
+    let space = Space::new();
     let fd = memory(64 << 20);
     for mapping in 0..mappings {
         let copy = fd.try_clone().expect("a descriptor");
@@ -97,12 +108,13 @@ fn translation() {
     const OPS: u64 = 2_000_000;
     for mappings in [1, 64, 1024, 16_384, 65_000, 1_000_000] {
         let (space, _fd) = filled(mappings);
+        let device = Attachment::new(&space);
         let mut random = Random(1);
         let call = |random: &mut Random, below: u64| {
             time(OPS, |ops| {
                 for _ in 0..ops {
                     let iova = random.below(below) * 2 * PAGE + 64;
-                    let mut access = space.access().expect("master");
+                    let mut access = device.batch().expect("master");
                     black_box(access.translate(iova, 64, Perm::READ).expect("mapped").len());
                 }
             })
@@ -111,13 +123,14 @@ fn translation() {
             time(OPS, |ops| {
                 for _ in 0..ops {
                     let iova = random.below(below) * 2 * PAGE + 64;
-                    black_box(space.load::<u32>(iova, Ordering::Acquire).expect("mapped"));
+                    let mut batch = device.batch().expect("master");
+                    black_box(batch.load::<u32>(iova).expect("mapped"));
                 }
             })
         };
         let batch = |random: &mut Random, below: u64| {
             time(OPS, |ops| {
-                let mut access = space.access().expect("master");
+                let mut access = device.batch().expect("master");
                 for _ in 0..ops {
                     let iova = random.below(below) * 2 * PAGE + 64;
                     black_box(access.translate(iova, 64, Perm::READ).expect("mapped").len());
@@ -195,7 +208,8 @@ fn copying() {
     println!("\n## Copying, ns\n");
     println!("| bytes | read | write | memcpy |");
     println!("| ---: | ---: | ---: | ---: |");
-    let (space, fd) = (DmaSpace::new(), memory(64 << 20));
+    let (space, fd) = (Space::new(), memory(64 << 20));
+    let device = Attachment::new(&space);
     space
         .map(
             OWNER,
@@ -211,10 +225,10 @@ fn copying() {
         let ops = ((256 << 20) / bytes as u64).clamp(256, 2_000_000);
         let mut buffer = vec![1u8; bytes];
         let write = time(ops, |ops| {
-            (0..ops).for_each(|_| space.write(4096, &buffer).expect("write"));
+            (0..ops).for_each(|_| ready(device.write(4096, &buffer)).expect("write"));
         });
         let read = time(ops, |ops| {
-            (0..ops).for_each(|_| space.read(4096, black_box(&mut buffer)).expect("read"));
+            (0..ops).for_each(|_| ready(device.read(4096, black_box(&mut buffer))).expect("read"));
         });
         let from = vec![1u8; bytes];
         let plain = time(ops, |ops| {
@@ -224,16 +238,22 @@ fn copying() {
     }
     let atomic = time(2_000_000, |ops| {
         for _ in 0..ops {
-            black_box(space.load::<u32>(4096, Ordering::Acquire).expect("load"));
+            let mut batch = device.batch().expect("master");
+            black_box(batch.load::<u32>(4096).expect("load"));
         }
     });
     let add = time(2_000_000, |ops| {
-        (0..ops).for_each(|_| _ = space.fetch_add::<u32>(4096, 1).expect("add"));
+        (0..ops).for_each(|_| {
+            let mut batch = device.batch().expect("master");
+            _ = batch.fetch_add::<u32>(4096, 1).expect("add");
+        });
     });
-    let pin = time(1_000_000, |ops| {
-        (0..ops).for_each(|_| drop(space.pin(4096, 65536, Perm::READ).expect("pin")));
+    let hold = time(1_000_000, |ops| {
+        (0..ops).for_each(|_| drop(device.hold(4096, 65536, Perm::READ).expect("hold")));
     });
-    println!("\n`load::<u32>` {atomic:.1}, `fetch_add::<u32>` {add:.1}, pin and unpin {pin:.1}.");
+    println!(
+        "\n`load::<u32>` {atomic:.1}, `fetch_add::<u32>` {add:.1}, hold and release {hold:.1}."
+    );
 }
 
 fn main() {

@@ -17,7 +17,6 @@
 //! | `space` | [`Space`]: mappings made, listed, copied | |
 //! | `unmap`, `listener` | [`Unmapping`]: removing mappings, and who may delay it | |
 //! | `attachment`, `batch` | [`Attachment`], [`Batch`]: a device's side | |
-//! | `blocking` | [`DmaSpace`]: for devices that still wait on threads of their own | |
 //!
 //! # Who waits for whom
 //!
@@ -31,7 +30,6 @@
 
 mod attachment;
 mod batch;
-mod blocking;
 mod control;
 mod device_memory;
 mod dirty;
@@ -55,7 +53,6 @@ mod unmap;
 
 pub use self::attachment::{Attachment, Idle};
 pub use self::batch::{Batch, Reach, Span};
-pub use self::blocking::DmaSpace;
 pub use self::device_memory::{DeviceMemory, SharedRegion, region_offset};
 pub use self::dirty::{Marks, dirty_bitmap_len};
 pub use self::error::{Errno, Error, Result};
@@ -70,5 +67,9 @@ pub use self::unmap::{UNMAP_WAIT, Unmapping};
 
 #[cfg(all(test, shuttle))]
 mod model;
+#[cfg(test)]
+// Model checks use a part of it.
+#[cfg_attr(shuttle, allow(dead_code))]
+mod test_device;
 #[cfg(all(test, not(any(loom, shuttle))))]
 mod tests;

@@ -11,9 +11,8 @@ use shuttle::future::block_on;
 use vfiod_sync::model::{join, join_all, spawn};
 use vfiod_sync::{Arc, Mutex, lock, thread};
 
-use crate::{
-    Backing, DIRECT, Delay, DmaSpace, Errno, Listener, MapOwner, MapRequest, Marks, Perm, Space,
-};
+use crate::test_device::TestDevice;
+use crate::{Backing, DIRECT, Delay, Errno, Listener, MapOwner, MapRequest, Marks, Perm, Space};
 
 const OWNER: MapOwner = MapOwner(1);
 /// Without limit: time does not pass in a model.
@@ -21,15 +20,15 @@ const LONG: Duration = Duration::MAX;
 const LARGE: usize = DIRECT + 1;
 
 /// A space with one mapping of a client's memory.
-fn mapped() -> (DmaSpace, Arc<OwnedFd>) {
+fn mapped() -> (TestDevice, Arc<OwnedFd>) {
     let memory = memfd_create("model", MemfdFlags::CLOEXEC).expect("memfd");
     ftruncate(&memory, 2 * DIRECT as u64).expect("size");
-    let space = DmaSpace::new();
+    let space = TestDevice::new();
     map(&space, &memory);
     (space, Arc::new(memory))
 }
 
-fn map(space: &DmaSpace, memory: &OwnedFd) {
+fn map(space: &TestDevice, memory: &OwnedFd) {
     let fd = memory.try_clone().expect("a descriptor");
     let perm = Perm::READ | Perm::WRITE;
     let backing = Backing::File { fd, offset: 0 };
@@ -37,7 +36,7 @@ fn map(space: &DmaSpace, memory: &OwnedFd) {
 }
 
 /// The client takes its memory back and uses it for something else.
-fn reuse(space: &DmaSpace, memory: &OwnedFd) {
+fn reuse(space: &TestDevice, memory: &OwnedFd) {
     space.unmap(0, u64::MAX, LONG).expect("unmaps");
     rustix::io::pwrite(memory, &[0xaa; LARGE], 0).expect("writes");
 }

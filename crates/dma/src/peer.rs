@@ -4,9 +4,8 @@ use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
-use std::time::Instant;
 
-use vfiod_sync::{Arc, Condvar, Mutex, lock, wait_until};
+use vfiod_sync::{Arc, Mutex, lock};
 
 use crate::dirty::Writing;
 use crate::error::{Errno, Error, Result};
@@ -33,7 +32,6 @@ pub trait DmaPeer: Send + Sync {
 /// One request and its result.
 struct Request<T> {
     state: Mutex<State<T>>,
-    completed: Condvar,
 }
 
 enum State<T> {
@@ -79,7 +77,7 @@ impl<T> Completion<T> {
     /// A request, and what is dropped when it completes.
     pub(crate) fn with(ends: Option<Ends>) -> (Self, Reply<T>) {
         let state = Mutex::new(State::Pending(None));
-        let request = Arc::new(Request { state, completed: Condvar::new() });
+        let request = Arc::new(Request { state });
         let (writing, flight) = match ends {
             Some(Ends { writing, flight }) => (writing, Some(flight)),
             None => (None, None),
@@ -109,7 +107,6 @@ impl<T> Completion<T> {
         let waker = waker.take();
         *state = State::Completed(result);
         drop(state);
-        request.completed.notify_all();
         if let Some(waker) = waker {
             waker.wake();
         }
@@ -139,27 +136,6 @@ pub struct Reply<T> {
     _flight: Option<Flight>,
 }
 
-impl<T> Reply<T> {
-    /// Blocks until the request has completed, or until `deadline` (`ETIMEDOUT`).
-    ///
-    /// # Errors
-    /// What the request failed with.
-    pub fn wait(self, deadline: Instant) -> Result<T> {
-        let mut state = lock(&self.request.state);
-        loop {
-            match std::mem::replace(&mut *state, State::Closed) {
-                State::Completed(result) => return result,
-                pending => *state = pending,
-            }
-            let signal = &self.request.completed;
-            let Some(woken) = wait_until(signal, &self.request.state, state, deadline) else {
-                return Err(Error::new(Errno::TIMEDOUT, "a DMA request to the client timed out"));
-            };
-            state = woken;
-        }
-    }
-}
-
 impl<T> Future for Reply<T> {
     type Output = Result<T>;
 
@@ -186,9 +162,9 @@ impl<T> Drop for Reply<T> {
 mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
     use std::task::Wake;
-    use std::time::Duration;
 
     use super::*;
+    use crate::test_device::block_on;
 
     struct Count(AtomicUsize);
 
@@ -222,7 +198,7 @@ mod tests {
     fn dropped_completion_fails_the_request() {
         let (completion, reply) = Completion::<()>::new();
         drop(completion);
-        let error = reply.wait(Instant::now()).unwrap_err();
+        let error = block_on(reply).unwrap_err();
         assert_eq!(error.errno(), Errno::IO);
     }
 
@@ -233,15 +209,5 @@ mod tests {
         drop(reply);
         assert!(completion.is_abandoned());
         completion.complete(Ok(1));
-    }
-
-    #[test]
-    fn blocking_wait_ends_with_the_completion_or_the_deadline() {
-        let (completion, reply) = Completion::new();
-        let thread = std::thread::spawn(move || completion.complete(Ok(7)));
-        assert_eq!(reply.wait(Instant::now() + Duration::from_secs(60)).unwrap(), 7);
-        thread.join().unwrap();
-        let (_completion, reply) = Completion::<()>::new();
-        assert_eq!(reply.wait(Instant::now()).unwrap_err().errno(), Errno::TIMEDOUT);
     }
 }

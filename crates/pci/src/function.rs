@@ -116,7 +116,7 @@ impl<M: Model> Function<M> {
         let before = std::mem::replace(&mut self.controls, self.config.controls());
         let now = self.controls;
         let Some(cx) = self.cx.as_ref() else { return };
-        cx.context().dma().set_bus_master(now.bus_master);
+        cx.context().set_bus_master(now.bus_master);
         if before.intx_masked() != now.intx_masked() && self.spec.pin.is_some() {
             // Cannot fail: a function with INTx has vector 0.
             let _ = cx.context().irqs().set_device_mask(irq_index::INTX, 0, now.intx_masked());
@@ -139,7 +139,7 @@ impl<M: Model> Function<M> {
             msix.reset();
         }
         if let Some(cx) = cx {
-            cx.context().dma().set_bus_master(false);
+            cx.context().set_bus_master(false);
             cx.interrupts().reset();
             model.reset(cx);
         }
@@ -256,7 +256,7 @@ impl<M: Model> Device for Function<M> {
 
     fn init(&mut self, ctx: &Context) -> Result<()> {
         let cx = Cx::new(ctx.clone());
-        ctx.dma().set_bus_master(false);
+        ctx.set_bus_master(false);
         self.model.init(&cx)?;
         self.cx = Some(cx);
         Ok(())

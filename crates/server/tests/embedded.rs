@@ -61,7 +61,6 @@ impl Device for Sum {
     }
 
     fn init(&mut self, context: &Context) -> Result<()> {
-        context.dma().set_bus_master(true);
         self.context = Some(context.clone());
         Ok(())
     }

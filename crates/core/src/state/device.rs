@@ -164,7 +164,7 @@ impl Registered {
             };
             // After the device: it has quiesced, so that none of this changes any more.
             let interrupts = self.save_interrupts(descriptors)?;
-            let mappings = mappings::save(&self.context.dma().space(), descriptors)?;
+            let mappings = mappings::save(&self.context.attached_space(), descriptors)?;
             let name = self.name().to_owned();
             Saved::new(DEVICE, &DeviceState { name, failed, files, interrupts, mappings, device })
         });

@@ -48,7 +48,7 @@ impl Registered {
         let interrupts_before = self.context.irqs().save(|_, _| FdToken(u64::MAX));
 
         self.reopen(&opening, &files)?;
-        let space = self.context.dma().space();
+        let space = self.context.attached_space();
         let restore = |own: &mut dyn Device| {
             mappings::restore(&space, &mappings, &ids, descriptors)?;
             self.context.irqs().restore(&interrupts, |token| descriptors.find(token))?;

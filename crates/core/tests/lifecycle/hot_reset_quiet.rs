@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::{pwrite, write};
-use vfiod_core::dma::{Backing, MapRequest, Perm};
 use vfiod_core::irq::{IrqAction, IrqData};
 use vfiod_core::memory::SharedMemory;
 use vfiod_core::region::{Doorbell, SparseArea};
@@ -224,38 +223,6 @@ fn clients_that_never_cease_reading_do_not_stand_in_the_way() {
     });
 }
 
-/// What is called off has had no effect on a call that was in the way.
-#[test]
-fn a_reset_that_is_called_off_stops_no_dma() {
-    let pair = Pair::new();
-    let memory = SharedMemory::new("guest", 4096).unwrap();
-    let fd = memory.fd().try_clone_to_owned().unwrap();
-    let backing = Backing::File { fd, offset: 0 };
-    let perm = Perm::READ | Perm::WRITE;
-    pair.files[1].dma_map(MapRequest { iova: 0, size: 4096, perm, backing }).unwrap();
-    let dma = pair.contexts[1].dma().clone();
-    let (entered, inside) = channel();
-    let (leave, left) = channel::<()>();
-    during(&pair.meanwhile, move || {
-        // In the device's own reset, for a client.
-        let _ = entered.send(());
-        let _ = left.recv();
-    });
-    std::thread::scope(|scope| {
-        let slow = scope.spawn(|| pair.files[1].reset());
-        inside.recv().unwrap();
-        let caller = scope.spawn(|| pair.files[0].reset_set());
-        while !caller.is_finished() {
-            dma.write(0, &[1; 4]).unwrap();
-        }
-        assert_eq!(errno(caller.join().unwrap()), Errno::BUSY);
-        drop(leave);
-        slow.join().unwrap().unwrap();
-    });
-    during(&pair.meanwhile, || {});
-    pair.files[0].reset_set().unwrap();
-}
-
 #[test]
 fn an_access_does_not_wait_for_ever() {
     let pair = Pair::new();
@@ -354,26 +321,4 @@ fn an_unmask_signalled_meanwhile_unmasks_nothing() {
     assert!(irqs.is_pending(LINE, 0));
     ring(&unmask);
     assert!(file.unmask_signalled(&watched));
-}
-
-#[test]
-fn no_member_begins_dma() {
-    let pair = Pair::new();
-    let memory = SharedMemory::new("guest", 4096).unwrap();
-    let fd = memory.fd().try_clone_to_owned().unwrap();
-    let perm = Perm::READ | Perm::WRITE;
-    let backing = Backing::File { fd, offset: 0 };
-    pair.files[0].dma_map(MapRequest { iova: 0, size: 4096, perm, backing }).unwrap();
-    let dma = pair.contexts[0].dma().clone();
-    dma.write(0, &[1; 4]).unwrap();
-    let (told, outcome) = channel();
-    let engine = dma.clone();
-    // Turning bus mastering on is no way around it.
-    during(&pair.meanwhile, move || {
-        engine.set_bus_master(true);
-        let _ = told.send(engine.write(0, &[2; 4]));
-    });
-    pair.files[0].reset_set().unwrap();
-    assert_eq!(errno(outcome.recv().unwrap()), Errno::PERM);
-    dma.write(0, &[3; 4]).unwrap();
 }

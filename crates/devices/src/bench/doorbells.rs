@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use vfiod_core::DataPath;
+use vfiod_core::dma::Attachment;
 use vfiod_core::memory::SharedMemory;
 use vfiod_core::region::Doorbell;
 use vfiod_pci::Task;
@@ -57,7 +58,7 @@ impl Doorbells {
 impl DataPath for Doorbells {
     /// The value does not matter: how much was submitted is in guest memory. The description has
     /// groups of [`QUEUES`] doorbells.
-    fn doorbell(&self, bell: usize, _value: Option<u64>) {
+    fn doorbell(&self, bell: usize, _value: Option<u64>, _dma: &Attachment) {
         self.of(bell).ring(None);
     }
 }

@@ -6,7 +6,7 @@ const LONG: Duration = Duration::from_secs(20);
 
 #[test]
 fn pinned_memory_is_read_and_written() {
-    let (space, a, b) = (DmaSpace::new(), Memory::new(0x3000), Memory::new(0x3000));
+    let (space, a, b) = (TestDevice::new(), Memory::new(0x3000), Memory::new(0x3000));
     map(&space, &a, 0x1000, 0x1000, 0x1000);
     map(&space, &b, 0x2000, 0x1000, 0);
     map(&space, &a, 0x3000, 0x1000, 0);
@@ -36,7 +36,7 @@ fn pinned_memory_is_read_and_written() {
 
 #[test]
 fn an_unmap_fails_in_time_and_changes_nothing() {
-    let (space, memory) = (DmaSpace::new(), Memory::new(0x4000));
+    let (space, memory) = (TestDevice::new(), Memory::new(0x4000));
     for i in 0..4 {
         map(&space, &memory, i * 0x1000, 0x1000, i * 0x1000);
     }
@@ -56,7 +56,7 @@ fn an_unmap_fails_in_time_and_changes_nothing() {
 
 #[test]
 fn an_unmap_waits_and_keeps_the_place() {
-    let (space, memory) = (DmaSpace::new(), Memory::new(0x4000));
+    let (space, memory) = (TestDevice::new(), Memory::new(0x4000));
     map(&space, &memory, 0x1000, 0x1000, 0);
     let pinned = space.pin(0x1000, 16, RW).unwrap();
     std::thread::scope(|s| {
@@ -83,7 +83,7 @@ fn an_unmap_waits_and_keeps_the_place() {
 
 #[test]
 fn a_file_that_ends_while_its_unmap_waits() {
-    let (space, memory) = (DmaSpace::new(), Memory::named("dma-ends", 0x4000));
+    let (space, memory) = (TestDevice::new(), Memory::named("dma-ends", 0x4000));
     map(&space, &memory, 0x1000, 0x1000, 0);
     space.map(B, request(0x2000, 0x1000, RW, memory.fd(), 0)).unwrap();
     let pinned = space.pin(0x1000, 16, RW).unwrap();
@@ -106,7 +106,7 @@ fn a_file_that_ends_while_its_unmap_waits() {
 
 #[test]
 fn pinned_memory_outlives_everything() {
-    let (space, memory) = (DmaSpace::new(), Memory::named("dma-outlives", 0x1000));
+    let (space, memory) = (TestDevice::new(), Memory::named("dma-outlives", 0x1000));
     map(&space, &memory, 0, 0x1000, 0);
     let pinned = space.pin(0, 0x1000, RW).unwrap();
     space.drop_owner(A);

@@ -6,7 +6,7 @@ use super::*;
 
 #[test]
 fn what_cannot_be_mapped_is_refused() {
-    let space = DmaSpace::new();
+    let space = TestDevice::new();
     let open = |path: &str, flags| open(path, flags | OFlags::CLOEXEC, Mode::empty()).unwrap();
     let (pipe, _other) = rustix::pipe::pipe().unwrap();
     let socket: OwnedFd = std::os::unix::net::UnixStream::pair().unwrap().0.into();
@@ -36,7 +36,7 @@ fn what_cannot_be_mapped_is_refused() {
 
 #[test]
 fn a_window_longer_than_its_file() {
-    let (space, memory) = (DmaSpace::new(), Memory::new(0x1800));
+    let (space, memory) = (TestDevice::new(), Memory::new(0x1800));
     map(&space, &memory, 0, 0x10_0000, 0);
     let mut bytes = vec![0; 0x8000];
     // To the end of its last page, as with any mapping.
@@ -56,7 +56,7 @@ fn a_window_longer_than_its_file() {
 
 #[test]
 fn a_window_that_lies_about_its_length_grossly() {
-    let (space, memory) = (DmaSpace::new(), Memory::new(0x1000));
+    let (space, memory) = (TestDevice::new(), Memory::new(0x1000));
     map(&space, &memory, 0, 1 << 62, 0);
     space.write(0xfff, &[1]).unwrap();
     for at in [0x1000, 1 << 36, 1 << 38, (1 << 62) - 1] {
@@ -71,7 +71,7 @@ fn a_window_that_lies_about_its_length_grossly() {
 
 #[test]
 fn a_file_that_grew_after_it_was_mapped() {
-    let (space, memory) = (DmaSpace::new(), Memory::new(0x1000));
+    let (space, memory) = (TestDevice::new(), Memory::new(0x1000));
     map(&space, &memory, 0, 0x1000, 0);
     for i in 1..64u64 {
         ftruncate(&memory.0, (i + 1) * 0x1000).unwrap();
@@ -89,7 +89,7 @@ fn a_file_that_grew_after_it_was_mapped() {
 
 #[test]
 fn a_file_too_long_to_be_mapped_whole() {
-    let (space, memory) = (DmaSpace::new(), Memory::named("dma-long", 3 << 40));
+    let (space, memory) = (TestDevice::new(), Memory::named("dma-long", 3 << 40));
     map(&space, &memory, 0x1000, 0x1234, (2 << 40) + 0x123);
     map(&space, &memory, 0x9000, 0x1000, 0x1000);
     space.write(0x1000, b"far").unwrap();
@@ -106,7 +106,7 @@ fn a_file_too_long_to_be_mapped_whole() {
 
 #[test]
 fn a_file_sealed_against_writing() {
-    let (space, memory) = (DmaSpace::new(), Memory::new(0x1000));
+    let (space, memory) = (TestDevice::new(), Memory::new(0x1000));
     memory.poke(0, b"fixed");
     fcntl_add_seals(&memory.0, SealFlags::WRITE).unwrap();
     map(&space, &memory, 0, 0x1000, 0);
@@ -125,7 +125,7 @@ fn a_file_on_a_disk() {
     let fd = open(&path, flags, Mode::RUSR | Mode::WUSR).unwrap();
     std::fs::remove_file(&path).unwrap();
     ftruncate(&fd, 10_000).unwrap();
-    let (space, memory) = (DmaSpace::new(), Memory(fd));
+    let (space, memory) = (TestDevice::new(), Memory(fd));
     map(&space, &memory, 0, 10_000, 0);
     space.write(9_990, b"0123456789").unwrap();
     assert_eq!(memory.peek(9_990, 10), b"0123456789");
@@ -138,7 +138,7 @@ fn huge_pages() {
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB;
     let Ok(fd) = memfd_create("dma-huge", flags) else { return };
     ftruncate(&fd, 4 << 20).unwrap();
-    let (space, memory) = (DmaSpace::new(), Memory(fd));
+    let (space, memory) = (TestDevice::new(), Memory(fd));
     // Longer than the file, which must not be lengthened by that.
     map(&space, &memory, 0x1000, 8 << 20, 0);
     assert_eq!(rustix::fs::fstat(&memory.0).unwrap().st_size, 4 << 20);
@@ -154,7 +154,7 @@ fn huge_pages() {
 #[test]
 fn truncation_and_mapping_under_running_accesses() {
     use std::sync::atomic::{AtomicBool, Ordering};
-    let (space, a, b) = (DmaSpace::new(), Memory::new(0x4_0000), Memory::new(0x4_0000));
+    let (space, a, b) = (TestDevice::new(), Memory::new(0x4_0000), Memory::new(0x4_0000));
     a.poke(0, &[0xaa; 0x4_0000]);
     b.poke(0, &[0xbb; 0x4_0000]);
     map(&space, &a, 0x8_0000, 0x4_0000, 0);

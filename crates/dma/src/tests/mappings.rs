@@ -4,7 +4,7 @@ use super::*;
 
 #[test]
 fn reads_and_writes_the_clients_memory() {
-    let (space, memory) = (DmaSpace::new(), Memory::new(1 << 20));
+    let (space, memory) = (TestDevice::new(), Memory::new(1 << 20));
     map(&space, &memory, 0x1000, 0x2000, 0x4000);
     space.write(0x1ffe, b"hello").unwrap();
     assert_eq!(memory.peek(0x4ffe, 5), b"hello");
@@ -18,7 +18,7 @@ fn reads_and_writes_the_clients_memory() {
 
 #[test]
 fn an_access_may_cross_windows_that_adjoin() {
-    let (space, a, b) = (DmaSpace::new(), Memory::new(0x4000), Memory::new(0x4000));
+    let (space, a, b) = (TestDevice::new(), Memory::new(0x4000), Memory::new(0x4000));
     // Neither files nor offsets are in the order of the addresses; sizes are odd.
     map(&space, &a, 0x1000, 0x800, 0x3000);
     map(&space, &b, 0x1800, 3, 0x123);
@@ -36,7 +36,7 @@ fn an_access_may_cross_windows_that_adjoin() {
 
 #[test]
 fn a_large_access_goes_the_same_ways() {
-    let (space, a, b) = (DmaSpace::new(), Memory::new(2 << 20), Memory::new(2 << 20));
+    let (space, a, b) = (TestDevice::new(), Memory::new(2 << 20), Memory::new(2 << 20));
     map(&space, &a, 0, 1 << 20, 0);
     map(&space, &b, 1 << 20, 1 << 20, 1 << 20);
     let pattern: Vec<u8> = (0..1 << 20).map(|i: u32| (i * 7 / 3) as u8).collect();
@@ -52,7 +52,7 @@ fn a_large_access_goes_the_same_ways() {
 
 #[test]
 fn nothing_is_touched_where_a_part_is_missing_or_forbidden() {
-    let (space, memory) = (DmaSpace::new(), Memory::new(0x1_0000));
+    let (space, memory) = (TestDevice::new(), Memory::new(0x1_0000));
     map(&space, &memory, 0x1000, 0x1000, 0);
     space.map(A, request(0x2000, 0x1000, Perm::READ, memory.fd(), 0x1000)).unwrap();
     map(&space, &memory, 0x4000, 0x1000, 0x2000);
@@ -74,7 +74,7 @@ fn nothing_is_touched_where_a_part_is_missing_or_forbidden() {
 
 #[test]
 fn permissions_of_windows() {
-    let (space, memory) = (DmaSpace::new(), Memory::new(0x4000));
+    let (space, memory) = (TestDevice::new(), Memory::new(0x4000));
     space.map(A, request(0, 0x1000, Perm::READ, memory.fd(), 0)).unwrap();
     space.map(A, request(0x1000, 0x1000, Perm::WRITE, memory.fd(), 0)).unwrap();
     let mut word = [0; 4];
@@ -94,7 +94,7 @@ fn permissions_of_windows() {
 
 #[test]
 fn no_bus_master_no_dma() {
-    let (space, memory) = (DmaSpace::new(), Memory::new(0x1000));
+    let (space, memory) = (TestDevice::new(), Memory::new(0x1000));
     map(&space, &memory, 0, 0x1000, 0);
     assert!(space.bus_master());
     space.set_bus_master(false);
@@ -111,7 +111,7 @@ fn no_bus_master_no_dma() {
 
 #[test]
 fn windows_that_cannot_be() {
-    let (space, memory) = (DmaSpace::new(), Memory::new(0x10000));
+    let (space, memory) = (TestDevice::new(), Memory::new(0x10000));
     let try_map = |iova, size, perm, offset| {
         errno(space.map(A, request(iova, size, perm, memory.fd(), offset)))
     };
@@ -144,7 +144,7 @@ fn windows_that_cannot_be() {
 
 #[test]
 fn unmapping_takes_what_is_inside_and_cuts_nothing() {
-    let (space, memory) = (DmaSpace::new(), Memory::new(0x10000));
+    let (space, memory) = (TestDevice::new(), Memory::new(0x10000));
     let fill = || (0..4).for_each(|i| map(&space, &memory, i * 0x4000, 0x2000, i * 0x1000));
     fill();
     assert_eq!(errno(space.unmap(0x1000, 0x1000, SOON)), Errno::INVAL);
@@ -170,7 +170,7 @@ fn unmapping_takes_what_is_inside_and_cuts_nothing() {
 
 #[test]
 fn a_file_is_mapped_once_and_not_for_ever() {
-    let (space, memory) = (DmaSpace::new(), Memory::named("dma-once", 1 << 20));
+    let (space, memory) = (TestDevice::new(), Memory::named("dma-once", 1 << 20));
     for i in 0..1000 {
         map(&space, &memory, i * 0x2000, 0x1000, i % 256 * 0x1000);
     }
@@ -192,7 +192,7 @@ fn a_file_is_mapped_once_and_not_for_ever() {
 
 #[test]
 fn files_of_other_modes_are_mapped_apart() {
-    let (space, memory) = (DmaSpace::new(), Memory::new(0x2000));
+    let (space, memory) = (TestDevice::new(), Memory::new(0x2000));
     map(&space, &memory, 0, 0x1000, 0);
     // What is open for reading only must not get at the writable mapping.
     space.map(A, request(0x1000, 0x1000, RW, memory.read_only(), 0)).unwrap();
@@ -207,7 +207,7 @@ fn files_of_other_modes_are_mapped_apart() {
 
 #[test]
 fn windows_go_with_the_file_that_mapped_them() {
-    let (space, memory) = (DmaSpace::new(), Memory::named("dma-owned", 0x1000));
+    let (space, memory) = (TestDevice::new(), Memory::named("dma-owned", 0x1000));
     for i in 0..500u64 {
         let owner = if i % 3 == 0 { B } else { A };
         space.map(owner, request(i * 0x1000, 0x1000, RW, memory.fd(), 0)).unwrap();
@@ -228,7 +228,7 @@ fn windows_go_with_the_file_that_mapped_them() {
 
 #[test]
 fn address_space_is_limited() {
-    let (space, memory) = (DmaSpace::new(), Memory::new(0x4000));
+    let (space, memory) = (TestDevice::new(), Memory::new(0x4000));
     space.set_address_space(0x6000);
     map(&space, &memory, 0, 0x4000, 0);
     let other = Memory::new(0x4000);
@@ -242,7 +242,7 @@ fn address_space_is_limited() {
 
 #[test]
 fn a_million_windows() {
-    let (space, memory) = (DmaSpace::new(), Memory::new(0x1000));
+    let (space, memory) = (TestDevice::new(), Memory::new(0x1000));
     let peer: Arc<dyn DmaPeer> = Arc::new(messages::Dead);
     let message = |i: u64| MapRequest {
         iova: i * 2,
@@ -263,7 +263,7 @@ fn a_million_windows() {
 
 #[test]
 fn atomics() {
-    let (space, memory) = (DmaSpace::new(), Memory::new(0x2000));
+    let (space, memory) = (TestDevice::new(), Memory::new(0x2000));
     map(&space, &memory, 0x1000, 0x1002, 0);
     space.store(0x1008, 0x1122_3344_5566_7788u64, Ordering::SeqCst).unwrap();
     assert_eq!(memory.peek(8, 8), 0x1122_3344_5566_7788u64.to_ne_bytes());
@@ -302,7 +302,7 @@ fn atomics_of_several_threads_add_up() {
     if !ATOMICS {
         return;
     }
-    let (space, memory) = (DmaSpace::new(), Memory::new(0x1000));
+    let (space, memory) = (TestDevice::new(), Memory::new(0x1000));
     map(&space, &memory, 0, 0x1000, 0);
     std::thread::scope(|s| {
         for _ in 0..3 {
@@ -314,7 +314,7 @@ fn atomics_of_several_threads_add_up() {
 
 #[test]
 fn a_batch_translates_and_copies() {
-    let (space, memory) = (DmaSpace::new(), Memory::new(1 << 20));
+    let (space, memory) = (TestDevice::new(), Memory::new(1 << 20));
     map(&space, &memory, 0x1000, 0x1000, 0x3000);
     map(&space, &memory, 0x2000, 0x8_0000, 0x5000);
     let mut access = space.access().unwrap();
@@ -353,7 +353,7 @@ fn a_batch_translates_and_copies() {
 
 #[test]
 fn space_ends_with_its_last_attachment() {
-    let (space, memory) = (DmaSpace::new(), Memory::named("dma-dropped", 0x1000));
+    let (space, memory) = (TestDevice::new(), Memory::named("dma-dropped", 0x1000));
     map(&space, &memory, 0, 0x1000, 0);
     drop(space);
     assert_eq!(held("dma-dropped"), (0, 1), "only our own descriptor is left");

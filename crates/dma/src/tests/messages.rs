@@ -51,7 +51,7 @@ impl DmaPeer for Dead {
 }
 
 fn map_peer(
-    space: &DmaSpace,
+    space: &TestDevice,
     peer: &Arc<impl DmaPeer + 'static>,
     iova: u64,
     size: u64,
@@ -63,7 +63,7 @@ fn map_peer(
 
 #[test]
 fn one_message_for_each_window() {
-    let (space, peer, memory) = (DmaSpace::new(), Arc::new(Peer::default()), Memory::new(0x1000));
+    let (space, peer, memory) = (TestDevice::new(), Arc::new(Peer::default()), Memory::new(0x1000));
     map_peer(&space, &peer, 0x1000, 0x1000, RW);
     map_peer(&space, &peer, 0x2000, 0x1000, RW);
     map(&space, &memory, 0x3000, 0x1000, 0);
@@ -84,7 +84,7 @@ fn one_message_for_each_window() {
 
 #[test]
 fn permissions_and_errors() {
-    let (space, peer) = (DmaSpace::new(), Arc::new(Peer::default()));
+    let (space, peer) = (TestDevice::new(), Arc::new(Peer::default()));
     map_peer(&space, &peer, 0x1000, 0x1000, Perm::READ);
     map_peer(&space, &Arc::new(Dead), 0x2000, 0x1000, RW);
     let mut bytes = [0; 4];
@@ -104,7 +104,7 @@ fn permissions_and_errors() {
 
 #[test]
 fn integers_by_message() {
-    let (space, peer) = (DmaSpace::new(), Arc::new(Peer::default()));
+    let (space, peer) = (TestDevice::new(), Arc::new(Peer::default()));
     map_peer(&space, &peer, 0x1000, 0x1000, RW);
     let value: u32 = space.load(0x1004, Ordering::Acquire).unwrap();
     assert_eq!(value.to_ne_bytes(), [4, 5, 6, 7]);
@@ -114,7 +114,7 @@ fn integers_by_message() {
 
 #[test]
 fn the_peer_may_map_and_unmap_while_it_is_waited_for() {
-    let (space, peer, memory) = (DmaSpace::new(), Arc::new(Peer::default()), Memory::new(0x1000));
+    let (space, peer, memory) = (TestDevice::new(), Arc::new(Peer::default()), Memory::new(0x1000));
     map_peer(&space, &peer, 0x1000, 0x1000, RW);
     map(&space, &memory, 0x2000, 0x1000, 0);
     let remap = {
@@ -133,7 +133,7 @@ fn the_peer_may_map_and_unmap_while_it_is_waited_for() {
 
 #[test]
 fn batch_accesses_nothing_where_a_part_is_reached_by_message() {
-    let (space, peer, memory) = (DmaSpace::new(), Arc::new(Peer::default()), Memory::new(0x1000));
+    let (space, peer, memory) = (TestDevice::new(), Arc::new(Peer::default()), Memory::new(0x1000));
     map_peer(&space, &peer, 0x1000, 0x1000, RW);
     map(&space, &memory, 0x2000, 0x1000, 0);
     let mut batch = space.access().unwrap();
@@ -150,7 +150,7 @@ fn batch_accesses_nothing_where_a_part_is_reached_by_message() {
 
 #[test]
 fn a_peer_is_let_go_with_its_last_window() {
-    let (space, peer) = (DmaSpace::new(), Arc::new(Peer::default()));
+    let (space, peer) = (TestDevice::new(), Arc::new(Peer::default()));
     (0..100).for_each(|i| map_peer(&space, &peer, i * 0x1000, 0x1000, RW));
     assert!(Arc::strong_count(&peer) <= 3, "not one for each mapping");
     space.unmap(0, 99 * 0x1000, SOON).unwrap();

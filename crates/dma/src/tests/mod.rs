@@ -12,6 +12,7 @@ mod model;
 mod spaces;
 
 use super::*;
+use crate::test_device::TestDevice;
 
 use vfiod_sync::Arc;
 use vfiod_sync::atomic::Ordering;
@@ -62,7 +63,7 @@ fn request(iova: u64, size: u64, perm: Perm, fd: OwnedFd, offset: u64) -> MapReq
     MapRequest { iova, size, perm, backing: Backing::File { fd, offset } }
 }
 
-fn map(space: &DmaSpace, memory: &Memory, iova: u64, size: u64, offset: u64) {
+fn map(space: &TestDevice, memory: &Memory, iova: u64, size: u64, offset: u64) {
     space.map(A, request(iova, size, RW, memory.fd(), offset)).unwrap();
 }
 

@@ -160,7 +160,7 @@ proptest! {
 
     #[test]
     fn every_byte_is_where_it_should_be(ops in prop::collection::vec(op(), 1..120)) {
-        let device = DmaSpace::new();
+        let device = TestDevice::new();
         let space = device.space();
         space.start_dirty_log();
         let memories: Vec<_> = (0..FILES).map(|_| Memory::new(FILE_SIZE)).collect();

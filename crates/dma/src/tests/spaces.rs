@@ -63,7 +63,7 @@ fn part_of_a_mapping_is_copied_to_another_space() {
     assert_eq!((copy.iova, copy.last, copy.owner), (0x9000, 0x9fff, Some(B)));
     assert_eq!(copy.file, Some((0, 0x3000)));
     from.unmap_all(SOON).unwrap();
-    let device = DmaSpace::new();
+    let device = TestDevice::new();
     device.attachment().attach(&to);
     device.write(0x9000, b"copied").unwrap();
     assert_eq!(memory.peek(0x3000, 6), b"copied");
@@ -129,7 +129,7 @@ fn listener_delays_an_unmap_until_the_bound() {
 
 #[test]
 fn unmap_that_does_not_block_ends_either_way() {
-    let (space, memory) = (DmaSpace::new(), Memory::new(0x4000));
+    let (space, memory) = (TestDevice::new(), Memory::new(0x4000));
     map(&space, &memory, 0x1000, 0x1000, 0);
     let hold = space.pin(0x1000, 16, RW).unwrap();
     let space = space.space();
@@ -156,7 +156,7 @@ fn dirty(space: &Space, marks: Marks) -> Vec<u64> {
 
 #[test]
 fn every_way_to_write_is_logged() {
-    let (device, memory) = (DmaSpace::new(), Memory::new(0x40000));
+    let (device, memory) = (TestDevice::new(), Memory::new(0x40000));
     map(&device, &memory, 0, 0x40000, 0);
     let space = device.space();
     let hold = device.pin(0x3_0000, 0x1001, RW).unwrap();
@@ -194,7 +194,7 @@ fn every_way_to_write_is_logged() {
 
 #[test]
 fn unmap_reports_and_removes_the_marks_of_its_range() {
-    let (device, memory) = (DmaSpace::new(), Memory::new(0x40000));
+    let (device, memory) = (TestDevice::new(), Memory::new(0x40000));
     map(&device, &memory, 0x1000, 0x2000, 0);
     map(&device, &memory, 0x3000, 0x1000, 0);
     let space = device.space();

@@ -8,13 +8,16 @@ use std::time::{Duration, Instant};
 use rustix::event::{EventfdFlags, eventfd};
 use std::os::fd::OwnedFd;
 use vfiod_client::{Client, Error as ClientError, Options, RawMessage, Socket};
+use vfiod_core::dma::Attachment;
 use vfiod_core::irq::{IrqFlags, IrqInfo};
 use vfiod_core::region::{Doorbell, SparseArea};
 use vfiod_core::{
-    Context, Description, Device, DeviceFlags, DeviceSpec, Errno, Error, Features, IrqIndex,
-    OpenPolicy, Region, RegionFlags, RegionIndex, Registration, Registry, ResetCause, Result,
+    Context, DataPath, Description, Device, DeviceFlags, DeviceSpec, DeviceTask, Errno, Error,
+    Features, IrqIndex, OpenPolicy, Quiesce, Region, RegionFlags, RegionIndex, Registration,
+    Registry, ResetCause, Result, Why, Worker,
 };
 use vfiod_server::{Listener, Served, Server, ServerOptions, SocketAccess};
+use vfiod_tasks::{Runtime, Workers};
 use vfiod_wire::{Command, Header, Kind};
 use zerocopy::IntoBytes;
 
@@ -25,8 +28,8 @@ pub(crate) const SPARSE_AREA: u64 = 0x8000;
 /// Plain registers.
 pub(crate) const PLAIN: u32 = 1;
 pub(crate) const PLAIN_SIZE: u64 = 0x2000;
-/// The DMA engine: IOVA, length, operation, errno. It works on a thread of its own; the errno is
-/// [`RUNNING`] until it is done.
+/// The DMA engine: IOVA, length, operation, errno. It is a task; the errno is [`RUNNING`] until it is
+/// done.
 pub(crate) const DMA: u32 = 2;
 pub(crate) const RUNNING: u64 = u64::MAX;
 pub(crate) const DMA_READ: u64 = 1;
@@ -43,7 +46,7 @@ pub(crate) const STALL_MS: u64 = 0x28;
 pub(crate) const SLOW_CLOSE_MS: u64 = 0x30;
 /// How long the next reset takes.
 pub(crate) const SLOW_RESET_MS: u64 = 0x38;
-/// The next reset waits until the DMA engine is done.
+/// The next reset waits until the DMA engine is done, instead of cancelling it.
 pub(crate) const RESET_AWAITS_DMA: u64 = 0x40;
 /// Whether it was, when the last such reset ended.
 pub(crate) const DMA_WAS_DONE: u64 = 0x48;
@@ -86,12 +89,22 @@ struct Rack {
     large: Vec<u8>,
     dma: [u64; 4],
     dma_errno: Arc<AtomicU64>,
-    rings: u64,
+    rings: Arc<Rings>,
     feature: Vec<u8>,
     slow_close: Duration,
     slow_reset: Duration,
     reset_awaits_dma: bool,
     dma_was_done: bool,
+}
+
+/// Counts the rings of the doorbells.
+#[derive(Default)]
+struct Rings(AtomicU64);
+
+impl DataPath for Rings {
+    fn doorbell(&self, _: usize, _: Option<u64>, _: &Attachment) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
 }
 
 impl Rack {
@@ -102,7 +115,7 @@ impl Rack {
             large: vec![0; LARGE_SIZE as usize],
             dma: [0; 4],
             dma_errno: Arc::default(),
-            rings: 0,
+            rings: Arc::default(),
             feature: b"initial".to_vec(),
             slow_close: Duration::ZERO,
             slow_reset: Duration::ZERO,
@@ -114,7 +127,6 @@ impl Rack {
     fn knob(&mut self, offset: u64, value: u64) -> Result<()> {
         let Some(ctx) = &self.ctx else { return Ok(()) };
         match offset {
-            BELL => self.rings += 1,
             TRIGGER => {
                 ctx.irqs().trigger(IrqIndex(VECTORS), value as u32)?;
             }
@@ -130,23 +142,26 @@ impl Rack {
     }
 
     fn run_dma(&mut self, op: u64) {
-        let Some(ctx) = self.ctx.clone() else { return };
+        let Some(ctx) = &self.ctx else { return };
         let [iova, len, ..] = self.dma;
         let (plain, errno) = (self.plain.clone(), self.dma_errno.clone());
         errno.store(RUNNING, Ordering::SeqCst);
-        std::thread::spawn(move || {
+        let engine = |task: DeviceTask<Self>| async move {
             let mut data = vec![0; len as usize];
             let done = if op == DMA_READ {
-                let done = ctx.dma().read(iova, &mut data);
+                let done = task.dma().read(iova, &mut data).await;
                 plain.lock().unwrap()[..data.len()].copy_from_slice(&data);
                 done
             } else {
                 data.copy_from_slice(&plain.lock().unwrap()[..len as usize]);
-                ctx.dma().write(iova, &data)
+                task.dma().write(iova, &data).await
             };
             let done = done.err().map_or(0, |error| error.errno().raw_os_error() as u64);
             errno.store(done, Ordering::SeqCst);
-        });
+        };
+        if let Err(error) = DeviceTask::spawn(ctx, "dma", engine) {
+            self.dma_errno.store(error.errno().raw_os_error() as u64, Ordering::SeqCst);
+        }
     }
 }
 
@@ -189,6 +204,7 @@ impl Device for Rack {
     }
 
     fn init(&mut self, ctx: &Context) -> Result<()> {
+        ctx.set_data_path(self.rings.clone());
         self.ctx = Some(ctx.clone());
         Ok(())
     }
@@ -213,7 +229,9 @@ impl Device for Rack {
             }
             LAZY => {}
             KNOBS if offset == DMA_WAS_DONE => data[0] = self.dma_was_done.into(),
-            KNOBS if offset == RINGS => data.copy_from_slice(&self.rings.to_ne_bytes()),
+            KNOBS if offset == RINGS => {
+                data.copy_from_slice(&self.rings.0.load(Ordering::SeqCst).to_ne_bytes())
+            }
             _ => data.fill(0x5a),
         }
         Ok(())
@@ -242,23 +260,30 @@ impl Device for Rack {
 
     fn reset(&mut self, _cause: ResetCause) -> Result<()> {
         std::thread::sleep(std::mem::take(&mut self.slow_reset));
-        if std::mem::take(&mut self.reset_awaits_dma) {
-            let start = Instant::now();
-            let running = || self.dma_errno.load(Ordering::SeqCst) == RUNNING;
-            while running() && start.elapsed() < Duration::from_secs(10) {
-                std::thread::sleep(Duration::from_millis(1));
-            }
-            self.dma_was_done = !running();
-        }
+        // Of a task that was cancelled nothing comes any more.
+        let errno = self.dma_errno.swap(0, Ordering::SeqCst);
+        self.dma_was_done = errno != RUNNING;
         self.plain.lock().unwrap().fill(0);
         self.dma = [0; 4];
-        self.rings = 0;
+        self.rings.0.store(0, Ordering::SeqCst);
         Ok(())
+    }
+
+    fn as_worker(&mut self) -> Option<&mut dyn Worker> {
+        Some(self)
     }
 
     fn as_features(&mut self) -> Option<&mut dyn Features> {
         Some(self)
     }
+}
+
+impl Worker for Rack {
+    fn quiesce(&mut self, _: Why) -> Quiesce {
+        if std::mem::take(&mut self.reset_awaits_dma) { Quiesce::Finish } else { Quiesce::Cancel }
+    }
+
+    fn resume(&mut self) {}
 }
 
 impl Features for Rack {
@@ -288,6 +313,7 @@ pub(crate) struct Rig {
     pub(crate) served: Option<Served>,
     pub(crate) registration: Option<Registration>,
     _registry: Registry,
+    _workers: Workers,
     pub(crate) path: PathBuf,
     pub(crate) server: Server,
     _dir: tempfile::TempDir,
@@ -301,7 +327,7 @@ impl Rig {
     pub(crate) fn with(open: OpenPolicy, options: ServerOptions) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("rack.sock");
-        let registry = Registry::new();
+        let (registry, workers) = registry();
         let spec = DeviceSpec { name: "rack".to_owned(), open, ..DeviceSpec::default() };
         let server = Server::new(options).unwrap();
         let (registration, served) = serve(&registry, &server, spec, &path);
@@ -309,6 +335,7 @@ impl Rig {
             served: Some(served),
             registration: Some(registration),
             _registry: registry,
+            _workers: workers,
             path,
             server,
             _dir: dir,
@@ -345,6 +372,13 @@ impl Rig {
         client.region_read(PLAIN, 0, &mut data).unwrap();
         assert_eq!(data, [1, 2, 3, 4]);
     }
+}
+
+/// A registry whose devices' tasks a thread runs.
+pub(crate) fn registry() -> (Registry, Workers) {
+    let runtime = Runtime::new().unwrap();
+    let workers = Workers::start(&runtime, 1).unwrap();
+    (Registry::with_runtime(runtime, None), workers)
 }
 
 /// A rack of its own, served at a path.
