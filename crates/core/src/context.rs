@@ -17,7 +17,7 @@ use crate::irq::{IrqInfo, IrqSet};
 use crate::memory::SharedMemory;
 use crate::opening::Openings;
 use crate::sync::atomic::{AtomicBool, Ordering};
-use crate::work::{Close, Task, TaskHandle, TaskInfo, Work, WorkLimits};
+use crate::work::{Close, Queue, Rings, Task, TaskHandle, TaskInfo, Work, WorkLimits};
 
 /// The registered device, as its tasks see it.
 pub(crate) trait Home: Send + Sync {
@@ -270,13 +270,29 @@ impl Context {
         }
     }
 
+    /// A part of the device's work that can be quiesced and resumed by itself, such as a queue: these
+    /// doorbells, counted as for [`DataPath::doorbell`], and these tasks.
+    pub fn queue(
+        &self,
+        bells: impl IntoIterator<Item = usize>,
+        tasks: impl IntoIterator<Item = TaskHandle>,
+    ) -> Queue {
+        self.inner.work.queue(bells, tasks)
+    }
+
+    /// Resumes a queue ([`Queue::resume`]), and delivers the rings that came meanwhile to the data
+    /// path.
+    pub fn resume_queue(&self, queue: &Queue, rings: Rings) {
+        queue.resume(rings);
+        self.deliver_rings();
+    }
+
     /// Delivers the rings that came while the gate was closed to the data path.
     pub(crate) fn deliver_rings(&self) {
         let Some(path) = self.inner.data_path.get() else { return };
-        let Some(_inside) = self.inner.work.enter() else { return };
-        for (bell, ring) in self.inner.work.take_rings() {
-            path.doorbell(bell, ring.value, self.attachment());
-        }
+        self.inner
+            .work
+            .deliver_rings(|bell, ring| path.doorbell(bell, ring.value, self.attachment()));
     }
 }
 

@@ -9,6 +9,7 @@ use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use vfiod_core::dma::{Attachment, Backing, MapRequest, Perm};
 use vfiod_core::region::Doorbell;
 use vfiod_core::work::TaskState;
+use vfiod_core::work::{Close, Rings};
 use vfiod_core::{
     Context, DataPath, Description, Device, DeviceFlags, DeviceSpec, DeviceTask, Errno, File,
     Owner, Persistence, Quiesce, Region, RegionIndex, Registration, Registry, ResetCause, Result,
@@ -39,6 +40,7 @@ struct Script {
     panics: AtomicBool,
     /// Guest memory, as the last job reached it.
     dma: Mutex<Option<Attachment>>,
+    context: Mutex<Option<Context>>,
     /// Called by each reset.
     during_reset: Mutex<Option<Box<dyn Fn() + Send>>>,
 }
@@ -106,6 +108,7 @@ impl Device for Jobs {
 
     fn init(&mut self, context: &Context) -> Result<()> {
         context.set_data_path(self.script.clone());
+        *self.script.context.lock().unwrap() = Some(context.clone());
         self.context = Some(context.clone());
         Ok(())
     }
@@ -461,6 +464,22 @@ fn doorbells_reach_the_data_path_with_their_values() {
     assert!(file.ring(REGISTERS, 0).expect("delivered"));
     assert!(!file.ring(REGISTERS, 0).expect("nothing more"));
     assert_eq!(rig.script.rings(), [(0, None)], "an eventfd without datamatch carries no value");
+}
+
+#[test]
+fn doorbell_of_a_stopped_queue_reaches_the_data_path_when_it_is_resumed() {
+    let rig = Rig::new();
+    let file = rig.open().expect("opens");
+    let context = rig.script.context.lock().unwrap().clone().expect("registered");
+    let queue = context.queue([0], []);
+    queue.quiesce(Close::Finish);
+    assert!(queue.is_idle());
+    file.write(REGISTERS, DOORBELL, &7u32.to_le_bytes()).expect("rings");
+    assert_eq!(rig.script.rings(), []);
+    context.resume_queue(&queue, Rings::Repeat);
+    assert_eq!(rig.script.rings(), [(0, Some(7))]);
+    file.write(REGISTERS, DOORBELL, &8u32.to_le_bytes()).expect("rings");
+    assert_eq!(rig.script.rings(), [(0, Some(8))]);
 }
 
 #[test]

@@ -87,9 +87,7 @@ fn stop_and_resume(workers: usize) {
             work.reopen(Rings::Repeat);
             start_tasks(&work, &seen);
             // Those that came at the closed gate, of the tasks' doorbells as well.
-            if let Some(_inside) = work.enter() {
-                work.take_rings().into_iter().for_each(|(bell, ring)| seen.handle(bell, ring));
-            }
+            work.deliver_rings(|bell, ring| seen.handle(bell, ring));
         }
         stop.store(true, SeqCst);
     });

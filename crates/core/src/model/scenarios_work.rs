@@ -257,9 +257,7 @@ fn no_ring_is_lost_by_a_data_path() {
     };
     fixture.quiesce(Close::Cancel);
     fixture.resume(Rings::Repeat);
-    let inside = fixture.work.enter().expect("is open");
-    fixture.work.take_rings().into_iter().for_each(|(_, ring)| deliver(&fixture.seen)(ring));
-    drop(inside);
+    fixture.work.deliver_rings(|_, ring| deliver(&fixture.seen)(ring));
     join(rings);
     fixture.until_handled(2);
 }
@@ -285,9 +283,7 @@ fn no_ring_passes_before_the_resume() {
         point();
         resumed.store(true, SeqCst);
     });
-    let inside = fixture.work.enter().expect("is open");
-    fixture.work.take_rings().into_iter().for_each(|(_, ring)| deliver(ring));
-    drop(inside);
+    fixture.work.deliver_rings(|_, ring| deliver(ring));
     join(rings);
     assert_eq!(delivered.load(SeqCst), 1, "lost or delivered twice");
 }
@@ -345,7 +341,38 @@ fn one_task_is_stopped() {
     assert_eq!(fixture.work.list(), []);
 }
 
+/// One queue is stopped, which a data path and a task serve, and resumed: nothing of it works in
+/// between, and no ring is lost.
+fn queue_is_stopped_and_resumed() {
+    let fixture = Fixture::new();
+    let workers = Workers::start(&fixture.runtime, 1).expect("starts");
+    let task = fixture.start().expect("starts");
+    let queue = fixture.work.queue([0], [task]);
+    let rings = {
+        let (work, seen) = (fixture.work.clone(), fixture.seen.clone());
+        spawn(move || {
+            work.ring(0, Some(1));
+            work.ring_through(0, Some(2), |ring| {
+                Counted::new(&seen).act();
+                seen.value.fetch_max(ring.value.expect("each ring has a value"), SeqCst);
+            });
+        })
+    };
+    queue.quiesce(Close::Finish);
+    fixture.runtime.block_on(None, queue.idle()).expect("has no deadline");
+    assert_eq!(fixture.seen.inside.load(SeqCst), 0, "idle, and something of the queue is inside");
+    fixture.seen.quiesced.store(true, SeqCst);
+    point();
+    fixture.seen.quiesced.store(false, SeqCst);
+    queue.resume(Rings::Repeat);
+    fixture.start().expect("starts");
+    join(rings);
+    fixture.until_handled(2);
+    drop(workers);
+}
+
 vfiod_sync::checks! {
+    queue_is_stopped_and_resumed: 1000,
     close_against_enter: 1000,
     close_against_spawn: 500,
     no_step_begins_after_a_cancel: 1000,

@@ -47,6 +47,18 @@ pub enum GateState {
     Closed,
 }
 
+/// A call of a data path, inside the gate until this is dropped.
+#[derive(Debug)]
+pub struct Inside<'a> {
+    gate: &'a Gate,
+}
+
+impl Drop for Inside<'_> {
+    fn drop(&mut self) {
+        self.gate.leave();
+    }
+}
+
 /// Counts the tasks and calls of a device, and lets nothing begin while it is closed.
 #[derive(Debug, Default)]
 pub(super) struct Gate {
@@ -60,6 +72,12 @@ impl Gate {
     #[inline]
     pub(super) fn enter(&self) -> bool {
         self.enter_if(|state| state == 0)
+    }
+
+    /// Goes inside, if the gate is open, until what is returned is dropped.
+    #[inline]
+    pub(super) fn pass(&self) -> Option<Inside<'_>> {
+        self.enter().then(|| Inside { gate: self })
     }
 
     /// Goes inside for a task, which may begin while the device is being resumed, too.
@@ -119,6 +137,11 @@ impl Gate {
     pub(super) fn open(&self) {
         let open = |word| (word & STATE == RESUMING).then_some(word & !STATE);
         let _ = self.word.fetch_update(Ordering::SeqCst, Ordering::SeqCst, open);
+    }
+
+    /// Opens the gate, from any state.
+    pub(super) fn reopen(&self) {
+        self.word.fetch_and(!STATE, Ordering::SeqCst);
     }
 
     pub(super) fn state(&self) -> GateState {

@@ -1,9 +1,11 @@
 //! A device's tasks, and doorbells that reach its data path without the device's lock.
 //!
 //! Both pass a gate. While that is closed nothing new begins; when nothing is inside, the device is
-//! *idle*. A ring of a doorbell at a closed gate is remembered.
+//! *idle*. A ring of a doorbell at a closed gate is remembered. A part of the work, such as a queue of
+//! the device, can be stopped by itself ([`Queue`]).
 
 mod gate;
+mod queue;
 #[cfg(all(test, not(any(shuttle, loom))))]
 mod tests;
 
@@ -23,7 +25,8 @@ use vfiod_tasks::{Bell, Ended, Job, Ring, Runtime, Sleep, Timeout, Waiters};
 
 use crate::error::{Errno, Error, Result};
 
-pub use gate::{Close, GateState};
+pub use gate::{Close, GateState, Inside};
+pub use queue::Queue;
 
 /// Limits of one device's work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,8 +51,16 @@ struct Shared {
     on_panic: OnPanic,
     max_tasks: usize,
     gate: gate::Gate,
-    bells: Box<[Bell]>,
+    bells: Box<[Doorbell]>,
     tasks: Mutex<Tasks>,
+}
+
+/// A doorbell of the device.
+#[derive(Default)]
+struct Doorbell {
+    bell: Bell,
+    /// Closed while the doorbell's queue is stopped; counts the calls of the data path for it.
+    gate: gate::Gate,
 }
 
 #[derive(Default)]
@@ -70,6 +81,9 @@ struct TaskShared {
     name: String,
     started: Instant,
     cancelled: AtomicBool,
+    /// Its queue is to quiesce: it ends at its next wait for a doorbell. Changed with the list
+    /// locked.
+    finishing: AtomicBool,
     running: AtomicBool,
     polls: AtomicU64,
     nanoseconds: AtomicU64,
@@ -114,7 +128,7 @@ impl Work {
             on_panic,
             max_tasks: limits.tasks,
             gate: gate::Gate::default(),
-            bells: (0..limits.bells).map(|_| Bell::new()).collect(),
+            bells: (0..limits.bells).map(|_| Doorbell::default()).collect(),
             tasks: Mutex::default(),
         };
         Self { shared: Arc::new(shared) }
@@ -158,7 +172,7 @@ impl Work {
     /// Goes inside for a call that does not take the device's lock, if the gate is open.
     #[inline]
     pub fn enter(&self) -> Option<Inside<'_>> {
-        self.shared.gate.enter().then(|| Inside { gate: &self.shared.gate })
+        self.shared.gate.pass()
     }
 
     /// Closes the gate. From now on nothing begins: no task, no call through [`Work::enter`], and
@@ -173,7 +187,7 @@ impl Work {
             self.shared.cancel_all();
         } else {
             // Those who wait for a doorbell end.
-            self.shared.bells.iter().for_each(Bell::wake);
+            self.shared.bells.iter().for_each(|doorbell| doorbell.bell.wake());
         }
     }
 
@@ -210,10 +224,14 @@ impl Work {
     /// Opens the gate as [`Work::reopen`], in two steps: first for tasks, then, when `resume` has
     /// returned, for calls and rings. Rings that come meanwhile are remembered.
     pub fn reopen_after<R>(&self, rings: Rings, resume: impl FnOnce() -> R) -> R {
-        for bell in &self.shared.bells {
+        for Doorbell { bell, gate } in &self.shared.bells {
             match rings {
                 Rings::Repeat => bell.repeat_silently(),
-                Rings::Forget => bell.forget(),
+                Rings::Forget => {
+                    bell.forget();
+                    // Of the queues that were stopped before a reset nothing is left.
+                    gate.reopen();
+                }
             }
         }
         {
@@ -224,22 +242,34 @@ impl Work {
         let resumed = resume();
         self.shared.gate.open();
         // A ring that came before the gate was open woke no task.
-        self.shared.bells.iter().filter(|bell| bell.is_rung()).for_each(Bell::wake);
+        self.shared.bells.iter().for_each(Doorbell::wake_if_rung);
         resumed
     }
 
-    /// Takes the pending rings, for a device with a data path: the caller enters the gate and delivers
-    /// them.
-    pub fn take_rings(&self) -> Vec<(usize, Ring)> {
-        let rings = self.shared.bells.iter().enumerate();
-        rings.filter_map(|(at, bell)| Some((at, bell.take()?))).collect()
+    /// Delivers the pending rings to a data path, inside the gate: those that came while it, or the
+    /// doorbell's queue, was stopped.
+    pub fn deliver_rings(&self, mut deliver: impl FnMut(usize, Ring)) {
+        for at in 0..self.shared.bells.len() {
+            self.deliver_pending(at, |ring| deliver(at, ring));
+        }
+    }
+
+    #[inline]
+    fn deliver_pending(&self, at: usize, deliver: impl FnOnce(Ring)) {
+        let Doorbell { bell, gate } = &self.shared.bells[at];
+        if let Some(_inside) = self.enter()
+            && let Some(_queue) = gate.pass()
+            && let Some(ring) = bell.take()
+        {
+            deliver(ring);
+        }
     }
 
     /// Rings a doorbell for the task that waits for it. At a closed gate the ring is remembered.
     /// A doorbell that the device does not have is ignored.
     #[inline]
     pub fn ring(&self, bell: usize, value: Option<u64>) {
-        let Some(bell) = self.shared.bells.get(bell) else { return };
+        let Some(Doorbell { bell, .. }) = self.shared.bells.get(bell) else { return };
         // Remembered first, so that it is either seen by `reopen` or sees the gate open.
         if bell.ring_silently(value) && self.state() == GateState::Open {
             bell.wake();
@@ -250,13 +280,9 @@ impl Work {
     /// gate the ring is remembered.
     #[inline]
     pub fn ring_through(&self, bell: usize, value: Option<u64>, deliver: impl FnOnce(Ring)) {
-        let Some(bell) = self.shared.bells.get(bell) else { return };
-        bell.ring_silently(value);
-        if let Some(_inside) = self.enter()
-            && let Some(ring) = bell.take()
-        {
-            deliver(ring);
-        }
+        let Some(Doorbell { bell: doorbell, .. }) = self.shared.bells.get(bell) else { return };
+        doorbell.ring_silently(value);
+        self.deliver_pending(bell, deliver);
     }
 }
 
@@ -280,18 +306,6 @@ pub enum Rings {
     Repeat,
     /// Rings from before are forgotten.
     Forget,
-}
-
-/// A call of a data path, inside the gate until this is dropped.
-#[derive(Debug)]
-pub struct Inside<'a> {
-    gate: &'a gate::Gate,
-}
-
-impl Drop for Inside<'_> {
-    fn drop(&mut self) {
-        self.gate.leave();
-    }
 }
 
 impl Shared {
@@ -336,6 +350,7 @@ impl Shared {
             name: name.to_owned(),
             started: Instant::now(),
             cancelled: AtomicBool::new(false),
+            finishing: AtomicBool::new(false),
             running: AtomicBool::new(false),
             polls: AtomicU64::new(0),
             nanoseconds: AtomicU64::new(0),
@@ -379,11 +394,12 @@ impl Shared {
         drop(job);
     }
 
-    /// Cancels a task unless the gate has been opened again meanwhile; returns whether it ends.
+    /// Cancels a task unless it is to go on again meanwhile; returns whether it ends.
     fn ends_here(&self, task: &TaskShared) -> bool {
         let job = {
             let mut tasks = lock(&self.tasks);
-            if matches!(self.gate.state(), GateState::Open | GateState::Resuming) {
+            let is_open = matches!(self.gate.state(), GateState::Open | GateState::Resuming);
+            if is_open && !task.is_finishing() {
                 return task.is_cancelled();
             }
             task.cancelled.store(true, Ordering::SeqCst);
@@ -417,7 +433,19 @@ impl Drop for Unmade {
     }
 }
 
+impl Doorbell {
+    fn wake_if_rung(&self) {
+        if self.bell.is_rung() {
+            self.bell.wake();
+        }
+    }
+}
+
 impl TaskShared {
+    fn is_finishing(&self) -> bool {
+        self.finishing.load(Ordering::SeqCst)
+    }
+
     fn is_cancelled(&self) -> bool {
         self.cancelled.load(Ordering::SeqCst)
     }
@@ -506,10 +534,12 @@ impl Task {
     ///
     /// A doorbell that the device does not have is never rung.
     pub async fn bell(&self, bell: usize) -> Ring {
-        let Some(bell) = self.work.bells.get(bell) else { return std::future::pending().await };
+        let Some(doorbell) = self.work.bells.get(bell) else { return std::future::pending().await };
+        let Doorbell { bell, gate } = doorbell;
         let take = || match self.work.gate.state() {
             GateState::Resuming => None,
-            _ => self.may_begin_or_ends().then(|| bell.take()).flatten(),
+            _ if !self.may_begin_or_ends() || gate.state() != GateState::Open => None,
+            _ => bell.take(),
         };
         bell.wait_for(take).await
     }
@@ -526,8 +556,12 @@ impl Task {
     /// it is at a point from which it can be started again.
     fn may_begin_or_ends(&self) -> bool {
         match self.work.gate.state() {
-            GateState::Open | GateState::Resuming => !self.task.is_cancelled(),
-            GateState::Finishing => !self.work.ends_here(&self.task),
+            GateState::Open | GateState::Resuming if !self.task.is_finishing() => {
+                !self.task.is_cancelled()
+            }
+            GateState::Open | GateState::Resuming | GateState::Finishing => {
+                !self.work.ends_here(&self.task)
+            }
             GateState::Cancelling | GateState::Closed => false,
         }
     }

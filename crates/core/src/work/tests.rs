@@ -160,10 +160,83 @@ fn ring_at_a_closed_gate_is_taken_after_it_opens() {
     assert_eq!(rings.load(Ordering::Relaxed), 1);
 }
 
+fn taken(work: &Work) -> Vec<(usize, Ring)> {
+    let mut rings = Vec::new();
+    work.deliver_rings(|bell, ring| rings.push((bell, ring)));
+    rings
+}
+
+/// A task that takes the rings of a doorbell.
+fn serve(work: &Work, name: &str, bell: usize) -> (TaskHandle, Arc<AtomicUsize>) {
+    let count = Arc::<AtomicUsize>::default();
+    let rings = count.clone();
+    let make = |task: Task| async move {
+        loop {
+            task.bell(bell).await;
+            rings.fetch_add(1, Ordering::Relaxed);
+        }
+    };
+    (work.spawn(name, make).expect("starts"), count)
+}
+
+#[test]
+fn queue_is_stopped_and_resumed_while_another_goes_on() {
+    for how in [Close::Finish, Close::Cancel] {
+        let (runtime, work) = new();
+        let ((first, rings), (other, others)) = (serve(&work, "0", 0), serve(&work, "1", 1));
+        let count = |count: &AtomicUsize| count.load(Ordering::Relaxed);
+        runtime.run_until_idle();
+        let queue = work.queue([0, 77], [first.clone()]);
+        queue.quiesce(how);
+        assert!(!queue.is_idle(), "its task has not ended");
+        runtime.block_on(None, queue.idle()).expect("has no deadline");
+        assert!(queue.is_idle() && first.is_gone() && !other.is_gone());
+        work.ring(0, Some(5));
+        work.ring(1, None);
+        runtime.run_until_idle();
+        assert_eq!((count(&rings), count(&others)), (0, 1));
+        work.ring_through(0, Some(6), |_| panic!("the queue is stopped"));
+        assert_eq!(taken(&work), []);
+        let (_, again) = serve(&work, "again", 0);
+        runtime.run_until_idle();
+        assert_eq!(count(&again), 0, "a task of a stopped queue takes no ring");
+        queue.resume(Rings::Repeat);
+        runtime.run_until_idle();
+        assert_eq!((count(&again), count(&others)), (1, 1));
+    }
+}
+
+#[test]
+fn queue_that_is_resumed_before_its_task_has_ended_goes_on() {
+    let (runtime, work) = new();
+    let (task, rings) = serve(&work, "0", 0);
+    let queue = work.queue([0], [task.clone()]);
+    queue.quiesce(Close::Finish);
+    queue.resume(Rings::Forget);
+    work.ring(0, None);
+    runtime.run_until_idle();
+    assert!(!task.is_gone());
+    assert_eq!(rings.load(Ordering::Relaxed), 1);
+}
+
+#[test]
+fn reset_opens_queues_again_and_a_save_does_not() {
+    let (_, work) = new();
+    work.queue([0], []).quiesce(Close::Finish);
+    work.close(Close::Cancel);
+    work.reopen(Rings::Repeat);
+    work.ring(0, None);
+    assert_eq!(taken(&work), []);
+    work.close(Close::Cancel);
+    work.reopen(Rings::Forget);
+    work.ring(0, None);
+    assert_eq!(taken(&work), [(0, Ring { value: None })]);
+}
+
 #[test]
 fn doorbells_are_repeated_or_forgotten_when_the_gate_opens() {
     let (_, work) = new();
-    let taken = || work.take_rings();
+    let taken = || taken(&work);
     work.ring(1, Some(7));
     let ring = Ring { value: Some(7) };
     assert_eq!(taken(), [(1, ring)]);
@@ -185,7 +258,7 @@ fn ring_of_a_doorbell_that_does_not_exist_is_ignored() {
     let (_, work) = new();
     work.ring(2, None);
     work.ring_through(2, None, |_| panic!("has no such doorbell"));
-    assert_eq!(work.take_rings(), []);
+    assert_eq!(taken(&work), []);
 }
 
 #[test]
@@ -201,7 +274,7 @@ fn data_path_is_rung_inside_the_gate_only() {
     work.close(Close::Finish);
     work.ring_through(0, Some(2), |_| panic!("the gate is closed"));
     work.reopen(Rings::Repeat);
-    assert_eq!(work.take_rings(), [(0, Ring { value: Some(2) })]);
+    assert_eq!(taken(&work), [(0, Ring { value: Some(2) })]);
 }
 
 #[test]
