@@ -4,6 +4,8 @@ use std::any::Any;
 use std::sync::Arc;
 use std::time::Duration;
 
+use vfiod_tasks::Waiters;
+
 use crate::contain::{Panicked, contain};
 use crate::context::{Context, Home};
 use crate::device::{Description, Device, ResetCause, Token};
@@ -71,11 +73,8 @@ pub(crate) struct Registered {
     pub(crate) sending: AtomicU32,
     /// Why the device is in the error state, for messages.
     pub(crate) failure: Mutex<Option<String>>,
-    /// Lets threads wait for the end of a stop without the device lock, which the stop itself
-    /// needs. Held only to check or change [`STOPPED`].
-    pub(crate) entrance: Mutex<()>,
-    /// Signalled when a stop is over; used with `entrance`.
-    pub(crate) resumed: Condvar,
+    /// Those who wait for the end of a stop, without the device lock, which the stop itself needs.
+    pub(crate) resumed: Waiters,
     /// Signalled when a device that is being unregistered has released its last file; used with the
     /// set lock.
     pub(crate) drained: Condvar,
@@ -108,11 +107,10 @@ impl Registered {
     /// waits, without limit.
     pub(crate) fn call<R>(&self, call: impl FnOnce(&mut dyn Device) -> Result<R>) -> Result<R> {
         loop {
-            let mut entrance = lock(&self.entrance);
-            while self.is_stopped() {
-                entrance = sync::wait(&self.resumed, &self.entrance, entrance, Duration::MAX);
+            if self.is_stopped() {
+                let resumed = || (!self.is_stopped()).then_some(());
+                self.context.runtime().wait_until(None, &self.resumed, resumed);
             }
-            drop(entrance);
             let model = lock(&self.model);
             if !self.is_stopped() {
                 return self.call_locked(model, call);
@@ -261,25 +259,48 @@ impl Registered {
     #[cold]
     fn await_function_reset(&self, file: &FileShared, waits: bool) -> Result<bool> {
         let mut timeout = Timeout::new(if waits { FUNCTION_RESET } else { Duration::ZERO });
-        let mut entrance = lock(&self.entrance);
-        while self.is_resetting_itself() && file.is_open() {
-            let Some(time) = timeout.left() else { return Ok(false) };
-            entrance = sync::wait(&self.resumed, &self.entrance, entrance, time);
-        }
-        if file.is_open() { Ok(true) } else { Err(self.is_gone()) }
+        let over = || (!self.is_resetting_itself() || !file.is_open()).then_some(());
+        let is_over = self.await_end_of_stop(&mut timeout, over).is_some();
+        if file.is_open() { Ok(is_over) } else { Err(self.is_gone()) }
     }
 
     /// Waits until the device is not stopped any more. `EBUSY`: that takes longer than
     /// [`ACCESS_WAIT`]; `ENODEV`: the file was revoked.
     #[cold]
     fn await_resume(&self, file: &FileShared) -> Result<()> {
-        let mut timeout = Timeout::new(ACCESS_WAIT);
-        let mut entrance = lock(&self.entrance);
-        while self.is_stopped() && file.is_open() {
-            let Some(time) = timeout.left() else { return Err(self.is_being_reset()) };
-            entrance = sync::wait(&self.resumed, &self.entrance, entrance, time);
+        let over = || (!self.is_stopped() || !file.is_open()).then_some(());
+        if self.await_end_of_stop(&mut Timeout::new(ACCESS_WAIT), over).is_none() {
+            return Err(self.is_being_reset());
         }
         if file.is_open() { Ok(()) } else { Err(self.is_gone()) }
+    }
+
+    /// Blocks until `condition` returns something, which is asked again when a stop of the device
+    /// ends; `None` when the time is up. If the runtime has no workers the thread runs tasks
+    /// meanwhile, because a task may be what has stopped the device. The thread holds no lock.
+    pub(crate) fn await_end_of_stop<T>(
+        &self,
+        timeout: &mut Timeout,
+        mut condition: impl FnMut() -> Option<T>,
+    ) -> Option<T> {
+        if let Some(done) = condition() {
+            return Some(done);
+        }
+        #[cfg(not(any(loom, shuttle)))]
+        return self.context.runtime().wait_until_system_time(
+            timeout.deadline(),
+            &self.resumed,
+            condition,
+        );
+        // In a model no time passes.
+        #[cfg(any(loom, shuttle))]
+        loop {
+            timeout.left()?;
+            sync::thread::yield_now();
+            if let Some(done) = condition() {
+                return Some(done);
+            }
+        }
     }
 
     /// Checks whether a file may use the device, for an access that does not call it. Waits and

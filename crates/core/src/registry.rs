@@ -7,7 +7,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
 
-use vfiod_tasks::Runtime;
+use vfiod_tasks::{Runtime, Waiters};
 
 use crate::contain::{Panicked, contain};
 use crate::context::{Context, Home};
@@ -180,8 +180,7 @@ impl Registry {
                 failure: Mutex::default(),
                 model: Mutex::new(candidate.0.take()),
                 sending: AtomicU32::new(0),
-                entrance: Mutex::new(()),
-                resumed: Condvar::new(),
+                resumed: Waiters::new(),
                 drained: Condvar::new(),
             })
         });

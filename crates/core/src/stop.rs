@@ -22,7 +22,7 @@ use crate::event::Event;
 use crate::file_state::FileShared;
 use crate::registered::{BY_FUNCTION, Registered, STOPPED, pause};
 use crate::sync::atomic::Ordering;
-use crate::sync::{self, lock, try_lock};
+use crate::sync::{lock, try_lock};
 use crate::timeout::Timeout;
 use crate::work::{Close, Rings};
 
@@ -50,15 +50,11 @@ impl Stop {
 
     /// Makes calls wait. Some may still be running: [`Stop::await_calls`].
     pub(crate) fn claim(device: &Arc<Registered>, timeout: &mut Timeout) -> Result<Self> {
-        let mut entrance = lock(&device.entrance);
-        while !device.try_stop() {
-            let Some(time) = timeout.left() else {
-                let what = format!("{} is being reset or closed", device.name());
-                return Err(Error::new(Errno::BUSY, what));
-            };
-            entrance = sync::wait(&device.resumed, &device.entrance, entrance, time);
+        let claim = || device.try_stop().then_some(());
+        if device.await_end_of_stop(timeout, claim).is_none() {
+            let what = format!("{} is being reset or closed", device.name());
+            return Err(Error::new(Errno::BUSY, what));
         }
-        drop(entrance);
         Ok(Self { device: device.clone(), resume: None })
     }
 
@@ -256,12 +252,10 @@ impl Registered {
 
     /// Lets calls run again, and carries out a reset that was asked for meanwhile.
     pub(crate) fn let_calls_in(self: &Arc<Self>) {
-        let entrance = lock(&self.entrance);
         self.context.attachment().resume();
         // Publishes what resets stored into memory that is read without the device lock.
         self.barred.fetch_and(!(STOPPED | BY_FUNCTION), Ordering::Release);
-        drop(entrance);
-        self.resumed.notify_all();
+        self.resumed.wake_all();
         self.function_reset_if_requested();
     }
 

@@ -13,6 +13,11 @@ impl Timeout {
         Self(std::time::Instant::now() + limit)
     }
 
+    /// When it ends, by the system's clock.
+    pub(crate) fn deadline(&self) -> std::time::Instant {
+        self.0
+    }
+
     /// How long to wait now; `None` when the time is up.
     pub(crate) fn left(&mut self) -> Option<Duration> {
         let left = self.0.saturating_duration_since(std::time::Instant::now());

@@ -444,6 +444,28 @@ fn a_reset_that_the_device_asks_for_waits_for_its_work_while_accesses_read_all_o
 }
 
 #[test]
+fn who_waits_for_a_reset_that_the_device_asked_for_runs_it_on_the_same_thread() {
+    type Wait = fn(&Rig, File) -> Option<File>;
+    let waits: [Wait; 4] = [
+        |_, file| file.reset().map(|()| Some(file)).expect("resets"),
+        |_, file| file.reset_set().map(|()| Some(file)).expect("resets"),
+        |_, file| file.feature_probe(1).map(|_| Some(file)).expect("waits"),
+        |_, _released| None,
+    ];
+    for wait in waits {
+        let rig = Rig::new();
+        let file = rig.open().expect("opens");
+        rig.start(&file);
+        write(&file, RESET);
+        assert_eq!(rig.tasks(), 1, "the reset is pending");
+        rig.resets();
+        let file = wait(&rig, file).unwrap_or_else(|| rig.open().expect("opens"));
+        assert!(rig.resets() >= 1);
+        assert_eq!((rig.tasks(), read(&file, ENDED)), (0, 0));
+    }
+}
+
+#[test]
 fn a_reset_that_an_idle_device_asks_for_is_done_when_the_write_returns() {
     let rig = Rig::new();
     let file = rig.open().expect("opens");
