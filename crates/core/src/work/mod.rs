@@ -215,8 +215,8 @@ impl Work {
     /// have been cancelled before it acted on it. So each doorbell that was ever rung is rung
     /// again, with its newest value. [`Rings::Forget`] follows a reset.
     ///
-    /// Tasks that wait for a doorbell are woken. [`Work::take_rings`] returns the rings for a data
-    /// path.
+    /// Tasks that wait for a doorbell are woken. [`Work::deliver_rings`] hands pending rings to a
+    /// data path.
     pub fn reopen(&self, rings: Rings) {
         self.reopen_after(rings, || ());
     }
