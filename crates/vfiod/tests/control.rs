@@ -468,6 +468,8 @@ fn a_crowd_that_is_refused_is_let_go() {
         let everybody = std::os::unix::fs::PermissionsExt::from_mode(0o777);
         std::fs::set_permissions(path, everybody).unwrap();
     }
+    // Its socket is there before the descriptors of what serves it.
+    assert_eq!(rig.ask("GET", "daemon", None).0, 200);
     let before = rig.daemon.descriptors();
     // Connects a thousand times, says nothing, and stays.
     let script = "import socket, sys, time\n\
