@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use rustix::event::{EventfdFlags, eventfd};
 use vfiod_client::{Client, GuestMemory, IrqAction, IrqData};
 
 /// The daemon. Killed when dropped.
@@ -71,18 +72,21 @@ fn from_serve_to_show() {
     let memory = GuestMemory::new(8192).unwrap();
     memory.write(100, &[1, 2, 3, 250]).unwrap();
     client.dma_map(0x10000, 8192, Some((memory.fd(), 0))).unwrap();
-    let interrupt = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC).unwrap();
+    let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
+    let interrupt = eventfd(0, flags).unwrap();
+    let interrupted =
+        || until("the interrupt", || rustix::io::read(&interrupt, &mut [0; 8]).is_ok());
     let fds = [interrupt.as_fd()];
     client.set_irqs(1, 0, 1, IrqAction::Trigger, IrqData::EventFds(&fds)).unwrap();
     client.region_write(7, 4, &4_u16.to_le_bytes()).unwrap(); // bus master
 
     client.region_write(0, 0, &0x10064_u64.to_le_bytes()).unwrap();
     client.region_write(0, 8, &4_u32.to_le_bytes()).unwrap();
-    rustix::io::read(&interrupt, &mut [0; 8]).unwrap();
+    interrupted();
     assert_eq!((register(&mut client, 0xc), register(&mut client, 0x10)), (2, 256));
     client.region_write(0, 0xc, &[0; 4]).unwrap();
     client.region_write(0, 8, &9000_u32.to_le_bytes()).unwrap();
-    rustix::io::read(&interrupt, &mut [0; 8]).unwrap();
+    interrupted();
     assert_eq!(register(&mut client, 0xc), 3, "longer than the option allows");
 
     let shown = good(&["show", "sum", "--json", "--control", &control]);
