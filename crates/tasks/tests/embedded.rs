@@ -93,7 +93,7 @@ fn timer_makes_the_descriptor_readable() {
     let tasks = [late, soon].map(|time| {
         let (runtime_of_task, ended) = (runtime.clone(), ended.clone());
         runtime.spawn(async move {
-            runtime_of_task.sleep(time).await;
+            runtime_of_task.sleep_until(before + time).await;
             ended.fetch_add(1, Ordering::Relaxed)
         })
     });

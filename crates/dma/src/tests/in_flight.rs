@@ -87,14 +87,21 @@ fn a_file_that_ends_while_its_unmap_waits() {
     map(&space, &memory, 0x1000, 0x1000, 0);
     space.map(B, request(0x2000, 0x1000, RW, memory.fd(), 0)).unwrap();
     let pinned = space.pin(0x1000, 16, RW).unwrap();
-    std::thread::scope(|s| {
-        let unmap = s.spawn(|| space.unmap(0x1000, 0x1000, Duration::from_millis(200)));
-        while space.len() == 2 {
-            std::thread::yield_now();
-        }
-        space.drop_owner(A);
-        assert_eq!(errno(unmap.join().unwrap()), Errno::BUSY);
-    });
+    let mut waits = false;
+    while !waits {
+        std::thread::scope(|s| {
+            let unmap = s.spawn(|| space.unmap(0x1000, 0x1000, Duration::from_millis(200)));
+            while !waits && !unmap.is_finished() {
+                waits = space.len() == 1;
+                std::thread::yield_now();
+            }
+            // Otherwise it has given up before this thread ran.
+            if waits {
+                space.drop_owner(A);
+            }
+            assert_eq!(errno(unmap.join().unwrap()), Errno::BUSY);
+        });
+    }
     // What came back for a file that had gone went with it; the other's is there.
     assert_eq!(space.len(), 1);
     assert_eq!(space.mappings()[0].owner, Some(B));

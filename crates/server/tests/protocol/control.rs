@@ -5,6 +5,7 @@ use std::time::Duration;
 use vfiod_client::{Client, Error};
 use vfiod_core::OpenPolicy;
 use vfiod_server::{Dialect, ServerOptions};
+use vfiod_wire::Command;
 
 use crate::rig::*;
 
@@ -60,8 +61,9 @@ fn finishing_releases_every_file() {
 fn finishing_does_not_wait_for_ever() {
     let mut rig = Rig::new();
     let mut client = rig.client();
-    client.region_post(KNOBS, STALL_MS, &1000u64.to_ne_bytes()).unwrap();
-    eventually("it is being stalled", || rig.served.as_ref().unwrap().clients()[0].messages == 2);
+    let stall = Stall::new();
+    client.post(Command::RegionWrite, &stall.payload(), &[]).unwrap();
+    stall.await_begin();
     assert!(!rig.served.take().unwrap().finish(Duration::from_millis(50)));
 }
 

@@ -203,24 +203,14 @@ fn a_doorbell_from_before_is_not_heard_after() {
 fn a_member_that_is_busy_is_not_waited_for_for_long() {
     let pair = Pair::new();
     let [mut a, mut b] = pair.both();
-    let stall = {
-        let mut payload =
-            vfiod_wire::payload::RegionAccess { offset: STALL_MS, region: KNOBS, count: 8 }
-                .as_bytes()
-                .to_vec();
-        payload.extend_from_slice(&3000u64.to_ne_bytes());
-        b.submit(Command::RegionWrite, &payload, &[]).unwrap()
-    };
-    // The first ones may come before the stall.
-    let mut outcome = Ok(());
-    eventually("the stall", || {
-        outcome = a.hot_reset();
-        outcome.is_err()
-    });
-    assert_eq!(refused(outcome), EBUSY);
+    let stall = Stall::new();
+    let stalling = b.submit(Command::RegionWrite, &stall.payload(), &[]).unwrap();
+    stall.await_begin();
+    assert_eq!(refused(a.hot_reset()), EBUSY);
     fill(&mut a);
     assert!(!is_clear(&mut a), "it goes on");
-    b.complete(stall).unwrap();
+    drop(stall);
+    b.complete(stalling).unwrap();
     a.hot_reset().unwrap();
     assert!(is_clear(&mut a));
 }

@@ -24,9 +24,9 @@ fn many_clients_of_a_stalled_device_do_not_take_all_threads() {
     let _served = stalled.server.serve(listener, device).unwrap();
 
     let mut waiting: Vec<_> = (0..40).map(|_| stalled.client()).collect();
-    let mut stall = RegionAccess { offset: STALL_MS, region: KNOBS, count: 8 }.as_bytes().to_vec();
-    stall.extend(1500u64.to_ne_bytes());
-    let stalling = waiting[0].submit(Command::RegionWrite, &stall, &[]).unwrap();
+    let stall = Stall::new();
+    let stalling = waiting[0].submit(Command::RegionWrite, &stall.payload(), &[]).unwrap();
+    stall.await_begin();
     let read = RegionAccess { offset: 0, region: PLAIN, count: 4 };
     let behind: Vec<_> = waiting[1..]
         .iter_mut()
@@ -41,6 +41,7 @@ fn many_clients_of_a_stalled_device_do_not_take_all_threads() {
     let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
     assert_eq!(rustix::event::poll(&mut fds, Some(&now)), Ok(0));
     // And those that waited get their turn.
+    drop(stall);
     waiting[0].complete(stalling).unwrap();
     for (client, id) in waiting[1..].iter_mut().zip(behind) {
         client.complete(id).unwrap();

@@ -1,5 +1,6 @@
 //! A device with a bit of everything, served on a socket of its own.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -18,6 +19,7 @@ use vfiod_core::{
 };
 use vfiod_server::{Listener, Served, Server, ServerOptions, SocketAccess};
 use vfiod_tasks::{Runtime, Workers};
+use vfiod_wire::payload::RegionAccess;
 use vfiod_wire::{Command, Header, Kind};
 use zerocopy::IntoBytes;
 
@@ -42,6 +44,8 @@ pub(crate) const TRIGGER: u64 = 0x10;
 pub(crate) const LEVEL: u64 = 0x18;
 pub(crate) const PANIC: u64 = 0x20;
 pub(crate) const STALL_MS: u64 = 0x28;
+/// Stalls until the [`Stall`] of this number is released.
+pub(crate) const STALL: u64 = 0x50;
 /// How long the next close takes.
 pub(crate) const SLOW_CLOSE_MS: u64 = 0x30;
 /// How long the next reset takes.
@@ -82,6 +86,45 @@ pub(crate) const ENOSYS: u32 = 38;
 pub(crate) const ENOTTY: u32 = 25;
 pub(crate) const EOPNOTSUPP: u32 = 95;
 pub(crate) const ETIMEDOUT: u64 = 110;
+
+/// Stalls that were begun and have not been released.
+static STALLS: Mutex<BTreeSet<u64>> = Mutex::new(BTreeSet::new());
+static LAST_STALL: AtomicU64 = AtomicU64::new(0);
+
+/// A stall of a device, from when its number is written to [`STALL`] until this is dropped; 20
+/// seconds at most.
+pub(crate) struct Stall(u64);
+
+impl Stall {
+    pub(crate) fn new() -> Self {
+        Self(LAST_STALL.fetch_add(1, Ordering::SeqCst) + 1)
+    }
+
+    /// What is written to [`KNOBS`].
+    pub(crate) fn payload(&self) -> Vec<u8> {
+        let access = RegionAccess { offset: STALL, region: KNOBS, count: 8 };
+        [access.as_bytes(), &self.0.to_ne_bytes()].concat()
+    }
+
+    pub(crate) fn await_begin(&self) {
+        eventually("the stall begins", || STALLS.lock().unwrap().contains(&self.0));
+    }
+
+    fn hold(number: u64) {
+        STALLS.lock().unwrap().insert(number);
+        let start = Instant::now();
+        while STALLS.lock().unwrap().contains(&number) && start.elapsed() < Duration::from_secs(20)
+        {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
+impl Drop for Stall {
+    fn drop(&mut self) {
+        STALLS.lock().unwrap().remove(&self.0);
+    }
+}
 
 struct Rack {
     ctx: Option<Context>,
@@ -136,6 +179,7 @@ impl Rack {
             SLOW_RESET_MS => self.slow_reset = Duration::from_millis(value),
             RESET_AWAITS_DMA => self.reset_awaits_dma = value != 0,
             STALL_MS => std::thread::sleep(Duration::from_millis(value)),
+            STALL => Stall::hold(value),
             _ => {}
         }
         Ok(())
