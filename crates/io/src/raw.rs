@@ -14,9 +14,9 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use io_uring::{IoUring, opcode, squeue, types};
 use vfiod_dma::{Errno, Error, Result};
 
-use crate::request::{Buffer, Operation, Request};
+use crate::request::{Buffer, Operation, Progress, Request};
 
-/// Most pieces of one request (`UIO_MAXIOV`); what is more is left to the next.
+/// Most pieces of one system call (`UIO_MAXIOV`); the rest of a request follows.
 const PIECES: usize = 1024;
 
 /// A request, and the list of its pieces that the kernel reads.
@@ -31,12 +31,20 @@ unsafe impl Send for InFlight {}
 
 impl InFlight {
     fn new(mut request: Request) -> Self {
-        let piece = |at: *mut u8, len| libc::iovec { iov_base: at.cast(), iov_len: len };
+        let mut done = request.done;
+        // The part of a piece that was not moved yet.
+        let mut rest = |at: *mut u8, len: usize| {
+            let skipped = done.min(len);
+            done -= skipped;
+            let iov_base = at.wrapping_add(skipped).cast();
+            (skipped < len).then_some(libc::iovec { iov_base, iov_len: len - skipped })
+        };
         let pieces: Box<[libc::iovec]> = match &mut request.buffer {
             Buffer::None => Box::default(),
-            Buffer::Own(bytes) => Box::new([piece(bytes.as_mut_ptr(), bytes.len())]),
+            Buffer::Own(bytes) => rest(bytes.as_mut_ptr(), bytes.len()).into_iter().collect(),
             Buffer::Guest(hold) => {
-                hold.segments().take(PIECES).map(|s| piece(s.as_ptr(), s.len())).collect()
+                let pieces = hold.segments().filter_map(|s| rest(s.as_ptr(), s.len()));
+                pieces.take(PIECES).collect()
             }
         };
         Self { request, pieces }
@@ -44,11 +52,14 @@ impl InFlight {
 
     fn entry(&self, key: usize) -> squeue::Entry {
         let fd = types::Fd(self.request.file.as_raw_fd());
+        let done = self.request.done as u64;
         let (pieces, count) = (self.pieces.as_ptr(), self.pieces.len() as u32);
         let entry = match self.request.operation {
-            Operation::Read(offset) => opcode::Readv::new(fd, pieces, count).offset(offset).build(),
+            Operation::Read(offset) => {
+                opcode::Readv::new(fd, pieces, count).offset(offset + done).build()
+            }
             Operation::Write(offset) => {
-                opcode::Writev::new(fd, pieces, count).offset(offset).build()
+                opcode::Writev::new(fd, pieces, count).offset(offset + done).build()
             }
             Operation::Flush => opcode::Fsync::new(fd).flags(types::FsyncFlags::DATASYNC).build(),
             Operation::Allocate { how, offset, len } => {
@@ -56,6 +67,29 @@ impl InFlight {
             }
         };
         entry.user_data(key as u64)
+    }
+
+    /// Asks the kernel by a system call. Returns bytes or a negative errno.
+    fn perform(&self) -> i64 {
+        let fd: RawFd = self.request.file.as_raw_fd();
+        let (pieces, count) = (self.pieces.as_ptr(), self.pieces.len() as libc::c_int);
+        let at = |offset: u64| (offset + self.request.done as u64) as i64;
+        // SAFETY: the pieces are of the request's own buffer, which is here until the call has
+        // returned. The kernel checks the addresses, which only it uses.
+        let result = unsafe {
+            match self.request.operation {
+                Operation::Read(offset) => libc::preadv(fd, pieces, count, at(offset)) as i64,
+                Operation::Write(offset) => libc::pwritev(fd, pieces, count, at(offset)) as i64,
+                Operation::Flush => i64::from(libc::fdatasync(fd)),
+                Operation::Allocate { how, offset, len } => {
+                    i64::from(libc::fallocate(fd, how.mode(), offset as i64, len as i64))
+                }
+            }
+        };
+        if result >= 0 {
+            return result;
+        }
+        -i64::from(std::io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO))
     }
 }
 
@@ -149,16 +183,21 @@ impl Uring {
         }
     }
 
-    /// Takes what has completed, with what the kernel returned.
+    /// Takes what has completed, with bytes or a negative errno. Queues what is to be repeated.
     pub(crate) fn completed(&mut self) -> Vec<(Request, i64)> {
         let mut completed = Vec::new();
         let mut queue = self.ring.completion();
         queue.sync();
         for entry in queue {
             let key = entry.user_data() as usize;
-            if let Some(in_flight) = self.in_flight.get_mut(key).and_then(Option::take) {
+            if let Some(InFlight { mut request, .. }) =
+                self.in_flight.get_mut(key).and_then(Option::take)
+            {
                 self.free.push(key);
-                completed.push((in_flight.request, i64::from(entry.result())));
+                match request.advance(entry.result().into()) {
+                    Progress::Complete(result) => completed.push((request, result)),
+                    Progress::Again => self.waiting.push_front(request),
+                }
             }
         }
         completed
@@ -182,30 +221,13 @@ impl Drop for Uring {
 }
 
 /// Performs a request on this thread.
-pub(crate) fn perform(request: Request) -> (Request, i64) {
-    let in_flight = InFlight::new(request);
-    let fd: RawFd = in_flight.request.file.as_raw_fd();
-    let (pieces, count) = (in_flight.pieces.as_ptr(), in_flight.pieces.len() as libc::c_int);
-    let result = loop {
-        // SAFETY: the pieces are of the request's own buffer, which is here until the call has
-        // returned. The kernel checks the addresses, which only it uses.
-        let result = unsafe {
-            match in_flight.request.operation {
-                Operation::Read(offset) => libc::preadv(fd, pieces, count, offset as i64) as i64,
-                Operation::Write(offset) => libc::pwritev(fd, pieces, count, offset as i64) as i64,
-                Operation::Flush => i64::from(libc::fdatasync(fd)),
-                Operation::Allocate { how, offset, len } => {
-                    i64::from(libc::fallocate(fd, how.mode(), offset as i64, len as i64))
-                }
-            }
-        };
-        if result >= 0 {
-            break result;
+pub(crate) fn perform(mut request: Request) -> (Request, i64) {
+    loop {
+        let in_flight = InFlight::new(request);
+        let result = in_flight.perform();
+        request = in_flight.request;
+        if let Progress::Complete(result) = request.advance(result) {
+            return (request, result);
         }
-        match std::io::Error::last_os_error().raw_os_error() {
-            Some(libc::EINTR) => {}
-            errno => break -i64::from(errno.unwrap_or(libc::EIO)),
-        }
-    };
-    (in_flight.request, result)
+    }
 }

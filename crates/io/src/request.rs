@@ -2,6 +2,7 @@
 
 use std::os::fd::OwnedFd;
 
+use rustix::fs::FileType;
 use vfiod_dma::{Completion, Errno, Error, Hold, Perm, Result};
 use vfiod_sync::Arc;
 
@@ -49,6 +50,15 @@ pub(crate) enum Buffer {
 }
 
 impl Buffer {
+    /// Its length in bytes.
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            Self::None => 0,
+            Self::Own(bytes) => bytes.len(),
+            Self::Guest(hold) => hold.len(),
+        }
+    }
+
     pub(crate) fn into_own(self) -> Vec<u8> {
         if let Self::Own(buffer) = self { buffer } else { Vec::new() }
     }
@@ -66,24 +76,53 @@ pub(crate) struct Request {
     pub(crate) operation: Operation,
     pub(crate) file: Arc<OwnedFd>,
     pub(crate) buffer: Buffer,
+    /// Bytes that were moved already.
+    pub(crate) done: usize,
+    /// How often the kernel gave it up.
+    pub(crate) given_up: u32,
     pub(crate) completion: Completion<Completed>,
 }
 
+/// How often a request is repeated that the kernel gives up. Threads do not end as often.
+const MOST_REPEATS: u32 = 100;
+
+/// What becomes of a request after the kernel has returned.
+pub(crate) enum Progress {
+    /// It is complete, with bytes or a negative errno.
+    Complete(i64),
+    /// It is to be handed to the kernel again, for the rest.
+    Again,
+}
+
 impl Request {
+    /// Takes what the kernel returned: bytes, or a negative errno.
+    ///
+    /// When a thread ends, the kernel may cancel or interrupt what that thread has submitted to an
+    /// io_uring: such requests are repeated, which does no harm at a fixed offset. So is the rest
+    /// of what was moved in part, until the end of the file. What a stream has is all there is.
+    pub(crate) fn advance(&mut self, result: i64) -> Progress {
+        let given_up = [libc::ECANCELED, libc::EINTR].map(|errno| -i64::from(errno));
+        if given_up.contains(&result) && self.given_up < MOST_REPEATS {
+            self.given_up += 1;
+            return Progress::Again;
+        }
+        let Ok(moved) = usize::try_from(result) else { return Progress::Complete(result) };
+        self.done += moved;
+        if moved > 0 && self.done < self.buffer.len() && is_storage(&self.file) {
+            return Progress::Again;
+        }
+        Progress::Complete(self.done as i64)
+    }
+
     /// Whether the kernel may be asked at all.
     ///
     /// # Errors
     /// `EINVAL`: a range past 2^63; `EACCES`: guest memory that is held for the other direction.
     pub(crate) fn check(&self) -> Result<()> {
         let (offset, len) = match (self.operation, &self.buffer) {
-            (Operation::Read(at) | Operation::Write(at), Buffer::Own(bytes)) => {
-                (at, bytes.len() as u64)
-            }
-            (Operation::Read(at) | Operation::Write(at), Buffer::Guest(hold)) => {
-                (at, hold.len() as u64)
-            }
+            (Operation::Read(at) | Operation::Write(at), buffer) => (at, buffer.len() as u64),
             (Operation::Allocate { offset, len, .. }, _) => (offset, len),
-            _ => (0, 0),
+            (Operation::Flush, _) => (0, 0),
         };
         if offset.checked_add(len).is_none_or(|end| end > i64::MAX as u64) {
             let what = format!("I/O of {len} bytes at {offset:#x}: past 2^63");
@@ -121,5 +160,61 @@ impl Request {
             Operation::Flush => "cannot flush the file",
             Operation::Allocate { .. } => "cannot change the allocation of the file",
         }
+    }
+}
+
+/// Whether a file has an end, and less than was asked for comes only there.
+fn is_storage(file: &OwnedFd) -> bool {
+    let kind = rustix::fs::fstat(file).map(|stat| FileType::from_raw_mode(stat.st_mode));
+    matches!(kind, Ok(FileType::RegularFile | FileType::BlockDevice))
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::fs::{MemfdFlags, memfd_create};
+
+    use super::*;
+
+    fn request(file: OwnedFd, len: usize) -> Request {
+        let (completion, _reply) = Completion::new();
+        let (operation, buffer) = (Operation::Read(0), Buffer::Own(vec![0; len]));
+        Request { operation, file: Arc::new(file), buffer, done: 0, given_up: 0, completion }
+    }
+
+    /// What a request completes with after these results; `None`: it is repeated.
+    fn after(mut request: Request, results: &[i32]) -> Option<i64> {
+        let mut progress = Progress::Again;
+        for result in results {
+            assert!(matches!(progress, Progress::Again), "complete before {result}");
+            progress = request.advance((*result).into());
+        }
+        if let Progress::Complete(result) = progress { Some(result) } else { None }
+    }
+
+    #[test]
+    fn request_is_repeated_until_the_kernel_has_done_it() {
+        let file = || memfd_create("file", MemfdFlags::CLOEXEC).unwrap();
+        let (canceled, interrupted) = (-libc::ECANCELED, -libc::EINTR);
+        let rows: [(&[i32], Option<i64>); 8] = [
+            (&[8], Some(8)),
+            (&[canceled], None),
+            (&[canceled, interrupted, 8], Some(8)),
+            (&[3], None),
+            (&[3, canceled, 5], Some(8)),
+            (&[3, 0], Some(3)),
+            (&[0], Some(0)),
+            (&[3, -libc::EIO], Some(-i64::from(libc::EIO))),
+        ];
+        for (results, expected) in rows {
+            assert_eq!(after(request(file(), 8), results), expected, "{results:?}");
+        }
+        let for_ever = [canceled; MOST_REPEATS as usize + 1];
+        assert_eq!(after(request(file(), 8), &for_ever), Some(canceled.into()));
+    }
+
+    #[test]
+    fn part_of_a_stream_is_all_of_it() {
+        let (socket, _peer) = std::os::unix::net::UnixStream::pair().unwrap();
+        assert_eq!(after(request(socket.into(), 8), &[3]), Some(3));
     }
 }

@@ -133,6 +133,56 @@ fn errors_come_with_the_buffer() {
     }
 }
 
+/// The kernel cancels what a thread has submitted when the thread ends.
+#[test]
+fn requests_outlive_the_thread_that_started_them() {
+    let Ok(ring) = Ring::with_io_uring(64) else { return };
+    let disk = file("disk", 0x10_0000);
+    for _ in 0..500 {
+        let (requests, target) = (ring.clone(), disk.clone());
+        let started = std::thread::spawn(move || {
+            let _gathered = requests.plug();
+            let reserve =
+                |n: u64| requests.allocate(&target, Allocation::Reserve, n << 16, 0x1_0000);
+            (0..4).map(reserve).collect::<Vec<_>>()
+        });
+        let started = started.join().unwrap();
+        run(&ring, async move {
+            for reply in started {
+                reply.await.unwrap();
+            }
+        });
+    }
+}
+
+/// More pieces than a system call takes: the rest follows.
+#[test]
+fn request_of_many_pieces_is_done_whole() {
+    for ring in rings() {
+        let pages = 1500;
+        let (space, memory) = (Space::new(), file("guest", 2 * pages * 4096));
+        for page in 0..pages {
+            // Every other page of the file, so that no two are one piece.
+            let backing =
+                Backing::File { fd: memory.try_clone().unwrap(), offset: 2 * page * 4096 };
+            let request = MapRequest { iova: page * 4096, size: 4096, perm: RW, backing };
+            space.map(None, request).unwrap();
+        }
+        let (device, disk) = (Attachment::new(&space), file("disk", pages * 4096));
+        let data: Vec<u8> = (0..pages * 4096).map(|at| (at / 4096 % 251) as u8).collect();
+        rustix::io::pwrite(&*disk, &data, 0).unwrap();
+        let requests = ring.clone();
+        let (read, _) = run(&ring, async move {
+            let hold = device.hold(0, (pages * 4096) as usize, Perm::WRITE).unwrap();
+            requests.read_to_guest(&disk, 0, hold).await
+        });
+        assert_eq!(read.unwrap(), (pages * 4096) as usize);
+        for page in 0..pages {
+            assert_eq!(peek(&memory, 2 * page * 4096, 4096), [(page % 251) as u8; 4096]);
+        }
+    }
+}
+
 /// A file whose reads do not end before something is written to it.
 fn slow() -> (Arc<OwnedFd>, OwnedFd) {
     let flags = rustix::net::SocketFlags::CLOEXEC;
