@@ -12,6 +12,7 @@ use crate::capability::{
     EXPRESS_DEVICE_CONTROL, EXPRESS_LINK, EXPRESS_TYPE, INITIATE_FLR, INTEGRATED, NO_SOFT_RESET,
     POWER_CONTROL, POWER_STATE, id,
 };
+use crate::masked_bytes::MaskedBytes;
 use crate::spec::{BarKind, FunctionSpec};
 
 const COMMAND: usize = 0x04;
@@ -32,29 +33,6 @@ const CAPABILITIES_LIST: u8 = 1 << 4;
 /// Power states (PCIe 7.5.2.2).
 const D0: u16 = 0;
 const D3_HOT: u16 = 3;
-
-/// Bytes and the bits of them that can be written.
-#[derive(Clone, Debug)]
-pub(crate) struct Image {
-    pub(crate) bytes: Vec<u8>,
-    pub(crate) writable: Vec<u8>,
-}
-
-impl Image {
-    pub(crate) fn new(len: usize) -> Self {
-        Self { bytes: vec![0; len], writable: vec![0; len] }
-    }
-
-    pub(crate) fn set16(&mut self, offset: usize, value: u16, writable: u16) {
-        self.bytes[offset..offset + 2].copy_from_slice(&value.to_le_bytes());
-        self.writable[offset..offset + 2].copy_from_slice(&writable.to_le_bytes());
-    }
-
-    pub(crate) fn set32(&mut self, offset: usize, value: u32, writable: u32) {
-        self.bytes[offset..offset + 4].copy_from_slice(&value.to_le_bytes());
-        self.writable[offset..offset + 4].copy_from_slice(&writable.to_le_bytes());
-    }
-}
 
 /// Where the capabilities that have a behaviour are.
 #[derive(Clone, Copy, Debug, Default)]
@@ -127,7 +105,7 @@ pub(crate) struct Live {
 #[derive(Debug)]
 pub(crate) struct ConfigSpace {
     /// As far as there is something; zeros up to `len` from there.
-    image: Image,
+    image: MaskedBytes,
     power_on: Box<[u8]>,
     len: usize,
     places: Places,
@@ -139,7 +117,7 @@ impl ConfigSpace {
     pub(crate) fn new(spec: &FunctionSpec) -> Result<Self> {
         spec.check()?;
         let len = if spec.is_express() { 4096 } else { 256 };
-        let mut image = Image::new(len);
+        let mut image = MaskedBytes::new(len);
         image.set16(0x00, spec.vendor, 0);
         image.set16(0x02, spec.device, 0);
         // I/O, memory, bus master, parity, SERR, interrupt disable.
@@ -219,7 +197,7 @@ impl ConfigSpace {
     /// Checks a state that is to be restored. `EINVAL`: of another function (its read-only bits
     /// differ), or a power state that the function does not have.
     pub(crate) fn check_state(&self, state: &[u8]) -> Result<()> {
-        let Image { bytes, writable } = &self.image;
+        let MaskedBytes { bytes, writable } = &self.image;
         if state.len() != bytes.len() {
             let what = format!("{} bytes of configuration space, not {}", state.len(), bytes.len());
             return Err(Error::new(Errno::INVAL, what));
@@ -293,7 +271,7 @@ impl ConfigSpace {
     /// guest asked for by it, which is for the caller to do.
     pub(crate) fn write(&mut self, offset: usize, data: &[u8]) -> Option<GuestReset> {
         let state_before = self.power_state();
-        let Image { bytes, writable } = &mut self.image;
+        let MaskedBytes { bytes, writable } = &mut self.image;
         let places = bytes.iter_mut().zip(writable.iter()).skip(offset);
         for ((byte, writable), value) in places.zip(data) {
             *byte = *byte & !writable | value & writable;
@@ -328,7 +306,7 @@ impl ConfigSpace {
 
 /// Chains the capabilities behind the header, the extended ones from 0x100 (PCI 6.7,
 /// PCIe 7.6.3). Returns also where the last of them ends.
-fn lay_out(spec: &FunctionSpec, image: &mut Image) -> Result<(Places, usize)> {
+fn lay_out(spec: &FunctionSpec, image: &mut MaskedBytes) -> Result<(Places, usize)> {
     let mut places = Places::default();
     let mut next = FIRST_CAPABILITY;
     let mut link = CAPABILITIES_POINTER;

@@ -4,14 +4,16 @@
 use vfiod_core::irq::{IrqFlags, IrqInfo};
 use vfiod_core::{
     Admission, Context, Description, Device, DeviceFlags, Errno, Error, Features, Persistence,
-    ReadEffect, ReadTraits, Region, RegionIndex, Request, ResetCause, Result, Token,
+    Quiesce, ReadEffect, ReadTraits, Region, RegionIndex, Request, ResetCause, Result, Token, Why,
 };
 
 use crate::capability::Capability;
 use crate::config::{ConfigSpace, Controls, Live};
+use crate::cx::Cx;
 use crate::interrupts::{VECTORS, irq_index};
-use crate::model::{Cx, Model};
+use crate::model::Model;
 use crate::msix::Msix;
+use crate::save::sealed::Sealed;
 use crate::spec::{Bar, FunctionSpec};
 use crate::sriov::{Role, TOKEN_FEATURE};
 
@@ -334,11 +336,14 @@ impl<M: Model> Device for Function<M> {
     }
 
     fn persistence(&mut self) -> Persistence<'_> {
-        self.as_persistence()
+        match <M::State as Sealed<M>>::UNSAVED {
+            Some(why) => Persistence::Unsaved(why),
+            None => Persistence::Saved(self),
+        }
     }
 
     fn as_worker(&mut self) -> Option<&mut dyn vfiod_core::Worker> {
-        Self::WORKS.then_some(self as &mut dyn vfiod_core::Worker)
+        <M::State as Sealed<M>>::WORKS.then_some(self as &mut dyn vfiod_core::Worker)
     }
 
     fn as_request(&mut self) -> Option<&mut dyn Request> {
@@ -351,6 +356,21 @@ impl<M: Model> Device for Function<M> {
 
     fn as_features(&mut self) -> Option<&mut dyn Features> {
         matches!(self.role, Role::Physical(_)).then_some(self as &mut dyn Features)
+    }
+}
+
+impl<M: Model> vfiod_core::Worker for Function<M> {
+    fn quiesce(&mut self, why: Why) -> Quiesce {
+        match self.parts() {
+            Ok((model, cx)) => <M::State as Sealed<M>>::quiesce(model, cx, why),
+            Err(_) => Quiesce::Done,
+        }
+    }
+
+    fn resume(&mut self) {
+        if let Ok((model, cx)) = self.parts() {
+            <M::State as Sealed<M>>::resume(model, cx);
+        }
     }
 }
 

@@ -29,14 +29,18 @@
 mod address;
 mod capability;
 mod config;
+mod cx;
 mod function;
+mod function_state;
 mod interrupts;
+mod masked_bytes;
 mod model;
 mod msix;
 mod registers;
+mod save;
 mod spec;
 mod sriov;
-mod state;
+mod task;
 mod topology;
 mod worker;
 
@@ -57,12 +61,14 @@ pub mod prelude {
 
 pub use address::{Address, AddressError};
 pub use capability::Capability;
+pub use cx::Cx;
 pub use function::{Fitting, Function};
 pub use interrupts::{Interrupt, Interrupts, irq_index};
-pub use model::{Cx, Model};
+pub use model::Model;
 pub use registers::{Register, RegisterMap, Widths};
+pub use save::{CannotSave, HasState, Image, Save, StateOf, Stateless, Unsaved};
 pub use spec::{Bar, BarKind, FunctionSpec, Pin};
 pub use sriov::{Role, Sriov, VirtualFunctions};
-pub use state::{CannotSave, HasState, Image, Save, StateOf, Stateless, Unsaved, Works};
+pub use task::Task;
 pub use topology::{Bus, BusKind, Placement, ResetScope, Slot};
-pub use worker::{Task, Worker};
+pub use worker::{Worker, Works};

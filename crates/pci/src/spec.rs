@@ -206,7 +206,46 @@ impl FunctionSpec {
             {
                 return bad(format!("{name} capability twice; there can be one"));
             }
-            cap.check(self)?;
+            cap.check()?;
+            match cap {
+                Capability::Msix { vectors, table, pba } => {
+                    self.check_msix(*vectors, *table, *pba)?;
+                }
+                cap if cap.is_extended() && !self.is_express() => {
+                    return bad("an extended capability needs the PCI Express one".to_owned());
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks that MSI-X table and pending bits are within BARs, outside memory that clients map,
+    /// and apart from each other.
+    fn check_msix(&self, vectors: u16, table: (u8, u32), pba: (u8, u32)) -> Result<()> {
+        let bad = |what: String| Err(Error::new(Errno::INVAL, what));
+        let table_len = u64::from(vectors) * 16;
+        let pba_len = u64::from(vectors).div_ceil(64) * 8;
+        for (what, (bar, offset), len) in
+            [("table", table, table_len), ("pending bits", pba, pba_len)]
+        {
+            let size = self.bars.get(usize::from(bar)).and_then(Option::as_ref);
+            let size = size.map_or(0, |bar| bar.size);
+            if offset % 8 != 0 || u64::from(offset) + len > size {
+                return bad(format!(
+                    "MSI-X {what}: {len} bytes at {offset:#x} do not fit BAR {bar}"
+                ));
+            }
+            if self.shares(bar, u64::from(offset), len) {
+                return bad(format!("MSI-X {what}: in a part of BAR {bar} that is memory"));
+            }
+        }
+        let end = |offset: u32, len: u64| u64::from(offset) + len;
+        if table.0 == pba.0
+            && u64::from(table.1) < end(pba.1, pba_len)
+            && u64::from(pba.1) < end(table.1, table_len)
+        {
+            return bad("MSI-X table and pending bits overlap".to_owned());
         }
         Ok(())
     }

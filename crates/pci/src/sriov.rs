@@ -31,7 +31,7 @@ use vfiod_core::{Errno, Error, Result};
 use vfiod_sync::{Mutex, MutexGuard, lock};
 
 use crate::address::Address;
-use crate::config::Image;
+use crate::masked_bytes::MaskedBytes;
 
 /// `VFIO_DEVICE_FEATURE_PCI_VF_TOKEN`.
 pub(crate) const TOKEN_FEATURE: u16 = 0;
@@ -80,8 +80,8 @@ impl VirtualFunctions {
     }
 
     /// The capability behind its header. The physical function's user can write nothing of it.
-    pub(crate) fn image(&self, device: u16) -> Image {
-        let mut image = Image::new(0x40 - 4);
+    pub(crate) fn image(&self, device: u16) -> MaskedBytes {
+        let mut image = MaskedBytes::new(0x40 - 4);
         let enabled = self.count > 0;
         // Control: VF Enable and VF Memory Space Enable (9.3.3.3).
         image.set16(0x04, if enabled { 0x0009 } else { 0 }, 0);

@@ -1,15 +1,18 @@
-//! Models with tasks or a data path: tasks, doorbells, quiesce and resume.
+//! Models with tasks or a data path.
 
-use std::fmt;
-use std::future::Future;
-use std::sync::Arc;
+use std::marker::PhantomData;
 
-use vfiod_core::work::TaskHandle;
-use vfiod_core::{DataPath, DeviceTask, Quiesce, Result, Why};
+use vfiod_core::{Quiesce, Result, Saved, Why};
 
-use crate::function::Function;
-use crate::model::{Cx, Model};
-use crate::state::{StateOf, Works};
+use crate::cx::Cx;
+use crate::model::Model;
+use crate::save::StateOf;
+use crate::save::sealed::Sealed;
+
+/// The model has tasks or a data path, and implements [`Worker`]; `S` is one of the other kinds of
+/// [`StateOf`].
+#[derive(Debug)]
+pub struct Works<S>(PhantomData<S>);
 
 /// A model with tasks or a data path ([`Model::State`] = [`Works`]). Neither method has a default.
 ///
@@ -29,80 +32,29 @@ pub trait Worker: Model<State = Works<<Self as Worker>::Saves>> {
     fn resume(&mut self, cx: &Cx<Self>);
 }
 
-impl<M: Worker> Cx<M> {
-    /// Starts a task.
-    ///
-    /// # Errors
-    /// `EAGAIN`: the device has its largest number of tasks; `EBUSY`: it is being stopped, or is not
-    /// open.
-    pub fn spawn<F>(&self, name: &str, make: impl FnOnce(Task<M>) -> F) -> Result<TaskHandle>
-    where
-        F: Future<Output = ()> + Send + 'static,
-    {
-        DeviceTask::spawn(self.context(), name, |task| make(Task { task }))
+impl<M: Worker<Saves = S>, S: StateOf<M>> StateOf<M> for Works<S> {}
+
+impl<M: Worker<Saves = S>, S: StateOf<M>> Sealed<M> for Works<S> {
+    const UNSAVED: Option<&'static str> = S::UNSAVED;
+    const LEN: usize = S::LEN;
+    const WORKS: bool = true;
+
+    fn quiesce(model: &mut M, cx: &Cx<M>, why: Why) -> Quiesce {
+        model.quiesce(cx, why)
     }
-
-    /// Sets the model's data path, once, in [`Model::init`]: from then on doorbells are delivered to
-    /// it, without the device's lock, instead of to [`Task::bell`].
-    pub fn set_data_path(&self, path: Arc<dyn DataPath>) {
-        self.context().set_data_path(path);
+    fn resume(model: &mut M, cx: &Cx<M>) {
+        model.resume(cx);
     }
-
-    /// Finds a task by its name, for [`Worker::resume`]. Cancelled tasks are not found. A task is
-    /// found for a moment after its last step: what starts new work must not look.
-    pub fn find_task(&self, name: &str) -> Option<TaskHandle> {
-        self.context().find_task(name)
+    fn save(model: &M) -> Result<Option<Saved>> {
+        S::save(model)
     }
-}
-
-/// A task of a model. Cheap to clone.
-pub struct Task<M: Model> {
-    task: DeviceTask<Function<M>>,
-}
-
-impl<M: Model> Clone for Task<M> {
-    fn clone(&self) -> Self {
-        Self { task: self.task.clone() }
+    fn restore(model: &mut M, cx: &Cx<M>, saved: Option<&Saved>) -> Result<()> {
+        S::restore(model, cx, saved)
     }
-}
-
-impl<M: Model> fmt::Debug for Task<M> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.task.fmt(f)
+    fn save_image(model: &M, image: &mut [u8]) {
+        S::save_image(model, image);
     }
-}
-
-impl<M: Worker> Task<M> {
-    /// Calls `step` with the model, under the device's lock. Never returns in a task that has been
-    /// cancelled.
-    ///
-    /// # Panics
-    /// If `step` panics: the task ends, and the device is in the error state.
-    pub async fn step<R>(&self, step: impl FnOnce(&mut M, &Cx<M>) -> R) -> R {
-        let step = |function: &mut Function<M>| {
-            let (model, cx) = function.parts().ok()?;
-            Some(step(model, cx))
-        };
-        match self.task.step(step).await {
-            Some(result) => result,
-            // A function that is not registered has no tasks.
-            None => std::future::pending().await,
-        }
-    }
-
-    /// Guest memory. Fails with `EPERM` while the guest has not enabled bus mastering.
-    pub fn dma(&self) -> &vfiod_core::dma::Attachment {
-        self.task.dma()
-    }
-
-    /// Waits for a ring of a doorbell, of a model without a data path. Returns the newest value,
-    /// where it is known: an ioeventfd carries none.
-    pub async fn bell(&self, bell: usize) -> Option<u64> {
-        self.task.bell(bell).await.value
-    }
-
-    /// The task: waits for time and other tasks.
-    pub fn task(&self) -> &vfiod_core::work::Task {
-        self.task.task()
+    fn restore_image(model: &mut M, cx: &Cx<M>, image: &[u8]) -> Result<()> {
+        S::restore_image(model, cx, image)
     }
 }
