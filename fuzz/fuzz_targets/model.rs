@@ -11,7 +11,7 @@ use vfiod_testing::fuzz::operations;
 fuzz_target!(|bytes: &[u8]| {
     let Some((&model, bytes)) = bytes.split_first() else { return };
     match model % 4 {
-        0 => operations(Template::default(), bytes),
+        0 => operations(Template::power_on(), bytes),
         1 => operations(Gpio::new(GpioOptions::default()), bytes),
         2 => operations(Serial::new(SerialOptions::default()), bytes),
         _ => operations(Edu::new(EduOptions::default()), bytes),

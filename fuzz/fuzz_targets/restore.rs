@@ -12,7 +12,7 @@ use vfiod_testing::fuzz::restore;
 fuzz_target!(|bytes: &[u8]| {
     let Some((&model, bytes)) = bytes.split_first() else { return };
     match model % 4 {
-        0 => restore(Template::default, bytes),
+        0 => restore(Template::power_on, bytes),
         1 => restore(|| Gpio::new(GpioOptions::default()), bytes),
         2 => restore(|| Serial::new(SerialOptions::default()), bytes),
         _ => restore(|| Edu::new(EduOptions::default()), bytes),

@@ -34,7 +34,7 @@ impl ConfiguredModel for Template {
         "a word to scribble on and an interrupt; the model to copy for your own device";
 
     fn configured(NoOptions {}: NoOptions) -> Result<Self> {
-        Ok(Self::default())
+        Ok(Self::power_on())
     }
 }
 

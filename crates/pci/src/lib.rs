@@ -1,9 +1,11 @@
 #![doc = include_str!("../README.md")]
 //!
-//! A model of more than a word has a [`RegisterMap`] and matches on an enum of its registers; it
-//! never sees a misaligned, partial or oversized access. `reset` is an assignment of the whole
-//! or a destructuring of `self` (`let Self { word, log: _ } = self;`), so that a new field does
-//! not compile until its author has decided what a reset does to it.
+//! Most models are a table of their registers ([`registers!`]) and a [`RegisterModel`]: they match
+//! on an enum of what a driver writes. One whose reads have an effect has a [`RegisterMap`] and
+//! matches on an enum of its registers. Neither sees a misaligned, partial or oversized access.
+//! `reset` is then an assignment of the whole or a destructuring of `self`
+//! (`let Self { word, log: _ } = self;`), so that a new field does not compile until its author has
+//! decided what a reset does to it.
 //!
 //! # What a guest's write does
 //! | write | effect |
@@ -36,6 +38,7 @@ mod interrupts;
 mod masked_bytes;
 mod model;
 mod msix;
+mod register_table;
 mod registers;
 mod save;
 mod spec;
@@ -44,9 +47,11 @@ mod task;
 mod topology;
 mod worker;
 
-/// What [`image!`] refers to.
+/// What [`image!`] and [`registers!`] refer to.
 #[doc(hidden)]
 pub mod image {
+    pub use crate::register_table::{RegisterValue, out_of_range, unknown_bits};
+    pub use vfiod_core::{ReadTraits, Result};
     pub use {serde, zerocopy};
 }
 
@@ -54,7 +59,8 @@ pub mod image {
 pub mod prelude {
     pub use crate::{
         Bar, CannotSave, Capability, Cx, FunctionSpec, HasState, Model, Pin, Register, RegisterMap,
-        Save, Stateless, Task, Unsaved, Widths, Worker, Works, image,
+        RegisterModel, Registers, Save, Stateless, Task, Unsaved, Widths, Worker, Works, image,
+        registers,
     };
     pub use vfiod_core::{Errno, Error, Quiesce, ReadTraits, Result, Why};
 }
@@ -65,10 +71,11 @@ pub use cx::Cx;
 pub use function::{Fitting, Function};
 pub use interrupts::{Interrupt, Interrupts, irq_index};
 pub use model::Model;
+pub use register_table::{RegisterModel, Registers};
 pub use registers::{Register, RegisterMap, Widths};
 pub use save::{CannotSave, HasState, Image, Save, StateOf, Stateless, Unsaved};
 pub use spec::{Bar, BarKind, FunctionSpec, Pin};
 pub use sriov::{Role, Sriov, VirtualFunctions};
 pub use task::Task;
 pub use topology::{Bus, BusKind, Placement, ResetScope, Slot};
-pub use worker::{Worker, Works};
+pub use worker::{Worker, WorkingState, Works};

@@ -5,7 +5,7 @@ use std::future::Future;
 use std::sync::Arc;
 
 use vfiod_core::work::TaskHandle;
-use vfiod_core::{DataPath, DeviceTask, Result};
+use vfiod_core::{DataPath, DeviceTask, Errno, Result};
 
 use crate::cx::Cx;
 use crate::function::Function;
@@ -23,6 +23,23 @@ impl<M: Worker> Cx<M> {
         F: Future<Output = ()> + Send + 'static,
     {
         DeviceTask::spawn(self.context(), name, |task| make(Task { task }))
+    }
+
+    /// Starts a task, unless one of this name runs. Nothing is started while the device is being
+    /// stopped, or is not open: [`Worker::resume`] starts it later. That the device has its largest
+    /// number of tasks is logged.
+    pub fn ensure_task<F>(&self, name: &str, make: impl FnOnce(Task<M>) -> F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        if self.find_task(name).is_some() {
+            return;
+        }
+        match self.spawn(name, make) {
+            Ok(_) => {}
+            Err(error) if error.errno() == Errno::BUSY => {}
+            Err(error) => tracing::error!(device = self.name(), task = name, %error, "no task"),
+        }
     }
 
     /// Sets the model's data path, once, in [`Model::init`]: from then on doorbells are delivered to

@@ -14,27 +14,30 @@ use crate::save::sealed::Sealed;
 #[derive(Debug)]
 pub struct Works<S>(PhantomData<S>);
 
+/// [`Works`]: what [`Model::State`] is for a model with tasks or a data path.
+pub trait WorkingState {}
+
+impl<S> WorkingState for Works<S> {}
+
 /// A model with tasks or a data path ([`Model::State`] = [`Works`]). Neither method has a default.
 ///
-/// A task is a plain future. It reaches the model by [`Task::step`] only, and guest memory by
-/// [`Task::dma`]; a register access cannot reach guest memory. A future is never saved: the model's
-/// state says what is under way, and [`Worker::resume`] starts it again.
-pub trait Worker: Model<State = Works<<Self as Worker>::Saves>> {
-    /// Whether and how the model is saved: [`Stateless`](crate::Stateless),
-    /// [`HasState`](crate::HasState) or [`CannotSave`](crate::CannotSave).
-    type Saves: StateOf<Self>;
-
+/// A task is a plain future. It reaches the model by [`Task::step`](crate::Task::step) only, and
+/// guest memory by [`Task::dma`](crate::Task::dma); a register access cannot reach guest memory. A
+/// future is never saved: the model's state says what is under way, and [`Worker::resume`] starts it
+/// again.
+pub trait Worker: Model<State: WorkingState> {
     /// Stops the work; see [`vfiod_core::Worker::quiesce`].
     fn quiesce(&mut self, cx: &Cx<Self>, why: Why) -> Quiesce;
 
     /// Starts the work that the state describes: after the first open, a reset, a save, a restore, and
-    /// an abandoned hot reset. Tasks that did not end meanwhile still run ([`Cx::find_task`]).
+    /// an abandoned hot reset. Tasks that did not end meanwhile still run
+    /// ([`Cx::ensure_task`]).
     fn resume(&mut self, cx: &Cx<Self>);
 }
 
-impl<M: Worker<Saves = S>, S: StateOf<M>> StateOf<M> for Works<S> {}
+impl<M: Worker, S: StateOf<M>> StateOf<M> for Works<S> {}
 
-impl<M: Worker<Saves = S>, S: StateOf<M>> Sealed<M> for Works<S> {
+impl<M: Worker, S: StateOf<M>> Sealed<M> for Works<S> {
     const UNSAVED: Option<&'static str> = S::UNSAVED;
     const LEN: usize = S::LEN;
     const WORKS: bool = true;

@@ -1,5 +1,5 @@
 //! What every PCI device must do.
 
-use checksumd::Checksum;
+use checksumd::{Checksum, Options};
 
-vfiod_testing::conformance!(Checksum::default());
+vfiod_testing::conformance!(Checksum::power_on(Options::default()));

@@ -308,8 +308,6 @@ impl Model for Bench {
 }
 
 impl Worker for Bench {
-    type Saves = CannotSave;
-
     /// Before an end, tasks are cancelled at once. Otherwise each finishes what it has begun with
     /// the kernel: it must not be started a second time while the kernel may still write the
     /// guest's memory.

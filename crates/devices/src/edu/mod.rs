@@ -5,7 +5,6 @@
 //! extended configuration space; a transfer takes no longer than it takes; one outside the
 //! buffer is refused.
 
-mod image;
 mod registers;
 #[cfg(test)]
 mod tests;
@@ -16,15 +15,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use vfiod_core::ReadTraits;
 use vfiod_pci::prelude::*;
 
-pub use self::image::EduImage;
 use self::registers::{
-    CAUSE_DMA, CAUSE_FACTORIAL, COMMAND_MASK, DMA_INTERRUPT, DMA_RUN, ID, REGISTERS, Reg,
+    BUFFER_LEN, CAUSE_DMA, CAUSE_FACTORIAL, COMMAND_MASK, DMA_INTERRUPT, DMA_RUN, DMA_TO_RAM, ID,
     STATUS_COMPUTING, STATUS_INTERRUPT,
 };
-use self::transfer::Transfer;
+use self::transfer::{Transfer, Way};
 use crate::RateLimiter;
 
 /// Options of the model.
@@ -42,19 +39,50 @@ impl Default for EduOptions {
     }
 }
 
-/// The device.
-#[derive(Debug)]
-pub struct Edu {
-    dma_mask: Arc<AtomicU64>,
-    state: EduImage,
-    warnings: RateLimiter,
+registers! {
+    /// The device. Registers are 4 bytes wide below 0x80, 4 or 8 from there on. Whether work is done
+    /// by the time of a read differs from run to run. Flags are 0 or 1.
+    #[derive(Debug)]
+    pub struct Edu, enum Write {
+        0x00 _: u32 = |_| ID;
+        // Reads as the complement of what was written.
+        0x04 liveness: u32 => Liveness;
+        // The number while its factorial is being computed, the factorial afterwards.
+        0x08 factorial: u32 => Factorial, volatile u32::MAX;
+        0x20 _: u32 = |edu| edu.status | edu.computing * STATUS_COMPUTING => Status,
+            volatile STATUS_COMPUTING;
+        // Causes that were raised and not acknowledged.
+        0x24 causes: u32, volatile CAUSE_FACTORIAL | CAUSE_DMA;
+        0x60 _: u32 => InterruptRaise;
+        0x64 _: u32 => InterruptAcknowledge;
+        0x80 source: u64 => DmaSource, width W4_OR_8;
+        0x88 destination: u64 => DmaDestination, width W4_OR_8;
+        0x90 count: u64 => DmaCount, width W4_OR_8;
+        0x98 _: u64 = |edu| edu.command | u64::from(edu.transfer) * DMA_RUN => DmaCommand,
+            width W4_OR_8, volatile DMA_RUN;
+
+        // STATUS_INTERRUPT or nothing.
+        state status: u32, bits STATUS_INTERRUPT;
+        // DMA COMMAND without DMA_RUN.
+        state command: u64, bits COMMAND_MASK;
+        #[serde(with = "hex::serde")]
+        state buffer: [u8; BUFFER_LEN];
+        // A factorial is being computed.
+        state computing: u32, in 0..=1;
+        // A transfer is under way; its registers do not change meanwhile.
+        state transfer: u32, in 0..=1;
+        // The address bits that the transfer under way was started with.
+        state mask: u64;
+
+        kept dma_mask: Arc<AtomicU64>;
+        kept warnings: RateLimiter;
+    }
 }
 
 impl Edu {
     /// The device with its options.
     pub fn new(options: EduOptions) -> Self {
-        let dma_mask = Arc::new(AtomicU64::new(options.dma_mask));
-        Self { dma_mask, state: EduImage::default(), warnings: RateLimiter::default() }
+        Self::power_on(Arc::new(AtomicU64::new(options.dma_mask)), RateLimiter::default())
     }
 
     /// The address bits of the DMA engine, to be changed from outside. Transfers that are running
@@ -64,56 +92,44 @@ impl Edu {
     }
 
     fn raise(&mut self, cx: &Cx<Self>, causes: u32) {
-        self.state.causes |= causes;
-        if self.state.causes != 0 {
+        self.causes |= causes;
+        if self.causes != 0 {
             cx.interrupts().set(0, true);
         }
     }
 
     fn acknowledge(&mut self, cx: &Cx<Self>, causes: u32) {
-        self.state.causes &= !causes;
-        if self.state.causes == 0 {
+        self.causes &= !causes;
+        if self.causes == 0 {
             cx.interrupts().set(0, false);
         }
     }
 
-    /// Computes the factorial that the state says is under way.
-    fn compute(&mut self, cx: &Cx<Self>) {
-        let n = self.state.factorial;
-        let started = cx.spawn("factorial", move |task| async move {
-            let result = factorial(n);
-            task.step(|edu, cx| {
-                edu.state.computing = 0;
-                edu.state.factorial = result;
-                if edu.state.status & STATUS_INTERRUPT != 0 {
-                    edu.raise(cx, CAUSE_FACTORIAL);
-                }
-            })
-            .await;
-        });
-        self.must_start(cx, started.err());
+    fn end_factorial(&mut self, cx: &Cx<Self>, result: u32) {
+        (self.computing, self.factorial) = (0, result);
+        if self.status & STATUS_INTERRUPT != 0 {
+            self.raise(cx, CAUSE_FACTORIAL);
+        }
     }
 
-    /// Carries out the transfer that the state says is under way.
-    fn transfer(&mut self, cx: &Cx<Self>) {
-        let started = cx.spawn("transfer", |task| async move {
-            let transfer = task.step(|edu, _| Transfer::of(&edu.state)).await;
-            let outcome = match transfer {
-                Ok(transfer) => transfer.run(task.dma()).await,
-                Err(error) => Err(error),
-            };
-            task.step(|edu, cx| edu.end_transfer(cx, outcome)).await;
-        });
-        self.must_start(cx, started.err());
+    /// The transfer that the registers describe. `EINVAL`: it is not within the buffer.
+    fn described_transfer(&self) -> Result<Transfer> {
+        let (way, local, guest) = if self.command & DMA_TO_RAM != 0 {
+            (Way::ToRam, self.source, self.destination)
+        } else {
+            (Way::FromRam, self.destination, self.source)
+        };
+        // The engine has no more address bits than these: the rest is cut off.
+        Transfer::new(way, &self.buffer, local, guest & self.mask, self.count)
     }
 
     fn end_transfer(&mut self, cx: &Cx<Self>, outcome: Result<Transfer>) {
-        self.state.transfer = 0;
+        self.transfer = 0;
         match outcome {
-            Ok(transfer) => transfer.finish(&mut self.state),
+            Ok(transfer) => transfer.finish(&mut self.buffer),
             Err(error) => {
                 if let Some(suppressed) = self.warnings.allow() {
-                    let EduImage { source, destination, count, .. } = self.state;
+                    let Self { source, destination, count, .. } = *self;
                     tracing::warn!(
                         device = cx.name(), %error, count, suppressed,
                         "DMA from {source:#x} to {destination:#x} failed"
@@ -121,21 +137,16 @@ impl Edu {
                 }
             }
         }
-        if self.state.command & DMA_INTERRUPT != 0 {
+        if self.command & DMA_INTERRUPT != 0 {
             self.raise(cx, CAUSE_DMA);
-        }
-    }
-
-    /// A task of an open device can always be started: it has at most two.
-    fn must_start(&mut self, cx: &Cx<Self>, error: Option<Error>) {
-        if let Some(error) = error {
-            tracing::error!(device = cx.name(), %error, "work was not started");
         }
     }
 }
 
-impl Model for Edu {
+impl RegisterModel for Edu {
     type State = Works<HasState>;
+    const KIND: &'static str = "edu";
+    const VERSION: u32 = 1;
 
     fn spec(&self) -> FunctionSpec {
         FunctionSpec::new(0x1234, 0x11e8)
@@ -149,101 +160,61 @@ impl Model for Edu {
             .capability(Capability::SerialNumber(0x0011_e8ff_fe12_3400))
     }
 
-    fn read(&mut self, _cx: &Cx<Self>, _bar: u8, offset: u64, data: &mut [u8]) {
-        let state = &self.state;
-        let bit = |flag: u32, bit: u64| if flag != 0 { bit } else { 0 };
-        REGISTERS.read(offset, data, |register| match register {
-            Reg::Id => ID.into(),
-            Reg::Liveness => state.liveness.into(),
-            Reg::Factorial => state.factorial.into(),
-            Reg::Status => u64::from(state.status) | bit(state.computing, STATUS_COMPUTING.into()),
-            Reg::InterruptStatus => state.causes.into(),
-            Reg::DmaSource => state.source,
-            Reg::DmaDestination => state.destination,
-            Reg::DmaCount => state.count,
-            Reg::DmaCommand => state.command | bit(state.transfer, DMA_RUN),
-            Reg::InterruptRaise | Reg::InterruptAcknowledge => u64::MAX, // write-only
-        });
-    }
-
-    fn read_traits(&self, _bar: u8, offset: u64, len: usize) -> ReadTraits {
-        REGISTERS.read_traits(offset, len)
-    }
-
-    fn write(&mut self, cx: &Cx<Self>, _bar: u8, offset: u64, data: &[u8]) {
-        let Some((register, value)) = REGISTERS.write(offset, data) else { return };
-        let word = value as u32;
-        let (busy, computing) = (self.state.transfer != 0, self.state.computing != 0);
-        match register {
-            Reg::Liveness => self.state.liveness = !word,
-            Reg::Factorial if computing => {}
-            Reg::Factorial => {
-                (self.state.computing, self.state.factorial) = (1, word);
-                self.compute(cx);
+    fn write(&mut self, cx: &Cx<Self>, write: Write) {
+        match write {
+            Write::Liveness(word) => self.liveness = !word,
+            Write::Factorial(_) if self.computing != 0 => {}
+            Write::Factorial(n) => {
+                (self.computing, self.factorial) = (1, n);
+                self.resume(cx);
             }
-            Reg::Status => self.state.status = word & STATUS_INTERRUPT,
-            Reg::InterruptRaise => self.raise(cx, word),
-            Reg::InterruptAcknowledge => self.acknowledge(cx, word),
-            Reg::DmaSource | Reg::DmaDestination | Reg::DmaCount | Reg::DmaCommand if busy => {}
-            Reg::DmaSource => self.state.source = value,
-            Reg::DmaDestination => self.state.destination = value,
-            Reg::DmaCount => self.state.count = value,
-            Reg::DmaCommand if value & DMA_RUN != 0 => {
-                self.state.command = value & COMMAND_MASK;
-                self.state.mask = self.dma_mask.load(Ordering::Relaxed);
-                self.state.transfer = 1;
-                self.transfer(cx);
+            Write::Status(word) => self.status = word & STATUS_INTERRUPT,
+            Write::InterruptRaise(causes) => self.raise(cx, causes),
+            Write::InterruptAcknowledge(causes) => self.acknowledge(cx, causes),
+            // The rest describes a transfer.
+            _ if self.transfer != 0 => {}
+            Write::DmaSource(address) => self.source = address,
+            Write::DmaDestination(address) => self.destination = address,
+            Write::DmaCount(count) => self.count = count,
+            Write::DmaCommand(command) if command & DMA_RUN != 0 => {
+                self.command = command & COMMAND_MASK;
+                self.mask = self.dma_mask.load(Ordering::Relaxed);
+                self.transfer = 1;
+                self.resume(cx);
             }
-            Reg::DmaCommand => {}
-            Reg::Id | Reg::InterruptStatus => {} // read-only
+            Write::DmaCommand(_) => {}
         }
-    }
-
-    fn reset(&mut self, _cx: &Cx<Self>) {
-        let Self { dma_mask: _, state, warnings: _ } = self;
-        *state = EduImage::default();
     }
 }
 
 impl Worker for Edu {
-    type Saves = HasState;
-
     /// A transfer moves the same bytes when it is repeated, and a factorial is computed anew: so
     /// both can be dropped at any await, and are started again by `resume`.
     fn quiesce(&mut self, _cx: &Cx<Self>, why: Why) -> Quiesce {
         if why.ends() {
             // Even where the state is retained: a transfer could reach the next client's memory.
-            self.state.transfer = 0;
+            self.transfer = 0;
         }
         Quiesce::Cancel
     }
 
     fn resume(&mut self, cx: &Cx<Self>) {
-        if self.state.computing != 0 && cx.find_task("factorial").is_none() {
-            self.compute(cx);
+        if self.computing != 0 {
+            let n = self.factorial;
+            cx.ensure_task("factorial", |task| async move {
+                let result = factorial(n);
+                task.step(|edu, cx| edu.end_factorial(cx, result)).await;
+            });
         }
-        if self.state.transfer != 0 && cx.find_task("transfer").is_none() {
-            self.transfer(cx);
+        if self.transfer != 0 {
+            cx.ensure_task("transfer", |task| async move {
+                let outcome = match task.step(|edu, _| edu.described_transfer()).await {
+                    Ok(transfer) => transfer.run(task.dma()).await,
+                    Err(error) => Err(error),
+                };
+                task.step(|edu, cx| edu.end_transfer(cx, outcome)).await;
+            });
         }
-    }
-}
-
-impl Save for Edu {
-    const KIND: &'static str = "edu";
-    const VERSION: u32 = 1;
-    type Image = EduImage;
-
-    fn save(&self) -> EduImage {
-        let Self { dma_mask: _, state, warnings: _ } = self;
-        state.clone()
-    }
-
-    fn restore(&mut self, _cx: &Cx<Self>, image: EduImage) -> Result<()> {
-        if !image.is_valid() {
-            return Err(Error::new(Errno::INVAL, "edu: a flag that the device does not have"));
-        }
-        self.state = image;
-        Ok(())
     }
 }
 

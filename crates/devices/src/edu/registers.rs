@@ -1,6 +1,4 @@
-//! The registers of BAR 0.
-
-use vfiod_pci::{Register, RegisterMap, Widths};
+//! The bits of the registers of BAR 0.
 
 /// What IDENTIFICATION reads as: version 1.0, and "edu" as far as hexadecimal digits go.
 pub(super) const ID: u32 = 0x0100_00ed;
@@ -29,41 +27,3 @@ pub(super) const COMMAND_MASK: u64 = !DMA_RUN;
 pub(super) const BUFFER: u64 = 0x40000;
 /// Its length in bytes.
 pub(super) const BUFFER_LEN: usize = 4096;
-
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Reg {
-    /// Read-only.
-    Id,
-    /// Reads as the complement of what was written.
-    Liveness,
-    /// A number; its factorial when it has been computed.
-    Factorial,
-    Status,
-    /// Read-only: the causes that were raised and not acknowledged.
-    InterruptStatus,
-    /// Write-only: causes to raise.
-    InterruptRaise,
-    /// Write-only: causes to acknowledge.
-    InterruptAcknowledge,
-    DmaSource,
-    DmaDestination,
-    DmaCount,
-    DmaCommand,
-}
-
-/// 4 bytes wide below 0x80, 4 or 8 from there on. Whether work is done by the time of a read
-/// differs from run to run.
-pub(super) const REGISTERS: RegisterMap<Reg> = RegisterMap::new(&[
-    Register::new(0x00, Widths::W4, Reg::Id),
-    Register::new(0x04, Widths::W4, Reg::Liveness),
-    Register::new(0x08, Widths::W4, Reg::Factorial).volatile(u32::MAX as u64),
-    Register::new(0x20, Widths::W4, Reg::Status).volatile(STATUS_COMPUTING as u64),
-    Register::new(0x24, Widths::W4, Reg::InterruptStatus)
-        .volatile((CAUSE_FACTORIAL | CAUSE_DMA) as u64),
-    Register::new(0x60, Widths::W4, Reg::InterruptRaise),
-    Register::new(0x64, Widths::W4, Reg::InterruptAcknowledge),
-    Register::new(0x80, Widths::W4_OR_8, Reg::DmaSource),
-    Register::new(0x88, Widths::W4_OR_8, Reg::DmaDestination),
-    Register::new(0x90, Widths::W4_OR_8, Reg::DmaCount),
-    Register::new(0x98, Widths::W4_OR_8, Reg::DmaCommand).volatile(DMA_RUN),
-]);

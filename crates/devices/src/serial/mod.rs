@@ -195,8 +195,6 @@ impl Model for Serial {
 }
 
 impl Worker for Serial {
-    type Saves = HasState;
-
     /// What waits in a terminal can be moved at any time.
     fn quiesce(&mut self, _cx: &Cx<Self>, _why: Why) -> Quiesce {
         Quiesce::Cancel
@@ -205,13 +203,7 @@ impl Worker for Serial {
     fn resume(&mut self, cx: &Cx<Self>) {
         for (number, port) in self.ports.iter().enumerate() {
             let Some(terminal) = port.change() else { continue };
-            let name = format!("port {number}");
-            if cx.find_task(&name).is_some() {
-                continue;
-            }
-            if let Err(error) = cx.spawn(&name, |task| watch(task, number, terminal)) {
-                tracing::error!(device = cx.name(), %error, "serial: a terminal is not served");
-            }
+            cx.ensure_task(&format!("port {number}"), |task| watch(task, number, terminal));
         }
     }
 }

@@ -5,7 +5,7 @@ use vfiod_pci::irq_index::{INTX, MSI};
 use super::Template;
 use vfiod_testing::Driver;
 
-vfiod_testing::conformance!(Template::default());
+vfiod_testing::conformance!(Template::power_on());
 
 const ID: u64 = 0x0;
 const SCRATCH: u64 = 0x4;
@@ -14,7 +14,7 @@ const INTERRUPT: u64 = 0xc;
 
 #[test]
 fn registers_do_what_they_say() {
-    let device = Driver::new(Template::default());
+    let device = Driver::new(Template::power_on());
     assert_eq!(device.read32(0, ID).to_be_bytes(), *b"vfio");
     device.write32(0, SCRATCH, 7);
     device.write32(0, SCRATCH, u32::MAX);
@@ -31,7 +31,7 @@ fn registers_do_what_they_say() {
 
 #[test]
 fn interrupts_by_pin_and_by_message() {
-    let device = Driver::new(Template::default());
+    let device = Driver::new(Template::power_on());
     let pin = device.interrupt(INTX, 0);
     device.write32(0, INTERRUPT, 1);
     assert_eq!((pin.count(), device.read32(0, INTERRUPT)), (1, 1));

@@ -95,8 +95,6 @@ impl Model for Probe {
 
 /// Its only task shows the test what a task has.
 impl Worker for Probe {
-    type Saves = Stateless;
-
     fn quiesce(&mut self, _cx: &Cx<Self>, _why: Why) -> Quiesce {
         Quiesce::Cancel
     }
