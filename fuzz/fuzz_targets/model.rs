@@ -2,6 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
+use vfiod_devices::bench::{Bench, BenchOptions};
 use vfiod_devices::edu::{Edu, EduOptions};
 use vfiod_devices::gpio::{Gpio, GpioOptions};
 use vfiod_devices::serial::{Serial, SerialOptions};
@@ -10,10 +11,11 @@ use vfiod_testing::fuzz::operations;
 
 fuzz_target!(|bytes: &[u8]| {
     let Some((&model, bytes)) = bytes.split_first() else { return };
-    match model % 4 {
+    match model % 5 {
         0 => operations(Template::power_on(), bytes),
         1 => operations(Gpio::new(GpioOptions::default()), bytes),
         2 => operations(Serial::new(SerialOptions::default()), bytes),
-        _ => operations(Edu::new(EduOptions::default()), bytes),
+        3 => operations(Edu::new(EduOptions::default()), bytes),
+        _ => operations(Bench::new(BenchOptions::default()), bytes),
     }
 });

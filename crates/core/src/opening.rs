@@ -1,6 +1,7 @@
 //! The memory that a device shares with its clients: the core makes it from the description, new
 //! for each opening.
 
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
@@ -58,6 +59,11 @@ impl OpeningMemory {
         self.clears.load(Ordering::Acquire)
     }
 
+    /// The descriptor of the memory, if it has been made.
+    pub(crate) fn fd(&self) -> Option<BorrowedFd<'_>> {
+        self.made.get().map(DeviceMemory::fd)
+    }
+
     /// Zeroes the memory, for a reset.
     ///
     /// # Errors
@@ -93,9 +99,16 @@ pub(crate) struct Openings {
     now: Mutex<Option<Opening>>,
 }
 
-struct Opening {
+pub(crate) struct Opening {
     user: Owner,
     memory: Arc<OpeningMemory>,
+}
+
+impl Opening {
+    /// Ends the opening: another one has taken its place.
+    pub(crate) fn end(self) {
+        self.memory.end();
+    }
 }
 
 /// What happens to the memory of the last opening.
@@ -141,6 +154,33 @@ impl Openings {
             }),
         });
         *now = Some(opening);
+    }
+
+    /// An opening for a restore, with the memory that was saved; `None`: none had been made. Returns
+    /// what was kept of the last opening, for [`Openings::put_back`].
+    ///
+    /// # Errors
+    /// `EINVAL`: not the memory of such a device. The kernel's errors.
+    pub(crate) fn begin_restored(
+        &self,
+        user: &Owner,
+        memory: Option<OwnedFd>,
+    ) -> Result<Option<Opening>> {
+        let made = match memory {
+            Some(fd) => OnceLock::from(DeviceMemory::from_fd(fd, &self.regions)?),
+            None if self.regions.is_empty() => return Ok(None),
+            None => OnceLock::new(),
+        };
+        let (regions, clears, ended) = (self.regions.clone(), AtomicU64::new(0), Mutex::new(false));
+        let memory = Arc::new(OpeningMemory { regions, made, clears, ended });
+        Ok(lock(&self.now).replace(Opening { user: user.clone(), memory }))
+    }
+
+    /// After a restore that was refused and the device's close: what was kept before it is kept again.
+    pub(crate) fn put_back(&self, before: Option<Opening>) {
+        if let Some(refused) = std::mem::replace(&mut *lock(&self.now), before) {
+            refused.memory.end();
+        }
     }
 
     /// The last close, or a first open that failed.

@@ -37,6 +37,16 @@ fn serial_survives() {
     any_bytes_are_played(|| Serial::new(SerialOptions::default()));
 }
 
+#[cfg(feature = "bench")]
+#[test]
+fn bench_survives() {
+    use vfiod_devices::bench::{Bench, BenchOptions};
+
+    for shared in [true, false] {
+        any_bytes_are_played(|| Bench::new(BenchOptions { shared, ..BenchOptions::default() }));
+    }
+}
+
 #[test]
 fn edu_survives() {
     any_bytes_are_played(|| Edu::new(EduOptions::default()));

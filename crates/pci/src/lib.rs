@@ -62,7 +62,7 @@ pub mod prelude {
         RegisterModel, Registers, Save, Stateless, Task, Unsaved, Widths, Worker, Works, image,
         registers,
     };
-    pub use vfiod_core::{Errno, Error, Quiesce, ReadTraits, Result, Why};
+    pub use vfiod_core::{Errno, Error, Quiesce, ReadEffect, ReadTraits, Result, Why};
 }
 
 pub use address::{Address, AddressError};

@@ -182,6 +182,7 @@ macro_rules! registers {
             #[derive(
                 Clone,
                 Copy,
+                Debug,
                 serde::Serialize,
                 serde::Deserialize,
                 zerocopy::FromBytes,

@@ -28,6 +28,9 @@ impl<M: Worker> Cx<M> {
     /// Starts a task, unless one of this name runs. Nothing is started while the device is being
     /// stopped, or is not open: [`Worker::resume`] starts it later. That the device has its largest
     /// number of tasks is logged.
+    ///
+    /// A task is found for a moment after a [`Task::step`] that was its last. A task whose work may be
+    /// followed by the next therefore ends with [`Task::last_step`].
     pub fn ensure_task<F>(&self, name: &str, make: impl FnOnce(Task<M>) -> F)
     where
         F: Future<Output = ()> + Send + 'static,
@@ -88,6 +91,20 @@ impl<M: Worker> Task<M> {
             // A function that is not registered has no tasks.
             None => std::future::pending().await,
         }
+    }
+
+    /// Calls `step` as [`Task::step`] does, and ends the task. [`Cx::find_task`] and
+    /// [`Cx::ensure_task`] do not find it any more from the call on: what `step` says to the guest can
+    /// be answered by the next work.
+    ///
+    /// # Panics
+    /// As [`Task::step`].
+    pub async fn last_step(self, step: impl FnOnce(&mut M, &Cx<M>)) {
+        self.step(|model, cx| {
+            self.task.task().cancel();
+            step(model, cx);
+        })
+        .await;
     }
 
     /// Guest memory. Fails with `EPERM` while the guest has not enabled bus mastering.

@@ -12,8 +12,8 @@ use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use vfiod_core::dma::{Backing, DmaPeer, MapRequest, Perm};
 use vfiod_core::irq::{IrqAction, IrqData};
 use vfiod_core::{
-    DeviceRef, DeviceSpec, Errno, Error, File, FindDescriptors, IrqIndex, Owner, RegionIndex,
-    Registration, Registry, Result, Saved, StatePolicy,
+    Device, DeviceRef, DeviceSpec, Errno, Error, File, FindDescriptors, IrqIndex, Owner,
+    RegionIndex, Registration, Registry, Result, Saved, StatePolicy,
 };
 use vfiod_pci::{Function, Model};
 use vfiod_tasks::{Runtime, Workers};
@@ -49,7 +49,7 @@ impl Driver {
     /// # Panics
     /// If the model refuses to be registered or opened.
     pub fn with_policy<M: Model>(model: M, state: StatePolicy) -> Self {
-        let (registration, runtime) = register(model, state);
+        let (registration, runtime) = register(function(model), state);
         let workers = Workers::start(&runtime, 1).expect("a thread for the device's tasks");
         let file = open(&registration).expect("it can be opened");
         Self { file, registration, runtime, workers: Some(workers) }
@@ -62,7 +62,16 @@ impl Driver {
     /// # Panics
     /// If the model refuses to be registered or opened.
     pub fn without_workers<M: Model>(model: M) -> Self {
-        let (registration, runtime) = register(model, StatePolicy::Reset);
+        Self::of_device(function(model))
+    }
+
+    /// Registers a device of any bus and opens it; as [`Driver::without_workers`]. What is about BARs
+    /// and configuration space is for PCI functions only.
+    ///
+    /// # Panics
+    /// If the device refuses to be registered or opened.
+    pub fn of_device(device: Box<dyn Device>) -> Self {
+        let (registration, runtime) = register(device, StatePolicy::Reset);
         let file = open(&registration).expect("it can be opened");
         Self { file, registration, runtime, workers: None }
     }
@@ -86,7 +95,23 @@ impl Driver {
         image: Option<&[u8]>,
         descriptors: &mut dyn FindDescriptors,
     ) -> Result<Self> {
-        let (registration, runtime) = register(model, StatePolicy::Reset);
+        Self::restored_device(function(model), saved, image, descriptors)
+    }
+
+    /// The same for a device of any bus.
+    ///
+    /// # Errors
+    /// As [`Driver::restored`].
+    ///
+    /// # Panics
+    /// If the device refuses to be registered.
+    pub fn restored_device(
+        device: Box<dyn Device>,
+        saved: &Saved,
+        image: Option<&[u8]>,
+        descriptors: &mut dyn FindDescriptors,
+    ) -> Result<Self> {
+        let (registration, runtime) = register(device, StatePolicy::Reset);
         let file = registration.device().restore(saved, image, descriptors)?.pop();
         let file = file.ok_or_else(|| Error::new(Errno::INVAL, "no file was open"))?;
         Ok(Self { file, registration, runtime, workers: None })
@@ -299,11 +324,14 @@ impl Driver {
     }
 }
 
-fn register<M: Model>(model: M, state: StatePolicy) -> (Registration, Runtime) {
-    let function = Function::new(model).expect("the spec is sound");
+fn function<M: Model>(model: M) -> Box<dyn Device> {
+    Box::new(Function::new(model).expect("the spec is sound"))
+}
+
+fn register(device: Box<dyn Device>, state: StatePolicy) -> (Registration, Runtime) {
     let spec = DeviceSpec { name: "subject".to_owned(), state, ..DeviceSpec::default() };
     let registry = Registry::new();
-    let registration = registry.register(spec, Box::new(function));
+    let registration = registry.register(spec, device);
     (registration.expect("it can be registered"), registry.runtime().clone())
 }
 

@@ -5,12 +5,12 @@
 //! libfuzzer_sys::fuzz_target!(|bytes: &[u8]| vfiod_testing::fuzz::operations(Mine::new(), bytes));
 //! ```
 
-use vfiod_core::DescriptorTable;
 use vfiod_core::dma::Perm;
-use vfiod_pci::Model;
+use vfiod_core::{Device, Errno};
+use vfiod_pci::{Function, Model};
 
 use crate::driver::Driver;
-use crate::operations::{Bytes, Choices, Operation, regions, write_registers};
+use crate::operations::{Bytes, Choices, Operation, Places};
 use crate::saved::{Forms, damage, parse, unsaved};
 
 /// Bytes of guest memory, at address 0: small numbers are what registers hold most often.
@@ -25,10 +25,10 @@ pub fn operations(model: impl Model, bytes: &[u8]) {
     let device = Driver::new(model);
     device.enable();
     let _memory = device.map(0, MEMORY, Perm::READ | Perm::WRITE);
-    let regions = regions(&device);
+    let places = Places::of(&device);
     let mut choices = Bytes(bytes);
     while !choices.0.is_empty() {
-        Operation::any(&regions, &mut choices).must_succeed(device.file());
+        Operation::any(&places, &mut choices).must_succeed(device.file());
     }
     device.reset();
     assert!(![0, 0xffff].contains(&device.config16(0)), "no vendor id after a reset");
@@ -41,14 +41,27 @@ pub fn operations(model: impl Model, bytes: &[u8]) {
 /// # Panics
 /// If a restore panics, or leaves a device on which an operation fails.
 pub fn restore<M: Model>(make: impl Fn() -> M, bytes: &[u8]) {
+    restore_device(|| Box::new(Function::new(make()).expect("the spec is sound")), bytes);
+}
+
+/// The same for a device of any bus.
+///
+/// # Panics
+/// As [`restore`].
+pub fn restore_device(make: impl Fn() -> Box<dyn Device>, bytes: &[u8]) {
     let mut choices = Bytes(bytes);
-    let device = Driver::without_workers(make());
+    let device = Driver::of_device(make());
     if unsaved(&device).is_some() {
         return;
     }
     let writes = choices.below(16) as usize;
-    write_registers(&device, &mut choices, writes);
-    let Forms { mut text, mut image, .. } = Forms::of(device.device());
+    let places = Places::of(&device);
+    for _ in 0..writes {
+        if let Some(write) = Operation::register_write(&places, &mut choices) {
+            may_be_refused(&write, &device);
+        }
+    }
+    let Forms { mut text, mut image, mut descriptors } = Forms::of(device.device());
     let damages_image = choices.below(2) == 0 && !image.is_empty();
     for _ in 0..=choices.below(8) {
         if damages_image {
@@ -60,16 +73,23 @@ pub fn restore<M: Model>(make: impl Fn() -> M, bytes: &[u8]) {
     }
     let Ok(saved) = parse(&text) else { return };
     let image = damages_image.then_some(image.as_slice());
-    let mut descriptors = DescriptorTable::new();
-    let Ok(restored) = Driver::restored(make(), &saved, image, &mut descriptors) else { return };
+    let restored = Driver::restored_device(make(), &saved, image, &mut descriptors);
+    let Ok(restored) = restored else { return };
     if restored.device().status().failed {
         return;
     }
-    let regions = regions(&restored);
+    let places = Places::of(&restored);
     while !choices.0.is_empty() {
-        Operation::any(&regions, &mut choices).must_succeed(restored.file());
+        may_be_refused(&Operation::any(&places, &mut choices), &restored);
     }
-    restored.reset();
+    may_be_refused(&Operation::Reset, &restored);
+}
+
+/// Performs an operation. A device of another bus than PCI may refuse it; nothing else may fail.
+fn may_be_refused(operation: &Operation, device: &Driver) {
+    if let Err(error) = operation.perform(device.file()) {
+        assert_eq!(error.errno(), Errno::INVAL, "{operation:x?}: {error}");
+    }
 }
 
 #[cfg(test)]

@@ -11,6 +11,9 @@ pub(crate) const DEVICE: &str = "/state/device";
 /// Where the state of the model is in that of the core.
 pub(crate) const MODEL: &str = "/state/device/state/model";
 
+/// Where the state of the interrupts is in that of the core.
+pub(crate) const INTERRUPTS: &str = "/state/interrupts";
+
 /// Both forms of a device's state.
 pub(crate) struct Forms {
     pub(crate) text: Value,

@@ -82,7 +82,7 @@ impl Worker for Checksum {
             let Self { address, length, options, .. } = *self;
             cx.ensure_task("sum", |task| async move {
                 let result = sum(&task, address, length, options.limit).await;
-                task.step(|device, cx| device.finish(cx, result)).await;
+                task.last_step(|device, cx| device.finish(cx, result)).await;
             });
         }
     }

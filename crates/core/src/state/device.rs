@@ -32,6 +32,9 @@ pub(super) struct DeviceState {
     pub(super) files: Vec<FileState>,
     pub(super) interrupts: IrqState,
     pub(super) mappings: Vec<MappingState>,
+    /// The memory that an open device shares with its clients, if there is any yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) memory: Option<FdToken>,
     /// `None`: the device is stateless, or in the error state, in which its state cannot be trusted.
     pub(super) device: Option<Saved>,
 }
@@ -151,7 +154,7 @@ impl Registered {
     fn save(self: &Arc<Self>, descriptors: &mut dyn KeepDescriptors) -> Result<Saved> {
         // Marked, so that no open or close changes the files before the state is read.
         let marked = self.set.try_begin(Phase::Saving).map_err(|phase| self.set_is(phase))?;
-        let files = {
+        let files: Vec<_> = {
             let mut guard = marked.lock();
             let member = guard.find(self).ok_or_else(|| self.is_gone())?;
             member.files.values().map(|file| FileState::of(file)).collect()
@@ -165,8 +168,12 @@ impl Registered {
             // After the device: it has quiesced, so that none of this changes any more.
             let interrupts = self.save_interrupts(descriptors)?;
             let mappings = mappings::save(&self.context.attached_space(), descriptors)?;
+            let memory = self.context.openings().memory().filter(|_| !files.is_empty());
+            let memory = memory.as_ref().and_then(|memory| memory.fd());
+            let memory = memory.map(|fd| descriptors.keep(fd)).transpose()?;
             let name = self.name().to_owned();
-            Saved::new(DEVICE, &DeviceState { name, failed, files, interrupts, mappings, device })
+            let state = DeviceState { name, failed, files, interrupts, mappings, memory, device };
+            Saved::new(DEVICE, &state)
         });
         saved.map_err(|error| self.cannot("save", error))
     }

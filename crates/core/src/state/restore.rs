@@ -37,7 +37,7 @@ impl Registered {
         image: Option<&[u8]>,
         descriptors: &mut dyn FindDescriptors,
     ) -> Result<Vec<Arc<FileShared>>> {
-        let DeviceState { name: _, failed, files, interrupts, mappings, device } = state;
+        let DeviceState { name: _, failed, files, interrupts, mappings, memory, device } = state;
         let ids: Vec<FileId> = files.iter().map(|file| file.id).collect();
         self.check_files(&files)?;
         check_eventfds(&interrupts, &ids)?;
@@ -47,7 +47,17 @@ impl Registered {
         // To be put back if the state is refused. There are no descriptors: it has no file.
         let interrupts_before = self.context.irqs().save(|_, _| FdToken(u64::MAX));
 
-        self.reopen(&opening, &files)?;
+        let memory = memory.map(|token| descriptors.find(token)).transpose()?;
+        let (openings, mut memory_before) = (self.context.openings(), None);
+        if let Some(file) = files.first() {
+            memory_before = openings.begin_restored(&file.owner, memory)?;
+        } else if memory.is_some() {
+            return Err(Error::new(Errno::INVAL, "memory of a device that is not open"));
+        }
+        if let Err(error) = self.reopen(&opening, &files) {
+            openings.put_back(memory_before);
+            return Err(error);
+        }
         let space = self.context.attached_space();
         let restore = |own: &mut dyn Device| {
             mappings::restore(&space, &mappings, &ids, descriptors)?;
@@ -65,8 +75,12 @@ impl Registered {
             let _ = self.context.irqs().restore(&interrupts_before, |_| Err(no_descriptor()));
             if !files.is_empty() {
                 self.close_again(&opening, &files);
+                openings.put_back(memory_before);
             }
             return Err(error);
+        }
+        if let Some(before) = memory_before {
+            before.end();
         }
         if failed {
             self.fail("it was, when it was saved");
@@ -115,12 +129,8 @@ impl Registered {
         if files.is_empty() {
             return Ok(());
         }
+        self.call(|device| device.open_device())?;
         let openings = self.context.openings();
-        openings.begin(&files[0].owner, self.last_memory());
-        if let Err(error) = self.call(|device| device.open_device()) {
-            openings.end(self.last_memory());
-            return Err(error);
-        }
         files.iter().for_each(|file| file.enter_opening(openings.memory()));
         opening.lock().device_opened();
         for (at, file) in files.iter().enumerate() {

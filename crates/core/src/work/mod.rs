@@ -506,6 +506,11 @@ impl Task {
         &self.task.name
     }
 
+    /// Cancels this task: its future is dropped at its next await. It is not found any more.
+    pub fn cancel(&self) {
+        self.work.cancel(&self.task);
+    }
+
     /// Starts another task of the device, as [`Work::spawn`].
     ///
     /// # Errors

@@ -4,11 +4,12 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use vfiod_core::dma::{Attachment, Perm};
+use vfiod_pci::prelude::*;
 use vfiod_pci::{Interrupts, Task};
 use vfiod_tasks::yield_now;
 
 use super::Bench;
-use super::registers::{COUNT, Op, Reg};
+use super::registers::Op;
 
 /// The longest access.
 const MAX_LEN: u64 = 1 << 20;
@@ -19,6 +20,95 @@ const SLICE: Duration = Duration::from_millis(2);
 /// Translations under one acquisition of the table lock: what a device does for one batch of
 /// descriptors from a ring.
 const BATCH: u64 = 64;
+
+registers! {
+    /// The registers of the operations. A time differs from run to run, and so does what was reached
+    /// within a limit of time.
+    #[derive(Debug)]
+    pub struct Measurement, enum Write {
+        // A write starts an operation; see [`Op`]. Ignored while one is running.
+        0x00 op: u64 => Op;
+        // How often.
+        0x08 iters: u64 => Iters;
+        // Address of the first mapping.
+        0x10 base: u64 => Base;
+        // Distance from one mapping to the next, bytes.
+        0x18 stride: u64 => Stride;
+        // Number of mappings.
+        0x20 count: u64 => Count;
+        // Bytes of one access.
+        0x28 len: u64 => Len;
+        // How long the last operation took, ns.
+        0x30 result_ns: u64, volatile u64::MAX;
+        // How many of its iterations failed, or were not reached in time.
+        0x38 errors: u64, volatile u64::MAX;
+        // A sum over what it read or translated.
+        0x40 check: u64, volatile u64::MAX;
+        // 1 while an operation is running, else 0.
+        0x48 running: u64, in 0..=1, volatile 1;
+    }
+}
+
+impl Measurement {
+    /// Restores the registers. `EINVAL`: the operation under way is none.
+    pub(super) fn restored(image: <Self as Registers>::Image) -> Result<Self> {
+        let mut measurement = Self::power_on();
+        measurement.restore_registers(image)?;
+        if measurement.is_running() && Op::from_value(measurement.op).is_none() {
+            let what = format!("operation {} cannot be under way", measurement.op);
+            return Err(Error::new(Errno::INVAL, what));
+        }
+        Ok(measurement)
+    }
+
+    /// Whether an operation is under way.
+    pub(super) fn is_running(&self) -> bool {
+        self.running != 0
+    }
+
+    /// Writes a register. Returns whether that starts an operation.
+    pub(super) fn write(&mut self, write: Write) -> bool {
+        match write {
+            Write::Op(_) if self.is_running() => return false,
+            Write::Op(op) => {
+                (self.op, self.running) = (op, Op::from_value(op).is_some().into());
+                return self.is_running();
+            }
+            Write::Iters(iters) => self.iters = iters,
+            Write::Base(base) => self.base = base,
+            Write::Stride(stride) => self.stride = stride,
+            Write::Count(count) => self.count = count,
+            Write::Len(len) => self.len = len,
+        }
+        false
+    }
+
+    /// The operation that is under way, from its beginning.
+    pub(super) fn operation(&self, interrupts: &Interrupts) -> Option<Operation> {
+        let op = Op::from_value(self.op).filter(|_| self.is_running())?;
+        Some(Operation {
+            op,
+            iters: self.iters,
+            mappings: Mappings {
+                base: self.base,
+                stride: self.stride,
+                count: self.count.min(u32::MAX.into()),
+                random: 12345,
+            },
+            buffer: vec![0; self.len.min(MAX_LEN) as usize],
+            interrupts: interrupts.clone(),
+            errors: 0,
+            check: 0,
+        })
+    }
+
+    /// The operation has ended.
+    pub(super) fn end(&mut self, figures: &Figures) {
+        let Figures { elapsed, errors, check } = *figures;
+        self.result_ns = u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX);
+        (self.errors, self.check, self.running) = (errors, check, 0);
+    }
+}
 
 /// The mappings that the client has made, as it tells.
 struct Mappings {
@@ -53,30 +143,12 @@ pub(super) struct Operation {
 
 /// What came out of an operation.
 pub(super) struct Figures {
-    pub(super) elapsed: Duration,
-    pub(super) errors: u64,
-    pub(super) check: u64,
+    elapsed: Duration,
+    errors: u64,
+    check: u64,
 }
 
 impl Operation {
-    pub(super) fn new(op: Op, registers: &[u64; COUNT], interrupts: &Interrupts) -> Self {
-        let register = |register: Reg| registers[register as usize];
-        Self {
-            op,
-            iters: register(Reg::Iters),
-            mappings: Mappings {
-                base: register(Reg::Base),
-                stride: register(Reg::Stride),
-                count: register(Reg::Count).min(u32::MAX.into()),
-                random: 12345,
-            },
-            buffer: vec![0; register(Reg::Len).min(MAX_LEN) as usize],
-            interrupts: interrupts.clone(),
-            errors: 0,
-            check: 0,
-        }
-    }
-
     /// Runs it to its end, or until the device stops: then it is started anew.
     pub(super) async fn run(mut self, task: &Task<Bench>) -> Figures {
         let start = Instant::now();

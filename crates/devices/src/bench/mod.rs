@@ -21,16 +21,14 @@ use rustix::fs::{MemfdFlags, fstat, ftruncate, memfd_create};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use vfiod_core::region::SparseArea;
-use vfiod_core::{Errno, Error, Quiesce, ReadEffect, ReadTraits, Result, Why};
 use vfiod_io::RuntimeRing;
-use vfiod_pci::{
-    Bar, BarKind, CannotSave, Capability, Cx, FunctionSpec, Model, Unsaved, Worker, Works,
-};
+use vfiod_pci::BarKind;
+use vfiod_pci::prelude::*;
 
 use self::doorbells::Doorbells;
-use self::measure::Operation;
-use self::queue::{Disk, Queue};
-use self::registers::{COUNT, Op, QUEUE, QUEUES, REGISTERS, Reg};
+use self::measure::Measurement;
+use self::queue::{CONTROL, Disk, Queue};
+use self::registers::QUEUES;
 
 const MEMORY: usize = 2 << 20;
 /// Bytes of the file that the queues use if none is named.
@@ -43,12 +41,14 @@ const PAGE_BAR: u8 = 3;
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct BenchOptions {
-    /// Whether BAR 0 is memory that clients may map and the core serves, or the model's own.
+    /// Whether BAR 0 is memory that clients may map and the core serves, or the model's own, whose
+    /// contents are not saved.
     pub shared: bool,
     /// Whether BAR 3 is a page of doorbells that the device polls. It never sleeps then while it
     /// is open.
     pub polled: bool,
-    /// The file that the queues read and write; by default 4 MiB of memory, new after each reset.
+    /// The file that the queues read and write; by default 4 MiB of memory, new after each reset
+    /// and restore.
     pub disk: Option<PathBuf>,
 }
 
@@ -72,9 +72,7 @@ enum Memory {
 pub struct Bench {
     options: BenchOptions,
     memory: Memory,
-    registers: [u64; COUNT],
-    /// The operation that is under way.
-    running: Option<Op>,
+    measurement: Measurement,
     queues: Vec<Queue>,
     doorbells: Arc<Doorbells>,
     /// There when a queue has needed them.
@@ -93,9 +91,8 @@ impl Bench {
         Self {
             options,
             memory,
-            registers: [0; COUNT],
-            running: None,
-            queues: vec![Queue::default(); QUEUES],
+            measurement: Measurement::power_on(),
+            queues: (0..QUEUES).map(|_| Queue::power_on(false)).collect(),
             doorbells: Arc::new(Doorbells::new()),
             disk: None,
             ring: None,
@@ -137,100 +134,69 @@ impl Bench {
     }
 
     /// Starts the task of a queue that is enabled, unless it is there.
-    fn serve(&mut self, cx: &Cx<Self>, index: usize) {
-        let name = queue::task_name(index);
-        if cx.find_task(&name).is_some() {
-            return;
-        }
+    fn serve(&self, cx: &Cx<Self>, index: usize) {
         let doorbells = self.doorbells.clone();
-        let started = cx.spawn(&name, |task| queue::serve(task, index, doorbells));
-        must_start(cx, started.err());
+        cx.ensure_task(&queue::task_name(index), |task| queue::serve(task, index, doorbells));
     }
 
-    /// Starts the operation that is under way.
-    fn measure(&mut self, cx: &Cx<Self>) {
-        let started = cx.spawn("operation", |task| async move {
-            let operation = task.step(|bench, cx| {
-                let op = bench.running?;
-                Some(Operation::new(op, &bench.registers, cx.interrupts()))
-            });
-            let Some(operation) = operation.await else { return };
+    /// Starts the operation that is under way, unless its task is there.
+    fn measure(&self, cx: &Cx<Self>) {
+        cx.ensure_task("operation", |task| async move {
+            let operation =
+                task.step(|bench, cx| bench.measurement.operation(cx.interrupts())).await;
+            let Some(operation) = operation else { return };
             let figures = operation.run(&task).await;
-            task.step(|bench, _| {
-                bench.running = None;
-                let elapsed = u64::try_from(figures.elapsed.as_nanos()).unwrap_or(u64::MAX);
-                bench.registers[Reg::ResultNs as usize] = elapsed;
-                bench.registers[Reg::Errors as usize] = figures.errors;
-                bench.registers[Reg::Check as usize] = figures.check;
-            })
-            .await;
+            task.last_step(|bench, _| bench.measurement.end(&figures)).await;
         });
-        must_start(cx, started.err());
     }
 
-    /// Starts to poll the page of doorbells.
-    fn poll(&mut self, cx: &Cx<Self>) {
-        let page = match cx.shared_memory(PAGE_BAR) {
-            Ok(page) => page,
-            Err(error) => return must_start(cx, Some(error)),
-        };
-        let doorbells = self.doorbells.clone();
-        let started = cx.spawn("poll", |task| doorbells::poll(task, page, doorbells));
-        must_start(cx, started.err());
-    }
-
-    fn read_registers(&self, cx: &Cx<Self>, offset: u64, data: &mut [u8]) {
-        match registers::queue_at(offset) {
-            Some((index, offset)) => {
-                let busy = || cx.find_task(&queue::task_name(index)).is_some();
-                QUEUE.read(offset, data, |register| self.queues[index].read(register, busy));
+    /// Starts to poll the page of doorbells, unless its task is there.
+    fn poll(&self, cx: &Cx<Self>) {
+        match cx.shared_memory(PAGE_BAR) {
+            Ok(page) => {
+                let doorbells = self.doorbells.clone();
+                cx.ensure_task("poll", |task| doorbells::poll(task, page, doorbells));
             }
-            None => REGISTERS.read(offset, data, |register| match register {
-                Reg::Status => self.running.is_some().into(),
-                register => self.registers[register as usize],
-            }),
+            Err(error) => tracing::error!(device = cx.name(), %error, "doorbells are not polled"),
+        }
+    }
+
+    /// The queue whose registers an access to BAR 2 means, and the offset in them.
+    fn queue_at(&mut self, cx: &Cx<Self>, offset: u64) -> Option<(usize, &mut Queue, u64)> {
+        let (index, offset) = registers::queue_at(offset)?;
+        let queue = &mut self.queues[index];
+        if offset == CONTROL {
+            queue.set_busy(cx.find_task(&queue::task_name(index)).is_some());
+        }
+        Some((index, queue, offset))
+    }
+
+    fn read_registers(&mut self, cx: &Cx<Self>, offset: u64, data: &mut [u8]) {
+        match self.queue_at(cx, offset) {
+            Some((_, queue, offset)) => queue.read_register(offset, data),
+            None => self.measurement.read_register(offset, data),
         }
     }
 
     fn write_registers(&mut self, cx: &Cx<Self>, offset: u64, data: &[u8]) {
-        if let Some((index, offset)) = registers::queue_at(offset) {
-            let Some((register, value)) = QUEUE.write(offset, data) else { return };
-            let busy = || cx.find_task(&queue::task_name(index)).is_some();
-            if self.queues[index].write(register, value, busy) {
-                if self.queues[index].enabled {
-                    self.serve(cx, index);
-                } else {
-                    // Its task finds that out.
-                    self.doorbells.of(index).ring(None);
-                }
+        if let Some((index, queue, offset)) = self.queue_at(cx, offset) {
+            let changed = queue.decode_write(offset, data).is_some_and(|write| queue.write(write));
+            match (changed, queue.is_enabled()) {
+                (true, true) => self.serve(cx, index),
+                // Its task finds that out.
+                (true, false) => self.doorbells.of(index).ring(None),
+                (false, _) => {}
             }
-            return;
+        } else if let Some(write) = self.measurement.decode_write(offset, data)
+            && self.measurement.write(write)
+        {
+            self.measure(cx);
         }
-        let Some((register, value)) = REGISTERS.write(offset, data) else { return };
-        match register {
-            Reg::Status => {} // read-only
-            Reg::Op if self.running.is_some() => {}
-            Reg::Op => {
-                self.registers[Reg::Op as usize] = value;
-                self.running = Op::from_value(value);
-                if self.running.is_some() {
-                    self.measure(cx);
-                }
-            }
-            register => self.registers[register as usize] = value,
-        }
-    }
-}
-
-/// A task of an open device can always be started: it has 66 at most.
-fn must_start(cx: &Cx<Bench>, error: Option<Error>) {
-    if let Some(error) = error {
-        tracing::error!(device = cx.name(), %error, "work was not started");
     }
 }
 
 impl Model for Bench {
-    type State = Works<CannotSave>;
+    type State = Works<HasState>;
 
     /// Vendor 1234 belongs to nobody; virtual devices use it.
     fn spec(&self) -> FunctionSpec {
@@ -272,10 +238,13 @@ impl Model for Bench {
     }
 
     fn read_traits(&self, bar: u8, offset: u64, len: usize) -> ReadTraits {
-        match (bar, registers::queue_at(offset)) {
-            (2, Some((_, offset))) => QUEUE.read_traits(offset, len),
-            (2, None) => REGISTERS.read_traits(offset, len),
-            // Memory.
+        match (bar, &self.memory) {
+            // What is in it is not saved.
+            (0, Memory::Own { .. }) => ReadTraits { effect: ReadEffect::None, volatile: u64::MAX },
+            (2, _) => match registers::queue_at(offset) {
+                Some((_, offset)) => Queue::register_traits(offset, len),
+                None => Measurement::register_traits(offset, len),
+            },
             _ => ReadTraits { effect: ReadEffect::None, volatile: 0 },
         }
     }
@@ -293,15 +262,13 @@ impl Model for Bench {
     }
 
     fn reset(&mut self, _cx: &Cx<Self>) {
-        let Self { options: _, memory, registers, running, queues, doorbells: _, disk, ring: _ } =
-            self;
+        let Self { options: _, memory, measurement, queues, doorbells: _, disk, ring: _ } = self;
         if let Memory::Own { bytes, written: written @ true } = memory {
             bytes.fill(0);
             *written = false;
         }
-        *registers = [0; COUNT];
-        *running = None;
-        queues.fill(Queue::default());
+        measurement.reset_registers();
+        queues.iter_mut().for_each(Queue::reset_registers);
         // What the last user has written is not for the next one.
         *disk = None;
     }
@@ -322,28 +289,59 @@ impl Worker for Bench {
     }
 
     fn resume(&mut self, cx: &Cx<Self>) {
-        if self.options.polled && cx.find_task("poll").is_none() {
+        if self.options.polled {
             self.poll(cx);
         }
-        if self.running.is_some() && cx.find_task("operation").is_none() {
+        if self.measurement.is_running() {
             self.measure(cx);
         }
         for index in 0..QUEUES {
-            if self.queues[index].enabled {
+            if self.queues[index].is_enabled() {
                 self.serve(cx, index);
             }
         }
     }
 }
 
-impl Unsaved for Bench {
-    const WHY: &'static str = "its memory and its disk are not part of a state";
+/// The queues of an image: serde has no arrays of 64.
+type Halves<T> = [[T; QUEUES / 2]; 2];
+
+vfiod_pci::image! {
+    /// What is saved: registers, how far each queue has come, and what was under way. Memory of BAR 0
+    /// that clients share is kept by the core.
+    pub struct BenchImage {
+        measurement: <Measurement as Registers>::Image,
+        queues: Halves<<Queue as Registers>::Image>,
+    }
 }
 
-#[cfg(test)]
-vfiod_testing::conformance!(shared_memory, Bench::new(BenchOptions::default()));
-#[cfg(test)]
-vfiod_testing::conformance!(
-    own_memory,
-    Bench::new(BenchOptions { shared: false, ..BenchOptions::default() })
-);
+impl Save for Bench {
+    const KIND: &'static str = "bench";
+    const VERSION: u32 = 1;
+    type Image = BenchImage;
+
+    fn save(&self) -> BenchImage {
+        let Self { options: _, memory: _, measurement, queues, doorbells: _, disk: _, ring: _ } =
+            self;
+        let queue = |half: usize, n: usize| queues[half * QUEUES / 2 + n].save_registers();
+        BenchImage {
+            measurement: measurement.save_registers(),
+            queues: std::array::from_fn(|half| std::array::from_fn(|n| queue(half, n))),
+        }
+    }
+
+    fn restore(&mut self, _cx: &Cx<Self>, image: BenchImage) -> Result<()> {
+        let BenchImage { measurement, queues } = image;
+        let queues = queues.into_iter().flatten().map(Queue::restored);
+        let queues = queues.collect::<Result<Vec<_>>>()?;
+        self.measurement = Measurement::restored(measurement)?;
+        self.queues = queues;
+        // What was written to it was not saved.
+        self.disk = None;
+        if let Memory::Own { bytes, written } = &mut self.memory {
+            bytes.fill(0);
+            *written = false;
+        }
+        Ok(())
+    }
+}

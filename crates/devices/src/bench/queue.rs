@@ -12,14 +12,12 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use vfiod_core::dma::{Attachment, Hold, Perm, Reach};
-use vfiod_core::{Errno, Error, Result};
 use vfiod_io::{Ring, RuntimeRing};
-use vfiod_pci::{Cx, Task};
+use vfiod_pci::prelude::*;
 use vfiod_sync::atomic::Ordering;
 
 use super::Bench;
 use super::doorbells::Doorbells;
-use super::registers::QueueReg;
 
 /// Commands that are fetched and performed together.
 const BATCH: u32 = 16;
@@ -31,80 +29,92 @@ const MAX_LEN: u32 = 1 << 20;
 const FIRST: u64 = 64;
 const COMMAND: usize = 32;
 const COMPLETION: u64 = 16;
-/// Bits of [`QueueReg::Control`].
+/// Bytes of a completion that are written before its number.
+const OUTCOME: usize = 12;
+/// The register that enables a queue, and its bits.
+pub(super) const CONTROL: u64 = 0x18;
 const ENABLED: u64 = 1;
 const BUSY: u64 = 2;
 
-/// What the model knows of a queue.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Queue {
-    submissions: u64,
-    completions: u64,
-    entries: u64,
-    pub(super) enabled: bool,
-    /// Commands that were performed, modulo 2^32.
-    performed: u32,
-    /// The outcomes of the last of them, whose completions may not be in guest memory.
-    recorded: Vec<Outcome>,
-    faults: u64,
+registers! {
+    /// A queue. When a command is performed or cannot be fetched differs from run to run.
+    #[derive(Debug)]
+    pub struct Queue, enum Write {
+        // Address of the submission ring, a multiple of 8. Kept while the queue is enabled.
+        0x00 submissions: u64 => Submissions;
+        // Address of the completion ring, a multiple of 8. Kept while the queue is enabled.
+        0x08 completions: u64 => Completions;
+        // Entries of each ring: a power of two, 2 to 4096. Kept while the queue is enabled.
+        0x10 entries: u64 => Entries;
+        // Bit 0: enabled; enabling it begins with command 0. Bit 1, read-only: a command may still be
+        // under way; a queue that was disabled is enabled again only when it is 0.
+        0x18 _: u64 = |queue| queue.control() => Control, volatile BUSY;
+        // Commands that have completed, modulo 2^32.
+        0x20 _: u64 = |queue| queue.published().into(), volatile u32::MAX;
+        // How often a ring could not be reached.
+        0x28 faults: u64, volatile u64::MAX;
+
+        state enabled: u8, in 0..=1;
+        // How many of `recorded` there are.
+        state waiting: u8, in 0..=BATCH as u8;
+        // Commands that were performed, modulo 2^32.
+        state performed: u32;
+        // The outcomes of the last of them, whose completions may not be in guest memory.
+        #[serde(with = "hex::serde")]
+        state recorded: [u8; OUTCOME * BATCH as usize];
+
+        // A task of the queue is there.
+        kept busy: bool;
+    }
 }
 
-/// What became of a command.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Outcome {
-    tag: u32,
-    status: u32,
-    bytes: u32,
-}
+/// What became of a command: a completion without its number.
+type Outcome = [u8; OUTCOME];
 
 impl Queue {
-    /// Reads a register; `busy`: a task of the queue is there.
-    pub(super) fn read(&self, register: QueueReg, busy: impl FnOnce() -> bool) -> u64 {
-        match register {
-            QueueReg::Submissions => self.submissions,
-            QueueReg::Completions => self.completions,
-            QueueReg::Entries => self.entries,
-            QueueReg::Control => {
-                let bit = |on: bool, bit: u64| if on { bit } else { 0 };
-                bit(self.enabled, ENABLED) | bit(busy(), BUSY)
-            }
-            QueueReg::Head => self.published().into(),
-            QueueReg::Faults => self.faults,
-        }
+    pub(super) fn is_enabled(&self) -> bool {
+        self.enabled != 0
     }
 
-    /// Writes a register. Returns whether that enables or disables the queue; `busy` as in
-    /// [`Queue::read`].
-    pub(super) fn write(
-        &mut self,
-        register: QueueReg,
-        value: u64,
-        busy: impl FnOnce() -> bool,
-    ) -> bool {
-        match register {
-            QueueReg::Control if value & ENABLED == 0 => std::mem::take(&mut self.enabled),
-            QueueReg::Control if self.enabled || !self.is_sound() || busy() => false,
-            QueueReg::Control => {
+    /// Says whether a task of the queue is there, for CONTROL.
+    pub(super) fn set_busy(&mut self, busy: bool) {
+        self.busy = busy;
+    }
+
+    fn control(&self) -> u64 {
+        (u64::from(self.enabled) * ENABLED) | (u64::from(self.busy) * BUSY)
+    }
+
+    /// Writes a register. Returns whether that enables or disables the queue.
+    pub(super) fn write(&mut self, write: Write) -> bool {
+        match write {
+            Write::Control(value) if value & ENABLED == 0 => {
+                return std::mem::take(&mut self.enabled) != 0;
+            }
+            Write::Control(_) if self.is_enabled() || self.busy || !self.is_sound() => {}
+            Write::Control(_) => {
                 let Self { submissions, completions, entries, .. } = *self;
-                *self =
-                    Self { submissions, completions, entries, enabled: true, ..Self::default() };
-                true
+                self.reset_registers();
+                (self.submissions, self.completions) = (submissions, completions);
+                (self.entries, self.enabled) = (entries, 1);
+                return true;
             }
-            _ if self.enabled => false,
-            QueueReg::Submissions => {
-                self.submissions = value;
-                false
-            }
-            QueueReg::Completions => {
-                self.completions = value;
-                false
-            }
-            QueueReg::Entries => {
-                self.entries = value;
-                false
-            }
-            QueueReg::Head | QueueReg::Faults => false,
+            _ if self.is_enabled() => {}
+            Write::Submissions(address) => self.submissions = address,
+            Write::Completions(address) => self.completions = address,
+            Write::Entries(entries) => self.entries = entries,
         }
+        false
+    }
+
+    /// Restores a queue. `EINVAL`: it cannot be enabled with these rings.
+    pub(super) fn restored(image: <Self as Registers>::Image) -> Result<Self> {
+        let mut queue = Self::power_on(false);
+        queue.restore_registers(image)?;
+        if queue.is_enabled() && !queue.is_sound() {
+            return Err(Error::new(Errno::INVAL, "an enabled queue with rings that cannot be"));
+        }
+        Ok(queue)
     }
 
     fn is_sound(&self) -> bool {
@@ -118,7 +128,20 @@ impl Queue {
 
     /// Commands whose completions are in guest memory.
     fn published(&self) -> u32 {
-        self.performed.wrapping_sub(self.recorded.len() as u32)
+        self.performed.wrapping_sub(self.waiting.into())
+    }
+
+    fn outcomes(&self) -> Vec<Outcome> {
+        let (outcomes, _) = self.recorded.as_chunks();
+        outcomes[..self.waiting.into()].to_vec()
+    }
+
+    /// Commands were performed; at most [`BATCH`].
+    fn record(&mut self, outcomes: &[Outcome]) {
+        self.performed = self.performed.wrapping_add(outcomes.len() as u32);
+        self.waiting = outcomes.len() as u8;
+        self.recorded.fill(0);
+        self.recorded[..outcomes.len() * OUTCOME].copy_from_slice(outcomes.as_flattened());
     }
 
     /// The queue could not do its work.
@@ -153,15 +176,15 @@ pub(super) struct Disk {
 impl Bench {
     /// `None`: the queue is not enabled, and its task ends.
     fn plan(&mut self, cx: &Cx<Self>, index: usize) -> Option<Plan> {
-        let queue = self.queues.get(index).filter(|queue| queue.enabled)?;
+        let queue = self.queues.get(index).filter(|queue| queue.is_enabled())?;
         let Queue { submissions, completions, entries, performed, .. } = *queue;
-        let recorded = queue.recorded.clone();
+        let recorded = queue.outcomes();
         let (disk, ring) = match (self.disk(), self.ring(cx)) {
             (Ok(disk), Ok(ring)) => (disk, ring),
             (Err(error), _) | (_, Err(error)) => {
                 tracing::warn!(device = cx.name(), %error, "queue {index} is disabled");
                 let queue = &mut self.queues[index];
-                queue.enabled = false;
+                queue.enabled = 0;
                 queue.fault();
                 return None;
             }
@@ -171,19 +194,18 @@ impl Bench {
     }
 
     /// Commands were performed.
-    fn record(&mut self, index: usize, outcomes: Vec<Outcome>) {
+    fn record(&mut self, index: usize, outcomes: &[Outcome]) {
         let queue = &mut self.queues[index];
-        if queue.enabled {
-            queue.performed = queue.performed.wrapping_add(outcomes.len() as u32);
-            queue.recorded = outcomes;
+        if queue.is_enabled() {
+            queue.record(outcomes);
         }
     }
 
     /// The completions of what was recorded are in guest memory.
     fn published(&mut self, cx: &Cx<Self>, index: usize) {
         let queue = &mut self.queues[index];
-        if queue.enabled && !queue.recorded.is_empty() {
-            queue.recorded.clear();
+        if queue.is_enabled() && queue.waiting != 0 {
+            queue.record(&[]);
             cx.interrupts().trigger(index as u32);
         }
     }
@@ -228,7 +250,7 @@ async fn advance(task: &Task<Bench>, index: usize, plan: Plan) -> Result<Progres
         return Ok(Progress::None);
     }
     let outcomes = plan.perform(task.dma(), &commands).await;
-    task.step(|bench, _| bench.record(index, outcomes)).await;
+    task.step(|bench, _| bench.record(index, &outcomes)).await;
     Ok(Progress::Some)
 }
 
@@ -291,12 +313,10 @@ impl Plan {
         for (n, outcome) in (0..).zip(&self.recorded) {
             let command = first.wrapping_add(n);
             let at = self.completions + self.slot(command) * COMPLETION;
-            let Outcome { tag, status, bytes } = *outcome;
-            let head: Vec<u8> = [tag, status, bytes].map(u32::to_le_bytes).concat();
             let number = command.wrapping_add(1);
-            if !publish_mapped(dma, at, &head, number)? {
-                dma.write(at, &head).await?;
-                dma.write(at + head.len() as u64, &number.to_le_bytes()).await?;
+            if !publish_mapped(dma, at, outcome, number)? {
+                dma.write(at, outcome).await?;
+                dma.write(at + outcome.len() as u64, &number.to_le_bytes()).await?;
             }
         }
         Ok(())
@@ -323,12 +343,12 @@ impl Plan {
 }
 
 /// Whether the completion was written; otherwise the ring is reached by message.
-fn publish_mapped(dma: &Attachment, at: u64, head: &[u8], number: u32) -> Result<bool> {
+fn publish_mapped(dma: &Attachment, at: u64, outcome: &Outcome, number: u32) -> Result<bool> {
     let mut batch = dma.batch()?;
-    if batch.write(at, head)? == Reach::Message {
+    if batch.write(at, outcome)? == Reach::Message {
         return Ok(false);
     }
-    let stored = batch.store(at + head.len() as u64, number.to_le(), Ordering::SeqCst)?;
+    let stored = batch.store(at + outcome.len() as u64, number.to_le(), Ordering::SeqCst)?;
     Ok(stored == Reach::Mapped)
 }
 
@@ -422,6 +442,10 @@ impl Command {
             Ok(bytes) => (0, bytes as u32),
             Err(error) => (error.errno().raw_os_error() as u32, 0),
         };
-        Outcome { tag: self.tag, status, bytes }
+        let mut outcome = [0; OUTCOME];
+        for (part, number) in outcome.chunks_exact_mut(4).zip([self.tag, status, bytes]) {
+            part.copy_from_slice(&number.to_le_bytes());
+        }
+        outcome
     }
 }

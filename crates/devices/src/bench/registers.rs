@@ -2,10 +2,10 @@
 //!
 //! | BAR 2 | what |
 //! | --- | --- |
-//! | 0x0000 | registers of the operations that are measured ([`Reg`]) |
+//! | 0x0000 | registers of the operations that are measured ([`Measurement`](super::measure::Measurement)) |
 //! | 0x1000 + 4 · *q* | doorbell of queue *q*, 4 bytes, any value; queues 0-7 also by eventfd |
 //! | 0x1100 | a 4-byte write of *q* rings queue *q*; queues 8-15 also by eventfd with datamatch |
-//! | 0x2000 + 64 · *q* | registers of queue *q* ([`QueueReg`]) |
+//! | 0x2000 + 64 · *q* | registers of queue *q* ([`Queue`](super::queue::Queue)) |
 //!
 //! With the option `polled`, BAR 3 is a page that clients may map. A store of another value to the
 //! 4 bytes at 4 · *q* rings queue *q*: the device polls the page, and never sleeps while it is
@@ -38,8 +38,6 @@
 //! MSI-X vector tells. At most as many may be under way as a ring has entries. Where a ring cannot
 //! be reached the queue counts a fault and goes on from there when it is rung again.
 
-use vfiod_pci::{Register, RegisterMap, Widths};
-
 /// The queues.
 pub(super) const QUEUES: usize = 64;
 /// Size of BAR 2 in bytes.
@@ -56,74 +54,6 @@ pub(super) const QUEUE_STRIDE: u64 = 64;
 pub(super) const BY_EVENTFD: usize = 8;
 /// Queues that are also rung by eventfds with datamatch: those that follow.
 pub(super) const BY_DATAMATCH: usize = 8;
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Reg {
-    /// A write starts an operation; see [`Op`]. Ignored while one is running.
-    Op,
-    /// How often.
-    Iters,
-    /// Address of the first mapping.
-    Base,
-    /// Distance from one mapping to the next, bytes.
-    Stride,
-    /// Number of mappings.
-    Count,
-    /// Bytes of one access.
-    Len,
-    /// How long the last operation took, ns.
-    ResultNs,
-    /// How many of its iterations failed, or were not reached in time.
-    Errors,
-    /// A sum over what it read or translated.
-    Check,
-    /// 1 while an operation is running, else 0. Read-only.
-    Status,
-}
-
-pub(super) const COUNT: usize = 9;
-
-/// How long an operation takes, and whether it has ended by the time of a read, differs from run to
-/// run.
-pub(super) const REGISTERS: RegisterMap<Reg> = RegisterMap::new(&[
-    Register::new(0x00, Widths::W8, Reg::Op),
-    Register::new(0x08, Widths::W8, Reg::Iters),
-    Register::new(0x10, Widths::W8, Reg::Base),
-    Register::new(0x18, Widths::W8, Reg::Stride),
-    Register::new(0x20, Widths::W8, Reg::Count),
-    Register::new(0x28, Widths::W8, Reg::Len),
-    Register::new(0x30, Widths::W8, Reg::ResultNs).volatile(u64::MAX),
-    Register::new(0x38, Widths::W8, Reg::Errors).volatile(u64::MAX),
-    Register::new(0x40, Widths::W8, Reg::Check).volatile(u64::MAX),
-    Register::new(0x48, Widths::W8, Reg::Status).volatile(1),
-]);
-
-/// The registers of a queue.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum QueueReg {
-    /// Address of the submission ring, a multiple of 8. Kept while the queue is enabled.
-    Submissions,
-    /// Address of the completion ring, a multiple of 8. Kept while the queue is enabled.
-    Completions,
-    /// Entries of each ring: a power of two, 2 to 4096. Kept while the queue is enabled.
-    Entries,
-    /// Bit 0: enabled; enabling it begins with command 0. Bit 1, read-only: a command may still be
-    /// under way; a queue that was disabled is enabled again only when it is 0.
-    Control,
-    /// Commands that have completed, modulo 2^32. Read-only.
-    Head,
-    /// How often a ring could not be reached. Read-only.
-    Faults,
-}
-
-pub(super) const QUEUE: RegisterMap<QueueReg> = RegisterMap::new(&[
-    Register::new(0x00, Widths::W8, QueueReg::Submissions),
-    Register::new(0x08, Widths::W8, QueueReg::Completions),
-    Register::new(0x10, Widths::W8, QueueReg::Entries),
-    Register::new(0x18, Widths::W8, QueueReg::Control).volatile(2),
-    Register::new(0x20, Widths::W8, QueueReg::Head).volatile(u32::MAX as u64),
-    Register::new(0x28, Widths::W8, QueueReg::Faults),
-]);
 
 /// The queue whose registers an access to BAR 2 means, and the offset in them.
 pub(super) fn queue_at(offset: u64) -> Option<(usize, u64)> {

@@ -49,7 +49,7 @@ registers! {
         0x04 liveness: u32 => Liveness;
         // The number while its factorial is being computed, the factorial afterwards.
         0x08 factorial: u32 => Factorial, volatile u32::MAX;
-        0x20 _: u32 = |edu| edu.status | edu.computing * STATUS_COMPUTING => Status,
+        0x20 _: u32 = |edu| edu.status | (edu.computing * STATUS_COMPUTING) => Status,
             volatile STATUS_COMPUTING;
         // Causes that were raised and not acknowledged.
         0x24 causes: u32, volatile CAUSE_FACTORIAL | CAUSE_DMA;
@@ -58,7 +58,7 @@ registers! {
         0x80 source: u64 => DmaSource, width W4_OR_8;
         0x88 destination: u64 => DmaDestination, width W4_OR_8;
         0x90 count: u64 => DmaCount, width W4_OR_8;
-        0x98 _: u64 = |edu| edu.command | u64::from(edu.transfer) * DMA_RUN => DmaCommand,
+        0x98 _: u64 = |edu| edu.command | (u64::from(edu.transfer) * DMA_RUN) => DmaCommand,
             width W4_OR_8, volatile DMA_RUN;
 
         // STATUS_INTERRUPT or nothing.
@@ -203,7 +203,7 @@ impl Worker for Edu {
             let n = self.factorial;
             cx.ensure_task("factorial", |task| async move {
                 let result = factorial(n);
-                task.step(|edu, cx| edu.end_factorial(cx, result)).await;
+                task.last_step(|edu, cx| edu.end_factorial(cx, result)).await;
             });
         }
         if self.transfer != 0 {
@@ -212,7 +212,7 @@ impl Worker for Edu {
                     Ok(transfer) => transfer.run(task.dma()).await,
                     Err(error) => Err(error),
                 };
-                task.step(|edu, cx| edu.end_transfer(cx, outcome)).await;
+                task.last_step(|edu, cx| edu.end_transfer(cx, outcome)).await;
             });
         }
     }

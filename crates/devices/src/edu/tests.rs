@@ -10,7 +10,15 @@ use vfiod_pci::irq_index::{INTX, MSI};
 use super::{Edu, EduOptions, factorial};
 use vfiod_testing::{Driver, eventually};
 
-vfiod_testing::conformance!(Edu::new(EduOptions::default()));
+vfiod_testing::conformance!(
+    Edu::new(EduOptions::default()),
+    // From guest memory at 0 to the buffer.
+    dma = |device| {
+        for (register, value) in [(0x80, 0), (0x88, 0x40000), (0x90, 4096), (0x98, 5)] {
+            device.write64(0, register, value);
+        }
+    },
+);
 
 const LIVENESS: u64 = 0x04;
 const FACTORIAL: u64 = 0x08;

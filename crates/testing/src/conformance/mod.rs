@@ -4,9 +4,18 @@
 //! vfiod_testing::conformance!(Mine::new());
 //! // With a name, where a model is checked with several options:
 //! vfiod_testing::conformance!(two_ports, Mine::with_ports(2));
-//! // Places (BAR, offset) that change by themselves and are no registers, so that the model's
-//! // register map cannot declare them volatile. They are left out where states are compared:
-//! vfiod_testing::conformance!(busy, Mine::new(), unstable = [(0, 0x8), (0, 0xc)]);
+//! // What the suite must know of a model is said after it, in this order:
+//! vfiod_testing::conformance!(
+//!     busy,
+//!     Mine::new(),
+//!     // Places (BAR, offset) that change by themselves and are no registers, so that the model's
+//!     // register map cannot declare them volatile. They are left out where states are compared.
+//!     unstable = [(0, 0x8), (0, 0xc)],
+//!     // Fields of the saved state that are measured: they differ from run to run.
+//!     measured = ["/figures/nanoseconds"],
+//!     // How a driver starts DMA to or from address 0: a model that has DMA must say it.
+//!     dma = |device| device.write32(0, START, 1),
+//! );
 //! ```
 //!
 //! Each check is a test of its own. It runs the device in a registry of its own, through the
@@ -18,12 +27,14 @@
 //! | --- | --- |
 //! | `configuration` | header, capabilities, sizes of BARs, read-only bits |
 //! | `accesses` | every size and alignment, and places without registers |
+//! | `quiesce` | that the device stops and resumes while its DMA waits for the client |
 //! | `resets` | that resets, closes and revokes leave nothing behind |
 //! | `saved` | that a restored device cannot be told from the saved one; that damage is refused |
 //! | `surroundings` | random operations while memory, interrupts and masks come and go |
 
 mod accesses;
 mod configuration;
+mod quiesce;
 mod resets;
 mod saved;
 mod subject;
@@ -31,47 +42,58 @@ mod surroundings;
 
 pub use subject::Subject;
 
-/// Applies the suite to a model: `conformance!(model)`, `conformance!(name, model)`, either with
-/// `unstable = [(bar, offset), …]`. The model is an expression, evaluated for each check.
+/// Applies the suite to a model: `conformance!(model)` or `conformance!(name, model)`, then what
+/// must be known of it; see the [module](crate::conformance). The model is an expression, evaluated
+/// for each check.
 #[macro_export]
 macro_rules! conformance {
-    ($model:expr, unstable = [$($place:expr),* $(,)?]) => {
-        $crate::conformance!(conformance, $model, unstable = [$($place),*]);
-    };
-    ($name:ident, $model:expr, unstable = [$($place:expr),* $(,)?]) => {
+    (
+        $name:ident, $model:expr
+        $(, unstable = [$($place:expr),* $(,)?])?
+        $(, measured = [$($field:expr),* $(,)?])?
+        $(, dma = $dma:expr)? $(,)?
+    ) => {
         mod $name {
             #[allow(unused_imports)]
             use super::*;
-            use $crate::conformance::Subject;
 
-            $crate::conformance!(@tests $model, [$($place),*],
+            $crate::conformance!(
+                @tests
+                ($model) (.unstable(&[$($($place),*)?]).measured(&[$($($field),*)?]) $(.dma($dma))?)
                 header capabilities bar_sizes read_only_bits interrupts_agree
                 any_access outside
                 reset_restores function_reset_restores opens_again gone_when_unregistered
+                quiesces_while_it_works quiesces_while_dma_waits
                 random_operations dma_without_memory memory_comes_and_goes interrupts_masked
-                restored_device_goes_on hostile_state_is_refused);
+                restored_device_goes_on hostile_state_is_refused
+            );
 
             #[test]
             fn golden_files_can_be_restored() {
                 let directory = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden");
-                let subject = Subject { make: || $model, unstable: &[$($place),*] };
+                let subject = $crate::Subject::new(|| $model);
                 subject.golden_files_can_be_restored(directory.as_ref());
             }
         }
     };
-    ($name:ident, $model:expr) => {
-        $crate::conformance!($name, $model, unstable = []);
+    (
+        $model:expr
+        $(, unstable = [$($place:expr),* $(,)?])?
+        $(, measured = [$($field:expr),* $(,)?])?
+        $(, dma = $dma:expr)? $(,)?
+    ) => {
+        $crate::conformance!(
+            conformance, $model, unstable = [$($($place),*)?], measured = [$($($field),*)?]
+            $(, dma = $dma)?
+        );
     };
-    ($model:expr) => {
-        $crate::conformance!(conformance, $model, unstable = []);
+    (@tests $model:tt $known:tt $($name:ident)*) => {
+        $($crate::conformance!(@test $model $known $name);)*
     };
-    (@tests $model:expr, $places:tt, $($name:ident)*) => {
-        $($crate::conformance!(@test $model, $places, $name);)*
-    };
-    (@test $model:expr, $places:tt, $name:ident) => {
+    (@test ($model:expr) ($($known:tt)*) $name:ident) => {
         #[test]
         fn $name() {
-            Subject { make: || $model, unstable: &$places }.$name();
+            $crate::Subject::new(|| $model)$($known)*.$name();
         }
     };
 }

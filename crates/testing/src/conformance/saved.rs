@@ -9,16 +9,17 @@ use vfiod_pci::Model;
 
 use super::Subject;
 use crate::driver::Driver;
-use crate::operations::{Choices, Numbers, Operation, regions, write_registers};
-use crate::saved::{DEVICE, Forms, MODEL, damage, parse, unsaved};
+use crate::operations::{Choices, Numbers, Operation, Places, write_registers};
+use crate::saved::{DEVICE, Forms, INTERRUPTS, MODEL, damage, parse, unsaved};
 
 /// The environment variable that makes the check of golden files write one.
 const WRITE_GOLDEN: &str = "VFIOD_GOLDEN";
 
 impl<M: Model, F: Fn() -> M> Subject<F> {
-    /// In the middle of random operations the device is saved, and each form is restored to a
-    /// fresh device. All of them go on with the same operations and read the same. A model that
-    /// cannot be saved says why.
+    /// In the middle of random operations, interrupts being armed and masked among them, the device is
+    /// saved, and each form is restored to a fresh device. All of them go on with the same operations,
+    /// read the same, and have the same vectors masked and pending. A model that cannot be saved says
+    /// why.
     pub fn restored_device_goes_on(&self) {
         // Without workers, so that work goes on at the same places on each of them.
         let mut device = Driver::without_workers((self.make)());
@@ -26,11 +27,11 @@ impl<M: Model, F: Fn() -> M> Subject<F> {
             assert!(!why.contains(": ("), "it does not say why: {why}");
             return;
         }
-        let regions = regions(&device);
+        let places = Places::of(&device);
         let mut numbers = Numbers(0x3c6e_f372_fe94_f82b);
         for round in 0..40 {
             for _ in 0..numbers.below(100) {
-                operation(&regions, &mut numbers).must_succeed(device.file());
+                operation(&places, &mut numbers).must_succeed(device.file());
             }
             let Forms { text, image, mut descriptors } = Forms::of(device.file().device());
             let copies =
@@ -47,11 +48,10 @@ impl<M: Model, F: Fn() -> M> Subject<F> {
             for (when, copy) in &copies {
                 copy.settle();
                 let again = Forms::of(copy.file().device());
-                assert!(again.image == settled.image, "{when}: images differ");
-                assert_eq!(again.text.pointer(DEVICE), settled.text.pointer(DEVICE), "{when}");
+                self.must_be_the_same(&again, &settled, when);
             }
             for step in 0..50 {
-                let operation = operation(&regions, &mut numbers);
+                let operation = operation(&places, &mut numbers);
                 let expected = self.observe(&device, &operation);
                 for (when, copy) in &copies {
                     let found = self.observe(copy, &operation);
@@ -63,8 +63,11 @@ impl<M: Model, F: Fn() -> M> Subject<F> {
                 }
             }
             let expected = self.snapshot(&device);
+            let interrupts = Forms::of(device.file().device()).text.pointer(INTERRUPTS).cloned();
             for (when, copy) in &copies {
                 self.snapshot(copy).must_be(&expected, when);
+                let found = Forms::of(copy.file().device()).text;
+                assert_eq!(found.pointer(INTERRUPTS), interrupts.as_ref(), "{when}: vectors");
             }
             let [(_, from_text), (_, from_image)] = copies;
             device = if round % 2 == 0 { from_text } else { from_image };
@@ -81,16 +84,16 @@ impl<M: Model, F: Fn() -> M> Subject<F> {
         }
         let mut numbers = Numbers(0xa54f_f53a_5f1d_36f1);
         write_registers(&device, &mut numbers, 200);
-        let Forms { text, image, .. } = Forms::of(device.file().device());
+        let Forms { text, image, mut descriptors } = Forms::of(device.file().device());
         for place in ["", DEVICE, MODEL] {
             let Some(saved) = text.pointer(place).filter(|saved| saved.is_object()) else {
                 continue; // a model without a state
             };
             let (kind, version) = (saved["kind"].as_str().expect("a kind"), &saved["version"]);
-            let changed = |field: &str, value: Value| {
+            let mut changed = |field: &str, value: Value| {
                 let mut text = text.clone();
                 text.pointer_mut(place).expect("it is there")[field] = value;
-                self.must_refuse(&text, None)
+                self.must_refuse(&text, None, &mut descriptors)
             };
             let error = changed("kind", "teapot".into());
             assert!(error.contains("teapot") && error.contains(kind), "{error}");
@@ -102,9 +105,10 @@ impl<M: Model, F: Fn() -> M> Subject<F> {
             changed("state", Value::Null);
         }
         if let Some((_, shorter)) = image.split_first() {
-            self.must_refuse(&text, Some(shorter));
+            self.must_refuse(&text, Some(shorter), &mut descriptors);
         }
-        self.must_refuse(&text, Some(&[image.as_slice(), &[0]].concat()));
+        let longer = [image.as_slice(), &[0]].concat();
+        self.must_refuse(&text, Some(&longer), &mut descriptors);
         for _ in 0..200 {
             let mut bytes = image.clone();
             for _ in 0..=numbers.below(3) {
@@ -113,10 +117,10 @@ impl<M: Model, F: Fn() -> M> Subject<F> {
                     *byte ^= 1 << numbers.below(8);
                 }
             }
-            self.survives(&text, Some(&bytes), &mut numbers);
+            self.survives(&text, Some(&bytes), &mut descriptors, &mut numbers);
             let mut text = text.clone();
             damage(&mut text, &mut numbers);
-            self.survives(&text, None, &mut numbers);
+            self.survives(&text, None, &mut descriptors, &mut numbers);
         }
     }
 
@@ -129,7 +133,7 @@ impl<M: Model, F: Fn() -> M> Subject<F> {
             return;
         }
         write_registers(&device, &mut Numbers(0x510e_527f_ade6_82d1), 300);
-        let text = Forms::of(device.file().device()).text;
+        let Forms { text, mut descriptors, .. } = Forms::of(device.file().device());
         let Some(own) = text.pointer(MODEL).filter(|own| own.is_object()) else { return };
         let kind = own["kind"].as_str().expect("a kind");
         let current = own["version"].as_u64().expect("a version");
@@ -150,13 +154,35 @@ impl<M: Model, F: Fn() -> M> Subject<F> {
             *text.pointer_mut(MODEL).expect("it is there") = golden.clone();
             let saved = parse(&text).unwrap_or_else(|error| panic!("{path}: {error}"));
             // Its tasks do not run before it is saved again.
-            let restored =
-                Driver::restored((self.make)(), &saved, None, &mut DescriptorTable::new());
+            let restored = Driver::restored((self.make)(), &saved, None, &mut descriptors);
             let restored = restored.unwrap_or_else(|error| panic!("{path}: {error}"));
             if version == current {
                 let again = Forms::of(restored.file().device()).text;
                 assert_eq!(again.pointer(MODEL), Some(&golden), "{path}");
             }
+        }
+    }
+
+    /// Fails unless two devices have the same state, but for what the model measures.
+    fn must_be_the_same(&self, found: &Forms, expected: &Forms, when: &str) {
+        let state = |forms: &Forms, place| {
+            let mut state = forms.text.pointer(place).cloned();
+            for measured in self.measured {
+                // The place is within the state of the model.
+                let within =
+                    MODEL.strip_prefix(place).map(|model| format!("{model}/state{measured}"));
+                let found = within.and_then(|at| state.as_mut()?.pointer_mut(&at));
+                if let Some(value) = found {
+                    *value = Value::Null;
+                }
+            }
+            state
+        };
+        for place in [DEVICE, INTERRUPTS] {
+            assert_eq!(state(found, place), state(expected, place), "{when}: {place}");
+        }
+        if self.measured.is_empty() {
+            assert!(found.image == expected.image, "{when}: images differ");
         }
     }
 
@@ -184,29 +210,45 @@ impl<M: Model, F: Fn() -> M> Subject<F> {
     }
 
     /// Restores a state that must be refused with `EINVAL`. Returns the message.
-    fn must_refuse(&self, text: &Value, image: Option<&[u8]>) -> String {
-        let error = self.restore(text, image).err();
+    fn must_refuse(
+        &self,
+        text: &Value,
+        image: Option<&[u8]>,
+        descriptors: &mut DescriptorTable,
+    ) -> String {
+        let error = self.restore(text, image, descriptors).err();
         let error = error.unwrap_or_else(|| panic!("accepted: {text}, image {image:x?}"));
         assert_eq!(error.errno(), Errno::INVAL, "{error}");
         error.to_string()
     }
 
     /// Restores a state that may be refused. If it is accepted, the device must work.
-    fn survives(&self, text: &Value, image: Option<&[u8]>, numbers: &mut Numbers) {
-        let Ok(Some(device)) = self.restore(text, image) else { return };
+    fn survives(
+        &self,
+        text: &Value,
+        image: Option<&[u8]>,
+        descriptors: &mut DescriptorTable,
+        numbers: &mut Numbers,
+    ) {
+        let Ok(Some(device)) = self.restore(text, image, descriptors) else { return };
         if device.file().device().status().failed {
             return; // as the state said
         }
-        let regions = regions(&device);
+        let places = Places::of(&device);
         for _ in 0..20 {
-            Operation::any(&regions, numbers).must_succeed(device.file());
+            Operation::any(&places, numbers).must_succeed(device.file());
         }
         device.reset();
     }
 
     /// Restores a state to an idle device with another state, which must still be there if the
     /// restore is refused. Returns the open device, or `None` if the state has no file.
-    fn restore(&self, text: &Value, image: Option<&[u8]>) -> Result<Option<Driver>> {
+    fn restore(
+        &self,
+        text: &Value,
+        image: Option<&[u8]>,
+        descriptors: &mut DescriptorTable,
+    ) -> Result<Option<Driver>> {
         let saved = parse(text)
             .map_err(|error| Error::new(Errno::INVAL, format!("not a saved state: {error}")))?;
         let device = Driver::with_policy((self.make)(), StatePolicy::Retain);
@@ -215,7 +257,7 @@ impl<M: Model, F: Fn() -> M> Subject<F> {
         let Driver { file, registration, runtime, workers } = device.reopen();
         drop(file);
         let before = Forms::of(registration.device()).image;
-        match registration.device().restore(&saved, image, &mut DescriptorTable::new()) {
+        match registration.device().restore(&saved, image, descriptors) {
             Ok(mut files) => {
                 Ok(files.pop().map(|file| Driver { file, registration, runtime, workers }))
             }
@@ -229,9 +271,9 @@ impl<M: Model, F: Fn() -> M> Subject<F> {
 }
 
 /// Any operation; every second one writes a register.
-fn operation(regions: &[(RegionIndex, u64)], numbers: &mut Numbers) -> Operation {
-    match Operation::register_write(regions, numbers) {
+fn operation(places: &Places, numbers: &mut Numbers) -> Operation {
+    match Operation::register_write(places, numbers) {
         Some(write) if numbers.below(2) == 0 => write,
-        _ => Operation::any(regions, numbers),
+        _ => Operation::any(places, numbers),
     }
 }

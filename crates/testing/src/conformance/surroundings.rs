@@ -1,23 +1,14 @@
 //! Surroundings: memory, interrupts and masks come and go during random operations.
 
-use vfiod_core::IrqIndex;
 use vfiod_core::dma::Perm;
 use vfiod_core::irq::{IrqAction, IrqData};
 use vfiod_pci::{Model, irq_index};
 
 use super::Subject;
 use crate::driver::Driver;
-use crate::operations::{Choices, Numbers, Operation, regions, write_registers};
+use crate::operations::{Choices, Numbers, Operation, Places, interrupts, write_registers};
 
 const INTERRUPT_DISABLE: u16 = 1 << 10;
-const KINDS: [IrqIndex; 3] = [irq_index::INTX, irq_index::MSI, irq_index::MSIX];
-/// How many vectors of a kind get an eventfd: not all of 2048.
-const VECTORS: u32 = 4;
-
-fn vectors(device: &Driver, index: IrqIndex) -> u32 {
-    device.file().irq(index).map_or(0, |info| info.count).min(VECTORS)
-}
-
 fn still_works(device: &Driver) {
     device.reset();
     let vendor = device.config16(0);
@@ -28,10 +19,10 @@ impl<M: Model, F: Fn() -> M> Subject<F> {
     /// No operation of a guest makes the device fail.
     pub fn random_operations(&self) {
         let device = self.open();
-        let regions = regions(&device);
+        let places = Places::of(&device);
         let mut numbers = Numbers(0xdead_beef_cafe_f00d);
         for _ in 0..20_000 {
-            Operation::any(&regions, &mut numbers).must_succeed(device.file());
+            Operation::any(&places, &mut numbers).must_succeed(device.file());
         }
         still_works(&device);
     }
@@ -52,7 +43,7 @@ impl<M: Model, F: Fn() -> M> Subject<F> {
     pub fn memory_comes_and_goes(&self) {
         const LEN: u64 = 0x10_0000;
         let device = self.open();
-        let regions = regions(&device);
+        let places = Places::of(&device);
         let mut numbers = Numbers(0x0f1e_2d3c_4b5a_6978);
         for _ in 0..50 {
             device.enable();
@@ -68,7 +59,7 @@ impl<M: Model, F: Fn() -> M> Subject<F> {
                 memory.truncate();
             }
             for _ in 0..20 {
-                Operation::any(&regions, &mut numbers).must_succeed(device.file());
+                Operation::any(&places, &mut numbers).must_succeed(device.file());
             }
             let unmapped = device.unmap(0, LEN);
             assert_eq!(unmapped.expect("no access lasts for ever"), LEN);
@@ -82,25 +73,24 @@ impl<M: Model, F: Fn() -> M> Subject<F> {
         let device = self.open();
         let power_on = self.snapshot(&device);
         let mut numbers = Numbers(0x5851_f42d_4c95_7f2d);
-        for round in 0..30 {
-            let kind = KINDS[round % KINDS.len()];
-            let eventfds: Vec<_> =
-                (0..vectors(&device, kind)).map(|vector| device.interrupt(kind, vector)).collect();
+        let kinds = interrupts(&device);
+        let has_pin = kinds.iter().any(|(kind, _)| *kind == irq_index::INTX);
+        for (round, &(kind, info)) in kinds.iter().cycle().take(30).enumerate() {
+            let _eventfds: Vec<_> =
+                (0..info.count).map(|vector| device.interrupt(kind, vector)).collect();
             write_registers(&device, &mut numbers, 50);
             device.set_config16(4, 0x7 | INTERRUPT_DISABLE);
-            if vectors(&device, irq_index::INTX) > 0 {
+            if has_pin {
                 device.mask_pin(true);
             }
             write_registers(&device, &mut numbers, 50);
-            if vectors(&device, irq_index::INTX) > 0 {
+            if has_pin {
                 device.mask_pin(false);
             }
             device.enable();
             write_registers(&device, &mut numbers, 50);
-            if !eventfds.is_empty() {
-                let off = device.file().set_irqs(kind, 0, 0, IrqAction::Trigger, IrqData::None);
-                off.expect("interrupts can be disabled");
-            }
+            let off = device.file().set_irqs(kind, 0, 0, IrqAction::Trigger, IrqData::None);
+            off.expect("interrupts can be disabled");
             write_registers(&device, &mut numbers, 50);
             device.reset();
             self.snapshot(&device).must_be(&power_on, &format!("round {round}"));

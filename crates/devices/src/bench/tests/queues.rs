@@ -1,7 +1,7 @@
 //! The queues under everything that a client and the core do to them. The guest verifies that
 //! each completion is right and comes exactly once.
 
-use vfiod_core::{DescriptorTable, Errno};
+use vfiod_core::DescriptorTable;
 
 use super::rig::{ENTRIES, Numbers, Rig};
 use crate::bench::registers::QUEUES;
@@ -51,16 +51,14 @@ fn commands_are_right_while_memory_is_unmapped_and_truncated() {
     finish(&mut rig);
 }
 
-/// The device cannot be saved. It is quiesced to find that out, and resumes.
 #[test]
-fn commands_complete_exactly_once_over_many_quiesces_and_resumes() {
+fn commands_complete_exactly_once_over_many_saves() {
     let (mut rig, mut numbers) = (Rig::new(), Numbers(3));
     for _ in 0..60 {
         submit(&mut rig, &mut numbers);
         let which = numbers.below(2) as usize;
-        let error =
-            rig.guests[which].file.device().save(&mut DescriptorTable::default()).unwrap_err();
-        assert_eq!(error.errno(), Errno::OPNOTSUPP, "{error}");
+        let saved = rig.guests[which].file.device().save(&mut DescriptorTable::default());
+        assert!(saved.is_ok(), "{}", saved.unwrap_err());
     }
     finish(&mut rig);
 }
