@@ -79,9 +79,11 @@ fn start(device: &Driver) {
     device.write32(0, 0, 1);
 }
 
+type Make = Box<dyn Fn() -> Engine>;
+
 /// What a check says of an engine with a fault; `None`: it passes.
-fn verdict(fault: Fault, check: fn(&Subject<Box<dyn Fn() -> Engine>>)) -> Option<String> {
-    let make: Box<dyn Fn() -> Engine> = Box::new(move || Engine::power_on(false, fault));
+fn verdict(fault: Fault, check: fn(&Subject<Make>)) -> Option<String> {
+    let make: Make = Box::new(move || Engine::power_on(false, fault));
     let subject = Subject::new(make).dma(start);
     let panic = catch_unwind(AssertUnwindSafe(|| check(&subject))).err()?;
     let text = panic.downcast_ref::<String>().cloned();
