@@ -38,8 +38,21 @@ impl RuntimeRing {
         Ok(made)
     }
 
+    /// A ring of at most `threads` threads, whether or not there is io_uring. It is not shared by
+    /// [`RuntimeRing::of`].
+    ///
+    /// # Errors
+    /// `EMFILE` and the like: no descriptors are left for it.
+    pub fn with_threads(runtime: &Runtime, threads: usize) -> Result<Arc<Self>> {
+        Ok(Arc::new(Self::served(runtime, Ring::with_threads(threads)?)?))
+    }
+
     fn new(runtime: &Runtime) -> Result<Self> {
-        let ring = Ring::new(ENTRIES)?;
+        Self::served(runtime, Ring::new(ENTRIES)?)
+    }
+
+    /// Takes the completions of a ring by a task.
+    fn served(runtime: &Runtime, ring: Ring) -> Result<Self> {
         let completed = runtime
             .descriptor(ring.fd().clone())
             .map_err(|errno| Error::new(errno, "cannot wait for completions of I/O"))?;

@@ -6,13 +6,16 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, eventfd};
-use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+use rustix::fs::{MemfdFlags, fstat, ftruncate, memfd_create};
 use rustix::io::{pread, pwrite};
-use vfiod_core::dma::{Backing, MapRequest, Perm};
+use tempfile::NamedTempFile;
+use vfiod_core::dma::{Backing, Completion, DmaPeer, MapRequest, Perm};
 use vfiod_core::irq::{IrqAction, IrqData};
 use vfiod_core::{
-    DeviceSpec, Errno, File, Owner, RegionIndex, Registration, Registry, SetId, SetObject,
+    DescriptorTable, DeviceSpec, Errno, Error, File, Owner, RegionIndex, Registration, Registry,
+    Result, SetId, SetObject,
 };
+use vfiod_io::RuntimeRing;
 use vfiod_pci::Function;
 use vfiod_pci::irq_index::MSIX;
 use vfiod_tasks::{Runtime, Workers};
@@ -63,33 +66,172 @@ impl SetObject for Slot {
     }
 }
 
+/// How a device reaches guest memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Memory {
+    #[default]
+    Mapped,
+    ByMessage,
+}
+
+/// What performs requests to the disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Engine {
+    /// io_uring, where it is not forbidden.
+    #[default]
+    Kernel,
+    Threads,
+}
+
+/// What the queues read and write.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Storage {
+    /// Memory of the device's own.
+    #[default]
+    Own,
+    /// A file, which outlives the device.
+    File,
+}
+
+/// What a rig is made of.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Setup {
+    pub(super) memory: Memory,
+    pub(super) engine: Engine,
+    pub(super) storage: Storage,
+}
+
+/// The form of a saved state.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Form {
+    Text,
+    Image,
+}
+
 /// Two devices of one set, and the threads that run their tasks.
 pub(super) struct Rig {
     pub(super) guests: Vec<Guest>,
-    _registrations: Vec<Registration>,
+    registrations: Vec<Registration>,
+    makers: Vec<Maker>,
+    registry: Registry,
     _workers: Workers,
 }
 
-impl Rig {
+/// Makes one of the devices of a rig.
+struct Maker {
+    set: SetId,
+    ring: Option<Arc<RuntimeRing>>,
     /// Of the devices the second one polls its doorbells.
+    polled: bool,
+    disk: Option<NamedTempFile>,
+    made: u32,
+}
+
+impl Maker {
+    fn register(&mut self, registry: &Registry) -> Registration {
+        let disk = self.disk.as_ref().map(|disk| disk.path().to_owned());
+        let options = BenchOptions { polled: self.polled, disk, ..BenchOptions::default() };
+        let mut bench = Bench::new(options);
+        bench.ring = self.ring.clone();
+        let function = Function::new(bench).expect("a sound description");
+        self.made += 1;
+        let kind = if self.polled { "polls" } else { "sleeps" };
+        let name = format!("{kind}, {}", self.made);
+        let spec = DeviceSpec { name, set: Some(self.set.clone()), ..DeviceSpec::default() };
+        registry.register(spec, Box::new(function)).expect("registers")
+    }
+}
+
+impl Rig {
     pub(super) fn new() -> Self {
+        Self::with(Setup::default())
+    }
+
+    pub(super) fn with(setup: Setup) -> Self {
         let runtime = Runtime::new().expect("descriptors");
         let workers = Workers::start(&runtime, 2).expect("threads");
+        let ring = (setup.engine == Engine::Threads)
+            .then(|| RuntimeRing::with_threads(&runtime, 3).expect("descriptors"));
         let registry = Registry::with_runtime(runtime, None);
         let set = SetId::of(&Arc::new(Slot));
-        let register = |(name, polled): (&str, bool)| {
-            let bench = Bench::new(BenchOptions { polled, ..BenchOptions::default() });
-            let function = Function::new(bench).expect("a sound description");
-            let set = Some(set.clone());
-            let spec = DeviceSpec { name: name.to_owned(), set, ..DeviceSpec::default() };
-            registry.register(spec, Box::new(function)).expect("registers")
-        };
-        let registrations: Vec<_> = [("sleeps", false), ("polls", true)].map(register).into();
+        let mut makers = [false, true].map(|polled| {
+            let disk = (setup.storage == Storage::File).then(|| {
+                let disk = NamedTempFile::new().expect("a file");
+                disk.as_file().set_len(DATA_LEN).expect("its size");
+                disk
+            });
+            Maker { set: set.clone(), ring: ring.clone(), polled, disk, made: 0 }
+        });
+        let registrations: Vec<_> =
+            makers.iter_mut().map(|maker| maker.register(&registry)).collect();
         let open = |registration: &Registration| {
             registration.device().open(Owner::in_process("guest")).expect("opens")
         };
-        let guests = registrations.iter().map(|device| Guest::new(open(device))).collect();
-        Self { guests, _registrations: registrations, _workers: workers }
+        let guests = registrations.iter().map(|device| Guest::new(open(device), setup)).collect();
+        Self { guests, registrations, makers: makers.into(), registry, _workers: workers }
+    }
+
+    /// Saves a device amid its work, closes it, and goes on with a fresh one to which the state is
+    /// restored. What the first one still did after it had been saved is done again.
+    pub(super) fn replace(&mut self, which: usize, form: Form) {
+        let guest = &mut self.guests[which];
+        let mut descriptors = DescriptorTable::new().with_peer(guest.peer.clone());
+        let old = guest.file.device().clone();
+        let saved = old.save(&mut descriptors).expect("it can be saved");
+        let image = match form {
+            Form::Text => None,
+            Form::Image => {
+                let mut image = vec![0; old.image_len().expect("it can be saved")];
+                old.save_image(&mut image).expect("it can be saved");
+                Some(image)
+            }
+        };
+        old.revoke(guest.file.id()).expect("it is open");
+        let new = self.makers[which].register(&self.registry);
+        let restored = new.device().restore(&saved, image.as_deref(), &mut descriptors);
+        let file = restored.expect("it can be restored").pop().expect("it was open");
+        guest.take(file);
+        self.registrations[which] = new;
+    }
+}
+
+/// The memory of a guest that is reached by message: its addresses and what is there.
+struct Client {
+    parts: [(u64, OwnedFd); 2],
+}
+
+impl Client {
+    /// Where some memory is. `EFAULT`: the guest has none there.
+    fn find(&self, iova: u64, len: usize) -> Result<(&OwnedFd, u64)> {
+        let end = iova + len as u64;
+        let (base, fd) = self.parts.iter().rfind(|(base, _)| *base <= iova).ok_or_else(fault)?;
+        let size = fstat(fd).map_or(0, |stat| stat.st_size as u64);
+        if end - base <= size { Ok((fd, iova - base)) } else { Err(fault()) }
+    }
+}
+
+fn fault() -> Error {
+    Error::new(Errno::FAULT, "the guest has no memory there")
+}
+
+impl DmaPeer for Client {
+    fn start_read(&self, iova: u64, len: usize, completion: Completion<Vec<u8>>) {
+        completion.complete(self.find(iova, len).and_then(|(fd, offset)| {
+            let mut data = vec![0; len];
+            match pread(fd, &mut data, offset) {
+                Ok(read) if read == len => Ok(data),
+                _ => Err(fault()),
+            }
+        }));
+    }
+
+    fn start_write(&self, iova: u64, data: Vec<u8>, completion: Completion<()>) {
+        completion.complete(self.find(iova, data.len()).and_then(|(fd, offset)| {
+            match pwrite(fd, &data, offset) {
+                Ok(written) if written == data.len() => Ok(()),
+                _ => Err(fault()),
+            }
+        }));
     }
 }
 
@@ -127,6 +269,8 @@ struct Queue {
     submitted: u32,
     waiting: std::collections::VecDeque<Command>,
     completed: u32,
+    /// How many completions had been verified when its interrupts were last counted.
+    told: u32,
     /// What is in the file, by place in the ring; `None`: not known.
     disk: Vec<Option<[u8; LEN]>>,
 }
@@ -145,10 +289,12 @@ pub(super) struct Guest {
     page: u32,
     /// Where its memory is mapped.
     base: u64,
+    memory: Memory,
+    peer: Arc<Client>,
 }
 
 impl Guest {
-    fn new(file: File) -> Self {
+    fn new(file: File, setup: Setup) -> Self {
         let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
         let interrupts: Vec<_> =
             (0..QUEUES).map(|_| eventfd(0, flags).expect("an eventfd")).collect();
@@ -158,10 +304,13 @@ impl Guest {
         let bells = file.doorbells(REGISTERS).expect("eventfds");
         assert_eq!(bells.len(), BY_EVENTFD + BY_DATAMATCH);
         let polled = file.region(PAGE_BAR).expect("a region").size > 0;
+        let (rings, data) = (memory(RINGS_LEN), memory(DATA_LEN));
+        let copy = |fd: &OwnedFd| fd.try_clone().expect("a descriptor");
+        let peer = Arc::new(Client { parts: [(RINGS, copy(&rings)), (DATA, copy(&data))] });
         let mut guest = Self {
             file,
-            rings: memory(RINGS_LEN),
-            data: memory(DATA_LEN),
+            rings,
+            data,
             queues: Vec::new(),
             bells,
             interrupts,
@@ -169,11 +318,19 @@ impl Guest {
             polled,
             page: 0,
             base: 0,
+            memory: setup.memory,
+            peer,
         };
         guest.map_rings();
         guest.map_data();
         guest.configure();
         guest
+    }
+
+    /// Goes on with a device to which the state of the last one was restored.
+    fn take(&mut self, file: File) {
+        self.file = file;
+        self.bells = self.file.doorbells(REGISTERS).expect("eventfds");
     }
 
     /// Uses other addresses, where another guest of its space has none.
@@ -219,7 +376,12 @@ impl Guest {
     }
 
     fn map(&self, iova: u64, fd: &OwnedFd, size: u64) {
-        let backing = Backing::File { fd: fd.try_clone().expect("a descriptor"), offset: 0 };
+        let backing = match self.memory {
+            Memory::Mapped => {
+                Backing::File { fd: fd.try_clone().expect("a descriptor"), offset: 0 }
+            }
+            Memory::ByMessage => Backing::Peer(self.peer.clone()),
+        };
         let perm = Perm::READ | Perm::WRITE;
         self.file.dma_map(MapRequest { iova, size, perm, backing }).expect("is mapped");
     }
@@ -243,6 +405,12 @@ impl Guest {
     pub(super) fn remap_data(&mut self) {
         self.accidents += 1;
         self.file.dma_unmap(self.base + DATA, DATA_LEN, TIMEOUT).expect("is unmapped");
+        // By message the client performs the accesses itself, and sees to those in flight.
+        if self.memory == Memory::Mapped {
+            let unmapped = self.data();
+            std::thread::yield_now();
+            assert!(self.data() == unmapped, "memory changes after it was unmapped");
+        }
         self.map_data();
     }
 
@@ -379,9 +547,9 @@ impl Guest {
         self.queues.iter().all(|queue| queue.waiting.is_empty())
     }
 
-    /// Waits until all commands have completed, and verifies that each has exactly once.
+    /// Waits until all commands have completed, without ringing again, and verifies that each has
+    /// exactly once.
     pub(super) fn finish(&mut self) {
-        self.ring_all();
         let start = Instant::now();
         while !self.is_done() {
             self.verify();
@@ -391,16 +559,36 @@ impl Guest {
             }
             std::thread::yield_now();
         }
+        // A device that has quiesced has sent its interrupts.
+        self.file.device().save(&mut DescriptorTable::new()).expect("it quiesces");
         for index in 0..QUEUES {
             let (submitted, completed) =
                 (self.queues[index].submitted, self.queues[index].completed);
             assert_eq!(submitted, completed);
-            let head = || self.read64(Self::register(index, 0x20)) as u32;
-            vfiod_testing::eventually("the queue has told", || head() == completed);
-            let mut count = [0; 8];
-            let told = rustix::io::read(&self.interrupts[index], &mut count).is_ok();
-            assert!(told || completed == 0, "queue {index}: no interrupt");
+            let head = self.read64(Self::register(index, 0x20)) as u32;
+            assert_eq!(head, completed, "what queue {index} says");
+            let (interrupts, told) = (self.interrupts_of(index), self.queues[index].told);
+            assert_eq!(
+                interrupts > 0,
+                completed > told,
+                "{interrupts} interrupts of queue {index}"
+            );
+            self.queues[index].told = completed;
         }
+    }
+
+    /// How many interrupts of a queue came since this was last called.
+    pub(super) fn interrupts_of(&self, index: usize) -> u64 {
+        let mut count = [0; 8];
+        match rustix::io::read(&self.interrupts[index], &mut count) {
+            Ok(_) => u64::from_ne_bytes(count),
+            Err(_) => 0,
+        }
+    }
+
+    /// How many interrupts came since they were last counted.
+    pub(super) fn interrupts(&self) -> u64 {
+        (0..QUEUES).map(|index| self.interrupts_of(index)).sum()
     }
 
     /// What is in the rings, to see that nothing changes it.
