@@ -30,6 +30,7 @@ run shuttle dma model::
 run shuttle tasks model::
 run shuttle core model::
 run shuttle mdev model::
+run shuttle server model::
 run loom core model::
 
 exit "$failed"

@@ -1,12 +1,12 @@
 //! Taking clients in.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::{DupFlags, Errno, dup3, fcntl_dupfd_cloexec};
-use vfiod_sync::lock;
+use vfiod_sync::{Mutex, lock};
 
 use crate::clients::Clients;
 use crate::connection::Connection;

@@ -1,12 +1,12 @@
 //! The connections to one device, and what they share.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, Weak};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use vfiod_core::{DeviceRef, Owner};
 use vfiod_protocol::Dialect;
-use vfiod_sync::lock;
+use vfiod_sync::{Condvar, Mutex, lock};
 
 use crate::gate::Gate;
 use crate::limits::{MAX_LEAVING, Quiet};

@@ -25,11 +25,12 @@ use crate::direct::{self, DirectWrite};
 use crate::dispatch::{self, ClientLink, Refused, Target, Waiting};
 use crate::dma_channel::{Blocked, DmaChannel};
 use crate::eventfds::EventFds;
+use crate::gate::Gate;
 use crate::limits::{BUSY_STREAK, Quiet, REPLY_BATCH};
 use crate::opened::Opened;
 use crate::outgoing::Outgoing;
 use crate::pool::{Interest, LINGER, Pool, Residence, Source, Watch, Worker};
-use crate::serving::{Serving, Visit};
+use crate::serving::{self, Guarded, Serving};
 use crate::transport::{Descriptors, Received, Socket, Wait};
 
 /// How much is received at once at first, and for a thread that waits.
@@ -79,7 +80,7 @@ impl ClientLink for Link<'_> {
 
 /// Why a connection ended.
 #[derive(Debug, thiserror::Error)]
-enum End {
+pub(crate) enum End {
     #[error("the client closed it")]
     Closed,
     #[error("the client closed it in the middle of a message")]
@@ -182,19 +183,6 @@ impl Connection {
     /// Its place in the pool.
     pub(crate) fn watch(&self) -> &Watch {
         &self.watch
-    }
-
-    fn run(&self, worker: &mut Worker) -> Result<Interest, End> {
-        let mut state = lock(&self.state);
-        state.attach(&mut worker.input, &mut worker.replies, self.number);
-        let mut residence = None;
-        let (mut state, outcome) = self.run_until_idle(state, &mut residence);
-        state.detach(&mut worker.input, &mut worker.replies);
-        drop(state);
-        if outcome.is_ok() && residence.is_some() {
-            self.outgoing.socket().bound_receive(true)?;
-        }
-        outcome
     }
 
     fn run_until_idle<'a>(
@@ -466,33 +454,6 @@ impl Connection {
         state
     }
 
-    /// Takes in what has arrived, for a thread that waits in a request.
-    fn pump(&self) {
-        let mut state = lock(&self.state);
-        if !self.serving.is_waiting() {
-            // It has come back: what has arrived is for it.
-            return;
-        }
-        let Some(session) = self.session.get() else { return };
-        let blocked = self.outgoing.flush(Wait::No).unwrap_or(false);
-        match self.fill(&mut state, SMALL_CHUNK, Wait::No) {
-            Ok(Received::Bytes(bytes)) => count(&self.counters.received, bytes),
-            Ok(Received::Nothing) => {}
-            Ok(Received::Eof) | Err(_) => {
-                // The thread that waits finds it, too. Nobody is to wait for this client.
-                self.outgoing.closed_by_peer();
-                session.dma.end();
-                return;
-            }
-        }
-        self.complete_dma(&mut state, session);
-        if state.wants_input() && !self.outgoing.is_ended() {
-            let interest = if blocked { Interest::Both } else { Interest::Read };
-            // Fails only when the connection is forgotten.
-            let _ = self.watch.rearm(self, interest);
-        }
-    }
-
     /// Takes in the replies to DMA requests that have been received, from behind other messages,
     /// too. Ends the connection if one is malformed.
     fn complete_dma(&self, state: &mut State, session: &Session) {
@@ -610,20 +571,6 @@ impl Connection {
         });
     }
 
-    fn ended(&self, end: &End) {
-        self.end();
-        let device = self.clients.device.name();
-        let ConnectionInfo { owner, messages, errors, .. } = self.info();
-        match end {
-            End::Closed | End::Stopped | End::Revoked => {
-                tracing::info!(device, %owner, messages, errors, "connection ended: {end}");
-            }
-            End::Truncated | End::Protocol(_) | End::Socket(_) => {
-                tracing::warn!(device, %owner, messages, errors, "connection ended: {end}");
-            }
-        }
-    }
-
     /// What an idle connection waits for.
     fn interest(&self, interest: Interest) -> Interest {
         match interest {
@@ -680,44 +627,83 @@ impl Blocked for Connection {
     }
 }
 
+impl Guarded for Connection {
+    type End = End;
+
+    fn serving(&self) -> &Serving {
+        &self.serving
+    }
+
+    fn gate(&self) -> &Arc<Gate> {
+        &self.clients.gate
+    }
+
+    fn queues_for(&self) -> Interest {
+        if self.outgoing.is_blocked() { Interest::Write } else { Interest::Read }
+    }
+
+    fn run(&self, worker: &mut Worker) -> Result<Interest, End> {
+        let mut state = lock(&self.state);
+        state.attach(&mut worker.input, &mut worker.replies, self.number);
+        let mut residence = None;
+        let (mut state, outcome) = self.run_until_idle(state, &mut residence);
+        state.detach(&mut worker.input, &mut worker.replies);
+        drop(state);
+        if outcome.is_ok() && residence.is_some() {
+            self.outgoing.socket().bound_receive(true)?;
+        }
+        Ok(self.interest(outcome?))
+    }
+
+    /// Takes in what has arrived, for a thread that waits in a request.
+    fn pump(&self) {
+        let mut state = lock(&self.state);
+        if !self.serving.is_waiting() {
+            // It has come back: what has arrived is for it.
+            return;
+        }
+        let Some(session) = self.session.get() else { return };
+        let blocked = self.outgoing.flush(Wait::No).unwrap_or(false);
+        match self.fill(&mut state, SMALL_CHUNK, Wait::No) {
+            Ok(Received::Bytes(bytes)) => count(&self.counters.received, bytes),
+            Ok(Received::Nothing) => {}
+            Ok(Received::Eof) | Err(_) => {
+                // The thread that waits finds it, too. Nobody is to wait for this client.
+                self.outgoing.closed_by_peer();
+                session.dma.end();
+                return;
+            }
+        }
+        self.complete_dma(&mut state, session);
+        if state.wants_input() && !self.outgoing.is_ended() {
+            let interest = if blocked { Interest::Both } else { Interest::Read };
+            // Fails only when the connection is forgotten.
+            let _ = self.watch.rearm(self, interest);
+        }
+    }
+
+    fn ended(&self, end: &End) {
+        self.end();
+        let device = self.clients.device.name();
+        let ConnectionInfo { owner, messages, errors, .. } = self.info();
+        match end {
+            End::Closed | End::Stopped | End::Revoked => {
+                tracing::info!(device, %owner, messages, errors, "connection ended: {end}");
+            }
+            End::Truncated | End::Protocol(_) | End::Socket(_) => {
+                tracing::warn!(device, %owner, messages, errors, "connection ended: {end}");
+            }
+        }
+    }
+}
+
 impl Source for Connection {
     fn fd(&self) -> BorrowedFd<'_> {
         self.outgoing.socket().as_fd()
     }
 
     fn serve(self: Arc<Self>, watch: &Watch, worker: &mut Worker) {
-        match self.serving.enter() {
-            Visit::Serve => {}
-            Visit::Pump => return self.pump(),
-            Visit::Leave => return,
-        }
-        let clients = self.clients.clone();
-        loop {
-            let blocked = self.outgoing.is_blocked();
-            let interest = if blocked { Interest::Write } else { Interest::Read };
-            let permit = clients.gate.enter(watch, self.clone(), interest);
-            let Some(permit) = permit else {
-                // Whoever has been here meanwhile is served when there is room.
-                while !self.serving.leave() {}
-                return;
-            };
-            let parked = self.run(worker).and_then(|interest| {
-                watch.park(self.clone(), self.interest(interest)).map_err(End::Socket)
-            });
-            if let Err(end) = parked {
-                self.ended(&end);
-                watch.forget();
-                // Releases the file, as long as the device has this thread.
-                drop(self);
-                drop(permit);
-                return;
-            }
-            if self.serving.leave() {
-                drop(self);
-                drop(permit);
-                return;
-            }
-        }
+        serving::serve(self, watch, worker);
     }
 
     fn interrupt(&self) {

@@ -2,11 +2,11 @@
 //! and unmasking eventfds of interrupts. They are watched by the pool for as long as they count.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Weak};
 
 use vfiod_core::irq::UnmaskFd;
 use vfiod_core::{Errno, Error, RegionIndex, Result};
-use vfiod_sync::lock;
+use vfiod_sync::{Mutex, lock};
 
 use crate::opened::Opened;
 use crate::pool::{Interest, Pool, Source, Watch, Worker};

@@ -19,8 +19,15 @@ mod hot_reset;
 mod input_log;
 mod limits;
 mod listener;
+#[cfg(all(test, shuttle))]
+mod model;
 mod opened;
 mod outgoing;
+#[cfg(not(shuttle))]
+mod poller;
+#[cfg(shuttle)]
+#[path = "model/poller.rs"]
+mod poller;
 mod pool;
 mod server;
 mod serving;

@@ -5,17 +5,21 @@
 //! costs a receive and a send, and a source that stalls holds up only its own thread.
 
 use std::collections::HashMap;
-use std::os::fd::{BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
 use std::time::Duration;
 
-use rustix::event::epoll::{self, EventData, EventFlags};
-use rustix::event::{EventfdFlags, Timespec, eventfd};
 use rustix::io::Errno;
 use vfiod_protocol::ReplyBuffer;
-use vfiod_sync::lock;
-use vfiod_tasks::{Runtime, Task, yield_now};
+use vfiod_sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use vfiod_sync::thread::{Builder, JoinHandle};
+use vfiod_sync::{Mutex, lock};
+#[cfg(not(shuttle))]
+use vfiod_tasks::yield_now;
+use vfiod_tasks::{Runtime, Task};
+
+pub(crate) use crate::poller::Interest;
+use crate::poller::{Poller, WAKE_KEY};
 
 /// Threads that stay in `epoll` although there is nothing to do.
 const SPARE: usize = 2;
@@ -28,10 +32,10 @@ const MAX_RESIDENTS: usize = 4;
 /// that asks again at once is answered without another thread's waking up.
 const MAX_LINGERING: usize = 4;
 /// How long a thread beyond those waits before it ends.
-const IDLE: Timespec = Timespec { tv_sec: 10, tv_nsec: 0 };
+const IDLE: Duration = Duration::from_secs(10);
 
 /// How long a thread waits before it gives memory back that only large messages needed.
-const TIDY: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
+const TIDY: Duration = Duration::from_secs(1);
 
 /// Sources that a task of an embedded pool serves before other tasks have their turn.
 const SERVED_AT_ONCE: usize = 16;
@@ -70,30 +74,8 @@ pub(crate) trait Source: Send + Sync {
     fn interrupt(&self) {}
 }
 
-/// What a source waits for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Interest {
-    /// Something to read.
-    Read,
-    /// Room to write.
-    Write,
-    /// Either.
-    Both,
-}
-
-impl Interest {
-    fn flags(self) -> EventFlags {
-        match self {
-            Self::Read => EventFlags::ONESHOT | EventFlags::IN | EventFlags::RDHUP,
-            Self::Write => EventFlags::ONESHOT | EventFlags::OUT,
-            Self::Both => Self::Read.flags() | Self::Write.flags(),
-        }
-    }
-}
-
 struct Shared {
-    epoll: Arc<OwnedFd>,
-    wake: OwnedFd,
+    poller: Poller,
     sources: Mutex<HashMap<u64, Arc<dyn Source>>>,
     next_key: AtomicU64,
     /// Threads waiting in `epoll`.
@@ -101,7 +83,7 @@ struct Shared {
     threads: AtomicUsize,
     max_threads: usize,
     stopping: AtomicBool,
-    handles: Mutex<Vec<std::thread::JoinHandle<()>>>,
+    handles: Mutex<Vec<JoinHandle<()>>>,
     lingering: AtomicUsize,
     /// Buffers, where there are no threads to keep them.
     buffers: Mutex<Vec<Worker>>,
@@ -122,8 +104,6 @@ pub(crate) struct Watch {
     key: u64,
 }
 
-const WAKE_KEY: u64 = 0;
-
 impl Pool {
     pub(crate) fn new(max_threads: usize) -> Result<Self, Errno> {
         let pool = Self::without_threads(max_threads.max(SPARE))?;
@@ -140,14 +120,9 @@ impl Pool {
     }
 
     fn without_threads(max_threads: usize) -> Result<Self, Errno> {
-        let epoll = Arc::new(epoll::create(epoll::CreateFlags::CLOEXEC)?);
-        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        // Level-triggered and never read: once set, it wakes every thread.
-        epoll::add(&epoll, &wake, EventData::new_u64(WAKE_KEY), EventFlags::IN)?;
         Ok(Self {
             shared: Arc::new(Shared {
-                epoll,
-                wake,
+                poller: Poller::new()?,
                 sources: Mutex::default(),
                 next_key: AtomicU64::new(WAKE_KEY + 1),
                 waiting: AtomicUsize::new(0),
@@ -184,13 +159,10 @@ impl Pool {
     /// Serves a source, if one has something to do.
     fn serve_one(&self, worker: &mut Worker) -> bool {
         let shared = &self.shared;
-        let mut events = Vec::with_capacity(1);
-        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-        let space = rustix::buffer::spare_capacity(&mut events);
-        if !matches!(epoll::wait(&shared.epoll, space, Some(&now)), Ok(1..)) || self.is_stopping() {
+        let Ok(Some(key)) = shared.poller.wait(Some(Duration::ZERO)) else { return false };
+        if self.is_stopping() {
             return false;
         }
-        let key = events[0].data.u64();
         let source = lock(&shared.sources).get(&key).cloned();
         if let Some(source) = source {
             source.serve(&Watch { pool: self.clone(), key }, worker);
@@ -236,8 +208,7 @@ impl Pool {
     pub(crate) fn stop(&self) {
         self.shared.stopping.store(true, Ordering::SeqCst);
         lock(&self.shared.residents).values().for_each(|source| source.interrupt());
-        // Cannot fail: the counter is far from its limit.
-        let _ = rustix::io::write(&self.shared.wake, &1u64.to_ne_bytes());
+        self.shared.poller.wake_all();
         loop {
             let handles = std::mem::take(&mut *lock(&self.shared.handles));
             if handles.is_empty() {
@@ -261,12 +232,12 @@ impl Pool {
         let pool = self.clone();
         let number = self.shared.threads.fetch_add(1, Ordering::Relaxed);
         self.shared.waiting.fetch_add(1, Ordering::Relaxed);
-        let spawned = std::thread::Builder::new()
-            .name(format!("vfio-user-{number}"))
-            .spawn(move || pool.run());
+        let spawned = Builder::new().name(format!("vfio-user-{number}")).spawn(move || pool.run());
         match spawned {
             Ok(handle) => {
                 let mut handles = lock(&self.shared.handles);
+                // The checker's handles do not say.
+                #[cfg(not(shuttle))]
                 handles.retain(|handle| !handle.is_finished());
                 handles.push(handle);
                 Ok(())
@@ -283,29 +254,26 @@ impl Pool {
     fn run(&self) {
         let shared = &self.shared;
         let mut worker = Worker::default();
-        let mut events = Vec::with_capacity(1);
         loop {
-            events.clear();
             if end_beyond(&shared.waiting, MAX_WAITING) {
                 break;
             }
             let spare = shared.waiting.load(Ordering::Relaxed) > SPARE;
-            let timeout = if worker.is_large() { Some(&TIDY) } else { spare.then_some(&IDLE) };
-            let waited =
-                epoll::wait(&shared.epoll, rustix::buffer::spare_capacity(&mut events), timeout);
+            let timeout = if worker.is_large() { Some(TIDY) } else { spare.then_some(IDLE) };
+            let waited = shared.poller.wait(timeout);
             if shared.stopping.load(Ordering::SeqCst) {
                 shared.waiting.fetch_sub(1, Ordering::Relaxed);
                 break;
             }
             let key = match waited {
-                Ok(0) if worker.is_large() => {
+                Ok(None) if worker.is_large() => {
                     worker.trim();
                     continue;
                 }
                 // Others may have ended since `spare` was looked at.
-                Ok(0) if end_beyond(&shared.waiting, SPARE) => break,
-                Ok(0) | Err(Errno::INTR) => continue,
-                Ok(_) => events[0].data.u64(),
+                Ok(None) if end_beyond(&shared.waiting, SPARE) => break,
+                Ok(None) | Err(Errno::INTR) => continue,
+                Ok(Some(key)) => key,
                 Err(error) => {
                     tracing::error!(%error, "epoll failed; a server thread ends");
                     shared.waiting.fetch_sub(1, Ordering::Relaxed);
@@ -334,8 +302,9 @@ impl Pool {
 ///
 /// # Errors
 /// Those of `epoll_ctl`.
+#[cfg(not(shuttle))]
 pub(crate) fn serve_in_tasks(pool: &Pool, runtime: &Runtime) -> Result<Task<()>, Errno> {
-    let descriptor = runtime.descriptor(pool.shared.epoll.clone())?;
+    let descriptor = runtime.descriptor(pool.shared.poller.fd())?;
     let (pool, spawner) = (pool.clone(), runtime.downgrade());
     Ok(runtime.spawn(async move {
         loop {
@@ -352,6 +321,12 @@ pub(crate) fn serve_in_tasks(pool: &Pool, runtime: &Runtime) -> Result<Task<()>,
             runtime.spawn(serve).detach();
         }
     }))
+}
+
+/// There are no descriptors under a checker.
+#[cfg(shuttle)]
+pub(crate) fn serve_in_tasks(_pool: &Pool, _runtime: &Runtime) -> Result<Task<()>, Errno> {
+    Err(Errno::NOSYS)
 }
 
 /// Takes the calling thread out of those that wait, unless only `kept` are left. To look and to
@@ -400,8 +375,7 @@ impl Watch {
     pub(crate) fn arm(&self, source: &Arc<dyn Source>, interest: Interest) -> Result<(), Errno> {
         let shared = &self.pool.shared;
         lock(&shared.sources).insert(self.key, source.clone());
-        let added =
-            epoll::add(&shared.epoll, source.fd(), EventData::new_u64(self.key), interest.flags());
+        let added = shared.poller.add(source.fd(), self.key, interest);
         if added.is_err() {
             lock(&shared.sources).remove(&self.key);
         }
@@ -418,24 +392,30 @@ impl Watch {
 
     /// Watches the source again after it was served. Another thread may serve it at once.
     pub(crate) fn rearm(&self, source: &dyn Source, interest: Interest) -> Result<(), Errno> {
-        let data = EventData::new_u64(self.key);
-        epoll::modify(&self.pool.shared.epoll, source.fd(), data, interest.flags())
+        self.pool.shared.poller.modify(source.fd(), self.key, interest)
     }
 
     /// Stops watching.
     pub(crate) fn forget(&self) {
         let source = lock(&self.pool.shared.sources).remove(&self.key);
         if let Some(source) = &source {
-            // Fails only for a descriptor that is no longer there.
-            let _ = epoll::delete(&self.pool.shared.epoll, source.fd());
+            self.pool.shared.poller.delete(source.fd(), self.key);
         }
+    }
+}
+
+#[cfg(all(test, shuttle))]
+impl Watch {
+    /// A scenario: the source is ready for something, or not any more.
+    pub(crate) fn set_ready(&self, ready: Option<Interest>) {
+        self.pool.shared.poller.set_ready(self.key, ready);
     }
 }
 
 /// How long a thread stays with a connection that has gone quiet.
 pub(crate) const LINGER: Duration = Duration::from_millis(10);
 
-#[cfg(test)]
+#[cfg(all(test, not(any(loom, shuttle))))]
 mod tests {
     use super::*;
 

@@ -14,7 +14,13 @@
 //! comes in between must not be lost: the thread that it wakes leaves a mark, and the one that
 //! serves looks again.
 
+use std::sync::Arc;
+
+use rustix::io::Errno;
 use vfiod_sync::atomic::{AtomicU8, Ordering};
+
+use crate::gate::Gate;
+use crate::pool::{Interest, Source, Watch, Worker};
 
 const IDLE: u8 = 0;
 const SERVING: u8 = 1;
@@ -91,6 +97,61 @@ impl Serving {
     pub(crate) fn mark(&self) -> bool {
         let marked = self.0.compare_exchange(SERVING, MISSED, Ordering::AcqRel, Ordering::Acquire);
         matches!(marked, Ok(_) | Err(MISSED))
+    }
+}
+
+/// A source that one thread at a time serves, behind a gate.
+pub(crate) trait Guarded: Source + Sized + 'static {
+    /// Why it ends.
+    type End: From<Errno>;
+
+    /// Which thread serves it.
+    fn serving(&self) -> &Serving;
+    /// The gate in front of its device.
+    fn gate(&self) -> &Arc<Gate>;
+    /// What it waits for while it waits at the gate.
+    fn queues_for(&self) -> Interest;
+    /// Serves it until there is nothing to do, and says what it waits for then.
+    ///
+    /// # Errors
+    /// It has ended.
+    fn run(&self, worker: &mut Worker) -> Result<Interest, Self::End>;
+    /// Takes in what has arrived, for a thread that waits in [`Guarded::run`].
+    fn pump(&self);
+    /// It has ended, and is not watched any more once this has returned.
+    fn ended(&self, end: &Self::End);
+}
+
+/// Serves a source for which the calling thread was woken.
+pub(crate) fn serve<S: Guarded>(source: Arc<S>, watch: &Watch, worker: &mut Worker) {
+    match source.serving().enter() {
+        Visit::Serve => {}
+        Visit::Pump => return source.pump(),
+        Visit::Leave => return,
+    }
+    let gate = source.gate().clone();
+    loop {
+        let Some(permit) = gate.enter(watch, source.clone(), source.queues_for()) else {
+            if source.serving().leave() {
+                return;
+            }
+            // The gate has had room since, and has watched the source again; its event has come,
+            // and found this thread here. There will be no other.
+            continue;
+        };
+        let parked = source
+            .run(worker)
+            .and_then(|interest| watch.park(source.clone(), interest).map_err(S::End::from));
+        let ended = parked.inspect_err(|end| {
+            source.ended(end);
+            watch.forget();
+        });
+        if ended.is_err() || source.serving().leave() {
+            // Releases the file, as long as the device has this thread.
+            drop(source);
+            drop(permit);
+            return;
+        }
     }
 }
 

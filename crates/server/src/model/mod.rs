@@ -1,0 +1,11 @@
+//! Model checks of how sources get threads. `ci/model-checks.sh` runs them.
+//!
+//! | invariant | watched by |
+//! | --- | --- |
+//! | a source with an event is served, however many others stall | [`scenarios`], the checker (deadlock) |
+//! | a source that waits at the gate keeps what it waits for | [`scenarios`], the checker (deadlock) |
+//! | no more threads are inside the gate than it lets in | [`scenarios`] |
+//! | what happens while a thread leaves a source is not missed | [`scenarios`] |
+//! | the threads of a pool end when it is stopped | the checker (deadlock) |
+
+mod scenarios;

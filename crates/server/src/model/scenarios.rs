@@ -1,0 +1,221 @@
+//! Small programs of a few threads and sources.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::io::Errno;
+use vfiod_sync::atomic::{AtomicUsize, Ordering};
+use vfiod_sync::model::{join, join_all, spawn};
+use vfiod_sync::{Condvar, Mutex, lock, wait};
+
+use crate::gate::Gate;
+use crate::pool::{Interest, Pool, Source, Watch, Worker};
+use crate::serving::{self, Guarded, Serving, Visit};
+
+/// How often a client is served before it ends.
+const WORK: usize = 2;
+
+/// Something that threads wait for.
+#[derive(Default)]
+struct Count {
+    value: Mutex<usize>,
+    changed: Condvar,
+}
+
+impl Count {
+    fn add(&self) {
+        *lock(&self.value) += 1;
+        self.changed.notify_all();
+    }
+
+    fn wait_for(&self, least: usize) {
+        let mut value = lock(&self.value);
+        while *value < least {
+            value = wait(&self.changed, &self.value, value, Duration::MAX);
+        }
+    }
+}
+
+/// A source that is served behind a gate, until its work is done. It is always ready.
+struct Client {
+    /// Of no meaning here: the poller goes by keys.
+    fd: OwnedFd,
+    gate: Arc<Gate>,
+    /// How many threads the gate lets in.
+    limit: usize,
+    /// What it waits for, and is ready for.
+    interest: Interest,
+    serving: Serving,
+    inside: Arc<AtomicUsize>,
+    /// How often it must be served.
+    work: AtomicUsize,
+    done: Arc<Count>,
+    /// It stalls inside until so many others are done.
+    stalls_for: usize,
+}
+
+impl Source for Client {
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
+    fn serve(self: Arc<Self>, watch: &Watch, worker: &mut Worker) {
+        serving::serve(self, watch, worker);
+    }
+}
+
+impl Guarded for Client {
+    type End = End;
+
+    fn serving(&self) -> &Serving {
+        &self.serving
+    }
+
+    fn gate(&self) -> &Arc<Gate> {
+        &self.gate
+    }
+
+    fn queues_for(&self) -> Interest {
+        self.interest
+    }
+
+    fn run(&self, _worker: &mut Worker) -> Result<Interest, End> {
+        let inside = self.inside.fetch_add(1, Ordering::SeqCst) + 1;
+        assert!(inside <= self.limit, "{inside} threads inside");
+        self.done.wait_for(self.stalls_for);
+        self.inside.fetch_sub(1, Ordering::SeqCst);
+        let left = self.work.fetch_sub(1, Ordering::SeqCst) - 1;
+        if left > 0 { Ok(self.interest) } else { Err(End) }
+    }
+
+    fn pump(&self) {
+        unreachable!("no client of a scenario waits for messages");
+    }
+
+    fn ended(&self, _end: &End) {
+        self.done.add();
+    }
+}
+
+/// A client has done all of its work.
+struct End;
+
+impl From<Errno> for End {
+    fn from(errno: Errno) -> Self {
+        panic!("a client cannot be watched: {errno}")
+    }
+}
+
+fn descriptor() -> OwnedFd {
+    rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC).expect("there is room")
+}
+
+/// A pool of at most `threads`, and clients behind a gate for `limit`, all of them ready.
+fn serve(threads: usize, limit: usize, clients: &[(Interest, usize)]) {
+    let pool = Pool::new(threads).expect("starts");
+    let (gate, done) = (Arc::new(Gate::new(limit)), Arc::new(Count::default()));
+    let inside = Arc::new(AtomicUsize::new(0));
+    for (interest, stalls_for) in clients.iter().copied() {
+        let (gate, inside, done) = (gate.clone(), inside.clone(), done.clone());
+        let source: Arc<dyn Source> = Arc::new(Client {
+            fd: descriptor(),
+            gate,
+            limit,
+            interest,
+            serving: Serving::default(),
+            inside,
+            work: AtomicUsize::new(WORK),
+            done,
+            stalls_for,
+        });
+        let watch = pool.reserve();
+        watch.arm(&source, interest).expect("is watched");
+        watch.set_ready(Some(interest));
+    }
+    done.wait_for(clients.len());
+    pool.stop();
+}
+
+/// Two threads, and three clients that each do something at once.
+fn every_client_is_served() {
+    serve(2, 2, &[(Interest::Read, 0), (Interest::Read, 0), (Interest::Read, 0)]);
+}
+
+/// Two clients stall until the third was served: a third thread must be there.
+fn stalled_clients_do_not_keep_the_threads() {
+    serve(3, 3, &[(Interest::Read, 1), (Interest::Read, 1), (Interest::Read, 0)]);
+}
+
+/// One thread may be inside; the others wait for different things, and have nothing else to say.
+fn waiting_at_the_gate_keeps_what_is_waited_for() {
+    serve(3, 1, &[(Interest::Read, 0), (Interest::Write, 0), (Interest::Read, 0)]);
+}
+
+/// A thread gives up its permit while it waits for a client that needs it.
+fn permit_is_given_up_while_waiting() {
+    let pool = Pool::new(2).expect("starts");
+    let (gate, done) = (Arc::new(Gate::new(1)), Arc::new(Count::default()));
+    let client = client(&gate, &done);
+    let waiter = {
+        let (pool, gate, done, other) = (pool.clone(), gate.clone(), done.clone(), client.clone());
+        spawn(move || {
+            let permit = gate.enter(&pool.reserve(), other, Interest::Read);
+            if permit.is_some() {
+                gate.release_while(|| done.wait_for(1));
+            }
+        })
+    };
+    let watch = pool.reserve();
+    watch.arm(&client, Interest::Read).expect("is watched");
+    watch.set_ready(Some(Interest::Read));
+    done.wait_for(1);
+    join(waiter);
+    pool.stop();
+}
+
+fn client(gate: &Arc<Gate>, done: &Arc<Count>) -> Arc<dyn Source> {
+    Arc::new(Client {
+        fd: descriptor(),
+        gate: gate.clone(),
+        limit: 1,
+        interest: Interest::Read,
+        serving: Serving::default(),
+        inside: Arc::default(),
+        work: AtomicUsize::new(1),
+        done: done.clone(),
+        stalls_for: 0,
+    })
+}
+
+/// Work arrives for a source from two threads; the one that serves it leaves when there is none.
+fn work_that_arrives_while_a_thread_leaves_is_done() {
+    let serving = Arc::new(Serving::default());
+    let (work, done) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let threads = [1, 2].map(|_| {
+        let (serving, work, done) = (serving.clone(), work.clone(), done.clone());
+        spawn(move || {
+            work.fetch_add(1, Ordering::SeqCst);
+            if serving.enter() != Visit::Serve {
+                return;
+            }
+            loop {
+                let taken = work.swap(0, Ordering::SeqCst);
+                done.fetch_add(taken, Ordering::SeqCst);
+                if serving.leave() {
+                    return;
+                }
+            }
+        })
+    });
+    join_all(threads);
+    assert_eq!(done.load(Ordering::SeqCst), 2);
+}
+
+vfiod_sync::checks! {
+    every_client_is_served: 500,
+    stalled_clients_do_not_keep_the_threads: 500,
+    waiting_at_the_gate_keeps_what_is_waited_for: 500,
+    permit_is_given_up_while_waiting: 500,
+    work_that_arrives_while_a_thread_leaves_is_done: 500,
+}
