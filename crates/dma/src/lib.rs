@@ -65,6 +65,8 @@ pub use self::space::{MappingInfo, Snapshot, Space, Usage};
 pub use self::transfer::DIRECT;
 pub use self::unmap::{UNMAP_WAIT, Unmapping};
 
+#[cfg(test)]
+mod block_on;
 #[cfg(all(test, shuttle))]
 mod model;
 #[cfg(test)]

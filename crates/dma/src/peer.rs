@@ -164,7 +164,7 @@ mod tests {
     use std::task::Wake;
 
     use super::*;
-    use crate::test_device::block_on;
+    use crate::block_on::block_on;
 
     struct Count(AtomicUsize);
 

@@ -1,17 +1,12 @@
 //! A device for tests, and its space: its reads and writes block until they are done.
 
 use std::time::Duration;
-#[cfg(not(shuttle))]
-use std::{
-    future::Future,
-    pin::pin,
-    task::{Context, Poll, Wake},
-};
 
 use vfiod_sync::atomic::Ordering;
 
 use crate::attachment::Attachment;
 use crate::batch::{Batch, Reach};
+use crate::block_on::block_on;
 use crate::error::Result;
 use crate::fault::Scalar;
 use crate::hold::Hold;
@@ -178,27 +173,5 @@ impl TestDevice {
     /// As [`Batch::fetch_and`].
     pub(crate) fn fetch_and<T: Scalar>(&self, iova: u64, value: T) -> Result<T> {
         self.access()?.fetch_and(iova, value)
-    }
-}
-
-#[cfg(shuttle)]
-use shuttle::future::block_on;
-
-/// Blocks the thread until a future returns something.
-#[cfg(not(shuttle))]
-pub(crate) fn block_on<F: Future>(future: F) -> F::Output {
-    struct Unpark(std::thread::Thread);
-    impl Wake for Unpark {
-        fn wake(self: std::sync::Arc<Self>) {
-            self.0.unpark();
-        }
-    }
-    let waker = std::sync::Arc::new(Unpark(std::thread::current())).into();
-    let mut future = pin!(future);
-    loop {
-        if let Poll::Ready(output) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
-            return output;
-        }
-        std::thread::park();
     }
 }

@@ -5,14 +5,14 @@
 //! between clears the memory; it counts as having come after the whole write, so what arrives later
 //! is dropped.
 
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::io::Errno;
 use vfiod_core::{File, RegionFlags, RegionIndex};
 use vfiod_protocol::limits::LARGE_WRITE;
-use vfiod_protocol::{Access, LargeWrite};
+use vfiod_protocol::{Access, Connection, LargeWrite};
 
-use crate::connection::State;
 use crate::dispatch::{Outcome, refuse};
 use crate::outgoing::Outgoing;
 use crate::transport::{Received, Socket, Wait};
@@ -27,7 +27,7 @@ pub(crate) struct DirectWrite {
 impl DirectWrite {
     /// Begins, if the message that is next is a large write to plain memory of which part has
     /// arrived.
-    pub(crate) fn begin(&self, state: &mut State, file: &File) {
+    pub(crate) fn begin(&self, state: &mut Connection<OwnedFd>, file: &File) {
         let Some(LargeWrite { access, arrived }) = state.large_write() else { return };
         let resets = file.shared_resets();
         let (region, len) = (RegionIndex(access.region), access.count as usize);
@@ -44,7 +44,7 @@ impl DirectWrite {
     /// Receives more of it.
     pub(crate) fn receive(
         &self,
-        state: &mut State,
+        state: &mut Connection<OwnedFd>,
         file: &File,
         socket: &Socket,
         wait: Wait,
@@ -61,7 +61,12 @@ impl DirectWrite {
         Ok(received)
     }
 
-    fn receive_now(&self, state: &State, file: &File, socket: &Socket) -> Result<Received, Errno> {
+    fn receive_now(
+        &self,
+        state: &Connection<OwnedFd>,
+        file: &File,
+        socket: &Socket,
+    ) -> Result<Received, Errno> {
         let (left, outside) = (state.outside_left(), state.outside());
         let Some((access, done)) = outside else { return Ok(Received::Nothing) };
         if file.shared_resets() == self.resets.load(Ordering::Relaxed) {
@@ -88,7 +93,7 @@ pub(crate) fn is_large_read<D>(access: &Access<'_, D>) -> bool {
 /// it. Returns how many bytes were sent that way, too.
 pub(crate) fn read(
     file: &File,
-    access: Access<'_, std::os::fd::OwnedFd>,
+    access: Access<'_, OwnedFd>,
     outgoing: &Outgoing,
     wait: Wait,
 ) -> (Outcome, usize) {
