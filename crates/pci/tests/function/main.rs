@@ -2,6 +2,7 @@
 
 mod bars;
 mod capabilities;
+mod golden;
 mod header;
 mod msix;
 mod pin_and_msi;
