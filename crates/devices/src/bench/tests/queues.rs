@@ -62,6 +62,23 @@ fn commands_are_right_without_io_uring() {
 }
 
 #[test]
+fn nothing_is_written_to_memory_after_it_was_unmapped() {
+    for engine in [Engine::Kernel, Engine::Threads] {
+        let mut rig = Rig::with(Setup { engine, ..Setup::default() });
+        let mut numbers = Numbers(14);
+        for _ in 0..20 {
+            for guest in &mut rig.guests {
+                for queue in 0..QUEUES {
+                    guest.submit(queue, ENTRIES, &mut numbers);
+                }
+                guest.remap_data();
+            }
+            finish(&mut rig);
+        }
+    }
+}
+
+#[test]
 fn commands_are_right_by_message() {
     let setup = Setup { memory: Memory::ByMessage, ..Setup::default() };
     disturb(&mut Rig::with(setup), &mut Numbers(10));

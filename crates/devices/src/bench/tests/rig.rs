@@ -407,11 +407,34 @@ impl Guest {
         self.file.dma_unmap(self.base + DATA, DATA_LEN, TIMEOUT).expect("is unmapped");
         // By message the client performs the accesses itself, and sees to those in flight.
         if self.memory == Memory::Mapped {
+            self.mark_reads();
             let unmapped = self.data();
             std::thread::yield_now();
             assert!(self.data() == unmapped, "memory changes after it was unmapped");
         }
         self.map_data();
+    }
+
+    /// Changes the memory of every command that reads the file and has not completed, so that what
+    /// still arrives there shows.
+    fn mark_reads(&self) {
+        let mut marked = Vec::new();
+        for (index, queue) in self.queues.iter().enumerate() {
+            for command in &queue.waiting {
+                if command.operation == FILE_TO_MEMORY {
+                    let (place, mark) = (Self::place(index, command.number), [0x6d; LEN]);
+                    put(&self.data, place, &mark);
+                    marked.push((place, mark));
+                }
+            }
+        }
+        // What would still arrive has some time for it.
+        _ = self.data();
+        for (place, mark) in marked {
+            let mut found = [0; LEN];
+            get(&self.data, place, &mut found);
+            assert!(found == mark, "memory changes after it was unmapped");
+        }
     }
 
     /// Commands that are under way may fail because their memory is not there.
