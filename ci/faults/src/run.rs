@@ -62,7 +62,8 @@ fn cargo(copy: &Copy, fault: &Fault, check: &Check, rest: &[&str]) -> Result<(Ex
     command
         .arg(LIMIT)
         .arg(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
-        .args(["test", "--quiet", "--locked", "--package", &fault.package])
+        // The tests of a model that is not in every build, too.
+        .args(["test", "--quiet", "--locked", "--all-features", "--package", &fault.package])
         .args(match &check.target {
             None => vec!["--lib"],
             Some(target) => vec!["--test", target.as_str()],
