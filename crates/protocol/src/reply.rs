@@ -210,6 +210,12 @@ impl<D> Reply<'_, D> {
         self.finish(|output, header| output.reply_with_fds(header, &payload, fds))
     }
 
+    /// How many bytes of data the client takes in the reply to a DEVICE_FEATURE that gets.
+    pub fn feature_room(&self) -> usize {
+        let argsz = Feature::read_from_prefix(self.payload).map_or(0, |(asked, _)| asked.argsz);
+        (argsz as usize).saturating_sub(Feature::LEN)
+    }
+
     /// DEVICE_FEATURE that gets: its data. It is left out where the client's `argsz` is too small.
     pub fn feature(self, data: &[u8]) -> Range<u64> {
         let asked = Feature::read_from_prefix(self.payload);

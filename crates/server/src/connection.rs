@@ -417,7 +417,7 @@ impl Connection {
         };
         let Call { request, reply, bytes, deadline } = call;
         if session.dma.shares_socket()
-            && let Some(waiting) = Waiting::of(&request)
+            && let Some(waiting) = Waiting::of(&request, &reply)
         {
             return Ok(Step::Waits(waiting, bytes.start, deadline));
         }

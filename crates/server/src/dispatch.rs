@@ -12,7 +12,7 @@ use vfiod_wire::payload::{DmaMap, IoFd, SparseArea, region_flag};
 use vfiod_wire::{Command, FeatureOp, IrqAction, MultiWrites, UnmapScope};
 
 use crate::clock::now;
-use crate::{hot_reset, input_log};
+use crate::{dirty_log, hot_reset, input_log};
 
 /// How long an unmap waits for accesses in flight: long enough for any device, short enough for
 /// a client that gives up after five seconds.
@@ -71,18 +71,19 @@ pub(crate) type Outcome = Result<(), Refused>;
 pub(crate) enum Waiting {
     Reset,
     Unmap(UnmapScope),
-    FeatureGet(u16, Vec<u8>),
+    /// The index, its data, and how much data the client takes.
+    FeatureGet(u16, Vec<u8>, usize),
     FeatureSet(u16, Vec<u8>),
 }
 
 impl Waiting {
     /// Makes one of a request, if it is such a one.
-    pub(crate) fn of<D>(request: &Request<'_, D>) -> Option<Self> {
+    pub(crate) fn of<D>(request: &Request<'_, D>, reply: &Reply<'_, D>) -> Option<Self> {
         match request {
             Request::DeviceReset => Some(Self::Reset),
             Request::DmaUnmap(scope) => Some(Self::Unmap(*scope)),
             Request::DeviceFeature { index, op: FeatureOp::Get, data } => {
-                Some(Self::FeatureGet(*index, data.to_vec()))
+                Some(Self::FeatureGet(*index, data.to_vec(), reply.feature_room()))
             }
             Request::DeviceFeature { index, op: FeatureOp::Set, data } => {
                 Some(Self::FeatureSet(*index, data.to_vec()))
@@ -96,7 +97,7 @@ impl Waiting {
         match self {
             Self::Reset => file.reset().map(|()| Vec::new()),
             Self::Unmap(scope) => unmap(file, *scope, deadline).map(|()| Vec::new()),
-            Self::FeatureGet(index, data) => feature_get(file, *index, data),
+            Self::FeatureGet(index, data, room) => feature_get(file, *index, data, *room),
             Self::FeatureSet(index, data) => feature_set(file, *index, data).map(|()| Vec::new()),
         }
     }
@@ -201,7 +202,8 @@ impl<L: ClientLink> Target<'_, L> {
             Request::DeviceReset => finish(reply, self.file().reset()),
             Request::DeviceFeature { index, op, data } => match op {
                 FeatureOp::Probe { get, set } => finish(reply, self.probe(index, get, set)),
-                FeatureOp::Get => match feature_get(self.file(), index, data) {
+                FeatureOp::Get => match feature_get(self.file(), index, data, reply.feature_room())
+                {
                     Ok(data) => {
                         reply.feature(&data);
                         Ok(())
@@ -326,11 +328,13 @@ impl<L: ClientLink> Target<'_, L> {
     }
 
     fn probe(&self, index: u16, get: bool, set: bool) -> Result<(), Error> {
-        let (can_get, can_set) =
-            match hot_reset::probe(index).or_else(|| input_log::probe(self.file(), index)) {
-                Some(own) => own,
-                None => self.file().feature_probe(index)?,
-            };
+        let own = hot_reset::probe(index)
+            .or_else(|| dirty_log::probe(index))
+            .or_else(|| input_log::probe(self.file(), index));
+        let (can_get, can_set) = match own {
+            Some(own) => own,
+            None => self.file().feature_probe(index)?,
+        };
         let known = can_get || can_set;
         if !known || (get && !can_get) || (set && !can_set) {
             return Err(Error::new(Errno::NOTTY, format!("the device has no feature {index}")));
@@ -348,15 +352,21 @@ fn unmap(file: &File, scope: UnmapScope, deadline: Time) -> Result<(), Error> {
     .map(drop)
 }
 
-fn feature_get(file: &File, index: u16, data: &[u8]) -> Result<Vec<u8>, Error> {
-    match hot_reset::get(file, index).or_else(|| input_log::get(file, index)) {
+fn feature_get(file: &File, index: u16, data: &[u8], room: usize) -> Result<Vec<u8>, Error> {
+    let own = hot_reset::get(file, index)
+        .or_else(|| dirty_log::get(file, index, data, room))
+        .or_else(|| input_log::get(file, index));
+    match own {
         Some(own) => own,
         None => file.feature_get(index, data),
     }
 }
 
 fn feature_set(file: &File, index: u16, data: &[u8]) -> Result<(), Error> {
-    match hot_reset::set(file, index, data).or_else(|| input_log::set(file, index, data)) {
+    let own = hot_reset::set(file, index, data)
+        .or_else(|| dirty_log::set(file, index, data))
+        .or_else(|| input_log::set(file, index, data));
+    match own {
         Some(own) => own,
         None => file.feature_set(index, data),
     }

@@ -11,6 +11,7 @@ mod clients;
 mod clock;
 mod connection;
 mod direct;
+mod dirty_log;
 mod dispatch;
 mod dma_channel;
 mod eventfds;

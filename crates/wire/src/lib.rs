@@ -9,6 +9,7 @@
 //!   with the errno for the reply.
 //! * [`payload`]: the fixed structures, for replies and for the client's side.
 //! * [`Version`]: the negotiation.
+//! * [`dirty`]: the log of pages that devices have written.
 //! * [`set`]: device sets and their hot reset; [`input`]: what a capture needs of a device's input.
 //!   Features of our own beyond the specification.
 //!
@@ -18,6 +19,7 @@
 //! `vf_token`, which presents the token of an SR-IOV function ([`Capabilities::vf_token`]); the
 //! kernel's index 0 sets it.
 
+pub mod dirty;
 mod header;
 pub mod input;
 pub mod payload;

@@ -200,6 +200,31 @@ payloads! {
         /// Zero.
         reserved: u32,
     }
+    /// The fixed part of [`DMA_LOGGING_START`](crate::dirty::DMA_LOGGING_START).
+    DmaLoggingControl {
+        /// Bytes for each bit of later reports: a hint.
+        page_size: u64,
+        /// Number of [`DmaLoggingRange`]s that follow; none for every address.
+        num_ranges: u32,
+        /// Zero.
+        reserved: u32,
+    }
+    /// Addresses that are logged.
+    DmaLoggingRange {
+        /// First IO virtual address.
+        iova: u64,
+        /// Size in bytes.
+        length: u64,
+    }
+    /// The fixed part of [`DMA_LOGGING_REPORT`](crate::dirty::DMA_LOGGING_REPORT), and of its reply.
+    DmaLoggingReport {
+        /// First IO virtual address.
+        iova: u64,
+        /// Size in bytes.
+        length: u64,
+        /// Bytes for each bit.
+        page_size: u64,
+    }
     /// MIG_DATA_READ, MIG_DATA_WRITE and the fixed part of their replies.
     MigData {
         /// Maximum size of the reply payload, or of the structure with its data.

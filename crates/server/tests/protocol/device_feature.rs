@@ -21,7 +21,7 @@ fn features_are_probed_got_and_set() {
 fn an_unknown_feature_is_refused() {
     let rig = Rig::new();
     let mut client = rig.client();
-    for index in [0, 1, 2, 6, 7, 8, u16::MAX] {
+    for index in [0, 1, 2, 5, 9, u16::MAX] {
         assert_eq!(refused(client.feature_probe(index, true, false)), ENOTTY);
         assert_eq!(refused(client.feature_get(index, &[])), ENOTTY);
         assert_eq!(refused(client.feature_set(index, &[0; 8])), ENOTTY);

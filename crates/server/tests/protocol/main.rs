@@ -7,6 +7,7 @@ mod departure;
 mod device_feature;
 mod device_reset;
 mod dialects;
+mod dirty_log;
 mod dma_map;
 mod dma_messages;
 mod dma_unmap;

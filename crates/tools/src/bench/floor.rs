@@ -83,7 +83,7 @@ pub(super) struct Floor {
     plan: Vec<Exchange>,
     bytes: Vec<u8>,
     /// What is passed by requests that pass a descriptor.
-    fd: OwnedFd,
+    fd: Option<OwnedFd>,
 }
 
 impl Floor {
@@ -93,7 +93,11 @@ impl Floor {
         ensure!(bytes.len() <= plan[0].0 & !WITH_FD, "the first request is too short for the plan");
         let longest = plan.iter().map(|(request, _)| request & !WITH_FD).max().unwrap_or(0);
         bytes.resize(longest, 0xa5);
-        let fd = rustix::fs::memfd_create("vfiod-bench", MemfdFlags::CLOEXEC)?;
+        let fd = if plan.iter().any(|(request, _)| request & WITH_FD != 0) {
+            Some(rustix::fs::memfd_create("vfiod-bench", MemfdFlags::CLOEXEC)?)
+        } else {
+            None
+        };
         let mut floor = Self { raw: Raw::connect(socket, spin)?, plan: plan.to_vec(), bytes, fd };
         floor.cycle()?;
         Ok(floor)
@@ -103,10 +107,9 @@ impl Floor {
     pub(super) fn cycle(&mut self) -> anyhow::Result<()> {
         for (request, reply) in &self.plan {
             let bytes = &self.bytes[..request & !WITH_FD];
-            if request & WITH_FD != 0 {
-                self.raw.send_with(bytes, self.fd.as_fd())?;
-            } else {
-                self.raw.send(bytes)?;
+            match &self.fd {
+                Some(fd) if request & WITH_FD != 0 => self.raw.send_with(bytes, fd.as_fd())?,
+                _ => self.raw.send(bytes)?,
             }
             self.raw.receive(*reply)?;
         }
