@@ -24,9 +24,18 @@ const DAMAGED: &str = "damaged";
 pub(super) struct Directory {
     path: PathBuf,
     /// Holds the lock on the directory.
-    _lock: File,
+    lock: File,
     /// Changes by this process come one after the other.
     changing: Mutex<()>,
+}
+
+impl Drop for Directory {
+    /// A process that is being started has a copy of the descriptor, which would keep the lock.
+    fn drop(&mut self) {
+        if let Err(errno) = flock(&self.lock, FlockOperation::Unlock) {
+            tracing::warn!(path = %self.path.display(), %errno, "cannot unlock the definitions");
+        }
+    }
 }
 
 impl Directory {
@@ -48,7 +57,7 @@ impl Directory {
             }
             Err(errno) => return Err(failed("lock", &path, errno.into())),
         }
-        let directory = Self { path, _lock: lock, changing: Mutex::new(()) };
+        let directory = Self { path, lock, changing: Mutex::new(()) };
         directory.clean()?;
         Ok(directory)
     }
