@@ -139,9 +139,15 @@ fn descriptors_in_the_middle_of_a_large_write_are_closed() {
     let client = negotiated(&rig);
     let bytes = write_message(1, &pattern(4));
     let eventfd = event();
-    client.send(&bytes[..100 << 10], &[]).unwrap();
+    let mut other = rig.client();
+    let part = 100 << 10;
+    client.send(&bytes[..part], &[]).unwrap();
+    // Then the device has its memory, which is a descriptor, too.
+    let last = pattern(4)[part - 40];
+    assert_ne!(last, 0);
+    eventually("what has arrived is stored", || byte(&mut other, part - 40) == last);
     let before = open_descriptors();
-    for piece in bytes[100 << 10..].chunks(50 << 10) {
+    for piece in bytes[part..].chunks(50 << 10) {
         client.send(piece, &[eventfd.as_fd()]).unwrap();
     }
     assert_eq!(client.receive_message().unwrap().header.kind(), Kind::Reply(Ok(())));
