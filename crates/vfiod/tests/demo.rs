@@ -5,14 +5,14 @@ mod process;
 use process::{good, run};
 
 #[test]
-fn everything_that_was_promised_is_shown() {
+fn demo_without_qemu_shows_all_expected_steps() {
     let text = good(["demo", "--without-qemu"]);
     for expected in [
         "set created: slot 0000:01:02",
         "first open",
         "further open",
         "last close",
-        "set gone: slot 0000:01:02",
+        "set removed: slot 0000:01:02",
         "10! = 3628800",
         "All 14 steps were seen, in the right order.",
     ] {
@@ -21,7 +21,7 @@ fn everything_that_was_promised_is_shown() {
 }
 
 #[test]
-fn as_json_every_line_is_an_object() {
+fn demo_with_json_prints_an_object_per_line_in_order() {
     let text = good(["demo", "--without-qemu", "--json"]);
     let lines: Vec<serde_json::Value> =
         text.lines().map(|line| serde_json::from_str(line).expect(line)).collect();
@@ -33,7 +33,7 @@ fn as_json_every_line_is_an_object() {
 }
 
 #[test]
-fn a_client_that_finds_nobody_fails() {
+fn demo_client_without_a_server_exits_with_1() {
     let output = run(["demo-client", "/nonexistent/1", "/nonexistent/2", "/nonexistent/3"]);
     assert_eq!(output.status.code(), Some(1), "{output:?}");
 }

@@ -7,7 +7,7 @@ use anyhow::ensure;
 use vfiod_client::GuestMemory;
 use vfiod_wire::payload::{pci_irq, pci_region};
 
-use super::client::{Driven, tell};
+use super::driven::{Driven, tell};
 
 const BAR: u32 = 0;
 const ID: u64 = 0x00;
@@ -28,7 +28,7 @@ const TO_MEMORY: u32 = 2;
 /// Where the device's own buffer is in its address space.
 const BUFFER: u32 = 0x40000;
 /// Where the client's memory is for the device.
-const WINDOW: u64 = 0x10_0000;
+const MAPPING: u64 = 0x10_0000;
 const COUNT: usize = 4096;
 
 fn set(teacher: &mut Driven, register: u64, value: u32) -> anyhow::Result<()> {
@@ -57,25 +57,25 @@ pub(super) fn identify(teacher: &mut Driven) -> anyhow::Result<()> {
 
 /// A transfer in each direction.
 pub(super) fn dma(teacher: &mut Driven, memory: &GuestMemory) -> anyhow::Result<()> {
-    teacher.client.dma_map(WINDOW, memory.size(), Some((memory.fd().as_fd(), 0)))?;
+    teacher.client.dma_map(MAPPING, memory.size(), Some((memory.fd().as_fd(), 0)))?;
     let sent: Vec<u8> = (0..COUNT).map(|n| (n * 7 + n / 256) as u8).collect();
     memory.write(0, &sent)?;
-    transfer(teacher, WINDOW as u32, BUFFER, RUN)?;
+    transfer(teacher, MAPPING as u32, BUFFER, RUN)?;
     tell(
         "dma-to-device",
-        format_args!("DMA: teacher fetched {COUNT} bytes from the client's memory at {WINDOW:#x}"),
+        format_args!("DMA: teacher fetched {COUNT} bytes from the client's memory at {MAPPING:#x}"),
     )?;
     let target = memory.size() / 2;
-    transfer(teacher, BUFFER, WINDOW as u32 + target as u32, RUN | TO_MEMORY)?;
+    transfer(teacher, BUFFER, MAPPING as u32 + target as u32, RUN | TO_MEMORY)?;
     let mut received = vec![0; COUNT];
     memory.read(target, &mut received)?;
     ensure!(received == sent, "DMA brought back other bytes than it took");
-    teacher.client.dma_unmap(WINDOW, memory.size())?;
+    teacher.client.dma_unmap(MAPPING, memory.size())?;
     tell(
         "dma-to-memory",
         format_args!(
-            "DMA: and stored them at {:#x}; they are the same. Window unmapped",
-            WINDOW + target
+            "DMA: and stored them at {:#x}; they are the same. Mapping removed",
+            MAPPING + target
         ),
     )
 }

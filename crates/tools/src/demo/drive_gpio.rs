@@ -3,7 +3,7 @@
 use anyhow::ensure;
 use vfiod_wire::payload::pci_irq;
 
-use super::client::{Driven, Outside, tell};
+use super::driven::{Driven, Outside, tell};
 
 const BAR: u32 = 2;
 const OUTPUTS_LOW: u64 = 0;

@@ -8,8 +8,8 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, bail, ensure};
 
 use super::arguments::Demo;
-use super::client::Outside;
-use super::happening::Step;
+use super::driven::Outside;
+use super::event::Step;
 
 /// What runs in the guest. It tells each step as `shown WORD: TEXT`.
 const SCRIPT: &str = include_str!("guest.sh");

@@ -1,17 +1,18 @@
 //! `vfiod demo`: two functions of one slot, served by this process, driven by a client in a
 //! process of its own and, where there is a QEMU, by an unmodified Linux guest.
 //!
-//! Everything that happens is told in order, and held against what was promised: the exit code
-//! is 0 only if all of it was seen.
+//! Every event is printed in order, and compared with the expected ones: the exit code is 0 only if
+//! all of them were seen.
 
 pub(crate) mod arguments;
 mod client;
 mod drive_edu;
 mod drive_gpio;
+mod driven;
+mod event;
+mod expected;
 mod guest;
-mod happening;
 mod narrator;
-mod promise;
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -29,9 +30,9 @@ use vfiod_pci::{BusKind, ResetScope};
 
 use self::arguments::Demo;
 pub(crate) use self::client::run as run_client;
-use self::happening::{Happening, Step};
+use self::event::{DemoEvent, Step};
+use self::expected::{LINES, TEACHER};
 use self::narrator::Narrator;
-use self::promise::{LINES, TEACHER};
 use vfiod_config::{
     BusConfig, Config, DeviceConfig, OptionSetting, SlotConfig, SocketAccess, SocketConfig,
     SriovConfig,
@@ -39,10 +40,10 @@ use vfiod_config::{
 use vfiod_daemon::{Asked, Signals};
 use vfiod_manager::Stack;
 
-/// How long nothing may happen while something is expected.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// How often a signal is looked for.
-const GLANCE: Duration = Duration::from_millis(100);
+/// How long an event that is expected may take.
+const EVENT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often signals are polled for.
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Where everything is.
 struct Stage {
@@ -63,15 +64,15 @@ impl Stage {
     }
 }
 
-/// Who tells the narrator what.
+/// What the narrator gets, and from whom.
 enum Word {
     /// The core.
-    Core(Happening),
+    Core(DemoEvent),
     /// The client's process.
     Client(String),
     /// The guest's console.
     Guest(String),
-    /// A process has said its last.
+    /// A process has closed its output.
     End,
 }
 
@@ -93,7 +94,7 @@ pub(crate) fn run(args: &Demo) -> anyhow::Result<()> {
     show.narrator.scene("Registration")?;
     let observer = sender.clone();
     let tell = move |event: &Event<'_>| {
-        let _ = observer.send(Word::Core(Happening::of(event)));
+        let _ = observer.send(Word::Core(DemoEvent::of(event)));
     };
     let stack =
         Stack::start(&configuration(&stage), &vfiod_devices::catalogue(), Some(Arc::new(tell)))?;
@@ -110,16 +111,16 @@ pub(crate) fn run(args: &Demo) -> anyhow::Result<()> {
     show.catch_up()?;
     result?;
 
-    let broken = promise::broken(show.narrator.told(), harness.is_some());
-    if !broken.is_empty() {
-        bail!("the demonstration did not show what it promised: {}", broken.join("; "));
+    let deviations = expected::find_deviations(show.narrator.events(), harness.is_some());
+    if !deviations.is_empty() {
+        bail!("the demonstration did not show what it must: {}", deviations.join("; "));
     }
     let rest = if harness.is_none() && !args.without_qemu {
         "\nFor an unmodified Linux guest that drives the same devices: vfiod demo --with-qemu"
     } else {
         ""
     };
-    let count = promise::CLIENT.len() + if harness.is_some() { promise::GUEST.len() } else { 0 };
+    let count = expected::CLIENT.len() + if harness.is_some() { expected::GUEST.len() } else { 0 };
     show.narrator.say(&format!("\nAll {count} steps were seen, in the right order.{rest}"))
 }
 
@@ -199,18 +200,18 @@ struct Show {
 }
 
 impl Show {
-    /// Tells what is known already.
+    /// Prints the events that have come already.
     fn catch_up(&mut self) -> anyhow::Result<()> {
         while let Ok(word) = self.words.try_recv() {
-            if let Word::Core(happening) = word {
-                self.narrator.tell(happening)?;
+            if let Word::Core(event) = word {
+                self.narrator.tell(event)?;
             }
         }
         Ok(())
     }
 
-    /// Tells what happens until the process has said its last; `outside` does what the world
-    /// outside the device does about a step.
+    /// Prints events until the process has ended; `outside` does what the world outside the device
+    /// does about a step.
     fn follow(
         &mut self,
         actor: &mut Actor,
@@ -222,18 +223,18 @@ impl Show {
             if let Some(Asked::Finish(signal)) = self.signals.wait(Duration::ZERO) {
                 bail!("ended by {signal}");
             }
-            match self.words.recv_timeout(GLANCE) {
-                Ok(Word::Core(happening)) => self.narrator.tell(happening)?,
+            match self.words.recv_timeout(POLL_INTERVAL) {
+                Ok(Word::Core(event)) => self.narrator.tell(event)?,
                 Ok(Word::Client(line)) => {
                     let step: Step = serde_json::from_str(&line)
                         .with_context(|| format!("the client said `{line}`"))?;
-                    self.narrator.tell(Happening::Client(step))?;
+                    self.narrator.tell(DemoEvent::Client(step))?;
                     actor.go_on();
                 }
                 Ok(Word::Guest(line)) => {
                     if let Some(step) = guest::step(&line) {
                         outside(&step)?;
-                        self.narrator.tell(Happening::Guest(step))?;
+                        self.narrator.tell(DemoEvent::Guest(step))?;
                     } else {
                         tracing::info!(line, "guest");
                         if let Some(reason) = line.trim().strip_prefix("failed: ") {
@@ -244,27 +245,27 @@ impl Show {
                 Ok(Word::End) => return Ok(()),
                 Err(RecvTimeoutError::Timeout) if Instant::now() < deadline => {}
                 Err(RecvTimeoutError::Timeout) => bail!("it took longer than {limit:?}"),
-                Err(RecvTimeoutError::Disconnected) => bail!("nobody is left to tell anything"),
+                Err(RecvTimeoutError::Disconnected) => bail!("every source of events has ended"),
             }
         }
     }
 
     /// Waits until every device has seen its last close.
     fn until_closed(&mut self) -> anyhow::Result<()> {
-        let count = |told: &[Happening], wanted: fn(&Happening) -> bool| {
-            told.iter().filter(|happening| wanted(happening)).count()
+        let count = |events: &[DemoEvent], wanted: fn(&DemoEvent) -> bool| {
+            events.iter().filter(|event| wanted(event)).count()
         };
         loop {
-            let told = self.narrator.told();
-            let opened = count(told, |h| matches!(h, Happening::FirstOpen { .. }));
-            let closed = count(told, |h| matches!(h, Happening::LastClose { .. }));
+            let events = self.narrator.events();
+            let opened = count(events, |e| matches!(e, DemoEvent::FirstOpen { .. }));
+            let closed = count(events, |e| matches!(e, DemoEvent::LastClose { .. }));
             if opened == closed {
                 return Ok(());
             }
-            match self.words.recv_timeout(PATIENCE) {
-                Ok(Word::Core(happening)) => self.narrator.tell(happening)?,
+            match self.words.recv_timeout(EVENT_TIMEOUT) {
+                Ok(Word::Core(event)) => self.narrator.tell(event)?,
                 Ok(_) => {}
-                Err(_) => bail!("a client is gone, but its device was not closed"),
+                Err(_) => bail!("a client has ended, but its device was not closed"),
             }
         }
     }
@@ -274,7 +275,7 @@ impl Show {
 struct Actor {
     child: Child,
     stdin: Option<ChildStdin>,
-    /// Why it failed, in its own words.
+    /// Its own message about its failure.
     failure: Option<String>,
 }
 
@@ -332,13 +333,13 @@ impl Actor {
     /// Its exit status; it is told to end if it has not after a while.
     fn end(&mut self) -> anyhow::Result<ExitStatus> {
         self.stdin = None;
-        if let Some(status) = self.exited(PATIENCE)? {
+        if let Some(status) = self.exited(EVENT_TIMEOUT)? {
             return Ok(status);
         }
         // A request, so that the harness takes QEMU along.
         let pid = Pid::from_child(&self.child);
         rustix::process::kill_process(pid, Signal::TERM)?;
-        if let Some(status) = self.exited(PATIENCE)? {
+        if let Some(status) = self.exited(EVENT_TIMEOUT)? {
             return Ok(status);
         }
         self.child.kill()?;

@@ -1,19 +1,19 @@
-//! Tells what happens as it happens, and remembers it, to be held against what was promised.
+//! Prints events as they come, and keeps them to be compared with the expected ones.
 
 use std::io::IsTerminal;
 use std::time::Instant;
 
 use serde::Serialize;
 
-use super::happening::Happening;
+use super::event::DemoEvent;
 use vfiod_daemon::output;
 
-/// Tells and remembers.
+/// Prints and keeps events.
 pub(super) struct Narrator {
     json: bool,
     colour: bool,
     start: Instant,
-    told: Vec<Happening>,
+    events: Vec<DemoEvent>,
 }
 
 #[derive(Serialize)]
@@ -22,7 +22,7 @@ struct Line<'a> {
     subject: &'a str,
     text: String,
     #[serde(flatten)]
-    happening: &'a Happening,
+    event: &'a DemoEvent,
 }
 
 impl Narrator {
@@ -30,26 +30,26 @@ impl Narrator {
         let colour = !json
             && std::io::stdout().is_terminal()
             && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-        Self { json, colour, start: Instant::now(), told: Vec::new() }
+        Self { json, colour, start: Instant::now(), events: Vec::new() }
     }
 
-    /// A line that is no happening: for people only.
+    /// Prints a line that is no event; for people only.
     pub(super) fn say(&self, text: &str) -> anyhow::Result<()> {
         if self.json { Ok(()) } else { output::print(&format!("{text}\n")) }
     }
 
-    /// A new scene.
+    /// Begins a new scene.
     pub(super) fn scene(&mut self, text: impl Into<String>) -> anyhow::Result<()> {
-        self.tell(Happening::Scene { text: text.into() })
+        self.tell(DemoEvent::Scene { text: text.into() })
     }
 
-    /// Tells what happened.
-    pub(super) fn tell(&mut self, happening: Happening) -> anyhow::Result<()> {
+    /// Prints and keeps an event.
+    pub(super) fn tell(&mut self, event: DemoEvent) -> anyhow::Result<()> {
         let ms = self.start.elapsed().as_secs_f64() * 1e3;
-        let (subject, text) = (happening.subject(), happening.text());
+        let (subject, text) = (event.subject(), event.text());
         let line = if self.json {
-            serde_json::to_string(&Line { ms, subject, text, happening: &happening })?
-        } else if let Happening::Scene { text } = &happening {
+            serde_json::to_string(&Line { ms, subject, text, event: &event })?
+        } else if let DemoEvent::Scene { text } = &event {
             format!("\n{}", self.paint("1", text))
         } else {
             let code = match subject {
@@ -60,7 +60,7 @@ impl Narrator {
             let subject = self.paint(code, &format!("{subject:<8}"));
             format!("{ms:>9.1} ms  {subject}  {text}")
         };
-        self.told.push(happening);
+        self.events.push(event);
         output::print(&(line + "\n"))
     }
 
@@ -68,8 +68,8 @@ impl Narrator {
         if self.colour { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
     }
 
-    /// Everything told so far.
-    pub(super) fn told(&self) -> &[Happening] {
-        &self.told
+    /// Returns the events so far.
+    pub(super) fn events(&self) -> &[DemoEvent] {
+        &self.events
     }
 }

@@ -3,8 +3,8 @@
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use super::bytes::Bytes;
 use super::names;
-use super::space::Bytes;
 
 /// A capability, decoded as far as it is known.
 #[derive(Clone, Debug, Serialize)]

@@ -2,9 +2,9 @@
 
 use serde_json::{Value, json};
 
+use super::bytes::Bytes;
 use super::capabilities::{Capability, flags, hex};
 use super::names;
-use super::space::Bytes;
 
 /// Follows the chain.
 pub(super) fn chain(space: Bytes<'_>, all: &mut Vec<Capability>, warnings: &mut Vec<String>) {

@@ -4,6 +4,7 @@
 //! its description and configuration space, and changes nothing.
 
 pub(crate) mod arguments;
+mod bytes;
 mod capabilities;
 mod collect;
 mod extended;

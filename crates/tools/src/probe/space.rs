@@ -1,34 +1,13 @@
 //! A configuration space decoded: the header, the BARs, both chains of capabilities.
 //!
-//! The bytes come from a server that nobody vouches for: every offset is checked, and a chain
-//! that runs in a circle ends where it meets itself.
+//! The bytes come from a server that is not trusted: every offset is checked, and a list that
+//! contains a loop is read up to its repetition.
 
 use serde::Serialize;
 
+use super::bytes::Bytes;
 use super::capabilities::{self, Capability};
 use super::{extended, names};
-
-/// The bytes, read little-endian; what lies outside reads as zero.
-#[derive(Clone, Copy)]
-pub(super) struct Bytes<'a>(pub(super) &'a [u8]);
-
-impl Bytes<'_> {
-    pub(super) fn u8(self, at: usize) -> u8 {
-        self.0.get(at).copied().unwrap_or(0)
-    }
-
-    pub(super) fn u16(self, at: usize) -> u16 {
-        u16::from_le_bytes([self.u8(at), self.u8(at + 1)])
-    }
-
-    pub(super) fn u32(self, at: usize) -> u32 {
-        u32::from(self.u16(at)) | u32::from(self.u16(at + 2)) << 16
-    }
-
-    pub(super) fn u64(self, at: usize) -> u64 {
-        u64::from(self.u32(at)) | u64::from(self.u32(at + 4)) << 32
-    }
-}
 
 /// A PCI function.
 #[derive(Clone, Debug, Serialize)]
@@ -50,7 +29,7 @@ pub(super) struct Function {
     pub(super) interrupt_pin: Option<char>,
     pub(super) bars: Vec<Bar>,
     pub(super) capabilities: Vec<Capability>,
-    /// What does not hold together.
+    /// Contradictions in the space.
     pub(super) warnings: Vec<String>,
 }
 
@@ -141,8 +120,9 @@ fn bars(space: Bytes<'_>, sizes: &[u64], warnings: &mut Vec<String>) -> Vec<Bar>
         index += 1;
         if wide {
             if sizes.get(index).is_some_and(|size| *size != 0) {
-                warnings
-                    .push(format!("BAR{index} is the upper half of a 64-bit BAR, but a region"));
+                warnings.push(format!(
+                    "BAR{index} is the upper half of a 64-bit BAR, but has a region"
+                ));
             }
             index += 1;
         }
@@ -155,7 +135,9 @@ fn chain(space: Bytes<'_>, all: &mut Vec<Capability>, warnings: &mut Vec<String>
     let mut seen = Vec::new();
     while at != 0 {
         if at < 0x40 || at + 2 > space.0.len().min(0x100) {
-            warnings.push(format!("the capability list points to {at:#x}, outside its place"));
+            warnings.push(format!(
+                "the capability list points to {at:#x}, outside the first 256 bytes"
+            ));
             return;
         }
         if seen.contains(&at) {
@@ -190,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn an_endpoint() {
+    fn endpoint_is_decoded() {
         let function = decode(&sample(), &[1 << 20, 0, 1 << 14, 0, 0, 32]);
         assert_eq!((function.vendor_id, function.device_id), (0x1234, 0x11e8));
         assert_eq!(function.interrupt_pin, Some('A'));
@@ -209,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn circles_and_wild_pointers_end() {
+    fn loops_and_pointers_outside_the_space_are_reported() {
         let mut bytes = sample();
         bytes[0x49] = 0x40;
         let function = decode(&bytes, &[]);
@@ -222,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn any_bytes_decode() {
+    fn arbitrary_bytes_are_decoded_without_a_panic() {
         for len in [0, 1, 63, 64, 255, 256, 257, 4095, 4096] {
             for fill in [0x00, 0xff, 0x10, 0x44, 0xfc] {
                 let mut bytes = vec![fill; len];

@@ -1,4 +1,4 @@
-//! Something that happened, in one of the places that the demonstration watches.
+//! The events of the demonstration: from the core, the client and the guest.
 
 use serde::{Deserialize, Serialize};
 use vfiod_core::ResetCause;
@@ -6,10 +6,10 @@ use vfiod_core::event::{Event, Subject};
 
 use vfiod_manager::owner_name;
 
-/// Something that happened.
+/// An event of the demonstration.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(tag = "what", rename_all = "kebab-case")]
-pub(super) enum Happening {
+pub(super) enum DemoEvent {
     /// The first member of a set joined.
     SetCreated { set: String },
     /// A device became visible.
@@ -18,15 +18,15 @@ pub(super) enum Happening {
     FirstOpen { device: String },
     /// A file was opened.
     Opened { device: String, file: u64, owner: String, count: u32 },
-    /// A file is gone.
+    /// A file was released.
     Released { device: String, file: u64, count: u32 },
     /// Last close.
     LastClose { device: String },
     /// The device was reset.
     Reset { device: String, cause: String },
-    /// A device failed, was asked back, or its file was taken away.
+    /// A device is in the error state, its users were asked to close it, or a file was revoked.
     Trouble { device: String, text: String },
-    /// A device is gone.
+    /// A device was unregistered.
     Unregistered { device: String },
     /// The last member of a set left.
     SetGone { set: String },
@@ -41,14 +41,14 @@ pub(super) enum Happening {
 /// A step of a client or a guest.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Step {
-    /// What was shown, as one of the words that the demonstration must see.
+    /// The expectation that the step fulfils: a word of `expected.rs`.
     pub(super) shown: String,
-    /// In words.
+    /// A description for people.
     pub(super) text: String,
 }
 
-impl Happening {
-    /// What the core tells.
+impl DemoEvent {
+    /// Makes one of an event of the core.
     pub(super) fn of(event: &Event<'_>) -> Self {
         let device = |subject: &Subject<'_>| subject.name.to_owned();
         let trouble = |subject: &Subject<'_>, text: String| Self::Trouble {
@@ -75,14 +75,14 @@ impl Happening {
                 Self::Reset { device: device(subject), cause: cause_name(*cause).to_owned() }
             }
             Event::Failed(subject) => trouble(subject, "is in the error state".into()),
-            Event::Requested { subject, n } => trouble(subject, format!("is asked back ({n})")),
+            Event::Requested { subject, n } => trouble(subject, format!("is requested back ({n})")),
             Event::Revoked { subject, file } => trouble(subject, format!("{file} was revoked")),
             Event::Unregistered(subject) => Self::Unregistered { device: device(subject) },
             Event::SetGone(subject) => Self::SetGone { set: subject.set.to_owned() },
         }
     }
 
-    /// Who it is about: `set`, a device, `client`, `guest`.
+    /// Returns what it is about: `set`, a device's name, `client` or `guest`.
     pub(super) fn subject(&self) -> &str {
         match self {
             Self::SetCreated { .. } | Self::SetGone { .. } => "set",
@@ -100,12 +100,14 @@ impl Happening {
         }
     }
 
-    /// In words.
+    /// Describes it in words.
     pub(super) fn text(&self) -> String {
         match self {
             Self::SetCreated { set } => format!("set created: {set}, the functions of one slot"),
             Self::Registered { set, .. } => format!("registered, a member of {set}"),
-            Self::FirstOpen { .. } => "first open: open_device, with the set's lock held".into(),
+            Self::FirstOpen { .. } => {
+                "first open: open_device, with the set marked as opening".into()
+            }
             Self::Opened { file, owner, count: 1, .. } => {
                 format!("file {file} opened by {owner}: the only one")
             }
@@ -118,7 +120,7 @@ impl Happening {
             Self::Reset { cause, .. } => format!("reset ({cause})"),
             Self::Trouble { text, .. } => text.clone(),
             Self::Unregistered { .. } => "unregistered".into(),
-            Self::SetGone { set } => format!("set gone: {set} left with its last member"),
+            Self::SetGone { set } => format!("set removed: {set}, with its last member"),
             Self::Client(step) | Self::Guest(step) => step.text.clone(),
             Self::Scene { text } => text.clone(),
         }
