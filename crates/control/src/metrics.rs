@@ -3,18 +3,22 @@
 //! They are read from the manager and the core at each request; nothing is collected in between.
 //!
 //! # What is not there
-//! Single accesses, bytes of DMA and quiesce times: the core does not count them.
+//! Accesses to memory that a client has mapped, doorbells by eventfd, and bytes that a device copies from
+//! and to mapped memory: nothing is done for these that a counter would not slow down.
 
 use std::fmt::{self, Debug};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, NoLabelSet};
+use prometheus_client::encoding::{
+    DescriptorEncoder, EncodeCounterValue, EncodeGaugeValue, EncodeLabelSet, NoLabelSet,
+};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 use vfiod_core::{DeviceRef, IrqIndex};
 use vfiod_manager::{Counters, Manager};
+use vfiod_server::ConnectionTotals;
 
 /// The content type of [`text`].
 pub(crate) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -70,6 +74,19 @@ const RESETS: [(&str, Counter); 4] = [
     ("set", |c| &c.resets_set),
 ];
 
+type Total = fn(&ConnectionTotals) -> u64;
+
+/// What is counted on connections, those that have ended included: name, help, value.
+const TOTALS: [(&str, &str, Total); 7] = [
+    ("accesses", "Reads and writes of regions by message", |t| t.accesses),
+    ("messages", "Messages received, accesses included", |t| t.messages),
+    ("errors", "Commands refused", |t| t.errors),
+    ("received_bytes", "Bytes received", |t| t.bytes_received),
+    ("sent_bytes", "Bytes of replies", |t| t.bytes_sent),
+    ("dma_read_bytes", "Bytes that the device asked for by DMA_READ", |t| t.dma_bytes_read),
+    ("dma_written_bytes", "Bytes that the device sent by DMA_WRITE", |t| t.dma_bytes_written),
+];
+
 impl Collector for Devices {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let manager = &self.0;
@@ -98,7 +115,8 @@ impl Collector for Devices {
         let open =
             status.iter().map(|(labels, status)| (labels.clone(), status.files.len() as u64));
         family(&mut encoder, "open_files", "Files that are open", MetricType::Gauge, open)?;
-        let failed = status.iter().map(|(labels, status)| (labels.clone(), status.failed.into()));
+        let failed =
+            status.iter().map(|(labels, status)| (labels.clone(), u64::from(status.failed)));
         family(&mut encoder, "failed", "1: in the error state", MetricType::Gauge, failed)?;
 
         let tasks =
@@ -109,16 +127,31 @@ impl Collector for Devices {
             devices.iter().map(|device| (of(device), manager.connections(device))).collect();
         let count = connections.iter().map(|(labels, all)| (labels.clone(), all.len() as u64));
         family(&mut encoder, "connections", "Connections", MetricType::Gauge, count)?;
-        let messages = connections.iter().map(|(labels, all)| {
-            (labels.clone(), all.iter().map(|connection| connection.messages).sum())
-        });
-        let help = "Messages received on the connections that there are";
-        family(&mut encoder, "connection_messages", help, MetricType::Gauge, messages)?;
-        let errors = connections.iter().map(|(labels, all)| {
-            (labels.clone(), all.iter().map(|connection| connection.errors).sum())
-        });
-        let help = "Commands refused on the connections that there are";
-        family(&mut encoder, "connection_errors", help, MetricType::Gauge, errors)?;
+        let totals: Vec<_> =
+            devices.iter().map(|device| (of(device), manager.connection_totals(device))).collect();
+        for (name, help, total) in TOTALS {
+            let values = totals.iter().map(|(labels, totals)| (labels.clone(), total(totals)));
+            family(&mut encoder, name, help, MetricType::Counter, values)?;
+        }
+
+        let quiesces: Vec<_> =
+            devices.iter().map(|device| (of(device), device.quiesce_times())).collect();
+        let count = quiesces.iter().map(|(labels, times)| (labels.clone(), times.count));
+        family(
+            &mut encoder,
+            "quiesces",
+            "Times that the device quiesced",
+            MetricType::Counter,
+            count,
+        )?;
+        let seconds =
+            quiesces.iter().map(|(labels, times)| (labels.clone(), times.total.as_secs_f64()));
+        let help = "Time that the device took to quiesce, in all";
+        family(&mut encoder, "quiesce_seconds", help, MetricType::Counter, seconds)?;
+        let longest =
+            quiesces.iter().map(|(labels, times)| (labels.clone(), times.longest.as_secs_f64()));
+        let help = "The longest time that the device took to quiesce";
+        family(&mut encoder, "quiesce_longest_seconds", help, MetricType::Gauge, longest)?;
 
         let mappings: Vec<_> =
             devices.iter().map(|device| (of(device), device.dma_mappings())).collect();
@@ -164,18 +197,18 @@ fn gauge(
     metric.encode_gauge(&(value as u64))
 }
 
-fn family<L: EncodeLabelSet>(
+fn family<L: EncodeLabelSet, V: EncodeCounterValue + EncodeGaugeValue>(
     encoder: &mut DescriptorEncoder<'_>,
     name: &str,
     help: &str,
     kind: MetricType,
-    values: impl Iterator<Item = (L, u64)>,
+    values: impl Iterator<Item = (L, V)>,
 ) -> Result<(), fmt::Error> {
     let mut family = encoder.encode_descriptor(name, help, None, kind)?;
     for (labels, value) in values {
         let mut metric = family.encode_family(&labels)?;
         match kind {
-            MetricType::Counter => metric.encode_counter::<NoLabelSet, _, u64>(&value, None)?,
+            MetricType::Counter => metric.encode_counter::<NoLabelSet, V, u64>(&value, None)?,
             _ => metric.encode_gauge(&value)?,
         }
     }

@@ -3,7 +3,7 @@
 use std::any::Any;
 use std::fmt;
 use std::sync::{Arc, OnceLock, Weak};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use vfiod_tasks::Runtime;
 use vfiod_tasks::contain::Panicked;
@@ -17,6 +17,7 @@ use crate::irq::{IrqInfo, IrqSet};
 use crate::memory::SharedMemory;
 use crate::opening::Openings;
 use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::{Mutex, lock};
 use crate::work::{Close, Queue, Rings, Task, TaskHandle, TaskInfo, Work, WorkLimits};
 
 /// The registered device, as its tasks see it.
@@ -64,7 +65,36 @@ struct ContextInner {
     data_path: OnceLock<Arc<dyn DataPath>>,
     reset_requested: AtomicBool,
     input_log: InputLog,
+    quiesces: QuiesceCounters,
     home: Arc<OnceLock<Weak<dyn Home>>>,
+}
+
+/// How often a device has quiesced, and how long that took.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct QuiesceTimes {
+    /// How often.
+    pub count: u64,
+    /// The time of all together.
+    pub total: Duration,
+    /// The time of the longest.
+    pub longest: Duration,
+}
+
+/// Counts what [`QuiesceTimes`] shows.
+#[derive(Debug, Default)]
+pub(crate) struct QuiesceCounters(Mutex<QuiesceTimes>);
+
+impl QuiesceCounters {
+    pub(crate) fn count(&self, time: Duration) {
+        let mut times = lock(&self.0);
+        times.count += 1;
+        times.total += time;
+        times.longest = times.longest.max(time);
+    }
+
+    pub(crate) fn times(&self) -> QuiesceTimes {
+        *lock(&self.0)
+    }
 }
 
 /// Tasks of one device at the same time.
@@ -114,6 +144,7 @@ impl Context {
             data_path: OnceLock::new(),
             reset_requested: AtomicBool::new(false),
             input_log: InputLog::default(),
+            quiesces: QuiesceCounters::default(),
             home,
         };
         Self { inner: Arc::new(inner) }
@@ -187,6 +218,10 @@ impl Context {
     /// The log of the device's input from outside, for captures.
     pub fn input_log(&self) -> &InputLog {
         &self.inner.input_log
+    }
+
+    pub(crate) fn quiesces(&self) -> &QuiesceCounters {
+        &self.inner.quiesces
     }
 
     /// The device's tasks, as `show` lists them: also those that were cancelled and whose futures

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+use crate::context::QuiesceTimes;
 use crate::device::Description;
 use crate::dma::MappingInfo;
 use crate::error::{Errno, Error, Result};
@@ -86,6 +87,11 @@ impl DeviceRef {
                 Err(Error::new(Errno::INVAL, what))
             }
         }
+    }
+
+    /// How often the device has quiesced (for resets, closes, saves), and how long that took.
+    pub fn quiesce_times(&self) -> QuiesceTimes {
+        self.registered.context.quiesces().times()
     }
 
     /// The log of the device's input from outside: recorded for a capture, or replayed.

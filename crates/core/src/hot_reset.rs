@@ -241,7 +241,7 @@ impl Stopped {
         for stop in &mut self.stops {
             stop.ask(Why::HotReset)?;
         }
-        for stop in &self.stops {
+        for stop in &mut self.stops {
             stop.await_idle(deadline)?;
         }
         Ok(())

@@ -92,7 +92,7 @@ pub use vfiod_dma as dma;
 pub use vfiod_dma::{error, memory};
 pub use vfiod_tasks::contain;
 
-pub use context::{Context, DataPath};
+pub use context::{Context, DataPath, QuiesceTimes};
 pub use description::{Description, DeviceFlags};
 pub use device::{Admission, Device, Features, Quiesce, Request, ResetCause, Token, Why, Worker};
 pub use device_ref::{DeviceRef, SetKey, Status};

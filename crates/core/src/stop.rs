@@ -35,6 +35,8 @@ pub(crate) struct Stop {
     device: Arc<Registered>,
     /// What happens to rings of doorbells when this is dropped; `None`: the gate is left as it is.
     resume: Option<Rings>,
+    /// When the device was asked to quiesce, until it has.
+    asked: Option<Instant>,
 }
 
 impl Stop {
@@ -55,12 +57,12 @@ impl Stop {
             let what = format!("{} is being reset or closed", device.name());
             return Err(Error::new(Errno::BUSY, what));
         }
-        Ok(Self { device: device.clone(), resume: None })
+        Ok(Self { device: device.clone(), resume: None, asked: None })
     }
 
     /// The stop of a device that [`Registered::try_stop`] has stopped.
     pub(crate) fn claimed(device: Arc<Registered>) -> Self {
-        Self { device, resume: None }
+        Self { device, resume: None, asked: None }
     }
 
     /// Waits until no call is running. `EBUSY`: that takes longer than `timeout`.
@@ -84,6 +86,7 @@ impl Stop {
     /// `EIO`: the device panicked, or returned [`Quiesce::Done`] while a task of it ran. It is in
     /// the error state, and its tasks are cancelled.
     pub(crate) fn ask(&mut self, why: Why) -> Result<()> {
+        self.asked = Some(Instant::now());
         self.resume = Some(if why.ends() { Rings::Forget } else { Rings::Repeat });
         let model = lock(&self.device.model);
         let work = self.device.context.work();
@@ -139,11 +142,22 @@ impl Stop {
     ///
     /// # Errors
     /// `EBUSY`: the device is not idle at `deadline`.
-    pub(crate) fn await_idle(&self, deadline: Instant) -> Result<()> {
+    pub(crate) fn await_idle(&mut self, deadline: Instant) -> Result<()> {
         if self.is_idle() || self.device.context.wait_idle(deadline) {
+            self.has_quiesced();
             return Ok(());
         }
         Err(Error::new(Errno::BUSY, self.device.describe_work()))
+    }
+
+    /// Counts how long the device took to quiesce. A device without work takes no time, and is not
+    /// counted.
+    fn has_quiesced(&mut self) {
+        if let Some(asked) = self.asked.take()
+            && self.device.works()
+        {
+            self.device.context.quiesces().count(asked.elapsed());
+        }
     }
 
     /// Stops a device, asks it to quiesce for something that can be abandoned, and waits.
@@ -323,6 +337,7 @@ impl Registered {
 }
 
 fn finish_function_reset(mut stop: Stop) {
+    stop.has_quiesced();
     let device = stop.device().clone();
     let reset = device.reset(ResetCause::Function, None);
     if let Err(error) = reset {

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use uuid::Uuid;
 use vfiod_core::{DeviceRef, Errno, Error, Result};
 use vfiod_mdev::{Endpoint, NoEndpoint};
-use vfiod_server::{ConnectionInfo, Listener, Served, SocketAccess};
+use vfiod_server::{ConnectionInfo, ConnectionTotals, Listener, Served, SocketAccess};
 
 use crate::stack::Stack;
 
@@ -63,6 +63,11 @@ impl Endpoints {
     /// The connections to an instance.
     pub(super) fn clients(&self, uuid: Uuid) -> Vec<ConnectionInfo> {
         self.open().get(&uuid).map_or_else(Vec::new, Served::clients)
+    }
+
+    /// What was counted on all connections to an instance.
+    pub(super) fn totals(&self, uuid: Uuid) -> ConnectionTotals {
+        self.open().get(&uuid).map_or_else(ConnectionTotals::default, Served::totals)
     }
 }
 

@@ -9,7 +9,7 @@ use vfiod_config::{Config, Document, Models};
 use vfiod_core::event::{Event, Observer};
 use vfiod_core::{DeviceRef, Errno, Error, FileId, InUse, Registry, Result, SetKey};
 use vfiod_mdev::{Bus, Create, ParentRegistration, Removal};
-use vfiod_server::{ConnectionInfo, Server};
+use vfiod_server::{ConnectionInfo, ConnectionTotals, Server};
 
 use crate::counters::{AllCounters, Counters};
 use crate::definitions::Definitions;
@@ -229,6 +229,14 @@ impl Manager {
         match self.instance_of(device) {
             Some(instance) => self.endpoints.clients(instance.uuid()),
             None => self.stack.clients(device.name()),
+        }
+    }
+
+    /// What was counted on all connections to a device, those that have ended included.
+    pub fn connection_totals(&self, device: &DeviceRef) -> ConnectionTotals {
+        match self.instance_of(device) {
+            Some(instance) => self.endpoints.totals(instance.uuid()),
+            None => self.stack.totals(device.name()),
         }
     }
 

@@ -13,7 +13,7 @@ use vfiod_core::event::Observer;
 use vfiod_core::{Device, DeviceRef, DeviceSpec, Registration, Registry};
 use vfiod_fsl_mc::{Container, ContainerDevice, Kind, ObjectDevice, ObjectId};
 use vfiod_pci::{Bus, Placement};
-use vfiod_server::{ConnectionInfo, Listener, Served, Server, ServerOptions};
+use vfiod_server::{ConnectionInfo, ConnectionTotals, Listener, Served, Server, ServerOptions};
 use vfiod_tasks::Workers;
 
 use crate::build::{self, Siblings};
@@ -361,6 +361,14 @@ impl Stack {
         let mut devices = running.iter().flat_map(|unit| &unit.devices);
         let device = devices.find(|device| device.registration.device().name() == name);
         device.map_or_else(Vec::new, |device| device.served.clients())
+    }
+
+    /// What was counted on all connections to a device of the configuration.
+    pub fn totals(&self, name: &str) -> ConnectionTotals {
+        let running = vfiod_sync::lock(&self.running);
+        let mut devices = running.iter().flat_map(|unit| &unit.devices);
+        let device = devices.find(|device| device.registration.device().name() == name);
+        device.map_or_else(ConnectionTotals::default, |device| device.served.totals())
     }
 
     /// How many clients there are.

@@ -1,6 +1,6 @@
 //! The connections to one device, and what they share.
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -29,6 +29,84 @@ pub struct ConnectionInfo {
     pub errors: u64,
 }
 
+/// What was counted on all connections to a device since it is served, those that have ended
+/// included.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ConnectionTotals {
+    /// Reads and writes of regions by message.
+    pub accesses: u64,
+    /// Messages received, accesses included.
+    pub messages: u64,
+    /// Bytes received.
+    pub bytes_received: u64,
+    /// Bytes of replies.
+    pub bytes_sent: u64,
+    /// Commands refused.
+    pub errors: u64,
+    /// Bytes that the device has asked for by DMA_READ.
+    pub dma_bytes_read: u64,
+    /// Bytes that the device has sent by DMA_WRITE.
+    pub dma_bytes_written: u64,
+}
+
+/// Counters of a connection. All but `errors` and those of DMA are written by one thread at a time.
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    pub(crate) accesses: AtomicU64,
+    /// Messages that are no accesses.
+    pub(crate) others: AtomicU64,
+    pub(crate) received: AtomicU64,
+    pub(crate) sent: AtomicU64,
+    pub(crate) errors: AtomicU64,
+    pub(crate) dma_read: AtomicU64,
+    pub(crate) dma_written: AtomicU64,
+    /// Replies to nothing before negotiation.
+    pub(crate) early_replies: AtomicU64,
+}
+
+impl Counters {
+    pub(crate) fn totals(&self) -> ConnectionTotals {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let accesses = read(&self.accesses);
+        ConnectionTotals {
+            accesses,
+            messages: accesses + read(&self.others),
+            bytes_received: read(&self.received),
+            bytes_sent: read(&self.sent),
+            errors: read(&self.errors),
+            dma_bytes_read: read(&self.dma_read),
+            dma_bytes_written: read(&self.dma_written),
+        }
+    }
+}
+
+impl ConnectionTotals {
+    fn add(&mut self, other: Self) {
+        self.accesses += other.accesses;
+        self.messages += other.messages;
+        self.bytes_received += other.bytes_received;
+        self.bytes_sent += other.bytes_sent;
+        self.errors += other.errors;
+        self.dma_bytes_read += other.dma_bytes_read;
+        self.dma_bytes_written += other.dma_bytes_written;
+    }
+}
+
+/// A connection in the list.
+struct Listed {
+    number: u64,
+    connection: Weak<dyn Client>,
+    counters: Arc<Counters>,
+}
+
+/// The connections, and what was counted on those that are not in the list any more.
+#[derive(Default)]
+struct List {
+    connections: Vec<Listed>,
+    ended: ConnectionTotals,
+}
+
 /// A connection, to the others.
 pub(crate) trait Client: Send + Sync {
     /// Whether it has the device open.
@@ -47,7 +125,7 @@ pub(crate) struct Clients {
     pub(crate) gate: Arc<Gate>,
     pub(crate) quiet: Quiet,
     max_connections: usize,
-    connections: Mutex<Vec<(u64, Weak<dyn Client>)>>,
+    connections: Mutex<List>,
     count: AtomicUsize,
     /// Signalled when a connection and its file are gone, if somebody waits for that.
     departed: Condvar,
@@ -67,7 +145,16 @@ impl Counted {
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        lock(&self.0.connections).retain(|(_, connection)| connection.strong_count() > 0);
+        let mut list = lock(&self.0.connections);
+        let List { connections, ended } = &mut *list;
+        connections.retain(|listed| {
+            let there = listed.connection.strong_count() > 0;
+            if !there {
+                ended.add(listed.counters.totals());
+            }
+            there
+        });
+        drop(list);
         self.0.count.fetch_sub(1, Ordering::SeqCst);
         if self.0.awaiting.load(Ordering::SeqCst) > 0 {
             self.0.departed.notify_all();
@@ -99,13 +186,14 @@ impl Clients {
     /// Every connection there is. Not to be dropped with `connections` locked: the last owner of
     /// one locks that itself.
     fn connections(&self) -> Vec<(u64, Arc<dyn Client>)> {
-        let upgrade = |(number, weak): &(u64, Weak<dyn Client>)| Some((*number, weak.upgrade()?));
-        lock(&self.connections).iter().filter_map(upgrade).collect()
+        let upgrade = |listed: &Listed| Some((listed.number, listed.connection.upgrade()?));
+        lock(&self.connections).connections.iter().filter_map(upgrade).collect()
     }
 
     /// Adds a connection, which ends at once if the device is not served any more.
-    pub(crate) fn add(&self, number: u64, connection: &Arc<dyn Client>) {
-        lock(&self.connections).push((number, Arc::downgrade(connection)));
+    pub(crate) fn add(&self, number: u64, connection: &Arc<dyn Client>, counters: &Arc<Counters>) {
+        let (weak, counters) = (Arc::downgrade(connection), counters.clone());
+        lock(&self.connections).connections.push(Listed { number, connection: weak, counters });
         if self.stopped.load(Ordering::SeqCst) {
             connection.end();
         }
@@ -119,6 +207,14 @@ impl Clients {
     /// The connections that there are, oldest first.
     pub(crate) fn infos(&self) -> Vec<ConnectionInfo> {
         self.connections().iter().map(|(_, connection)| connection.info()).collect()
+    }
+
+    /// What was counted on all connections, those that have ended included. Never less than before.
+    pub(crate) fn totals(&self) -> ConnectionTotals {
+        let list = lock(&self.connections);
+        let mut totals = list.ended;
+        list.connections.iter().for_each(|listed| totals.add(listed.counters.totals()));
+        totals
     }
 
     /// Whether a further client can be served, if need be in place of one that has been there

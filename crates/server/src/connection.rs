@@ -19,7 +19,7 @@ use vfiod_protocol::{Call, Dialect, Event, Reply, Request};
 use vfiod_sync::{Mutex, MutexGuard, lock};
 use vfiod_wire::{Capabilities, Command};
 
-use crate::clients::{Client, Clients, ConnectionInfo, Counted};
+use crate::clients::{Client, Clients, ConnectionInfo, Counted, Counters};
 use crate::clock::now;
 use crate::direct::{self, DirectWrite};
 use crate::dispatch::{self, ClientLink, Refused, Target, Waiting};
@@ -106,17 +106,6 @@ enum Handled {
     Part,
 }
 
-/// Counters of a connection. All but `errors` are written by one thread at a time.
-#[derive(Debug, Default)]
-struct Counters {
-    messages: AtomicU64,
-    received: AtomicU64,
-    sent: AtomicU64,
-    errors: AtomicU64,
-    /// Replies to nothing before negotiation.
-    early_replies: AtomicU64,
-}
-
 fn count(counter: &AtomicU64, more: usize) {
     counter.store(counter.load(Ordering::Relaxed) + more as u64, Ordering::Relaxed);
 }
@@ -132,7 +121,7 @@ pub(crate) struct Connection {
     owner: Owner,
     session: OnceLock<Session>,
     direct: DirectWrite,
-    counters: Counters,
+    counters: Arc<Counters>,
     quiet: Quiet,
     itself: Weak<Self>,
     /// Last, so that the connection counts until its file is released.
@@ -171,12 +160,12 @@ impl Connection {
             owner,
             session: OnceLock::new(),
             direct: DirectWrite::default(),
-            counters: Counters::default(),
+            counters: Arc::default(),
             quiet: Quiet::default(),
             itself: itself.clone(),
         });
         let client: Arc<dyn Client> = connection.clone();
-        clients.add(number, &client);
+        clients.add(number, &client, &connection.counters);
         Ok(connection)
     }
 
@@ -365,7 +354,7 @@ impl Connection {
         if let Some(session) = self.session.get()
             && let Some(access) = state.next_access()
         {
-            count(&self.counters.messages, 1);
+            count(&self.counters.accesses, 1);
             let file = &session.opened.file;
             let outcome = if direct::is_large_read(&access) {
                 let (outcome, sent) = direct::read(file, access, &self.outgoing, wait);
@@ -385,7 +374,13 @@ impl Connection {
     /// Handles one event, whatever it is.
     fn step_any(&self, state: &mut State) -> Result<Step, End> {
         let Some(event) = state.next()? else { return Ok(Step::Idle) };
-        count(&self.counters.messages, 1);
+        let is_access = match &event {
+            Event::Call(call) => {
+                matches!(call.request, Request::RegionWritten(_) | Request::RegionWriteMulti(_))
+            }
+            Event::DmaReply(_) | Event::Refused(_) => false,
+        };
+        count(if is_access { &self.counters.accesses } else { &self.counters.others }, 1);
         let call = match event {
             Event::Call(call) => call,
             Event::DmaReply(reply) => {
@@ -534,7 +529,7 @@ impl Connection {
         let session = Session {
             opened: Arc::new(Opened { file, gate, quiet: Quiet::default() }),
             dialect: Dialect::of(proposed),
-            dma: DmaChannel::new(&self.outgoing, ours, blocked, limit, pool),
+            dma: DmaChannel::new(&self.outgoing, ours, blocked, limit, pool, &self.counters),
             eventfds: EventFds::default(),
         };
         Ok((session, theirs))
@@ -605,14 +600,14 @@ impl Client for Connection {
     }
 
     fn info(&self) -> ConnectionInfo {
-        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let totals = self.counters.totals();
         ConnectionInfo {
             owner: self.owner.clone(),
             dialect: self.session.get().map(|session| session.dialect),
-            messages: read(&self.counters.messages),
-            bytes_received: read(&self.counters.received),
-            bytes_sent: read(&self.counters.sent),
-            errors: read(&self.counters.errors),
+            messages: totals.messages,
+            bytes_received: totals.bytes_received,
+            bytes_sent: totals.bytes_sent,
+            errors: totals.errors,
         }
     }
 }

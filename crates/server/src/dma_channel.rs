@@ -22,6 +22,7 @@ use vfiod_protocol::{
 };
 use vfiod_sync::{Mutex, lock};
 
+use crate::clients::Counters;
 use crate::clock::now;
 use crate::outgoing::Outgoing;
 use crate::pool::{Interest, Pool, Source, Watch, Worker};
@@ -47,6 +48,7 @@ pub(crate) struct DmaChannel {
     pool: Pool,
     state: Mutex<State>,
     used: AtomicBool,
+    counters: Arc<Counters>,
     timer: OnceLock<Option<(Arc<Timer>, Watch)>>,
 }
 
@@ -109,6 +111,7 @@ impl DmaChannel {
         connection: Weak<dyn Blocked>,
         client_limit: u64,
         pool: &Pool,
+        counters: &Arc<Counters>,
     ) -> Arc<Self> {
         let twin = twin.map(|socket| {
             Arc::new(TwinSocket {
@@ -127,6 +130,7 @@ impl DmaChannel {
             pool: pool.clone(),
             state: Mutex::new(state),
             used: AtomicBool::new(false),
+            counters: counters.clone(),
             timer: OnceLock::new(),
         });
         if let Some(twin) = &channel.twin {
@@ -305,12 +309,14 @@ fn deliver(outcomes: Vec<Outcome>) {
 
 impl DmaPeer for DmaChannel {
     fn start_read(&self, iova: u64, len: usize, completion: Completion<Vec<u8>>) {
+        self.counters.dma_read.fetch_add(len as u64, Ordering::Relaxed);
         self.start(Waiting::Read(completion), |requests, output| {
             requests.read(iova, len, now(), TIMEOUT, output)
         });
     }
 
     fn start_write(&self, iova: u64, data: Vec<u8>, completion: Completion<()>) {
+        self.counters.dma_written.fetch_add(data.len() as u64, Ordering::Relaxed);
         self.start(Waiting::Write(completion), |requests, output| {
             requests.write(iova, data, now(), TIMEOUT, output)
         });

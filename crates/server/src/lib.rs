@@ -34,7 +34,7 @@ mod server;
 mod serving;
 mod transport;
 
-pub use clients::ConnectionInfo;
+pub use clients::{ConnectionInfo, ConnectionTotals};
 pub use clock::now;
 pub use dispatch::{ClientLink, Refused, Target};
 pub use listener::{Listener, SocketAccess};

@@ -8,7 +8,7 @@ use vfiod_core::{DeviceRef, Error, Result};
 use vfiod_tasks::{Runtime, Task};
 
 use crate::acceptor::{Acceptor, Reserve};
-use crate::clients::{Clients, ConnectionInfo};
+use crate::clients::{Clients, ConnectionInfo, ConnectionTotals};
 use crate::connection::Connection;
 use crate::limits::{MAX_CONNECTIONS, MAX_THREADS_PER_DEVICE};
 use crate::listener::{Listener, check_stream};
@@ -147,6 +147,11 @@ impl Served {
     /// The connections that there are, oldest first.
     pub fn clients(&self) -> Vec<ConnectionInfo> {
         self.clients.infos()
+    }
+
+    /// What was counted on all connections so far, those that have ended included.
+    pub fn totals(&self) -> ConnectionTotals {
+        self.clients.totals()
     }
 
     /// Takes no further clients and removes the socket, if it was made here; those who are

@@ -8,7 +8,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use process::{Daemon, bad, until, vfiod};
-use vfiod_client::Client;
+use vfiod_client::{Client, GuestMemory, Options};
 
 /// What a server answers to a request for a path.
 fn get(mut stream: impl Read + Write, path: &str) -> String {
@@ -45,8 +45,20 @@ fn metrics_count_what_clients_do_by_device() {
     assert!(before.contains("application/openmetrics-text"), "{before}");
     assert!(before.ends_with("# EOF\n") || before.contains("# EOF"), "{before}");
 
-    let mut client = Client::connect(at("edu0")).unwrap();
+    // Its memory has no descriptor: the device reaches it by messages.
+    let memory = GuestMemory::new(0x1000).unwrap();
+    memory.attach(0x10_0000, memory.size(), 0);
+    let options = Options::default().memory(memory.clone());
+    let mut client = Client::connect_with(at("edu0"), options).unwrap();
     client.reset().unwrap();
+    client.dma_map(0x10_0000, memory.size(), None).unwrap();
+    // Bus mastering; then edu's DMA: 16 bytes from memory to the device.
+    client.region_write(7, 4, &[6]).unwrap();
+    for (register, value) in [(0x80, 0x10_0000u64), (0x88, 0x40000), (0x90, 16), (0x98, 1)] {
+        client.region_write(0, register, &value.to_le_bytes()).unwrap();
+    }
+    let outside = client.region_read(0, 1 << 20, &mut [0; 4]).unwrap_err();
+    assert_eq!(outside.remote_errno(), Some(22));
     for line in [
         "vfiod_devices 2",
         "vfiod_open_files{device=\"edu0\"} 1",
@@ -56,11 +68,23 @@ fn metrics_count_what_clients_do_by_device() {
         "vfiod_first_opens_total{device=\"edu0\"} 1",
         "vfiod_resets_total{device=\"edu0\",kind=\"client\"} 1",
         "vfiod_failed{device=\"edu0\"} 0",
-        "vfiod_dma_mappings{device=\"edu0\"} 0",
+        "vfiod_dma_mappings{device=\"edu0\"} 1",
         "vfiod_interrupts_total{device=\"edu0\",kind=\"signalled\"} 0",
+        "vfiod_quiesces_total{device=\"edu0\"} 1",
+        "vfiod_quiesces_total{device=\"edu1\"} 0",
+        "vfiod_accesses_total{device=\"edu0\"} 6",
+        "vfiod_accesses_total{device=\"edu1\"} 0",
+        "vfiod_errors_total{device=\"edu0\"} 1",
     ] {
         assert!(has(line), "{line} is not in:\n{}", control());
     }
+
+    until("the transfer", || has("vfiod_dma_read_bytes_total{device=\"edu0\"} 16"));
+    // What was counted on a connection stays when it has ended.
+    drop(client);
+    until("the end of the connection", || has("vfiod_connections{device=\"edu0\"} 0"));
+    assert!(has("vfiod_accesses_total{device=\"edu0\"} 6"), "{}", control());
+    assert!(control().contains("vfiod_quiesce_seconds_total{device=\"edu0\"} "));
 
     let tcp = |path: &str| get(TcpStream::connect(free).unwrap(), path);
     assert!(tcp("/metrics").contains("vfiod_opens_total{device=\"edu0\"} 1"));
