@@ -12,6 +12,7 @@ mod dma_map;
 mod dma_messages;
 mod dma_unmap;
 mod get_info;
+mod hang_hunt;
 mod hostility;
 mod hot_reset;
 mod isolation;
