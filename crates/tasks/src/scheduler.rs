@@ -230,6 +230,13 @@ impl Scheduler {
         }
     }
 
+    /// Wakes a worker if workers are to end.
+    pub(crate) fn pass_stop_on(&self) {
+        if lock(&self.queue).stopping {
+            self.reactor.wake();
+        }
+    }
+
     /// Makes all workers end, each after the task that it runs.
     pub(crate) fn stop_workers(&self) {
         lock(&self.queue).stopping = true;

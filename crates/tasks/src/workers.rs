@@ -140,8 +140,19 @@ impl Pool {
                     self.runtime.sleep();
                     from = From::Sleep;
                 }
-                Next::Stop => break self.runtime.remove_worker(),
+                Next::Stop => break self.stop(worker),
             }
+        }
+    }
+
+    /// A worker ends because all of them do. One that was replaced, and has not run a task since, is
+    /// not counted any more, but may have taken the wake that was for another.
+    fn stop(&self, worker: &Worker) {
+        if worker.replaced.swap(false, Ordering::AcqRel) {
+            self.leave(worker);
+            self.runtime.pass_stop_on();
+        } else {
+            self.runtime.remove_worker();
         }
     }
 
@@ -178,5 +189,32 @@ impl Watched for Pool {
         self.runtime.remove_worker();
         tracing::debug!(worker = worker.number, "a task runs long; another thread takes over");
         true
+    }
+}
+
+#[cfg(all(test, not(any(shuttle, loom))))]
+mod tests {
+    use std::sync::mpsc::channel;
+    use std::time::Duration;
+
+    use super::*;
+
+    /// The watchdog can be late: the task has ended, and the worker sleeps, when it is replaced.
+    #[test]
+    fn workers_end_though_one_was_replaced_while_it_slept() {
+        for _ in 0..100 {
+            let runtime = Runtime::new().unwrap();
+            let workers = Workers::start(&runtime, 2).unwrap();
+            let pool = workers.pool.clone();
+            let first = pool.workers().swap_remove(0);
+            assert!(pool.replace(&first));
+            let (ended, end) = channel();
+            std::thread::spawn(move || {
+                drop(workers);
+                ended.send(())
+            });
+            end.recv_timeout(Duration::from_secs(20)).expect("the workers end");
+            assert!(!pool.runtime.has_workers());
+        }
     }
 }
