@@ -193,6 +193,11 @@ impl Context {
         self.inner.openings.memory().ok_or_else(closed)?.region(region).cloned()
     }
 
+    /// The space that the device was registered with.
+    pub(crate) fn registered_space(&self) -> &Space {
+        &self.inner.space
+    }
+
     /// Attaches the device to the space that it was registered with.
     pub(crate) fn own_space(&self) {
         self.inner.dma.attach(&self.inner.space);

@@ -8,7 +8,7 @@ use crate::device::Description;
 use crate::dma::MappingInfo;
 use crate::error::{Errno, Error, Result};
 use crate::file_state::FileStatus;
-use crate::ids::{DeviceId, FileId};
+use crate::ids::{DeviceId, FileId, SetKey};
 use crate::input_log::InputLog;
 use crate::irq::{IrqIndex, VectorCounters};
 use crate::region::{Region, RegionIndex};
@@ -44,10 +44,9 @@ impl DeviceRef {
         self.registered.set_name()
     }
 
-    /// Identifies the set, also among sets of one name, for as long as this reference is kept:
-    /// devices of one set have the same key.
+    /// Identifies the set, also among sets of one name: devices of one set have the same key.
     pub fn set_key(&self) -> SetKey {
-        SetKey(Arc::as_ptr(&self.registered.set).addr())
+        self.registered.set_key()
     }
 
     /// How often an interrupt vector did what. `EINVAL`: there is no such vector.
@@ -140,10 +139,6 @@ impl fmt::Debug for DeviceRef {
         f.debug_struct("DeviceRef").field("id", &self.id().0).field("name", &self.name()).finish()
     }
 }
-
-/// The identity of a live device set, for telling sets apart.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct SetKey(usize);
 
 /// How a device is used at one moment.
 #[derive(Clone, Debug, PartialEq)]

@@ -19,6 +19,9 @@ impl<F: Fn(&Event<'_>) + Send + Sync> Observer for F {
 /// The device and set that an event is about.
 #[derive(Clone, Copy, Debug)]
 pub struct Subject<'a> {
+    /// The number of the event: counts up by one with each event of the registry, also across a
+    /// restored process. Of two devices, events may be received in another order.
+    pub number: u64,
     /// The device's number.
     pub device: DeviceId,
     /// The device's name.

@@ -229,8 +229,12 @@ impl File {
         data: IrqData<'_>,
     ) -> Result<()> {
         self.present()?;
+        let sets_up = count == 0 || matches!(data, IrqData::EventFds(_));
         let irqs = self.registered().context.irqs();
         let result = irqs.set(self.id(), index, start, count, action, data);
+        if sets_up {
+            self.registered().set_up();
+        }
         self.still_present().and(result)
     }
 
@@ -239,19 +243,24 @@ impl File {
         self.present()?;
         let space = self.registered().context.attached_space();
         let result = space.map(MapOwner::from(self.id()), request);
+        self.registered().set_up();
         self.still_present().and(result)
     }
 
     /// DMA_UNMAP of a range; see [`crate::dma::Space::unmap`]; or `ENODEV`.
     pub fn dma_unmap(&self, iova: u64, size: u64, wait: Duration) -> Result<u64> {
         self.present()?;
-        self.registered().context.attached_space().unmap(iova, size, wait)
+        let result = self.registered().context.attached_space().unmap(iova, size, wait);
+        self.registered().set_up();
+        result
     }
 
     /// DMA_UNMAP with ALL; see [`crate::dma::Space::unmap_all`]; or `ENODEV`.
     pub fn dma_unmap_all(&self, wait: Duration) -> Result<u64> {
         self.present()?;
-        self.registered().context.attached_space().unmap_all(wait)
+        let result = self.registered().context.attached_space().unmap_all(wait);
+        self.registered().set_up();
+        result
     }
 
     /// The address space that the device is attached to. Others can be attached to it by
@@ -279,6 +288,7 @@ impl File {
         if let Some(left) = self.registered().context.attachment().attach(space) {
             self.shared.has_left(left);
         }
+        self.registered().set_up();
         self.still_present()
     }
 

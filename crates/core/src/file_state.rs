@@ -153,6 +153,11 @@ impl FileShared {
         lock(&self.left_spaces).push(space);
     }
 
+    /// The spaces that the device has left.
+    pub(crate) fn left_spaces(&self) -> Vec<Space> {
+        lock(&self.left_spaces).clone()
+    }
+
     /// Removes the file's mappings from spaces that the device has left.
     pub(crate) fn drop_left_mappings(&self) {
         for space in std::mem::take(&mut *lock(&self.left_spaces)) {

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::contain::contain;
 use crate::dma::MapOwner;
+use crate::error::{Errno, Error, Result};
 use crate::sync::atomic::{AtomicU64, Ordering};
 
 /// The number of a registered device. A registry never gives one out twice.
@@ -62,10 +63,92 @@ impl IdSequence {
         self.next.fetch_add(1, Ordering::Relaxed)
     }
 
+    /// The number that [`IdSequence::take`] would give out now.
+    pub fn next(&self) -> u64 {
+        self.next.load(Ordering::Relaxed)
+    }
+
     /// Excludes `last` and all numbers below it from now on: they were given out before this
     /// sequence was made, by the process whose state is being restored.
     pub fn continue_after(&self, last: u64) {
         self.next.fetch_max(last.saturating_add(1), Ordering::Relaxed);
+    }
+}
+
+/// The number of a device set that is shared. A registry never gives one out twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct SetNumber(pub u64);
+
+/// Identifies a live device set, also among sets of one name: devices of one set have the same key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SetKey {
+    /// The set of one device that named none.
+    Own(DeviceId),
+    /// A set that devices name by a [`SetId`].
+    Shared(SetNumber),
+}
+
+/// The next numbers of a registry: what a process that is restored must not give out again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Numbers {
+    /// The next device's.
+    pub device: u64,
+    /// The next file's.
+    pub file: u64,
+    /// The next shared set's.
+    pub set: u64,
+    /// The next event's.
+    pub event: u64,
+}
+
+/// Numbers from here on are refused when they are restored: a sequence must not run out.
+pub const NUMBER_LIMIT: u64 = 1 << 63;
+
+impl Numbers {
+    /// The size of [`Numbers::to_bytes`].
+    pub const LEN: usize = 32;
+
+    /// The flat form.
+    pub fn to_bytes(self) -> [u8; Self::LEN] {
+        let Self { device, file, set, event } = self;
+        let mut bytes = [0; Self::LEN];
+        for (bytes, number) in bytes.chunks_exact_mut(8).zip([device, file, set, event]) {
+            bytes.copy_from_slice(&number.to_le_bytes());
+        }
+        bytes
+    }
+
+    /// Reads the flat form, which may be hostile.
+    ///
+    /// # Errors
+    /// `EINVAL`: another size, or a number out of range.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
+        let wrong = |what: &str| Error::new(Errno::INVAL, format!("the registry's numbers {what}"));
+        let bytes: &[u8; Self::LEN] =
+            bytes.try_into().map_err(|_| wrong("are damaged: another size"))?;
+        let mut numbers = [0; 4];
+        for (number, bytes) in numbers.iter_mut().zip(bytes.chunks_exact(8)) {
+            *number = bytes.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte));
+        }
+        let [device, file, set, event] = numbers;
+        let read = Self { device, file, set, event };
+        read.check()?;
+        Ok(read)
+    }
+
+    /// Checks that no number is out of range (`EINVAL`).
+    pub(crate) fn check(&self) -> Result<()> {
+        let Self { device, file, set, event } = *self;
+        match [device, file, set, event].into_iter().find(|number| *number >= NUMBER_LIMIT) {
+            None => Ok(()),
+            Some(number) => {
+                let what = format!("the registry's number {number} is out of range");
+                Err(Error::new(Errno::INVAL, what))
+            }
+        }
     }
 }
 
@@ -216,22 +299,35 @@ pub trait SetObject: Send + Sync + 'static {
 /// It keeps the object alive. So no other object can have the same identity while a member is
 /// registered. (The kernel leaves this to its callers.)
 #[derive(Clone)]
-pub struct SetId(Arc<dyn SetObject>);
+pub struct SetId {
+    object: Arc<dyn SetObject>,
+    number: Option<SetNumber>,
+}
 
 impl SetId {
     /// The set of all devices that name this very object.
     pub fn of<T: SetObject>(object: &Arc<T>) -> Self {
-        Self(object.clone())
+        Self { object: object.clone(), number: None }
+    }
+
+    /// The set of all devices that name this very object, which is to have the number of a set that
+    /// is being restored. The first member decides.
+    pub fn restored<T: SetObject>(object: &Arc<T>, number: SetNumber) -> Self {
+        Self { object: object.clone(), number: Some(number) }
+    }
+
+    pub(crate) fn number(&self) -> Option<SetNumber> {
+        self.number
     }
 
     /// The set's name for people.
     pub fn name(&self) -> String {
-        contain(|| self.0.set_name()).unwrap_or_else(|panic| panic.to_string())
+        contain(|| self.object.set_name()).unwrap_or_else(|panic| panic.to_string())
     }
 
     /// The object's address, which no other object has while this lives.
     pub(crate) fn address(&self) -> usize {
-        Arc::as_ptr(&self.0).cast::<()>().addr()
+        Arc::as_ptr(&self.object).cast::<()>().addr()
     }
 }
 

@@ -95,15 +95,15 @@ pub use vfiod_tasks::contain;
 pub use context::{Context, DataPath, QuiesceTimes};
 pub use description::{Description, DeviceFlags};
 pub use device::{Admission, Device, Features, Quiesce, Request, ResetCause, Token, Why, Worker};
-pub use device_ref::{DeviceRef, SetKey, Status};
+pub use device_ref::{DeviceRef, Status};
 pub use error::{Errno, Error, Result};
 pub use event::{Event, Observer};
 pub use file::File;
 pub use file_state::FileStatus;
 pub use hot_reset::{InUse, SetMember};
 pub use ids::{
-    ConnectionId, Credentials, DeviceId, FileId, IdSequence, Owner, OwnerContext, OwnerIdentity,
-    SetId, SetObject,
+    ConnectionId, Credentials, DeviceId, FileId, IdSequence, Numbers, Owner, OwnerContext,
+    OwnerIdentity, SetId, SetKey, SetNumber, SetObject,
 };
 pub use input_log::{InputCall, InputEntry, InputLog, InputPlace, InputSource, Recorded};
 pub use irq::{IrqFlags, IrqIndex, IrqInfo};
@@ -113,7 +113,7 @@ pub use registry::{DeviceSpec, Registration, Registry};
 pub use task::DeviceTask;
 
 pub use state::{
-    DescriptorTable, FindDescriptors, Format, KeepDescriptors, Persistence, ReadEffect, ReadTraits,
-    SaveState, Saved,
+    DescriptorTable, FindDescriptors, Format, Identity, Images, KeepDescriptors, KeptSpace,
+    Persistence, ReadEffect, ReadTraits, SaveState, Saved, SpaceToken,
 };
 pub(crate) use vfiod_sync as sync;

@@ -79,6 +79,7 @@ impl Registered {
             // been revoked.
             let first = self.may_open(&mut guard, &file.owner)?;
             guard.member(self).files.insert(file.id, file.clone());
+            self.set_up();
             first
         };
         if !first {
@@ -190,6 +191,7 @@ impl Registered {
         self.context.irqs().drop_file(file.id);
         self.context.attached_space().drop_owner(file.id.into());
         file.drop_left_mappings();
+        self.set_up();
     }
 
     /// Bars opens, asks the users to close the device at growing intervals until the last file is

@@ -13,12 +13,12 @@ use crate::environment::Environment;
 use crate::error::{Errno, Error, Result};
 use crate::event::{Event, Subject};
 use crate::file_state::FileShared;
-use crate::ids::{DeviceId, Owner};
+use crate::ids::{DeviceId, Owner, SetKey};
 use crate::irq::IrqBatch;
 use crate::opening::Last;
 use crate::policy::{OpenPolicy, StatePolicy};
 use crate::set::{self, SetDevice};
-use crate::sync::atomic::{AtomicU8, AtomicU32, Ordering};
+use crate::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use crate::sync::{self, Condvar, Mutex, MutexGuard, lock};
 use crate::timeout::Timeout;
 use crate::work::{Rings, Task};
@@ -73,6 +73,9 @@ pub(crate) struct Registered {
     pub(crate) sending: AtomicU32,
     /// Why the device is in the error state, for messages.
     pub(crate) failure: Mutex<Option<String>>,
+    /// How often clients have changed what they have set up. A flat image goes with the text that
+    /// has the same number.
+    pub(crate) setup: AtomicU64,
     /// Those who wait for the end of a stop, without the device lock, which the stop itself needs.
     pub(crate) resumed: Waiters,
     /// Signalled when a device that is being unregistered has released its last file; used with the
@@ -89,6 +92,15 @@ impl Registered {
         self.context.name()
     }
 
+    pub(crate) fn set_key(&self) -> SetKey {
+        self.set.number().map_or(SetKey::Own(self.id()), SetKey::Shared)
+    }
+
+    /// Counts a change of what clients have set up: files, eventfds, mappings, the attachment.
+    pub(crate) fn set_up(&self) {
+        self.setup.fetch_add(1, Ordering::Relaxed);
+    }
+
     pub(crate) fn set_name(&self) -> &str {
         self.set.name(self.name())
     }
@@ -96,7 +108,12 @@ impl Registered {
     /// Emits an event to the observer, if there is one.
     pub(crate) fn emit<'a>(&'a self, event: impl FnOnce(Subject<'a>) -> Event<'a>) {
         let Some(observer) = &self.environment.observer else { return };
-        let subject = Subject { device: self.id(), name: self.name(), set: self.set_name() };
+        let subject = Subject {
+            number: self.environment.event_numbers().take(),
+            device: self.id(),
+            name: self.name(),
+            set: self.set_name(),
+        };
         let event = event(subject);
         if let Err(panic) = contain(|| observer.event(&event)) {
             tracing::error!(device = self.name(), error = %panic, "the observer failed");

@@ -16,12 +16,12 @@ use crate::device_ref::DeviceRef;
 use crate::environment::Environment;
 use crate::error::{Errno, Error, Result};
 use crate::event::{Event, Observer};
-use crate::ids::{DeviceId, FileId, IdSequence, SetId};
+use crate::ids::{DeviceId, IdSequence, NUMBER_LIMIT, Numbers, SetId};
 use crate::policy::{OpenPolicy, StatePolicy};
 use crate::region::RegionIndex;
 use crate::registered::{Registered, Set};
 use crate::set::SetTable;
-use crate::sync::atomic::{AtomicU8, AtomicU32};
+use crate::sync::atomic::{AtomicU8, AtomicU32, AtomicU64};
 use crate::sync::{Condvar, Mutex, lock};
 
 /// How a device is registered.
@@ -29,6 +29,8 @@ use crate::sync::{Condvar, Mutex, lock};
 pub struct DeviceSpec {
     /// The device's name, unique in its registry (`EEXIST`).
     pub name: String,
+    /// The number that it had before the process was restored; `None`: a new one.
+    pub id: Option<DeviceId>,
     /// The set it joins; `None` for a set of its own.
     pub set: Option<SetId>,
     /// How many files it takes.
@@ -55,8 +57,8 @@ pub struct Registry {
     inner: Arc<RegistryInner>,
 }
 
-/// A shard of the visible devices.
-type ById = Mutex<HashMap<DeviceId, Arc<Registered>>>;
+/// A shard of the numbers. A restored number has no device while that is being registered.
+type ById = Mutex<HashMap<DeviceId, Option<Arc<Registered>>>>;
 /// A shard of the names. A name has no device while that is being registered or unregistered.
 type ByName = Mutex<HashMap<String, Option<Arc<Registered>>>>;
 
@@ -71,6 +73,23 @@ struct RegistryInner {
 impl RegistryInner {
     fn ids(&self, id: DeviceId) -> &ById {
         &self.by_id[id.0 as usize % SHARDS]
+    }
+
+    /// Reserves the number of a device that is being restored.
+    fn restored_id(&self, id: DeviceId) -> Result<DeviceId> {
+        if id.0 >= NUMBER_LIMIT {
+            return Err(Error::new(Errno::INVAL, format!("the number of {id} is out of range")));
+        }
+        match lock(self.ids(id)).entry(id) {
+            Entry::Occupied(_) => {
+                Err(Error::new(Errno::EXIST, format!("{id} is already registered")))
+            }
+            Entry::Vacant(entry) => {
+                entry.insert(None);
+                self.device_ids.continue_after(id.0);
+                Ok(id)
+            }
+        }
     }
 
     fn names(&self, name: &str) -> &ByName {
@@ -122,19 +141,45 @@ impl Registry {
         Self { inner: Arc::new(inner) }
     }
 
-    /// Gives out only numbers above these from now on: the last ones that the process had given
-    /// out whose state is being restored. Call it before the first device is registered.
-    pub fn continue_after(&self, device: DeviceId, file: FileId) {
-        self.inner.device_ids.continue_after(device.0);
-        self.inner.environment.reserve_file(file);
+    /// The next numbers of the registry, to be saved.
+    pub fn numbers(&self) -> Numbers {
+        let environment = &self.inner.environment;
+        Numbers {
+            device: self.inner.device_ids.next(),
+            file: environment.file_ids().next(),
+            set: self.inner.sets.numbers().next(),
+            event: environment.event_numbers().next(),
+        }
+    }
+
+    /// Gives out no number below these from now on: those of the process whose state is being
+    /// restored. Call it before the first device is registered.
+    ///
+    /// # Errors
+    /// `EINVAL`: a number is out of range; nothing has changed then.
+    pub fn continue_at(&self, numbers: Numbers) -> Result<()> {
+        numbers.check()?;
+        let environment = &self.inner.environment;
+        let sequences = [
+            (&self.inner.device_ids, numbers.device),
+            (environment.file_ids(), numbers.file),
+            (self.inner.sets.numbers(), numbers.set),
+            (environment.event_numbers(), numbers.event),
+        ];
+        for (sequence, next) in sequences {
+            if let Some(last) = next.checked_sub(1) {
+                sequence.continue_after(last);
+            }
+        }
+        Ok(())
     }
 
     /// Registers a device: `describe`, `init`, join the set, become visible. After an error the
     /// device has been dropped and was never visible.
     ///
     /// # Errors
-    /// `EEXIST`: the name is taken (until a device of that name has been unregistered in full);
-    /// `EINVAL`: no name, or the description contradicts itself; what `init` says; `EIO`: a
+    /// `EEXIST`: the name or the number is taken (until the device that has it has been unregistered in
+    /// full); `EINVAL`: no name, a number out of range, or the description contradicts itself; what `init` says; `EIO`: a
     /// panic in `describe` or `init`.
     pub fn register(&self, spec: DeviceSpec, device: Box<dyn Device>) -> Result<Registration> {
         let mut device = Candidate(Some(device));
@@ -143,7 +188,7 @@ impl Registry {
     }
 
     fn admit(&self, spec: DeviceSpec, candidate: &mut Candidate) -> Result<Arc<Registered>> {
-        let DeviceSpec { name, set, open, state, location, token } = spec;
+        let DeviceSpec { name, id, set, open, state, location, token } = spec;
         if name.is_empty() {
             return Err(Error::new(Errno::INVAL, "a device needs a name"));
         }
@@ -156,7 +201,11 @@ impl Registry {
         }
 
         let reserved = Reservation::new(&self.inner, &name)?;
-        let id = DeviceId(self.inner.device_ids.take());
+        let id = match id {
+            Some(id) => self.inner.restored_id(id)?,
+            None => DeviceId(self.inner.device_ids.take()),
+        };
+        let mut reserved_id = ReservedId { registry: &self.inner, id, visible: false };
         let runtime = self.inner.environment.runtime.clone();
         let context = Context::new(id, name.clone(), &description, works, runtime);
         contain(|| device.init(&context)).map_err(|panic| refused(&name, panic))??;
@@ -180,6 +229,7 @@ impl Registry {
                 failure: Mutex::default(),
                 model: Mutex::new(candidate.0.take()),
                 sending: AtomicU32::new(0),
+                setup: AtomicU64::new(0),
                 resumed: Waiters::new(),
                 drained: Condvar::new(),
             })
@@ -193,7 +243,8 @@ impl Registry {
         // Emit `Registered` before the device becomes visible, so that it precedes `DeviceOpened`.
         registered.emit(Event::Registered);
         reserved.fill(&registered);
-        lock(self.inner.ids(id)).insert(id, registered.clone());
+        lock(self.inner.ids(id)).insert(id, Some(registered.clone()));
+        reserved_id.visible = true;
         Ok(registered)
     }
 
@@ -205,7 +256,7 @@ impl Registry {
 
     /// A visible device by number.
     pub fn get(&self, id: DeviceId) -> Option<DeviceRef> {
-        let registered = lock(self.inner.ids(id)).get(&id)?.clone();
+        let registered = lock(self.inner.ids(id)).get(&id)?.clone()?;
         Some(DeviceRef { registered })
     }
 
@@ -214,7 +265,9 @@ impl Registry {
         let mut devices = Vec::new();
         for shard in &self.inner.by_id {
             let shard = lock(shard);
-            devices.extend(shard.values().cloned().map(|registered| DeviceRef { registered }));
+            devices.extend(
+                shard.values().flatten().cloned().map(|registered| DeviceRef { registered }),
+            );
         }
         devices.sort_unstable_by_key(DeviceRef::id);
         devices
@@ -247,6 +300,21 @@ impl Drop for Candidate {
         let device = self.0.take();
         if let Err(panic) = contain(|| drop(device)) {
             tracing::error!(error = %panic, "dropping a device failed");
+        }
+    }
+}
+
+/// The number of a device that is being registered; freed unless it becomes visible.
+struct ReservedId<'a> {
+    registry: &'a RegistryInner,
+    id: DeviceId,
+    visible: bool,
+}
+
+impl Drop for ReservedId<'_> {
+    fn drop(&mut self) {
+        if !self.visible {
+            lock(self.registry.ids(self.id)).remove(&self.id);
         }
     }
 }

@@ -18,7 +18,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use crate::file_state::FileShared;
-use crate::ids::{FileId, Owner, SetId};
+use crate::ids::{FileId, IdSequence, Owner, SetId, SetNumber};
 use crate::sync::{self, Condvar, Mutex, MutexGuard, lock};
 use crate::timeout::Timeout;
 
@@ -70,7 +70,7 @@ pub(crate) trait SetDevice: Sized {
 /// A live device set, of devices of type `D`.
 pub(crate) struct Set<D> {
     /// `None`: the set of one device that named none.
-    id: Option<SetId>,
+    id: Option<(SetId, SetNumber)>,
     name: OnceLock<String>,
     state: Mutex<SetState<D>>,
     /// Signalled when the set becomes idle; used with `state`.
@@ -121,7 +121,7 @@ impl<D> Member<D> {
 }
 
 impl<D: SetDevice> Set<D> {
-    fn new(id: Option<SetId>) -> Arc<Self> {
+    fn new(id: Option<(SetId, SetNumber)>) -> Arc<Self> {
         let (state, idle) = (Mutex::new(SetState::default()), Condvar::new());
         Arc::new(Self { id, name: OnceLock::new(), state, idle })
     }
@@ -134,9 +134,14 @@ impl<D: SetDevice> Set<D> {
     /// The set's name for people; a singleton is called like its device.
     pub(crate) fn name<'a>(&'a self, device: &'a str) -> &'a str {
         match &self.id {
-            Some(id) => self.name.get_or_init(|| id.name()),
+            Some((id, _)) => self.name.get_or_init(|| id.name()),
             None => device,
         }
+    }
+
+    /// The set's number; `None`: it is the set of one device that named none.
+    pub(crate) fn number(&self) -> Option<SetNumber> {
+        self.id.as_ref().map(|(_, number)| *number)
     }
 
     /// Takes the set lock. No registry lock and no device lock may be held.
@@ -306,6 +311,7 @@ impl<D: SetDevice> SetGuard<'_, D> {
 /// shard's lock held.
 pub(crate) struct SetTable<D> {
     shards: Box<[Shard<D>]>,
+    numbers: IdSequence,
 }
 
 type Shard<D> = Mutex<HashMap<usize, Live<D>>>;
@@ -317,7 +323,13 @@ struct Live<D> {
 
 impl<D: SetDevice> SetTable<D> {
     pub(crate) fn new(shards: usize) -> Self {
-        Self { shards: (0..shards).map(|_| Mutex::default()).collect() }
+        let shards = (0..shards).map(|_| Mutex::default()).collect();
+        Self { shards, numbers: IdSequence::new() }
+    }
+
+    /// The numbers of sets.
+    pub(crate) fn numbers(&self) -> &IdSequence {
+        &self.numbers
     }
 
     fn shard(&self, id: &SetId) -> &Shard<D> {
@@ -334,14 +346,21 @@ impl<D: SetDevice> SetTable<D> {
             live.members += 1;
             return (live.set.clone(), false);
         }
-        let set = Set::new(Some(id.clone()));
+        let number = match id.number() {
+            Some(number) => {
+                self.numbers.continue_after(number.0);
+                number
+            }
+            None => SetNumber(self.numbers.take()),
+        };
+        let set = Set::new(Some((id.clone(), number)));
         sets.insert(id.address(), Live { set: set.clone(), members: 1 });
         (set, true)
     }
 
     /// Uncounts a member. Returns whether it was the last, and the set was removed.
     pub(crate) fn leave(&self, set: &Set<D>) -> bool {
-        let Some(id) = &set.id else { return true };
+        let Some((id, _)) = &set.id else { return true };
         let gone;
         {
             let mut sets = lock(self.shard(id));

@@ -7,6 +7,7 @@
 
 mod descriptors;
 mod device;
+mod image;
 mod mappings;
 mod restore;
 
@@ -15,7 +16,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Errno, Error, Result};
 
-pub use descriptors::{DescriptorTable, FindDescriptors, KeepDescriptors};
+pub use descriptors::{DescriptorTable, FindDescriptors, KeepDescriptors, KeptSpace, SpaceToken};
+pub use device::{Identity, Images};
 
 /// The kind and version of a saved structure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

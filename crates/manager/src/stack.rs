@@ -195,6 +195,7 @@ impl Stack {
         };
         let spec = DeviceSpec {
             name: plan.name.clone(),
+            id: None,
             set: placement.as_ref().and_then(Placement::set),
             open: plan.open,
             state: plan.state,

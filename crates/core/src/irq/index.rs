@@ -2,12 +2,14 @@
 
 use std::cell::Cell;
 use std::fmt;
+use std::ops::{Deref, DerefMut};
 
 use super::eventfd::{EventFd, Signalled};
+use super::flat::{Bits, GROUP, Group, WORDS, groups};
 use super::uapi::{IrqFlags, IrqIndex, IrqInfo};
 use super::vector::{Due, Owned, Signal, Vector, VectorCounters};
 use crate::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use crate::sync::{Arc, Mutex, lock, point};
+use crate::sync::{Arc, Mutex, MutexGuard, lock, point};
 
 /// One interrupt index of a device.
 #[derive(Debug)]
@@ -16,7 +18,9 @@ pub(super) struct Index {
     device: Arc<str>,
     number: IrqIndex,
     pub(super) info: IrqInfo,
-    pub(super) vectors: Box<[Mutex<Vector>]>,
+    vectors: Box<[Mutex<Vector>]>,
+    /// What the vectors' states are in the flat form.
+    flat: Box<[Group]>,
     /// Vectors with an eventfd.
     armed: AtomicU32,
     /// Whether it was logged that a client blocked a signal.
@@ -26,8 +30,34 @@ pub(super) struct Index {
 impl Index {
     pub(super) fn new(device: Arc<str>, number: IrqIndex, info: IrqInfo) -> Self {
         let vectors = (0..info.count).map(|_| Mutex::new(Vector::default())).collect();
+        let flat = (0..groups(info.count)).map(|_| Group::default()).collect();
         let (armed, warned) = (AtomicU32::new(0), AtomicBool::new(false));
-        Self { device, number, info, vectors, armed, warned }
+        Self { device, number, info, vectors, flat, armed, warned }
+    }
+
+    /// Takes the lock of a vector, which must exist.
+    #[inline]
+    pub(super) fn lock(&self, at: u32) -> Locked<'_> {
+        let vector = lock(&self.vectors[at as usize]);
+        Locked { before: vector.bits(), vector, index: self, at }
+    }
+
+    /// Every vector, locked while it is looked at.
+    pub(super) fn each(&self) -> impl Iterator<Item = Locked<'_>> {
+        (0..self.info.count).map(|at| self.lock(at))
+    }
+
+    /// The size of the index in the flat form, bytes.
+    pub(super) fn flat_len(&self) -> usize {
+        self.flat.len() * WORDS * 8
+    }
+
+    /// Writes the flat form of the vectors; `image` has [`Index::flat_len`] bytes.
+    #[inline]
+    pub(super) fn save_flat(&self, image: &mut [u8]) {
+        for (bytes, group) in image.chunks_exact_mut(WORDS * 8).zip(&self.flat) {
+            group.save(bytes);
+        }
     }
 
     fn automasked(&self) -> bool {
@@ -41,7 +71,7 @@ impl Index {
 
     /// Changes a vector and decides about the signal that is due then.
     pub(super) fn decide(&self, at: u32, change: impl FnOnce(&mut Vector) -> Due) -> Signal {
-        let mut vector = lock(&self.vectors[at as usize]);
+        let mut vector = self.lock(at);
         let due = change(&mut vector);
         vector.fire(due, self.automasked())
     }
@@ -71,7 +101,7 @@ impl Index {
     fn drop_blocking(&self, at: u32, fd: &Arc<EventFd>) {
         let file;
         {
-            let mut vector = lock(&self.vectors[at as usize]);
+            let mut vector = self.lock(at);
             match &vector.trigger {
                 Some(owned) if Arc::ptr_eq(&owned.fd, fd) => file = owned.file,
                 _ => return,
@@ -120,12 +150,53 @@ impl Index {
 
     /// Removes every eventfd; those of triggers go to `retired`.
     pub(super) fn disable(&self, retired: &mut Vec<Arc<EventFd>>) {
-        for vector in &self.vectors {
-            let mut vector = lock(vector);
+        for mut vector in self.each() {
             if let Some(old) = vector.disable() {
                 self.armed.fetch_sub(1, Ordering::AcqRel);
                 retired.push(old);
             }
+        }
+    }
+}
+
+/// A vector, locked. What was changed is in the flat form, too, when this is dropped.
+pub(super) struct Locked<'a> {
+    index: &'a Index,
+    at: u32,
+    before: Bits,
+    vector: MutexGuard<'a, Vector>,
+}
+
+impl Locked<'_> {
+    /// The vector's number in its index.
+    pub(super) fn at(&self) -> u32 {
+        self.at
+    }
+}
+
+impl Deref for Locked<'_> {
+    type Target = Vector;
+
+    #[inline]
+    fn deref(&self) -> &Vector {
+        &self.vector
+    }
+}
+
+impl DerefMut for Locked<'_> {
+    #[inline]
+    fn deref_mut(&mut self) -> &mut Vector {
+        &mut self.vector
+    }
+}
+
+impl Drop for Locked<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        // Before the lock is released.
+        let after = self.vector.bits();
+        if after != self.before {
+            self.index.flat[(self.at / GROUP) as usize].change(self.at, self.before, after);
         }
     }
 }
@@ -189,8 +260,8 @@ impl IrqVector {
         self.state().counters
     }
 
-    fn state(&self) -> crate::sync::MutexGuard<'_, Vector> {
-        lock(&self.index.vectors[self.at as usize])
+    fn state(&self) -> Locked<'_> {
+        self.index.lock(self.at)
     }
 
     /// Changes the vector, and signals what is due then or leaves it to the batch of the call.

@@ -15,6 +15,7 @@
 
 mod batch;
 mod eventfd;
+mod flat;
 mod index;
 mod saved;
 mod set;

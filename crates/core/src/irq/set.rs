@@ -5,13 +5,14 @@ use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use super::eventfd::{EventFd, retire};
+use super::flat::{Bits, GROUP, WORDS, bits_in};
 use super::index::{Index, IrqVector};
 use super::saved::{FdToken, IrqState, SavedEventFd, VectorState};
 use super::uapi::{IrqAction, IrqData, IrqFlags, IrqIndex, IrqInfo};
 use super::vector::{Due, Owned, VectorCounters};
 use crate::error::{Errno, Error, Result};
 use crate::ids::FileId;
-use crate::sync::{Arc, lock};
+use crate::sync::Arc;
 
 /// All interrupts of one device.
 ///
@@ -204,7 +205,7 @@ impl IrqSet {
                     if action == IrqAction::Trigger {
                         index.arm(vector, fd, &mut retired);
                     } else {
-                        lock(&index.vectors[vector as usize]).unmask = fd.map(Box::new);
+                        index.lock(vector).unmask = fd.map(Box::new);
                     }
                 }
                 retire(retired);
@@ -225,11 +226,11 @@ impl IrqSet {
             if !at.info.flags.contains(IrqFlags::MASKABLE) {
                 continue;
             }
-            for (vector, state) in (0..).zip(at.vectors.iter()) {
-                if let Some(owned) = &lock(state).unmask
+            for state in at.each() {
+                if let Some(owned) = &state.unmask
                     && owned.file == file
                 {
-                    found.push(UnmaskFd { index, vector, fd: owned.fd.clone() });
+                    found.push(UnmaskFd { index, vector: state.at(), fd: owned.fd.clone() });
                 }
             }
         }
@@ -255,8 +256,8 @@ impl IrqSet {
 
     /// Drains the unmasking eventfds that were signalled and not handled yet.
     pub(crate) fn silence_unmasks(&self) {
-        for vector in self.indices.iter().flat_map(|index| &index.vectors) {
-            if let Some(owned) = &lock(vector).unmask {
+        for vector in self.indices.iter().flat_map(|index| index.each()) {
+            if let Some(owned) = &vector.unmask {
                 owned.fd.take();
             }
         }
@@ -268,11 +269,11 @@ impl IrqSet {
         let owns = |owned: &Owned| owned.file == file;
         let mut retired = Vec::new();
         for index in &self.indices {
-            for (at, vector) in (0..).zip(index.vectors.iter()) {
-                let mut vector = lock(vector);
+            for mut vector in index.each() {
                 if vector.unmask.as_deref().is_some_and(owns) {
                     vector.unmask = None;
                 }
+                let at = vector.at();
                 let triggers = vector.trigger.as_ref().is_some_and(owns);
                 drop(vector);
                 if triggers {
@@ -280,7 +281,7 @@ impl IrqSet {
                 }
             }
             if !index.enabled() {
-                index.vectors.iter().for_each(|vector| lock(vector).forget_client());
+                index.each().for_each(|mut vector| vector.forget_client());
             }
         }
         retire(retired);
@@ -289,7 +290,7 @@ impl IrqSet {
     /// Clears levels, pending triggers and masks (device reset); eventfds stay.
     pub fn reset(&self) {
         for index in &self.indices {
-            index.vectors.iter().for_each(|vector| lock(vector).reset());
+            index.each().for_each(|mut vector| vector.reset());
         }
     }
 
@@ -302,8 +303,7 @@ impl IrqSet {
         };
         let mut index = |index: &Arc<Index>| {
             let mut vectors = BTreeMap::new();
-            for (at, vector) in (0..).zip(index.vectors.iter()) {
-                let vector = lock(vector);
+            for vector in index.each() {
                 let state = VectorState {
                     level: vector.level,
                     pending: vector.pending,
@@ -313,12 +313,57 @@ impl IrqSet {
                     unmask: vector.unmask.as_deref().map(&mut saved),
                 };
                 if state != VectorState::default() {
-                    vectors.insert(at, state);
+                    vectors.insert(vector.at(), state);
                 }
             }
             vectors
         };
         IrqState { indices: self.indices.iter().map(&mut index).collect() }
+    }
+
+    /// The size of the flat form of the vectors, bytes. It never changes.
+    pub(crate) fn flat_len(&self) -> usize {
+        self.indices.iter().map(|index| index.flat_len()).sum()
+    }
+
+    /// Writes levels, pending triggers and masks of all vectors: four bits each, without a lock.
+    /// `image` has [`IrqSet::flat_len`] bytes.
+    pub(crate) fn save_flat(&self, mut image: &mut [u8]) {
+        for index in &self.indices {
+            let (own, rest) = image.split_at_mut(index.flat_len());
+            index.save_flat(own);
+            image = rest;
+        }
+    }
+
+    /// Puts what a flat form says into a state that was saved before it: eventfds are as there, levels,
+    /// pending triggers and masks as in the flat form.
+    ///
+    /// # Errors
+    /// `EINVAL`: the flat form has another size, or bits of vectors that do not exist; or the state is
+    /// of another device.
+    pub(crate) fn merge_flat(&self, state: &mut IrqState, mut image: &[u8]) -> Result<()> {
+        let refuse = |what: &str| Err(Error::new(Errno::INVAL, what.to_owned()));
+        if image.len() != self.flat_len() || state.indices.len() != self.indices.len() {
+            return refuse("the core's image is of another device");
+        }
+        for (index, vectors) in self.indices.iter().zip(&mut state.indices) {
+            let (own, rest) = image.split_at(index.flat_len());
+            image = rest;
+            for at in 0..index.flat_len() as u32 / (WORDS as u32 * 8) * GROUP {
+                let bits = bits_in(own, at);
+                if at >= index.info.count {
+                    if bits != Bits::default() {
+                        return refuse("the core's image has a vector that does not exist");
+                    }
+                    continue;
+                }
+                let vector = vectors.entry(at).or_default();
+                [vector.level, vector.pending, vector.client_masked, vector.device_masked] = bits;
+            }
+            vectors.retain(|_, vector| *vector != VectorState::default());
+        }
+        Ok(())
     }
 
     /// Makes every vector as it was saved; those that the state does not name are as after
@@ -356,16 +401,15 @@ impl IrqSet {
         let mut retired = Vec::new();
         for index in &self.indices {
             index.disable(&mut retired);
-            index.vectors.iter().for_each(|vector| lock(vector).reset());
+            index.each().for_each(|mut vector| vector.reset());
         }
         retire(retired);
         let mut raised = Vec::with_capacity(found.len());
         for (index, at, vector, trigger, unmask) in found {
             let VectorState { level, pending, client_masked, device_masked, .. } = *vector;
             {
-                let mut own = lock(&index.vectors[at as usize]);
-                (own.level, own.pending) = (level, pending);
-                (own.client_masked, own.device_masked) = (client_masked, device_masked);
+                let mut own = index.lock(at);
+                own.set_bits([level, pending, client_masked, device_masked]);
                 own.unmask = unmask.map(Box::new);
                 index.set_trigger_of(&mut own, trigger);
             }
@@ -393,7 +437,7 @@ fn act(
             IrqAction::Mask => _ = index.apply(at, |vector| vector.set_client_mask(true)),
             IrqAction::Unmask => _ = index.apply(at, |vector| vector.set_client_mask(false)),
             IrqAction::Trigger => {
-                let signal = lock(&index.vectors[at as usize]).loopback();
+                let signal = index.lock(at).loopback();
                 if let Some(fd) = signal {
                     index.send(at, &fd);
                 }

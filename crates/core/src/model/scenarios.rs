@@ -17,6 +17,7 @@ const SOON: Option<Duration> = Some(Duration::from_secs(1));
 
 fn spec(name: &str, ledger: &Arc<Ledger>) -> DeviceSpec {
     DeviceSpec {
+        id: None,
         name: name.to_owned(),
         set: Some(SetId::of(ledger)),
         open: OpenPolicy::Multi,

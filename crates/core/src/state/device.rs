@@ -7,36 +7,73 @@ use std::time::{Duration, SystemTime};
 use serde::{Deserialize, Serialize};
 
 use super::descriptors::{FindDescriptors, KeepDescriptors};
-use super::mappings::{self, MappingState};
+use super::mappings::{self, Attachments};
 use super::{Format, Persistence, SaveState, Saved};
 use crate::device::{Device, Why};
 use crate::device_ref::DeviceRef;
 use crate::error::{Errno, Error, Result};
 use crate::file::File;
 use crate::file_state::FileShared;
-use crate::ids::{FileId, Owner};
+use crate::ids::{DeviceId, FileId, Owner, SetKey};
 use crate::irq::{FdToken, IrqState};
 use crate::registered::Registered;
 use crate::set::Phase;
 use crate::stop::Stop;
+use crate::sync::atomic::Ordering;
 
-pub(super) const DEVICE: Format = Format { kind: "device", version: 1 };
+pub(super) const DEVICE: Format = Format { kind: "device", version: 2 };
 
 /// The state of a registered device.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct DeviceState {
-    /// The device's name when it was saved, for people: a restore does not look at it.
-    pub(super) name: String,
+    /// Who the device was when it was saved. A restore does not look at it, except to see that an
+    /// image belongs to it.
+    pub(super) identity: Identity,
+    /// Counts the changes of what follows but the device's own state; see [`super::image`].
+    pub(super) setup: u64,
     pub(super) failed: bool,
     pub(super) files: Vec<FileState>,
     pub(super) interrupts: IrqState,
-    pub(super) mappings: Vec<MappingState>,
+    pub(super) attachments: Attachments,
     /// The memory that an open device shares with its clients, if there is any yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) memory: Option<FdToken>,
     /// `None`: the device is stateless, or in the error state, in which its state cannot be trusted.
     pub(super) device: Option<Saved>,
+}
+
+/// Who a device is. Whoever restores a process registers the device again as this
+/// ([`DeviceSpec::id`](crate::DeviceSpec::id), [`SetId::restored`](crate::SetId::restored)), and then
+/// restores its state.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Identity {
+    /// Its number.
+    pub id: DeviceId,
+    /// Its name.
+    pub name: String,
+    /// Its set: devices of one set have the same key.
+    pub set: SetKey,
+}
+
+impl Identity {
+    /// Reads who a saved device is.
+    ///
+    /// # Errors
+    /// `EINVAL`: the state is damaged, or of another kind or version.
+    pub fn of(saved: &Saved) -> Result<Self> {
+        saved.read::<DeviceState>(DEVICE).map(|state| state.identity)
+    }
+}
+
+/// The images of a device that go with its text, and are newer.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Images<'a> {
+    /// The core's ([`DeviceRef::save_core_image`]).
+    pub core: Option<&'a [u8]>,
+    /// The device's own ([`DeviceRef::save_image`]).
+    pub own: Option<&'a [u8]>,
 }
 
 /// The state of a file.
@@ -96,7 +133,22 @@ impl DeviceRef {
         image: Option<&[u8]>,
         descriptors: &mut dyn FindDescriptors,
     ) -> Result<Vec<File>> {
-        let files = self.registered.restore(saved, image, descriptors)?;
+        self.restore_images(saved, Images { core: None, own: image }, descriptors)
+    }
+
+    /// As [`DeviceRef::restore`], with the core's image, too.
+    ///
+    /// # Errors
+    /// As [`DeviceRef::restore`]. `EINVAL` also if the core's image is of another device, or was made
+    /// after another set-up than the text: files, eventfds, mappings and attachments changed in
+    /// between.
+    pub fn restore_images(
+        &self,
+        saved: &Saved,
+        images: Images<'_>,
+        descriptors: &mut dyn FindDescriptors,
+    ) -> Result<Vec<File>> {
+        let files = self.registered.restore(saved, images, descriptors)?;
         Ok(files.into_iter().map(|file| File::new(self.clone(), file)).collect())
     }
 
@@ -157,7 +209,7 @@ impl Registered {
         let files: Vec<_> = {
             let mut guard = marked.lock();
             let member = guard.find(self).ok_or_else(|| self.is_gone())?;
-            member.files.values().map(|file| FileState::of(file)).collect()
+            member.files.values().cloned().collect()
         };
         let failed = self.is_in_error_state();
         let saved = self.while_quiesced(|device| {
@@ -166,13 +218,25 @@ impl Registered {
                 _ => None,
             };
             // After the device: it has quiesced, so that none of this changes any more.
+            let setup = self.setup.load(Ordering::Acquire);
             let interrupts = self.save_interrupts(descriptors)?;
-            let mappings = mappings::save(&self.context.attached_space(), descriptors)?;
+            let left = files.iter().map(|file| (file.id, file.left_spaces())).collect();
+            let (attached, own) = (self.context.attached_space(), self.context.registered_space());
+            let attachments = mappings::save_all(&attached, own, left, descriptors)?;
             let memory = self.context.openings().memory().filter(|_| !files.is_empty());
             let memory = memory.as_ref().and_then(|memory| memory.fd());
             let memory = memory.map(|fd| descriptors.keep(fd)).transpose()?;
-            let name = self.name().to_owned();
-            let state = DeviceState { name, failed, files, interrupts, mappings, memory, device };
+            let (id, name, set) = (self.id(), self.name().to_owned(), self.set_key());
+            let state = DeviceState {
+                identity: Identity { id, name, set },
+                setup,
+                failed,
+                files: files.iter().map(|file| FileState::of(file)).collect(),
+                interrupts,
+                attachments,
+                memory,
+                device,
+            };
             Saved::new(DEVICE, &state)
         });
         saved.map_err(|error| self.cannot("save", error))

@@ -2,33 +2,54 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::Duration;
 
 use super::descriptors::FindDescriptors;
-use super::device::{DEVICE, DeviceState, FileState, state_of};
+use super::device::{DEVICE, DeviceState, FileState, Images, state_of};
+use super::image::Header;
 use super::{Saved, mappings};
 use crate::device::Device;
 use crate::error::{Errno, Error, Result};
 use crate::event::Event;
 use crate::file_state::FileShared;
-use crate::ids::FileId;
+use crate::ids::{FileId, NUMBER_LIMIT};
 use crate::irq::{FdToken, IrqState};
 use crate::policy::OpenPolicy;
 use crate::registered::{Registered, Transition};
 use crate::set::Phase;
-
-/// Numbers of files from here on are refused: the sequence must not run out.
-const FILE_LIMIT: u64 = 1 << 63;
+use crate::sync::atomic::Ordering;
 
 impl Registered {
     pub(super) fn restore(
         self: &Arc<Self>,
         saved: &Saved,
-        image: Option<&[u8]>,
+        images: Images<'_>,
         descriptors: &mut dyn FindDescriptors,
     ) -> Result<Vec<Arc<FileShared>>> {
-        let state = saved.read(DEVICE).map_err(|error| self.cannot("restore", error))?;
-        self.restore_state(state, image, descriptors).map_err(|error| self.cannot("restore", error))
+        let mut read = || {
+            let mut state = saved.read::<DeviceState>(DEVICE)?;
+            if let Some(image) = images.core {
+                self.merge_core_image(&mut state, image)?;
+            }
+            self.restore_state(state, images.own, descriptors)
+        };
+        read().map_err(|error| self.cannot("restore", error))
+    }
+
+    /// Puts what the core's image says into the text that it goes with.
+    fn merge_core_image(&self, state: &mut DeviceState, image: &[u8]) -> Result<()> {
+        let (header, vectors) = Header::read(image)?;
+        let refuse = |what: String| Err(Error::new(Errno::INVAL, what));
+        if header.device != state.identity.id {
+            let (own, other) = (state.identity.id, header.device);
+            return refuse(format!("the core's image is of {other}, the text of {own}"));
+        }
+        if header.setup != state.setup {
+            let (own, other) = (state.setup, header.setup);
+            return refuse(format!("the core's image is of set-up {other}, the text of {own}"));
+        }
+        self.context.irqs().merge_flat(&mut state.interrupts, vectors)?;
+        state.failed = header.failed;
+        Ok(())
     }
 
     fn restore_state(
@@ -37,7 +58,16 @@ impl Registered {
         image: Option<&[u8]>,
         descriptors: &mut dyn FindDescriptors,
     ) -> Result<Vec<Arc<FileShared>>> {
-        let DeviceState { name: _, failed, files, interrupts, mappings, memory, device } = state;
+        let DeviceState {
+            identity: _,
+            setup,
+            failed,
+            files,
+            interrupts,
+            attachments,
+            memory,
+            device,
+        } = state;
         let ids: Vec<FileId> = files.iter().map(|file| file.id).collect();
         self.check_files(&files)?;
         check_eventfds(&interrupts, &ids)?;
@@ -58,9 +88,12 @@ impl Registered {
             openings.put_back(memory_before);
             return Err(error);
         }
-        let space = self.context.attached_space();
+        let own_space = self.context.registered_space();
+        let mut spaces = None;
         let restore = |own: &mut dyn Device| {
-            mappings::restore(&space, &mappings, &ids, descriptors)?;
+            let restored = mappings::restore_all(&attachments, own_space, &ids, descriptors)?;
+            self.context.attachment().attach(&restored.attached);
+            spaces = Some(restored);
             self.context.irqs().restore(&interrupts, |token| descriptors.find(token))?;
             // Last, and it finds the vectors' levels and masks as they are to be: it signals
             // nothing.
@@ -70,7 +103,10 @@ impl Registered {
         let restored =
             if files.is_empty() { self.call(restore) } else { self.while_quiesced(restore) };
         if let Err(error) = restored {
-            let _ = space.unmap_all(Duration::ZERO);
+            self.context.own_space();
+            if let Some(spaces) = spaces {
+                spaces.undo();
+            }
             // Cannot fail: it is what the vectors were.
             let _ = self.context.irqs().restore(&interrupts_before, |_| Err(no_descriptor()));
             if !files.is_empty() {
@@ -85,6 +121,15 @@ impl Registered {
         if failed {
             self.fail("it was, when it was saved");
         }
+        if let Some(spaces) = spaces {
+            spaces.publish(descriptors);
+            for (left_by, space) in spaces.left {
+                if let Some(file) = files.iter().find(|file| file.id == left_by) {
+                    file.has_left(space);
+                }
+            }
+        }
+        self.setup.store(setup, Ordering::Release);
         self.enter_files(&opening, &files);
         Ok(files)
     }
@@ -93,7 +138,7 @@ impl Registered {
     fn check_files(&self, files: &[FileState]) -> Result<()> {
         let mut ids = BTreeSet::new();
         if let Some(file) =
-            files.iter().find(|file| file.id.0 >= FILE_LIMIT || !ids.insert(file.id))
+            files.iter().find(|file| file.id.0 >= NUMBER_LIMIT || !ids.insert(file.id))
         {
             return Err(Error::new(Errno::INVAL, format!("{} twice, or out of range", file.id)));
         }

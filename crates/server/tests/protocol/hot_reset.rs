@@ -40,6 +40,7 @@ impl Pair {
         let devices = [0, 1].map(|function| {
             let spec = DeviceSpec {
                 name: ["a", "b"][function].to_owned(),
+                id: None,
                 set: Some(SetId::of(&slot)),
                 open: OpenPolicy::Multi,
                 state: StatePolicy::Retain,

@@ -1,0 +1,7 @@
+//! Saving and restoring a registered device.
+
+mod device;
+mod image;
+mod numbers;
+mod rig;
+mod spaces;
