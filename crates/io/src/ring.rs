@@ -87,6 +87,11 @@ impl Ring {
         Ok(Self { inner: Arc::new(Inner { engine, eventfd }) })
     }
 
+    /// Whether both are the same ring.
+    pub fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.inner, &other.inner)
+    }
+
     /// Whether requests go to io_uring.
     pub fn is_io_uring(&self) -> bool {
         matches!(self.inner.engine, Engine::Uring(_))

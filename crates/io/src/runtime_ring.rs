@@ -1,58 +1,40 @@
-//! The ring of a runtime, shared by all devices whose tasks run there.
+//! The rings of a runtime, shared by all devices whose tasks run there: one for each worker thread.
+
+use std::fmt;
+use std::sync::OnceLock;
 
 use vfiod_dma::{Error, Result};
 use vfiod_sync::{Arc, Mutex, lock};
-use vfiod_tasks::{Runtime, Task, WeakRuntime};
+use vfiod_tasks::{Runtime, Task, WeakRuntime, worker_seat};
 
 use crate::ring::Ring;
 
-/// Requests that the kernel is given at once; more wait.
+/// Requests that the kernel is given at once by each ring; more wait.
 const ENTRIES: u32 = 256;
+/// The most rings. Workers above that share them.
+const MOST: usize = 64;
 
-/// The rings that are in use, each with its runtime.
+/// The rings that are in use, for each runtime.
 static RINGS: Mutex<Vec<(WeakRuntime, std::sync::Weak<RuntimeRing>)>> = Mutex::new(Vec::new());
 
-/// A ring whose completions a task of a runtime takes. It ends when the last device that uses it
-/// drops it.
-#[derive(Debug)]
+/// The rings of a runtime's workers, whose completions tasks of the runtime take. They end when the
+/// last device that uses them drops this.
 pub struct RuntimeRing {
+    runtime: WeakRuntime,
+    /// By the worker's seat; the first one is also for threads that are no workers.
+    rings: Box<[OnceLock<Served>]>,
+    first: Served,
+}
+
+/// A ring, and the task that takes its completions.
+struct Served {
     ring: Ring,
     // Dropping it cancels the task.
     _reaper: Task<()>,
 }
 
-impl RuntimeRing {
-    /// The ring of `runtime`, made now if no device uses it yet. Takes a lock of the process.
-    ///
-    /// # Errors
-    /// `EMFILE` and the like: no descriptors are left for it.
-    pub fn of(runtime: &Runtime) -> Result<Arc<Self>> {
-        let mut rings = lock(&RINGS);
-        rings.retain(|(_, ring)| ring.strong_count() > 0);
-        let known = rings.iter().find(|(weak, _)| weak.is(runtime));
-        if let Some(ring) = known.and_then(|(_, ring)| ring.upgrade()) {
-            return Ok(ring);
-        }
-        let made = Arc::new(Self::new(runtime)?);
-        rings.push((runtime.downgrade(), Arc::downgrade(&made)));
-        Ok(made)
-    }
-
-    /// A ring of at most `threads` threads, whether or not there is io_uring. It is not shared by
-    /// [`RuntimeRing::of`].
-    ///
-    /// # Errors
-    /// `EMFILE` and the like: no descriptors are left for it.
-    pub fn with_threads(runtime: &Runtime, threads: usize) -> Result<Arc<Self>> {
-        Ok(Arc::new(Self::served(runtime, Ring::with_threads(threads)?)?))
-    }
-
-    fn new(runtime: &Runtime) -> Result<Self> {
-        Self::served(runtime, Ring::new(ENTRIES)?)
-    }
-
-    /// Takes the completions of a ring by a task.
-    fn served(runtime: &Runtime, ring: Ring) -> Result<Self> {
+impl Served {
+    fn new(runtime: &Runtime, ring: Ring) -> Result<Self> {
         let completed = runtime
             .descriptor(ring.fd().clone())
             .map_err(|errno| Error::new(errno, "cannot wait for completions of I/O"))?;
@@ -65,9 +47,71 @@ impl RuntimeRing {
         });
         Ok(Self { ring, _reaper: reaper })
     }
+}
 
-    /// The ring.
+impl RuntimeRing {
+    /// The rings of `runtime`, the first one made now if no device uses them yet. Takes a lock of the
+    /// process.
+    ///
+    /// # Errors
+    /// `EMFILE` and the like: no descriptors are left for it.
+    pub fn of(runtime: &Runtime) -> Result<Arc<Self>> {
+        let mut rings = lock(&RINGS);
+        rings.retain(|(_, ring)| ring.strong_count() > 0);
+        let known = rings.iter().find(|(weak, _)| weak.is(runtime));
+        if let Some(ring) = known.and_then(|(_, ring)| ring.upgrade()) {
+            return Ok(ring);
+        }
+        let made = Arc::new(Self::new(runtime, Ring::new(ENTRIES)?, MOST - 1)?);
+        rings.push((runtime.downgrade(), Arc::downgrade(&made)));
+        Ok(made)
+    }
+
+    /// One ring of at most `threads` threads for all workers, whether or not there is io_uring. It is
+    /// not shared by [`RuntimeRing::of`].
+    ///
+    /// # Errors
+    /// `EMFILE` and the like: no descriptors are left for it.
+    pub fn with_threads(runtime: &Runtime, threads: usize) -> Result<Arc<Self>> {
+        Ok(Arc::new(Self::new(runtime, Ring::with_threads(threads)?, 0)?))
+    }
+
+    fn new(runtime: &Runtime, first: Ring, others: usize) -> Result<Self> {
+        Ok(Self {
+            runtime: runtime.downgrade(),
+            rings: (0..others).map(|_| OnceLock::new()).collect(),
+            first: Served::new(runtime, first)?,
+        })
+    }
+
+    /// The ring of the calling worker, made at its first call; the first worker's if there are no
+    /// descriptors for another one. For requests that are started before the next await: a task may
+    /// go on in another worker.
     pub fn ring(&self) -> &Ring {
-        &self.ring
+        let seat = worker_seat().unwrap_or(0) % (self.rings.len() + 1);
+        let Some(place) = seat.checked_sub(1) else { return &self.first.ring };
+        let served = self.rings[place].get().or_else(|| self.make(place));
+        served.map_or(&self.first.ring, |served| &served.ring)
+    }
+
+    #[cold]
+    fn make(&self, place: usize) -> Option<&Served> {
+        let runtime = self.runtime.upgrade()?;
+        match Ring::new(ENTRIES).and_then(|ring| Served::new(&runtime, ring)) {
+            // A replaced worker may have made it at the same time; then this one ends, unused.
+            Ok(made) => Some(self.rings[place].get_or_init(|| made)),
+            Err(error) => {
+                tracing::debug!(%error, "a worker shares the ring of another one");
+                None
+            }
+        }
+    }
+}
+
+impl fmt::Debug for RuntimeRing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let made = self.rings.iter().flat_map(OnceLock::get);
+        let rings = std::iter::once(&self.first).chain(made).map(|served| &served.ring);
+        f.debug_list().entries(rings).finish()
     }
 }

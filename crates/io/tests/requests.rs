@@ -1,14 +1,14 @@
 //! Requests by io_uring and by threads: what they do, who owns what, and what fails.
 
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use vfiod_dma::{Attachment, Backing, Errno, MapRequest, Perm, Space};
-use vfiod_io::{Allocation, Ring};
-use vfiod_tasks::Runtime;
+use vfiod_io::{Allocation, Ring, RuntimeRing};
+use vfiod_tasks::{Runtime, Workers};
 
 const RW: Perm = Perm::READ.union(Perm::WRITE);
 const SOON: Duration = Duration::from_millis(20);
@@ -300,4 +300,30 @@ fn random_requests_under_unmaps_move_the_right_bytes() {
         let right = guest.iter().zip(&disk).all(|(guest, disk)| *guest == 0 || guest == disk);
         assert!(right && guest.iter().any(|byte| *byte != 0));
     }
+}
+
+#[test]
+fn each_worker_has_a_ring_of_its_own_that_all_devices_share() {
+    let runtime = Runtime::new().unwrap();
+    let _workers = Workers::start(&runtime, 2).unwrap();
+    let devices = [0; 2].map(|_| RuntimeRing::of(&runtime).unwrap());
+    assert!(Arc::ptr_eq(&devices[0], &devices[1]));
+    let (file, meeting) = (file("abc", 3), Arc::new(Barrier::new(2)));
+    rustix::io::pwrite(&file, b"abc", 0).unwrap();
+    // Two tasks that meet are in two workers.
+    let tasks = [0; 2].map(|_| {
+        let (rings, file, meeting) = (devices[0].clone(), file.clone(), meeting.clone());
+        runtime.spawn(async move {
+            let ring = rings.ring().clone();
+            assert!(ring.is(rings.ring()), "another one on the same worker");
+            meeting.wait();
+            let (read, buffer) = ring.read(&file, 0, vec![0; 3]).await;
+            assert_eq!((read.unwrap(), &buffer[..]), (3, &b"abc"[..]));
+            ring
+        })
+    });
+    let [first, second] = tasks.map(|task| runtime.block_on(None, task.result()).unwrap().unwrap());
+    assert!(!first.is(&second));
+    let outside = devices[0].ring();
+    assert!(outside.is(&first) || outside.is(&second), "the first worker's is for all others");
 }

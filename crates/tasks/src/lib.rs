@@ -41,4 +41,4 @@ pub use sleep::{Elapsed, Sleep, Timeout};
 pub use task::{Ended, Job, Task};
 pub use timers::ManualClock;
 pub use waiters::{WaitFor, Waiters};
-pub use workers::Workers;
+pub use workers::{Workers, worker_seat};

@@ -7,6 +7,8 @@ use vfiod_sync::atomic::{AtomicBool, AtomicU64};
 pub(crate) struct Worker {
     /// Different for each worker.
     pub(crate) number: u64,
+    /// Its place among the workers, which it has from the one that it replaces.
+    pub(crate) seat: usize,
     /// Odd while a task runs; different for each.
     pub(crate) beat: AtomicU64,
     /// Another one has taken its place: it ends after the task that it runs.
@@ -14,7 +16,7 @@ pub(crate) struct Worker {
 }
 
 impl Worker {
-    pub(crate) fn new(number: u64) -> Self {
-        Self { number, beat: AtomicU64::new(0), replaced: AtomicBool::new(false) }
+    pub(crate) fn new(number: u64, seat: usize) -> Self {
+        Self { number, seat, beat: AtomicU64::new(0), replaced: AtomicBool::new(false) }
     }
 }

@@ -1,5 +1,6 @@
 //! Threads that run tasks.
 
+use std::cell::Cell;
 use std::io;
 use std::sync::Arc;
 
@@ -46,6 +47,18 @@ struct Member {
     thread: JoinHandle<()>,
 }
 
+vfiod_sync::thread_local! {
+    // loom's and shuttle's macros take no `const`.
+    #[allow(clippy::missing_const_for_thread_local)]
+    static SEAT: Cell<Option<usize>> = Cell::new(None);
+}
+
+/// The seat of the calling thread among the workers of its runtime, from 0; `None`: it is no worker.
+/// A worker that replaces another one takes its seat, so there are as many as workers were asked for.
+pub fn worker_seat() -> Option<usize> {
+    SEAT.with(Cell::get)
+}
+
 impl Workers {
     /// Starts `count` threads, at least one. A runtime has workers only once.
     ///
@@ -59,8 +72,8 @@ impl Workers {
             watchdog: Watchdog::default(),
         });
         let workers = Self { pool };
-        for _ in 0..count.max(1) {
-            workers.pool.start_worker()?;
+        for seat in 0..count.max(1) {
+            workers.pool.start_worker(seat)?;
         }
         #[cfg(not(shuttle))]
         workers.pool.watchdog.start(&workers.pool)?;
@@ -94,12 +107,12 @@ fn is_current(thread: &JoinHandle<()>) -> bool {
 }
 
 impl Pool {
-    /// Starts a worker.
-    fn start_worker(self: &Arc<Self>) -> io::Result<()> {
+    /// Starts a worker for a seat.
+    fn start_worker(self: &Arc<Self>, seat: usize) -> io::Result<()> {
         let mut members = lock(&self.members);
         members.started += 1;
         let number = members.started;
-        let worker = Arc::new(Worker::new(number));
+        let worker = Arc::new(Worker::new(number, seat));
         // Counted before it starts, so that it can count itself out.
         self.runtime.add_worker();
         let name = format!("tasks-{number}");
@@ -119,6 +132,7 @@ impl Pool {
     }
 
     fn work(self: &Arc<Self>, worker: &Worker) {
+        SEAT.with(|seat| seat.set(Some(worker.seat)));
         let mut from = From::Task;
         let mut tasks = 0;
         loop {
@@ -180,7 +194,7 @@ impl Watched for Pool {
     }
 
     fn replace(self: &Arc<Self>, worker: &Worker) -> bool {
-        if let Err(error) = self.start_worker() {
+        if let Err(error) = self.start_worker(worker.seat) {
             tracing::warn!(%error, "cannot start a thread in place of one whose task runs long");
             return false;
         }
