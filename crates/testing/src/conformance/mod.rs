@@ -43,7 +43,7 @@ mod surroundings;
 pub use subject::Subject;
 
 /// Applies the suite to a model: `conformance!(model)` or `conformance!(name, model)`, then what
-/// must be known of it; see the [module](crate::conformance). The model is an expression, evaluated
+/// must be known of it; see the [module](mod@crate::conformance). The model is an expression, evaluated
 /// for each check.
 #[macro_export]
 macro_rules! conformance {
