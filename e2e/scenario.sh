@@ -86,8 +86,6 @@ replay_captures() {
         fi
         for option in $options; do arguments+=(--option "$option"); done
         for rebuild in '' --rebuild; do
-            # bench cannot be saved.
-            [ "$device$rebuild" != bench--rebuild ] || continue
             echo "--- replay of $name ($device) $rebuild"
             [ -z "$rebuild" ] || truncate -s "<1M" "$WORK/$name.capture"
             # shellcheck disable=SC2086

@@ -172,6 +172,11 @@ impl Channel {
         Some(Header { id, ..header })
     }
 
+    /// Whether the device waits for a reply.
+    pub(super) fn awaits_replies(&self) -> bool {
+        !lock(&self.state).waiting.is_empty()
+    }
+
     /// Whether a message of this id in the capture has no reply.
     pub(super) fn awaits_reply(&self, captured: u16) -> bool {
         let state = lock(&self.state);

@@ -40,6 +40,7 @@ struct Findings {
     signals: u64,
     differences: Vec<String>,
     truncated: bool,
+    rebuilds_skipped: usize,
 }
 
 /// Runs `vfiod replay`.
@@ -49,10 +50,14 @@ pub(crate) fn run(args: &Replay) -> anyhow::Result<()> {
     let (make, token) = device_of(args)?;
     let findings = play(BufReader::new(file), make, token, args.rebuild)
         .with_context(|| format!("cannot replay {}", args.file.display()))?;
-    let Findings { requests, dma_messages, signals, differences, truncated } = &findings;
+    let Findings { requests, dma_messages, signals, differences, truncated, rebuilds_skipped } =
+        &findings;
     let mut text = format!("{requests} requests, {dma_messages} DMA messages, {signals} signals");
     if *truncated {
         text += "; the capture is truncated, and was replayed as far as it goes";
+    }
+    if *rebuilds_skipped > 0 {
+        text += &format!("; {rebuilds_skipped} rebuilds skipped, as the device waited for DMA");
     }
     text += "\n";
     for difference in differences.iter().take(LISTED) {
@@ -181,6 +186,7 @@ fn play(
             player.rebuild().with_context(|| format!("after record {number}"))?;
         }
     }
+    findings.rebuilds_skipped = player.rebuilds_skipped;
     if !findings.truncated {
         let (signals, replies, messages) = player.left_over();
         for (index, vector, count) in signals {

@@ -10,8 +10,8 @@ use anyhow::{Context, anyhow};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd};
 use vfiod_core::dma::DmaPeer;
 use vfiod_core::{
-    DescriptorTable, Device, DeviceSpec, Error, File, InputEntry, InputPlace, Owner, ReadEffect,
-    ReadTraits, RegionIndex, Registration, Registry, Token,
+    DescriptorTable, Device, DeviceSpec, Errno, Error, File, InputEntry, InputPlace, Owner,
+    ReadEffect, ReadTraits, RegionIndex, Registration, Registry, Token,
 };
 use vfiod_protocol::{Call, Connection, Descriptors, Event, Request};
 use vfiod_server::{ClientLink, Target, now};
@@ -61,6 +61,8 @@ pub(super) struct Player {
     fds: HashMap<u32, OwnedFd>,
     next_fd: u32,
     vectors: Vec<Vector>,
+    /// How often the device could not be saved, because it waited for the client.
+    pub(super) rebuilds_skipped: usize,
     /// Replies of the device, as the captured client would have got them.
     replies: VecDeque<Vec<u8>>,
 }
@@ -126,6 +128,7 @@ impl Player {
             fds: HashMap::new(),
             next_fd: 0,
             vectors: Vec::new(),
+            rebuilds_skipped: 0,
             replies: VecDeque::new(),
         })
     }
@@ -384,14 +387,23 @@ impl Player {
         Ok(())
     }
 
-    /// Saves everything, drops it, and builds it again from what was saved.
+    /// Saves everything, drops it, and builds it again from what was saved. Skipped while the device
+    /// finishes a request for DMA that waits for the client.
     pub(super) fn rebuild(&mut self) -> anyhow::Result<()> {
         let text = serde_json::to_string(&self.connection)?;
         self.connection = serde_json::from_str(&text).context("the protocol's state")?;
         let Some(file) = self.file.take() else { return Ok(()) };
         let mut table = DescriptorTable::new();
-        let device = self.device.registration.device().save(&mut table);
-        let text = serde_json::to_string(&device.context("cannot save the device")?)?;
+        let saved = match self.device.registration.device().save(&mut table) {
+            // It finishes what it has begun, for which it needs a reply that the capture has later.
+            Err(error) if error.errno() == Errno::BUSY && self.dma.awaits_replies() => {
+                self.file = Some(file);
+                self.rebuilds_skipped += 1;
+                return Ok(());
+            }
+            saved => saved.context("cannot save the device")?,
+        };
+        let text = serde_json::to_string(&saved)?;
         self.dma = self.dma.rebuilt().context("the state of DMA messages")?;
         drop(file);
         let log = self.device.registration.device().input_log();
