@@ -39,11 +39,10 @@ impl Copy {
         Ok(copy)
     }
 
-    /// Where builds for a checker go. Model checks share the directories of `ci/model-checks.sh`,
-    /// which has built the dependencies.
+    /// Where builds for a checker go. Not to the directories of `ci/model-checks.sh`: cargo takes the
+    /// crates of the copy for those of the tree, and would run there what has a fault.
     pub(crate) fn target(&self, checker: Checker) -> PathBuf {
-        let parent = if checker == Checker::Plain { "faults" } else { "model" };
-        self.target.join(parent).join(checker.name())
+        self.target.join("faults").join(checker.name())
     }
 
     /// Runs `check` with a fault in the copy, and takes the fault out again.
