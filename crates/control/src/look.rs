@@ -211,7 +211,7 @@ pub(crate) fn parent(manager: &Manager, name: &str) -> Result<Parent> {
 fn show_parent(manager: &Manager, parent: vfiod_mdev::ParentStatus) -> Parent {
     let vfiod_mdev::ParentStatus { name, leaving, types, instances } = parent;
     let model = manager.parent_model(&name).unwrap_or_default();
-    let types = types.into_iter().map(|kind| show_type(&name, kind)).collect();
+    let types = types.into_iter().map(|mdev_type| show_type(&name, mdev_type)).collect();
     Parent { name, model, leaving, types, instances }
 }
 
@@ -224,7 +224,7 @@ pub(crate) fn instance_summary(
     InstanceSummary {
         uuid: instance.uuid(),
         parent: instance.parent().to_owned(),
-        type_id: instance.kind().id.clone(),
+        type_id: instance.mdev_type().id.clone(),
         state,
         open,
         socket: manager.socket(instance.uuid()),
@@ -243,7 +243,7 @@ pub(crate) fn instance(manager: &Manager, uuid: Uuid) -> Result<Instance> {
     };
     Ok(Instance {
         summary: instance_summary(manager, &instance),
-        attributes: instance.kind().attributes.iter().map(value).collect(),
+        attributes: instance.mdev_type().attributes.iter().map(value).collect(),
         defined: manager.definition_of(&instance).map(|definition| definition.start.into()),
         device: device(manager, instance.device()),
     })
@@ -396,8 +396,8 @@ fn access(read: bool, write: bool) -> String {
     .to_owned()
 }
 
-fn show_type(parent: &str, kind: vfiod_mdev::TypeStatus) -> Type {
-    let vfiod_mdev::TypeStatus { info, available } = kind;
+fn show_type(parent: &str, mdev_type: vfiod_mdev::TypeStatus) -> Type {
+    let vfiod_mdev::TypeStatus { info, available } = mdev_type;
     let attribute = |attribute: vfiod_mdev::AttributeInfo| Attribute {
         name: attribute.name,
         values: attribute.values,

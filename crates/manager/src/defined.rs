@@ -90,7 +90,7 @@ impl Manager {
         definition.start = start;
         definition.attrs = attributes;
         store.define(&definition)?;
-        tracing::info!(%uuid, parent = definition.parent, kind = definition.mdev_type, "defined");
+        tracing::info!(%uuid, parent = definition.parent, mdev_type = definition.mdev_type, "defined");
         self.events.emit(EventKind::Defined, uuid.to_string());
         Ok(definition)
     }
@@ -101,13 +101,14 @@ impl Manager {
     /// `ENOENT`: there is no such instance; what writing its file fails with.
     pub fn define_running(&self, uuid: Uuid, start: Start) -> Result<Definition> {
         let instance = self.find_instance(uuid)?;
-        let attributes = instance.kind().attributes.iter().filter(|attribute| attribute.writable);
+        let attributes =
+            instance.mdev_type().attributes.iter().filter(|attribute| attribute.writable);
         let value = |attribute: &vfiod_mdev::AttributeInfo| {
             Ok((attribute.name.clone(), instance.attribute(&attribute.name)?))
         };
         let new = NewInstance {
             parent: instance.parent().to_owned(),
-            type_id: instance.kind().id.clone(),
+            type_id: instance.mdev_type().id.clone(),
             uuid: Some(uuid),
             attributes: attributes.map(value).collect::<Result<_>>()?,
         };
@@ -127,15 +128,15 @@ impl Manager {
             let what = format!("there is no parent `{parent}`; there is: {known}");
             return Err(Error::new(Errno::NODEV, what));
         };
-        let kinds = &status.types;
-        let Some(kind) = kinds.iter().find(|kind| kind.info.id == type_id) else {
-            let known: Vec<_> = kinds.iter().map(|kind| kind.info.id.as_str()).collect();
+        let types = &status.types;
+        let Some(mdev_type) = types.iter().find(|mdev_type| mdev_type.info.id == type_id) else {
+            let known: Vec<_> = types.iter().map(|mdev_type| mdev_type.info.id.as_str()).collect();
             let what =
                 format!("parent {parent} has no type `{type_id}`; its types: {}", known.join(", "));
             return Err(Error::new(Errno::INVAL, what));
         };
         names.try_for_each(|name| {
-            if kind.info.attribute(name)?.writable {
+            if mdev_type.info.attribute(name)?.writable {
                 return Ok(());
             }
             let what = format!("attribute `{name}` of {type_id} can only be read");

@@ -217,7 +217,7 @@ impl Manager {
     pub fn about(&self, device: &DeviceRef) -> About {
         match self.instance_of(device) {
             Some(instance) => About {
-                model: format!("{}/{}", instance.parent(), instance.kind().id),
+                model: format!("{}/{}", instance.parent(), instance.mdev_type().id),
                 socket: self.socket(instance.uuid()),
             },
             None => self.stack.about(device.name()),
@@ -351,7 +351,7 @@ impl Manager {
         let uuid = uuid.unwrap_or_else(Uuid::new_v4);
         let create = Create { attributes, ..Create::new(parent, type_id, uuid) };
         self.bus.create(&create, |device| self.endpoints.make(&self.stack, uuid, device))?;
-        tracing::info!(%uuid, parent = create.parent, kind = create.type_id, "created");
+        tracing::info!(%uuid, parent = create.parent, mdev_type = create.type_id, "created");
         self.find_instance(uuid)
     }
 

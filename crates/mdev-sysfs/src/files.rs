@@ -15,8 +15,8 @@ pub(super) const PAGE: usize = 4096;
 /// `ENODEV`: its device or parent was removed; `EACCES`: it is write-only; errors of the attribute.
 pub(super) fn show(bus: &dyn MdevBus, node: &Node) -> Result<String> {
     let mut text = match node {
-        Node::TypeFile(kind, file) => {
-            let status = kind.status(bus).ok_or_else(removed)?;
+        Node::TypeFile(mdev_type, file) => {
+            let status = mdev_type.status(bus).ok_or_else(removed)?;
             match file {
                 TypeFile::Name => status.info.name,
                 TypeFile::Description => status.info.description,
@@ -48,7 +48,9 @@ pub(super) fn store(bus: &dyn MdevBus, node: &Node, data: &[u8]) -> Result<()> {
     // `echo` adds a newline.
     let text = text.strip_suffix('\n').unwrap_or(text);
     match node {
-        Node::TypeFile(kind, TypeFile::Create) => bus.create(&kind.parent, &kind.id, uuid(text)?),
+        Node::TypeFile(mdev_type, TypeFile::Create) => {
+            bus.create(&mdev_type.parent, &mdev_type.id, uuid(text)?)
+        }
         Node::Remove(device) => {
             if number(text)? == 0 {
                 return Ok(());

@@ -139,7 +139,7 @@ impl Parent for Shelf {
     }
 }
 
-fn kind(id: &str, takes: u32) -> TypeInfo {
+fn mdev_type(id: &str, takes: u32) -> TypeInfo {
     let attribute = |name: &str, writable| AttributeInfo {
         name: name.into(),
         values: "a number".into(),
@@ -164,7 +164,7 @@ fn shelves(capacity: u32) -> (Bus, Arc<Wall>, Vec<ParentRegistration>) {
     let bus = Bus::new(Registry::new());
     let wall = Arc::new(Wall::default());
     let shelves = ["shelf", "0000:00:03.0"].map(|name| {
-        let types = vec![kind("one", 1), kind("two", 2)];
+        let types = vec![mdev_type("one", 1), mdev_type("two", 2)];
         let spec = ParentSpec { name: name.into(), types, capacity: Capacity::Shared(capacity) };
         bus.register(spec, Box::new(Shelf { wall: wall.clone() })).unwrap()
     });
@@ -435,10 +435,10 @@ fn everybody_at_once() {
                     random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
                     let uuid = uuid(random >> 60);
                     let parent = ["shelf", "0000:00:03.0"][(random >> 59 & 1) as usize];
-                    let kind = format!("class/mdev_bus/{parent}/mdev_supported_types/one");
+                    let mdev_type = format!("class/mdev_bus/{parent}/mdev_supported_types/one");
                     let device = format!("bus/mdev/devices/{uuid}");
                     let done = match random >> 56 & 7 {
-                        0..=2 => place.write(&format!("{kind}/create"), &uuid.to_string()),
+                        0..=2 => place.write(&format!("{mdev_type}/create"), &uuid.to_string()),
                         3 | 4 => place.write(&format!("{device}/remove"), "1"),
                         5 => place.write(&format!("{device}/baud"), "1200"),
                         6 => {
@@ -462,10 +462,10 @@ fn everybody_at_once() {
         }
     });
     for parent in ["shelf", "0000:00:03.0"] {
-        let kind = format!("class/mdev_bus/{parent}/mdev_supported_types/one");
+        let mdev_type = format!("class/mdev_bus/{parent}/mdev_supported_types/one");
         let left: usize =
-            place.read(&format!("{kind}/available_instances")).trim().parse().unwrap();
-        assert_eq!(place.names(&format!("{kind}/devices")).len() + left, 6);
+            place.read(&format!("{mdev_type}/available_instances")).trim().parse().unwrap();
+        assert_eq!(place.names(&format!("{mdev_type}/devices")).len() + left, 6);
     }
     for name in place.names("bus/mdev/devices") {
         place.write(&format!("bus/mdev/devices/{name}/remove"), "1").unwrap();

@@ -121,7 +121,7 @@ impl fmt::Display for Node {
             Self::ParentLink(parent) | Self::Parent(parent) => f.write_str(parent),
             Self::BusLink(uuid) | Self::TypeLink(_, uuid) => write!(f, "{uuid}"),
             Self::Types(_) => f.write_str(TYPES),
-            Self::Type(kind) => f.write_str(&kind.id),
+            Self::Type(mdev_type) => f.write_str(&mdev_type.id),
             Self::TypeFile(_, file) => {
                 let name = TypeFile::ALL.iter().find(|(there, _)| there == file);
                 f.write_str(name.map_or("", |(_, name)| name))
@@ -164,20 +164,23 @@ impl Node {
             Self::Parent(parent) | Self::Types(parent) => {
                 bus.types(parent).map(|_| Look::Directory)
             }
-            Self::Type(kind) | Self::TypeDevices(kind) => kind.status(bus).map(|_| Look::Directory),
-            Self::TypeFile(kind, file) => {
-                kind.status(bus).filter(|status| file.is_there(status))?;
+            Self::Type(mdev_type) | Self::TypeDevices(mdev_type) => {
+                mdev_type.status(bus).map(|_| Look::Directory)
+            }
+            Self::TypeFile(mdev_type, file) => {
+                mdev_type.status(bus).filter(|status| file.is_there(status))?;
                 Some(if *file == TypeFile::Create { WRITE } else { READ })
             }
-            Self::TypeLink(kind, uuid) => {
+            Self::TypeLink(mdev_type, uuid) => {
                 let instance = bus.instance(*uuid)?;
-                (*instance.parent() == *kind.parent && *instance.kind().id == *kind.id)
+                (*instance.parent() == *mdev_type.parent
+                    && *instance.mdev_type().id == *mdev_type.id)
                     .then(|| Look::Link(format!("../../../{uuid}")))
             }
             Self::Device(device) => device.instance(bus).map(|_| Look::Directory),
             Self::MdevType(device) => {
                 let instance = device.instance(bus)?;
-                Some(Look::Link(format!("../mdev_supported_types/{}", instance.kind().id)))
+                Some(Look::Link(format!("../mdev_supported_types/{}", instance.mdev_type().id)))
             }
             Self::Subsystem(device) => {
                 device.instance(bus)?;
@@ -186,7 +189,7 @@ impl Node {
             Self::Remove(device) => device.instance(bus).map(|_| WRITE),
             Self::Attribute(device, name) => {
                 let instance = device.instance(bus)?;
-                let writable = instance.kind().attribute(name).ok()?.writable;
+                let writable = instance.mdev_type().attribute(name).ok()?.writable;
                 Some(Look::File { readable: true, writable })
             }
         }
@@ -227,12 +230,14 @@ impl Node {
             Self::Types(parent) => {
                 Some(Self::Type(Type { parent: parent.clone(), id: name.into() }))
             }
-            Self::Type(kind) if name == "devices" => Some(Self::TypeDevices(kind.clone())),
-            Self::Type(kind) => TypeFile::ALL
+            Self::Type(mdev_type) if name == "devices" => {
+                Some(Self::TypeDevices(mdev_type.clone()))
+            }
+            Self::Type(mdev_type) => TypeFile::ALL
                 .iter()
                 .find(|(_, called)| *called == name)
-                .map(|(file, _)| Self::TypeFile(kind.clone(), *file)),
-            Self::TypeDevices(kind) => Some(Self::TypeLink(kind.clone(), spelt(name)?)),
+                .map(|(file, _)| Self::TypeFile(mdev_type.clone(), *file)),
+            Self::TypeDevices(mdev_type) => Some(Self::TypeLink(mdev_type.clone(), spelt(name)?)),
             Self::Device(device) => Some(match name {
                 "mdev_type" => Self::MdevType(device.clone()),
                 "subsystem" => Self::Subsystem(device.clone()),
@@ -261,22 +266,22 @@ impl Node {
                 let types = bus.types(parent).unwrap_or_default();
                 types.into_iter().map(|status| status.info.id).collect()
             }
-            Self::Type(kind) => {
-                let status = kind.status(bus);
+            Self::Type(mdev_type) => {
+                let status = mdev_type.status(bus);
                 let files = TypeFile::ALL
                     .iter()
                     .filter(|(file, _)| status.as_ref().is_some_and(|status| file.is_there(status)))
                     .map(|(_, name)| (*name).to_owned());
                 files.chain(["devices".to_owned()]).collect()
             }
-            Self::TypeDevices(kind) => names(bus, |instance| {
-                *instance.parent() == *kind.parent && *instance.kind().id == *kind.id
+            Self::TypeDevices(mdev_type) => names(bus, |instance| {
+                *instance.parent() == *mdev_type.parent && *instance.mdev_type().id == *mdev_type.id
             }),
             Self::Device(device) => {
                 let mut names: Vec<String> =
                     ["mdev_type", "subsystem", "remove"].map(str::to_owned).into();
                 if let Some(instance) = device.instance(bus) {
-                    let attributes = instance.kind().attributes.iter();
+                    let attributes = instance.mdev_type().attributes.iter();
                     let attributes = attributes.map(|attribute| attribute.name.clone());
                     // Those that cannot be the name of a file are reached by other ways.
                     let good = |name: &String| {
@@ -309,9 +314,11 @@ impl Node {
             Self::BusLink(_) => Self::Fixed(Fixed::BusDevices),
             Self::Parent(_) => Self::Fixed(Fixed::Vfiod),
             Self::Types(parent) => Self::Parent(parent.clone()),
-            Self::Type(kind) => Self::Types(kind.parent.clone()),
-            Self::TypeFile(kind, _) | Self::TypeDevices(kind) => Self::Type(kind.clone()),
-            Self::TypeLink(kind, _) => Self::TypeDevices(kind.clone()),
+            Self::Type(mdev_type) => Self::Types(mdev_type.parent.clone()),
+            Self::TypeFile(mdev_type, _) | Self::TypeDevices(mdev_type) => {
+                Self::Type(mdev_type.clone())
+            }
+            Self::TypeLink(mdev_type, _) => Self::TypeDevices(mdev_type.clone()),
             Self::Device(device) => Self::Parent(device.parent.clone()),
             Self::MdevType(device)
             | Self::Subsystem(device)

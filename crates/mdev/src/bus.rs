@@ -53,12 +53,12 @@ enum Slot {
 
 impl ParentState {
     /// How many more instances of a type there can be.
-    fn available(&self, kind: usize) -> u32 {
+    fn available(&self, mdev_type: usize) -> u32 {
         let left = match self.entry.spec.capacity {
             Capacity::Shared(units) => units.saturating_sub(self.taken.iter().sum()),
-            Capacity::PerType(units) => units.saturating_sub(self.taken[kind]),
+            Capacity::PerType(units) => units.saturating_sub(self.taken[mdev_type]),
         };
-        left / self.entry.spec.types[kind].takes
+        left / self.entry.spec.types[mdev_type].takes
     }
 }
 
@@ -163,7 +163,7 @@ impl Bus {
         let shared = Arc::new(reserved.make(create, endpoint)?);
         let instance = Instance { shared };
         reserved.fill(&instance);
-        tracing::debug!(uuid = %create.uuid, parent = create.parent, kind = create.type_id, "created");
+        tracing::debug!(uuid = %create.uuid, parent = create.parent, mdev_type = create.type_id, "created");
         Ok(instance)
     }
 
@@ -181,8 +181,8 @@ impl Bus {
             return Err(Error::new(Errno::NODEV, what));
         };
         let types = &parent.entry.spec.types;
-        let Some(kind) = types.iter().position(|kind| kind.id == *type_id) else {
-            let known: Vec<_> = types.iter().map(|kind| kind.id.as_str()).collect();
+        let Some(mdev_type) = types.iter().position(|mdev_type| mdev_type.id == *type_id) else {
+            let known: Vec<_> = types.iter().map(|mdev_type| mdev_type.id.as_str()).collect();
             let what =
                 format!("parent {name} has no type `{type_id}`; its types: {}", known.join(", "));
             return Err(Error::new(Errno::INVAL, what));
@@ -194,15 +194,15 @@ impl Bus {
             let what = format!("there is an instance {uuid} already");
             return Err(Error::new(Errno::EXIST, what));
         };
-        if parent.available(kind) == 0 {
+        if parent.available(mdev_type) == 0 {
             let what = format!("parent {name} has no {type_id} left");
             return Err(Error::new(Errno::USERS, what));
         }
         entry.insert(Slot::Reserved);
-        parent.taken[kind] += parent.entry.spec.types[kind].takes;
+        parent.taken[mdev_type] += parent.entry.spec.types[mdev_type].takes;
         parent.creating += 1;
         let parent = parent.entry.clone();
-        Ok(Reserved { bus: self, uuid: *uuid, parent, kind, filled: false })
+        Ok(Reserved { bus: self, uuid: *uuid, parent, mdev_type, filled: false })
     }
 
     /// Removes an instance. Returns when its device is unregistered and its UUID can be used again.
@@ -241,7 +241,7 @@ impl Bus {
             let mut state = lock(&self.inner.state);
             removed = state.instances.remove(&shared.uuid);
             let parent = state.parents.get_mut(name).expect("a parent outlives its instances");
-            parent.taken[shared.kind] -= shared.parent.spec.types[shared.kind].takes;
+            parent.taken[shared.mdev_type] -= shared.parent.spec.types[shared.mdev_type].takes;
             parent.instances.remove(&shared.uuid);
         }
         // Its attributes go with it, which is foreign code.
@@ -318,8 +318,9 @@ impl Bus {
     pub fn available(&self, parent: &str, type_id: &str) -> Option<u32> {
         let state = lock(&self.inner.state);
         let parent = state.parents.get(parent)?;
-        let kind = parent.entry.spec.types.iter().position(|kind| kind.id == type_id)?;
-        Some(parent.available(kind))
+        let mdev_type =
+            parent.entry.spec.types.iter().position(|mdev_type| mdev_type.id == type_id)?;
+        Some(parent.available(mdev_type))
     }
 }
 
@@ -350,7 +351,7 @@ struct Reserved<'a> {
     bus: &'a Bus,
     uuid: Uuid,
     parent: Arc<ParentEntry>,
-    kind: usize,
+    mdev_type: usize,
     filled: bool,
 }
 
@@ -360,11 +361,11 @@ impl Reserved<'_> {
         create: &Create,
         endpoint: impl FnOnce(&DeviceRef) -> Result<Box<dyn Endpoint>>,
     ) -> Result<Shared> {
-        let kind = &self.parent.spec.types[self.kind];
+        let mdev_type = &self.parent.spec.types[self.mdev_type];
         let NewInstance { device, attributes } =
-            instance::contained(kind, || self.parent.ops.create(&create.type_id, self.uuid))?;
+            instance::contained(mdev_type, || self.parent.ops.create(&create.type_id, self.uuid))?;
         for (name, value) in &create.attributes {
-            instance::set(attributes.as_ref(), kind, name, value)?;
+            instance::set(attributes.as_ref(), mdev_type, name, value)?;
         }
         let spec = DeviceSpec {
             name: self.uuid.to_string(),
@@ -376,7 +377,7 @@ impl Reserved<'_> {
         // If there is no endpoint, the registration is dropped and with it the device.
         let endpoint = endpoint(registration.device())?;
         let live = Live { endpoint, registration };
-        Ok(Shared::new(self.uuid, self.parent.clone(), self.kind, attributes, live))
+        Ok(Shared::new(self.uuid, self.parent.clone(), self.mdev_type, attributes, live))
     }
 
     fn fill(mut self, instance: &Instance) {
@@ -398,7 +399,7 @@ impl Drop for Reserved<'_> {
             if let Some(parent) = state.parents.get_mut(&self.parent.spec.name) {
                 parent.creating -= 1;
                 if !self.filled {
-                    parent.taken[self.kind] -= self.parent.spec.types[self.kind].takes;
+                    parent.taken[self.mdev_type] -= self.parent.spec.types[self.mdev_type].takes;
                     state.instances.remove(&self.uuid);
                 }
             }

@@ -57,7 +57,7 @@ pub(crate) struct Shared {
     pub(crate) uuid: Uuid,
     pub(crate) parent: Arc<ParentEntry>,
     /// The type's index in the parent's spec.
-    pub(crate) kind: usize,
+    pub(crate) mdev_type: usize,
     pub(crate) device: DeviceRef,
     attributes: Option<Arc<dyn Attributes>>,
     /// `None` once it is being removed: whoever took it removes the instance.
@@ -74,12 +74,12 @@ impl Shared {
     pub(crate) fn new(
         uuid: Uuid,
         parent: Arc<ParentEntry>,
-        kind: usize,
+        mdev_type: usize,
         attributes: Option<Arc<dyn Attributes>>,
         live: Live,
     ) -> Self {
         let device = live.registration.device().clone();
-        Self { uuid, parent, kind, device, attributes, live: Mutex::new(Some(live)) }
+        Self { uuid, parent, mdev_type, device, attributes, live: Mutex::new(Some(live)) }
     }
 
     /// Makes the caller the one who removes the instance. Returns `None` if another thread does
@@ -131,8 +131,8 @@ impl Instance {
     }
 
     /// Its type.
-    pub fn kind(&self) -> &TypeInfo {
-        &self.shared.parent.spec.types[self.shared.kind]
+    pub fn mdev_type(&self) -> &TypeInfo {
+        &self.shared.parent.spec.types[self.shared.mdev_type]
     }
 
     /// The device, called by the UUID in the core's registry.
@@ -150,10 +150,10 @@ impl Instance {
     /// # Errors
     /// `ENOENT`: its type has no such attribute; what the parent says; `EIO`: the parent panicked.
     pub fn attribute(&self, name: &str) -> Result<String> {
-        let kind = self.kind();
-        kind.attribute(name)?;
-        let attributes = of(self.shared.attributes.as_ref(), kind)?;
-        contained(kind, || attributes.get(name))
+        let mdev_type = self.mdev_type();
+        mdev_type.attribute(name)?;
+        let attributes = of(self.shared.attributes.as_ref(), mdev_type)?;
+        contained(mdev_type, || attributes.get(name))
     }
 
     /// Sets an attribute.
@@ -162,40 +162,40 @@ impl Instance {
     /// `ENOENT`: its type has no such attribute; `EACCES`: it can only be read; `EINVAL`, `EBUSY`:
     /// as [`Attributes::set`] says; `EIO`: the parent panicked.
     pub fn set_attribute(&self, name: &str, value: &str) -> Result<()> {
-        set(self.shared.attributes.as_ref(), self.kind(), name, value)
+        set(self.shared.attributes.as_ref(), self.mdev_type(), name, value)
     }
 }
 
 /// Sets an attribute of an instance that may not be there yet.
 pub(crate) fn set(
     attributes: Option<&Arc<dyn Attributes>>,
-    kind: &TypeInfo,
+    mdev_type: &TypeInfo,
     name: &str,
     value: &str,
 ) -> Result<()> {
-    if !kind.attribute(name)?.writable {
-        let what = format!("attribute `{name}` of {} can only be read", kind.id);
+    if !mdev_type.attribute(name)?.writable {
+        let what = format!("attribute `{name}` of {} can only be read", mdev_type.id);
         return Err(Error::new(Errno::ACCESS, what));
     }
-    let attributes = of(attributes, kind)?;
-    contained(kind, || attributes.set(name, value))
+    let attributes = of(attributes, mdev_type)?;
+    contained(mdev_type, || attributes.set(name, value))
 }
 
 fn of<'a>(
     attributes: Option<&'a Arc<dyn Attributes>>,
-    kind: &TypeInfo,
+    mdev_type: &TypeInfo,
 ) -> Result<&'a Arc<dyn Attributes>> {
     attributes.ok_or_else(|| {
-        let what = format!("type {} lists attributes, but its instances have none", kind.id);
+        let what = format!("type {} lists attributes, but its instances have none", mdev_type.id);
         Error::new(Errno::IO, what)
     })
 }
 
 /// Calls a parent; its panic is `EIO`.
-pub(crate) fn contained<R>(kind: &TypeInfo, call: impl FnOnce() -> Result<R>) -> Result<R> {
+pub(crate) fn contained<R>(mdev_type: &TypeInfo, call: impl FnOnce() -> Result<R>) -> Result<R> {
     contain(call).unwrap_or_else(|panic| {
-        tracing::error!(kind = kind.id, error = %panic, "a parent failed");
-        let what = format!("the parent of {} failed", kind.id);
+        tracing::error!(mdev_type = mdev_type.id, error = %panic, "a parent failed");
+        let what = format!("the parent of {} failed", mdev_type.id);
         Err(Error::new(Errno::IO, what).because(panic))
     })
 }

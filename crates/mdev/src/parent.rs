@@ -119,13 +119,13 @@ impl ParentSpec {
         if self.types.is_empty() {
             return wrong(format!("parent {} has no type", self.name));
         }
-        for (at, kind) in self.types.iter().enumerate() {
-            check_name("type", &kind.id)?;
-            if kind.takes == 0 {
-                return wrong(format!("type {} takes nothing", kind.id));
+        for (at, mdev_type) in self.types.iter().enumerate() {
+            check_name("type", &mdev_type.id)?;
+            if mdev_type.takes == 0 {
+                return wrong(format!("type {} takes nothing", mdev_type.id));
             }
-            if self.types[..at].iter().any(|other| other.id == kind.id) {
-                return wrong(format!("parent {} has type {} twice", self.name, kind.id));
+            if self.types[..at].iter().any(|other| other.id == mdev_type.id) {
+                return wrong(format!("parent {} has type {} twice", self.name, mdev_type.id));
             }
         }
         Ok(())

@@ -115,7 +115,7 @@ impl Parent for Shop {
     }
 }
 
-fn kind(id: &str, takes: u32) -> TypeInfo {
+fn mdev_type(id: &str, takes: u32) -> TypeInfo {
     let attribute = |name: &str, writable| AttributeInfo {
         name: name.to_owned(),
         values: "red or blue".to_owned(),
@@ -152,7 +152,7 @@ fn rig_with(capacity: Capacity) -> Rig {
 fn rig_in(registry: Registry, capacity: Capacity) -> Rig {
     let bus = Bus::new(registry.clone());
     let knobs = Arc::<Knobs>::default();
-    let types = vec![kind("narrow", 1), kind("wide", 2)];
+    let types = vec![mdev_type("narrow", 1), mdev_type("wide", 2)];
     let spec = ParentSpec { name: "shop".to_owned(), types, capacity };
     let shop = bus.register(spec, Box::new(Shop(knobs.clone()))).unwrap();
     Rig { registry, bus, shop, knobs }
@@ -163,8 +163,8 @@ fn uuid(n: u128) -> Uuid {
 }
 
 impl Rig {
-    fn create(&self, kind: &str, n: u128) -> Result<Instance> {
-        self.bus.create(&Create::new("shop", kind, uuid(n)), |_| Ok(Box::new(NoEndpoint)))
+    fn create(&self, mdev_type: &str, n: u128) -> Result<Instance> {
+        self.bus.create(&Create::new("shop", mdev_type, uuid(n)), |_| Ok(Box::new(NoEndpoint)))
     }
 
     fn with(&self, n: u128, attributes: &[(&str, &str)]) -> Result<Instance> {
@@ -178,7 +178,7 @@ impl Rig {
     }
 
     fn left(&self) -> [u32; 2] {
-        ["narrow", "wide"].map(|kind| self.bus.available("shop", kind).unwrap())
+        ["narrow", "wide"].map(|mdev_type| self.bus.available("shop", mdev_type).unwrap())
     }
 
     /// Nothing was left behind.
@@ -234,7 +234,7 @@ fn a_uuid_is_known_once_until_it_is_gone() {
     refused(rig.create("narrow", 1), Errno::EXIST, "there is an instance 00000000-0000-0000");
     refused(rig.create("wide", 1), Errno::EXIST, "already");
     assert_eq!(instance.device().name(), uuid(1).to_string());
-    assert_eq!((instance.parent(), instance.kind().id.as_str()), ("shop", "narrow"));
+    assert_eq!((instance.parent(), instance.mdev_type().id.as_str()), ("shop", "narrow"));
     // Its set is its own: it is called like the device.
     assert_eq!(instance.device().set_name(), instance.device().name());
     rig.bus.remove(uuid(1), Removal::Refuse).unwrap();
@@ -454,16 +454,16 @@ fn a_parent_is_known_once() {
         capacity: Capacity::Shared(1),
     };
     let register = |spec| rig.bus.register(spec, Box::new(Shop(rig.knobs.clone())));
-    refused(register(spec("shop", vec![kind("a", 1)])), Errno::EXIST, "called shop already");
+    refused(register(spec("shop", vec![mdev_type("a", 1)])), Errno::EXIST, "called shop already");
     refused(register(spec("b", vec![])), Errno::INVAL, "has no type");
-    refused(register(spec("b", vec![kind("a", 0)])), Errno::INVAL, "takes nothing");
-    refused(register(spec("b", vec![kind("a", 1), kind("a", 1)])), Errno::INVAL, "twice");
+    refused(register(spec("b", vec![mdev_type("a", 0)])), Errno::INVAL, "takes nothing");
+    refused(register(spec("b", vec![mdev_type("a", 1), mdev_type("a", 1)])), Errno::INVAL, "twice");
     for bad in ["", ".", "..", ".b", "a/b", "a b", "a\n", "\u{e4}"] {
-        refused(register(spec(bad, vec![kind("a", 1)])), Errno::INVAL, "no name for a parent");
-        refused(register(spec("b", vec![kind(bad, 1)])), Errno::INVAL, "no name for a type");
+        refused(register(spec(bad, vec![mdev_type("a", 1)])), Errno::INVAL, "no name for a parent");
+        refused(register(spec("b", vec![mdev_type(bad, 1)])), Errno::INVAL, "no name for a type");
     }
-    drop(register(spec("b", vec![kind("a", 1)])).unwrap());
-    register(spec("b", vec![kind("a", 1)])).unwrap().unregister(None);
+    drop(register(spec("b", vec![mdev_type("a", 1)])).unwrap());
+    register(spec("b", vec![mdev_type("a", 1)])).unwrap().unregister(None);
 }
 
 /// Holds the first open of one device, which happens under its set's lock.

@@ -36,8 +36,8 @@ pub(super) fn parents() -> Vec<CompletionCandidate> {
 
 pub(super) fn types() -> Vec<CompletionCandidate> {
     let all: Vec<view::Type> = ask("types");
-    let help = |kind: &view::Type| format!("{} {}", kind.parent, kind.description);
-    all.into_iter().map(|kind| candidate(kind.id.clone(), help(&kind))).collect()
+    let help = |mdev_type: &view::Type| format!("{} {}", mdev_type.parent, mdev_type.description);
+    all.into_iter().map(|mdev_type| candidate(mdev_type.id.clone(), help(&mdev_type))).collect()
 }
 
 pub(super) fn instances() -> Vec<CompletionCandidate> {

@@ -246,7 +246,7 @@ fn list(kind: Kind, daemon: &Daemon) -> anyhow::Result<()> {
             kind,
             &["name", "model", "types", "instances"],
             |parent, row| {
-                let types = parent.types.iter().map(|kind| kind.id.clone());
+                let types = parent.types.iter().map(|mdev_type| mdev_type.id.clone());
                 row["types"] = words(types.collect()).into();
                 row["instances"] = parent.instances.len().into();
             },
@@ -348,7 +348,7 @@ fn find(client: &mut Client, kind: Kind, name: &str) -> anyhow::Result<Value> {
         // A type has no resource of its own.
         Kind::Types => {
             let types: Vec<view::Type> = client.get(&vfiod_control::client::path(["types"]))?;
-            match types.into_iter().find(|kind| kind.id == name) {
+            match types.into_iter().find(|mdev_type| mdev_type.id == name) {
                 Some(found) => Ok(serde_json::to_value(found)?),
                 None => bail!(not_found(format!("there is no type `{name}`"))),
             }

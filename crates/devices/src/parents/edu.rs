@@ -14,7 +14,7 @@ use crate::edu::{Edu, EduOptions};
 
 pub(crate) struct EduParent;
 
-fn kind() -> TypeInfo {
+fn mdev_type() -> TypeInfo {
     TypeInfo {
         id: "edu-1".to_owned(),
         name: "edu".to_owned(),
@@ -37,7 +37,7 @@ impl ConfiguredParent for EduParent {
 
     fn configured(name: &str, options: ParentOptions) -> Result<(ParentSpec, Box<dyn Parent>)> {
         let (name, capacity) = (name.to_owned(), Capacity::PerType(options.instances));
-        Ok((ParentSpec { name, types: vec![kind()], capacity }, Box::new(Self)))
+        Ok((ParentSpec { name, types: vec![mdev_type()], capacity }, Box::new(Self)))
     }
 }
 

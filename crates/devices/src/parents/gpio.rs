@@ -13,7 +13,7 @@ use crate::gpio::{Gpio, GpioOptions, Lines};
 
 pub(crate) struct GpioParent;
 
-fn kind() -> TypeInfo {
+fn mdev_type() -> TypeInfo {
     let attribute = |name: &str, values: &str, summary: &str, writable| AttributeInfo {
         name: name.to_owned(),
         values: values.to_owned(),
@@ -45,7 +45,7 @@ impl ConfiguredParent for GpioParent {
 
     fn configured(name: &str, options: ParentOptions) -> Result<(ParentSpec, Box<dyn Parent>)> {
         let (name, capacity) = (name.to_owned(), Capacity::PerType(options.instances));
-        Ok((ParentSpec { name, types: vec![kind()], capacity }, Box::new(Self)))
+        Ok((ParentSpec { name, types: vec![mdev_type()], capacity }, Box::new(Self)))
     }
 }
 

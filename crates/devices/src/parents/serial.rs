@@ -48,7 +48,7 @@ fn kinds() -> Vec<TypeInfo> {
         summary: "what the ports are connected to; not while the card is in use".to_owned(),
         writable: true,
     };
-    let kind = |id: &str, name: &str, takes, attributes| TypeInfo {
+    let mdev_type = |id: &str, name: &str, takes, attributes| TypeInfo {
         id: id.to_owned(),
         name: name.to_owned(),
         description: format!("{name}: a PCI card with 16550A ports"),
@@ -58,8 +58,8 @@ fn kinds() -> Vec<TypeInfo> {
     };
     let (first, second) = (terminal("first", "pty0"), terminal("second", "pty1"));
     vec![
-        kind("mtty-1", "Single port serial", 1, vec![backend.clone(), first.clone()]),
-        kind("mtty-2", "Dual port serial", 2, vec![backend, first, second]),
+        mdev_type("mtty-1", "Single port serial", 1, vec![backend.clone(), first.clone()]),
+        mdev_type("mtty-2", "Dual port serial", 2, vec![backend, first, second]),
     ]
 }
 

@@ -26,13 +26,13 @@ fn create(bus: &Bus, kind: &str, n: u128) -> Result<Instance> {
 fn every_parent_makes_every_type_it_lists_until_none_is_left() {
     for info in catalogue().parents() {
         let (bus, registration) = bus(&info.name, "{}");
-        for kind in bus.parent("p").unwrap().types {
-            let id = &kind.info.id;
-            assert!(kind.available > 0, "{id}");
+        for mdev_type in bus.parent("p").unwrap().types {
+            let id = &mdev_type.info.id;
+            assert!(mdev_type.available > 0, "{id}");
             let all: Vec<_> =
-                (1..=kind.available.into()).map(|n| create(&bus, id, n).unwrap()).collect();
+                (1..=mdev_type.available.into()).map(|n| create(&bus, id, n).unwrap()).collect();
             assert_eq!(create(&bus, id, 1 << 64).unwrap_err().errno(), Errno::USERS, "{id}");
-            for attribute in &kind.info.attributes {
+            for attribute in &mdev_type.info.attributes {
                 let value = all[0].attribute(&attribute.name).unwrap();
                 if attribute.writable {
                     // What it says of itself can be set.
@@ -45,7 +45,7 @@ fn every_parent_makes_every_type_it_lists_until_none_is_left() {
             for instance in all {
                 bus.remove(instance.uuid(), Removal::Refuse).unwrap();
             }
-            assert_eq!(bus.available("p", id), Some(kind.available));
+            assert_eq!(bus.available("p", id), Some(mdev_type.available));
         }
         registration.unregister(None);
     }

@@ -51,7 +51,7 @@ impl Stage {
         let registry = Registry::new();
         let bus = Bus::new(registry.clone());
         let ledger = Ledger::new(capacity as usize);
-        let kind = TypeInfo {
+        let mdev_type = TypeInfo {
             id: "t".to_owned(),
             name: "t".to_owned(),
             description: String::new(),
@@ -60,7 +60,7 @@ impl Stage {
             attributes: Vec::new(),
         };
         let capacity = Capacity::Shared(capacity);
-        let spec = ParentSpec { name: "p".to_owned(), types: vec![kind], capacity };
+        let spec = ParentSpec { name: "p".to_owned(), types: vec![mdev_type], capacity };
         let parent = Some(bus.register(spec, Box::new(Maker(ledger.clone()))).expect("registers"));
         Self { registry, bus, ledger, parent }
     }
