@@ -13,7 +13,7 @@
 //! [bus.backplane]                  # a PCI bus
 //! segment = 0
 //! number = 1
-//! bridge = "root/02.0"             # what it hangs off: the bridge in a place of another bus
+//! bridge = "root/02.0"             # what it is behind: the bridge at an address of another bus
 //! reset = "slot"                   # a reset reaches one "slot", the whole "bus", or "none":
 //!                                  # who is reset together is one device set
 //!

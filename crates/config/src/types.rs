@@ -139,7 +139,7 @@ pub struct BusConfig {
     pub number: u8,
     /// What a reset reaches, and so who shares a set.
     pub kind: BusKind,
-    /// The bridge that it hangs off, if that has a place.
+    /// The bridge that it is behind, if that has a PCI address.
     pub bridge: Option<BridgeConfig>,
 }
 

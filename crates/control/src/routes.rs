@@ -160,7 +160,7 @@ async fn set(State(manager): Shared, Named(name): Named<String>) -> Answer<view:
 #[derive(Clone, Copy, Debug, Default, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 enum IfInUse {
-    /// Not at all then.
+    /// Refuse while it is in use.
     #[default]
     Refuse,
     /// Under its users, who are not asked.
@@ -179,7 +179,7 @@ struct HowToReset {
 
 /// Resets every member of a device set.
 ///
-/// 409 EBUSY: a member is in use, or did not come to rest.
+/// 409 EBUSY: a member is in use, or could not be quiesced.
 #[utoipa::path(post, path = "/sets/{name}/reset", tag = "sets",
     params(("name" = String, Path, description = "the set's name"), HowToReset),
     responses((status = 204), (status = "default", response = Problem)))]
@@ -314,12 +314,12 @@ async fn change_instance(
 #[derive(Clone, Copy, Debug, Default, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 enum Policy {
-    /// Not at all then.
+    /// Refuse while it is in use.
     #[default]
     Refuse,
     /// Ask its users to close it, and wait.
     Wait,
-    /// Likewise, but taken from them at the deadline.
+    /// Ask its users to close it, and revoke their files at the deadline.
     Deadline,
 }
 

@@ -119,7 +119,7 @@ impl Core for Ours {
     }
 
     fn open_and_close(&self, _n: usize, member: &Registration) {
-        // By number, as somebody does who does not hold the registration.
+        // By number, as a caller does that does not hold the registration.
         let device: DeviceRef = self.registry.get(member.device().id()).expect("is registered");
         drop(device.open(me()).expect("opens"));
     }

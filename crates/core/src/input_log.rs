@@ -1,4 +1,4 @@
-//! Where a device's input from outside (characters of a serial port, lines that somebody sets) arrives
+//! Where a device's input from outside (characters of a serial port, lines that another program sets) arrives
 //! between the calls of a session: recorded for a capture, and given to the device at the same places
 //! again when the capture is replayed.
 //!

@@ -227,7 +227,7 @@ fn set_bits(bitmap: &mut [u8], first: u64, last: u64) {
     bitmap[last_byte] |= high;
 }
 
-/// A range that somebody is writing: its pages are marked when this is dropped.
+/// A range that is being written: its pages are marked when this is dropped.
 #[derive(Debug)]
 pub(crate) struct Writing {
     log: Arc<DirtyLog>,

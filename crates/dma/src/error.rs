@@ -7,7 +7,7 @@ pub use rustix::io::Errno;
 /// Shorthand for results of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// A failure: the errno that a peer is told, what went wrong in words, and the cause.
+/// A failure: the errno for the peer, what went wrong in words, and the cause.
 #[derive(Debug, thiserror::Error)]
 #[error("{what} ({})", errno)]
 pub struct Error {
@@ -17,7 +17,7 @@ pub struct Error {
 }
 
 impl Error {
-    /// An error with the errno that a peer is told and what went wrong.
+    /// An error with the errno for the peer and what went wrong.
     pub fn new(errno: Errno, what: impl Into<Cow<'static, str>>) -> Self {
         Self { errno, what: what.into(), source: None }
     }

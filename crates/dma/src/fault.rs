@@ -367,7 +367,7 @@ mod x86_64 {
                 libc::pthread_sigmask(libc::SIG_SETMASK, &before, std::ptr::null_mut());
             }
             // std's handler puts the default back and returns, for a fault to end the process;
-            // a signal that somebody sent must not take our protection away like that.
+            // a signal that a process sent must not take our protection away like that.
             if sent {
                 handle();
             }

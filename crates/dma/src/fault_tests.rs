@@ -63,7 +63,7 @@ macro_rules! suite {
                         assert_eq!(before[shift..shift + len], pattern[..len], "{len} {shift}");
                         assert!(before[shift + len..].iter().all(|b| *b == 0xee), "{len} {shift}");
                         let mut back = vec![0; len + 2];
-                        // SAFETY: likewise.
+                        // SAFETY: within the mapped pages and a buffer of `len + 2` bytes.
                         unsafe {
                             copy_in(back.as_mut_ptr().add(1), shared.at.add(shift), len).unwrap();
                         }

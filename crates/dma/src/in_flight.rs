@@ -79,7 +79,7 @@ impl Drop for Flight {
         let wakers = std::mem::take(&mut waiters.wakers);
         let threads = waiters.threads;
         drop(waiters);
-        // A system call, so only if somebody waits.
+        // A system call, so only if an unmap waits.
         if threads > 0 {
             self.of.ended.notify_all();
         }

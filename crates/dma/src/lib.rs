@@ -25,7 +25,7 @@
 //! | copy of up to [`DIRECT`] bytes, translation | under the attachment's lock | under it | for the lock | for the lock |
 //! | larger copy | under the lock | without | as a range in use | as in flight |
 //! | [`Hold`] | under the lock | when dropped, from any thread | as a range in use, bounded | as in flight |
-//! | request by message | under the lock | with its [`Completion`] | no: the client sees to it itself | while somebody awaits it |
+//! | request by message | under the lock | with its [`Completion`] | no: the client sees to it itself | while a task awaits it |
 //! | [`Delay`] of a listener | when the unmap begins | when dropped | as a range in use, bounded | no |
 
 mod attachment;

@@ -24,7 +24,7 @@ const PROCESS_BYTES: u64 = 96 << 40;
 static MAPPINGS: AtomicU64 = AtomicU64::new(0);
 static BYTES: AtomicU64 = AtomicU64::new(0);
 
-/// How much address space somebody's mappings take.
+/// How much address space an owner's mappings take.
 #[derive(Debug, Default)]
 pub(crate) struct Account(AtomicU64);
 
@@ -88,8 +88,8 @@ unsafe impl Send for MappedFile {}
 unsafe impl Sync for MappedFile {}
 
 impl MappedFile {
-    /// Maps `len` bytes (whole pages) of a file from `offset` (likewise), which may reach past
-    /// its end. Where writing is refused for the whole file (a seal), it is mapped for
+    /// Maps `len` bytes of a file from `offset`, both in whole pages; the range may reach
+    /// past the file's end. Where writing is refused for the whole file (a seal), it is mapped for
     /// reading.
     ///
     /// # Errors
@@ -294,7 +294,7 @@ impl MappedFile {
 
 impl Drop for MappedFile {
     fn drop(&mut self) {
-        // First: what is mapped there next may be somebody else's.
+        // First: the address may be mapped again for another owner at once.
         self.watch = None;
         // SAFETY: our mapping, and nobody holds it any more.
         if let Err(error) = unsafe { munmap(self.base.as_ptr().cast(), self.len) } {

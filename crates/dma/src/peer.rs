@@ -35,7 +35,7 @@ struct Request<T> {
 }
 
 enum State<T> {
-    /// Nobody has polled yet, or somebody waits.
+    /// Not polled yet, or a task waits.
     Pending(Option<Waker>),
     Completed(Result<T>),
     /// The result was taken, or nobody wants it.
@@ -56,7 +56,7 @@ pub struct Completion<T> {
 pub(crate) struct Ends {
     /// Marks pages, as soon as the client may have written them.
     writing: Option<Writing>,
-    /// Counts the request as in flight for as long as somebody waits for it. One that is abandoned
+    /// Counts the request as in flight for as long as a task waits for it. One that is abandoned
     /// cannot be called back, and the client may be waiting for the very reset that abandoned it:
     /// it gets the request before the reset's reply.
     flight: Flight,

@@ -36,7 +36,7 @@ const OWNER_END: Duration = Duration::from_secs(1);
 /// # Locks
 /// The *control* lock is held while mappings come and go, also during `mmap`. The locks of the
 /// attachments are taken for the few instructions that change the map. Neither is held while
-/// somebody waits. Order: control, attachments, ranges in use, dirty log.
+/// an unmap waits. Order: control, attachments, ranges in use, dirty log.
 #[derive(Clone)]
 pub struct Space {
     pub(crate) inner: Arc<Inner>,

@@ -22,7 +22,7 @@ pub(crate) struct Mapping {
     pub(crate) offset: u64,
     /// What is behind it: a slot of the table's owner.
     pub(crate) source: u32,
-    /// Whose it is: likewise.
+    /// Whose it is: a slot of the table's owner.
     pub(crate) owner: u16,
     /// Allowed accesses: the bits of a [`Perm`], in a byte so that a mapping has 24.
     perm: u8,

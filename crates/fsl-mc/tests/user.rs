@@ -101,7 +101,7 @@ impl Rig {
         self.serve(&name, Box::new(ObjectDevice::new(plugged).unwrap()))
     }
 
-    /// A new connection, once the one before has been let go of.
+    /// A new connection, once the one before has been released.
     fn client(&self, name: &str) -> Client {
         let path = self.directory.path().join(name);
         for _ in 0..500 {
@@ -120,7 +120,7 @@ impl Rig {
 /// What a command ends with: the token in its header, and its parameters.
 type Answered = Result<(u16, [u64; 7]), u8>;
 
-/// Sends a command as `vfio-fsl-mc` does: 64 bytes at once, and reads the answer likewise.
+/// Sends a command as `vfio-fsl-mc` does: 64 bytes at once, and reads the reply at once, too.
 fn send(client: &mut Client, id: u64, token: u16, params: &[u64]) -> Answered {
     let mut words = [0; 8];
     words[0] = id | READY | u64::from(token) << 32;

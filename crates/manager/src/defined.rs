@@ -70,7 +70,7 @@ impl Manager {
     /// A definition; `parent` where a UUID is defined for several.
     ///
     /// # Errors
-    /// `ENOENT`: there is none; what reading its file fails with.
+    /// `ENOENT`: there is none; errors of reading its file.
     pub fn definition(&self, uuid: Uuid, parent: Option<&str>) -> Result<Definition> {
         let none = || Error::new(Errno::NOENT, format!("there is no definition {uuid}"));
         self.store()?.get(uuid, parent)?.ok_or_else(none)
@@ -80,7 +80,7 @@ impl Manager {
     ///
     /// # Errors
     /// `ENODEV`, `EINVAL`, `ENOENT`, `EACCES`: no such parent, type or attribute, or it can only
-    /// be read; what writing its file fails with.
+    /// be read; errors of writing its file.
     pub fn define(&self, new: NewInstance, start: Start) -> Result<Definition> {
         let store = self.store()?;
         let NewInstance { parent, type_id, uuid, attributes } = new;
@@ -98,7 +98,7 @@ impl Manager {
     /// Adds a definition of an instance as it is now.
     ///
     /// # Errors
-    /// `ENOENT`: there is no such instance; what writing its file fails with.
+    /// `ENOENT`: there is no such instance; errors of writing its file.
     pub fn define_running(&self, uuid: Uuid, start: Start) -> Result<Definition> {
         let instance = self.find_instance(uuid)?;
         let attributes =
@@ -176,7 +176,7 @@ impl Manager {
     /// Removes a definition. An instance of it that runs stays until it is removed.
     ///
     /// # Errors
-    /// What removing its file fails with.
+    /// Errors of removing its file.
     pub fn undefine(&self, uuid: Uuid, parent: Option<&str>) -> Result<()> {
         self.store()?.undefine(uuid, parent)?;
         tracing::info!(%uuid, "undefined");

@@ -18,7 +18,7 @@ const SCRIPTS: [&str; 2] =
 /// Makes what is not there, and lets mdevctl's definitions be those of the daemon, if it has any.
 ///
 /// # Errors
-/// `ENOTEMPTY`: there are other definitions; or what the file system says.
+/// `ENOTEMPTY`: there are other definitions; or errors of the file system.
 pub(super) fn prepare(root: &Path, definitions: Option<&Path>) -> Result<()> {
     for scripts in SCRIPTS {
         make(&root.join(scripts))?;

@@ -115,8 +115,8 @@ impl Server {
     }
 
     fn clients_of(&self, device: DeviceRef) -> Arc<Clients> {
-        // With few threads in all, even fewer for one device; but two, so that a client that has
-        // gone can be let go of while another waits for that.
+        // With few threads in all, even fewer for one device; but two, so that the file of a
+        // client that has gone can be released while another client waits for that.
         let threads = (self.options.max_threads / 4).clamp(2, MAX_THREADS_PER_DEVICE);
         Clients::new(device, self.options.poll, threads, self.options.max_connections)
     }

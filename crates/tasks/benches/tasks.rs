@@ -77,7 +77,7 @@ fn poll_again(count: usize) -> f64 {
     })
 }
 
-/// Two tasks that ring one another: two rings and two polls for each turn, of which half is told.
+/// Two tasks that ring one another: each turn takes two rings and two polls; half of a turn is reported.
 fn ping_pong(workers: usize, count: usize) -> f64 {
     let (runtime, _workers) = with_workers(workers);
     measure(count, |count| {

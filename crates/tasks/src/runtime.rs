@@ -10,7 +10,7 @@ use crate::timers::{Clock, ManualClock};
 
 /// Runs tasks. A clone is the same runtime.
 ///
-/// It has no thread of its own. Somebody starts [`Workers`](crate::Workers), or calls
+/// It has no thread of its own. Its owner starts [`Workers`](crate::Workers), or calls
 /// [`Runtime::run`] whenever [`Runtime::fd`] is readable. When the last clone is dropped, no task
 /// runs any more, and the future of each is dropped, at the latest when something wakes it.
 #[derive(Clone)]
@@ -56,7 +56,7 @@ impl Runtime {
         Self::with(Clock::System)
     }
 
-    /// A runtime whose time passes only when somebody moves the clock.
+    /// A runtime whose time passes only when a test moves the clock.
     ///
     /// # Errors
     /// As [`Runtime::new`].

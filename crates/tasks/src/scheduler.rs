@@ -246,7 +246,7 @@ impl Scheduler {
 
 impl Queue {
     /// Whether the caller must call [`Reactor::wake`], the queue's lock dropped: there are tasks
-    /// for which nobody will look, and somebody sleeps or has yet to come.
+    /// that no worker will look for, and one sleeps or has yet to start.
     fn must_wake(&mut self) -> bool {
         let nobody_looks = self.workers == 0 && self.runs == 0;
         let wake = !self.wake_sent

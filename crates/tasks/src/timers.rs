@@ -34,8 +34,8 @@ impl ManualClock {
         lock(&self.time).now
     }
 
-    /// Moves the clock forward and wakes the tasks whose time has come. They run when somebody
-    /// runs them.
+    /// Moves the clock forward and wakes the tasks whose time has come. They run when a
+    /// worker or the caller of `run` polls them.
     pub fn advance(&self, by: Duration) {
         let timers = {
             let mut time = lock(&self.time);

@@ -1,4 +1,4 @@
-//! Configuration files as files: the examples are right, mistakes are told.
+//! Configuration files as files: the examples are right, mistakes are reported.
 
 mod process;
 

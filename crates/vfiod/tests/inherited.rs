@@ -1,4 +1,4 @@
-//! Sockets that somebody else made: `--fd`, socket activation.
+//! Sockets that another process made: `--fd`, socket activation.
 
 mod process;
 

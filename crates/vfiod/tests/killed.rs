@@ -1,5 +1,6 @@
-//! The daemon is killed at random instants, a few hundred times: every definition is as somebody
-//! was told, or as somebody was about to be told; what starts by itself runs, on the same socket.
+//! The daemon is killed at random instants, a few hundred times: every definition is as the
+//! last reply said, or as the next reply would have said; what starts by itself runs, on the same
+//! socket.
 
 mod process;
 

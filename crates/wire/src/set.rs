@@ -44,7 +44,7 @@ pub mod info_flag {
 
 /// Flags of [`HotResetMember`].
 pub mod member_flag {
-    /// Somebody has it open.
+    /// Its device is open.
     pub const OPEN: u32 = 1 << 0;
     /// It is open, and by the caller's owner.
     pub const OWNED: u32 = 1 << 1;
@@ -63,7 +63,7 @@ pub struct SetMember {
     pub name: String,
     /// Where it is on its bus, if that says so.
     pub location: Option<String>,
-    /// Somebody has it open.
+    /// Its device is open.
     pub open: bool,
     /// It is open, and by the caller's owner.
     pub owned: bool,

@@ -78,7 +78,7 @@ pub(crate) fn hot_reset_against_accesses() {
     stage.finish();
 }
 
-/// Somebody else opens and closes the other member.
+/// Another owner opens and closes the other member.
 pub(crate) fn hot_reset_against_another_owner() {
     let stage = Stage::plain();
     let file = open(&stage.device(0)).expect("opens");

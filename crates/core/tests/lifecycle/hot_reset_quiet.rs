@@ -101,7 +101,7 @@ fn what_clients_store_in_mapped_pages_until_the_last_member_is_reset_is_gone() {
     for memory in &pair.memories {
         assert!(contents(memory).iter().all(|byte| *byte == POWER_ON));
     }
-    // And for each it was one reset, as far as anybody is told.
+    // A read of the region sees the reset, too.
     let mut data = [0; 4];
     pair.files[0].read(MEMORY, 0, &mut data).unwrap();
     assert_eq!(data, [POWER_ON; 4]);

@@ -21,7 +21,7 @@ fn word(value: &Value) -> String {
     }
 }
 
-/// Somebody who holds a file.
+/// A process that holds a file.
 fn owner(fields: &Map<String, Value>) -> Option<String> {
     if let Some(purpose) = fields.get("purpose") {
         return Some(format!("{} (the daemon itself)", word(purpose)));

@@ -196,7 +196,7 @@ fn a_transfer_that_fails_ends() {
     assert_eq!(interrupt.wait(), 1, "the client took its memory away");
 }
 
-/// A client that answers when it is told to.
+/// A client that replies when the test says so.
 struct Slow(Sender<Asked>);
 
 /// What a client was asked for and has not answered.

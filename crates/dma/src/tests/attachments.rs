@@ -21,7 +21,7 @@ fn now<F: Future>(future: F) -> F::Output {
     }
 }
 
-/// A peer that answers when it is told to.
+/// A peer that replies when the test says so.
 #[derive(Default)]
 struct Slow {
     reads: Mutex<Vec<Read>>,

@@ -84,7 +84,7 @@ fn part_of_a_mapping_is_copied_to_another_space() {
     assert_eq!(errno(from.copy(0x1000, 0x1000, &to, 0x9800, RW, B)), Errno::EXIST);
 }
 
-/// Notes what it is told, and keeps delays as long as it is asked to.
+/// Records what it is notified of, and keeps delays as long as the test wants.
 #[derive(Default)]
 struct Notes {
     events: Mutex<Vec<(&'static str, u64, u64)>>,

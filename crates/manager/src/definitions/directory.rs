@@ -40,7 +40,7 @@ impl Drop for Directory {
 
 impl Directory {
     /// # Errors
-    /// `EBUSY`: locked by another daemon; or what the file system says.
+    /// `EBUSY`: locked by another daemon; or errors of the file system.
     pub(super) fn open(path: &Path) -> Result<Self> {
         make(path).map_err(|error| failed("make", path, error))?;
         // Whoever changes to another directory later still finds it.
@@ -83,7 +83,7 @@ impl Directory {
     /// Names of parents that have or had definitions, in order.
     ///
     /// # Errors
-    /// What the file system says.
+    /// Errors of the file system.
     pub(super) fn parents(&self) -> Result<Vec<String>> {
         let mut parents = Vec::new();
         let entries =
@@ -106,7 +106,7 @@ impl Directory {
     /// device by the usual spelling of its UUID only.
     ///
     /// # Errors
-    /// What the file system says.
+    /// Errors of the file system.
     pub(super) fn files(&self, parent: &str) -> Result<Vec<Uuid>> {
         let path = self.path.join(parent);
         let mut files = Vec::new();
@@ -187,7 +187,7 @@ impl Directory {
     /// Writes a definition that is not there.
     ///
     /// # Errors
-    /// `EEXIST`; or what the file system says.
+    /// `EEXIST`; or errors of the file system.
     pub(super) fn create(&self, definition: &Definition) -> Result<()> {
         let _one_at_a_time = self.change();
         let path = self.file(&definition.parent, definition.uuid);
@@ -210,7 +210,7 @@ impl Directory {
     /// Writes a definition in the place of the one that is there. Called with [`Self::change`].
     ///
     /// # Errors
-    /// What the file system says.
+    /// Errors of the file system.
     pub(super) fn replace(&self, definition: &Definition) -> Result<()> {
         let path = self.file(&definition.parent, definition.uuid);
         self.write(definition, |new| fs::rename(new, &path))
@@ -249,7 +249,7 @@ impl Directory {
     /// Removes a file; whether it was there.
     ///
     /// # Errors
-    /// What the file system says.
+    /// Errors of the file system.
     pub(super) fn remove(&self, parent: &str, uuid: Uuid) -> Result<bool> {
         let path = self.file(parent, uuid);
         match fs::remove_file(&path) {

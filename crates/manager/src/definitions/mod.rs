@@ -138,7 +138,7 @@ impl Definitions {
     /// daemon until the store is dropped. What an interrupted write left behind is removed.
     ///
     /// # Errors
-    /// `EBUSY`: another daemon uses it; or what the file system says.
+    /// `EBUSY`: another daemon uses it; or errors of the file system.
     pub(crate) fn open(dir: &Path) -> Result<Self> {
         Ok(Self { directory: Directory::open(dir)? })
     }
@@ -146,7 +146,7 @@ impl Definitions {
     /// Every definition. Damaged files are set aside, and do not keep the others from being read.
     ///
     /// # Errors
-    /// What the file system says of the directory itself.
+    /// Errors of the file system at the directory itself.
     pub(crate) fn list(&self) -> Result<Listing> {
         let mut listing = Listing::default();
         for parent in self.directory.parents()? {
@@ -184,7 +184,7 @@ impl Definitions {
     ///
     /// # Errors
     /// `EEXIST`: this parent has one of this UUID; `EINVAL`: the nil UUID, or a parent, a type or
-    /// an attribute with an impossible name; or what the file system says.
+    /// an attribute with an impossible name; or errors of the file system.
     pub(crate) fn define(&self, definition: &Definition) -> Result<()> {
         definition.validate()?;
         self.directory.create(definition)
@@ -195,7 +195,7 @@ impl Definitions {
     /// # Errors
     /// `ENOENT`: there is none; `EINVAL`: two parents have it and none is named, or `change`
     /// touched its UUID or parent, or what it left could not be defined; those of `change`; or
-    /// what the file system says.
+    /// errors of the file system.
     pub(crate) fn modify(
         &self,
         uuid: Uuid,
@@ -220,8 +220,8 @@ impl Definitions {
     /// Removes a definition.
     ///
     /// # Errors
-    /// `ENOENT`: there is none; `EINVAL`: two parents have it and none is named; or what the file
-    /// system says.
+    /// `ENOENT`: there is none; `EINVAL`: two parents have it and none is named; or errors of the
+    /// file system.
     pub(crate) fn undefine(&self, uuid: Uuid, parent: Option<&str>) -> Result<()> {
         let _one_at_a_time = self.directory.change();
         match self.find(uuid, parent)? {

@@ -25,7 +25,7 @@ impl Place {
         self.dir.path().join(parent).join(name.to_string())
     }
 
-    /// Somebody else writes a file, as long ago as said.
+    /// Another program writes a file; its time of modification is `ago` in the past.
     fn written(&self, parent: &str, name: impl ToString, text: &[u8], ago: Duration) -> PathBuf {
         let path = self.file(parent, name);
         fs::create_dir_all(path.parent().unwrap()).unwrap();

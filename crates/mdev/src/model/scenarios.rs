@@ -194,7 +194,7 @@ pub(super) fn a_parent_against_creation() {
     stage.finish(2);
 }
 
-/// A parent leaves while its instance is used, removed by somebody else, and reset.
+/// A parent is unregistered while its instance is used, removed by another thread, and reset.
 pub(super) fn a_parent_against_everybody() {
     let mut stage = Stage::new(1);
     let parent = stage.parent.take().expect("there is one");

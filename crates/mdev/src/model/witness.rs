@@ -46,7 +46,7 @@ impl Ledger {
         look(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Whether a user was asked to let go.
+    /// Whether a user was asked to close the device.
     pub(super) fn asked(&self) -> bool {
         self.with(|state| state.asked)
     }

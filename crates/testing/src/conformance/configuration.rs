@@ -56,7 +56,7 @@ fn capabilities(device: &Driver) -> Vec<u64> {
     found
 }
 
-/// Offsets of the extended capabilities, likewise.
+/// Offsets of the extended capabilities. Fails at a loop or a misplaced one.
 fn extended_capabilities(device: &Driver) -> Vec<u64> {
     let mut found = Vec::new();
     if device.size(CONFIG.0) <= EXTENDED || device.config32(EXTENDED) == 0 {

@@ -117,7 +117,7 @@ impl Floor {
     }
 }
 
-/// Waits until somebody listens at a socket.
+/// Waits until a server listens at a socket.
 pub(super) fn wait_for(socket: &Path) -> anyhow::Result<()> {
     let mut last = None;
     for _ in 0..2000 {

@@ -114,7 +114,7 @@ pub(super) fn measure(
 struct Level {
     directory: PathBuf,
     client: Client,
-    // Ended after the client has let go.
+    // Dropped after the client, which holds a file of it.
     server: Process,
     /// The oldest first.
     instances: VecDeque<Uuid>,

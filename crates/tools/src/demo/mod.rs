@@ -330,7 +330,7 @@ impl Actor {
         }
     }
 
-    /// Its exit status; it is told to end if it has not after a while.
+    /// Its exit status. It gets SIGTERM if it has not ended after a while.
     fn end(&mut self) -> anyhow::Result<ExitStatus> {
         self.stdin = None;
         if let Some(status) = self.exited(EVENT_TIMEOUT)? {

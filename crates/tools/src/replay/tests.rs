@@ -206,7 +206,7 @@ fn must_replay(path: &Path, name: &'static str, options: &[String]) {
     }
 }
 
-/// Somebody sets inputs all the time, while the guest reads them and has interrupts on.
+/// A thread sets inputs all the time, while the guest reads them and has interrupts on.
 #[test]
 fn inputs_that_change_from_outside_arrive_at_the_same_places() {
     let dir = tempfile::tempdir().unwrap();

@@ -148,7 +148,8 @@ fn a_slow_reader_holds_the_sender_up() {
     assert_eq!(device.read8(0, LSR), IDLE);
 }
 
-/// Nobody has it open: sending goes on. Somebody who leaves in the midst holds nobody up.
+/// While no reader has the terminal open, sending goes on. A reader that leaves in the midst does
+/// not stall the guest.
 #[test]
 fn without_a_reader_nothing_is_held_up() {
     let (device, backends) = card(Ports::One, Backend::Pty);

@@ -77,7 +77,7 @@ fn bits_that_there_are() {
     assert_eq!(device.read8(0, IER), 0x0f);
 }
 
-/// In the chip's own loop-back: what does not fit is lost, and that is told once.
+/// In the chip's own loop-back: what does not fit is lost, and one overrun is reported.
 #[test]
 fn a_full_receiver_overruns() {
     let (device, _) = card(Ports::One, Backend::None);
