@@ -131,7 +131,7 @@ impl Reader<'_> {
         for (index, given) in bridges.iter().enumerate() {
             let (Some(given), Some(path)) = (given, cycle(config, index)) else { continue };
             let names: Vec<_> = path.iter().map(|bus| buses[*bus].value).collect();
-            let what = format!("this bus hangs off itself: {}", names.join(" behind "));
+            let what = format!("this bus is behind itself: {}", names.join(" behind "));
             let help = "one of them has to hang off nothing: leave its `bridge` out";
             top.wrong(&key(index), given.span.clone(), what, help.to_owned());
         }

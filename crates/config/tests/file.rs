@@ -352,7 +352,7 @@ error: c.toml:3:32: bus.a.bridge: there is no bus `rot`
     assert!(said.contains("the bridge is on segment 0000"), "{said}");
     assert!(said.contains("help: write segment = 0"), "{said}");
     let said = tree_complaint("\"root/01.0\"", "\"a/01.0\"");
-    assert!(said.contains("this bus hangs off itself: a behind a"), "{said}");
+    assert!(said.contains("this bus is behind itself: a behind a"), "{said}");
 }
 
 #[test]
@@ -364,9 +364,9 @@ fn buses_in_a_ring() {
                 [device.e]\nmodel = \"edu\"\nsocket = \"s\"\n";
     let complaint = complaint(text);
     let expected = [
-        "bus.a.bridge: this bus hangs off itself: a behind b behind c behind a",
-        "bus.b.bridge: this bus hangs off itself: b behind c behind a behind b",
-        "bus.c.bridge: this bus hangs off itself: c behind a behind b behind c",
+        "bus.a.bridge: this bus is behind itself: a behind b behind c behind a",
+        "bus.b.bridge: this bus is behind itself: b behind c behind a behind b",
+        "bus.c.bridge: this bus is behind itself: c behind a behind b behind c",
     ];
     for expected in expected {
         assert!(complaint.contains(expected), "{complaint}");
