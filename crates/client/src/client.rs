@@ -8,9 +8,10 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use vfiod_wire::payload::{
     DeviceInfo, DmaAccess, DmaMap, DmaUnmap, Feature, HotReset, IoFd, IrqInfo, IrqSet, MultiWrite,
-    RegionAccess, RegionInfo, RegionIoFds, dma_flag, feature_flag, irq_flag,
+    RegionAccess, RegionInfo, RegionIoFds, SpaceOf, dma_flag, feature_flag, irq_flag,
 };
 use vfiod_wire::set::{self, SetInfo};
+use vfiod_wire::space;
 use vfiod_wire::{Capabilities, Command, Header, Kind, RegionReply, TwinSocket, Version};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -597,6 +598,25 @@ impl Client {
     /// As [`Client::call`].
     pub fn hot_reset(&mut self) -> Result<()> {
         self.feature_set(set::HOT_RESET, HotReset::default().as_bytes())
+    }
+
+    /// The numbers by which [`Client::join_space`] of another client finds this one's address space
+    /// (`vfiod_wire::space`); refused with `ENOTTY` by a server that does not know it.
+    ///
+    /// # Errors
+    /// As [`Client::call`].
+    pub fn space(&mut self) -> Result<SpaceOf> {
+        let data = self.feature_get(space::SPACE, &[])?;
+        space::decode(&data).map_err(|error| Error::Protocol(error.to_string()))
+    }
+
+    /// Attaches the device to the address space of another client's device (`vfiod_wire::space`,
+    /// where the errors are).
+    ///
+    /// # Errors
+    /// As [`Client::call`].
+    pub fn join_space(&mut self, other: SpaceOf) -> Result<()> {
+        self.feature_set(space::SPACE, other.as_bytes())
     }
 
     fn feature(&mut self, flags: u32, data: &[u8]) -> Result<Vec<u8>> {

@@ -57,8 +57,8 @@ struct ContextInner {
     name: String,
     irqs: IrqSet,
     dma: Attachment,
-    /// The device's own address space.
-    space: Space,
+    /// The device's own address space, until its last close.
+    space: Mutex<Space>,
     openings: Openings,
     work: Work,
     works: bool,
@@ -137,7 +137,7 @@ impl Context {
             irqs: IrqSet::new(&name, &description.irqs),
             name,
             dma: Attachment::new(&space),
-            space,
+            space: Mutex::new(space),
             openings: Openings::new(&description.regions),
             work,
             works,
@@ -193,14 +193,23 @@ impl Context {
         self.inner.openings.memory().ok_or_else(closed)?.region(region).cloned()
     }
 
-    /// The space that the device was registered with.
-    pub(crate) fn registered_space(&self) -> &Space {
-        &self.inner.space
+    /// The device's own space.
+    pub(crate) fn own_space(&self) -> Space {
+        lock(&self.inner.space).clone()
     }
 
-    /// Attaches the device to the space that it was registered with.
-    pub(crate) fn own_space(&self) {
-        self.inner.dma.attach(&self.inner.space);
+    /// Attaches the device to its own space.
+    pub(crate) fn attach_own_space(&self) {
+        self.inner.dma.attach(&self.own_space());
+    }
+
+    /// Gives the device a new space of its own, and attaches it: another device may have joined the
+    /// one before, and must not reach what the next user maps.
+    pub(crate) fn renew_own_space(&self) {
+        let space = Space::new();
+        self.inner.dma.attach(&space);
+        let before = std::mem::replace(&mut *lock(&self.inner.space), space);
+        drop(before);
     }
 
     pub(crate) fn openings(&self) -> &Openings {

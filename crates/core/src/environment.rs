@@ -1,16 +1,30 @@
 //! What a registry and its devices share.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock, Weak};
 
 use vfiod_tasks::Runtime;
 
+use crate::dma::Space;
+use crate::error::Result;
 use crate::event::Observer;
-use crate::ids::{FileId, IdSequence};
+use crate::ids::{DeviceId, FileId, IdSequence, Owner};
+
+/// Finds the address spaces of devices.
+pub(crate) trait FindSpace: Send + Sync {
+    /// The space that a device is attached to which `owner` has open by this file. Takes the lock of
+    /// the device's set.
+    ///
+    /// # Errors
+    /// `ENOENT`: no such file; `EACCES`: it is another owner's.
+    fn find_space(&self, device: DeviceId, file: FileId, owner: &Owner) -> Result<Space>;
+}
 
 /// What a registry and its devices share: the runtime, the observer, the numbers of files.
 pub(crate) struct Environment {
     pub(crate) runtime: Runtime,
     pub(crate) observer: Option<Arc<dyn Observer>>,
+    /// The registry. Weak, as the registry holds this.
+    spaces: OnceLock<Weak<dyn FindSpace>>,
     file_ids: IdSequence,
     event_numbers: IdSequence,
 }
@@ -20,9 +34,20 @@ impl Environment {
         Arc::new(Self {
             runtime,
             observer,
+            spaces: OnceLock::new(),
             file_ids: IdSequence::new(),
             event_numbers: IdSequence::new(),
         })
+    }
+
+    /// Sets what finds spaces, once.
+    pub(crate) fn set_spaces(&self, spaces: Weak<dyn FindSpace>) {
+        _ = self.spaces.set(spaces);
+    }
+
+    /// What finds spaces, while the registry is there.
+    pub(crate) fn spaces(&self) -> Option<Arc<dyn FindSpace>> {
+        self.spaces.get()?.upgrade()
     }
 
     pub(crate) fn next_file(&self) -> FileId {

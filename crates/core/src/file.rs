@@ -243,6 +243,10 @@ impl File {
         self.present()?;
         let space = self.registered().context.attached_space();
         let result = space.map(MapOwner::from(self.id()), request);
+        if !self.registered().context.attached_space().is(&space) {
+            // Another file of the device has joined a space meanwhile.
+            self.shared.has_left(space);
+        }
         self.registered().set_up();
         self.still_present().and(result)
     }

@@ -150,7 +150,12 @@ impl FileShared {
 
     /// Remembers a space that the device has left, where the file may have mappings.
     pub(crate) fn has_left(&self, space: Space) {
-        lock(&self.left_spaces).push(space);
+        let mut left = lock(&self.left_spaces);
+        // Bounded, as a client may join one space after the other.
+        left.retain(|known| known.has_mappings_of(self.id.into()));
+        if !left.iter().any(|known| known.is(&space)) {
+            left.push(space);
+        }
     }
 
     /// The spaces that the device has left.

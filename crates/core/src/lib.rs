@@ -72,6 +72,7 @@ mod hot_reset;
 pub mod ids;
 mod input_log;
 pub mod irq;
+mod join;
 mod lifecycle;
 #[cfg(all(test, any(shuttle, loom)))]
 mod model;

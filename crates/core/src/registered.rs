@@ -437,7 +437,7 @@ impl Registered {
         }
         self.context.openings().end(self.last_memory());
         self.context.input_log().stop_recording();
-        self.context.own_space();
+        self.context.renew_own_space();
         let failed = {
             let mut guard = closing.lock();
             guard.device_closed();

@@ -13,10 +13,11 @@ use crate::contain::{Panicked, contain};
 use crate::context::{Context, Home};
 use crate::device::{Device, Token};
 use crate::device_ref::DeviceRef;
-use crate::environment::Environment;
+use crate::dma::Space;
+use crate::environment::{Environment, FindSpace};
 use crate::error::{Errno, Error, Result};
 use crate::event::{Event, Observer};
-use crate::ids::{DeviceId, IdSequence, NUMBER_LIMIT, Numbers, SetId};
+use crate::ids::{DeviceId, FileId, IdSequence, NUMBER_LIMIT, Numbers, Owner, SetId};
 use crate::policy::{OpenPolicy, StatePolicy};
 use crate::region::RegionIndex;
 use crate::registered::{Registered, Set};
@@ -99,6 +100,14 @@ impl RegistryInner {
     }
 }
 
+impl FindSpace for RegistryInner {
+    fn find_space(&self, device: DeviceId, file: FileId, owner: &Owner) -> Result<Space> {
+        let registered = lock(self.ids(device)).get(&device).cloned().flatten();
+        let missing = || Error::new(Errno::NOENT, format!("{device}, which is not registered"));
+        registered.ok_or_else(missing)?.space_for(file, owner)
+    }
+}
+
 impl Registry {
     /// An empty registry with a runtime of its own.
     ///
@@ -138,7 +147,10 @@ impl Registry {
             device_ids: IdSequence::new(),
             environment: Environment::new(runtime, observer),
         };
-        Self { inner: Arc::new(inner) }
+        let inner = Arc::new(inner);
+        let spaces: Arc<dyn FindSpace> = inner.clone();
+        inner.environment.set_spaces(Arc::downgrade(&spaces));
+        Self { inner }
     }
 
     /// The next numbers of the registry, to be saved.

@@ -397,6 +397,11 @@ impl Space {
         }
     }
 
+    /// Whether an owner has mappings here, those included that are being unmapped.
+    pub fn has_mappings_of(&self, owner: MapOwner) -> bool {
+        lock(&self.inner.control).find_owner(Some(owner)).is_some()
+    }
+
     /// Number of mappings.
     pub fn len(&self) -> usize {
         self.inner.map.look(|map| map.table.len())

@@ -12,7 +12,7 @@ use vfiod_wire::payload::{DmaMap, IoFd, SparseArea, region_flag};
 use vfiod_wire::{Command, FeatureOp, IrqAction, MultiWrites, UnmapScope};
 
 use crate::clock::now;
-use crate::{dirty_log, hot_reset, input_log};
+use crate::{dirty_log, hot_reset, input_log, space};
 
 /// How long an unmap waits for accesses in flight: long enough for any device, short enough for
 /// a client that gives up after five seconds.
@@ -330,7 +330,8 @@ impl<L: ClientLink> Target<'_, L> {
     fn probe(&self, index: u16, get: bool, set: bool) -> Result<(), Error> {
         let own = hot_reset::probe(index)
             .or_else(|| dirty_log::probe(index))
-            .or_else(|| input_log::probe(self.file(), index));
+            .or_else(|| input_log::probe(self.file(), index))
+            .or_else(|| space::probe(index));
         let (can_get, can_set) = match own {
             Some(own) => own,
             None => self.file().feature_probe(index)?,
@@ -355,7 +356,8 @@ fn unmap(file: &File, scope: UnmapScope, deadline: Time) -> Result<(), Error> {
 fn feature_get(file: &File, index: u16, data: &[u8], room: usize) -> Result<Vec<u8>, Error> {
     let own = hot_reset::get(file, index)
         .or_else(|| dirty_log::get(file, index, data, room))
-        .or_else(|| input_log::get(file, index));
+        .or_else(|| input_log::get(file, index))
+        .or_else(|| space::get(file, index));
     match own {
         Some(own) => own,
         None => file.feature_get(index, data),
@@ -365,7 +367,8 @@ fn feature_get(file: &File, index: u16, data: &[u8], room: usize) -> Result<Vec<
 fn feature_set(file: &File, index: u16, data: &[u8]) -> Result<(), Error> {
     let own = hot_reset::set(file, index, data)
         .or_else(|| dirty_log::set(file, index, data))
-        .or_else(|| input_log::set(file, index, data));
+        .or_else(|| input_log::set(file, index, data))
+        .or_else(|| space::set(file, index, data));
     match own {
         Some(own) => own,
         None => file.feature_set(index, data),

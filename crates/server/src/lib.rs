@@ -32,6 +32,7 @@ mod poller;
 mod pool;
 mod server;
 mod serving;
+mod space;
 mod transport;
 
 pub use clients::{ConnectionInfo, ConnectionTotals};

@@ -10,13 +10,13 @@
 //! * [`payload`]: the fixed structures, for replies and for the client's side.
 //! * [`Version`]: the negotiation.
 //! * [`dirty`]: the log of pages that devices have written.
-//! * [`set`]: device sets and their hot reset; [`input`]: what a capture needs of a device's input.
-//!   Features of our own beyond the specification.
+//! * [`set`]: device sets and their hot reset; [`input`]: what a capture needs of a device's input;
+//!   [`space`]: devices that share an address space. Features of our own beyond the specification.
 //!
 //! # Extensions
 //! Beyond the specification, for whoever looks for them; a peer that does not know them is not
-//! disturbed. In DEVICE_FEATURE: indices 0x7f00 and 0x7f01 ([`set`]), 0x7f02 ([`input`]). In VERSION: the capability
-//! `vf_token`, which presents the token of an SR-IOV function ([`Capabilities::vf_token`]); the
+//! disturbed. In DEVICE_FEATURE: indices 0x7f00 and 0x7f01 ([`set`]), 0x7f02 ([`input`]), 0x7f03
+//! ([`space`]). In VERSION: the capability `vf_token`, which presents the token of an SR-IOV function ([`Capabilities::vf_token`]); the
 //! kernel's index 0 sets it.
 
 pub mod dirty;
@@ -26,6 +26,7 @@ pub mod payload;
 mod region_info;
 mod request;
 pub mod set;
+pub mod space;
 mod version;
 
 pub use header::{Command, HEADER_LEN, Header, Kind};

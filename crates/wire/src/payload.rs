@@ -200,6 +200,13 @@ payloads! {
         /// Zero.
         reserved: u32,
     }
+    /// A file, by which its owner finds its address space ([`crate::space`]).
+    SpaceOf {
+        /// The server's number of the device.
+        device: u64,
+        /// The server's number of the file, which is a connection.
+        file: u64,
+    }
     /// The fixed part of [`DMA_LOGGING_START`](crate::dirty::DMA_LOGGING_START).
     DmaLoggingControl {
         /// Bytes for each bit of later reports: a hint.

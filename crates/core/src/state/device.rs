@@ -221,8 +221,8 @@ impl Registered {
             let setup = self.setup.load(Ordering::Acquire);
             let interrupts = self.save_interrupts(descriptors)?;
             let left = files.iter().map(|file| (file.id, file.left_spaces())).collect();
-            let (attached, own) = (self.context.attached_space(), self.context.registered_space());
-            let attachments = mappings::save_all(&attached, own, left, descriptors)?;
+            let (attached, own) = (self.context.attached_space(), self.context.own_space());
+            let attachments = mappings::save_all(&attached, &own, left, descriptors)?;
             let memory = self.context.openings().memory().filter(|_| !files.is_empty());
             let memory = memory.as_ref().and_then(|memory| memory.fd());
             let memory = memory.map(|fd| descriptors.keep(fd)).transpose()?;

@@ -88,10 +88,10 @@ impl Registered {
             openings.put_back(memory_before);
             return Err(error);
         }
-        let own_space = self.context.registered_space();
+        let own_space = self.context.own_space();
         let mut spaces = None;
         let restore = |own: &mut dyn Device| {
-            let restored = mappings::restore_all(&attachments, own_space, &ids, descriptors)?;
+            let restored = mappings::restore_all(&attachments, &own_space, &ids, descriptors)?;
             self.context.attachment().attach(&restored.attached);
             spaces = Some(restored);
             self.context.irqs().restore(&interrupts, |token| descriptors.find(token))?;
@@ -103,7 +103,7 @@ impl Registered {
         let restored =
             if files.is_empty() { self.call(restore) } else { self.while_quiesced(restore) };
         if let Err(error) = restored {
-            self.context.own_space();
+            self.context.attach_own_space();
             if let Some(spaces) = spaces {
                 spaces.undo();
             }

@@ -72,10 +72,10 @@ impl Pair {
 }
 
 /// Another process, and so another owner, that holds a device until this is dropped.
-struct Stranger(Child);
+pub(crate) struct Stranger(Child);
 
 impl Stranger {
-    fn holding(path: &Path) -> Self {
+    pub(crate) fn holding(path: &Path) -> Self {
         let mut child = Process::new(std::env::current_exe().unwrap())
             .args(["--exact", "hot_reset::holds_for_another_test", "--nocapture"])
             .env("VFIOD_TEST_HOLDS", path)

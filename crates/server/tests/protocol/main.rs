@@ -24,5 +24,6 @@ mod region_access;
 mod region_io_fds;
 mod rig;
 mod set_irqs;
+mod space;
 mod state_machine;
 mod version;
