@@ -259,6 +259,22 @@ impl File {
         result
     }
 
+    /// DMA_UNMAP that reports written pages; see [`crate::dma::Space::unmap_reporting`]; or `ENODEV`.
+    pub fn dma_unmap_reporting(
+        &self,
+        iova: u64,
+        size: u64,
+        wait: Duration,
+        page_size: u64,
+        bitmap: &mut [u8],
+    ) -> Result<u64> {
+        self.present()?;
+        let space = self.registered().context.attached_space();
+        let result = space.unmap_reporting(iova, size, wait, page_size, bitmap);
+        self.registered().set_up();
+        result
+    }
+
     /// DMA_UNMAP with ALL; see [`crate::dma::Space::unmap_all`]; or `ENODEV`.
     pub fn dma_unmap_all(&self, wait: Duration) -> Result<u64> {
         self.present()?;

@@ -57,6 +57,27 @@ impl Space {
         self.remove(iova, last, wait, Files::Keep)
     }
 
+    /// As [`Space::unmap`], and reports as [`Unmapping::finish_reporting`].
+    ///
+    /// # Errors
+    /// As these; no mapping has been removed then.
+    pub fn unmap_reporting(
+        &self,
+        iova: u64,
+        size: u64,
+        wait: Duration,
+        page_size: u64,
+        bitmap: &mut [u8],
+    ) -> Result<u64> {
+        if !self.is_dirty_log_on() {
+            // Before anything is taken out: a device would miss it for a moment.
+            return Err(Error::new(Errno::INVAL, "dirty logging is off"));
+        }
+        let unmapping = self.start_unmap(iova, size)?;
+        unmapping.wait(Instant::now().checked_add(wait));
+        unmapping.finish_reporting(page_size, bitmap)
+    }
+
     /// Removes every mapping, and keeps no file mapped; otherwise as [`Space::unmap`].
     ///
     /// # Errors

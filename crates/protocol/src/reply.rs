@@ -3,7 +3,8 @@
 use std::ops::Range;
 
 use vfiod_wire::payload::{
-    DeviceInfo, DmaUnmap, Feature, IoFd, IrqInfo, RegionAccess, RegionInfo, RegionIoFds, SparseArea,
+    DeviceInfo, DmaBitmap, DmaUnmap, Feature, IoFd, IrqInfo, RegionAccess, RegionInfo, RegionIoFds,
+    SparseArea,
 };
 use vfiod_wire::{
     Capabilities, Command, HEADER_LEN, Header, Kind, TwinSocket, Version, encode_region_info,
@@ -214,6 +215,13 @@ impl<D> Reply<'_, D> {
     pub fn feature_room(&self) -> usize {
         let argsz = Feature::read_from_prefix(self.payload).map_or(0, |(asked, _)| asked.argsz);
         (argsz as usize).saturating_sub(Feature::LEN)
+    }
+
+    /// DMA_UNMAP that reports written pages: their bitmap, of the size that was asked for.
+    pub fn unmapped(self, bitmap: &[u8]) -> Range<u64> {
+        let payload = self.payload;
+        let echo = payload.get(..DmaUnmap::LEN + DmaBitmap::LEN).unwrap_or(payload);
+        self.finish(|output, header| output.reply(header, echo, bitmap))
     }
 
     /// DEVICE_FEATURE that gets: its data. It is left out where the client's `argsz` is too small.

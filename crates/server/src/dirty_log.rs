@@ -1,5 +1,5 @@
 //! The features that every device has because its address space does them: the log of pages that
-//! devices have written ([`vfiod_wire::dirty`]). Devices that share a space share its log.
+//! devices have written ([`vfiod_wire::dirty`]), and its report by DMA_UNMAP. Devices that share a space share its log.
 
 use rustix::io::Errno;
 use vfiod_core::dma::{Marks, dirty_bitmap_len};
@@ -88,4 +88,21 @@ fn report(file: &File, data: &[u8], room: usize) -> Result<Vec<u8>> {
     let marks = if reply.len() <= room { Marks::Clear } else { Marks::Keep };
     file.space()?.report_dirty(iova, length, page_size, marks, &mut reply[fixed..])?;
     Ok(reply)
+}
+
+/// An empty bitmap for DMA_UNMAP that reports the written pages of `size` bytes.
+///
+/// # Errors
+/// `EINVAL`: pages whose size is no power of two; a bitmap too small for them, or over [`MAX_DATA`].
+pub(crate) fn unmap_bitmap(size: u64, page_size: u64, bitmap: u64) -> Result<Vec<u8>> {
+    let wrong = |what: String| Error::new(Errno::INVAL, format!("DMA_UNMAP with {what}"));
+    if !page_size.is_power_of_two() {
+        return Err(wrong(format!("a bitmap for pages of {page_size} bytes: no power of two")));
+    }
+    let needed = dirty_bitmap_len(size, page_size).map(|len| len as u64);
+    if needed.is_none_or(|needed| bitmap < needed) || bitmap > MAX_DATA as u64 {
+        let what = format!("a bitmap of {bitmap} bytes: too small for its pages, or too large");
+        return Err(wrong(what));
+    }
+    Ok(vec![0; bitmap as usize])
 }

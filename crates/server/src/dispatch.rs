@@ -96,7 +96,7 @@ impl Waiting {
     pub(crate) fn run(&self, file: &File, deadline: Time) -> Result<Vec<u8>, Error> {
         match self {
             Self::Reset => file.reset().map(|()| Vec::new()),
-            Self::Unmap(scope) => unmap(file, *scope, deadline).map(|()| Vec::new()),
+            Self::Unmap(scope) => unmap(file, *scope, deadline),
             Self::FeatureGet(index, data, room) => feature_get(file, *index, data, *room),
             Self::FeatureSet(index, data) => feature_set(file, *index, data).map(|()| Vec::new()),
         }
@@ -107,6 +107,10 @@ impl Waiting {
         match outcome {
             Ok(data) if matches!(self, Self::FeatureGet(..)) => {
                 reply.feature(&data);
+                Ok(())
+            }
+            Ok(bitmap) if matches!(self, Self::Unmap(UnmapScope::Reporting { .. })) => {
+                reply.unmapped(&bitmap);
                 Ok(())
             }
             outcome => finish(reply, outcome.map(drop)),
@@ -180,7 +184,9 @@ impl<L: ClientLink> Target<'_, L> {
             Request::RegionWriteMulti(writes) => finish(reply, self.write_multi(writes)),
             Request::Version { .. } => refuse(reply, invalid("VERSION was negotiated before")),
             Request::DmaMap(map, fd) => finish(reply, self.dma_map(map, fd)),
-            Request::DmaUnmap(scope) => finish(reply, unmap(self.file(), scope, deadline)),
+            Request::DmaUnmap(scope) => {
+                Waiting::Unmap(scope).reply(reply, unmap(self.file(), scope, deadline))
+            }
             Request::DeviceGetInfo => {
                 let description = self.file().description();
                 let (regions, irqs) = (description.regions.len(), description.irqs.len());
@@ -344,13 +350,20 @@ impl<L: ClientLink> Target<'_, L> {
     }
 }
 
-fn unmap(file: &File, scope: UnmapScope, deadline: Time) -> Result<(), Error> {
+/// Unmaps. Returns the bitmap of written pages, if it was asked for.
+fn unmap(file: &File, scope: UnmapScope, deadline: Time) -> Result<Vec<u8>, Error> {
     let wait = deadline.left(now()).min(UNMAP_WAIT);
     match scope {
-        UnmapScope::All => file.dma_unmap_all(wait),
-        UnmapScope::Range { address, size } => file.dma_unmap(address, size, wait),
+        UnmapScope::All => file.dma_unmap_all(wait).map(|_| Vec::new()),
+        UnmapScope::Range { address, size } => {
+            file.dma_unmap(address, size, wait).map(|_| Vec::new())
+        }
+        UnmapScope::Reporting { address, size, page_size, bitmap } => {
+            let mut bitmap = dirty_log::unmap_bitmap(size, page_size, bitmap)?;
+            file.dma_unmap_reporting(address, size, wait, page_size, &mut bitmap)?;
+            Ok(bitmap)
+        }
     }
-    .map(drop)
 }
 
 fn feature_get(file: &File, index: u16, data: &[u8], room: usize) -> Result<Vec<u8>, Error> {

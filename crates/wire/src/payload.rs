@@ -36,11 +36,18 @@ payloads! {
     DmaUnmap {
         /// Maximum size of the reply payload.
         argsz: u32,
-        /// Bit 1: everything (VFIO uAPI `VFIO_DMA_UNMAP_FLAG_ALL`).
+        /// Bit 0: with a [`DmaBitmap`] (`VFIO_DMA_UNMAP_FLAG_GET_DIRTY_BITMAP`). Bit 1: everything (VFIO uAPI `VFIO_DMA_UNMAP_FLAG_ALL`).
         flags: u32,
         /// First IO virtual address.
         address: u64,
         /// Size in bytes.
+        size: u64,
+    }
+    /// Behind [`DmaUnmap`] with [`dma_flag::UNMAP_DIRTY`], also in the reply, where the bitmap follows.
+    DmaBitmap {
+        /// Bytes for each bit: a power of two.
+        page_size: u64,
+        /// Size of the bitmap, bytes.
         size: u64,
     }
     /// DEVICE_GET_INFO and its reply.
@@ -274,6 +281,9 @@ pub mod dma_flag {
     pub const READ: u32 = 1 << 0;
     /// The server may write.
     pub const WRITE: u32 = 1 << 1;
+    /// Flag of [`super::DmaUnmap`]: report the pages that were written
+    /// (VFIO uAPI `VFIO_DMA_UNMAP_FLAG_GET_DIRTY_BITMAP`).
+    pub const UNMAP_DIRTY: u32 = 1 << 0;
     /// Flag of [`super::DmaUnmap`]: every mapping.
     pub const UNMAP_ALL: u32 = 1 << 1;
 }

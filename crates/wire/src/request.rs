@@ -4,8 +4,8 @@ use zerocopy::FromBytes;
 
 use crate::header::Command;
 use crate::payload::{
-    DeviceInfo, DmaMap, DmaUnmap, Feature, IrqInfo, IrqSet, MigData, MultiWrite, RegionAccess,
-    RegionInfo, RegionIoFds, dma_flag, feature_flag, irq_flag,
+    DeviceInfo, DmaBitmap, DmaMap, DmaUnmap, Feature, IrqInfo, IrqSet, MigData, MultiWrite,
+    RegionAccess, RegionInfo, RegionIoFds, dma_flag, feature_flag, irq_flag,
 };
 use crate::version::Version;
 use crate::{DecodeError, E2BIG, EINVAL};
@@ -19,6 +19,17 @@ pub enum UnmapScope {
         address: u64,
         /// Size in bytes; the end may be 2^64.
         size: u64,
+    },
+    /// Those inside a range, and the pages of it that devices have written are reported.
+    Reporting {
+        /// First IO virtual address.
+        address: u64,
+        /// Size in bytes; the end may be 2^64.
+        size: u64,
+        /// Bytes for each bit.
+        page_size: u64,
+        /// Size of the bitmap in the reply, bytes.
+        bitmap: u64,
     },
     /// All.
     All,
@@ -227,11 +238,28 @@ impl<'a> Request<'a> {
                 Ok(Self::DmaMap(map))
             }
             Command::DmaUnmap => {
-                // A client that asks for a dirty bitmap sends more; the flag is refused below.
-                let (unmap, _) = fixed::<DmaUnmap>(payload, "DMA_UNMAP shorter than 24 bytes")?;
+                let (unmap, rest) = fixed::<DmaUnmap>(payload, "DMA_UNMAP shorter than 24 bytes")?;
                 require(unmap.argsz as usize >= DmaUnmap::LEN, "DMA_UNMAP with argsz under 24")?;
                 let scope = match unmap.flags {
                     0 => UnmapScope::Range { address: unmap.address, size: unmap.size },
+                    dma_flag::UNMAP_DIRTY => {
+                        let (wanted, _) = fixed::<DmaBitmap>(
+                            rest,
+                            "DMA_UNMAP with a bitmap, shorter than 40 bytes",
+                        )?;
+                        let needed =
+                            wanted.size.checked_add((DmaUnmap::LEN + DmaBitmap::LEN) as u64);
+                        require(
+                            needed.is_some_and(|needed| u64::from(unmap.argsz) >= needed),
+                            "DMA_UNMAP with argsz under the size of its reply",
+                        )?;
+                        UnmapScope::Reporting {
+                            address: unmap.address,
+                            size: unmap.size,
+                            page_size: wanted.page_size,
+                            bitmap: wanted.size,
+                        }
+                    }
                     dma_flag::UNMAP_ALL => {
                         require(
                             unmap.address == 0 && unmap.size == 0,

@@ -4,7 +4,8 @@ use vfiod_client::{Client, GuestMemory};
 use vfiod_wire::Command;
 use vfiod_wire::dirty::{DMA_LOGGING_REPORT, DMA_LOGGING_START, DMA_LOGGING_STOP};
 use vfiod_wire::payload::{
-    DmaLoggingControl, DmaLoggingRange, DmaLoggingReport, Feature, feature_flag,
+    DmaBitmap, DmaLoggingControl, DmaLoggingRange, DmaLoggingReport, DmaUnmap, Feature, dma_flag,
+    feature_flag,
 };
 use zerocopy::IntoBytes;
 
@@ -124,4 +125,61 @@ fn malformed_requests_are_refused() {
     assert_eq!(refusal(IOVA, SIZE, 3), EINVAL);
     assert_eq!(refusal(0, u64::MAX, PAGE), E2BIG);
     assert_eq!(refused(client.feature_get(DMA_LOGGING_REPORT, &[0; 23])), EINVAL);
+}
+
+/// DMA_UNMAP of the memory, which asks for written pages.
+fn unmap_payload(argsz: u32, address: u64, size: u64, page_size: u64, bitmap: u64) -> Vec<u8> {
+    let unmap = DmaUnmap { argsz, flags: dma_flag::UNMAP_DIRTY, address, size };
+    [unmap.as_bytes(), DmaBitmap { page_size, size: bitmap }.as_bytes()].concat()
+}
+
+#[test]
+fn unmap_reports_the_pages_whose_marks_it_removes() {
+    let rig = Rig::new();
+    let mut client = client(&rig);
+    start(&mut client);
+    assert_eq!(dma(&mut client, DMA_WRITE, IOVA + 3 * PAGE - 8, 16), 0);
+    assert_eq!(dma(&mut client, DMA_WRITE, IOVA + 70 * PAGE, 16), 0);
+    let payload = unmap_payload(1 << 16, IOVA, SIZE, PAGE, 40);
+    let reply = client.call(Command::DmaUnmap, &payload, &[]).unwrap();
+    let (fixed, bitmap) = reply.payload.split_at(40);
+    assert_eq!(fixed, payload);
+    let mut expected = [0; 40];
+    (expected[0], expected[8]) = (0b1100, 1 << 6);
+    assert_eq!(bitmap, expected);
+    assert_eq!(dma(&mut client, DMA_WRITE, IOVA, 16), EFAULT);
+    assert_eq!(report(&mut client, PAGE), [0; 0], "the marks went with the mapping");
+}
+
+#[test]
+fn refused_unmap_with_a_report_unmaps_nothing() {
+    let rig = Rig::new();
+    let mut client = client(&rig);
+    let good = unmap_payload(72, IOVA, SIZE, PAGE, 32);
+    let call = |client: &mut Client, payload: &[u8]| client.call(Command::DmaUnmap, payload, &[]);
+    assert_eq!(refused(call(&mut client, &good)), EINVAL, "the log is off");
+    start(&mut client);
+    assert_eq!(dma(&mut client, DMA_WRITE, IOVA + PAGE, 16), 0);
+    let mut all = good.clone();
+    all[4] |= dma_flag::UNMAP_ALL as u8;
+    for payload in [
+        good[..24].to_vec(),
+        good[..39].to_vec(),
+        all,
+        unmap_payload(71, IOVA, SIZE, PAGE, 32),
+        unmap_payload(24, IOVA, SIZE, PAGE, 32),
+        unmap_payload(u32::MAX, IOVA, SIZE, PAGE, u64::MAX),
+        unmap_payload(u32::MAX, IOVA, SIZE, PAGE, 1 << 31),
+        unmap_payload(1 << 16, IOVA, SIZE, PAGE, 31),
+        unmap_payload(1 << 16, IOVA, SIZE, PAGE, 0),
+        unmap_payload(1 << 16, IOVA, SIZE, 0, 32),
+        unmap_payload(1 << 16, IOVA, SIZE, 4095, 32),
+        unmap_payload(1 << 16, IOVA, 0, PAGE, 32),
+        unmap_payload(1 << 16, IOVA, SIZE - PAGE, PAGE, 32),
+        unmap_payload(1 << 16, u64::MAX, SIZE, PAGE, 32),
+    ] {
+        assert_eq!(refused(call(&mut client, &payload)), EINVAL, "{payload:?}");
+    }
+    assert_eq!(report(&mut client, PAGE), [1], "mapping and marks are there");
+    call(&mut client, &good).unwrap();
 }
