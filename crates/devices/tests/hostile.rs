@@ -8,15 +8,7 @@ use vfiod_pci::Model;
 use vfiod_testing::fuzz;
 
 fn any_bytes_are_played<M: Model>(make: impl Fn() -> M) {
-    let mut state = 0x2b7e_1516_28ae_d2a6u64;
-    let mut number = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state
-    };
-    for _ in 0..300 {
-        let bytes: Vec<u8> = (0..number() % 300).map(|_| number() as u8).collect();
+    for bytes in fuzz::pseudo_random_inputs(300) {
         fuzz::operations(make(), &bytes);
         fuzz::restore(&make, &bytes);
     }

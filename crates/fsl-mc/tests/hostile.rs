@@ -3,18 +3,10 @@
 
 use vfiod_core::Device;
 use vfiod_fsl_mc::{Container, ContainerDevice, Kind, ObjectDevice};
-use vfiod_testing::fuzz::restore_device;
+use vfiod_testing::fuzz::{pseudo_random_inputs, restore_device};
 
 fn any_bytes_are_played(make: impl Fn() -> Box<dyn Device>) {
-    let mut state = 0x2b7e_1516_28ae_d2a6u64;
-    let mut number = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state
-    };
-    for _ in 0..300 {
-        let bytes: Vec<u8> = (0..number() % 300).map(|_| number() as u8).collect();
+    for bytes in pseudo_random_inputs(300) {
         restore_device(&make, &bytes);
     }
 }

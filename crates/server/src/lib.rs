@@ -18,6 +18,7 @@ mod eventfds;
 mod gate;
 mod hot_reset;
 mod input_log;
+mod interest;
 mod limits;
 mod listener;
 #[cfg(all(test, shuttle))]

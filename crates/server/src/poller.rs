@@ -9,16 +9,7 @@ use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::event::{EventfdFlags, Timespec, eventfd};
 use rustix::io::Errno;
 
-/// What a source waits for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Interest {
-    /// Something to read.
-    Read,
-    /// Room to write.
-    Write,
-    /// Either.
-    Both,
-}
+pub(crate) use crate::interest::Interest;
 
 impl Interest {
     fn flags(self) -> EventFlags {

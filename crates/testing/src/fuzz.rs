@@ -16,6 +16,19 @@ use crate::saved::{Forms, damage, parse, unsaved};
 /// Bytes of guest memory, at address 0: small numbers are what registers hold most often.
 const MEMORY: u64 = 0x10_0000;
 
+/// Inputs of up to 299 bytes for a test that does what a fuzz target does. They are the same in each
+/// run.
+pub fn pseudo_random_inputs(count: usize) -> impl Iterator<Item = Vec<u8>> {
+    let mut state = 0x2b7e_1516_28ae_d2a6u64;
+    let mut number = move || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state
+    };
+    (0..count).map(move |_| (0..number() % 300).map(|_| number() as u8).collect())
+}
+
 /// Opens a model and performs operations on it that `bytes` choose: reads, writes and resets of
 /// BARs and configuration space, with guest memory mapped at address 0.
 ///

@@ -6,8 +6,8 @@ use std::time::Duration;
 use vfiod_protocol::wire::payload::{DmaAccess, IoFd, SparseArea};
 use vfiod_protocol::wire::{Capabilities, Command, FeatureOp, Header, Kind, Version};
 use vfiod_protocol::{
-    Access, Completed, Connection, Descriptors, DmaRequests, End, Ended, Event, IrqData, Refusal,
-    Request, Time,
+    Access, Completed, Connection, Descriptors, DmaRequests, End, Ended, Event, IrqData, Output,
+    Refusal, Request, Time,
 };
 use zerocopy::IntoBytes;
 
@@ -145,6 +145,15 @@ impl Driver {
         (self.connection, self.dma) = serde_json::from_str(&text).unwrap();
     }
 
+    fn completed(&mut self, completed: Result<Completed, End>, mut output: Output<u32>) {
+        match completed {
+            Ok(Completed::Ended(ended)) => self.ended.push(ended),
+            Ok(_) => {}
+            Err(end) => self.end = Some(end),
+        }
+        self.connection.output().append(&mut output);
+    }
+
     /// One event; `false` if there was none.
     fn step(&mut self) -> bool {
         let access = if self.takes_accesses { self.connection.next_access() } else { None };
@@ -160,25 +169,17 @@ impl Driver {
                     return true;
                 }
                 Ok(Some(Event::DmaReply(reply))) => {
-                    let mut output = vfiod_protocol::Output::default();
-                    match self.dma.complete(&reply, &mut output) {
-                        Ok(Completed::Ended(ended)) => self.ended.push(ended),
-                        Ok(_) => {}
-                        Err(end) => self.end = Some(end),
-                    }
-                    self.connection.output().append(&mut output);
+                    let mut output = Output::default();
+                    let completed = self.dma.complete(&reply, &mut output);
+                    self.completed(completed, output);
                     return true;
                 }
                 Ok(None) => {
                     // Replies overtake while a request waits.
                     let Some(reply) = self.connection.next_dma_reply() else { return false };
-                    let mut output = vfiod_protocol::Output::default();
-                    match self.dma.complete(&reply, &mut output) {
-                        Ok(Completed::Ended(ended)) => self.ended.push(ended),
-                        Ok(_) => {}
-                        Err(end) => self.end = Some(end),
-                    }
-                    self.connection.output().append(&mut output);
+                    let mut output = Output::default();
+                    let completed = self.dma.complete(&reply, &mut output);
+                    self.completed(completed, output);
                     return true;
                 }
                 Err(end) => {

@@ -7,16 +7,7 @@ use std::time::Duration;
 use rustix::io::Errno;
 use vfiod_sync::{Condvar, Mutex, lock, thread, wait};
 
-/// What a source waits for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Interest {
-    /// Something to read.
-    Read,
-    /// Room to write.
-    Write,
-    /// Either.
-    Both,
-}
+pub(crate) use crate::interest::Interest;
 
 impl Interest {
     fn wants(self, ready: Self) -> bool {
