@@ -1,6 +1,6 @@
-//! Where a device's input from outside (characters of a serial port, lines that another program sets) arrives
-//! between the calls of a session: recorded for a capture, and given to the device at the same places
-//! again when the capture is replayed.
+//! Where a device's input from outside (characters of a serial port, lines that another program
+//! sets) arrives between the calls of a session. It is recorded for a capture, and given to the
+//! device at the same places again when the capture is replayed.
 //!
 //! A place is a number of calls. The device counts its own calls, with the lock held under which it
 //! also takes input. So the order of calls and input is exact, and costs one load of a flag while

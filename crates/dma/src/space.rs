@@ -465,10 +465,12 @@ impl Space {
     }
 
     /// Starts to log which pages devices write: by copies, by holds that end, and by message. When
-    /// this returns, every write that ends from now on is logged. Goes on if it was started before.
-    pub fn start_dirty_log(&self) {
-        self.inner.dirty.start();
+    /// this returns, every write that ends from now on is logged. Goes on, and returns `false`, if it
+    /// was started before.
+    pub fn start_dirty_log(&self) -> bool {
+        let started = self.inner.dirty.start();
         self.inner.map.change(|map| map.logging = true);
+        started
     }
 
     /// Stops the log and forgets its marks.

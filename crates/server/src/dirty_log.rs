@@ -1,5 +1,6 @@
 //! The features that every device has because its address space does them: the log of pages that
-//! devices have written ([`vfiod_wire::dirty`]), and its report by DMA_UNMAP. Devices that share a space share its log.
+//! devices have written ([`vfiod_wire::dirty`]), and its report by DMA_UNMAP. Devices that share a
+//! space share its log.
 
 use rustix::io::Errno;
 use vfiod_core::dma::{Marks, dirty_bitmap_len};
@@ -54,11 +55,10 @@ pub(crate) fn set(file: &File, index: u16, data: &[u8]) -> Option<Result<()>> {
 /// Starts the log for the whole space, whatever the ranges: a report names its own.
 fn start(file: &File, data: &[u8]) -> Result<()> {
     decode_start(data).map_err(invalid)?;
-    let space = file.space()?;
-    if space.is_dirty_log_on() {
+    // One step: another connection of the same space may start it at the same moment.
+    if !file.space()?.start_dirty_log() {
         return Err(Error::new(Errno::INVAL, "the log of dirty pages was started before"));
     }
-    space.start_dirty_log();
     Ok(())
 }
 
