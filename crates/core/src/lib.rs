@@ -76,6 +76,7 @@ mod join;
 mod lifecycle;
 #[cfg(all(test, any(shuttle, loom)))]
 mod model;
+mod open_pause;
 mod opening;
 mod policy;
 pub mod region;
@@ -108,6 +109,7 @@ pub use ids::{
 };
 pub use input_log::{InputCall, InputEntry, InputLog, InputPlace, InputSource, Recorded};
 pub use irq::{IrqFlags, IrqIndex, IrqInfo};
+pub use open_pause::OpenPause;
 pub use policy::{OpenPolicy, StatePolicy};
 pub use region::{Region, RegionFlags, RegionIndex};
 pub use registry::{DeviceSpec, Registration, Registry};

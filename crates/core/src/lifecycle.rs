@@ -105,6 +105,9 @@ impl Registered {
         if member.leaving {
             return Err(self.is_leaving());
         }
+        if member.open_pauses > 0 {
+            return Err(self.opens_are_paused());
+        }
         match member.owner() {
             None => Ok(true),
             Some(_) if self.open_policy == OpenPolicy::Single => {
@@ -293,6 +296,12 @@ impl Registered {
     #[cold]
     pub(crate) fn set_is(&self, phase: Phase) -> Error {
         Error::new(Errno::BUSY, format!("the set of {} is {phase}", self.name()))
+    }
+
+    #[cold]
+    pub(crate) fn opens_are_paused(&self) -> Error {
+        let what = format!("{} is about to be removed; try again", self.name());
+        Error::new(Errno::BUSY, what)
     }
 
     #[cold]

@@ -18,6 +18,7 @@ use crate::environment::{Environment, FindSpace};
 use crate::error::{Errno, Error, Result};
 use crate::event::{Event, Observer};
 use crate::ids::{DeviceId, FileId, IdSequence, NUMBER_LIMIT, Numbers, Owner, SetId};
+use crate::open_pause::OpenPause;
 use crate::policy::{OpenPolicy, StatePolicy};
 use crate::region::RegionIndex;
 use crate::registered::{Registered, Set};
@@ -400,6 +401,15 @@ impl Registration {
     /// `EBUSY`: the device is in use; the message names its owner.
     pub fn bar_opens_if_unused(&self) -> Result<()> {
         self.device.registered.bar_opens_if_unused()
+    }
+
+    /// Refuses opens (`EBUSY`) for as long as the result exists, if the device is not open; otherwise
+    /// nothing changes. Takes the set lock.
+    ///
+    /// # Errors
+    /// `EBUSY`: the device is in use; the message names its owner.
+    pub fn pause_opens_if_unused(&self) -> Result<OpenPause> {
+        OpenPause::if_unused(&self.device.registered)
     }
 
     fn finish(&self, deadline: Option<Duration>) {

@@ -108,6 +108,8 @@ pub(crate) struct Member<D> {
     pub(crate) files: BTreeMap<FileId, Arc<FileShared>>,
     /// Unregister has begun.
     pub(crate) leaving: bool,
+    /// How many [`crate::OpenPause`]s there are.
+    pub(crate) open_pauses: usize,
 }
 
 impl<D> Member<D> {
@@ -225,7 +227,8 @@ impl<D: SetDevice> SetGuard<'_, D> {
         let state = self.state();
         let slot = state.vacant.pop().unwrap_or(state.members.len());
         let device = make(slot);
-        let member = Member { device: device.clone(), files: BTreeMap::new(), leaving: false };
+        let (files, leaving, open_pauses) = (BTreeMap::new(), false, 0);
+        let member = Member { device: device.clone(), files, leaving, open_pauses };
         if slot == state.members.len() {
             state.members.push(Some(member));
         } else {

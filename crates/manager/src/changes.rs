@@ -9,7 +9,8 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use vfiod_config::{Config, Document, LoadError, Options, ParentConfig, Problem};
-use vfiod_core::{DeviceRef, Errno, Error, Result};
+use vfiod_core::{DeviceRef, Errno, Error, OpenPause, Result};
+use vfiod_mdev::CreationPause;
 
 use crate::build::{self, find_mistakes};
 use crate::event_log::owner_name;
@@ -65,6 +66,15 @@ struct Difference {
     changes: Changes,
 }
 
+/// What makes sure that nothing that a change removes is in use.
+#[derive(Default)]
+struct Cleared {
+    /// How long the users have, if any are allowed.
+    grace: Duration,
+    devices: Vec<OpenPause>,
+    parents: Vec<CreationPause>,
+}
+
 fn invalid(problems: impl std::fmt::Display) -> Error {
     Error::new(Errno::INVAL, problems.to_string().trim_end().to_owned())
 }
@@ -115,7 +125,7 @@ impl Manager {
         }
         let difference = self.difference(&old, &new)?;
         others(name, &difference, "adding")?;
-        self.apply(new, difference, Duration::ZERO)
+        self.apply(new, difference, Cleared::default())
     }
 
     /// Removes a device of the configuration. One of the file comes back when that is read again.
@@ -139,11 +149,8 @@ impl Manager {
             return Err(Error::new(Errno::INVAL, what));
         }
         others(name, &difference, "removing")?;
-        let grace = self.check_use(&difference, in_use)?;
-        if in_use == InUsePolicy::Refuse {
-            self.stack().bar_opens(name)?;
-        }
-        self.apply(new, difference, grace)
+        let cleared = self.check_use(&difference, in_use)?;
+        self.apply(new, difference, cleared)
     }
 
     /// Reads the configuration file again, and adds, removes and changes what differs. Devices
@@ -176,8 +183,8 @@ impl Manager {
             return Err(invalid(new.problems(mistakes)));
         }
         let difference = self.difference(&old, &new)?;
-        let grace = self.check_use(&difference, in_use)?;
-        self.apply(new, difference, grace)
+        let cleared = self.check_use(&difference, in_use)?;
+        self.apply(new, difference, cleared)
     }
 
     fn difference(&self, old: &Document, new: &Document) -> Result<Difference> {
@@ -216,29 +223,33 @@ impl Manager {
         Ok(Difference { gone, new: new_units, parents_gone, parents_new, changes })
     }
 
-    /// Checks that nothing that is to be removed is in use, unless that is allowed. Returns how long
-    /// the users have.
-    fn check_use(&self, difference: &Difference, in_use: InUsePolicy) -> Result<Duration> {
+    /// Checks that nothing that is to be removed is in use, unless that is allowed. It cannot be used
+    /// from then on until the result is dropped.
+    fn check_use(&self, difference: &Difference, in_use: InUsePolicy) -> Result<Cleared> {
         if let InUsePolicy::RevokeAfter(grace) = in_use {
-            return Ok(grace);
+            return Ok(Cleared { grace, ..Cleared::default() });
         }
+        let mut cleared = Cleared::default();
         let mut users = Vec::new();
         for unit in &difference.gone {
-            for device in self.stack().devices_of(unit.name()) {
+            let (pauses, in_use) = self.stack().pause_opens_of_unused(unit.name());
+            cleared.devices.extend(pauses);
+            for device in in_use {
                 for file in device.status().files {
                     users.push(format!("{} by {}", device.name(), owner_name(&file.owner)));
                 }
             }
         }
         for parent in &difference.parents_gone {
-            let status = self.bus.parent(parent);
-            let count = status.map_or(0, |status| status.instances.len());
-            if count > 0 {
-                users.push(format!("parent {parent}, which has {count} instances"));
+            match self.bus.pause_creation_if_unused(parent) {
+                Ok(pause) => cleared.parents.push(pause),
+                Err(error) if error.errno() == Errno::BUSY => users.push(error.to_string()),
+                // It was refused when it was to be registered.
+                Err(_) => {}
             }
         }
         if users.is_empty() {
-            return Ok(Duration::ZERO);
+            return Ok(cleared);
         }
         let what = format!(
             "in use: {}; nothing was changed. Close what uses them, or give their users a deadline \
@@ -248,7 +259,10 @@ impl Manager {
         Err(Error::new(Errno::BUSY, what))
     }
 
-    fn apply(&self, new: Document, difference: Difference, grace: Duration) -> Result<Changes> {
+    /// Makes a change. `cleared` is dropped at its end, when what it refuses to open has been removed,
+    /// or nothing was changed.
+    fn apply(&self, new: Document, difference: Difference, cleared: Cleared) -> Result<Changes> {
+        let grace = cleared.grace;
         let Difference { gone, new: units, parents_gone, parents_new, changes } = difference;
         // All that is free now, so that most failures change nothing.
         let gone: Vec<&Unit> = gone.iter().collect();

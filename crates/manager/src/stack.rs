@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, anyhow};
 use vfiod_config::{Config, Models, SocketConfig};
 use vfiod_core::event::Observer;
-use vfiod_core::{Device, DeviceRef, DeviceSpec, Registration, Registry};
+use vfiod_core::{Device, DeviceRef, DeviceSpec, OpenPause, Registration, Registry};
 use vfiod_fsl_mc::{Container, ContainerDevice, Kind, ObjectDevice, ObjectId};
 use vfiod_pci::{Bus, Placement};
 use vfiod_server::{ConnectionInfo, ConnectionTotals, Listener, Served, Server, ServerOptions};
@@ -326,24 +326,18 @@ impl Stack {
         vfiod_sync::lock(&self.running).iter().map(|unit| unit.plan.clone()).collect()
     }
 
-    /// The devices of a unit.
-    pub(crate) fn devices_of(&self, unit: &str) -> Vec<DeviceRef> {
+    /// Refuses opens of every device of a unit that is not open; the others are returned, too.
+    pub(crate) fn pause_opens_of_unused(&self, unit: &str) -> (Vec<OpenPause>, Vec<DeviceRef>) {
         let running = vfiod_sync::lock(&self.running);
         let unit = running.iter().find(|running| running.plan.name() == unit);
-        unit.map_or_else(Vec::new, |unit| {
-            unit.devices.iter().map(|device| device.registration.device().clone()).collect()
-        })
-    }
-
-    /// Bars further opens of every device of a unit, which must not be open.
-    ///
-    /// # Errors
-    /// `EBUSY`: a device of it is open.
-    pub(crate) fn bar_opens(&self, unit: &str) -> vfiod_core::Result<()> {
-        let running = vfiod_sync::lock(&self.running);
-        let unit = running.iter().find(|running| running.plan.name() == unit);
-        let mut devices = unit.into_iter().flat_map(|unit| &unit.devices);
-        devices.try_for_each(|device| device.registration.bar_opens_if_unused())
+        let (mut pauses, mut in_use) = (Vec::new(), Vec::new());
+        for Running { registration, .. } in unit.into_iter().flat_map(|unit| &unit.devices) {
+            match registration.pause_opens_if_unused() {
+                Ok(pause) => pauses.push(pause),
+                Err(_) => in_use.push(registration.device().clone()),
+            }
+        }
+        (pauses, in_use)
     }
 
     /// The model of a device of the configuration, and the path where clients connect.

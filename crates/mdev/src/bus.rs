@@ -36,6 +36,8 @@ struct State {
 struct ParentState {
     entry: Arc<ParentEntry>,
     leaving: bool,
+    /// How many [`CreationPause`]s there are.
+    creation_pauses: usize,
     /// Instances that are being created.
     creating: usize,
     /// Units taken, by type.
@@ -140,8 +142,14 @@ impl Bus {
         }
         let taken = vec![0; spec.types.len()];
         let entry = Arc::new(ParentEntry { spec, ops: parent });
-        let (leaving, creating, instances) = (false, 0, BTreeSet::new());
-        let parent = ParentState { entry, leaving, creating, taken, instances };
+        let parent = ParentState {
+            entry,
+            leaving: false,
+            creation_pauses: 0,
+            creating: 0,
+            taken,
+            instances: BTreeSet::new(),
+        };
         state.parents.insert(name.clone(), parent);
         Ok(ParentRegistration { bus: self.clone(), name })
     }
@@ -190,6 +198,10 @@ impl Bus {
         if parent.leaving {
             return Err(Error::new(Errno::NODEV, format!("parent {name} is leaving")));
         }
+        if parent.creation_pauses > 0 {
+            let what = format!("parent {name} is about to be removed; try again");
+            return Err(Error::new(Errno::BUSY, what));
+        }
         let Entry::Vacant(entry) = instances.entry(*uuid) else {
             let what = format!("there is an instance {uuid} already");
             return Err(Error::new(Errno::EXIST, what));
@@ -231,6 +243,25 @@ impl Bus {
             None => self.await_removal(&shared, removal),
         }
         Ok(())
+    }
+
+    /// Refuses to create instances of a parent (`EBUSY`) for as long as the result exists, if it has
+    /// none; otherwise nothing changes.
+    ///
+    /// # Errors
+    /// `ENOENT`: there is no such parent; `EBUSY`: it has instances; the message says how many.
+    pub fn pause_creation_if_unused(&self, parent: &str) -> Result<CreationPause> {
+        let mut state = lock(&self.inner.state);
+        let Some(found) = state.parents.get_mut(parent) else {
+            return Err(Error::new(Errno::NOENT, format!("there is no parent `{parent}`")));
+        };
+        let count = found.instances.len() + found.creating;
+        if count > 0 {
+            let what = format!("parent {parent}, which has {count} instances");
+            return Err(Error::new(Errno::BUSY, what));
+        }
+        found.creation_pauses += 1;
+        Ok(CreationPause { bus: self.clone(), parent: found.entry.clone() })
     }
 
     /// Gives back the UUID and the units of an instance that has ended.
@@ -343,6 +374,32 @@ fn status(parent: &ParentState) -> ParentStatus {
 impl fmt::Debug for Bus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Bus").finish_non_exhaustive()
+    }
+}
+
+/// Refuses to create instances of a parent until it is dropped; see
+/// [`Bus::pause_creation_if_unused`].
+#[must_use = "dropping it allows creation again"]
+pub struct CreationPause {
+    bus: Bus,
+    parent: Arc<ParentEntry>,
+}
+
+impl Drop for CreationPause {
+    fn drop(&mut self) {
+        let mut state = lock(&self.bus.inner.state);
+        // Another parent may have the name by now.
+        if let Some(parent) = state.parents.get_mut(&self.parent.spec.name)
+            && Arc::ptr_eq(&parent.entry, &self.parent)
+        {
+            parent.creation_pauses -= 1;
+        }
+    }
+}
+
+impl fmt::Debug for CreationPause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("CreationPause").field(&self.parent.spec.name).finish()
     }
 }
 

@@ -30,7 +30,7 @@ mod instance;
 mod model;
 mod parent;
 
-pub use bus::{Bus, Create, ParentRegistration, ParentStatus, TypeStatus};
+pub use bus::{Bus, Create, CreationPause, ParentRegistration, ParentStatus, TypeStatus};
 pub use instance::{Endpoint, Instance, NoEndpoint, Removal, Stage};
 pub use parent::{AttributeInfo, Attributes, Capacity, NewInstance, Parent, ParentSpec, TypeInfo};
 pub use uuid::Uuid;

@@ -239,6 +239,27 @@ pub(crate) fn bar_against_open() {
     finish(&ledger, [a]);
 }
 
+/// A user, and opens are paused if there is none.
+pub(crate) fn pause_against_open() {
+    let (registry, ledger) = (Registry::new(), Arc::<Ledger>::default());
+    let a = register(&registry, &ledger, Witness::new("a", &ledger), "a");
+    let device = a.device().clone();
+    let user = thread::spawn(move || open(&device));
+    let paused = a.pause_opens_if_unused();
+    if paused.is_ok() {
+        assert!(a.device().status().files.is_empty(), "paused while open");
+    }
+    let file = user.join().expect("the user panicked");
+    match (&paused, &file) {
+        (Ok(_), Ok(_)) => panic!("opened while paused"),
+        // Refused while paused; or the user was first, and may have closed the device since.
+        (Ok(_), Err(error)) | (Err(error), _) => assert_eq!(error.errno(), Errno::BUSY),
+    }
+    drop((paused, file));
+    drop(open(a.device()).expect("opens are allowed again"));
+    finish(&ledger, [a]);
+}
+
 /// One user, and the registration is dropped: small enough to try every order.
 pub(crate) fn smallest_race() {
     let (registry, ledger) = (Registry::new(), Arc::<Ledger>::default());
@@ -255,6 +276,7 @@ vfiod_sync::checks! {
     two_members_of_one_set: 2000,
     opens_that_fail: 2000,
     bar_against_open: 2000,
+    pause_against_open: 2000,
     unregister_waits_for_the_user: 2000,
     files_are_revoked_at_once: 2000,
     files_are_revoked_at_the_deadline: 2000,

@@ -158,6 +158,7 @@ impl Registered {
     fn must_be_unused(&self, opening: &Transition<'_>) -> Result<()> {
         let mut guard = opening.lock();
         match guard.find(self) {
+            Some(member) if member.open_pauses > 0 => Err(self.opens_are_paused()),
             Some(member) if !member.leaving => match member.owner() {
                 None => Ok(()),
                 Some(owner) => {

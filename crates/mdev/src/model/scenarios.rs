@@ -194,6 +194,23 @@ pub(super) fn a_parent_against_creation() {
     stage.finish(2);
 }
 
+/// A parent whose creations are paused if it has no instance, while one is made.
+pub(super) fn a_pause_against_creation() {
+    let stage = Stage::new(1);
+    let creator = spawn(stage.creator(1));
+    let paused = stage.bus.pause_creation_if_unused("p");
+    expect(&paused, &[Errno::BUSY]);
+    if paused.is_ok() {
+        let parent = stage.bus.parent("p").expect("there is one");
+        assert!(parent.instances.is_empty(), "paused with an instance");
+    }
+    let made = join(creator);
+    expect(&made, &[Errno::BUSY]);
+    assert!(paused.is_err() || made.is_err(), "created while paused");
+    drop((paused, made));
+    stage.finish(1);
+}
+
 /// A parent is unregistered while its instance is used, removed by another thread, and reset.
 pub(super) fn a_parent_against_everybody() {
     let mut stage = Stage::new(1);
@@ -224,5 +241,6 @@ vfiod_sync::checks! {
     two_removers: 2000,
     a_deadline_hurries: 2000,
     a_parent_against_creation: 2000,
+    a_pause_against_creation: 2000,
     a_parent_against_everybody: 2000,
 }
