@@ -1,5 +1,8 @@
 //! One thread polls a device, its tasks and its server, and is the client as well.
 
+// A model checker has no descriptors to poll.
+#![cfg(not(any(loom, shuttle)))]
+
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
