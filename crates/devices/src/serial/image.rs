@@ -47,6 +47,7 @@ vfiod_pci::image! {
         pub(super) empty_pending: u8,
         pub(super) inputs: u8,
         pub(super) changes: u8,
+        /// Not used any more; written as 0, and ignored. Version 1 has it.
         pub(super) has_requested: u8,
     }
 }

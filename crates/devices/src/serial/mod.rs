@@ -4,9 +4,9 @@
 //!
 //! A port is connected to a loop-back plug, to a pseudo-terminal on the host, or to nothing
 //! ([`Backend`]). Pseudo-terminals exist while the card is open; a task for each waits for its
-//! changes. Input waits in the terminal while the receiver is full or the guest asks for none
-//! (RTS); output that the terminal's reader does not take waits in the transmitter, which then
-//! tells the guest that it is not empty.
+//! changes. Input waits in the terminal while the receiver is full; output that the terminal's
+//! reader does not take waits in the transmitter, which then tells the guest that it is not empty.
+//! The outputs RTS and DTR reach the plug's inputs and stop nothing.
 //!
 //! # What it does not implement
 //! Time: a character takes none, whatever the divisor. Parity, framing errors, breaks.

@@ -57,8 +57,6 @@ pub(super) struct Uart {
     inputs: Lines,
     /// Lower half of the modem status register.
     changes: u8,
-    /// Request to send has been on since the reset.
-    has_requested: bool,
 }
 
 impl Uart {
@@ -83,7 +81,6 @@ impl Uart {
             empty_pending,
             inputs,
             changes,
-            has_requested,
         } = *self;
         UartImage {
             divisor: divisor.to_le_bytes(),
@@ -99,7 +96,7 @@ impl Uart {
             empty_pending: empty_pending.into(),
             inputs: inputs.bits(),
             changes,
-            has_requested: has_requested.into(),
+            has_requested: 0,
         }
     }
 
@@ -120,7 +117,6 @@ impl Uart {
             empty_pending: flag(image.empty_pending)?,
             inputs: Lines::from_bits(image.inputs)?,
             changes: image.changes,
-            has_requested: flag(image.has_requested)?,
         };
         let fits = receiver.len() <= uart.depth() && transmitter.len() <= uart.depth();
         let bits = image.interrupt_enable & !IER_MASK == 0
@@ -211,12 +207,11 @@ impl Uart {
         }
     }
 
-    /// How many characters it can receive now without loss. None while it listens to itself, or
-    /// while it asks for none: a guest that has never requested to send does not use that line,
-    /// and takes data at any time.
+    /// How many characters it can receive now without loss; none while it listens to itself. The
+    /// chip has no automatic flow control: request to send (RTS) is an output pin and no more
+    /// (PC16550D data sheet, modem control register), so a driver may use it for the direction of an RS-485 line.
     pub(super) fn room(&self) -> usize {
-        let requests = self.modem_control & MCR_RTS != 0 || !self.has_requested;
-        if self.loops() || !requests { 0 } else { self.depth() - self.receiver.len() }
+        if self.loops() { 0 } else { self.depth() - self.receiver.len() }
     }
 
     /// Receives characters; one for which there is no room is an overrun.
@@ -328,7 +323,6 @@ impl Uart {
     fn control_modem(&mut self, value: u8) {
         let before = self.lines();
         self.modem_control = value;
-        self.has_requested |= value & MCR_RTS != 0 && !self.loops();
         self.note_changes(before);
         self.loop_back();
     }
