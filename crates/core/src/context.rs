@@ -64,6 +64,7 @@ struct ContextInner {
     works: bool,
     data_path: OnceLock<Arc<dyn DataPath>>,
     reset_requested: AtomicBool,
+    serves_directly: AtomicBool,
     input_log: InputLog,
     quiesces: QuiesceCounters,
     home: Arc<OnceLock<Weak<dyn Home>>>,
@@ -143,6 +144,7 @@ impl Context {
             works,
             data_path: OnceLock::new(),
             reset_requested: AtomicBool::new(false),
+            serves_directly: AtomicBool::new(true),
             input_log: InputLog::default(),
             quiesces: QuiesceCounters::default(),
             home,
@@ -169,6 +171,20 @@ impl Context {
     /// access to guest memory (`EPERM`). On after registration.
     pub fn set_bus_master(&self, on: bool) {
         self.inner.dma.set_bus_master(on);
+    }
+
+    /// Whether accesses to shared areas and rings of doorbells by message are served without a call
+    /// of the device. On after registration. While it is off, as for a device that must not answer,
+    /// each is a call of [`crate::Device::read`] or [`crate::Device::write`], and what rings an
+    /// eventfd is forgotten. Clients' mappings of shared areas work on.
+    pub fn set_direct_service(&self, on: bool) {
+        self.inner.serves_directly.store(on, Ordering::Release);
+    }
+
+    /// Set by [`Context::set_direct_service`].
+    #[inline]
+    pub(crate) fn serves_directly(&self) -> bool {
+        self.inner.serves_directly.load(Ordering::Acquire)
     }
 
     /// The device's side of its address space: for its tasks and its data path, not for calls.

@@ -162,6 +162,7 @@ impl File {
         let device = self.registered();
         let at = self.find_region(region)?;
         if device.works()
+            && device.context.serves_directly()
             && let Some(bell) = at.doorbell_of(offset, data)
         {
             device.admit(&self.shared)?;
@@ -360,7 +361,7 @@ impl File {
             // or is forgotten by a reset.
             self.registered().admit(&self.shared)?;
             let rung = self.shared.take_ring(region, doorbell)?;
-            if rung {
+            if rung && self.registered().context.serves_directly() {
                 self.registered().context.ring(self.bell(region, place), bell.datamatch);
             }
             return Ok(rung);
@@ -374,7 +375,7 @@ impl File {
             let value = bell.datamatch.unwrap_or(0).to_le_bytes();
             let size = if bell.size == 0 { 4 } else { usize::from(bell.size) };
             let (offset, value) = (bell.offset, &value[..size]);
-            if at.is_shared(offset, size) {
+            if at.is_shared(offset, size) && self.registered().context.serves_directly() {
                 self.shared.shared_memory(region)?.write(offset, value)?;
             } else {
                 device.write(region, offset, value)?;
@@ -442,7 +443,7 @@ impl File {
         self.present()?;
         let region = self.find_region(index)?;
         region.check(index, offset, len as u64, access)?;
-        if !region.is_shared(offset, len) {
+        if !region.is_shared(offset, len) || !self.registered().context.serves_directly() {
             return Ok(None);
         }
         self.registered().admit(&self.shared)?;

@@ -66,7 +66,8 @@ impl std::fmt::Display for GuestReset {
 pub(crate) struct Controls {
     /// The function is in D0 and may start transactions.
     pub(crate) bus_master: bool,
-    /// The function is in D3hot: it sends no interrupts (PCIe 5.3.1.4.1).
+    /// The function is in D3hot: it sends no interrupts, and of its regions only configuration space
+    /// answers (PCIe 5.3.1.4.1).
     pub(crate) in_d3hot: bool,
     pub(crate) intx_disabled: bool,
     /// MSI mask bits, one for each vector.

@@ -52,7 +52,8 @@ impl<M: Model> Function<M> {
     /// A function that stands alone in its slot.
     ///
     /// # Errors
-    /// `EINVAL`: the spec contradicts itself; `ENOSPC`: too many capabilities.
+    /// `EINVAL`: the spec contradicts itself, or the MSI-X table hides a register
+    /// ([`Model::find_register`]); `ENOSPC`: too many capabilities.
     pub fn new(model: M) -> Result<Self> {
         Self::fitted(model, Fitting::default())
     }
@@ -80,6 +81,9 @@ impl<M: Model> Function<M> {
             config.set_integrated();
         }
         let msix = Msix::of(&spec.capabilities);
+        if let Some(msix) = &msix {
+            refuse_hidden_registers(&model, msix)?;
+        }
         let controls = config.controls();
         Ok(Self { model, spec, config, msix, cx: None, controls, role })
     }
@@ -119,6 +123,7 @@ impl<M: Model> Function<M> {
         let now = self.controls;
         let Some(cx) = self.cx.as_ref() else { return };
         cx.context().set_bus_master(now.bus_master);
+        cx.context().set_direct_service(!now.in_d3hot);
         if before.intx_masked() != now.intx_masked() && self.spec.pin.is_some() {
             // Cannot fail: a function with INTx has vector 0.
             let _ = cx.context().irqs().set_device_mask(irq_index::INTX, 0, now.intx_masked());
@@ -142,6 +147,7 @@ impl<M: Model> Function<M> {
         }
         if let Some(cx) = cx {
             cx.context().set_bus_master(false);
+            cx.context().set_direct_service(true);
             cx.interrupts().reset();
             model.reset(cx);
         }
@@ -284,6 +290,10 @@ impl<M: Model> Device for Function<M> {
             self.config.read(offset as usize, data, self.live());
             return Ok(());
         }
+        if self.controls.in_d3hot {
+            data.fill(0xff);
+            return Ok(());
+        }
         let bar = region.0 as u8;
         let served = match (&self.msix, self.cx()) {
             (Some(msix), Some(cx)) => msix.read(cx.context(), bar, offset, data),
@@ -299,7 +309,7 @@ impl<M: Model> Device for Function<M> {
     fn read_traits(&self, region: RegionIndex, offset: u64, len: usize) -> ReadTraits {
         let bar = region.0 as u8;
         let msix = self.msix.as_ref().is_some_and(|msix| msix.serves(bar, offset, len));
-        if region.0 == CONFIG_REGION || msix {
+        if region.0 == CONFIG_REGION || msix || self.controls.in_d3hot {
             return ReadTraits { effect: ReadEffect::None, volatile: 0 };
         }
         self.model.read_traits(bar, offset, len)
@@ -316,6 +326,9 @@ impl<M: Model> Device for Function<M> {
                 }
                 None => self.apply_controls(),
             }
+            return Ok(());
+        }
+        if self.controls.in_d3hot {
             return Ok(());
         }
         let bar = region.0 as u8;
@@ -408,6 +421,17 @@ impl<M: Model> Features for Function<M> {
         sriov.set_token(Token(token));
         Ok(())
     }
+}
+
+/// Checks that no register of the model lies where the function serves MSI-X.
+fn refuse_hidden_registers<M: Model>(model: &M, msix: &Msix) -> Result<()> {
+    for (what, bar, range) in msix.places() {
+        if let Some(offset) = model.find_register(bar, range) {
+            let what = format!("BAR {bar}: the register at {offset:#x} is hidden by the {what}");
+            return Err(Error::new(Errno::INVAL, what));
+        }
+    }
+    Ok(())
 }
 
 fn no_feature(index: u16) -> Error {

@@ -12,9 +12,9 @@
 //! | --- | --- |
 //! | Command, bus master (PCIe 7.5.1.1.3) | DMA works, or fails with `EPERM` |
 //! | Command, interrupt disable | masks INTx; Status shows its level all the same |
-//! | Command, memory and I/O space | kept; BARs work all the same, because clients trap accesses by their own view |
+//! | Command, memory and I/O space (PCIe 7.5.1.1.3) | kept, and gate nothing: a client stops forwarding accesses when its guest clears them, and one that reads a BAR while they are off (a debugger, a test) gets the register |
 //! | BAR (PCIe 7.5.1.2.1) | kept but for the bits below its size |
-//! | PMCSR, D3hot (PCIe 5.3.1.4.1) | no DMA, interrupts are masked; D1 and D2 are ignored |
+//! | PMCSR, D3hot (PCIe 5.3.1.4.1) | no DMA, interrupts are masked, BARs read as all ones and drop writes (what a client has mapped works on); D1 and D2 are ignored |
 //! | PMCSR, back to D0 | pending interrupts are sent, or the function is reset ([`Capability::PowerManagementSoftReset`]) |
 //! | Device Control, Initiate FLR (PCIe 6.6.2) | the function is reset after the write, once it has quiesced; the bit reads as 0 |
 //! | MSI mask bits (PCIe 7.7.1.7) | mask messages; pending bits show them |

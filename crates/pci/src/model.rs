@@ -1,5 +1,7 @@
 //! What the author of a device writes: the [`Model`] trait.
 
+use std::ops::Range;
+
 use vfiod_core::{ReadTraits, Result};
 
 use crate::cx::Cx;
@@ -35,6 +37,14 @@ pub trait Model: Sized + Send + 'static {
     /// default every read may change the state.
     fn read_traits(&self, _bar: u8, _offset: u64, _len: usize) -> ReadTraits {
         ReadTraits::default()
+    }
+
+    /// The offset of the first register of the model that lies in a range of a BAR, or partly;
+    /// [`RegisterMap::find_in`](crate::RegisterMap::find_in) answers it. A register that the MSI-X
+    /// table or its pending bits hide from every guest refuses the function. By default none is
+    /// declared.
+    fn find_register(&self, _bar: u8, _range: Range<u64>) -> Option<u64> {
+        None
     }
 
     /// Writes `data`, which is not empty, to a BAR.

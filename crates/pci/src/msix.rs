@@ -3,6 +3,8 @@
 //! Clients such as QEMU keep the guest's table to themselves and never write ours; so a vector
 //! counts as masked only from the first time that its mask bit is written here.
 
+use std::ops::Range;
+
 use vfiod_core::Context;
 
 use crate::capability::Capability;
@@ -99,15 +101,26 @@ impl Msix {
         }
     }
 
+    /// The table and the pending bits, each with its BAR and its offsets there.
+    pub(crate) fn places(&self) -> [(&'static str, u8, Range<u64>); 2] {
+        let place = |(bar, offset): (u8, u64), len: usize| (bar, offset..offset + len as u64);
+        let (table_bar, table) = place(self.table_at, self.table.len());
+        let (pba_bar, pba) = place(self.pba_at, self.pba_len());
+        [("MSI-X table", table_bar, table), ("MSI-X pending bits", pba_bar, pba)]
+    }
+
+    fn pba_len(&self) -> usize {
+        usize::from(self.vectors).div_ceil(64) * 8
+    }
+
     fn table_offset(&self, bar: u8, offset: u64, len: usize) -> Option<usize> {
         within(self.table_at, bar, offset, len, self.table.len())
     }
 
     /// Whether an access lies in the table or the pending bits.
     pub(crate) fn serves(&self, bar: u8, offset: u64, len: usize) -> bool {
-        let bits = usize::from(self.vectors).div_ceil(64) * 8;
         self.table_offset(bar, offset, len).is_some()
-            || within(self.pba_at, bar, offset, len, bits).is_some()
+            || within(self.pba_at, bar, offset, len, self.pba_len()).is_some()
     }
 
     /// Serves a read that lies in the table or the pending bits. `false` if it does not.
@@ -116,8 +129,9 @@ impl Msix {
             data.copy_from_slice(&self.table[at..at + data.len()]);
             return true;
         }
-        let bits = usize::from(self.vectors).div_ceil(64) * 8;
-        let Some(at) = within(self.pba_at, bar, offset, data.len(), bits) else { return false };
+        let Some(at) = within(self.pba_at, bar, offset, data.len(), self.pba_len()) else {
+            return false;
+        };
         for (index, byte) in data.iter_mut().enumerate() {
             let first = (at + index) as u32 * 8;
             let pending = |bit: &u32| ctx.irqs().is_pending(irq_index::MSIX, first + bit);
@@ -146,8 +160,7 @@ impl Msix {
             }
             return true;
         }
-        let bits = usize::from(self.vectors).div_ceil(64) * 8;
-        within(self.pba_at, bar, offset, data.len(), bits).is_some()
+        within(self.pba_at, bar, offset, data.len(), self.pba_len()).is_some()
     }
 }
 

@@ -1,6 +1,8 @@
 //! Register tables: one declaration yields a device's fields, what its registers read as, the typed
 //! decoding of writes, and its saved image.
 
+use std::ops::Range;
+
 use vfiod_core::{Errno, Error, ReadTraits, Result};
 
 use crate::cx::Cx;
@@ -219,6 +221,10 @@ macro_rules! registers {
                     MAP.read_traits(offset, len)
                 }
 
+                fn find_register(range: std::ops::Range<u64>) -> Option<u64> {
+                    MAP.find_in(range)
+                }
+
                 fn decode_write(&self, offset: u64, data: &[u8]) -> Option<$write> {
                     match MAP.merge(offset, data, |register| self.register(register))? {
                         $(($written, value) => Some($write::$variant(value as $written_type)),)*
@@ -322,6 +328,9 @@ pub trait Registers {
     /// What such a read does; see [`Model::read_traits`].
     fn register_traits(offset: u64, len: usize) -> ReadTraits;
 
+    /// The offset of the first register that lies in a range, or partly; see [`Model::find_register`].
+    fn find_register(range: Range<u64>) -> Option<u64>;
+
     /// What a driver has written. `None`: there is no register, it is read-only, or it does not take
     /// this width. Changes nothing.
     fn decode_write(&self, offset: u64, data: &[u8]) -> Option<Self::Write>;
@@ -395,6 +404,10 @@ impl<M: RegisterModel> Model for M {
     fn read_traits(&self, bar: u8, offset: u64, len: usize) -> ReadTraits {
         // Reads of other BARs change nothing, either.
         M::register_traits(if bar == M::BAR { offset } else { u64::MAX }, len)
+    }
+
+    fn find_register(&self, bar: u8, range: Range<u64>) -> Option<u64> {
+        if bar == M::BAR { <M as Registers>::find_register(range) } else { None }
     }
 
     fn write(&mut self, cx: &Cx<Self>, bar: u8, offset: u64, data: &[u8]) {

@@ -1,6 +1,8 @@
 //! Register maps: device code matches on an enum and never sees a misaligned, partial or
 //! oversized access.
 
+use std::ops::Range;
+
 use vfiod_core::{ReadEffect, ReadTraits};
 
 /// A bit of [`Widths`]: either half of 8 bytes.
@@ -24,6 +26,12 @@ impl Widths {
 
     /// 8 bytes, or 4 bytes of either half. Written through [`RegisterMap::merge`].
     pub const HALVES: Self = Self(8 | HALF);
+
+    /// The widest of them, in bytes.
+    const fn widest(self) -> u64 {
+        let width = (self.0 & !HALF) as u64;
+        1 << width.ilog2()
+    }
 
     const fn takes(self, len: usize) -> bool {
         len <= 8 && len.is_power_of_two() && self.0 & len as u8 != 0
@@ -80,6 +88,15 @@ impl<R: Copy> RegisterMap<R> {
             index += 1;
         }
         Self(registers)
+    }
+
+    /// The offset of the first register that lies in a range of offsets, or partly, for
+    /// [`crate::Model::find_register`].
+    pub fn find_in(&self, range: Range<u64>) -> Option<u64> {
+        let lies = |register: &&Register<R>| {
+            register.offset < range.end && range.start < register.offset + register.widths.widest()
+        };
+        self.0.iter().find(lies).map(|register| register.offset)
     }
 
     /// The register that an access means, and from which bit of it on; `None` for a place

@@ -239,6 +239,11 @@ impl FunctionSpec {
             if self.shares(bar, u64::from(offset), len) {
                 return bad(format!("MSI-X {what}: in a part of BAR {bar} that is memory"));
             }
+            if let Some(doorbell) = self.doorbell_in(bar, u64::from(offset), len) {
+                return bad(format!(
+                    "MSI-X {what}: hides a doorbell at {doorbell:#x} of BAR {bar}"
+                ));
+            }
         }
         let end = |offset: u32, len: u64| u64::from(offset) + len;
         if table.0 == pba.0
@@ -248,6 +253,13 @@ impl FunctionSpec {
             return bad("MSI-X table and pending bits overlap".to_owned());
         }
         Ok(())
+    }
+
+    /// The offset of a doorbell that lies in `len` bytes of a BAR.
+    fn doorbell_in(&self, bar: u8, offset: u64, len: u64) -> Option<u64> {
+        let bar = self.bars.get(usize::from(bar)).and_then(Option::as_ref)?;
+        let mut offsets = bar.doorbells.iter().map(|doorbell| doorbell.offset);
+        offsets.find(|at| (offset..offset + len).contains(at))
     }
 
     /// Whether some of `len` bytes of a BAR are memory that clients map.

@@ -1,5 +1,7 @@
 //! Register tables: what a table declares is what a driver reads and writes, and what is saved.
 
+use std::ops::Range;
+
 use vfiod_core::{Context, Device, Errno, Persistence, ReadEffect, RegionIndex, ResetCause};
 use vfiod_pci::Function;
 use vfiod_pci::prelude::*;
@@ -165,4 +167,41 @@ fn function_serves_the_table_in_its_bar_and_saves_it() {
     let Persistence::Saved(state) = function.persistence() else { panic!("it has a state") };
     state.restore_image(&image).unwrap();
     assert_eq!(function.model().hidden, [9, 0]);
+}
+
+/// A register where the function serves MSI-X would be one that no guest can reach.
+#[test]
+fn registers_hidden_by_msix_are_refused() {
+    struct Hidden(u32, u32);
+
+    impl Model for Hidden {
+        type State = Stateless;
+
+        fn spec(&self) -> FunctionSpec {
+            let &Self(table, pba) = self;
+            let msix = Capability::Msix { vectors: 2, table: (1, table), pba: (1, pba) };
+            FunctionSpec::new(0x1234, 0x0001).bar(1, Bar::memory32(4096)).capability(msix)
+        }
+
+        fn find_register(&self, bar: u8, range: Range<u64>) -> Option<u64> {
+            assert_eq!(bar, 1);
+            <Subject as Registers>::find_register(range)
+        }
+
+        fn read(&mut self, _cx: &Cx<Self>, _bar: u8, _offset: u64, _data: &mut [u8]) {}
+        fn write(&mut self, _cx: &Cx<Self>, _bar: u8, _offset: u64, _data: &[u8]) {}
+        fn reset(&mut self, _cx: &Cx<Self>) {}
+    }
+
+    // The last register is 4 bytes at 0x18.
+    Function::new(Hidden(0x20, 0x40)).unwrap();
+    for (table, pba, words) in [
+        (0x18, 0x40, "BAR 1: the register at 0x18 is hidden by the MSI-X table"),
+        (0x00, 0x40, "the register at 0x0 is hidden by the MSI-X table"),
+        (0x40, 0x08, "the register at 0x8 is hidden by the MSI-X pending bits"),
+    ] {
+        let error = Function::new(Hidden(table, pba)).map(drop).unwrap_err();
+        assert_eq!(error.errno(), Errno::INVAL);
+        assert!(error.to_string().contains(words), "{error}");
+    }
 }

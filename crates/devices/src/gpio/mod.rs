@@ -11,6 +11,7 @@ mod registers;
 #[cfg(test)]
 mod tests;
 
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -95,6 +96,10 @@ impl Model for Gpio {
 
     fn read_traits(&self, _bar: u8, offset: u64, len: usize) -> ReadTraits {
         REGISTERS.read_traits(offset, len)
+    }
+
+    fn find_register(&self, _bar: u8, range: Range<u64>) -> Option<u64> {
+        REGISTERS.find_in(range)
     }
 
     fn write(&mut self, _cx: &Cx<Self>, _bar: u8, offset: u64, data: &[u8]) {

@@ -22,6 +22,7 @@ mod replayed;
 mod tests;
 mod uart;
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -146,6 +147,10 @@ impl Model for Serial {
 
     fn read_traits(&self, _bar: u8, offset: u64, len: usize) -> ReadTraits {
         REGISTERS.read_traits(offset, len)
+    }
+
+    fn find_register(&self, _bar: u8, range: Range<u64>) -> Option<u64> {
+        REGISTERS.find_in(range)
     }
 
     fn write(&mut self, cx: &Cx<Self>, bar: u8, offset: u64, data: &[u8]) {

@@ -1,11 +1,12 @@
 //! Resets, the power states, and what they hold back.
 
-use vfiod_core::Errno;
 use vfiod_core::dma::Perm;
+use vfiod_core::region::{Doorbell, SparseArea};
+use vfiod_core::{Errno, RegionIndex};
 use vfiod_pci::irq_index::{self, INTX};
-use vfiod_pci::{Capability, FunctionSpec};
+use vfiod_pci::{Bar, Capability, FunctionSpec};
 
-use super::rig::{CONFIG, EXPRESS, Guest, MSI, MSIX, POWER, everything, taken};
+use super::rig::{CONFIG, EXPRESS, Guest, MSI, MSIX, POWER, TABLE, everything, taken};
 
 const COMMAND: u64 = 0x04;
 const BUS_MASTER: u16 = 1 << 2;
@@ -167,6 +168,47 @@ fn a_function_in_d3hot_keeps_still() {
     let msix = guest.listen(irq_index::MSIX, 70);
     interrupts.trigger(1);
     assert_eq!(msix[1].take(), 1);
+}
+
+/// PCIe 5.3.1.4.1: in D3hot only configuration requests are answered.
+#[test]
+fn bars_do_not_answer_in_d3hot() {
+    let page = SparseArea { offset: 0x1000, size: 0x1000 };
+    let bell = Doorbell::eventfd(8, 4);
+    let spec = everything(Capability::PowerManagement)
+        .bar(5, Bar::memory32(0x2000).shared(vec![page]).doorbell(bell));
+    let guest = Guest::new(spec);
+    let (registers, memory, table) = (RegionIndex(0), RegionIndex(5), RegionIndex(4));
+    guest.write(memory, 0x1000, &[1; 8]);
+    guest.write(table, TABLE, &[7; 4]);
+    let rung = guest.file.doorbells(memory).unwrap();
+    let seen = |guest: &Guest| {
+        let seen = guest.seen();
+        (seen.reads.len(), seen.writes.len())
+    };
+    let before = seen(&guest);
+
+    guest.set_config16(POWER_CONTROL, D3_HOT);
+    for (region, offset) in
+        [(registers, 0), (memory, 0), (memory, 8), (memory, 0x1000), (table, TABLE)]
+    {
+        guest.write(region, offset, &[9; 4]);
+        assert_eq!(guest.read(region, offset), [0xff; 4], "{region}, {offset:#x}");
+    }
+    rustix::io::write(&rung[0], &1u64.to_ne_bytes()).unwrap();
+    assert!(guest.file.ring(memory, 0).unwrap(), "drained");
+    assert_eq!(seen(&guest), before, "the model is not asked");
+    assert_eq!(guest.config16(0), 0x1af4, "configuration space answers");
+
+    guest.set_config16(POWER_CONTROL, 0);
+    assert!(!guest.file.ring(memory, 0).unwrap(), "a ring in D3hot is forgotten");
+    assert_eq!(guest.read(memory, 0x1000), [1; 4]);
+    assert_eq!(guest.read(table, TABLE), [7; 4]);
+    assert_eq!(guest.read(registers, 0), [0x5a; 4]);
+
+    guest.set_config16(POWER_CONTROL, D3_HOT);
+    guest.file.reset().unwrap();
+    assert_eq!(guest.read(memory, 0x1000), [0; 4], "a reset brings the function back to D0");
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Specs that contradict themselves are refused, with words that say where.
 
 use vfiod_core::Errno;
-use vfiod_core::region::SparseArea;
+use vfiod_core::region::{Doorbell, SparseArea};
 use vfiod_pci::{Bar, Capability, Cx, Function, FunctionSpec, Model, Stateless};
 
 struct Blank(FunctionSpec);
@@ -83,6 +83,18 @@ fn msix_in_memory_that_clients_map() {
     refused(with(0x0ff8, 0x2000), "MSI-X table");
     refused(with(0x2000, 0x1ff8), "MSI-X pending bits");
     Function::new(Blank(with(0x0fe0, 0x2000))).unwrap();
+}
+
+#[test]
+fn msix_that_hides_a_doorbell() {
+    let with = |doorbell| {
+        let bar = Bar::memory32(0x1000).doorbell(Doorbell::message(doorbell, 4));
+        let msix = Capability::Msix { vectors: 2, table: (0, 0x100), pba: (0, 0x200) };
+        FunctionSpec::new(1, 2).bar(0, bar).capability(msix)
+    };
+    refused(with(0x11c), "MSI-X table: hides a doorbell at 0x11c of BAR 0");
+    refused(with(0x200), "MSI-X pending bits: hides a doorbell");
+    Function::new(Blank(with(0x120))).unwrap();
 }
 
 #[test]
