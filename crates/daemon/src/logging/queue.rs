@@ -15,6 +15,11 @@ use tracing_subscriber::fmt::MakeWriter;
 
 /// Lines that wait at most.
 const CAPACITY: usize = 4096;
+/// How long the thread sleeps after it has written: lines that come meanwhile are written
+/// together, and nothing that logs wakes it.
+const PAUSE: Duration = Duration::from_millis(2);
+/// Bytes of lines that are written at once.
+const BATCH: usize = 64 << 10;
 /// How long the last lines have at the end of the process.
 const FAREWELL: Duration = Duration::from_secs(1);
 
@@ -60,16 +65,35 @@ pub fn finish() {
 }
 
 fn write_all(entries: &Receiver<Entry>, lost: &AtomicU64, out: &mut impl Write) {
-    for entry in entries {
-        // Standard error that is gone is no reason to stop serving.
-        match entry {
-            Entry::Line(line) => _ = out.write_all(&line),
-            Entry::Flush(done) => _ = done.send(()),
+    let mut batch = Vec::new();
+    while let Ok(first) = entries.recv() {
+        for entry in std::iter::once(first).chain(entries.try_iter()) {
+            match entry {
+                Entry::Line(line) => {
+                    batch.extend_from_slice(&line);
+                    if batch.len() >= BATCH {
+                        write_batch(&mut batch, lost, out);
+                    }
+                }
+                Entry::Flush(done) => {
+                    write_batch(&mut batch, lost, out);
+                    let _ = done.send(());
+                }
+            }
         }
-        let lost = lost.swap(0, Ordering::Relaxed);
-        if lost > 0 {
-            let _ = writeln!(out, "vfiod: {lost} log lines were lost: nobody read them in time");
-        }
+        write_batch(&mut batch, lost, out);
+        thread::sleep(PAUSE);
+    }
+}
+
+/// Writes what was collected, and how many lines were lost before.
+fn write_batch(batch: &mut Vec<u8>, lost: &AtomicU64, out: &mut impl Write) {
+    // Standard error that is gone is no reason to stop serving.
+    let _ = out.write_all(batch);
+    batch.clear();
+    let lost = lost.swap(0, Ordering::Relaxed);
+    if lost > 0 {
+        let _ = writeln!(out, "vfiod: {lost} log lines were lost: nobody read them in time");
     }
 }
 
@@ -111,6 +135,6 @@ mod tests {
         let mut out = Vec::new();
         write_all(&receiver, &lost, &mut out);
         let text = String::from_utf8(out).unwrap();
-        assert_eq!(text, "0\nvfiod: 3 log lines were lost: nobody read them in time\n1\n");
+        assert_eq!(text, "0\n1\nvfiod: 3 log lines were lost: nobody read them in time\n");
     }
 }
