@@ -26,10 +26,12 @@ fn moment(time: SystemTime) -> String {
 
 impl From<&vfiod_core::Owner> for Owner {
     fn from(owner: &vfiod_core::Owner) -> Self {
-        match (owner.identity(), owner.credentials()) {
-            (_, Some(Credentials { pid, uid, gid })) => Self::Peer { pid, uid, gid },
-            (OwnerIdentity::InProcess(purpose), None) => Self::Daemon { purpose: purpose.clone() },
-            (_, None) => Self::Daemon { purpose: owner.to_string() },
+        if let Some(Credentials { pid, uid, gid }) = owner.credentials() {
+            return Self::Peer { pid, uid, gid };
+        }
+        match owner.identity() {
+            OwnerIdentity::InProcess(purpose) => Self::Daemon { purpose: purpose.clone() },
+            _ => Self::Daemon { purpose: owner.to_string() },
         }
     }
 }

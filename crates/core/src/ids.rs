@@ -4,9 +4,9 @@
 //! last number that was given out before.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::contain::contain;
 use crate::dma::MapOwner;
@@ -160,7 +160,7 @@ impl Numbers {
 /// the same ones, later or in another pid namespace.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Owner {
-    identity: OwnerIdentity,
+    identity: Identity,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     context: Option<OwnerContext>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -186,6 +186,58 @@ pub enum OwnerIdentity {
     Connection(ConnectionId),
     /// Not known. Not equal to any owner, not even to another unknown one.
     Unknown,
+}
+
+/// The identity of an owner, or the question for it.
+#[derive(Clone)]
+enum Identity {
+    Known(OwnerIdentity),
+    Deferred(Arc<Deferred<dyn Fn() -> OwnerIdentity + Send + Sync>>),
+}
+
+/// An identity that is asked for when it is first needed.
+struct Deferred<F: ?Sized> {
+    /// Kept, so that an owner never changes its identity.
+    answer: OnceLock<OwnerIdentity>,
+    ask: F,
+}
+
+impl Identity {
+    fn get(&self) -> &OwnerIdentity {
+        match self {
+            Self::Known(identity) => identity,
+            Self::Deferred(deferred) => deferred.answer.get_or_init(|| (deferred.ask)()),
+        }
+    }
+
+    /// The identity, unless it would have to be asked for.
+    fn if_known(&self) -> Option<&OwnerIdentity> {
+        match self {
+            Self::Known(identity) => Some(identity),
+            Self::Deferred(deferred) => deferred.answer.get(),
+        }
+    }
+}
+
+impl fmt::Debug for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.if_known() {
+            Some(identity) => identity.fmt(f),
+            None => f.write_str("Deferred"),
+        }
+    }
+}
+
+impl Serialize for Identity {
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        self.get().serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Identity {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        OwnerIdentity::deserialize(deserializer).map(Self::Known)
+    }
 }
 
 /// A context within an owner, as in a process with two iommufds: its files in one context belong
@@ -214,7 +266,16 @@ pub struct Credentials {
 impl Owner {
     /// An owner with this identity, without context and without credentials.
     pub fn new(identity: OwnerIdentity) -> Self {
-        Self { identity, context: None, credentials: None }
+        Self { identity: Identity::Known(identity), context: None, credentials: None }
+    }
+
+    /// An owner whose identity is asked for when it is first needed: to compare it with another
+    /// owner, to save it, or by [`Owner::identity`]. `ask` is called once at most, also for clones
+    /// of this owner; with locks of the core held, so it must neither wait nor call the core. Until
+    /// a file of the owner is released, it must be able to tell what it would have told at first.
+    pub fn deferred(ask: impl Fn() -> OwnerIdentity + Send + Sync + 'static) -> Self {
+        let deferred = Arc::new(Deferred { answer: OnceLock::new(), ask });
+        Self { identity: Identity::Deferred(deferred), context: None, credentials: None }
     }
 
     /// This process itself, under a name for people. Two owners of one name are the same.
@@ -234,9 +295,9 @@ impl Owner {
         Self { context, ..self }
     }
 
-    /// What distinguishes this owner from every other.
+    /// What distinguishes this owner from every other. Asks for it if that was deferred.
     pub fn identity(&self) -> &OwnerIdentity {
-        &self.identity
+        self.identity.get()
     }
 
     /// The context that the owner has named.
@@ -262,22 +323,24 @@ impl Owner {
 
 impl PartialEq for Owner {
     fn eq(&self, other: &Self) -> bool {
-        self.identity != OwnerIdentity::Unknown
-            && self.identity == other.identity
-            && self.context == other.context
+        self.context == other.context
+            && *self.identity() != OwnerIdentity::Unknown
+            && self.identity() == other.identity()
     }
 }
 
 impl fmt::Display for Owner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match (&self.identity, self.credentials) {
-            (OwnerIdentity::InProcess(name), _) => write!(f, "{name} (this process)")?,
+        match (self.identity.if_known(), self.credentials) {
+            (Some(OwnerIdentity::InProcess(name)), _) => write!(f, "{name} (this process)")?,
             (_, Some(Credentials { pid, uid, gid })) => {
                 write!(f, "process {pid} (uid {uid}, gid {gid})")?;
             }
-            (OwnerIdentity::Process { .. }, None) => f.write_str("a process")?,
-            (OwnerIdentity::Connection(ConnectionId(id)), None) => write!(f, "connection {id}")?,
-            (OwnerIdentity::Unknown, None) => f.write_str("an unknown process")?,
+            (None | Some(OwnerIdentity::Process { .. }), None) => f.write_str("a process")?,
+            (Some(OwnerIdentity::Connection(ConnectionId(id))), None) => {
+                write!(f, "connection {id}")?;
+            }
+            (Some(OwnerIdentity::Unknown), None) => f.write_str("an unknown process")?,
         }
         match self.context {
             None => Ok(()),
@@ -371,6 +434,30 @@ mod tests {
         for (a, b, same) in rows {
             assert_eq!((a == b, b == a), (same, same), "{a:?} and {b:?}");
         }
+    }
+
+    #[test]
+    fn deferred_identity_is_asked_for_once_and_only_when_it_is_needed() {
+        let asked = Arc::new(AtomicU64::new(0));
+        let counter = asked.clone();
+        let owner = Owner::deferred(move || OwnerIdentity::Process {
+            pidfd_inode: counter.fetch_add(1, Ordering::Relaxed),
+        })
+        .with_credentials(Credentials { pid: 7, uid: 1, gid: 2 });
+        let clone = owner.clone();
+        assert_eq!(owner.to_string(), "process 7 (uid 1, gid 2)");
+        assert_eq!(format!("{:?}", owner.identity), "Deferred");
+        assert_ne!(owner, owner.clone().with_context(Some(OwnerContext::Group(1))));
+        assert_eq!(asked.load(Ordering::Relaxed), 0, "names and contexts do not need it");
+
+        let first = Owner::new(OwnerIdentity::Process { pidfd_inode: 0 });
+        assert_eq!((owner == first, first == clone, owner == clone), (true, true, true));
+        let text = serde_json::to_string(&clone).unwrap();
+        assert_eq!(serde_json::from_str::<Owner>(&text).unwrap(), first);
+        assert_eq!(asked.load(Ordering::Relaxed), 1);
+
+        let unknown = Owner::deferred(|| OwnerIdentity::Unknown);
+        assert_ne!(unknown, unknown.clone());
     }
 
     #[test]

@@ -43,9 +43,11 @@ impl Observer for EventLog {
 
 /// An owner for people.
 pub fn owner_name(owner: &Owner) -> String {
-    match (owner.identity(), owner.credentials()) {
-        (_, Some(peer)) => format!("pid {}, uid {}", peer.pid, peer.uid),
-        (OwnerIdentity::InProcess(name), None) => name.clone(),
-        (_, None) => owner.to_string(),
+    if let Some(peer) = owner.credentials() {
+        return format!("pid {}, uid {}", peer.pid, peer.uid);
+    }
+    match owner.identity() {
+        OwnerIdentity::InProcess(name) => name.clone(),
+        _ => owner.to_string(),
     }
 }

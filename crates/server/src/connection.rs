@@ -29,6 +29,7 @@ use crate::gate::Gate;
 use crate::limits::{BUSY_STREAK, Quiet, REPLY_BATCH};
 use crate::opened::Opened;
 use crate::outgoing::Outgoing;
+use crate::peer;
 use crate::pool::{Interest, LINGER, Pool, Residence, Source, Watch, Worker};
 use crate::serving::{self, Guarded, Serving};
 use crate::transport::{Descriptors, Received, Socket, Wait};
@@ -148,13 +149,14 @@ impl Connection {
         static NUMBER: AtomicU64 = AtomicU64::new(1);
         let socket = Socket::new(socket, LINGER)?;
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let owner = socket.owner(vfiod_core::ConnectionId(number))?;
+        let outgoing = Arc::new(Outgoing::new(socket));
+        let owner = peer::owner(&outgoing, vfiod_core::ConnectionId(number))?;
         let connection = Arc::new_cyclic(|itself| Self {
             number,
             _counted: Counted::new(clients),
             state: Mutex::default(),
             serving: Serving::default(),
-            outgoing: Arc::new(Outgoing::new(socket)),
+            outgoing,
             watch,
             clients: clients.clone(),
             owner,
@@ -527,7 +529,12 @@ impl Connection {
         let (pool, limit) = (self.watch.pool(), proposed.data_limit());
         let gate = self.clients.gate.clone();
         let session = Session {
-            opened: Arc::new(Opened { file, gate, quiet: Quiet::default() }),
+            opened: Arc::new(Opened {
+                file,
+                gate,
+                quiet: Quiet::default(),
+                _outgoing: self.outgoing.clone(),
+            }),
             dialect: Dialect::of(proposed),
             dma: DmaChannel::new(&self.outgoing, ours, blocked, limit, pool, &self.counters),
             eventfds: EventFds::default(),

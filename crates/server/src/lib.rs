@@ -25,6 +25,7 @@ mod listener;
 mod model;
 mod opened;
 mod outgoing;
+mod peer;
 #[cfg(not(shuttle))]
 mod poller;
 #[cfg(shuttle)]

@@ -6,6 +6,7 @@ use vfiod_core::File;
 
 use crate::gate::Gate;
 use crate::limits::Quiet;
+use crate::outgoing::Outgoing;
 
 /// A file, and what everybody needs who calls it.
 pub(crate) struct Opened {
@@ -13,4 +14,6 @@ pub(crate) struct Opened {
     /// How many threads may be with the device.
     pub(crate) gate: Arc<Gate>,
     pub(crate) quiet: Quiet,
+    /// For as long as the file is there, its owner can be asked for ([`crate::peer`]).
+    pub(crate) _outgoing: Arc<Outgoing>,
 }

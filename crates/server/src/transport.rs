@@ -3,12 +3,9 @@
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use nix::sys::socket::getsockopt;
-use nix::sys::socket::sockopt::{PeerCredentials, PeerPidfd};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::net::sockopt::{self, Timeout};
@@ -17,7 +14,6 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags, Shutdown,
 };
 use vfiod_core::memory::SharedMemory;
-use vfiod_core::{ConnectionId, Credentials, Owner, OwnerIdentity};
 
 /// Most descriptors taken from one receive; the kernel closes what does not fit.
 const MAX_FDS: usize = 64;
@@ -68,32 +64,6 @@ impl Socket {
     /// Whether a receive that may sleep is bounded, as it is at first.
     pub(crate) fn bound_receive(&self, bounded: bool) -> Result<(), Errno> {
         sockopt::set_socket_timeout(&self.fd, Timeout::Recv, bounded.then_some(self.linger))
-    }
-
-    /// Who is at the other end, as the kernel reports it: the process that connected, by its
-    /// pidfd, or where that tells processes apart only while they live (before Linux 6.9), this
-    /// connection. The process id is 0 for a client outside our pid namespace.
-    pub(crate) fn owner(&self, connection: ConnectionId) -> Result<Owner, Errno> {
-        let peer = getsockopt(&self.fd, PeerCredentials)
-            .map_err(|errno| Errno::from_raw_os_error(errno as i32))?;
-        let identity = self.process().unwrap_or(OwnerIdentity::Connection(connection));
-        let credentials = Credentials { pid: peer.pid(), uid: peer.uid(), gid: peer.gid() };
-        Ok(Owner::new(identity).with_credentials(credentials))
-    }
-
-    /// The process that connected, if the kernel gives its pidfds an inode each (pidfs).
-    fn process(&self) -> Option<OwnerIdentity> {
-        /// `PID_FS_MAGIC` of the kernel's `linux/magic.h`.
-        const PID_FS_MAGIC: rustix::fs::FsWord = 0x5049_4446;
-        let pidfd = getsockopt(&self.fd, PeerPidfd).ok()?;
-        // The same for every pidfd of this kernel.
-        static PIDFS: OnceLock<bool> = OnceLock::new();
-        let is_pidfs = || rustix::fs::fstatfs(&pidfd).is_ok_and(|fs| fs.f_type == PID_FS_MAGIC);
-        if !PIDFS.get_or_init(is_pidfs) {
-            return None;
-        }
-        let pidfd_inode = rustix::fs::fstat(&pidfd).ok()?.st_ino;
-        Some(OwnerIdentity::Process { pidfd_inode })
     }
 
     /// Receives what has arrived, at most `buffer`. Interrupted calls are repeated.
