@@ -43,16 +43,14 @@ pub(super) fn store(bus: &dyn MdevBus, node: &Node, data: &[u8]) -> Result<()> {
     if data.len() > PAGE {
         return Err(Error::new(Errno::INVAL, format!("more than {PAGE} bytes in one write")));
     }
-    let text = std::str::from_utf8(data)
-        .map_err(|error| Error::new(Errno::INVAL, "that is no text").because(error))?;
-    // `echo` adds a newline.
-    let text = text.strip_suffix('\n').unwrap_or(text);
     match node {
         Node::TypeFile(mdev_type, TypeFile::Create) => {
-            bus.create(&mdev_type.parent, &mdev_type.id, uuid(text)?)
+            bus.create(&mdev_type.parent, &mdev_type.id, uuid(data)?)
         }
         Node::Remove(device) => {
-            if number(text)? == 0 {
+            // A C string.
+            let end = data.iter().position(|byte| *byte == 0).unwrap_or(data.len());
+            if number(line(&data[..end])?)? == 0 {
                 return Ok(());
             }
             let Device { uuid, .. } = device;
@@ -65,19 +63,28 @@ pub(super) fn store(bus: &dyn MdevBus, node: &Node, data: &[u8]) -> Result<()> {
         }
         Node::Attribute(device, name) => {
             device.instance(bus).ok_or_else(removed)?;
-            bus.set_attribute(device.uuid, name, text)
+            bus.set_attribute(device.uuid, name, line(data)?)
         }
         _ => Err(wrong_way()),
     }
 }
 
-/// A UUID in its usual form, in either case.
-fn uuid(text: &str) -> Result<Uuid> {
-    let usual = text.len() == uuid::fmt::Hyphenated::LENGTH;
-    Uuid::try_parse(text).ok().filter(|_| usual).ok_or_else(|| {
+/// A text without the newline that `echo` adds.
+fn line(data: &[u8]) -> Result<&str> {
+    let text = std::str::from_utf8(data)
+        .map_err(|error| Error::new(Errno::INVAL, "that is no text").because(error))?;
+    Ok(text.strip_suffix('\n').unwrap_or(text))
+}
+
+/// A UUID in its usual form, in either case, as the kernel's `create_store` reads it: one byte may
+/// follow, whatever it is.
+fn uuid(data: &[u8]) -> Result<Uuid> {
+    const LEN: usize = uuid::fmt::Hyphenated::LENGTH;
+    let usual = if data.len() <= LEN + 1 { data.get(..LEN) } else { None };
+    usual.and_then(|usual| Uuid::try_parse_ascii(usual).ok()).ok_or_else(|| {
         let what = format!(
             "`{}` is no UUID, which looks like 83b8f4f2-509f-382f-3c1e-e6bfe0fa1001",
-            text.escape_debug()
+            String::from_utf8_lossy(data).escape_debug()
         );
         Error::new(Errno::INVAL, what)
     })
@@ -125,13 +132,17 @@ mod tests {
     #[test]
     fn uuids() {
         let usual = "83B8F4F2-509f-382f-3c1e-e6bfe0fa1001";
-        assert_eq!(uuid(usual).unwrap().to_string(), usual.to_lowercase());
+        for more in [&b""[..], b"\n", b"x", b" ", b"\0", b"\xff"] {
+            let text = [usual.as_bytes(), more].concat();
+            assert_eq!(uuid(&text).unwrap().to_string(), usual.to_lowercase(), "{more:?}");
+        }
         let simple = usual.replace('-', "");
         let braced = format!("{{{usual}}}");
+        let two = format!("{usual}\n\n");
         let cases =
-            ["", "1", &usual[1..], &simple, &braced, " 3b8f4f2-509f-382f-3c1e-e6bfe0fa1001"];
+            ["", "1", &usual[1..], &simple, &braced, &two, " 3b8f4f2-509f-382f-3c1e-e6bfe0fa1001"];
         for text in cases {
-            assert_eq!(uuid(text).unwrap_err().errno(), Errno::INVAL, "{text:?}");
+            assert_eq!(uuid(text.as_bytes()).unwrap_err().errno(), Errno::INVAL, "{text:?}");
         }
     }
 }

@@ -270,7 +270,7 @@ fn what_the_bus_says_is_what_the_writer_gets() {
     let Some(place) = Place::new(3) else { return };
     let create = format!("{TYPE}/create");
     for rubbish in
-        ["", "\n", "1", &A[1..], &format!("{A}x"), &format!("{A}\n\n"), &A.replace('a', "g")]
+        ["", "\n", "1", &A[1..], &format!("{A}xx"), &format!("{A}\n\n"), &A.replace('a', "g")]
     {
         // An empty write is none, and succeeds as it does in sysfs.
         let expected = if rubbish.is_empty() { Ok(()) } else { Err(Errno::INVAL) };
@@ -281,8 +281,8 @@ fn what_the_bus_says_is_what_the_writer_gets() {
     assert_eq!(Place::errno(fs::write(place.path(&create), [0xff; 36])), Errno::INVAL);
     assert!(place.bus.instances().is_empty(), "nothing half created");
 
-    // Upper case and a line's end, as in the kernel.
-    place.write(&create, &format!("{}\n", A.to_uppercase())).unwrap();
+    // Upper case, and one byte more, whatever it is, as in the kernel.
+    place.write(&create, &format!("{}x", A.to_uppercase())).unwrap();
     assert_eq!(place.write(&create, A), Err(Errno::EXIST));
     let two = TYPE.replace("one", "two");
     assert_eq!(place.write(&format!("{two}/create"), A), Err(Errno::EXIST));
@@ -297,7 +297,9 @@ fn what_the_bus_says_is_what_the_writer_gets() {
     for rubbish in ["\n", "yes", "-1", "1 2"] {
         assert_eq!(place.write(&remove, rubbish), Err(Errno::INVAL), "{rubbish:?}");
     }
-    place.write(&remove, "0").unwrap();
+    for nothing in ["0", "0\0more"] {
+        place.write(&remove, nothing).unwrap();
+    }
     let uuid: Uuid = A.parse().unwrap();
     let instance = place.bus.instance(uuid).unwrap();
     let file = instance.device().open(Owner::in_process("test")).unwrap();
