@@ -29,12 +29,18 @@ pub(crate) trait Home: Send + Sync {
     /// Carries out the reset that the device has asked for. Called without the device lock.
     fn reset_if_requested(self: Arc<Self>);
 
+    /// Delivers the rings that came while the gate was closed to the data path.
+    fn deliver_rings(self: Arc<Self>);
+
     /// A task of the device has panicked.
     fn task_panicked(&self, task: &str, panic: Panicked);
 }
 
 /// Receives doorbells of a device without its lock. Called by the thread that received the
-/// doorbell; must be quick, and must not wait for a peer.
+/// doorbell; must be quick, and must not wait for a peer. A panic is caught and puts the device into
+/// the error state.
+///
+/// It can keep the device's [`Context`]: to start tasks, to raise interrupts, to ask for a reset.
 pub trait DataPath: Send + Sync {
     /// A doorbell was rung: its value has changed. `value` is the newest value, if it is known. Rings
     /// may merge or be spurious; none is lost. `bell` counts the doorbells of the device's
@@ -62,7 +68,9 @@ struct ContextInner {
     openings: Openings,
     work: Work,
     works: bool,
-    data_path: OnceLock<Arc<dyn DataPath>>,
+    /// Set by [`crate::Device::init`], until the registered device takes it: from here it could
+    /// keep itself alive, because it can have a clone of this.
+    data_path: Mutex<Option<Arc<dyn DataPath>>>,
     reset_requested: AtomicBool,
     serves_directly: AtomicBool,
     input_log: InputLog,
@@ -142,7 +150,7 @@ impl Context {
             openings: Openings::new(&description.regions),
             work,
             works,
-            data_path: OnceLock::new(),
+            data_path: Mutex::default(),
             reset_requested: AtomicBool::new(false),
             serves_directly: AtomicBool::new(true),
             input_log: InputLog::default(),
@@ -235,8 +243,13 @@ impl Context {
     /// Sets the device's data path: from now on doorbells are delivered to it. To be called once, in
     /// [`crate::Device::init`], by a device with the power [`crate::device::Worker`].
     pub fn set_data_path(&self, path: Arc<dyn DataPath>) {
-        let set = self.inner.data_path.set(path);
-        debug_assert!(set.is_ok() && self.inner.works, "once, and by a worker");
+        let before = lock(&self.inner.data_path).replace(path);
+        debug_assert!(before.is_none() && self.inner.works, "once, and by a worker");
+    }
+
+    /// Takes the data path that [`crate::Device::init`] has set.
+    pub(crate) fn take_data_path(&self) -> Option<Arc<dyn DataPath>> {
+        lock(&self.inner.data_path).take()
     }
 
     /// Asks for a reset of the device ([`crate::ResetCause::Function`]). It follows after the call,
@@ -323,18 +336,6 @@ impl Context {
         self.inner.reset_requested.swap(false, Ordering::AcqRel)
     }
 
-    /// Rings a doorbell: delivers it to the data path, or wakes the task that waits for it.
-    pub(crate) fn ring(&self, bell: usize, value: Option<u64>) {
-        match self.inner.data_path.get() {
-            Some(path) => {
-                self.inner.work.ring_through(bell, value, |ring| {
-                    path.doorbell(bell, ring.value, self.attachment());
-                });
-            }
-            None => self.inner.work.ring(bell, value),
-        }
-    }
-
     /// A part of the device's work that can be quiesced and resumed by itself, such as a queue: these
     /// doorbells, counted as for [`DataPath::doorbell`], and these tasks.
     pub fn queue(
@@ -349,15 +350,9 @@ impl Context {
     /// path.
     pub fn resume_queue(&self, queue: &Queue, rings: Rings) {
         queue.resume(rings);
-        self.deliver_rings();
-    }
-
-    /// Delivers the rings that came while the gate was closed to the data path.
-    pub(crate) fn deliver_rings(&self) {
-        let Some(path) = self.inner.data_path.get() else { return };
-        self.inner
-            .work
-            .deliver_rings(|bell, ring| path.doorbell(bell, ring.value, self.attachment()));
+        if let Some(home) = self.home() {
+            home.deliver_rings();
+        }
     }
 }
 

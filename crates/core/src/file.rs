@@ -152,7 +152,7 @@ impl File {
             if device.works()
                 && let Some(bell) = self.find_region(region)?.doorbell_of(offset, data)
             {
-                device.context.ring(self.bell(region, bell), Some(little_endian(data)));
+                device.ring(self.bell(region, bell), Some(little_endian(data)));
             }
             return Ok(());
         }
@@ -166,7 +166,7 @@ impl File {
             && let Some(bell) = at.doorbell_of(offset, data)
         {
             device.admit(&self.shared)?;
-            device.context.ring(self.bell(region, bell), Some(little_endian(data)));
+            device.ring(self.bell(region, bell), Some(little_endian(data)));
             return Ok(());
         }
         let write = |device: &mut dyn Device| device.write(region, offset, data);
@@ -362,7 +362,7 @@ impl File {
             self.registered().admit(&self.shared)?;
             let rung = self.shared.take_ring(region, doorbell)?;
             if rung && self.registered().context.serves_directly() {
-                self.registered().context.ring(self.bell(region, place), bell.datamatch);
+                self.registered().ring(self.bell(region, place), bell.datamatch);
             }
             return Ok(rung);
         }

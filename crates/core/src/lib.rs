@@ -64,6 +64,7 @@ mod context;
 mod description;
 pub mod device;
 mod device_ref;
+mod doorbell;
 mod environment;
 pub mod event;
 pub mod file;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use vfiod_tasks::Waiters;
 
 use crate::contain::{Panicked, contain};
-use crate::context::{Context, Home};
+use crate::context::{Context, DataPath, Home};
 use crate::device::{Description, Device, ResetCause, Token};
 use crate::environment::Environment;
 use crate::error::{Errno, Error, Result};
@@ -55,6 +55,8 @@ pub(crate) type Transition<'a> = set::Transition<'a, Registered>;
 pub(crate) struct Registered {
     pub(crate) environment: Arc<Environment>,
     pub(crate) context: Context,
+    /// Not in the context, which it can keep.
+    pub(crate) data_path: Option<Arc<dyn DataPath>>,
     pub(crate) description: Description,
     pub(crate) open_policy: OpenPolicy,
     pub(crate) state_policy: StatePolicy,
@@ -405,11 +407,14 @@ impl Registered {
 
     fn open_with_memory(self: &Arc<Self>) -> Result<()> {
         // Reset a failed device even if its state is retained: that state cannot be trusted.
-        if self.state_policy == StatePolicy::Reset || self.is_in_error_state() {
+        let rings = if self.state_policy == StatePolicy::Reset || self.is_in_error_state() {
             self.reset(ResetCause::Open, None)?;
-        }
+            Rings::Forget
+        } else {
+            Rings::RepeatAll
+        };
         self.call(|device| device.open_device())?;
-        self.start_work(Rings::Forget);
+        self.start_work(rings);
         Ok(())
     }
 
@@ -548,6 +553,10 @@ impl Home for Registered {
 
     fn reset_if_requested(self: Arc<Self>) {
         self.function_reset_if_requested();
+    }
+
+    fn deliver_rings(self: Arc<Self>) {
+        self.deliver_pending_rings();
     }
 }
 

@@ -221,7 +221,10 @@ impl Registry {
         let mut reserved_id = ReservedId { registry: &self.inner, id, visible: false };
         let runtime = self.inner.environment.runtime.clone();
         let context = Context::new(id, name.clone(), &description, works, runtime);
-        contain(|| device.init(&context)).map_err(|panic| refused(&name, panic))??;
+        let initialised = contain(|| device.init(&context));
+        // Taken also if the device is refused: the data path can keep the context.
+        let data_path = context.take_data_path();
+        initialised.map_err(|panic| refused(&name, panic))??;
 
         let (set, created) = match &set {
             Some(id) => self.inner.sets.join(id),
@@ -231,6 +234,7 @@ impl Registry {
             Arc::new(Registered {
                 environment: self.inner.environment.clone(),
                 context,
+                data_path,
                 description,
                 open_policy: open,
                 state_policy: state,

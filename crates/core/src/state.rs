@@ -10,6 +10,7 @@ mod device;
 mod image;
 mod mappings;
 mod restore;
+mod rings;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};

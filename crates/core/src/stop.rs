@@ -261,7 +261,7 @@ impl Registered {
             tracing::error!(device = self.name(), error = %panic, "resume failed");
             self.fail("a panic in resume");
         }
-        self.context.deliver_rings();
+        self.deliver_pending_rings();
     }
 
     /// Lets calls run again, and carries out a reset that was asked for meanwhile.

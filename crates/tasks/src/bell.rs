@@ -64,6 +64,13 @@ impl Bell {
         }
     }
 
+    /// The newest ring, taken or not; `None` if there has been none.
+    pub fn newest(&self) -> Option<Ring> {
+        let state = self.state.load(Ordering::SeqCst);
+        let value = || self.value.load(Ordering::Relaxed);
+        (state & EVER != 0).then(|| Ring { value: (state & HAS_VALUE != 0).then(value) })
+    }
+
     /// Forgets all rings.
     pub fn forget(&self) {
         self.state.store(0, Ordering::SeqCst);

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::descriptors::{FindDescriptors, KeepDescriptors};
 use super::mappings::{self, Attachments};
+use super::rings::{self, RingState};
 use super::{Format, Persistence, SaveState, Saved};
 use crate::device::{Device, Why};
 use crate::device_ref::DeviceRef;
@@ -35,6 +36,9 @@ pub(super) struct DeviceState {
     pub(super) failed: bool,
     pub(super) files: Vec<FileState>,
     pub(super) interrupts: IrqState,
+    /// Doorbells that were ever rung.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) rings: Vec<RingState>,
     pub(super) attachments: Attachments,
     /// The memory that an open device shares with its clients, if there is any yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -233,6 +237,7 @@ impl Registered {
                 failed,
                 files: files.iter().map(|file| FileState::of(file)).collect(),
                 interrupts,
+                rings: rings::save(self.context.work()),
                 attachments,
                 memory,
                 device,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::descriptors::FindDescriptors;
 use super::device::{DEVICE, DeviceState, FileState, Images, state_of};
 use super::image::Header;
-use super::{Saved, mappings};
+use super::{Saved, mappings, rings};
 use crate::device::Device;
 use crate::error::{Errno, Error, Result};
 use crate::event::Event;
@@ -37,7 +37,7 @@ impl Registered {
 
     /// Puts what the core's image says into the text that it goes with.
     fn merge_core_image(&self, state: &mut DeviceState, image: &[u8]) -> Result<()> {
-        let (header, vectors) = Header::read(image)?;
+        let (header, rest) = Header::read(image)?;
         let refuse = |what: String| Err(Error::new(Errno::INVAL, what));
         if header.device != state.identity.id {
             let (own, other) = (state.identity.id, header.device);
@@ -47,7 +47,10 @@ impl Registered {
             let (own, other) = (state.setup, header.setup);
             return refuse(format!("the core's image is of set-up {other}, the text of {own}"));
         }
+        let vectors = self.context.irqs().flat_len();
+        let (vectors, rings) = rest.split_at(vectors.min(rest.len()));
         self.context.irqs().merge_flat(&mut state.interrupts, vectors)?;
+        state.rings = rings::read_flat(self.context.work(), rings)?;
         state.failed = header.failed;
         Ok(())
     }
@@ -64,6 +67,7 @@ impl Registered {
             failed,
             files,
             interrupts,
+            rings,
             attachments,
             memory,
             device,
@@ -71,6 +75,7 @@ impl Registered {
         let ids: Vec<FileId> = files.iter().map(|file| file.id).collect();
         self.check_files(&files)?;
         check_eventfds(&interrupts, &ids)?;
+        rings::check(self.context.work(), &rings)?;
         let opening = self.set.try_begin(Phase::Opening).map_err(|phase| self.set_is(phase))?;
         self.must_be_unused(&opening)?;
         let files: Vec<_> = files.into_iter().map(|file| Arc::new(file.file())).collect();
@@ -97,7 +102,10 @@ impl Registered {
             self.context.irqs().restore(&interrupts, |token| descriptors.find(token))?;
             // Last, and it finds the vectors' levels and masks as they are to be: it signals
             // nothing.
-            restore_own(own, failed, device.as_ref(), image)
+            restore_own(own, failed, device.as_ref(), image)?;
+            // A failed device is rung by nobody.
+            rings::restore(self.context.work(), if failed { &[] } else { &rings });
+            Ok(())
         };
         // Of a device that is not open no work starts.
         let restored =

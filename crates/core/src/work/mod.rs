@@ -213,7 +213,8 @@ impl Work {
     ///
     /// [`Rings::Repeat`] follows what can be resumed: whoever took the last ring of a doorbell may
     /// have been cancelled before it acted on it. So each doorbell that was ever rung is rung
-    /// again, with its newest value. [`Rings::Forget`] follows a reset.
+    /// again, with its newest value. [`Rings::RepeatAll`]
+    /// follows a close, [`Rings::Forget`] a reset.
     ///
     /// Tasks that wait for a doorbell are woken. [`Work::deliver_rings`] hands pending rings to a
     /// data path.
@@ -227,6 +228,10 @@ impl Work {
         for Doorbell { bell, gate } in &self.shared.bells {
             match rings {
                 Rings::Repeat => bell.repeat_silently(),
+                Rings::RepeatAll => {
+                    bell.repeat_silently();
+                    gate.reopen();
+                }
                 Rings::Forget => {
                     bell.forget();
                     // Of the queues that were stopped before a reset nothing is left.
@@ -262,6 +267,27 @@ impl Work {
             && let Some(ring) = bell.take()
         {
             deliver(ring);
+        }
+    }
+
+    /// How many doorbells the device has.
+    pub fn bells(&self) -> usize {
+        self.shared.bells.len()
+    }
+
+    /// The newest ring of a doorbell since the beginning, or since a reset; `None`: there was none, or
+    /// the device does not have the doorbell.
+    pub fn newest_ring(&self, bell: usize) -> Option<Ring> {
+        self.shared.bells.get(bell)?.bell.newest()
+    }
+
+    /// Forgets all rings, and remembers these. Whoever opens the gate delivers them.
+    pub fn restore_rings(&self, rings: impl IntoIterator<Item = (usize, Ring)>) {
+        self.shared.bells.iter().for_each(|doorbell| doorbell.bell.forget());
+        for (bell, ring) in rings {
+            if let Some(doorbell) = self.shared.bells.get(bell) {
+                doorbell.bell.ring_silently(ring.value);
+            }
         }
     }
 
@@ -304,6 +330,9 @@ impl fmt::Debug for Work {
 pub enum Rings {
     /// Those that were ever rung are rung again.
     Repeat,
+    /// Those that were ever rung are rung again, and of the queues that were stopped nothing is left:
+    /// the device was closed, and has retained its state.
+    RepeatAll,
     /// Rings from before are forgotten.
     Forget,
 }

@@ -86,7 +86,7 @@ impl Queue {
     pub fn resume(&self, rings: Rings) {
         for Doorbell { bell, .. } in self.doorbells() {
             match rings {
-                Rings::Repeat => bell.repeat_silently(),
+                Rings::Repeat | Rings::RepeatAll => bell.repeat_silently(),
                 Rings::Forget => bell.forget(),
             }
         }

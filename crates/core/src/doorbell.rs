@@ -1,0 +1,42 @@
+//! Doorbells of a registered device: its data path gets them without the device's lock, or they wake
+//! the task that waits for them.
+
+use std::sync::Arc;
+
+use vfiod_tasks::Ring;
+
+use crate::contain::contain;
+use crate::context::DataPath;
+use crate::event::Event;
+use crate::registered::Registered;
+
+impl Registered {
+    /// Rings a doorbell: delivers it to the data path, or wakes the task that waits for it. Then
+    /// carries out the reset that the data path has asked for. Called without the device lock.
+    #[inline]
+    pub(crate) fn ring(self: &Arc<Self>, bell: usize, value: Option<u64>) {
+        let work = self.context.work();
+        let Some(path) = &self.data_path else { return work.ring(bell, value) };
+        work.ring_through(bell, value, |ring| self.deliver(&**path, bell, ring));
+        if self.context.reset_requested() {
+            self.function_reset_if_requested();
+        }
+    }
+
+    /// Delivers the rings that came while the gate, or that of a queue, was closed to the data path.
+    pub(crate) fn deliver_pending_rings(&self) {
+        let Some(path) = &self.data_path else { return };
+        self.context.work().deliver_rings(|bell, ring| self.deliver(&**path, bell, ring));
+    }
+
+    #[inline]
+    fn deliver(&self, path: &dyn DataPath, bell: usize, ring: Ring) {
+        let dma = self.context.attachment();
+        if let Err(panic) = contain(|| path.doorbell(bell, ring.value, dma)) {
+            self.fail(&format!("doorbell {bell}: {panic}"));
+            let device = self.name();
+            tracing::error!(device, bell, error = %panic, "the device is in the error state");
+            self.emit(Event::Failed);
+        }
+    }
+}
