@@ -10,7 +10,9 @@ use vfiod_tasks::Runtime;
 
 use crate::interrupts::Interrupts;
 
-/// The surroundings of a model, lent to each of its callbacks: its interrupts and its name.
+/// The surroundings of a model, lent to each of its callbacks: its interrupts and its name. Cheap to
+/// clone. A clone may be kept by the model's data path: it starts tasks, raises interrupts, asks for a
+/// reset.
 ///
 /// There is no way from here to guest memory: a callback must not wait for a client. Tasks have
 /// one ([`Task::dma`](crate::Task::dma)).
@@ -67,6 +69,13 @@ impl<M> Cx<M> {
 
     pub(crate) fn context(&self) -> &Context {
         &self.context
+    }
+}
+
+impl<M> Clone for Cx<M> {
+    fn clone(&self) -> Self {
+        let Self { context, interrupts, model } = self;
+        Self { context: context.clone(), interrupts: interrupts.clone(), model: *model }
     }
 }
 

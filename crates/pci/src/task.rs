@@ -4,7 +4,7 @@ use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
 
-use vfiod_core::work::TaskHandle;
+use vfiod_core::work::{Queue, Rings, TaskHandle};
 use vfiod_core::{DataPath, DeviceTask, Errno, Result};
 
 use crate::cx::Cx;
@@ -46,9 +46,26 @@ impl<M: Worker> Cx<M> {
     }
 
     /// Sets the model's data path, once, in [`Model::init`]: from then on doorbells are delivered to
-    /// it, without the device's lock, instead of to [`Task::bell`].
+    /// it, without the device's lock, instead of to [`Task::bell`]. It may keep a clone of this [`Cx`].
     pub fn set_data_path(&self, path: Arc<dyn DataPath>) {
         self.context().set_data_path(path);
+    }
+
+    /// A part of the model's work that can be quiesced and resumed by itself, such as a queue: these
+    /// doorbells, counted BAR by BAR, and these tasks. The model quiesces it in a callback or step,
+    /// and awaits [`Queue::idle`] in another task.
+    pub fn queue(
+        &self,
+        bells: impl IntoIterator<Item = usize>,
+        tasks: impl IntoIterator<Item = TaskHandle>,
+    ) -> Queue {
+        self.context().queue(bells, tasks)
+    }
+
+    /// Resumes a queue ([`Queue::resume`]), and delivers the rings that came meanwhile to the data
+    /// path.
+    pub fn resume_queue(&self, queue: &Queue, rings: Rings) {
+        self.context().resume_queue(queue, rings);
     }
 
     /// Finds a task by its name, for [`Worker::resume`]. Cancelled tasks are not found. A task is
