@@ -23,6 +23,9 @@
 //! States are compared by reading everything; a register whose read changes something must say so
 //! in its register map, one whose value depends on time must declare the bits volatile.
 //!
+//! A model that is saved has a golden file of each version of its state, `tests/golden/KIND-VERSION.json`
+//! in its crate. With `VFIOD_GOLDEN=write` in the environment the suite writes the current one.
+//!
 //! | module | what is checked |
 //! | --- | --- |
 //! | `configuration` | header, capabilities, sizes of BARs, read-only bits |
