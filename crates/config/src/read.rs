@@ -23,13 +23,14 @@ const VERSION: &str = "1";
 /// Longest path of a UNIX socket in bytes (`sun_path` less its NUL).
 const MAX_SOCKET_PATH: usize = 107;
 
-/// Reads a file, which must have something to serve in it.
+/// Reads a file, which must have something to serve in it, or an API by which devices are added.
 pub(super) fn read(text: &str, models: &Models) -> Result<Config, Vec<Problem>> {
     read_with(text, models, |top| {
-        if !["device", "container", "parent"].iter().any(|key| top.has(key)) {
+        if !["device", "container", "parent", "control"].iter().any(|key| top.has(key)) {
             top.missing(
                 "device",
-                "name at least one device: [device.NAME], or a parent: [parent.NAME]",
+                "name at least one device: [device.NAME], or a parent: [parent.NAME], or where devices \
+                 can be added: [control]",
             );
         }
     })

@@ -112,11 +112,15 @@ impl Manager {
     /// Adds a device: `section` has the keys of its section in a configuration file.
     ///
     /// # Errors
-    /// `EINVAL`: mistakes of the section, by their keys; `EBUSY`: the new device would change
-    /// another one; errors of the model, the socket or the kernel.
+    /// `EEXIST`: there is a device of this name; `EINVAL`: mistakes of the section, by their keys;
+    /// `EBUSY`: the new device would change another one; errors of the model, the socket or the kernel.
     pub fn add(&self, name: &str, section: &Options) -> Result<Changes> {
         let _one_at_a_time = vfiod_sync::lock(&self.changing);
         let old = self.document(&vfiod_sync::lock(&self.document))?.clone();
+        if old.config().devices.iter().any(|device| device.name == name) {
+            let what = format!("device.{name}: there is a device of this name already");
+            return Err(Error::new(Errno::EXIST, what));
+        }
         let by_key = |problems: vfiod_config::Problems| invalid(problems.by_key());
         let new = old.with_device(name, section, &self.models).map_err(by_key)?;
         let mistakes = find_mistakes(new.config(), &self.models);

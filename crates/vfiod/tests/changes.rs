@@ -106,6 +106,21 @@ fn an_added_device_is_served_and_a_deleted_one_is_not() {
 }
 
 #[test]
+fn a_daemon_that_starts_without_devices_gets_its_first_one_by_add() {
+    let stage = Stage::start("");
+    assert_eq!(stage.names(), [""; 0]);
+    good(stage.add("first", "edu", &[]));
+    assert_eq!(stage.names(), ["first (added)"]);
+    // Without a device again, what runs is still a file that makes it again.
+    stage.good(&["del", "first"]);
+    let file = stage.path("again.toml");
+    std::fs::write(&file, stage.good(&["config"])).unwrap();
+    let file = file.display().to_string();
+    let checked = good(["serve", "--check", &file].map(str::to_owned));
+    assert_eq!(checked, "the configuration is right: 0 devices\n");
+}
+
+#[test]
 fn a_device_in_use_is_deleted_only_with_a_deadline() {
     let stage = Stage::start(&device("first", ""));
     let mut client = Client::connect(stage.path("first")).unwrap();
@@ -126,7 +141,6 @@ fn a_wrong_device_is_refused_with_key_and_remedy() {
             stage.add("x", "edo", &[]),
             "device.x.model: there is no model `edo`; did you mean `edu`?",
         ),
-        (stage.add("first", "edu", &[]), "device.first: there is a device of this name already"),
         (
             stage.add("x", "gpio", &["--option", "inputs=70000"]),
             "device.x.options.inputs: invalid value: integer `70000`, expected u16; write a number \
@@ -141,6 +155,8 @@ fn a_wrong_device_is_refused_with_key_and_remedy() {
         let said = bad(2, args);
         assert!(said.contains(expected), "{said}");
     }
+    let said = bad(4, stage.add("first", "edu", &[]));
+    assert!(said.contains("device.first: there is a device of this name already"), "{said}");
     let socket = stage.path("first").display().to_string();
     let args = ["add", "x", "--device", "edu", "--socket-path", &socket];
     let said = stage.bad(2, &args);
