@@ -8,7 +8,7 @@
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
 
 use crate::sync::atomic::{AtomicU8, Ordering};
 use crate::sync::{Mutex, lock};
@@ -73,7 +73,7 @@ pub struct InputLog {
 #[derive(Default)]
 struct Shared {
     mode: AtomicU8,
-    source: OnceLock<Arc<dyn InputSource>>,
+    source: OnceLock<Weak<dyn InputSource>>,
     state: Mutex<State>,
 }
 
@@ -98,10 +98,15 @@ impl Drop for InputCall<'_> {
 }
 
 impl InputLog {
-    /// Sets where the device gets replayed input. To be called once, when the device is made.
+    /// Sets where the device gets replayed input. To be called once, when the device is made. The device
+    /// keeps the source: it may have this log itself, and the two would never be dropped.
     pub fn set_source(&self, source: Arc<dyn InputSource>) {
-        let set = self.shared.source.set(source);
+        let set = self.shared.source.set(Arc::downgrade(&source));
         debug_assert!(set.is_ok(), "once");
+    }
+
+    fn source(&self) -> Option<Arc<dyn InputSource>> {
+        self.shared.source.get().and_then(Weak::upgrade)
     }
 
     /// Whether the device has input from outside.
@@ -164,7 +169,7 @@ impl InputLog {
 
     /// Begins to record, after no call. What was recorded before is dropped.
     pub fn start_recording(&self) {
-        let current = self.shared.source.get().and_then(|source| source.current());
+        let current = self.source().and_then(|source| source.current());
         let mut state = lock(&self.shared.state);
         let entry = |bytes| InputEntry { place: InputPlace::Before, bytes };
         *state = State { recorded: current.map(entry).into_iter().collect(), ..State::default() };
@@ -216,7 +221,7 @@ impl InputLog {
     }
 
     fn replay_next(&self, is_due: impl Fn(InputPlace) -> bool) {
-        let Some(source) = self.shared.source.get() else { return };
+        let Some(source) = self.source() else { return };
         loop {
             let due = {
                 let mut state = lock(&self.shared.state);
@@ -260,7 +265,8 @@ mod tests {
 
     fn recorded() -> Recorded {
         let log = InputLog::default();
-        log.set_source(Arc::new(Source::default()));
+        let source = Arc::new(Source::default());
+        log.set_source(source.clone());
         assert!(log.call().is_none());
         log.arrived(b"before the recording");
         log.start_recording();

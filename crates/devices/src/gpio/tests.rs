@@ -37,6 +37,14 @@ fn outputs_are_seen_outside() {
 }
 
 #[test]
+fn card_that_was_unregistered_leaves_nothing_behind() {
+    let (device, lines) = card(0);
+    let left = Arc::downgrade(&lines);
+    drop((device, lines));
+    assert_eq!(left.strong_count(), 0);
+}
+
+#[test]
 fn inputs_are_the_outsides() {
     let (device, lines) = card(0x8001);
     assert_eq!((device.read8(BAR, IN_LOW), device.read8(BAR, IN_HIGH)), (0x01, 0x80));
