@@ -21,6 +21,7 @@ if "$VFIOD" probe "$WORK/vf0.sock"; then exit 1; fi
 logged "the VF token is not the one that was set" # nobody has set any
 
 capture pf pf.sock pf
+capture vf0 vf0.sock vf0
 guest vm '
 set -e
 lspci -vv -s 05.0; lspci -vv -s 06.0
@@ -37,7 +38,7 @@ cat vf.log
 grep "factorial of 10 0x375f00" vf.log
 grep "DMA both ways" vf.log
 grep "FAILED: no interrupt: INTx" vf.log
-' --socket "$WORK/pf.captured" --prop addr=05.0 --socket "$WORK/vf0.sock" --prop addr=06.0
+' --socket "$WORK/pf.captured" --prop addr=05.0 --socket "$WORK/vf0.captured" --prop addr=06.0
 cat "$WORK/vm.out"
 
 if "$VFIOD" probe "$WORK/vf1.sock"; then exit 1; fi

@@ -537,7 +537,10 @@ impl Home for Registered {
         }
         match self.end_with_interrupts(model, |device| step(device)) {
             Err(_) => false,
-            Ok(Ok(())) => true,
+            Ok(Ok(())) => {
+                task.count_step();
+                true
+            }
             // Ends the task; the runtime then calls `task_panicked`.
             Ok(Err(panic)) => std::panic::resume_unwind(Box::new(panic.to_string())),
         }

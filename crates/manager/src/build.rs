@@ -1,10 +1,11 @@
 //! From plans to devices and parents: models, their options, and where they are.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::ops::Range;
 
 use vfiod_config::{BuildError, Config, Models, OptionSetting, Options, ParentConfig, Problem};
-use vfiod_core::Device;
+use vfiod_core::{Device, Token};
 use vfiod_mdev::{Parent, ParentSpec};
 use vfiod_pci::{BusKind, Fitting, Role, Sriov};
 
@@ -52,7 +53,25 @@ fn mistake(
     Problem { span, key, what, help }
 }
 
-/// Builds one device of a configuration, outside any registry; `None` if there is none of this name.
+/// A device that was built outside any registry.
+pub struct Built {
+    /// The device.
+    pub device: Box<dyn Device>,
+    /// Of a virtual function: its physical function, and the VF token that the configuration presents for
+    /// that one's clients.
+    pub physical: Option<(Box<dyn Device>, Option<Token>)>,
+}
+
+impl fmt::Debug for Built {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Built")
+            .field("is_virtual", &self.physical.is_some())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Builds one device of a configuration, outside any registry; `None` if there is none of this name. A
+/// virtual function comes with its physical function, whose user decides who may open it.
 ///
 /// # Errors
 /// What is wrong with its options; virtual functions that contradict themselves.
@@ -60,11 +79,19 @@ pub fn build_device(
     config: &Config,
     models: &Models,
     name: &str,
-) -> Result<Option<Box<dyn Device>>, BuildError> {
+) -> Result<Option<Built>, BuildError> {
     let Some(device) = config.devices.iter().find(|device| device.name == name) else {
         return Ok(None);
     };
-    build(models, &plan::device(config, device), &mut Siblings::new()).map(Some)
+    let (plan, mut siblings) = (plan::device(config, device), Siblings::new());
+    let device = build(models, &plan, &mut siblings)?;
+    let physical = match &plan.sriov {
+        SriovPlan::Virtual(physical) => {
+            Some((build(models, physical, &mut siblings)?, physical.token))
+        }
+        SriovPlan::None | SriovPlan::Physical(_) => None,
+    };
+    Ok(Some(Built { device, physical }))
 }
 
 /// Builds a device.

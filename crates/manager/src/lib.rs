@@ -36,7 +36,7 @@ mod plan;
 mod sockets;
 mod stack;
 
-pub use self::build::{build_device, find_mistakes};
+pub use self::build::{Built, build_device, find_mistakes};
 pub use self::changes::{Changes, InUsePolicy, Origin};
 pub use self::counters::Counters;
 pub use self::defined::Change;

@@ -152,6 +152,11 @@ impl DmaRequests {
         self.transfers.is_empty()
     }
 
+    /// The transfer that a message without a reply belongs to.
+    pub fn transfer_of(&self, message: u16) -> Option<TransferId> {
+        self.messages.get(&message).map(|message| message.transfer)
+    }
+
     /// Starts to read `len` bytes of the client's memory. Ends with [`Ended`].
     ///
     /// # Errors

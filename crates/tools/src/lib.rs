@@ -59,6 +59,13 @@ pub fn probe() -> Tool {
     )
 }
 
+/// Plays any bytes as a captured session to a device of a model: they are refused, or replayed as far
+/// as they go. For fuzzing.
+#[doc(hidden)]
+pub fn replay_hostile(model: &'static str, capture: &[u8]) {
+    replay::play_hostile(model, capture);
+}
+
 impl Run for Demo {
     fn run(&self, logs: &Wanted) -> anyhow::Result<()> {
         logs.start(None, None, "error")?;

@@ -9,6 +9,7 @@ mod queue;
 #[cfg(all(test, not(any(shuttle, loom))))]
 mod tests;
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
@@ -87,8 +88,66 @@ struct TaskShared {
     running: AtomicBool,
     polls: AtomicU64,
     nanoseconds: AtomicU64,
+    steps: AtomicU64,
     gone: AtomicBool,
     on_gone: Waiters,
+}
+
+thread_local! {
+    /// The task that this thread polls.
+    static POLLED: RefCell<Option<Arc<TaskShared>>> = const { RefCell::new(None) };
+}
+
+/// What the thread polled before, put back when this is dropped, also by a panic.
+struct Polled(Option<Arc<TaskShared>>);
+
+impl Polled {
+    fn enter(task: Arc<TaskShared>) -> Self {
+        Self(POLLED.replace(Some(task)))
+    }
+}
+
+impl Drop for Polled {
+    fn drop(&mut self) {
+        POLLED.set(self.0.take());
+    }
+}
+
+/// How far a task has come, for those whom it calls: a client that replays a session must know whether
+/// a device that was restored repeats a request.
+#[derive(Clone)]
+pub struct TaskProgress {
+    task: Arc<TaskShared>,
+}
+
+impl TaskProgress {
+    /// The progress of the task that the calling thread polls; `None` outside of one.
+    pub fn current() -> Option<Self> {
+        POLLED.with_borrow(|task| task.clone().map(|task| Self { task }))
+    }
+
+    /// The name that the device gave the task.
+    pub fn name(&self) -> &str {
+        &self.task.name
+    }
+
+    /// How many steps have ended, each of which may have changed the device's state. A device that is
+    /// restored starts the task's work again from the last of them.
+    pub fn steps(&self) -> u64 {
+        self.task.steps.load(Ordering::Acquire)
+    }
+
+    /// Whether the task has ended or was cancelled.
+    pub fn has_ended(&self) -> bool {
+        self.task.is_cancelled() || self.task.gone.load(Ordering::SeqCst)
+    }
+}
+
+impl fmt::Debug for TaskProgress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (name, steps) = (self.name(), self.steps());
+        f.debug_struct("TaskProgress").field("name", &name).field("steps", &steps).finish()
+    }
 }
 
 /// What a task does at the moment.
@@ -383,6 +442,7 @@ impl Shared {
             running: AtomicBool::new(false),
             polls: AtomicU64::new(0),
             nanoseconds: AtomicU64::new(0),
+            steps: AtomicU64::new(0),
             gone: AtomicBool::new(false),
             on_gone: Waiters::new(),
         });
@@ -513,7 +573,10 @@ impl<F: Future> Future for Accounted<F> {
         let task = &**this.task;
         task.running.store(true, Ordering::Relaxed);
         let start = Instant::now();
-        let poll = this.future.poll(cx);
+        let poll = {
+            let _polled = Polled::enter(this.task.clone());
+            this.future.poll(cx)
+        };
         let time = u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX);
         task.running.store(false, Ordering::Relaxed);
         task.polls.fetch_add(1, Ordering::Relaxed);
@@ -561,6 +624,11 @@ impl Task {
     /// gate holds it, too.
     pub fn may_step(&self) -> bool {
         !self.task.is_cancelled()
+    }
+
+    /// Counts a step that has ended.
+    pub(crate) fn count_step(&self) {
+        self.task.steps.fetch_add(1, Ordering::Release);
     }
 
     /// Waits for a ring of a doorbell of the device. While the gate is closed no ring is taken: in

@@ -64,8 +64,10 @@ pub(crate) enum ReadError {
     /// The file ends in the middle, or without the end of the session.
     #[error("the capture is truncated")]
     Truncated,
-    #[error("not a capture of this version, which begins with \"vfiod capture 1\"")]
+    #[error("not a capture, which begins with \"vfiod capture 1\"")]
     OtherFile,
+    #[error("a capture of version {0}; this program reads version 1")]
+    OtherVersion(String),
     #[error("a damaged record: kind {0}, {1} bytes")]
     Damaged(u8, u32),
     #[error("cannot read the capture")]
@@ -114,14 +116,23 @@ fn fill(file: &mut impl Read, bytes: &mut [u8]) -> Result<(), ReadError> {
     })
 }
 
+/// What a file is that begins with other bytes.
+fn other_file(bytes: &[u8]) -> ReadError {
+    let rest = bytes.strip_prefix(b"vfiod capture ").unwrap_or_default();
+    let digits = rest.iter().take_while(|byte| byte.is_ascii_digit()).count();
+    let version = String::from_utf8_lossy(&rest[..digits]).into_owned();
+    if version.is_empty() || version == "1" {
+        ReadError::OtherFile
+    } else {
+        ReadError::OtherVersion(version)
+    }
+}
+
 impl<R: Read> Reader<R> {
     pub(crate) fn new(mut file: R) -> Result<Self, ReadError> {
-        let mut magic = [0; MAGIC.len()];
-        match fill(&mut file, &mut magic) {
-            Ok(()) if magic == MAGIC => Ok(Self { file }),
-            Ok(()) | Err(ReadError::Truncated) => Err(ReadError::OtherFile),
-            Err(error) => Err(error),
-        }
+        let mut magic = Vec::new();
+        (&mut file).take(MAGIC.len() as u64).read_to_end(&mut magic)?;
+        if magic == MAGIC { Ok(Self { file }) } else { Err(other_file(&magic)) }
     }
 
     /// The next event.
@@ -209,6 +220,13 @@ mod tests {
         bytes[MAGIC.len() + 4..MAGIC.len() + 8].fill(0xff);
         let read = Reader::new(&bytes[..]).unwrap().read();
         assert!(matches!(read, Err(ReadError::Damaged(1, u32::MAX))));
-        assert!(matches!(Reader::new(&b"other"[..]), Err(ReadError::OtherFile)));
+        for other in
+            [&b""[..], b"other", b"vfiod capture 1", b"vfiod capture x: contains guest data\n"]
+        {
+            assert!(matches!(Reader::new(other), Err(ReadError::OtherFile)));
+        }
+        let other = b"vfiod capture 12: contains guest data\n";
+        let error = Reader::new(&other[..]).err().unwrap();
+        assert_eq!(error.to_string(), "a capture of version 12; this program reads version 1");
     }
 }

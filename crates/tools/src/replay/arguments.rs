@@ -1,5 +1,6 @@
 //! The arguments of `replay`.
 
+use std::num::NonZeroU64;
 use std::path::PathBuf;
 
 use clap::Args;
@@ -34,4 +35,8 @@ pub(crate) struct Replay {
     /// After every message, save everything, drop it, and build it again from what was saved.
     #[arg(long)]
     pub rebuild: bool,
+
+    /// Rebuild after every Nth message only: what a long capture is tested with in less time.
+    #[arg(long, value_name = "N", requires = "rebuild", default_value_t = NonZeroU64::MIN)]
+    pub rebuild_every: NonZeroU64,
 }

@@ -1,15 +1,17 @@
 //! DMA messages of the device that is played to.
 //!
-//! A device that is rebuilt amid a transfer starts it again from its saved state, and sends the
-//! messages of that transfer once more. The capture has them once. So the channel remembers the
-//! exchanges since the device was last idle: a message that repeats one of them gets the reply that
-//! the first had, or the one that is still to come.
+//! A device that is rebuilt amid its work starts each task again from the task's last step, and sends
+//! the messages since then once more. The capture has them once. So the channel remembers, for each
+//! task, the exchanges since its last step: a message of the rebuilt task that repeats one of them
+//! gets the reply that the first had, or the one that is still to come. What came before that step is
+//! forgotten, so that a message that only looks the same is taken for a new one.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use vfiod_core::dma::{Completion, DmaPeer};
+use vfiod_core::work::{TaskInfo, TaskProgress};
 use vfiod_core::{Errno, Error, Result};
 use vfiod_protocol::{Completed, DmaFailure, DmaReply, DmaRequests, Ended, Output, TransferId};
 use vfiod_server::now;
@@ -27,23 +29,78 @@ enum Waiting {
 /// A request that has ended, and its outcome.
 type Finished = (Waiting, Result<Vec<u8>, DmaFailure>);
 
+/// The task that has asked for DMA, and how many steps it had made.
+#[derive(Clone)]
+struct Origin {
+    task: TaskProgress,
+    steps: u64,
+}
+
+impl Origin {
+    /// Of what the calling thread asks for.
+    fn current() -> Option<Self> {
+        let task = TaskProgress::current()?;
+        let steps = task.steps();
+        Some(Self { task, steps })
+    }
+
+    /// Whether the task has not made a step since then.
+    fn is_of_last_step(&self) -> bool {
+        self.task.steps() == self.steps
+    }
+}
+
+/// A DMA message of the device that was not compared with the capture yet.
+struct Sent {
+    header: Header,
+    payload: Vec<u8>,
+    origin: Option<Origin>,
+}
+
+impl Sent {
+    fn task(&self) -> Option<&str> {
+        self.origin.as_ref().map(|origin| origin.task.name())
+    }
+}
+
 /// A DMA message of the device that the capture has, too.
 struct Exchange {
     /// The id of the message in the capture.
     captured: u16,
     command: u16,
     payload: Vec<u8>,
-    /// The id of the message of the device; `None` if the device was rebuilt and has not repeated it.
-    id: Option<u16>,
+    /// The name of the task.
+    task: Option<String>,
+    /// The message of the device; `None` if the device was rebuilt and has not repeated it.
+    sent: Option<(u16, Option<Origin>)>,
     reply: Option<(Header, Vec<u8>)>,
+}
+
+impl Exchange {
+    /// Whether its task, if it is to start again, repeats it.
+    fn may_be_repeated(&self) -> bool {
+        match &self.sent {
+            Some((_, Some(origin))) => origin.is_of_last_step(),
+            Some((_, None)) => false,
+            None => true,
+        }
+    }
+
+    fn has_live_task(&self) -> bool {
+        match &self.sent {
+            Some((_, Some(origin))) => !origin.task.has_ended(),
+            Some((_, None)) => false,
+            None => true,
+        }
+    }
 }
 
 struct State {
     requests: DmaRequests,
-    waiting: HashMap<TransferId, Waiting>,
+    waiting: HashMap<TransferId, (Waiting, Option<Origin>)>,
     output: Output<u32>,
     /// Messages that were not compared with the capture yet.
-    sent: VecDeque<(Header, Vec<u8>)>,
+    sent: VecDeque<Sent>,
     exchanges: Vec<Exchange>,
 }
 
@@ -72,16 +129,21 @@ impl State {
             let size = header.size as usize;
             let payload = chunk.bytes[HEADER_LEN..size].to_vec();
             self.output.sent(size);
+            let transfer = self.requests.transfer_of(header.id);
+            let waiting = transfer.and_then(|transfer| self.waiting.get(&transfer));
+            let origin = waiting.and_then(|(_, origin)| origin.clone());
+            let message = Sent { header, payload, origin };
             let repeats = |exchange: &&mut Exchange| {
-                exchange.id.is_none()
+                exchange.sent.is_none()
                     && exchange.command == header.command
-                    && exchange.payload == payload
+                    && exchange.task.as_deref() == message.task()
+                    && exchange.payload == message.payload
             };
             let Some(exchange) = self.exchanges.iter_mut().find(repeats) else {
-                self.sent.push_back((header, payload));
+                self.sent.push_back(message);
                 continue;
             };
-            exchange.id = Some(header.id);
+            exchange.sent = Some((header.id, message.origin));
             if let Some((reply, payload)) = exchange.reply.clone() {
                 let header = Header { id: header.id, ..reply };
                 finished.extend(self.complete(&DmaReply {
@@ -97,7 +159,8 @@ impl State {
     fn complete(&mut self, reply: &DmaReply<'_>) -> Option<Finished> {
         let completed = self.requests.complete(reply, &mut self.output);
         let Ok(Completed::Ended(Ended { id, outcome })) = completed else { return None };
-        Some((self.waiting.remove(&id)?, outcome))
+        let (waiting, _) = self.waiting.remove(&id)?;
+        Some((waiting, outcome))
     }
 }
 
@@ -121,9 +184,15 @@ impl Channel {
         Arc::new(Self { state: Mutex::new(state) })
     }
 
+    /// Forgets the exchanges of tasks that have ended: nothing repeats them. Called before the device is
+    /// saved, which ends the others.
+    pub(super) fn forget_ended(&self) {
+        lock(&self.state).exchanges.retain(Exchange::has_live_task);
+    }
+
     /// Saves the state, and makes a channel with it. Called when the device has been saved: nobody
-    /// waits for replies any more. The restored device will repeat the messages of the transfers that
-    /// were under way.
+    /// waits for replies any more. The restored device will repeat the messages since the last step of
+    /// each task.
     pub(super) fn rebuilt(&self) -> serde_json::Result<Arc<Self>> {
         let mut state = lock(&self.state);
         let text = serde_json::to_string(&state.requests)?;
@@ -131,28 +200,44 @@ impl Channel {
         let mut abandoned = Output::<u32>::default();
         state.waiting.keys().for_each(|id| requests.cancel(*id, &mut abandoned));
         let mut exchanges = std::mem::take(&mut state.exchanges);
-        exchanges.iter_mut().for_each(|exchange| exchange.id = None);
+        exchanges.retain(Exchange::may_be_repeated);
+        exchanges.iter_mut().for_each(|exchange| exchange.sent = None);
         Ok(Self::with(State::new(requests, exchanges)))
     }
 
-    /// The device has no work under way: it will repeat no message.
-    pub(super) fn forget_exchanges(&self) {
-        lock(&self.state).exchanges.clear();
+    /// The device was restored, and has these tasks: no others repeat their messages.
+    pub(super) fn forget_all_but(&self, tasks: &[TaskInfo]) {
+        let is_there = |name: &String| tasks.iter().any(|task| task.name == *name);
+        let mut state = lock(&self.state);
+        state.exchanges.retain(|exchange| exchange.task.as_ref().is_some_and(is_there));
     }
 
-    /// The device's next DMA message that repeats none: its header, and what is behind it. `captured`
-    /// is the id of this message in the capture.
-    pub(super) fn next_message(&self, captured: u16) -> Option<(Header, Vec<u8>)> {
+    /// Takes a DMA message that the capture has, with its header there and what is behind it, from
+    /// those that the device has sent and that repeat none. Messages of one task come in their order.
+    pub(super) fn take_message(&self, captured: &Header, payload: &[u8]) -> Option<()> {
         let mut state = lock(&self.state);
-        let (header, payload) = state.sent.pop_front()?;
+        let mut tasks = HashSet::new();
+        let at = state.sent.iter().position(|sent| {
+            let is_first = tasks.insert(sent.task());
+            is_first && sent.header.command == captured.command && sent.payload == payload
+        })?;
+        drop(tasks);
+        let Sent { header, payload, origin } = state.sent.remove(at)?;
         state.exchanges.push(Exchange {
-            captured,
+            captured: captured.id,
             command: header.command,
-            payload: payload.clone(),
-            id: Some(header.id),
+            payload,
+            task: origin.as_ref().map(|origin| origin.task.name().to_owned()),
+            sent: Some((header.id, origin)),
             reply: None,
         });
-        Some((header, payload))
+        Some(())
+    }
+
+    /// Drops the oldest message that the device has sent and the capture does not have. `None`: there is
+    /// none.
+    pub(super) fn drop_message(&self) -> Option<()> {
+        lock(&self.state).sent.pop_front().map(drop)
     }
 
     /// How many messages the device has sent that the capture does not have.
@@ -167,7 +252,7 @@ impl Channel {
         let open =
             |exchange: &&mut Exchange| exchange.captured == header.id && exchange.reply.is_none();
         let exchange = state.exchanges.iter_mut().find(open)?;
-        let id = exchange.id?;
+        let id = exchange.sent.as_ref()?.0;
         exchange.reply = Some((header, payload.to_vec()));
         Some(Header { id, ..header })
     }
@@ -202,7 +287,7 @@ impl Channel {
         let state = &mut *guard;
         // Dropped, the completion fails the request.
         if let Ok(id) = start(&mut state.requests, &mut state.output) {
-            state.waiting.insert(id, waiting);
+            state.waiting.insert(id, (waiting, Origin::current()));
         }
         let finished = state.take_messages();
         drop(guard);

@@ -10,27 +10,32 @@ pub(crate) mod arguments;
 mod channel;
 mod compare;
 mod player;
+mod saved;
 #[cfg(test)]
 mod tests;
 
 use std::fs::File;
-use std::io::{BufReader, Read, Seek};
+use std::io::{BufReader, Cursor, Read, Seek};
+use std::num::NonZeroU64;
+use std::time::Duration;
 
 use anyhow::Context;
 use vfiod_config::{Options, UsageError};
-use vfiod_core::{InputEntry, InputPlace, Token};
+use vfiod_core::{Device, DeviceSpec, InputEntry, InputPlace, Owner, Registry, Token};
 use vfiod_daemon::{option_value, output};
+use vfiod_manager::Built;
 use vfiod_wire::input::{InputLog, InputWhen};
 use vfiod_wire::payload::RegionAccess;
 use vfiod_wire::{Command, HEADER_LEN, Header, Kind};
 use zerocopy::FromBytes;
 
 use self::arguments::Replay;
-use self::player::{Make, Player};
+use self::player::{Make, Player, Unsent};
 use crate::capture::format::{Event, ReadError, Reader};
 
-/// How many differences are listed.
-const LISTED: usize = 20;
+/// The replay ends after so many differences: a device of another model differs at every message, and
+/// each one that it does not send is waited for.
+const LIMIT: usize = 20;
 
 /// What a replay found.
 #[derive(Debug, Default)]
@@ -40,6 +45,9 @@ struct Findings {
     signals: u64,
     differences: Vec<String>,
     truncated: bool,
+    /// There are [`LIMIT`] differences.
+    stopped: bool,
+    rebuilds: usize,
     rebuilds_skipped: usize,
 }
 
@@ -48,19 +56,34 @@ pub(crate) fn run(args: &Replay) -> anyhow::Result<()> {
     let file =
         File::open(&args.file).with_context(|| format!("cannot open {}", args.file.display()))?;
     let (make, token) = device_of(args)?;
-    let findings = play(BufReader::new(file), make, token, args.rebuild)
+    let rebuild_every = args.rebuild.then_some(args.rebuild_every);
+    let findings = play(BufReader::new(file), make, token, rebuild_every)
         .with_context(|| format!("cannot replay {}", args.file.display()))?;
-    let Findings { requests, dma_messages, signals, differences, truncated, rebuilds_skipped } =
-        &findings;
+    let Findings {
+        requests,
+        dma_messages,
+        signals,
+        differences,
+        truncated,
+        stopped,
+        rebuilds,
+        rebuilds_skipped,
+    } = &findings;
     let mut text = format!("{requests} requests, {dma_messages} DMA messages, {signals} signals");
     if *truncated {
         text += "; the capture is truncated, and was replayed as far as it goes";
+    }
+    if *stopped {
+        text += &format!("; stopped after {LIMIT} differences");
+    }
+    if args.rebuild {
+        text += &format!("; rebuilt {rebuilds} times");
     }
     if *rebuilds_skipped > 0 {
         text += &format!("; {rebuilds_skipped} rebuilds skipped, as the device waited for DMA");
     }
     text += "\n";
-    for difference in differences.iter().take(LISTED) {
+    for difference in differences {
         text += &format!("{difference}\n");
     }
     output::print(&text)?;
@@ -83,15 +106,32 @@ fn device_of(args: &Replay) -> anyhow::Result<(Make, Option<Token>)> {
         std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
     let mut config = vfiod_config::read(&path.display().to_string(), &text, &models)?;
     let name = args.device.clone();
-    let device = config.devices.iter_mut().find(|device| device.name == name);
+    for device in &mut config.devices {
+        device.options.retain(|option| !CONNECTIONS.contains(&option.name.as_str()));
+    }
+    let device = config.devices.iter().find(|device| device.name == name);
     let device = device.with_context(|| format!("{} has no device `{name}`", path.display()))?;
-    device.options.retain(|option| !CONNECTIONS.contains(&option.name.as_str()));
     let token = device.token;
     let make = move || {
-        let device = vfiod_manager::build_device(&config, &models, &name)?;
-        device.with_context(|| format!("no device `{name}`"))
+        let built = vfiod_manager::build_device(&config, &models, &name)?;
+        let Built { device, physical } = built.with_context(|| format!("no device `{name}`"))?;
+        if let Some((physical, token)) = physical {
+            open_once(physical, token)?;
+        }
+        Ok(device)
     };
     Ok((Box::new(make), token))
+}
+
+/// Opens a physical function and closes it: its virtual functions then admit whoever has its user's VF
+/// token. That is all that they notice of it.
+fn open_once(physical: Box<dyn Device>, token: Option<Token>) -> anyhow::Result<()> {
+    let spec = DeviceSpec { name: "physical".to_owned(), ..DeviceSpec::default() };
+    let registration = Registry::new().register(spec, physical);
+    let registration = registration.context("cannot register the physical function")?;
+    let file = registration.device().open_with(Owner::in_process("replay"), token);
+    drop(file.context("cannot open the physical function")?);
+    Ok(())
 }
 
 fn options_of(arguments: &[String]) -> anyhow::Result<Options> {
@@ -145,22 +185,49 @@ fn inputs_of(file: impl Read) -> anyhow::Result<Inputs> {
     Ok(inputs)
 }
 
-/// Plays a capture to a device.
+/// How long the device may take for a signal or a DMA message that the capture has.
+const TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Plays any bytes as a capture to a device of a model, also rebuilt, without waiting for what the device
+/// does not do. For fuzzing.
+pub(crate) fn play_hostile(model: &'static str, bytes: &[u8]) {
+    for rebuild_every in [None, Some(NonZeroU64::MIN)] {
+        let models = vfiod_devices::catalogue();
+        let make = move || Ok(models.build(model, &Options::new(), Default::default())?);
+        // It is refused, or replayed as far as it goes.
+        let _ =
+            play_within(Duration::ZERO, Cursor::new(bytes), Box::new(make), None, rebuild_every);
+    }
+}
+
+/// Plays a capture to a device, which may take [`TIMEOUT`] for what the capture has.
 fn play(
+    file: impl Read + Seek,
+    make: Make,
+    token: Option<Token>,
+    rebuild_every: Option<NonZeroU64>,
+) -> anyhow::Result<Findings> {
+    play_within(TIMEOUT, file, make, token, rebuild_every)
+}
+
+/// Plays a capture to a device. `rebuild_every` says after how many messages the device is rebuilt.
+fn play_within(
+    timeout: Duration,
     mut file: impl Read + Seek,
     make: Make,
     token: Option<Token>,
-    rebuild: bool,
+    rebuild_every: Option<NonZeroU64>,
 ) -> anyhow::Result<Findings> {
     let Inputs { entries, calls, lost, complete } = inputs_of(&mut file)?;
     let cut_at = (entries.is_some() && !complete).then_some(calls);
-    file.rewind()?;
+    file.rewind().context("it is read twice, and must be a file")?;
     let mut reader = Reader::new(file)?;
-    let mut player = Player::new(make, token, entries)?;
+    let mut player = Player::new(make, token, entries, timeout)?;
     let mut findings = Findings::default();
     if lost {
         findings.differences.push("input of the device is missing in the capture".to_owned());
     }
+    let mut messages = 0u64;
     for number in 1usize.. {
         let event = match reader.read() {
             Ok(Event::End) => break,
@@ -181,13 +248,22 @@ fn play(
         let difference = difference.with_context(|| format!("record {number}"))?;
         if let Some(difference) = difference {
             findings.differences.push(format!("record {number}: {difference}"));
+            if findings.differences.len() >= LIMIT {
+                findings.stopped = true;
+                break;
+            }
         }
-        if rebuild {
-            player.rebuild().with_context(|| format!("after record {number}"))?;
+        if let Some(every) = rebuild_every
+            && player.may_have_changed(&event)
+        {
+            messages += 1;
+            if messages.is_multiple_of(every.get()) {
+                player.rebuild().with_context(|| format!("after record {number}"))?;
+            }
         }
     }
-    findings.rebuilds_skipped = player.rebuilds_skipped;
-    if !findings.truncated {
+    (findings.rebuilds, findings.rebuilds_skipped) = (player.rebuilds, player.rebuilds_skipped);
+    if !findings.truncated && !findings.stopped {
         let (signals, replies, messages) = player.left_over();
         for (index, vector, count) in signals {
             let text = format!("interrupt {index}, vector {vector}: {count} more signals");
@@ -241,14 +317,14 @@ fn step(
             }
             findings.dma_messages += 1;
             let name = Command::from_number(header.command).map_or("message", Command::name);
-            let Some((asked, payload)) = player.dma_message(header.id) else {
-                return Ok(Some(format!("{name} was sent, now not")));
-            };
-            let same = asked.command == header.command && payload == message[HEADER_LEN..];
-            Ok((!same).then(|| format!("{name} of another address, size or content")))
+            let sent = player.dma_message(&header, &message[HEADER_LEN..]);
+            Ok(sent.err().map(|other| match other {
+                Unsent::Nothing => format!("{name} was sent, now not"),
+                Unsent::Other => format!("{name} of another address, size or content"),
+            }))
         }
         Event::Signal(signal) => {
-            findings.signals += signal.count;
+            findings.signals = findings.signals.saturating_add(signal.count);
             let waited = player.wait_for_signals(signal.index, signal.vector, signal.count);
             Ok(waited.err().map(|count| {
                 let (index, vector) = (signal.index, signal.vector);

@@ -10,8 +10,8 @@ use anyhow::{Context, anyhow};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd};
 use vfiod_core::dma::DmaPeer;
 use vfiod_core::{
-    DescriptorTable, Device, DeviceSpec, Errno, Error, File, InputEntry, InputPlace, Owner,
-    ReadEffect, ReadTraits, RegionIndex, Registration, Registry, Token,
+    Device, DeviceSpec, Errno, Error, File, InputEntry, InputPlace, Owner, ReadEffect, ReadTraits,
+    RegionIndex, Registration, Registry, Token,
 };
 use vfiod_protocol::{Call, Connection, Descriptors, Event, Request};
 use vfiod_server::{ClientLink, Target, now};
@@ -21,16 +21,29 @@ use vfiod_wire::{Command, HEADER_LEN, Header, Kind};
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::channel::Channel;
+use super::saved::{Found, Images, Text};
+use crate::capture::format::Event as Captured;
 use crate::capture::withhold;
 
-/// How long the device may take for a signal or a DMA message that the capture has.
-const TIMEOUT: Duration = Duration::from_secs(5);
+/// How long after it has once not done in time what the capture has.
+const SHORT_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// How long a register may take to get the value that it had.
 const SETTLE: Duration = Duration::from_millis(200);
 
 /// The time between two looks at a register.
 const PAUSE: Duration = Duration::from_millis(1);
+
+/// Every how many rebuilds the device is saved as text where its images would do.
+const TEXTS: usize = 8;
+
+/// A DMA message that the capture has and the device has not sent.
+pub(super) enum Unsent {
+    /// It has sent nothing.
+    Nothing,
+    /// It has sent another one.
+    Other,
+}
 
 /// Makes the device.
 pub(super) type Make = Box<dyn Fn() -> anyhow::Result<Box<dyn Device>>>;
@@ -61,6 +74,16 @@ pub(super) struct Player {
     fds: HashMap<u32, OwnedFd>,
     next_fd: u32,
     vectors: Vec<Vector>,
+    /// How long the device may take for a signal or a DMA message that the capture has.
+    timeout: Duration,
+    /// The last register that did not get a value in time, and this value.
+    missed: Option<(RegionAccess, Vec<u8>)>,
+    /// The last text that was saved.
+    text: Option<Text>,
+    /// How often the device was built again.
+    pub(super) rebuilds: usize,
+    /// The device finishes what it has begun before it can be saved as text.
+    finishes_requests: bool,
     /// How often the device could not be saved, because it waited for the client.
     pub(super) rebuilds_skipped: usize,
     /// Replies of the device, as the captured client would have got them.
@@ -104,11 +127,13 @@ fn register(device: Box<dyn Device>) -> anyhow::Result<Registered> {
 }
 
 impl Player {
-    /// `inputs` is what the device got from outside, if that was recorded.
+    /// `inputs` is what the device got from outside, if that was recorded. The device may take `timeout`
+    /// for a signal or a DMA message that the capture has.
     pub(super) fn new(
         make: Make,
         token: Option<Token>,
         inputs: Option<Vec<InputEntry>>,
+        timeout: Duration,
     ) -> anyhow::Result<Self> {
         let device = register(make()?)?;
         let inputs = inputs.map(|mut inputs| {
@@ -128,6 +153,11 @@ impl Player {
             fds: HashMap::new(),
             next_fd: 0,
             vectors: Vec::new(),
+            timeout,
+            missed: None,
+            text: None,
+            rebuilds: 0,
+            finishes_requests: false,
             rebuilds_skipped: 0,
             replies: VecDeque::new(),
         })
@@ -142,7 +172,15 @@ impl Player {
 
     /// Reads a register again until it has the value that was captured, or for a moment. What the
     /// captured client did next, it did after it had seen that value: that the device was done, say.
-    pub(super) fn settle(&self, access: &RegionAccess, captured: &[u8]) {
+    ///
+    /// A device may also be ahead of the captured one, whose client has read the old value many times: a
+    /// value that did not come is waited for again only when the client has sent something else than
+    /// reads.
+    pub(super) fn settle(&mut self, access: &RegionAccess, captured: &[u8]) {
+        let awaited = (*access, captured.to_vec());
+        if self.missed.as_ref() == Some(&awaited) {
+            return;
+        }
         let region = RegionIndex(access.region);
         let Some(file) = &self.file else { return };
         let device = self.device.registration.device();
@@ -159,6 +197,9 @@ impl Player {
             && Instant::now() < deadline
         {
             self.wait_for_work(PAUSE.min(deadline.saturating_duration_since(Instant::now())), None);
+        }
+        if data != captured {
+            self.missed = Some(awaited);
         }
     }
 
@@ -178,15 +219,19 @@ impl Player {
         let _ = rustix::event::poll(&mut fds, Some(&timeout));
     }
 
-    /// Runs the device's tasks until `look` finds something, or for [`TIMEOUT`].
-    fn wait_for<R>(&self, look: impl Fn() -> Option<R>) -> Option<R> {
-        let deadline = Instant::now() + TIMEOUT;
+    /// Runs the device's tasks until `look` finds something, or the time for that is up, and then for a shorter time.
+    fn wait_for<R>(&mut self, look: impl Fn(&Channel) -> Option<R>) -> Option<R> {
+        let deadline = Instant::now() + self.timeout;
         loop {
             self.device.runtime.run();
-            let found = look();
+            let found = look(&self.dma);
             let left = deadline.saturating_duration_since(Instant::now());
-            if found.is_some() || left.is_zero() {
+            if found.is_some() {
                 return found;
+            }
+            if left.is_zero() {
+                self.timeout = self.timeout.min(SHORT_TIMEOUT);
+                return None;
             }
             self.wait_for_work(left, None);
         }
@@ -194,6 +239,11 @@ impl Player {
 
     /// The client's next message, to which eventfds belong.
     pub(super) fn client(&mut self, message: &[u8], eventfds: u8) -> anyhow::Result<()> {
+        let command =
+            Header::parse(message).and_then(|header| Command::from_number(header.command));
+        if command != Some(Command::RegionRead) {
+            self.missed = None;
+        }
         let mut names = Vec::new();
         for _ in 0..eventfds {
             let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
@@ -243,6 +293,8 @@ impl Player {
                 }
             }
         }
+        // Those that no request has taken.
+        self.fds.clear();
         self.take_replies();
         self.device.runtime.run();
         Ok(())
@@ -252,6 +304,18 @@ impl Player {
     pub(super) fn replay_inputs(&self) {
         self.device.registration.device().input_log().replay_due();
         self.device.runtime.run();
+    }
+
+    /// Whether playing an event may have changed the device. Nothing happens to it by a reply, which was
+    /// there before.
+    pub(super) fn may_have_changed(&self, event: &Captured) -> bool {
+        match event {
+            Captured::Client { .. } | Captured::Signal(_) | Captured::Unmask(_) => true,
+            Captured::Server { message } => {
+                Header::parse(message).is_some_and(|header| header.kind() == Kind::Command)
+            }
+            Captured::Inputs(_) | Captured::End => false,
+        }
     }
 
     /// How often the device was called, as far as it counts.
@@ -283,9 +347,13 @@ impl Player {
         self.replies.pop_front()
     }
 
-    /// The device's next DMA message, if it comes in time. `captured` is the id that it had.
-    pub(super) fn dma_message(&self, captured: u16) -> Option<(Header, Vec<u8>)> {
-        self.wait_for(|| self.dma.next_message(captured))
+    /// Takes the device's DMA message that the capture has, if it comes in time.
+    pub(super) fn dma_message(&mut self, captured: &Header, payload: &[u8]) -> Result<(), Unsent> {
+        let found = self.wait_for(|dma| dma.take_message(captured, payload));
+        found.ok_or_else(|| match self.dma.drop_message() {
+            Some(()) => Unsent::Other,
+            None => Unsent::Nothing,
+        })
     }
 
     /// The client's reply to a DMA message of the device, which had the id of that message.
@@ -294,7 +362,7 @@ impl Player {
             // The device has not sent the message, and that was reported.
             return Ok(());
         }
-        match self.wait_for(|| self.dma.reply(header, payload)) {
+        match self.wait_for(|dma| dma.reply(header, payload)) {
             Some(header) => self.client(&[header.as_bytes(), payload].concat(), 0),
             // The rebuilt device does without.
             None => Ok(()),
@@ -309,7 +377,7 @@ impl Player {
         vector: u32,
         count: u64,
     ) -> Result<(), u64> {
-        let deadline = Instant::now() + TIMEOUT;
+        let deadline = Instant::now() + self.timeout;
         let is_it =
             |known: &Vector| (known.index, known.vector, known.unmask) == (index, vector, false);
         let Some(at) = self.vectors.iter().position(is_it) else { return Err(0) };
@@ -327,6 +395,7 @@ impl Player {
             known.taken += read_count(&known.fd);
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
+                self.timeout = self.timeout.min(SHORT_TIMEOUT);
                 return Err(std::mem::take(&mut known.taken));
             }
             let event = known.fd.clone();
@@ -387,40 +456,55 @@ impl Player {
         Ok(())
     }
 
-    /// Saves everything, drops it, and builds it again from what was saved. Skipped while the device
+    /// Saves everything, drops it, and builds it again from what was saved: from the device's images,
+    /// which go with the last text, or from a new text if clients have set up something since, and
+    /// every [`TEXTS`] times. Counted and skipped while the device, asked to quiesce for a new text,
     /// finishes a request for DMA that waits for the client.
     pub(super) fn rebuild(&mut self) -> anyhow::Result<()> {
         let text = serde_json::to_string(&self.connection)?;
         self.connection = serde_json::from_str(&text).context("the protocol's state")?;
         let Some(file) = self.file.take() else { return Ok(()) };
-        let mut table = DescriptorTable::new();
-        let saved = match self.device.registration.device().save(&mut table) {
-            // It finishes what it has begun, for which it needs a reply that the capture has later.
-            Err(error) if error.errno() == Errno::BUSY && self.dma.awaits_replies() => {
-                self.file = Some(file);
-                self.rebuilds_skipped += 1;
-                return Ok(());
+        self.dma.forget_ended();
+        let device = self.device.registration.device();
+        let mut images = Some(Images::save(device).context("cannot save the device's images")?);
+        let setup = images.as_ref().map(Images::setup);
+        let has_text = self.text.as_ref().is_some_and(|text| Some(text.setup) == setup);
+        let waits = self.finishes_requests && self.dma.awaits_replies();
+        if !has_text || (self.rebuilds.is_multiple_of(TEXTS) && !waits) {
+            match Text::save(device) {
+                Ok(text) => {
+                    self.text = Some(text);
+                    images = None;
+                }
+                // It finishes what it has begun, for which it needs a reply that the capture has later.
+                Err(error) if error.errno() == Errno::BUSY && self.dma.awaits_replies() => {
+                    self.finishes_requests = true;
+                    if !has_text {
+                        self.file = Some(file);
+                        self.rebuilds_skipped += 1;
+                        return Ok(());
+                    }
+                }
+                Err(error) => return Err(error).context("cannot save the device"),
             }
-            saved => saved.context("cannot save the device")?,
-        };
-        let text = serde_json::to_string(&saved)?;
+        }
+        let text = self.text.as_mut().context("no text of the device")?;
         self.dma = self.dma.rebuilt().context("the state of DMA messages")?;
         drop(file);
-        let log = self.device.registration.device().input_log();
+        let log = device.input_log();
         let replayed = log.is_replaying().then(|| log.take_replay());
         self.device = register((self.make)()?)?;
-        if let Some((calls, inputs)) = replayed {
-            self.device.registration.device().input_log().start_replay(calls, inputs);
-        }
-        let saved = serde_json::from_str(&text).context("the device's state")?;
-        let peer: Arc<dyn DmaPeer> = self.dma.clone();
         let device = self.device.registration.device();
-        let files = device.restore(&saved, None, &mut table.with_peer(peer));
+        if let Some((calls, inputs)) = replayed {
+            device.input_log().start_replay(calls, inputs);
+        }
+        let mut found = Found { table: &mut text.table, peer: self.dma.clone() };
+        let images = images.as_ref().map(Images::borrow).unwrap_or_default();
+        let files = device.restore_images(&text.saved, images, &mut found);
         let file = files.context("cannot restore the device")?.pop();
         self.file = Some(file.context("the restored device has no file")?);
-        if device.status().tasks.is_empty() {
-            self.dma.forget_exchanges();
-        }
+        self.dma.forget_all_but(&device.status().tasks);
+        self.rebuilds += 1;
         Ok(())
     }
 }

@@ -1,7 +1,12 @@
 //! A session with `edu` is captured through sockets and played again.
 
+mod containers;
+mod damaged;
+mod queues;
+
 use std::fs::File;
 use std::io::{BufRead, BufReader, Cursor, Write};
+use std::num::NonZeroU64;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -122,8 +127,13 @@ fn client_memory() -> GuestMemory {
     GuestMemory::new(0x1000).unwrap()
 }
 
+/// Rebuilt after every message, or not at all.
+fn every(rebuild: bool) -> Option<NonZeroU64> {
+    rebuild.then_some(NonZeroU64::MIN)
+}
+
 fn replay(path: &Path, rebuild: bool) -> Findings {
-    play(BufReader::new(File::open(path).unwrap()), edu(), None, rebuild).unwrap()
+    play(BufReader::new(File::open(path).unwrap()), edu(), None, every(rebuild)).unwrap()
 }
 
 #[test]
@@ -184,7 +194,7 @@ fn everything_can_be_rebuilt_after_every_message() {
             capture_model(model(name), &path, Options::default(), |client| anything(client, seed));
             for rebuild in [false, true] {
                 let file = BufReader::new(File::open(&path).unwrap());
-                let findings = play(file, model(name), None, rebuild).unwrap();
+                let findings = play(file, model(name), None, every(rebuild)).unwrap();
                 assert_eq!(
                     findings.differences,
                     Vec::<String>::new(),
@@ -200,7 +210,7 @@ fn everything_can_be_rebuilt_after_every_message() {
 fn must_replay(path: &Path, name: &'static str, options: &[String]) {
     for rebuild in [false, true] {
         let file = BufReader::new(File::open(path).unwrap());
-        let findings = play(file, model_with(name, options), None, rebuild).unwrap();
+        let findings = play(file, model_with(name, options), None, every(rebuild)).unwrap();
         assert_eq!(findings.differences, Vec::<String>::new(), "{name}, rebuild: {rebuild}");
         assert!(!findings.truncated);
     }
@@ -363,7 +373,7 @@ fn differences_are_found_and_named() {
             *message.last_mut().unwrap() = 2;
         }
     });
-    let findings = play(Cursor::new(other), edu(), None, false).unwrap();
+    let findings = play(Cursor::new(other), edu(), None, None).unwrap();
     let text = "record 4: region 0, offset 0x0: 0x20000ed was read, now 0x10000ed";
     assert_eq!(findings.differences, [text]);
 }
@@ -377,7 +387,7 @@ fn truncated_capture_is_replayed_as_far_as_it_goes() {
     let mut requests = 0;
     for part in 1..8 {
         let findings =
-            play(Cursor::new(&bytes[..bytes.len() * part / 8]), edu(), None, false).unwrap();
+            play(Cursor::new(&bytes[..bytes.len() * part / 8]), edu(), None, None).unwrap();
         assert!(findings.truncated);
         assert_eq!(findings.differences, Vec::<String>::new());
         assert!(findings.requests >= requests);
