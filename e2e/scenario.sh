@@ -87,7 +87,7 @@ replay_captures() {
         fi
         for option in $options; do arguments+=(--option "$option"); done
         # An odd number: a driver's accesses often come in pairs.
-        every=$(($(stat -c %s "$WORK/$name.capture") / 2000000 * 2 + 1))
+        every=$(($(stat -c %s "$WORK/$name.capture") / 1000000 * 2 + 1))
         for rebuild in '' "--rebuild --rebuild-every $every"; do
             echo "--- replay of $name ($device) $rebuild"
             # shellcheck disable=SC2086
