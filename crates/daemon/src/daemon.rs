@@ -32,7 +32,16 @@ pub struct Daemon {
 #[derive(Debug)]
 pub struct Tool {
     command: clap::Command,
-    run: fn(&ArgMatches, &logging::Wanted) -> anyhow::Result<()>,
+    run: fn(&ArgMatches, &Program<'_>) -> anyhow::Result<()>,
+}
+
+/// The program that a tool is part of.
+#[derive(Debug)]
+pub struct Program<'a> {
+    /// What the command line says about logs.
+    pub logs: &'a logging::Wanted,
+    /// The models that the program serves.
+    pub models: &'a Models,
 }
 
 /// What a tool does: its arguments and a function.
@@ -41,14 +50,14 @@ pub trait Run: Args {
     ///
     /// # Errors
     /// [`UsageError`] ends the program with code 2, every other error with code 1.
-    fn run(&self, logs: &logging::Wanted) -> anyhow::Result<()>;
+    fn run(&self, program: &Program<'_>) -> anyhow::Result<()>;
 }
 
 impl Tool {
     /// A command of this name. `about` is its line in the list of commands.
     pub fn new<T: Run>(name: &'static str, about: &'static str) -> Self {
-        fn run<T: Run>(matches: &ArgMatches, logs: &logging::Wanted) -> anyhow::Result<()> {
-            T::from_arg_matches(matches)?.run(logs)
+        fn run<T: Run>(matches: &ArgMatches, program: &Program<'_>) -> anyhow::Result<()> {
+            T::from_arg_matches(matches)?.run(program)
         }
         let command = T::augment_args(clap::Command::new(name)).about(about).long_about(None);
         Self { command, run: run::<T> }
@@ -142,7 +151,7 @@ impl Daemon {
         if let Some((name, matches)) = matches.subcommand()
             && let Some(tool) = self.tools.iter().find(|tool| tool.command.get_name() == name)
         {
-            return (tool.run)(matches, &logs);
+            return (tool.run)(matches, &Program { logs: &logs, models: &self.models });
         }
         match Cli::from_arg_matches(matches)?.command {
             Command::Manage(command) => manage::run(command),

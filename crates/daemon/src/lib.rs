@@ -25,6 +25,6 @@ mod serve;
 mod served;
 mod signals;
 
-pub use self::daemon::{Daemon, Run, Tool};
+pub use self::daemon::{Daemon, Program, Run, Tool};
 pub use self::option_value::option_value;
 pub use self::signals::{Asked, Signals};

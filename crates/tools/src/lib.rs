@@ -16,8 +16,7 @@ mod demo;
 mod probe;
 mod replay;
 
-use vfiod_daemon::logging::Wanted;
-use vfiod_daemon::{Run, Tool};
+use vfiod_daemon::{Program, Run, Tool};
 
 use self::bench::arguments::{Bench, BenchFloor};
 use self::capture::arguments::Capture;
@@ -38,14 +37,8 @@ pub fn all() -> Vec<Tool> {
             "bench",
             "Measure a server: round trips, DMA, interrupts, each with the bare socket's figure",
         ),
-        Tool::new::<Capture>(
-            "capture",
-            "Sit between a client and a server, and write down the session; it contains guest data",
-        ),
-        Tool::new::<Replay>(
-            "replay",
-            "Play a captured session to a device, and report differences",
-        ),
+        capture(),
+        replay(),
         Tool::new::<DemoClient>("demo-client", "").hidden(),
         Tool::new::<BenchFloor>("bench-floor", "").hidden(),
     ]
@@ -66,48 +59,61 @@ pub fn replay_hostile(model: &'static str, capture: &[u8]) {
     replay::play_hostile(model, capture);
 }
 
+/// The tool that sits between a client and a server, and records the session.
+pub fn capture() -> Tool {
+    Tool::new::<Capture>(
+        "capture",
+        "Sit between a client and a server, and write down the session; it contains guest data",
+    )
+}
+
+/// The tool that plays a captured session to a device of one of the program's models.
+pub fn replay() -> Tool {
+    Tool::new::<Replay>("replay", "Play a captured session to a device, and report differences")
+}
+
 impl Run for Demo {
-    fn run(&self, logs: &Wanted) -> anyhow::Result<()> {
-        logs.start(None, None, "error")?;
+    fn run(&self, program: &Program<'_>) -> anyhow::Result<()> {
+        program.logs.start(None, None, "error")?;
         demo::run(self)
     }
 }
 
 impl Run for DemoClient {
-    fn run(&self, _logs: &Wanted) -> anyhow::Result<()> {
+    fn run(&self, _program: &Program<'_>) -> anyhow::Result<()> {
         demo::run_client(self)
     }
 }
 
 impl Run for Probe {
-    fn run(&self, _logs: &Wanted) -> anyhow::Result<()> {
+    fn run(&self, _program: &Program<'_>) -> anyhow::Result<()> {
         probe::run(self)
     }
 }
 
 impl Run for Capture {
-    fn run(&self, logs: &Wanted) -> anyhow::Result<()> {
-        logs.start(None, None, "warn")?;
+    fn run(&self, program: &Program<'_>) -> anyhow::Result<()> {
+        program.logs.start(None, None, "warn")?;
         capture::run(self)
     }
 }
 
 impl Run for Replay {
-    fn run(&self, logs: &Wanted) -> anyhow::Result<()> {
-        logs.start(None, None, "error")?;
-        replay::run(self)
+    fn run(&self, program: &Program<'_>) -> anyhow::Result<()> {
+        program.logs.start(None, None, "error")?;
+        replay::run(&Replay { models: program.models.clone(), ..self.clone() })
     }
 }
 
 impl Run for Bench {
-    fn run(&self, logs: &Wanted) -> anyhow::Result<()> {
-        logs.start(None, None, "error")?;
+    fn run(&self, program: &Program<'_>) -> anyhow::Result<()> {
+        program.logs.start(None, None, "error")?;
         bench::run(self)
     }
 }
 
 impl Run for BenchFloor {
-    fn run(&self, _logs: &Wanted) -> anyhow::Result<()> {
+    fn run(&self, _program: &Program<'_>) -> anyhow::Result<()> {
         bench::run_floor(self)
     }
 }

@@ -1,4 +1,4 @@
-//! A daemon with one model.
+//! A daemon with one model, and the tools that record and replay sessions with it.
 
 use std::process::ExitCode;
 
@@ -6,5 +6,6 @@ use checksumd::Checksum;
 use vfiod_daemon::Daemon;
 
 fn main() -> ExitCode {
-    Daemon::new().model::<Checksum>("checksum").run()
+    let daemon = Daemon::new().model::<Checksum>("checksum");
+    daemon.tool(vfiod_tools::capture()).tool(vfiod_tools::replay()).run()
 }

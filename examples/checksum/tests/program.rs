@@ -103,6 +103,31 @@ fn from_serve_to_show() {
     assert!(Path::new(&more).exists());
 }
 
+/// A session that a user recorded is played to the program's own model.
+#[test]
+fn captured_session_replays_without_a_difference() {
+    let directory = tempfile::tempdir().unwrap();
+    let (_daemon, _control) = serve(directory.path());
+    let at = |name: &str| directory.path().join(name).display().to_string();
+    let (file, listen) = (at("sum.capture"), at("captured.sock"));
+    let args = ["capture", &at("sum.sock"), &file, "--listen", &listen];
+    let mut capture = Daemon(checksumd(&args).stderr(Stdio::null()).spawn().unwrap());
+    until("the capture", || Path::new(&listen).exists());
+    let mut client = Client::connect(&listen).unwrap();
+    client.region_write(7, 4, &4_u16.to_le_bytes()).unwrap(); // bus master
+    client.region_write(0, 0, &0x10064_u64.to_le_bytes()).unwrap();
+    client.region_write(0, 8, &4_u32.to_le_bytes()).unwrap(); // nothing is mapped there
+    until("the end of the sum", || register(&mut client, 0xc) == 3);
+    drop(client);
+    assert!(capture.0.wait().unwrap().success());
+
+    for more in [&[][..], &["--rebuild"]] {
+        let args = ["replay", &file, "--device", "checksum", "--option", "limit=8192"];
+        let said = good(&[&args[..], more].concat());
+        assert!(said.contains("no difference"), "{said}");
+    }
+}
+
 #[test]
 fn help_comes_from_the_options() {
     let help = good(&["devices"]);

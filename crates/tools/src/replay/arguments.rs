@@ -4,9 +4,10 @@ use std::num::NonZeroU64;
 use std::path::PathBuf;
 
 use clap::Args;
+use vfiod_config::Models;
 
 /// Arguments of `replay`.
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 #[command(after_help = "\
 Examples:
   vfiod replay edu.capture --device edu --option dma_mask=65535
@@ -16,6 +17,10 @@ Exit codes:
   0  no difference
   1  differences, or the capture cannot be read")]
 pub(crate) struct Replay {
+    /// The models of the program.
+    #[arg(skip)]
+    pub models: Models,
+
     /// The captured session.
     pub file: PathBuf,
 

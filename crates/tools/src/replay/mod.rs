@@ -96,7 +96,7 @@ const CONNECTIONS: [&str; 3] = ["control", "link0", "link1"];
 
 /// What makes the device, and the VF token that its configuration presents.
 fn device_of(args: &Replay) -> anyhow::Result<(Make, Option<Token>)> {
-    let models = vfiod_devices::catalogue();
+    let models = args.models.clone();
     let Some(path) = &args.config else {
         let (model, options) = (args.device.clone(), options_of(&args.options)?);
         let make = move || Ok(models.build(&model, &options, Default::default())?);
