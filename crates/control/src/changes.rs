@@ -44,7 +44,7 @@ pub(crate) async fn add(
     Given(device): Given<AddDevice>,
 ) -> Result<(StatusCode, Json<Changes>), Problem> {
     let (name, section) = device.section();
-    let added = wait_for(&manager, move |manager| Ok(manager.add(&name, &section)?.into())).await?;
+    let added = wait_for(&manager, move |manager| manager.add(&name, &section)).await?;
     Ok((StatusCode::CREATED, added))
 }
 
@@ -60,7 +60,7 @@ pub(crate) async fn delete(
     Asked(in_use): Asked<InUse>,
 ) -> Answer<Changes> {
     let policy = in_use.policy()?;
-    wait_for(&manager, move |manager| Ok(manager.delete(&name, policy)?.into())).await
+    wait_for(&manager, move |manager| manager.delete(&name, policy)).await
 }
 
 /// Reads the configuration file again: adds, removes and changes what differs.
@@ -71,7 +71,7 @@ pub(crate) async fn delete(
     responses((status = 200, body = Changes), (status = "default", response = Problem)))]
 pub(crate) async fn reload(State(manager): Shared, Asked(in_use): Asked<InUse>) -> Answer<Changes> {
     let policy = in_use.policy()?;
-    wait_for(&manager, move |manager| Ok(manager.reload(policy)?.into())).await
+    wait_for(&manager, move |manager| manager.reload(policy)).await
 }
 
 /// The configuration that runs, as a file that makes it again.

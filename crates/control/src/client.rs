@@ -163,17 +163,19 @@ impl Client {
         self.send(Method::GET, path)
     }
 
-    /// Hands every event from now on to `each`, until that fails or the daemon ends.
+    /// Hands what there is, and every event from now on, to `each`, until that fails or the daemon
+    /// ends. `query` chooses events, e.g. `?device=NAME`; empty: all.
     ///
     /// # Errors
     /// As [`Client::call`]; what `each` says.
     pub fn watch(
         &mut self,
+        query: &str,
         mut each: impl FnMut(Record) -> anyhow::Result<()>,
     ) -> anyhow::Result<()> {
         let Self { runtime, sender } = self;
         runtime.block_on(async {
-            let response = ask(sender, Method::GET, &path(["events"]), None).await?;
+            let response = ask(sender, Method::GET, &(path(["events"]) + query), None).await?;
             let mut body = response.into_body();
             let mut partial = Vec::new();
             while let Some(frame) = body.frame().await {

@@ -11,6 +11,7 @@
 mod access;
 mod changes;
 pub mod client;
+mod events;
 mod handler;
 mod look;
 mod metrics;

@@ -11,9 +11,9 @@ use vfiod_core::{
 use vfiod_manager::Manager;
 
 use crate::view::{
-    Attribute, Changes, Connection, Daemon, Damaged, Definition, Definitions, Device, DeviceState,
-    DeviceSummary, Dma, EventKind, File, Instance, InstanceSummary, Interrupt, Mapping, Member,
-    Origin, Owner, Parent, Record, Region, Set, Setting, Start, Task, Type,
+    Attribute, Connection, Daemon, Damaged, Definition, Definitions, Device, DeviceState,
+    DeviceSummary, Dma, File, Instance, InstanceSummary, Interrupt, Mapping, Member, Owner, Parent,
+    Record, Region, Set, Setting, Task, Type,
 };
 
 /// How many DMA mappings are shown one by one.
@@ -36,75 +36,14 @@ impl From<&vfiod_core::Owner> for Owner {
     }
 }
 
-impl From<vfiod_manager::Start> for Start {
-    fn from(start: vfiod_manager::Start) -> Self {
-        match start {
-            vfiod_manager::Start::Auto => Self::Auto,
-            vfiod_manager::Start::Manual => Self::Manual,
-        }
-    }
-}
-
-impl From<Start> for vfiod_manager::Start {
-    fn from(start: Start) -> Self {
-        match start {
-            Start::Auto => Self::Auto,
-            Start::Manual => Self::Manual,
-        }
-    }
-}
-
-impl From<vfiod_manager::Origin> for Origin {
-    fn from(origin: vfiod_manager::Origin) -> Self {
-        match origin {
-            vfiod_manager::Origin::File => Self::File,
-            vfiod_manager::Origin::CommandLine => Self::CommandLine,
-            vfiod_manager::Origin::Added => Self::Added,
-            vfiod_manager::Origin::Instance => Self::Instance,
-        }
-    }
-}
-
-impl From<vfiod_manager::Changes> for Changes {
-    fn from(changes: vfiod_manager::Changes) -> Self {
-        let vfiod_manager::Changes { added, removed, changed, kept, notes } = changes;
-        Self { added, removed, changed, kept, notes }
-    }
-}
-
-impl From<vfiod_manager::EventKind> for EventKind {
-    fn from(kind: vfiod_manager::EventKind) -> Self {
-        use vfiod_manager::EventKind as Kind;
-        match kind {
-            Kind::SetCreated => Self::SetCreated,
-            Kind::SetGone => Self::SetGone,
-            Kind::Registered => Self::Registered,
-            Kind::Unregistered => Self::Unregistered,
-            Kind::DeviceOpened => Self::DeviceOpened,
-            Kind::DeviceClosed => Self::DeviceClosed,
-            Kind::FileOpened => Self::FileOpened,
-            Kind::FileReleased => Self::FileReleased,
-            Kind::FileRevoked => Self::FileRevoked,
-            Kind::Reset => Self::Reset,
-            Kind::Failed => Self::Failed,
-            Kind::Requested => Self::Requested,
-            Kind::ParentRegistered => Self::ParentRegistered,
-            Kind::ParentUnregistered => Self::ParentUnregistered,
-            Kind::Defined => Self::Defined,
-            Kind::Modified => Self::Modified,
-            Kind::Undefined => Self::Undefined,
-            Kind::Lost => Self::Lost,
-        }
-    }
-}
-
 impl From<&vfiod_manager::Record> for Record {
     fn from(record: &vfiod_manager::Record) -> Self {
         Self {
             number: record.number,
             time: moment(record.time),
-            event: record.kind.into(),
+            event: record.kind,
             name: record.name.clone(),
+            device: record.device.map(|id| id.0),
             set: record.set.clone(),
             file: record.file,
             owner: record.owner.as_ref().map(Into::into),
@@ -140,7 +79,7 @@ pub(crate) fn summary(manager: &Manager, device: &DeviceRef) -> DeviceSummary {
     let (state, open) = state(device);
     let (name, set) = (device.name().to_owned(), device.set_name().to_owned());
     let vfiod_manager::About { model, socket } = manager.about(device);
-    let origin = manager.origin(device).into();
+    let origin = manager.origin(device);
     DeviceSummary { name, model, set, state, open, socket, origin }
 }
 
@@ -246,7 +185,7 @@ pub(crate) fn instance(manager: &Manager, uuid: Uuid) -> Result<Instance> {
     Ok(Instance {
         summary: instance_summary(manager, &instance),
         attributes: instance.mdev_type().attributes.iter().map(value).collect(),
-        defined: manager.definition_of(&instance).map(|definition| definition.start.into()),
+        defined: manager.definition_of(&instance).map(|definition| definition.start),
         device: device(manager, instance.device()),
     })
 }
@@ -274,7 +213,7 @@ pub(crate) fn definition(manager: &Manager, given: vfiod_manager::Definition) ->
     let vfiod_manager::Definition { uuid, parent, mdev_type, start, attrs, other: _ } = given;
     let setting = |(name, value)| Setting { name, value };
     let attributes = attrs.into_iter().map(setting).collect();
-    Definition { uuid, parent, type_id: mdev_type, start: start.into(), running, attributes }
+    Definition { uuid, parent, type_id: mdev_type, start, running, attributes }
 }
 
 /// A device's state and how many files it has.

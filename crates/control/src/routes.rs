@@ -1,15 +1,12 @@
 //! The resources, one function for each method of each path.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::Json;
-use axum::body::{Body, Bytes};
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
-use tokio::sync::broadcast::error::RecvError;
 use utoipa::{IntoParams, OpenApi, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -20,12 +17,13 @@ use vfiod_manager::{Change, Manager, NewInstance};
 use vfiod_mdev::Removal;
 
 use crate::changes;
+use crate::events;
 use crate::handler::{Answer, Asked, Given, Named, Shared, done, wait_for};
 use crate::look;
 use crate::metrics;
 use crate::problem::Problem;
 use crate::request::{ChangeInstance, Create, Define, DefineInstance, Modify};
-use crate::view::{self, Record, Revoked};
+use crate::view::{self, Revoked};
 
 /// Where every path of this version begins.
 pub(crate) const PREFIX: &str = "/api/v1";
@@ -100,7 +98,7 @@ fn paths() -> OpenApiRouter<Arc<Manager>> {
         .routes(routes!(definitions, define))
         .routes(routes!(definition, modify, undefine))
         .routes(routes!(start))
-        .routes(routes!(events));
+        .routes(routes!(events::events));
     OpenApiRouter::with_openapi(Document::openapi()).nest(PREFIX, inner)
 }
 
@@ -389,7 +387,7 @@ async fn define(
 ) -> Result<(StatusCode, Json<view::Definition>), Problem> {
     let Define { parent, type_id, uuid, start, attributes } = define;
     let new = NewInstance { parent, type_id, uuid, attributes: pairs(attributes) };
-    let start = start.unwrap_or(view::Start::Manual).into();
+    let start = start.unwrap_or_default();
     let defined = wait_for(&manager, move |manager| {
         Ok(look::definition(manager, manager.define(new, start)?))
     })
@@ -406,7 +404,7 @@ async fn define_instance(
     Named(uuid): Named<Uuid>,
     Given(define): Given<DefineInstance>,
 ) -> Result<(StatusCode, Json<view::Definition>), Problem> {
-    let start = define.start.unwrap_or(view::Start::Manual).into();
+    let start = define.start.unwrap_or_default();
     let defined = wait_for(&manager, move |manager| {
         Ok(look::definition(manager, manager.define_running(uuid, start)?))
     })
@@ -449,7 +447,7 @@ async fn modify(
     Given(modify): Given<Modify>,
 ) -> Answer<view::Definition> {
     let Modify { start, set, unset } = modify;
-    let change = Change { start: start.map(Into::into), set: pairs(set), unset };
+    let change = Change { start, set: pairs(set), unset };
     wait_for(&manager, move |manager| {
         let changed = manager.modify(uuid, which.parent.as_deref(), &change)?;
         Ok(look::definition(manager, changed))
@@ -483,26 +481,4 @@ async fn start(
         look::instance(manager, started.uuid())
     };
     Ok((StatusCode::CREATED, wait_for(&manager, start).await?))
-}
-
-/// Everything that happens from now on: a JSON object in a line for each event, without end. An
-/// empty line comes every few seconds in which nothing happens.
-#[utoipa::path(get, path = "/events", tag = "events",
-    responses((status = 200, body = Record, content_type = "application/x-ndjson"),
-        (status = "default", response = Problem)))]
-async fn events(State(manager): Shared) -> Response {
-    const SILENCE: Duration = Duration::from_secs(10);
-    let watch = manager.watch();
-    // Drop the manager, so that a watcher does not keep the daemon from ending.
-    let lines = futures_util::stream::unfold(watch, |mut watch| async move {
-        let record = match tokio::time::timeout(SILENCE, watch.recv()).await {
-            Err(_) => return Some((Ok(Bytes::from_static(b"\n")), watch)),
-            Ok(Ok(record)) => Record::from(&record),
-            Ok(Err(RecvError::Lagged(lost))) => Record::from(&vfiod_manager::Record::lost(lost)),
-            Ok(Err(RecvError::Closed)) => return None,
-        };
-        let line = serde_json::to_string(&record).map(|line| Bytes::from(line + "\n"));
-        Some((line, watch))
-    });
-    ([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(lines)).into_response()
 }

@@ -7,6 +7,8 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
+pub use vfiod_manager::{Changes, EventKind, Origin, Start};
+
 /// A device in a list.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct DeviceSummary {
@@ -25,20 +27,6 @@ pub struct DeviceSummary {
     pub socket: Option<String>,
     /// Where it comes from.
     pub origin: Origin,
-}
-
-/// Where a device comes from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum Origin {
-    /// The configuration file.
-    File,
-    /// The command line of the daemon.
-    CommandLine,
-    /// It was added while the daemon ran.
-    Added,
-    /// A parent of mediated devices made it.
-    Instance,
 }
 
 /// How a device is.
@@ -310,16 +298,6 @@ pub struct Instance {
     pub device: Device,
 }
 
-/// When a definition's instance starts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum Start {
-    /// With the daemon.
-    Auto,
-    /// When asked for.
-    Manual,
-}
-
 /// A lasting definition of a mediated device.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Definition {
@@ -395,7 +373,8 @@ pub struct Revoked {
 /// An event of the daemon.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Record {
-    /// Counts up by one with each event of the daemon.
+    /// Counts up by one with each event of the daemon; the core's events and the daemon's own are one
+    /// sequence. What was there when the watch began has the number of the last event before.
     pub number: u64,
     /// When it happened (RFC 3339).
     pub time: String,
@@ -403,6 +382,9 @@ pub struct Record {
     pub event: EventKind,
     /// The name of the device, the parent or the definition.
     pub name: String,
+    /// The device's number, never used twice by one daemon.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<u64>,
     /// The device's set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub set: Option<String>,
@@ -418,61 +400,4 @@ pub struct Record {
     /// Why the device was reset: `open`, `client`, `function` or `set`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cause: Option<String>,
-}
-
-/// Kinds of events.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum EventKind {
-    /// A device set has its first member.
-    SetCreated,
-    /// A device set has lost its last member.
-    SetGone,
-    /// A device is visible.
-    Registered,
-    /// A device was removed.
-    Unregistered,
-    /// First open of a device.
-    DeviceOpened,
-    /// Last close of a device.
-    DeviceClosed,
-    /// A file was opened.
-    FileOpened,
-    /// A file was released.
-    FileReleased,
-    /// A file was revoked.
-    FileRevoked,
-    /// A device was reset.
-    Reset,
-    /// A device is in the error state.
-    Failed,
-    /// The users of a device were asked to close it.
-    Requested,
-    /// A parent is visible.
-    ParentRegistered,
-    /// A parent was removed.
-    ParentUnregistered,
-    /// A definition was added.
-    Defined,
-    /// A definition was changed.
-    Modified,
-    /// A definition was removed.
-    Undefined,
-    /// The watcher was too slow: so many events before this one were lost.
-    Lost,
-}
-
-/// What a change of the configuration did, by the names of devices, containers and parents.
-#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
-pub struct Changes {
-    /// New ones.
-    pub added: Vec<String>,
-    /// Removed ones.
-    pub removed: Vec<String>,
-    /// Removed and added again, as something of them differs.
-    pub changed: Vec<String>,
-    /// How many stayed untouched.
-    pub kept: usize,
-    /// What else is worth knowing.
-    pub notes: Vec<String>,
 }

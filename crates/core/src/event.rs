@@ -20,7 +20,10 @@ impl<F: Fn(&Event<'_>) + Send + Sync> Observer for F {
 #[derive(Clone, Copy, Debug)]
 pub struct Subject<'a> {
     /// The number of the event: counts up by one with each event of the registry, also across a
-    /// restored process. Of two devices, events may be received in another order.
+    /// restored process. An event that another one can have caused has the greater number:
+    /// `Unregistered` comes before `Registered` of a device that takes over the name, and `SetCreated`
+    /// before `Registered` of each member. Observers receive events of two devices, and of a set, in
+    /// another order perhaps; no number is left out, so they can put them in order.
     pub number: u64,
     /// The device's number.
     pub device: DeviceId,

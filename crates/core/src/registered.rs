@@ -109,13 +109,19 @@ impl Registered {
 
     /// Emits an event to the observer, if there is one.
     pub(crate) fn emit<'a>(&'a self, event: impl FnOnce(Subject<'a>) -> Event<'a>) {
+        self.emit_numbered(self.environment.event_numbers().take(), event);
+    }
+
+    /// Emits an event whose number was taken before, to stand before events that can be caused by what
+    /// has been done since. The observer waits for it: nothing that can block may be between.
+    pub(crate) fn emit_numbered<'a>(
+        &'a self,
+        number: u64,
+        event: impl FnOnce(Subject<'a>) -> Event<'a>,
+    ) {
         let Some(observer) = &self.environment.observer else { return };
-        let subject = Subject {
-            number: self.environment.event_numbers().take(),
-            device: self.id(),
-            name: self.name(),
-            set: self.set_name(),
-        };
+        let (device, name, set) = (self.id(), self.name(), self.set_name());
+        let subject = Subject { number, device, name, set };
         let event = event(subject);
         if let Err(panic) = contain(|| observer.event(&event)) {
             tracing::error!(device = self.name(), error = %panic, "the observer failed");

@@ -165,6 +165,12 @@ impl Registry {
         }
     }
 
+    /// Takes a number of the registry's events for an event of the caller's, so that both are in one
+    /// sequence.
+    pub fn take_event_number(&self) -> u64 {
+        self.inner.environment.event_numbers().take()
+    }
+
     /// Gives out no number below these from now on: those of the process whose state is being
     /// restored. Call it before the first device is registered.
     ///
@@ -226,11 +232,12 @@ impl Registry {
         let data_path = context.take_data_path();
         initialised.map_err(|panic| refused(&name, panic))??;
 
-        let (set, created) = match &set {
-            Some(id) => self.inner.sets.join(id),
-            None => (Set::singleton(), true),
+        let set = match &set {
+            Some(id) => self.inner.sets.join(id).0,
+            None => Set::singleton(),
         };
-        let registered = set.lock_idle().join(|slot| {
+        let mut guard = set.lock_idle();
+        let registered = guard.join(|slot| {
             Arc::new(Registered {
                 environment: self.inner.environment.clone(),
                 context,
@@ -251,12 +258,15 @@ impl Registry {
                 drained: Condvar::new(),
             })
         });
+        // Not every member that `sets` counts has joined: the first that has is the one that says so.
+        let set_created = guard.is_new().then(|| self.inner.environment.event_numbers().take());
+        drop(guard);
+        if let Some(number) = set_created {
+            registered.emit_numbered(number, Event::SetCreated);
+        }
         let home: Arc<dyn Home> = registered.clone();
         registered.context.set_home(Arc::downgrade(&home));
         tracing::debug!(device = name, id = id.0, set = registered.set_name(), "registered");
-        if created {
-            registered.emit(Event::SetCreated);
-        }
         // Emit `Registered` before the device becomes visible, so that it precedes `DeviceOpened`.
         registered.emit(Event::Registered);
         reserved.fill(&registered);
@@ -428,13 +438,16 @@ impl Registration {
         }
         device.drain(deadline);
         device.leave();
-        let set_gone = registry.sets.leave(&device.set);
+        // Number the events before the set and the name are free: a successor's come after them.
+        let numbers = device.environment.event_numbers();
+        let unregistered = numbers.take();
+        let set_gone = registry.sets.leave(&device.set, || numbers.take());
         lock(registry.names(name)).remove(name);
-        tracing::debug!(device = name, id = id.0, set_gone, "unregistered");
-        device.emit(Event::Unregistered);
-        if set_gone {
-            device.emit(Event::SetGone);
+        device.emit_numbered(unregistered, Event::Unregistered);
+        if let Some(number) = set_gone {
+            device.emit_numbered(number, Event::SetGone);
         }
+        tracing::debug!(device = name, id = id.0, set_gone = set_gone.is_some(), "unregistered");
     }
 }
 

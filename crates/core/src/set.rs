@@ -86,6 +86,8 @@ struct SetState<D> {
     vacant: Vec<usize>,
     open_members: usize,
     needs_reset: BTreeSet<usize>,
+    /// `SetCreated` has been emitted.
+    announced: bool,
 }
 
 impl<D> Default for SetState<D> {
@@ -97,6 +99,7 @@ impl<D> Default for SetState<D> {
             vacant: Vec::new(),
             open_members: 0,
             needs_reset: BTreeSet::new(),
+            announced: false,
         }
     }
 }
@@ -237,6 +240,11 @@ impl<D: SetDevice> SetGuard<'_, D> {
         device
     }
 
+    /// Whether this is the first call for the set.
+    pub(crate) fn is_new(&mut self) -> bool {
+        !std::mem::replace(&mut self.state().announced, true)
+    }
+
     /// Removes a device. It must have no files left.
     pub(crate) fn leave(&mut self, device: &D) {
         let state = self.state();
@@ -361,21 +369,21 @@ impl<D: SetDevice> SetTable<D> {
         (set, true)
     }
 
-    /// Uncounts a member. Returns whether it was the last, and the set was removed.
-    pub(crate) fn leave(&self, set: &Set<D>) -> bool {
-        let Some((id, _)) = &set.id else { return true };
-        let gone;
-        {
-            let mut sets = lock(self.shard(id));
-            let Some(live) = sets.get_mut(&id.address()) else { return false };
-            live.members -= 1;
-            if live.members > 0 {
-                return false;
-            }
-            gone = sets.remove(&id.address());
+    /// Uncounts a member. If it was the last, removes the set, and returns what `last` returns, which
+    /// is called before another set of the same id can be made.
+    pub(crate) fn leave<R>(&self, set: &Set<D>, last: impl FnOnce() -> R) -> Option<R> {
+        let Some((id, _)) = &set.id else { return Some(last()) };
+        let mut sets = lock(self.shard(id));
+        let live = sets.get_mut(&id.address())?;
+        live.members -= 1;
+        if live.members > 0 {
+            return None;
         }
+        let last = last();
+        let removed = sets.remove(&id.address());
+        drop(sets);
         // Drops the id's object, perhaps, which runs foreign code: no lock is held here.
-        drop(gone);
-        true
+        drop(removed);
+        Some(last)
     }
 }

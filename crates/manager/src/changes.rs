@@ -8,6 +8,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use vfiod_config::{Config, Document, LoadError, Options, ParentConfig, Problem};
 use vfiod_core::{DeviceRef, Errno, Error, OpenPause, Result};
 use vfiod_mdev::CreationPause;
@@ -28,7 +29,9 @@ pub enum InUsePolicy {
 }
 
 /// Where a device comes from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub enum Origin {
     /// The configuration file.
     File,
@@ -41,7 +44,8 @@ pub enum Origin {
 }
 
 /// What a change did, by the names of devices, containers and parents.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Changes {
     /// New ones.
     pub added: Vec<String>,

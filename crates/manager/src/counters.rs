@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, RwLock};
 
-use vfiod_core::ResetCause;
-use vfiod_core::event::{Event, Observer};
+use vfiod_core::event::{Event, Observer, Subject};
+use vfiod_core::{DeviceId, ResetCause};
 
 /// Counts of a device's events, from its registration on.
 #[derive(Debug, Default)]
@@ -32,17 +32,19 @@ pub struct Counters {
 
 /// The counters of all devices that are registered.
 #[derive(Debug, Default)]
-pub(crate) struct AllCounters(RwLock<BTreeMap<String, Arc<Counters>>>);
+pub(crate) struct AllCounters(RwLock<BTreeMap<DeviceId, (String, Arc<Counters>)>>);
 
 impl AllCounters {
     /// Every device's counters, by name.
     pub(crate) fn all(&self) -> Vec<(String, Arc<Counters>)> {
         let all = vfiod_sync::read(&self.0);
-        all.iter().map(|(name, counters)| (name.clone(), counters.clone())).collect()
+        // Of two devices of one name the first is about to be forgotten.
+        let by_name: BTreeMap<_, _> = all.values().cloned().collect();
+        by_name.into_iter().collect()
     }
 
-    fn count(&self, name: &str, counter: fn(&Counters) -> &AtomicU64) {
-        if let Some(counters) = vfiod_sync::read(&self.0).get(name) {
+    fn count(&self, subject: Subject<'_>, counter: fn(&Counters) -> &AtomicU64) {
+        if let Some((_, counters)) = vfiod_sync::read(&self.0).get(&subject.device) {
             counter(counters).fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -52,18 +54,19 @@ impl Observer for AllCounters {
     fn event(&self, event: &Event<'_>) {
         match *event {
             Event::Registered(subject) => {
-                vfiod_sync::write(&self.0).insert(subject.name.to_owned(), Arc::default());
+                let counters = (subject.name.to_owned(), Arc::default());
+                vfiod_sync::write(&self.0).insert(subject.device, counters);
             }
             Event::Unregistered(subject) => {
-                vfiod_sync::write(&self.0).remove(subject.name);
+                vfiod_sync::write(&self.0).remove(&subject.device);
             }
-            Event::DeviceOpened(subject) => self.count(subject.name, |c| &c.first_opens),
-            Event::FileOpened { subject, .. } => self.count(subject.name, |c| &c.opens),
-            Event::Revoked { subject, .. } => self.count(subject.name, |c| &c.revoked),
-            Event::Requested { subject, .. } => self.count(subject.name, |c| &c.requests),
-            Event::Failed(subject) => self.count(subject.name, |c| &c.failures),
+            Event::DeviceOpened(subject) => self.count(subject, |c| &c.first_opens),
+            Event::FileOpened { subject, .. } => self.count(subject, |c| &c.opens),
+            Event::Revoked { subject, .. } => self.count(subject, |c| &c.revoked),
+            Event::Requested { subject, .. } => self.count(subject, |c| &c.requests),
+            Event::Failed(subject) => self.count(subject, |c| &c.failures),
             Event::Reset { subject, cause } => self.count(
-                subject.name,
+                subject,
                 match cause {
                     ResetCause::Open => |c| &c.resets_open,
                     ResetCause::Client => |c| &c.resets_client,

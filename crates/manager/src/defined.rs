@@ -91,7 +91,7 @@ impl Manager {
         definition.attrs = attributes;
         store.define(&definition)?;
         tracing::info!(%uuid, parent = definition.parent, mdev_type = definition.mdev_type, "defined");
-        self.events.emit(EventKind::Defined, uuid.to_string());
+        self.emit(EventKind::Defined, &uuid.to_string());
         Ok(definition)
     }
 
@@ -169,7 +169,7 @@ impl Manager {
             }
             Ok(())
         })?;
-        self.events.emit(EventKind::Modified, uuid.to_string());
+        self.emit(EventKind::Modified, &uuid.to_string());
         Ok(changed)
     }
 
@@ -180,7 +180,7 @@ impl Manager {
     pub fn undefine(&self, uuid: Uuid, parent: Option<&str>) -> Result<()> {
         self.store()?.undefine(uuid, parent)?;
         tracing::info!(%uuid, "undefined");
-        self.events.emit(EventKind::Undefined, uuid.to_string());
+        self.emit(EventKind::Undefined, &uuid.to_string());
         Ok(())
     }
 

@@ -42,6 +42,6 @@ pub use self::counters::Counters;
 pub use self::defined::Change;
 pub use self::definitions::{Damaged, Definition, Listing, Start};
 pub use self::event_log::{EventLog, owner_name};
-pub use self::events::{EventKind, Record};
+pub use self::events::{EventKind, Record, Watch};
 pub use self::manager::{Manager, NewInstance, Source};
 pub use self::stack::{About, Stack};

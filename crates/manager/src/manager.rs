@@ -14,7 +14,7 @@ use vfiod_server::{ConnectionInfo, ConnectionTotals, Server};
 use crate::counters::{AllCounters, Counters};
 use crate::definitions::Definitions;
 use crate::endpoints::Endpoints;
-use crate::events::{EventKind, Events, Record};
+use crate::events::{EventKind, Events, Watch};
 use crate::sockets::access_of;
 use crate::stack::{About, Stack};
 
@@ -142,7 +142,7 @@ impl Manager {
     }
 
     pub(crate) fn add_parent(&self, registration: ParentRegistration, model: &str) {
-        self.events.emit(EventKind::ParentRegistered, registration.name());
+        self.emit(EventKind::ParentRegistered, registration.name());
         vfiod_sync::lock(&self.parents).push((registration, model.to_owned()));
     }
 
@@ -160,7 +160,7 @@ impl Manager {
     fn unregister_parent(&self, parent: ParentRegistration, grace: Duration) {
         let name = parent.name().to_owned();
         parent.unregister(Some(grace));
-        self.events.emit(EventKind::ParentUnregistered, &*name);
+        self.emit(EventKind::ParentUnregistered, &name);
         tracing::info!(parent = name, "closed");
     }
 
@@ -183,9 +183,14 @@ impl Manager {
         &self.bus
     }
 
-    /// Everything that happens from now on.
-    pub fn watch(&self) -> tokio::sync::broadcast::Receiver<Record> {
+    /// What there is, then everything that happens from now on.
+    pub fn watch(&self) -> Watch {
         self.events.watch()
+    }
+
+    /// Emits an event that the core does not know of.
+    pub(crate) fn emit(&self, kind: EventKind, name: &str) {
+        self.events.emit(self.registry().take_event_number(), kind, name);
     }
 
     /// When the manager was ready.

@@ -343,25 +343,34 @@ fn events_come_as_they_happen() {
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
-    let mut lines = BufReader::new(watcher.stdout.take().unwrap()).lines();
-    // Until it is there to see one.
-    let mut number = 0;
-    let first = std::thread::spawn(move || lines.next().map(|line| (line.unwrap(), lines)));
-    until("the first event", || {
-        number += 1;
-        rig.good(&["reset", "lines"]);
-        first.is_finished()
-    });
-    let (_, lines) = first.join().unwrap().unwrap();
+    let lines = BufReader::new(watcher.stdout.take().unwrap()).lines();
+    let mut records = lines.map(|line| serde_json::from_str::<Value>(&line.unwrap()).unwrap());
+    let mut present = Vec::new();
+    let mut last = loop {
+        let record = records.next().unwrap();
+        match record["event"].as_str().unwrap() {
+            "watch-begins" => break record["number"].as_u64().unwrap(),
+            kind => present.push(format!("{kind} {}", record["name"].as_str().unwrap())),
+        }
+    };
+    for expected in ["device-present lines", "parent-present pins"] {
+        assert!(present.iter().any(|record| record == expected), "{expected}: {present:?}");
+    }
     rig.good(&["create", "pins", "gpio-16", "--uuid", UUID]);
     let client = connect(&rig.instance_socket(UUID));
     drop(client);
     until("the release", || rig.json(&["list", "files"]) == json!([]));
     rig.good(&["remove", UUID]);
     let mut seen = Vec::new();
-    for line in lines {
-        let event: Value = serde_json::from_str(&line.unwrap()).unwrap();
+    let mut device = Value::Null;
+    for event in records {
+        last += 1;
+        assert_eq!(event["number"], last, "{event}");
         if event["name"] == UUID {
+            if device.is_null() {
+                device = event["device"].clone();
+            }
+            assert!(device.is_u64() && event["device"] == device, "{event}");
             seen.push(event["event"].as_str().unwrap().to_owned());
             if event["event"] == "set-gone" {
                 break;
@@ -384,6 +393,28 @@ fn events_come_as_they_happen() {
     let (status, log) = rig.daemon.terminate(Signal::TERM);
     assert!(status.success(), "{log}");
     assert!(watcher.wait().unwrap().success());
+}
+
+#[test]
+fn watch_of_one_device_and_some_kinds_shows_nothing_else() {
+    let rig = Rig::new();
+    let filter = ["watch", "--json", "--device", "lines", "--event", "reset,file-opened"];
+    let mut watcher =
+        vfiod(filter).env("VFIOD_CONTROL", rig.path("control")).stdout(Stdio::piped()).spawn();
+    let watcher = watcher.as_mut().unwrap();
+    let mut lines = BufReader::new(watcher.stdout.take().unwrap()).lines();
+    let mut next = || {
+        let record: Value = serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap();
+        format!("{} {}", record["event"].as_str().unwrap(), record["name"].as_str().unwrap())
+    };
+    assert_eq!(next(), "watch-begins events");
+    rig.good(&["create", "pins", "gpio-16", "--uuid", UUID]);
+    drop(connect(&rig.instance_socket(UUID)));
+    rig.good(&["reset", "lines"]);
+    assert_eq!(next(), "reset lines");
+    watcher.kill().unwrap();
+    watcher.wait().unwrap();
+    rig.bad(2, "`opened` is no kind of event", &["watch", "--event", "opened"]);
 }
 
 #[test]

@@ -86,10 +86,10 @@ fn one_live_set() {
             let (table, id) = (table.clone(), SetId::of(&slot));
             thread::spawn(move || {
                 let (set, created) = table.join(&id);
-                (set.clone(), created, table.leave(&set))
+                (set.clone(), created, table.leave(&set, || ()).is_some())
             })
         });
-        let gone = table.leave(&mine);
+        let gone = table.leave(&mine, || ()).is_some();
         let others = others.map(|other| other.join().unwrap());
         let made = 1 + others.iter().filter(|(_, created, _)| *created).count();
         let ended = usize::from(gone) + others.iter().filter(|(_, _, gone)| *gone).count();
@@ -115,8 +115,8 @@ fn two_joiners() {
         let (theirs, made_too) = other.join().unwrap();
         assert!(Arc::ptr_eq(&mine, &theirs), "two live sets");
         assert!(made ^ made_too);
-        assert!(!table.leave(&mine));
-        assert!(table.leave(&theirs));
+        assert!(table.leave(&mine, || ()).is_none());
+        assert!(table.leave(&theirs, || ()).is_some());
     });
 }
 

@@ -1,11 +1,13 @@
 //! What the checker plays through: a few tasks each, small enough to find their worst orders.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use vfiod_sync::model::{check_every_order, join_all, spawn};
 
 use super::witness::{Ledger, Witness, owner};
+use crate::event::Event;
 use crate::sync::thread;
 use crate::{
     DeviceRef, DeviceSpec, Errno, File, OpenPolicy, RegionIndex, Registration, Registry, Result,
@@ -260,6 +262,42 @@ pub(crate) fn pause_against_open() {
     finish(&ledger, [a]);
 }
 
+/// A device takes over the name and the set of one that is unregistered: in the order of the numbers
+/// of their events, the first is gone before the second is there.
+pub(crate) fn successor_of_the_same_name() {
+    let events = Arc::<Mutex<BTreeMap<u64, &'static str>>>::default();
+    let observer = {
+        let events = events.clone();
+        move |event: &Event<'_>| {
+            let (subject, kind) = match event {
+                Event::SetCreated(subject) => (subject, "set created"),
+                Event::Registered(subject) => (subject, "registered"),
+                Event::Unregistered(subject) => (subject, "unregistered"),
+                Event::SetGone(subject) => (subject, "set gone"),
+                _ => return,
+            };
+            events.lock().expect("not poisoned").insert(subject.number, kind);
+        }
+    };
+    let registry = Registry::with_observer(Arc::new(observer));
+    let ledger = Arc::<Ledger>::default();
+    let first = register(&registry, &ledger, Witness::new("a", &ledger), "a");
+    let successor = {
+        let (registry, ledger) = (registry.clone(), ledger.clone());
+        thread::spawn(move || {
+            registry.register(spec("a", &ledger), Box::new(Witness::new("a", &ledger)))
+        })
+    };
+    drop(first);
+    let second = successor.join().expect("the successor panicked");
+    let replaced = second.is_ok();
+    finish(&ledger, second);
+    let one = ["set created", "registered", "unregistered", "set gone"];
+    let expected = if replaced { [one, one].concat() } else { one.to_vec() };
+    let seen: Vec<_> = events.lock().expect("not poisoned").values().copied().collect();
+    assert_eq!(seen, expected, "the order of events");
+}
+
 /// One user, and the registration is dropped: small enough to try every order.
 pub(crate) fn smallest_race() {
     let (registry, ledger) = (Registry::new(), Arc::<Ledger>::default());
@@ -277,6 +315,7 @@ vfiod_sync::checks! {
     opens_that_fail: 2000,
     bar_against_open: 2000,
     pause_against_open: 2000,
+    successor_of_the_same_name: 2000,
     unregister_waits_for_the_user: 2000,
     files_are_revoked_at_once: 2000,
     files_are_revoked_at_the_deadline: 2000,

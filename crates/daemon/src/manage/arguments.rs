@@ -281,8 +281,14 @@ pub(crate) enum Manage {
         #[command(flatten)]
         daemon: Daemon,
     },
-    /// Print the events of the daemon as they happen.
+    /// Print what there is, then the events of the daemon as they happen.
     Watch {
+        /// Only those about this device, by its name or number.
+        #[arg(long, value_name = "NAME", add = ArgValueCandidates::new(complete::devices))]
+        device: Option<String>,
+        /// Only these kinds, e.g. `file-opened,file-released`.
+        #[arg(long = "event", value_name = "KIND", value_delimiter = ',')]
+        kinds: Vec<String>,
         #[command(flatten)]
         daemon: Daemon,
     },

@@ -145,13 +145,15 @@ pub(crate) fn run(command: Manage) -> anyhow::Result<()> {
                 client.send(Method::DELETE, &path(["devices", &what, "files"]))?;
             answer(&daemon, &revoked, |revoked| format!("{}\n", revoked.files))
         }
-        Manage::Watch { daemon } => connect(&daemon)?.watch(|event| {
-            if daemon.json {
-                output::print(&(serde_json::to_string(&event)? + "\n"))
-            } else {
-                output::print(&line(&event))
-            }
-        }),
+        Manage::Watch { device, kinds, daemon } => {
+            connect(&daemon)?.watch(&events(device, &kinds), |event| {
+                if daemon.json {
+                    output::print(&(serde_json::to_string(&event)? + "\n"))
+                } else {
+                    output::print(&line(&event))
+                }
+            })
+        }
     }
 }
 
@@ -173,6 +175,14 @@ fn with_deadline(path: String, deadline: Option<&str>) -> String {
         Some(time) => format!("{path}?deadline={}", encoded(time)),
         None => path,
     }
+}
+
+/// The query for events of a device and of some kinds.
+fn events(device: Option<String>, kinds: &[String]) -> String {
+    let device = device.map(|device| format!("device={}", encoded(&device)));
+    let kinds = (!kinds.is_empty()).then(|| format!("kind={}", encoded(&kinds.join(","))));
+    let query: Vec<String> = device.into_iter().chain(kinds).collect();
+    if query.is_empty() { String::new() } else { format!("?{}", query.join("&")) }
 }
 
 /// What a change of the configuration did.

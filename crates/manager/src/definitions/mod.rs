@@ -34,13 +34,16 @@ mod tests;
 
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 use vfiod_core::{Errno, Error, Result};
 
 use self::directory::Directory;
 
 /// Whether an instance is started with the daemon.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub enum Start {
     /// With the daemon, when its parent is there.
     Auto,
