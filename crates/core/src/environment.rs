@@ -59,6 +59,11 @@ impl Environment {
         &self.file_ids
     }
 
+    /// The number of an event that is about to be emitted. Without an observer there are no events.
+    pub(crate) fn next_event(&self) -> u64 {
+        if self.observer.is_some() { self.event_numbers.take() } else { 0 }
+    }
+
     /// The numbers of events.
     pub(crate) fn event_numbers(&self) -> &IdSequence {
         &self.event_numbers

@@ -109,7 +109,7 @@ impl Registered {
 
     /// Emits an event to the observer, if there is one.
     pub(crate) fn emit<'a>(&'a self, event: impl FnOnce(Subject<'a>) -> Event<'a>) {
-        self.emit_numbered(self.environment.event_numbers().take(), event);
+        self.emit_numbered(self.environment.next_event(), event);
     }
 
     /// Emits an event whose number was taken before, to stand before events that can be caused by what

@@ -259,7 +259,7 @@ impl Registry {
             })
         });
         // Not every member that `sets` counts has joined: the first that has is the one that says so.
-        let set_created = guard.is_new().then(|| self.inner.environment.event_numbers().take());
+        let set_created = guard.is_new().then(|| self.inner.environment.next_event());
         drop(guard);
         if let Some(number) = set_created {
             registered.emit_numbered(number, Event::SetCreated);
@@ -439,9 +439,8 @@ impl Registration {
         device.drain(deadline);
         device.leave();
         // Number the events before the set and the name are free: a successor's come after them.
-        let numbers = device.environment.event_numbers();
-        let unregistered = numbers.take();
-        let set_gone = registry.sets.leave(&device.set, || numbers.take());
+        let unregistered = device.environment.next_event();
+        let set_gone = registry.sets.leave(&device.set, || device.environment.next_event());
         lock(registry.names(name)).remove(name);
         device.emit_numbered(unregistered, Event::Unregistered);
         if let Some(number) = set_gone {
