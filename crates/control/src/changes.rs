@@ -1,5 +1,8 @@
 //! Changes of the configuration while the daemon runs.
 
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
 use axum::Json;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
@@ -7,12 +10,18 @@ use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use utoipa::IntoParams;
 use vfiod_config::TIME_HELP;
-use vfiod_manager::InUsePolicy;
+use vfiod_core::OpenPause;
+use vfiod_manager::{EventKind, InUsePolicy, Manager};
 
 use crate::handler::{Answer, Asked, Given, Named, Shared, wait_for};
 use crate::problem::Problem;
 use crate::request::AddDevice;
 use crate::view::Changes;
+
+/// The pauses between two requests to close a device: the first, each is twice as long as the one
+/// before, and the longest, which is that of the kernel's `vfio_unregister_group_dev`.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
 /// What happens to a device that is in use and to be removed.
 #[derive(Debug, Deserialize, IntoParams)]
@@ -48,19 +57,109 @@ pub(crate) async fn add(
     Ok((StatusCode::CREATED, added))
 }
 
+/// How a device is removed that may be in use.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(crate) struct HowToDelete {
+    /// When the files of its users are revoked, e.g. `5s`.
+    deadline: Option<String>,
+    /// Ask its users to close it, again and again, and reply when it has been removed. Not with a
+    /// deadline.
+    #[serde(default)]
+    wait: bool,
+    /// How long to wait at most, e.g. `30s`; with `wait`, and only there.
+    timeout: Option<String>,
+}
+
+impl HowToDelete {
+    /// How long to wait for the users; `None`: not at all.
+    fn wait(&self) -> Result<Option<Duration>, Problem> {
+        let wrong = |what: String| Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, what));
+        match (self.wait, &self.timeout) {
+            (false, None) => Ok(None),
+            (false, Some(_)) => wrong("a timeout needs wait=true".to_owned()),
+            (true, _) if self.deadline.is_some() => {
+                wrong("deadline and wait exclude each other".to_owned())
+            }
+            (true, None) => Ok(Some(Duration::MAX)),
+            (true, Some(text)) => match vfiod_config::time(text) {
+                Some(time) => Ok(Some(time)),
+                None => wrong(format!("timeout: `{text}` is no time; {TIME_HELP}")),
+            },
+        }
+    }
+}
+
 /// Removes a device of the configuration. One of the file comes back when that is reloaded.
 ///
-/// 409 EBUSY: it is in use, or another device would change; 422 EINVAL: others depend on it.
+/// 409 EBUSY: it is in use, or another device would change; 422 EINVAL: others depend on it. While a
+/// request with `wait` waits, nobody else can open the device; it can again if the request times out
+/// (409 EBUSY), or its connection is closed.
 #[utoipa::path(delete, path = "/devices/{name}", tag = "devices",
-    params(("name" = String, Path, description = "the device's name"), InUse),
+    params(("name" = String, Path, description = "the device's name"), HowToDelete),
     responses((status = 200, body = Changes), (status = "default", response = Problem)))]
 pub(crate) async fn delete(
     State(manager): Shared,
     Named(name): Named<String>,
-    Asked(in_use): Asked<InUse>,
+    Asked(how): Asked<HowToDelete>,
 ) -> Answer<Changes> {
-    let policy = in_use.policy()?;
+    if let Some(time) = how.wait()? {
+        return delete_when_unused(manager, name, time).await;
+    }
+    let policy = InUse { deadline: how.deadline }.policy()?;
     wait_for(&manager, move |manager| manager.delete(&name, policy)).await
+}
+
+/// Removes a device when its users have closed it. No thread waits meanwhile.
+async fn delete_when_unused(
+    manager: Arc<Manager>,
+    name: String,
+    time: Duration,
+) -> Answer<Changes> {
+    let end = Instant::now().checked_add(time);
+    // Before the first look, so that no release is missed.
+    let mut watch = manager.watch();
+    let Json(pauses) = {
+        let name = name.clone();
+        wait_for(&manager, move |manager| Ok(Arc::new(manager.pause_opens(&name)?))).await?
+    };
+    let mut pause = FIRST_PAUSE;
+    for n in 0.. {
+        let (name, held) = (name.clone(), pauses.clone());
+        let Json(removed) = wait_for(&manager, move |manager| {
+            let is_used = |pause: &&OpenPause| !pause.device().status().files.is_empty();
+            let used: Vec<_> = held.iter().filter(is_used).collect();
+            if used.is_empty() {
+                return manager.delete(&name, InUsePolicy::Refuse).map(Some);
+            }
+            used.iter().for_each(|pause| pause.request_close(n));
+            Ok(None)
+        })
+        .await?;
+        if let Some(changes) = removed {
+            return Ok(Json(changes));
+        }
+        let released = async {
+            while let Some(record) = watch.next().await {
+                let released = record.kind == EventKind::FileReleased && record.count == Some(0);
+                let is_member = |pause: &OpenPause| Some(pause.device().id()) == record.device;
+                if record.kind == EventKind::Lost || released && pauses.iter().any(is_member) {
+                    return;
+                }
+            }
+        };
+        let until =
+            end.map_or(pause, |end| pause.min(end.saturating_duration_since(Instant::now())));
+        // Released, or time for the next request: the next turn sees which.
+        let _ = tokio::time::timeout(until, released).await;
+        if end.is_some_and(|end| Instant::now() >= end) {
+            break;
+        }
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+    // A last try, in whose refusal its users are named.
+    wait_for(&manager, move |manager| manager.delete(&name, InUsePolicy::Refuse)).await
 }
 
 /// Reads the configuration file again: adds, removes and changes what differs.

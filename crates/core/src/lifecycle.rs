@@ -219,7 +219,7 @@ impl Registered {
         }
     }
 
-    fn request(&self, n: u32) {
+    pub(crate) fn request(&self, n: u32) {
         // Emit `Requested` before asking: another thread may emit `FileReleased` at once.
         self.emit(|subject| Event::Requested { subject, n });
         let sent = self.call(|device| Ok(device.as_request().map(|power| power.request(n))));

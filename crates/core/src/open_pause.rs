@@ -4,6 +4,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+use crate::device_ref::DeviceRef;
 use crate::error::{Errno, Error, Result};
 use crate::registered::Registered;
 
@@ -24,6 +25,25 @@ impl OpenPause {
             member.open_pauses += 1;
         }
         Ok(Self { device: device.clone() })
+    }
+
+    /// Begins to refuse opens of a device, which may have files.
+    pub(crate) fn of(device: &Arc<Registered>) -> Self {
+        if let Some(member) = device.set.lock().find(device) {
+            member.open_pauses += 1;
+        }
+        Self { device: device.clone() }
+    }
+
+    /// The device.
+    pub fn device(&self) -> DeviceRef {
+        DeviceRef { registered: self.device.clone() }
+    }
+
+    /// Asks the users of the device to close it ([`crate::Request`]); `n` counts the requests from 0.
+    /// Waits for a callback of the device that is running, as for that of the request.
+    pub fn request_close(&self, n: u32) {
+        self.device.request(n);
     }
 }
 

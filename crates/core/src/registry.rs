@@ -426,6 +426,11 @@ impl Registration {
         OpenPause::if_unused(&self.device.registered)
     }
 
+    /// Refuses opens (`EBUSY`) for as long as the result exists. Files that there are stay.
+    pub fn pause_opens(&self) -> OpenPause {
+        OpenPause::of(&self.device.registered)
+    }
+
     fn finish(&self, deadline: Option<Duration>) {
         let device = &self.device.registered;
         let (id, name) = (device.id(), device.name());

@@ -143,11 +143,7 @@ impl Manager {
     /// another one; `EINVAL`: others depend on it.
     pub fn delete(&self, name: &str, in_use: InUsePolicy) -> Result<Changes> {
         let _one_at_a_time = vfiod_sync::lock(&self.changing);
-        let device = self.find(name)?;
-        if self.origin(&device) == Origin::Instance {
-            let what = format!("{name} is an instance of a parent: remove it with `remove {name}`");
-            return Err(Error::new(Errno::INVAL, what));
-        }
+        self.find_configured(name)?;
         let old = self.document(&vfiod_sync::lock(&self.document))?.clone();
         let by_key = |problems: vfiod_config::Problems| invalid(problems.by_key());
         let new = old.without_device(name, &self.models).map_err(by_key)?;
@@ -159,6 +155,31 @@ impl Manager {
         others(name, &difference, "removing")?;
         let cleared = self.check_use(&difference, in_use)?;
         self.apply(new, difference, cleared)
+    }
+
+    /// Refuses opens of a device of the configuration for as long as the result exists, so that it can
+    /// be removed when its users have closed it.
+    ///
+    /// # Errors
+    /// `ENOENT`: there is none of this name; `EINVAL`: it is an instance, or belongs to a container.
+    pub fn pause_opens(&self, name: &str) -> Result<Vec<OpenPause>> {
+        self.find_configured(name)?;
+        let pauses = self.stack().pause_opens(name);
+        if pauses.is_empty() {
+            let what = format!("{name} belongs to a container: change the file and reload it");
+            return Err(Error::new(Errno::INVAL, what));
+        }
+        Ok(pauses)
+    }
+
+    /// Checks that there is a device of this name, and that it is no instance.
+    fn find_configured(&self, name: &str) -> Result<()> {
+        let device = self.find(name)?;
+        if self.origin(&device) == Origin::Instance {
+            let what = format!("{name} is an instance of a parent: remove it with `remove {name}`");
+            return Err(Error::new(Errno::INVAL, what));
+        }
+        Ok(())
     }
 
     /// Reads the configuration file again, and adds, removes and changes what differs. Devices

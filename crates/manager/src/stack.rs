@@ -326,6 +326,14 @@ impl Stack {
         vfiod_sync::lock(&self.running).iter().map(|unit| unit.plan.clone()).collect()
     }
 
+    /// Refuses opens of every device of a unit.
+    pub(crate) fn pause_opens(&self, unit: &str) -> Vec<OpenPause> {
+        let running = vfiod_sync::lock(&self.running);
+        let unit = running.iter().find(|running| running.plan.name() == unit);
+        let devices = unit.into_iter().flat_map(|unit| &unit.devices);
+        devices.map(|device| device.registration.pause_opens()).collect()
+    }
+
     /// Refuses opens of every device of a unit that is not open; the others are returned, too.
     pub(crate) fn pause_opens_of_unused(&self, unit: &str) -> (Vec<OpenPause>, Vec<DeviceRef>) {
         let running = vfiod_sync::lock(&self.running);

@@ -134,6 +134,31 @@ fn a_device_in_use_is_deleted_only_with_a_deadline() {
 }
 
 #[test]
+fn del_that_waits_removes_the_device_once_its_user_has_closed_it() {
+    let stage = Stage::start(&device("first", "open = \"multi\"\n"));
+    let client = Client::connect(stage.path("first")).unwrap();
+    let said = stage.bad(4, &["del", "first", "--wait", "--timeout", "10ms"]);
+    assert!(said.contains("in use: first by pid "), "{said}");
+    let arguments = stage.args(&["del", "first", "--wait"]);
+    let waiting = std::thread::spawn(|| good(arguments));
+    until("opens are refused", || Client::connect(stage.path("first")).is_err());
+    assert!(!waiting.is_finished());
+    assert_eq!(stage.names(), ["first (file)"]);
+    drop(client);
+    assert_eq!(waiting.join().unwrap(), "removed: first\nuntouched: 0\n");
+    assert_eq!(stage.names(), [""; 0]);
+}
+
+#[test]
+fn device_can_be_opened_again_after_a_del_that_gave_up_waiting() {
+    let stage = Stage::start(&device("first", "open = \"multi\"\n"));
+    let client = Client::connect(stage.path("first")).unwrap();
+    stage.bad(4, &["del", "first", "--wait", "--timeout", "10ms"]);
+    drop(client);
+    drop(Client::connect(stage.path("first")).unwrap());
+}
+
+#[test]
 fn a_wrong_device_is_refused_with_key_and_remedy() {
     let stage = Stage::start(&device("first", ""));
     for (args, expected) in [

@@ -239,8 +239,14 @@ pub(crate) enum Manage {
         #[arg(add = ArgValueCandidates::new(complete::devices))]
         name: String,
         /// Ask its users to close it, and revoke their files after this time, e.g. `5s`.
-        #[arg(long, value_name = "TIME")]
+        #[arg(long, value_name = "TIME", conflicts_with = "wait")]
         deadline: Option<String>,
+        /// Ask its users to close it, again and again, and wait until they have.
+        #[arg(long)]
+        wait: bool,
+        /// How long to wait at most, e.g. `30s`; the device stays if it is still in use then.
+        #[arg(long, value_name = "TIME", requires = "wait")]
+        timeout: Option<String>,
         #[command(flatten)]
         daemon: Daemon,
     },

@@ -109,8 +109,13 @@ pub(crate) fn run(command: Manage) -> anyhow::Result<()> {
             let added: view::Changes = connect(&daemon)?.call(Method::POST, &path, Some(&body))?;
             answer(&daemon, &added, changes)
         }
-        Manage::Del { name, deadline, daemon } => {
-            let path = with_deadline(path(["devices", &name]), deadline.as_deref());
+        Manage::Del { name, deadline, wait, timeout, daemon } => {
+            let mut path = with_deadline(path(["devices", &name]), deadline.as_deref());
+            if wait {
+                path += "?wait=true";
+                path += &timeout
+                    .map_or_else(String::new, |time| format!("&timeout={}", encoded(&time)));
+            }
             let removed: view::Changes = connect(&daemon)?.send(Method::DELETE, &path)?;
             answer(&daemon, &removed, changes)
         }
