@@ -5,6 +5,7 @@
 //! version = 1                      # of this format; the default
 //! poll = "50us"                    # poll a busy connection this long before sleeping
 //! threads = 16                     # at most so many threads
+//! dma_files = "memory"             # what clients may map: memory that cannot block, or "any" file
 //!
 //! [log]
 //! level = "info"                   # as --log

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
+use vfiod_core::dma::AcceptedFiles;
 use vfiod_core::{OpenPolicy, StatePolicy};
 
 use crate::log::{LogFormat, check_filter};
@@ -80,6 +81,8 @@ impl Reader<'_> {
         self.version(&top);
         config.poll = top.string("poll").and_then(|text| self.time(&top, "poll", text));
         config.threads = top.integer("threads", 2..=4096).map(|at| at.value as usize);
+        let files = [("memory", AcceptedFiles::Memory), ("any", AcceptedFiles::Any)];
+        config.dma_files = top.choice("dma_files", &files).unwrap_or_default();
 
         let mut bus_names = Names::new();
         let mut numbers = Taken::default();

@@ -6,6 +6,7 @@ use std::os::fd::RawFd;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use vfiod_core::dma::AcceptedFiles;
 use vfiod_core::{OpenPolicy, StatePolicy, Token};
 use vfiod_pci::{Address, BusKind, VirtualFunctions};
 
@@ -22,6 +23,8 @@ pub struct Config {
     pub poll: Option<Duration>,
     /// Most threads of the server.
     pub threads: Option<usize>,
+    /// Which files clients may map for DMA.
+    pub dma_files: AcceptedFiles,
     /// PCI buses.
     pub buses: Vec<BusConfig>,
     /// PCI slots.

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use vfiod_core::dma::AcceptedFiles;
 use vfiod_core::{OpenPolicy, StatePolicy};
 use vfiod_pci::{BusKind, ResetScope, VirtualFunctions};
 
@@ -26,6 +27,7 @@ fn everything_that_can_be_said() {
         r#"
         poll = "50us"
         threads = 8
+        dma_files = "any"
         log = { level = "debug", format = "json" }
         bus.b = { segment = 1, number = 2, reset = "bus" }
         slot.s = { bus = "b", number = 3 }
@@ -46,6 +48,7 @@ fn everything_that_can_be_said() {
     .unwrap();
     assert_eq!(config.poll, Some(Duration::from_micros(50)));
     assert_eq!(config.threads, Some(8));
+    assert_eq!(config.dma_files, AcceptedFiles::Any);
     assert_eq!((config.log.as_deref(), config.log_format), (Some("debug"), Some(LogFormat::Json)));
     let bus = &config.buses[0];
     assert_eq!((bus.segment, bus.number, bus.kind), (1, 2, BusKind::Bridged(ResetScope::Bus)));
@@ -171,6 +174,7 @@ fn every_mistake_is_told_at_once_in_the_order_of_the_file() {
     let text = r#"
 poll = "fast"
 threads = 1
+dma_files = "all"
 log.level = "nosiy=yes=no"
 log.format = "xml"
 [bus.b]
@@ -204,30 +208,31 @@ extra = 1
     let expected = [
         "2:8: poll: `fast` is not a time",
         "3:11: threads: this number is out of range",
-        "4:13: log.level: `nosiy=yes=no` is no log filter: ",
-        "5:14: log.format: `xml` is not one of its values",
-        "7:10: bus.b.number: this number is out of range",
-        "9:9: bus.c.reset: `sometimes` is not one of its values",
-        "10:6: bus.d.number: bus 0000:00 is `bus.c` (line 8) already",
-        "12:10: slot.s.number: this number is out of range",
-        "14:7: slot.t: `bus` is missing",
-        "16:9: device.x.model: this is the number 5, not a string",
-        "17:8: device.x.slot: there is no slot `u`",
-        "18:12: device.x.function: this number is out of range",
-        "19:8: device.x.open: `both` is not one of its values",
-        "20:9: device.x.state: `keep` is not one of its values",
-        "21:19: device.x.socket.path: the path is empty",
-        "21:30: device.x.socket.mode: `rw-` are no permission bits",
-        "21:45: device.x.socket.owner: there is no user `no such user`",
-        "21:61: device.x.socket.colour: there is no such key",
-        "24:12: device.y.function: a function number needs a slot",
-        "25:22: device.y.options.inputs: an option cannot be this",
-        "25:27: device.y.options.lines: model `gpio` has no such option",
-        "26:37: device.y.socket.activated: a socket has either a path or is passed",
-        "27:9: device.z: `model` is missing",
-        "27:9: device.z: `socket` is missing",
-        "28:1: device.z.extra: there is no such key",
-        "29:2: divice: there is no such key",
+        "4:13: dma_files: `all` is not one of its values",
+        "5:13: log.level: `nosiy=yes=no` is no log filter: ",
+        "6:14: log.format: `xml` is not one of its values",
+        "8:10: bus.b.number: this number is out of range",
+        "10:9: bus.c.reset: `sometimes` is not one of its values",
+        "11:6: bus.d.number: bus 0000:00 is `bus.c` (line 9) already",
+        "13:10: slot.s.number: this number is out of range",
+        "15:7: slot.t: `bus` is missing",
+        "17:9: device.x.model: this is the number 5, not a string",
+        "18:8: device.x.slot: there is no slot `u`",
+        "19:12: device.x.function: this number is out of range",
+        "20:8: device.x.open: `both` is not one of its values",
+        "21:9: device.x.state: `keep` is not one of its values",
+        "22:19: device.x.socket.path: the path is empty",
+        "22:30: device.x.socket.mode: `rw-` are no permission bits",
+        "22:45: device.x.socket.owner: there is no user `no such user`",
+        "22:61: device.x.socket.colour: there is no such key",
+        "25:12: device.y.function: a function number needs a slot",
+        "26:22: device.y.options.inputs: an option cannot be this",
+        "26:27: device.y.options.lines: model `gpio` has no such option",
+        "27:37: device.y.socket.activated: a socket has either a path or is passed",
+        "28:9: device.z: `model` is missing",
+        "28:9: device.z: `socket` is missing",
+        "29:1: device.z.extra: there is no such key",
+        "30:2: divice: there is no such key",
     ];
     for (line, expected) in first_lines.iter().zip(&expected) {
         assert!(line.starts_with(expected), "{line}\nis not\n{expected}");

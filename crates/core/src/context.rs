@@ -9,7 +9,7 @@ use vfiod_tasks::Runtime;
 use vfiod_tasks::contain::Panicked;
 
 use crate::description::{Description, DeviceFlags};
-use crate::dma::{Attachment, Space};
+use crate::dma::{AcceptedFiles, Attachment, Space};
 use crate::error::{Errno, Error, Result};
 use crate::ids::DeviceId;
 use crate::input_log::InputLog;
@@ -118,7 +118,8 @@ impl Context {
         let runtime = Runtime::new().expect("descriptors for a runtime");
         let (flags, regions) = (DeviceFlags::empty(), Vec::new());
         let description = Description { flags, regions, irqs: irqs.to_vec() };
-        Self::new(DeviceId(u64::MAX), name.to_owned(), &description, false, runtime)
+        let (id, files) = (DeviceId(u64::MAX), AcceptedFiles::default());
+        Self::new(id, name.to_owned(), &description, false, runtime, files)
     }
 
     pub(crate) fn new(
@@ -127,6 +128,7 @@ impl Context {
         description: &Description,
         works: bool,
         runtime: Runtime,
+        files: AcceptedFiles,
     ) -> Self {
         let home = Arc::<OnceLock<Weak<dyn Home>>>::default();
         let owner = home.clone();
@@ -140,7 +142,7 @@ impl Context {
         let work = Work::new(&name, runtime, limits, Box::new(on_panic));
         // The first open opens the gate.
         work.close(Close::Cancel);
-        let space = Space::new();
+        let space = Space::with_files(files);
         let inner = ContextInner {
             id,
             irqs: IrqSet::new(&name, &description.irqs),
@@ -230,7 +232,7 @@ impl Context {
     /// Gives the device a new space of its own, and attaches it: another device may have joined the
     /// one before, and must not reach what the next user maps.
     pub(crate) fn renew_own_space(&self) {
-        let space = Space::new();
+        let space = Space::with_files(self.own_space().accepted_files());
         self.inner.dma.attach(&space);
         let before = std::mem::replace(&mut *lock(&self.inner.space), space);
         drop(before);

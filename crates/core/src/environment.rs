@@ -4,7 +4,7 @@ use std::sync::{Arc, OnceLock, Weak};
 
 use vfiod_tasks::Runtime;
 
-use crate::dma::Space;
+use crate::dma::{AcceptedFiles, Space};
 use crate::error::Result;
 use crate::event::Observer;
 use crate::ids::{DeviceId, FileId, IdSequence, Owner};
@@ -25,6 +25,7 @@ pub(crate) struct Environment {
     pub(crate) observer: Option<Arc<dyn Observer>>,
     /// The registry. Weak, as the registry holds this.
     spaces: OnceLock<Weak<dyn FindSpace>>,
+    accepted_files: OnceLock<AcceptedFiles>,
     file_ids: IdSequence,
     event_numbers: IdSequence,
 }
@@ -35,6 +36,7 @@ impl Environment {
             runtime,
             observer,
             spaces: OnceLock::new(),
+            accepted_files: OnceLock::new(),
             file_ids: IdSequence::new(),
             event_numbers: IdSequence::new(),
         })
@@ -48,6 +50,16 @@ impl Environment {
     /// What finds spaces, while the registry is there.
     pub(crate) fn spaces(&self) -> Option<Arc<dyn FindSpace>> {
         self.spaces.get()?.upgrade()
+    }
+
+    /// Sets which files of clients devices accept, once.
+    pub(crate) fn set_accepted_files(&self, files: AcceptedFiles) {
+        _ = self.accepted_files.set(files);
+    }
+
+    /// Which files of clients devices accept.
+    pub(crate) fn accepted_files(&self) -> AcceptedFiles {
+        self.accepted_files.get().copied().unwrap_or_default()
     }
 
     pub(crate) fn next_file(&self) -> FileId {

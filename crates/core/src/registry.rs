@@ -13,7 +13,7 @@ use crate::contain::{Panicked, contain};
 use crate::context::{Context, Home};
 use crate::device::{Device, Token};
 use crate::device_ref::DeviceRef;
-use crate::dma::Space;
+use crate::dma::{AcceptedFiles, Space};
 use crate::environment::{Environment, FindSpace};
 use crate::error::{Errno, Error, Result};
 use crate::event::{Event, Observer};
@@ -154,6 +154,12 @@ impl Registry {
         Self { inner }
     }
 
+    /// Says which files clients may map for DMA; without it, memory that cannot block. Takes effect
+    /// once, for devices that are registered afterwards.
+    pub fn accept_files(&self, files: AcceptedFiles) {
+        self.inner.environment.set_accepted_files(files);
+    }
+
     /// The next numbers of the registry, to be saved.
     pub fn numbers(&self) -> Numbers {
         let environment = &self.inner.environment;
@@ -225,8 +231,9 @@ impl Registry {
             None => DeviceId(self.inner.device_ids.take()),
         };
         let mut reserved_id = ReservedId { registry: &self.inner, id, visible: false };
-        let runtime = self.inner.environment.runtime.clone();
-        let context = Context::new(id, name.clone(), &description, works, runtime);
+        let environment = &self.inner.environment;
+        let (runtime, files) = (environment.runtime.clone(), environment.accepted_files());
+        let context = Context::new(id, name.clone(), &description, works, runtime, files);
         let initialised = contain(|| device.init(&context));
         // Taken also if the device is refused: the data path can keep the context.
         let data_path = context.take_data_path();

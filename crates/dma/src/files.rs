@@ -1,8 +1,8 @@
-//! Which file is behind a mapping, and how much of it to map.
+//! Which file is behind a mapping, whether it may be mapped, and how much of it to map.
 
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd};
 
-use rustix::fs::{FileType, OFlags, fcntl_getfl, fstat, fstatfs};
+use rustix::fs::{FileType, OFlags, fcntl_get_seals, fcntl_getfl, fstat, fstatfs};
 
 use crate::error::{Errno, Error, Result};
 
@@ -14,6 +14,60 @@ const AHEAD: u64 = 64 << 30;
 
 const HUGETLBFS: u64 = 0x958458f6;
 const FUSE: u64 = 0x65735546;
+
+/// What kind of memory a descriptor stands for.
+///
+/// Calls on a file of another kind may ask whoever serves its file system, as `fstat`, a page fault
+/// and the last `close` of a FUSE file do, and never return if that stops answering. Files of these
+/// kinds are served by the kernel alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MemoryKind {
+    /// A memfd, or a regular file of a tmpfs.
+    Shared,
+    /// A file of a hugetlbfs, or a memfd with huge pages.
+    Huge,
+    /// Anything else: a file on a disk or in the hands of a process, a directory, a pipe, a socket,
+    /// a device. Also a file of an overlay on a tmpfs.
+    Other,
+}
+
+impl MemoryKind {
+    /// Judges a descriptor. Two system calls at most, which never ask a file system that can block:
+    /// seals are what files of the first two kinds have and no others.
+    pub fn of(fd: impl AsFd) -> Self {
+        Self::judge(fd.as_fd()).unwrap_or(Self::Other)
+    }
+
+    /// Whether no call on the descriptor, nor an access to its mapped memory, can wait for another
+    /// process.
+    pub fn cannot_block(self) -> bool {
+        self != Self::Other
+    }
+
+    /// # Errors
+    /// `EBADF`: the descriptor is a path.
+    fn judge(fd: BorrowedFd<'_>) -> Result<Self> {
+        match fcntl_get_seals(fd) {
+            Ok(_) => {}
+            Err(Errno::INVAL) => return Ok(Self::Other),
+            Err(errno) => return Err(cannot_look(errno)),
+        }
+        let system = fstatfs(fd).map_err(cannot_look)?;
+        Ok(if system.f_type as u64 == HUGETLBFS { Self::Huge } else { Self::Shared })
+    }
+}
+
+/// Which files of clients may be mapped.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum AcceptedFiles {
+    /// Memory that cannot block: a [`MemoryKind`] other than [`MemoryKind::Other`].
+    #[default]
+    Memory,
+    /// Any regular file but one of a FUSE file system that says so. A client can then pass a file
+    /// whose server does not answer (FUSE below an overlay, NFS), and block for ever the threads
+    /// that look at it or access its memory.
+    Any,
+}
 
 /// A file's identity. A mapping keeps the file alive, so while one exists the kernel gives its
 /// number to no other.
@@ -29,6 +83,7 @@ pub(crate) struct FileKey {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Examined {
     pub(crate) key: FileKey,
+    pub(crate) kind: MemoryKind,
     /// Length in bytes, now.
     pub(crate) size: u64,
     block: u64,
@@ -43,13 +98,44 @@ pub(crate) struct Extent {
     pub(crate) whole: bool,
 }
 
-/// Looks at a descriptor. Two system calls.
+/// Looks at a descriptor. Does not block if `accepted` is [`AcceptedFiles::Memory`]. To be called
+/// without locks.
 ///
 /// # Errors
-/// `ENODEV`: not a regular file (memfd, hugetlbfs and files of disks are regular); devices are
-/// refused because their mappings can have effects that nobody here expects.
-pub(crate) fn examine(fd: BorrowedFd<'_>) -> Result<Examined> {
-    let stat = fstat(fd).map_err(|e| Error::new(e, "cannot look at a client's file"))?;
+/// `ENODEV`: not memory, or not a regular file; devices are refused because their mappings can have
+/// effects that nobody here expects. `EACCES`: a file on FUSE, whose server could block every access
+/// for ever. `EBADF`: the descriptor is a path.
+pub(crate) fn examine(fd: BorrowedFd<'_>, accepted: AcceptedFiles) -> Result<Examined> {
+    let kind = MemoryKind::judge(fd)?;
+    if kind == MemoryKind::Other {
+        match accepted {
+            AcceptedFiles::Memory => {
+                return Err(Error::new(
+                    Errno::NODEV,
+                    "a descriptor for DMA must be memory (a memfd, or a file of a tmpfs or \
+                     hugetlbfs), unless the operator accepts other files",
+                ));
+            }
+            AcceptedFiles::Any => check_other(fd)?,
+        }
+    }
+    let stat = fstat(fd).map_err(cannot_look)?;
+    let mode = fcntl_getfl(fd).map_err(cannot_look)?;
+    Ok(Examined {
+        key: FileKey {
+            device: stat.st_dev,
+            inode: stat.st_ino,
+            writable: mode & OFlags::RWMODE == OFlags::RDWR,
+        },
+        kind,
+        size: u64::try_from(stat.st_size).unwrap_or(0),
+        block: u64::try_from(stat.st_blksize).unwrap_or(0),
+    })
+}
+
+/// Looks at a file that is not memory. May block.
+fn check_other(fd: BorrowedFd<'_>) -> Result<()> {
+    let stat = fstat(fd).map_err(cannot_look)?;
     let kind = match FileType::from_raw_mode(stat.st_mode) {
         FileType::RegularFile => None,
         FileType::Directory => Some("a directory"),
@@ -64,51 +150,36 @@ pub(crate) fn examine(fd: BorrowedFd<'_>) -> Result<Examined> {
             format!("a descriptor for DMA must be a regular file that can be mapped, not {kind}"),
         ));
     }
-    let mode = fcntl_getfl(fd).map_err(|e| Error::new(e, "cannot look at a client's file"))?;
-    Ok(Examined {
-        key: FileKey {
-            device: stat.st_dev,
-            inode: stat.st_ino,
-            writable: mode & OFlags::RWMODE == OFlags::RDWR,
-        },
-        size: u64::try_from(stat.st_size).unwrap_or(0),
-        block: u64::try_from(stat.st_blksize).unwrap_or(0),
-    })
+    let system = fstatfs(fd).map_err(cannot_look)?;
+    if system.f_type as u64 == FUSE {
+        return Err(Error::new(Errno::ACCESS, "a file for DMA must not be on a FUSE file system"));
+    }
+    Ok(())
+}
+
+#[cold]
+fn cannot_look(errno: Errno) -> Error {
+    Error::new(errno, "cannot look at a client's file")
 }
 
 /// Decides what to map for a mapping of `[offset, end)` of a file of which nothing, or too
 /// little (`mapped` bytes), is mapped.
-///
-/// # Errors
-/// `EACCES`: the file system is in the hands of a process (FUSE), which could stall every
-/// access for ever.
-pub(crate) fn extent(
-    fd: BorrowedFd<'_>,
-    file: &Examined,
-    offset: u64,
-    end: u64,
-    mapped: u64,
-) -> Result<Extent> {
-    let system = fstatfs(fd).map_err(|e| Error::new(e, "cannot look at a client's file"))?;
+pub(crate) fn extent(file: &Examined, offset: u64, end: u64, mapped: u64) -> Extent {
     let page = rustix::param::page_size() as u64;
-    match system.f_type as u64 {
-        FUSE => Err(Error::new(Errno::ACCESS, "a file for DMA must not be on a FUSE file system")),
-        // MappedFile past the end would lengthen the file; lengths are in huge pages.
-        HUGETLBFS => {
-            Ok(Extent { offset: 0, len: round_up(file.size, file.block.max(page)), whole: true })
+    match file.kind {
+        // A mapping past the end would lengthen the file; lengths are in huge pages.
+        MemoryKind::Huge => {
+            Extent { offset: 0, len: round_up(file.size, file.block.max(page)), whole: true }
         }
         _ if file.size > WHOLE => {
             let start = offset - offset % page;
-            Ok(Extent { offset: start, len: round_up(end, page) - start, whole: false })
+            Extent { offset: start, len: round_up(end, page) - start, whole: false }
         }
         _ => {
             // A file that grows is mapped anew each time it has doubled, at most.
             let wanted = wanted(file, end).max(if mapped > 0 { mapped * 2 } else { 0 });
-            Ok(Extent {
-                offset: 0,
-                len: round_up(wanted, page).clamp(page, 2 * WHOLE),
-                whole: true,
-            })
+            let len = round_up(wanted, page).clamp(page, 2 * WHOLE);
+            Extent { offset: 0, len, whole: true }
         }
     }
 }

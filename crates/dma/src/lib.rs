@@ -13,7 +13,7 @@
 //! | `map` | what the data path reads | |
 //! | `transfer` | copies under the lock, without it, by message | |
 //! | `hold` | [`Hold`]: memory kept for one request to the kernel | |
-//! | `files`, `control` | which file is behind a mapping, how much of it to map; owners | |
+//! | `files`, `control` | which file is behind a mapping ([`MemoryKind`]), how much of it to map; owners | |
 //! | `space` | [`Space`]: mappings made, listed, copied | |
 //! | `unmap`, `listener` | [`Unmapping`]: removing mappings, and who may delay it | |
 //! | `attachment`, `batch` | [`Attachment`], [`Batch`]: a device's side | |
@@ -57,6 +57,7 @@ pub use self::device_memory::{DeviceMemory, SharedRegion, region_offset};
 pub use self::dirty::{Marks, dirty_bitmap_len};
 pub use self::error::{Errno, Error, Result};
 pub use self::fault::Scalar;
+pub use self::files::{AcceptedFiles, MemoryKind};
 pub use self::hold::{Hold, HoldSegment};
 pub use self::listener::{Delay, Listener, Listening};
 pub use self::peer::{Completion, DmaPeer, Reply};

@@ -31,7 +31,7 @@ impl fmt::Display for MapOwner {
 
 /// What is behind a mapping.
 pub enum Backing {
-    /// A regular file (memfd, hugetlbfs, a file on a disk), from an offset in bytes.
+    /// A file that the space accepts ([`AcceptedFiles`](crate::AcceptedFiles)), from an offset in bytes.
     File {
         /// The descriptor. The space keeps one for each file and access mode.
         fd: OwnedFd,

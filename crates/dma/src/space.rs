@@ -10,7 +10,7 @@ use vfiod_sync::{Arc, Mutex, lock};
 use crate::control::{Control, Kind};
 use crate::dirty::{DirtyLog, Marks};
 use crate::error::{Errno, Error, Result};
-use crate::files::{Examined, examine, extent, wanted};
+use crate::files::{AcceptedFiles, Examined, examine, extent, wanted};
 use crate::listener::Listeners;
 use crate::map::{FileSource, Map, Source};
 use crate::mapped_file::{Account, MappedFile};
@@ -49,6 +49,7 @@ pub(crate) struct Inner {
     pub(crate) listeners: Listeners,
     address_space: AtomicU64,
     account: Arc<Account>,
+    accepted: AcceptedFiles,
     pub(crate) control: Mutex<Control>,
 }
 
@@ -142,7 +143,7 @@ impl Inner {
                 return Ok((slot, offset, None));
             }
         }
-        let extent = extent(fd.as_fd(), file, offset, end, mapped)?;
+        let extent = extent(file, offset, end, mapped);
         if let Some(slot) = current
             && extent.whole
             && extent.len <= mapped
@@ -179,8 +180,13 @@ impl Default for Space {
 }
 
 impl Space {
-    /// A space without mappings.
+    /// A space without mappings, for memory that cannot block ([`AcceptedFiles::Memory`]).
     pub fn new() -> Self {
+        Self::with_files(AcceptedFiles::default())
+    }
+
+    /// A space without mappings, for files of these kinds.
+    pub fn with_files(accepted: AcceptedFiles) -> Self {
         let (ranges, dirty) = (Arc::<Ranges>::default(), Arc::<DirtyLog>::default());
         let map = Shared::new(Map {
             table: Table::default(),
@@ -197,9 +203,15 @@ impl Space {
                 listeners: Listeners::default(),
                 address_space: AtomicU64::new(ADDRESS_SPACE),
                 account: Arc::default(),
+                accepted,
                 control: Mutex::default(),
             }),
         }
+    }
+
+    /// Which files may be mapped here.
+    pub fn accepted_files(&self) -> AcceptedFiles {
+        self.inner.accepted
     }
 
     /// Whether both are the same space.
@@ -227,15 +239,29 @@ impl Space {
     /// # Errors
     /// `EEXIST`: it overlaps a mapping; `EINVAL`: no size or no permission, or past 2^64 (the
     /// offset: 2^63); `ENOSPC`: 1,048,576 mappings, or 4,096 files and peers; `ENOMEM`: too much
-    /// address space; `ENODEV`: no regular file; `EACCES`: not open for reading, or on FUSE; what
-    /// `mmap` fails with.
+    /// address space; `ENODEV`: a file that the space does not accept ([`Space::accepted_files`]), or
+    /// not a regular one; `EACCES`: not open for reading, or on FUSE; what `mmap` fails with.
     pub fn map(&self, owner: impl Into<Option<MapOwner>>, request: MapRequest) -> Result<()> {
         let MapRequest { iova, size, perm, backing } = request;
         let behind = match backing {
-            Backing::File { fd, offset } => behind_file(Arc::new(fd), offset, iova, size)?,
+            Backing::File { fd, offset } => self.behind_file(Arc::new(fd), offset, iova, size)?,
             Backing::Peer(peer) => Behind::Peer(peer),
         };
         self.add(owner.into(), iova, size, perm, behind)
+    }
+
+    /// Looks at a file that is to be mapped at `iova`.
+    ///
+    /// # Errors
+    /// `EINVAL`: past 2^63 in the file; `ENODEV`, `EACCES`: a file that is not accepted.
+    fn behind_file(&self, fd: Arc<OwnedFd>, offset: u64, iova: u64, size: u64) -> Result<Behind> {
+        let end = offset.checked_add(size).filter(|end| *end <= i64::MAX as u64);
+        let Some(end) = end else {
+            let what = format!("a DMA mapping at {iova:#x}: offset past 2^63");
+            return Err(Error::new(Errno::INVAL, what));
+        };
+        let file = examine(fd.as_fd(), self.inner.accepted)?;
+        Ok(Behind::File { fd, offset, end, file })
     }
 
     fn add(
@@ -356,7 +382,7 @@ impl Space {
             return Err(Error::new(Errno::ACCESS, what));
         }
         let behind = match behind {
-            Ok((fd, offset)) => behind_file(fd, offset, iova, size)?,
+            Ok((fd, offset)) => to.behind_file(fd, offset, iova, size)?,
             // A peer is asked for the addresses of the mapping that it knows.
             Err(_) if from != iova => {
                 let what = format!("{} is reached by message at its own address only", part());
@@ -517,20 +543,6 @@ pub(crate) fn last_in(iova: u64, size: u64, what: &str) -> Result<u64> {
         let range = format!("{size:#x} bytes at {iova:#x}");
         Error::new(Errno::INVAL, format!("{what} of {range}: empty, or past 2^64"))
     })
-}
-
-/// Looks at a file that is to be mapped at `iova`.
-///
-/// # Errors
-/// `EINVAL`: past 2^63 in the file; `ENODEV`: it is no regular file.
-fn behind_file(fd: Arc<OwnedFd>, offset: u64, iova: u64, size: u64) -> Result<Behind> {
-    let end = offset.checked_add(size).filter(|end| *end <= i64::MAX as u64);
-    let Some(end) = end else {
-        let what = format!("a DMA mapping at {iova:#x}: offset past 2^63");
-        return Err(Error::new(Errno::INVAL, what));
-    };
-    let file = examine(fd.as_fd())?;
-    Ok(Behind::File { fd, offset, end, file })
 }
 
 impl fmt::Debug for Space {

@@ -9,6 +9,7 @@ use crate::batch::{Batch, Reach};
 use crate::block_on::block_on;
 use crate::error::Result;
 use crate::fault::Scalar;
+use crate::files::AcceptedFiles;
 use crate::hold::Hold;
 use crate::request::{MapOwner, MapRequest, Perm};
 use crate::space::{MappingInfo, Space, Usage};
@@ -29,6 +30,11 @@ impl TestDevice {
     /// An attachment to a space of its own, without mappings.
     pub(crate) fn new() -> Self {
         Self { attachment: Attachment::new(&Space::new()) }
+    }
+
+    /// As [`TestDevice::new`], for files of these kinds.
+    pub(crate) fn with_files(accepted: AcceptedFiles) -> Self {
+        Self { attachment: Attachment::new(&Space::with_files(accepted)) }
     }
 
     /// The attachment of the device.

@@ -383,6 +383,7 @@ fn fixed(old: &Config, new: &Document) -> Vec<Problem> {
         ("log", old.log != config.log || old.log_format != config.log_format),
         ("poll", old.poll != config.poll),
         ("threads", old.threads != config.threads),
+        ("dma_files", old.dma_files != config.dma_files),
         ("mdev", old.mdev != config.mdev),
         ("control", old.control != config.control),
         ("metrics", old.metrics != config.metrics),

@@ -114,6 +114,7 @@ impl Stack {
         options.poll = config.poll.unwrap_or(options.poll);
         options.max_threads = config.threads.unwrap_or(options.max_threads);
         let registry = observer.map_or_else(Registry::new, Registry::with_observer);
+        registry.accept_files(config.dma_files);
         let workers = std::thread::available_parallelism().map_or(1, NonZero::get);
         let workers = Workers::start(registry.runtime(), workers.min(MAX_WORKERS))
             .context("cannot start the threads of tasks")?;

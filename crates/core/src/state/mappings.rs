@@ -90,7 +90,8 @@ pub(super) fn restore_all(
     let Attachments { attached, own: is_own, left, spaces } = saved;
     let mut restored = Restored { attached: own.clone(), left: Vec::new(), new: Vec::new() };
     let filled = spaces.iter().try_for_each(|(token, mappings)| {
-        let space = if *is_own && token == attached { own.clone() } else { Space::new() };
+        let new = || Space::with_files(own.accepted_files());
+        let space = if *is_own && token == attached { own.clone() } else { new() };
         restore(&space, mappings, files, find)?;
         restored.new.push((*token, space));
         Ok(())

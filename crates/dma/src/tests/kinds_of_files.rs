@@ -1,5 +1,7 @@
 //! Files of every kind and length, and what their owners do to them.
 
+use std::path::{Path, PathBuf};
+
 use rustix::fs::{Mode, OFlags, SealFlags, fcntl_add_seals, open};
 
 use super::*;
@@ -21,17 +23,28 @@ fn what_cannot_be_mapped_is_refused() {
         ("a socket", socket, Errno::NODEV),
         ("an eventfd", eventfd, Errno::NODEV),
         ("a directory", open("/", OFlags::RDONLY), Errno::NODEV),
+        ("a directory of a tmpfs", open("/dev/shm", OFlags::RDONLY), Errno::NODEV),
         ("a device", open("/dev/zero", OFlags::RDWR), Errno::NODEV),
         ("write-only", write_only, Errno::ACCESS),
         ("a path", open("/proc/self/exe", OFlags::PATH), Errno::BADF),
         ("proc", open("/proc/self/status", OFlags::RDONLY), Errno::IO),
     ];
+    let any = TestDevice::with_files(AcceptedFiles::Any);
     for (what, fd, want) in cases {
-        let got = errno(space.map(A, request(0, 0x1000, Perm::READ, fd, 0)));
+        let copy = fd.try_clone().unwrap();
+        let got = errno(any.map(A, request(0, 0x1000, Perm::READ, copy, 0)));
         // What the kernel says to a file of /proc depends on the kernel.
         assert!(got == want || what == "proc", "{what}: {got:?}");
+        let kind = MemoryKind::of(&fd);
+        let got = errno(space.map(A, request(0, 0x1000, Perm::READ, fd, 0)));
+        if what == "write-only" {
+            assert_eq!((got, kind), (Errno::ACCESS, MemoryKind::Shared));
+        } else {
+            assert!([Errno::NODEV, Errno::BADF].contains(&got), "{what}: {got:?}");
+            assert_eq!(kind, MemoryKind::Other, "{what}");
+        }
     }
-    assert_eq!(space.usage(), Usage::default());
+    assert_eq!((space.usage(), any.usage()), (Usage::default(), Usage::default()));
 }
 
 #[test]
@@ -118,14 +131,97 @@ fn a_file_sealed_against_writing() {
     assert_eq!(errno(space.pin(0, 1, Perm::WRITE)), Errno::ACCESS);
 }
 
-#[test]
-fn a_file_on_a_disk() {
-    let path = std::env::temp_dir().join(format!("vfiod-dma-{}", std::process::id()));
+/// A file that has no name any more, in a directory.
+fn unnamed(directory: &Path, size: u64) -> OwnedFd {
+    let path = directory.join(format!("vfiod-dma-{}", std::process::id()));
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC;
     let fd = open(&path, flags, Mode::RUSR | Mode::WUSR).unwrap();
     std::fs::remove_file(&path).unwrap();
-    ftruncate(&fd, 10_000).unwrap();
-    let (space, memory) = (TestDevice::new(), Memory(fd));
+    ftruncate(&fd, size).unwrap();
+    fd
+}
+
+#[test]
+fn memory_is_mapped_and_other_files_only_where_they_are_accepted() {
+    let huge = MemfdFlags::CLOEXEC | MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB;
+    let mut files = vec![
+        ("a memfd", MemoryKind::Shared, Memory::new(0x4000).0),
+        ("a tmpfs", MemoryKind::Shared, unnamed(Path::new("/dev/shm"), 0x4000)),
+        ("a disk", MemoryKind::Other, unnamed(Path::new(env!("CARGO_MANIFEST_DIR")), 0x4000)),
+    ];
+    if let Ok(fd) = memfd_create("dma-huge", huge) {
+        ftruncate(&fd, 2 << 20).unwrap();
+        files.push(("huge pages", MemoryKind::Huge, fd));
+    }
+    for (what, kind, fd) in files {
+        assert_eq!(MemoryKind::of(&fd), kind, "{what}");
+        for accepted in [AcceptedFiles::Memory, AcceptedFiles::Any] {
+            let device = TestDevice::with_files(accepted);
+            let copy = fd.try_clone().unwrap();
+            let mapped = device.map(A, request(0, 0x1000, RW, copy, 0)).map_err(|e| e.errno());
+            let refused = kind == MemoryKind::Other && accepted == AcceptedFiles::Memory;
+            assert_eq!(mapped, if refused { Err(Errno::NODEV) } else { Ok(()) }, "{what}");
+        }
+    }
+}
+
+/// A file of an overlay is in the hands of whoever serves the file systems below it.
+#[test]
+fn file_of_an_overlay_is_no_memory() {
+    let Some(overlay) = Overlay::mount() else {
+        eprintln!("SKIPPED: no overlay can be mounted here");
+        return;
+    };
+    let fd = unnamed(&overlay.merged(), 0x1000);
+    assert_eq!(MemoryKind::of(&fd), MemoryKind::Other);
+    let mapped = TestDevice::new().map(A, request(0, 0x1000, RW, fd, 0));
+    assert_eq!(errno(mapped), Errno::NODEV);
+}
+
+/// An overlay on a tmpfs.
+struct Overlay(PathBuf);
+
+impl Overlay {
+    fn mount() -> Option<Self> {
+        let overlay = Self(format!("/dev/shm/vfiod-overlay-{}", std::process::id()).into());
+        let at = |name| overlay.0.join(name);
+        for name in ["lower", "upper", "work", "merged"] {
+            std::fs::create_dir_all(at(name)).unwrap();
+        }
+        let (lower, upper, work) = (at("lower"), at("upper"), at("work"));
+        let options = format!(
+            "lowerdir={},upperdir={},workdir={}",
+            lower.display(),
+            upper.display(),
+            work.display()
+        );
+        let mount = std::process::Command::new("mount")
+            .args(["-t", "overlay", "overlay", "-o", &options])
+            .arg(overlay.merged())
+            .stderr(std::process::Stdio::null())
+            .status();
+        mount.is_ok_and(|status| status.success()).then_some(overlay)
+    }
+
+    fn merged(&self) -> PathBuf {
+        self.0.join("merged")
+    }
+}
+
+impl Drop for Overlay {
+    fn drop(&mut self) {
+        _ = std::process::Command::new("umount")
+            .arg(self.merged())
+            .stderr(std::process::Stdio::null())
+            .status();
+        _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+#[test]
+fn a_file_on_a_disk() {
+    let fd = unnamed(&std::env::temp_dir(), 10_000);
+    let (space, memory) = (TestDevice::with_files(AcceptedFiles::Any), Memory(fd));
     map(&space, &memory, 0, 10_000, 0);
     space.write(9_990, b"0123456789").unwrap();
     assert_eq!(memory.peek(9_990, 10), b"0123456789");

@@ -165,7 +165,7 @@ fn a_window_longer_than_its_file() {
 fn a_read_only_descriptor_is_not_written() {
     let rig = Rig::new();
     let mut client = rig.client();
-    let mut file = tempfile::NamedTempFile::new().unwrap();
+    let mut file = tempfile::NamedTempFile::new_in("/dev/shm").unwrap();
     std::io::Write::write_all(&mut file, &[7; 8192]).unwrap();
     let file = std::fs::File::open(file.path()).unwrap();
     // Readable and writeable was asked for, but cannot be had.
@@ -176,6 +176,19 @@ fn a_read_only_descriptor_is_not_written() {
     }
     client.dma_unmap(0, 8192).unwrap();
     client.dma_map_with(0, 8192, dma_flag::READ, Some((file.as_fd(), 0))).unwrap();
+    assert_eq!(dma(&mut client, DMA_READ, 0, 4), 0);
+}
+
+#[test]
+fn file_that_is_no_memory_is_refused_and_the_client_goes_on() {
+    let rig = Rig::new();
+    let mut client = rig.client();
+    // In a directory that is on no tmpfs.
+    let file = tempfile::tempfile_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    file.set_len(8192).unwrap();
+    assert_eq!(refused(client.dma_map(0, 8192, Some((file.as_fd(), 0)))), ENODEV);
+    let memory = GuestMemory::new(8192).unwrap();
+    client.dma_map(0, 8192, Some((memory.fd(), 0))).unwrap();
     assert_eq!(dma(&mut client, DMA_READ, 0, 4), 0);
 }
 
