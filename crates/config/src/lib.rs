@@ -76,6 +76,11 @@
 //!
 //! [metrics]                        # for Prometheus, besides `/metrics` of the control API
 //! listen = "127.0.0.1:9477"        # whoever reaches this address can read them
+//!
+//! [sandbox]                        # what the daemon may still do when it serves
+//! enabled = true                   # the default; false is logged
+//! paths = ["/srv/vfiod"]           # allowed besides the directories of the paths above
+//! models = ["serial"]              # to be added while the daemon runs, with what they need
 //! ```
 
 mod build_error;
@@ -101,13 +106,14 @@ pub use self::build_error::BuildError;
 pub use self::document::Document;
 pub use self::load_error::LoadError;
 pub use self::log::{LogFormat, check_filter};
-pub use self::model::{ConfiguredModel, ConfiguredParent, ModelInfo, Models, NoOptions};
+pub use self::model::{ConfiguredModel, ConfiguredParent, ModelInfo, Models, Needs, NoOptions};
 pub use self::nearest::{nearest, suggestion};
 pub use self::options::{ModelOptions, OptionInfo, Options};
 pub use self::problem::{Problem, Problems};
 pub use self::types::{
     BridgeConfig, BusConfig, Config, ContainerConfig, ControlConfig, DeviceConfig, MdevConfig,
-    ObjectConfig, OptionSetting, ParentConfig, SlotConfig, SocketAccess, SocketConfig, SriovConfig,
+    ObjectConfig, OptionSetting, ParentConfig, SandboxConfig, SlotConfig, SocketAccess,
+    SocketConfig, SriovConfig,
 };
 pub use self::usage::{UsageError, time_argument};
 pub use self::values::{TIME_HELP, mode, time};

@@ -5,9 +5,10 @@ use std::path::PathBuf;
 
 use toml::de::DeValue;
 
+use crate::nearest::suggestion;
 use crate::reader::{Reader, Taken};
 use crate::section::{At, Section};
-use crate::types::{ControlConfig, MdevConfig, ParentConfig};
+use crate::types::{ControlConfig, MdevConfig, ParentConfig, SandboxConfig};
 use crate::values;
 
 /// Longest directory of sockets in bytes: `/UUID.sock` has 42, `sun_path` 107 and its NUL.
@@ -69,6 +70,40 @@ impl Reader<'_> {
         address
     }
 
+    pub(super) fn sandbox(&self, sandbox: Section<'_>) -> SandboxConfig {
+        let enabled = sandbox.value("enabled").is_none_or(|value| match value.get_ref() {
+            DeValue::Boolean(enabled) => *enabled,
+            _ => {
+                let what = "this is neither true nor false";
+                let help = "write enabled = false to run without the sandbox".to_owned();
+                sandbox.wrong("enabled", value.span(), what, help);
+                true
+            }
+        });
+        let paths = words(&sandbox, "paths", "a list of absolute paths", |path| {
+            if path.starts_with('/') {
+                Ok(PathBuf::from(path))
+            } else {
+                Err((
+                    format!("`{path}` is not an absolute path"),
+                    "write it from `/` on".to_owned(),
+                ))
+            }
+        });
+        let names = self.models.models().chain(self.models.parents());
+        let names: Vec<&str> = names.map(|model| model.name.as_str()).collect();
+        let models = words(&sandbox, "models", "a list of models", |name| {
+            if names.contains(&name) {
+                Ok(name.to_owned())
+            } else {
+                let help = suggestion(name, "models", names.iter().copied());
+                Err((format!("there is no model `{name}`"), help))
+            }
+        });
+        sandbox.finish();
+        SandboxConfig { enabled, paths, models }
+    }
+
     fn directory(&self, section: &Section<'_>, key: &'static str) -> Option<PathBuf> {
         let path = section.string(key)?;
         if !path.value.starts_with('/') {
@@ -90,6 +125,32 @@ impl Reader<'_> {
         control.finish();
         Some(ControlConfig { socket: socket?, users, groups })
     }
+}
+
+/// A list of strings, each of which `read` turns into something or says what is wrong and right.
+fn words<T>(
+    section: &Section<'_>,
+    key: &'static str,
+    expected: &str,
+    read: impl Fn(&str) -> Result<T, (String, String)>,
+) -> Vec<T> {
+    let Some(value) = section.value(key) else { return Vec::new() };
+    let DeValue::Array(list) = value.get_ref() else {
+        section.wrong(key, value.span(), "this is not a list", format!("write {expected}"));
+        return Vec::new();
+    };
+    let mut words = Vec::with_capacity(list.len());
+    for entry in list.iter() {
+        let result = match entry.get_ref() {
+            DeValue::String(word) => read(word),
+            _ => Err(("this is not a string".to_owned(), format!("write {expected}"))),
+        };
+        match result {
+            Ok(word) => words.push(word),
+            Err((what, help)) => section.wrong(key, entry.span(), what, help),
+        }
+    }
+    words
 }
 
 /// A list of users or groups, by name or number.

@@ -21,6 +21,9 @@ pub trait ConfiguredModel: Model + 'static {
     /// What the model is, in a line: no capital at the start and no full stop.
     const SUMMARY: &'static str;
 
+    /// What the model needs of the kernel beyond what every device may do.
+    const NEEDS: Needs = Needs::NONE;
+
     /// Makes the model. The options have been read and are each within the range of their type.
     ///
     /// # Errors
@@ -38,6 +41,9 @@ pub trait ConfiguredParent {
     /// What the parent offers, in a line: no capital at the start and no full stop.
     const SUMMARY: &'static str;
 
+    /// What the instances need of the kernel beyond what every device may do.
+    const NEEDS: Needs = Needs::NONE;
+
     /// Makes a parent of this name.
     ///
     /// # Errors
@@ -46,6 +52,24 @@ pub trait ConfiguredParent {
         name: &str,
         options: Self::Options,
     ) -> vfiod_core::Result<(ParentSpec, Box<dyn Parent>)>;
+}
+
+/// What a model needs of the kernel beyond what every device may do. A daemon that serves the model
+/// allows this in its sandbox.
+///
+/// Files that an option names need not be here: an option whose field has
+/// `#[schemars(extend("x-path" = true))]` is a path, and the daemon allows its directory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Needs {
+    /// System calls by number, such as `libc::SYS_io_uring_setup`.
+    pub system_calls: &'static [i64],
+    /// Files and directories, which are read, written and changed.
+    pub paths: &'static [&'static str],
+}
+
+impl Needs {
+    /// Nothing.
+    pub const NONE: Self = Self { system_calls: &[], paths: &[] };
 }
 
 /// The options of a model that has none.
@@ -62,6 +86,9 @@ pub struct ModelInfo {
     pub summary: String,
     /// Its options, in the order of the structure's fields.
     pub options: Vec<OptionInfo>,
+    /// What it needs of the kernel.
+    #[serde(skip)]
+    pub needs: Needs,
 }
 
 type Build = fn(&ModelInfo, &Options, Fitting) -> Result<Box<dyn Device>, BuildError>;
@@ -102,7 +129,7 @@ impl Models {
             let model = M::configured(options::read(&info.name, &info.options, options)?)?;
             Ok(Box::new(Function::fitted(model, fitting)?))
         }
-        let info = describe::<M::Options>(name, M::SUMMARY);
+        let info = describe::<M::Options>(name, M::SUMMARY, M::NEEDS);
         self.models.retain(|(known, _)| known.name != name);
         self.models.push((info, build::<M>));
         self
@@ -118,7 +145,7 @@ impl Models {
         ) -> Result<(ParentSpec, Box<dyn Parent>), BuildError> {
             Ok(P::configured(name, options::read(&info.name, &info.options, options)?)?)
         }
-        let info = describe::<P::Options>(name, P::SUMMARY);
+        let info = describe::<P::Options>(name, P::SUMMARY, P::NEEDS);
         self.parents.retain(|(known, _)| known.name != name);
         self.parents.push((info, build::<P>));
         self
@@ -163,8 +190,9 @@ impl Models {
     }
 }
 
-fn describe<O: ModelOptions>(name: &str, summary: &str) -> ModelInfo {
-    ModelInfo { name: name.to_owned(), summary: summary.to_owned(), options: options::help::<O>() }
+fn describe<O: ModelOptions>(name: &str, summary: &str, needs: Needs) -> ModelInfo {
+    let (name, summary) = (name.to_owned(), summary.to_owned());
+    ModelInfo { name, summary, options: options::help::<O>(), needs }
 }
 
 fn find<'t, B>(table: &'t [(ModelInfo, B)], name: &str) -> Result<&'t (ModelInfo, B), BuildError> {

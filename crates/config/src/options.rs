@@ -15,8 +15,9 @@ pub type Options = serde_json::Map<String, Value>;
 /// A structure that is the options of a model: `#[serde(default, deny_unknown_fields)]`, each
 /// field with a doc comment.
 ///
-/// Where the type of a field does not say what may be written (a path, a list of names),
-/// `#[schemars(extend("x-values" = "a path"))]` does.
+/// Where the type of a field does not say what may be written (a list of names, say),
+/// `#[schemars(extend("x-values" = "a list of names"))]` does. A field that is a path has
+/// `#[schemars(extend("x-path" = true))]`: the daemon's sandbox allows its directory.
 pub trait ModelOptions: Default + Serialize + DeserializeOwned + JsonSchema {}
 
 impl<T: Default + Serialize + DeserializeOwned + JsonSchema> ModelOptions for T {}
@@ -32,6 +33,9 @@ pub struct OptionInfo {
     pub default: String,
     /// What it does.
     pub summary: String,
+    /// Whether it is a path.
+    #[serde(skip)]
+    pub is_path: bool,
 }
 
 /// The options of a structure, in the order of its fields.
@@ -45,6 +49,7 @@ pub(crate) fn help<O: ModelOptions>() -> Vec<OptionInfo> {
         values: values(schema),
         default: written(&defaults[name]),
         summary: summary(schema["description"].as_str().unwrap_or_default()),
+        is_path: is_path(schema),
     };
     properties.into_iter().flatten().map(option).collect()
 }
@@ -65,10 +70,17 @@ fn summary(description: &str) -> String {
     }
 }
 
+fn is_path(schema: &Value) -> bool {
+    schema["x-path"].as_bool() == Some(true)
+}
+
 /// What may be written, in words.
 fn values(schema: &Value) -> String {
     if let Some(words) = schema["x-values"].as_str() {
         return words.to_owned();
+    }
+    if is_path(schema) {
+        return "a path".to_owned();
     }
     if let Some(names) = names(schema) {
         return one_of(&names);
@@ -200,7 +212,7 @@ mod tests {
         #[schemars(with = "u8", range(min = 1, max = 2))]
         ports: u8,
         /// UNIX socket.
-        #[schemars(extend("x-values" = "a path"))]
+        #[schemars(extend("x-path" = true))]
         socket: Option<std::path::PathBuf>,
     }
 

@@ -133,6 +133,9 @@ impl Reader<'_> {
         if let Some(section) = top.section("mdev") {
             config.mdev = self.mdev(section);
         }
+        if let Some(section) = top.section("sandbox") {
+            config.sandbox = self.sandbox(section);
+        }
         check(&top);
         top.finish();
         config

@@ -41,6 +41,8 @@ pub struct Config {
     pub control: Option<ControlConfig>,
     /// The address where metrics are served, if there is to be one.
     pub metrics: Option<SocketAddr>,
+    /// The sandbox.
+    pub sandbox: SandboxConfig,
 }
 
 impl Config {
@@ -129,6 +131,23 @@ pub struct ControlConfig {
     pub users: Vec<u32>,
     /// Groups whose members may use it.
     pub groups: Vec<u32>,
+}
+
+/// The sandbox that the daemon enters before it serves.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SandboxConfig {
+    /// Whether it is entered.
+    pub enabled: bool,
+    /// What is allowed there beside the paths that the configuration names otherwise.
+    pub paths: Vec<PathBuf>,
+    /// Models whose needs are met beside those of the configured devices.
+    pub models: Vec<String>,
+}
+
+impl Default for SandboxConfig {
+    fn default() -> Self {
+        Self { enabled: true, paths: Vec::new(), models: Vec::new() }
+    }
 }
 
 /// A PCI bus.

@@ -41,6 +41,16 @@ impl Access {
     }
 }
 
+/// Loads what looks up accounts, which may be libraries that the system's configuration names: a
+/// sandboxed process cannot load them any more.
+pub fn load_accounts() {
+    if let Ok(Some(user)) = User::from_uid(getuid())
+        && let Ok(name) = CString::new(user.name)
+    {
+        let _ = getgrouplist(&name, user.gid);
+    }
+}
+
 fn describe(peer: &UCred) -> String {
     let pid = peer.pid().map_or_else(String::new, |pid| format!("process {pid}, "));
     format!("{pid}uid {}, gid {}", peer.uid(), peer.gid())

@@ -22,7 +22,8 @@ mod server;
 mod service;
 pub mod view;
 
-pub use self::server::{Control, Metrics};
+pub use self::access::load_accounts;
+pub use self::server::{Control, Metrics, listen_for_metrics};
 
 /// The API's document (OpenAPI 3.1).
 pub fn openapi() -> utoipa::openapi::OpenApi {

@@ -73,11 +73,9 @@ impl Metrics {
     /// Serves `/metrics`, and nothing else, at an address.
     ///
     /// # Errors
-    /// The address cannot be used; no thread or no descriptor left.
-    pub fn start(manager: Arc<Manager>, address: SocketAddr) -> anyhow::Result<Self> {
-        let listener = StdTcpListener::bind(address)
-            .with_context(|| format!("cannot serve metrics at {address}"))?;
-        listener.set_nonblocking(true)?;
+    /// No thread or no descriptor left.
+    pub fn start(manager: Arc<Manager>, listener: StdTcpListener) -> anyhow::Result<Self> {
+        let address = listener.local_addr()?;
         let service =
             Service::start("metrics", METRICS_WORKERS, async move || match TcpListener::from_std(
                 listener,
@@ -88,6 +86,17 @@ impl Metrics {
         tracing::info!(%address, "metrics are served");
         Ok(Self { _service: service })
     }
+}
+
+/// Opens the socket of [`Metrics`], before a sandbox forbids that.
+///
+/// # Errors
+/// The address cannot be used.
+pub fn listen_for_metrics(address: SocketAddr) -> anyhow::Result<StdTcpListener> {
+    let listener = StdTcpListener::bind(address)
+        .with_context(|| format!("cannot serve metrics at {address}"))?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
 }
 
 /// Lets in those who may.

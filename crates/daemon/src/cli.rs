@@ -70,6 +70,9 @@ pub(crate) enum Command {
         #[arg(value_enum)]
         shell: Shell,
     },
+    /// Wait beside a daemon, and unmount its sysfs view at its end.
+    #[command(hide = true)]
+    SandboxHelper(HelperArgs),
     /// Print the control API's OpenAPI document.
     Openapi,
     /// Write the man pages.
@@ -134,6 +137,20 @@ pub(crate) struct Serve {
     /// How long a busy connection is polled before its thread sleeps, e.g. `50us`; `0` never.
     #[arg(long, value_name = "TIME")]
     pub poll: Option<String>,
+
+    /// Serve outside the sandbox, to look into a problem. The daemon can then do whatever its user may.
+    #[arg(long)]
+    pub no_sandbox: bool,
+}
+
+/// Arguments of `sandbox-helper`.
+#[derive(Debug, Args)]
+pub(crate) struct HelperArgs {
+    /// Where the view is mounted.
+    pub directory: PathBuf,
+
+    /// The device number of its file system.
+    pub device: String,
 }
 
 /// The command line of a daemon of this name, without the commands that a program adds.

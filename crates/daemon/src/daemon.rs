@@ -8,7 +8,7 @@ use vfiod_config::{ConfiguredModel, ConfiguredParent, LoadError, Models, UsageEr
 use vfiod_control::client::Failure;
 
 use crate::cli::{self, Cli, Command};
-use crate::{generate, logging, manage, models, output, serve};
+use crate::{confine, generate, logging, manage, models, output, serve};
 
 /// A daemon that serves these models, with its command line.
 ///
@@ -155,7 +155,8 @@ impl Daemon {
         }
         match Cli::from_arg_matches(matches)?.command {
             Command::Manage(command) => manage::run(command),
-            Command::Serve(args) => serve::run(&args, &self.models, &logs),
+            Command::Serve(args) => serve::run(&args, &self.models, &logs, &self.name),
+            Command::SandboxHelper(args) => confine::serve_as_helper(&args),
             Command::Devices { json } => models::list(&self.models, json),
             Command::Completions { shell } => generate::completions(shell, &self.name),
             Command::Openapi => output::print_json(&vfiod_control::openapi()),

@@ -13,6 +13,7 @@
 //! ```
 
 mod cli;
+mod confine;
 mod daemon;
 mod generate;
 pub mod logging;

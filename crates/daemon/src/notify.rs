@@ -5,6 +5,10 @@ use std::io;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::sync::OnceLock;
+
+/// The service manager's socket, or why it cannot be reached; unset: there is no service manager.
+static SOCKET: OnceLock<io::Result<UnixDatagram>> = OnceLock::new();
 
 /// Everything is being served.
 pub(crate) fn ready(status: &str) {
@@ -23,19 +27,31 @@ pub(crate) fn stopping() {
     send_state("STOPPING=1");
 }
 
-fn send_state(state: &str) {
+/// Connects to the service manager, if there is one, before the sandbox forbids that.
+pub(crate) fn connect() {
     let Some(address) = std::env::var_os("NOTIFY_SOCKET").filter(|a| !a.is_empty()) else {
         return;
     };
-    if let Err(error) = send(&address, state) {
+    let _ = SOCKET.set(connected(&address));
+}
+
+fn send_state(state: &str) {
+    let Some(socket) = SOCKET.get() else { return };
+    let sent = match socket {
+        Ok(socket) => socket.send(state.as_bytes()).map(drop),
+        Err(error) => Err(io::Error::new(error.kind(), error.to_string())),
+    };
+    if let Err(error) = sent {
         tracing::warn!(%error, "cannot notify the service manager");
     }
 }
 
-fn send(address: &OsString, state: &str) -> io::Result<()> {
+fn connected(address: &OsString) -> io::Result<UnixDatagram> {
     let address = match address.as_bytes() {
         [b'@', name @ ..] => SocketAddr::from_abstract_name(name)?,
         path => SocketAddr::from_pathname(std::path::Path::new(std::ffi::OsStr::from_bytes(path)))?,
     };
-    UnixDatagram::unbound()?.send_to_addr(state.as_bytes(), &address).map(drop)
+    let socket = UnixDatagram::unbound()?;
+    socket.connect_addr(&address)?;
+    Ok(socket)
 }

@@ -1,16 +1,18 @@
 //! `vfiod serve`: devices on sockets until a signal says otherwise.
 
+use std::net::TcpListener;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use vfiod_config::{Config, ControlConfig, MdevConfig, Models};
+use vfiod_config::{Config, ControlConfig, Models};
 use vfiod_control::{Control, Metrics};
 use vfiod_manager::{EventLog, InUsePolicy, Manager};
-use vfiod_mdev_sysfs::View;
+use vfiod_mdev_sysfs::{MountedView, View};
 
 use crate::cli::Serve;
+use crate::confine::Confined;
 use crate::served::configuration;
 use crate::signals::{Asked, Signals};
 use crate::{logging, notify, output};
@@ -21,7 +23,12 @@ const GRACE: Duration = Duration::from_secs(2);
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Runs `vfiod serve`.
-pub(crate) fn run(args: &Serve, models: &Models, logs: &logging::Wanted) -> anyhow::Result<()> {
+pub(crate) fn run(
+    args: &Serve,
+    models: &Models,
+    logs: &logging::Wanted,
+    program: &str,
+) -> anyhow::Result<()> {
     let source = configuration(args, models)?;
     let config = source.config().clone();
     if args.check {
@@ -36,12 +43,18 @@ pub(crate) fn run(args: &Serve, models: &Models, logs: &logging::Wanted) -> anyh
         }
         return output::print(&format!("the configuration is right: {}\n", found.join(", ")));
     }
+    notify::connect();
+    vfiod_control::load_accounts();
+    let metrics = config.metrics.map(vfiod_control::listen_for_metrics).transpose()?;
+    // Before the first thread: the sandbox is that of this thread and those that it starts.
+    let mut confined = Confined::enter(args, &source, models, program)?;
     logs.start(config.log.as_deref(), config.log_format, "info")?;
+    confined.log();
     raise_descriptor_limit();
     // Before the first socket is there: whoever sees one may send a signal already.
     let signals = Signals::catch_with_reload().context("cannot catch signals")?;
     let manager = Arc::new(Manager::start(source, models, Some(Arc::new(EventLog)))?);
-    let management = match management(&config, &manager) {
+    let management = match management(&config, &manager, metrics, confined.view.take()) {
         Ok(management) => management,
         Err(error) => {
             manager.stop(Duration::ZERO);
@@ -67,12 +80,17 @@ struct Management {
 }
 
 /// Starts what is configured of the control API, the view for mdevctl, and metrics.
-fn management(config: &Config, manager: &Arc<Manager>) -> anyhow::Result<Management> {
-    let metrics = config.metrics.map(|address| Metrics::start(manager.clone(), address));
+fn management(
+    config: &Config,
+    manager: &Arc<Manager>,
+    metrics: Option<TcpListener>,
+    view: Option<MountedView>,
+) -> anyhow::Result<Management> {
+    let metrics = metrics.map(|listener| Metrics::start(manager.clone(), listener));
     Ok(Management {
         _metrics: metrics.transpose()?,
         _control: control(config, manager)?,
-        _view: view(config, manager)?,
+        _view: view.map(|view| view.serve(manager.clone())).transpose()?,
     })
 }
 
@@ -82,12 +100,6 @@ fn control(config: &Config, manager: &Arc<Manager>) -> anyhow::Result<Option<Con
     let Some(listener) = manager.stack().take_control() else { return Ok(None) };
     let ControlConfig { users, groups, .. } = control.clone();
     Control::start(manager.clone(), listener, users, groups).map(Some)
-}
-
-/// Mounts the view for mdevctl, where one is configured.
-fn view(config: &Config, manager: &Arc<Manager>) -> anyhow::Result<Option<View>> {
-    let MdevConfig { sysfs: Some(root), definitions, .. } = &config.mdev else { return Ok(None) };
-    Ok(Some(View::mount(root, definitions.as_deref(), manager.clone())?))
 }
 
 /// A descriptor for each device and client may be more than the soft limit, which is low for

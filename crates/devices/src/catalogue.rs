@@ -1,6 +1,6 @@
 //! The models and parents by name.
 
-use vfiod_config::{ConfiguredModel, Models, NoOptions};
+use vfiod_config::{ConfiguredModel, Models, Needs, NoOptions};
 use vfiod_core::Result;
 
 #[cfg(feature = "bench")]
@@ -26,6 +26,9 @@ pub fn catalogue() -> Models {
     let models = models.model::<Bench>("bench");
     models
 }
+
+/// What opening a pseudo-terminal takes.
+pub(crate) const TERMINALS: Needs = Needs { paths: &["/dev/ptmx", "/dev/pts"], ..Needs::NONE };
 
 impl ConfiguredModel for Template {
     type Options = NoOptions;
@@ -65,6 +68,7 @@ impl ConfiguredModel for Serial {
 
     const SUMMARY: &'static str =
         "serial card with 16550A ports, the kernel's mtty; Linux: 8250_pci";
+    const NEEDS: Needs = TERMINALS;
 
     fn configured(options: SerialOptions) -> Result<Self> {
         Ok(Self::new(options))
@@ -77,6 +81,7 @@ impl ConfiguredModel for Bench {
 
     const SUMMARY: &'static str =
         "memory and operations that run inside the server, to be measured";
+    const NEEDS: Needs = Needs { system_calls: vfiod_io::SYSTEM_CALLS, ..Needs::NONE };
 
     fn configured(options: BenchOptions) -> Result<Self> {
         Ok(Self::new(options))

@@ -18,6 +18,11 @@ mod request;
 mod ring;
 mod runtime_ring;
 
+/// The system calls of io_uring, by number: a model that does I/O with a [`Ring`] names them among its
+/// needs, so that a daemon's sandbox allows them. Where they are forbidden, threads do the same.
+pub const SYSTEM_CALLS: &[i64] =
+    &[libc::SYS_io_uring_setup, libc::SYS_io_uring_enter, libc::SYS_io_uring_register];
+
 pub use request::Allocation;
 pub use ring::{Plug, Ring};
 pub use runtime_ring::RuntimeRing;

@@ -6,6 +6,7 @@
 //! removed and added. Everything that can be refused is refused before anything is changed.
 
 use std::collections::BTreeSet;
+use std::io::ErrorKind;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -17,6 +18,7 @@ use crate::build::{self, find_mistakes};
 use crate::event_log::owner_name;
 use crate::manager::Manager;
 use crate::plan::{self, Unit};
+use crate::sandbox;
 use crate::stack::Opened;
 
 /// What to do with devices that are to be removed and in use.
@@ -131,6 +133,7 @@ impl Manager {
         if !mistakes.is_empty() {
             return Err(invalid(new.problems(mistakes).by_key()));
         }
+        sandbox::check(old.config(), new.config(), &self.models)?;
         let difference = self.difference(&old, &new)?;
         others(name, &difference, "adding")?;
         self.apply(new, difference, Cleared::default())
@@ -198,19 +201,17 @@ impl Manager {
         };
         let new = old.reloaded(path, &self.models).map_err(|error| match error {
             LoadError::Wrong(problems) => invalid(problems),
-            LoadError::Unreadable(..) => Error::new(
-                Errno::INVAL,
-                format!(
-                    "{error}: {}",
-                    std::error::Error::source(&error).map_or_else(String::new, |e| e.to_string())
-                ),
-            ),
+            LoadError::Unreadable(ref path, ref cause) => {
+                let hint = vfiod_sandbox::hint(cause.kind(), Some(path));
+                Error::new(Errno::INVAL, format!("{error}: {cause}{hint}"))
+            }
         })?;
         let mut mistakes = fixed(old.config(), &new);
         mistakes.extend(find_mistakes(new.config(), &self.models));
         if !mistakes.is_empty() {
             return Err(invalid(new.problems(mistakes)));
         }
+        sandbox::check(old.config(), new.config(), &self.models)?;
         let difference = self.difference(&old, &new)?;
         let cleared = self.check_use(&difference, in_use)?;
         self.apply(new, difference, cleared)
@@ -343,7 +344,9 @@ impl Manager {
 
 fn failure(error: anyhow::Error) -> Error {
     let core = error.downcast_ref::<Error>().map(Error::errno);
-    Error::new(core.unwrap_or(Errno::IO), format!("{error:#}; nothing was changed"))
+    let kind = core.map_or(ErrorKind::Other, |errno| std::io::Error::from(errno).kind());
+    let hint = vfiod_sandbox::hint(kind, None);
+    Error::new(core.unwrap_or(Errno::IO), format!("{error:#}; nothing was changed{hint}"))
 }
 
 /// Refuses a change of one device that would change others.
@@ -387,6 +390,7 @@ fn fixed(old: &Config, new: &Document) -> Vec<Problem> {
         ("mdev", old.mdev != config.mdev),
         ("control", old.control != config.control),
         ("metrics", old.metrics != config.metrics),
+        ("sandbox", old.sandbox != config.sandbox),
     ];
     let problem = |key: &str| Problem {
         span: new.span_of(key),

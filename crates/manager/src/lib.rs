@@ -33,6 +33,7 @@ mod events;
 mod inherited;
 mod manager;
 mod plan;
+mod sandbox;
 mod sockets;
 mod stack;
 
@@ -44,4 +45,5 @@ pub use self::definitions::{Damaged, Definition, Listing, Start};
 pub use self::event_log::{EventLog, owner_name};
 pub use self::events::{EventKind, Record, Watch};
 pub use self::manager::{Manager, NewInstance, Source};
+pub use self::sandbox::rules as sandbox_rules;
 pub use self::stack::{About, Stack};

@@ -72,10 +72,11 @@ impl Drop for Place {
 type Result<T> = std::result::Result<T, Errno>;
 
 impl Sysfs {
-    pub(super) fn new(bus: Arc<dyn MdevBus>) -> Self {
+    /// A file system whose requests are refused with `ENODEV` until [`Self::open`].
+    pub(super) fn new() -> Self {
         let owner = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
         let shared = Shared {
-            bus: RwLock::new(Some(bus)),
+            bus: RwLock::new(None),
             inodes: Mutex::default(),
             directories: Mutex::default(),
             texts: Mutex::default(),
@@ -85,6 +86,11 @@ impl Sysfs {
             owner,
         };
         Self { shared: Arc::new(shared) }
+    }
+
+    /// Shows a bus from now on.
+    pub(super) fn open(&self, bus: Arc<dyn MdevBus>) {
+        *self.shared.bus.write().unwrap_or_else(PoisonError::into_inner) = Some(bus);
     }
 
     /// Lets go of the bus: whoever still asks gets `ENODEV`.

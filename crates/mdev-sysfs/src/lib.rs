@@ -44,4 +44,4 @@ mod tests;
 mod tree;
 
 pub use self::mdev_bus::MdevBus;
-pub use self::mount::View;
+pub use self::mount::{MountPoint, MountedView, View, unmount};

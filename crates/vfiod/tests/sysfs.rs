@@ -62,7 +62,14 @@ fn a_root_for_mdevctl_comes_and_goes() {
     assert!(device.exists(), "the first one's view is as it was");
     drop(daemon);
 
-    // Killed by that: what it left is taken away.
+    // Killed by that: its helper has unmounted.
+    let is_empty = || fs::read_dir(root.join("sys")).is_ok_and(|mut files| files.next().is_none());
+    until("the end of the mount", is_empty);
+    // Without a helper the next daemon does.
+    let unconfined = vfiod(["serve", &config, "--no-sandbox", "--sysfs", root.to_str().unwrap()]);
+    let daemon = Daemon::start(unconfined);
+    until("the view", || root.join("sys/class/mdev_bus/pins").exists());
+    drop(daemon);
     assert!(fs::read_dir(root.join("sys")).is_err());
     let daemon = start();
     assert!(!device.exists(), "nobody had defined it");

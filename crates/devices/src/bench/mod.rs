@@ -49,6 +49,7 @@ pub struct BenchOptions {
     pub polled: bool,
     /// The file that the queues read and write; by default 4 MiB of memory, new after each reset
     /// and restore.
+    #[schemars(extend("x-path" = true))]
     pub disk: Option<PathBuf>,
 }
 

@@ -5,13 +5,14 @@ use std::sync::Arc;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use vfiod_config::ConfiguredParent;
+use vfiod_config::{ConfiguredParent, Needs};
 use vfiod_core::{Errno, Error, Result};
 use vfiod_mdev::{
     AttributeInfo, Attributes, Capacity, NewInstance, Parent, ParentSpec, TypeInfo, Uuid,
 };
 
 use super::function;
+use crate::catalogue::TERMINALS;
 use crate::serial::{Backend, Backends, Ports, Serial, SerialOptions};
 
 /// Options of the parent.
@@ -23,7 +24,7 @@ pub(crate) struct SerialParentOptions {
     /// What the ports of new instances are connected to.
     backend: Backend,
     /// Symbolic links to pseudo-terminals, UUID.0 and UUID.1.
-    #[schemars(extend("x-values" = "a directory"))]
+    #[schemars(extend("x-values" = "a directory", "x-path" = true))]
     links: Option<PathBuf>,
 }
 
@@ -67,6 +68,7 @@ impl ConfiguredParent for SerialParent {
     type Options = SerialParentOptions;
 
     const SUMMARY: &'static str = "the kernel's mtty: serial cards; types mtty-1 and mtty-2";
+    const NEEDS: Needs = TERMINALS;
 
     fn configured(
         name: &str,

@@ -1,0 +1,101 @@
+//! Into the sandbox: the sysfs view is mounted before, and a helper started that unmounts it.
+
+use std::ffi::OsString;
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::Context;
+use vfiod_config::{MdevConfig, Models};
+use vfiod_manager::Source;
+use vfiod_mdev_sysfs::{MountPoint, MountedView};
+use vfiod_sandbox::{Helper, Report};
+
+use crate::cli::{HelperArgs, Serve};
+
+/// What was done before the daemon starts its first thread.
+pub(crate) struct Confined {
+    /// The sysfs view, where one is configured.
+    pub(crate) view: Option<MountedView>,
+    sandbox: Result<Report, Off>,
+    // Ended after the view, which asks it to unmount.
+    _helper: Option<Arc<Helper>>,
+}
+
+/// Why there is no sandbox.
+#[derive(Clone, Copy, Debug)]
+enum Off {
+    CommandLine,
+    Configuration,
+}
+
+impl Confined {
+    /// Mounts the view, and enters the sandbox unless that is turned off. Logs nothing, as the log has
+    /// a thread.
+    ///
+    /// # Errors
+    /// Those of the mount and of the sandbox.
+    pub(crate) fn enter(
+        args: &Serve,
+        source: &Source,
+        models: &Models,
+        program: &str,
+    ) -> anyhow::Result<Self> {
+        let config = source.config();
+        let off = match (args.no_sandbox, config.sandbox.enabled) {
+            (true, _) => Some(Off::CommandLine),
+            (false, false) => Some(Off::Configuration),
+            (false, true) => None,
+        };
+        if let Some(off) = off {
+            return Ok(Self { view: mount(&config.mdev)?, sandbox: Err(off), _helper: None });
+        }
+        let rules = vfiod_manager::sandbox_rules(config, models, args.config.as_deref());
+        let mut view = mount(&config.mdev)?;
+        let helper = view.as_mut().map(|view| helper(view, program)).transpose()?;
+        let report = rules.enter().context("the sandbox")?;
+        Ok(Self { view, sandbox: Ok(report), _helper: helper })
+    }
+
+    /// Logs what is in force, or why nothing is.
+    pub(crate) fn log(&self) {
+        match &self.sandbox {
+            Ok(report) => report.log(),
+            Err(Off::CommandLine) => {
+                tracing::warn!("the sandbox is turned off by --no-sandbox");
+            }
+            Err(Off::Configuration) => {
+                tracing::warn!("the sandbox is turned off by `enabled` under [sandbox]");
+            }
+        }
+    }
+}
+
+fn mount(config: &MdevConfig) -> anyhow::Result<Option<MountedView>> {
+    let MdevConfig { sysfs: Some(root), definitions, .. } = config else { return Ok(None) };
+    if let Some(definitions) = definitions {
+        // What the view links to has to be there.
+        std::fs::create_dir_all(definitions)
+            .with_context(|| format!("cannot make the directory {}", definitions.display()))?;
+    }
+    Ok(Some(MountedView::new(root, definitions.as_deref())?))
+}
+
+/// Starts the helper, which unmounts the view when it is asked to, or when this process has ended.
+fn helper(view: &mut MountedView, program: &str) -> anyhow::Result<Arc<Helper>> {
+    let MountPoint { directory, device } = view.mount_point()?;
+    let arguments = ["sandbox-helper".into(), directory.into_os_string(), OsString::from(device)];
+    let helper = Helper::start(program, arguments).context("cannot start the sandbox's helper")?;
+    let helper = Arc::new(helper);
+    let asked = helper.clone();
+    view.unmounted_by(move || asked.finish());
+    Ok(helper)
+}
+
+/// Runs `sandbox-helper`.
+pub(crate) fn serve_as_helper(args: &HelperArgs) -> anyhow::Result<()> {
+    let HelperArgs { directory, device } = args;
+    let mount = MountPoint { directory: directory.clone(), device: device.clone() };
+    // The daemon may have left its working directory, and this process must not keep one mounted.
+    std::env::set_current_dir(Path::new("/"))?;
+    vfiod_sandbox::serve_as_helper(|| Ok(vfiod_mdev_sysfs::unmount(&mount)?))
+}

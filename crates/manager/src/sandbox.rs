@@ -1,0 +1,184 @@
+//! What a configuration needs of the daemon's sandbox, and whether a change of it fits into the sandbox
+//! that was entered at the start.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
+
+use vfiod_config::{Config, ModelInfo, Models, Needs, OptionSetting, SocketAccess, SocketConfig};
+use vfiod_core::{Errno, Error, Result};
+use vfiod_sandbox::Rules;
+
+/// The accounts by name, for `owner`, `group`, `users` and `groups` of a configuration.
+const ACCOUNTS: [&str; 3] = ["/etc/passwd", "/etc/group", "/etc/nsswitch.conf"];
+/// Directories that are too much to be read for the sake of one file in them.
+const SHARED: [&str; 2] = ["/", "/etc"];
+
+/// Something that is needed, and the key of the configuration that asks for it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Wanted {
+    /// Files in a directory, or this one file.
+    Path(String, PathBuf),
+    /// A path that a model needs.
+    ModelPath(String, String, PathBuf),
+    /// A system call that a model needs.
+    SystemCall(String, String, i64),
+}
+
+/// The sandbox's rules for a configuration. Directories that it names and that are missing are made, as
+/// a directory that does not exist cannot be allowed.
+///
+/// `file` is where the configuration was read from.
+pub fn rules(config: &Config, models: &Models, file: Option<&Path>) -> Rules {
+    let mut rules = Rules::new();
+    for wanted in wanted(config, models) {
+        match wanted {
+            Wanted::Path(_, path) => {
+                // Whoever uses it says what is wrong with it.
+                let _ = fs::create_dir_all(&path);
+                rules.allow(path);
+            }
+            Wanted::ModelPath(_, _, path) => drop(rules.allow(path)),
+            Wanted::SystemCall(_, _, number) => drop(rules.allow_system_call(number)),
+        }
+    }
+    for path in &config.sandbox.paths {
+        rules.allow(path);
+    }
+    for path in ACCOUNTS.iter().map(Path::new).filter(|path| path.exists()) {
+        rules.allow_reading(path);
+    }
+    if let Some(file) = file.and_then(|file| file.canonicalize().ok()) {
+        // Its directory, as editors replace a file; but not one that has much else in it.
+        let directory =
+            file.parent().filter(|above| !SHARED.iter().any(|s| Path::new(s) == *above));
+        rules.allow_reading(directory.unwrap_or(&file));
+    }
+    if sockets(config).any(|(_, _, access)| access.uid.is_some() || access.gid.is_some())
+        || config.mdev.access.uid.is_some()
+        || config.mdev.access.gid.is_some()
+    {
+        rules.allow_changing_owners();
+    }
+    rules
+}
+
+/// Checks that what `new` needs and `old` does not is allowed in the sandbox of this process.
+///
+/// # Errors
+/// `EACCES`: it is not.
+pub(crate) fn check(old: &Config, new: &Config, models: &Models) -> Result<()> {
+    let before = wanted(old, models);
+    for wanted in wanted(new, models).difference(&before) {
+        let denied = |what: String| Err(Error::new(Errno::ACCESS, what));
+        let needs = |key: &str, model: &str, what: String| {
+            denied(format!(
+                "{key}: model `{model}` needs {what}, which the daemon's sandbox does not allow; add \
+                 \"{model}\" to `models` under [sandbox] and restart the daemon"
+            ))
+        };
+        match wanted {
+            Wanted::Path(key, path) => {
+                if let Err(outside) = vfiod_sandbox::check(path) {
+                    return denied(format!("{key}: {outside}"));
+                }
+            }
+            Wanted::ModelPath(key, model, path) => {
+                if vfiod_sandbox::check(path).is_err() {
+                    return needs(key, model, path.display().to_string());
+                }
+            }
+            Wanted::SystemCall(key, model, number) => {
+                if !vfiod_sandbox::allows_system_call(*number) {
+                    return needs(key, model, format!("system call {number}"));
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn wanted(config: &Config, models: &Models) -> BTreeSet<Wanted> {
+    let mut all = BTreeSet::new();
+    for (key, path, _) in sockets(config) {
+        all.insert(Wanted::Path(key, directory_of(path)));
+    }
+    let directories =
+        [("sockets", &config.mdev.sockets), ("definitions", &config.mdev.definitions)];
+    for (key, path) in directories {
+        all.extend(path.clone().map(|path| Wanted::Path(format!("mdev.{key}"), path)));
+    }
+    for device in &config.devices {
+        let info = models.models().find(|info| info.name == device.model);
+        let key = format!("device.{}", device.name);
+        all.extend(info.into_iter().flat_map(|info| of_model(&key, info, &device.options)));
+    }
+    for parent in &config.parents {
+        let info = models.parents().find(|info| info.name == parent.model);
+        let key = format!("parent.{}", parent.name);
+        all.extend(info.into_iter().flat_map(|info| of_model(&key, info, &parent.options)));
+    }
+    for name in &config.sandbox.models {
+        let infos = models.models().chain(models.parents()).filter(|info| info.name == *name);
+        all.extend(infos.flat_map(|info| of_model("sandbox.models", info, &[])));
+    }
+    all
+}
+
+/// What a device or parent of a model needs.
+fn of_model(key: &str, info: &ModelInfo, options: &[OptionSetting]) -> Vec<Wanted> {
+    let Needs { system_calls, paths } = info.needs;
+    let (key, model) = (key.to_owned(), info.name.clone());
+    let calls =
+        system_calls.iter().map(|number| Wanted::SystemCall(key.clone(), model.clone(), *number));
+    let paths = paths.iter().map(|path| Wanted::ModelPath(key.clone(), model.clone(), path.into()));
+    let is_path = |set: &&OptionSetting| {
+        info.options.iter().any(|option| option.is_path && option.name == set.name)
+    };
+    let named = options.iter().filter(is_path).filter_map(|set| {
+        let path = named(Path::new(set.value.as_str()?));
+        Some(Wanted::Path(format!("{key}.options.{}", set.name), path))
+    });
+    calls.chain(paths).chain(named).collect()
+}
+
+/// Every socket with a path, with the key of what it belongs to.
+fn sockets(config: &Config) -> impl Iterator<Item = (String, &Path, SocketAccess)> {
+    let devices = config.devices.iter().map(|one| (format!("device.{}", one.name), &one.socket));
+    let containers = config.containers.iter().flat_map(|container| {
+        let key = format!("container.{}", container.name);
+        let objects = container.objects.iter().map(move |one| {
+            (format!("container.{}.object.{}", container.name, one.name), &one.socket)
+        });
+        std::iter::once((key, &container.socket)).chain(objects)
+    });
+    let control = config.control.iter().map(|control| ("control".to_owned(), &control.socket));
+    let all = devices.chain(containers).chain(control);
+    all.filter_map(|(key, socket)| match socket {
+        SocketConfig::Path(path, access) => {
+            Some((format!("{key}.socket"), path.as_path(), *access))
+        }
+        SocketConfig::Descriptor(_) | SocketConfig::Activated(_) => None,
+    })
+}
+
+fn directory_of(path: &Path) -> PathBuf {
+    let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    absolute.parent().map_or_else(|| absolute.clone(), Path::to_owned)
+}
+
+/// What is to be allowed for a path that an option names: a directory itself, a device node itself, as
+/// there are others beside it, and of anything else the directory.
+fn named(path: &Path) -> PathBuf {
+    match fs::metadata(path) {
+        Ok(there)
+            if there.is_dir()
+                || there.file_type().is_block_device()
+                || there.file_type().is_char_device() =>
+        {
+            std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
+        }
+        _ => directory_of(path),
+    }
+}

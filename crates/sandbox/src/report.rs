@@ -1,0 +1,65 @@
+//! What of the sandbox is in force.
+
+use std::path::PathBuf;
+
+/// What of the sandbox is in force.
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct Report {
+    /// Capabilities that were kept, by the kernel's names.
+    pub(crate) capabilities: String,
+    pub(crate) files: Files,
+    pub(crate) calls: Calls,
+    pub(crate) other_threads: usize,
+}
+
+/// What landlock does.
+#[derive(Clone, Debug)]
+pub(crate) struct Files {
+    /// The version of landlock that is in force; `None`: this kernel has none, or it is off.
+    pub(crate) version: Option<i32>,
+    /// Allowed paths that did not exist.
+    pub(crate) missing: Vec<PathBuf>,
+}
+
+impl Files {
+    pub(crate) fn is_enforced(&self) -> bool {
+        self.version.is_some()
+    }
+}
+
+/// What seccomp does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Calls {
+    Restricted,
+    Unrestricted,
+}
+
+impl Report {
+    /// Logs what is in force, and warns of what is not.
+    pub fn log(&self) {
+        let landlock = self.files.version;
+        let seccomp = self.calls == Calls::Restricted;
+        tracing::info!(landlock, seccomp, capabilities = self.capabilities, "sandbox entered");
+        if self.files.version.is_none() {
+            tracing::warn!("this kernel has no landlock: the sandbox does not restrict files");
+        }
+        if !seccomp {
+            tracing::warn!(
+                "this kernel has no seccomp: the sandbox does not restrict system calls"
+            );
+        }
+        for path in &self.files.missing {
+            tracing::warn!(
+                path = %path.display(),
+                "not allowed in the sandbox: it did not exist when the daemon started"
+            );
+        }
+        if self.other_threads > 0 {
+            tracing::warn!(
+                count = self.other_threads,
+                "threads that ran before the sandbox was entered have their files unrestricted"
+            );
+        }
+    }
+}
