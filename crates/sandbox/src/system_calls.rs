@@ -88,8 +88,7 @@ fn allowed() -> Result<RulesByNumber, BackendError> {
         only(number, &[(0, Eq, unix), (1, MaskedEq(kind), stream)])?;
     }
     // Nothing is typed into the terminal that the daemon was started from.
-    let (inject, linux) = (libc::TIOCSTI as u64, libc::TIOCLINUX as u64);
-    only(libc::SYS_ioctl, &[(1, Ne, inject), (1, Ne, linux)])?;
+    only(libc::SYS_ioctl, &[(1, Ne, TIOCSTI), (1, Ne, TIOCLINUX)])?;
     // Signals to this process only. Those to threads name the process, too.
     for number in [libc::SYS_kill, libc::SYS_tgkill] {
         only(number, &[(0, Eq, own)])?;
@@ -107,6 +106,10 @@ fn allowed() -> Result<RulesByNumber, BackendError> {
 /// The place of an argument, how it is compared, and with what.
 type Condition = (u8, SeccompCmpOp, u64);
 
+/// Typing into a terminal.
+const TIOCSTI: u64 = 0x5412;
+/// Pasting into a console, among other things.
+const TIOCLINUX: u64 = 0x541c;
 /// How glibc names its memory.
 const PR_SET_VMA: i32 = 0x5356_4d41;
 const UFFD_USER_MODE_ONLY: u64 = 1;
