@@ -13,7 +13,7 @@ use vfiod_config::TIME_HELP;
 use vfiod_core::OpenPause;
 use vfiod_manager::{EventKind, InUsePolicy, Manager};
 
-use crate::handler::{Answer, Asked, Given, Named, Shared, wait_for};
+use crate::handler::{Answer, Asked, Given, Named, NoBody, Shared, wait_for};
 use crate::problem::Problem;
 use crate::request::AddDevice;
 use crate::view::Changes;
@@ -47,7 +47,8 @@ impl InUse {
 ///
 /// 422 EINVAL: mistakes, each with its key and a remedy; 409 EBUSY: another device would change.
 #[utoipa::path(post, path = "/devices", tag = "devices", request_body = AddDevice,
-    responses((status = 201, body = Changes), (status = "default", response = Problem)))]
+    responses((status = 201, description = "what was added", body = Changes),
+        (status = "default", response = Problem)))]
 pub(crate) async fn add(
     State(manager): Shared,
     Given(device): Given<AddDevice>,
@@ -98,11 +99,13 @@ impl HowToDelete {
 /// (409 EBUSY), or its connection is closed.
 #[utoipa::path(delete, path = "/devices/{name}", tag = "devices",
     params(("name" = String, Path, description = "the device's name"), HowToDelete),
-    responses((status = 200, body = Changes), (status = "default", response = Problem)))]
+    responses((status = 200, description = "what was removed", body = Changes),
+        (status = "default", response = Problem)))]
 pub(crate) async fn delete(
     State(manager): Shared,
     Named(name): Named<String>,
     Asked(how): Asked<HowToDelete>,
+    _: NoBody,
 ) -> Answer<Changes> {
     if let Some(time) = how.wait()? {
         return delete_when_unused(manager, name, time).await;
@@ -167,15 +170,21 @@ async fn delete_when_unused(
 /// 422 EINVAL: mistakes of the file, each with its place and a remedy; 409 EBUSY: what is to be
 /// removed is in use. Nothing has changed then.
 #[utoipa::path(post, path = "/reload", tag = "daemon", params(InUse),
-    responses((status = 200, body = Changes), (status = "default", response = Problem)))]
-pub(crate) async fn reload(State(manager): Shared, Asked(in_use): Asked<InUse>) -> Answer<Changes> {
+    responses((status = 200, description = "what the reload has changed", body = Changes),
+        (status = "default", response = Problem)))]
+pub(crate) async fn reload(
+    State(manager): Shared,
+    Asked(in_use): Asked<InUse>,
+    _: NoBody,
+) -> Answer<Changes> {
     let policy = in_use.policy()?;
     wait_for(&manager, move |manager| manager.reload(policy)).await
 }
 
 /// The configuration that runs, as a file that makes it again.
 #[utoipa::path(get, path = "/config", tag = "daemon",
-    responses((status = 200, body = String, content_type = "application/toml"),
+    responses((status = 200, description = "a configuration file",
+        body = String, content_type = "application/toml"),
         (status = "default", response = Problem)))]
 pub(crate) async fn configuration(State(manager): Shared) -> Result<Response, Problem> {
     let Json(text) = wait_for(&manager, |manager| manager.configuration()).await?;

@@ -72,7 +72,8 @@ impl Filter {
 /// that can have caused another one comes before it. An empty line comes every few seconds in which
 /// nothing happens. A watcher that is too slow loses the oldest events, and gets `lost` in their place.
 #[utoipa::path(get, path = "/events", tag = "events", params(Wanted),
-    responses((status = 200, body = Record, content_type = "application/x-ndjson"),
+    responses((status = 200, description = "the events, a line each",
+        body = Record, content_type = "application/x-ndjson"),
         (status = "default", response = Problem)))]
 pub(crate) async fn events(
     State(manager): Shared,

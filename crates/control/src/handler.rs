@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::{FromRequest, FromRequestParts, State};
+use axum::extract::{FromRequestParts, State};
 use axum::http::StatusCode;
 use vfiod_manager::Manager;
 
+pub(crate) use crate::body::{Given, NoBody};
 use crate::problem::Problem;
 
 /// What every handler is given.
@@ -37,11 +38,6 @@ pub(crate) async fn done(
 ) -> Result<StatusCode, Problem> {
     wait_for(manager, operation).await.map(|Json(())| StatusCode::NO_CONTENT)
 }
-
-/// The request's body, JSON of the right shape.
-#[derive(FromRequest)]
-#[from_request(via(axum::Json), rejection(Problem))]
-pub(crate) struct Given<T>(pub(crate) T);
 
 /// Parts of the path.
 #[derive(FromRequestParts)]

@@ -9,6 +9,7 @@
 //! disconnected, whatever it asks for.
 
 mod access;
+mod body;
 mod changes;
 pub mod client;
 mod events;

@@ -1,12 +1,14 @@
 //! Refusals, for programs and people: problem details (RFC 9457) with the errno.
 
 use axum::Json;
-use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
+use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 use utoipa::{ToResponse, ToSchema};
 use vfiod_core::Errno;
+
+use crate::body::in_own_words;
 
 /// A refusal.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema, ToResponse)]
@@ -27,6 +29,11 @@ impl Problem {
     pub(crate) fn new(status: StatusCode, detail: impl Into<String>) -> Self {
         let title = status.canonical_reason().unwrap_or("failed").to_owned();
         Self { status: status.as_u16(), title, detail: detail.into(), errno: None }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn status(&self) -> u16 {
+        self.status
     }
 }
 
@@ -63,12 +70,6 @@ impl From<vfiod_core::Error> for Problem {
     }
 }
 
-impl From<JsonRejection> for Problem {
-    fn from(rejection: JsonRejection) -> Self {
-        Self::new(rejection.status(), rejection.body_text())
-    }
-}
-
 impl From<PathRejection> for Problem {
     fn from(rejection: PathRejection) -> Self {
         Self::new(rejection.status(), rejection.body_text())
@@ -77,7 +78,13 @@ impl From<PathRejection> for Problem {
 
 impl From<QueryRejection> for Problem {
     fn from(rejection: QueryRejection) -> Self {
-        Self::new(rejection.status(), rejection.body_text())
+        let text = rejection.body_text();
+        let text = text.strip_prefix("Failed to deserialize query string: ").unwrap_or(&text);
+        let (key, text) = match text.split_once(": ") {
+            Some((key, rest)) if !key.contains(' ') => (key, rest),
+            _ => ("", text),
+        };
+        Self::new(rejection.status(), in_own_words("the query", key, text))
     }
 }
 

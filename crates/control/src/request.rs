@@ -109,7 +109,7 @@ pub struct AddDevice {
 
 /// Where clients connect.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "a path, or an object of `path`, `mode`, `owner` and `group`")]
 pub enum Socket {
     /// A path to listen at.
     #[schema(value_type = String)]

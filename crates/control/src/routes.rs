@@ -18,7 +18,7 @@ use vfiod_mdev::Removal;
 
 use crate::changes;
 use crate::events;
-use crate::handler::{Answer, Asked, Given, Named, Shared, done, wait_for};
+use crate::handler::{Answer, Asked, Given, Named, NoBody, Shared, done, wait_for};
 use crate::look;
 use crate::metrics;
 use crate::problem::Problem;
@@ -104,14 +104,16 @@ fn paths() -> OpenApiRouter<Arc<Manager>> {
 
 /// The daemon itself.
 #[utoipa::path(get, path = "/daemon", tag = "daemon",
-    responses((status = 200, body = view::Daemon), (status = "default", response = Problem)))]
+    responses((status = 200, description = "the daemon", body = view::Daemon),
+        (status = "default", response = Problem)))]
 async fn daemon(State(manager): Shared) -> Answer<view::Daemon> {
     wait_for(&manager, |manager| Ok(look::daemon(manager))).await
 }
 
 /// Every device.
 #[utoipa::path(get, path = "/devices", tag = "devices",
-    responses((status = 200, body = [view::DeviceSummary]), (status = "default", response = Problem)))]
+    responses((status = 200, description = "the devices", body = [view::DeviceSummary]),
+        (status = "default", response = Problem)))]
 async fn devices(State(manager): Shared) -> Answer<Vec<view::DeviceSummary>> {
     wait_for(&manager, |manager| {
         Ok(manager.devices().iter().map(|device| look::summary(manager, device)).collect())
@@ -122,7 +124,8 @@ async fn devices(State(manager): Shared) -> Answer<Vec<view::DeviceSummary>> {
 /// A device: files, regions, interrupts, memory, connections.
 #[utoipa::path(get, path = "/devices/{name}", tag = "devices",
     params(("name" = String, Path, description = "the device's name")),
-    responses((status = 200, body = view::Device), (status = "default", response = Problem)))]
+    responses((status = 200, description = "the device", body = view::Device),
+        (status = "default", response = Problem)))]
 async fn device(State(manager): Shared, Named(name): Named<String>) -> Answer<view::Device> {
     wait_for(&manager, move |manager| Ok(look::device(manager, &manager.find(&name)?))).await
 }
@@ -130,14 +133,20 @@ async fn device(State(manager): Shared, Named(name): Named<String>) -> Answer<vi
 /// Revokes every file of a device.
 #[utoipa::path(delete, path = "/devices/{name}/files", tag = "files",
     params(("name" = String, Path, description = "the device's name")),
-    responses((status = 200, body = Revoked), (status = "default", response = Problem)))]
-async fn device_files(State(manager): Shared, Named(name): Named<String>) -> Answer<Revoked> {
+    responses((status = 200, description = "how many files were revoked", body = Revoked),
+        (status = "default", response = Problem)))]
+async fn device_files(
+    State(manager): Shared,
+    Named(name): Named<String>,
+    _: NoBody,
+) -> Answer<Revoked> {
     wait_for(&manager, move |manager| Ok(Revoked { files: manager.revoke_device(&name)? })).await
 }
 
 /// Every device set.
 #[utoipa::path(get, path = "/sets", tag = "sets",
-    responses((status = 200, body = [view::Set]), (status = "default", response = Problem)))]
+    responses((status = 200, description = "the sets", body = [view::Set]),
+        (status = "default", response = Problem)))]
 async fn sets(State(manager): Shared) -> Answer<Vec<view::Set>> {
     wait_for(&manager, |manager| {
         let sets = manager.sets();
@@ -149,7 +158,8 @@ async fn sets(State(manager): Shared) -> Answer<Vec<view::Set>> {
 /// A device set.
 #[utoipa::path(get, path = "/sets/{name}", tag = "sets",
     params(("name" = String, Path, description = "the set's name")),
-    responses((status = 200, body = view::Set), (status = "default", response = Problem)))]
+    responses((status = 200, description = "the set", body = view::Set),
+        (status = "default", response = Problem)))]
 async fn set(State(manager): Shared, Named(name): Named<String>) -> Answer<view::Set> {
     wait_for(&manager, move |manager| Ok(look::set(manager, &name, &manager.set(&name)?))).await
 }
@@ -180,11 +190,13 @@ struct HowToReset {
 /// 409 EBUSY: a member is in use, or could not be quiesced.
 #[utoipa::path(post, path = "/sets/{name}/reset", tag = "sets",
     params(("name" = String, Path, description = "the set's name"), HowToReset),
-    responses((status = 204), (status = "default", response = Problem)))]
+    responses((status = 204, description = "the set was reset"),
+        (status = "default", response = Problem)))]
 async fn reset_set(
     State(manager): Shared,
     Named(name): Named<String>,
     Asked(how): Asked<HowToReset>,
+    _: NoBody,
 ) -> Result<StatusCode, Problem> {
     let in_use = match how.in_use {
         IfInUse::Refuse => InUse::Refuse,
@@ -195,7 +207,8 @@ async fn reset_set(
 
 /// Every file: who has what open since when.
 #[utoipa::path(get, path = "/files", tag = "files",
-    responses((status = 200, body = [view::File]), (status = "default", response = Problem)))]
+    responses((status = 200, description = "the files", body = [view::File]),
+        (status = "default", response = Problem)))]
 async fn files(State(manager): Shared) -> Answer<Vec<view::File>> {
     wait_for(&manager, |manager| Ok(manager.devices().iter().flat_map(look::files).collect())).await
 }
@@ -203,7 +216,8 @@ async fn files(State(manager): Shared) -> Answer<Vec<view::File>> {
 /// A file.
 #[utoipa::path(get, path = "/files/{number}", tag = "files",
     params(("number" = u64, Path, description = "the file's number")),
-    responses((status = 200, body = view::File), (status = "default", response = Problem)))]
+    responses((status = 200, description = "the file", body = view::File),
+        (status = "default", response = Problem)))]
 async fn file(State(manager): Shared, Named(number): Named<u64>) -> Answer<view::File> {
     wait_for(&manager, move |manager| look::file(manager, number)).await
 }
@@ -211,17 +225,20 @@ async fn file(State(manager): Shared, Named(number): Named<u64>) -> Answer<view:
 /// Revokes a file: every later operation on it fails with ENODEV.
 #[utoipa::path(delete, path = "/files/{number}", tag = "files",
     params(("number" = u64, Path, description = "the file's number")),
-    responses((status = 204), (status = "default", response = Problem)))]
+    responses((status = 204, description = "the file was revoked"),
+        (status = "default", response = Problem)))]
 async fn revoke_file(
     State(manager): Shared,
     Named(number): Named<u64>,
+    _: NoBody,
 ) -> Result<StatusCode, Problem> {
     done(&manager, move |manager| manager.revoke_file(FileId(number))).await
 }
 
 /// Every parent of mediated devices.
 #[utoipa::path(get, path = "/parents", tag = "parents",
-    responses((status = 200, body = [view::Parent]), (status = "default", response = Problem)))]
+    responses((status = 200, description = "the parents", body = [view::Parent]),
+        (status = "default", response = Problem)))]
 async fn parents(State(manager): Shared) -> Answer<Vec<view::Parent>> {
     wait_for(&manager, |manager| Ok(look::parents(manager))).await
 }
@@ -229,14 +246,16 @@ async fn parents(State(manager): Shared) -> Answer<Vec<view::Parent>> {
 /// A parent.
 #[utoipa::path(get, path = "/parents/{name}", tag = "parents",
     params(("name" = String, Path, description = "the parent's name")),
-    responses((status = 200, body = view::Parent), (status = "default", response = Problem)))]
+    responses((status = 200, description = "the parent", body = view::Parent),
+        (status = "default", response = Problem)))]
 async fn parent(State(manager): Shared, Named(name): Named<String>) -> Answer<view::Parent> {
     wait_for(&manager, move |manager| look::parent(manager, &name)).await
 }
 
 /// Every type of every parent.
 #[utoipa::path(get, path = "/types", tag = "parents",
-    responses((status = 200, body = [view::Type]), (status = "default", response = Problem)))]
+    responses((status = 200, description = "the types", body = [view::Type]),
+        (status = "default", response = Problem)))]
 async fn types(State(manager): Shared) -> Answer<Vec<view::Type>> {
     wait_for(&manager, |manager| {
         Ok(look::parents(manager).into_iter().flat_map(|parent| parent.types).collect())
@@ -246,7 +265,8 @@ async fn types(State(manager): Shared) -> Answer<Vec<view::Type>> {
 
 /// Every instance.
 #[utoipa::path(get, path = "/instances", tag = "instances",
-    responses((status = 200, body = [view::InstanceSummary]), (status = "default", response = Problem)))]
+    responses((status = 200, description = "the instances", body = [view::InstanceSummary]),
+        (status = "default", response = Problem)))]
 async fn instances(State(manager): Shared) -> Answer<Vec<view::InstanceSummary>> {
     wait_for(&manager, |manager| {
         let instances = manager.bus().instances();
@@ -258,7 +278,8 @@ async fn instances(State(manager): Shared) -> Answer<Vec<view::InstanceSummary>>
 /// An instance: its attributes, its definition, its device.
 #[utoipa::path(get, path = "/instances/{uuid}", tag = "instances",
     params(("uuid" = Uuid, Path)),
-    responses((status = 200, body = view::Instance), (status = "default", response = Problem)))]
+    responses((status = 200, description = "the instance", body = view::Instance),
+        (status = "default", response = Problem)))]
 async fn instance(State(manager): Shared, Named(uuid): Named<Uuid>) -> Answer<view::Instance> {
     wait_for(&manager, move |manager| look::instance(manager, uuid)).await
 }
@@ -279,7 +300,8 @@ impl From<Create> for NewInstance {
 /// 404 ENODEV: no such parent, or it is being unregistered; 422 EINVAL: no such type, or a bad value; 409
 /// EEXIST: the UUID is known; 409 EUSERS: none is left.
 #[utoipa::path(post, path = "/instances", tag = "instances", request_body = Create,
-    responses((status = 201, body = view::Instance), (status = "default", response = Problem)))]
+    responses((status = 201, description = "the new instance", body = view::Instance),
+        (status = "default", response = Problem)))]
 async fn create(
     State(manager): Shared,
     Given(create): Given<Create>,
@@ -294,7 +316,8 @@ async fn create(
 /// Sets attributes of an instance; its definition stays as it is.
 #[utoipa::path(patch, path = "/instances/{uuid}", tag = "instances",
     params(("uuid" = Uuid, Path)), request_body = ChangeInstance,
-    responses((status = 200, body = view::Instance), (status = "default", response = Problem)))]
+    responses((status = 200, description = "the instance", body = view::Instance),
+        (status = "default", response = Problem)))]
 async fn change_instance(
     State(manager): Shared,
     Named(uuid): Named<Uuid>,
@@ -362,6 +385,7 @@ async fn remove(
     State(manager): Shared,
     Named(uuid): Named<Uuid>,
     Asked(how): Asked<HowToRemove>,
+    _: NoBody,
 ) -> Result<StatusCode, Problem> {
     let removal = how.removal()?;
     if removal == Removal::Refuse {
@@ -373,14 +397,18 @@ async fn remove(
 
 /// Every definition, and the files that are none.
 #[utoipa::path(get, path = "/definitions", tag = "definitions",
-    responses((status = 200, body = view::Definitions), (status = "default", response = Problem)))]
+    responses(
+        (status = 200, description = "the definitions, and files that are none",
+            body = view::Definitions),
+        (status = "default", response = Problem)))]
 async fn definitions(State(manager): Shared) -> Answer<view::Definitions> {
     wait_for(&manager, |manager| look::definitions(manager)).await
 }
 
 /// Adds a definition, which outlasts the daemon. Starts nothing.
 #[utoipa::path(post, path = "/definitions", tag = "definitions", request_body = Define,
-    responses((status = 201, body = view::Definition), (status = "default", response = Problem)))]
+    responses((status = 201, description = "the new definition", body = view::Definition),
+        (status = "default", response = Problem)))]
 async fn define(
     State(manager): Shared,
     Given(define): Given<Define>,
@@ -398,7 +426,8 @@ async fn define(
 /// Adds a definition of an instance as it is now, with all attributes that can be set.
 #[utoipa::path(post, path = "/instances/{uuid}/definition", tag = "definitions",
     params(("uuid" = Uuid, Path)), request_body = DefineInstance,
-    responses((status = 201, body = view::Definition), (status = "default", response = Problem)))]
+    responses((status = 201, description = "the new definition", body = view::Definition),
+        (status = "default", response = Problem)))]
 async fn define_instance(
     State(manager): Shared,
     Named(uuid): Named<Uuid>,
@@ -424,7 +453,8 @@ struct Which {
 /// A definition.
 #[utoipa::path(get, path = "/definitions/{uuid}", tag = "definitions",
     params(("uuid" = Uuid, Path), Which),
-    responses((status = 200, body = view::Definition), (status = "default", response = Problem)))]
+    responses((status = 200, description = "the definition", body = view::Definition),
+        (status = "default", response = Problem)))]
 async fn definition(
     State(manager): Shared,
     Named(uuid): Named<Uuid>,
@@ -439,7 +469,8 @@ async fn definition(
 /// Changes a definition; an instance of it stays as it is.
 #[utoipa::path(patch, path = "/definitions/{uuid}", tag = "definitions",
     params(("uuid" = Uuid, Path), Which), request_body = Modify,
-    responses((status = 200, body = view::Definition), (status = "default", response = Problem)))]
+    responses((status = 200, description = "the definition", body = view::Definition),
+        (status = "default", response = Problem)))]
 async fn modify(
     State(manager): Shared,
     Named(uuid): Named<Uuid>,
@@ -458,11 +489,13 @@ async fn modify(
 /// Removes a definition; an instance of it stays until it is removed.
 #[utoipa::path(delete, path = "/definitions/{uuid}", tag = "definitions",
     params(("uuid" = Uuid, Path), Which),
-    responses((status = 204), (status = "default", response = Problem)))]
+    responses((status = 204, description = "the definition is gone"),
+        (status = "default", response = Problem)))]
 async fn undefine(
     State(manager): Shared,
     Named(uuid): Named<Uuid>,
     Asked(which): Asked<Which>,
+    _: NoBody,
 ) -> Result<StatusCode, Problem> {
     done(&manager, move |manager| manager.undefine(uuid, which.parent.as_deref())).await
 }
@@ -470,11 +503,13 @@ async fn undefine(
 /// Creates the instance that is defined.
 #[utoipa::path(post, path = "/definitions/{uuid}/start", tag = "definitions",
     params(("uuid" = Uuid, Path), Which),
-    responses((status = 201, body = view::Instance), (status = "default", response = Problem)))]
+    responses((status = 201, description = "the new instance", body = view::Instance),
+        (status = "default", response = Problem)))]
 async fn start(
     State(manager): Shared,
     Named(uuid): Named<Uuid>,
     Asked(which): Asked<Which>,
+    _: NoBody,
 ) -> Result<(StatusCode, Json<view::Instance>), Problem> {
     let start = move |manager: &Arc<Manager>| {
         let started = manager.start_definition(uuid, which.parent.as_deref())?;

@@ -425,12 +425,16 @@ fn bodies_of_every_wrong_shape_are_refused_with_what_would_be_right() {
     };
     post(400, "EOF while parsing", "{\"parent\": ");
     post(400, "expected value", "rubbish");
-    post(422, "missing field `parent`", "{}");
-    post(422, "invalid type: integer `1`, expected a string", r#"{"parent": 1, "type": "x"}"#);
-    post(422, "unknown field `uid`", r#"{"parent": "pins", "type": "gpio-16", "uid": "1"}"#);
+    post(422, "the body has no `parent`, which it needs", "{}");
+    post(422, "`parent` is the number `1`; it must be a string", r#"{"parent": 1, "type": "x"}"#);
+    post(
+        422,
+        "there is no key `uid`; the keys are",
+        r#"{"parent": "pins", "type": "gpio-16", "uid": "1"}"#,
+    );
     post(422, "UUID parsing failed", r#"{"parent": "pins", "type": "gpio-16", "uuid": "1"}"#);
     let attributes = r#"{"parent": "pins", "type": "gpio-16", "attributes": [{"name": "inputs"}]}"#;
-    post(422, "attributes[0]: missing field `value`", attributes);
+    post(422, "`attributes[0]` has no `value`, which it needs", attributes);
     post(
         422,
         "nil UUID",
@@ -448,8 +452,10 @@ fn bodies_of_every_wrong_shape_are_refused_with_what_would_be_right() {
     rig.refused(422, "needs a deadline", "DELETE", &remove("policy=deadline"), None);
     rig.refused(422, "is no time", "DELETE", &remove("policy=deadline&deadline=1"), None);
     rig.refused(422, "needs policy=deadline", "DELETE", &remove("deadline=1s"), None);
-    rig.refused(400, "unknown variant `gently`", "DELETE", &remove("policy=gently"), None);
-    rig.refused(400, "unknown field", "DELETE", &remove("force=1"), None);
+    rig.refused(400, "`policy` is `gently`; it can be", "DELETE", &remove("policy=gently"), None);
+    rig.refused(400, "there is no key `force`", "DELETE", &remove("force=1"), None);
+    let reset = "sets/slot%200000:01:02/reset";
+    rig.refused(400, "takes no body", "POST", reset, Some(r#"{"in_use": "reset"}"#));
     let define = |body: &str| rig.refused(422, "", "POST", "definitions", Some(body));
     define(r#"{"parent": "pins"}"#);
     define(r#"{"start": "auto"}"#);
