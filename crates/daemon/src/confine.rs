@@ -56,6 +56,17 @@ impl Confined {
         Ok(Self { view, sandbox: Ok(report), _helper: helper })
     }
 
+    /// Gives up what only the start needed.
+    ///
+    /// # Errors
+    /// Errors of the kernel.
+    pub(crate) fn started(&self) -> anyhow::Result<()> {
+        if let Ok(report) = &self.sandbox {
+            report.restrict_finally().context("the sandbox")?;
+        }
+        Ok(())
+    }
+
     /// Logs what is in force, or why nothing is.
     pub(crate) fn log(&self) {
         match &self.sandbox {

@@ -61,6 +61,11 @@ pub(crate) fn run(
             return Err(error);
         }
     };
+    if let Err(error) = confined.started() {
+        drop(management);
+        manager.stop(Duration::ZERO);
+        return Err(error);
+    }
     let count = manager.devices().len();
     notify::ready(&format!("serving {count} devices"));
     tracing::info!(devices = count, "ready");

@@ -24,6 +24,10 @@ enum Wanted {
     ModelPath(String, String, PathBuf),
     /// A system call that a model needs.
     SystemCall(String, String, i64),
+    /// The mode of a socket.
+    Mode(String, u32),
+    /// An owner or a group of a socket.
+    Owner(String),
 }
 
 /// The sandbox's rules for a configuration. Directories that it names and that are missing are made, as
@@ -41,6 +45,8 @@ pub fn rules(config: &Config, models: &Models, file: Option<&Path>) -> Rules {
             }
             Wanted::ModelPath(_, _, path) => drop(rules.allow(path)),
             Wanted::SystemCall(_, _, number) => drop(rules.allow_system_call(number)),
+            Wanted::Mode(_, mode) => drop(rules.allow_mode(mode)),
+            Wanted::Owner(_) => drop(rules.allow_changing_owners()),
         }
     }
     for path in &config.sandbox.paths {
@@ -54,12 +60,6 @@ pub fn rules(config: &Config, models: &Models, file: Option<&Path>) -> Rules {
         let directory =
             file.parent().filter(|above| !SHARED.iter().any(|s| Path::new(s) == *above));
         rules.allow_reading(directory.unwrap_or(&file));
-    }
-    if sockets(config).any(|(_, _, access)| access.uid.is_some() || access.gid.is_some())
-        || config.mdev.access.uid.is_some()
-        || config.mdev.access.gid.is_some()
-    {
-        rules.allow_changing_owners();
     }
     rules
 }
@@ -94,6 +94,23 @@ pub(crate) fn check(old: &Config, new: &Config, models: &Models) -> Result<()> {
                     return needs(key, model, format!("system call {number}"));
                 }
             }
+            Wanted::Mode(key, mode) => {
+                if !vfiod_sandbox::allows_mode(*mode) {
+                    return denied(format!(
+                        "{key}: the sandbox of a daemon that runs as root allows only the modes that \
+                         sockets had when it started, and not {mode:04o}; restart it with this mode in \
+                         its file, or run it as a user of its own"
+                    ));
+                }
+            }
+            Wanted::Owner(key) => {
+                if !vfiod_sandbox::allows_changing_owners() {
+                    return denied(format!(
+                        "{key}: the daemon's sandbox allows changes of owner only if a socket had an \
+                         owner or a group when it started; restart it with this socket in its file"
+                    ));
+                }
+            }
         }
     }
     Ok(())
@@ -101,9 +118,11 @@ pub(crate) fn check(old: &Config, new: &Config, models: &Models) -> Result<()> {
 
 fn wanted(config: &Config, models: &Models) -> BTreeSet<Wanted> {
     let mut all = BTreeSet::new();
-    for (key, path, _) in sockets(config) {
+    for (key, path, access) in sockets(config) {
+        all.extend(of_access(&key, access));
         all.insert(Wanted::Path(key, directory_of(path)));
     }
+    all.extend(of_access("mdev.access", config.mdev.access));
     let directories =
         [("sockets", &config.mdev.sockets), ("definitions", &config.mdev.definitions)];
     for (key, path) in directories {
@@ -124,6 +143,13 @@ fn wanted(config: &Config, models: &Models) -> BTreeSet<Wanted> {
         all.extend(infos.flat_map(|info| of_model("sandbox.models", info, &[])));
     }
     all
+}
+
+/// What it takes to give a socket its mode, owner and group.
+fn of_access(key: &str, access: SocketAccess) -> impl Iterator<Item = Wanted> {
+    let SocketAccess { mode, uid, gid } = access;
+    let owner = (uid.is_some() || gid.is_some()).then(|| Wanted::Owner(key.to_owned()));
+    mode.map(|mode| Wanted::Mode(key.to_owned(), mode)).into_iter().chain(owner)
 }
 
 /// What a device or parent of a model needs.

@@ -1,15 +1,16 @@
 //! Which paths the sandbox of this process allows, for messages.
 
-use std::collections::BTreeSet;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
+use crate::system_calls::Calls;
+
 /// What the sandbox allows, by canonical paths; unset: files are not restricted.
 static ALLOWED: OnceLock<Vec<PathBuf>> = OnceLock::new();
 /// Which system calls it allows beside those that every daemon needs; unset: they are not restricted.
-static CALLS: OnceLock<BTreeSet<i64>> = OnceLock::new();
+static CALLS: OnceLock<Calls> = OnceLock::new();
 
 pub(crate) fn set<'p>(paths: impl Iterator<Item = &'p PathBuf>) {
     let paths = paths.filter_map(|path| path.canonicalize().ok()).collect();
@@ -17,13 +18,24 @@ pub(crate) fn set<'p>(paths: impl Iterator<Item = &'p PathBuf>) {
     let _ = ALLOWED.set(paths);
 }
 
-pub(crate) fn set_system_calls(numbers: &BTreeSet<i64>) {
-    let _ = CALLS.set(numbers.clone());
+pub(crate) fn set_system_calls(calls: Calls) {
+    let _ = CALLS.set(calls);
+}
+
+/// Whether the sandbox of this process allows to give a file this mode.
+pub fn allows_mode(mode: u32) -> bool {
+    let Some(Calls { modes, .. }) = CALLS.get() else { return true };
+    mode & 0o7000 == 0 && modes.as_ref().is_none_or(|modes| modes.contains(&mode))
+}
+
+/// Whether the sandbox of this process allows to change the owners of files.
+pub fn allows_changing_owners() -> bool {
+    CALLS.get().is_none_or(|calls| calls.changes_owners)
 }
 
 /// Whether the sandbox of this process allows a system call beyond those that every daemon needs.
 pub fn allows_system_call(number: i64) -> bool {
-    CALLS.get().is_none_or(|allowed| allowed.contains(&number))
+    CALLS.get().is_none_or(|calls| calls.more.contains(&number))
 }
 
 /// A path that the sandbox does not allow.

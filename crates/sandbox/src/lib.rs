@@ -16,7 +16,9 @@ mod report;
 mod rules;
 mod system_calls;
 
-pub use self::confined::{Outside, allows_system_call, check, hint, is_confined};
+pub use self::confined::{
+    Outside, allows_changing_owners, allows_mode, allows_system_call, check, hint, is_confined,
+};
 pub use self::helper::{Helper, serve as serve_as_helper};
 pub use self::report::Report;
 pub use self::rules::{EnterError, Rules};

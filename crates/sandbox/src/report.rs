@@ -2,6 +2,9 @@
 
 use std::path::PathBuf;
 
+use crate::rules::EnterError;
+use crate::system_calls;
+
 /// What of the sandbox is in force.
 #[derive(Clone, Debug)]
 #[must_use]
@@ -9,7 +12,8 @@ pub struct Report {
     /// Capabilities that were kept, by the kernel's names.
     pub(crate) capabilities: String,
     pub(crate) files: Files,
-    pub(crate) calls: Calls,
+    /// Whether system calls are restricted.
+    pub(crate) restricted: bool,
     pub(crate) other_threads: usize,
 }
 
@@ -28,18 +32,22 @@ impl Files {
     }
 }
 
-/// What seccomp does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Calls {
-    Restricted,
-    Unrestricted,
-}
-
 impl Report {
+    /// Gives up what only the start of the process needs: taking over descriptors by number.
+    ///
+    /// # Errors
+    /// Errors of the kernel.
+    pub fn restrict_finally(&self) -> Result<(), EnterError> {
+        if !self.restricted {
+            return Ok(());
+        }
+        system_calls::restrict_finally().map_err(EnterError::SystemCalls)
+    }
+
     /// Logs what is in force, and warns of what is not.
     pub fn log(&self) {
         let landlock = self.files.version;
-        let seccomp = self.calls == Calls::Restricted;
+        let seccomp = self.restricted;
         tracing::info!(landlock, seccomp, capabilities = self.capabilities, "sandbox entered");
         if self.files.version.is_none() {
             tracing::warn!("this kernel has no landlock: the sandbox does not restrict files");

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::report::{Calls, Report};
+use crate::report::Report;
 use crate::{capabilities, confined, files, system_calls};
 
 /// What stays allowed in the sandbox.
@@ -14,6 +14,7 @@ pub struct Rules {
     pub(crate) readable: BTreeSet<PathBuf>,
     pub(crate) system_calls: BTreeSet<i64>,
     pub(crate) changes_owners: bool,
+    pub(crate) modes: BTreeSet<u32>,
 }
 
 /// Why the sandbox was not entered.
@@ -65,6 +66,13 @@ impl Rules {
         self
     }
 
+    /// Allows giving files this mode. Where the process does not run as root, every mode without special
+    /// bits is allowed.
+    pub fn allow_mode(&mut self, mode: u32) -> &mut Self {
+        self.modes.insert(mode);
+        self
+    }
+
     /// Enters the sandbox, for the rest of the process's life. Paths that do not exist are left out, and
     /// named in the report.
     ///
@@ -81,16 +89,22 @@ impl Rules {
         if files.is_enforced() {
             confined::set(self.changeable.iter().chain(&self.readable));
         }
-        let calls = system_calls::restrict(&self.system_calls, self.changes_owners);
-        let calls = match calls {
-            Ok(()) => {
-                confined::set_system_calls(&self.system_calls);
-                Calls::Restricted
-            }
-            Err(error) if system_calls::is_missing(&error) => Calls::Unrestricted,
+        // Root owns files outside.
+        let is_root = rustix::process::geteuid().is_root();
+        let calls = system_calls::Calls {
+            more: self.system_calls.clone(),
+            changes_owners: self.changes_owners,
+            modes: is_root.then(|| self.modes.clone()),
+        };
+        let restricted = match system_calls::restrict(&calls) {
+            Ok(()) => true,
+            Err(error) if system_calls::is_missing(&error) => false,
             Err(error) => return Err(EnterError::SystemCalls(error)),
         };
-        Ok(Report { capabilities, files, calls, other_threads })
+        if restricted {
+            confined::set_system_calls(calls);
+        }
+        Ok(Report { capabilities, files, restricted, other_threads })
     }
 }
 

@@ -34,28 +34,104 @@ pub(crate) fn is_missing(error: &Error) -> bool {
 ///
 /// # Errors
 /// Errors of the kernel; see [`is_missing`].
-pub(crate) fn restrict(more: &BTreeSet<i64>, changes_owners: bool) -> Result<(), Error> {
-    let architecture: TargetArch = std::env::consts::ARCH.try_into()?;
+pub(crate) fn restrict(calls: &Calls) -> Result<(), Error> {
     let mut rules = allowed()?;
-    rules.extend(more.iter().map(|number| (*number, Vec::new())));
-    if changes_owners {
+    modes(&mut rules, calls.modes.as_ref())?;
+    rules.extend(calls.more.iter().map(|number| (*number, Vec::new())));
+    if calls.changes_owners {
         rules.insert(libc::SYS_fchownat, Vec::new());
         #[cfg(target_arch = "x86_64")]
         rules.extend([libc::SYS_chown, libc::SYS_lchown].map(|number| (number, Vec::new())));
     }
-    let probed = probed().filter(|number| !rules.contains_key(number));
-    let mut probed: RulesByNumber = probed.map(|number| (number, Vec::new())).collect();
-    // The second filter is the last one.
-    rules.insert(libc::SYS_seccomp, Vec::new());
-    probed.insert(libc::SYS_seccomp, Vec::new());
-    let errno = |errno: Errno| SeccompAction::Errno(errno.raw_os_error().unsigned_abs());
-    let main = SeccompFilter::new(rules, errno(Errno::PERM), SeccompAction::Allow, architecture)?;
-    let probed =
-        SeccompFilter::new(probed, SeccompAction::Allow, errno(Errno::NOSYS), architecture)?;
+    rules.extend(none(AT_THE_START));
+    let probed: Vec<_> = probed().filter(|number| !rules.contains_key(number)).collect();
+    install(rules, SeccompAction::Allow, refuse(Errno::PERM))?;
     // Where both refuse a call, the kernel takes the errno of the filter that was installed last.
-    for filter in [main, probed] {
-        let program: BpfProgram = filter.try_into()?;
-        seccompiler::apply_filter_all_threads(&program)?;
+    install(none(&probed), refuse(Errno::NOSYS), SeccompAction::Allow)
+}
+
+/// Takes what only the start of the process needs from every thread, as the last filter.
+///
+/// # Errors
+/// As [`restrict`].
+pub(crate) fn restrict_finally() -> Result<(), Error> {
+    install(none(AT_THE_START), refuse(Errno::PERM), SeccompAction::Allow)
+}
+
+/// What differs between sandboxes.
+#[derive(Debug)]
+pub(crate) struct Calls {
+    /// Calls beyond those of every daemon.
+    pub(crate) more: BTreeSet<i64>,
+    pub(crate) changes_owners: bool,
+    /// The modes that files may be given; `None`: any without the special bits.
+    pub(crate) modes: Option<BTreeSet<u32>>,
+}
+
+fn refuse(errno: Errno) -> SeccompAction {
+    SeccompAction::Errno(errno.raw_os_error().unsigned_abs())
+}
+
+/// Rules for calls with any arguments.
+fn none(numbers: &[i64]) -> RulesByNumber {
+    numbers.iter().map(|number| (*number, Vec::new())).collect()
+}
+
+fn install(
+    rules: RulesByNumber,
+    if_listed: SeccompAction,
+    otherwise: SeccompAction,
+) -> Result<(), Error> {
+    let architecture: TargetArch = std::env::consts::ARCH.try_into()?;
+    let filter = SeccompFilter::new(rules, otherwise, if_listed, architecture)?;
+    let program: BpfProgram = filter.try_into()?;
+    seccompiler::apply_filter_all_threads(&program)
+}
+
+/// Adds a rule for a call: it is allowed if all these conditions hold.
+fn only(
+    rules: &mut RulesByNumber,
+    number: i64,
+    conditions: &[Condition],
+) -> Result<(), BackendError> {
+    let conditions = conditions.iter().map(|(argument, operator, value)| {
+        SeccompCondition::new(*argument, SeccompCmpArgLen::Dword, operator.clone(), *value)
+    });
+    let rule = SeccompRule::new(conditions.collect::<Result<_, _>>()?)?;
+    rules.entry(number).or_default().push(rule);
+    Ok(())
+}
+
+/// No file is made or becomes set-user-ID. Landlock does not restrict changes of mode, so these are also
+/// limited to `modes`.
+fn modes(rules: &mut RulesByNumber, modes: Option<&BTreeSet<u32>>) -> Result<(), BackendError> {
+    // Where the mode is among the arguments.
+    let makes = [
+        (libc::SYS_openat, 3),
+        #[cfg(target_arch = "x86_64")]
+        (libc::SYS_open, 2),
+    ];
+    let changes = [
+        (libc::SYS_fchmodat, 2),
+        #[cfg(target_arch = "x86_64")]
+        (libc::SYS_chmod, 1),
+    ];
+    let any = |place| [(place, MaskedEq(0o7000), 0)];
+    // Where no file is made, the argument is not looked at by the kernel, and may be anything.
+    let make = bits(libc::O_CREAT | (libc::O_TMPFILE & !libc::O_DIRECTORY));
+    for (number, place) in makes {
+        only(rules, number, &any(place))?;
+        only(rules, number, &[(place - 1, MaskedEq(make), 0)])?;
+    }
+    for (number, place) in changes {
+        match modes {
+            None => only(rules, number, &any(place))?,
+            Some(modes) => {
+                for mode in modes {
+                    only(rules, number, &[(place, Eq, u64::from(*mode))])?;
+                }
+            }
+        }
     }
     Ok(())
 }
@@ -65,15 +141,7 @@ fn allowed() -> Result<RulesByNumber, BackendError> {
     let mut rules: RulesByNumber =
         ALWAYS.iter().flat_map(|list| *list).map(|number| (*number, Vec::new())).collect();
     let own = u64::from(std::process::id());
-    let mut only = |number, conditions: &[Condition]| -> Result<(), BackendError> {
-        let conditions = conditions.iter().map(|(argument, operator, value)| {
-            let length = SeccompCmpArgLen::Dword;
-            SeccompCondition::new(*argument, length, operator.clone(), *value)
-        });
-        let rule = SeccompRule::new(conditions.collect::<Result<_, _>>()?)?;
-        rules.entry(number).or_default().push(rule);
-        Ok(())
-    };
+    let mut only = |number, conditions: &[Condition]| only(&mut rules, number, conditions);
     // Threads, but no processes. clone3 has its flags in memory, and glibc has another way.
     let thread = bits(libc::CLONE_THREAD);
     only(libc::SYS_clone, &[(0, MaskedEq(thread), thread)])?;
@@ -127,6 +195,10 @@ fn probed() -> impl Iterator<Item = i64> {
     std::iter::once(libc::SYS_clone3).chain(io_uring).chain(libc::SYS_close_range..=511)
 }
 
+/// Calls that the process makes only until it serves: how a descriptor that was passed by number is
+/// taken over (of other processes landlock refuses it), and the last filter itself.
+const AT_THE_START: &[i64] = &[libc::SYS_pidfd_open, libc::SYS_pidfd_getfd, libc::SYS_seccomp];
+
 /// Calls that are allowed with any arguments.
 #[rustfmt::skip]
 const ALWAYS: &[&[i64]] = &[
@@ -140,9 +212,6 @@ const ALWAYS: &[&[i64]] = &[
         libc::SYS_timerfd_create, libc::SYS_timerfd_settime, libc::SYS_timerfd_gettime,
         libc::SYS_epoll_create1, libc::SYS_epoll_ctl, libc::SYS_epoll_pwait, libc::SYS_epoll_pwait2,
         libc::SYS_ppoll, libc::SYS_pselect6,
-        // How a descriptor that was passed by number is taken over. Of other processes landlock
-        // refuses it.
-        libc::SYS_pidfd_open, libc::SYS_pidfd_getfd,
     ],
     // Sockets.
     &[
@@ -153,13 +222,13 @@ const ALWAYS: &[&[i64]] = &[
     ],
     // Files, which landlock restricts.
     &[
-        libc::SYS_openat, libc::SYS_openat2, libc::SYS_fstat, libc::SYS_newfstatat, libc::SYS_statx,
+        libc::SYS_fstat, libc::SYS_newfstatat, libc::SYS_statx,
         libc::SYS_faccessat, libc::SYS_faccessat2, libc::SYS_readlinkat, libc::SYS_statfs,
         libc::SYS_fstatfs, libc::SYS_getdents64, libc::SYS_getcwd, libc::SYS_umask,
         libc::SYS_mkdirat, libc::SYS_unlinkat, libc::SYS_renameat2, libc::SYS_linkat,
         libc::SYS_symlinkat, libc::SYS_ftruncate, libc::SYS_fallocate, libc::SYS_fadvise64,
         libc::SYS_fsync, libc::SYS_fdatasync, libc::SYS_sync_file_range, libc::SYS_flock,
-        libc::SYS_fchmod, libc::SYS_fchmodat, libc::SYS_copy_file_range,
+        libc::SYS_copy_file_range,
     ],
     // Memory.
     &[
@@ -192,9 +261,9 @@ const ALWAYS: &[&[i64]] = &[
 #[cfg(target_arch = "x86_64")]
 #[rustfmt::skip]
 const OLD: &[i64] = &[
-    libc::SYS_open, libc::SYS_stat, libc::SYS_lstat, libc::SYS_access, libc::SYS_readlink,
+    libc::SYS_stat, libc::SYS_lstat, libc::SYS_access, libc::SYS_readlink,
     libc::SYS_mkdir, libc::SYS_rmdir, libc::SYS_unlink, libc::SYS_rename, libc::SYS_renameat,
-    libc::SYS_link, libc::SYS_symlink, libc::SYS_chmod, libc::SYS_dup2, libc::SYS_pipe,
+    libc::SYS_link, libc::SYS_symlink, libc::SYS_dup2, libc::SYS_pipe,
     libc::SYS_poll, libc::SYS_select, libc::SYS_epoll_create, libc::SYS_epoll_wait,
     libc::SYS_eventfd, libc::SYS_getrlimit, libc::SYS_setrlimit, libc::SYS_time, libc::SYS_arch_prctl,
 ];
