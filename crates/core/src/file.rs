@@ -16,7 +16,9 @@ use crate::memory::SharedMemory;
 use crate::region::{Region, RegionFlags, RegionIndex};
 use crate::registered::Registered;
 
-/// One open of a device.
+/// One open of a device. Dropping it removes what it has mapped and set up, and releases it. A task
+/// that drops it while its thread waits with the device's set marked, or the device stopped, does not
+/// wait for itself: the rest of the release follows when that wait has ended.
 ///
 /// Every operation of a revoked file (see [`crate::DeviceRef::revoke`]) fails with `ENODEV`. While
 /// the device is stopped, accesses and features wait, for a second at most, and then fail with
@@ -50,7 +52,8 @@ impl DeviceRef {
     /// The first open resets the device (unless its state is retained and sound) and calls
     /// [`Device::open_device`], with the set marked; then, and for every further open,
     /// [`Device::open`] without the mark. Blocks while a callback of the device runs, and up to two
-    /// seconds while its set is being opened, closed, reset or saved.
+    /// seconds while its set is being opened, closed, reset or saved. If that is being done by the calling
+    /// thread itself, which runs tasks while it waits, an open by a task fails at once (`EBUSY`).
     ///
     /// # Errors
     /// `ENODEV`: the device is being unregistered, or the file was revoked; `EINVAL`: it is
@@ -78,7 +81,7 @@ impl File {
         Self { device, shared }
     }
 
-    pub(crate) fn parts(&self) -> (&Arc<Registered>, &FileShared) {
+    pub(crate) fn parts(&self) -> (&Arc<Registered>, &Arc<FileShared>) {
         (&self.device.registered, &self.shared)
     }
 

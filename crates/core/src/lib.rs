@@ -69,6 +69,7 @@ mod environment;
 pub mod event;
 pub mod file;
 mod file_state;
+mod held;
 mod hot_reset;
 pub mod ids;
 mod input_log;

@@ -15,9 +15,10 @@ use crate::device::{DeviceFlags, ResetCause, Token};
 use crate::error::{Errno, Error, Result};
 use crate::event::Event;
 use crate::file_state::FileShared;
+use crate::held::{self, Inside};
 use crate::ids::{FileId, Owner};
 use crate::policy::OpenPolicy;
-use crate::registered::{Registered, SetGuard, Transition};
+use crate::registered::{BY_THIS_THREAD, Registered, SetGuard, Transition};
 use crate::set::Phase;
 
 /// Whether a file's release is emitted: only if its open was.
@@ -35,6 +36,10 @@ impl Registered {
         owner: Owner,
         token: Option<Token>,
     ) -> Result<Arc<FileShared>> {
+        if self.is_stopped_here() {
+            return Err(self.is_being_reset());
+        }
+        let _inside = Inside::new(&**self);
         let file = Arc::new(FileShared::new(self.environment.next_file(), owner));
         let opening = self.set.try_begin(Phase::Opening).map_err(|phase| self.set_is(phase))?;
         self.count_in(&opening, &file, token)?;
@@ -137,35 +142,47 @@ impl Registered {
     }
 
     /// Releases a file that its holder closes, unless it was revoked before.
-    pub(crate) fn release_file(self: &Arc<Self>, file: &FileShared) {
+    pub(crate) fn release_file(self: &Arc<Self>, file: &Arc<FileShared>) {
         if file.take() {
             self.release_taken(file);
         }
     }
 
-    fn release_taken(self: &Arc<Self>, file: &FileShared) {
+    fn release_taken(self: &Arc<Self>, file: &Arc<FileShared>) {
         self.release_now(file, Announce::Yes);
     }
 
     /// Releases a file. Removes its mappings and eventfds first, so that no callback that follows can
-    /// wait for the peer.
-    fn release_now(self: &Arc<Self>, file: &FileShared, announce: Announce) {
+    /// wait for the peer. Of the rest is deferred what would wait for the calling thread.
+    fn release_now(self: &Arc<Self>, file: &Arc<FileShared>, announce: Announce) {
         self.drop_resources(file);
+        self.finish_release(file, announce);
+    }
+
+    fn finish_release(self: &Arc<Self>, file: &Arc<FileShared>, announce: Announce) {
+        let _inside = Inside::new(&**self);
         let released = self.call(|device| {
             device.release(file.id);
             Ok(())
         });
         if let Err(error) = released {
+            if error.errno() == Errno::BUSY && held::holds_any() {
+                let (device, file) = (self.clone(), file.clone());
+                return held::defer_release(move || device.finish_release(&file, announce));
+            }
             tracing::debug!(device = self.name(), file = file.id.0, %error, "release failed");
         }
         self.count_out(file, announce);
     }
 
     /// Uncounts a file, and closes the device after the last one.
-    fn count_out(self: &Arc<Self>, file: &FileShared, announce: Announce) {
+    fn count_out(self: &Arc<Self>, file: &Arc<FileShared>, announce: Announce) {
         // Again: another thread may have set up an eventfd or mapping before `release`.
         self.drop_resources(file);
-        let closing = self.set.begin(Phase::Closing);
+        let Some(closing) = self.begin_closing() else {
+            let (device, file) = (self.clone(), file.clone());
+            return held::defer_release(move || device.count_out(&file, announce));
+        };
         let count = {
             let mut guard = closing.lock();
             let Some(member) = guard.find(self) else { return };
@@ -186,6 +203,15 @@ impl Registered {
         if closing.lock().find(self).is_some_and(|member| member.leaving) {
             self.drained.notify_all();
         }
+    }
+
+    /// Marks the set for a release, however long that takes. A thread that holds something waits for a
+    /// limited time: `None`.
+    fn begin_closing(&self) -> Option<Transition<'_>> {
+        if held::holds_any() {
+            return self.set.try_begin(Phase::Closing).ok();
+        }
+        Some(self.set.begin(Phase::Closing))
     }
 
     /// Drops the DMA mappings and eventfds of a file.
@@ -240,7 +266,7 @@ impl Registered {
         Ok(())
     }
 
-    fn revoke_file(self: &Arc<Self>, file: &FileShared) {
+    fn revoke_file(self: &Arc<Self>, file: &Arc<FileShared>) {
         if !file.revoke() {
             return;
         }
@@ -258,6 +284,11 @@ impl Registered {
         }
         guard.member(self).leaving = true;
         Ok(())
+    }
+
+    /// Bars opens (`ENODEV`), whether the device has files or not.
+    pub(crate) fn bar_opens(&self) {
+        self.set.lock().member(self).leaving = true;
     }
 
     /// Revokes every file, and waits for those that other threads are releasing.
@@ -295,7 +326,8 @@ impl Registered {
 
     #[cold]
     pub(crate) fn set_is(&self, phase: Phase) -> Error {
-        Error::new(Errno::BUSY, format!("the set of {} is {phase}", self.name()))
+        let by = if self.set.is_mine() { BY_THIS_THREAD } else { "" };
+        Error::new(Errno::BUSY, format!("the set of {} is {phase}{by}", self.name()))
     }
 
     #[cold]

@@ -13,6 +13,7 @@ use crate::environment::Environment;
 use crate::error::{Errno, Error, Result};
 use crate::event::{Event, Subject};
 use crate::file_state::FileShared;
+use crate::held;
 use crate::ids::{DeviceId, Owner, SetKey};
 use crate::irq::IrqBatch;
 use crate::opening::Last;
@@ -35,6 +36,9 @@ pub(crate) const BY_FUNCTION: u8 = 4;
 const ACCESS_WAIT: Duration = Duration::from_secs(1);
 /// How long an access to configuration space waits for a function-level reset.
 const FUNCTION_RESET: Duration = Duration::from_millis(100);
+
+/// Why an operation fails at once: it would wait for its own thread.
+pub(crate) const BY_THIS_THREAD: &str = " by the calling thread, further down its stack";
 
 /// How often a thread yields to one that sends interrupts before it sleeps.
 const SHORT: u32 = 50;
@@ -129,12 +133,20 @@ impl Registered {
     }
 
     /// Calls the device with its lock held, also in the error state. While the device is stopped it
-    /// waits, without limit.
+    /// waits, without limit. `EBUSY`: the calling thread itself has stopped it, or holds something else
+    /// and would wait for longer than [`set::WAIT`].
     pub(crate) fn call<R>(&self, call: impl FnOnce(&mut dyn Device) -> Result<R>) -> Result<R> {
         loop {
             if self.is_stopped() {
+                if self.is_stopped_here() {
+                    return Err(self.is_being_reset());
+                }
                 let resumed = || (!self.is_stopped()).then_some(());
-                self.context.runtime().wait_until(None, &self.resumed, resumed);
+                if !held::holds_any() {
+                    self.context.runtime().wait_until(None, &self.resumed, resumed);
+                } else if self.await_end_of_stop(&mut Timeout::new(set::WAIT), resumed).is_none() {
+                    return Err(self.is_being_reset());
+                }
             }
             let model = lock(&self.model);
             if !self.is_stopped() {
@@ -302,7 +314,8 @@ impl Registered {
 
     /// Blocks until `condition` returns something, which is asked again when a stop of the device
     /// ends; `None` when the time is up. If the runtime has no workers the thread runs tasks
-    /// meanwhile, because a task may be what has stopped the device. The thread holds no lock.
+    /// meanwhile, because a task may be what has stopped the device. The thread holds no lock. `None`
+    /// at once if the thread itself has stopped the device.
     pub(crate) fn await_end_of_stop<T>(
         &self,
         timeout: &mut Timeout,
@@ -310,6 +323,9 @@ impl Registered {
     ) -> Option<T> {
         if let Some(done) = condition() {
             return Some(done);
+        }
+        if self.is_stopped_here() {
+            return None;
         }
         #[cfg(not(any(loom, shuttle)))]
         return self.context.runtime().wait_until_system_time(
@@ -497,8 +513,9 @@ impl Registered {
     }
 
     #[cold]
-    fn is_being_reset(&self) -> Error {
-        Error::new(Errno::BUSY, format!("{} is being reset", self.name()))
+    pub(crate) fn is_being_reset(&self) -> Error {
+        let by = if self.is_stopped_here() { BY_THIS_THREAD } else { "" };
+        Error::new(Errno::BUSY, format!("{} is being reset{by}", self.name()))
     }
 
     #[cold]

@@ -17,11 +17,12 @@ use crate::dma::{AcceptedFiles, Space};
 use crate::environment::{Environment, FindSpace};
 use crate::error::{Errno, Error, Result};
 use crate::event::{Event, Observer};
+use crate::held;
 use crate::ids::{DeviceId, FileId, IdSequence, NUMBER_LIMIT, Numbers, Owner, SetId};
 use crate::open_pause::OpenPause;
 use crate::policy::{OpenPolicy, StatePolicy};
 use crate::region::RegionIndex;
-use crate::registered::{Registered, Set};
+use crate::registered::{BY_THIS_THREAD, Registered, Set};
 use crate::set::SetTable;
 use crate::sync::atomic::{AtomicU8, AtomicU32, AtomicU64};
 use crate::sync::{Condvar, Mutex, lock};
@@ -92,6 +93,22 @@ impl RegistryInner {
                 Ok(id)
             }
         }
+    }
+
+    /// Waits until a device that is not visible any more has no files, and removes it.
+    fn retire(&self, device: &Arc<Registered>, deadline: Option<Duration>) {
+        let (id, name) = (device.id(), device.name());
+        device.drain(deadline);
+        device.leave();
+        // Number the events before the set and the name are free: a successor's come after them.
+        let unregistered = device.environment.next_event();
+        let set_gone = self.sets.leave(&device.set, || device.environment.next_event());
+        lock(self.names(name)).remove(name);
+        device.emit_numbered(unregistered, Event::Unregistered);
+        if let Some(number) = set_gone {
+            device.emit_numbered(number, Event::SetGone);
+        }
+        tracing::debug!(device = name, id = id.0, set_gone = set_gone.is_some(), "unregistered");
     }
 
     fn names(&self, name: &str) -> &ByName {
@@ -203,7 +220,10 @@ impl Registry {
     /// device has been dropped and was never visible.
     ///
     /// # Errors
-    /// `EEXIST`: the name or the number is taken (until the device that has it has been unregistered in
+    /// `EBUSY`: called by a task that runs while its thread waits with a set marked or a device
+    /// stopped, and the set that the device would join does not become idle (at once, if it is that
+    /// set, otherwise after two seconds). `EEXIST`: the
+    /// name or the number is taken (until the device that has it has been unregistered in
     /// full); `EINVAL`: no name, a number out of range, or the description contradicts itself; what `init` says; `EIO`: a
     /// panic in `describe` or `init`.
     pub fn register(&self, spec: DeviceSpec, device: Box<dyn Device>) -> Result<Registration> {
@@ -243,7 +263,12 @@ impl Registry {
             Some(id) => self.inner.sets.join(id).0,
             None => Set::singleton(),
         };
-        let mut guard = set.lock_idle();
+        let guard = if held::holds_any() { set.try_lock_idle() } else { Ok(set.lock_idle()) };
+        let mut guard = guard.map_err(|phase| {
+            self.inner.sets.leave(&set, || self.inner.environment.next_event());
+            let by = if set.is_mine() { BY_THIS_THREAD } else { "" };
+            Error::new(Errno::BUSY, format!("the set of {name} is {phase}{by}"))
+        })?;
         let registered = guard.join(|slot| {
             Arc::new(Registered {
                 environment: self.inner.environment.clone(),
@@ -409,6 +434,11 @@ impl Registration {
     /// Returns when the device has left its set and was dropped. Waits for callbacks of the
     /// device that are running, also past the deadline.
     ///
+    /// It returns at once if the calling thread, further down its stack, has marked a set, has stopped a
+    /// device, or opens or releases a file of this one: called by a task that this thread runs while it
+    /// waits (as happens without workers), or in a callback of a device. Then the device is not visible
+    /// any more, and the rest follows in the same thread when all of that has ended.
+    ///
     /// [`Request`]: crate::device::Request
     pub fn unregister(self, deadline: Option<Duration>) {
         self.finish(deadline);
@@ -448,17 +478,12 @@ impl Registration {
         if let Some(entry) = lock(registry.names(name)).get_mut(name) {
             *entry = None;
         }
-        device.drain(deadline);
-        device.leave();
-        // Number the events before the set and the name are free: a successor's come after them.
-        let unregistered = device.environment.next_event();
-        let set_gone = registry.sets.leave(&device.set, || device.environment.next_event());
-        lock(registry.names(name)).remove(name);
-        device.emit_numbered(unregistered, Event::Unregistered);
-        if let Some(number) = set_gone {
-            device.emit_numbered(number, Event::SetGone);
+        device.bar_opens();
+        if !held::holds_any_or_is_inside(&**device) {
+            return registry.retire(device, deadline);
         }
-        tracing::debug!(device = name, id = id.0, set_gone = set_gone.is_some(), "unregistered");
+        let (registry, device) = (self.registry.clone(), device.clone());
+        held::defer_unregister(move || registry.retire(&device, deadline));
     }
 }
 

@@ -10,7 +10,9 @@
 //! | idle | → opening | → closing | → resetting | at once | at once |
 //! | opening, closing, resetting, saving | waits until idle, at most two seconds: `EBUSY` | waits until idle | waits until idle, at most two seconds: `EBUSY` | waits until idle | at once |
 //!
-//! Every mark is given up by the destructor of its `Transition`.
+//! Every mark is given up by the destructor of its `Transition`. A thread that finds its own mark (it
+//! runs tasks while it waits, `held.rs`) does not wait for it: an open, a reset, a save and a join fail
+//! with `EBUSY`, a release and a leave are deferred until it has given up its mark.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
@@ -18,6 +20,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use crate::file_state::FileShared;
+use crate::held::{self, Held};
 use crate::ids::{FileId, IdSequence, Owner, SetId, SetNumber};
 use crate::sync::{self, Condvar, Mutex, MutexGuard, lock};
 use crate::timeout::Timeout;
@@ -154,7 +157,8 @@ impl<D: SetDevice> Set<D> {
         SetGuard { set: self, state: Some(lock(&self.state)) }
     }
 
-    /// Takes the set lock at a moment when the set is idle.
+    /// Takes the set lock at a moment when the set is idle. The calling thread must not have marked
+    /// it.
     pub(crate) fn lock_idle(&self) -> SetGuard<'_, D> {
         let mut guard = self.lock();
         while guard.state().phase != Phase::Idle {
@@ -163,25 +167,39 @@ impl<D: SetDevice> Set<D> {
         guard
     }
 
-    /// Marks the set as soon as it is idle, however long that takes.
-    pub(crate) fn begin(&self, phase: Phase) -> Transition<'_, D> {
-        self.lock_idle().state().phase = phase;
-        Transition { set: self }
+    /// Whether the calling thread has marked the set.
+    pub(crate) fn is_mine(&self) -> bool {
+        held::is_held(self)
     }
 
-    /// Marks the set if it becomes idle within [`WAIT`]. Otherwise returns what it is busy with.
-    pub(crate) fn try_begin(&self, phase: Phase) -> Result<Transition<'_, D>, Phase> {
+    /// Marks the set as soon as it is idle, however long that takes. The calling thread must not have
+    /// marked it.
+    pub(crate) fn begin(&self, phase: Phase) -> Transition<'_, D> {
+        debug_assert!(!self.is_mine(), "waits for its own mark");
+        self.lock_idle().state().phase = phase;
+        Transition { set: self, held: Some(Held::new(self)) }
+    }
+
+    /// Takes the set lock at a moment when the set is idle, if there is one within [`WAIT`]. Otherwise
+    /// returns what the set is busy with; at once, if the calling thread itself has marked it.
+    pub(crate) fn try_lock_idle(&self) -> Result<SetGuard<'_, D>, Phase> {
         let mut timeout = Timeout::new(WAIT);
         let mut guard = self.lock();
         while guard.state().phase != Phase::Idle {
             // In a model no time passes, and only a deadlock is too long.
             let time = if cfg!(any(loom, shuttle)) { Some(Duration::MAX) } else { timeout.left() };
-            let Some(time) = time else { return Err(guard.state().phase) };
+            let Some(time) = time.filter(|_| !self.is_mine()) else {
+                return Err(guard.state().phase);
+            };
             guard.wait_idle(time);
         }
-        guard.state().phase = phase;
-        drop(guard);
-        Ok(Transition { set: self })
+        Ok(guard)
+    }
+
+    /// Marks the set, or not, as [`Set::try_lock_idle`].
+    pub(crate) fn try_begin(&self, phase: Phase) -> Result<Transition<'_, D>, Phase> {
+        self.try_lock_idle()?.state().phase = phase;
+        Ok(Transition { set: self, held: Some(Held::new(self)) })
     }
 }
 
@@ -189,6 +207,8 @@ impl<D: SetDevice> Set<D> {
 /// when this is dropped.
 pub(crate) struct Transition<'a, D: SetDevice> {
     set: &'a Set<D>,
+    /// Taken by the destructor.
+    held: Option<Held>,
 }
 
 impl<D: SetDevice> Transition<'_, D> {
@@ -210,6 +230,8 @@ impl<D: SetDevice> Drop for Transition<'_, D> {
         if waiting > 0 {
             self.set.idle.notify_all();
         }
+        // The set is idle, so that what was deferred can mark it.
+        drop(self.held.take());
     }
 }
 

@@ -20,6 +20,7 @@ use crate::device::{Quiesce, ResetCause, Why};
 use crate::error::{Errno, Error, Result};
 use crate::event::Event;
 use crate::file_state::FileShared;
+use crate::held::{self, Held};
 use crate::registered::{BY_FUNCTION, Registered, STOPPED, pause};
 use crate::sync::atomic::Ordering;
 use crate::sync::{lock, try_lock};
@@ -37,6 +38,8 @@ pub(crate) struct Stop {
     resume: Option<Rings>,
     /// When the device was asked to quiesce, until it has.
     asked: Option<Instant>,
+    /// The thread that has stopped the device; `None`: a task has.
+    held: Option<Held>,
 }
 
 impl Stop {
@@ -50,19 +53,21 @@ impl Stop {
         Ok(stop)
     }
 
-    /// Makes calls wait. Some may still be running: [`Stop::await_calls`].
+    /// Makes calls wait. Some may still be running: [`Stop::await_calls`]. The stop ends in the
+    /// calling thread.
     pub(crate) fn claim(device: &Arc<Registered>, timeout: &mut Timeout) -> Result<Self> {
         let claim = || device.try_stop().then_some(());
         if device.await_end_of_stop(timeout, claim).is_none() {
             let what = format!("{} is being reset or closed", device.name());
             return Err(Error::new(Errno::BUSY, what));
         }
-        Ok(Self { device: device.clone(), resume: None, asked: None })
+        let held = Some(Held::new(&**device));
+        Ok(Self { device: device.clone(), resume: None, asked: None, held })
     }
 
     /// The stop of a device that [`Registered::try_stop`] has stopped.
     pub(crate) fn claimed(device: Arc<Registered>) -> Self {
-        Self { device, resume: None, asked: None }
+        Self { device, resume: None, asked: None, held: None }
     }
 
     /// Waits until no call is running. `EBUSY`: that takes longer than `timeout`.
@@ -193,6 +198,8 @@ impl Drop for Stop {
             self.device.start_work(rings);
         }
         self.device.let_calls_in();
+        // Calls run again, so that what was deferred can make one.
+        drop(self.held.take());
     }
 }
 
@@ -229,6 +236,11 @@ impl Registered {
                 None
             }
         }
+    }
+
+    /// Whether the calling thread has stopped the device: then it must not wait for the end of that.
+    pub(crate) fn is_stopped_here(&self) -> bool {
+        held::is_held(self)
     }
 
     /// Whether the device has the power [`crate::Worker`].

@@ -12,8 +12,8 @@ use vfiod_core::work::TaskState;
 use vfiod_core::work::{Close, Rings};
 use vfiod_core::{
     Context, DataPath, Description, Device, DeviceFlags, DeviceSpec, DeviceTask, Errno, File,
-    Owner, Persistence, Quiesce, Region, RegionIndex, Registration, Registry, ResetCause, Result,
-    SetId, SetObject, Why, Worker,
+    OpenPolicy, Owner, Persistence, Quiesce, Region, RegionIndex, Registration, Registry,
+    ResetCause, Result, SetId, SetObject, Why, Worker,
 };
 use vfiod_tasks::{ManualClock, Runtime, Waiters};
 
@@ -197,7 +197,8 @@ fn register(
 ) -> Registration {
     let jobs = Jobs { script: script.clone(), context: None, pending: 0, ended: 0 };
     let set = Some(SetId::of(slot));
-    let spec = DeviceSpec { name: name.to_owned(), set, ..DeviceSpec::default() };
+    let (name, open) = (name.to_owned(), OpenPolicy::Multi);
+    let spec = DeviceSpec { name, set, open, ..DeviceSpec::default() };
     registry.register(spec, Box::new(jobs)).expect("registers")
 }
 
@@ -520,4 +521,106 @@ fn a_panic_in_a_task_puts_the_device_into_the_error_state_and_says_why() {
     file.reset().expect("a reset helps");
     rig.start(&file);
     assert_eq!(read(&file, ENDED), 1);
+}
+
+/// Lets a task do something while the only thread waits for jobs to end, which they do then.
+fn meanwhile(rig: &Rig, what: impl FnOnce() + Send + 'static) {
+    let script = rig.script.clone();
+    rig.script.answer(Quiesce::Finish);
+    let task = async move {
+        what();
+        script.release();
+    };
+    rig.runtime.spawn(task).detach();
+}
+
+#[track_caller]
+fn must_be_busy<T: std::fmt::Debug>(result: Result<T>, what: &str) {
+    let error = result.expect_err("is held by this thread");
+    assert_eq!(error.errno(), Errno::BUSY);
+    assert!(error.to_string().contains(what), "{error}");
+}
+
+#[test]
+fn task_that_runs_while_its_thread_closes_a_member_releases_and_is_refused_another() {
+    let rig = Rig::new();
+    let (file, other) = (rig.open().expect("opens"), rig.register("other", &Arc::default()));
+    rig.start(&file);
+    let (device, user) = (other.device().clone(), Owner::in_process("test"));
+    let of_other = device.open(user.clone()).expect("opens");
+    let members = [rig.registration.device().clone(), device.clone()];
+    meanwhile(&rig, move || {
+        drop(of_other);
+        assert_eq!(device.status().files.len(), 1, "its release waits for the mark");
+        let busy = "of other is being closed by the calling thread";
+        must_be_busy(device.open(user), busy);
+        must_be_busy(device.reset_set(vfiod_core::InUse::Reset), busy);
+    });
+    drop(file);
+    for member in &members {
+        assert!(member.status().files.is_empty(), "{} is open", member.name());
+        drop(member.open(Owner::in_process("another")).expect("opens"));
+    }
+}
+
+#[test]
+fn task_that_runs_while_its_thread_resets_a_device_releases_and_is_refused_another() {
+    let rig = Rig::new();
+    let (file, second) = (rig.open().expect("opens"), rig.open().expect("opens"));
+    rig.start(&file);
+    let device = rig.registration.device().clone();
+    meanwhile(&rig, move || {
+        drop(second);
+        assert_eq!(device.status().files.len(), 2, "its release waits for the reset");
+        let busy = "jobs is being reset by the calling thread";
+        must_be_busy(device.open(Owner::in_process("test")), busy);
+        must_be_busy(device.image_len(), busy);
+    });
+    file.reset().expect("resets");
+    assert_eq!(rig.registration.device().status().files.len(), 1);
+    drop(rig.open().expect("opens"));
+}
+
+#[test]
+fn task_that_runs_while_its_thread_resets_the_set_unregisters_and_is_refused_a_join() {
+    let rig = Rig::new();
+    let (file, other) = (rig.open().expect("opens"), rig.register("other", &Arc::default()));
+    rig.start(&file);
+    let of_other = other.device().open(Owner::in_process("test")).expect("opens");
+    let (registry, set) = (rig.registry.clone(), SetId::of(&rig.slot));
+    meanwhile(&rig, move || {
+        let device = other.device().clone();
+        other.unregister(None);
+        assert!(registry.find("other").is_none() && device.status().leaving);
+        drop(of_other);
+        let jobs = Jobs { script: Arc::default(), context: None, pending: 0, ended: 0 };
+        let spec = DeviceSpec { name: "third".to_owned(), set: Some(set), ..DeviceSpec::default() };
+        must_be_busy(
+            registry.register(spec, Box::new(jobs)),
+            "the set of third is being reset by the calling thread",
+        );
+    });
+    file.reset_set().expect("resets");
+    assert_eq!(file.set_members().expect("is open").len(), 1);
+    drop(rig.register("other", &Arc::default()));
+}
+
+#[test]
+fn task_that_unregisters_a_device_while_its_thread_releases_a_file_does_not_wait_for_it() {
+    let rig = Rig::new();
+    let (registry, file) = (rig.registry.clone(), rig.open().expect("opens"));
+    rig.start(&file);
+    rig.script.answer(Quiesce::Finish);
+    file.write(REGISTERS, RESET, &[0; 4]).expect("asks for a reset, which waits for the job");
+    let (runtime, script, registration) = (rig.runtime, rig.script, rig.registration);
+    let device = registration.device().clone();
+    let task = async move {
+        registration.unregister(None);
+        assert!(registry.find("jobs").is_none(), "nobody finds it any more");
+        script.release();
+    };
+    runtime.spawn(task).detach();
+    drop(file);
+    assert!(device.status().files.is_empty());
+    assert_eq!(device.image_len().expect_err("is gone").errno(), Errno::NODEV);
 }

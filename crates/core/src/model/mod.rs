@@ -15,6 +15,7 @@
 //! | no signal after an eventfd was taken away; one signal for each unmask | [`scenarios_irq`] |
 //! | a device that is idle does no work, and none begins; a step does not begin after a cancel | [`scenarios_work`] |
 //! | nothing of a device works while it is opened, reset, closed or saved, whatever else happens to its set | [`scenarios_stop`] |
+//! | a thread that waits runs a task that does any of that, too: nobody waits for itself | [`scenarios_stop`] |
 //! | no ring of a doorbell is lost while work is stopped and resumed | [`scenarios_work`] |
 //! | no deadlock | the checker |
 //!

@@ -279,7 +279,74 @@ pub(crate) fn pairs_of_two_members_of_a_set() {
     every_pair(false, Quiesce::Cancel);
 }
 
+/// A transition that a task plays, in a thread that waits amid another transition. There are no
+/// workers: threads that wait run the tasks. A third opens and closes beside them.
+fn nested(first: Transition, in_task: Transition, of_one_device: bool) {
+    let runtime = Runtime::new().expect("starts");
+    let registry = Registry::with_runtime(runtime.clone(), None);
+    let (set, seen) = (Arc::new(Slot), [0; 2].map(|_| Arc::<Seen>::default()));
+    let names = ["a", "b"];
+    let mut registrations = [0, 1].map(|member: usize| {
+        let (seen, answer) = (seen[member].clone(), Quiesce::Finish);
+        let device = Working { seen, context: None, under_way: false, answer };
+        let spec = DeviceSpec {
+            name: names[member].to_owned(),
+            set: Some(SetId::of(&set)),
+            open: OpenPolicy::Multi,
+            ..DeviceSpec::default()
+        };
+        Some(registry.register(spec, Box::new(device)).expect("registers"))
+    });
+    let members = if of_one_device { [0, 0, 1] } else { [0, 1, 1] };
+    let devices = members.map(|member| registry.find(names[member]).expect("is there"));
+    let mut unregister = |transition, member: usize| {
+        if transition == Transition::Unregister { registrations[member].take() } else { None }
+    };
+    let of_outer = unregister(first, members[0]);
+    let of_inner = unregister(in_task, members[1]);
+    // Of two who unregister one device the second has nothing to do.
+    let nothing = in_task == Transition::Unregister && of_inner.is_none();
+    let [outer, inner, beside] = devices;
+    // The task releases a file that it has had from before, and plays its own transition.
+    let file = open(&inner).expect("opens");
+    let task = async move {
+        drop(file);
+        if !nothing {
+            play(in_task, &inner, of_inner);
+        }
+    };
+    runtime.spawn(task).detach();
+    join_all([(first, outer, of_outer), (Transition::OpenAndClose, beside, None)].map(
+        |(transition, device, registration)| spawn(move || play(transition, &device, registration)),
+    ));
+    runtime.run_until_idle();
+    registrations.into_iter().flatten().for_each(|registration| registration.unregister(None));
+    runtime.run_until_idle();
+    for seen in &seen {
+        assert!(!seen.open.load(SeqCst), "left open");
+        assert_eq!(seen.futures.load(SeqCst), 0, "a task is left");
+    }
+}
+
+fn every_nested_pair(of_one_device: bool) {
+    for first in ALL {
+        for in_task in ALL {
+            nested(first, in_task, of_one_device);
+        }
+    }
+}
+
+pub(crate) fn tasks_of_a_thread_that_waits_with_their_own_device() {
+    every_nested_pair(true);
+}
+
+pub(crate) fn tasks_of_a_thread_that_waits_with_another_member() {
+    every_nested_pair(false);
+}
+
 vfiod_sync::checks! {
+    tasks_of_a_thread_that_waits_with_their_own_device: 30,
+    tasks_of_a_thread_that_waits_with_another_member: 30,
     pairs_of_one_device_whose_work_is_cancelled: 60,
     pairs_of_one_device_whose_work_finishes: 60,
     pairs_of_two_members_of_a_set: 60,
