@@ -16,7 +16,8 @@ use vfiod_wire::{HEADER_LEN, Header};
 
 use crate::error::{Error, Result};
 
-const MAX_FDS: usize = 64;
+/// As many as Linux passes with one `sendmsg`.
+const MAX_FDS: usize = 253;
 /// No server has a reason to send more than a transfer of 1 MiB and its header.
 const MAX_MESSAGE: usize = 16 << 20;
 

@@ -2,7 +2,8 @@
 
 #![allow(unsafe_code)]
 
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering as StdOrdering};
 
@@ -19,6 +20,9 @@ use vfiod_sync::atomic::Ordering;
 const PROCESS_MAPPINGS: u64 = 32_768;
 /// Bytes of address space that the process may spend on them: of 128 TiB.
 const PROCESS_BYTES: u64 = 96 << 40;
+
+/// Bytes of control data with as many descriptors as Linux passes with one message.
+const CONTROL: usize = 1040;
 
 // Not the facade's: they are process-wide, and no order depends on them.
 static MAPPINGS: AtomicU64 = AtomicU64::new(0);
@@ -191,7 +195,7 @@ impl MappedFile {
     }
 
     /// Receives what has arrived at a socket, at most `len` bytes, without waiting. Returns 0 at the
-    /// end of the stream. Descriptors that came with it are closed.
+    /// end of the stream. Descriptors that came with it are added to `fds`.
     ///
     /// # Errors
     /// `EINVAL`: outside the mapping, or not writable; else those of `recv`.
@@ -200,13 +204,38 @@ impl MappedFile {
         offset: u64,
         len: usize,
         socket: BorrowedFd<'_>,
+        fds: &mut Vec<OwnedFd>,
     ) -> Result<usize, Errno> {
         let at = self.at(offset, len).filter(|_| self.writable).ok_or(Errno::INVAL)?;
-        let (fd, flags) = (socket.as_raw_fd(), libc::MSG_DONTWAIT);
-        // SAFETY: within the mapping, which is writable. The kernel survives that others change it
-        // meanwhile, or that it is gone.
-        let received = unsafe { libc::recv(fd, at.as_ptr().cast(), len, flags) };
-        usize::try_from(received).map_err(|_| last_errno())
+        let mut piece = libc::iovec { iov_base: at.as_ptr().cast(), iov_len: len };
+        let mut control = [MaybeUninit::<u64>::uninit(); CONTROL / 8];
+        // SAFETY: all zeros is a message without an address and without control data.
+        let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+        message.msg_iov = &mut piece;
+        message.msg_iovlen = 1;
+        message.msg_control = control.as_mut_ptr().cast();
+        message.msg_controllen = size_of_val(&control);
+        let flags = libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC;
+        // SAFETY: within the mapping, which is writable, and within `control`. The kernel survives
+        // that others change the mapping meanwhile, or that it is gone.
+        let received = unsafe { libc::recvmsg(socket.as_raw_fd(), &mut message, flags) };
+        let received = usize::try_from(received).map_err(|_| last_errno())?;
+        // SAFETY: the kernel has written whole headers, of which `message` says where they are, and
+        // descriptors that nobody else owns.
+        unsafe {
+            let mut next = libc::CMSG_FIRSTHDR(&message);
+            while let Some(header) = next.as_ref() {
+                if (header.cmsg_level, header.cmsg_type) == (libc::SOL_SOCKET, libc::SCM_RIGHTS) {
+                    let bytes = header.cmsg_len - libc::CMSG_LEN(0) as usize;
+                    let first = libc::CMSG_DATA(header).cast::<RawFd>();
+                    for at in 0..bytes / size_of::<RawFd>() {
+                        fds.push(OwnedFd::from_raw_fd(first.add(at).read_unaligned()));
+                    }
+                }
+                next = libc::CMSG_NXTHDR(&message, header);
+            }
+        }
+        Ok(received)
     }
 
     /// Sends `head`, then `len` bytes at `offset`, to a socket. Returns how much it took.

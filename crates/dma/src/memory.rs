@@ -137,7 +137,7 @@ impl SharedMemory {
 
     /// Receives what has arrived at a stream socket, at most `len` bytes, straight into the memory
     /// at `offset`, without waiting. Returns how many bytes; 0 at the end of the stream.
-    /// Descriptors that came with them are closed.
+    /// Descriptors that came with them are added to `fds`, close-on-exec.
     ///
     /// # Errors
     /// `EINVAL`, `ENODEV`: as [`SharedMemory::read`], nothing was received; else those of `recv`:
@@ -147,9 +147,10 @@ impl SharedMemory {
         offset: u64,
         len: usize,
         socket: BorrowedFd<'_>,
+        fds: &mut Vec<OwnedFd>,
     ) -> std::result::Result<usize, Errno> {
         self.check(offset, len as u64).map_err(|error| error.errno())?;
-        self.mapping.receive(offset, len, socket)
+        self.mapping.receive(offset, len, socket, fds)
     }
 
     /// Sends `head`, then `len` bytes of the memory at `offset`, to a stream socket, with one system
@@ -293,12 +294,14 @@ mod tests {
         let stream = (AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC);
         let (ours, theirs) = socketpair(stream.0, stream.1, stream.2, None).unwrap();
         let memory = SharedMemory::new("test", 8192).unwrap();
-        assert_eq!(memory.receive(0, 8, ours.as_fd()), Err(Errno::AGAIN));
+        let fds = &mut Vec::new();
+        assert_eq!(memory.receive(0, 8, ours.as_fd(), fds), Err(Errno::AGAIN));
         rustix::io::write(&theirs, b"0123456789").unwrap();
-        assert_eq!(memory.receive(8185, 8, ours.as_fd()), Err(Errno::INVAL));
-        assert_eq!(memory.receive(8184, 8, ours.as_fd()), Ok(8));
-        assert_eq!(memory.receive(0, 8, ours.as_fd()), Ok(2), "no more than has arrived");
+        assert_eq!(memory.receive(8185, 8, ours.as_fd(), fds), Err(Errno::INVAL));
+        assert_eq!(memory.receive(8184, 8, ours.as_fd(), fds), Ok(8));
+        assert_eq!(memory.receive(0, 8, ours.as_fd(), fds), Ok(2), "no more than has arrived");
         assert_eq!(memory.load::<u16>(0).unwrap().to_ne_bytes(), *b"89");
+        assert!(fds.is_empty());
         let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
         assert_eq!(memory.send(b"", 8185, 8, ours.as_fd(), flags), Err(Errno::INVAL));
         assert_eq!(memory.send(b"head", 8184, 8, ours.as_fd(), flags), Ok(12));
@@ -306,7 +309,7 @@ mod tests {
         assert_eq!(rustix::io::read(&theirs, &mut bytes), Ok(12));
         assert_eq!(&bytes[..12], b"head01234567");
         drop(theirs);
-        assert_eq!(memory.receive(0, 8, ours.as_fd()), Ok(0));
+        assert_eq!(memory.receive(0, 8, ours.as_fd(), fds), Ok(0));
         assert_eq!(memory.send(b"head", 0, 8, ours.as_fd(), flags), Err(Errno::PIPE));
     }
 

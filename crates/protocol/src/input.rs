@@ -33,7 +33,8 @@ pub struct BadSize {
 pub struct Descriptors<D> {
     /// The driver's names for them.
     pub fds: Vec<D>,
-    /// Some were lost: there were more than the receive had room for.
+    /// Some are missing: there were more than the receive had room for, or the driver did not take
+    /// them.
     pub truncated: bool,
 }
 

@@ -12,8 +12,9 @@ pub const MAX_DMA_MAPS: u64 = 65535;
 pub const MAX_FIRST_MESSAGE: usize = vfiod_wire::MAX_JSON + 64;
 /// Longest message: a full transfer, with room for its fixed parts.
 pub const MAX_MESSAGE: usize = MAX_DATA + 4096;
-/// Descriptors that wait for the rest of their message.
-pub const MAX_HELD_FDS: usize = 64;
+/// Descriptors that wait for the rest of their message: as many as Linux passes with one `sendmsg`.
+/// Clients that ignore the advertised number send all vectors at once.
+pub const MAX_HELD_FDS: usize = 253;
 /// Descriptors that may wait behind a request that has no reply yet.
 pub const MAX_WAITING_FDS: usize = 256;
 /// Bytes that may wait behind a request that has no reply yet.

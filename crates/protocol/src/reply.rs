@@ -164,7 +164,7 @@ impl<D> Reply<'_, D> {
     }
 
     /// DEVICE_GET_REGION_INFO: `VFIO_REGION_INFO_FLAG_*` without CAPS, size in bytes, mappable
-    /// parts (none for all of it), and the descriptor to map with the offset in bytes at which the
+    /// parts (one if it is all of it), and the descriptor to map with the offset in bytes at which the
     /// region begins in it. The descriptor is sent only with a
     /// reply that is whole: where the client's `argsz` is too small, it asks again.
     pub fn region_info(

@@ -148,7 +148,10 @@ impl<'a, D> Request<'a, D> {
             Wire::DmaMap(map) => {
                 let Descriptors { mut fds, truncated } = descriptors;
                 let one = fds.len() <= 1 && !truncated;
-                require(one, "DMA_MAP with more than one descriptor")?;
+                require(
+                    one,
+                    "DMA_MAP with more than one descriptor, or with one that was not taken",
+                )?;
                 Self::DmaMap(map, fds.pop())
             }
             Wire::DmaUnmap(scope, _) => Self::DmaUnmap(scope),
@@ -163,7 +166,8 @@ impl<'a, D> Request<'a, D> {
                     vfiod_wire::IrqData::EventFd => {
                         let Descriptors { fds, truncated } = descriptors;
                         let right = fds.is_empty() || fds.len() == count as usize;
-                        let what = "DEVICE_SET_IRQS whose count is not its descriptors'";
+                        let what =
+                            "DEVICE_SET_IRQS whose count is not that of the descriptors taken";
                         require(right && !truncated, what)?;
                         IrqData::EventFds(fds)
                     }

@@ -94,6 +94,7 @@ impl Acceptor {
             self.clients.quiet.warn(|suppressed| {
                 tracing::warn!(device, suppressed, "too many connections: one was closed");
             });
+            self.clients.closer.close_socket(fd);
             return None;
         }
         let adopted = Connection::new(fd, &self.clients, pool.reserve());
@@ -113,6 +114,17 @@ impl Source for Acceptor {
 
     /// Accepts a client and serves it at once.
     fn serve(self: Arc<Self>, watch: &Watch, worker: &mut Worker) {
+        if self.clients.closer.is_saturated() {
+            let (watch, acceptor) = (watch.clone(), Arc::downgrade(&self));
+            let resume = move || {
+                if let Some(acceptor) = acceptor.upgrade() {
+                    let _ = watch.rearm(&*acceptor, Interest::Read);
+                }
+            };
+            if self.clients.closer.when_relieved(resume) {
+                return;
+            }
+        }
         let connection = self.accept(watch.pool());
         // Another thread takes the next, if one waits already. (To accept once more only to see
         // that there is none costs ten times as much.) Fails only for a listener that goes.

@@ -8,6 +8,7 @@ use vfiod_core::{DeviceRef, Owner};
 use vfiod_protocol::Dialect;
 use vfiod_sync::{Condvar, Mutex, lock};
 
+use crate::closer::Closer;
 use crate::gate::Gate;
 use crate::limits::{MAX_LEAVING, Quiet};
 
@@ -123,6 +124,7 @@ pub(crate) struct Clients {
     pub(crate) device: DeviceRef,
     pub(crate) poll: Duration,
     pub(crate) gate: Arc<Gate>,
+    pub(crate) closer: Arc<Closer>,
     pub(crate) quiet: Quiet,
     max_connections: usize,
     connections: Mutex<List>,
@@ -169,8 +171,10 @@ impl Clients {
         max_threads: usize,
         max_connections: usize,
     ) -> Arc<Self> {
+        let closer = Closer::new(device.name());
         Arc::new(Self {
             device,
+            closer,
             poll,
             gate: Arc::new(Gate::new(max_threads)),
             quiet: Quiet::default(),

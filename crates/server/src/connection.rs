@@ -6,13 +6,13 @@
 //! requests wait their turn. The file is released when the last thread lets go of the connection.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
-use vfiod_core::dma::DmaPeer;
+use vfiod_core::dma::{AcceptedFiles, DmaPeer};
 use vfiod_core::{Error, File, Owner, RegionIndex, Token};
 use vfiod_protocol::limits::MAX_STRAY_REPLIES;
 use vfiod_protocol::{Call, Dialect, Event, Reply, Request};
@@ -21,6 +21,7 @@ use vfiod_wire::{Capabilities, Command};
 
 use crate::clients::{Client, Clients, ConnectionInfo, Counted, Counters};
 use crate::clock::now;
+use crate::descriptor::{self, Descriptor, Descriptors, State};
 use crate::direct::{self, DirectWrite};
 use crate::dispatch::{self, ClientLink, Refused, Target, Waiting};
 use crate::dma_channel::{Blocked, DmaChannel};
@@ -32,7 +33,7 @@ use crate::outgoing::Outgoing;
 use crate::peer;
 use crate::pool::{Interest, LINGER, Pool, Residence, Source, Watch, Worker};
 use crate::serving::{self, Guarded, Serving};
-use crate::transport::{Descriptors, Received, Socket, Wait};
+use crate::transport::{Lent, Received, Socket, Wait};
 
 /// How much is received at once at first, and for a thread that waits.
 const SMALL_CHUNK: usize = 16 << 10;
@@ -41,8 +42,6 @@ const SMALL_CHUNK: usize = 16 << 10;
 const CHUNK: usize = 256 << 10;
 /// How long a client is made to wait for the one before it to be let go of.
 const DEPARTURE: Duration = Duration::from_secs(2);
-
-pub(crate) type State = vfiod_protocol::Connection<OwnedFd>;
 
 /// What negotiation settled.
 struct Session {
@@ -59,10 +58,10 @@ struct Link<'a> {
 }
 
 impl ClientLink for Link<'_> {
-    type Fd = OwnedFd;
+    type Fd = Descriptor;
 
-    fn name(&self, fd: OwnedFd) -> OwnedFd {
-        fd
+    fn name(&self, fd: OwnedFd) -> Descriptor {
+        Descriptor::ours(fd)
     }
 
     fn dma_peer(&self) -> Result<Arc<dyn DmaPeer>, Error> {
@@ -90,6 +89,8 @@ pub(crate) enum End {
     Protocol(#[from] vfiod_protocol::End),
     #[error("the socket failed: {0}")]
     Socket(#[from] Errno),
+    #[error("it sends descriptors whose close does not return")]
+    Descriptors,
     #[error("the device was revoked")]
     Revoked,
     #[error("the server stops serving it")]
@@ -124,6 +125,8 @@ pub(crate) struct Connection {
     direct: DirectWrite,
     counters: Arc<Counters>,
     quiet: Quiet,
+    /// It has sent a descriptor that cannot be closed at once, and the device had too many of them.
+    unwelcome: AtomicBool,
     itself: Weak<Self>,
     /// Last, so that the connection counts until its file is released.
     _counted: Counted,
@@ -147,7 +150,7 @@ impl Connection {
         watch: Watch,
     ) -> Result<Arc<Self>, Errno> {
         static NUMBER: AtomicU64 = AtomicU64::new(1);
-        let socket = Socket::new(socket, LINGER)?;
+        let socket = Socket::new(socket, LINGER, clients.closer.clone())?;
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let outgoing = Arc::new(Outgoing::new(socket));
         let owner = peer::owner(&outgoing, vfiod_core::ConnectionId(number))?;
@@ -164,6 +167,7 @@ impl Connection {
             direct: DirectWrite::default(),
             counters: Arc::default(),
             quiet: Quiet::default(),
+            unwelcome: AtomicBool::new(false),
             itself: itself.clone(),
         });
         let client: Arc<dyn Client> = connection.clone();
@@ -220,7 +224,13 @@ impl Connection {
                     }
                 }
             }
+            if self.session.get().is_none() && self.clients.closer.is_saturated() {
+                return (state, Err(End::Descriptors));
+            }
             let received = self.receive(&mut state, chunk, wait, residence.is_some());
+            if self.unwelcome.load(Ordering::Relaxed) {
+                return (state, Err(End::Descriptors));
+            }
             match received {
                 Ok(Received::Bytes(bytes)) => {
                     count(&self.counters.received, bytes);
@@ -268,19 +278,50 @@ impl Connection {
     }
 
     fn fill(&self, state: &mut State, chunk: usize, wait: Wait) -> Result<Received, Errno> {
+        let mut lent = Lent::default();
         if state.is_receiving_outside()
             && let Some(session) = self.session.get()
         {
             let (file, socket) = (&session.opened.file, self.outgoing.socket());
-            return self.direct.receive(state, file, socket, wait);
+            let received = self.direct.receive(state, file, socket, &mut lent, wait)?;
+            // They came in the middle of data.
+            self.close_unasked(lent);
+            return Ok(received);
         }
-        let mut descriptors = Descriptors::default();
         let room = state.room(chunk / 2, chunk);
-        let received = self.outgoing.socket().receive(room, &mut descriptors, wait)?;
+        let received = self.outgoing.socket().receive(room, &mut lent, wait)?;
         if let Received::Bytes(bytes) = received {
+            let descriptors =
+                if lent.is_empty() { Descriptors::default() } else { self.judge(lent) };
             state.received(bytes, descriptors, now());
         }
         Ok(received)
+    }
+
+    /// Takes of a client's descriptors what a command can ask for.
+    fn judge(&self, lent: Lent) -> Descriptors {
+        let Lent { fds, truncated } = lent;
+        let Some(session) = self.session.get() else {
+            // None is held before negotiation. A command that came together with VERSION finds that
+            // its descriptors are missing.
+            self.close_unasked(Lent { fds, truncated });
+            return Descriptors { fds: Vec::new(), truncated: true };
+        };
+        let closer = &self.clients.closer;
+        let space = session.opened.file.space();
+        let accepts_files = space.is_ok_and(|space| space.accepted_files() == AcceptedFiles::Any);
+        let judge = |fd| Descriptor::judge(fd, closer, accepts_files);
+        let fds: Vec<_> = fds.into_iter().map(judge).collect();
+        if fds.iter().any(Descriptor::is_refused) && closer.is_saturated() {
+            self.unwelcome.store(true, Ordering::Relaxed);
+        }
+        Descriptors { fds, truncated }
+    }
+
+    fn close_unasked(&self, lent: Lent) {
+        if !self.clients.closer.close_all(lent.fds) {
+            self.unwelcome.store(true, Ordering::Relaxed);
+        }
     }
 
     /// Sends what waits, handles every whole message that has arrived, and sends the replies.
@@ -420,7 +461,11 @@ impl Connection {
         }
         let link = Link { session, pool: self.watch.pool() };
         let target = Target { file: &session.opened.file, link: &link };
-        if let Err(Refused { command, error }) = target.carry_out(request, reply, deadline) {
+        let outcome = match descriptor::of_request(request) {
+            Ok(request) => target.carry_out(request, reply, deadline),
+            Err(error) => dispatch::refuse(reply, error),
+        };
+        if let Err(Refused { command, error }) = outcome {
             self.refused(command, error.errno(), &error);
         }
         Ok(Step::Done)
@@ -491,7 +536,7 @@ impl Connection {
     }
 
     /// Handles VERSION.
-    fn negotiate(&self, call: Call<'_, OwnedFd>) {
+    fn negotiate(&self, call: Call<'_, Descriptor>) {
         let Request::Version { proposed, token } = call.request else { return };
         let opened = self.open(token.map(Token));
         let outcome = opened.and_then(|file| self.make_session(file, &proposed));
@@ -506,7 +551,7 @@ impl Connection {
         }
     }
 
-    fn refuse_version(&self, reply: Reply<'_, OwnedFd>, error: &Error) {
+    fn refuse_version(&self, reply: Reply<'_, Descriptor>, error: &Error) {
         reply.refuse(error.errno().raw_os_error().unsigned_abs());
         self.refused(Some(Command::Version), error.errno(), error);
     }
@@ -515,13 +560,14 @@ impl Connection {
         &self,
         file: File,
         proposed: &Capabilities,
-    ) -> Result<(Session, Option<OwnedFd>), Error> {
+    ) -> Result<(Session, Option<Descriptor>), Error> {
         let failed = |errno| Error::new(errno, "cannot make the second socket");
         let (ours, theirs) = if proposed.wants_twin_socket() {
             let (ours, theirs) =
                 socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
                     .map_err(failed)?;
-            (Some(Socket::new(ours, LINGER).map_err(failed)?), Some(theirs))
+            let socket = Socket::new(ours, LINGER, self.clients.closer.clone()).map_err(failed)?;
+            (Some(socket), Some(Descriptor::ours(theirs)))
         } else {
             (None, None)
         };
@@ -688,12 +734,14 @@ impl Guarded for Connection {
         self.end();
         let device = self.clients.device.name();
         let ConnectionInfo { owner, messages, errors, .. } = self.info();
+        // Refusals of which nothing was said since the last one that was logged.
+        let suppressed = self.quiet.take_suppressed();
         match end {
             End::Closed | End::Stopped | End::Revoked => {
-                tracing::info!(device, %owner, messages, errors, "connection ended: {end}");
+                tracing::info!(device, %owner, messages, errors, suppressed, "connection ended: {end}");
             }
-            End::Truncated | End::Protocol(_) | End::Socket(_) => {
-                tracing::warn!(device, %owner, messages, errors, "connection ended: {end}");
+            End::Truncated | End::Protocol(_) | End::Socket(_) | End::Descriptors => {
+                tracing::warn!(device, %owner, messages, errors, suppressed, "connection ended: {end}");
             }
         }
     }

@@ -5,17 +5,17 @@
 //! between clears the memory; it counts as having come after the whole write, so what arrives later
 //! is dropped.
 
-use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::io::Errno;
 use vfiod_core::{File, RegionFlags, RegionIndex};
 use vfiod_protocol::limits::LARGE_WRITE;
-use vfiod_protocol::{Access, Connection, LargeWrite};
+use vfiod_protocol::{Access, LargeWrite};
 
+use crate::descriptor::{Descriptor, State};
 use crate::dispatch::{Outcome, refuse};
 use crate::outgoing::Outgoing;
-use crate::transport::{Received, Socket, Wait};
+use crate::transport::{Lent, Received, Socket, Wait};
 
 /// A write that is received where it belongs. Used with the state locked.
 #[derive(Debug, Default)]
@@ -27,7 +27,7 @@ pub(crate) struct DirectWrite {
 impl DirectWrite {
     /// Begins, if the message that is next is a large write to plain memory of which part has
     /// arrived.
-    pub(crate) fn begin(&self, state: &mut Connection<OwnedFd>, file: &File) {
+    pub(crate) fn begin(&self, state: &mut State, file: &File) {
         let Some(LargeWrite { access, arrived }) = state.large_write() else { return };
         let resets = file.shared_resets();
         let (region, len) = (RegionIndex(access.region), access.count as usize);
@@ -41,19 +41,20 @@ impl DirectWrite {
         }
     }
 
-    /// Receives more of it.
+    /// Receives more of it. Descriptors that come with it are added to `lent`.
     pub(crate) fn receive(
         &self,
-        state: &mut Connection<OwnedFd>,
+        state: &mut State,
         file: &File,
         socket: &Socket,
+        lent: &mut Lent,
         wait: Wait,
     ) -> Result<Received, Errno> {
-        let mut received = self.receive_now(state, file, socket)?;
+        let mut received = self.receive_now(state, file, socket, lent)?;
         if matches!(received, Received::Nothing) && wait == Wait::Linger {
             // Not in the receive itself: there may be a reset meanwhile.
             socket.await_input();
-            received = self.receive_now(state, file, socket)?;
+            received = self.receive_now(state, file, socket, lent)?;
         }
         if let Received::Bytes(bytes) = received {
             state.received_outside(bytes);
@@ -63,23 +64,24 @@ impl DirectWrite {
 
     fn receive_now(
         &self,
-        state: &Connection<OwnedFd>,
+        state: &State,
         file: &File,
         socket: &Socket,
+        lent: &mut Lent,
     ) -> Result<Received, Errno> {
         let (left, outside) = (state.outside_left(), state.outside());
         let Some((access, done)) = outside else { return Ok(Received::Nothing) };
         if file.shared_resets() == self.resets.load(Ordering::Relaxed) {
             let (region, offset) = (RegionIndex(access.region), access.offset + done as u64);
             if let Ok(Some(memory)) = file.shared(region, offset, left, RegionFlags::WRITE) {
-                match socket.receive_into(memory, offset, left) {
+                match socket.receive_into(memory, offset, left, lent) {
                     // The opening has ended: nobody is to see it.
                     Err(Errno::NODEV) => {}
                     received => return received,
                 }
             }
         }
-        socket.receive_nowhere(left)
+        socket.receive_nowhere(left, lent)
     }
 }
 
@@ -93,7 +95,7 @@ pub(crate) fn is_large_read<D>(access: &Access<'_, D>) -> bool {
 /// it. Returns how many bytes were sent that way, too.
 pub(crate) fn read(
     file: &File,
-    access: Access<'_, OwnedFd>,
+    access: Access<'_, Descriptor>,
     outgoing: &Outgoing,
     wait: Wait,
 ) -> (Outcome, usize) {

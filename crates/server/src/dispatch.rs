@@ -265,10 +265,8 @@ impl<L: ClientLink> Target<'_, L> {
             };
             let sparse =
                 |a: &vfiod_core::region::SparseArea| SparseArea { offset: a.offset, size: a.size };
+            // Also where it is the whole region: libvfio-user's sample client takes no other reply.
             areas.extend(region.shared.iter().map(sparse));
-            if areas == [SparseArea { offset: 0, size: region.size }] {
-                areas.clear();
-            }
         }
         reply.region_info(flags, region.size, &areas, memory);
         Ok(())

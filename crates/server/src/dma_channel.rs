@@ -18,15 +18,16 @@ use rustix::time::{
 use vfiod_core::dma::{Completion, DmaPeer};
 use vfiod_core::{Error, Result};
 use vfiod_protocol::{
-    Completed, DmaFailure, DmaReply, DmaRequests, End, Ended, Output, Time, TransferId, Twin,
+    Completed, DmaFailure, DmaReply, DmaRequests, End, Ended, Time, TransferId, Twin,
 };
 use vfiod_sync::{Mutex, lock};
 
 use crate::clients::Counters;
 use crate::clock::now;
+use crate::descriptor::{Descriptor, Output};
 use crate::outgoing::Outgoing;
 use crate::pool::{Interest, Pool, Source, Watch, Worker};
-use crate::transport::{Descriptors, Received, Wait};
+use crate::transport::{Lent, Received, Wait};
 
 /// How long a client may take for a request. QEMU gives up on its own commands after five
 /// seconds, and one of them may be waiting for this.
@@ -77,7 +78,7 @@ impl Waiting {
 /// The second socket.
 pub(crate) struct TwinSocket {
     outgoing: Arc<Outgoing>,
-    incoming: Mutex<Twin<OwnedFd>>,
+    incoming: Mutex<Twin<Descriptor>>,
     channel: OnceLock<Weak<DmaChannel>>,
     watch: OnceLock<Watch>,
 }
@@ -246,7 +247,7 @@ impl DmaChannel {
         }
     }
 
-    fn send(&self, mut output: Output<OwnedFd>) {
+    fn send(&self, mut output: Output) {
         if output.is_empty() {
             return;
         }
@@ -268,7 +269,7 @@ impl DmaChannel {
     fn start(
         &self,
         waiting: Waiting,
-        start: impl FnOnce(&mut DmaRequests, &mut Output<OwnedFd>) -> Result<TransferId, DmaFailure>,
+        start: impl FnOnce(&mut DmaRequests, &mut Output) -> Result<TransferId, DmaFailure>,
     ) {
         let mut output = Output::default();
         let mut state = lock(&self.state);
@@ -337,9 +338,14 @@ impl TwinSocket {
 
     fn read(&self, channel: &DmaChannel) -> bool {
         let mut incoming = lock(&self.incoming);
-        let mut descriptors = Descriptors::default();
+        let mut lent = Lent::default();
         let room = incoming.room(CHUNK / 2, CHUNK);
-        match self.outgoing.socket().receive(room, &mut descriptors, Wait::No) {
+        let received = self.outgoing.socket().receive(room, &mut lent, Wait::No);
+        // No reply has descriptors.
+        if !self.outgoing.socket().closer().close_all(lent.fds) {
+            return false;
+        }
+        match received {
             Ok(Received::Bytes(bytes)) => incoming.received(bytes, now()),
             Ok(Received::Nothing) => {}
             Ok(Received::Eof) | Err(_) => return false,

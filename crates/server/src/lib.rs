@@ -9,7 +9,9 @@
 mod acceptor;
 mod clients;
 mod clock;
+mod closer;
 mod connection;
+mod descriptor;
 mod direct;
 mod dirty_log;
 mod dispatch;
@@ -35,6 +37,8 @@ mod pool;
 mod server;
 mod serving;
 mod space;
+#[cfg(all(test, not(any(loom, shuttle))))]
+mod testing;
 mod transport;
 
 pub use clients::{ConnectionInfo, ConnectionTotals};

@@ -39,7 +39,13 @@ impl Quiet {
         if self.last.swap(now, Ordering::Relaxed) == now {
             self.swallowed.fetch_add(1, Ordering::Relaxed);
         } else {
-            warn(self.swallowed.swap(0, Ordering::Relaxed));
+            warn(self.take_suppressed());
         }
+    }
+
+    /// How many warnings were swallowed since the last one, for whoever reports the end. They are
+    /// not reported again.
+    pub(crate) fn take_suppressed(&self) -> u64 {
+        self.swallowed.swap(0, Ordering::Relaxed)
     }
 }

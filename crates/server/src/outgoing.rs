@@ -1,13 +1,12 @@
 //! What is sent on a socket, by whichever thread.
 
-use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::io::Errno;
 use vfiod_core::memory::SharedMemory;
-use vfiod_protocol::Output;
 use vfiod_sync::{Mutex, lock};
 
+use crate::descriptor::Output;
 use crate::transport::{Socket, Wait};
 
 /// A socket, and what its peer has not taken yet.
@@ -19,7 +18,7 @@ pub(crate) struct Outgoing {
 
 #[derive(Default)]
 struct Backlog {
-    output: Output<OwnedFd>,
+    output: Output,
     /// The peer did not take it when asked last.
     blocked: bool,
 }
@@ -35,7 +34,7 @@ impl Backlog {
 }
 
 /// Sends until everything is gone, or the peer does not take more in time (`true`).
-fn send_all(output: &mut Output<OwnedFd>, socket: &Socket, wait: Wait) -> Result<bool, Errno> {
+fn send_all(output: &mut Output, socket: &Socket, wait: Wait) -> Result<bool, Errno> {
     while let Some(chunk) = output.chunk() {
         match socket.send(chunk.bytes, chunk.fds, wait)? {
             0 => return Ok(true),
@@ -56,7 +55,7 @@ impl Outgoing {
 
     /// Sends all of `output`, or keeps what the peer does not take in time. Returns whether
     /// something is kept.
-    pub(crate) fn send(&self, output: &mut Output<OwnedFd>, wait: Wait) -> Result<bool, Errno> {
+    pub(crate) fn send(&self, output: &mut Output, wait: Wait) -> Result<bool, Errno> {
         let mut backlog = lock(&self.backlog);
         if !backlog.output.is_empty() {
             // Sent as one where copying is cheaper than a system call.

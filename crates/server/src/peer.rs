@@ -54,6 +54,7 @@ mod tests {
     use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
     use super::*;
+    use crate::closer::Closer;
     use crate::pool::LINGER;
     use crate::transport::Socket;
 
@@ -62,7 +63,8 @@ mod tests {
         let (ours, theirs) =
             socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
                 .unwrap();
-        let outgoing = Arc::new(Outgoing::new(Socket::new(ours, LINGER).unwrap()));
+        let outgoing =
+            Arc::new(Outgoing::new(Socket::new(ours, LINGER, Closer::new("x")).unwrap()));
         let owner = owner(&outgoing, ConnectionId(number)).unwrap();
         (outgoing, owner, theirs)
     }

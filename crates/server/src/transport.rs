@@ -3,6 +3,7 @@
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -15,8 +16,12 @@ use rustix::net::{
 };
 use vfiod_core::memory::SharedMemory;
 
-/// Most descriptors taken from one receive; the kernel closes what does not fit.
-const MAX_FDS: usize = 64;
+use crate::closer::Closer;
+use crate::descriptor::Descriptor;
+
+/// Room for descriptors in one receive: as many as Linux passes with one send. The kernel would
+/// close what does not fit, and the receive would wait for that.
+const MAX_FDS: usize = 253;
 
 /// Whether a call may sleep.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,13 +47,27 @@ pub(crate) enum Received {
     Eof,
 }
 
-/// Descriptors that came with a receive.
-pub(crate) type Descriptors = vfiod_protocol::Descriptors<OwnedFd>;
+/// Descriptors that came with receives. They must be judged, or given to a [`Closer`]: to drop one may
+/// wait for another process.
+#[derive(Debug, Default)]
+pub(crate) struct Lent {
+    pub(crate) fds: Vec<OwnedFd>,
+    /// Some were lost, as this process has no room for more.
+    pub(crate) truncated: bool,
+}
+
+impl Lent {
+    /// Whether there are none, and none was lost.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.fds.is_empty() && !self.truncated
+    }
+}
 
 /// A connected socket.
-#[derive(Debug)]
 pub(crate) struct Socket {
-    fd: OwnedFd,
+    /// Until the drop.
+    fd: Option<OwnedFd>,
+    closer: Arc<Closer>,
     linger: Duration,
     /// Whether sends that sleep are bounded yet.
     sends_linger: AtomicBool,
@@ -56,21 +75,33 @@ pub(crate) struct Socket {
 
 impl Socket {
     /// Takes a connected stream socket. `linger` bounds every sleep in a send or a receive.
-    pub(crate) fn new(fd: OwnedFd, linger: Duration) -> Result<Self, Errno> {
-        sockopt::set_socket_timeout(&fd, Timeout::Recv, Some(linger))?;
-        Ok(Self { fd, linger, sends_linger: AtomicBool::new(false) })
+    pub(crate) fn new(fd: OwnedFd, linger: Duration, closer: Arc<Closer>) -> Result<Self, Errno> {
+        let sends_linger = AtomicBool::new(false);
+        let socket = Self { fd: Some(fd), closer, linger, sends_linger };
+        sockopt::set_socket_timeout(&socket, Timeout::Recv, Some(linger))?;
+        // An urgent byte is data as any other: the kernel would drop it in a receive, and close
+        // descriptors that came with it.
+        match sockopt::set_socket_oobinline(&socket, true) {
+            Ok(()) | Err(Errno::OPNOTSUPP) => Ok(socket),
+            Err(errno) => Err(errno),
+        }
+    }
+
+    /// Who closes what its peer has sent.
+    pub(crate) fn closer(&self) -> &Arc<Closer> {
+        &self.closer
     }
 
     /// Whether a receive that may sleep is bounded, as it is at first.
     pub(crate) fn bound_receive(&self, bounded: bool) -> Result<(), Errno> {
-        sockopt::set_socket_timeout(&self.fd, Timeout::Recv, bounded.then_some(self.linger))
+        sockopt::set_socket_timeout(self, Timeout::Recv, bounded.then_some(self.linger))
     }
 
     /// Receives what has arrived, at most `buffer`. Interrupted calls are repeated.
     pub(crate) fn receive(
         &self,
         buffer: &mut [u8],
-        descriptors: &mut Descriptors,
+        lent: &mut Lent,
         wait: Wait,
     ) -> Result<Received, Errno> {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
@@ -81,15 +112,15 @@ impl Socket {
         }
         loop {
             let got =
-                rustix::net::recvmsg(&self.fd, &mut [IoSliceMut::new(buffer)], &mut control, flags);
+                rustix::net::recvmsg(self, &mut [IoSliceMut::new(buffer)], &mut control, flags);
             match got {
                 Ok(message) => {
                     for item in control.drain() {
                         if let RecvAncillaryMessage::ScmRights(fds) = item {
-                            descriptors.fds.extend(fds);
+                            lent.fds.extend(fds);
                         }
                     }
-                    descriptors.truncated |= message.flags.contains(ReturnFlags::CTRUNC);
+                    lent.truncated |= message.flags.contains(ReturnFlags::CTRUNC);
                     return Ok(match message.bytes {
                         0 => Received::Eof,
                         bytes => Received::Bytes(bytes),
@@ -105,18 +136,23 @@ impl Socket {
 
     /// Sends at least one byte of `bytes`, the descriptors with the first; 0 where the peer does
     /// not take any in time.
-    pub(crate) fn send(&self, bytes: &[u8], fds: &[OwnedFd], wait: Wait) -> Result<usize, Errno> {
+    pub(crate) fn send(
+        &self,
+        bytes: &[u8],
+        fds: &[Descriptor],
+        wait: Wait,
+    ) -> Result<usize, Errno> {
         self.send_by(wait, |flags| {
             if fds.is_empty() {
-                return rustix::net::send(&self.fd, bytes, flags);
+                return rustix::net::send(self, bytes, flags);
             }
             let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
             let mut control = SendAncillaryBuffer::new(&mut space);
-            let borrowed: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
+            let borrowed: Vec<_> = fds.iter().filter_map(Descriptor::as_safe).collect();
             if !control.push(SendAncillaryMessage::ScmRights(&borrowed)) {
                 return Err(Errno::TOOBIG);
             }
-            rustix::net::sendmsg(&self.fd, &[IoSlice::new(bytes)], &mut control, flags)
+            rustix::net::sendmsg(self, &[IoSlice::new(bytes)], &mut control, flags)
         })
     }
 
@@ -130,35 +166,32 @@ impl Socket {
         len: usize,
         wait: Wait,
     ) -> Result<usize, Errno> {
-        self.send_by(wait, |flags| memory.send(head, offset, len, self.fd.as_fd(), flags))
+        self.send_by(wait, |flags| memory.send(head, offset, len, self.as_fd(), flags))
     }
 
     /// Receives what has arrived, at most `len` bytes, into `memory` at `offset`, without waiting.
-    /// Descriptors that come with it are closed.
     pub(crate) fn receive_into(
         &self,
         memory: &SharedMemory,
         offset: u64,
         len: usize,
+        lent: &mut Lent,
     ) -> Result<Received, Errno> {
-        received(|| memory.receive(offset, len, self.fd.as_fd()))
+        received(|| memory.receive(offset, len, self.as_fd(), &mut lent.fds))
     }
 
-    /// Receives what has arrived, at most `len` bytes, and drops it, without waiting.
-    pub(crate) fn receive_nowhere(&self, len: usize) -> Result<Received, Errno> {
+    /// Receives what has arrived, at most `len` bytes, and drops the bytes, without waiting.
+    pub(crate) fn receive_nowhere(&self, len: usize, lent: &mut Lent) -> Result<Received, Errno> {
         let mut scratch = [0; 16 << 10];
         let len = len.min(scratch.len());
-        received(|| {
-            let got = rustix::net::recv(&self.fd, &mut scratch[..len], RecvFlags::DONTWAIT);
-            got.map(|(bytes, _)| bytes)
-        })
+        self.receive(&mut scratch[..len], lent, Wait::No)
     }
 
     /// Waits for something to receive, no longer than a receive that lingers.
     pub(crate) fn await_input(&self) {
         let linger = Timespec { tv_sec: 0, tv_nsec: self.linger.as_nanos() as _ };
         // Whatever it says, the receive after it says it as well.
-        let _ = rustix::event::poll(&mut [PollFd::new(&self.fd, PollFlags::IN)], Some(&linger));
+        let _ = rustix::event::poll(&mut [PollFd::new(self, PollFlags::IN)], Some(&linger));
     }
 
     /// Calls `send`, at first without letting it sleep.
@@ -178,9 +211,9 @@ impl Socket {
                 Err(Errno::AGAIN)
                     if wait == Wait::Linger && flags.contains(SendFlags::DONTWAIT) =>
                 {
-                    sockopt::set_socket_timeout(&self.fd, Timeout::Send, Some(self.linger))?;
+                    sockopt::set_socket_timeout(self, Timeout::Send, Some(self.linger))?;
                     // The kernel cuts it to what is allowed (net.core.wmem_max).
-                    sockopt::set_socket_send_buffer_size(&self.fd, SEND_BUFFER)?;
+                    sockopt::set_socket_send_buffer_size(self, SEND_BUFFER)?;
                     self.sends_linger.store(true, Ordering::Relaxed);
                     flags.remove(SendFlags::DONTWAIT);
                 }
@@ -192,7 +225,7 @@ impl Socket {
 
     /// Whether the peer has closed its end, also where there is something left to read.
     pub(crate) fn peer_has_closed(&self) -> bool {
-        let mut fds = [PollFd::new(&self.fd, PollFlags::RDHUP)];
+        let mut fds = [PollFd::new(self, PollFlags::RDHUP)];
         let now = Timespec { tv_sec: 0, tv_nsec: 0 };
         rustix::event::poll(&mut fds, Some(&now)).is_ok_and(|ready| ready > 0)
     }
@@ -200,7 +233,7 @@ impl Socket {
     /// Ends the connection in both directions; a receive in progress sees the end.
     pub(crate) fn shutdown(&self) {
         // Fails only where the peer has gone before us.
-        let _ = rustix::net::shutdown(&self.fd, Shutdown::Both);
+        let _ = rustix::net::shutdown(self, Shutdown::Both);
     }
 }
 
@@ -219,6 +252,14 @@ fn received(mut receive: impl FnMut() -> Result<usize, Errno>) -> Result<Receive
 
 impl AsFd for Socket {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
+        self.fd.as_ref().expect("there until the drop").as_fd()
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        if let Some(fd) = self.fd.take() {
+            self.closer.close_socket(fd);
+        }
     }
 }

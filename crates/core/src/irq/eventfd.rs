@@ -2,7 +2,7 @@
 //! staying blocked.
 
 use std::io::IoSliceMut;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -37,7 +37,7 @@ pub(super) enum Signalled {
 impl EventFd {
     /// Checks a descriptor. `EINVAL` if it is anything but an eventfd.
     pub(super) fn new(fd: OwnedFd) -> Result<Self> {
-        if !is_eventfd(fd.as_fd()) {
+        if !is_eventfd(&fd) {
             return Err(Error::new(Errno::INVAL, "a descriptor for an interrupt is no eventfd"));
         }
         Ok(Self { fd })
@@ -104,14 +104,24 @@ impl AsFd for EventFd {
     }
 }
 
-/// Whether a descriptor is an eventfd, by its name in `/proc`. Without `/proc`: whether it
-/// refuses an empty write as malformed, which nothing that could block a signal does.
-fn is_eventfd(fd: BorrowedFd<'_>) -> bool {
-    use std::os::fd::AsRawFd;
+/// Whether a descriptor is an eventfd. Asks nobody but the kernel, and so never waits.
+///
+/// By its name in `/proc`. Without `/proc`, a timerfd and a signalfd pass, too: no call on them can
+/// wait for another process either.
+pub fn is_eventfd(fd: impl AsFd) -> bool {
+    let fd = fd.as_fd();
     match readlink(format!("/proc/self/fd/{}", fd.as_raw_fd()), Vec::new()) {
         Ok(name) => name.as_bytes() == b"anon_inode:[eventfd]",
-        Err(_) => write(fd, &[]) == Err(Errno::INVAL),
+        Err(_) => refuses_short_reads(fd),
     }
+}
+
+/// Whether a read without waiting of less than a counter is malformed. Of a file whose reads can wait
+/// for a file system's server, `RWF_NOWAIT` is refused before that is asked.
+fn refuses_short_reads(fd: BorrowedFd<'_>) -> bool {
+    let mut short = [0; 4];
+    let mut parts = [IoSliceMut::new(&mut short)];
+    preadv2(fd, &mut parts, u64::MAX, ReadWriteFlags::NOWAIT) == Err(Errno::INVAL)
 }
 
 /// Waits until no signal to eventfds that were removed is under way, so that the client sees
@@ -216,7 +226,11 @@ mod tests {
         let file = rustix::fs::memfd_create("x", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
         let socket = std::os::unix::net::UnixStream::pair().unwrap().0.into();
         for fd in [pipe, file, socket] {
+            assert!(!refuses_short_reads(fd.as_fd()));
             assert_eq!(EventFd::new(fd).unwrap_err().errno(), Errno::INVAL);
         }
+        let event = eventfd(7, EventfdFlags::empty()).unwrap();
+        assert!(is_eventfd(&event) && refuses_short_reads(event.as_fd()));
+        assert_eq!(drain(&event), Ok(true), "its counter was not taken");
     }
 }

@@ -87,6 +87,18 @@ fn too_small_an_argsz_gets_the_size_and_no_descriptor() {
 }
 
 #[test]
+fn wholly_mappable_region_has_one_sparse_area_and_no_descriptor_in_a_short_reply() {
+    let rig = Rig::new();
+    let mut client = rig.client();
+    let request = RegionInfo { argsz: 32, index: MEMORY, ..RegionInfo::default() };
+    let reply = client.call(Command::DeviceGetRegionInfo, request.as_bytes(), &[]).unwrap();
+    assert_eq!((reply.payload.len(), reply.fds.len()), (32, 0));
+    let region = client.region_info(MEMORY).unwrap();
+    assert_eq!(region.reply.areas, [SparseArea { offset: 0, size: LARGE_SIZE }]);
+    assert!(region.fd.is_some());
+}
+
+#[test]
 fn region_info_that_makes_no_sense_is_refused() {
     let rig = Rig::new();
     let mut client = rig.client();

@@ -17,6 +17,7 @@ mod hostility;
 mod hot_reset;
 mod isolation;
 mod large_access;
+mod lent;
 mod lifecycle;
 mod pipelined;
 mod posted;
@@ -27,3 +28,7 @@ mod set_irqs;
 mod space;
 mod state_machine;
 mod version;
+// Shared with the unit tests.
+#[allow(dead_code)]
+#[path = "../../src/testing.rs"]
+mod testing;

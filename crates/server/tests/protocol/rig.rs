@@ -23,6 +23,8 @@ use vfiod_wire::payload::RegionAccess;
 use vfiod_wire::{Command, Header, Kind};
 use zerocopy::IntoBytes;
 
+pub(crate) use crate::testing::eventually;
+
 /// Memory up to here, registers behind.
 pub(crate) const SPARSE: u32 = 0;
 pub(crate) const SPARSE_SIZE: u64 = 0x10000;
@@ -69,7 +71,7 @@ pub(crate) const REGIONS: u32 = 9;
 
 pub(crate) const LINE: u32 = 0;
 pub(crate) const VECTORS: u32 = 1;
-pub(crate) const VECTOR_COUNT: u32 = 32;
+pub(crate) const VECTOR_COUNT: u32 = 256;
 pub(crate) const NO_IRQ: u32 = 2;
 pub(crate) const IRQS: u32 = 3;
 
@@ -450,15 +452,6 @@ pub(crate) fn negotiated(rig: &Rig) -> Socket {
 pub(crate) fn assert_closed(socket: &Socket) {
     let received = socket.receive_message();
     assert!(matches!(received, Err(ClientError::Closed)), "{received:?}");
-}
-
-/// Waits, 20 seconds at most, until something holds.
-pub(crate) fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !holds() {
-        assert!(start.elapsed() < Duration::from_secs(20), "in vain: {what}");
-        std::thread::sleep(Duration::from_millis(2));
-    }
 }
 
 /// The errno that a call was refused with.

@@ -47,6 +47,27 @@ fn vectors_come_in_several_messages() {
 }
 
 #[test]
+fn as_many_vectors_are_set_up_at_once_as_linux_passes_descriptors() {
+    // As a client does that ignores max_msg_fds and error replies.
+    let rig = Rig::new();
+    let mut client = rig.client();
+    let events: Vec<_> = (0..253).map(|_| event()).collect();
+    set_up(&mut client, VECTORS, 0, &events);
+    for vector in 0..events.len() as u64 {
+        trigger(&mut client, vector);
+    }
+    assert!(events.iter().all(|event| signals(event) == 1));
+    // Not more in one message, however many pieces it comes in.
+    let rest = VECTOR_COUNT as usize - events.len();
+    let set = IrqSet { argsz: 20, flags: 0x24, index: VECTORS, start: 0, count: VECTOR_COUNT };
+    let bytes = message(7, Command::DeviceSetIrqs, set.as_bytes());
+    let fds: Vec<_> = events.iter().map(AsFd::as_fd).collect();
+    client.socket().send(&bytes[..20], &fds).unwrap();
+    client.socket().send(&bytes[20..], &fds[..rest]).unwrap();
+    assert_eq!(reply_errno(&client.socket().receive_message().unwrap()), EINVAL);
+}
+
+#[test]
 fn eventfds_without_descriptors_take_vectors_away() {
     // As QEMU does first with MSI-X.
     let rig = Rig::new();

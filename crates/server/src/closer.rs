@@ -1,0 +1,261 @@
+//! Closing descriptors of clients whose close may not return.
+//!
+//! The last close of a file can wait for whoever serves it: a FUSE server that does not answer
+//! FLUSH, the peer of a TCP socket with `SO_LINGER`. No signal ends the former. So only descriptors
+//! that the kernel alone serves are closed where they are found; others are closed by threads that
+//! may be lost, of which each device has a few. Nobody waits for these threads, the end of the
+//! process included.
+//!
+//! The bound is for each device: a client can only use up the share of a device that it may connect
+//! to. The closer of a device is *saturated* with [`MANY`] descriptors of which none was closed for a
+//! while, or with [`LIMIT`]. Then a connection that brings another one ends, one that has not negotiated
+//! ends, too, and no client is accepted, until a descriptor is closed.
+
+use std::collections::VecDeque;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::net::Shutdown;
+use vfiod_core::dma::MemoryKind;
+use vfiod_core::irq::is_eventfd;
+use vfiod_sync::{Mutex, lock};
+
+use crate::limits::Quiet;
+
+/// Threads of a device that close descriptors.
+const MAX_THREADS: usize = 4;
+/// Stack of such a thread, bytes.
+const STACK: usize = 64 << 10;
+/// Descriptors to be closed of which one must be closed within [`PROGRESS`].
+const MANY: usize = 64;
+/// How long no descriptor is closed before the closer counts as stuck.
+const PROGRESS: Duration = Duration::from_millis(100);
+/// Most descriptors to be closed.
+const LIMIT: usize = 1024;
+
+type Relief = Box<dyn FnOnce() + Send>;
+
+/// Closes descriptors that the clients of one device have sent.
+pub(crate) struct Closer {
+    device: String,
+    /// Descriptors whose close has not returned.
+    outstanding: AtomicUsize,
+    start: Instant,
+    /// When a close returned, or the first of them began: milliseconds since `start`.
+    progress: AtomicU64,
+    state: Mutex<State>,
+    quiet: Quiet,
+}
+
+#[derive(Default)]
+struct State {
+    queue: VecDeque<OwnedFd>,
+    threads: usize,
+    /// To be called when no longer saturated.
+    relief: Vec<Relief>,
+}
+
+/// Whether no call on a descriptor, its last close included, can wait for another process. Decided
+/// by calls that cannot wait either.
+pub(crate) fn is_safe(fd: impl AsFd) -> bool {
+    MemoryKind::of(&fd).cannot_block() || is_eventfd(fd)
+}
+
+impl Closer {
+    pub(crate) fn new(device: &str) -> Arc<Self> {
+        Arc::new(Self {
+            device: device.to_owned(),
+            outstanding: AtomicUsize::new(0),
+            start: Instant::now(),
+            progress: AtomicU64::new(0),
+            state: Mutex::default(),
+            quiet: Quiet::default(),
+        })
+    }
+
+    /// Closes a descriptor: at once if that cannot wait for another process, otherwise on another
+    /// thread. Returns whether it was closed at once.
+    pub(crate) fn close(self: &Arc<Self>, fd: OwnedFd) -> bool {
+        let safe = is_safe(&fd);
+        if !safe {
+            self.close_elsewhere(fd);
+        }
+        safe
+    }
+
+    /// Closes descriptors that no message asked for. Returns `false` if their client must go: one of
+    /// them could not be closed at once, and the device is saturated.
+    pub(crate) fn close_all(self: &Arc<Self>, fds: Vec<OwnedFd>) -> bool {
+        let mut all = true;
+        for fd in fds {
+            all &= self.close(fd);
+        }
+        all || !self.is_saturated()
+    }
+
+    /// Closes a connected UNIX socket of the server. What its peer has sent and nobody has received
+    /// is dropped by that close, descriptors included, whose own close may wait.
+    pub(crate) fn close_socket(self: &Arc<Self>, socket: OwnedFd) {
+        // From here on nothing arrives. Fails only where the peer has gone before.
+        let _ = rustix::net::shutdown(&socket, Shutdown::Both);
+        if rustix::io::ioctl_fionread(&socket) != Ok(0) {
+            self.close_elsewhere(socket);
+        }
+    }
+
+    /// Closes a descriptor on another thread.
+    pub(crate) fn close_elsewhere(self: &Arc<Self>, fd: OwnedFd) {
+        if self.outstanding.fetch_add(1, Ordering::SeqCst) == 0 {
+            self.set_progress();
+        }
+        if self.is_saturated() {
+            self.quiet.warn(|suppressed| {
+                let device = &*self.device;
+                let count = self.outstanding.load(Ordering::SeqCst);
+                tracing::warn!(
+                    device,
+                    count,
+                    suppressed,
+                    "descriptors of clients cannot be closed; no client is accepted until one is"
+                );
+            });
+        }
+        let mut state = lock(&self.state);
+        state.queue.push_back(fd);
+        if state.threads == MAX_THREADS {
+            return;
+        }
+        state.threads += 1;
+        drop(state);
+        let closer = self.clone();
+        let started = thread::Builder::new()
+            .name("fd-closer".to_owned())
+            .stack_size(STACK)
+            .spawn(move || closer.run());
+        if let Err(error) = started {
+            // The descriptor stays in the queue for the next thread.
+            lock(&self.state).threads -= 1;
+            let device = &*self.device;
+            tracing::warn!(device, %error, "cannot start a thread to close descriptors");
+        }
+    }
+
+    fn run(&self) {
+        loop {
+            let mut state = lock(&self.state);
+            let Some(fd) = state.queue.pop_front() else {
+                state.threads -= 1;
+                return;
+            };
+            drop(state);
+            // May never return.
+            drop(fd);
+            self.set_progress();
+            self.outstanding.fetch_sub(1, Ordering::SeqCst);
+            let mut state = lock(&self.state);
+            let relief = match self.is_saturated() {
+                true => Vec::new(),
+                false => std::mem::take(&mut state.relief),
+            };
+            drop(state);
+            relief.into_iter().for_each(|relief| relief());
+        }
+    }
+
+    fn now(&self) -> u64 {
+        self.start.elapsed().as_millis() as u64
+    }
+
+    fn set_progress(&self) {
+        self.progress.store(self.now(), Ordering::SeqCst);
+    }
+
+    /// Whether so many descriptors are to be closed that no others may be taken.
+    pub(crate) fn is_saturated(&self) -> bool {
+        let count = self.outstanding.load(Ordering::SeqCst);
+        if count < MANY {
+            return false;
+        }
+        let stuck = self.now().saturating_sub(self.progress.load(Ordering::SeqCst));
+        count >= LIMIT || u128::from(stuck) >= PROGRESS.as_millis()
+    }
+
+    /// Calls `relief` when the closer is no longer saturated. Returns `false`, without calling it,
+    /// if it is not saturated.
+    pub(crate) fn when_relieved(&self, relief: impl FnOnce() + Send + 'static) -> bool {
+        let mut state = lock(&self.state);
+        // With the lock held: whoever closes one takes the list afterwards.
+        let saturated = self.is_saturated();
+        if saturated {
+            state.relief.push(Box::new(relief));
+        }
+        saturated
+    }
+}
+
+#[cfg(all(test, not(any(loom, shuttle))))]
+mod tests {
+    use super::*;
+    use crate::testing::{Lingering, eventually};
+
+    fn memory() -> OwnedFd {
+        rustix::fs::memfd_create("x", rustix::fs::MemfdFlags::CLOEXEC).unwrap()
+    }
+
+    fn eventfd() -> OwnedFd {
+        rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC).unwrap()
+    }
+
+    #[test]
+    fn only_what_the_kernel_alone_serves_is_closed_at_once() {
+        let closer = Closer::new("x");
+        assert!(closer.close(memory()) && closer.close(eventfd()));
+        let (pipe, other) = rustix::pipe::pipe().unwrap();
+        let file = std::fs::File::open(std::env::current_exe().unwrap()).unwrap().into();
+        for fd in [pipe, file, std::os::unix::net::UnixStream::pair().unwrap().0.into()] {
+            assert!(!closer.close(fd));
+        }
+        eventually("all are closed", || closer.outstanding.load(Ordering::SeqCst) == 0);
+        assert_eq!(rustix::io::write(&other, b"x"), Err(rustix::io::Errno::PIPE));
+        eventually("the threads have ended", || lock(&closer.state).threads == 0);
+    }
+
+    #[test]
+    fn closes_that_do_not_return_saturate_it_until_they_do() {
+        let closer = Closer::new("x");
+        assert!(!closer.when_relieved(|| unreachable!()));
+        let lingering: Vec<_> = (0..MANY).map(|_| Lingering::new()).collect();
+        lingering.iter().skip(1).for_each(|socket| _ = closer.close(socket.take()));
+        assert!(!closer.is_saturated());
+        closer.close(lingering[0].take());
+        eventually("it is saturated", || closer.is_saturated());
+        assert_eq!(lock(&closer.state).threads, MAX_THREADS);
+        let (told, relieved) = std::sync::mpsc::channel();
+        assert!(closer.when_relieved(move || told.send(()).unwrap()));
+        assert!(relieved.try_recv().is_err());
+        drop(lingering);
+        relieved.recv().unwrap();
+        eventually("all are closed", || closer.outstanding.load(Ordering::SeqCst) == 0);
+        assert!(!closer.is_saturated());
+    }
+
+    #[test]
+    fn socket_with_unread_descriptors_is_closed_elsewhere() {
+        use std::os::unix::net::UnixStream;
+        let closer = Closer::new("x");
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        closer.close_socket(ours.into());
+        assert_eq!(closer.outstanding.load(Ordering::SeqCst), 0, "nothing was unread");
+        drop(theirs);
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let lingering = Lingering::new();
+        lingering.send_by(&theirs);
+        closer.close_socket(ours.into());
+        assert_eq!(closer.outstanding.load(Ordering::SeqCst), 1);
+        drop(lingering);
+        eventually("it is closed", || closer.outstanding.load(Ordering::SeqCst) == 0);
+    }
+}

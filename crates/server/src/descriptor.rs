@@ -1,0 +1,166 @@
+//! Descriptors of a connection: a client's, which are judged as they arrive, and ours for it.
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use rustix::fs::readlink;
+use vfiod_core::{Errno, Error};
+use vfiod_protocol::Request;
+
+use crate::closer::{Closer, is_safe};
+
+/// Descriptors in a connection's input.
+pub(crate) type Descriptors = vfiod_protocol::Descriptors<Descriptor>;
+/// The protocol's side of a connection.
+pub(crate) type State = vfiod_protocol::Connection<Descriptor>;
+/// What is to be sent.
+pub(crate) type Output = vfiod_protocol::Output<Descriptor>;
+
+/// A descriptor in a connection's input or output.
+///
+/// Of a client's, only those are kept that a command can ask for. Everything else goes to the closer
+/// before its message is complete: a client can put its own end of the connection into a socket, or
+/// send it, and would then never be seen to close it.
+#[derive(Debug)]
+pub(crate) struct Descriptor(Kind);
+
+#[derive(Debug)]
+enum Kind {
+    /// A client's eventfd or memory: no call on it can wait for another process. Or ours.
+    Safe(OwnedFd),
+    /// A client's file, where the operator accepts files that can block.
+    File(Option<OwnedFd>, CloserRef),
+    /// A client's, which no command can ask for.
+    Refused,
+}
+
+struct CloserRef(Arc<Closer>);
+
+impl std::fmt::Debug for CloserRef {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Closer")
+    }
+}
+
+impl Descriptor {
+    /// One for the client.
+    pub(crate) fn ours(fd: OwnedFd) -> Self {
+        Self(Kind::Safe(fd))
+    }
+
+    /// Judges a client's descriptor. `accepts_files`: whether the operator accepts files that can
+    /// block.
+    pub(crate) fn judge(fd: OwnedFd, closer: &Arc<Closer>, accepts_files: bool) -> Self {
+        if is_safe(&fd) {
+            Self(Kind::Safe(fd))
+        } else if accepts_files && has_path(&fd) {
+            Self(Kind::File(Some(fd), CloserRef(closer.clone())))
+        } else {
+            closer.close_elsewhere(fd);
+            Self(Kind::Refused)
+        }
+    }
+
+    /// Whether it went to the closer.
+    pub(crate) fn is_refused(&self) -> bool {
+        matches!(self.0, Kind::Refused)
+    }
+
+    /// An eventfd or memory.
+    pub(crate) fn into_safe(mut self) -> Option<OwnedFd> {
+        match std::mem::replace(&mut self.0, Kind::Refused) {
+            Kind::Safe(fd) => Some(fd),
+            file @ Kind::File(..) => {
+                drop(Self(file));
+                None
+            }
+            Kind::Refused => None,
+        }
+    }
+
+    /// An eventfd, memory, or a file that the operator accepts.
+    pub(crate) fn into_file(mut self) -> Option<OwnedFd> {
+        match &mut self.0 {
+            Kind::File(fd, _) => fd.take(),
+            Kind::Safe(_) | Kind::Refused => self.into_safe(),
+        }
+    }
+
+    /// The descriptor, if it can be sent.
+    pub(crate) fn as_safe(&self) -> Option<BorrowedFd<'_>> {
+        match &self.0 {
+            Kind::Safe(fd) => Some(fd.as_fd()),
+            Kind::File(..) | Kind::Refused => None,
+        }
+    }
+}
+
+/// Takes the descriptors of a request, to be carried out.
+///
+/// # Errors
+/// `EINVAL`: DEVICE_SET_IRQS with something else than eventfds. `ENODEV`: DMA_MAP of a file that is
+/// not accepted.
+pub(crate) fn of_request(request: Request<'_, Descriptor>) -> Result<Request<'_, OwnedFd>, Error> {
+    let dma = matches!(request, Request::DmaMap(..));
+    let take = if dma { Descriptor::into_file } else { Descriptor::into_safe };
+    request.try_map_descriptors(take).ok_or_else(|| match dma {
+        true => Error::new(
+            Errno::NODEV,
+            "a descriptor for DMA must be memory (a memfd, or a file of a tmpfs or hugetlbfs), \
+             unless the operator accepts other files",
+        ),
+        false => Error::new(Errno::INVAL, "a descriptor for an interrupt is no eventfd"),
+    })
+}
+
+impl Drop for Descriptor {
+    fn drop(&mut self) {
+        if let Kind::File(fd, CloserRef(closer)) = &mut self.0
+            && let Some(fd) = fd.take()
+        {
+            closer.close_elsewhere(fd);
+        }
+    }
+}
+
+/// Whether a descriptor stands for something that has or had a path: not a socket, and nothing that
+/// can hold one. `false` without `/proc`.
+fn has_path(fd: &OwnedFd) -> bool {
+    let name = readlink(format!("/proc/self/fd/{}", fd.as_raw_fd()), Vec::new());
+    name.is_ok_and(|name| name.as_bytes().starts_with(b"/"))
+}
+
+#[cfg(all(test, not(any(loom, shuttle))))]
+mod tests {
+    use rustix::event::epoll;
+    use rustix::process::{PidfdFlags, getpid, pidfd_open};
+
+    use super::*;
+    use crate::testing::eventually;
+
+    #[test]
+    fn only_eventfds_memory_and_accepted_files_are_kept() {
+        let closer = Closer::new("x");
+        let disk = || std::fs::File::open(std::env::current_exe().unwrap()).unwrap().into();
+        let memory = || rustix::fs::memfd_create("x", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+        let socket = || std::os::unix::net::UnixStream::pair().unwrap().0.into();
+        let epoll = || epoll::create(epoll::CreateFlags::CLOEXEC).unwrap();
+        let pidfd = || pidfd_open(getpid(), PidfdFlags::empty()).unwrap();
+        type Make<'a> = &'a dyn Fn() -> OwnedFd;
+        let makes: [(Make<'_>, bool, bool); 5] = [
+            (&memory, true, true),
+            (&disk, false, true),
+            (&socket, false, false),
+            (&epoll, false, false),
+            (&pidfd, false, false),
+        ];
+        for (make, safe, file) in makes {
+            assert_eq!(Descriptor::judge(make(), &closer, false).into_file().is_some(), safe);
+            assert_eq!(Descriptor::judge(make(), &closer, true).into_safe().is_some(), safe);
+            assert_eq!(Descriptor::judge(make(), &closer, true).into_file().is_some(), file);
+        }
+        let (pipe, other) = rustix::pipe::pipe().unwrap();
+        drop(Descriptor::judge(pipe, &closer, false));
+        eventually("it is closed", || rustix::io::write(&other, b"x").is_err());
+    }
+}
