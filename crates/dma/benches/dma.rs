@@ -11,7 +11,7 @@ use std::sync::RwLock;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, ftruncate, memfd_create};
 use vfiod_dma::{Attachment, Backing, MapOwner, MapRequest, Perm, Space};
 
 const OWNER: MapOwner = MapOwner(1);
@@ -256,10 +256,75 @@ fn copying() {
     );
 }
 
+fn files() {
+    println!("\n## A file that was not known, ns\n");
+    println!("`pair`: mapped and unmapped; `touched`: with one load between the two.\n");
+    println!("| bytes | pair | touched |");
+    println!("| ---: | ---: | ---: |");
+    for size in [1u64 << 20, 1 << 30, 64 << 30] {
+        let (space, fd) = (Space::new(), memory(size));
+        rustix::io::pwrite(&fd, &[1], 4096).expect("a page");
+        let device = Attachment::new(&space);
+        let run = |touch: bool| {
+            time(20_000, |ops| {
+                for _ in 0..ops {
+                    map(&space, fd.try_clone().expect("a descriptor"), 0, 4096);
+                    if touch {
+                        black_box(device.batch().expect("master").load::<u32>(0).expect("mapped"));
+                    }
+                    space.drop_owner(OWNER);
+                }
+            })
+        };
+        println!("| {size} | {:.0} | {:.0} |", run(false), run(true));
+    }
+}
+
+fn holes() {
+    println!("\n## Holes in a client's memory, ns\n");
+    println!(
+        "`write`: into a page that is missing each time, which the client's `fallocate` made so:"
+    );
+    println!("its cost alone beside it.\n");
+    println!("| bytes | read | write | fallocate |");
+    println!("| ---: | ---: | ---: | ---: |");
+    let (space, fd) = (Space::new(), memory(64 << 20));
+    let copy = fd.try_clone().expect("a descriptor");
+    let backing = Backing::File { fd: copy, offset: 0 };
+    let perm = Perm::READ | Perm::WRITE;
+    space.map(OWNER, MapRequest { iova: 0, size: 64 << 20, perm, backing }).expect("map");
+    let device = Attachment::new(&space);
+    let punch = || {
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        fallocate(&fd, flags, 0, 64 << 20).expect("a hole");
+    };
+    for bytes in [4usize, 64, 4096, 64 << 10, 1 << 20] {
+        let ops = ((64 << 20) / bytes as u64).clamp(64, 20_000);
+        let mut buffer = vec![1u8; bytes];
+        punch();
+        let read = time(ops, |ops| {
+            (0..ops).for_each(|_| ready(device.read(4096, black_box(&mut buffer))).expect("read"));
+        });
+        let write = time(ops, |ops| {
+            for _ in 0..ops {
+                ready(device.write(4096, &buffer)).expect("write");
+                punch();
+            }
+        });
+        let alone = time(ops, |ops| (0..ops).for_each(|_| punch()));
+        println!("| {bytes} | {read:.0} | {write:.0} | {alone:.0} |");
+    }
+}
+
 fn main() {
     let wanted: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
-    let sections: [(&str, fn()); 3] =
-        [("translation", translation), ("mapping", mapping), ("copying", copying)];
+    let sections: [(&str, fn()); 5] = [
+        ("translation", translation),
+        ("mapping", mapping),
+        ("files", files),
+        ("copying", copying),
+        ("holes", holes),
+    ];
     println!("# DMA");
     for (name, section) in sections {
         if wanted.is_empty() || wanted.iter().any(|w| name.contains(w.as_str())) {

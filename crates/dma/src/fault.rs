@@ -1,15 +1,17 @@
 //! Access to memory that a hostile peer can take away at any moment.
 //!
 //! The peer holds the file behind a mapping and may truncate it, or may have lied about its
-//! length; touching what is not there raises SIGBUS. The routines here survive that and report
-//! [`Fault::Gone`] instead. They are also the only code that touches such memory: opaque to the
+//! length; touching what is not there raises SIGBUS. So does touching a hole that is to stay one
+//! ([`crate::userfault`]). The routines here survive that and report the address
+//! ([`Fault::Missing`]). They are also the only code that touches such memory: opaque to the
 //! compiler, so every access is volatile, and one of 1, 2, 4 or 8 bytes that is naturally
-//! aligned is a single access.
+//! aligned is a single access. Longer ones are copied in ascending order, [`CHUNK`] bytes at most
+//! at a time.
 //!
 //! On x86-64 they are leaf routines in assembly that lie between two labels. The handler of
 //! SIGBUS moves an instruction pointer between the labels to a landing that returns the
 //! failure; no routine has anything on its stack, so that is all there is to undo. It does so
-//! only for a fault at an address that is [`watch`]ed. Every other SIGBUS goes to the handler
+//! only for a fault at an address that is watched ([`crate::watched`]). Every other SIGBUS goes to the handler
 //! that was there before, as if ours did not exist: one from other code, one that was sent, and
 //! one for memory of the caller that a routine copies from or to. A handler that is installed
 //! later replaces ours, and has to pass on what it does not know. A thread that blocks SIGBUS must not come here: the
@@ -22,80 +24,22 @@
 
 #[cfg(any(not(target_arch = "x86_64"), vfiod_portable))]
 pub(crate) use portable::*;
-pub(crate) use watched::{Watch, watch};
 #[cfg(all(target_arch = "x86_64", not(vfiod_portable)))]
 pub(crate) use x86_64::*;
-
-mod watched {
-    //! The memory whose faults are recovered from: looked at by a signal handler, so without locks.
-
-    use std::sync::atomic::{AtomicUsize, Ordering};
-    use std::sync::{Mutex, PoisonError};
-
-    /// Most ranges at a time: as many as the process may map for clients, and 1,024 of its own.
-    const RANGES: usize = 33 << 10;
-
-    /// First address and length of each range; a length of 0 is none.
-    static FIRST: [AtomicUsize; RANGES] = [const { AtomicUsize::new(0) }; RANGES];
-    static LEN: [AtomicUsize; RANGES] = [const { AtomicUsize::new(0) }; RANGES];
-    /// How many places have ever been used.
-    static USED: AtomicUsize = AtomicUsize::new(0);
-    /// Places that are free again.
-    static FREE: Mutex<Vec<usize>> = Mutex::new(Vec::new());
-
-    /// Faults in a range are recovered from while this lives.
-    #[derive(Debug)]
-    pub(crate) struct Watch {
-        at: usize,
-    }
-
-    /// Begins to recover from faults in `len` bytes at `first`, which are mapped. `None`: there are
-    /// more ranges than a process may map.
-    pub(crate) fn watch(first: *const u8, len: usize) -> Option<Watch> {
-        let mut free = FREE.lock().unwrap_or_else(PoisonError::into_inner);
-        let at = match free.pop() {
-            Some(at) => at,
-            None => {
-                let at = USED.load(Ordering::Relaxed);
-                if at == RANGES {
-                    return None;
-                }
-                USED.store(at + 1, Ordering::SeqCst);
-                at
-            }
-        };
-        FIRST[at].store(first.addr(), Ordering::SeqCst);
-        LEN[at].store(len, Ordering::SeqCst);
-        Some(Watch { at })
-    }
-
-    /// Whether an address is watched. The range of a routine that runs now is found for certain:
-    /// it was entered before, and stays.
-    pub(super) fn contains(address: usize) -> bool {
-        let used = USED.load(Ordering::SeqCst);
-        (0..used).any(|at| {
-            let first = FIRST[at].load(Ordering::SeqCst);
-            address.wrapping_sub(first) < LEN[at].load(Ordering::SeqCst)
-        })
-    }
-
-    impl Drop for Watch {
-        fn drop(&mut self) {
-            LEN[self.at].store(0, Ordering::SeqCst);
-            FREE.lock().unwrap_or_else(PoisonError::into_inner).push(self.at);
-        }
-    }
-}
 
 /// Why an access did not happen, or only in part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fault {
-    /// The memory is not there.
-    Gone,
+    /// The memory at this address is not there: the file ends before it, or has a hole.
+    Missing(usize),
     /// This architecture cannot do it recoverably.
     #[cfg_attr(all(target_arch = "x86_64", not(vfiod_portable)), allow(dead_code))]
     Unsupported,
 }
+
+/// Most bytes that a copy reads before it writes them: when it fails at an address, those before the
+/// address but for these have been copied.
+pub(crate) const CHUNK: usize = 64;
 
 /// An integer that guest memory can be accessed as, in one piece.
 pub trait Scalar: sealed::Sealed + Copy + Eq + Send + 'static {}
@@ -105,6 +49,15 @@ pub(crate) mod sealed {
         const SIZE: usize;
         fn widen(self) -> u64;
         fn narrow(value: u64) -> Self;
+        /// The integer that the first bytes are in memory.
+        fn from_memory(bytes: [u8; 8]) -> Self
+        where
+            Self: Sized,
+        {
+            let value = u64::from_ne_bytes(bytes);
+            let unused = 64 - 8 * Self::SIZE;
+            Self::narrow(if cfg!(target_endian = "big") { value >> unused } else { value })
+        }
     }
 }
 
@@ -141,7 +94,7 @@ mod x86_64 {
 
     impl Outcome {
         fn result(self) -> Result<u64, Fault> {
-            if self.fault == 0 { Ok(self.value) } else { Err(Fault::Gone) }
+            if self.fault == 0 { Ok(self.value) } else { Err(Fault::Missing(self.value as usize)) }
         }
     }
 
@@ -304,7 +257,7 @@ mod x86_64 {
     fn is_ours(code: c_int, address: usize) -> bool {
         // Faults: not aligned, no page, an error of the object, an error of the hardware. Others
         // were sent, or report an error that no instruction ran into.
-        matches!(code, BUS_ADRALN..=BUS_MCEERR_AR) && super::watched::contains(address)
+        matches!(code, BUS_ADRALN..=BUS_MCEERR_AR) && crate::watched::contains(address)
     }
 
     const BUS_ADRALN: c_int = 1;
@@ -317,11 +270,12 @@ mod x86_64 {
         unsafe {
             let (code, address) = ((*info).si_code, (*info).si_addr().addr());
             let registers = &mut (*context.cast::<libc::ucontext_t>()).uc_mcontext.gregs;
-            let at = &mut registers[libc::REG_RIP as usize];
+            let at = registers[libc::REG_RIP as usize] as usize;
             let begin = &raw const vfiod_dma_begin as usize;
             let end = &raw const vfiod_dma_end as usize;
-            if (begin..end).contains(&(*at as usize)) && is_ours(code, address) {
-                *at = &raw const vfiod_dma_landing as i64;
+            if (begin..end).contains(&at) && is_ours(code, address) {
+                registers[libc::REG_RIP as usize] = &raw const vfiod_dma_landing as i64;
+                registers[libc::REG_RAX as usize] = address as i64;
                 return;
             }
             pass_on(signal, info, context);
@@ -400,15 +354,15 @@ mod portable {
     ) -> Result<(), Fault> {
         let mut done = 0;
         while done < len {
-            let local =
-                libc::iovec { iov_base: local.wrapping_add(done).cast(), iov_len: len - done };
-            let remote =
-                libc::iovec { iov_base: remote.wrapping_add(done).cast(), iov_len: len - done };
+            let rest = |side: *mut u8| libc::iovec {
+                iov_base: side.wrapping_add(done).cast(),
+                iov_len: len - done,
+            };
             // SAFETY: the local side is valid as the caller promises; the kernel checks the
             // remote one.
-            match unsafe { call(libc::getpid(), &local, 1, &remote, 1, 0) } {
+            match unsafe { call(libc::getpid(), &rest(local), 1, &rest(remote), 1, 0) } {
                 moved @ 1.. => done += moved as usize,
-                _ => return Err(Fault::Gone),
+                _ => return Err(Fault::Missing(remote.addr() + done)),
             }
         }
         Ok(())
@@ -432,8 +386,7 @@ mod portable {
         // SAFETY: as the caller promises; no scalar is longer than 8 bytes.
         unsafe { copy_in(value.as_mut_ptr(), at, T::SIZE)? };
         std::sync::atomic::fence(std::sync::atomic::Ordering::Acquire);
-        let value = u64::from_ne_bytes(value);
-        Ok(T::narrow(if cfg!(target_endian = "big") { value >> (64 - 8 * T::SIZE) } else { value }))
+        Ok(T::from_memory(value))
     }
 
     /// See the x86-64 routine.

@@ -4,6 +4,7 @@ use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, ftruncate, memfd_create}
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
 use super::*;
+use crate::watched::{Watch, watch};
 
 const PAGE: usize = 4096;
 
@@ -38,6 +39,11 @@ impl Drop for Shared {
         // SAFETY: mapped by `new`, and no one uses it any more.
         unsafe { munmap(self.at.cast(), self.len).unwrap() };
     }
+}
+
+/// What an access to memory returns that is missing at an address.
+fn missing<T>(at: *const u8) -> Result<T, Fault> {
+    Err(Fault::Missing(at.addr()))
 }
 
 macro_rules! suite {
@@ -130,30 +136,30 @@ macro_rules! suite {
                 // SAFETY: within three mapped pages, of which two have no file behind them.
                 unsafe {
                     for len in [1, 2, 3, 4, 5, 8, 9, 16, 17, 32, 33, 64, 65, 200, 512, 5000] {
-                        assert_eq!(copy_in(buffer.as_mut_ptr(), gone, len), Err(Fault::Gone));
-                        assert_eq!(copy_out(gone, buffer.as_ptr(), len), Err(Fault::Gone));
+                        assert_eq!(copy_in(buffer.as_mut_ptr(), gone, len), missing(gone));
+                        assert_eq!(copy_out(gone, buffer.as_ptr(), len), missing(gone));
                         let straddles = gone.sub(1);
-                        let want = if len == 1 { Ok(()) } else { Err(Fault::Gone) };
+                        let want = if len == 1 { Ok(()) } else { missing(gone) };
                         assert_eq!(copy_in(buffer.as_mut_ptr(), straddles, len), want);
                         assert_eq!(copy_out(straddles, buffer.as_ptr(), len), want);
                     }
-                    assert_eq!(load::<u8>(gone), Err(Fault::Gone));
-                    assert_eq!(load::<u16>(gone), Err(Fault::Gone));
-                    assert_eq!(load::<u32>(gone), Err(Fault::Gone));
-                    assert_eq!(load::<u64>(gone), Err(Fault::Gone));
-                    assert_eq!(store(gone, 1u8), Err(Fault::Gone));
-                    assert_eq!(store(gone, 1u16), Err(Fault::Gone));
-                    assert_eq!(store(gone, 1u32), Err(Fault::Gone));
-                    assert_eq!(store(gone, 1u64), Err(Fault::Gone));
+                    assert_eq!(load::<u8>(gone), missing(gone));
+                    assert_eq!(load::<u16>(gone), missing(gone));
+                    assert_eq!(load::<u32>(gone), missing(gone));
+                    assert_eq!(load::<u64>(gone), missing(gone));
+                    assert_eq!(store(gone, 1u8), missing(gone));
+                    assert_eq!(store(gone, 1u16), missing(gone));
+                    assert_eq!(store(gone, 1u32), missing(gone));
+                    assert_eq!(store(gone, 1u64), missing(gone));
                     if $atomics {
-                        assert_eq!(swap(gone, 1u8), Err(Fault::Gone));
-                        assert_eq!(swap(gone, 1u16), Err(Fault::Gone));
-                        assert_eq!(swap(gone, 1u32), Err(Fault::Gone));
-                        assert_eq!(swap(gone, 1u64), Err(Fault::Gone));
-                        assert_eq!(compare_exchange(gone, 1u8, 2), Err(Fault::Gone));
-                        assert_eq!(compare_exchange(gone, 1u16, 2), Err(Fault::Gone));
-                        assert_eq!(compare_exchange(gone, 1u32, 2), Err(Fault::Gone));
-                        assert_eq!(compare_exchange(gone, 1u64, 2), Err(Fault::Gone));
+                        assert_eq!(swap(gone, 1u8), missing(gone));
+                        assert_eq!(swap(gone, 1u16), missing(gone));
+                        assert_eq!(swap(gone, 1u32), missing(gone));
+                        assert_eq!(swap(gone, 1u64), missing(gone));
+                        assert_eq!(compare_exchange(gone, 1u8, 2), missing(gone));
+                        assert_eq!(compare_exchange(gone, 1u16, 2), missing(gone));
+                        assert_eq!(compare_exchange(gone, 1u32, 2), missing(gone));
+                        assert_eq!(compare_exchange(gone, 1u64, 2), missing(gone));
                     }
                     // It comes back when the file grows.
                     ftruncate(&shared.fd, 3 * PAGE as u64).unwrap();
@@ -266,7 +272,7 @@ mod elsewhere {
         // SAFETY: raises a signal; the page is mapped.
         unsafe {
             libc::raise(libc::SIGBUS);
-            assert_eq!(super::super::load::<u8>(shared.at), Err(Fault::Gone));
+            assert_eq!(super::super::load::<u8>(shared.at), missing(shared.at));
         }
         std::process::exit(3);
     }
@@ -353,7 +359,7 @@ mod elsewhere {
                 libc::signal(libc::SIGBUS, leave as *const () as usize);
                 let shared = Shared::new(1, 1);
                 let copied = super::super::copy_in(foreign(), shared.at, 64);
-                assert_eq!(copied, Err(Fault::Gone), "the handler was not called");
+                assert_eq!(copied, missing(shared.at), "the handler was not called");
             }
         }
     }
@@ -391,7 +397,7 @@ mod elsewhere {
                 foreign().write_volatile(7);
                 super::super::copy_out(there.at, [5; 8].as_ptr(), 8).unwrap();
                 super::super::copy_in(foreign(), there.at, 8).unwrap();
-                assert_eq!(super::super::load::<u8>(gone.at), Err(Fault::Gone));
+                assert_eq!(super::super::load::<u8>(gone.at), missing(gone.at));
             }
         }
         std::process::exit(7);

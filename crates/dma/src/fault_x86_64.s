@@ -1,5 +1,6 @@
 # Routines that may touch memory which is not there (see fault.rs). System V ABI; leaf, nothing
-# on the stack, so that the landing can return for any of them. Value in rax, failure in rdx.
+# on the stack, so that the landing can return for any of them. Value in rax, failure in rdx: then
+# the handler has put the address of the fault into rax.
 
     .pushsection .text.vfiod_dma, "ax", @progbits
     .hidden vfiod_dma_begin, vfiod_dma_end, vfiod_dma_landing
@@ -157,7 +158,6 @@ vfiod_dma_begin:
     .p2align 4
 vfiod_dma_end:
 vfiod_dma_landing:
-    xorl %eax, %eax
     movl $1, %edx
     ret
 

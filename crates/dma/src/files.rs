@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd};
 
-use rustix::fs::{FileType, OFlags, fcntl_get_seals, fcntl_getfl, fstat, fstatfs};
+use rustix::fs::{FileType, OFlags, Stat, fcntl_get_seals, fcntl_getfl, fstat, fstatfs};
 
 use crate::error::{Errno, Error, Result};
 
@@ -32,10 +32,11 @@ pub enum MemoryKind {
 }
 
 impl MemoryKind {
-    /// Judges a descriptor. Two system calls at most, which never ask a file system that can block:
-    /// seals are what files of the first two kinds have and no others.
+    /// Judges a descriptor, by system calls that never ask a file system that can block: files of the
+    /// first two kinds have seals, and no others have.
     pub fn of(fd: impl AsFd) -> Self {
-        Self::judge(fd.as_fd()).unwrap_or(Self::Other)
+        let stat = stat_of_memory(fd.as_fd());
+        stat.ok().flatten().map_or(Self::Other, |stat| Self::judge(fd.as_fd(), &stat))
     }
 
     /// Whether no call on the descriptor, nor an access to its mapped memory, can wait for another
@@ -44,16 +45,29 @@ impl MemoryKind {
         self != Self::Other
     }
 
-    /// # Errors
-    /// `EBADF`: the descriptor is a path.
-    fn judge(fd: BorrowedFd<'_>) -> Result<Self> {
-        match fcntl_get_seals(fd) {
-            Ok(_) => {}
-            Err(Errno::INVAL) => return Ok(Self::Other),
-            Err(errno) => return Err(cannot_look(errno)),
+    /// The kind of a file that has seals.
+    fn judge(fd: BorrowedFd<'_>, stat: &Stat) -> Self {
+        // Huge pages are larger than pages; but a tmpfs may also advise larger blocks.
+        if u64::try_from(stat.st_blksize) == Ok(rustix::param::page_size() as u64) {
+            return Self::Shared;
         }
-        let system = fstatfs(fd).map_err(cannot_look)?;
-        Ok(if system.f_type as u64 == HUGETLBFS { Self::Huge } else { Self::Shared })
+        match fstatfs(fd) {
+            Ok(system) if system.f_type as u64 == HUGETLBFS => Self::Huge,
+            Ok(_) => Self::Shared,
+            Err(_) => Self::Other,
+        }
+    }
+}
+
+/// The state of a file that has seals; `None`: it has none.
+///
+/// # Errors
+/// `EBADF`: the descriptor is a path.
+fn stat_of_memory(fd: BorrowedFd<'_>) -> Result<Option<Stat>> {
+    match fcntl_get_seals(fd) {
+        Ok(_) => Ok(Some(fstat(fd).map_err(cannot_look)?)),
+        Err(Errno::INVAL) => Ok(None),
+        Err(errno) => Err(cannot_look(errno)),
     }
 }
 
@@ -106,20 +120,17 @@ pub(crate) struct Extent {
 /// effects that nobody here expects. `EACCES`: a file on FUSE, whose server could block every access
 /// for ever. `EBADF`: the descriptor is a path.
 pub(crate) fn examine(fd: BorrowedFd<'_>, accepted: AcceptedFiles) -> Result<Examined> {
-    let kind = MemoryKind::judge(fd)?;
-    if kind == MemoryKind::Other {
-        match accepted {
-            AcceptedFiles::Memory => {
-                return Err(Error::new(
-                    Errno::NODEV,
-                    "a descriptor for DMA must be memory (a memfd, or a file of a tmpfs or \
-                     hugetlbfs), unless the operator accepts other files",
-                ));
-            }
-            AcceptedFiles::Any => check_other(fd)?,
+    let (kind, stat) = match stat_of_memory(fd)? {
+        Some(stat) => (MemoryKind::judge(fd, &stat), stat),
+        None if accepted == AcceptedFiles::Any => (MemoryKind::Other, stat_of_other(fd)?),
+        None => {
+            return Err(Error::new(
+                Errno::NODEV,
+                "a descriptor for DMA must be memory (a memfd, or a file of a tmpfs or \
+                 hugetlbfs), unless the operator accepts other files",
+            ));
         }
-    }
-    let stat = fstat(fd).map_err(cannot_look)?;
+    };
     let mode = fcntl_getfl(fd).map_err(cannot_look)?;
     Ok(Examined {
         key: FileKey {
@@ -133,8 +144,8 @@ pub(crate) fn examine(fd: BorrowedFd<'_>, accepted: AcceptedFiles) -> Result<Exa
     })
 }
 
-/// Looks at a file that is not memory. May block.
-fn check_other(fd: BorrowedFd<'_>) -> Result<()> {
+/// The state of a regular file that is not memory. May block.
+fn stat_of_other(fd: BorrowedFd<'_>) -> Result<Stat> {
     let stat = fstat(fd).map_err(cannot_look)?;
     let kind = match FileType::from_raw_mode(stat.st_mode) {
         FileType::RegularFile => None,
@@ -154,7 +165,7 @@ fn check_other(fd: BorrowedFd<'_>) -> Result<()> {
     if system.f_type as u64 == FUSE {
         return Err(Error::new(Errno::ACCESS, "a file for DMA must not be on a FUSE file system"));
     }
-    Ok(())
+    Ok(stat)
 }
 
 #[cold]

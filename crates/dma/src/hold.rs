@@ -23,7 +23,8 @@ use crate::request::Perm;
 ///
 /// The client may change the memory, and truncate the file behind it, at any moment all the same.
 /// The methods here survive that. So does the kernel when it is given the addresses for I/O: the
-/// request fails with `EFAULT`. Nothing else may touch them.
+/// request fails with `EFAULT`, also where the file has a hole, which [`Hold::read`] and
+/// [`Hold::write`] pass. Nothing else may touch them.
 pub struct Hold {
     // In this order: pages are marked before the range is given back, and the memory is kept until
     // after that.

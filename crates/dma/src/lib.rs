@@ -3,6 +3,8 @@
 //! | module | its job | from the bottom up |
 //! | --- | --- | --- |
 //! | `fault` | access that survives what a client does to its file | |
+//! | `watched` | the memory whose faults are recovered from | |
+//! | `userfault`, `sparse` | holes of a client's file stay holes until they are written | |
 //! | `mapped_file` | a file mapped into this process | |
 //! | [`memory`], `device_memory` | memory that a device shares with its clients | |
 //! | `table` | mappings sorted by address | |
@@ -47,9 +49,12 @@ mod ranges;
 mod request;
 mod shared;
 mod space;
+mod sparse;
 mod table;
 mod transfer;
 mod unmap;
+mod userfault;
+mod watched;
 
 pub use self::attachment::{Attachment, Idle};
 pub use self::batch::{Batch, Reach, Span};

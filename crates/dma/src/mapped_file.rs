@@ -1,17 +1,21 @@
-//! Files mapped into this process, and access to them that survives their truncation.
+//! Files mapped into this process, and access to them that survives their truncation and leaves their
+//! holes as they are.
 
 #![allow(unsafe_code)]
 
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering as StdOrdering};
 
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, munmap};
 use rustix::net::SendFlags;
 
-use super::fault::{self, Fault, Scalar, Watch};
+use super::fault::{self, CHUNK, Fault, Scalar};
 use crate::error::{Errno, Error, Result};
+use crate::sparse::{Holes, Sparse, TRIES};
+use crate::userfault;
+use crate::watched::{Watch, watch};
 use vfiod_sync::Arc;
 use vfiod_sync::atomic::Ordering;
 
@@ -81,6 +85,8 @@ pub(crate) struct MappedFile {
     base: NonNull<u8>,
     len: usize,
     writable: bool,
+    /// `None`: accesses fill holes.
+    sparse: Option<Sparse>,
     watch: Option<Watch>,
     _charge: Charge,
 }
@@ -94,16 +100,17 @@ unsafe impl Sync for MappedFile {}
 impl MappedFile {
     /// Maps `len` bytes of a file from `offset`, both in whole pages; the range may reach
     /// past the file's end. Where writing is refused for the whole file (a seal), it is mapped for
-    /// reading.
+    /// reading. Where userfaultfd is forbidden, accesses fill holes whatever `holes` says.
     ///
     /// # Errors
     /// `ENOMEM`: more than `limit` bytes on this account, or too much in the process; else
     /// what `mmap` says: `ENODEV` cannot be mapped, `EACCES` not open for reading.
     pub(crate) fn new(
-        fd: BorrowedFd<'_>,
+        fd: &Arc<OwnedFd>,
         offset: u64,
         len: u64,
         writable: bool,
+        holes: Holes,
         account: &Arc<Account>,
         limit: u64,
     ) -> Result<Self> {
@@ -111,17 +118,30 @@ impl MappedFile {
         let size = usize::try_from(len)
             .map_err(|_| Error::new(Errno::NOMEM, "a mapping larger than the address space"))?;
         fault::install();
-        let map = |prot| {
-            let flags = MapFlags::SHARED | MapFlags::NORESERVE;
+        let keep = match holes {
+            Holes::Keep(kind) if userfault::is_available() => Some(kind),
+            _ => None,
+        };
+        let map = |prot, sharing| {
+            let flags = sharing | MapFlags::NORESERVE;
             // SAFETY: a new mapping at an address of the kernel's choice disturbs nobody.
-            unsafe { mmap(std::ptr::null_mut(), size, prot, flags, fd, offset) }
+            unsafe { mmap(std::ptr::null_mut(), size, prot, flags, fd.as_fd(), offset) }
+        };
+        // The holes of a shared mapping that may not become writable cannot be kept, and a private
+        // one that is never written shows the same pages.
+        let map_for_reading = || {
+            let sharing = if keep.is_some() { MapFlags::PRIVATE } else { MapFlags::SHARED };
+            map(ProtFlags::READ, sharing)
         };
         let mut writable = writable;
-        let mut mapped =
-            if writable { map(ProtFlags::READ | ProtFlags::WRITE) } else { map(ProtFlags::READ) };
+        let mut mapped = if writable {
+            map(ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED)
+        } else {
+            map_for_reading()
+        };
         if writable && matches!(mapped, Err(Errno::PERM | Errno::ACCESS)) {
             writable = false;
-            mapped = map(ProtFlags::READ);
+            mapped = map_for_reading();
         }
         let base = mapped
             .map_err(|e| Error::new(e, format!("cannot map {len} bytes of a client's file")))?;
@@ -129,10 +149,18 @@ impl MappedFile {
         _ = unsafe { madvise(base, size, Advice::LinuxDontDump) };
         let base = NonNull::new(base.cast())
             .ok_or_else(|| Error::new(Errno::NOMEM, "a mapping at address 0"))?;
-        let watch = fault::watch(base.as_ptr(), size);
-        let mapped = Self { base, len: size, writable, watch, _charge: charge };
+        let watch = watch(base.as_ptr(), size);
+        let mut mapped = Self { base, len: size, writable, sparse: None, watch, _charge: charge };
         if mapped.watch.is_none() {
             return Err(Error::new(Errno::NOMEM, "the process has mapped too much memory"));
+        }
+        if let Some(kind) = keep {
+            let sparse = Sparse::new(fd, offset, kind)
+                .map_err(|e| Error::new(e, "cannot look at a client's file"))?;
+            // SAFETY: exactly our new mapping, which the routines of `fault` and the kernel access.
+            if unsafe { userfault::register(base, size) } {
+                mapped.sparse = Some(sparse);
+            }
         }
         Ok(mapped)
     }
@@ -180,7 +208,10 @@ impl MappedFile {
     pub(crate) fn read(&self, offset: u64, dst: &mut [u8]) -> Result<(), Access> {
         let at = self.at(offset, dst.len()).ok_or(Access::Gone)?;
         // SAFETY: within the mapping, and `dst` is a slice.
-        Ok(unsafe { fault::copy_in(dst.as_mut_ptr(), at.as_ptr(), dst.len()) }?)
+        match unsafe { fault::copy_in(dst.as_mut_ptr(), at.as_ptr(), dst.len()) } {
+            Ok(()) => Ok(()),
+            Err(fault) => self.read_holes(fault, offset, dst),
+        }
     }
 
     /// Copies in.
@@ -191,7 +222,109 @@ impl MappedFile {
             return Err(Access::ReadOnly);
         }
         // SAFETY: within the mapping, which is writable, and `src` is a slice.
-        Ok(unsafe { fault::copy_out(at.as_ptr(), src.as_ptr(), src.len()) }?)
+        match unsafe { fault::copy_out(at.as_ptr(), src.as_ptr(), src.len()) } {
+            Ok(()) => Ok(()),
+            Err(fault) => self.write_holes(fault, offset, src),
+        }
+    }
+
+    /// Finishes a read that has failed at what may be a hole.
+    #[cold]
+    fn read_holes(&self, fault: Fault, offset: u64, dst: &mut [u8]) -> Result<(), Access> {
+        let (sparse, address) = self.hole(fault)?;
+        let done = self.copied(address, offset);
+        let (offset, dst) = (offset + done as u64, &mut dst[done..]);
+        // SAFETY: within the mapping, as `offset` and `dst` were given to `read`.
+        let copy = |dst: &mut [u8], skip: usize| unsafe {
+            let at = self.base.add(offset as usize + skip);
+            fault::copy_in(dst.as_mut_ptr(), at.as_ptr(), dst.len())
+        };
+        let integer = matches!(dst.len(), 1 | 2 | 4 | 8) && offset.is_multiple_of(dst.len() as u64);
+        for _ in 0..TRIES {
+            let read = sparse.read(offset, dst).map_err(|_| Access::Gone)?;
+            if read == dst.len() {
+                // An integer that is there by now is read in one piece.
+                let is_there = integer && dst.iter().any(|byte| *byte != 0);
+                if !is_there || copy(dst, 0).is_ok() {
+                    return Ok(());
+                }
+                continue;
+            }
+            // The mapping reaches to the end of the page that the file ends in.
+            let (pages, file) = sparse.reach().map_err(|_| Access::Gone)?;
+            if offset + dst.len() as u64 > pages {
+                return Err(Access::Gone);
+            }
+            if offset + read as u64 >= file {
+                if copy(&mut dst[read..], read).is_err() {
+                    dst[read..].fill(0);
+                }
+                return Ok(());
+            }
+            // It has grown meanwhile.
+        }
+        Err(Access::Gone)
+    }
+
+    /// Finishes a write that has failed at what may be a hole: fills holes, and goes on where it
+    /// failed.
+    #[cold]
+    fn write_holes(&self, mut fault: Fault, offset: u64, src: &[u8]) -> Result<(), Access> {
+        let end = self.base.as_ptr().addr() + offset as usize + src.len();
+        let (mut highest, mut tries) = (0, 0);
+        loop {
+            let (sparse, address) = self.hole(fault)?;
+            tries = if address > highest { 0 } else { tries + 1 };
+            highest = highest.max(address | (sparse.page() - 1));
+            if tries == TRIES {
+                return Err(Access::Gone);
+            }
+            sparse.fill(address, end).map_err(|_| Access::Gone)?;
+            let done = self.copied(address, offset);
+            let rest = &src[done..];
+            // SAFETY: within the mapping, as `offset` and `src` were given to `write`.
+            let copied = unsafe {
+                let at = self.base.add(offset as usize + done);
+                fault::copy_out(at.as_ptr(), rest.as_ptr(), rest.len())
+            };
+            match copied {
+                Ok(()) => return Ok(()),
+                Err(again) => fault = again,
+            }
+        }
+    }
+
+    /// Finishes an access to one integer that has failed at what may be a hole: fills it first.
+    #[cold]
+    fn fill_and<R>(
+        &self,
+        mut fault: Fault,
+        access: impl Fn() -> Result<R, Fault>,
+    ) -> Result<R, Access> {
+        for _ in 0..TRIES {
+            let (sparse, address) = self.hole(fault)?;
+            sparse.fill(address, address + 1).map_err(|_| Access::Gone)?;
+            match access() {
+                Ok(value) => return Ok(value),
+                Err(again) => fault = again,
+            }
+        }
+        Err(Access::Gone)
+    }
+
+    /// What is missing at a fault, if it may be a hole that is kept.
+    fn hole(&self, fault: Fault) -> Result<(&Sparse, usize), Access> {
+        match (fault, &self.sparse) {
+            (Fault::Missing(address), Some(sparse)) => Ok((sparse, address)),
+            (fault, _) => Err(fault.into()),
+        }
+    }
+
+    /// How many bytes of a copy at `offset` have been copied for certain when it failed at
+    /// `address`.
+    fn copied(&self, address: usize, offset: u64) -> usize {
+        let page = address & !(rustix::param::page_size() - 1);
+        page.saturating_sub(self.base.as_ptr().addr() + offset as usize).saturating_sub(CHUNK)
     }
 
     /// Receives what has arrived at a socket, at most `len` bytes, without waiting. Returns 0 at the
@@ -271,7 +404,14 @@ impl MappedFile {
     pub(crate) fn load<T: Scalar>(&self, offset: u64) -> Result<T, Access> {
         let at = self.at_aligned::<T>(offset)?;
         // SAFETY: within the mapping, aligned.
-        Ok(unsafe { fault::load(at.as_ptr()) }?)
+        match unsafe { fault::load(at.as_ptr()) } {
+            Ok(value) => Ok(value),
+            Err(fault) => {
+                let mut bytes = [0; 8];
+                self.read_holes(fault, offset, &mut bytes[..T::SIZE])?;
+                Ok(T::from_memory(bytes))
+            }
+        }
     }
 
     /// Stores an aligned integer in one piece. Release at least.
@@ -284,18 +424,27 @@ impl MappedFile {
     ) -> Result<(), Access> {
         let at = self.at_writable::<T>(offset)?.as_ptr();
         // SAFETY: within the mapping, aligned, writable.
-        unsafe {
+        self.access(|| unsafe {
             if ordering == Ordering::SeqCst {
                 match fault::swap(at, value) {
                     Err(Fault::Unsupported) => {}
-                    done => return Ok(done.map(drop)?),
+                    done => return done.map(drop),
                 }
                 std::sync::atomic::fence(StdOrdering::SeqCst);
                 fault::store(at, value)?;
                 std::sync::atomic::fence(StdOrdering::SeqCst);
                 return Ok(());
             }
-            Ok(fault::store(at, value)?)
+            fault::store(at, value)
+        })
+    }
+
+    /// Performs an access that writes one integer.
+    #[inline]
+    fn access<R>(&self, access: impl Fn() -> Result<R, Fault>) -> Result<R, Access> {
+        match access() {
+            Ok(value) => Ok(value),
+            Err(fault) => self.fill_and(fault, access),
         }
     }
 
@@ -304,7 +453,7 @@ impl MappedFile {
     pub(crate) fn swap<T: Scalar>(&self, offset: u64, value: T) -> Result<T, Access> {
         let at = self.at_writable::<T>(offset)?;
         // SAFETY: within the mapping, aligned, writable.
-        Ok(unsafe { fault::swap(at.as_ptr(), value) }?)
+        self.access(|| unsafe { fault::swap(at.as_ptr(), value) })
     }
 
     /// Stores `new` over `old`; what was there. Sequentially consistent.
@@ -317,7 +466,7 @@ impl MappedFile {
     ) -> Result<T, Access> {
         let at = self.at_writable::<T>(offset)?;
         // SAFETY: within the mapping, aligned, writable.
-        Ok(unsafe { fault::compare_exchange(at.as_ptr(), old, new) }?)
+        self.access(|| unsafe { fault::compare_exchange(at.as_ptr(), old, new) })
     }
 }
 
@@ -352,7 +501,7 @@ pub(crate) enum Access {
 impl From<Fault> for Access {
     fn from(fault: Fault) -> Self {
         match fault {
-            Fault::Gone => Self::Gone,
+            Fault::Missing(_) => Self::Gone,
             Fault::Unsupported => Self::Unsupported,
         }
     }

@@ -11,6 +11,7 @@ use rustix::net::SendFlags;
 use crate::error::{Errno, Error, Result};
 use crate::fault::Scalar;
 use crate::mapped_file::{Access, Account, MappedFile};
+use crate::sparse::Holes;
 use vfiod_sync::Arc;
 use vfiod_sync::atomic::{AtomicBool, Ordering};
 
@@ -78,7 +79,7 @@ impl SharedMemory {
         open: Arc<AtomicBool>,
     ) -> Result<Arc<Self>> {
         let account = Arc::new(Account::default());
-        let mapping = MappedFile::new(fd.as_fd(), offset, size, true, &account, u64::MAX)?;
+        let mapping = MappedFile::new(&fd, offset, size, true, Holes::Fill, &account, u64::MAX)?;
         Ok(Arc::new(Self { size, fd, offset, areas, mapping, open }))
     }
 

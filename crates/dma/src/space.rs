@@ -18,6 +18,7 @@ use crate::peer::DmaPeer;
 use crate::ranges::Ranges;
 use crate::request::{Backing, MapOwner, MapRequest, Perm};
 use crate::shared::Shared;
+use crate::sparse::Holes;
 use crate::table::{Mapping, Removed, Table};
 
 /// Mappings of one space.
@@ -152,7 +153,8 @@ impl Inner {
         }
         let limit = self.address_space.load(Ordering::Relaxed);
         let (at, len, writable) = (extent.offset, extent.len, file.key.writable);
-        let mapped = MappedFile::new(fd.as_fd(), at, len, writable, &self.account, limit)?;
+        let holes = if file.kind.cannot_block() { Holes::Keep(file.kind) } else { Holes::Fill };
+        let mapped = MappedFile::new(&fd, at, len, writable, holes, &self.account, limit)?;
         let kind = if extent.whole { Kind::File(file.key) } else { Kind::Part(file.key) };
         let slot = control.file_slot(kind, &fd)?;
         let source = FileSource { mapped: Arc::new(mapped), fd, offset: at };

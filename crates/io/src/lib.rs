@@ -11,6 +11,7 @@
 //! [`Hold`](vfiod_dma::Hold). Dropping its future abandons the wait. The request goes on, and
 //! what it owns is dropped when it has completed, never before.
 
+mod bounce;
 mod pool;
 mod raw;
 mod readiness;

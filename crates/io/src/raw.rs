@@ -1,8 +1,8 @@
 //! The only module that hands memory to the kernel.
 //!
 //! # Why it is sound
-//! The kernel gets addresses of a request's buffer: those of a `Vec` that the [`Request`] owns,
-//! or of guest memory that its `Hold` keeps mapped. From the submission to the completion the
+//! The kernel gets addresses of a request's buffer: those of a `Vec` that the [`Request`] owns (its
+//! buffer, or that of its [`Bounce`](crate::bounce::Bounce)), or of guest memory that its `Hold` keeps mapped. From the submission to the completion the
 //! request is in [`Uring::in_flight`] or on the stack of [`perform`], where nothing else can
 //! reach it. A [`Uring`] that is dropped with requests in flight leaks them.
 
@@ -39,10 +39,19 @@ impl InFlight {
             let iov_base = at.wrapping_add(skipped).cast();
             (skipped < len).then_some(libc::iovec { iov_base, iov_len: len - skipped })
         };
-        let pieces: Box<[libc::iovec]> = match &mut request.buffer {
-            Buffer::None => Box::default(),
-            Buffer::Own(bytes) => rest(bytes.as_mut_ptr(), bytes.len()).into_iter().collect(),
-            Buffer::Guest(hold) => {
+        let pieces: Box<[libc::iovec]> = match (&mut request.bounce, &mut request.buffer) {
+            (Some(bounce), _) => {
+                let bytes = bounce.bytes();
+                Box::new([libc::iovec {
+                    iov_base: bytes.as_mut_ptr().cast(),
+                    iov_len: bytes.len(),
+                }])
+            }
+            (None, Buffer::None) => Box::default(),
+            (None, Buffer::Own(bytes)) => {
+                rest(bytes.as_mut_ptr(), bytes.len()).into_iter().collect()
+            }
+            (None, Buffer::Guest(hold)) => {
                 let pieces = hold.segments().filter_map(|s| rest(s.as_ptr(), s.len()));
                 pieces.take(PIECES).collect()
             }

@@ -6,6 +6,8 @@ use rustix::fs::FileType;
 use vfiod_dma::{Completion, Errno, Error, Hold, Perm, Result};
 use vfiod_sync::Arc;
 
+use crate::bounce::Bounce;
+
 /// What the kernel is to do with a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Operation {
@@ -80,6 +82,8 @@ pub(crate) struct Request {
     pub(crate) done: usize,
     /// How often the kernel gave it up.
     pub(crate) given_up: u32,
+    /// What is moved instead of guest memory that the kernel cannot reach.
+    pub(crate) bounce: Option<Bounce>,
     pub(crate) completion: Completion<Completed>,
 }
 
@@ -100,18 +104,60 @@ impl Request {
     /// When a thread ends, the kernel may cancel or interrupt what that thread has submitted to an
     /// io_uring: such requests are repeated, which does no harm at a fixed offset. So is the rest
     /// of what was moved in part, until the end of the file. What a stream has is all there is.
+    /// Where the kernel cannot reach guest memory, the rest is moved through a buffer.
     pub(crate) fn advance(&mut self, result: i64) -> Progress {
         let given_up = [libc::ECANCELED, libc::EINTR].map(|errno| -i64::from(errno));
         if given_up.contains(&result) && self.given_up < MOST_REPEATS {
             self.given_up += 1;
             return Progress::Again;
         }
+        let failed = |errno: Errno| Progress::Complete(-i64::from(errno.raw_os_error()));
+        if let Some(errno) = self.begin_bounce(result) {
+            return errno.map_or_else(failed, |()| Progress::Again);
+        }
         let Ok(moved) = usize::try_from(result) else { return Progress::Complete(result) };
+        if let Err(errno) = self.take_bounced(moved) {
+            return failed(errno);
+        }
         self.done += moved;
         if moved > 0 && self.done < self.buffer.len() && is_storage(&self.file) {
-            return Progress::Again;
+            return self.prepare_bounce().map_or_else(failed, |()| Progress::Again);
         }
         Progress::Complete(self.done as i64)
+    }
+
+    /// Goes on through a buffer if this was the first failure to reach guest memory; `None`: it was
+    /// not.
+    fn begin_bounce(&mut self, result: i64) -> Option<Result<(), Errno>> {
+        let unreachable = result == -i64::from(libc::EFAULT);
+        let in_guest = matches!(self.buffer, Buffer::Guest(_));
+        if !unreachable || !in_guest || self.bounce.is_some() {
+            return None;
+        }
+        self.bounce = Some(Bounce::new(self.buffer.len() - self.done));
+        Some(self.prepare_bounce())
+    }
+
+    /// Begins the next piece, if the request goes through a buffer: with what is to be written.
+    fn prepare_bounce(&mut self) -> Result<(), Errno> {
+        let (Buffer::Guest(hold), Some(bounce)) = (&self.buffer, &mut self.bounce) else {
+            return Ok(());
+        };
+        bounce.begin(hold.len() - self.done);
+        match self.operation {
+            Operation::Write(_) => bounce.take(hold, self.done),
+            _ => Ok(()),
+        }
+    }
+
+    /// Gives the guest what has been read, if the request goes through a buffer.
+    fn take_bounced(&mut self, moved: usize) -> Result<(), Errno> {
+        match (self.operation, &self.buffer, &mut self.bounce) {
+            (Operation::Read(_), Buffer::Guest(hold), Some(bounce)) => {
+                bounce.put(hold, self.done, moved)
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Whether the kernel may be asked at all.
@@ -178,7 +224,8 @@ mod tests {
     fn request(file: OwnedFd, len: usize) -> Request {
         let (completion, _reply) = Completion::new();
         let (operation, buffer) = (Operation::Read(0), Buffer::Own(vec![0; len]));
-        Request { operation, file: Arc::new(file), buffer, done: 0, given_up: 0, completion }
+        let (file, bounce) = (Arc::new(file), None);
+        Request { operation, file, buffer, done: 0, given_up: 0, bounce, completion }
     }
 
     /// What a request completes with after these results; `None`: it is repeated.

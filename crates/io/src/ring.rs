@@ -145,8 +145,8 @@ impl Ring {
 
     fn start(&self, operation: Operation, file: &Arc<OwnedFd>, buffer: Buffer) -> Reply<Completed> {
         let (completion, reply) = Completion::new();
-        let request =
-            Request { operation, file: file.clone(), buffer, done: 0, given_up: 0, completion };
+        let (file, bounce) = (file.clone(), None);
+        let request = Request { operation, file, buffer, done: 0, given_up: 0, bounce, completion };
         if let Err(error) = request.check() {
             request.refuse(error);
             return reply;

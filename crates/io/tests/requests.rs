@@ -133,6 +133,67 @@ fn errors_come_with_the_buffer() {
     }
 }
 
+/// Bytes of memory that are allocated.
+fn allocated(memory: &OwnedFd) -> u64 {
+    rustix::fs::fstat(memory).unwrap().st_blocks as u64 * 512
+}
+
+/// A guest's memory of 1 MiB with a page of sevens every 64 KiB, which stays sparse; `None`, and said
+/// so, where holes cannot be kept.
+fn sparse_guest() -> Option<(Attachment, Space, Arc<OwnedFd>)> {
+    let (device, space, memory) = guest(0x10_0000);
+    device.batch().unwrap().load::<u64>(0).unwrap();
+    if allocated(&memory) > 0 {
+        eprintln!("SKIPPED: userfaultfd is forbidden here, so reads fill holes");
+        return None;
+    }
+    for at in (0..16).map(|at| at << 16) {
+        rustix::io::pwrite(&*memory, &[7; 4096], at).unwrap();
+    }
+    Some((device, space, memory))
+}
+
+#[test]
+fn guest_memory_with_holes_is_written_to_a_file_and_stays_sparse() {
+    for ring in rings() {
+        let Some((device, _space, memory)) = sparse_guest() else { return };
+        let disk = file("disk", 0);
+        let (requests, target) = (ring.clone(), disk.clone());
+        run(&ring, async move {
+            // From a hole, and from a page that is there.
+            for at in [0x8000, 0x0] {
+                let len = 0x10_0000 - at;
+                let hold = device.hold(at, len as usize, Perm::READ).unwrap();
+                let (written, hold) = requests.write_from_guest(&target, at, hold).await;
+                assert_eq!((written.unwrap(), hold.is_some()), (len as usize, true));
+            }
+            assert_eq!(device.in_flight(), 0);
+        });
+        assert_eq!(allocated(&memory), 16 * 4096);
+        assert!(peek(&disk, 0, 0x10_0000) == peek(&memory, 0, 0x10_0000));
+    }
+}
+
+#[test]
+fn file_is_read_into_holes_which_fills_only_those() {
+    for ring in rings() {
+        let Some((device, _space, memory)) = sparse_guest() else { return };
+        // It ends before the memory that it is read into does.
+        let disk = file("disk", 0x3_0000);
+        rustix::io::pwrite(&*disk, &[9; 0x3_0000], 0).unwrap();
+        let (requests, source) = (ring.clone(), disk.clone());
+        run(&ring, async move {
+            let hold = device.hold(0x8000, 0x6_0000, Perm::WRITE).unwrap();
+            let (read, _) = requests.read_to_guest(&source, 0, hold).await;
+            assert_eq!(read.unwrap(), 0x3_0000);
+        });
+        assert!(peek(&memory, 0x8000, 0x3_0000) == [9; 0x3_0000]);
+        assert_eq!(peek(&memory, 0x3_8000, 0x1000), [0; 0x1000]);
+        // Of the pages that were there, three were read into.
+        assert_eq!(allocated(&memory), (16 - 3) * 4096 + 0x3_0000);
+    }
+}
+
 /// The kernel cancels what a thread has submitted when the thread ends.
 #[test]
 fn requests_outlive_the_thread_that_started_them() {

@@ -4,6 +4,7 @@ use std::time::Duration;
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 
 mod attachments;
+mod holes;
 mod in_flight;
 mod kinds_of_files;
 mod mappings;
