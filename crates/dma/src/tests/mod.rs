@@ -11,6 +11,7 @@ mod mappings;
 mod messages;
 mod model;
 mod spaces;
+mod stalled;
 
 use super::*;
 use crate::test_device::TestDevice;
