@@ -113,6 +113,17 @@ impl Daemon {
         std::fs::read_dir(format!("/proc/{}/task", self.0.id())).unwrap().count()
     }
 
+    /// Whether none of its threads runs or is ready to.
+    pub(crate) fn is_asleep(&self) -> bool {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.0.id())).unwrap();
+        let state = |task: std::fs::DirEntry| {
+            let stat = std::fs::read_to_string(task.path().join("stat")).ok()?;
+            // Behind the name, which may have anything in it.
+            stat.rsplit(") ").next()?.chars().next()
+        };
+        tasks.flatten().filter_map(state).all(|state| state != 'R')
+    }
+
     /// How many descriptors it has.
     pub(crate) fn descriptors(&self) -> usize {
         std::fs::read_dir(format!("/proc/{}/fd", self.0.id())).unwrap().count()
