@@ -6,6 +6,7 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::sync::OnceLock;
+use std::time::Duration;
 
 /// The service manager's socket, or why it cannot be reached; unset: there is no service manager.
 static SOCKET: OnceLock<io::Result<UnixDatagram>> = OnceLock::new();
@@ -25,6 +26,21 @@ pub(crate) fn reloading() {
 /// The process is finishing.
 pub(crate) fn stopping() {
     send_state("STOPPING=1");
+}
+
+/// The daemon still works: to be sent at [`watchdog_interval`].
+pub(crate) fn alive() {
+    send_state("WATCHDOG=1");
+}
+
+/// How often the service manager wants to know that the daemon works, if it does: half the time after
+/// which it would restart it.
+pub(crate) fn watchdog_interval() -> Option<Duration> {
+    let number = |name| std::env::var(name).ok()?.parse::<u64>().ok();
+    let pid = number("WATCHDOG_PID");
+    let is_meant = pid.is_none_or(|pid| pid == u64::from(std::process::id()));
+    let time = number("WATCHDOG_USEC").filter(|time| is_meant && *time > 0)?;
+    Some(Duration::from_micros(time / 2))
 }
 
 /// Connects to the service manager, if there is one, before the sandbox forbids that.

@@ -120,8 +120,10 @@ fn raise_descriptor_limit() {
 /// Waits until the daemon is to finish, and reloads the configuration when it is asked to.
 fn wait(signals: &Signals, manager: &Manager) {
     let stack = manager.stack();
+    let watchdog = notify::watchdog_interval();
+    let idle = watchdog.unwrap_or(Duration::from_secs(3600));
     loop {
-        let pause = if stack.one_client_only() { POLL_INTERVAL } else { Duration::from_secs(3600) };
+        let pause = if stack.one_client_only() { POLL_INTERVAL.min(idle) } else { idle };
         match signals.wait(pause) {
             Some(Asked::Finish(signal)) => {
                 tracing::info!(signal, "closing every device");
@@ -129,6 +131,11 @@ fn wait(signals: &Signals, manager: &Manager) {
             }
             Some(Asked::Reload) => reload(manager),
             None => {}
+        }
+        if watchdog.is_some() {
+            // What every client and every command needs: the registry and the table of devices.
+            let _ = (manager.devices(), stack.connections());
+            notify::alive();
         }
         if stack.one_client_only() && stack.connections() == 0 {
             tracing::info!("the only client is gone");

@@ -94,6 +94,23 @@ fn the_service_manager_is_told() {
 }
 
 #[test]
+fn service_manager_with_a_watchdog_hears_of_the_daemon_again_and_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let (config, _) = slot(directory.path());
+    let manager = UnixDatagram::bind(directory.path().join("notify")).unwrap();
+    manager.set_read_timeout(Some(std::time::Duration::from_secs(30))).unwrap();
+    let mut command = vfiod(["serve", &config]);
+    command.env("NOTIFY_SOCKET", directory.path().join("notify")).env("WATCHDOG_USEC", "20000");
+    let _daemon = Daemon::start(command);
+    let mut heard = 0;
+    while heard < 3 {
+        let mut buffer = [0; 256];
+        let len = manager.recv(&mut buffer).unwrap();
+        heard += usize::from(&buffer[..len] == b"WATCHDOG=1");
+    }
+}
+
+#[test]
 fn a_socket_in_use_is_not_taken_and_a_stale_one_is() {
     let directory = tempfile::tempdir().unwrap();
     let socket = directory.path().join("s");
