@@ -65,6 +65,8 @@ struct ContextInner {
     dma: Attachment,
     /// The device's own address space, until its last close.
     space: Mutex<Space>,
+    /// The space was handed out, so that somebody may keep it.
+    space_shown: AtomicBool,
     openings: Openings,
     work: Work,
     works: bool,
@@ -149,6 +151,8 @@ impl Context {
             name,
             dma: Attachment::new(&space),
             space: Mutex::new(space),
+            // Tasks and data paths reach the space by themselves.
+            space_shown: AtomicBool::new(works),
             openings: Openings::new(&description.regions),
             work,
             works,
@@ -202,8 +206,10 @@ impl Context {
         &self.inner.dma
     }
 
-    /// The space that the device is attached to.
+    /// The space that the device is attached to. Whoever gets it for a file checks afterwards that the
+    /// file is open: otherwise it may be the next user's.
     pub(crate) fn attached_space(&self) -> Space {
+        self.inner.space_shown.store(true, Ordering::SeqCst);
         self.inner.dma.space().unwrap_or_default()
     }
 
@@ -221,6 +227,7 @@ impl Context {
 
     /// The device's own space.
     pub(crate) fn own_space(&self) -> Space {
+        self.inner.space_shown.store(true, Ordering::SeqCst);
         lock(&self.inner.space).clone()
     }
 
@@ -229,10 +236,14 @@ impl Context {
         self.inner.dma.attach(&self.own_space());
     }
 
-    /// Gives the device a new space of its own, and attaches it: another device may have joined the
-    /// one before, and must not reach what the next user maps.
+    /// After the last close, with the set marked: gives the device a new space of its own and attaches
+    /// it, as another device may have joined the one before, and must not reach what the next user maps.
+    /// A space that was not handed out stays: nothing can have happened to it.
     pub(crate) fn renew_own_space(&self) {
-        let space = Space::with_files(self.own_space().accepted_files());
+        if !self.inner.space_shown.swap(self.inner.works, Ordering::SeqCst) {
+            return;
+        }
+        let space = Space::with_files(lock(&self.inner.space).accepted_files());
         self.inner.dma.attach(&space);
         let before = std::mem::replace(&mut *lock(&self.inner.space), space);
         drop(before);

@@ -233,6 +233,7 @@ impl File {
         data: IrqData<'_>,
     ) -> Result<()> {
         self.present()?;
+        self.shared.sets_up();
         let sets_up = count == 0 || matches!(data, IrqData::EventFds(_));
         let irqs = self.registered().context.irqs();
         let result = irqs.set(self.id(), index, start, count, action, data);
@@ -245,6 +246,7 @@ impl File {
     /// DMA_MAP; see [`crate::dma::Space::map`]; or `ENODEV`.
     pub fn dma_map(&self, request: MapRequest) -> Result<()> {
         self.present()?;
+        self.shared.sets_up();
         let space = self.registered().context.attached_space();
         let result = space.map(MapOwner::from(self.id()), request);
         if !self.registered().context.attached_space().is(&space) {
@@ -293,27 +295,12 @@ impl File {
     /// # Errors
     /// `ENODEV`.
     pub fn space(&self) -> Result<Space> {
+        // The caller can map in it for this file.
+        self.shared.sets_up();
+        let space = self.registered().context.attached_space();
+        // Checked afterwards: the space of a file that is gone may be the next user's.
         self.present()?;
-        Ok(self.registered().context.attached_space())
-    }
-
-    /// Attaches the device to another address space, which other devices may be attached to. An
-    /// access of the device finds one or the other; one that is in flight goes on where it began.
-    /// What the device's files map from now on is in the new space; what this file has mapped in
-    /// the old one stays there until the file is gone. After its last close the device is attached
-    /// to an empty space of its own.
-    ///
-    /// Blocks until the copies of the device that are under way have ended, and not for a client.
-    ///
-    /// # Errors
-    /// `ENODEV`.
-    pub fn attach_space(&self, space: &Space) -> Result<()> {
-        self.present()?;
-        if let Some(left) = self.registered().context.attachment().attach(space) {
-            self.shared.has_left(left);
-        }
-        self.registered().set_up();
-        self.still_present()
+        Ok(space)
     }
 
     /// DEVICE_FEATURE probe: (get, set) work for this index. `ENODEV`, `EIO`.
@@ -343,6 +330,7 @@ impl File {
     /// `EINVAL` where there is no such region; `ENODEV`; what `eventfd` says.
     pub fn doorbells(&self, region: RegionIndex) -> Result<Vec<OwnedFd>> {
         self.present()?;
+        self.shared.sets_up();
         let bells = self.find_region(region)?.eventfds().count();
         let duplicates = self.shared.doorbells(region, bells);
         self.still_present().and(duplicates)
@@ -415,9 +403,11 @@ impl File {
 
     /// After the file gave the device something: a revoke that came between has not seen it.
     fn still_present(&self) -> Result<()> {
-        // If the revoke's own clean-up came first, the lock that both took makes the state
-        // that it had set before visible here.
-        self.present().inspect_err(|_| self.registered().drop_resources(&self.shared))
+        if self.shared.is_still_open() {
+            return Ok(());
+        }
+        self.registered().drop_resources(&self.shared);
+        Err(self.registered().is_gone())
     }
 
     /// The number of a doorbell in its device, which counts them region by region.

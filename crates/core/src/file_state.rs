@@ -15,7 +15,7 @@ use crate::irq::drain;
 use crate::memory::SharedMemory;
 use crate::opening::OpeningMemory;
 use crate::region::RegionIndex;
-use crate::sync::atomic::{AtomicU8, Ordering};
+use crate::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use crate::sync::{Mutex, lock};
 
 /// A file at one moment.
@@ -35,6 +35,8 @@ pub(crate) struct FileShared {
     pub(crate) owner: Owner,
     since: SystemTime,
     state: AtomicU8,
+    /// The file may have eventfds, doorbells or mappings, which its release removes.
+    set_up: AtomicBool,
     doorbells: Mutex<BTreeMap<RegionIndex, Vec<OwnedFd>>>,
     /// What the device shares in the opening that the file belongs to.
     memory: OnceLock<Arc<OpeningMemory>>,
@@ -51,17 +53,23 @@ const GONE: u8 = 2;
 
 impl FileShared {
     pub(crate) fn new(id: FileId, owner: Owner) -> Self {
-        Self::restored(id, owner, SystemTime::now())
+        Self::make(id, owner, SystemTime::now(), false)
     }
 
     /// A file that was opened at another time, perhaps in another process.
     pub(crate) fn restored(id: FileId, owner: Owner, since: SystemTime) -> Self {
+        Self::make(id, owner, since, true)
+    }
+
+    fn make(id: FileId, owner: Owner, since: SystemTime, set_up: bool) -> Self {
         let (state, doorbells) = (AtomicU8::new(OPENING), Mutex::default());
+        let set_up = AtomicBool::new(set_up);
         Self {
             id,
             owner,
             since,
             state,
+            set_up,
             doorbells,
             memory: OnceLock::new(),
             left_spaces: Mutex::default(),
@@ -97,8 +105,25 @@ impl FileShared {
         Ok(self.memory.get().ok_or_else(none)?.region(region.0)?)
     }
 
+    /// Before the file sets up something that its release removes. Afterwards
+    /// [`FileShared::is_still_open`] says whether that release has come before.
+    pub(crate) fn sets_up(&self) {
+        self.set_up.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether the file may have something that is to be removed. Asked after it has become `GONE`:
+    /// either this sees what was set up, or whoever has set it up sees that the file is not open.
+    pub(crate) fn has_set_up(&self) -> bool {
+        self.set_up.load(Ordering::SeqCst)
+    }
+
+    /// Whether the file is open, after it has set up something.
+    pub(crate) fn is_still_open(&self) -> bool {
+        self.state.load(Ordering::SeqCst) == OPEN
+    }
+
     fn step(&self, from: u8, to: u8) -> bool {
-        self.state.compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire).is_ok()
+        self.state.compare_exchange(from, to, Ordering::SeqCst, Ordering::Acquire).is_ok()
     }
 
     /// `open` has succeeded; `false` if the file was revoked meanwhile.
@@ -150,6 +175,7 @@ impl FileShared {
 
     /// Remembers a space that the device has left, where the file may have mappings.
     pub(crate) fn has_left(&self, space: Space) {
+        self.sets_up();
         let mut left = lock(&self.left_spaces);
         // Bounded, as a client may join one space after the other.
         left.retain(|known| known.has_mappings_of(self.id.into()));

@@ -41,7 +41,9 @@ impl Registered {
         }
         let _inside = Inside::new(&**self);
         let file = Arc::new(FileShared::new(self.environment.next_file(), owner));
-        let opening = self.set.try_begin(Phase::Opening).map_err(|phase| self.set_is(phase))?;
+        let mut guard = self.set.try_lock_idle().map_err(|phase| self.set_is(phase))?;
+        self.may_open(&mut guard, &file.owner)?;
+        let opening = guard.mark(Phase::Opening);
         self.count_in(&opening, &file, token)?;
         file.enter_opening(self.context.openings().memory());
         drop(opening);
@@ -69,18 +71,17 @@ impl Registered {
         Err(self.is_leaving())
     }
 
-    /// Checks that one more file is allowed, counts it, and opens the device for the first one.
+    /// Checks that the device admits the opener, counts the file, and opens the device for the first one.
     fn count_in(
         self: &Arc<Self>,
         opening: &Transition<'_>,
         file: &Arc<FileShared>,
         token: Option<Token>,
     ) -> Result<()> {
-        self.may_open(&mut opening.lock(), &file.owner)?;
         self.admit_opener(token)?;
         let first = {
             let mut guard = opening.lock();
-            // Check again: since the first check an unregister may have begun, or a file may have
+            // Check again: since the caller's check an unregister may have begun, or a file may have
             // been revoked.
             let first = self.may_open(&mut guard, &file.owner)?;
             guard.member(self).files.insert(file.id, file.clone());
@@ -183,24 +184,26 @@ impl Registered {
             let (device, file) = (self.clone(), file.clone());
             return held::defer_release(move || device.count_out(&file, announce));
         };
-        let count = {
+        let (count, leaving) = {
             let mut guard = closing.lock();
             let Some(member) = guard.find(self) else { return };
             if member.files.remove(&file.id).is_none() {
                 return;
             }
-            let count = member.count();
+            self.set_up();
+            let (count, leaving) = (member.count(), member.leaving);
             if announce == Announce::Yes {
                 tracing::debug!(device = self.name(), file = file.id.0, count, "released");
                 self.emit(|subject| Event::FileReleased { subject, file: file.id, count });
             }
-            count
+            (count, leaving)
         };
         if count > 0 {
             return;
         }
         self.last_close(&closing);
-        if closing.lock().find(self).is_some_and(|member| member.leaving) {
+        // An unregister that began after the count found no file, and does not wait.
+        if leaving {
             self.drained.notify_all();
         }
     }
@@ -214,8 +217,11 @@ impl Registered {
         Some(self.set.begin(Phase::Closing))
     }
 
-    /// Drops the DMA mappings and eventfds of a file.
+    /// Drops the DMA mappings and eventfds of a file, if it may have any.
     pub(crate) fn drop_resources(&self, file: &FileShared) {
+        if !file.has_set_up() {
+            return;
+        }
         file.drop_doorbells();
         self.context.irqs().drop_file(file.id);
         self.context.attached_space().drop_owner(file.id.into());

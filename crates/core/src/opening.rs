@@ -186,6 +186,7 @@ impl Openings {
     /// The last close, or a first open that failed.
     pub(crate) fn end(&self, last: Last) {
         if last == Last::Forgotten
+            && !self.regions.is_empty()
             && let Some(opening) = lock(&self.now).take()
         {
             opening.memory.end();
@@ -193,6 +194,9 @@ impl Openings {
     }
 
     pub(crate) fn memory(&self) -> Option<Arc<OpeningMemory>> {
+        if self.regions.is_empty() {
+            return None;
+        }
         lock(&self.now).as_ref().map(|opening| opening.memory.clone())
     }
 

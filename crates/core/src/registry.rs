@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::fmt;
-use std::hash::{DefaultHasher, Hash, Hasher};
+use std::hash::{BuildHasherDefault, DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -61,9 +61,29 @@ pub struct Registry {
 }
 
 /// A shard of the numbers. A restored number has no device while that is being registered.
-type ById = Mutex<HashMap<DeviceId, Option<Arc<Registered>>>>;
+type ById = Mutex<HashMap<DeviceId, Option<Arc<Registered>>, BuildHasherDefault<IdHasher>>>;
 /// A shard of the names. A name has no device while that is being registered or unregistered.
 type ByName = Mutex<HashMap<String, Option<Arc<Registered>>>>;
+
+/// Hashes numbers of devices, which the registry gives out itself: none is chosen to collide.
+#[derive(Default)]
+struct IdHasher(u64);
+
+impl Hasher for IdHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.write_u64(u64::from(*byte)));
+    }
+
+    fn write_u64(&mut self, number: u64) {
+        // The table uses the highest and the lowest bits.
+        let spread = (self.0 ^ number).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        self.0 = spread ^ (spread >> 32);
+    }
+}
 
 struct RegistryInner {
     by_id: Box<[ById]>,

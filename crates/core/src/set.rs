@@ -183,8 +183,11 @@ impl<D: SetDevice> Set<D> {
     /// Takes the set lock at a moment when the set is idle, if there is one within [`WAIT`]. Otherwise
     /// returns what the set is busy with; at once, if the calling thread itself has marked it.
     pub(crate) fn try_lock_idle(&self) -> Result<SetGuard<'_, D>, Phase> {
-        let mut timeout = Timeout::new(WAIT);
         let mut guard = self.lock();
+        if guard.state().phase == Phase::Idle {
+            return Ok(guard);
+        }
+        let mut timeout = Timeout::new(WAIT);
         while guard.state().phase != Phase::Idle {
             // In a model no time passes, and only a deadlock is too long.
             let time = if cfg!(any(loom, shuttle)) { Some(Duration::MAX) } else { timeout.left() };
@@ -198,8 +201,7 @@ impl<D: SetDevice> Set<D> {
 
     /// Marks the set, or not, as [`Set::try_lock_idle`].
     pub(crate) fn try_begin(&self, phase: Phase) -> Result<Transition<'_, D>, Phase> {
-        self.try_lock_idle()?.state().phase = phase;
-        Ok(Transition { set: self, held: Some(Held::new(self)) })
+        Ok(self.try_lock_idle()?.mark(phase))
     }
 }
 
@@ -242,7 +244,13 @@ pub(crate) struct SetGuard<'a, D: SetDevice> {
     state: Option<MutexGuard<'a, SetState<D>>>,
 }
 
-impl<D: SetDevice> SetGuard<'_, D> {
+impl<'a, D: SetDevice> SetGuard<'a, D> {
+    /// Marks the set, which is idle, and drops the lock.
+    pub(crate) fn mark(mut self, phase: Phase) -> Transition<'a, D> {
+        self.state().phase = phase;
+        Transition { set: self.set, held: Some(Held::new(self.set)) }
+    }
+
     fn state(&mut self) -> &mut SetState<D> {
         self.state.as_mut().expect("the set lock is held outside of wait()")
     }

@@ -16,6 +16,7 @@
 //! | a device that is idle does no work, and none begins; a step does not begin after a cancel | [`scenarios_work`] |
 //! | nothing of a device works while it is opened, reset, closed or saved, whatever else happens to its set | [`scenarios_stop`] |
 //! | a thread that waits runs a task that does any of that, too: nobody waits for itself | [`scenarios_stop`] |
+//! | an address space of a device is left to no other user than its own | [`scenarios_space`] |
 //! | no ring of a doorbell is lost while work is stopped and resumed | [`scenarios_work`] |
 //! | no deadlock | the checker |
 //!
@@ -29,6 +30,8 @@ mod scenarios;
 mod scenarios_hot_reset;
 #[cfg(shuttle)]
 mod scenarios_irq;
+#[cfg(shuttle)]
+mod scenarios_space;
 #[cfg(shuttle)]
 mod scenarios_stop;
 #[cfg(shuttle)]

@@ -114,3 +114,23 @@ fn a_member_that_recovered_by_itself_keeps_its_state() {
     assert_eq!(rig.journal.count("a.reset Set"), 0, "sound again: nothing to do for the set");
     drop(a.device().open(owner("you")).unwrap());
 }
+
+#[test]
+fn space_of_a_device_serves_the_next_user_only_if_nobody_else_has_used_it() {
+    let rig = Rig::new();
+    let (a, b) = (rig.multi("a"), rig.multi("b"));
+    let kept = open(&a).unwrap().space().unwrap();
+    let file = open(&a).unwrap();
+    assert!(!file.space().unwrap().is(&kept), "the last user has kept it");
+    let of_b = open(&b).unwrap();
+    of_b.join_space(a.device().id(), file.id()).unwrap();
+    drop(file);
+    let file = open(&a).unwrap();
+    assert!(!file.space().unwrap().is(&of_b.space().unwrap()), "another device has joined it");
+    file.space().unwrap().start_dirty_log();
+    drop(file);
+    let file = open(&a).unwrap();
+    assert!(!file.space().unwrap().is_dirty_log_on(), "the last user's log is on");
+    drop((file, of_b));
+    assert!(!open(&b).unwrap().space().unwrap().is_dirty_log_on(), "it has its own space again");
+}
