@@ -119,6 +119,6 @@ pub use task::DeviceTask;
 
 pub use state::{
     DescriptorTable, FindDescriptors, Format, Identity, Images, KeepDescriptors, KeptSpace,
-    Persistence, ReadEffect, ReadTraits, SaveState, Saved, SpaceToken,
+    Persistence, ReadEffect, ReadTraits, SaveState, Saved, SavedAndStopped, SpaceToken,
 };
 pub(crate) use vfiod_sync as sync;

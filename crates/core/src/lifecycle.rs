@@ -312,6 +312,11 @@ impl Registered {
     /// Leaves the set and drops the device itself. It must have no files left.
     pub(crate) fn leave(&self) {
         self.set.lock_idle().leave(self);
+        self.drop_model();
+    }
+
+    /// Drops the device itself: from now on calls of it fail with `ENODEV`.
+    pub(crate) fn drop_model(&self) {
         let model = crate::sync::lock(&self.model).take();
         if let Err(panic) = crate::contain::contain(|| drop(model)) {
             tracing::error!(device = self.name(), error = %panic, "dropping the device failed");

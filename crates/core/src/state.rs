@@ -11,6 +11,7 @@ mod image;
 mod mappings;
 mod restore;
 mod rings;
+mod stopped;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -19,6 +20,7 @@ use crate::error::{Errno, Error, Result};
 
 pub use descriptors::{DescriptorTable, FindDescriptors, KeepDescriptors, KeptSpace, SpaceToken};
 pub use device::{Identity, Images};
+pub use stopped::SavedAndStopped;
 
 /// The kind and version of a saved structure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

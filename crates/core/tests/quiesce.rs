@@ -624,3 +624,16 @@ fn task_that_unregisters_a_device_while_its_thread_releases_a_file_does_not_wait
     assert!(device.status().files.is_empty());
     assert_eq!(device.image_len().expect_err("is gone").errno(), Errno::NODEV);
 }
+
+#[test]
+fn work_goes_on_after_a_save_that_was_to_stop_the_device_and_failed() {
+    let rig = Rig::new();
+    let file = rig.open().expect("opens");
+    rig.start(&file);
+    let mut descriptors = vfiod_core::DescriptorTable::new();
+    let error = rig.registration.device().save_and_stop(&mut descriptors).expect_err("unsaved");
+    assert_eq!(error.errno(), Errno::OPNOTSUPP);
+    rig.script.release();
+    rig.runtime.run_until_idle();
+    assert_eq!(read(&file, ENDED), 1);
+}

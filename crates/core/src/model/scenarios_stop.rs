@@ -200,7 +200,13 @@ fn allowed<T>(result: Result<T>) -> Option<T> {
 
 fn play(transition: Transition, device: &DeviceRef, registration: Option<Registration>) {
     if transition == Transition::Save {
-        allowed(device.save(&mut crate::state::DescriptorTable::default()));
+        let mut descriptors = crate::state::DescriptorTable::default();
+        allowed(device.save(&mut descriptors));
+        if let Some(stopped) = allowed(device.save_and_stop(&mut descriptors)) {
+            point();
+            assert!(device.status().tasks.is_empty(), "work while the device is stopped");
+            drop(stopped);
+        }
         return;
     }
     if transition == Transition::Unregister {

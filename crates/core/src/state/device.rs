@@ -17,7 +17,7 @@ use crate::file::File;
 use crate::file_state::FileShared;
 use crate::ids::{DeviceId, FileId, Owner, SetKey};
 use crate::irq::{FdToken, IrqState};
-use crate::registered::Registered;
+use crate::registered::{Registered, Transition};
 use crate::set::Phase;
 use crate::stop::Stop;
 use crate::sync::atomic::Ordering;
@@ -208,43 +208,70 @@ impl Registered {
     }
 
     fn save(self: &Arc<Self>, descriptors: &mut dyn KeepDescriptors) -> Result<Saved> {
-        // Marked, so that no open or close changes the files before the state is read.
+        let (_marked, files) = self.begin_save()?;
+        let saved = self.while_quiesced(|device| self.read_state(device, &files, descriptors));
+        saved.map_err(|error| self.cannot("save", error))
+    }
+
+    /// Saves the device and leaves it stopped.
+    pub(super) fn save_and_stop(
+        self: &Arc<Self>,
+        descriptors: &mut dyn KeepDescriptors,
+    ) -> Result<(Saved, Stop)> {
+        let (_marked, files) = self.begin_save()?;
+        let mut save = || {
+            let stop = Stop::quiesced(self, Why::Save)?;
+            let saved = self.call_stopped(|device| self.read_state(device, &files, descriptors))?;
+            Ok((saved, stop))
+        };
+        save().map_err(|error| self.cannot("save", error))
+    }
+
+    /// Marks the set, so that no open or close changes the files before the state is read. Returns the
+    /// files.
+    fn begin_save(&self) -> Result<(Transition<'_>, Vec<Arc<FileShared>>)> {
         let marked = self.set.try_begin(Phase::Saving).map_err(|phase| self.set_is(phase))?;
-        let files: Vec<_> = {
+        let files = {
             let mut guard = marked.lock();
             let member = guard.find(self).ok_or_else(|| self.is_gone())?;
             member.files.values().cloned().collect()
         };
+        Ok((marked, files))
+    }
+
+    fn read_state(
+        &self,
+        device: &mut dyn Device,
+        files: &[Arc<FileShared>],
+        descriptors: &mut dyn KeepDescriptors,
+    ) -> Result<Saved> {
         let failed = self.is_in_error_state();
-        let saved = self.while_quiesced(|device| {
-            let device = match state_of(device)? {
-                Some(state) if !failed => Some(state.save()?),
-                _ => None,
-            };
-            // After the device: it has quiesced, so that none of this changes any more.
-            let setup = self.setup.load(Ordering::Acquire);
-            let interrupts = self.save_interrupts(descriptors)?;
-            let left = files.iter().map(|file| (file.id, file.left_spaces())).collect();
-            let (attached, own) = (self.context.attached_space(), self.context.own_space());
-            let attachments = mappings::save_all(&attached, &own, left, descriptors)?;
-            let memory = self.context.openings().memory().filter(|_| !files.is_empty());
-            let memory = memory.as_ref().and_then(|memory| memory.fd());
-            let memory = memory.map(|fd| descriptors.keep(fd)).transpose()?;
-            let (id, name, set) = (self.id(), self.name().to_owned(), self.set_key());
-            let state = DeviceState {
-                identity: Identity { id, name, set },
-                setup,
-                failed,
-                files: files.iter().map(|file| FileState::of(file)).collect(),
-                interrupts,
-                rings: rings::save(self.context.work()),
-                attachments,
-                memory,
-                device,
-            };
-            Saved::new(DEVICE, &state)
-        });
-        saved.map_err(|error| self.cannot("save", error))
+        let device = match state_of(device)? {
+            Some(state) if !failed => Some(state.save()?),
+            _ => None,
+        };
+        // After the device: it has quiesced, so that none of this changes any more.
+        let setup = self.setup.load(Ordering::Acquire);
+        let interrupts = self.save_interrupts(descriptors)?;
+        let left = files.iter().map(|file| (file.id, file.left_spaces())).collect();
+        let (attached, own) = (self.context.attached_space(), self.context.own_space());
+        let attachments = mappings::save_all(&attached, &own, left, descriptors)?;
+        let memory = self.context.openings().memory().filter(|_| !files.is_empty());
+        let memory = memory.as_ref().and_then(|memory| memory.fd());
+        let memory = memory.map(|fd| descriptors.keep(fd)).transpose()?;
+        let (id, name, set) = (self.id(), self.name().to_owned(), self.set_key());
+        let state = DeviceState {
+            identity: Identity { id, name, set },
+            setup,
+            failed,
+            files: files.iter().map(|file| FileState::of(file)).collect(),
+            interrupts,
+            rings: rings::save(self.context.work()),
+            attachments,
+            memory,
+            device,
+        };
+        Saved::new(DEVICE, &state)
     }
 
     fn save_interrupts(&self, descriptors: &mut dyn KeepDescriptors) -> Result<IrqState> {

@@ -5,3 +5,4 @@ mod image;
 mod numbers;
 mod rig;
 mod spaces;
+mod stopped;
