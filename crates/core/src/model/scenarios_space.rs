@@ -75,7 +75,7 @@ pub(crate) fn map_against_last_close() {
 }
 
 vfiod_sync::checks! {
-    attach_against_last_close: 2000,
-    space_kept_against_last_close: 2000,
-    map_against_last_close: 2000,
+    attach_against_last_close: 300,
+    space_kept_against_last_close: 300,
+    map_against_last_close: 300,
 }
