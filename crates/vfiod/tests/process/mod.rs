@@ -91,6 +91,18 @@ impl Daemon {
         (status, self.said())
     }
 
+    /// Waits for its end: how it ended, what it logged.
+    pub(crate) fn finish(mut self) -> (ExitStatus, String) {
+        let status = self.end();
+        (status, self.said())
+    }
+
+    /// Whether its main thread has ended. Other threads may be left in the kernel.
+    pub(crate) fn has_ended(&self) -> bool {
+        let status = std::fs::read_to_string(format!("/proc/{}/stat", self.0.id())).unwrap();
+        status.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('Z'))
+    }
+
     /// Waits for the end.
     pub(crate) fn end(&mut self) -> ExitStatus {
         let mut status = None;

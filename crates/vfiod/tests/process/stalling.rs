@@ -1,0 +1,149 @@
+//! A FUSE file system that does not answer other processes.
+
+use std::any::Any;
+use std::ffi::OsStr;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, UNIX_EPOCH};
+
+use fuser::{
+    BackgroundSession, Config, Errno, FileAttr, FileHandle, FileType, Filesystem, Generation,
+    INodeNo, LockOwner, MountOption, OpenFlags, ReplyAttr, ReplyEmpty, ReplyEntry, Request,
+};
+
+const FILE: INodeNo = INodeNo(2);
+const LONG: Duration = Duration::from_secs(3600);
+
+/// It has one file. Requests of other processes wait until this is dropped, the FLUSH of a close among
+/// them.
+pub(crate) struct Stalling {
+    directory: PathBuf,
+    waiting: Waiting,
+    session: Option<BackgroundSession>,
+}
+
+/// The replies that are held back; `None` once requests are answered.
+type Waiting = Arc<Mutex<Option<Vec<Box<dyn Any + Send>>>>>;
+
+struct Files(Waiting);
+
+impl Stalling {
+    /// Mounts it; `None` where that is not allowed.
+    pub(crate) fn mount(directory: &Path) -> Option<Self> {
+        std::fs::create_dir(directory).unwrap();
+        let waiting: Waiting = Arc::new(Mutex::new(Some(Vec::new())));
+        let mut config = Config::default();
+        config.mount_options = vec![MountOption::FSName("stalling".into())];
+        match fuser::spawn_mount(Files(waiting.clone()), directory, &config) {
+            Ok(session) => {
+                Some(Self { directory: directory.to_owned(), waiting, session: Some(session) })
+            }
+            Err(error) => {
+                eprintln!("SKIPPED: no FUSE file system can be mounted here: {error}");
+                None
+            }
+        }
+    }
+
+    /// Opens its file.
+    pub(crate) fn open(&self) -> File {
+        File::options().read(true).write(true).open(self.directory.join("file")).unwrap()
+    }
+
+    /// How many requests wait.
+    pub(crate) fn waiting(&self) -> usize {
+        self.waiting.lock().unwrap().as_ref().map_or(0, Vec::len)
+    }
+}
+
+impl Drop for Stalling {
+    fn drop(&mut self) {
+        // A reply that is dropped is an error.
+        drop(self.waiting.lock().unwrap().take());
+        if let Some(session) = self.session.take() {
+            let _ = session.umount_and_join();
+        }
+    }
+}
+
+fn attributes(number: INodeNo) -> FileAttr {
+    let (kind, perm) = match number {
+        FILE => (FileType::RegularFile, 0o666),
+        _ => (FileType::Directory, 0o777),
+    };
+    FileAttr {
+        ino: number,
+        size: 1 << 20,
+        blocks: 0,
+        atime: UNIX_EPOCH,
+        mtime: UNIX_EPOCH,
+        ctime: UNIX_EPOCH,
+        crtime: UNIX_EPOCH,
+        kind,
+        perm,
+        nlink: 1,
+        uid: rustix::process::getuid().as_raw(),
+        gid: rustix::process::getgid().as_raw(),
+        rdev: 0,
+        blksize: 4096,
+        flags: 0,
+    }
+}
+
+impl Files {
+    /// Holds a reply back if the request is of another process.
+    fn hold<R: Any + Send>(&self, request: &Request, reply: R) -> Option<R> {
+        let ours = Path::new(&format!("/proc/self/task/{}", request.pid())).exists();
+        match self.0.lock().unwrap().as_mut() {
+            Some(waiting) if !ours => {
+                waiting.push(Box::new(reply));
+                None
+            }
+            _ => Some(reply),
+        }
+    }
+}
+
+impl Filesystem for Files {
+    fn lookup(&self, request: &Request, _parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let Some(reply) = self.hold(request, reply) else { return };
+        match name.to_str() {
+            Some("file") => reply.entry(&LONG, &attributes(FILE), Generation(0)),
+            _ => reply.error(Errno::ENOENT),
+        }
+    }
+
+    fn getattr(
+        &self,
+        request: &Request,
+        number: INodeNo,
+        _file: Option<FileHandle>,
+        reply: ReplyAttr,
+    ) {
+        let Some(reply) = self.hold(request, reply) else { return };
+        reply.attr(&Duration::ZERO, &attributes(number));
+    }
+
+    fn flush(
+        &self,
+        request: &Request,
+        _number: INodeNo,
+        _file: FileHandle,
+        _owner: LockOwner,
+        reply: ReplyEmpty,
+    ) {
+        let Some(reply) = self.hold(request, reply) else { return };
+        reply.ok();
+    }
+
+    fn open(
+        &self,
+        _request: &Request,
+        _number: INodeNo,
+        _flags: OpenFlags,
+        reply: fuser::ReplyOpen,
+    ) {
+        reply.opened(FileHandle(0), fuser::FopenFlags::empty());
+    }
+}
