@@ -1,7 +1,7 @@
 //! Who is at the other end of a connection, as the kernel reports it.
 
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Once, OnceLock};
 
 use nix::sys::socket::getsockopt;
 use nix::sys::socket::sockopt::{PeerCredentials, PeerPidfd};
@@ -38,15 +38,36 @@ pub(crate) fn owner(outgoing: &Arc<Outgoing>, connection: ConnectionId) -> Resul
 fn process(socket: BorrowedFd<'_>) -> Option<OwnerIdentity> {
     /// `PID_FS_MAGIC` of the kernel's `linux/magic.h`.
     const PID_FS_MAGIC: rustix::fs::FsWord = 0x5049_4446;
-    let pidfd = getsockopt(&socket, PeerPidfd).ok()?;
+    let pidfd = match getsockopt(&socket, PeerPidfd) {
+        Ok(pidfd) => pidfd,
+        Err(errno) => {
+            // Before Linux 6.5.
+            if errno == nix::Error::ENOPROTOOPT {
+                warn_of_strangers();
+            }
+            return None;
+        }
+    };
     // The same for every pidfd of this kernel.
     static PIDFS: OnceLock<bool> = OnceLock::new();
     let is_pidfs = || rustix::fs::fstatfs(&pidfd).is_ok_and(|fs| fs.f_type == PID_FS_MAGIC);
     if !PIDFS.get_or_init(is_pidfs) {
+        warn_of_strangers();
         return None;
     }
     let pidfd_inode = rustix::fs::fstat(&pidfd).ok()?.st_ino;
     Some(OwnerIdentity::Process { pidfd_inode })
+}
+
+/// Says once what this kernel cannot do.
+fn warn_of_strangers() {
+    static TOLD: Once = Once::new();
+    TOLD.call_once(|| {
+        tracing::warn!(
+            "the kernel does not tell client processes apart (before Linux 6.9): each connection is an \
+             owner of its own, and two of one process cannot open one device or reset a set"
+        );
+    });
 }
 
 #[cfg(all(test, not(any(loom, shuttle))))]
