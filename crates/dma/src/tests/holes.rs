@@ -38,8 +38,10 @@ fn sparse() -> (TestDevice, Memory) {
 
 /// What `memory` contains at `offset`, with a page of sevens at 1 MiB.
 fn expected(offset: u64, len: usize) -> Vec<u8> {
-    let there = MIB..MIB + 4096;
-    (offset..offset + len as u64).map(|at| if there.contains(&at) { 7 } else { 0 }).collect()
+    let mut bytes = vec![0; len];
+    let place = |at: u64| (at.saturating_sub(offset) as usize).min(len);
+    bytes[place(MIB)..place(MIB + 4096)].fill(7);
+    bytes
 }
 
 #[test]
@@ -205,9 +207,10 @@ fn what_a_client_makes_a_hole_of_again_is_read_and_written_right() {
         let mut bytes = vec![0; 0x8000];
         // A client that always wins makes a write fail; it does not go on for ever.
         let written = |done: Result<()>| done.is_ok() || errno(done) == Errno::FAULT;
-        for _ in 0..2000 {
+        for _ in 0..300 {
             device.read(0, &mut bytes).unwrap();
-            assert!(bytes.iter().all(|byte| [0, 0xaa, 0xbb].contains(byte)));
+            let rest = bytes.iter().find(|byte| ![0, 0xaa, 0xbb].contains(*byte));
+            assert_eq!(rest, None);
             let value = device.load::<u64>(0x1008, Ordering::Acquire).unwrap().to_ne_bytes();
             assert!(value == [0; 8] || value == [0xaa; 8], "not in one piece: {value:x?}");
             assert!(written(device.write(0x4000, &[0xbb; 0x3000])));
