@@ -225,7 +225,7 @@ fn holes_of_huge_pages_stay() {
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB;
     let free = std::fs::read_to_string("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages");
     let free = free.ok().and_then(|free| free.trim().parse().ok()).unwrap_or(0);
-    let (true, Ok(fd)) = (free >= 2u32 && kept(), memfd_create("dma-huge", flags)) else {
+    let (true, Ok(fd)) = (free >= 2u32 && kept(), memfd_create("dma-holes-huge", flags)) else {
         eprintln!("SKIPPED: needs userfaultfd and two free pages of 2 MiB (vm.nr_hugepages)");
         return;
     };

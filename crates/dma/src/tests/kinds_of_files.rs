@@ -149,7 +149,7 @@ fn memory_is_mapped_and_other_files_only_where_they_are_accepted() {
         ("a tmpfs", MemoryKind::Shared, unnamed(Path::new("/dev/shm"), 0x4000)),
         ("a disk", MemoryKind::Other, unnamed(Path::new(env!("CARGO_MANIFEST_DIR")), 0x4000)),
     ];
-    if let Ok(fd) = memfd_create("dma-huge", huge) {
+    if let Ok(fd) = memfd_create("dma-kinds-huge", huge) {
         ftruncate(&fd, 2 << 20).unwrap();
         files.push(("huge pages", MemoryKind::Huge, fd));
     }

