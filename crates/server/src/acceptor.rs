@@ -8,6 +8,7 @@ use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::{DupFlags, Errno, dup3, fcntl_dupfd_cloexec};
 use vfiod_sync::{Mutex, lock};
 
+use crate::alarms::Alarm;
 use crate::clients::Clients;
 use crate::connection::Connection;
 use crate::listener::Listener;
@@ -60,34 +61,42 @@ pub(crate) struct Acceptor {
     listener: Listener,
     clients: Arc<Clients>,
     reserve: Arc<Reserve>,
+    /// Set while it pauses.
+    alarm: Mutex<Option<Alarm>>,
+}
+
+/// What a listening socket had.
+enum Accepted {
+    /// The client that has waited longest.
+    Client(Arc<Connection>),
+    /// Nobody who can be served.
+    Nobody,
+    /// Somebody, for whom the kernel has no memory or no descriptor now.
+    Pause,
 }
 
 impl Acceptor {
     pub(crate) fn new(listener: Listener, clients: Arc<Clients>, reserve: Arc<Reserve>) -> Self {
-        Self { listener, clients, reserve }
+        Self { listener, clients, reserve, alarm: Mutex::default() }
     }
 
-    /// The connection of the client that waits longest; `None` where none can be had now.
-    fn accept(&self, pool: &Pool) -> Option<Arc<Connection>> {
+    fn accept(&self, pool: &Pool) -> Accepted {
         let device = self.clients.device.name();
         let fd = match self.listener.accept() {
             Ok(fd) => fd,
-            Err(Errno::AGAIN | Errno::INTR | Errno::CONNABORTED) => return None,
+            Err(Errno::AGAIN | Errno::INTR | Errno::CONNABORTED) => return Accepted::Nobody,
             Err(errno @ (Errno::MFILE | Errno::NFILE)) => {
                 self.clients.quiet.warn(|suppressed| {
                     tracing::error!(device, %errno, suppressed, "no descriptors left: a client was rejected");
                 });
-                if self.reserve.reject(&self.listener).is_err() {
-                    std::thread::sleep(PAUSE);
-                }
-                return None;
+                let rejected = self.reserve.reject(&self.listener);
+                return if rejected.is_err() { Accepted::Pause } else { Accepted::Nobody };
             }
             Err(errno) => {
                 self.clients.quiet.warn(|suppressed| {
                     tracing::error!(device, %errno, suppressed, "cannot accept a client; trying on");
                 });
-                std::thread::sleep(PAUSE);
-                return None;
+                return Accepted::Pause;
             }
         };
         if !self.clients.has_room() {
@@ -95,7 +104,7 @@ impl Acceptor {
                 tracing::warn!(device, suppressed, "too many connections: one was closed");
             });
             self.clients.closer.close_socket(fd);
-            return None;
+            return Accepted::Nobody;
         }
         let adopted = Connection::new(fd, &self.clients, pool.reserve());
         if let Err(errno) = &adopted {
@@ -103,7 +112,7 @@ impl Acceptor {
                 tracing::warn!(device, %errno, suppressed, "a client's socket cannot be used");
             });
         }
-        adopted.ok()
+        adopted.map_or(Accepted::Nobody, Accepted::Client)
     }
 }
 
@@ -125,7 +134,17 @@ impl Source for Acceptor {
                 return;
             }
         }
-        let connection = self.accept(watch.pool());
+        let connection = match self.accept(watch.pool()) {
+            Accepted::Client(connection) => Some(connection),
+            Accepted::Nobody => None,
+            Accepted::Pause => {
+                let source: Arc<dyn Source> = self.clone();
+                let alarm = watch.pool().wake_after(PAUSE, watch, &source);
+                let before = lock(&self.alarm).replace(alarm);
+                drop(before);
+                return;
+            }
+        };
         // Another thread takes the next, if one waits already. (To accept once more only to see
         // that there is none costs ten times as much.) Fails only for a listener that goes.
         let _ = watch.rearm(&*self, Interest::Read);

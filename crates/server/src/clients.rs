@@ -1,5 +1,6 @@
 //! The connections to one device, and what they share.
 
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -106,6 +107,35 @@ struct Listed {
 struct List {
     connections: Vec<Listed>,
     ended: ConnectionTotals,
+    /// A connection opens the device.
+    opening: bool,
+    /// Connections that wait until that is over.
+    queue: VecDeque<Weak<dyn Client>>,
+    /// Connections that wait for a file to be released.
+    await_departure: Vec<Weak<dyn Client>>,
+    /// Connections that have ended, with their files.
+    departures: u64,
+}
+
+impl List {
+    /// Takes out the connection that is to open the device next.
+    fn next_to_open(&mut self) -> Option<Weak<dyn Client>> {
+        if self.opening {
+            return None;
+        }
+        while let Some(next) = self.queue.pop_front() {
+            if next.strong_count() > 0 {
+                return Some(next);
+            }
+        }
+        None
+    }
+}
+
+/// Not with the list locked: the last owner of a connection locks it.
+fn wake(newcomers: impl IntoIterator<Item = Weak<dyn Client>>) {
+    let newcomers: Vec<_> = newcomers.into_iter().filter_map(|weak| weak.upgrade()).collect();
+    newcomers.iter().for_each(|newcomer| newcomer.wake());
 }
 
 /// A connection, to the others.
@@ -116,7 +146,44 @@ pub(crate) trait Client: Send + Sync {
     fn is_departing(&self) -> bool;
     /// Ends it from outside: the thread that serves it releases the file.
     fn end(&self);
+    /// What it waits for may have happened: it is served again.
+    fn wake(&self);
     fn info(&self) -> ConnectionInfo;
+}
+
+/// Whether a client that has hung up has the device open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Departure {
+    /// No.
+    None,
+    /// Yes: the newcomer is woken when its file is released.
+    UnderWay,
+    /// A file was released since the attempt to open began.
+    Over,
+}
+
+/// The right to open the device, for one connection at a time.
+pub(crate) struct Opening {
+    clients: Arc<Clients>,
+    /// [`List::departures`] when it began.
+    departures: u64,
+}
+
+impl Opening {
+    /// See [`Clients::await_departure`].
+    pub(crate) fn await_departure(&self, number: u64, newcomer: &Weak<dyn Client>) -> Departure {
+        self.clients.await_departure(number, newcomer, self.departures)
+    }
+}
+
+impl Drop for Opening {
+    fn drop(&mut self) {
+        let mut list = lock(&self.clients.connections);
+        list.opening = false;
+        let next = list.next_to_open();
+        drop(list);
+        wake(next);
+    }
 }
 
 /// What the connections to one device share.
@@ -148,7 +215,7 @@ impl Counted {
 impl Drop for Counted {
     fn drop(&mut self) {
         let mut list = lock(&self.0.connections);
-        let List { connections, ended } = &mut *list;
+        let List { connections, ended, .. } = &mut *list;
         connections.retain(|listed| {
             let there = listed.connection.strong_count() > 0;
             if !there {
@@ -156,7 +223,12 @@ impl Drop for Counted {
             }
             there
         });
+        list.departures += 1;
+        // The one that has ended may have been woken to open the device.
+        let next = list.next_to_open();
+        let newcomers = std::mem::take(&mut list.await_departure);
         drop(list);
+        wake(newcomers.into_iter().chain(next));
         self.0.count.fetch_sub(1, Ordering::SeqCst);
         if self.0.awaiting.load(Ordering::SeqCst) > 0 {
             self.0.departed.notify_all();
@@ -239,17 +311,43 @@ impl Clients {
         silent.is_some()
     }
 
-    /// Waits a little for a connection to end whose client has hung up; `false` if there is none,
-    /// or past the deadline. `newcomer` is the number of the connection that asks.
-    pub(crate) fn await_departure(&self, newcomer: u64, deadline: Instant) -> bool {
+    /// Lets a connection open the device, unless another does that already: then `newcomer` is woken
+    /// when that is over. An open may wait, and one thread that waits is enough.
+    pub(crate) fn begin_open(self: &Arc<Self>, newcomer: &Weak<dyn Client>) -> Option<Opening> {
+        let mut list = lock(&self.connections);
+        if list.opening {
+            list.queue.push_back(newcomer.clone());
+            return None;
+        }
+        list.opening = true;
+        Some(Opening { clients: self.clone(), departures: list.departures })
+    }
+
+    /// After the open of connection `number` was refused: whether that is worth another attempt,
+    /// because a client that has hung up has the device open.
+    fn await_departure(
+        &self,
+        number: u64,
+        newcomer: &Weak<dyn Client>,
+        departures: u64,
+    ) -> Departure {
         let others = self.connections();
-        // A connection counts until its file is released, when it is in the list no more.
-        let departing = self.count.load(Ordering::Relaxed) > others.len()
-            || others.iter().any(|(number, other)| {
-                *number != newcomer && other.has_session() && other.is_departing()
-            });
+        let departs = |(other, client): &(u64, Arc<dyn Client>)| {
+            *other != number && client.has_session() && client.is_departing()
+        };
+        let departing = others.iter().any(departs);
         drop(others);
-        departing && self.await_change(deadline)
+        let mut list = lock(&self.connections);
+        if list.departures != departures {
+            return Departure::Over;
+        }
+        // One without an owner releases its file right now.
+        let released = |listed: &Listed| listed.connection.strong_count() == 0;
+        if !departing && !list.connections.iter().any(released) {
+            return Departure::None;
+        }
+        list.await_departure.push(newcomer.clone());
+        Departure::UnderWay
     }
 
     /// Waits a little for a connection to go; `false` past the deadline.

@@ -19,7 +19,8 @@ use vfiod_protocol::{Call, Dialect, Event, Reply, Request};
 use vfiod_sync::{Mutex, MutexGuard, lock};
 use vfiod_wire::{Capabilities, Command};
 
-use crate::clients::{Client, Clients, ConnectionInfo, Counted, Counters};
+use crate::alarms::Alarm;
+use crate::clients::{Client, Clients, ConnectionInfo, Counted, Counters, Departure};
 use crate::clock::now;
 use crate::descriptor::{self, Descriptor, Descriptors, State};
 use crate::direct::{self, DirectWrite};
@@ -40,8 +41,9 @@ const SMALL_CHUNK: usize = 16 << 10;
 /// How much is received at once from a client that sends more than that; what a socket holds by
 /// default is a little less.
 const CHUNK: usize = 256 << 10;
-/// How long a client is made to wait for the one before it to be let go of.
-const DEPARTURE: Duration = Duration::from_secs(2);
+/// How long a client waits for another one to have opened the device, and for the file of one that
+/// has hung up to be released.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What negotiation settled.
 struct Session {
@@ -123,6 +125,8 @@ pub(crate) struct Connection {
     owner: Owner,
     session: OnceLock<Session>,
     direct: DirectWrite,
+    /// VERSION, while it waits for another client of the device.
+    waiting_open: Mutex<Option<PendingOpen>>,
     counters: Arc<Counters>,
     quiet: Quiet,
     /// It has sent a descriptor that cannot be closed at once, and the device had too many of them.
@@ -132,12 +136,33 @@ pub(crate) struct Connection {
     _counted: Counted,
 }
 
+/// A VERSION that has no reply yet.
+struct PendingOpen {
+    /// Its first position.
+    request: u64,
+    proposed: Box<Capabilities>,
+    token: Option<Token>,
+    deadline: Instant,
+    /// Goes off at the deadline.
+    _alarm: Option<Alarm>,
+}
+
+/// What became of a VERSION.
+enum Attempt {
+    Opened(File),
+    /// The connection is woken when there is a chance.
+    Parked,
+    Failed(Error),
+}
+
 /// What became of an event.
 enum Step {
     /// There is none.
     Idle,
     /// It is done with.
     Done,
+    /// VERSION waits for another client of the device.
+    Parked,
     /// A request that may wait for the client, and its first position.
     Waits(Waiting, u64, vfiod_protocol::Time),
 }
@@ -165,6 +190,7 @@ impl Connection {
             owner,
             session: OnceLock::new(),
             direct: DirectWrite::default(),
+            waiting_open: Mutex::default(),
             counters: Arc::default(),
             quiet: Quiet::default(),
             unwelcome: AtomicBool::new(false),
@@ -345,6 +371,11 @@ impl Connection {
             match self.step(&mut state, wait) {
                 Ok(Step::Idle) => break Ok(()),
                 Ok(Step::Done) => handled = Handled::All,
+                Ok(Step::Parked) => {
+                    let sent = self.send(&mut state, Wait::No);
+                    let parked = sent.map(|_| Turn::Blocked(Interest::HangUp));
+                    return (state, parked.map_err(End::from));
+                }
                 Ok(Step::Waits(waiting, request, deadline)) => {
                     handled = Handled::All;
                     if let Err(error) = self.send(&mut state, wait) {
@@ -416,6 +447,12 @@ impl Connection {
 
     /// Handles one event, whatever it is.
     fn step_any(&self, state: &mut State) -> Result<Step, End> {
+        if self.session.get().is_none() {
+            let waiting = lock(&self.waiting_open).take();
+            if let Some(open) = waiting {
+                return self.negotiate(state, open);
+            }
+        }
         let Some(event) = state.next()? else { return Ok(Step::Idle) };
         let is_access = match &event {
             Event::Call(call) => {
@@ -450,8 +487,15 @@ impl Connection {
             }
         };
         let Some(session) = self.session.get() else {
-            self.negotiate(call);
-            return Ok(Step::Done);
+            let Request::Version { proposed, token } = call.request else { return Ok(Step::Done) };
+            let open = PendingOpen {
+                request: call.bytes.start,
+                proposed,
+                token: token.map(Token),
+                deadline: Instant::now() + OPEN_TIMEOUT,
+                _alarm: None,
+            };
+            return self.negotiate(state, open);
         };
         let Call { request, reply, bytes, deadline } = call;
         if session.dma.shares_socket()
@@ -536,19 +580,39 @@ impl Connection {
     }
 
     /// Handles VERSION.
-    fn negotiate(&self, call: Call<'_, Descriptor>) {
-        let Request::Version { proposed, token } = call.request else { return };
-        let opened = self.open(token.map(Token));
-        let outcome = opened.and_then(|file| self.make_session(file, &proposed));
+    fn negotiate(&self, state: &mut State, mut open: PendingOpen) -> Result<Step, End> {
+        let outcome = match self.open(&open) {
+            Attempt::Opened(file) => self.make_session(file, &open.proposed),
+            Attempt::Failed(error) => Err(error),
+            // Nobody is left who waits; and the end of the stream would wake it again at once.
+            Attempt::Parked if self.outgoing.socket().peer_has_closed() => return Err(End::Closed),
+            Attempt::Parked => {
+                if open._alarm.is_none()
+                    && let Some(this) = self.itself.upgrade()
+                {
+                    let source: Arc<dyn Source> = this;
+                    let left = open.deadline.saturating_duration_since(Instant::now());
+                    let pool = self.watch.pool();
+                    open._alarm = Some(pool.wake_after(left, &self.watch, &source));
+                }
+                *lock(&self.waiting_open) = Some(open);
+                return Ok(Step::Parked);
+            }
+        };
+        let Some(reply) = state.pending_reply(open.request) else { return Ok(Step::Done) };
         let (session, twin) = match outcome {
             Ok(made) => made,
-            Err(error) => return self.refuse_version(call.reply, &error),
+            Err(error) => {
+                self.refuse_version(reply, &error);
+                return Ok(Step::Done);
+            }
         };
         let device = self.clients.device.name();
         tracing::debug!(device, owner = %self.owner, dialect = ?session.dialect, "connection opened");
         if self.session.set(session).is_ok() {
-            call.reply.negotiated(twin);
+            reply.negotiated(twin);
         }
+        Ok(Step::Done)
     }
 
     fn refuse_version(&self, reply: Reply<'_, Descriptor>, error: &Error) {
@@ -588,23 +652,32 @@ impl Connection {
         Ok((session, theirs))
     }
 
-    /// Opens the device. Where it is taken by a client that has hung up already, waits for that
-    /// one to be let go of: whoever starts again at once after a crash shall find the device free.
-    fn open(&self, token: Option<Token>) -> vfiod_core::Result<File> {
-        let clients = &self.clients;
-        let deadline = Instant::now() + DEPARTURE;
-        let mut departing = true;
+    /// Opens the device. While another client opens it, and where a client that has hung up has it
+    /// open, the connection is parked, without a thread: whoever starts again at once after a crash
+    /// finds the device free.
+    fn open(&self, open: &PendingOpen) -> Attempt {
+        let itself: Weak<dyn Client> = self.itself.clone();
         loop {
-            match clients.device.open_with(self.owner.clone(), token) {
-                Err(error) if matches!(error.errno(), Errno::INVAL | Errno::BUSY) && departing => {
-                    // Nobody departing any more means that it is worth one more attempt.
-                    let wait = || {
-                        self.watch.pool().help();
-                        clients.await_departure(self.number, deadline)
-                    };
-                    departing = clients.gate.release_while(wait);
+            let in_time = Instant::now() < open.deadline;
+            let Some(opening) = self.clients.begin_open(&itself) else {
+                return match in_time {
+                    true => Attempt::Parked,
+                    false => Attempt::Failed(Error::new(
+                        Errno::BUSY,
+                        "another client has been opening the device for two seconds",
+                    )),
+                };
+            };
+            match self.clients.device.open_with(self.owner.clone(), open.token) {
+                Ok(file) => return Attempt::Opened(file),
+                Err(error) if matches!(error.errno(), Errno::INVAL | Errno::BUSY) && in_time => {
+                    match opening.await_departure(self.number, &itself) {
+                        Departure::None => return Attempt::Failed(error),
+                        Departure::UnderWay => return Attempt::Parked,
+                        Departure::Over => {}
+                    }
                 }
-                opened => return opened,
+                Err(error) => return Attempt::Failed(error),
             }
         }
     }
@@ -632,7 +705,8 @@ impl Connection {
 /// What became of a turn.
 enum Turn {
     Handled(Handled),
-    /// The client does not take what was sent before.
+    /// Nothing can be done before this: the client takes what was sent before, or VERSION waits for
+    /// another client.
     Blocked(Interest),
 }
 
@@ -652,6 +726,11 @@ impl Client for Connection {
         }
     }
 
+    fn wake(&self) {
+        // Nothing was sent to a client that waits for VERSION, so there is room.
+        serving::wake(self, &self.watch, Interest::Both);
+    }
+
     fn info(&self) -> ConnectionInfo {
         let totals = self.counters.totals();
         ConnectionInfo {
@@ -668,10 +747,7 @@ impl Client for Connection {
 impl Blocked for Connection {
     fn blocked(&self) {
         // The thread that serves it looks again, and watches it for room.
-        if !self.serving.mark() {
-            // Fails only where the socket is not watched any more.
-            let _ = self.watch.rearm(self, Interest::Both);
-        }
+        serving::wake(self, &self.watch, Interest::Both);
     }
 }
 
@@ -758,5 +834,9 @@ impl Source for Connection {
 
     fn interrupt(&self) {
         self.end();
+    }
+
+    fn wake(&self, _watch: &Watch) {
+        Client::wake(self);
     }
 }

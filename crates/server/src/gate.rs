@@ -63,15 +63,6 @@ impl Gate {
         self.crowded.load(Ordering::Relaxed)
     }
 
-    /// Gives up the permit while `wait` runs and takes it back afterwards, even above the limit.
-    /// `wait` must not touch the device.
-    pub(crate) fn release_while<R>(&self, wait: impl FnOnce() -> R) -> R {
-        self.leave();
-        let result = wait();
-        lock(&self.state).inside += 1;
-        result
-    }
-
     fn leave(&self) {
         let mut state = lock(&self.state);
         state.inside -= 1;

@@ -9,4 +9,6 @@ pub(crate) enum Interest {
     Write,
     /// Either.
     Both,
+    /// That the peer hangs up.
+    HangUp,
 }

@@ -7,6 +7,7 @@
 //! `tests/embedded.rs` shows one thread that polls a device, its tasks and its server.
 
 mod acceptor;
+mod alarms;
 mod clients;
 mod clock;
 mod closer;

@@ -17,6 +17,7 @@ impl Interest {
             Self::Read => EventFlags::ONESHOT | EventFlags::IN | EventFlags::RDHUP,
             Self::Write => EventFlags::ONESHOT | EventFlags::OUT,
             Self::Both => Self::Read.flags() | Self::Write.flags(),
+            Self::HangUp => EventFlags::ONESHOT | EventFlags::RDHUP,
         }
     }
 }

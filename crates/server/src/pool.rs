@@ -18,6 +18,7 @@ use vfiod_sync::{Mutex, lock};
 use vfiod_tasks::yield_now;
 use vfiod_tasks::{Runtime, Task};
 
+use crate::alarms::{AlarmClock, Alarms};
 pub(crate) use crate::poller::Interest;
 use crate::poller::{Poller, WAKE_KEY};
 
@@ -72,10 +73,17 @@ pub(crate) trait Source: Send + Sync {
     /// Makes a thread that sleeps on the source without a timeout come back. Only called for a
     /// source with a [`Residence`], at the end of the server.
     fn interrupt(&self) {}
+    /// Has the source served again although nothing has happened on its descriptor: its time has
+    /// come ([`Pool::wake_after`]), or what it waits for has happened elsewhere.
+    fn wake(&self, watch: &Watch) {
+        // Fails only for a source that is not watched any more.
+        let _ = watch.rearm_fd(self.fd(), Interest::Read);
+    }
 }
 
 struct Shared {
     poller: Poller,
+    alarms: Arc<Alarms>,
     sources: Mutex<HashMap<u64, Arc<dyn Source>>>,
     next_key: AtomicU64,
     /// Threads waiting in `epoll`.
@@ -120,9 +128,12 @@ impl Pool {
     }
 
     fn without_threads(max_threads: usize) -> Result<Self, Errno> {
-        Ok(Self {
+        let alarms = Arc::new(Alarms::new()?);
+        let clock: Arc<dyn Source> = Arc::new(AlarmClock::new(&alarms));
+        let pool = Self {
             shared: Arc::new(Shared {
                 poller: Poller::new()?,
+                alarms,
                 sources: Mutex::default(),
                 next_key: AtomicU64::new(WAKE_KEY + 1),
                 waiting: AtomicUsize::new(0),
@@ -134,7 +145,13 @@ impl Pool {
                 buffers: Mutex::default(),
                 residents: Mutex::default(),
             }),
-        })
+        };
+        pool.reserve().arm(&clock, Interest::Read)?;
+        Ok(pool)
+    }
+
+    pub(crate) fn alarms(&self) -> &Alarms {
+        &self.shared.alarms
     }
 
     /// Serves sources of an embedded pool that have something to do, without waiting. Returns
@@ -168,13 +185,6 @@ impl Pool {
             source.serve(&Watch { pool: self.clone(), key }, worker);
         }
         true
-    }
-
-    /// Does other work of an embedded pool, for a thread of it that waits for that.
-    pub(crate) fn help(&self) {
-        if self.shared.max_threads == 0 {
-            self.serve_ready();
-        }
     }
 
     /// A place for a source that is to be watched later.
@@ -221,6 +231,7 @@ impl Pool {
         }
         let sources = std::mem::take(&mut *lock(&self.shared.sources));
         drop(sources);
+        self.shared.alarms.clear();
     }
 
     /// How many threads may sleep on a source without a timeout.
@@ -392,7 +403,12 @@ impl Watch {
 
     /// Watches the source again after it was served. Another thread may serve it at once.
     pub(crate) fn rearm(&self, source: &dyn Source, interest: Interest) -> Result<(), Errno> {
-        self.pool.shared.poller.modify(source.fd(), self.key, interest)
+        self.rearm_fd(source.fd(), interest)
+    }
+
+    /// [`Watch::rearm`], for the source's descriptor.
+    pub(crate) fn rearm_fd(&self, fd: BorrowedFd<'_>, interest: Interest) -> Result<(), Errno> {
+        self.pool.shared.poller.modify(fd, self.key, interest)
     }
 
     /// Stops watching.

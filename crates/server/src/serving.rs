@@ -122,6 +122,18 @@ pub(crate) trait Guarded: Source + Sized + 'static {
     fn ended(&self, end: &Self::End);
 }
 
+/// Has a source looked at again for a reason other than its descriptor: by the thread that serves
+/// it, or else by one that it is watched for. It must be ready for `interest`.
+///
+/// The mark is needed: a thread that leaves the source may watch it for something else meanwhile,
+/// and an event that nobody has taken yet is gone then.
+pub(crate) fn wake<S: Guarded>(source: &S, watch: &Watch, interest: Interest) {
+    if !source.serving().mark() {
+        // Fails only where the source is not watched any more.
+        let _ = watch.rearm(source, interest);
+    }
+}
+
 /// Serves a source for which the calling thread was woken.
 pub(crate) fn serve<S: Guarded>(source: Arc<S>, watch: &Watch, worker: &mut Worker) {
     match source.serving().enter() {

@@ -11,7 +11,8 @@ pub(crate) use crate::interest::Interest;
 
 impl Interest {
     fn wants(self, ready: Self) -> bool {
-        self == Self::Both || ready == Self::Both || self == ready
+        // A scenario's sources never hang up.
+        self != Self::HangUp && (self == Self::Both || ready == Self::Both || self == ready)
     }
 }
 

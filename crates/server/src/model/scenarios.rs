@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::io::Errno;
-use vfiod_sync::atomic::{AtomicUsize, Ordering};
+use vfiod_sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use vfiod_sync::model::{join, join_all, spawn};
 use vfiod_sync::{Condvar, Mutex, lock, wait};
 
@@ -53,6 +53,8 @@ struct Client {
     done: Arc<Count>,
     /// It stalls inside until so many others are done.
     stalls_for: usize,
+    /// It can do nothing before this is set.
+    waits_for: Option<Arc<AtomicBool>>,
 }
 
 impl Source for Client {
@@ -81,6 +83,9 @@ impl Guarded for Client {
     }
 
     fn run(&self, _worker: &mut Worker) -> Result<Interest, End> {
+        if self.waits_for.as_ref().is_some_and(|woken| !woken.load(Ordering::SeqCst)) {
+            return Ok(Interest::HangUp);
+        }
         let inside = self.inside.fetch_add(1, Ordering::SeqCst) + 1;
         assert!(inside <= self.limit, "{inside} threads inside");
         self.done.wait_for(self.stalls_for);
@@ -128,6 +133,7 @@ fn serve(threads: usize, limit: usize, clients: &[(Interest, usize)]) {
             work: AtomicUsize::new(WORK),
             done,
             stalls_for,
+            waits_for: None,
         });
         let watch = pool.reserve();
         watch.arm(&source, interest).expect("is watched");
@@ -152,30 +158,31 @@ fn waiting_at_the_gate_keeps_what_is_waited_for() {
     serve(3, 1, &[(Interest::Read, 0), (Interest::Write, 0), (Interest::Read, 0)]);
 }
 
-/// A thread gives up its permit while it waits for a client that needs it.
-fn permit_is_given_up_while_waiting() {
+/// A source that waits for something else than its descriptor, which another thread brings about.
+fn wake_of_a_source_that_parks_is_not_lost() {
     let pool = Pool::new(2).expect("starts");
     let (gate, done) = (Arc::new(Gate::new(1)), Arc::new(Count::default()));
-    let client = client(&gate, &done);
-    let waiter = {
-        let (pool, gate, done, other) = (pool.clone(), gate.clone(), done.clone(), client.clone());
+    let woken = Arc::new(AtomicBool::new(false));
+    let client = Client { waits_for: Some(woken.clone()), ..client(&gate, &done) };
+    let client = Arc::new(client);
+    let watch = pool.reserve();
+    watch.set_ready(Some(Interest::Read));
+    let source: Arc<dyn Source> = client.clone();
+    watch.arm(&source, Interest::Read).expect("is watched");
+    let waker = {
+        let watch = watch.clone();
         spawn(move || {
-            let permit = gate.enter(&pool.reserve(), other, Interest::Read);
-            if permit.is_some() {
-                gate.release_while(|| done.wait_for(1));
-            }
+            woken.store(true, Ordering::SeqCst);
+            serving::wake(&*client, &watch, Interest::Both);
         })
     };
-    let watch = pool.reserve();
-    watch.arm(&client, Interest::Read).expect("is watched");
-    watch.set_ready(Some(Interest::Read));
     done.wait_for(1);
-    join(waiter);
+    join(waker);
     pool.stop();
 }
 
-fn client(gate: &Arc<Gate>, done: &Arc<Count>) -> Arc<dyn Source> {
-    Arc::new(Client {
+fn client(gate: &Arc<Gate>, done: &Arc<Count>) -> Client {
+    Client {
         fd: descriptor(),
         gate: gate.clone(),
         limit: 1,
@@ -185,7 +192,8 @@ fn client(gate: &Arc<Gate>, done: &Arc<Count>) -> Arc<dyn Source> {
         work: AtomicUsize::new(1),
         done: done.clone(),
         stalls_for: 0,
-    })
+        waits_for: None,
+    }
 }
 
 /// Work arrives for a source from two threads; the one that serves it leaves when there is none.
@@ -216,6 +224,6 @@ vfiod_sync::checks! {
     every_client_is_served: 500,
     stalled_clients_do_not_keep_the_threads: 500,
     waiting_at_the_gate_keeps_what_is_waited_for: 500,
-    permit_is_given_up_while_waiting: 500,
+    wake_of_a_source_that_parks_is_not_lost: 500,
     work_that_arrives_while_a_thread_leaves_is_done: 500,
 }

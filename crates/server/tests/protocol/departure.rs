@@ -5,6 +5,7 @@ use std::time::Duration;
 use vfiod_client::{Client, Options};
 use vfiod_core::OpenPolicy;
 use vfiod_server::ServerOptions;
+use vfiod_wire::{Command, Kind};
 
 use crate::rig::*;
 
@@ -49,6 +50,40 @@ fn with_few_threads_too() {
     for _ in 0..100 {
         drop(rig.client());
     }
+}
+
+/// The connection that waits is served again at the end of its time, although nothing happens.
+#[test]
+fn wait_for_a_departing_client_ends_with_a_refusal() {
+    let rig = single();
+    let stall = Stall::new();
+    let mut departing = rig.client();
+    departing.submit(Command::RegionWrite, &stall.payload(), &[]).unwrap();
+    stall.await_begin();
+    drop(departing);
+    let refused = Client::connect(&rig.path).unwrap_err();
+    assert_eq!(refused.remote_errno(), Some(EINVAL));
+    drop(stall);
+    rig.client().device_info().unwrap();
+}
+
+/// The device is slow to open for the first client, which hangs up meanwhile.
+#[test]
+fn client_that_hangs_up_while_the_device_opens_leaves_it_to_the_next() {
+    let rig = single();
+    let mut first = rig.client();
+    write_u64(&mut first, KNOBS, SLOW_RESET_MS, 300);
+    drop(first);
+    rig.wait_idle();
+    let second = rig.socket();
+    second.send(&version_message(), &[]).unwrap();
+    eventually("its VERSION is received", || {
+        rig.served.as_ref().unwrap().clients().iter().any(|client| client.messages > 0)
+    });
+    let third = rig.socket();
+    third.send(&version_message(), &[]).unwrap();
+    drop(second);
+    assert_eq!(third.receive_message().unwrap().header.kind(), Kind::Reply(Ok(())));
 }
 
 #[test]

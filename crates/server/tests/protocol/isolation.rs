@@ -48,6 +48,55 @@ fn many_clients_of_a_stalled_device_do_not_take_all_threads() {
     }
 }
 
+/// A client has hung up while the device is busy with what it sent, and the device takes no second
+/// client. Those who come next wait for it without a thread each.
+#[test]
+fn newcomers_that_wait_for_a_departing_client_take_no_threads() {
+    const NEWCOMERS: usize = 300;
+    let options = ServerOptions {
+        max_threads: 64,
+        max_connections: NEWCOMERS + 10,
+        ..ServerOptions::default()
+    };
+    let rig = Rig::with(OpenPolicy::Single, options);
+    let other = Rig::new();
+    let path = other.path.with_extension("second");
+    let listener = Listener::bind(&path, Default::default()).unwrap();
+    let device = other.registration.as_ref().unwrap().device().clone();
+    let _served = rig.server.serve(listener, device).unwrap();
+    let mut neighbour = Client::connect(&path).unwrap();
+
+    let stall = Stall::new();
+    let mut departing = rig.client();
+    departing.submit(Command::RegionWrite, &stall.payload(), &[]).unwrap();
+    stall.await_begin();
+    drop(departing);
+    let newcomers: Vec<_> = (0..NEWCOMERS)
+        .map(|_| {
+            let newcomer = rig.socket();
+            newcomer.send(&version_message(), &[]).unwrap();
+            newcomer
+        })
+        .collect();
+    eventually("every VERSION was received", || {
+        let clients = rig.served.as_ref().unwrap().clients();
+        clients.iter().filter(|client| client.messages > 0).count() > NEWCOMERS
+    });
+    for round in 0..200 {
+        write_u64(&mut neighbour, PLAIN, 0, round);
+        let threads = rig.server.threads();
+        assert!(threads <= 24, "{threads} threads");
+    }
+    drop(stall);
+    // One of them may have the device; each has a reply.
+    let outcome =
+        |newcomer: &vfiod_client::Socket| newcomer.receive_message().unwrap().header.kind();
+    let outcomes: Vec<_> = newcomers.iter().map(outcome).collect();
+    let refused = outcomes.iter().filter(|kind| **kind == Kind::Reply(Err(EINVAL))).count();
+    let opened = outcomes.iter().filter(|kind| **kind == Kind::Reply(Ok(()))).count();
+    assert_eq!((opened <= 1, opened + refused), (true, NEWCOMERS), "{outcomes:?}");
+}
+
 #[test]
 fn a_flood_leaves_threads_to_others() {
     let options = ServerOptions { max_threads: 2, ..ServerOptions::default() };
