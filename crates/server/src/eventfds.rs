@@ -8,8 +8,18 @@ use vfiod_core::irq::UnmaskFd;
 use vfiod_core::{Errno, Error, RegionIndex, Result};
 use vfiod_sync::{Mutex, lock};
 
+use crate::alarms::Alarm;
+use crate::clock::now;
 use crate::opened::Opened;
+use crate::pace::Pace;
 use crate::pool::{Interest, Pool, Source, Watch, Worker};
+
+/// How often a doorbell is served within ten milliseconds: more often than a client rings that
+/// writes an eventfd for each.
+const MAX_RINGS: u32 = 1000;
+/// How often an unmasking eventfd is served within ten milliseconds: more often than a guest ends
+/// interrupts of a line.
+const MAX_UNMASKS: u32 = 250;
 
 /// The eventfds of one session, watched until it ends.
 #[derive(Default)]
@@ -62,8 +72,13 @@ impl EventFds {
         bells.push(RegionBells { region: index, fds: copies, watches: Vec::new() });
         let Some(known) = bells.last_mut() else { return Ok(fds) };
         for (doorbell, fd) in fds.iter().enumerate() {
-            let bell =
-                Bell { fd: duplicate(fd)?, opened: Arc::downgrade(opened), region, doorbell };
+            let bell = Bell {
+                fd: duplicate(fd)?,
+                opened: Arc::downgrade(opened),
+                region,
+                doorbell,
+                pacer: Pacer::new(MAX_RINGS),
+            };
             let source: Arc<dyn Source> = Arc::new(bell);
             let watch = pool.reserve();
             watch.arm(&source, Interest::Read).map_err(cannot_watch)?;
@@ -88,7 +103,11 @@ impl EventFds {
             if watched.iter().any(|(other, _)| same(&fd, other)) {
                 continue;
             }
-            let unmask = Unmask { fd: fd.clone(), opened: Arc::downgrade(opened) };
+            let unmask = Unmask {
+                fd: fd.clone(),
+                opened: Arc::downgrade(opened),
+                pacer: Pacer::new(MAX_UNMASKS),
+            };
             let source: Arc<dyn Source> = Arc::new(unmask);
             let watch = pool.reserve();
             watch.arm(&source, Interest::Read).map_err(cannot_watch)?;
@@ -98,12 +117,37 @@ impl EventFds {
     }
 }
 
+/// Watches an eventfd again after it was served, at once or after a pause.
+struct Pacer {
+    pace: Pace,
+    /// Set while there is a pause.
+    alarm: Mutex<Option<Alarm>>,
+}
+
+impl Pacer {
+    fn new(limit: u32) -> Self {
+        Self { pace: Pace::new(limit), alarm: Mutex::default() }
+    }
+
+    fn rearm(&self, watch: &Watch, source: Arc<dyn Source>) {
+        let Some(pause) = self.pace.pause_at(now()) else {
+            // Fails only when the session has ended, which forgets it anyway.
+            let _ = watch.rearm(&*source, Interest::Read);
+            return;
+        };
+        let alarm = watch.pool().wake_after(pause, watch, &source);
+        let before = lock(&self.alarm).replace(alarm);
+        drop(before);
+    }
+}
+
 /// A doorbell.
 struct Bell {
     fd: OwnedFd,
     opened: Weak<Opened>,
     region: RegionIndex,
     doorbell: usize,
+    pacer: Pacer,
 }
 
 impl Source for Bell {
@@ -123,8 +167,7 @@ impl Source for Bell {
                 return;
             }
         }
-        // Fails only when the session has ended, which forgets it anyway.
-        let _ = watch.rearm(&*self, Interest::Read);
+        self.pacer.rearm(watch, self.clone());
     }
 }
 
@@ -132,6 +175,7 @@ impl Source for Bell {
 struct Unmask {
     fd: UnmaskFd,
     opened: Weak<Opened>,
+    pacer: Pacer,
 }
 
 impl Source for Unmask {
@@ -142,6 +186,6 @@ impl Source for Unmask {
     fn serve(self: Arc<Self>, watch: &Watch, _worker: &mut Worker) {
         let Some(opened) = self.opened.upgrade() else { return };
         opened.file.unmask_signalled(&self.fd);
-        let _ = watch.rearm(&*self, Interest::Read);
+        self.pacer.rearm(watch, self.clone());
     }
 }

@@ -28,6 +28,7 @@ mod listener;
 mod model;
 mod opened;
 mod outgoing;
+mod pace;
 mod peer;
 #[cfg(not(shuttle))]
 mod poller;
