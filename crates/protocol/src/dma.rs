@@ -147,6 +147,11 @@ impl DmaRequests {
         }
     }
 
+    /// Whether a transfer has timed out, and no reply has come since.
+    pub fn is_unresponsive(&self) -> bool {
+        self.unresponsive
+    }
+
     /// Whether nothing waits for a reply.
     pub fn is_idle(&self) -> bool {
         self.transfers.is_empty()

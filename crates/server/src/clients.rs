@@ -11,7 +11,7 @@ use vfiod_sync::{Condvar, Mutex, lock};
 
 use crate::closer::Closer;
 use crate::gate::Gate;
-use crate::limits::{MAX_LEAVING, Quiet};
+use crate::limits::{MAX_LEAVING, MAX_LINES, Quiet};
 
 /// One connection as it is at a moment, for people.
 #[derive(Clone, Debug)]
@@ -193,6 +193,10 @@ pub(crate) struct Clients {
     pub(crate) gate: Arc<Gate>,
     pub(crate) closer: Arc<Closer>,
     pub(crate) quiet: Quiet,
+    /// For the ends of connections.
+    pub(crate) ends: Quiet,
+    /// For what is refused to connections that do not have the device open.
+    pub(crate) refusals: Quiet,
     max_connections: usize,
     connections: Mutex<List>,
     count: AtomicUsize,
@@ -250,6 +254,8 @@ impl Clients {
             poll,
             gate: Arc::new(Gate::new(max_threads)),
             quiet: Quiet::default(),
+            ends: Quiet::up_to(MAX_LINES),
+            refusals: Quiet::up_to(MAX_LINES),
             max_connections: max_connections.max(1),
             connections: Mutex::default(),
             count: AtomicUsize::new(0),

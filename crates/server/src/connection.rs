@@ -553,7 +553,9 @@ impl Connection {
     }
 
     fn stray_reply(&self) {
-        self.quiet.warn(|suppressed| {
+        let is_open = self.session.get().is_some();
+        let quiet = if is_open { &self.quiet } else { &self.clients.refusals };
+        quiet.warn(|suppressed| {
             let device = self.clients.device.name();
             tracing::warn!(device, suppressed, "reply to no command");
         });
@@ -682,10 +684,13 @@ impl Connection {
         }
     }
 
-    /// Counts a refusal, and logs it, at most once a second.
+    /// Counts a refusal, and logs it, at most once a second. Connections that have not opened the device
+    /// share their limit, as a client can have any number of those, one after the other.
     fn refused(&self, command: Option<Command>, errno: Errno, what: &dyn std::fmt::Display) {
         self.counters.errors.fetch_add(1, Ordering::Relaxed);
-        self.quiet.warn(|suppressed| {
+        let is_open = self.session.get().is_some();
+        let quiet = if is_open { &self.quiet } else { &self.clients.refusals };
+        quiet.warn(|suppressed| {
             let device = self.clients.device.name();
             let command = command.map_or("message", Command::name);
             tracing::warn!(device, command, %errno, suppressed, "refused: {what}");
@@ -811,15 +816,16 @@ impl Guarded for Connection {
         let device = self.clients.device.name();
         let ConnectionInfo { owner, messages, errors, .. } = self.info();
         // Refusals of which nothing was said since the last one that was logged.
-        let suppressed = self.quiet.take_suppressed();
-        match end {
+        let refusals = self.quiet.take_suppressed();
+        // Whoever connects again and again must not fill the log.
+        self.clients.ends.warn(|suppressed| match end {
             End::Closed | End::Stopped | End::Revoked => {
-                tracing::info!(device, %owner, messages, errors, suppressed, "connection ended: {end}");
+                tracing::info!(device, %owner, messages, errors, refusals, suppressed, "connection ended: {end}");
             }
             End::Truncated | End::Protocol(_) | End::Socket(_) | End::Descriptors => {
-                tracing::warn!(device, %owner, messages, errors, suppressed, "connection ended: {end}");
+                tracing::warn!(device, %owner, messages, errors, refusals, suppressed, "connection ended: {end}");
             }
-        }
+        });
     }
 }
 

@@ -273,9 +273,14 @@ impl DmaChannel {
     ) {
         let mut output = Output::default();
         let mut state = lock(&self.state);
-        let started = match state.ended {
-            true => Err(DmaFailure::Closed),
-            false => start(&mut state.requests, &mut output),
+        let started = if state.ended {
+            Err(DmaFailure::Closed)
+        } else if state.requests.is_unresponsive() && self.outgoing.is_blocked() {
+            // What has timed out is still queued for the client, and more would be queued behind it
+            // for as long as the client takes nothing.
+            Err(DmaFailure::TimedOut)
+        } else {
+            start(&mut state.requests, &mut output)
         };
         match started {
             Ok(id) => {

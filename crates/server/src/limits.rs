@@ -10,33 +10,49 @@ pub(crate) const REPLY_BATCH: usize = 256 << 10;
 pub(crate) const MAX_THREADS_PER_DEVICE: usize = 8;
 /// Receives in a row without a pause that make a connection a busy one.
 pub(crate) const BUSY_STREAK: u64 = 64;
+/// Lines of the log a second about the ends of a device's connections, and about what was refused
+/// to those that have not opened it: of each of both.
+pub(crate) const MAX_LINES: u64 = 10;
 /// Connections to one socket at a time.
 pub(crate) const MAX_CONNECTIONS: usize = 256;
 
 /// Connections beyond twice those that are on their way out, before no others are taken in.
 pub(crate) const MAX_LEAVING: usize = 128;
 
-/// Lets one warning a second through and counts the others.
+/// Lets so many messages a second through and counts the others.
 #[derive(Debug)]
 pub(crate) struct Quiet {
     start: Instant,
-    /// Second (from `start`, plus 1) of the last warning.
+    /// Most messages in a second.
+    most: u64,
+    /// Second (from `start`, plus 1) of the last message in the upper half, and how many there were in
+    /// it in the lower one.
     last: AtomicU64,
     swallowed: AtomicU64,
 }
 
 impl Default for Quiet {
     fn default() -> Self {
-        Self { start: Instant::now(), last: AtomicU64::new(0), swallowed: AtomicU64::new(0) }
+        Self::up_to(1)
     }
 }
 
 impl Quiet {
-    /// Calls `warn` with the number of warnings swallowed before, unless one went out already
-    /// in this second.
+    /// Lets up to `most` messages a second through.
+    pub(crate) fn up_to(most: u64) -> Self {
+        let (last, swallowed) = (AtomicU64::new(0), AtomicU64::new(0));
+        Self { start: Instant::now(), most, last, swallowed }
+    }
+
+    /// Calls `warn` with the number of messages swallowed before, unless there were enough in this
+    /// second already.
     pub(crate) fn warn(&self, warn: impl FnOnce(u64)) {
-        let now = self.start.elapsed().as_secs() + 1;
-        if self.last.swap(now, Ordering::Relaxed) == now {
+        let second = self.start.elapsed().as_secs() + 1;
+        let next = |last: u64| match (last >> 32 == second, last & u64::from(u32::MAX)) {
+            (false, _) => Some((second << 32) | 1),
+            (true, count) => (count < self.most).then_some((second << 32) | (count + 1)),
+        };
+        if self.last.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next).is_err() {
             self.swallowed.fetch_add(1, Ordering::Relaxed);
         } else {
             warn(self.take_suppressed());

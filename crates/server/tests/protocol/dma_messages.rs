@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-use vfiod_client::{Client, GuestMemory, Options};
-use vfiod_wire::payload::{DmaAccess, RegionAccess};
-use vfiod_wire::{Command, Kind};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use vfiod_client::{Client, GuestMemory, Options, RawMessage, Socket};
+use vfiod_wire::payload::{DmaAccess, DmaMap, RegionAccess, dma_flag};
+use vfiod_wire::{Capabilities, Command, Kind, TwinSocket, Version};
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::rig::*;
@@ -212,4 +213,72 @@ fn the_server_only_commands_are_refused_from_clients() {
     let access = DmaAccess { address: 0, count: 0 };
     assert_eq!(refused(client.call(Command::DmaRead, access.as_bytes(), &[])), EINVAL);
     assert_eq!(refused(client.call(Command::DmaWrite, access.as_bytes(), &[])), EINVAL);
+}
+
+/// A client that takes nothing does not make the server queue what has timed out, without end.
+#[test]
+fn writes_to_a_client_that_takes_nothing_are_not_queued_for_ever() {
+    const BEFORE: u64 = 0;
+    const BLOCKED: u64 = 0x10_0000;
+    const AFTER: u64 = 0x20_0000;
+    let rig = Rig::new();
+    let socket = rig.socket();
+    let capabilities = Capabilities {
+        twin_socket: Some(TwinSocket { supported: true, fd_index: None }),
+        ..Capabilities::default()
+    };
+    let call = |command: Command, payload: &[u8]| {
+        socket.send(&message(1, command, payload), &[]).unwrap();
+        let reply = socket.receive_message().unwrap();
+        assert_eq!(reply.header.kind(), Kind::Reply(Ok(())), "{command:?}");
+        reply
+    };
+    let version = Version { major: 0, minor: 0, capabilities };
+    let twin = call(Command::Version, &version.encode()).fds.pop().unwrap();
+    let twin = Socket::from_fd(twin, Duration::from_secs(20)).unwrap();
+    let flags = dma_flag::READ | dma_flag::WRITE;
+    let argsz = DmaMap::LEN as u32;
+    let map = DmaMap { argsz, flags, offset: 0, address: IOVA, size: SIZE };
+    call(Command::DmaMap, map.as_bytes());
+    let register = |offset: u64, value: u64| {
+        let access = RegionAccess { offset, region: DMA, count: 8 };
+        call(Command::RegionWrite, &[access.as_bytes(), &value.to_ne_bytes()].concat());
+    };
+    let start = |offset: u64| {
+        register(0, IOVA + offset);
+        register(8, PLAIN_SIZE);
+        register(16, DMA_WRITE);
+    };
+    let write = |offset: u64| {
+        start(offset);
+        let mut errno = RUNNING;
+        eventually("the device gives the write up", || {
+            let access = RegionAccess { offset: 24, region: DMA, count: 8 };
+            let reply = call(Command::RegionRead, access.as_bytes());
+            errno = u64::from_ne_bytes(reply.payload[RegionAccess::LEN..].try_into().unwrap());
+            errno != RUNNING
+        });
+        assert_eq!(errno, ETIMEDOUT);
+    };
+    // More than a socket holds by default.
+    (0..40).for_each(|_| write(BEFORE));
+    (0..10).for_each(|_| write(BLOCKED));
+    // What was queued before arrives when the client takes it.
+    let address = |message: &RawMessage| {
+        DmaAccess::read_from_prefix(&message.payload).unwrap().0.address - IOVA
+    };
+    let mut taken = 0;
+    loop {
+        let mut fds = [PollFd::new(&twin, PollFlags::IN)];
+        if poll(&mut fds, Some(&Timespec::default())).unwrap() == 0 {
+            // Perhaps everything was taken, and perhaps the server has yet to send the rest.
+            start(AFTER);
+        }
+        match address(&twin.receive_message().unwrap()) {
+            BEFORE => taken += 1,
+            AFTER => break,
+            other => panic!("{other:#x} was queued after {taken} messages"),
+        }
+    }
+    assert!(taken > 1, "{taken} messages arrived");
 }

@@ -19,6 +19,7 @@ mod isolation;
 mod large_access;
 mod lent;
 mod lifecycle;
+mod log_lines;
 mod pipelined;
 mod posted;
 mod region_access;

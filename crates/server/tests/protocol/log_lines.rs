@@ -1,0 +1,89 @@
+//! What clients can make the server write into its log.
+
+use std::fmt::{Debug, Write};
+use std::sync::{Arc, Mutex};
+
+use tracing::field::{Field, Visit};
+use tracing::span::{Attributes, Id, Record};
+use tracing::{Event, Level, Metadata, Subscriber};
+use vfiod_core::OpenPolicy;
+use vfiod_server::ServerOptions;
+use vfiod_wire::Command;
+
+use crate::rig::*;
+
+/// Keeps the messages of all lines from INFO on.
+#[derive(Clone, Default)]
+struct Lines(Arc<Mutex<Vec<String>>>);
+
+struct Line<'a>(&'a mut String);
+
+impl Visit for Line<'_> {
+    fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
+        write!(self.0, "{}={value:?} ", field.name()).unwrap();
+    }
+}
+
+impl Subscriber for Lines {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        *metadata.level() <= Level::INFO
+    }
+
+    fn new_span(&self, _: &Attributes<'_>) -> Id {
+        Id::from_u64(1)
+    }
+
+    fn record(&self, _: &Id, _: &Record<'_>) {}
+
+    fn record_follows_from(&self, _: &Id, _: &Id) {}
+
+    fn event(&self, event: &Event<'_>) {
+        let mut line = String::new();
+        event.record(&mut Line(&mut line));
+        self.0.lock().unwrap().push(line);
+    }
+
+    fn enter(&self, _: &Id) {}
+
+    fn exit(&self, _: &Id) {}
+}
+
+impl Lines {
+    fn take(&self) -> Vec<String> {
+        std::mem::take(&mut *self.0.lock().unwrap())
+    }
+}
+
+#[test]
+fn clients_that_connect_again_and_again_do_not_fill_the_log() {
+    const CLIENTS: usize = 1000;
+    if !alone("log_lines::clients_that_connect_again_and_again_do_not_fill_the_log") {
+        return;
+    }
+    let lines = Lines::default();
+    tracing::subscriber::set_global_default(lines.clone()).unwrap();
+    let rig = Rig::with(OpenPolicy::Single, ServerOptions::default());
+    for _ in 0..CLIENTS {
+        drop(negotiated(&rig));
+    }
+    rig.wait_idle();
+    let ended = lines.take();
+    assert!((1..CLIENTS / 2).contains(&ended.len()), "{} lines", ended.len());
+
+    let _there = rig.client();
+    for _ in 0..CLIENTS {
+        let socket = rig.socket();
+        socket.send(&version_message(), &[]).unwrap();
+        assert_eq!(reply_errno(&socket.receive_message().unwrap()), EINVAL);
+    }
+    let refused = lines.take();
+    assert!(refused.iter().any(|line| line.contains("refused")), "{refused:?}");
+    assert!(refused.len() < CLIENTS / 2, "{} lines", refused.len());
+
+    for _ in 0..CLIENTS {
+        let socket = rig.socket();
+        socket.send(&message(0, Command::DeviceReset, &[]), &[]).unwrap();
+        assert_eq!(reply_errno(&socket.receive_message().unwrap()), EINVAL);
+    }
+    assert!(lines.take().len() < CLIENTS / 2);
+}
