@@ -106,13 +106,20 @@ impl Acceptor {
             self.clients.closer.close_socket(fd);
             return Accepted::Nobody;
         }
-        let adopted = Connection::new(fd, &self.clients, pool.reserve());
-        if let Err(errno) = &adopted {
-            self.clients.quiet.warn(|suppressed| {
+        match Connection::new(fd, &self.clients, pool.reserve()) {
+            Ok(Some(connection)) => return Accepted::Client(connection),
+            Ok(None) => self.clients.quiet.warn(|suppressed| {
+                tracing::warn!(
+                    device,
+                    suppressed,
+                    "a user has too many connections: one was closed"
+                );
+            }),
+            Err(errno) => self.clients.quiet.warn(|suppressed| {
                 tracing::warn!(device, %errno, suppressed, "a client's socket cannot be used");
-            });
+            }),
         }
-        adopted.map_or(Accepted::Nobody, Accepted::Client)
+        Accepted::Nobody
     }
 }
 

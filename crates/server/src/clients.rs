@@ -12,6 +12,7 @@ use vfiod_sync::{Condvar, Mutex, lock};
 use crate::closer::Closer;
 use crate::gate::Gate;
 use crate::limits::{MAX_LEAVING, MAX_LINES, Quiet};
+use crate::quota::{Charge, Share, Usage, User};
 
 /// One connection as it is at a moment, for people.
 #[derive(Clone, Debug)]
@@ -148,6 +149,8 @@ pub(crate) trait Client: Send + Sync {
     fn end(&self);
     /// What it waits for may have happened: it is served again.
     fn wake(&self);
+    /// Gives up its place, for another connection. It is ended next.
+    fn give_place(&self) -> Option<Charge>;
     fn info(&self) -> ConnectionInfo;
 }
 
@@ -198,6 +201,7 @@ pub(crate) struct Clients {
     /// For what is refused to connections that do not have the device open.
     pub(crate) refusals: Quiet,
     max_connections: usize,
+    share: Arc<Share>,
     connections: Mutex<List>,
     count: AtomicUsize,
     /// Signalled when a connection and its file are gone, if somebody waits for that.
@@ -246,6 +250,7 @@ impl Clients {
         poll: Duration,
         max_threads: usize,
         max_connections: usize,
+        share: Arc<Share>,
     ) -> Arc<Self> {
         let closer = Closer::new(device.name());
         Arc::new(Self {
@@ -257,6 +262,7 @@ impl Clients {
             ends: Quiet::up_to(MAX_LINES),
             refusals: Quiet::up_to(MAX_LINES),
             max_connections: max_connections.max(1),
+            share,
             connections: Mutex::default(),
             count: AtomicUsize::new(0),
             departed: Condvar::new(),
@@ -315,6 +321,25 @@ impl Clients {
             silent.end();
         }
         silent.is_some()
+    }
+
+    /// The places that the device has for itself.
+    pub(crate) fn share_usage(&self) -> Usage {
+        self.share.usage()
+    }
+
+    /// A place for a further connection of `user`, if need be that of one to this device that has been
+    /// there longest without having said what it wants. `None`: the user has as many as it may have.
+    pub(crate) fn charge(&self, user: User) -> Option<Charge> {
+        if let Some(charge) = self.share.charge(user) {
+            return Some(charge);
+        }
+        let connections = self.connections();
+        let silent = connections.iter().filter(|(_, c)| !c.has_session());
+        silent.filter_map(|(_, c)| Some((c, c.give_place()?))).next().map(|(silent, charge)| {
+            silent.end();
+            charge
+        })
     }
 
     /// Lets a connection open the device, unless another does that already: then `newcomer` is woken

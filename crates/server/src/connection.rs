@@ -33,6 +33,7 @@ use crate::opened::Opened;
 use crate::outgoing::Outgoing;
 use crate::peer;
 use crate::pool::{Interest, LINGER, Pool, Residence, Source, Watch, Worker};
+use crate::quota::Charge;
 use crate::serving::{self, Guarded, Serving};
 use crate::transport::{Lent, Received, Socket, Wait};
 
@@ -132,6 +133,8 @@ pub(crate) struct Connection {
     /// It has sent a descriptor that cannot be closed at once, and the device had too many of them.
     unwelcome: AtomicBool,
     itself: Weak<Self>,
+    /// Its place among the connections; another one may have it once this is being ended.
+    place: Mutex<Option<Charge>>,
     /// Last, so that the connection counts until its file is released.
     _counted: Counted,
 }
@@ -168,19 +171,22 @@ enum Step {
 }
 
 impl Connection {
-    /// Makes a connection of a socket, to be watched with `watch`.
+    /// Makes a connection of a socket, to be watched with `watch`. `None` if its user has as many as it
+    /// may have.
     pub(crate) fn new(
         socket: OwnedFd,
         clients: &Arc<Clients>,
         watch: Watch,
-    ) -> Result<Arc<Self>, Errno> {
+    ) -> Result<Option<Arc<Self>>, Errno> {
         static NUMBER: AtomicU64 = AtomicU64::new(1);
         let socket = Socket::new(socket, LINGER, clients.closer.clone())?;
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let outgoing = Arc::new(Outgoing::new(socket));
         let owner = peer::owner(&outgoing, vfiod_core::ConnectionId(number))?;
+        let Some(place) = clients.charge(peer::user(&owner, number)) else { return Ok(None) };
         let connection = Arc::new_cyclic(|itself| Self {
             number,
+            place: Mutex::new(Some(place)),
             _counted: Counted::new(clients),
             state: Mutex::default(),
             serving: Serving::default(),
@@ -198,7 +204,7 @@ impl Connection {
         });
         let client: Arc<dyn Client> = connection.clone();
         clients.add(number, &client, &connection.counters);
-        Ok(connection)
+        Ok(Some(connection))
     }
 
     /// Its place in the pool.
@@ -734,6 +740,10 @@ impl Client for Connection {
     fn wake(&self) {
         // Nothing was sent to a client that waits for VERSION, so there is room.
         serving::wake(self, &self.watch, Interest::Both);
+    }
+
+    fn give_place(&self) -> Option<Charge> {
+        lock(&self.place).take()
     }
 
     fn info(&self) -> ConnectionInfo {

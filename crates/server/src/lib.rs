@@ -36,6 +36,7 @@ mod poller;
 #[path = "model/poller.rs"]
 mod poller;
 mod pool;
+mod quota;
 mod server;
 mod serving;
 mod space;
@@ -47,5 +48,5 @@ pub use clients::{ConnectionInfo, ConnectionTotals};
 pub use clock::now;
 pub use dispatch::{ClientLink, Refused, Target};
 pub use listener::{Listener, SocketAccess};
-pub use server::{Served, Server, ServerOptions};
+pub use server::{ConnectionUsage, Served, Server, ServerOptions};
 pub use vfiod_protocol::Dialect;

@@ -9,6 +9,7 @@ use rustix::io::Errno;
 use vfiod_core::{ConnectionId, Credentials, Owner, OwnerIdentity};
 
 use crate::outgoing::Outgoing;
+use crate::quota::User;
 
 /// The owner of the files of a connection: the process that connected, by its pidfd, or where
 /// that tells processes apart only while they live (before Linux 6.9), or it has ended and the
@@ -32,6 +33,23 @@ pub(crate) fn owner(outgoing: &Arc<Outgoing>, connection: ConnectionId) -> Resul
         process.unwrap_or(OwnerIdentity::Connection(connection))
     };
     Ok(Owner::deferred(identity).with_credentials(credentials))
+}
+
+/// Whom a connection counts for.
+pub(crate) fn user(owner: &Owner, connection: u64) -> User {
+    let uid = owner.credentials().map(|peer| peer.uid);
+    uid.filter(|uid| *uid != overflow_uid()).map_or(User::Connection(connection), User::Account)
+}
+
+/// The account that the kernel names where a client's has none in our user namespace.
+fn overflow_uid() -> u32 {
+    /// `DEFAULT_OVERFLOWUID` of the kernel's `linux/highuid.h`.
+    const DEFAULT: u32 = 65534;
+    static OVERFLOW_UID: OnceLock<u32> = OnceLock::new();
+    *OVERFLOW_UID.get_or_init(|| {
+        let text = std::fs::read_to_string("/proc/sys/kernel/overflowuid").unwrap_or_default();
+        text.trim().parse().unwrap_or(DEFAULT)
+    })
 }
 
 /// The process that connected, if the kernel gives its pidfds an inode each (pidfs).
@@ -100,6 +118,18 @@ mod tests {
         drop(first.0);
         assert_eq!(*first.1.identity(), before);
         assert_eq!(first.1.credentials().map(|peer| peer.pid), Some(std::process::id() as i32));
+    }
+
+    #[test]
+    fn connections_of_one_account_are_one_user_unless_the_kernel_cannot_name_it() {
+        let owner = |uid| {
+            let identity = || OwnerIdentity::Connection(ConnectionId(1));
+            Owner::deferred(identity).with_credentials(Credentials { pid: 1, uid, gid: 0 })
+        };
+        assert_eq!(user(&owner(0), 1), User::Account(0));
+        assert_eq!(user(&owner(1000), 1), user(&owner(1000), 2));
+        let nobody = overflow_uid();
+        assert_ne!(user(&owner(nobody), 1), user(&owner(nobody), 2));
     }
 
     #[test]

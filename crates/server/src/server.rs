@@ -10,9 +10,12 @@ use vfiod_tasks::{Runtime, Task};
 use crate::acceptor::{Acceptor, Reserve};
 use crate::clients::{Clients, ConnectionInfo, ConnectionTotals};
 use crate::connection::Connection;
-use crate::limits::{MAX_CONNECTIONS, MAX_THREADS_PER_DEVICE};
+use crate::limits::{
+    COMMON_CONNECTIONS, CONNECTION_SHARE, MAX_CONNECTIONS, MAX_THREADS_PER_DEVICE,
+};
 use crate::listener::{Listener, check_stream};
 use crate::pool::{Interest, Pool, Source, Watch, serve_in_tasks};
+use crate::quota;
 
 /// How a server works.
 #[derive(Clone, Copy, Debug)]
@@ -26,11 +29,39 @@ pub struct ServerOptions {
     /// Most connections to one device at a time. Where there is no room for another, one that
     /// has not negotiated yet makes it, or else the new one is closed.
     pub max_connections: usize,
+    /// Connections that each device has for its own clients, whatever those of other devices take.
+    pub connection_share: usize,
+    /// Connections beyond the devices' shares, of all devices together. One user (an account, or a
+    /// connection whose account the kernel cannot name) has half of them at most.
+    pub common_connections: usize,
+}
+
+/// How many connections there are of those that a device has for itself, or of those that all devices
+/// have beyond that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ConnectionUsage {
+    /// Now.
+    pub used: usize,
+    /// At most.
+    pub limit: usize,
+}
+
+impl From<quota::Usage> for ConnectionUsage {
+    fn from(quota::Usage { used, limit }: quota::Usage) -> Self {
+        Self { used, limit }
+    }
 }
 
 impl Default for ServerOptions {
     fn default() -> Self {
-        Self { max_threads: 256, poll: Duration::ZERO, max_connections: MAX_CONNECTIONS }
+        Self {
+            max_threads: 256,
+            poll: Duration::ZERO,
+            max_connections: MAX_CONNECTIONS,
+            connection_share: CONNECTION_SHARE,
+            common_connections: COMMON_CONNECTIONS,
+        }
     }
 }
 
@@ -42,6 +73,7 @@ pub struct Server {
     pool: Pool,
     options: ServerOptions,
     reserve: Arc<Reserve>,
+    connections: Arc<quota::Pool>,
     /// Of an embedded server: the task that serves.
     _serving: Option<Task<()>>,
 }
@@ -53,6 +85,11 @@ pub struct Served {
     accept: Option<Watch>,
 }
 
+fn connections(options: &ServerOptions) -> Arc<quota::Pool> {
+    // One at least, or else nobody could connect.
+    quota::Pool::new(options.connection_share.max(1), options.common_connections)
+}
+
 impl Server {
     /// Starts a server with no devices.
     ///
@@ -62,7 +99,8 @@ impl Server {
         let failed = |errno| Error::new(errno, "cannot start the server's threads");
         let pool = Pool::new(options.max_threads).map_err(failed)?;
         let reserve = Arc::new(Reserve::new().map_err(failed)?);
-        Ok(Self { pool, options, reserve, _serving: None })
+        let connections = connections(&options);
+        Ok(Self { pool, options, reserve, connections, _serving: None })
     }
 
     /// Makes a server without threads and without devices: whoever runs `runtime` serves its
@@ -81,7 +119,8 @@ impl Server {
         let reserve = Arc::new(Reserve::new().map_err(failed)?);
         let serving = Some(serve_in_tasks(&pool, runtime).map_err(failed)?);
         let options = ServerOptions { poll: Duration::ZERO, ..options };
-        Ok(Self { pool, options, reserve, _serving: serving })
+        let connections = connections(&options);
+        Ok(Self { pool, options, reserve, connections, _serving: serving })
     }
 
     /// Serves a device to every client that connects.
@@ -102,14 +141,16 @@ impl Server {
     /// Serves a device to the client at the other end of a connected socket, and to no other.
     ///
     /// # Errors
-    /// `EINVAL`, `ENOTSOCK`: not a connected UNIX stream socket; what `epoll` says.
+    /// `EINVAL`, `ENOTSOCK`: not a connected UNIX stream socket; `EDQUOT`: the connection's user has as
+    /// many as it may have; what `epoll` says.
     pub fn serve_connected(&self, socket: OwnedFd, device: DeviceRef) -> Result<Served> {
         check_stream(&socket)?;
         let clients = self.clients_of(device);
         let failed = |errno| Error::new(errno, "cannot serve the connected socket");
         let watch = self.pool.reserve();
-        let connection: Arc<dyn Source> =
-            Connection::new(socket, &clients, watch.clone()).map_err(failed)?;
+        let connection = Connection::new(socket, &clients, watch.clone()).map_err(failed)?;
+        let full = || Error::new(vfiod_core::Errno::DQUOT, "the server has no connection left");
+        let connection: Arc<dyn Source> = connection.ok_or_else(full)?;
         watch.arm(&connection, Interest::Read).map_err(failed)?;
         Ok(Served { clients, accept: None })
     }
@@ -118,7 +159,13 @@ impl Server {
         // With few threads in all, even fewer for one device; but two, so that the file of a
         // client that has gone can be released while another client waits for that.
         let threads = (self.options.max_threads / 4).clamp(2, MAX_THREADS_PER_DEVICE);
-        Clients::new(device, self.options.poll, threads, self.options.max_connections)
+        let share = self.connections.share();
+        Clients::new(device, self.options.poll, threads, self.options.max_connections, share)
+    }
+
+    /// The connections that the devices have beyond their shares.
+    pub fn common_connections(&self) -> ConnectionUsage {
+        self.connections.usage().into()
     }
 
     /// How many threads there are.
@@ -142,6 +189,11 @@ impl Served {
     /// How many connections there are. One counts until its file is released.
     pub fn connections(&self) -> usize {
         self.clients.count()
+    }
+
+    /// The connections of those that the device has for itself.
+    pub fn own_connections(&self) -> ConnectionUsage {
+        self.clients.share_usage().into()
     }
 
     /// The connections that there are, oldest first.

@@ -240,3 +240,41 @@ fn answers_to_nothing_are_borne_for_a_while() {
     assert_closed(&socket);
     rig.assert_alive();
 }
+
+/// The clients of one device are all of one user, who has half of what is common.
+#[test]
+fn connections_that_a_user_takes_leave_a_share_to_each_device() {
+    const SHARE: usize = 3;
+    const COMMON: usize = 10;
+    let options = ServerOptions {
+        connection_share: SHARE,
+        common_connections: COMMON,
+        ..ServerOptions::default()
+    };
+    let rig = Rig::with(OpenPolicy::Multi, options);
+    let other = Rig::new();
+    let path = other.path.with_extension("second");
+    let listener = Listener::bind(&path, Default::default()).unwrap();
+    let device = other.registration.as_ref().unwrap().device().clone();
+    let served = rig.server.serve(listener, device).unwrap();
+
+    let mut clients: Vec<_> = (0..SHARE + COMMON / 2).map(|_| rig.client()).collect();
+    assert!(matches!(Client::connect(&rig.path), Err(Error::Closed)));
+    assert_eq!(rig.server.common_connections().used, COMMON / 2);
+    // The other device has its share all the same, and only that.
+    let mut neighbours: Vec<_> = (0..SHARE).map(|_| Client::connect(&path).unwrap()).collect();
+    assert!(matches!(Client::connect(&path), Err(Error::Closed)));
+    neighbours.iter_mut().for_each(|client| _ = client.device_info().unwrap());
+    drop(neighbours);
+    // Who says nothing gives its place to one that does.
+    eventually("its clients are gone", || served.connections() == 0);
+    let socket = || vfiod_client::Socket::connect(&path, Duration::from_secs(20)).unwrap();
+    let _silent: Vec<_> = (0..20).map(|_| socket()).collect();
+    let mut neighbour = Client::connect(&path).unwrap();
+    neighbour.device_info().unwrap();
+    // What is returned can be taken again.
+    drop(clients.split_off(1));
+    eventually("the clients are gone", || rig.connections() == 1);
+    clients.extend((0..SHARE + COMMON / 2 - 1).map(|_| rig.client()));
+    clients.iter_mut().for_each(|client| _ = client.device_info().unwrap());
+}
