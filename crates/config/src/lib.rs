@@ -5,6 +5,7 @@
 //! version = 1                      # of this format; the default
 //! poll = "50us"                    # poll a busy connection this long before sleeping
 //! threads = 16                     # at most so many threads
+//! limits = { reserved_connections = 4 }  # connections that each device has for itself
 //! dma_files = "memory"             # what clients may map: memory that cannot block, or "any" file
 //!
 //! [log]
@@ -111,8 +112,8 @@ pub use self::nearest::{nearest, suggestion};
 pub use self::options::{ModelOptions, OptionInfo, Options};
 pub use self::problem::{Problem, Problems};
 pub use self::types::{
-    BridgeConfig, BusConfig, Config, ContainerConfig, ControlConfig, DeviceConfig, MdevConfig,
-    ObjectConfig, OptionSetting, ParentConfig, SandboxConfig, SlotConfig, SocketAccess,
+    BridgeConfig, BusConfig, Config, ContainerConfig, ControlConfig, DeviceConfig, LimitsConfig,
+    MdevConfig, ObjectConfig, OptionSetting, ParentConfig, SandboxConfig, SlotConfig, SocketAccess,
     SocketConfig, SriovConfig,
 };
 pub use self::usage::{UsageError, time_argument};

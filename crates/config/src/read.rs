@@ -16,7 +16,7 @@ use crate::nearest::suggestion;
 use crate::problem::{Problem, line_of};
 use crate::reader::{Everything, Names, Reader, Taken, Wanted};
 use crate::section::{At, Section};
-use crate::types::{Config, DeviceConfig, OptionSetting, SocketAccess, SocketConfig};
+use crate::types::{Config, DeviceConfig, LimitsConfig, OptionSetting, SocketAccess, SocketConfig};
 use crate::values::{self, TIME_HELP};
 
 /// The version of the format; `docs/compatibility.md` says when it changes.
@@ -81,6 +81,10 @@ impl Reader<'_> {
         self.version(&top);
         config.poll = top.string("poll").and_then(|text| self.time(&top, "poll", text));
         config.threads = top.integer("threads", 2..=4096).map(|at| at.value as usize);
+        if let Some(limits) = top.section("limits") {
+            config.limits = self.limits(&limits);
+            limits.finish();
+        }
         let files = [("memory", AcceptedFiles::Memory), ("any", AcceptedFiles::Any)];
         config.dma_files = top.choice("dma_files", &files).unwrap_or_default();
 
@@ -148,6 +152,15 @@ impl Reader<'_> {
             let what = "this is no version of the format that this program knows";
             let help = format!("write version = {VERSION}, or use a newer program");
             top.wrong("version", value.span(), what, help);
+        }
+    }
+
+    fn limits(&self, limits: &Section<'_>) -> LimitsConfig {
+        let number = |key, bounds| limits.integer(key, bounds).map(|at| at.value as usize);
+        LimitsConfig {
+            device_connections: number("device_connections", 1..=65536),
+            reserved_connections: number("reserved_connections", 1..=65536),
+            common_connections: number("common_connections", 0..=1 << 20),
         }
     }
 

@@ -23,6 +23,8 @@ pub struct Config {
     pub poll: Option<Duration>,
     /// Most threads of the server.
     pub threads: Option<usize>,
+    /// What clients may use up.
+    pub limits: LimitsConfig,
     /// Which files clients may map for DMA.
     pub dma_files: AcceptedFiles,
     /// PCI buses.
@@ -43,6 +45,17 @@ pub struct Config {
     pub metrics: Option<SocketAddr>,
     /// The sandbox.
     pub sandbox: SandboxConfig,
+}
+
+/// What clients may use up. `None`: what the server does by default.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LimitsConfig {
+    /// Most connections to one device.
+    pub device_connections: Option<usize>,
+    /// Connections that each device has for its own clients.
+    pub reserved_connections: Option<usize>,
+    /// Connections of all devices beyond those. A user has half of them at most.
+    pub common_connections: Option<usize>,
 }
 
 impl Config {

@@ -27,6 +27,7 @@ fn everything_that_can_be_said() {
         r#"
         poll = "50us"
         threads = 8
+        limits = { device_connections = 9, reserved_connections = 2, common_connections = 100 }
         dma_files = "any"
         log = { level = "debug", format = "json" }
         bus.b = { segment = 1, number = 2, reset = "bus" }
@@ -48,6 +49,12 @@ fn everything_that_can_be_said() {
     .unwrap();
     assert_eq!(config.poll, Some(Duration::from_micros(50)));
     assert_eq!(config.threads, Some(8));
+    let limits = LimitsConfig {
+        device_connections: Some(9),
+        reserved_connections: Some(2),
+        common_connections: Some(100),
+    };
+    assert_eq!(config.limits, limits);
     assert_eq!(config.dma_files, AcceptedFiles::Any);
     assert_eq!((config.log.as_deref(), config.log_format), (Some("debug"), Some(LogFormat::Json)));
     let bus = &config.buses[0];

@@ -13,7 +13,7 @@ use vfiod_manager::Manager;
 use crate::view::{
     Attribute, Connection, Daemon, Damaged, Definition, Definitions, Device, DeviceState,
     DeviceSummary, Dma, File, Instance, InstanceSummary, Interrupt, Mapping, Member, Owner, Parent,
-    Record, Region, Set, Setting, Task, Type,
+    Record, Region, Set, Setting, Task, Type, Usage,
 };
 
 /// How many DMA mappings are shown one by one.
@@ -98,7 +98,13 @@ pub(crate) fn device(manager: &Manager, device: &DeviceRef) -> Device {
         tasks: status.tasks.into_iter().map(task).collect(),
         dma: dma(device),
         connections: manager.connections(device).iter().map(connection).collect(),
+        reserved_connections: manager.own_connections(device).map(usage),
+        common_connections: usage(manager.server().common_connections()),
     }
+}
+
+fn usage(connections: vfiod_server::ConnectionUsage) -> Usage {
+    Usage { used: connections.used, limit: connections.limit }
 }
 
 fn task(task: TaskInfo) -> Task {

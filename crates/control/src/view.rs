@@ -71,6 +71,21 @@ pub struct Device {
     pub dma: Dma,
     /// Its clients' connections.
     pub connections: Vec<Connection>,
+    /// How many there are of those that it has for itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reserved_connections: Option<Usage>,
+    /// How many all devices have beyond those; one user has half of them at most.
+    #[serde(default)]
+    pub common_connections: Usage,
+}
+
+/// How much of something is in use.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, ToSchema)]
+pub struct Usage {
+    /// Now.
+    pub used: usize,
+    /// At most.
+    pub limit: usize,
 }
 
 /// One open of a device.

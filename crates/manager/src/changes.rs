@@ -386,6 +386,7 @@ fn fixed(old: &Config, new: &Document) -> Vec<Problem> {
         ("log", old.log != config.log || old.log_format != config.log_format),
         ("poll", old.poll != config.poll),
         ("threads", old.threads != config.threads),
+        ("limits", old.limits != config.limits),
         ("dma_files", old.dma_files != config.dma_files),
         ("mdev", old.mdev != config.mdev),
         ("control", old.control != config.control),

@@ -8,7 +8,9 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use uuid::Uuid;
 use vfiod_core::{DeviceRef, Errno, Error, Result};
 use vfiod_mdev::{Endpoint, NoEndpoint};
-use vfiod_server::{ConnectionInfo, ConnectionTotals, Listener, Served, SocketAccess};
+use vfiod_server::{
+    ConnectionInfo, ConnectionTotals, ConnectionUsage, Listener, Served, SocketAccess,
+};
 
 use crate::stack::Stack;
 
@@ -63,6 +65,11 @@ impl Endpoints {
     /// The connections to an instance.
     pub(super) fn clients(&self, uuid: Uuid) -> Vec<ConnectionInfo> {
         self.open().get(&uuid).map_or_else(Vec::new, Served::clients)
+    }
+
+    /// The connections of those that an instance has for itself.
+    pub(super) fn own_connections(&self, uuid: Uuid) -> Option<ConnectionUsage> {
+        self.open().get(&uuid).map(Served::own_connections)
     }
 
     /// What was counted on all connections to an instance.

@@ -9,7 +9,7 @@ use vfiod_config::{Config, Document, Models};
 use vfiod_core::event::{Event, Observer};
 use vfiod_core::{DeviceRef, Errno, Error, FileId, InUse, Registry, Result, SetKey};
 use vfiod_mdev::{Bus, Create, ParentRegistration, Removal};
-use vfiod_server::{ConnectionInfo, ConnectionTotals, Server};
+use vfiod_server::{ConnectionInfo, ConnectionTotals, ConnectionUsage, Server};
 
 use crate::counters::{AllCounters, Counters};
 use crate::definitions::Definitions;
@@ -234,6 +234,14 @@ impl Manager {
         match self.instance_of(device) {
             Some(instance) => self.endpoints.clients(instance.uuid()),
             None => self.stack.clients(device.name()),
+        }
+    }
+
+    /// The connections of those that a device has for itself; `None` if it is not served.
+    pub fn own_connections(&self, device: &DeviceRef) -> Option<ConnectionUsage> {
+        match self.instance_of(device) {
+            Some(instance) => self.endpoints.own_connections(instance.uuid()),
+            None => self.stack.own_connections(device.name()),
         }
     }
 

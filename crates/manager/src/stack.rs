@@ -13,7 +13,9 @@ use vfiod_core::event::Observer;
 use vfiod_core::{Device, DeviceRef, DeviceSpec, OpenPause, Registration, Registry};
 use vfiod_fsl_mc::{Container, ContainerDevice, Kind, ObjectDevice, ObjectId};
 use vfiod_pci::{Bus, Placement};
-use vfiod_server::{ConnectionInfo, ConnectionTotals, Listener, Served, Server, ServerOptions};
+use vfiod_server::{
+    ConnectionInfo, ConnectionTotals, ConnectionUsage, Listener, Served, Server, ServerOptions,
+};
 use vfiod_tasks::Workers;
 
 use crate::build::{self, Siblings};
@@ -113,6 +115,11 @@ impl Stack {
         let mut options = ServerOptions::default();
         options.poll = config.poll.unwrap_or(options.poll);
         options.max_threads = config.threads.unwrap_or(options.max_threads);
+        let limits = config.limits;
+        options.max_connections = limits.device_connections.unwrap_or(options.max_connections);
+        options.connection_share = limits.reserved_connections.unwrap_or(options.connection_share);
+        options.common_connections =
+            limits.common_connections.unwrap_or(options.common_connections);
         let registry = observer.map_or_else(Registry::new, Registry::with_observer);
         registry.accept_files(config.dma_files);
         let workers = std::thread::available_parallelism().map_or(1, NonZero::get);
@@ -365,6 +372,14 @@ impl Stack {
         let mut devices = running.iter().flat_map(|unit| &unit.devices);
         let device = devices.find(|device| device.registration.device().name() == name);
         device.map_or_else(Vec::new, |device| device.served.clients())
+    }
+
+    /// The connections of those that a device of the configuration has for itself.
+    pub fn own_connections(&self, name: &str) -> Option<ConnectionUsage> {
+        let running = vfiod_sync::lock(&self.running);
+        let mut devices = running.iter().flat_map(|unit| &unit.devices);
+        let device = devices.find(|device| device.registration.device().name() == name);
+        device.map(|device| device.served.own_connections())
     }
 
     /// What was counted on all connections to a device of the configuration.
