@@ -42,14 +42,34 @@ wait_for() {
     return 1
 }
 
-# start_server CONFIG-TEXT SOCKET...: vfiod serves until the scenario ends.
+# Whom root lets serve: a user that owns nothing but $WORK, unless a scenario says SERVER_USER=root.
+SERVER_USER=65534
+
+# server_command: sets COMMAND to how vfiod is started, as the user that is to serve.
+server_command() {
+    COMMAND=("$VFIOD")
+    [ "$(id -u)" = 0 ] && [ "$SERVER_USER" != root ] || return 0
+    local as=(setpriv --reuid "$SERVER_USER" --regid "$SERVER_USER" --clear-groups)
+    chown -R "$SERVER_USER:$SERVER_USER" "$WORK"
+    if ! "${as[@]}" test -x "$VFIOD"; then
+        # It is in a directory that is root's own.
+        [ -e "$WORK/vfiod" ] || install -m 755 "$VFIOD" "$WORK/vfiod"
+        COMMAND=("$WORK/vfiod")
+    fi
+    COMMAND=("${as[@]}" "${COMMAND[@]}")
+}
+
+# start_server CONFIG-TEXT SOCKET...: vfiod serves, in its sandbox, until the scenario ends.
 start_server() {
     printf '%s\n' "$1" >"$WORK/config.toml"
     shift
-    "$VFIOD" serve "$WORK/config.toml" --log debug 2>"$WORK/server.log" &
+    local COMMAND
+    server_command
+    "${COMMAND[@]}" serve "$WORK/config.toml" --log debug 2>"$WORK/server.log" &
     SERVER_PID=$!
     local socket
     for socket in "$@"; do wait_for "socket $socket" test -S "$WORK/$socket"; done
+    logged 'sandbox entered.*landlock=[0-9]+ seccomp=true'
 }
 
 # stop_server: SIGTERM, which must end it with exit code 0. Then what was captured is replayed.

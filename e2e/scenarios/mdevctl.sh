@@ -10,6 +10,8 @@ if [ ! -c /dev/fuse ]; then
     exit 77
 fi
 
+# Root mounts the view, for everybody.
+SERVER_USER=root
 SYS=$WORK/root/sys
 A=83b8f4f2-509f-382f-3c1e-e6bfe0fa1001
 B=83b8f4f2-509f-382f-3c1e-e6bfe0fa1002
