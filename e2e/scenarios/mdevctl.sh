@@ -200,7 +200,8 @@ touch -d '1 hour ago' "$WORK/definitions/lines/${B/1002/1003}"
 kill -9 "$SERVER_PID"
 wait "$SERVER_PID" || true
 SERVER_PID=''
-refused 'Transport endpoint is not connected' ls "$SYS"
+unmounted() { ! grep -qF " $SYS " /proc/mounts; }
+wait_for 'the end of the view' unmounted
 serve
 is mdev list <<<"$A lines gpio-16 auto (defined)"
 is cat "$SYS/bus/mdev/devices/$A/inputs" <<<0x00a5
