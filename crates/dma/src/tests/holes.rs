@@ -145,7 +145,10 @@ fn file_that_ends_is_told_from_a_hole() {
     assert_eq!(errno(device.read(0, &mut bytes[..1])), Errno::FAULT);
     ftruncate(&memory.0, 0x6000).unwrap();
     device.read(0, &mut bytes[..0x6000]).unwrap();
-    assert_eq!((&bytes[..0x6000], memory.allocated()), ([0; 0x6000].as_slice(), 0));
+    assert!(bytes[..0x6000].iter().all(|byte| *byte == 0));
+    if kept() {
+        assert_eq!(memory.allocated(), 0);
+    }
 }
 
 #[test]
