@@ -20,7 +20,7 @@ use vfiod_sync::{Mutex, MutexGuard, lock};
 use vfiod_wire::{Capabilities, Command};
 
 use crate::alarms::Alarm;
-use crate::clients::{Client, Clients, ConnectionInfo, Counted, Counters, Departure};
+use crate::clients::{Client, Clients, ConnectionInfo, Counted, Counters, Departure, Opening};
 use crate::clock::now;
 use crate::descriptor::{self, Descriptor, Descriptors, State};
 use crate::direct::{self, DirectWrite};
@@ -152,7 +152,8 @@ struct PendingOpen {
 
 /// What became of a VERSION.
 enum Attempt {
-    Opened(File),
+    /// Nobody else opens the device before the connection is known to have it.
+    Opened(File, Opening),
     /// The connection is woken when there is a chance.
     Parked,
     Failed(Error),
@@ -589,9 +590,11 @@ impl Connection {
 
     /// Handles VERSION.
     fn negotiate(&self, state: &mut State, mut open: PendingOpen) -> Result<Step, End> {
-        let outcome = match self.open(&open) {
-            Attempt::Opened(file) => self.make_session(file, &open.proposed),
-            Attempt::Failed(error) => Err(error),
+        let (outcome, _opening) = match self.open(&open) {
+            Attempt::Opened(file, opening) => {
+                (self.make_session(file, &open.proposed), Some(opening))
+            }
+            Attempt::Failed(error) => (Err(error), None),
             // Nobody is left who waits; and the end of the stream would wake it again at once.
             Attempt::Parked if self.outgoing.socket().peer_has_closed() => return Err(End::Closed),
             Attempt::Parked => {
@@ -677,7 +680,7 @@ impl Connection {
                 };
             };
             match self.clients.device.open_with(self.owner.clone(), open.token) {
-                Ok(file) => return Attempt::Opened(file),
+                Ok(file) => return Attempt::Opened(file, opening),
                 Err(error) if matches!(error.errno(), Errno::INVAL | Errno::BUSY) && in_time => {
                     match opening.await_departure(self.number, &itself) {
                         Departure::None => return Attempt::Failed(error),
