@@ -22,6 +22,8 @@ use crate::view::Changes;
 /// before, and the longest, which is that of the kernel's `vfio_unregister_group_dev`.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+/// How long a request waits for a device that is busy: the next request follows anyway.
+const REQUEST_WAIT: Duration = Duration::from_millis(50);
 
 /// What happens to a device that is in use and to be removed.
 #[derive(Debug, Deserialize, IntoParams)]
@@ -136,7 +138,7 @@ async fn delete_when_unused(
             if used.is_empty() {
                 return manager.delete(&name, InUsePolicy::Refuse).map(Some);
             }
-            used.iter().for_each(|pause| pause.request_close(n));
+            used.iter().for_each(|pause| _ = pause.device().request_close(n, REQUEST_WAIT));
             Ok(None)
         })
         .await?;

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::context::QuiesceTimes;
 use crate::device::Description;
@@ -126,11 +127,17 @@ impl DeviceRef {
         self.registered.revoke(file)
     }
 
-    /// Revokes every file that the device has now, as [`DeviceRef::revoke`]. Returns how many were
-    /// revoked.
+    /// Asks the users of the device to close it ([`crate::Request`]); `n` counts the requests from 0.
+    /// Waits no longer than `wait` for a callback of the device that is running. Returns whether the
+    /// device was asked.
+    pub fn request_close(&self, n: u32, wait: Duration) -> bool {
+        self.registered.request(n, wait)
+    }
+
+    /// Revokes every file that the device has now, as [`DeviceRef::revoke`]: all of them at the same
+    /// time, before the first is released. Returns how many were in use.
     pub fn revoke_all(&self) -> usize {
-        let files = self.status().files;
-        files.iter().filter(|file| self.revoke(file.id).is_ok()).count()
+        self.registered.revoke_present()
     }
 }
 

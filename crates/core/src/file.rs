@@ -2,14 +2,14 @@
 
 use std::fmt;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use crate::device::{Description, Device, Features, Token};
 use crate::device_ref::DeviceRef;
 use crate::dma::{MapOwner, MapRequest, Space};
 use crate::error::{Errno, Error, Result};
-use crate::file_state::FileShared;
+use crate::file_state::{FileShared, Link};
 use crate::ids::{FileId, Owner};
 use crate::irq::{IrqAction, IrqData, IrqIndex, IrqInfo, UnmaskFd};
 use crate::memory::SharedMemory;
@@ -49,7 +49,7 @@ impl Drop for File {
 impl DeviceRef {
     /// Opens the device for an owner.
     ///
-    /// The first open resets the device (unless its state is retained and sound) and calls
+    /// The first open resets the device (unless its state is retained, sound and this user's) and calls
     /// [`Device::open_device`], with the set marked; then, and for every further open,
     /// [`Device::open`] without the mark. Blocks while a callback of the device runs, and up to two
     /// seconds while its set is being opened, closed, reset or saved. If that is being done by the calling
@@ -92,6 +92,12 @@ impl File {
     /// The file's number.
     pub fn id(&self) -> FileId {
         self.shared.id
+    }
+
+    /// Sets what is to be ended as soon as the file is revoked, so that the revoke does not wait for
+    /// the client. Once for each file.
+    pub fn set_link(&self, link: Weak<dyn Link>) {
+        self.shared.set_link(link);
     }
 
     /// Who holds it.

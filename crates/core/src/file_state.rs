@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::SystemTime;
 
 use rustix::event::{EventfdFlags, eventfd};
@@ -29,6 +29,14 @@ pub struct FileStatus {
     pub since: SystemTime,
 }
 
+/// What connects a file to its client beyond descriptors, such as requests for DMA by message.
+pub trait Link: Send + Sync {
+    /// The file was revoked: whatever waits for the client ends now, with an error, and nothing waits
+    /// for it from now on. Called before anything else is done about the revoke, without a lock of
+    /// the core; must not block.
+    fn end(&self);
+}
+
 /// What the core and the holder share of a file.
 pub(crate) struct FileShared {
     pub(crate) id: FileId,
@@ -42,6 +50,7 @@ pub(crate) struct FileShared {
     memory: OnceLock<Arc<OpeningMemory>>,
     /// Spaces that the device was attached to before, where the file may have mappings.
     left_spaces: Mutex<Vec<Space>>,
+    link: Mutex<Option<Weak<dyn Link>>>,
 }
 
 /// `open` is running for it.
@@ -73,6 +82,25 @@ impl FileShared {
             doorbells,
             memory: OnceLock::new(),
             left_spaces: Mutex::default(),
+            link: Mutex::new(None),
+        }
+    }
+
+    /// Sets what is to be ended when the file is revoked; once.
+    pub(crate) fn set_link(&self, link: Weak<dyn Link>) {
+        *lock(&self.link) = Some(link);
+        // A revoke sets the state first, and then takes the lock: it has found the link, or the state
+        // is visible here.
+        if !self.is_open() {
+            self.end_link();
+        }
+    }
+
+    /// Ends what waits for the client of a file that is revoked.
+    pub(crate) fn end_link(&self) {
+        let link = lock(&self.link).take();
+        if let Some(link) = link.as_ref().and_then(Weak::upgrade) {
+            link.end();
         }
     }
 

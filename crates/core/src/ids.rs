@@ -252,6 +252,10 @@ pub enum OwnerContext {
     Iommufd(u64),
 }
 
+/// What the kernel reports for a user that is not mapped into our user namespace
+/// (`/proc/sys/kernel/overflowuid`).
+const OVERFLOW_UID: u32 = 65534;
+
 /// The ids of a process, as the kernel reported them (`SO_PEERCRED`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Credentials {
@@ -306,11 +310,13 @@ impl Owner {
     }
 
     /// Whether both run as one user of this machine: the account of their processes where it is
-    /// known of both, else the owner itself.
+    /// known of both, else the owner itself. The kernel reports one number for every account that our
+    /// user namespace does not map: that one is nobody's.
     pub(crate) fn is_same_user(&self, other: &Self) -> bool {
         match (self.credentials, other.credentials) {
-            (Some(own), Some(others)) => own.uid == others.uid,
-            (None, None) => self == other,
+            (Some(own), Some(others)) if own.uid == others.uid && own.uid != OVERFLOW_UID => true,
+            (Some(own), Some(others)) if own.uid != others.uid => false,
+            (Some(_), Some(_)) | (None, None) => self == other,
             _ => false,
         }
     }

@@ -17,7 +17,7 @@
 //! | event | set | what happens, in order | when a step fails |
 //! | --- | --- | --- | --- |
 //! | [`Registry::register`] | idle, to join | [`describe`](Device::describe), [`init`](Device::init), join the set, become visible | undone in reverse, never visible |
-//! | first [`open`](DeviceRef::open) | opening | counted; [`reset`](Device::reset) unless the state is retained; [`open_device`](Device::open_device); [`resume`](Worker::resume); mark dropped; [`open`](Device::open) | undone in reverse: [`release`](Device::release) and [`close_device`](Device::close_device) only for what had succeeded |
+//! | first [`open`](DeviceRef::open) | opening | counted; [`reset`](Device::reset) unless the state is retained for this user; [`open_device`](Device::open_device); [`resume`](Worker::resume); mark dropped; [`open`](Device::open) | undone in reverse: [`release`](Device::release) and [`close_device`](Device::close_device) only for what had succeeded |
 //! | further open | opening | counted; mark dropped; `open` | not counted |
 //! | drop of a [`File`] | closing, for the last part | the file's mappings and eventfds are removed, so that nothing can wait for the peer; `release`; uncounted; after the last file: the device quiesces, `close_device`, and the reset of those members of the set that are in the error state if none is open | cannot fail; a device that does not quiesce in two seconds is closed all the same, and *stuck* |
 //! | [`Registration::unregister`] | idle, to leave | invisible, no new opens; [`request`](device::Request::request) at growing intervals; at the deadline the files are revoked; leave the set; the device is dropped | cannot fail |
@@ -103,7 +103,7 @@ pub use device_ref::{DeviceRef, Status};
 pub use error::{Errno, Error, Result};
 pub use event::{Event, Observer};
 pub use file::File;
-pub use file_state::FileStatus;
+pub use file_state::{FileStatus, Link};
 pub use hot_reset::{InUse, SetMember};
 pub use ids::{
     ConnectionId, Credentials, DeviceId, FileId, IdSequence, Numbers, Owner, OwnerContext,

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::backoff::RequestBackoff;
-use crate::device::{DeviceFlags, ResetCause, Token};
+use crate::device::{Device, DeviceFlags, ResetCause, Token};
 use crate::error::{Errno, Error, Result};
 use crate::event::Event;
 use crate::file_state::FileShared;
@@ -19,7 +19,11 @@ use crate::held::{self, Inside};
 use crate::ids::{FileId, Owner};
 use crate::policy::OpenPolicy;
 use crate::registered::{BY_THIS_THREAD, Registered, SetGuard, Transition};
-use crate::set::Phase;
+use crate::set::{Phase, WAIT};
+use crate::timeout::Timeout;
+
+/// How long a request to close a device waits for the device: the next one follows anyway.
+const REQUEST_WAIT: Duration = Duration::from_millis(50);
 
 /// Whether a file's release is emitted: only if its open was.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -41,10 +45,8 @@ impl Registered {
         }
         let _inside = Inside::new(&**self);
         let file = Arc::new(FileShared::new(self.environment.next_file(), owner));
-        let mut guard = self.set.try_lock_idle().map_err(|phase| self.set_is(phase))?;
-        self.may_open(&mut guard, &file.owner)?;
-        let opening = guard.mark(Phase::Opening);
-        self.count_in(&opening, &file, token)?;
+        let opening = self.begin_opening(&file.owner, token)?;
+        self.count_in(&opening, &file)?;
         file.enter_opening(self.context.openings().memory());
         drop(opening);
 
@@ -71,14 +73,28 @@ impl Registered {
         Err(self.is_leaving())
     }
 
-    /// Checks that the device admits the opener, counts the file, and opens the device for the first one.
-    fn count_in(
-        self: &Arc<Self>,
-        opening: &Transition<'_>,
-        file: &Arc<FileShared>,
-        token: Option<Token>,
-    ) -> Result<()> {
-        self.admit_opener(token)?;
+    /// Marks the set for an owner that may open the device, by its policy and by the device's own
+    /// decision. A device that is busy is asked without the mark: the other members of its set do not
+    /// wait for it.
+    fn begin_opening(&self, owner: &Owner, token: Option<Token>) -> Result<Transition<'_>> {
+        let mut guard = self.set.try_lock_idle().map_err(|phase| self.set_is(phase))?;
+        self.may_open(&mut guard, owner)?;
+        let opening = guard.mark(Phase::Opening);
+        if let Some(admitted) = self.admit_opener(token, &mut Timeout::new(Duration::ZERO)) {
+            return admitted.map(|()| opening);
+        }
+        drop(opening);
+        let mut timeout = Timeout::new(WAIT);
+        let busy = || Error::new(Errno::BUSY, format!("{} is busy", self.name()));
+        self.admit_opener(token, &mut timeout).ok_or_else(busy)??;
+        let guard = self.set.try_lock_idle_within(&mut timeout);
+        let mut guard = guard.map_err(|phase| self.set_is(phase))?;
+        self.may_open(&mut guard, owner)?;
+        Ok(guard.mark(Phase::Opening))
+    }
+
+    /// Counts a file, and opens the device for the first one.
+    fn count_in(self: &Arc<Self>, opening: &Transition<'_>, file: &Arc<FileShared>) -> Result<()> {
         let first = {
             let mut guard = opening.lock();
             // Check again: since the caller's check an unregister may have begun, or a file may have
@@ -129,10 +145,10 @@ impl Registered {
         }
     }
 
-    /// Asks the device whether it may be opened with this token.
-    fn admit_opener(&self, token: Option<Token>) -> Result<()> {
+    /// Asks the device whether it may be opened with this token; `None`: it is busy.
+    fn admit_opener(&self, token: Option<Token>, timeout: &mut Timeout) -> Option<Result<()>> {
         let presented = token.or(self.token);
-        self.call(|device| match (device.as_admission(), presented) {
+        self.call_within(timeout, |device| match (device.as_admission(), presented) {
             (Some(power), presented) => power.admit(presented),
             (None, None) => Ok(()),
             (None, Some(_)) => {
@@ -242,7 +258,7 @@ impl Registered {
                 return self.revoke_all();
             };
             drop(guard);
-            self.request(n);
+            self.request(n, REQUEST_WAIT);
             guard = self.set.lock();
             while !guard.member(self).files.is_empty() {
                 let Some(time) = backoff.wait() else { break };
@@ -251,13 +267,19 @@ impl Registered {
         }
     }
 
-    pub(crate) fn request(&self, n: u32) {
+    /// Asks the users to close the device. Waits, no longer than `wait`, for a callback that is running
+    /// and for the end of a stop, both of which a client can prolong. Returns whether the device was
+    /// asked.
+    pub(crate) fn request(&self, n: u32, wait: Duration) -> bool {
         // Emit `Requested` before asking: another thread may emit `FileReleased` at once.
         self.emit(|subject| Event::Requested { subject, n });
-        let sent = self.call(|device| Ok(device.as_request().map(|power| power.request(n))));
-        let sent = matches!(sent, Ok(Some(true)));
+        let request =
+            |device: &mut dyn Device| Ok(device.as_request().map(|power| power.request(n)));
+        let outcome = self.call_within(&mut Timeout::new(wait), request);
+        let sent = matches!(outcome, Some(Ok(Some(true))));
         // The growing intervals limit the rate.
         tracing::debug!(device = self.name(), n, sent, "asked the users to close the device");
+        outcome.is_some()
     }
 
     /// Revokes one file, by its number.
@@ -268,17 +290,42 @@ impl Registered {
             let member = guard.find(self).ok_or_else(gone)?;
             member.files.get(&id).cloned().ok_or_else(gone)?
         };
-        self.revoke_file(&file);
+        self.revoke_files(&[file]);
         Ok(())
     }
 
-    fn revoke_file(self: &Arc<Self>, file: &Arc<FileShared>) {
-        if !file.revoke() {
-            return;
+    /// Revokes files. Returns how many were in use.
+    ///
+    /// First none of them can use the device any more, and nothing waits for their clients; only then
+    /// is the first one released. So a client that answers slowly, or lets the device be reset again
+    /// and again, holds up neither its own release nor that of another file.
+    fn revoke_files(self: &Arc<Self>, files: &[Arc<FileShared>]) -> usize {
+        let taken: Vec<_> = files.iter().filter(|file| file.revoke()).collect();
+        for file in &taken {
+            file.end_link();
+            tracing::debug!(device = self.name(), file = file.id.0, "revoked");
+            self.emit(|subject| Event::Revoked { subject, file: file.id });
         }
-        tracing::debug!(device = self.name(), file = file.id.0, "revoked");
-        self.emit(|subject| Event::Revoked { subject, file: file.id });
-        self.release_taken(file);
+        for file in &taken {
+            self.release_taken(file);
+        }
+        taken.len()
+    }
+
+    /// Revokes every file that there is now. Returns how many were in use.
+    pub(crate) fn revoke_present(self: &Arc<Self>) -> usize {
+        let files: Vec<_> = match self.set.lock().find(self) {
+            Some(member) => member.files.values().cloned().collect(),
+            None => return 0,
+        };
+        self.revoke_files(&files)
+    }
+
+    /// Bars opens (`ENODEV`), as the first step of an unregister.
+    pub(crate) fn bar_opens(&self) {
+        if let Some(member) = self.set.lock().find(self) {
+            member.leaving = true;
+        }
     }
 
     /// Bars opens (`ENODEV`) if the device has no files; otherwise `EBUSY`.
@@ -292,17 +339,9 @@ impl Registered {
         Ok(())
     }
 
-    /// Bars opens (`ENODEV`), whether the device has files or not.
-    pub(crate) fn bar_opens(&self) {
-        self.set.lock().member(self).leaving = true;
-    }
-
     /// Revokes every file, and waits for those that other threads are releasing.
     fn revoke_all(self: &Arc<Self>) {
-        let files: Vec<_> = self.set.lock().member(self).files.values().cloned().collect();
-        for file in files {
-            self.revoke_file(&file);
-        }
+        self.revoke_present();
         let mut guard = self.set.lock();
         while !guard.member(self).files.is_empty() {
             guard.wait(&self.drained, Duration::MAX);

@@ -39,12 +39,6 @@ impl OpenPause {
     pub fn device(&self) -> DeviceRef {
         DeviceRef { registered: self.device.clone() }
     }
-
-    /// Asks the users of the device to close it ([`crate::Request`]); `n` counts the requests from 0.
-    /// Waits for a callback of the device that is running, as for that of the request.
-    pub fn request_close(&self, n: u32) {
-        self.device.request(n);
-    }
 }
 
 impl Drop for OpenPause {

@@ -1,5 +1,7 @@
 //! Who may open a device, and what its next user finds.
 
+use crate::ids::Owner;
+
 /// How many files a device takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum OpenPolicy {
@@ -10,12 +12,37 @@ pub enum OpenPolicy {
     Multi,
 }
 
+/// Whose state a device has that retains it.
+#[derive(Clone, Debug, Default)]
+pub(crate) enum Retained {
+    /// Nobody's: it has not been opened yet.
+    #[default]
+    PowerOn,
+    /// That of the user who has, or had, it open.
+    User(Owner),
+    /// Not known: the state of a device that was not open was restored.
+    Unknown,
+}
+
+impl Retained {
+    /// Whether a user may find the state.
+    pub(crate) fn is_for(&self, user: &Owner) -> bool {
+        match self {
+            Self::PowerOn => true,
+            Self::User(last) => last.is_same_user(user),
+            Self::Unknown => false,
+        }
+    }
+}
+
 /// What happens to a device's state between its users.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum StatePolicy {
     /// The first open resets the device.
     #[default]
     Reset,
-    /// State is kept, so that a client can come back to it.
+    /// State is kept, so that a client can come back to it. It belongs to the user that the client ran
+    /// as: the first open of another user resets the device. DMA mappings and eventfds are the
+    /// client's, and go with it; a bus turns off at the last close what could reach them.
     Retain,
 }

@@ -17,7 +17,7 @@ use crate::held;
 use crate::ids::{DeviceId, Owner, SetKey};
 use crate::irq::IrqBatch;
 use crate::opening::Last;
-use crate::policy::{OpenPolicy, StatePolicy};
+use crate::policy::{OpenPolicy, Retained, StatePolicy};
 use crate::set::{self, SetDevice};
 use crate::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use crate::sync::{self, Condvar, Mutex, MutexGuard, lock};
@@ -64,6 +64,8 @@ pub(crate) struct Registered {
     pub(crate) description: Description,
     pub(crate) open_policy: OpenPolicy,
     pub(crate) state_policy: StatePolicy,
+    /// Whose state the device has.
+    pub(crate) retained: Mutex<Retained>,
     pub(crate) location: Option<String>,
     pub(crate) token: Option<Token>,
     pub(crate) set: Arc<Set>,
@@ -152,6 +154,31 @@ impl Registered {
             if !self.is_stopped() {
                 return self.call_locked(model, call);
             }
+        }
+    }
+
+    /// Calls the device as [`Registered::call`] does, but waits no longer than `timeout` until it is not
+    /// stopped and no other call is running; `None` if that takes longer.
+    pub(crate) fn call_within<R>(
+        &self,
+        timeout: &mut Timeout,
+        call: impl FnOnce(&mut dyn Device) -> Result<R>,
+    ) -> Option<Result<R>> {
+        // In a model no time passes, and only a deadlock is too long.
+        if cfg!(any(loom, shuttle)) {
+            return Some(self.call(call));
+        }
+        if self.is_stopped_here() {
+            return Some(Err(self.is_being_reset()));
+        }
+        loop {
+            self.await_end_of_stop(timeout, || (!self.is_stopped()).then_some(()))?;
+            match sync::try_lock(&self.model) {
+                Some(model) if !self.is_stopped() => return Some(self.call_locked(model, call)),
+                _ => {}
+            }
+            timeout.left()?;
+            pause();
         }
     }
 
@@ -405,8 +432,8 @@ impl Registered {
         })
     }
 
-    /// First open: begins an opening, resets the device unless its state is retained, calls
-    /// `open_device`, and starts its work.
+    /// First open: begins an opening, resets the device unless its state is retained for this user,
+    /// calls `open_device`, and starts its work.
     pub(crate) fn first_open(
         self: &Arc<Self>,
         opening: &Transition<'_>,
@@ -416,7 +443,7 @@ impl Registered {
             return Err(Error::new(Errno::BUSY, format!("stuck: {}", self.describe_work())));
         }
         self.context.openings().begin(user, self.last_memory());
-        let opened = self.open_with_memory();
+        let opened = self.open_with_memory(user);
         if opened.is_err() {
             self.context.openings().end(self.last_memory());
         }
@@ -427,14 +454,24 @@ impl Registered {
         Ok(())
     }
 
-    fn open_with_memory(self: &Arc<Self>) -> Result<()> {
+    fn open_with_memory(self: &Arc<Self>, user: &Owner) -> Result<()> {
+        let retains = self.state_policy == StatePolicy::Retain;
+        let is_own = retains && lock(&self.retained).is_for(user);
+        if retains && !is_own {
+            tracing::info!(
+                device = self.name(), %user, "the retained state is another user's: device reset"
+            );
+        }
         // Reset a failed device even if its state is retained: that state cannot be trusted.
-        let rings = if self.state_policy == StatePolicy::Reset || self.is_in_error_state() {
+        let rings = if !is_own || self.is_in_error_state() {
             self.reset(ResetCause::Open, None)?;
             Rings::Forget
         } else {
             Rings::RepeatAll
         };
+        if retains {
+            *lock(&self.retained) = Retained::User(user.clone());
+        }
         self.call(|device| device.open_device())?;
         self.start_work(rings);
         Ok(())

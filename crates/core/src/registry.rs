@@ -297,6 +297,7 @@ impl Registry {
                 description,
                 open_policy: open,
                 state_policy: state,
+                retained: Mutex::default(),
                 location,
                 token,
                 set: set.clone(),
@@ -463,6 +464,12 @@ impl Registration {
     pub fn unregister(self, deadline: Option<Duration>) {
         self.finish(deadline);
         // Its drop finds the device gone.
+    }
+
+    /// Bars opens (`ENODEV`), as the first step of [`Registration::unregister`]. Files that there are
+    /// stay. Takes the set lock.
+    pub fn bar_opens(&self) {
+        self.device.registered.bar_opens();
     }
 
     /// Bars opens (`ENODEV`), as the first step of [`Registration::unregister`], if the device is not

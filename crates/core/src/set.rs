@@ -187,7 +187,16 @@ impl<D: SetDevice> Set<D> {
         if guard.state().phase == Phase::Idle {
             return Ok(guard);
         }
-        let mut timeout = Timeout::new(WAIT);
+        drop(guard);
+        self.try_lock_idle_within(&mut Timeout::new(WAIT))
+    }
+
+    /// Takes the set lock as [`Set::try_lock_idle`], but waits no longer than `timeout`.
+    pub(crate) fn try_lock_idle_within(
+        &self,
+        timeout: &mut Timeout,
+    ) -> Result<SetGuard<'_, D>, Phase> {
+        let mut guard = self.lock();
         while guard.state().phase != Phase::Idle {
             // In a model no time passes, and only a deadlock is too long.
             let time = if cfg!(any(loom, shuttle)) { Some(Duration::MAX) } else { timeout.left() };

@@ -1,6 +1,7 @@
 //! Eventfds that a client handed over: checked to be eventfds, signalled and drained without ever
 //! staying blocked.
 
+use std::cell::Cell;
 use std::io::IoSliceMut;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
@@ -24,6 +25,15 @@ pub(super) struct EventFd {
     fd: OwnedFd,
 }
 
+/// How long a thread looks first whether a write would block, once a client has let one block. A device
+/// can have thousands of vectors, and each write that blocks takes some milliseconds.
+const CAREFUL: Duration = Duration::from_millis(100);
+
+thread_local! {
+    /// Until when this thread looks first.
+    static CAREFUL_UNTIL: Cell<Option<Instant>> = const { Cell::new(None) };
+}
+
 /// What became of a signal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Signalled {
@@ -44,12 +54,17 @@ impl EventFd {
     }
 
     /// Adds 1, unless the counter is full: it is readable then, too. Takes some milliseconds if
-    /// the client blocks it; no lock may be held.
+    /// the client blocks it, but not for each of several; no lock may be held.
     pub(super) fn signal(&self) -> Signalled {
-        match watchdog::guarded(|| self.write()).unwrap_or_else(|| self.write_if_room()) {
+        let careful = || CAREFUL_UNTIL.get().is_some_and(|until| Instant::now() < until);
+        let write = || if careful() { self.write_if_room() } else { self.write() };
+        match watchdog::guarded(write).unwrap_or_else(|| self.write_if_room()) {
             Ok(_) | Err(Errno::AGAIN) => Signalled::Yes,
             // Only a write that waits for room can be interrupted.
-            Err(Errno::INTR) => Signalled::Blocked,
+            Err(Errno::INTR) => {
+                CAREFUL_UNTIL.set(Some(Instant::now() + CAREFUL));
+                Signalled::Blocked
+            }
             Err(error) => {
                 tracing::debug!(%error, "an interrupt's eventfd refused a signal");
                 Signalled::Yes
@@ -61,7 +76,7 @@ impl EventFd {
         write(&self.fd, &1u64.to_ne_bytes())
     }
 
-    /// For a thread without a watchdog.
+    /// For a thread without a watchdog, and after a write that a client has let block.
     fn write_if_room(&self) -> std::result::Result<usize, Errno> {
         let mut fds = [PollFd::new(&self.fd, PollFlags::OUT)];
         match poll(&mut fds, Some(&Timespec::default())) {
@@ -177,15 +192,22 @@ mod tests {
         for flags in [EventfdFlags::empty(), EventfdFlags::NONBLOCK] {
             let (ours, fd) = full(flags);
             fcntl_setfl(&ours, OFlags::empty()).unwrap();
-            assert_eq!(fd.signal(), Signalled::Blocked);
-            assert_eq!(fd.signal(), Signalled::Blocked, "again, and the next thread as well");
-            std::thread::scope(|s| {
-                let other = s.spawn(|| fd.signal());
-                assert_eq!(other.join().unwrap(), Signalled::Blocked);
-            });
+            // A thread for each, as one that was blocked is careful for a while.
+            let signal = || std::thread::scope(|s| s.spawn(|| fd.signal()).join().unwrap());
+            assert_eq!(signal(), Signalled::Blocked);
+            assert_eq!(signal(), Signalled::Blocked, "again, and the next thread as well");
             assert!(fd.take(), "it is readable");
-            assert_eq!(fd.signal(), Signalled::Yes);
+            assert_eq!(signal(), Signalled::Yes);
         }
+    }
+
+    /// A batch of a device with many vectors.
+    #[test]
+    fn thread_that_was_blocked_is_not_blocked_for_every_further_signal() {
+        let (_ours, fd) = full(EventfdFlags::empty());
+        let blocked = (0..2_000).filter(|_| fd.signal() == Signalled::Blocked).count();
+        // Once, and again each time that it is careful no more.
+        assert!((1..1_000).contains(&blocked), "{blocked}");
     }
 
     #[test]

@@ -13,10 +13,11 @@ use crate::event::Event;
 use crate::file_state::FileShared;
 use crate::ids::{FileId, NUMBER_LIMIT};
 use crate::irq::{FdToken, IrqState};
-use crate::policy::OpenPolicy;
+use crate::policy::{OpenPolicy, Retained};
 use crate::registered::{Registered, Transition};
 use crate::set::Phase;
 use crate::sync::atomic::Ordering;
+use crate::sync::lock;
 
 impl Registered {
     pub(super) fn restore(
@@ -138,6 +139,8 @@ impl Registered {
             }
         }
         self.setup.store(setup, Ordering::Release);
+        *lock(&self.retained) =
+            files.first().map_or(Retained::Unknown, |file| Retained::User(file.owner.clone()));
         self.enter_files(&opening, &files);
         Ok(files)
     }

@@ -1,8 +1,9 @@
 //! Open: reset and `open_device` for the first, `open` for each; undone where it fails.
 
 use std::sync::Arc;
+use std::sync::mpsc::channel;
 
-use vfiod_core::{DeviceSpec, Errno, OpenPolicy, Owner, OwnerIdentity, StatePolicy};
+use vfiod_core::{Credentials, DeviceSpec, Errno, OpenPolicy, Owner, OwnerIdentity, StatePolicy};
 
 use crate::rig::{Fault, Rig, Slot, errno, open, owner, spec};
 
@@ -157,4 +158,58 @@ fn members_are_opened_apart() {
         "b.close_device",
     ];
     assert_eq!(rig.journal.take(), expected);
+}
+
+/// A user by account; the name tells connections of one account apart.
+fn user(name: &str, uid: u32) -> Owner {
+    owner(name).with_credentials(Credentials { pid: 0, uid, gid: uid })
+}
+
+#[test]
+fn retained_state_is_reset_for_another_user() {
+    let rig = Rig::new();
+    let spec = DeviceSpec { state: StatePolicy::Retain, ..spec("a") };
+    let a = rig.add(spec, rig.probe("a"));
+    let resets = |user| {
+        rig.journal.take();
+        drop(a.device().open(user).unwrap());
+        rig.journal.count("a.reset Open")
+    };
+    assert_eq!(resets(user("first", 1000)), 0, "the state of power-on is nobody's");
+    assert_eq!(resets(user("second", 1000)), 0, "another process of the same user");
+    assert_eq!(resets(user("first", 1001)), 1);
+    assert_eq!(resets(user("first", 1000)), 1, "what it had left was reset");
+    // The kernel reports this number for every account that it cannot name.
+    assert_eq!(resets(user("first", 65534)), 1);
+    assert_eq!(resets(user("second", 65534)), 1, "it may be anybody");
+    assert_eq!(resets(owner("first")), 1, "of whom nothing is known");
+}
+
+/// The device is busy with a reset that its user has asked for; a second open of it waits.
+#[test]
+fn open_of_a_busy_device_does_not_hold_up_its_neighbour() {
+    let rig = Rig::new();
+    let slot = Arc::new(Slot("slot"));
+    let (entered, is_inside) = channel();
+    let (release, released) = channel::<()>();
+    let mut probe = rig.probe("a");
+    probe.on_reset = Box::new(move |_| {
+        entered.send(()).unwrap();
+        // Until the test drops the sender.
+        let _ = released.recv();
+    });
+    let (a, b) = (rig.join(&slot, probe), rig.member("b", &slot));
+    let file = open(&a).unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(|| file.reset().unwrap());
+        is_inside.recv().unwrap();
+        let second = scope.spawn(|| open(&a));
+        // It gives up after some time; until then the neighbour is opened again and again.
+        while !second.is_finished() {
+            drop(open(&b).expect("the neighbour is not busy"));
+        }
+        assert_eq!(errno(second.join().unwrap()), Errno::BUSY);
+        drop(release);
+    });
+    drop(open(&a).expect("it is busy no more"));
 }

@@ -1,14 +1,14 @@
 //! Unregister: no new opens, ask again and again, revoke at the deadline, leave the set.
 
-use std::sync::Arc;
 use std::sync::mpsc::channel;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use vfiod_core::dma::{Backing, MapRequest, Perm};
 use vfiod_core::irq::{IrqAction, IrqData};
-use vfiod_core::{Errno, IrqIndex};
+use vfiod_core::{Errno, IrqIndex, Link, ResetCause};
 
-use crate::rig::{REGISTERS, Rig, Slot, errno, open, spec};
+use crate::rig::{Journal, REGISTERS, Rig, Slot, errno, open, spec};
 
 const REQ: IrqIndex = IrqIndex(4);
 
@@ -76,9 +76,9 @@ fn the_deadline_takes_the_files_away() {
         journal[revoked..],
         [
             "event: a revoked",
+            "event: a revoked",
             "a.release",
             "event: a released, 1",
-            "event: a revoked",
             "a.release",
             "event: a released, 0",
             "a.close_device",
@@ -178,4 +178,67 @@ fn a_file_dropped_by_the_request_itself_ends_the_wait() {
         a.unregister(None);
     });
     assert_eq!(rig.journal.count("a.close_device"), 1);
+}
+
+/// Writes down that it was ended.
+struct Connection(&'static str, Journal);
+
+impl Link for Connection {
+    fn end(&self) {
+        self.1.write(self.0);
+    }
+}
+
+#[test]
+fn at_the_deadline_every_link_ends_before_the_first_file_is_released() {
+    let rig = Rig::new();
+    let a = rig.multi("a");
+    let files = [open(&a).unwrap(), open(&a).unwrap()];
+    let links =
+        ["first link", "second link"].map(|name| Arc::new(Connection(name, rig.journal.clone())));
+    for (file, link) in files.iter().zip(&links) {
+        let link: Weak<Connection> = Arc::downgrade(link);
+        file.set_link(link);
+    }
+    rig.journal.take();
+    a.unregister(Some(Duration::ZERO));
+    let journal = rig.journal.take();
+    let expected = ["first link", "second link", "a.release", "a.release", "a.close_device"];
+    assert_eq!(journal[..5], expected);
+    assert!(files.iter().all(vfiod_core::File::is_revoked));
+    // A link that is set later is ended at once.
+    let late = Arc::new(Connection("late link", rig.journal.clone()));
+    let weak: Weak<Connection> = Arc::downgrade(&late);
+    files[0].set_link(weak);
+    assert_eq!(rig.journal.take(), ["late link"]);
+}
+
+/// A request to a device that is busy is left out: the next one follows, or the deadline.
+#[test]
+fn request_to_a_busy_device_does_not_delay_the_deadline() {
+    let rig = Rig::new();
+    let (entered, is_inside) = channel();
+    let (release, released) = channel::<()>();
+    let mut probe = rig.probe("a");
+    probe.request = Some(true);
+    probe.on_reset = Box::new(move |cause| {
+        if cause == ResetCause::Client {
+            entered.send(()).unwrap();
+            let _ = released.recv();
+        }
+    });
+    let a = rig.add(spec("a"), probe);
+    let file = open(&a).unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(|| file.reset().unwrap());
+        is_inside.recv().unwrap();
+        let removal = scope.spawn(|| a.unregister(Some(Duration::from_millis(100))));
+        // Revoked while the call is still inside, which the release then waits for.
+        while !file.is_revoked() {
+            std::thread::yield_now();
+        }
+        assert!(!removal.is_finished());
+        drop(release);
+    });
+    assert_eq!(rig.journal.count("a.release"), 1);
 }
