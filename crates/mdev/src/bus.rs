@@ -3,7 +3,7 @@
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use uuid::Uuid;
@@ -51,6 +51,14 @@ enum Slot {
     Reserved,
     /// Live, or being removed.
     Present(Arc<Shared>),
+}
+
+impl State {
+    /// A parent, by what is registered: not another one of the same name.
+    fn parent_of(&mut self, entry: &Arc<ParentEntry>) -> Option<&mut ParentState> {
+        let parent = self.parents.get_mut(&entry.spec.name)?;
+        Arc::ptr_eq(&parent.entry, entry).then_some(parent)
+    }
 }
 
 impl ParentState {
@@ -150,8 +158,9 @@ impl Bus {
             taken,
             instances: BTreeSet::new(),
         };
+        let entry = Arc::downgrade(&parent.entry);
         state.parents.insert(name.clone(), parent);
-        Ok(ParentRegistration { bus: self.clone(), name })
+        Ok(ParentRegistration { bus: self.clone(), name, entry })
     }
 
     /// Creates an instance: made by its parent, its attributes set, registered, its endpoint
@@ -266,12 +275,11 @@ impl Bus {
 
     /// Gives back the UUID and the units of an instance that has ended.
     fn forget(&self, shared: &Shared) {
-        let name = &shared.parent.spec.name;
         let removed;
         {
             let mut state = lock(&self.inner.state);
             removed = state.instances.remove(&shared.uuid);
-            let parent = state.parents.get_mut(name).expect("a parent outlives its instances");
+            let parent = state.parent_of(&shared.parent).expect("a parent outlives its instances");
             parent.taken[shared.mdev_type] -= shared.parent.spec.types[shared.mdev_type].takes;
             parent.instances.remove(&shared.uuid);
         }
@@ -389,9 +397,7 @@ impl Drop for CreationPause {
     fn drop(&mut self) {
         let mut state = lock(&self.bus.inner.state);
         // Another parent may have the name by now.
-        if let Some(parent) = state.parents.get_mut(&self.parent.spec.name)
-            && Arc::ptr_eq(&parent.entry, &self.parent)
-        {
+        if let Some(parent) = state.parent_of(&self.parent) {
             parent.creation_pauses -= 1;
         }
     }
@@ -441,8 +447,7 @@ impl Reserved<'_> {
         self.filled = true;
         let mut state = lock(&self.bus.inner.state);
         state.instances.insert(self.uuid, Slot::Present(instance.shared.clone()));
-        let parent =
-            state.parents.get_mut(&self.parent.spec.name).expect("a parent waits for this");
+        let parent = state.parent_of(&self.parent).expect("a parent waits for this");
         parent.instances.insert(self.uuid);
         // The destructor of `self` signals that the creation is over.
     }
@@ -453,7 +458,7 @@ impl Drop for Reserved<'_> {
         {
             let mut state = lock(&self.bus.inner.state);
             // A parent waits for instances that are being created.
-            if let Some(parent) = state.parents.get_mut(&self.parent.spec.name) {
+            if let Some(parent) = state.parent_of(&self.parent) {
                 parent.creating -= 1;
                 if !self.filled {
                     parent.taken[self.mdev_type] -= self.parent.spec.types[self.mdev_type].takes;
@@ -472,6 +477,8 @@ impl Drop for Reserved<'_> {
 pub struct ParentRegistration {
     bus: Bus,
     name: String,
+    /// What is registered: another parent can have the name once this one is unregistered.
+    entry: Weak<ParentEntry>,
 }
 
 impl ParentRegistration {
@@ -494,6 +501,9 @@ impl ParentRegistration {
             let mut state = lock(mutex);
             loop {
                 let Some(parent) = state.parents.get_mut(&self.name) else { return };
+                if !std::ptr::eq(Arc::as_ptr(&parent.entry), self.entry.as_ptr()) {
+                    return;
+                }
                 parent.leaving = true;
                 if parent.creating == 0 {
                     break parent.instances.iter().copied().collect();

@@ -92,6 +92,10 @@ impl Shared {
                 return Err(Error::new(Errno::BUSY, what));
             };
             live.registration.bar_opens_if_unused()?;
+        } else if let Some(live) = &*live {
+            // From here on no file is added, so that a second remover, which revokes those that there
+            // are, waits for no client that opens the device again.
+            live.registration.bar_opens();
         }
         Ok(live.take())
     }

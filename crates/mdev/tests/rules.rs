@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use vfiod_core::event::{Event, Observer};
 use vfiod_core::{
-    Context, Description, Device, DeviceFlags, Errno, Error, File, Owner, Region, RegionIndex,
-    Registry, ResetCause, Result,
+    Context, Description, Device, DeviceFlags, DeviceRef, Errno, Error, File, Owner, Region,
+    RegionIndex, Registry, ResetCause, Result,
 };
 use vfiod_mdev::{
     AttributeInfo, Attributes, Bus, Capacity, Create, Endpoint, Instance, NewInstance, NoEndpoint,
@@ -402,6 +402,62 @@ fn endpoint_stops_listening_first_and_is_dropped_last() {
         removal.join().unwrap().unwrap();
     });
     assert_eq!(*diary.lock().unwrap(), ["stop listening", "gone"]);
+}
+
+/// Tries to open the instance when it is told to stop listening.
+struct Reopening(DeviceRef, Arc<Mutex<Option<Result<File>>>>);
+
+impl Endpoint for Reopening {
+    fn stop_listening(&mut self) {
+        *self.1.lock().unwrap() = Some(self.0.open(Owner::in_process("test")));
+    }
+}
+
+/// Otherwise a second remover would revoke the files that there are, and then wait for this one.
+#[test]
+fn instance_cannot_be_opened_any_more_once_a_removal_has_begun() {
+    let rig = rig();
+    let opened = Arc::<Mutex<Option<Result<File>>>>::default();
+    let outcome = opened.clone();
+    let create = Create::new("shop", "narrow", uuid(1));
+    rig.bus.create(&create, |device| Ok(Box::new(Reopening(device.clone(), outcome)))).unwrap();
+    rig.bus.remove(uuid(1), Removal::Deadline(Duration::ZERO)).unwrap();
+    let opened = opened.lock().unwrap().take().unwrap();
+    assert_eq!(opened.unwrap_err().errno(), Errno::NODEV);
+    rig.assert_empty();
+}
+
+/// A parent that registers its successor when it is dropped.
+struct Succeeded(Bus, Arc<Mutex<Option<ParentRegistration>>>);
+
+impl Parent for Succeeded {
+    fn create(&self, _: &str, _: Uuid) -> Result<NewInstance> {
+        Err(Error::new(Errno::NODEV, "makes nothing"))
+    }
+}
+
+impl Drop for Succeeded {
+    fn drop(&mut self) {
+        let (types, capacity) = (vec![mdev_type("narrow", 1)], Capacity::Shared(1));
+        let spec = ParentSpec { name: "heir".to_owned(), types, capacity };
+        let successor = self.0.register(spec, Box::new(Shop(Arc::default()))).unwrap();
+        *self.1.lock().unwrap() = Some(successor);
+    }
+}
+
+#[test]
+fn dropping_an_old_registration_leaves_a_new_parent_of_the_same_name() {
+    let rig = rig();
+    let successor = Arc::<Mutex<Option<ParentRegistration>>>::default();
+    let (types, capacity) = (vec![mdev_type("narrow", 1)], Capacity::Shared(1));
+    let spec = ParentSpec { name: "heir".to_owned(), types, capacity };
+    let first = Succeeded(rig.bus.clone(), successor.clone());
+    rig.bus.register(spec, Box::new(first)).unwrap().unregister(NOW);
+    // The registration itself has been dropped, too, after its parent.
+    let create = Create::new("heir", "narrow", uuid(1));
+    rig.bus.create(&create, |_| Ok(Box::new(NoEndpoint))).unwrap();
+    successor.lock().unwrap().take().unwrap().unregister(NOW);
+    rig.assert_empty();
 }
 
 #[test]

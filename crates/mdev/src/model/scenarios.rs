@@ -181,6 +181,23 @@ pub(super) fn a_deadline_hurries() {
     stage.finish(1);
 }
 
+/// A removal that waits for ever, one with a deadline, and a user who opens the instance again as soon
+/// as the file is revoked, and keeps it.
+pub(super) fn a_deadline_against_reopening() {
+    let stage = Stage::new(1);
+    let instance = stage.create(1);
+    let user = spawn(move || [0; 2].map(|_| open(&instance)));
+    let patient = spawn(stage.remover(Removal::Wait));
+    let hasty = spawn(stage.remover(Removal::Deadline(SOON)));
+    expect(&join(hasty), &[Errno::NOENT]);
+    expect(&join(patient), &[Errno::NOENT]);
+    for file in join(user) {
+        expect(&file, &[Errno::NODEV, Errno::INVAL]);
+        assert!(file.is_err() || file.is_ok_and(|file| file.is_revoked()));
+    }
+    stage.finish(1);
+}
+
 /// A parent leaves while an instance is made.
 pub(super) fn a_parent_against_creation() {
     let mut stage = Stage::new(2);
@@ -240,6 +257,7 @@ vfiod_sync::checks! {
     refusal_against_open: 2000,
     two_removers: 2000,
     a_deadline_hurries: 2000,
+    a_deadline_against_reopening: 2000,
     a_parent_against_creation: 2000,
     a_pause_against_creation: 2000,
     a_parent_against_everybody: 2000,
