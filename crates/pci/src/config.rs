@@ -26,6 +26,9 @@ const FIRST_EXTENDED: usize = 0x100;
 /// Command: bus master, interrupt disable (PCI 6.2.2, PCIe 7.5.1.1.3).
 const BUS_MASTER: u16 = 1 << 2;
 const INTERRUPT_DISABLE: u16 = 1 << 10;
+/// Message control: enable (PCI 6.8.1.3, 6.8.2.3).
+const MSI_ENABLE: u16 = 1;
+const MSIX_ENABLE: u16 = 1 << 15;
 /// Status: interrupt status, capabilities list (PCI 6.2.3, PCIe 7.5.1.1.4).
 const INTERRUPT_STATUS: u8 = 1 << 3;
 const CAPABILITIES_LIST: u8 = 1 << 4;
@@ -227,6 +230,21 @@ impl ConfigSpace {
 
     fn read32(&self, offset: usize) -> u32 {
         u32::from(self.read16(offset)) | u32::from(self.read16(offset + 2)) << 16
+    }
+
+    /// Turns off bus mastering, MSI and MSI-X.
+    pub(crate) fn disable(&mut self) {
+        let Places { msi, msix, .. } = self.places;
+        let enables = [
+            (Some(COMMAND), BUS_MASTER),
+            (msi.map(|place| place + 2), MSI_ENABLE),
+            (msix.map(|place| place + 2), MSIX_ENABLE),
+        ];
+        for (place, bit) in enables {
+            let Some(place) = place else { continue };
+            let off = self.read16(place) & !bit;
+            self.image.bytes[place..place + 2].copy_from_slice(&off.to_le_bytes());
+        }
     }
 
     pub(crate) fn controls(&self) -> Controls {

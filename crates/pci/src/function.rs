@@ -283,6 +283,10 @@ impl<M: Model> Device for Function<M> {
         if let Ok((model, cx)) = self.parts() {
             model.close(cx);
         }
+        // Whatever the next user finds of the state, the function reaches nothing of that user's before
+        // its driver says so. The kernel does the same (`vfio_pci_core_disable`).
+        self.config.disable();
+        self.apply_controls();
     }
 
     fn read(&mut self, region: RegionIndex, offset: u64, data: &mut [u8]) -> Result<()> {

@@ -254,3 +254,23 @@ fn states_that_there_are_not_are_not_taken() {
         assert_eq!(resets(&guest), 0);
     }
 }
+
+/// The policy of the guest's device is to retain its state.
+#[test]
+fn last_close_turns_off_bus_mastering_and_messages_and_keeps_the_rest() {
+    let guest = Guest::of_everything();
+    guest.set_config16(COMMAND, BUS_MASTER | 0x2);
+    guest.write(CONFIG, 0x3c, &[0x5a]);
+    guest.write(CONFIG, MSI + 2, &[1]);
+    guest.write(CONFIG, MSIX + 3, &[0x80]);
+    assert!(guest.dma().bus_master());
+    let (before, attachment) = (guest.config(), guest.dma());
+    let guest = guest.reopened(|| assert!(!attachment.bus_master(), "off while it is closed"));
+    let now = guest.config();
+    let differs: Vec<_> = (0..now.len()).filter(|&at| now[at] != before[at]).collect();
+    assert_eq!(differs, [COMMAND as usize, MSI as usize + 2, MSIX as usize + 3]);
+    assert_eq!(guest.config16(COMMAND), 0x2);
+    assert_eq!(guest.config8(MSI + 2) & 1, 0);
+    assert_eq!(guest.config8(MSIX + 3) & 0x80, 0);
+    assert!(!guest.dma().bus_master());
+}

@@ -235,6 +235,15 @@ impl Guest {
         self.file
     }
 
+    /// Closes the device, and opens it again after `between`.
+    pub(crate) fn reopened(self, between: impl FnOnce()) -> Self {
+        let Self { file, seen, registration } = self;
+        drop(file);
+        between();
+        let file = registration.device().open(Owner::in_process("test")).unwrap();
+        Self { file, seen, registration }
+    }
+
     /// Takes all eventfds of an index away.
     pub(crate) fn silence(&self, index: IrqIndex) {
         self.file.set_irqs(index, 0, 0, IrqAction::Trigger, IrqData::None).unwrap();
