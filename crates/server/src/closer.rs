@@ -253,7 +253,11 @@ mod tests {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let lingering = Lingering::new();
         lingering.send_by(&theirs);
-        closer.close_socket(ours.into());
+        let closing = std::thread::spawn({
+            let closer = closer.clone();
+            move || closer.close_socket(ours.into())
+        });
+        eventually("the call has returned", || closing.is_finished());
         assert_eq!(closer.outstanding.load(Ordering::SeqCst), 1);
         drop(lingering);
         eventually("it is closed", || closer.outstanding.load(Ordering::SeqCst) == 0);
