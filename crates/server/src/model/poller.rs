@@ -82,6 +82,9 @@ impl Poller {
 
     fn watch(&self, key: u64, interest: Interest) {
         let mut state = lock(&self.state);
+        // As the kernel does: an event that nobody has taken yet is gone if the source is not ready
+        // for what it is watched for now.
+        state.events.retain(|waiting| *waiting != key);
         state.sources.entry(key).or_default().interest = Some(interest);
         state.look(key);
         drop(state);
