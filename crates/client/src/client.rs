@@ -185,6 +185,11 @@ impl Client {
         &self.socket
     }
 
+    /// The second socket, to misbehave on.
+    pub fn twin(&self) -> Option<&Socket> {
+        self.twin.as_ref()
+    }
+
     /// Whether there is a second socket for the server's commands.
     pub fn has_twin_socket(&self) -> bool {
         self.twin.is_some()

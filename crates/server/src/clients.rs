@@ -193,6 +193,8 @@ impl Drop for Opening {
 pub(crate) struct Clients {
     pub(crate) device: DeviceRef,
     pub(crate) poll: Duration,
+    /// The smallest `max_data_xfer_size` that a client may announce, bytes.
+    pub(crate) min_transfer: u64,
     pub(crate) gate: Arc<Gate>,
     pub(crate) closer: Arc<Closer>,
     pub(crate) quiet: Quiet,
@@ -248,6 +250,7 @@ impl Clients {
     pub(crate) fn new(
         device: DeviceRef,
         poll: Duration,
+        min_transfer: u64,
         max_threads: usize,
         max_connections: usize,
         share: Arc<Share>,
@@ -257,6 +260,7 @@ impl Clients {
             device,
             closer,
             poll,
+            min_transfer,
             gate: Arc::new(Gate::new(max_threads)),
             quiet: Quiet::default(),
             ends: Quiet::up_to(MAX_LINES),
@@ -379,6 +383,26 @@ impl Clients {
         }
         list.await_departure.push(newcomer.clone());
         Departure::UnderWay
+    }
+
+    /// Waits until no connection is left whose client has hung up, no longer than `deadline`. Returns
+    /// whether there was one, and is none now.
+    pub(crate) fn settle(&self, deadline: Instant) -> bool {
+        let mut waited = false;
+        loop {
+            let connections = self.connections();
+            // A connection counts until its file is released, when it is in the list no more.
+            let departing = self.count.load(Ordering::Relaxed) > connections.len()
+                || connections.iter().any(|(_, connection)| connection.is_departing());
+            drop(connections);
+            if !departing {
+                return waited;
+            }
+            waited = true;
+            if !self.await_change(deadline) {
+                return false;
+            }
+        }
     }
 
     /// Waits a little for a connection to go; `false` past the deadline.

@@ -136,7 +136,7 @@ pub(crate) struct Connection {
     /// Its place among the connections; another one may have it once this is being ended.
     place: Mutex<Option<Charge>>,
     /// Last, so that the connection counts until its file is released.
-    _counted: Counted,
+    counted: Arc<Counted>,
 }
 
 /// A VERSION that has no reply yet.
@@ -188,7 +188,7 @@ impl Connection {
         let connection = Arc::new_cyclic(|itself| Self {
             number,
             place: Mutex::new(Some(place)),
-            _counted: Counted::new(clients),
+            counted: Arc::new(Counted::new(clients)),
             state: Mutex::default(),
             serving: Serving::default(),
             outgoing,
@@ -626,6 +626,16 @@ impl Connection {
         Ok(Step::Done)
     }
 
+    /// Checks that a client takes DMA messages of a sensible size.
+    fn check_proposal(&self, proposed: &Capabilities) -> Result<(), Error> {
+        let (limit, least) = (proposed.data_limit(), self.clients.min_transfer);
+        if limit >= least {
+            return Ok(());
+        }
+        let what = format!("max_data_xfer_size is {limit}; it must be at least {least}");
+        Err(Error::new(Errno::INVAL, what))
+    }
+
     fn refuse_version(&self, reply: Reply<'_, Descriptor>, error: &Error) {
         reply.refuse(error.errno().raw_os_error().unsigned_abs());
         self.refused(Some(Command::Version), error.errno(), error);
@@ -649,15 +659,19 @@ impl Connection {
         let blocked: Weak<dyn Blocked> = self.itself.clone();
         let (pool, limit) = (self.watch.pool(), proposed.data_limit());
         let gate = self.clients.gate.clone();
+        let dma = DmaChannel::new(&self.outgoing, ours, blocked, limit, pool, &self.counters);
+        let link: Weak<DmaChannel> = Arc::downgrade(&dma);
+        file.set_link(link);
         let session = Session {
             opened: Arc::new(Opened {
                 file,
                 gate,
                 quiet: Quiet::default(),
                 _outgoing: self.outgoing.clone(),
+                _counted: self.counted.clone(),
             }),
             dialect: Dialect::of(proposed),
-            dma: DmaChannel::new(&self.outgoing, ours, blocked, limit, pool, &self.counters),
+            dma,
             eventfds: EventFds::default(),
         };
         Ok((session, theirs))
@@ -667,6 +681,9 @@ impl Connection {
     /// open, the connection is parked, without a thread: whoever starts again at once after a crash
     /// finds the device free.
     fn open(&self, open: &PendingOpen) -> Attempt {
+        if let Err(error) = self.check_proposal(&open.proposed) {
+            return Attempt::Failed(error);
+        }
         let itself: Weak<dyn Client> = self.itself.clone();
         loop {
             let in_time = Instant::now() < open.deadline;

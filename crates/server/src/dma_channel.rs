@@ -16,7 +16,7 @@ use rustix::time::{
     timerfd_settime,
 };
 use vfiod_core::dma::{Completion, DmaPeer};
-use vfiod_core::{Error, Result};
+use vfiod_core::{Error, Link, Result};
 use vfiod_protocol::{
     Completed, DmaFailure, DmaReply, DmaRequests, End, Ended, Time, TransferId, Twin,
 };
@@ -326,6 +326,13 @@ impl DmaPeer for DmaChannel {
         self.start(Waiting::Write(completion), |requests, output| {
             requests.write(iova, data, now(), TIMEOUT, output)
         });
+    }
+}
+
+impl Link for DmaChannel {
+    /// The connection itself stays, so that its next command gets `ENODEV`.
+    fn end(&self) {
+        Self::end(self);
     }
 }
 

@@ -48,5 +48,5 @@ pub use clients::{ConnectionInfo, ConnectionTotals};
 pub use clock::now;
 pub use dispatch::{ClientLink, Refused, Target};
 pub use listener::{Listener, SocketAccess};
-pub use server::{ConnectionUsage, Served, Server, ServerOptions};
+pub use server::{ConnectionUsage, Departures, Served, Server, ServerOptions};
 pub use vfiod_protocol::Dialect;

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use vfiod_core::File;
 
+use crate::clients::Counted;
 use crate::gate::Gate;
 use crate::limits::Quiet;
 use crate::outgoing::Outgoing;
@@ -16,4 +17,7 @@ pub(crate) struct Opened {
     pub(crate) quiet: Quiet,
     /// For as long as the file is there, its owner can be asked for ([`crate::peer`]).
     pub(crate) _outgoing: Arc<Outgoing>,
+    /// Last, so that the connection counts until its file is released: a thread that serves one of its
+    /// eventfds may be the last to let go of it.
+    pub(crate) _counted: Arc<Counted>,
 }

@@ -29,6 +29,10 @@ pub struct ServerOptions {
     /// Most connections to one device at a time. Where there is no room for another, one that
     /// has not negotiated yet makes it, or else the new one is closed.
     pub max_connections: usize,
+    /// The smallest `max_data_xfer_size` that a client may announce, bytes: one with less is refused
+    /// (`EINVAL`). A device's transfers by message are cut to that size, so that it decides how many
+    /// messages they take.
+    pub min_transfer: u64,
     /// Connections that each device has for its own clients, whatever those of other devices take.
     pub connection_share: usize,
     /// Connections beyond the devices' shares, of all devices together. One user (an account, or a
@@ -61,6 +65,7 @@ impl Default for ServerOptions {
             max_connections: MAX_CONNECTIONS,
             connection_share: CONNECTION_SHARE,
             common_connections: COMMON_CONNECTIONS,
+            min_transfer: 4096,
         }
     }
 }
@@ -88,6 +93,18 @@ pub struct Served {
 fn connections(options: &ServerOptions) -> Arc<quota::Pool> {
     // One at least, or else nobody could connect.
     quota::Pool::new(options.connection_share.max(1), options.common_connections)
+}
+
+/// The clients of a device that have hung up. Does not keep the device served.
+#[derive(Clone)]
+pub struct Departures(Arc<Clients>);
+
+impl Departures {
+    /// Waits, no longer than `deadline`, until the files of clients that have hung up are released.
+    /// Returns whether there was such a client, and is none now.
+    pub fn settle(&self, deadline: Instant) -> bool {
+        self.0.settle(deadline)
+    }
 }
 
 impl Server {
@@ -160,7 +177,8 @@ impl Server {
         // client that has gone can be released while another client waits for that.
         let threads = (self.options.max_threads / 4).clamp(2, MAX_THREADS_PER_DEVICE);
         let share = self.connections.share();
-        Clients::new(device, self.options.poll, threads, self.options.max_connections, share)
+        let ServerOptions { poll, min_transfer, max_connections, .. } = self.options;
+        Clients::new(device, poll, min_transfer, threads, max_connections, share)
     }
 
     /// The connections that the devices have beyond their shares.
@@ -204,6 +222,11 @@ impl Served {
     /// What was counted on all connections so far, those that have ended included.
     pub fn totals(&self) -> ConnectionTotals {
         self.clients.totals()
+    }
+
+    /// Its clients that have hung up, so that none of them counts as a user of the device.
+    pub fn departures(&self) -> Departures {
+        Departures(self.clients.clone())
     }
 
     /// Takes no further clients and removes the socket, if it was made here; those who are

@@ -71,7 +71,7 @@ fn client_that_waits_for_nothing_serves_it() {
 fn large_transfers_are_cut_to_what_the_client_takes() {
     let rig = Rig::new();
     let mut options = Options::default();
-    options.capabilities.max_data_xfer_size = Some(1000);
+    options.capabilities.max_data_xfer_size = Some(5000);
     let (mut client, memory) = client_with_messages(&rig, options);
     let data: Vec<u8> = (0..8192u32).map(|i| ((i * 31) >> 3) as u8).collect();
     memory.write(0, &data).unwrap();

@@ -105,6 +105,20 @@ fn json_that_cannot_be_read_is_refused() {
     rig.assert_alive();
 }
 
+/// Otherwise a client could have a page asked for in 4,096 messages.
+#[test]
+fn transfers_of_less_than_a_page_are_refused() {
+    let rig = Rig::new();
+    for (size, errno) in [(0, EINVAL), (1, EINVAL), (4095, EINVAL), (4096, 0)] {
+        let json = format!("{{\"capabilities\":{{\"max_data_xfer_size\":{size}}}}}\0");
+        let payload = [&[0; 4], json.as_bytes()].concat();
+        let reply = exchange(&rig.socket(), &message(0, Command::Version, &payload));
+        let got = if errno == 0 { 0 } else { reply_errno(&reply) };
+        assert_eq!(got, errno, "{size}");
+        assert_eq!(reply.header.kind() == Kind::Reply(Ok(())), errno == 0, "{size}");
+    }
+}
+
 #[test]
 fn a_version_shorter_than_its_numbers_is_refused() {
     let rig = Rig::new();

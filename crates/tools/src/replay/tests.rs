@@ -50,7 +50,9 @@ fn capture_model(make: Make, path: &Path, options: Options, session: impl FnOnce
     let registry = Registry::new();
     let _workers = vfiod_tasks::Workers::start(registry.runtime(), 1).unwrap();
     let registration = registry.register(spec, make().unwrap()).unwrap();
-    let server = Server::new(ServerOptions::default()).unwrap();
+    // Transfers of small models shall take several messages, too.
+    let options_of_server = ServerOptions { min_transfer: 1, ..ServerOptions::default() };
+    let server = Server::new(options_of_server).unwrap();
     let (to_server, from_proxy) = UnixStream::pair().unwrap();
     let (to_proxy, from_client) = UnixStream::pair().unwrap();
     let served = server.serve_connected(from_proxy.into(), registration.device().clone()).unwrap();
