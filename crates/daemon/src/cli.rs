@@ -124,7 +124,7 @@ pub(crate) struct Serve {
         conflicts_with = "config")]
     pub open: Option<String>,
 
-    /// Reset at the first open, or keep the state for a client that comes back.
+    /// Reset at the first open, or keep the state for a client of the same user that comes back.
     #[arg(long, value_name = "POLICY", value_parser = ["reset", "retain"], requires = "device",
         conflicts_with = "config")]
     pub state: Option<String>,

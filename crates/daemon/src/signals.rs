@@ -1,12 +1,17 @@
-//! Signals: SIGTERM and SIGINT ask the process to finish in order, a second one ends it at once;
-//! SIGHUP asks it to reload its configuration.
+//! Signals: SIGTERM and SIGINT ask the process to finish in order, another one a second later or
+//! more ends it at once; SIGHUP asks it to reload its configuration.
 
 use std::io;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+
+/// How long after a first signal to finish another one is taken for the same request: a service
+/// manager and a terminal signal every process of a group, and so do those that repeat a signal to be
+/// sure.
+const SAME_REQUEST: Duration = Duration::from_secs(1);
 
 /// What a signal asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,7 +46,7 @@ impl Signals {
         let mut signals = signal_hook::iterator::Signals::new(signals)?;
         let (sender, receiver) = mpsc::channel();
         thread::Builder::new().name("signals".into()).spawn(move || {
-            let mut finishing = false;
+            let mut asked_first: Option<Instant> = None;
             for signal in signals.forever() {
                 let asked = match signal {
                     SIGHUP => Asked::Reload,
@@ -49,12 +54,15 @@ impl Signals {
                     _ => Asked::Finish("SIGINT"),
                 };
                 if let Asked::Finish(signal) = asked {
-                    if finishing {
+                    if asked_first.is_some_and(|first| first.elapsed() < SAME_REQUEST) {
+                        continue;
+                    }
+                    if asked_first.is_some() {
                         tracing::warn!(signal, "second signal to finish: exiting at once");
                         crate::logging::finish();
                         std::process::exit(1);
                     }
-                    finishing = true;
+                    asked_first = Some(Instant::now());
                 }
                 if sender.send(asked).is_err() {
                     // Nobody waits any more, so nobody would finish in order.

@@ -15,6 +15,7 @@ use vfiod_core::{DeviceRef, Errno, Error, OpenPause, Result};
 use vfiod_mdev::CreationPause;
 
 use crate::build::{self, find_mistakes};
+use crate::departure;
 use crate::event_log::owner_name;
 use crate::manager::Manager;
 use crate::plan::{self, Unit};
@@ -259,6 +260,14 @@ impl Manager {
         if let InUsePolicy::RevokeAfter(grace) = in_use {
             return Ok(Cleared { grace, ..Cleared::default() });
         }
+        let units = difference.gone.iter();
+        let departures: Vec<_> =
+            units.flat_map(|unit| self.stack().departures_of_unit(unit.name())).collect();
+        departure::past_departures(&departures, || self.refuse_use(difference))
+    }
+
+    /// Checks that nothing that is to be removed is in use.
+    fn refuse_use(&self, difference: &Difference) -> Result<Cleared> {
         let mut cleared = Cleared::default();
         let mut users = Vec::new();
         for unit in &difference.gone {

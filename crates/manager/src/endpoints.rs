@@ -9,7 +9,7 @@ use uuid::Uuid;
 use vfiod_core::{DeviceRef, Errno, Error, Result};
 use vfiod_mdev::{Endpoint, NoEndpoint};
 use vfiod_server::{
-    ConnectionInfo, ConnectionTotals, ConnectionUsage, Listener, Served, SocketAccess,
+    ConnectionInfo, ConnectionTotals, ConnectionUsage, Departures, Listener, Served, SocketAccess,
 };
 
 use crate::stack::Stack;
@@ -70,6 +70,11 @@ impl Endpoints {
     /// The connections of those that an instance has for itself.
     pub(super) fn own_connections(&self, uuid: Uuid) -> Option<ConnectionUsage> {
         self.open().get(&uuid).map(Served::own_connections)
+    }
+
+    /// The clients of an instance that have hung up.
+    pub(super) fn departures(&self, uuid: Uuid) -> Option<Departures> {
+        self.open().get(&uuid).map(Served::departures)
     }
 
     /// What was counted on all connections to an instance.

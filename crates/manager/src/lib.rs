@@ -27,6 +27,7 @@ mod changes;
 mod counters;
 mod defined;
 mod definitions;
+mod departure;
 mod endpoints;
 mod event_log;
 mod events;

@@ -9,10 +9,11 @@ use vfiod_config::{Config, Document, Models};
 use vfiod_core::event::{Event, Observer};
 use vfiod_core::{DeviceRef, Errno, Error, FileId, InUse, Registry, Result, SetKey};
 use vfiod_mdev::{Bus, Create, ParentRegistration, Removal};
-use vfiod_server::{ConnectionInfo, ConnectionTotals, ConnectionUsage, Server};
+use vfiod_server::{ConnectionInfo, ConnectionTotals, ConnectionUsage, Departures, Server};
 
 use crate::counters::{AllCounters, Counters};
 use crate::definitions::Definitions;
+use crate::departure;
 use crate::endpoints::Endpoints;
 use crate::events::{EventKind, Events, Watch};
 use crate::sockets::access_of;
@@ -164,13 +165,17 @@ impl Manager {
         tracing::info!(parent = name, "closed");
     }
 
-    /// Unregisters every parent and every device. Clients have `grace` to close each.
+    /// Unregisters every parent and every device. Clients have `grace` to close them, all of them at
+    /// the same time; then their connections are ended.
     pub fn stop(&self, grace: Duration) {
         let parents = std::mem::take(&mut *vfiod_sync::lock(&self.parents));
-        for (parent, _) in parents.into_iter().rev() {
-            self.unregister_parent(parent, grace);
-        }
-        self.stack.stop(grace);
+        // At the same time: whoever takes all of the grace leaves none of it to others otherwise.
+        std::thread::scope(|scope| {
+            for (parent, _) in parents.into_iter().rev() {
+                scope.spawn(|| self.unregister_parent(parent, grace));
+            }
+            self.stack.stop(grace);
+        });
     }
 
     /// The devices of the configuration.
@@ -253,6 +258,14 @@ impl Manager {
         }
     }
 
+    /// The clients of a device that have hung up.
+    fn departures(&self, device: &DeviceRef) -> Option<Departures> {
+        match self.instance_of(device) {
+            Some(instance) => self.endpoints.departures(instance.uuid()),
+            None => self.stack.departures(device.name()),
+        }
+    }
+
     fn instance_of(&self, device: &DeviceRef) -> Option<vfiod_mdev::Instance> {
         let instance = self.bus.instance(device.name().parse().ok()?)?;
         (instance.device().id() == device.id()).then_some(instance)
@@ -308,7 +321,10 @@ impl Manager {
         let devices = self.registry().devices();
         let none = || Error::new(Errno::NOENT, format!("there is no device set `{name}`"));
         let member = devices.iter().find(|device| device.set_name() == name).ok_or_else(none)?;
-        member.reset_set(in_use)?;
+        let key = member.set_key();
+        let members = devices.iter().filter(|device| device.set_key() == key);
+        let departures: Vec<_> = members.filter_map(|device| self.departures(device)).collect();
+        departure::past_departures(&departures, || member.reset_set(in_use))?;
         tracing::info!(set = name, "reset");
         Ok(())
     }
@@ -373,7 +389,8 @@ impl Manager {
     /// # Errors
     /// `ENOENT`: there is none of this UUID; `EBUSY`: it is in use, and that is to be respected.
     pub fn remove(&self, uuid: Uuid, removal: Removal) -> Result<()> {
-        self.bus.remove(uuid, removal)?;
+        let departures = self.endpoints.departures(uuid);
+        departure::past_departures(departures.as_slice(), || self.bus.remove(uuid, removal))?;
         tracing::info!(%uuid, "removed");
         Ok(())
     }
@@ -403,6 +420,10 @@ impl Manager {
     /// As [`vfiod_mdev::Instance::set_attribute`]; those before the one that failed are set.
     pub fn set_attributes(&self, uuid: Uuid, attributes: &[(String, String)]) -> Result<()> {
         let instance = self.find_instance(uuid)?;
-        attributes.iter().try_for_each(|(name, value)| instance.set_attribute(name, value))
+        let departures = self.endpoints.departures(uuid);
+        attributes.iter().try_for_each(|(name, value)| {
+            let set = || instance.set_attribute(name, value);
+            departure::past_departures(departures.as_slice(), set)
+        })
     }
 }

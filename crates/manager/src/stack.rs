@@ -14,11 +14,13 @@ use vfiod_core::{Device, DeviceRef, DeviceSpec, OpenPause, Registration, Registr
 use vfiod_fsl_mc::{Container, ContainerDevice, Kind, ObjectDevice, ObjectId};
 use vfiod_pci::{Bus, Placement};
 use vfiod_server::{
-    ConnectionInfo, ConnectionTotals, ConnectionUsage, Listener, Served, Server, ServerOptions,
+    ConnectionInfo, ConnectionTotals, ConnectionUsage, Departures, Listener, Served, Server,
+    ServerOptions,
 };
 use vfiod_tasks::Workers;
 
 use crate::build::{self, Siblings};
+use crate::departure;
 use crate::plan::{self, BusPlan, ContainerPlan, DevicePlan, SriovPlan, Unit};
 use crate::sockets::{Activated, Source, access_of, source};
 
@@ -176,7 +178,7 @@ impl Stack {
         };
         if let Err(error) = started {
             let name = running.plan.name().to_owned();
-            self.stop_unit(running, Duration::ZERO);
+            self.stop_units(vec![running], Duration::ZERO);
             return Err(error.context(format!("{what} {name}")));
         }
         vfiod_sync::lock(&self.running).push(running);
@@ -390,6 +392,22 @@ impl Stack {
         device.map_or_else(ConnectionTotals::default, |device| device.served.totals())
     }
 
+    /// The clients of a device of the configuration that have hung up.
+    pub(crate) fn departures(&self, name: &str) -> Option<Departures> {
+        let running = vfiod_sync::lock(&self.running);
+        let mut devices = running.iter().flat_map(|unit| &unit.devices);
+        let device = devices.find(|device| device.registration.device().name() == name)?;
+        Some(device.served.departures())
+    }
+
+    /// The clients of all devices of a unit that have hung up.
+    pub(crate) fn departures_of_unit(&self, unit: &str) -> Vec<Departures> {
+        let running = vfiod_sync::lock(&self.running);
+        let unit = running.iter().find(|running| running.plan.name() == unit);
+        let devices = unit.into_iter().flat_map(|unit| &unit.devices);
+        devices.map(|device| device.served.departures()).collect()
+    }
+
     /// How many clients there are.
     pub fn connections(&self) -> usize {
         let running = vfiod_sync::lock(&self.running);
@@ -413,9 +431,7 @@ impl Stack {
         *running = kept;
         drop(running);
         vfiod_sync::lock(&self.siblings).retain(|name, _| !names.contains(&name.as_str()));
-        for unit in gone.into_iter().rev() {
-            self.stop_unit(unit, grace);
-        }
+        self.stop_units(gone, grace);
     }
 
     /// Forgets buses that none of `units` is on or behind.
@@ -437,24 +453,33 @@ impl Stack {
         vfiod_sync::lock(&self.buses).retain(|(bus, _)| wanted.contains(&bus));
     }
 
-    fn stop_unit(&self, unit: RunningUnit, grace: Duration) {
-        for Running { served, registration, placement, .. } in unit.devices.into_iter().rev() {
-            let name = registration.device().name().to_owned();
+    /// Removes units, the last device first. The users of all devices are asked to close them, at the
+    /// same time; connections that are left after `grace` are ended, and their files revoked.
+    fn stop_units(&self, units: Vec<RunningUnit>, grace: Duration) {
+        let mut devices: Vec<_> = units.into_iter().flat_map(|unit| unit.devices).collect();
+        devices.iter_mut().for_each(|device| device.served.stop_listening());
+        let leaving: Vec<_> = devices.iter().map(|device| &device.registration).collect();
+        departure::ask_to_close(&leaving, grace);
+        let mut closing = Vec::with_capacity(devices.len());
+        for Running { served, registration, placement, .. } in devices {
+            // The connection ends before the file is revoked: nothing waits for the client then.
             drop(served);
-            registration.unregister(Some(grace));
+            closing.push((registration, placement));
+        }
+        departure::revoke_all(closing.iter().map(|(registration, _)| registration));
+        for (registration, placement) in closing.into_iter().rev() {
+            let name = registration.device().name().to_owned();
+            registration.unregister(Some(Duration::ZERO));
             drop(placement);
             vfiod_sync::lock(&self.about).remove(&name);
             tracing::info!(device = name, "closed");
         }
     }
 
-    /// Ends every connection and unregisters every device, the last one first. Files that are
-    /// still open after `grace` are revoked.
+    /// Unregisters every device, the last one first. The users of all of them have `grace` to close
+    /// them; connections that are left then are ended, and their files revoked.
     pub fn stop(&self, grace: Duration) {
-        loop {
-            let last = vfiod_sync::lock(&self.running).pop();
-            let Some(unit) = last else { break };
-            self.stop_unit(unit, grace);
-        }
+        let units = std::mem::take(&mut *vfiod_sync::lock(&self.running));
+        self.stop_units(units, grace);
     }
 }

@@ -1,11 +1,10 @@
 //! Removals by a reload while users come and go.
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, OnceLock};
 use std::thread;
+use std::time::Duration;
 
 use vfiod_config::{Document, Models};
-use vfiod_core::event::{Event, Observer};
 use vfiod_core::{DeviceRef, Errno, File, Owner, Result};
 use vfiod_manager::{InUsePolicy, Manager};
 
@@ -15,13 +14,13 @@ struct Stage {
 }
 
 impl Stage {
-    fn start(devices: &[&str], observer: Option<Arc<dyn Observer>>) -> Self {
+    fn start(devices: &[&str]) -> Self {
         let directory = tempfile::tempdir().expect("a directory");
         write(&directory, devices);
         let models: Models = vfiod_devices::catalogue();
         let document = Document::load(&file_in(&directory), &models, Vec::new());
         let document = document.expect("a configuration");
-        let manager = Manager::start(document, &models, observer).expect("starts");
+        let manager = Manager::start(document, &models, None).expect("starts");
         Self { directory, manager }
     }
 
@@ -47,41 +46,40 @@ fn open(device: &DeviceRef) -> Result<File> {
     device.open(Owner::in_process("test"))
 }
 
-/// Opens a device on another thread as soon as another device has been unregistered.
-#[derive(Default)]
-struct OpenAfter {
-    device: OnceLock<DeviceRef>,
-    opened: Mutex<Option<Result<File>>>,
-}
-
-impl Observer for OpenAfter {
-    fn event(&self, event: &Event<'_>) {
-        if let Event::Unregistered(subject) = event
-            && subject.name == "second"
-            && let Some(device) = self.device.get()
-        {
-            let opened = thread::scope(|scope| scope.spawn(|| open(device)).join());
-            *self.opened.lock().expect("not poisoned") = opened.ok();
-        }
+/// A user opens and closes the device all the time: it is found unused, or it is in use.
+#[test]
+fn device_that_a_reload_removes_cannot_be_opened_once_it_was_found_unused() {
+    const PAUSE: Duration = Duration::from_micros(200);
+    for _ in 0..20 {
+        let stage = Stage::start(&["first", "kept"]);
+        let device = stage.device("first");
+        write(&stage.directory, &["kept"]);
+        thread::scope(|scope| {
+            let user = scope.spawn(|| {
+                let mut revoked = false;
+                loop {
+                    match open(&device) {
+                        Ok(file) => {
+                            thread::sleep(PAUSE);
+                            revoked |= file.is_revoked();
+                        }
+                        Err(error) if error.errno() == Errno::NODEV => return revoked,
+                        Err(error) => assert_eq!(error.errno(), Errno::BUSY),
+                    }
+                    thread::sleep(PAUSE);
+                }
+            });
+            while let Err(refused) = stage.manager.reload(InUsePolicy::Refuse) {
+                assert_eq!(refused.errno(), Errno::BUSY, "{refused}");
+            }
+            assert!(!user.join().expect("no panic"), "opened while it was being removed");
+        });
     }
 }
 
 #[test]
-fn device_that_a_reload_removes_cannot_be_opened_once_it_was_found_unused() {
-    let observer = Arc::<OpenAfter>::default();
-    let stage = Stage::start(&["first", "second", "kept"], Some(observer.clone()));
-    observer.device.set(stage.device("first")).expect("set once");
-    write(&stage.directory, &["kept"]);
-    let changes = stage.manager.reload(InUsePolicy::Refuse).expect("nothing is in use");
-    assert_eq!(changes.removed, ["first", "second"]);
-    let opened = observer.opened.lock().expect("not poisoned").take();
-    let refused = opened.expect("it was tried").expect_err("opened while it was being removed");
-    assert_eq!(refused.errno(), Errno::BUSY);
-}
-
-#[test]
 fn refused_reload_leaves_every_device_open_to_its_users() {
-    let stage = Stage::start(&["first", "second", "kept"], None);
+    let stage = Stage::start(&["first", "second", "kept"]);
     let used = open(&stage.device("second")).expect("opens");
     write(&stage.directory, &["kept"]);
     let refused = stage.manager.reload(InUsePolicy::Refuse).expect_err("second is in use");
@@ -95,7 +93,7 @@ fn refused_reload_leaves_every_device_open_to_its_users() {
 
 #[test]
 fn reload_that_cannot_open_a_new_socket_leaves_every_device_open_to_its_users() {
-    let stage = Stage::start(&["first"], None);
+    let stage = Stage::start(&["first"]);
     write(&stage.directory, &["missing/third"]);
     let text = std::fs::read_to_string(file_in(&stage.directory)).expect("reads");
     let text = text.replace("[device.missing/third]", "[device.third]");

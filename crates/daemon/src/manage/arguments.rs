@@ -221,7 +221,7 @@ pub(crate) enum Manage {
         /// Take one connection at a time, or any number.
         #[arg(long, value_name = "POLICY", value_parser = ["single", "multi"])]
         open: Option<String>,
-        /// Reset at the first open, or keep the state for a client that comes back.
+        /// Reset at the first open, or keep the state for a client of the same user that comes back.
         #[arg(long, value_name = "POLICY", value_parser = ["reset", "retain"])]
         state: Option<String>,
         /// The slot of the configuration that it is in.
