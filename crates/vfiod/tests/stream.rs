@@ -37,7 +37,13 @@ impl Stage {
         command.arg(at("vfiod.toml"));
         let daemon = Daemon::serving(command, &[&at("attacked"), &at("neighbour")]);
         let stage = Self { directory, daemon };
-        // What the first client makes the daemon keep is no leak.
+        // What the first client makes the daemon keep is no leak, nor what its first descriptors do.
+        let mut stream = stage.negotiated();
+        assert!(send_with(&stream, &read_numbers(2), &[memory()]));
+        assert_eq!(reply(&mut stream).map(|header| header.id), Some(2));
+        assert!(send_with(&stream, &map(3), &[memory()]));
+        assert_eq!(reply(&mut stream).map(|header| header.id), Some(3));
+        drop(stream);
         stage.assert_sound();
         stage
     }
@@ -149,28 +155,27 @@ fn send_with(stream: &UnixStream, bytes: &[u8], fds: &[OwnedFd]) -> bool {
 }
 
 #[test]
-fn out_of_band_bytes_are_no_part_of_the_stream() {
+fn out_of_band_bytes_are_bytes_of_the_stream_like_others() {
     let stage = Stage::start();
     let before = stage.descriptors();
     let mut stream = stage.negotiated();
     for whole in [read_numbers(2), read_numbers(3)] {
-        // In front of a message, within its header, and within its payload. One at a time: the kernel
-        // makes an out-of-band byte that nobody has read an ordinary one when the next is sent.
-        for cut in [0, 7, 20] {
-            stream.write_all(&whole[..cut]).unwrap();
-            match send(&stream, b"!", SendFlags::OOB | SendFlags::NOSIGNAL) {
+        // The first byte of a message, one of its header, and one of its payload.
+        for at in [0, 7, 20] {
+            stream.write_all(&whole[..at]).unwrap();
+            match send(&stream, &whole[at..=at], SendFlags::OOB | SendFlags::NOSIGNAL) {
                 Err(rustix::io::Errno::OPNOTSUPP) => {
                     eprintln!("SKIPPED: this kernel has no out-of-band bytes on UNIX sockets");
                     return;
                 }
                 sent => assert_eq!(sent, Ok(1)),
             }
-            stream.write_all(&whole[cut..]).unwrap();
+            stream.write_all(&whole[at + 1..]).unwrap();
             let header = reply(&mut stream).expect("a reply");
-            assert_eq!(header.kind(), Kind::Reply(Ok(())), "cut at {cut}");
+            assert_eq!(header.kind(), Kind::Reply(Ok(())), "byte {at}");
         }
     }
-    // As the last byte, with nothing behind it: nothing is to be read, and nothing is waited for.
+    // As the last byte, with nothing behind it: a message that never ends.
     send(&stream, b"!", SendFlags::OOB | SendFlags::NOSIGNAL).unwrap();
     until("every thread to sleep", || stage.daemon.is_asleep());
     drop(stream);
