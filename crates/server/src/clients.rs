@@ -213,21 +213,26 @@ pub(crate) struct Clients {
 }
 
 /// One connection in the count.
-pub(crate) struct Counted(Arc<Clients>);
+pub(crate) struct Counted {
+    clients: Arc<Clients>,
+    number: u64,
+}
 
 impl Counted {
-    pub(crate) fn new(clients: &Arc<Clients>) -> Self {
+    /// Counts the connection with this number.
+    pub(crate) fn new(clients: &Arc<Clients>, number: u64) -> Self {
         clients.count.fetch_add(1, Ordering::Relaxed);
-        Self(clients.clone())
+        Self { clients: clients.clone(), number }
     }
 }
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        let mut list = lock(&self.0.connections);
+        let mut list = lock(&self.clients.connections);
         let List { connections, ended, .. } = &mut *list;
+        // No other one: whose connection has no owner any more may still have its file.
         connections.retain(|listed| {
-            let there = listed.connection.strong_count() > 0;
+            let there = listed.number != self.number;
             if !there {
                 ended.add(listed.counters.totals());
             }
@@ -239,9 +244,9 @@ impl Drop for Counted {
         let newcomers = std::mem::take(&mut list.await_departure);
         drop(list);
         wake(newcomers.into_iter().chain(next));
-        self.0.count.fetch_sub(1, Ordering::SeqCst);
-        if self.0.awaiting.load(Ordering::SeqCst) > 0 {
-            self.0.departed.notify_all();
+        self.clients.count.fetch_sub(1, Ordering::SeqCst);
+        if self.clients.awaiting.load(Ordering::SeqCst) > 0 {
+            self.clients.departed.notify_all();
         }
     }
 }

@@ -188,7 +188,7 @@ impl Connection {
         let connection = Arc::new_cyclic(|itself| Self {
             number,
             place: Mutex::new(Some(place)),
-            counted: Arc::new(Counted::new(clients)),
+            counted: Arc::new(Counted::new(clients, number)),
             state: Mutex::default(),
             serving: Serving::default(),
             outgoing,
