@@ -80,7 +80,7 @@ impl Failure {
 pub fn path<'a>(parts: impl IntoIterator<Item = &'a str>) -> String {
     parts
         .into_iter()
-        .fold(crate::routes::PREFIX.to_owned(), |path, part| format!("{path}/{}", encoded(part)))
+        .fold(crate::handler::PREFIX.to_owned(), |path, part| format!("{path}/{}", encoded(part)))
 }
 
 /// A word as it goes into a path or a query.

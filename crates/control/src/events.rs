@@ -11,9 +11,8 @@ use serde::de::IntoDeserializer;
 use serde::de::value::Error;
 use utoipa::IntoParams;
 
-use crate::handler::{Asked, Shared};
+use crate::handler::{Asked, PREFIX, Shared};
 use crate::problem::Problem;
-use crate::routes::PREFIX;
 use crate::view::{EventKind, Record};
 
 /// How long nothing happens before an empty line shows that the connection is alive.

@@ -10,6 +10,9 @@ use vfiod_manager::Manager;
 pub(crate) use crate::body::{Given, NoBody};
 use crate::problem::Problem;
 
+/// Where every path of this version begins.
+pub(crate) const PREFIX: &str = "/api/v1";
+
 /// What every handler is given.
 pub(crate) type Shared = State<Arc<Manager>>;
 /// A result in JSON, or a refusal.

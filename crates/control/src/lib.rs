@@ -22,6 +22,7 @@ mod routes;
 mod server;
 mod service;
 pub mod view;
+mod words;
 
 pub use self::access::load_accounts;
 pub use self::server::{Control, Metrics, listen_for_metrics};

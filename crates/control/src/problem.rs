@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::{ToResponse, ToSchema};
 use vfiod_core::Errno;
 
-use crate::body::in_own_words;
+use crate::words::in_own_words;
 
 /// A refusal.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema, ToResponse)]

@@ -18,15 +18,12 @@ use vfiod_mdev::Removal;
 
 use crate::changes;
 use crate::events;
-use crate::handler::{Answer, Asked, Given, Named, NoBody, Shared, done, wait_for};
+use crate::handler::{Answer, Asked, Given, Named, NoBody, PREFIX, Shared, done, wait_for};
 use crate::look;
 use crate::metrics;
 use crate::problem::Problem;
 use crate::request::{ChangeInstance, Create, Define, DefineInstance, Modify};
 use crate::view::{self, Revoked};
-
-/// Where every path of this version begins.
-pub(crate) const PREFIX: &str = "/api/v1";
 
 #[derive(OpenApi)]
 #[openapi(

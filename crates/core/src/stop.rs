@@ -225,8 +225,15 @@ impl Registered {
         if !self.works() {
             return None;
         }
+        // However long another stop or a call takes: `close_device` must not meet work of the device.
+        let mut stop = loop {
+            match Stop::begin(self, &mut Timeout::new(LIMIT)) {
+                Ok(stop) => break stop,
+                Err(_) if self.is_stopped_here() => return None,
+                Err(_) => {}
+            }
+        };
         let deadline = self.environment.runtime.now() + LIMIT;
-        let mut stop = Stop::begin(self, &mut Timeout::new(LIMIT)).ok()?;
         // On an error, which `ask` has logged, its tasks are cancelled all the same.
         let _ = stop.ask(Why::Close);
         match stop.await_idle(deadline) {

@@ -10,6 +10,8 @@
 
 mod capabilities;
 mod confined;
+mod enter;
+mod error;
 mod files;
 mod helper;
 mod report;
@@ -19,6 +21,7 @@ mod system_calls;
 pub use self::confined::{
     Outside, allows_changing_owners, allows_mode, allows_system_call, check, hint, is_confined,
 };
+pub use self::error::EnterError;
 pub use self::helper::{Helper, serve as serve_as_helper};
 pub use self::report::Report;
-pub use self::rules::{EnterError, Rules};
+pub use self::rules::Rules;

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::rules::EnterError;
+use crate::error::EnterError;
 use crate::system_calls;
 
 /// What of the sandbox is in force.

@@ -8,11 +8,10 @@ use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::{DupFlags, Errno, dup3, fcntl_dupfd_cloexec};
 use vfiod_sync::{Mutex, lock};
 
-use crate::alarms::Alarm;
 use crate::clients::Clients;
 use crate::connection::Connection;
 use crate::listener::Listener;
-use crate::pool::{Interest, Pool, Source, Watch, Worker};
+use crate::pool::{Alarm, Interest, Pool, Source, Watch, Worker};
 
 /// How long to wait where the kernel has no memory, or no descriptor, for a connection.
 const PAUSE: Duration = Duration::from_millis(10);

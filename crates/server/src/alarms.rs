@@ -1,11 +1,7 @@
-//! Sources that are served at a time: for those that wait for something other than their own
-//! descriptor, and must not wait for ever.
-//!
-//! One timer for all of them is watched like any other source. No thread waits.
+//! What is to be done at a time, in the order of the times, with one timer for all of it.
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use rustix::io::Errno;
@@ -15,27 +11,21 @@ use rustix::time::{
 };
 use vfiod_sync::{Mutex, lock};
 
-use crate::pool::{Pool, Source, Watch, Worker};
-
 /// Nanoseconds of `CLOCK_MONOTONIC`, exact.
 type Moment = u64;
 
-/// The alarms of a pool.
-pub(crate) struct Alarms {
+/// When an alarm is due; no two are the same.
+pub(crate) type Key = (Moment, u64);
+
+/// Values, each with a time.
+pub(crate) struct Alarms<T> {
     timer: OwnedFd,
-    queue: Mutex<Queue>,
+    queue: Mutex<Queue<T>>,
 }
 
-#[derive(Default)]
-struct Queue {
-    alarms: BTreeMap<(Moment, u64), (Watch, Weak<dyn Source>)>,
+struct Queue<T> {
+    alarms: BTreeMap<Key, T>,
     next: u64,
-}
-
-/// Wakes a source at a time, once. Dropping it before that forgets it.
-pub(crate) struct Alarm {
-    pool: Pool,
-    key: (Moment, u64),
 }
 
 fn exact_now() -> Moment {
@@ -43,15 +33,15 @@ fn exact_now() -> Moment {
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }
 
-impl Alarms {
+impl<T> Alarms<T> {
     pub(crate) fn new() -> Result<Self, Errno> {
         let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
         let timer = timerfd_create(TimerfdClockId::Monotonic, flags)?;
-        Ok(Self { timer, queue: Mutex::default() })
+        Ok(Self { timer, queue: Mutex::new(Queue { alarms: BTreeMap::new(), next: 0 }) })
     }
 
     /// Sets the timer to the first alarm.
-    fn arm(&self, queue: &Queue) {
+    fn arm(&self, queue: &Queue<T>) {
         let Some(((at, _), _)) = queue.alarms.first_key_value() else { return };
         // A time of 0 would disarm the timer.
         let at = (*at).max(1);
@@ -62,8 +52,29 @@ impl Alarms {
         let _ = timerfd_settime(&self.timer, TimerfdTimerFlags::ABSTIME, &time);
     }
 
-    /// Takes out the alarms that are due.
-    fn take_due(&self) -> Vec<(Watch, Weak<dyn Source>)> {
+    /// Adds a value that is due after `delay`.
+    pub(crate) fn add(&self, delay: Duration, value: T) -> Key {
+        let mut queue = lock(&self.queue);
+        let delay = u64::try_from(delay.as_nanos()).unwrap_or(u64::MAX);
+        let key = (exact_now().saturating_add(delay), queue.next);
+        queue.next += 1;
+        let is_first = queue.alarms.first_key_value().is_none_or(|(first, _)| key < *first);
+        queue.alarms.insert(key, value);
+        if is_first {
+            self.arm(&queue);
+        }
+        key
+    }
+
+    /// Takes out a value, if it is still there.
+    pub(crate) fn remove(&self, key: Key) -> Option<T> {
+        lock(&self.queue).alarms.remove(&key)
+    }
+
+    /// Takes out the values that are due, after the timer's descriptor has become readable.
+    pub(crate) fn take_due(&self) -> Vec<T> {
+        // Non-blocking: the timer may have been set again since it expired.
+        let _ = rustix::io::read(&self.timer, &mut [0; 8]);
         // In a model time does not pass: an alarm is due whenever a scenario says so.
         let now = if cfg!(shuttle) { Moment::MAX } else { exact_now() };
         let mut queue = lock(&self.queue);
@@ -84,60 +95,9 @@ impl Alarms {
     }
 }
 
-impl Pool {
-    /// Calls [`Source::wake`] of a source after `delay`, unless the alarm is dropped before.
-    pub(crate) fn wake_after(
-        &self,
-        delay: Duration,
-        watch: &Watch,
-        source: &Arc<dyn Source>,
-    ) -> Alarm {
-        let alarms = self.alarms();
-        let mut queue = lock(&alarms.queue);
-        let delay = u64::try_from(delay.as_nanos()).unwrap_or(u64::MAX);
-        let key = (exact_now().saturating_add(delay), queue.next);
-        queue.next += 1;
-        let is_first = queue.alarms.first_key_value().is_none_or(|(first, _)| key < *first);
-        queue.alarms.insert(key, (watch.clone(), Arc::downgrade(source)));
-        if is_first {
-            alarms.arm(&queue);
-        }
-        drop(queue);
-        Alarm { pool: self.clone(), key }
-    }
-}
-
-impl Drop for Alarm {
-    fn drop(&mut self) {
-        let alarm = lock(&self.pool.alarms().queue).alarms.remove(&self.key);
-        // Without the lock: the last owner of a source may drop alarms itself.
-        drop(alarm);
-    }
-}
-
-/// The timer, as a source of the pool.
-pub(crate) struct AlarmClock(Arc<Alarms>);
-
-impl AlarmClock {
-    pub(crate) fn new(alarms: &Arc<Alarms>) -> Self {
-        Self(alarms.clone())
-    }
-}
-
-impl Source for AlarmClock {
-    fn fd(&self) -> BorrowedFd<'_> {
-        self.0.timer.as_fd()
-    }
-
-    fn serve(self: Arc<Self>, watch: &Watch, _worker: &mut Worker) {
-        // Non-blocking: the timer may have been set again since it expired.
-        let _ = rustix::io::read(&self.0.timer, &mut [0; 8]);
-        let due = self.0.take_due();
-        self.wake(watch);
-        let upgrade = |(watch, source): (Watch, Weak<dyn Source>)| Some((watch, source.upgrade()?));
-        let due: Vec<_> = due.into_iter().filter_map(upgrade).collect();
-        due.iter().for_each(|(watch, source)| source.wake(watch));
-        // Only now: the last owner of a connection releases its file, which may take long.
-        drop(due);
+/// The timer, which is readable when a value is due.
+impl<T> AsFd for Alarms<T> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.timer.as_fd()
     }
 }

@@ -19,7 +19,6 @@ use vfiod_protocol::{Call, Dialect, Event, Reply, Request};
 use vfiod_sync::{Mutex, MutexGuard, lock};
 use vfiod_wire::{Capabilities, Command};
 
-use crate::alarms::Alarm;
 use crate::clients::{Client, Clients, ConnectionInfo, Counted, Counters, Departure, Opening};
 use crate::clock::now;
 use crate::descriptor::{self, Descriptor, Descriptors, State};
@@ -32,7 +31,7 @@ use crate::limits::{BUSY_STREAK, Quiet, REPLY_BATCH};
 use crate::opened::Opened;
 use crate::outgoing::Outgoing;
 use crate::peer;
-use crate::pool::{Interest, LINGER, Pool, Residence, Source, Watch, Worker};
+use crate::pool::{Alarm, Interest, LINGER, Pool, Residence, Source, Watch, Worker};
 use crate::quota::Charge;
 use crate::serving::{self, Guarded, Serving};
 use crate::transport::{Lent, Received, Socket, Wait};

@@ -8,11 +8,10 @@ use vfiod_core::irq::UnmaskFd;
 use vfiod_core::{Errno, Error, RegionIndex, Result};
 use vfiod_sync::{Mutex, lock};
 
-use crate::alarms::Alarm;
 use crate::clock::now;
 use crate::opened::Opened;
 use crate::pace::Pace;
-use crate::pool::{Interest, Pool, Source, Watch, Worker};
+use crate::pool::{Alarm, Interest, Pool, Source, Watch, Worker};
 
 /// How often a doorbell is served within ten milliseconds: more often than a client rings that
 /// writes an eventfd for each.

@@ -5,8 +5,8 @@
 //! costs a receive and a send, and a source that stalls holds up only its own thread.
 
 use std::collections::HashMap;
-use std::os::fd::BorrowedFd;
-use std::sync::Arc;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use rustix::io::Errno;
@@ -18,7 +18,7 @@ use vfiod_sync::{Mutex, lock};
 use vfiod_tasks::yield_now;
 use vfiod_tasks::{Runtime, Task};
 
-use crate::alarms::{AlarmClock, Alarms};
+use crate::alarms::{Alarms, Key};
 pub(crate) use crate::poller::Interest;
 use crate::poller::{Poller, WAKE_KEY};
 
@@ -83,7 +83,7 @@ pub(crate) trait Source: Send + Sync {
 
 struct Shared {
     poller: Poller,
-    alarms: Arc<Alarms>,
+    alarms: Arc<Alarms<Waking>>,
     sources: Mutex<HashMap<u64, Arc<dyn Source>>>,
     next_key: AtomicU64,
     /// Threads waiting in `epoll`.
@@ -129,7 +129,7 @@ impl Pool {
 
     fn without_threads(max_threads: usize) -> Result<Self, Errno> {
         let alarms = Arc::new(Alarms::new()?);
-        let clock: Arc<dyn Source> = Arc::new(AlarmClock::new(&alarms));
+        let clock: Arc<dyn Source> = Arc::new(AlarmClock(alarms.clone()));
         let pool = Self {
             shared: Arc::new(Shared {
                 poller: Poller::new()?,
@@ -150,8 +150,16 @@ impl Pool {
         Ok(pool)
     }
 
-    pub(crate) fn alarms(&self) -> &Alarms {
-        &self.shared.alarms
+    /// Calls [`Source::wake`] of a source after `delay`, unless the alarm is dropped before. No thread
+    /// waits for it.
+    pub(crate) fn wake_after(
+        &self,
+        delay: Duration,
+        watch: &Watch,
+        source: &Arc<dyn Source>,
+    ) -> Alarm {
+        let key = self.shared.alarms.add(delay, (watch.clone(), Arc::downgrade(source)));
+        Alarm { pool: self.clone(), key }
     }
 
     /// Serves sources of an embedded pool that have something to do, without waiting. Returns
@@ -346,6 +354,43 @@ pub(crate) fn serve_in_tasks(_pool: &Pool, _runtime: &Runtime) -> Result<Task<()
 fn end_beyond(waiting: &AtomicUsize, kept: usize) -> bool {
     let less = |waiting| (waiting > kept).then(|| waiting - 1);
     waiting.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less).is_ok()
+}
+
+/// What an alarm wakes.
+type Waking = (Watch, Weak<dyn Source>);
+
+/// Wakes a source at a time, once: for one that waits for something other than its own descriptor, and
+/// must not wait for ever. Dropping it before that forgets it.
+pub(crate) struct Alarm {
+    pool: Pool,
+    key: Key,
+}
+
+impl Drop for Alarm {
+    fn drop(&mut self) {
+        let waking = self.pool.shared.alarms.remove(self.key);
+        // Without the lock of the alarms: the last owner of a source may drop alarms itself.
+        drop(waking);
+    }
+}
+
+/// The timer of the alarms, as a source of the pool.
+struct AlarmClock(Arc<Alarms<Waking>>);
+
+impl Source for AlarmClock {
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+
+    fn serve(self: Arc<Self>, watch: &Watch, _worker: &mut Worker) {
+        let due = self.0.take_due();
+        self.wake(watch);
+        let upgrade = |(watch, source): Waking| Some((watch, source.upgrade()?));
+        let due: Vec<_> = due.into_iter().filter_map(upgrade).collect();
+        due.iter().for_each(|(watch, source)| source.wake(watch));
+        // Only now: the last owner of a connection releases its file, which may take long.
+        drop(due);
+    }
 }
 
 /// See [`Pool::linger`].

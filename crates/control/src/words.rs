@@ -1,0 +1,48 @@
+//! What is wrong with a value of a request, in the words of the API.
+
+/// What serde says of a value at `path` in `whole`, for somebody who knows the API and not serde.
+pub(crate) fn in_own_words(whole: &str, path: &str, text: &str) -> String {
+    let subject = if path.is_empty() { whole.to_owned() } else { format!("`{path}`") };
+    if let Some(rest) = text.strip_prefix("unknown field ") {
+        let (key, known) = rest.split_once(", expected ").unwrap_or((rest, ""));
+        let known = known.strip_prefix("one of ").unwrap_or(known);
+        // The path ends with the key.
+        let place = path.rsplit_once('.').map(|(place, _)| format!(" in `{place}`"));
+        let place = place.unwrap_or_default();
+        return format!("there is no key {key}{place}; the keys are {known}");
+    }
+    if let Some(key) = text.strip_prefix("missing field ") {
+        return format!("{subject} has no {key}, which it needs");
+    }
+    if let Some(key) = text.strip_prefix("duplicate field ") {
+        return format!("{subject} has {key} twice");
+    }
+    if let Some(rest) = text.strip_prefix("unknown variant ")
+        && let Some((value, known)) = rest.split_once(", expected ")
+    {
+        let known = known.strip_prefix("one of ").unwrap_or(known);
+        return format!("{subject} is {value}; it can be {known}");
+    }
+    let shape = text.strip_prefix("invalid type: ").or(text.strip_prefix("invalid value: "));
+    if let Some((found, expected)) = shape.and_then(|shape| shape.split_once(", expected ")) {
+        return format!("{subject} is {}; it must be {}", kind(found), kind(expected));
+    }
+    format!("{subject}: {text}")
+}
+
+/// JSON's name for a kind of value.
+fn kind(text: &str) -> String {
+    match text {
+        "map" | "a map" => "an object".to_owned(),
+        "sequence" | "a sequence" => "a list".to_owned(),
+        text if text.starts_with("struct ") => "an object".to_owned(),
+        text => match text.split_once(' ') {
+            Some(("integer" | "floating", value)) => {
+                format!("the number {}", value.trim_start_matches("point "))
+            }
+            Some(("string", value)) => format!("the text {value}"),
+            Some(("boolean", value)) => value.to_owned(),
+            _ => text.to_owned(),
+        },
+    }
+}
