@@ -8,32 +8,31 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
-use vfiod_core::dma::{AcceptedFiles, DmaPeer};
-use vfiod_core::{Error, File, Owner, RegionIndex, Token};
+use vfiod_core::dma::AcceptedFiles;
+use vfiod_core::{Error, Owner, Token};
 use vfiod_protocol::limits::MAX_STRAY_REPLIES;
-use vfiod_protocol::{Call, Dialect, Event, Reply, Request};
+use vfiod_protocol::{Call, Event, Reply, Request};
 use vfiod_sync::{Mutex, MutexGuard, lock};
-use vfiod_wire::{Capabilities, Command};
+use vfiod_wire::Command;
 
-use crate::clients::{Client, Clients, ConnectionInfo, Counted, Counters, Departure, Opening};
+use crate::clients::{Client, Clients, ConnectionInfo, Counted, Counters};
 use crate::clock::now;
 use crate::descriptor::{self, Descriptor, Descriptors, State};
 use crate::direct::{self, DirectWrite};
-use crate::dispatch::{self, ClientLink, Refused, Target, Waiting};
-use crate::dma_channel::{Blocked, DmaChannel};
-use crate::eventfds::EventFds;
+use crate::dispatch::{self, Refused, Target, Waiting};
+use crate::dma_channel::Blocked;
 use crate::gate::Gate;
 use crate::limits::{BUSY_STREAK, Quiet, REPLY_BATCH};
-use crate::opened::Opened;
 use crate::outgoing::Outgoing;
 use crate::peer;
-use crate::pool::{Alarm, Interest, LINGER, Pool, Residence, Source, Watch, Worker};
+use crate::pending_open::{Attempt, PendingOpen};
+use crate::pool::{Interest, LINGER, Residence, Source, Watch, Worker};
 use crate::quota::Charge;
 use crate::serving::{self, Guarded, Serving};
+use crate::session::{Link, Parts, Session};
 use crate::transport::{Lent, Received, Socket, Wait};
 
 /// How much is received at once at first, and for a thread that waits.
@@ -41,44 +40,6 @@ const SMALL_CHUNK: usize = 16 << 10;
 /// How much is received at once from a client that sends more than that; what a socket holds by
 /// default is a little less.
 const CHUNK: usize = 256 << 10;
-/// How long a client waits for another one to have opened the device, and for the file of one that
-/// has hung up to be released.
-const OPEN_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// What negotiation settled.
-struct Session {
-    opened: Arc<Opened>,
-    dialect: Dialect,
-    dma: Arc<DmaChannel>,
-    eventfds: EventFds,
-}
-
-/// A session, for carrying out its requests.
-struct Link<'a> {
-    session: &'a Session,
-    pool: &'a Pool,
-}
-
-impl ClientLink for Link<'_> {
-    type Fd = Descriptor;
-
-    fn name(&self, fd: OwnedFd) -> Descriptor {
-        Descriptor::ours(fd)
-    }
-
-    fn dma_peer(&self) -> Result<Arc<dyn DmaPeer>, Error> {
-        self.session.dma.set_used()?;
-        Ok(self.session.dma.clone())
-    }
-
-    fn doorbells(&self, region: RegionIndex) -> Result<Vec<OwnedFd>, Error> {
-        self.session.eventfds.doorbells(&self.session.opened, self.pool, region.0)
-    }
-
-    fn follow_unmask(&self) -> Result<(), Error> {
-        self.session.eventfds.follow_unmask(&self.session.opened, self.pool)
-    }
-}
 
 /// Why a connection ended.
 #[derive(Debug, thiserror::Error)]
@@ -136,26 +97,6 @@ pub(crate) struct Connection {
     place: Mutex<Option<Charge>>,
     /// Last, so that the connection counts until its file is released.
     counted: Arc<Counted>,
-}
-
-/// A VERSION that has no reply yet.
-struct PendingOpen {
-    /// Its first position.
-    request: u64,
-    proposed: Box<Capabilities>,
-    token: Option<Token>,
-    deadline: Instant,
-    /// Goes off at the deadline.
-    _alarm: Option<Alarm>,
-}
-
-/// What became of a VERSION.
-enum Attempt {
-    /// Nobody else opens the device before the connection is known to have it.
-    Opened(File, Opening),
-    /// The connection is woken when there is a chance.
-    Parked,
-    Failed(Error),
 }
 
 /// What became of an event.
@@ -494,13 +435,7 @@ impl Connection {
         };
         let Some(session) = self.session.get() else {
             let Request::Version { proposed, token } = call.request else { return Ok(Step::Done) };
-            let open = PendingOpen {
-                request: call.bytes.start,
-                proposed,
-                token: token.map(Token),
-                deadline: Instant::now() + OPEN_TIMEOUT,
-                _alarm: None,
-            };
+            let open = PendingOpen::new(call.bytes.start, proposed, token.map(Token));
             return self.negotiate(state, open);
         };
         let Call { request, reply, bytes, deadline } = call;
@@ -589,21 +524,19 @@ impl Connection {
 
     /// Handles VERSION.
     fn negotiate(&self, state: &mut State, mut open: PendingOpen) -> Result<Step, End> {
-        let (outcome, _opening) = match self.open(&open) {
+        let itself: Weak<dyn Client> = self.itself.clone();
+        let attempt = open.attempt(&self.clients, &self.owner, self.number, &itself);
+        let (outcome, _opening) = match attempt {
             Attempt::Opened(file, opening) => {
-                (self.make_session(file, &open.proposed), Some(opening))
+                (Session::new(file, &open.proposed, self.parts()), Some(opening))
             }
             Attempt::Failed(error) => (Err(error), None),
             // Nobody is left who waits; and the end of the stream would wake it again at once.
             Attempt::Parked if self.outgoing.socket().peer_has_closed() => return Err(End::Closed),
             Attempt::Parked => {
-                if open._alarm.is_none()
-                    && let Some(this) = self.itself.upgrade()
-                {
+                if let Some(this) = self.itself.upgrade() {
                     let source: Arc<dyn Source> = this;
-                    let left = open.deadline.saturating_duration_since(Instant::now());
-                    let pool = self.watch.pool();
-                    open._alarm = Some(pool.wake_after(left, &self.watch, &source));
+                    open.wake_at_deadline(&self.watch, &source);
                 }
                 *lock(&self.waiting_open) = Some(open);
                 return Ok(Step::Parked);
@@ -625,88 +558,21 @@ impl Connection {
         Ok(Step::Done)
     }
 
-    /// Checks that a client takes DMA messages of a sensible size.
-    fn check_proposal(&self, proposed: &Capabilities) -> Result<(), Error> {
-        let (limit, least) = (proposed.data_limit(), self.clients.min_transfer);
-        if limit >= least {
-            return Ok(());
+    /// What a session takes of this.
+    fn parts(&self) -> Parts<'_> {
+        Parts {
+            clients: &self.clients,
+            outgoing: &self.outgoing,
+            blocked: self.itself.clone(),
+            pool: self.watch.pool(),
+            counters: &self.counters,
+            counted: &self.counted,
         }
-        let what = format!("max_data_xfer_size is {limit}; it must be at least {least}");
-        Err(Error::new(Errno::INVAL, what))
     }
 
     fn refuse_version(&self, reply: Reply<'_, Descriptor>, error: &Error) {
         reply.refuse(error.errno().raw_os_error().unsigned_abs());
         self.refused(Some(Command::Version), error.errno(), error);
-    }
-
-    fn make_session(
-        &self,
-        file: File,
-        proposed: &Capabilities,
-    ) -> Result<(Session, Option<Descriptor>), Error> {
-        let failed = |errno| Error::new(errno, "cannot make the second socket");
-        let (ours, theirs) = if proposed.wants_twin_socket() {
-            let (ours, theirs) =
-                socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
-                    .map_err(failed)?;
-            let socket = Socket::new(ours, LINGER, self.clients.closer.clone()).map_err(failed)?;
-            (Some(socket), Some(Descriptor::ours(theirs)))
-        } else {
-            (None, None)
-        };
-        let blocked: Weak<dyn Blocked> = self.itself.clone();
-        let (pool, limit) = (self.watch.pool(), proposed.data_limit());
-        let gate = self.clients.gate.clone();
-        let dma = DmaChannel::new(&self.outgoing, ours, blocked, limit, pool, &self.counters);
-        let link: Weak<DmaChannel> = Arc::downgrade(&dma);
-        file.set_link(link);
-        let session = Session {
-            opened: Arc::new(Opened {
-                file,
-                gate,
-                quiet: Quiet::default(),
-                _outgoing: self.outgoing.clone(),
-                _counted: self.counted.clone(),
-            }),
-            dialect: Dialect::of(proposed),
-            dma,
-            eventfds: EventFds::default(),
-        };
-        Ok((session, theirs))
-    }
-
-    /// Opens the device. While another client opens it, and where a client that has hung up has it
-    /// open, the connection is parked, without a thread: whoever starts again at once after a crash
-    /// finds the device free.
-    fn open(&self, open: &PendingOpen) -> Attempt {
-        if let Err(error) = self.check_proposal(&open.proposed) {
-            return Attempt::Failed(error);
-        }
-        let itself: Weak<dyn Client> = self.itself.clone();
-        loop {
-            let in_time = Instant::now() < open.deadline;
-            let Some(opening) = self.clients.begin_open(&itself) else {
-                return match in_time {
-                    true => Attempt::Parked,
-                    false => Attempt::Failed(Error::new(
-                        Errno::BUSY,
-                        "another client has been opening the device for two seconds",
-                    )),
-                };
-            };
-            match self.clients.device.open_with(self.owner.clone(), open.token) {
-                Ok(file) => return Attempt::Opened(file, opening),
-                Err(error) if matches!(error.errno(), Errno::INVAL | Errno::BUSY) && in_time => {
-                    match opening.await_departure(self.number, &itself) {
-                        Departure::None => return Attempt::Failed(error),
-                        Departure::UnderWay => return Attempt::Parked,
-                        Departure::Over => {}
-                    }
-                }
-                Err(error) => return Attempt::Failed(error),
-            }
-        }
     }
 
     /// Counts a refusal, and logs it, at most once a second. Connections that have not opened the device

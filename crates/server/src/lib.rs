@@ -30,6 +30,7 @@ mod opened;
 mod outgoing;
 mod pace;
 mod peer;
+mod pending_open;
 #[cfg(not(shuttle))]
 mod poller;
 #[cfg(shuttle)]
@@ -39,6 +40,7 @@ mod pool;
 mod quota;
 mod server;
 mod serving;
+mod session;
 mod space;
 #[cfg(all(test, not(any(loom, shuttle))))]
 mod testing;

@@ -1,0 +1,98 @@
+//! Opening the device for a VERSION, which may have to wait for another client.
+
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
+use vfiod_core::{Error, File, Owner, Token};
+use vfiod_wire::Capabilities;
+
+use crate::clients::{Client, Clients, Departure, Opening};
+use crate::pool::{Alarm, Source, Watch};
+
+/// How long a client waits for another one to have opened the device, and for the file of one that
+/// has hung up to be released.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// A VERSION that has no reply yet.
+pub(crate) struct PendingOpen {
+    /// Its first position.
+    pub(crate) request: u64,
+    pub(crate) proposed: Box<Capabilities>,
+    token: Option<Token>,
+    deadline: Instant,
+    /// Goes off at the deadline.
+    alarm: Option<Alarm>,
+}
+
+/// What became of a VERSION.
+pub(crate) enum Attempt {
+    /// Nobody else opens the device before the connection is known to have it.
+    Opened(File, Opening),
+    /// The connection is woken when there is a chance.
+    Parked,
+    Failed(Error),
+}
+
+impl PendingOpen {
+    /// A VERSION whose first position is `request`.
+    pub(crate) fn new(request: u64, proposed: Box<Capabilities>, token: Option<Token>) -> Self {
+        Self { request, proposed, token, deadline: Instant::now() + OPEN_TIMEOUT, alarm: None }
+    }
+
+    /// Wakes a source at the deadline.
+    pub(crate) fn wake_at_deadline(&mut self, watch: &Watch, source: &Arc<dyn Source>) {
+        if self.alarm.is_none() {
+            let left = self.deadline.saturating_duration_since(Instant::now());
+            self.alarm = Some(watch.pool().wake_after(left, watch, source));
+        }
+    }
+
+    /// Checks that a client takes DMA messages of a sensible size.
+    fn check_proposal(&self, least: u64) -> Result<(), Error> {
+        let limit = self.proposed.data_limit();
+        if limit >= least {
+            return Ok(());
+        }
+        let what = format!("max_data_xfer_size is {limit}; it must be at least {least}");
+        Err(Error::new(Errno::INVAL, what))
+    }
+
+    /// Opens the device. While another client opens it, and where a client that has hung up has it
+    /// open, the connection is parked, without a thread: whoever starts again at once after a crash
+    /// finds the device free.
+    pub(crate) fn attempt(
+        &self,
+        clients: &Arc<Clients>,
+        owner: &Owner,
+        number: u64,
+        itself: &Weak<dyn Client>,
+    ) -> Attempt {
+        if let Err(error) = self.check_proposal(clients.min_transfer) {
+            return Attempt::Failed(error);
+        }
+        loop {
+            let in_time = Instant::now() < self.deadline;
+            let Some(opening) = clients.begin_open(itself) else {
+                return match in_time {
+                    true => Attempt::Parked,
+                    false => Attempt::Failed(Error::new(
+                        Errno::BUSY,
+                        "another client has been opening the device for two seconds",
+                    )),
+                };
+            };
+            match clients.device.open_with(owner.clone(), self.token) {
+                Ok(file) => return Attempt::Opened(file, opening),
+                Err(error) if matches!(error.errno(), Errno::INVAL | Errno::BUSY) && in_time => {
+                    match opening.await_departure(number, itself) {
+                        Departure::None => return Attempt::Failed(error),
+                        Departure::UnderWay => return Attempt::Parked,
+                        Departure::Over => {}
+                    }
+                }
+                Err(error) => return Attempt::Failed(error),
+            }
+        }
+    }
+}
