@@ -225,28 +225,39 @@ fn play(transition: Transition, device: &DeviceRef, registration: Option<Registr
     drop(file);
 }
 
-/// Two transitions, of one device or of two members of a set.
-fn pair(first: Transition, second: Transition, of_one_device: bool, answer: Quiesce) {
-    let runtime = Runtime::new().expect("starts");
-    let workers = Workers::start(&runtime, 1).expect("starts");
-    let registry = Registry::with_runtime(runtime, None);
+/// The names of a set's two members.
+const NAMES: [&str; 2] = ["a", "b"];
+
+/// Registers two members of a set.
+fn two_members(
+    registry: &Registry,
+    answer: Quiesce,
+) -> ([Arc<Seen>; 2], [Option<Registration>; 2]) {
     let set = Arc::new(Slot);
     let seen = [0; 2].map(|_| Arc::<Seen>::default());
-    let names = ["a", "b"];
-    let mut registrations = [0, 1].map(|member: usize| {
+    let registrations = [0, 1].map(|member: usize| {
         let device =
             Working { seen: seen[member].clone(), context: None, under_way: false, answer };
         let spec = DeviceSpec {
-            name: names[member].to_owned(),
+            name: NAMES[member].to_owned(),
             set: Some(SetId::of(&set)),
             open: OpenPolicy::Multi,
             ..DeviceSpec::default()
         };
         Some(registry.register(spec, Box::new(device)).expect("registers"))
     });
+    (seen, registrations)
+}
+
+/// Two transitions, of one device or of two members of a set.
+fn pair(first: Transition, second: Transition, of_one_device: bool, answer: Quiesce) {
+    let runtime = Runtime::new().expect("starts");
+    let workers = Workers::start(&runtime, 1).expect("starts");
+    let registry = Registry::with_runtime(runtime, None);
+    let (seen, mut registrations) = two_members(&registry, answer);
     let members = if of_one_device { [0, 0] } else { [0, 1] };
     join_all([first, second].into_iter().zip(members).map(|(transition, member)| {
-        let device = registry.find(names[member]);
+        let device = registry.find(NAMES[member]);
         // Of two who unregister one device the second has nothing to do.
         let unregisters = transition == Transition::Unregister;
         let registration = if unregisters { registrations[member].take() } else { None };
@@ -290,21 +301,9 @@ pub(crate) fn pairs_of_two_members_of_a_set() {
 fn nested(first: Transition, in_task: Transition, of_one_device: bool) {
     let runtime = Runtime::new().expect("starts");
     let registry = Registry::with_runtime(runtime.clone(), None);
-    let (set, seen) = (Arc::new(Slot), [0; 2].map(|_| Arc::<Seen>::default()));
-    let names = ["a", "b"];
-    let mut registrations = [0, 1].map(|member: usize| {
-        let (seen, answer) = (seen[member].clone(), Quiesce::Finish);
-        let device = Working { seen, context: None, under_way: false, answer };
-        let spec = DeviceSpec {
-            name: names[member].to_owned(),
-            set: Some(SetId::of(&set)),
-            open: OpenPolicy::Multi,
-            ..DeviceSpec::default()
-        };
-        Some(registry.register(spec, Box::new(device)).expect("registers"))
-    });
+    let (seen, mut registrations) = two_members(&registry, Quiesce::Finish);
     let members = if of_one_device { [0, 0, 1] } else { [0, 1, 1] };
-    let devices = members.map(|member| registry.find(names[member]).expect("is there"));
+    let devices = members.map(|member| registry.find(NAMES[member]).expect("is there"));
     let mut unregister = |transition, member: usize| {
         if transition == Transition::Unregister { registrations[member].take() } else { None }
     };
