@@ -18,6 +18,7 @@ use vfiod_protocol::{Call, Event, Reply, Request};
 use vfiod_sync::{Mutex, MutexGuard, lock};
 use vfiod_wire::Command;
 
+use crate::abandoned::{Bereaved, PeerProcess};
 use crate::clients::{Client, Clients, ConnectionInfo, Counted, Counters};
 use crate::clock::now;
 use crate::descriptor::{self, Descriptor, Descriptors, State};
@@ -54,6 +55,8 @@ pub(crate) enum End {
     Socket(#[from] Errno),
     #[error("it sends descriptors whose close does not return")]
     Descriptors,
+    #[error("its process has died, and nobody takes what was sent")]
+    Abandoned,
     #[error("the device was revoked")]
     Revoked,
     #[error("the server stops serving it")]
@@ -92,6 +95,7 @@ pub(crate) struct Connection {
     quiet: Quiet,
     /// It has sent a descriptor that cannot be closed at once, and the device had too many of them.
     unwelcome: AtomicBool,
+    process: PeerProcess,
     itself: Weak<Self>,
     /// Its place among the connections; another one may have it once this is being ended.
     place: Mutex<Option<Charge>>,
@@ -141,6 +145,7 @@ impl Connection {
             counters: Arc::default(),
             quiet: Quiet::default(),
             unwelcome: AtomicBool::new(false),
+            process: PeerProcess::default(),
             itself: itself.clone(),
         });
         let client: Arc<dyn Client> = connection.clone();
@@ -306,7 +311,7 @@ impl Connection {
         if self.outgoing.is_blocked() {
             match self.outgoing.flush(wait) {
                 Ok(true) => {
-                    let blocked = self.take_dma_replies(&mut state).map(Turn::Blocked);
+                    let blocked = self.take_while_blocked(&mut state).map(Turn::Blocked);
                     return (state, blocked);
                 }
                 Ok(false) => {}
@@ -348,11 +353,14 @@ impl Connection {
         (state, outcome.map(|_| Turn::Handled(handled)))
     }
 
-    /// Takes in the replies to DMA messages from a client that does not take ours. What to wait
-    /// for then.
-    fn take_dma_replies(&self, state: &mut State) -> Result<Interest, End> {
-        let session = self.session.get().filter(|session| session.dma.shares_socket());
-        let Some(session) = session else { return Ok(Interest::Write) };
+    /// Takes in what must not wait until a client takes what was sent: replies to DMA messages, and
+    /// everything where its process has died. What to wait for then.
+    fn take_while_blocked(&self, state: &mut State) -> Result<Interest, End> {
+        let dma = self.session.get().map(|session| &session.dma);
+        let dma = dma.filter(|dma| dma.shares_socket());
+        if dma.is_none() && !self.process_is_dead() {
+            return Ok(Interest::Write);
+        }
         if state.wants_input() {
             match self.fill(state, SMALL_CHUNK, Wait::No)? {
                 Received::Bytes(bytes) => count(&self.counters.received, bytes),
@@ -361,12 +369,35 @@ impl Connection {
                 Received::Eof => return Ok(Interest::Write),
             }
         }
-        while let Some(reply) = state.next_dma_reply() {
-            if !session.dma.complete(&reply)? {
-                self.stray_reply();
+        if let Some(dma) = dma {
+            while let Some(reply) = state.next_dma_reply() {
+                if !dma.complete(&reply)? {
+                    self.stray_reply();
+                }
             }
         }
-        Ok(if state.wants_input() { Interest::Both } else { Interest::Write })
+        if state.wants_input() {
+            return Ok(Interest::Both);
+        }
+        if self.is_abandoned() { Err(End::Abandoned) } else { Ok(Interest::Write) }
+    }
+
+    /// Whether the process that has connected is dead. If not, the connection is woken when it dies.
+    fn process_is_dead(&self) -> bool {
+        self.process.watch(self.fd(), self.itself.clone(), self.watch.pool());
+        self.process.has_died()
+    }
+
+    /// Whether the connection, for whose input there is no room, has to end, as nobody is left at
+    /// the other end. If not yet, it is woken when that may be so.
+    fn is_abandoned(&self) -> bool {
+        let Some(this) = self.itself.upgrade().filter(|_| self.process_is_dead()) else {
+            return false;
+        };
+        let moved = self.counters.received.load(Ordering::Relaxed) + self.outgoing.taken();
+        let source: Arc<dyn Source> = this;
+        let alarm = |delay| self.watch.pool().wake_after(delay, &self.watch, &source);
+        self.process.is_abandoned(moved, alarm)
     }
 
     /// Handles one event.
@@ -644,6 +675,13 @@ impl Client for Connection {
     }
 }
 
+impl Bereaved for Connection {
+    fn process_has_died(&self) {
+        self.process.set_died();
+        Client::wake(self);
+    }
+}
+
 impl Blocked for Connection {
     fn blocked(&self) {
         // The thread that serves it looks again, and watches it for room.
@@ -699,6 +737,11 @@ impl Guarded for Connection {
             }
         }
         self.complete_dma(&mut state, session);
+        if !state.wants_input() && self.is_abandoned() {
+            // The thread that waits finds it.
+            self.end();
+            return;
+        }
         if state.wants_input() && !self.outgoing.is_ended() {
             let interest = if blocked { Interest::Both } else { Interest::Read };
             // Fails only when the connection is forgotten.
@@ -717,7 +760,11 @@ impl Guarded for Connection {
             End::Closed | End::Stopped | End::Revoked => {
                 tracing::info!(device, %owner, messages, errors, refusals, suppressed, "connection ended: {end}");
             }
-            End::Truncated | End::Protocol(_) | End::Socket(_) | End::Descriptors => {
+            End::Truncated
+            | End::Protocol(_)
+            | End::Socket(_)
+            | End::Descriptors
+            | End::Abandoned => {
                 tracing::warn!(device, %owner, messages, errors, refusals, suppressed, "connection ended: {end}");
             }
         });

@@ -145,6 +145,19 @@ impl DmaChannel {
         self.twin.is_none() && self.used.load(Ordering::Relaxed)
     }
 
+    /// Has the second socket served from now on. Also where no message is ever sent on it: what a
+    /// client puts into it, its own end of the connection perhaps, must not stay there.
+    ///
+    /// # Errors
+    /// What `epoll` says.
+    pub(crate) fn watch_twin(&self) -> Result<(), Errno> {
+        let Some(twin) = &self.twin else { return Ok(()) };
+        let watch = self.pool.reserve();
+        let source: Arc<dyn Source> = twin.clone();
+        let _ = twin.watch.set(watch.clone());
+        watch.arm(&source, Interest::Read)
+    }
+
     /// From now on mappings depend on it.
     ///
     /// # Errors
@@ -156,12 +169,6 @@ impl DmaChannel {
         let failed = |errno| Error::new(errno, "cannot prepare for DMA by message");
         let timer = self.start_timer().map_err(failed)?;
         let _ = self.timer.set(Some(timer));
-        if let Some(twin) = &self.twin {
-            let watch = self.pool.reserve();
-            let source: Arc<dyn Source> = twin.clone();
-            let _ = twin.watch.set(watch.clone());
-            watch.arm(&source, Interest::Read).map_err(failed)?;
-        }
         Ok(())
     }
 
@@ -186,6 +193,11 @@ impl DmaChannel {
         let waiting = take(&mut state, ended);
         drop(state);
         deliver(waiting);
+        self.forget();
+    }
+
+    /// Has the second socket and the timer served no more.
+    fn forget(&self) {
         if let Some(watch) = self.twin.as_ref().and_then(|twin| twin.watch.get()) {
             watch.forget();
         }
@@ -310,6 +322,12 @@ fn take(state: &mut State, ended: Vec<Ended>) -> Vec<Outcome> {
 fn deliver(outcomes: Vec<Outcome>) {
     for (waiting, outcome) in outcomes {
         waiting.complete(outcome);
+    }
+}
+
+impl Drop for DmaChannel {
+    fn drop(&mut self) {
+        self.forget();
     }
 }
 

@@ -6,6 +6,7 @@
 //! [`Target`] carries out requests for a driver of the protocol that has no socket.
 //! `tests/embedded.rs` shows one thread that polls a device, its tasks and its server.
 
+mod abandoned;
 mod acceptor;
 mod alarms;
 mod clients;

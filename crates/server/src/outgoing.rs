@@ -21,11 +21,15 @@ struct Backlog {
     output: Output,
     /// The peer did not take it when asked last.
     blocked: bool,
+    /// Bytes that were kept and that the peer has taken since.
+    taken: u64,
 }
 
 impl Backlog {
     fn flush(&mut self, socket: &Socket, wait: Wait) -> Result<(), Errno> {
+        let before = self.output.len();
         self.blocked = send_all(&mut self.output, socket, wait)?;
+        self.taken += (before - self.output.len()) as u64;
         if !self.blocked {
             self.output.trim();
         }
@@ -107,6 +111,11 @@ impl Outgoing {
         let mut backlog = lock(&self.backlog);
         backlog.flush(&self.socket, wait)?;
         Ok(backlog.blocked)
+    }
+
+    /// Bytes that the peer did not take at first, and has taken since.
+    pub(crate) fn taken(&self) -> u64 {
+        lock(&self.backlog).taken
     }
 
     /// Whether something waits for the peer to take it.

@@ -70,7 +70,7 @@ impl Session {
     /// The session of a file, and the end of the second socket that is the client's, if it wants one.
     ///
     /// # Errors
-    /// `EMFILE`, `ENFILE`, `ENOMEM`: the second socket cannot be made.
+    /// `EMFILE`, `ENFILE`, `ENOMEM`, `ENOSPC`: the second socket cannot be made or watched.
     pub(crate) fn new(
         file: File,
         proposed: &Capabilities,
@@ -89,6 +89,7 @@ impl Session {
         };
         let limit = proposed.data_limit();
         let dma = DmaChannel::new(outgoing, ours, blocked, limit, pool, counters);
+        dma.watch_twin().map_err(failed)?;
         let link: Weak<DmaChannel> = Arc::downgrade(&dma);
         file.set_link(link);
         let session = Self {

@@ -20,6 +20,7 @@ mod large_access;
 mod lent;
 mod lifecycle;
 mod log_lines;
+mod own_end;
 mod pipelined;
 mod posted;
 mod region_access;
