@@ -50,6 +50,7 @@ mod transport;
 pub use clients::{ConnectionInfo, ConnectionTotals};
 pub use clock::now;
 pub use dispatch::{ClientLink, Refused, Target};
-pub use listener::{Listener, SocketAccess};
+pub use listener::Listener;
 pub use server::{ConnectionUsage, Departures, Served, Server, ServerOptions};
 pub use vfiod_protocol::Dialect;
+pub use vfiod_sockets::{Site, SocketAccess};

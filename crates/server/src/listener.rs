@@ -1,37 +1,23 @@
 //! Where clients come from: a path, an inherited descriptor, systemd.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, Uid};
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use vfiod_core::{Error, Result};
-
-/// Who may connect to a socket at a path, by the file's permissions.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct SocketAccess {
-    /// Permission bits, e.g. `0o660`; `None` leaves what the umask allows.
-    pub mode: Option<u32>,
-    /// User id that shall own it.
-    pub uid: Option<u32>,
-    /// Group id that shall own it.
-    pub gid: Option<u32>,
-}
+use vfiod_sockets::{NamedSocket, Site, SocketAccess};
 
 /// A socket that clients connect to.
 #[derive(Debug)]
-pub struct Listener {
-    fd: OwnedFd,
-    /// The path that we made, to be removed at the end, and which file it was.
-    made: Option<Made>,
-}
+pub struct Listener(Kind);
 
 #[derive(Debug)]
-struct Made {
-    path: PathBuf,
-    dev: u64,
-    ino: u64,
+enum Kind {
+    /// Made at a path, and removed at the end.
+    Named(NamedSocket),
+    /// Passed to this process.
+    Passed(OwnedFd),
 }
 
 impl Listener {
@@ -41,31 +27,26 @@ impl Listener {
     /// `EADDRINUSE`: somebody listens there; `EEXIST`: there is a file that is no socket;
     /// `ENAMETOOLONG`: over 107 bytes; what `bind`, `chmod` or `chown` says.
     pub fn bind(path: impl AsRef<Path>, access: SocketAccess) -> Result<Self> {
-        let path = path.as_ref();
-        let failed =
-            |errno: Errno, what: &str| Error::new(errno, format!("{what} {}", path.display()));
-        let address = SocketAddrUnix::new(path)
-            .map_err(|errno| failed(errno, "cannot use as a socket's path:"))?;
-        remove_stale(path, &address)?;
-        let fd = stream_socket().map_err(|errno| failed(errno, "cannot make a socket for"))?;
-        rustix::net::bind(&fd, &address).map_err(|errno| failed(errno, "cannot bind"))?;
-        let stat = rustix::fs::stat(path).map_err(|errno| failed(errno, "cannot look at"))?;
-        let made = Some(Made { path: path.to_owned(), dev: stat.st_dev, ino: stat.st_ino });
-        // From here on the path is removed if anything fails.
-        let listener = Self { fd, made };
-        if let Some(mode) = access.mode {
-            rustix::fs::chmod(path, Mode::from_raw_mode(mode))
-                .map_err(|errno| failed(errno, "cannot set the mode of"))?;
+        Ok(Self(Kind::Named(NamedSocket::bind(path, access)?)))
+    }
+
+    /// Makes a socket for a path, whose name appears with [`Listener::publish`].
+    ///
+    /// # Errors
+    /// As [`NamedSocket::prepare`].
+    pub fn prepare(path: impl AsRef<Path>, access: SocketAccess, site: Site) -> Result<Self> {
+        Ok(Self(Kind::Named(NamedSocket::prepare(path, access, site)?)))
+    }
+
+    /// Gives a prepared socket its name. Every other one has been there all the time.
+    ///
+    /// # Errors
+    /// As [`NamedSocket::publish`].
+    pub fn publish(&mut self) -> Result<()> {
+        match &mut self.0 {
+            Kind::Named(socket) => socket.publish(),
+            Kind::Passed(_) => Ok(()),
         }
-        if access.uid.is_some() || access.gid.is_some() {
-            let (uid, gid) = (access.uid.map(Uid::from_raw), access.gid.map(Gid::from_raw));
-            rustix::fs::chownat(CWD, path, uid, gid, AtFlags::empty())
-                .map_err(|errno| failed(errno, "cannot set the owner of"))?;
-        }
-        // Only now, so that nobody gets in before the permissions are right.
-        rustix::net::listen(&listener.fd, 128)
-            .map_err(|errno| failed(errno, "cannot listen on"))?;
-        Ok(listener)
     }
 
     /// Takes a descriptor that is listening already.
@@ -79,68 +60,29 @@ impl Listener {
             return Err(Error::new(Errno::INVAL, "the socket is not listening"));
         }
         rustix::io::ioctl_fionbio(&fd, true).map_err(failed)?;
-        Ok(Self { fd, made: None })
+        Ok(Self(Kind::Passed(fd)))
     }
 
     /// The path, where we made it.
     pub fn path(&self) -> Option<&Path> {
-        self.made.as_ref().map(|made| made.path.as_path())
+        match &self.0 {
+            Kind::Named(socket) => Some(socket.path()),
+            Kind::Passed(_) => None,
+        }
     }
 
     /// The next client; `EAGAIN` where there is none.
     pub(crate) fn accept(&self) -> Result<OwnedFd, Errno> {
-        rustix::net::accept_with(&self.fd, SocketFlags::CLOEXEC)
+        rustix::net::accept_with(self, SocketFlags::CLOEXEC)
     }
 }
 
 impl AsFd for Listener {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
-    }
-}
-
-impl Drop for Listener {
-    fn drop(&mut self) {
-        if let Some(made) = &self.made {
-            // Another server may have taken the path in the meantime: that one is not ours.
-            let ours = rustix::fs::stat(&made.path)
-                .is_ok_and(|stat| (stat.st_dev, stat.st_ino) == (made.dev, made.ino));
-            if ours && let Err(error) = std::fs::remove_file(&made.path) {
-                tracing::warn!(path = %made.path.display(), %error, "cannot remove the socket");
-            }
+        match &self.0 {
+            Kind::Named(socket) => socket.as_fd(),
+            Kind::Passed(fd) => fd.as_fd(),
         }
-    }
-}
-
-fn stream_socket() -> std::result::Result<OwnedFd, Errno> {
-    rustix::net::socket_with(
-        AddressFamily::UNIX,
-        SocketType::STREAM,
-        SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
-        None,
-    )
-}
-
-fn remove_stale(path: &Path, address: &SocketAddrUnix) -> Result<()> {
-    let failed = |errno: Errno, what: &str| Error::new(errno, format!("{} {what}", path.display()));
-    match rustix::fs::lstat(path) {
-        Err(Errno::NOENT) => return Ok(()),
-        Err(errno) => return Err(failed(errno, "cannot be looked at")),
-        Ok(stat) if FileType::from_raw_mode(stat.st_mode) != FileType::Socket => {
-            return Err(failed(Errno::EXIST, "exists and is not a socket"));
-        }
-        Ok(_) => {}
-    }
-    let probe = stream_socket().map_err(|errno| failed(errno, "cannot be probed"))?;
-    match rustix::net::connect(&probe, address) {
-        Err(Errno::CONNREFUSED) => std::fs::remove_file(path).map_err(|error| {
-            let errno = Errno::from_io_error(&error).unwrap_or(Errno::IO);
-            failed(errno, "is a stale socket that cannot be removed").because(error)
-        }),
-        Ok(()) | Err(Errno::AGAIN) => {
-            Err(failed(Errno::ADDRINUSE, "has a server listening on it already"))
-        }
-        Err(errno) => Err(failed(errno, "cannot be probed")),
     }
 }
 

@@ -18,10 +18,8 @@
 //! It is served by tasks of the device's runtime, and costs no thread.
 
 use std::io;
-use std::os::fd::OwnedFd;
-use std::os::unix::fs::FileTypeExt;
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 use std::sync::Arc;
 #[cfg(test)]
 use std::sync::Weak;
@@ -30,6 +28,7 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{SendFlags, SocketFlags};
 use vfiod_core::{Errno, Error, Result};
+use vfiod_sockets::{NamedSocket, SocketAccess};
 use vfiod_tasks::{Bell, Descriptor, Runtime, Task, race};
 
 use super::lines::{Lines, Snapshot, Subscription};
@@ -44,7 +43,7 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// A listening socket and its clients. Dropping it ends them and removes the socket.
 #[derive(Debug)]
 pub(super) struct Control {
-    path: PathBuf,
+    socket: Option<NamedSocket>,
     listener: Arc<OwnedFd>,
     /// Accepts clients, and owns their tasks.
     accepting: Task<()>,
@@ -56,31 +55,25 @@ impl Control {
     /// Listens at `path`. A socket at which no program listens is replaced.
     ///
     /// # Errors
-    /// `EADDRINUSE`: there is a socket in use, or another file; what the kernel says to a socket.
+    /// As [`NamedSocket::bind`]; no descriptor is left.
     pub(super) fn start(path: &Path, lines: Arc<Lines>, runtime: &Runtime) -> Result<Self> {
-        let failed = |error: io::Error, what: &str| {
+        let failed = |error: io::Error| {
             let errno = Errno::from_io_error(&error).unwrap_or(Errno::IO);
-            Error::new(errno, format!("gpio: {what} the control socket {}", path.display()))
-                .because(error)
+            let what = format!("gpio: cannot watch the control socket {}", path.display());
+            Error::new(errno, what).because(error)
         };
-        if is_left_behind(path) {
-            std::fs::remove_file(path).map_err(|error| failed(error, "cannot replace"))?;
-        }
-        let listener = UnixListener::bind(path).map_err(|error| failed(error, "cannot make"))?;
-        let watched = listener.set_nonblocking(true).and_then(|()| {
-            let listener = Arc::new(OwnedFd::from(listener));
-            Ok((runtime.descriptor(listener.clone())?, listener))
-        });
-        let (descriptor, listener) = watched.map_err(|error| {
-            let _ = std::fs::remove_file(path);
-            failed(error, "cannot watch")
+        let socket = NamedSocket::bind(path, SocketAccess::default()).map_err(|error| {
+            Error::new(error.errno(), "gpio: cannot make the control socket").because(error)
         })?;
+        let listener = Arc::new(socket.as_fd().try_clone_to_owned().map_err(failed)?);
+        let descriptor =
+            runtime.descriptor(listener.clone()).map_err(|errno| failed(errno.into()))?;
         let clients = Arc::new(());
         #[cfg(test)]
         let count = Arc::downgrade(&clients);
         let accepting = runtime.spawn(accept(descriptor, lines, clients, runtime.clone()));
         Ok(Self {
-            path: path.to_owned(),
+            socket: Some(socket),
             listener,
             accepting,
             #[cfg(test)]
@@ -89,18 +82,10 @@ impl Control {
     }
 }
 
-/// Whether there is a socket of a server that has ended. Connecting to any other kind of file is
-/// refused in the same way, and that file may hold data.
-fn is_left_behind(path: &Path) -> bool {
-    let socket = std::fs::symlink_metadata(path).is_ok_and(|file| file.file_type().is_socket());
-    let refused = |error| Errno::from_io_error(&error) == Some(Errno::CONNREFUSED);
-    socket && UnixStream::connect(path).is_err_and(refused)
-}
-
 impl Drop for Control {
     fn drop(&mut self) {
-        // While it still listens: no other server can have taken its place.
-        let _ = std::fs::remove_file(&self.path);
+        // Its name goes while it still listens: no other server can have taken its place.
+        drop(self.socket.take());
         let _ = rustix::net::shutdown(&*self.listener, rustix::net::Shutdown::Both);
         self.accepting.cancel();
     }
@@ -284,6 +269,8 @@ impl std::fmt::Display for Snapshot {
 mod tests {
     use std::io::{BufRead, BufReader, Write};
     use std::net::Shutdown;
+    use std::os::unix::net::{UnixListener, UnixStream};
+    use std::path::PathBuf;
 
     use vfiod_tasks::Workers;
 

@@ -20,32 +20,23 @@ pub(crate) mod withhold;
 use std::fs::OpenOptions;
 use std::io::BufWriter;
 use std::os::unix::fs::OpenOptionsExt;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use rustix::net::SocketFlags;
 use vfiod_daemon::output;
+use vfiod_sockets::{NamedSocket, SocketAccess};
 
 use self::arguments::Capture;
 use self::format::Writer;
 use self::proxy::{Closed, Proxy};
 
-/// The socket for the client; removed when dropped.
-struct Endpoint(PathBuf);
-
-impl Drop for Endpoint {
-    fn drop(&mut self) {
-        // Nothing can be done about a failure, and nothing depends on it.
-        let _ = std::fs::remove_file(&self.0);
-    }
-}
-
 /// Runs `vfiod capture`.
 pub(crate) fn run(args: &Capture) -> anyhow::Result<()> {
     let path = args.listen.clone().unwrap_or_else(|| with_suffix(&args.socket));
-    let listener = UnixListener::bind(&path)
-        .with_context(|| format!("cannot listen at {}", path.display()))?;
-    let endpoint = Endpoint(path);
+    let listener = NamedSocket::bind(&path, SocketAccess::default())?;
+    rustix::io::ioctl_fionbio(&listener, false)?;
     let file = OpenOptions::new()
         .write(true)
         .create_new(true)
@@ -56,16 +47,16 @@ pub(crate) fn run(args: &Capture) -> anyhow::Result<()> {
     let writer = Writer::new(BufWriter::new(file)).context("cannot write the capture")?;
     output::print(&format!(
         "listening at {}; {} will contain guest data\n",
-        endpoint.0.display(),
+        path.display(),
         args.file.display()
     ))?;
-    let (client, _) = listener.accept().context("cannot accept a client")?;
+    let client = rustix::net::accept_with(&listener, SocketFlags::CLOEXEC)
+        .context("cannot accept a client")?;
     let server = UnixStream::connect(&args.socket)
         .with_context(|| format!("cannot connect to {}", args.socket.display()))?;
     // One client is captured; others shall see that there is nobody.
     drop(listener);
-    drop(endpoint);
-    match Proxy::new(client.into(), server.into(), writer)?.run()? {
+    match Proxy::new(client, server.into(), writer)?.run()? {
         Closed::ByClient => {}
         Closed::ByServer => tracing::warn!("the server closed the connection"),
     }

@@ -1,0 +1,305 @@
+//! A listening socket at a path: prepared, published, removed.
+
+use std::fs;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, RenameFlags, Uid};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use vfiod_dma::{Error, Result};
+
+/// Longest path in bytes: `sun_path` less the NUL that some clients need.
+const MAX_PATH: usize = 107;
+/// The end of every first name.
+pub(crate) const SUFFIX: &str = ".new";
+/// A longer name is not part of the first name, which must fit a directory and an address.
+const MAX_NAME: usize = 40;
+/// How many first names are tried. One is taken if a program of the same pid was killed while it had it.
+const MAX_TRIES: u32 = 1000;
+/// How often a name that others change at the same moment is tried.
+const MAX_RACES: u32 = 16;
+
+/// Who may connect to a socket at a path, by the file's permissions.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SocketAccess {
+    /// Permission bits, e.g. `0o660`; `None` leaves what the umask allows.
+    pub mode: Option<u32>,
+    /// User id that shall own it.
+    pub uid: Option<u32>,
+    /// Group id that shall own it.
+    pub gid: Option<u32>,
+}
+
+/// How a place for a socket is judged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Site {
+    /// A missing directory is made, and nobody may listen there.
+    Free,
+    /// As [`Site::Free`], but the program itself may still listen there. It has stopped when the
+    /// socket is published.
+    OwnUntilPublished,
+    /// Nothing lasting is made: in place of a missing directory the nearest one that exists is used.
+    /// Such a socket is not to be published.
+    Trial,
+}
+
+/// A listening socket at a path. Dropping it closes it and removes its name.
+#[derive(Debug)]
+pub struct NamedSocket {
+    fd: OwnedFd,
+    path: PathBuf,
+    /// Where it is until it is published.
+    first: Option<PathBuf>,
+    identity: Identity,
+}
+
+/// Which file it is.
+pub(crate) type Identity = (u64, u64);
+
+impl NamedSocket {
+    /// Prepares a socket and publishes it.
+    ///
+    /// # Errors
+    /// As [`NamedSocket::prepare`].
+    pub fn bind(path: impl AsRef<Path>, access: SocketAccess) -> Result<Self> {
+        let mut socket = Self::prepare(path, access, Site::Free)?;
+        socket.publish()?;
+        Ok(socket)
+    }
+
+    /// Makes a socket that listens under another name, with its mode and owner. It is non-blocking.
+    ///
+    /// # Errors
+    /// `EADDRINUSE`: somebody listens at the path; `EEXIST`: there is a file that is no socket;
+    /// `ENAMETOOLONG`: over 107 bytes; `ENOTDIR`: a file is in place of a directory; what `mkdir`,
+    /// `bind`, `chmod` or `chown` says.
+    pub fn prepare(path: impl AsRef<Path>, access: SocketAccess, site: Site) -> Result<Self> {
+        let path = path.as_ref();
+        let failed = |errno: Errno, what: &str| failed(path, errno, what);
+        if path.as_os_str().len() > MAX_PATH {
+            return Err(failed(Errno::NAMETOOLONG, "cannot use as a socket's path:"));
+        }
+        let Some(name) = path.file_name() else {
+            return Err(failed(Errno::ISDIR, "cannot use as a socket's path:"));
+        };
+        let directory = site_directory(path, site)?;
+        match stale(path) {
+            Err(error) if error.errno() == Errno::ADDRINUSE && site == Site::OwnUntilPublished => {}
+            looked => drop(looked?),
+        }
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let opened = rustix::fs::open(&directory, flags, Mode::empty())
+            .map_err(|errno| failed(errno, "cannot use the directory of"))?;
+        let fd = stream_socket().map_err(|errno| failed(errno, "cannot make a socket for"))?;
+        let first = bind_first(&fd, &opened, &directory, &name.to_string_lossy())
+            .map_err(|errno| failed(errno, "cannot bind"))?;
+        let stat = rustix::fs::statat(&opened, &*first, AtFlags::SYMLINK_NOFOLLOW)
+            .map_err(|errno| failed(errno, "cannot look at"))?;
+        // From here on the file is removed if anything fails.
+        let socket = Self {
+            fd,
+            path: path.to_owned(),
+            first: Some(directory.join(&first)),
+            identity: (stat.st_dev, stat.st_ino),
+        };
+        if let Some(mode) = access.mode {
+            rustix::fs::chmodat(&opened, &*first, Mode::from_raw_mode(mode), AtFlags::empty())
+                .map_err(|errno| failed(errno, "cannot set the mode of"))?;
+        }
+        if access.uid.is_some() || access.gid.is_some() {
+            let (uid, gid) = (access.uid.map(Uid::from_raw), access.gid.map(Gid::from_raw));
+            rustix::fs::chownat(&opened, &*first, uid, gid, AtFlags::SYMLINK_NOFOLLOW)
+                .map_err(|errno| failed(errno, "cannot set the owner of"))?;
+        }
+        // Before it has its name: a connection that is refused would look like a dead server's.
+        rustix::net::listen(&socket.fd, 128).map_err(|errno| failed(errno, "cannot listen on"))?;
+        Ok(socket)
+    }
+
+    /// Gives the socket its name, once. Does nothing if it has it.
+    ///
+    /// # Errors
+    /// `EADDRINUSE`: somebody listens at the path; `EEXIST`: there is a file that is no socket; what
+    /// `rename` says. The socket can be published later.
+    pub fn publish(&mut self) -> Result<()> {
+        let Some(first) = &self.first else { return Ok(()) };
+        rename(first, &self.path, self.identity)?;
+        self.first = None;
+        Ok(())
+    }
+
+    /// Where clients connect once it is published.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl AsFd for NamedSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl Drop for NamedSocket {
+    fn drop(&mut self) {
+        let path = self.first.as_ref().unwrap_or(&self.path);
+        // Another program may have taken the path in the meantime: that file is not ours.
+        let ours = identity(path).is_ok_and(|found| found == self.identity);
+        if ours && let Err(error) = fs::remove_file(path) {
+            tracing::warn!(path = %path.display(), %error, "cannot remove the socket");
+        }
+    }
+}
+
+fn failed(path: &Path, errno: Errno, what: &str) -> Error {
+    Error::new(errno, format!("{what} {}", path.display()))
+}
+
+/// The directory where the socket is made.
+fn site_directory(path: &Path, site: Site) -> Result<PathBuf> {
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let mut directory = parent.unwrap_or(Path::new("."));
+    if site != Site::Trial {
+        // `create_dir_all` says EEXIST of a file in place of the directory.
+        return match fs::create_dir_all(directory) {
+            Ok(()) => Ok(directory.to_owned()),
+            Err(error) => {
+                let errno = match Errno::from_io_error(&error) {
+                    Some(Errno::EXIST) | None => Errno::NOTDIR,
+                    Some(errno) => errno,
+                };
+                Err(failed(path, errno, "cannot make the directory of").because(error))
+            }
+        };
+    }
+    loop {
+        match rustix::fs::stat(directory) {
+            Err(Errno::NOENT) => match directory.parent() {
+                Some(above) if !above.as_os_str().is_empty() => directory = above,
+                _ => return Ok(PathBuf::from(".")),
+            },
+            Err(errno) => return Err(failed(path, errno, "cannot use the directory of")),
+            Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::Directory => {
+                return Ok(directory.to_owned());
+            }
+            Ok(_) => {
+                let what = format!("{} is no directory; it is to hold", directory.display());
+                return Err(failed(path, Errno::NOTDIR, &what));
+            }
+        }
+    }
+}
+
+fn stream_socket() -> std::result::Result<OwnedFd, Errno> {
+    rustix::net::socket_with(
+        AddressFamily::UNIX,
+        SocketType::STREAM,
+        SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
+        None,
+    )
+}
+
+/// Binds to a name that nobody has. Returns it.
+fn bind_first(
+    fd: &OwnedFd,
+    opened: &OwnedFd,
+    directory: &Path,
+    name: &str,
+) -> std::result::Result<String, Errno> {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let name = if name.len() <= MAX_NAME { name } else { "" };
+    for _ in 0..MAX_TRIES {
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let first = format!(".{name}.{}-{number}{SUFFIX}", std::process::id());
+        // An address is short; a name in a directory that is open has a short one.
+        let address = SocketAddrUnix::new(directory.join(&first)).or_else(|_| {
+            SocketAddrUnix::new(format!("/proc/self/fd/{}/{first}", opened.as_raw_fd()))
+        })?;
+        match rustix::net::bind(fd, &address) {
+            Err(Errno::ADDRINUSE) => {}
+            bound => return bound.map(|()| first),
+        }
+    }
+    Err(Errno::ADDRINUSE)
+}
+
+fn identity(path: &Path) -> std::result::Result<Identity, Errno> {
+    rustix::fs::lstat(path).map(|stat| (stat.st_dev, stat.st_ino))
+}
+
+/// Looks for a socket that nobody listens on. `None`: there is no file.
+///
+/// # Errors
+/// `EADDRINUSE`: somebody listens; `EEXIST`: it is no socket; what `lstat` or `connect` says.
+pub(crate) fn stale(path: &Path) -> Result<Option<Identity>> {
+    let failed = |errno: Errno, what: &str| Error::new(errno, format!("{} {what}", path.display()));
+    let found = match rustix::fs::lstat(path) {
+        Err(Errno::NOENT) => return Ok(None),
+        Err(errno) => return Err(failed(errno, "cannot be looked at")),
+        Ok(stat) if FileType::from_raw_mode(stat.st_mode) != FileType::Socket => {
+            return Err(failed(Errno::EXIST, "exists and is not a socket"));
+        }
+        Ok(stat) => (stat.st_dev, stat.st_ino),
+    };
+    let probe = stream_socket().map_err(|errno| failed(errno, "cannot be probed"))?;
+    let address = SocketAddrUnix::new(path).map_err(|errno| failed(errno, "cannot be probed"))?;
+    match rustix::net::connect(&probe, &address) {
+        Err(Errno::CONNREFUSED) => Ok(Some(found)),
+        Err(Errno::NOENT) => Ok(None),
+        Ok(()) | Err(Errno::AGAIN) => {
+            Err(failed(Errno::ADDRINUSE, "has a server listening on it already"))
+        }
+        Err(errno) => Err(failed(errno, "cannot be probed")),
+    }
+}
+
+/// Whether a file system or a kernel does not know a flag of `renameat2`.
+fn is_unknown(errno: Errno) -> bool {
+    matches!(errno, Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP)
+}
+
+/// Renames the socket `first`, whose file is `ours`. A stale socket at `path` is replaced, nothing else.
+fn rename(first: &Path, path: &Path, ours: Identity) -> Result<()> {
+    let failed = |errno: Errno| failed(path, errno, "cannot give a socket its name:");
+    for _ in 0..MAX_RACES {
+        let renamed = rustix::fs::renameat_with(CWD, first, CWD, path, RenameFlags::NOREPLACE);
+        let renamed = match renamed {
+            // A link replaces nothing either.
+            Err(errno) if is_unknown(errno) => {
+                rustix::fs::link(first, path).and_then(|()| rustix::fs::unlink(first))
+            }
+            renamed => renamed,
+        };
+        match renamed {
+            Ok(()) => return Ok(()),
+            Err(Errno::EXIST) => {}
+            Err(errno) => return Err(failed(errno)),
+        }
+        let Some(found) = stale(path)? else { continue };
+        match rustix::fs::renameat_with(CWD, first, CWD, path, RenameFlags::EXCHANGE) {
+            Ok(()) => {}
+            Err(Errno::NOENT) => continue,
+            Err(errno) if is_unknown(errno) => {
+                rustix::fs::unlink(path).map_err(failed)?;
+                continue;
+            }
+            Err(errno) => return Err(failed(errno)),
+        }
+        // What was taken must be what was found stale: another server may have replaced it.
+        if identity(first) == Ok(found) {
+            return rustix::fs::unlink(first).map_err(failed);
+        }
+        let back = rustix::fs::renameat_with(CWD, first, CWD, path, RenameFlags::EXCHANGE);
+        if back.is_err() && identity(path) == Ok(ours) {
+            // Nothing is at the first name any more: the name is ours.
+            return Ok(());
+        }
+    }
+    Err(failed(Errno::BUSY))
+}
+
+#[cfg(test)]
+#[path = "tests.rs"]
+mod tests;
