@@ -55,6 +55,13 @@ impl Options {
         self
     }
 
+    /// Asks whether the server knows vfiod's own features (`vfiod_wire::set`).
+    #[must_use]
+    pub fn vfiod_features(mut self) -> Self {
+        self.capabilities.vfiod_features = Some(true);
+        self
+    }
+
     /// Presents a VF token, a UUID.
     #[must_use]
     pub fn vf_token(mut self, token: &str) -> Self {
@@ -193,6 +200,32 @@ impl Client {
     /// Whether there is a second socket for the server's commands.
     pub fn has_twin_socket(&self) -> bool {
         self.twin.is_some()
+    }
+
+    /// Ends the connection so that the server sees nothing but its end: what it still sends is read
+    /// until it has closed, for at most `timeout`. A socket that is closed with unread bytes resets the
+    /// connection, which not every server survives.
+    pub fn close(self, timeout: Duration) {
+        let end = Instant::now() + timeout;
+        for socket in self.twin.iter().chain([&self.socket]) {
+            if rustix::net::shutdown(socket, rustix::net::Shutdown::Write).is_err() {
+                continue;
+            }
+            let mut buffer = [0; 4096];
+            loop {
+                let left = end.saturating_duration_since(Instant::now());
+                let Ok(left) = Timespec::try_from(left) else { break };
+                let mut fds = [PollFd::new(socket, PollFlags::IN)];
+                match rustix::event::poll(&mut fds, Some(&left)) {
+                    Ok(count) if count > 0 => {}
+                    _ => break,
+                }
+                match socket.receive(&mut buffer, &mut Vec::new()) {
+                    Ok(count) if count > 0 => {}
+                    _ => break,
+                }
+            }
+        }
     }
 
     /// Sends a command without waiting for its reply; see [`Client::complete`].

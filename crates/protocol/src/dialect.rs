@@ -31,6 +31,7 @@ impl Dialect {
                 write_multiple: None,
                 migration: Some(migration),
                 vf_token: None,
+                vfiod_features: None,
             } if migration.pgsize.is_some() && migration.max_bitmap_size.is_none() => Self::RustVmm,
             _ => Self::Standard,
         }

@@ -257,6 +257,7 @@ impl<D> Reply<'_, D> {
                 write_multiple: proposed.write_multiple.filter(|&wanted| wanted),
                 migration: None,
                 vf_token: None,
+                vfiod_features: proposed.vfiod_features.filter(|&known| known),
             },
         };
         let payload = reply.encode();

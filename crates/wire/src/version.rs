@@ -37,6 +37,10 @@ pub struct Capabilities {
     /// ([`Capabilities::token`]). For a server that does not know it, a key to be ignored.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub vf_token: Option<String>,
+    /// An extension of ours: the client knows features of ours, and so does a server whose reply has
+    /// this, too. Other servers need not survive a DEVICE_FEATURE that they do not know.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vfiod_features: Option<bool>,
 }
 
 /// Parameters of the second socket.

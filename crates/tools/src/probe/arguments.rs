@@ -10,6 +10,15 @@ pub(crate) struct Probe {
     /// The server's socket.
     pub socket: PathBuf,
 
+    /// The control socket of its daemon, which is asked who has a device open that refuses the probe.
+    #[arg(
+        long,
+        value_name = "SOCKET",
+        env = "VFIOD_CONTROL",
+        default_value = "/run/vfiod/control.sock"
+    )]
+    pub control: PathBuf,
+
     /// Print JSON.
     #[arg(long)]
     pub json: bool,

@@ -21,10 +21,19 @@ const CONFIG_MAX: u64 = 4096;
 const DEVICE_RESET: u32 = 1 << 0;
 const DEVICE_PCI: u32 = 1 << 1;
 
+/// How long a server has to close the connection at the end.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// Asks for everything.
 pub(super) fn collect(socket: &Path, timeout: Duration) -> anyhow::Result<Report> {
-    let options = Options { timeout, ..Options::default() };
+    let options = Options { timeout, ..Options::default() }.vfiod_features();
     let mut client = Client::connect_with(socket, options)?;
+    let report = ask(&mut client, socket);
+    client.close(CLOSE_TIMEOUT.min(timeout));
+    report
+}
+
+fn ask(client: &mut Client, socket: &Path) -> anyhow::Result<Report> {
     let server = client.server().clone();
     let info = client.device_info()?;
     let mut refusals = Vec::new();
@@ -50,16 +59,24 @@ pub(super) fn collect(socket: &Path, timeout: Duration) -> anyhow::Result<Report
         |index| regions.iter().find(|region| region.index == index).map_or(0, |region| region.size);
     let mut config = vec![0; size_of(pci_region::CONFIG).min(CONFIG_MAX) as usize];
     if is_pci && !config.is_empty() {
-        let read = client.region_read(pci_region::CONFIG, 0, &mut config);
-        if refused(read, &mut refusals)?.is_none() {
-            config.clear();
+        // As a driver reads it: there are servers that only know registers of up to four bytes.
+        let mut at = 0;
+        while at < config.len() {
+            let end = config.len().min(at + 4);
+            let read = client.region_read(pci_region::CONFIG, at as u64, &mut config[at..end]);
+            if refused(read, &mut refusals)?.is_none() {
+                config.truncate(at);
+            }
+            at = end;
         }
     } else {
         config.clear();
     }
     let sizes: Vec<_> = (0..6).map(size_of).collect();
-    // Last, because some servers do not survive a command that they do not know.
-    let set = client.hot_reset_info().ok().map(set_report);
+    // Other servers need not survive a feature that they do not know.
+    let ours = server.capabilities.vfiod_features == Some(true);
+    let set = if ours { refused(client.hot_reset_info(), &mut refusals)? } else { None };
+    let set = set.map(set_report);
     Ok(Report {
         socket: socket.display().to_string(),
         protocol: Protocol {

@@ -8,6 +8,7 @@ mod bytes;
 mod capabilities;
 mod collect;
 mod extended;
+mod in_use;
 mod names;
 mod print;
 mod report;
@@ -36,6 +37,7 @@ pub(crate) fn run(args: &Probe) -> anyhow::Result<()> {
         .recv_timeout(timeout)
         .map_err(|_| anyhow!("the server did not reply within {}", args.timeout))
         .and_then(|result| result)
+        .map_err(|error| in_use::explained(error, args))
         .with_context(|| format!("cannot probe {}", args.socket.display()))?;
     if args.json {
         output::print_json(&report)
