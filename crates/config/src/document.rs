@@ -4,6 +4,8 @@
 //! change may not do, with the same words.
 
 use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::Read;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -16,6 +18,9 @@ use crate::options::Options;
 use crate::problem::{Problem, Problems};
 use crate::read;
 use crate::types::Config;
+
+/// The largest configuration file in bytes.
+const LARGEST: u64 = 1 << 20;
 
 /// Added tables stand after everything that the file has.
 const LAST: isize = 1 << 40;
@@ -45,7 +50,14 @@ impl Document {
         overrides: Vec<(&'static str, &'static str, String)>,
     ) -> Result<Self, LoadError> {
         let unreadable = |error| LoadError::Unreadable(path.to_owned(), error);
-        let text = std::fs::read_to_string(path).map_err(unreadable)?;
+        let mut text = Vec::new();
+        let file = File::open(path).map_err(unreadable)?;
+        // Whatever it is, also a device that never ends.
+        file.take(LARGEST + 1).read_to_end(&mut text).map_err(unreadable)?;
+        if text.len() as u64 > LARGEST {
+            return Err(LoadError::TooLarge(path.to_owned(), LARGEST));
+        }
+        let text = String::from_utf8(text).map_err(|_| LoadError::NotText(path.to_owned()))?;
         let file = path.display().to_string();
         // First as the file is, so that every place is that of the file.
         read::read(&text, models).map_err(|problems| Problems::new(&file, &text, problems))?;

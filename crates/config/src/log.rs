@@ -2,6 +2,8 @@
 
 use tracing_subscriber::EnvFilter;
 
+use crate::nearest::suggestion;
+
 /// How a log line looks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum LogFormat {
@@ -17,13 +19,46 @@ impl LogFormat {
     pub const NAMES: [(&str, Self); 2] = [("text", Self::Text), ("json", Self::Json)];
 }
 
+/// What a filter may name besides `off`.
+const LEVELS: [&str; 5] = ["error", "warn", "info", "debug", "trace"];
+
 /// Checks a log filter: a level, or levels by module.
 ///
 /// # Errors
 /// What is wrong with it.
 pub fn check_filter(filter: &str) -> Result<(), String> {
+    // A word alone would be taken for a module, and a level with a typing error silence all others.
+    let alone = |part: &&str| !part.is_empty() && !part.contains(['=', '[', ']', '{', '}']);
+    for word in filter.split(',').map(str::trim).filter(alone) {
+        let level = word.to_ascii_lowercase();
+        let number = level.parse().is_ok_and(|number: u8| number <= 5);
+        if !number && level != "off" && !LEVELS.contains(&level.as_str()) {
+            let levels = suggestion(&level, "levels", LEVELS);
+            return Err(format!(
+                "`{word}` is no level; {levels}; a module is written with its level: {word}=debug"
+            ));
+        }
+    }
     EnvFilter::builder()
         .parse(filter)
         .map(drop)
         .map_err(|error| format!("`{filter}` is no log filter: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mistyped_level_is_refused_and_not_taken_for_a_module() {
+        for right in ["info", "INFO", "off", "3", "warn,vfiod_server=trace", "info,", "a[b{c=d}]=1"]
+        {
+            assert_eq!(check_filter(right), Ok(()), "{right}");
+        }
+        for wrong in ["inof", "warn,vfiod_server", "vfiod_server=tarce", "a=b=c", "7"] {
+            assert!(check_filter(wrong).is_err(), "{wrong}");
+        }
+        let said = check_filter("inof").unwrap_err();
+        assert!(said.starts_with("`inof` is no level; did you mean `info`?"), "{said}");
+    }
 }

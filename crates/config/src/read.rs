@@ -311,7 +311,7 @@ impl Reader<'_> {
             }
         };
         let key = match &socket {
-            SocketConfig::Path(path, _) => format!("path {}", path.display()),
+            SocketConfig::Path(path, _) => format!("path {}", values::place(path).display()),
             other => format!("{other:?}"),
         };
         if let Some(other) = sockets.take(key, &span, &device.path) {

@@ -206,6 +206,10 @@ impl<'a> Section<'a> {
         entries.sort_by_key(|(name, _)| name.span().start);
         let mut sections = Vec::with_capacity(entries.len());
         for (name, value) in entries {
+            if name.get_ref().is_empty() {
+                let help = format!("write a name: [{key}.NAME]");
+                outer.wrong("", name.span(), "a name is empty", help);
+            }
             match outer.inner(name.get_ref(), name.span(), value) {
                 Some(section) => sections
                     .push((At { value: name.get_ref().as_ref(), span: name.span() }, section)),

@@ -1,6 +1,7 @@
 //! Values with a notation of their own: times, permission bits, users and groups.
 
 use std::fs;
+use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
 /// The notation of times, for help texts.
@@ -26,6 +27,35 @@ pub fn time(text: &str) -> Option<Duration> {
 pub fn mode(text: &str) -> Option<u32> {
     let digits = text.strip_prefix("0o").unwrap_or(text);
     u32::from_str_radix(digits, 8).ok().filter(|mode| *mode <= 0o777)
+}
+
+/// The place of a file, whichever path leads there: its directory without links and `..`, as far as
+/// it exists.
+pub(crate) fn place(path: &Path) -> PathBuf {
+    let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let (Some(name), Some(directory)) = (absolute.file_name(), absolute.parent()) else {
+        return absolute;
+    };
+    // What is missing will be made, and has no links.
+    let mut missing = Vec::new();
+    let mut existing = directory;
+    let mut found = loop {
+        match (existing.canonicalize(), existing.parent()) {
+            (Ok(found), _) => break found,
+            (Err(_), Some(above)) => {
+                missing.push(existing.components().next_back());
+                existing = above;
+            }
+            (Err(_), None) => break existing.to_owned(),
+        }
+    };
+    for component in missing.into_iter().rev().flatten() {
+        match component {
+            Component::ParentDir => drop(found.pop()),
+            component => found.push(component),
+        }
+    }
+    found.join(name)
 }
 
 /// The bytes of a UUID in its usual form: 36 characters, with hyphens.
@@ -68,6 +98,21 @@ mod tests {
         for wrong in ["", "50", "us", "-1s", "1.5s", "1h", "99999999999999999999s"] {
             assert_eq!(time(wrong), None, "{wrong}");
         }
+    }
+
+    #[test]
+    fn one_place_has_one_name_whichever_path_leads_there() {
+        let directory = tempfile::tempdir().unwrap();
+        let real = directory.path().canonicalize().unwrap();
+        fs::create_dir(real.join("a")).unwrap();
+        std::os::unix::fs::symlink("a", real.join("link")).unwrap();
+        for same in ["a/s", "a/./s", "a//s", "link/s", "a/../a/s", "link/../a/s"] {
+            assert_eq!(place(&real.join(same)), real.join("a/s"), "{same}");
+        }
+        for missing in ["a/new/s", "link/new/s", "a/new/./s", "a/new/x/../s"] {
+            assert_eq!(place(&real.join(missing)), real.join("a/new/s"), "{missing}");
+        }
+        assert_eq!(place(Path::new("/s")), Path::new("/s"));
     }
 
     #[test]

@@ -163,6 +163,48 @@ error: c.toml:6:19: device.b.socket: this socket is `device.a` (line 3) already
 }
 
 #[test]
+fn one_socket_for_two_devices_by_another_path() {
+    let directory = tempfile::tempdir().unwrap();
+    std::os::unix::fs::symlink(".", directory.path().join("link")).unwrap();
+    let path = |rest: &str| format!("{}/{rest}", directory.path().display());
+    for other in ["link/s", "./s", "new/../s"] {
+        let (one, other) = (path("s"), path(other));
+        let text = format!(
+            "[device.a]\nmodel = \"edu\"\nsocket = {one:?}\n[device.b]\nmodel = \"edu\"\nsocket = {other:?}\n"
+        );
+        let said = complaint(&text);
+        assert!(
+            said.contains("device.b.socket: this socket is `device.a` (line 3) already"),
+            "{said}"
+        );
+    }
+}
+
+#[test]
+fn things_without_a_name() {
+    for kind in ["bus", "slot", "device", "container", "parent"] {
+        let said = complaint(&format!("[{kind}.\"\"]\n"));
+        assert!(said.contains("a name is empty"), "{kind}: {said}");
+        assert!(said.contains(&format!("help: write a name: [{kind}.NAME]")), "{kind}: {said}");
+    }
+}
+
+#[test]
+fn a_file_that_is_too_large_or_no_text_is_not_read() {
+    use vfiod_config::{Document, LoadError};
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("c.toml");
+    let load = |path: &std::path::Path| Document::load(path, &catalogue(), Vec::new()).unwrap_err();
+    std::fs::write(&path, vec![b'#'; (1 << 20) + 1]).unwrap();
+    assert!(matches!(load(&path), LoadError::TooLarge(_, 1_048_576)));
+    assert!(matches!(load("/dev/zero".as_ref()), LoadError::TooLarge(..)));
+    std::fs::write(&path, vec![b'#'; 1 << 20]).unwrap();
+    assert!(matches!(load(&path), LoadError::Wrong(_)), "it is read, and has no device");
+    std::fs::write(&path, b"\xff").unwrap();
+    assert!(matches!(load(&path), LoadError::NotText(_)));
+}
+
+#[test]
 fn one_name_for_two_devices() {
     let text = "[device.a]\nmodel = \"edu\"\nsocket = \"/tmp/s\"\n[device.a]\n";
     let complaint = complaint(text);

@@ -33,7 +33,7 @@ pub struct Control {
     // Before the socket's file is removed.
     _service: Service,
     /// Removes the socket when it is dropped.
-    _socket: Listener,
+    socket: Listener,
 }
 
 impl Control {
@@ -60,7 +60,17 @@ impl Control {
                 Err(error) => tracing::error!(%error, "the control API cannot use its socket"),
             }
         })?;
-        Ok(Self { _service: service, _socket: socket })
+        Ok(Self { _service: service, socket })
+    }
+}
+
+impl Control {
+    /// Gives the socket its name, if it has none yet.
+    ///
+    /// # Errors
+    /// Errors of the kernel; somebody listens there since the socket was prepared.
+    pub fn publish(&mut self) -> anyhow::Result<()> {
+        Ok(self.socket.publish()?)
     }
 }
 

@@ -177,6 +177,8 @@ impl Daemon {
         if let Some(failure) = error.downcast_ref::<Failure>() {
             return ExitCode::from(failure.exit_code());
         }
-        if error.is::<UsageError>() { ExitCode::from(2) } else { ExitCode::FAILURE }
+        let mistake =
+            matches!(error.downcast_ref(), Some(LoadError::TooLarge(..) | LoadError::NotText(_)));
+        if mistake || error.is::<UsageError>() { ExitCode::from(2) } else { ExitCode::FAILURE }
     }
 }

@@ -1,5 +1,6 @@
 //! `vfiod serve`: devices on sockets until a signal says otherwise.
 
+use std::io;
 use std::net::TcpListener;
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,7 +9,7 @@ use anyhow::Context;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use vfiod_config::{Config, ControlConfig, Models};
 use vfiod_control::{Control, Metrics};
-use vfiod_manager::{EventLog, InUsePolicy, Manager};
+use vfiod_manager::{EventLog, InUsePolicy, Manager, PassedSockets};
 use vfiod_mdev_sysfs::{MountedView, View};
 
 use crate::cli::Serve;
@@ -17,6 +18,8 @@ use crate::served::configuration;
 use crate::signals::{Asked, Signals};
 use crate::{logging, notify, output};
 
+/// What is logged if nobody says it.
+const DEFAULT_LOG: &str = "info";
 /// How long clients have to close their devices once the daemon is asked to finish.
 const GRACE: Duration = Duration::from_secs(2);
 /// How often the end of the only connection is looked for.
@@ -29,9 +32,17 @@ pub(crate) fn run(
     logs: &logging::Wanted,
     program: &str,
 ) -> anyhow::Result<()> {
+    let passed = match args.check {
+        true => PassedSockets::default(),
+        // Before anything is opened that could have the number of a socket that was not passed.
+        false => PassedSockets::take(args.fd)?,
+    };
     let source = configuration(args, models)?;
     let config = source.config().clone();
+    logs.filter(config.log.as_deref(), DEFAULT_LOG)?;
     if args.check {
+        let mut in_use = vfiod_manager::check(&config)?;
+        in_use.extend(check_metrics(&config)?);
         let count =
             |count: usize, what| format!("{count} {what}{}", if count == 1 { "" } else { "s" });
         let mut found = vec![count(config.devices.len(), "device")];
@@ -41,20 +52,26 @@ pub(crate) fn run(
         if !config.parents.is_empty() {
             found.push(count(config.parents.len(), "parent"));
         }
-        return output::print(&format!("the configuration is right: {}\n", found.join(", ")));
+        let mut text = format!("the configuration is right: {}\n", found.join(", "));
+        if !in_use.is_empty() {
+            text += &format!("in use now, as if it were served already: {}\n", in_use.join(", "));
+        }
+        return output::print(&text);
     }
     notify::connect();
     vfiod_control::load_accounts();
     let metrics = config.metrics.map(vfiod_control::listen_for_metrics).transpose()?;
     // Before the first thread: the sandbox is that of this thread and those that it starts.
     let mut confined = Confined::enter(args, &source, models, program)?;
-    logs.start(config.log.as_deref(), config.log_format, "info")?;
+    logs.start(config.log.as_deref(), config.log_format, DEFAULT_LOG)?;
     confined.log();
     raise_descriptor_limit();
     // Before the first socket is there: whoever sees one may send a signal already.
     let signals = Signals::catch_with_reload().context("cannot catch signals")?;
-    let manager = Arc::new(Manager::start(source, models, Some(Arc::new(EventLog)))?);
-    let management = match management(&config, &manager, metrics, confined.view.take()) {
+    let manager = Manager::prepare(source, models, Some(Arc::new(EventLog)), passed)?;
+    let manager = Arc::new(manager);
+    let started = management(&config, &manager, metrics, confined.view.take());
+    let management = match started.and_then(|started| start(&manager, started)) {
         Ok(management) => management,
         Err(error) => {
             manager.stop(Duration::ZERO);
@@ -77,10 +94,37 @@ pub(crate) fn run(
     Ok(())
 }
 
+/// Lets everything appear together, once all that could fail has been done: first the names of all
+/// sockets, then whoever has connected is served.
+fn start(manager: &Manager, mut management: Management) -> anyhow::Result<Management> {
+    manager.publish()?;
+    if let Some(control) = &mut management.control {
+        control.publish().context("the control API")?;
+    }
+    manager.serve()?;
+    Ok(management)
+}
+
+/// The address of the metrics, if it is in use now.
+fn check_metrics(config: &Config) -> anyhow::Result<Option<String>> {
+    let Some(address) = config.metrics else { return Ok(None) };
+    match vfiod_control::listen_for_metrics(address) {
+        Ok(_) => Ok(None),
+        Err(error)
+            if error
+                .downcast_ref::<io::Error>()
+                .is_some_and(|error| error.kind() == io::ErrorKind::AddrInUse) =>
+        {
+            Ok(Some(address.to_string()))
+        }
+        Err(error) => Err(error),
+    }
+}
+
 /// What operators and programs reach the daemon by. Ended in this order.
 struct Management {
     _view: Option<View>,
-    _control: Option<Control>,
+    control: Option<Control>,
     _metrics: Option<Metrics>,
 }
 
@@ -94,7 +138,7 @@ fn management(
     let metrics = metrics.map(|listener| Metrics::start(manager.clone(), listener));
     Ok(Management {
         _metrics: metrics.transpose()?,
-        _control: control(config, manager)?,
+        control: control(config, manager)?,
         _view: view.map(|view| view.serve(manager.clone())).transpose()?,
     })
 }

@@ -26,7 +26,8 @@ pub fn find_mistakes(config: &Config, models: &Models) -> Vec<Problem> {
         }
     }
     for parent in &config.parents {
-        if let Err(error) = build_parent(models, parent) {
+        let built = build_parent(models, parent);
+        if let Err(error) = built.and_then(|(spec, _)| Ok(spec.validate()?)) {
             let key = format!("parent.{}", parent.name);
             problems.push(mistake(error, key, &parent.options, &parent.span));
         }

@@ -20,7 +20,7 @@ use crate::event_log::owner_name;
 use crate::manager::Manager;
 use crate::plan::{self, Unit};
 use crate::sandbox;
-use crate::stack::Opened;
+use crate::sockets::Opened;
 
 /// What to do with devices that are to be removed and in use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -206,6 +206,7 @@ impl Manager {
                 let hint = vfiod_sandbox::hint(cause.kind(), Some(path));
                 Error::new(Errno::INVAL, format!("{error}: {cause}{hint}"))
             }
+            error => invalid(error),
         })?;
         let mut mistakes = fixed(old.config(), &new);
         mistakes.extend(find_mistakes(new.config(), &self.models));
@@ -305,7 +306,8 @@ impl Manager {
         let Difference { gone, new: units, parents_gone, parents_new, changes } = difference;
         // All that is free now, so that most failures change nothing.
         let gone: Vec<&Unit> = gone.iter().collect();
-        let mut opened = Opened::open(&units.iter().collect::<Vec<_>>(), &gone).map_err(failure)?;
+        let mut opened =
+            Opened::of_units(&units.iter().collect::<Vec<_>>(), &gone).map_err(failure)?;
 
         for parent in &parents_gone {
             self.remove_parent(parent, grace);
@@ -317,7 +319,11 @@ impl Manager {
         let mut document = new;
         for unit in units {
             let name = unit.name().to_owned();
-            if let Err(error) = self.stack().add(unit, &self.models, &mut opened) {
+            let added = self.stack().add(unit, &self.models, &mut opened);
+            let stack = self.stack();
+            let served = added.and_then(|()| stack.publish()).and_then(|()| stack.serve());
+            if let Err(error) = served {
+                stack.remove(&[name.as_str()], Duration::ZERO);
                 failures.push(format!("{error:#}"));
                 if let Ok(without) = document.without_device(&name, &self.models) {
                     document = without;

@@ -2,41 +2,55 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use anyhow::Context;
 use uuid::Uuid;
-use vfiod_core::{DeviceRef, Errno, Error, Result};
+use vfiod_core::{DeviceRef, Result};
 use vfiod_mdev::{Endpoint, NoEndpoint};
 use vfiod_server::{
-    ConnectionInfo, ConnectionTotals, ConnectionUsage, Departures, Listener, Served, SocketAccess,
+    ConnectionInfo, ConnectionTotals, ConnectionUsage, Departures, Listener, Served, Site, SocketAccess,
 };
 
+use crate::sockets::{access_of, prepare};
 use crate::stack::Stack;
 
 /// The directory of the sockets, and the instances that are served.
 pub(super) struct Endpoints {
     directory: Option<PathBuf>,
     access: SocketAccess,
-    open: Mutex<HashMap<Uuid, Served>>,
+    open: Mutex<Open>,
+}
+
+/// The instances that can be opened, or could be if the daemon served already.
+#[derive(Default)]
+struct Open {
+    served: HashMap<Uuid, Served>,
+    /// Until the daemon serves: their sockets, which have no names yet.
+    prepared: Vec<(Uuid, Listener, DeviceRef)>,
+    serving: bool,
 }
 
 impl Endpoints {
-    /// Sockets in a directory, which is made if need be; without one, instances have none.
+    /// Sockets in a directory, which is made if need be; without one, instances have none. Sockets
+    /// of instances of a daemon that was killed are removed.
     ///
     /// # Errors
-    /// The directory cannot be made.
-    pub(super) fn new(directory: Option<PathBuf>, access: SocketAccess) -> Result<Arc<Self>> {
+    /// The directory cannot be used.
+    pub(super) fn new(
+        directory: Option<PathBuf>,
+        access: vfiod_config::SocketAccess,
+    ) -> anyhow::Result<Arc<Self>> {
         if let Some(path) = &directory {
-            fs::create_dir_all(path).map_err(|error| {
-                let errno = Errno::from_io_error(&error).unwrap_or(Errno::IO);
-                Error::new(errno, format!("cannot make the directory {}", path.display()))
-            })?;
+            check(path, access, Site::Free)?;
+            remove_left_behind(path);
         }
+        let access = access_of(access);
         Ok(Arc::new(Self { directory, access, open: Mutex::default() }))
     }
 
-    fn open(&self) -> MutexGuard<'_, HashMap<Uuid, Served>> {
+    fn open(&self) -> MutexGuard<'_, Open> {
         vfiod_sync::lock(&self.open)
     }
 
@@ -56,30 +70,58 @@ impl Endpoints {
         device: &DeviceRef,
     ) -> Result<Box<dyn Endpoint>> {
         let Some(path) = self.path(uuid) else { return Ok(Box::new(NoEndpoint)) };
-        let listener = Listener::bind(path, self.access)?;
-        let served = stack.server().serve(listener, device.clone())?;
-        self.open().insert(uuid, served);
+        let mut listener = Listener::prepare(path, self.access, Site::Free)?;
+        let mut open = self.open();
+        if open.serving {
+            listener.publish()?;
+            let served = stack.server().serve(listener, device.clone())?;
+            open.served.insert(uuid, served);
+        } else {
+            open.prepared.push((uuid, listener, device.clone()));
+        }
         Ok(Box::new(SocketEndpoint { endpoints: self.clone(), uuid }))
+    }
+
+    /// Gives the sockets of all instances their names. Nobody is served yet.
+    ///
+    /// # Errors
+    /// Errors of the kernel; somebody listens there since it was prepared.
+    pub(super) fn publish(&self) -> Result<()> {
+        self.open().prepared.iter_mut().try_for_each(|(_, listener, _)| listener.publish())
+    }
+
+    /// Serves every instance, and from now on each as soon as it is created.
+    ///
+    /// # Errors
+    /// Errors of the kernel.
+    pub(super) fn serve(&self, stack: &Stack) -> Result<()> {
+        let mut open = self.open();
+        open.serving = true;
+        for (uuid, listener, device) in std::mem::take(&mut open.prepared) {
+            let served = stack.server().serve(listener, device)?;
+            open.served.insert(uuid, served);
+        }
+        Ok(())
     }
 
     /// The connections to an instance.
     pub(super) fn clients(&self, uuid: Uuid) -> Vec<ConnectionInfo> {
-        self.open().get(&uuid).map_or_else(Vec::new, Served::clients)
+        self.open().served.get(&uuid).map_or_else(Vec::new, Served::clients)
     }
 
     /// The connections of those that an instance has for itself.
     pub(super) fn own_connections(&self, uuid: Uuid) -> Option<ConnectionUsage> {
-        self.open().get(&uuid).map(Served::own_connections)
+        self.open().served.get(&uuid).map(Served::own_connections)
     }
 
     /// The clients of an instance that have hung up.
     pub(super) fn departures(&self, uuid: Uuid) -> Option<Departures> {
-        self.open().get(&uuid).map(Served::departures)
+        self.open().served.get(&uuid).map(Served::departures)
     }
 
     /// What was counted on all connections to an instance.
     pub(super) fn totals(&self, uuid: Uuid) -> ConnectionTotals {
-        self.open().get(&uuid).map_or_else(ConnectionTotals::default, Served::totals)
+        self.open().served.get(&uuid).map_or_else(ConnectionTotals::default, Served::totals)
     }
 }
 
@@ -91,7 +133,9 @@ struct SocketEndpoint {
 
 impl Endpoint for SocketEndpoint {
     fn stop_listening(&mut self) {
-        if let Some(served) = self.endpoints.open().get_mut(&self.uuid) {
+        let mut open = self.endpoints.open();
+        open.prepared.retain(|(uuid, ..)| *uuid != self.uuid);
+        if let Some(served) = open.served.get_mut(&self.uuid) {
             served.stop_listening();
         }
     }
@@ -100,7 +144,38 @@ impl Endpoint for SocketEndpoint {
 impl Drop for SocketEndpoint {
     fn drop(&mut self) {
         // Ended with the table unlocked, as that takes a moment.
-        let served = self.endpoints.open().remove(&self.uuid);
+        let mut open = self.endpoints.open();
+        open.prepared.retain(|(uuid, ..)| *uuid != self.uuid);
+        let served = open.served.remove(&self.uuid);
+        drop(open);
         drop(served);
+    }
+}
+
+/// Checks that sockets can be made in a directory.
+///
+/// # Errors
+/// Errors of the kernel; a directory that cannot be one is a `UsageError`.
+pub(crate) fn check(
+    directory: &Path,
+    access: vfiod_config::SocketAccess,
+    site: Site,
+) -> anyhow::Result<()> {
+    let path = directory.join(format!("{}.sock", Uuid::nil()));
+    drop(prepare(&path, access, site).context("the sockets of instances")?);
+    Ok(())
+}
+
+/// Removes the sockets of instances that nobody serves any more: their daemon was killed.
+fn remove_left_behind(directory: &Path) {
+    vfiod_sockets::remove_leftovers(directory);
+    let Ok(entries) = fs::read_dir(directory) else { return };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let uuid = name.to_str().and_then(|name| name.strip_suffix(".sock"));
+        let is_ours = uuid.is_some_and(|uuid| Uuid::try_parse(uuid).is_ok());
+        if is_ours && vfiod_sockets::remove_if_stale(&entry.path()) {
+            tracing::info!(path = %entry.path().display(), "removed the socket of a dead daemon");
+        }
     }
 }

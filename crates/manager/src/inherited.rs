@@ -1,14 +1,21 @@
 //! Descriptors that the process was started with: `--fd N` and systemd's socket activation.
 //!
-//! A number on the command line is no proof that a descriptor is there or ours, and making one
-//! from a bare number is `unsafe`. `pidfd_getfd` on this very process gives a duplicate of
-//! whatever is there, or `EBADF`, without that.
+//! A number is no proof that a descriptor was passed: what the program opened itself may have it. So
+//! they are looked at before anything is opened, and one that is closed on `exec` was not passed, as it
+//! would not have survived the start of this program.
+//!
+//! Making a descriptor from a bare number is `unsafe`. `pidfd_getfd` on this very process gives a
+//! duplicate of whatever is there, or `EBADF`, without that.
 
+use std::collections::BTreeMap;
+use std::io;
 use std::os::fd::{OwnedFd, RawFd};
 
 use anyhow::{Context, bail};
+use rustix::fs::OFlags;
 use rustix::io::Errno;
 use rustix::process::{PidfdFlags, PidfdGetfdFlags};
+use vfiod_config::UsageError;
 
 /// Number of the first descriptor that a service manager passes.
 const FIRST: RawFd = 3;
@@ -22,11 +29,114 @@ pub(crate) enum Inherited {
     Connected(OwnedFd),
 }
 
+/// The sockets that were passed to this process.
+#[derive(Debug, Default)]
+pub struct PassedSockets {
+    /// Those of the service manager, by name.
+    activated: BTreeMap<String, Vec<Inherited>>,
+    /// That of `--fd`.
+    descriptor: Option<(RawFd, Inherited)>,
+    /// Sockets were passed to another process, whose environment this one has.
+    for_another: bool,
+}
+
+impl PassedSockets {
+    /// Takes over the sockets of socket activation (`sd_listen_fds(3)`) and the descriptor of `--fd`. To
+    /// be called before the program opens anything.
+    ///
+    /// # Errors
+    /// [`UsageError`]: what was not passed, is no UNIX stream socket, or neither listens nor is
+    /// connected; `LISTEN_FDS` is no number.
+    pub fn take(descriptor: Option<RawFd>) -> anyhow::Result<Self> {
+        let taken = || {
+            let mut passed = Self::activated()?;
+            if let Some(number) = descriptor {
+                passed.descriptor = Some((number, socket(number).context("--fd")?));
+            }
+            anyhow::Ok(passed)
+        };
+        taken().map_err(|error| UsageError(format!("{error:#}")).into())
+    }
+
+    fn activated() -> anyhow::Result<Self> {
+        let variable = |name| std::env::var(name).ok();
+        let mut passed = Self::default();
+        let plan = plan(
+            variable("LISTEN_PID").as_deref(),
+            variable("LISTEN_FDS").as_deref(),
+            variable("LISTEN_FDNAMES").as_deref(),
+            std::process::id(),
+        )?;
+        passed.for_another = plan.is_none() && variable("LISTEN_FDS").is_some();
+        for (number, name) in plan.unwrap_or_default() {
+            let socket =
+                socket(number).with_context(|| format!("socket activation of `{name}`"))?;
+            passed.activated.entry(name).or_default().push(socket);
+        }
+        Ok(passed)
+    }
+
+    /// The descriptor of `--fd`, once.
+    pub(crate) fn descriptor(&mut self, number: RawFd) -> anyhow::Result<Inherited> {
+        match self.descriptor.take() {
+            Some((taken, socket)) if taken == number => Ok(socket),
+            _ => Err(UsageError(format!("--fd: descriptor {number} was not passed")).into()),
+        }
+    }
+
+    /// A socket of this name, once.
+    pub(crate) fn named(&mut self, name: &str) -> anyhow::Result<Inherited> {
+        let list = self.activated.get_mut(name).filter(|list| !list.is_empty());
+        if let Some(list) = list {
+            return Ok(list.remove(0));
+        }
+        let names: Vec<_> = self.activated.keys().map(String::as_str).collect();
+        let names = if names.is_empty() { "none".into() } else { names.join(", ") };
+        let what = format!(
+            "the service manager passed no socket named `{name}` (FileDescriptorName= in the \
+             .socket unit); passed: {names}{}",
+            self.hint()
+        );
+        Err(UsageError(what).into())
+    }
+
+    /// The only socket, once.
+    pub(crate) fn only(&mut self) -> anyhow::Result<Inherited> {
+        let mut all: Vec<_> = std::mem::take(&mut self.activated).into_values().flatten().collect();
+        let what = match (all.pop(), all.len()) {
+            (Some(socket), 0) => return Ok(socket),
+            (Some(_), more) => format!("{} sockets were passed for one device", more + 1),
+            (None, _) => format!(
+                "no socket: give --socket-path or --fd, or let a service manager pass one \
+                 (LISTEN_FDS){}",
+                self.hint()
+            ),
+        };
+        Err(UsageError(what).into())
+    }
+
+    fn hint(&self) -> String {
+        if !self.for_another {
+            return String::new();
+        }
+        let own = std::process::id();
+        format!("; LISTEN_FDS is set, but LISTEN_PID does not name this process, {own}")
+    }
+
+    /// Logs the sockets that no device has.
+    pub(crate) fn warn_about_the_rest(&self) {
+        for (name, list) in self.activated.iter().filter(|(_, list)| !list.is_empty()) {
+            tracing::warn!(name, count = list.len(), "sockets passed for no device");
+        }
+    }
+}
+
 /// The stream socket with this number.
 ///
 /// # Errors
-/// Nothing open there; not a UNIX stream socket.
-pub(crate) fn socket(number: RawFd) -> anyhow::Result<Inherited> {
+/// Nothing open there, or opened by this program; not a UNIX stream socket.
+fn socket(number: RawFd) -> anyhow::Result<Inherited> {
+    check_passed(number)?;
     let fd = duplicate(number)?;
     let kind = rustix::net::sockopt::socket_type(&fd)
         .with_context(|| format!("descriptor {number} is not a socket"))?;
@@ -34,11 +144,37 @@ pub(crate) fn socket(number: RawFd) -> anyhow::Result<Inherited> {
     if kind != rustix::net::SocketType::STREAM || domain != rustix::net::AddressFamily::UNIX {
         bail!("descriptor {number} is not a UNIX stream socket");
     }
-    Ok(if rustix::net::sockopt::socket_acceptconn(&fd)? {
-        Inherited::Listening(fd)
-    } else {
-        Inherited::Connected(fd)
-    })
+    if rustix::net::sockopt::socket_acceptconn(&fd)? {
+        return Ok(Inherited::Listening(fd));
+    }
+    match rustix::net::getpeername(&fd) {
+        Err(Errno::NOTCONN) => bail!(
+            "descriptor {number} is a socket that neither listens nor is connected; call listen() \
+             before passing it"
+        ),
+        _ => Ok(Inherited::Connected(fd)),
+    }
+}
+
+/// Checks that a descriptor has survived the start of this program.
+fn check_passed(number: RawFd) -> anyhow::Result<()> {
+    let info = match std::fs::read_to_string(format!("/proc/self/fdinfo/{number}")) {
+        Ok(info) => info,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            // Without /proc there is only the look before anything was opened.
+            if !std::path::Path::new("/proc/self/fdinfo").exists() {
+                return Ok(());
+            }
+            bail!("descriptor {number} is not open");
+        }
+        Err(error) => return Err(error).context(format!("cannot look at descriptor {number}")),
+    };
+    let flags = info.lines().find_map(|line| line.strip_prefix("flags:"));
+    let flags = flags.and_then(|octal| u32::from_str_radix(octal.trim(), 8).ok());
+    if flags.is_none_or(|flags| flags & OFlags::CLOEXEC.bits() != 0) {
+        bail!("descriptor {number} was not passed to this program, which opened it itself");
+    }
+    Ok(())
 }
 
 fn duplicate(number: RawFd) -> anyhow::Result<OwnedFd> {
@@ -50,30 +186,6 @@ fn duplicate(number: RawFd) -> anyhow::Result<OwnedFd> {
         Err(error) => Err(anyhow::Error::new(error)
             .context(format!("cannot take descriptor {number} over (pidfd_getfd)"))),
     }
-}
-
-/// The sockets of socket activation (`sd_listen_fds(3)`) with their names; empty without it.
-///
-/// # Errors
-/// `LISTEN_FDS` is no number; a descriptor that is not a UNIX stream socket.
-pub(crate) fn activated() -> anyhow::Result<Vec<(String, Inherited)>> {
-    let variable = |name| std::env::var(name).ok();
-    let Some(plan) = plan(
-        variable("LISTEN_PID").as_deref(),
-        variable("LISTEN_FDS").as_deref(),
-        variable("LISTEN_FDNAMES").as_deref(),
-        std::process::id(),
-    )?
-    else {
-        return Ok(Vec::new());
-    };
-    plan.into_iter()
-        .map(|(number, name)| {
-            let socket =
-                socket(number).with_context(|| format!("socket activation of `{name}`"))?;
-            Ok((name, socket))
-        })
-        .collect()
 }
 
 /// Which descriptors are meant for this process; `None` if none are.
@@ -106,8 +218,11 @@ fn plan(
 
 #[cfg(test)]
 mod tests {
-    use std::os::fd::AsRawFd;
+    use std::os::fd::{AsFd, AsRawFd};
     use std::os::unix::net::{UnixListener, UnixStream};
+
+    use rustix::io::FdFlags;
+    use rustix::net::{AddressFamily, SocketAddrUnix, SocketType};
 
     use super::*;
 
@@ -127,13 +242,29 @@ mod tests {
     fn sockets_are_told_from_other_descriptors() {
         let directory = tempfile::tempdir().unwrap();
         let listener = UnixListener::bind(directory.path().join("s")).unwrap();
+        let fails = |number| format!("{:#}", socket(number).unwrap_err());
+        let error = fails(listener.as_raw_fd());
+        assert!(error.contains("was not passed to this program"), "{error}");
+        pass(&listener);
         assert!(matches!(socket(listener.as_raw_fd()).unwrap(), Inherited::Listening(_)));
         let (stream, _peer) = UnixStream::pair().unwrap();
+        pass(&stream);
         assert!(matches!(socket(stream.as_raw_fd()).unwrap(), Inherited::Connected(_)));
+        let bound = rustix::net::socket(AddressFamily::UNIX, SocketType::STREAM, None).unwrap();
+        let address = SocketAddrUnix::new(directory.path().join("b")).unwrap();
+        rustix::net::bind(&bound, &address).unwrap();
+        let error = fails(bound.as_raw_fd());
+        assert!(error.contains("neither listens nor is connected"), "{error}");
         let file = tempfile::tempfile().unwrap();
-        let error = format!("{:#}", socket(file.as_raw_fd()).unwrap_err());
+        pass(&file);
+        let error = fails(file.as_raw_fd());
         assert!(error.contains("is not a socket"), "{error}");
-        let error = format!("{:#}", socket(1_000_000).unwrap_err());
+        let error = fails(1_000_000);
         assert!(error.contains("descriptor 1000000 is not open"), "{error}");
+    }
+
+    /// Makes a descriptor one that survives `exec`.
+    fn pass(fd: impl AsFd) {
+        rustix::io::fcntl_setfd(fd, FdFlags::empty()).unwrap();
     }
 }

@@ -24,6 +24,7 @@
 
 mod build;
 mod changes;
+mod check;
 mod counters;
 mod defined;
 mod definitions;
@@ -40,11 +41,13 @@ mod stack;
 
 pub use self::build::{Built, build_device, find_mistakes};
 pub use self::changes::{Changes, InUsePolicy, Origin};
+pub use self::check::check;
 pub use self::counters::Counters;
 pub use self::defined::Change;
 pub use self::definitions::{Damaged, Definition, Listing, Start};
 pub use self::event_log::{EventLog, owner_name};
 pub use self::events::{EventKind, Record, Watch};
+pub use self::inherited::PassedSockets;
 pub use self::manager::{Manager, NewInstance, Source};
 pub use self::sandbox::rules as sandbox_rules;
 pub use self::stack::{About, Stack};

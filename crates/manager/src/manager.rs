@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
+use anyhow::Context;
 use uuid::Uuid;
 use vfiod_config::{Config, Document, Models};
 use vfiod_core::event::{Event, Observer};
@@ -16,7 +17,8 @@ use crate::definitions::Definitions;
 use crate::departure;
 use crate::endpoints::Endpoints;
 use crate::events::{EventKind, Events, Watch};
-use crate::sockets::access_of;
+use crate::inherited::PassedSockets;
+use crate::sockets::mistake;
 use crate::stack::{About, Stack};
 
 /// Devices, sets, parents, instances, definitions.
@@ -98,27 +100,46 @@ impl Observer for Observers {
 }
 
 impl Manager {
-    /// Registers and serves every device of a configuration, registers its parents, and starts
-    /// the instances whose definitions start by themselves. If one of these fails it is logged, and
-    /// the others are started.
+    /// Prepares a manager, and serves: see [`Manager::prepare`] and [`Manager::serve`].
     ///
     /// # Errors
-    /// Errors of a model, a socket, the store of definitions or the kernel; nothing is left behind.
+    /// As these.
     pub fn start(
         source: impl Into<Source>,
         models: &Models,
         observer: Option<Arc<dyn Observer>>,
+    ) -> anyhow::Result<Self> {
+        let manager = Self::prepare(source, models, observer, PassedSockets::take(None)?)?;
+        if let Err(error) = manager.publish().and_then(|()| manager.serve()) {
+            manager.stop(Duration::ZERO);
+            return Err(error);
+        }
+        Ok(manager)
+    }
+
+    /// Registers every device of a configuration and its parents, and starts the instances whose
+    /// definitions start by themselves. If one of these fails it is logged, and the others are
+    /// started. Nobody can open anything yet: sockets have no names.
+    ///
+    /// # Errors
+    /// Errors of a model, a socket, the store of definitions or the kernel; nothing is left behind.
+    pub fn prepare(
+        source: impl Into<Source>,
+        models: &Models,
+        observer: Option<Arc<dyn Observer>>,
+        passed: PassedSockets,
     ) -> anyhow::Result<Self> {
         let (config, document) = match source.into() {
             Source::Document(document) => (document.config().clone(), Some(*document)),
             Source::Config(config) => (*config, None),
         };
         let events = Arc::<Events>::default();
-        let definitions = config.mdev.definitions.as_deref().map(Definitions::open).transpose()?;
-        let endpoints = Endpoints::new(config.mdev.sockets.clone(), access_of(config.mdev.access))?;
+        let definitions = config.mdev.definitions.as_deref().map(Definitions::open);
+        let definitions = definitions.transpose().map_err(mistake).context("the definitions")?;
+        let endpoints = Endpoints::new(config.mdev.sockets.clone(), config.mdev.access)?;
         let counters = Arc::<AllCounters>::default();
         let observer = Arc::new(Observers(events.clone(), counters.clone(), observer));
-        let stack = Stack::start(&config, models, Some(observer))?;
+        let stack = Stack::prepare(&config, models, Some(observer), passed)?;
         let manager = Self {
             bus: Bus::new(stack.registry().clone()),
             stack,
@@ -140,6 +161,24 @@ impl Manager {
         }
         manager.start_defined();
         Ok(manager)
+    }
+
+    /// Gives every socket its name. Clients that connect wait until they are served.
+    ///
+    /// # Errors
+    /// Errors of the kernel; somebody listens at a path since it was prepared.
+    pub fn publish(&self) -> anyhow::Result<()> {
+        self.stack.publish()?;
+        Ok(self.endpoints.publish()?)
+    }
+
+    /// Serves every device and every instance.
+    ///
+    /// # Errors
+    /// Errors of the kernel: no descriptor is left.
+    pub fn serve(&self) -> anyhow::Result<()> {
+        self.stack.serve()?;
+        Ok(self.endpoints.serve(&self.stack)?)
     }
 
     pub(crate) fn add_parent(&self, registration: ParentRegistration, model: &str) {

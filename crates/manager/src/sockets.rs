@@ -1,13 +1,16 @@
 //! Where clients come from: sockets by path, by descriptor, or from the service manager.
 
-use std::collections::BTreeMap;
+use std::collections::HashMap;
 use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
 
-use anyhow::bail;
-use vfiod_config::{SocketConfig, UsageError};
-use vfiod_server::Listener;
+use anyhow::{Context, anyhow};
+use vfiod_config::{Config, SocketConfig, UsageError};
+use vfiod_core::{Errno, Error};
+use vfiod_server::{Listener, Site};
 
-use crate::inherited::{self, Inherited};
+use crate::inherited::{Inherited, PassedSockets};
+use crate::plan::Unit;
 
 /// Where a device's clients come from.
 pub(crate) enum Source {
@@ -17,77 +20,141 @@ pub(crate) enum Source {
     Connected(OwnedFd),
 }
 
-/// Opens a socket, or takes it over.
-///
-/// # Errors
-/// Errors of the kernel; no such socket was passed; [`UsageError`].
-pub(crate) fn source(socket: &SocketConfig, activated: &mut Activated) -> anyhow::Result<Source> {
-    let inherited = match socket {
-        SocketConfig::Path(path, access) => {
-            return Ok(Source::Listener(Listener::bind(path, access_of(*access))?));
-        }
-        SocketConfig::Descriptor(number) => {
-            inherited::socket(*number).map_err(|error| UsageError(format!("--fd: {error:#}")))?
-        }
-        SocketConfig::Activated(Some(name)) => activated.named(name)?,
-        SocketConfig::Activated(None) => activated.only()?,
-    };
-    Ok(match inherited {
-        Inherited::Listening(fd) => Source::Listener(Listener::from_fd(fd)?),
-        Inherited::Connected(fd) => Source::Connected(fd),
-    })
-}
-
 /// A socket's access as the server knows it.
 pub(crate) fn access_of(access: vfiod_config::SocketAccess) -> vfiod_server::SocketAccess {
     let vfiod_config::SocketAccess { mode, uid, gid } = access;
     vfiod_server::SocketAccess { mode, uid, gid }
 }
 
-/// The sockets that the service manager passed, by name.
-pub(crate) struct Activated(BTreeMap<String, Vec<Inherited>>);
+/// Makes a socket that has no name yet.
+///
+/// # Errors
+/// Errors of the kernel; a path that cannot be one is a [`UsageError`].
+pub(crate) fn prepare(
+    path: &Path,
+    access: vfiod_config::SocketAccess,
+    site: Site,
+) -> anyhow::Result<Listener> {
+    Listener::prepare(path, access_of(access), site).map_err(mistake)
+}
 
-impl Activated {
-    /// Takes over what the service manager passed, once in a process.
-    pub(crate) fn take() -> anyhow::Result<Self> {
-        let mut sockets: BTreeMap<String, Vec<Inherited>> = BTreeMap::new();
-        for (name, socket) in inherited::activated()? {
-            sockets.entry(name).or_default().push(socket);
+/// An error that a mistake in the configuration causes, whatever else is there, is a [`UsageError`].
+pub(crate) fn mistake(error: Error) -> anyhow::Error {
+    match error.errno() {
+        Errno::NOTDIR | Errno::ISDIR | Errno::NAMETOOLONG => UsageError(format!("{error}")).into(),
+        _ => error.into(),
+    }
+}
+
+/// Sockets that were opened before anything was changed. Those with a path have no name yet.
+#[derive(Default)]
+pub(crate) struct Opened {
+    by_path: HashMap<PathBuf, Listener>,
+    pub(crate) passed: PassedSockets,
+}
+
+impl Opened {
+    /// Opens the sockets of `units`, also where those of `taken` still listen.
+    ///
+    /// # Errors
+    /// Errors of the kernel, with the unit's name.
+    pub(crate) fn of_units(units: &[&Unit], taken: &[&Unit]) -> anyhow::Result<Self> {
+        let taken: Vec<&Path> = taken.iter().flat_map(|unit| paths(unit)).collect();
+        let mut opened = Self::default();
+        for unit in units {
+            let site = |path: &Path| match taken.contains(&path) {
+                true => Site::OwnUntilPublished,
+                false => Site::Free,
+            };
+            opened.open(unit.sockets().into_iter(), site).with_context(|| what(unit))?;
         }
-        Ok(Self(sockets))
+        Ok(opened)
     }
 
-    fn named(&mut self, name: &str) -> anyhow::Result<Inherited> {
-        let list = self.0.get_mut(name).filter(|list| !list.is_empty());
-        if let Some(list) = list {
-            return Ok(list.remove(0));
+    /// Opens the sockets of a configuration.
+    ///
+    /// # Errors
+    /// Errors of the kernel, with the name of whose socket it is.
+    pub(crate) fn of_config(
+        config: &Config,
+        units: &[Unit],
+        passed: PassedSockets,
+    ) -> anyhow::Result<Self> {
+        let mut opened = Self { passed, ..Self::default() };
+        for unit in units {
+            opened.open(unit.sockets().into_iter(), |_| Site::Free).with_context(|| what(unit))?;
         }
-        let names: Vec<_> = self.0.keys().map(String::as_str).collect();
-        bail!(
-            "the service manager passed no socket named `{name}` (FileDescriptorName= in the \
-             .socket unit); passed: {}",
-            if names.is_empty() { "none".into() } else { names.join(", ") }
-        )
+        let control = config.control.iter().map(|control| &control.socket);
+        opened.open(control, |_| Site::Free).context("the control API")?;
+        Ok(opened)
     }
 
-    fn only(&mut self) -> anyhow::Result<Inherited> {
-        let mut all: Vec<_> = std::mem::take(&mut self.0).into_values().flatten().collect();
-        match (all.pop(), all.len()) {
-            (Some(socket), 0) => Ok(socket),
-            (Some(_), more) => bail!("{} sockets were passed for one device", more + 1),
-            (None, _) => Err(UsageError(
-                "no socket: give --socket-path or --fd, or let a service manager pass one \
-                 (LISTEN_FDS)"
-                    .into(),
-            )
-            .into()),
+    fn open<'a>(
+        &mut self,
+        sockets: impl Iterator<Item = &'a SocketConfig>,
+        site: impl Fn(&Path) -> Site,
+    ) -> anyhow::Result<()> {
+        for socket in sockets {
+            if let SocketConfig::Path(path, access) = socket {
+                let listener = prepare(path, *access, site(path))?;
+                self.by_path.insert(path.clone(), listener);
+            }
         }
+        Ok(())
     }
 
-    /// Logs the sockets that no device has.
-    pub(crate) fn warn_about_the_rest(&self) {
-        for (name, list) in self.0.iter().filter(|(_, list)| !list.is_empty()) {
-            tracing::warn!(name, count = list.len(), "sockets passed for no device");
-        }
+    /// A socket, once.
+    ///
+    /// # Errors
+    /// Errors of the kernel; no such socket was passed; [`UsageError`].
+    pub(crate) fn take(&mut self, socket: &SocketConfig) -> anyhow::Result<Source> {
+        let inherited = match socket {
+            SocketConfig::Path(path, access) => {
+                return Ok(Source::Listener(match self.by_path.remove(path) {
+                    Some(listener) => listener,
+                    None => prepare(path, *access, Site::Free)?,
+                }));
+            }
+            SocketConfig::Descriptor(number) => self.passed.descriptor(*number)?,
+            SocketConfig::Activated(Some(name)) => self.passed.named(name)?,
+            SocketConfig::Activated(None) => self.passed.only()?,
+        };
+        Ok(match inherited {
+            Inherited::Listening(fd) => Source::Listener(Listener::from_fd(fd)?),
+            Inherited::Connected(fd) => Source::Connected(fd),
+        })
+    }
+
+    /// The socket of the control API, once.
+    ///
+    /// # Errors
+    /// As [`Opened::take`]; it is one connection.
+    pub(crate) fn take_control(&mut self, config: &Config) -> anyhow::Result<Option<Listener>> {
+        let Some(control) = &config.control else { return Ok(None) };
+        let listener = match self.take(&control.socket) {
+            Ok(Source::Listener(listener)) => Ok(listener),
+            Ok(Source::Connected(_)) => {
+                Err(anyhow!(UsageError("its socket is not listening".into())))
+            }
+            Err(error) => Err(error),
+        };
+        listener.context("the control API").map(Some)
+    }
+}
+
+fn paths(unit: &Unit) -> Vec<&Path> {
+    unit.sockets()
+        .into_iter()
+        .filter_map(|socket| match socket {
+            SocketConfig::Path(path, _) => Some(path.as_path()),
+            _ => None,
+        })
+        .collect()
+}
+
+fn what(unit: &Unit) -> String {
+    match unit {
+        Unit::Device(_) => format!("device {}", unit.name()),
+        Unit::Container(_) => format!("container {}", unit.name()),
     }
 }

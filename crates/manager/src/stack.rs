@@ -3,12 +3,11 @@
 
 use std::collections::HashMap;
 use std::num::NonZero;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use anyhow::{Context, anyhow};
-use vfiod_config::{Config, Models, SocketConfig};
+use anyhow::Context;
+use vfiod_config::{Config, Models};
 use vfiod_core::event::Observer;
 use vfiod_core::{Device, DeviceRef, DeviceSpec, OpenPause, Registration, Registry};
 use vfiod_fsl_mc::{Container, ContainerDevice, Kind, ObjectDevice, ObjectId};
@@ -21,8 +20,9 @@ use vfiod_tasks::Workers;
 
 use crate::build::{self, Siblings};
 use crate::departure;
+use crate::inherited::PassedSockets;
 use crate::plan::{self, BusPlan, ContainerPlan, DevicePlan, SriovPlan, Unit};
-use crate::sockets::{Activated, Source, access_of, source};
+use crate::sockets::{Opened, Source};
 
 /// Most threads that run devices' tasks. A task that does not wait is given another thread.
 const MAX_WORKERS: usize = 4;
@@ -34,7 +34,6 @@ pub struct Stack {
     about: Mutex<HashMap<String, About>>,
     buses: Mutex<Vec<(BusPlan, Arc<Bus>)>>,
     siblings: Mutex<Siblings>,
-    activated: Mutex<Activated>,
     /// Where the control API listens, until that takes it.
     control: Mutex<Option<Listener>>,
     registry: Registry,
@@ -62,46 +61,12 @@ struct RunningUnit {
 
 /// A device that runs. Its place on the bus is freed last.
 struct Running {
-    served: Served,
+    /// Where its clients will come from, until it is served.
+    source: Option<Source>,
+    served: Option<Served>,
     connected: bool,
     registration: Registration,
     placement: Option<Placement>,
-}
-
-/// Sockets that were opened before anything was changed, by their paths.
-#[derive(Default)]
-pub(crate) struct Opened(HashMap<PathBuf, Listener>);
-
-impl Opened {
-    /// Opens the sockets of `units` that have a path which is not one of `taken`.
-    ///
-    /// # Errors
-    /// Errors of the kernel, with the unit's name.
-    pub(crate) fn open(units: &[&Unit], taken: &[&Unit]) -> anyhow::Result<Self> {
-        let paths = |units: &[&Unit]| -> Vec<PathBuf> {
-            let sockets = units.iter().flat_map(|unit| unit.sockets());
-            sockets
-                .filter_map(|socket| match socket {
-                    SocketConfig::Path(path, _) => Some(path.clone()),
-                    _ => None,
-                })
-                .collect()
-        };
-        let taken = paths(taken);
-        let mut opened = HashMap::new();
-        for unit in units {
-            for socket in unit.sockets() {
-                if let SocketConfig::Path(path, access) = socket
-                    && !taken.contains(path)
-                {
-                    let listener = Listener::bind(path, access_of(*access))
-                        .with_context(|| format!("device {}", unit.name()))?;
-                    opened.insert(path.clone(), listener);
-                }
-            }
-        }
-        Ok(Self(opened))
-    }
 }
 
 impl Stack {
@@ -114,6 +79,27 @@ impl Stack {
         models: &Models,
         observer: Option<Arc<dyn Observer>>,
     ) -> anyhow::Result<Self> {
+        let stack = Self::prepare(config, models, observer, PassedSockets::take(None)?)?;
+        if let Err(error) = stack.publish().and_then(|()| stack.serve()) {
+            stack.stop(Duration::ZERO);
+            return Err(error);
+        }
+        Ok(stack)
+    }
+
+    /// Registers every device of a configuration. None of them can be opened before
+    /// [`Stack::publish`] and [`Stack::serve`].
+    ///
+    /// # Errors
+    /// What a model, a socket or the kernel refuses; nothing is left behind then.
+    pub(crate) fn prepare(
+        config: &Config,
+        models: &Models,
+        observer: Option<Arc<dyn Observer>>,
+        passed: PassedSockets,
+    ) -> anyhow::Result<Self> {
+        let units = plan::units(config);
+        let mut opened = Opened::of_config(config, &units, passed)?;
         let mut options = ServerOptions::default();
         options.poll = config.poll.unwrap_or(options.poll);
         options.max_threads = config.threads.unwrap_or(options.max_threads);
@@ -132,36 +118,64 @@ impl Stack {
             about: Mutex::default(),
             buses: Mutex::default(),
             siblings: Mutex::default(),
-            activated: Mutex::new(Activated::take()?),
-            control: Mutex::default(),
+            control: Mutex::new(opened.take_control(config)?),
             registry,
             server: Server::new(options)?,
             _workers: workers,
         };
-        if let Err(error) = stack.start_all(config, models) {
-            stack.stop(Duration::ZERO);
-            return Err(error);
+        for unit in units {
+            if let Err(error) = stack.add(unit, models, &mut opened) {
+                stack.stop(Duration::ZERO);
+                return Err(error);
+            }
         }
-        vfiod_sync::lock(&stack.activated).warn_about_the_rest();
+        opened.passed.warn_about_the_rest();
         Ok(stack)
     }
 
-    fn start_all(&self, config: &Config, models: &Models) -> anyhow::Result<()> {
-        for unit in plan::units(config) {
-            self.add(unit, models, &mut Opened::default())?;
-        }
-        if let Some(control) = &config.control {
-            let listener = match source(&control.socket, &mut vfiod_sync::lock(&self.activated)) {
-                Ok(Source::Listener(listener)) => Ok(listener),
-                Ok(Source::Connected(_)) => Err(anyhow!("its socket is not listening")),
-                Err(error) => Err(error),
-            };
-            *vfiod_sync::lock(&self.control) = Some(listener.context("the control API")?);
+    /// Gives every socket of a device its name. Nobody is served yet.
+    ///
+    /// # Errors
+    /// Errors of the kernel, with the device's name; somebody listens there since it was prepared.
+    pub(crate) fn publish(&self) -> anyhow::Result<()> {
+        let mut running = vfiod_sync::lock(&self.running);
+        for device in running.iter_mut().flat_map(|unit| &mut unit.devices) {
+            if let Some(Source::Listener(listener)) = &mut device.source {
+                let name = || format!("device {}", device.registration.device().name());
+                listener.publish().with_context(name)?;
+            }
         }
         Ok(())
     }
 
-    /// Registers and serves a unit. `opened` are sockets that are open already.
+    /// Serves every device that is not served yet.
+    ///
+    /// # Errors
+    /// Errors of the kernel, with the device's name.
+    pub(crate) fn serve(&self) -> anyhow::Result<()> {
+        let mut running = vfiod_sync::lock(&self.running);
+        for device in running.iter_mut().flat_map(|unit| &mut unit.devices) {
+            let target = device.registration.device().clone();
+            let name = target.name().to_owned();
+            let served = match device.source.take() {
+                None => continue,
+                Some(Source::Listener(listener)) => {
+                    let path = listener.path().map(|path| path.display().to_string());
+                    let (model, address) = (self.about(&name).model, target.location());
+                    tracing::info!(device = name, model, address, path, "served");
+                    self.server.serve(listener, target)
+                }
+                Some(Source::Connected(socket)) => {
+                    device.connected = true;
+                    self.server.serve_connected(socket, target)
+                }
+            };
+            device.served = Some(served.with_context(|| format!("device {name}"))?);
+        }
+        Ok(())
+    }
+
+    /// Registers a unit. `opened` are sockets that are open already.
     ///
     /// # Errors
     /// What a model, a socket or the kernel refuses; nothing of the unit is left behind then.
@@ -192,7 +206,7 @@ impl Stack {
         opened: &mut Opened,
         running: &mut RunningUnit,
     ) -> anyhow::Result<()> {
-        let source = self.source(&plan.socket, opened)?;
+        let source = opened.take(&plan.socket)?;
         let placement = match &plan.place {
             Some(place) => {
                 let bus = self.bus(&place.bus)?;
@@ -213,11 +227,11 @@ impl Stack {
             token: plan.token,
         };
         let device = build::build(models, plan, &mut vfiod_sync::lock(&self.siblings))?;
-        running.devices.push(self.serve(source, spec, device, &plan.model, placement)?);
+        running.devices.push(self.register(source, spec, device, &plan.model, placement)?);
         Ok(())
     }
 
-    /// Registers and serves a container and what is in it.
+    /// Registers a container and what is in it.
     fn add_container(
         &self,
         plan: &ContainerPlan,
@@ -238,8 +252,8 @@ impl Stack {
                 location: Some(format!("dprc.{within}/{id}")),
                 ..DeviceSpec::default()
             };
-            let source = self.source(socket, opened)?;
-            running.devices.push(self.serve(source, spec, device, id.kind.name(), None)?);
+            let source = opened.take(socket)?;
+            running.devices.push(self.register(source, spec, device, id.kind.name(), None)?);
             anyhow::Ok(())
         };
         let id = ObjectId { kind: Kind::Dprc, id: config.id };
@@ -263,16 +277,7 @@ impl Stack {
         running.iter().find(|unit| unit.plan.name() == name)?.container.clone()
     }
 
-    fn source(&self, socket: &SocketConfig, opened: &mut Opened) -> anyhow::Result<Source> {
-        if let SocketConfig::Path(path, _) = socket
-            && let Some(listener) = opened.0.remove(path)
-        {
-            return Ok(Source::Listener(listener));
-        }
-        source(socket, &mut vfiod_sync::lock(&self.activated))
-    }
-
-    fn serve(
+    fn register(
         &self,
         source: Source,
         spec: DeviceSpec,
@@ -281,21 +286,19 @@ impl Stack {
         placement: Option<Placement>,
     ) -> anyhow::Result<Running> {
         let registration = self.registry.register(spec, device)?;
-        let target = registration.device().clone();
-        let (name, address) = (target.name().to_owned(), target.location().map(str::to_owned));
-        let mut path = None;
-        let (served, connected) = match source {
-            Source::Listener(listener) => {
-                path = listener.path().map(|path| path.display().to_string());
-                let served = self.server.serve(listener, target)?;
-                tracing::info!(device = name, model, address, path, "served");
-                (served, false)
-            }
-            Source::Connected(socket) => (self.server.serve_connected(socket, target)?, true),
+        let path = match &source {
+            Source::Listener(listener) => listener.path().map(|path| path.display().to_string()),
+            Source::Connected(_) => None,
         };
         let about = About { model: model.to_owned(), socket: path };
-        vfiod_sync::lock(&self.about).insert(name, about);
-        Ok(Running { served, connected, registration, placement })
+        vfiod_sync::lock(&self.about).insert(registration.device().name().to_owned(), about);
+        Ok(Running {
+            source: Some(source),
+            served: None,
+            connected: false,
+            registration,
+            placement,
+        })
     }
 
     /// The bus of a plan, made if it is not there. Those above it are made first.
@@ -316,7 +319,7 @@ impl Stack {
         Ok(new)
     }
 
-    /// Where the control API is to listen, if one is configured; once.
+    /// Where the control API is to listen, if one is configured; once. It has no name yet.
     pub fn take_control(&self) -> Option<Listener> {
         vfiod_sync::lock(&self.control).take()
     }
@@ -373,7 +376,7 @@ impl Stack {
         let running = vfiod_sync::lock(&self.running);
         let mut devices = running.iter().flat_map(|unit| &unit.devices);
         let device = devices.find(|device| device.registration.device().name() == name);
-        device.map_or_else(Vec::new, |device| device.served.clients())
+        device.and_then(|device| device.served.as_ref()).map_or_else(Vec::new, Served::clients)
     }
 
     /// The connections of those that a device of the configuration has for itself.
@@ -381,7 +384,7 @@ impl Stack {
         let running = vfiod_sync::lock(&self.running);
         let mut devices = running.iter().flat_map(|unit| &unit.devices);
         let device = devices.find(|device| device.registration.device().name() == name);
-        device.map(|device| device.served.own_connections())
+        device.and_then(|device| device.served.as_ref()).map(Served::own_connections)
     }
 
     /// What was counted on all connections to a device of the configuration.
@@ -389,7 +392,8 @@ impl Stack {
         let running = vfiod_sync::lock(&self.running);
         let mut devices = running.iter().flat_map(|unit| &unit.devices);
         let device = devices.find(|device| device.registration.device().name() == name);
-        device.map_or_else(ConnectionTotals::default, |device| device.served.totals())
+        let served = device.and_then(|device| device.served.as_ref());
+        served.map_or_else(ConnectionTotals::default, Served::totals)
     }
 
     /// The clients of a device of the configuration that have hung up.
@@ -412,7 +416,7 @@ impl Stack {
     pub fn connections(&self) -> usize {
         let running = vfiod_sync::lock(&self.running);
         let devices = running.iter().flat_map(|unit| &unit.devices);
-        devices.map(|device| device.served.connections()).sum()
+        devices.flat_map(|device| &device.served).map(Served::connections).sum()
     }
 
     /// Whether there can be no other client than the one that was there at the start.
@@ -470,6 +474,13 @@ impl Stack {
         for (registration, placement) in closing.into_iter().rev() {
             let name = registration.device().name().to_owned();
             registration.unregister(Some(Duration::ZERO));
+    fn stop_unit(&self, unit: RunningUnit, grace: Duration) {
+        for Running { source, served, registration, placement, .. } in
+            unit.devices.into_iter().rev()
+        {
+            let name = registration.device().name().to_owned();
+            drop((source, served));
+            registration.unregister(Some(grace));
             drop(placement);
             vfiod_sync::lock(&self.about).remove(&name);
             tracing::info!(device = name, "closed");

@@ -112,8 +112,11 @@ pub(crate) struct ParentEntry {
 }
 
 impl ParentSpec {
-    /// `EINVAL` where it contradicts itself.
-    pub(crate) fn validate(&self) -> Result<()> {
+    /// Checks it as [`crate::Bus::register`] does.
+    ///
+    /// # Errors
+    /// `EINVAL`: it contradicts itself.
+    pub fn validate(&self) -> Result<()> {
         let wrong = |what: String| Err(Error::new(Errno::INVAL, what));
         check_name("parent", &self.name)?;
         if self.types.is_empty() {

@@ -106,7 +106,7 @@ fn socket_activation_by_name() {
     let mut wrong = activated(spare, "other", "$$", &["serve", config]);
     let output = wrong.output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert_eq!(output.status.code(), Some(2), "{said}");
     assert!(said.contains("no socket named `e.sock`") && said.contains("passed: other"), "{said}");
 }
 
@@ -118,4 +118,47 @@ fn sockets_for_another_process_are_left_alone() {
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(2), "{said}");
     assert!(said.contains("no socket: give --socket-path or --fd"), "{said}");
+    assert!(said.contains("LISTEN_PID does not name this process"), "{said}");
+}
+
+#[test]
+fn descriptors_that_the_program_opened_itself_are_not_taken_for_passed_ones() {
+    // Whatever numbers it gives: none of these is open at its start.
+    let run = |script: &str, args: &[&str]| {
+        let script = format!("exec 3<&- 4<&- 5<&- 6<&- 7<&- 8<&- 9<&-; {script} exec \"$@\"");
+        let mut command = Command::new("sh");
+        command.args(["-c", &script, "sh", env!("CARGO_BIN_EXE_vfiod")]);
+        command.args(["serve", "--device", "edu"]).args(args).stdin(Stdio::null());
+        let output = command.output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(2), "{said}");
+        said
+    };
+    for fd in 3..10 {
+        let fd = fd.to_string();
+        let said = run("", &["--fd", &fd]);
+        assert!(said.contains(&format!("descriptor {fd} is not open")), "{said}");
+    }
+    for count in [1, 3] {
+        let said = run(&format!("export LISTEN_PID=$$ LISTEN_FDS={count};"), &[]);
+        assert!(said.contains("descriptor 3 is not open"), "{said}");
+    }
+}
+
+#[test]
+fn bound_socket_that_does_not_listen_is_a_mistake() {
+    let directory = tempfile::tempdir().unwrap();
+    let address = rustix::net::SocketAddrUnix::new(directory.path().join("s")).unwrap();
+    for bound in [true, false] {
+        let (family, kind) = (rustix::net::AddressFamily::UNIX, rustix::net::SocketType::STREAM);
+        let socket = rustix::net::socket(family, kind, None).unwrap();
+        if bound {
+            rustix::net::bind(&socket, &address).unwrap();
+        }
+        let mut command = vfiod(["serve", "--device", "edu", "--fd", "0"]);
+        let output = command.stdin(Stdio::from(socket)).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{said}");
+        assert!(said.contains("neither listens nor is connected; call listen()"), "{said}");
+    }
 }

@@ -26,17 +26,12 @@ pub struct Wanted {
 }
 
 impl Wanted {
-    /// Starts logging. The command line decides, then `VFIOD_LOG`, then the configuration, then
-    /// `default`. A second start in one process keeps the first.
+    /// The filter: that of the command line, else `VFIOD_LOG`, else of the configuration, else
+    /// `default`.
     ///
     /// # Errors
-    /// [`UsageError`]: a filter that cannot be read.
-    pub fn start(
-        &self,
-        configured: Option<&str>,
-        format: Option<LogFormat>,
-        default: &str,
-    ) -> anyhow::Result<()> {
+    /// [`UsageError`]: it cannot be read.
+    pub fn filter(&self, configured: Option<&str>, default: &str) -> Result<String, UsageError> {
         let environment = std::env::var(VARIABLE).ok().filter(|value| !value.is_empty());
         let (place, filter) = match (&self.filter, &environment, configured) {
             (Some(filter), _, _) => ("--log", filter.as_str()),
@@ -45,6 +40,21 @@ impl Wanted {
             (None, None, None) => ("the default", default),
         };
         check_filter(filter).map_err(|why| UsageError(format!("{place}: {why}")))?;
+        Ok(filter.to_owned())
+    }
+
+    /// Starts logging with the filter of [`Wanted::filter`]. A second start in one process keeps the
+    /// first.
+    ///
+    /// # Errors
+    /// As [`Wanted::filter`].
+    pub fn start(
+        &self,
+        configured: Option<&str>,
+        format: Option<LogFormat>,
+        default: &str,
+    ) -> anyhow::Result<()> {
+        let filter = &self.filter(configured, default)?;
         // The FUSE library logs each request at debug; only who names it wants that.
         let filter = if filter.contains("fuser") {
             EnvFilter::builder().parse(filter)?

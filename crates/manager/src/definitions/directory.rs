@@ -305,6 +305,9 @@ fn make(path: &Path) -> io::Result<()> {
     let above = path.parent().filter(|above| !above.as_os_str().is_empty());
     let above = above.unwrap_or(Path::new("."));
     make(above)?;
+    if fs::symlink_metadata(path).is_ok() {
+        return Err(io::ErrorKind::NotADirectory.into());
+    }
     match fs::DirBuilder::new().mode(0o755).create(path) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
         Err(error) => Err(error),
@@ -318,8 +321,9 @@ fn sync(directory: &Path) -> io::Result<()> {
 
 fn failed(what: &str, path: &Path, error: io::Error) -> Error {
     let what = format!("cannot {what} {}", path.display());
-    match Errno::from_io_error(&error) {
-        Some(errno) => Error::new(errno, what),
-        None => Error::new(Errno::IO, what).because(error),
-    }
+    let errno = match error.kind() {
+        io::ErrorKind::NotADirectory => Errno::NOTDIR,
+        _ => Errno::from_io_error(&error).unwrap_or(Errno::IO),
+    };
+    Error::new(errno, what).because(error)
 }
