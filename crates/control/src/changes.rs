@@ -11,9 +11,11 @@ use serde::Deserialize;
 use utoipa::IntoParams;
 use vfiod_config::TIME_HELP;
 use vfiod_core::OpenPause;
-use vfiod_manager::{EventKind, InUsePolicy, Manager};
+use vfiod_manager::{EventKind, InUsePolicy};
 
-use crate::handler::{Answer, Asked, Given, Named, NoBody, Shared, wait_for};
+use crate::handler::{
+    Answer, Api, Asked, CONFIGURATION, Given, Named, NoBody, Shared, look, operate,
+};
 use crate::problem::Problem;
 use crate::request::AddDevice;
 use crate::view::Changes;
@@ -45,6 +47,14 @@ impl InUse {
     }
 }
 
+/// How long the users have.
+fn grace(policy: InUsePolicy) -> Duration {
+    match policy {
+        InUsePolicy::Refuse => Duration::ZERO,
+        InUsePolicy::RevokeAfter(grace) => grace,
+    }
+}
+
 /// Adds a device, which stays until it is removed or the daemon ends.
 ///
 /// 422 EINVAL: mistakes, each with its key and a remedy; 409 EBUSY: another device would change.
@@ -56,7 +66,10 @@ pub(crate) async fn add(
     Given(device): Given<AddDevice>,
 ) -> Result<(StatusCode, Json<Changes>), Problem> {
     let (name, section) = device.section();
-    let added = wait_for(&manager, move |manager| manager.add(&name, &section)).await?;
+    let added = operate(&manager, CONFIGURATION, Duration::ZERO, move |manager| {
+        manager.add(&name, &section)
+    })
+    .await?;
     Ok((StatusCode::CREATED, added))
 }
 
@@ -113,26 +126,24 @@ pub(crate) async fn delete(
         return delete_when_unused(manager, name, time).await;
     }
     let policy = InUse { deadline: how.deadline }.policy()?;
-    wait_for(&manager, move |manager| manager.delete(&name, policy)).await
+    operate(&manager, CONFIGURATION, grace(policy), move |manager| manager.delete(&name, policy))
+        .await
 }
 
 /// Removes a device when its users have closed it. No thread waits meanwhile.
-async fn delete_when_unused(
-    manager: Arc<Manager>,
-    name: String,
-    time: Duration,
-) -> Answer<Changes> {
+async fn delete_when_unused(manager: Arc<Api>, name: String, time: Duration) -> Answer<Changes> {
     let end = Instant::now().checked_add(time);
     // Before the first look, so that no release is missed.
     let mut watch = manager.watch();
     let Json(pauses) = {
         let name = name.clone();
-        wait_for(&manager, move |manager| Ok(Arc::new(manager.pause_opens(&name)?))).await?
+        look(&manager, move |manager| Ok(Arc::new(manager.pause_opens(&name)?))).await?
     };
     let mut pause = FIRST_PAUSE;
+    let subject = name.clone();
     for n in 0.. {
         let (name, held) = (name.clone(), pauses.clone());
-        let Json(removed) = wait_for(&manager, move |manager| {
+        let Json(removed) = operate(&manager, &subject, Duration::ZERO, move |manager| {
             let is_used = |pause: &&OpenPause| !pause.device().status().files.is_empty();
             let used: Vec<_> = held.iter().filter(is_used).collect();
             if used.is_empty() {
@@ -164,7 +175,10 @@ async fn delete_when_unused(
         pause = (pause * 2).min(LONGEST_PAUSE);
     }
     // A last try, in whose refusal its users are named.
-    wait_for(&manager, move |manager| manager.delete(&name, InUsePolicy::Refuse)).await
+    operate(&manager, &subject, Duration::ZERO, move |manager| {
+        manager.delete(&name, InUsePolicy::Refuse)
+    })
+    .await
 }
 
 /// Reads the configuration file again: adds, removes and changes what differs.
@@ -180,7 +194,7 @@ pub(crate) async fn reload(
     _: NoBody,
 ) -> Answer<Changes> {
     let policy = in_use.policy()?;
-    wait_for(&manager, move |manager| manager.reload(policy)).await
+    operate(&manager, CONFIGURATION, grace(policy), move |manager| manager.reload(policy)).await
 }
 
 /// The configuration that runs, as a file that makes it again.
@@ -189,6 +203,6 @@ pub(crate) async fn reload(
         body = String, content_type = "application/toml"),
         (status = "default", response = Problem)))]
 pub(crate) async fn configuration(State(manager): Shared) -> Result<Response, Problem> {
-    let Json(text) = wait_for(&manager, |manager| manager.configuration()).await?;
+    let Json(text) = look(&manager, |manager| manager.configuration()).await?;
     Ok(([(header::CONTENT_TYPE, "application/toml")], text).into_response())
 }

@@ -36,6 +36,8 @@ pub enum Failure {
         status: StatusCode,
         /// Why, in its words.
         detail: String,
+        /// The kernel's name for it, e.g. `ENOSPC`.
+        errno: Option<String>,
     },
 }
 
@@ -48,6 +50,7 @@ impl fmt::Display for Failure {
                  configuration, or name its socket with --control",
                 path.display()
             ),
+            Self::Refused { detail, errno: Some(errno), .. } => write!(f, "{detail} ({errno})"),
             Self::Refused { detail, .. } => f.write_str(detail),
         }
     }
@@ -214,6 +217,7 @@ async fn ask(
     }
     let bytes = response.into_body().collect().await.context(GONE)?.to_bytes();
     let problem: Option<Problem> = serde_json::from_slice(&bytes).ok();
+    let errno = problem.as_ref().and_then(|problem| problem.errno.clone());
     let detail = problem.map_or_else(|| status.to_string(), |problem| problem.detail);
-    Err(Failure::Refused { status, detail }.into())
+    Err(Failure::Refused { status, detail, errno }.into())
 }

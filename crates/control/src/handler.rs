@@ -1,10 +1,20 @@
-//! What all handlers of requests have in common.
+//! What all handlers of requests have in common: where they run, and how long they may take.
+//!
+//! Whoever looks waits for no device: what is shown of one is read without its callbacks. Operations
+//! may wait for a device that is stuck. They have threads of their own, of which those on one thing can
+//! have few, so that the others can still be managed. Every request has a deadline; an operation that
+//! has begun goes on after it.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::ops::Deref;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use axum::Json;
 use axum::extract::{FromRequestParts, State};
 use axum::http::StatusCode;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use vfiod_core::{Errno, Error};
 use vfiod_manager::Manager;
 
 pub(crate) use crate::body::{Given, NoBody};
@@ -13,33 +23,152 @@ use crate::problem::Problem;
 /// Where every path of this version begins.
 pub(crate) const PREFIX: &str = "/api/v1";
 
-/// What every handler is given.
-pub(crate) type Shared = State<Arc<Manager>>;
-/// A result in JSON, or a refusal.
-pub(crate) type Answer<T> = Result<Json<T>, Problem>;
+/// Threads of those who look.
+const LOOKS: usize = 16;
+/// Threads of operations.
+const OPERATIONS: usize = 64;
+/// Threads of operations on one thing.
+const OPERATIONS_ON_ONE: usize = 4;
+/// Threads for all of them.
+pub(crate) const WORKERS: usize = LOOKS + OPERATIONS;
+/// How long a look may take.
+const LOOK_DEADLINE: Duration = Duration::from_secs(5);
+/// How long an operation may take, besides the time that the request itself gives users.
+const OPERATION_DEADLINE: Duration = Duration::from_secs(10);
 
-/// Runs an operation that may wait, on a thread for that, and replies with its result.
-pub(crate) async fn wait_for<T: Send + 'static>(
-    manager: &Arc<Manager>,
-    operation: impl FnOnce(&Arc<Manager>) -> Result<T, vfiod_core::Error> + Send + 'static,
-) -> Answer<T> {
-    let manager = manager.clone();
-    match tokio::task::spawn_blocking(move || operation(&manager)).await {
-        Ok(result) => Ok(Json(result?)),
-        Err(error) => {
-            tracing::error!(%error, "an operation of the control API failed");
-            let what = "the daemon failed at this; its log says more";
-            Err(Problem::new(StatusCode::INTERNAL_SERVER_ERROR, what))
+/// The subject of changes of the configuration, which are made one at a time.
+pub(crate) const CONFIGURATION: &str = "the configuration";
+
+/// The manager, and the threads on which requests wait for it.
+pub(crate) struct Api {
+    manager: Arc<Manager>,
+    looks: Arc<Semaphore>,
+    operations: Arc<Semaphore>,
+    /// Operations that run, by what they are on.
+    running: Arc<Mutex<HashMap<String, usize>>>,
+}
+
+impl Api {
+    pub(crate) fn new(manager: Arc<Manager>) -> Arc<Self> {
+        Arc::new(Self {
+            manager,
+            looks: Arc::new(Semaphore::new(LOOKS)),
+            operations: Arc::new(Semaphore::new(OPERATIONS)),
+            running: Arc::default(),
+        })
+    }
+
+    /// Counts an operation.
+    ///
+    /// # Errors
+    /// `EBUSY`: as many run on this as can.
+    fn begin(&self, subject: &str) -> Result<Running, Error> {
+        let mut running = self.running.lock().unwrap_or_else(|error| error.into_inner());
+        let count = running.entry(subject.to_owned()).or_default();
+        if *count >= OPERATIONS_ON_ONE {
+            let what = format!("{count} operations on {subject} have not ended; try again");
+            return Err(Error::new(Errno::BUSY, what));
+        }
+        *count += 1;
+        Ok(Running { all: self.running.clone(), subject: subject.to_owned() })
+    }
+}
+
+impl Deref for Api {
+    type Target = Arc<Manager>;
+
+    fn deref(&self) -> &Arc<Manager> {
+        &self.manager
+    }
+}
+
+/// An operation that runs.
+struct Running {
+    all: Arc<Mutex<HashMap<String, usize>>>,
+    subject: String,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let mut all = self.all.lock().unwrap_or_else(|error| error.into_inner());
+        if let Some(count) = all.get_mut(&self.subject) {
+            *count -= 1;
+            if *count == 0 {
+                all.remove(&self.subject);
+            }
         }
     }
 }
 
-/// Runs an operation that may wait, and replies with no content.
+/// What every handler is given.
+pub(crate) type Shared = State<Arc<Api>>;
+/// A result in JSON, or a refusal.
+pub(crate) type Answer<T> = Result<Json<T>, Problem>;
+
+/// Runs what waits for the disk at most, and replies with its result.
+pub(crate) async fn look<T: Send + 'static>(
+    api: &Arc<Api>,
+    look: impl FnOnce(&Arc<Manager>) -> Result<T, Error> + Send + 'static,
+) -> Answer<T> {
+    run(api, api.looks.clone(), (), LOOK_DEADLINE, "this", look).await
+}
+
+/// Runs an operation that may wait for the device, instance or definition `subject`, and for its users
+/// for a `grace`. Replies with its result.
+pub(crate) async fn operate<T: Send + 'static>(
+    api: &Arc<Api>,
+    subject: &str,
+    grace: Duration,
+    operation: impl FnOnce(&Arc<Manager>) -> Result<T, Error> + Send + 'static,
+) -> Answer<T> {
+    let running = api.begin(subject)?;
+    let deadline = OPERATION_DEADLINE.saturating_add(grace);
+    run(api, api.operations.clone(), running, deadline, subject, operation).await
+}
+
+/// Runs an operation that may wait for `subject`, and replies with no content.
 pub(crate) async fn done(
-    manager: &Arc<Manager>,
-    operation: impl FnOnce(&Arc<Manager>) -> Result<(), vfiod_core::Error> + Send + 'static,
+    api: &Arc<Api>,
+    subject: &str,
+    operation: impl FnOnce(&Arc<Manager>) -> Result<(), Error> + Send + 'static,
 ) -> Result<StatusCode, Problem> {
-    wait_for(manager, operation).await.map(|Json(())| StatusCode::NO_CONTENT)
+    let done = operate(api, subject, Duration::ZERO, operation).await;
+    done.map(|Json(())| StatusCode::NO_CONTENT)
+}
+
+async fn run<T: Send + 'static>(
+    api: &Arc<Api>,
+    threads: Arc<Semaphore>,
+    running: impl Send + 'static,
+    deadline: Duration,
+    subject: &str,
+    operation: impl FnOnce(&Arc<Manager>) -> Result<T, Error> + Send + 'static,
+) -> Answer<T> {
+    let manager = api.manager.clone();
+    let run = async {
+        let thread = threads.acquire_owned().await;
+        let run = move || {
+            // Held until it has ended, also if nobody waits for that any more.
+            let _held: (Result<OwnedSemaphorePermit, _>, _) = (thread, running);
+            operation(&manager)
+        };
+        tokio::task::spawn_blocking(run).await
+    };
+    match tokio::time::timeout(deadline, run).await {
+        Ok(Ok(result)) => Ok(Json(result?)),
+        Ok(Err(error)) => {
+            tracing::error!(%error, "an operation of the control API failed");
+            let what = "the daemon failed at this; its log says more";
+            Err(Problem::new(StatusCode::INTERNAL_SERVER_ERROR, what))
+        }
+        Err(_) => {
+            let what = format!(
+                "{subject} has not ended within {} s; what has begun goes on",
+                deadline.as_secs()
+            );
+            Err(Error::new(Errno::TIMEDOUT, what).into())
+        }
+    }
 }
 
 /// Parts of the path.
@@ -51,3 +180,37 @@ pub(crate) struct Named<T>(pub(crate) T);
 #[derive(FromRequestParts)]
 #[from_request(via(axum::extract::Query), rejection(Problem))]
 pub(crate) struct Asked<T>(pub(crate) T);
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use vfiod_config::{Config, Models};
+
+    use super::*;
+
+    #[test]
+    fn operation_over_its_deadline_is_reported_and_keeps_its_thread_until_it_ends() {
+        let manager = Manager::start(Config::default(), &Models::new(), None).unwrap();
+        let api = Api::new(Arc::new(manager));
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let (go_on, wait) = mpsc::channel::<()>();
+        let running = api.begin("it").unwrap();
+        let blocked = move |_: &Arc<Manager>| Ok(drop(wait.recv()));
+        let deadline = Duration::from_millis(10);
+        let threads = api.operations.clone();
+        let refused =
+            runtime.block_on(run(&api, threads, running, deadline, "it", blocked)).unwrap_err();
+        assert_eq!(refused.errno.as_deref(), Some("ETIMEDOUT"), "{refused:?}");
+        assert_eq!(api.operations.available_permits(), OPERATIONS - 1);
+        for _ in 1..OPERATIONS_ON_ONE {
+            std::mem::forget(api.begin("it").unwrap());
+        }
+        assert_eq!(api.begin("it").err().map(|error| error.errno()), Some(Errno::BUSY));
+        api.begin("another").unwrap();
+        drop(go_on);
+        drop(runtime);
+        assert_eq!(api.operations.available_permits(), OPERATIONS);
+        api.begin("it").unwrap();
+    }
+}

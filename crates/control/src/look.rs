@@ -216,10 +216,11 @@ pub(crate) fn definitions(manager: &Manager) -> Result<Definitions> {
 /// A definition.
 pub(crate) fn definition(manager: &Manager, given: vfiod_manager::Definition) -> Definition {
     let running = manager.is_running(&given);
+    let failure = manager.start_failure(&given).filter(|_| !running);
     let vfiod_manager::Definition { uuid, parent, mdev_type, start, attrs, other: _ } = given;
     let setting = |(name, value)| Setting { name, value };
     let attributes = attrs.into_iter().map(setting).collect();
-    Definition { uuid, parent, type_id: mdev_type, start, running, attributes }
+    Definition { uuid, parent, type_id: mdev_type, start, running, failure, attributes }
 }
 
 /// A device's state and how many files it has.

@@ -22,7 +22,7 @@ pub(crate) struct Problem {
     pub(crate) detail: String,
     /// The kernel's name for it, e.g. `EBUSY`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    errno: Option<String>,
+    pub(crate) errno: Option<String>,
 }
 
 impl Problem {
@@ -44,6 +44,7 @@ fn status_of(errno: Errno) -> StatusCode {
         Errno::EXIST | Errno::BUSY | Errno::USERS | Errno::ADDRINUSE => StatusCode::CONFLICT,
         Errno::INVAL | Errno::NAMETOOLONG => StatusCode::UNPROCESSABLE_ENTITY,
         Errno::ACCESS | Errno::PERM => StatusCode::FORBIDDEN,
+        Errno::TIMEDOUT => StatusCode::GATEWAY_TIMEOUT,
         Errno::OPNOTSUPP => StatusCode::NOT_IMPLEMENTED,
         Errno::NOSPC | Errno::DQUOT | Errno::MFILE | Errno::NFILE | Errno::NOMEM => {
             StatusCode::INSUFFICIENT_STORAGE

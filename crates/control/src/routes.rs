@@ -1,6 +1,7 @@
 //! The resources, one function for each method of each path.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Json;
 use axum::extract::State;
@@ -18,8 +19,10 @@ use vfiod_mdev::Removal;
 
 use crate::changes;
 use crate::events;
-use crate::handler::{Answer, Asked, Given, Named, NoBody, PREFIX, Shared, done, wait_for};
-use crate::look;
+use crate::handler::{
+    Answer, Api, Asked, Given, Named, NoBody, PREFIX, Shared, done, look, operate,
+};
+use crate::look as views;
 use crate::metrics;
 use crate::problem::Problem;
 use crate::request::{ChangeInstance, Create, Define, DefineInstance, Modify};
@@ -53,18 +56,20 @@ pub(crate) fn router(manager: Arc<Manager>) -> (axum::Router, utoipa::openapi::O
             let help = format!("not with this method; {PREFIX}/openapi.json lists them");
             Problem::new(StatusCode::METHOD_NOT_ALLOWED, help)
         })
-        .with_state(manager);
+        .with_state(Api::new(manager));
     (router, document)
 }
 
 /// Serves nothing but the metrics: for an address that anybody may reach.
 pub(crate) fn metrics_router(manager: Arc<Manager>) -> axum::Router {
-    axum::Router::new().route("/metrics", axum::routing::get(show_metrics)).with_state(manager)
+    axum::Router::new()
+        .route("/metrics", axum::routing::get(show_metrics))
+        .with_state(Api::new(manager))
 }
 
 /// Metrics in Prometheus' text format.
 async fn show_metrics(State(manager): Shared) -> Result<Response, Problem> {
-    let Json(text) = wait_for(&manager, |manager| Ok(metrics::text(manager))).await?;
+    let Json(text) = look(&manager, |manager| Ok(metrics::text(manager))).await?;
     Ok(([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response())
 }
 
@@ -73,7 +78,7 @@ pub(crate) fn document() -> utoipa::openapi::OpenApi {
     paths().split_for_parts().1
 }
 
-fn paths() -> OpenApiRouter<Arc<Manager>> {
+fn paths() -> OpenApiRouter<Arc<Api>> {
     let inner = OpenApiRouter::new()
         .routes(routes!(daemon))
         .routes(routes!(devices, changes::add))
@@ -104,7 +109,7 @@ fn paths() -> OpenApiRouter<Arc<Manager>> {
     responses((status = 200, description = "the daemon", body = view::Daemon),
         (status = "default", response = Problem)))]
 async fn daemon(State(manager): Shared) -> Answer<view::Daemon> {
-    wait_for(&manager, |manager| Ok(look::daemon(manager))).await
+    look(&manager, |manager| Ok(views::daemon(manager))).await
 }
 
 /// Every device.
@@ -112,8 +117,8 @@ async fn daemon(State(manager): Shared) -> Answer<view::Daemon> {
     responses((status = 200, description = "the devices", body = [view::DeviceSummary]),
         (status = "default", response = Problem)))]
 async fn devices(State(manager): Shared) -> Answer<Vec<view::DeviceSummary>> {
-    wait_for(&manager, |manager| {
-        Ok(manager.devices().iter().map(|device| look::summary(manager, device)).collect())
+    look(&manager, |manager| {
+        Ok(manager.devices().iter().map(|device| views::summary(manager, device)).collect())
     })
     .await
 }
@@ -124,7 +129,7 @@ async fn devices(State(manager): Shared) -> Answer<Vec<view::DeviceSummary>> {
     responses((status = 200, description = "the device", body = view::Device),
         (status = "default", response = Problem)))]
 async fn device(State(manager): Shared, Named(name): Named<String>) -> Answer<view::Device> {
-    wait_for(&manager, move |manager| Ok(look::device(manager, &manager.find(&name)?))).await
+    look(&manager, move |manager| Ok(views::device(manager, &manager.find(&name)?))).await
 }
 
 /// Revokes every file of a device.
@@ -137,7 +142,11 @@ async fn device_files(
     Named(name): Named<String>,
     _: NoBody,
 ) -> Answer<Revoked> {
-    wait_for(&manager, move |manager| Ok(Revoked { files: manager.revoke_device(&name)? })).await
+    let subject = name.clone();
+    operate(&manager, &subject, Duration::ZERO, move |manager| {
+        Ok(Revoked { files: manager.revoke_device(&name)? })
+    })
+    .await
 }
 
 /// Every device set.
@@ -145,9 +154,9 @@ async fn device_files(
     responses((status = 200, description = "the sets", body = [view::Set]),
         (status = "default", response = Problem)))]
 async fn sets(State(manager): Shared) -> Answer<Vec<view::Set>> {
-    wait_for(&manager, |manager| {
+    look(&manager, |manager| {
         let sets = manager.sets();
-        Ok(sets.iter().map(|(name, members)| look::set(manager, name, members)).collect())
+        Ok(sets.iter().map(|(name, members)| views::set(manager, name, members)).collect())
     })
     .await
 }
@@ -158,7 +167,7 @@ async fn sets(State(manager): Shared) -> Answer<Vec<view::Set>> {
     responses((status = 200, description = "the set", body = view::Set),
         (status = "default", response = Problem)))]
 async fn set(State(manager): Shared, Named(name): Named<String>) -> Answer<view::Set> {
-    wait_for(&manager, move |manager| Ok(look::set(manager, &name, &manager.set(&name)?))).await
+    look(&manager, move |manager| Ok(views::set(manager, &name, &manager.set(&name)?))).await
 }
 
 /// How a set is reset that may be in use.
@@ -199,7 +208,8 @@ async fn reset_set(
         IfInUse::Refuse => InUse::Refuse,
         IfInUse::Reset => InUse::Reset,
     };
-    done(&manager, move |manager| manager.reset_set(&name, in_use)).await
+    let subject = name.clone();
+    done(&manager, &subject, move |manager| manager.reset_set(&name, in_use)).await
 }
 
 /// Every file: who has what open since when.
@@ -207,7 +217,7 @@ async fn reset_set(
     responses((status = 200, description = "the files", body = [view::File]),
         (status = "default", response = Problem)))]
 async fn files(State(manager): Shared) -> Answer<Vec<view::File>> {
-    wait_for(&manager, |manager| Ok(manager.devices().iter().flat_map(look::files).collect())).await
+    look(&manager, |manager| Ok(manager.devices().iter().flat_map(views::files).collect())).await
 }
 
 /// A file.
@@ -216,7 +226,7 @@ async fn files(State(manager): Shared) -> Answer<Vec<view::File>> {
     responses((status = 200, description = "the file", body = view::File),
         (status = "default", response = Problem)))]
 async fn file(State(manager): Shared, Named(number): Named<u64>) -> Answer<view::File> {
-    wait_for(&manager, move |manager| look::file(manager, number)).await
+    look(&manager, move |manager| views::file(manager, number)).await
 }
 
 /// Revokes a file: every later operation on it fails with ENODEV.
@@ -229,7 +239,8 @@ async fn revoke_file(
     Named(number): Named<u64>,
     _: NoBody,
 ) -> Result<StatusCode, Problem> {
-    done(&manager, move |manager| manager.revoke_file(FileId(number))).await
+    done(&manager, &format!("file {number}"), move |manager| manager.revoke_file(FileId(number)))
+        .await
 }
 
 /// Every parent of mediated devices.
@@ -237,7 +248,7 @@ async fn revoke_file(
     responses((status = 200, description = "the parents", body = [view::Parent]),
         (status = "default", response = Problem)))]
 async fn parents(State(manager): Shared) -> Answer<Vec<view::Parent>> {
-    wait_for(&manager, |manager| Ok(look::parents(manager))).await
+    look(&manager, |manager| Ok(views::parents(manager))).await
 }
 
 /// A parent.
@@ -246,7 +257,7 @@ async fn parents(State(manager): Shared) -> Answer<Vec<view::Parent>> {
     responses((status = 200, description = "the parent", body = view::Parent),
         (status = "default", response = Problem)))]
 async fn parent(State(manager): Shared, Named(name): Named<String>) -> Answer<view::Parent> {
-    wait_for(&manager, move |manager| look::parent(manager, &name)).await
+    look(&manager, move |manager| views::parent(manager, &name)).await
 }
 
 /// Every type of every parent.
@@ -254,8 +265,8 @@ async fn parent(State(manager): Shared, Named(name): Named<String>) -> Answer<vi
     responses((status = 200, description = "the types", body = [view::Type]),
         (status = "default", response = Problem)))]
 async fn types(State(manager): Shared) -> Answer<Vec<view::Type>> {
-    wait_for(&manager, |manager| {
-        Ok(look::parents(manager).into_iter().flat_map(|parent| parent.types).collect())
+    look(&manager, |manager| {
+        Ok(views::parents(manager).into_iter().flat_map(|parent| parent.types).collect())
     })
     .await
 }
@@ -265,9 +276,9 @@ async fn types(State(manager): Shared) -> Answer<Vec<view::Type>> {
     responses((status = 200, description = "the instances", body = [view::InstanceSummary]),
         (status = "default", response = Problem)))]
 async fn instances(State(manager): Shared) -> Answer<Vec<view::InstanceSummary>> {
-    wait_for(&manager, |manager| {
+    look(&manager, |manager| {
         let instances = manager.bus().instances();
-        Ok(instances.iter().map(|one| look::instance_summary(manager, one)).collect())
+        Ok(instances.iter().map(|one| views::instance_summary(manager, one)).collect())
     })
     .await
 }
@@ -278,7 +289,11 @@ async fn instances(State(manager): Shared) -> Answer<Vec<view::InstanceSummary>>
     responses((status = 200, description = "the instance", body = view::Instance),
         (status = "default", response = Problem)))]
 async fn instance(State(manager): Shared, Named(uuid): Named<Uuid>) -> Answer<view::Instance> {
-    wait_for(&manager, move |manager| look::instance(manager, uuid)).await
+    // Attributes are read by calls of the parent.
+    operate(&manager, &uuid.to_string(), Duration::ZERO, move |manager| {
+        views::instance(manager, uuid)
+    })
+    .await
 }
 
 fn pairs(settings: Vec<view::Setting>) -> Vec<(String, String)> {
@@ -303,8 +318,9 @@ async fn create(
     State(manager): Shared,
     Given(create): Given<Create>,
 ) -> Result<(StatusCode, Json<view::Instance>), Problem> {
-    let instance = wait_for(&manager, move |manager| {
-        look::instance(manager, manager.create(create.into())?.uuid())
+    let subject = create.uuid.map_or_else(|| create.parent.clone(), |uuid| uuid.to_string());
+    let instance = operate(&manager, &subject, Duration::ZERO, move |manager| {
+        views::instance(manager, manager.create_undefined(create.into())?.uuid())
     })
     .await?;
     Ok((StatusCode::CREATED, instance))
@@ -321,9 +337,9 @@ async fn change_instance(
     Given(change): Given<ChangeInstance>,
 ) -> Answer<view::Instance> {
     let attributes = pairs(change.attributes);
-    wait_for(&manager, move |manager| {
+    operate(&manager, &uuid.to_string(), Duration::ZERO, move |manager| {
         manager.set_attributes(uuid, &attributes)?;
-        look::instance(manager, uuid)
+        views::instance(manager, uuid)
     })
     .await
 }
@@ -386,9 +402,11 @@ async fn remove(
 ) -> Result<StatusCode, Problem> {
     let removal = how.removal()?;
     if removal == Removal::Refuse {
-        return done(&manager, move |manager| manager.remove(uuid, removal)).await;
+        return done(&manager, &uuid.to_string(), move |manager| manager.remove(uuid, removal))
+            .await;
     }
-    done(&manager, move |manager| manager.remove_when_free(uuid, removal)).await?;
+    done(&manager, &uuid.to_string(), move |manager| manager.remove_when_free(uuid, removal))
+        .await?;
     Ok(StatusCode::ACCEPTED)
 }
 
@@ -399,7 +417,7 @@ async fn remove(
             body = view::Definitions),
         (status = "default", response = Problem)))]
 async fn definitions(State(manager): Shared) -> Answer<view::Definitions> {
-    wait_for(&manager, |manager| look::definitions(manager)).await
+    look(&manager, |manager| views::definitions(manager)).await
 }
 
 /// Adds a definition, which outlasts the daemon. Starts nothing.
@@ -413,8 +431,9 @@ async fn define(
     let Define { parent, type_id, uuid, start, attributes } = define;
     let new = NewInstance { parent, type_id, uuid, attributes: pairs(attributes) };
     let start = start.unwrap_or_default();
-    let defined = wait_for(&manager, move |manager| {
-        Ok(look::definition(manager, manager.define(new, start)?))
+    let subject = new.parent.clone();
+    let defined = operate(&manager, &subject, Duration::ZERO, move |manager| {
+        Ok(views::definition(manager, manager.define(new, start)?))
     })
     .await?;
     Ok((StatusCode::CREATED, defined))
@@ -431,8 +450,8 @@ async fn define_instance(
     Given(define): Given<DefineInstance>,
 ) -> Result<(StatusCode, Json<view::Definition>), Problem> {
     let start = define.start.unwrap_or_default();
-    let defined = wait_for(&manager, move |manager| {
-        Ok(look::definition(manager, manager.define_running(uuid, start)?))
+    let defined = operate(&manager, &uuid.to_string(), Duration::ZERO, move |manager| {
+        Ok(views::definition(manager, manager.define_running(uuid, start)?))
     })
     .await?;
     Ok((StatusCode::CREATED, defined))
@@ -457,8 +476,8 @@ async fn definition(
     Named(uuid): Named<Uuid>,
     Asked(which): Asked<Which>,
 ) -> Answer<view::Definition> {
-    wait_for(&manager, move |manager| {
-        Ok(look::definition(manager, manager.definition(uuid, which.parent.as_deref())?))
+    look(&manager, move |manager| {
+        Ok(views::definition(manager, manager.definition(uuid, which.parent.as_deref())?))
     })
     .await
 }
@@ -476,9 +495,9 @@ async fn modify(
 ) -> Answer<view::Definition> {
     let Modify { start, set, unset } = modify;
     let change = Change { start, set: pairs(set), unset };
-    wait_for(&manager, move |manager| {
+    operate(&manager, &uuid.to_string(), Duration::ZERO, move |manager| {
         let changed = manager.modify(uuid, which.parent.as_deref(), &change)?;
-        Ok(look::definition(manager, changed))
+        Ok(views::definition(manager, changed))
     })
     .await
 }
@@ -494,7 +513,10 @@ async fn undefine(
     Asked(which): Asked<Which>,
     _: NoBody,
 ) -> Result<StatusCode, Problem> {
-    done(&manager, move |manager| manager.undefine(uuid, which.parent.as_deref())).await
+    done(&manager, &uuid.to_string(), move |manager| {
+        manager.undefine(uuid, which.parent.as_deref())
+    })
+    .await
 }
 
 /// Creates the instance that is defined.
@@ -510,7 +532,7 @@ async fn start(
 ) -> Result<(StatusCode, Json<view::Instance>), Problem> {
     let start = move |manager: &Arc<Manager>| {
         let started = manager.start_definition(uuid, which.parent.as_deref())?;
-        look::instance(manager, started.uuid())
+        views::instance(manager, started.uuid())
     };
-    Ok((StatusCode::CREATED, wait_for(&manager, start).await?))
+    Ok((StatusCode::CREATED, operate(&manager, &uuid.to_string(), Duration::ZERO, start).await?))
 }

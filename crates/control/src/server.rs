@@ -14,12 +14,11 @@ use vfiod_manager::Manager;
 use vfiod_server::Listener;
 
 use crate::access::Access;
+use crate::handler::WORKERS;
 use crate::problem::Problem;
 use crate::routes;
 use crate::service::Service;
 
-/// Threads for what waits: as many as there can be slow operations at the same time.
-const WORKERS: usize = 32;
 /// Threads that collect metrics.
 const METRICS_WORKERS: usize = 1;
 /// How long a rejected peer has to read its 403.

@@ -327,6 +327,9 @@ pub struct Definition {
     pub start: Start,
     /// There is an instance of it now.
     pub running: bool,
+    /// Why it did not start when that was tried last, if it is not there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<String>,
     /// What is set when it starts, in this order.
     pub attributes: Vec<Setting>,
 }

@@ -33,11 +33,12 @@ pub(crate) fn run(
     program: &str,
 ) -> anyhow::Result<()> {
     let passed = match args.check {
-        true => PassedSockets::default(),
+        true => Ok(PassedSockets::default()),
         // Before anything is opened that could have the number of a socket that was not passed.
-        false => PassedSockets::take(args.fd)?,
+        false => PassedSockets::take(args.fd),
     };
     let source = configuration(args, models)?;
+    let passed = passed?;
     let config = source.config().clone();
     logs.filter(config.log.as_deref(), DEFAULT_LOG)?;
     if args.check {
@@ -52,11 +53,10 @@ pub(crate) fn run(
         if !config.parents.is_empty() {
             found.push(count(config.parents.len(), "parent"));
         }
-        let mut text = format!("the configuration is right: {}\n", found.join(", "));
         if !in_use.is_empty() {
-            text += &format!("in use now, as if it were served already: {}\n", in_use.join(", "));
+            eprintln!("{program}: in use now, as if it were served already: {}", in_use.join(", "));
         }
-        return output::print(&text);
+        return output::print(&format!("the configuration is right: {}\n", found.join(", ")));
     }
     notify::connect();
     vfiod_control::load_accounts();

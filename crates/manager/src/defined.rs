@@ -40,11 +40,56 @@ impl Manager {
         for definition in listing.definitions {
             let (uuid, parent) = (definition.uuid, definition.parent.clone());
             if definition.start == Start::Auto
-                && let Err(error) = self.create(instance_of(definition))
+                && let Err(error) = self.create_defined(definition)
             {
                 tracing::error!(%uuid, parent, %error, "a defined instance did not start");
             }
         }
+    }
+
+    /// Creates the instance of a definition, and remembers why that failed.
+    fn create_defined(&self, definition: Definition) -> Result<vfiod_mdev::Instance> {
+        let key = (definition.parent.clone(), definition.uuid);
+        let created = self.create(instance_of(definition));
+        let mut failures = vfiod_sync::lock(&self.start_failures);
+        match &created {
+            Ok(_) => failures.remove(&key),
+            Err(error) => failures.insert(key, error.to_string()),
+        };
+        created
+    }
+
+    /// Why a definition did not start when that was tried last; `None`: it started, or was not tried.
+    pub fn start_failure(&self, definition: &Definition) -> Option<String> {
+        let key = (definition.parent.clone(), definition.uuid);
+        vfiod_sync::lock(&self.start_failures).get(&key).cloned()
+    }
+
+    /// What is known of an earlier start says nothing of a definition that has changed.
+    fn forget_start(&self, uuid: Uuid, parent: Option<&str>) {
+        vfiod_sync::lock(&self.start_failures).retain(|(known, failed), _| {
+            *failed != uuid || parent.is_some_and(|parent| parent != known)
+        });
+    }
+
+    /// Creates an instance that has no definition, as [`Manager::create`].
+    ///
+    /// # Errors
+    /// As [`Manager::create`]; `EEXIST`: its UUID is defined, and what was asked for would differ from
+    /// the definition.
+    pub fn create_undefined(&self, new: NewInstance) -> Result<vfiod_mdev::Instance> {
+        if let (Some(store), Some(uuid)) = (&self.definitions, new.uuid) {
+            let parents = store.parents_of(uuid)?;
+            if !parents.is_empty() {
+                let what = format!(
+                    "{uuid} is defined under {}: start it with `start {uuid}`, remove the definition \
+                     with `undefine {uuid}`, or choose another UUID",
+                    parents.join(" and ")
+                );
+                return Err(Error::new(Errno::EXIST, what));
+            }
+        }
+        self.create(new)
     }
 
     /// The definition of an instance, if it has one.
@@ -84,7 +129,7 @@ impl Manager {
     pub fn define(&self, new: NewInstance, start: Start) -> Result<Definition> {
         let store = self.store()?;
         let NewInstance { parent, type_id, uuid, attributes } = new;
-        self.check_attributes(&parent, &type_id, attributes.iter().map(|(name, _)| name))?;
+        self.check_attributes(&parent, &type_id, &attributes)?;
         let uuid = uuid.unwrap_or_else(Uuid::new_v4);
         let mut definition = Definition::new(uuid, parent, type_id);
         definition.start = start;
@@ -115,11 +160,11 @@ impl Manager {
         self.define(new, start)
     }
 
-    fn check_attributes<'a>(
+    fn check_attributes(
         &self,
         parent: &str,
         type_id: &str,
-        mut names: impl Iterator<Item = &'a String>,
+        attributes: &[(String, String)],
     ) -> Result<()> {
         let Some(status) = self.bus.parent(parent) else {
             let known = self.bus.parents();
@@ -129,19 +174,15 @@ impl Manager {
             return Err(Error::new(Errno::NODEV, what));
         };
         let types = &status.types;
-        let Some(mdev_type) = types.iter().find(|mdev_type| mdev_type.info.id == type_id) else {
+        if !types.iter().any(|mdev_type| mdev_type.info.id == type_id) {
             let known: Vec<_> = types.iter().map(|mdev_type| mdev_type.info.id.as_str()).collect();
             let what =
                 format!("parent {parent} has no type `{type_id}`; its types: {}", known.join(", "));
             return Err(Error::new(Errno::INVAL, what));
-        };
-        names.try_for_each(|name| {
-            if mdev_type.info.attribute(name)?.writable {
-                return Ok(());
-            }
-            let what = format!("attribute `{name}` of {type_id} can only be read");
-            Err(Error::new(Errno::ACCESS, what))
-        })
+        }
+        attributes
+            .iter()
+            .try_for_each(|(name, value)| self.bus.check_attribute(parent, type_id, name, value))
     }
 
     /// Changes a definition; an instance of it that runs stays as it is.
@@ -150,8 +191,7 @@ impl Manager {
     /// As [`Manager::define`]; `ENOENT`: an attribute to be left out is not in it.
     pub fn modify(&self, uuid: Uuid, parent: Option<&str>, change: &Change) -> Result<Definition> {
         let changed = self.store()?.modify(uuid, parent, |definition| {
-            let names = change.set.iter().map(|(name, _)| name);
-            self.check_attributes(&definition.parent, &definition.mdev_type, names)?;
+            self.check_attributes(&definition.parent, &definition.mdev_type, &change.set)?;
             definition.start = change.start.unwrap_or(definition.start);
             for name in &change.unset {
                 let before = definition.attrs.len();
@@ -169,6 +209,7 @@ impl Manager {
             }
             Ok(())
         })?;
+        self.forget_start(uuid, parent);
         self.emit(EventKind::Modified, &uuid.to_string());
         Ok(changed)
     }
@@ -179,6 +220,7 @@ impl Manager {
     /// Errors of removing its file.
     pub fn undefine(&self, uuid: Uuid, parent: Option<&str>) -> Result<()> {
         self.store()?.undefine(uuid, parent)?;
+        self.forget_start(uuid, parent);
         tracing::info!(%uuid, "undefined");
         self.emit(EventKind::Undefined, &uuid.to_string());
         Ok(())
@@ -193,7 +235,7 @@ impl Manager {
         uuid: Uuid,
         parent: Option<&str>,
     ) -> Result<vfiod_mdev::Instance> {
-        self.create(instance_of(self.definition(uuid, parent)?))
+        self.create_defined(self.definition(uuid, parent)?)
     }
 }
 

@@ -38,6 +38,8 @@ pub struct Manager {
     pub(crate) changing: Mutex<()>,
     endpoints: Arc<Endpoints>,
     pub(crate) definitions: Option<Definitions>,
+    /// Why definitions did not start, by parent and UUID.
+    pub(crate) start_failures: Mutex<HashMap<(String, Uuid), String>>,
     pub(crate) events: Arc<Events>,
     counters: Arc<AllCounters>,
     since: SystemTime,
@@ -149,6 +151,7 @@ impl Manager {
             changing: Mutex::default(),
             endpoints,
             definitions,
+            start_failures: Mutex::default(),
             events,
             counters,
             since: SystemTime::now(),

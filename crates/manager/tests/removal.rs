@@ -98,6 +98,8 @@ fn reload_that_cannot_open_a_new_socket_leaves_every_device_open_to_its_users() 
     let text = std::fs::read_to_string(file_in(&stage.directory)).expect("reads");
     let text = text.replace("[device.missing/third]", "[device.third]");
     std::fs::write(file_in(&stage.directory), text).expect("writes");
+    let missing = file_in(&stage.directory).with_file_name("missing");
+    std::fs::write(missing, "a file in place of the directory").expect("writes");
     stage.manager.reload(InUsePolicy::Refuse).expect_err("there is no such directory");
     drop(open(&stage.device("first")).expect("opens"));
 }

@@ -132,6 +132,10 @@ struct Shelf {
 }
 
 impl Parent for Shelf {
+    fn check_attribute(&self, _: &str, _: &str, _: &str) -> Result<()> {
+        Ok(())
+    }
+
     fn create(&self, _: &str, uuid: Uuid) -> Result<NewInstance> {
         let values = [("serial".to_owned(), uuid.to_string()), ("baud".into(), "9600".into())];
         let knobs = Knobs { values: Mutex::new(values.into()), wall: self.wall.clone() };

@@ -163,6 +163,31 @@ impl Bus {
         Ok(ParentRegistration { bus: self.clone(), name, entry })
     }
 
+    /// Checks that an attribute of a type can be set to a value, as [`Parent::check_attribute`].
+    ///
+    /// # Errors
+    /// `ENODEV`, `EINVAL`: there is no such parent or type; `ENOENT`: no such attribute; `EACCES`: it
+    /// can only be read; `EINVAL`: not to this value; `EIO`: the parent panicked.
+    pub fn check_attribute(
+        &self,
+        parent: &str,
+        type_id: &str,
+        name: &str,
+        value: &str,
+    ) -> Result<()> {
+        let found = lock(&self.inner.state).parents.get(parent).map(|found| found.entry.clone());
+        let none = || Error::new(Errno::NODEV, format!("there is no parent `{parent}`"));
+        let entry = found.ok_or_else(none)?;
+        let mdev_type = entry.spec.types.iter().find(|mdev_type| mdev_type.id == type_id);
+        let none = || Error::new(Errno::INVAL, format!("parent {parent} has no type `{type_id}`"));
+        let mdev_type = mdev_type.ok_or_else(none)?;
+        if !mdev_type.attribute(name)?.writable {
+            let what = format!("attribute `{name}` of {type_id} can only be read");
+            return Err(Error::new(Errno::ACCESS, what));
+        }
+        instance::contained(mdev_type, || entry.ops.check_attribute(type_id, name, value))
+    }
+
     /// Creates an instance: made by its parent, its attributes set, registered, its endpoint
     /// opened.
     /// After an error nothing of it is left, and nothing of it could be seen.

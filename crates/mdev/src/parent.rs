@@ -13,6 +13,14 @@ pub trait Parent: Send + Sync + 'static {
     /// # Errors
     /// Whatever stands in the way; nothing is left behind then.
     fn create(&self, type_id: &str, uuid: Uuid) -> Result<NewInstance>;
+
+    /// Checks that instances of a type take a value for an attribute that the type lists as writable:
+    /// for a definition, of which there is no instance yet. [`Attributes::set`] takes what this does,
+    /// unless the instance is in use.
+    ///
+    /// # Errors
+    /// `EINVAL`: not such a value, the message says what would be right.
+    fn check_attribute(&self, type_id: &str, name: &str, value: &str) -> Result<()>;
 }
 
 /// What a parent made.

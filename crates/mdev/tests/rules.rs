@@ -88,18 +88,29 @@ impl Attributes for Paint {
     }
     fn set(&self, name: &str, value: &str) -> Result<()> {
         assert_eq!(name, "colour");
-        match value {
-            "red" | "blue" => *self.0.lock().unwrap() = value.to_owned(),
-            "crash" => panic!("{value}"),
-            _ => return Err(Error::new(Errno::INVAL, format!("`{value}` is not red or blue"))),
-        }
+        check_colour(value)?;
+        *self.0.lock().unwrap() = value.to_owned();
         Ok(())
     }
 }
 
 struct Shop(Arc<Knobs>);
 
+/// The colours that there are.
+fn check_colour(value: &str) -> Result<()> {
+    match value {
+        "red" | "blue" => Ok(()),
+        "crash" => panic!("{value}"),
+        _ => Err(Error::new(Errno::INVAL, format!("`{value}` is not red or blue"))),
+    }
+}
+
 impl Parent for Shop {
+    fn check_attribute(&self, _: &str, name: &str, value: &str) -> Result<()> {
+        assert_eq!(name, "colour");
+        check_colour(value)
+    }
+
     fn create(&self, type_id: &str, _: Uuid) -> Result<NewInstance> {
         if let Some(gate) = &*self.0.gate.lock().unwrap() {
             gate.recv().unwrap();
@@ -431,6 +442,9 @@ fn instance_cannot_be_opened_any_more_once_a_removal_has_begun() {
 struct Succeeded(Bus, Arc<Mutex<Option<ParentRegistration>>>);
 
 impl Parent for Succeeded {
+    fn check_attribute(&self, _: &str, _: &str, _: &str) -> Result<()> {
+        Ok(())
+    }
     fn create(&self, _: &str, _: Uuid) -> Result<NewInstance> {
         Err(Error::new(Errno::NODEV, "makes nothing"))
     }

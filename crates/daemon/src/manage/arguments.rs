@@ -45,6 +45,15 @@ pub(crate) enum Kind {
     Definitions,
 }
 
+/// What can be revoked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum RevokeKind {
+    /// A file, by its number.
+    File,
+    /// Every file of a device, by its name.
+    Device,
+}
+
 /// An attribute and its value, as `NAME=VALUE`.
 fn setting(text: &str) -> Result<Setting, String> {
     match text.split_once('=') {
@@ -284,6 +293,9 @@ pub(crate) enum Manage {
         /// The file's number (see `list files`), or the device's name.
         #[arg(value_name = "FILE|DEVICE", add = ArgValueCandidates::new(complete::devices))]
         what: String,
+        /// Which kind of thing is meant, where a file and a device have this number.
+        #[arg(long, value_enum)]
+        kind: Option<RevokeKind>,
         #[command(flatten)]
         daemon: Daemon,
     },

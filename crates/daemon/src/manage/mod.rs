@@ -12,6 +12,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use uuid::Uuid;
+use vfiod_config::UsageError;
 use vfiod_control::client::{Client, Failure, encoded, path};
 use vfiod_control::request::{
     AddDevice, ChangeInstance, Create, Define, DefineInstance, Modify, Socket,
@@ -19,7 +20,7 @@ use vfiod_control::request::{
 use vfiod_control::view::{self, EventKind, Owner, Start};
 
 pub(crate) use self::arguments::Manage;
-use self::arguments::{Daemon, Kind, Users, What};
+use self::arguments::{Daemon, Kind, RevokeKind, Users, What};
 use crate::option_value::option_value;
 use crate::output;
 
@@ -141,10 +142,16 @@ pub(crate) fn run(command: Manage) -> anyhow::Result<()> {
             let path = format!("{}?in_use={in_use}", path(["sets", &set, "reset"]));
             client.send(Method::POST, &path)
         }
-        Manage::Revoke { what, daemon } => {
+        Manage::Revoke { what, kind, daemon } => {
             let mut client = connect(&daemon)?;
-            if what.parse::<u64>().is_ok() {
-                return client.send(Method::DELETE, &path(["files", &what]));
+            if kind != Some(RevokeKind::Device) && what.parse::<u64>().is_ok() {
+                let is_device = kind.is_none() && exists(&mut client, Kind::Devices, &what)?;
+                if !is_device {
+                    return client.send(Method::DELETE, &path(["files", &what]));
+                }
+                if exists(&mut client, Kind::Files, &what)? {
+                    bail!(ambiguous(&what, "file", "device"));
+                }
             }
             let revoked: view::Revoked =
                 client.send(Method::DELETE, &path(["devices", &what, "files"]))?;
@@ -285,8 +292,15 @@ fn list(kind: Kind, daemon: &Daemon) -> anyhow::Result<()> {
             answer(daemon, &all, |all| {
                 let columns = ["uuid", "parent", "type", "start", "running", "attributes"];
                 let mut text = print::table(&rows(&all.definitions, pairs), &columns);
-                for view::Damaged { path, why, .. } in &all.damaged {
-                    text.push_str(&format!("damaged: {path}: {why}\n"));
+                for view::Definition { uuid, failure, .. } in &all.definitions {
+                    if let Some(why) = failure {
+                        text.push_str(&format!("not started: {uuid}: {why}\n"));
+                    }
+                }
+                for view::Damaged { path, why, set_aside_as } in &all.damaged {
+                    let place = set_aside_as.as_ref();
+                    let place = place.map_or_else(String::new, |at| format!("; set aside as {at}"));
+                    text.push_str(&format!("damaged: {path}: {why}{place}\n"));
                 }
                 text
             })
@@ -335,6 +349,14 @@ fn show(name: Option<&str>, kind: Option<Kind>, daemon: &Daemon) -> anyhow::Resu
     };
     for kind in kinds {
         match find(&mut client, *kind, name) {
+            // A set is called like its only member, but a file and a device are two things.
+            Ok(_)
+                if kinds.len() > 1
+                    && *kind == Kind::Files
+                    && exists(&mut client, Kind::Devices, name)? =>
+            {
+                bail!(ambiguous(name, "file", "device"));
+            }
             Ok(found) => return answer(daemon, &found, |found| print::tree(name, found)),
             Err(error) if kinds.len() > 1 && is_not_there(&error) => {}
             Err(error) => return Err(error),
@@ -342,6 +364,22 @@ fn show(name: Option<&str>, kind: Option<Kind>, daemon: &Daemon) -> anyhow::Resu
     }
     let kinds: Vec<_> = kinds.iter().map(|kind| kind.resource()).collect();
     bail!(not_found(format!("there is no `{name}` among the {}", kinds.join(", "))))
+}
+
+/// Whether there is a thing of this name.
+fn exists(client: &mut Client, kind: Kind, name: &str) -> anyhow::Result<bool> {
+    match find(client, kind, name) {
+        Ok(_) => Ok(true),
+        Err(error) if is_not_there(&error) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// A name that two things have.
+fn ambiguous(name: &str, one: &str, other: &str) -> UsageError {
+    UsageError(format!(
+        "`{name}` is the number of a {one} and the name of a {other}: say which with --kind"
+    ))
 }
 
 /// One thing with everything in it.
@@ -376,7 +414,7 @@ fn tree<T: Serialize>(title: &str, value: &T) -> String {
 }
 
 fn not_found(detail: String) -> Failure {
-    Failure::Refused { status: hyper::StatusCode::NOT_FOUND, detail }
+    Failure::Refused { status: hyper::StatusCode::NOT_FOUND, detail, errno: None }
 }
 
 /// Whether the thing, or every thing of its kind, is missing (another daemon, no definitions).

@@ -42,6 +42,10 @@ impl ConfiguredParent for EduParent {
 }
 
 impl Parent for EduParent {
+    fn check_attribute(&self, _type_id: &str, _name: &str, value: &str) -> Result<()> {
+        mask(value).map(drop)
+    }
+
     fn create(&self, _type_id: &str, _uuid: Uuid) -> Result<NewInstance> {
         let edu = Edu::new(EduOptions::default());
         let attributes: Arc<dyn Attributes> = Arc::new(Mask(edu.dma_mask()));
@@ -58,7 +62,11 @@ impl Attributes for Mask {
     }
 
     fn set(&self, _name: &str, value: &str) -> Result<()> {
-        self.0.store(number(value, u64::MAX)?, Ordering::Relaxed);
+        self.0.store(mask(value)?, Ordering::Relaxed);
         Ok(())
     }
+}
+
+fn mask(value: &str) -> Result<u64> {
+    number(value, u64::MAX)
 }

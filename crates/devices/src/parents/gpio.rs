@@ -50,6 +50,10 @@ impl ConfiguredParent for GpioParent {
 }
 
 impl Parent for GpioParent {
+    fn check_attribute(&self, _type_id: &str, _name: &str, value: &str) -> Result<()> {
+        inputs(value).map(drop)
+    }
+
     fn create(&self, _type_id: &str, _uuid: Uuid) -> Result<NewInstance> {
         let gpio = Gpio::new(GpioOptions::default());
         let attributes: Arc<dyn Attributes> = Arc::new(Pins(gpio.lines()));
@@ -68,8 +72,11 @@ impl Attributes for Pins {
     }
 
     fn set(&self, _name: &str, value: &str) -> Result<()> {
-        let inputs = number(value, u16::MAX.into())? as u16;
-        self.0.set_inputs(u16::MAX, inputs);
+        self.0.set_inputs(u16::MAX, inputs(value)?);
         Ok(())
     }
+}
+
+fn inputs(value: &str) -> Result<u16> {
+    Ok(number(value, u16::MAX.into())? as u16)
 }

@@ -80,6 +80,10 @@ impl ConfiguredParent for SerialParent {
 }
 
 impl Parent for SerialParent {
+    fn check_attribute(&self, _type_id: &str, _name: &str, value: &str) -> Result<()> {
+        value.trim().parse::<Backend>().map(drop)
+    }
+
     fn create(&self, type_id: &str, uuid: Uuid) -> Result<NewInstance> {
         let ports = match type_id {
             "mtty-1" => Ports::One,

@@ -35,7 +35,10 @@ fn every_parent_makes_every_type_it_lists_until_none_is_left() {
             for attribute in &mdev_type.info.attributes {
                 let value = all[0].attribute(&attribute.name).unwrap();
                 if attribute.writable {
-                    // What it says of itself can be set.
+                    // What it says of itself can be set, and a definition checks the same.
+                    let check = |value: &str| bus.check_attribute("p", id, &attribute.name, value);
+                    check(&value).unwrap();
+                    assert_eq!(check("rubbish\0").unwrap_err().errno(), Errno::INVAL, "{id}");
                     all[0].set_attribute(&attribute.name, &value).unwrap();
                     let set = all[0].set_attribute(&attribute.name, "rubbish\0");
                     assert_eq!(set.unwrap_err().errno(), Errno::INVAL, "{}", attribute.name);

@@ -159,6 +159,36 @@ impl Directory {
         Err(damaged)
     }
 
+    /// The files that were set aside.
+    ///
+    /// # Errors
+    /// Errors of the file system.
+    pub(super) fn damaged(&self) -> Result<Vec<Damaged>> {
+        let top = self.path.join(OWN).join(DAMAGED);
+        let mut all = Vec::new();
+        for parent in entries(&top)? {
+            let (place, Some(parent)) = (top.join(&parent), parent.to_str()) else { continue };
+            for name in entries(&place)? {
+                let file = place.join(&name);
+                // The name may have a number at its end.
+                let Some(uuid) = name.to_str().and_then(|name| spelt(name.get(..36)?)) else {
+                    continue;
+                };
+                let why = match contents(&file) {
+                    Ok(None) => continue,
+                    Ok(Some((text, _))) => match file::parse(parent, uuid, &text) {
+                        Ok(_) => "it was damaged, and is right now: move it back".to_owned(),
+                        Err(why) => why,
+                    },
+                    Err(error) => format!("it cannot be read: {error}"),
+                };
+                let path = self.file(parent, uuid);
+                all.push(Damaged { path, why, set_aside_as: Some(file) });
+            }
+        }
+        Ok(all)
+    }
+
     /// Moves a file to a place that mdevctl ignores. `None`: there is no such file any more.
     fn set_aside(&self, parent: &str, uuid: Uuid) -> Result<Option<PathBuf>> {
         let from = self.file(parent, uuid);
@@ -264,6 +294,17 @@ impl Directory {
 
     fn file(&self, parent: &str, uuid: Uuid) -> PathBuf {
         self.path.join(parent).join(uuid.to_string())
+    }
+}
+
+/// The names in a directory; none if it is not there.
+fn entries(directory: &Path) -> Result<Vec<std::ffi::OsString>> {
+    let read = || -> io::Result<_> {
+        fs::read_dir(directory)?.map(|entry| Ok(entry?.file_name())).collect()
+    };
+    match read() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        names => names.map_err(|error| failed("read", directory, error)),
     }
 }
 

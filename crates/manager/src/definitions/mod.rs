@@ -126,7 +126,7 @@ pub struct Damaged {
 pub struct Listing {
     /// Definitions, by parent and UUID.
     pub definitions: Vec<Definition>,
-    /// What could not be read, logged as well.
+    /// What could not be read, now or earlier: a file that was set aside is listed until it is removed.
     pub damaged: Vec<Damaged>,
 }
 
@@ -159,6 +159,12 @@ impl Definitions {
                     Ok(None) => {}
                     Err(damaged) => listing.damaged.push(damaged),
                 }
+            }
+        }
+        // Until somebody has looked after them.
+        for damaged in self.directory.damaged()? {
+            if !listing.damaged.iter().any(|known| known.set_aside_as == damaged.set_aside_as) {
+                listing.damaged.push(damaged);
             }
         }
         let key = |definition: &Definition| (definition.parent.clone(), definition.uuid);
@@ -233,14 +239,23 @@ impl Definitions {
         }
     }
 
+    /// Every parent that has a definition of a UUID.
+    ///
+    /// # Errors
+    /// Errors of the file system.
+    pub(crate) fn parents_of(&self, uuid: Uuid) -> Result<Vec<String>> {
+        let mut found = self.directory.parents()?;
+        found.retain(|parent| self.directory.has(parent, uuid));
+        Ok(found)
+    }
+
     /// The one parent that has a definition of this UUID.
     fn find(&self, uuid: Uuid, parent: Option<&str>) -> Result<Option<String>> {
         if let Some(parent) = parent {
             check_name("parent", parent)?;
             return Ok(Some(parent.to_owned()));
         }
-        let mut found = self.directory.parents()?;
-        found.retain(|parent| self.directory.has(parent, uuid));
+        let mut found = self.parents_of(uuid)?;
         if found.len() > 1 {
             let what = format!("{uuid} is defined under {}; name the parent", found.join(" and "));
             return Err(Error::new(Errno::INVAL, what));

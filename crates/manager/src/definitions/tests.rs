@@ -204,16 +204,21 @@ fn damaged_files_are_set_aside_and_named() {
         let path = place.written("serial", A, text, HOUR);
         let listing = place.store.list().unwrap();
         assert_eq!(listing.definitions.len(), 1, "the other one is read");
-        let [damaged] = &*listing.damaged else { panic!("{:?}", listing.damaged) };
+        assert_eq!(listing.damaged.len(), count + 1, "those before are listed as well");
+        let name = if count == 0 { A.to_string() } else { format!("{A}.{}", count + 1) };
+        let aside = place.dir.path().join(".vfiod/damaged/serial").join(name);
+        let mut damaged = listing.damaged.iter();
+        let damaged = damaged.find(|one| one.set_aside_as.as_ref() == Some(&aside)).unwrap();
         assert_eq!(damaged.path, path);
         assert!(damaged.why.contains(why), "{} says nothing of {why}", damaged.why);
-        let aside = damaged.set_aside_as.as_ref().unwrap();
-        let name = if count == 0 { A.to_string() } else { format!("{A}.{}", count + 1) };
-        assert_eq!(*aside, place.dir.path().join(".vfiod/damaged/serial").join(name));
-        assert_eq!(fs::read(aside).unwrap(), text, "it is kept as it was");
+        assert_eq!(fs::read(&aside).unwrap(), text, "it is kept as it was");
         assert!(!path.exists());
-        assert_eq!(place.store.list().unwrap().damaged, [], "and reported once");
+        let again = place.store.list().unwrap().damaged;
+        let again = again.iter().find(|one| one.set_aside_as.as_ref() == Some(&aside));
+        assert_eq!(again, Some(damaged), "listed until it is removed");
     }
+    fs::remove_dir_all(place.dir.path().join(".vfiod/damaged")).unwrap();
+    assert_eq!(place.store.list().unwrap().damaged, []);
 }
 
 #[test]

@@ -64,6 +64,10 @@ impl Ledger {
 pub(super) struct Maker(pub(super) Arc<Ledger>);
 
 impl Parent for Maker {
+    fn check_attribute(&self, _type_id: &str, _name: &str, _value: &str) -> Result<()> {
+        Ok(())
+    }
+
     fn create(&self, _type_id: &str, uuid: Uuid) -> Result<NewInstance> {
         let ledger = self.0.clone();
         ledger.pause();
