@@ -196,7 +196,10 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         let (go_on, wait) = mpsc::channel::<()>();
         let running = api.begin("it").unwrap();
-        let blocked = move |_: &Arc<Manager>| Ok(drop(wait.recv()));
+        let blocked = move |_: &Arc<Manager>| {
+            let _ = wait.recv();
+            Ok(())
+        };
         let deadline = Duration::from_millis(10);
         let threads = api.operations.clone();
         let refused =
