@@ -10,7 +10,8 @@ use uuid::Uuid;
 use vfiod_core::{DeviceRef, Result};
 use vfiod_mdev::{Endpoint, NoEndpoint};
 use vfiod_server::{
-    ConnectionInfo, ConnectionTotals, ConnectionUsage, Departures, Listener, Served, Site, SocketAccess,
+    ConnectionInfo, ConnectionTotals, ConnectionUsage, Departures, Listener, Served, Site,
+    SocketAccess,
 };
 
 use crate::sockets::{access_of, prepare};

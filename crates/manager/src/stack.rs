@@ -401,7 +401,7 @@ impl Stack {
         let running = vfiod_sync::lock(&self.running);
         let mut devices = running.iter().flat_map(|unit| &unit.devices);
         let device = devices.find(|device| device.registration.device().name() == name)?;
-        Some(device.served.departures())
+        device.served.as_ref().map(Served::departures)
     }
 
     /// The clients of all devices of a unit that have hung up.
@@ -409,7 +409,7 @@ impl Stack {
         let running = vfiod_sync::lock(&self.running);
         let unit = running.iter().find(|running| running.plan.name() == unit);
         let devices = unit.into_iter().flat_map(|unit| &unit.devices);
-        devices.map(|device| device.served.departures()).collect()
+        devices.flat_map(|device| &device.served).map(Served::departures).collect()
     }
 
     /// How many clients there are.
@@ -461,7 +461,12 @@ impl Stack {
     /// same time; connections that are left after `grace` are ended, and their files revoked.
     fn stop_units(&self, units: Vec<RunningUnit>, grace: Duration) {
         let mut devices: Vec<_> = units.into_iter().flat_map(|unit| unit.devices).collect();
-        devices.iter_mut().for_each(|device| device.served.stop_listening());
+        for device in &mut devices {
+            device.source = None;
+            if let Some(served) = &mut device.served {
+                served.stop_listening();
+            }
+        }
         let leaving: Vec<_> = devices.iter().map(|device| &device.registration).collect();
         departure::ask_to_close(&leaving, grace);
         let mut closing = Vec::with_capacity(devices.len());
@@ -474,13 +479,6 @@ impl Stack {
         for (registration, placement) in closing.into_iter().rev() {
             let name = registration.device().name().to_owned();
             registration.unregister(Some(Duration::ZERO));
-    fn stop_unit(&self, unit: RunningUnit, grace: Duration) {
-        for Running { source, served, registration, placement, .. } in
-            unit.devices.into_iter().rev()
-        {
-            let name = registration.device().name().to_owned();
-            drop((source, served));
-            registration.unregister(Some(grace));
             drop(placement);
             vfiod_sync::lock(&self.about).remove(&name);
             tracing::info!(device = name, "closed");
