@@ -76,7 +76,7 @@ fn burdened(registration: &Registration) -> File {
 }
 
 #[test]
-fn none_is_left() {
+fn no_descriptor_is_left_open() {
     let registry = Registry::new();
     let register = || {
         let spec = DeviceSpec { name: "bells".to_owned(), ..DeviceSpec::default() };

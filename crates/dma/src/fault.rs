@@ -254,7 +254,7 @@ mod x86_64 {
     }
 
     /// Whether a signal was raised by an instruction that accessed watched memory.
-    fn is_ours(code: c_int, address: usize) -> bool {
+    pub(super) fn is_ours(code: c_int, address: usize) -> bool {
         // Faults: not aligned, no page, an error of the object, an error of the hardware. Others
         // were sent, or report an error that no instruction ran into.
         matches!(code, BUS_ADRALN..=BUS_MCEERR_AR) && crate::watched::contains(address)

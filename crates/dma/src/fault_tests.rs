@@ -320,6 +320,20 @@ mod elsewhere {
         }
     }
 
+    /// Whoever sends a signal chooses what it says of an address.
+    #[test]
+    fn signal_that_was_sent_is_not_taken_for_a_fault_at_the_address_that_it_names() {
+        const BUS_ADRERR: libc::c_int = 2;
+        const BUS_MCEERR_AO: libc::c_int = 5;
+        let shared = Shared::new(1, 1);
+        let is_ours = |code| super::super::x86_64::is_ours(code, shared.at.addr());
+        assert!(is_ours(BUS_ADRERR));
+        for code in [libc::SI_USER, libc::SI_QUEUE, libc::SI_TKILL, libc::SI_KERNEL, BUS_MCEERR_AO]
+        {
+            assert!(!is_ours(code), "code {code}");
+        }
+    }
+
     #[test]
     fn a_fault_of_others_still_ends_the_process() {
         assert_eq!(in_child("elsewhere::touch_plainly").signal(), Some(libc::SIGBUS));

@@ -177,6 +177,13 @@ mod tests {
         (ours, theirs)
     }
 
+    /// Runs `call` on a thread of its own, and fails if it is blocked.
+    fn unblocked<T: Send + 'static>(call: impl FnOnce() -> T + Send + 'static) -> T {
+        let (sender, receiver) = std::sync::mpsc::channel();
+        std::thread::spawn(move || sender.send(call()));
+        receiver.recv_timeout(Duration::from_secs(20)).expect("a client blocks the thread")
+    }
+
     #[test]
     fn full_counter_of_a_nonblocking_eventfd_counts_as_signalled() {
         let (_ours, fd) = full(EventfdFlags::NONBLOCK);
@@ -191,9 +198,13 @@ mod tests {
     fn signal_that_the_client_blocks_is_interrupted() {
         for flags in [EventfdFlags::empty(), EventfdFlags::NONBLOCK] {
             let (ours, fd) = full(flags);
+            let fd = Arc::new(fd);
             fcntl_setfl(&ours, OFlags::empty()).unwrap();
             // A thread for each, as one that was blocked is careful for a while.
-            let signal = || std::thread::scope(|s| s.spawn(|| fd.signal()).join().unwrap());
+            let signal = || {
+                let fd = fd.clone();
+                unblocked(move || fd.signal())
+            };
             assert_eq!(signal(), Signalled::Blocked);
             assert_eq!(signal(), Signalled::Blocked, "again, and the next thread as well");
             assert!(fd.take(), "it is readable");
@@ -235,11 +246,15 @@ mod tests {
 
     #[test]
     fn drain_does_not_wait_for_an_empty_blocking_eventfd() {
-        let fd = eventfd(0, EventfdFlags::empty()).unwrap();
-        assert_eq!(drain(&fd), Ok(false));
+        let fd = Arc::new(eventfd(0, EventfdFlags::empty()).unwrap());
+        let drain = || {
+            let fd = fd.clone();
+            unblocked(move || drain(&fd))
+        };
+        assert_eq!(drain(), Ok(false));
         write(&fd, &3u64.to_ne_bytes()).unwrap();
-        assert_eq!(drain(&fd), Ok(true));
-        assert_eq!(drain(&fd), Ok(false));
+        assert_eq!(drain(), Ok(true));
+        assert_eq!(drain(), Ok(false));
     }
 
     #[test]

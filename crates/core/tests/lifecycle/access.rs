@@ -82,7 +82,7 @@ fn shared_areas_are_served_from_the_memory() {
 }
 
 #[test]
-fn reset_is_for_devices_that_can() {
+fn reset_of_a_device_without_one_fails_with_einval() {
     let rig = Rig::new();
     let mut probe = rig.probe("a");
     probe.description.flags.remove(DeviceFlags::RESET);
@@ -99,7 +99,7 @@ fn reset_is_for_devices_that_can() {
 }
 
 #[test]
-fn features_are_the_devices_own() {
+fn features_are_handed_to_the_device() {
     let rig = Rig::new();
     let a = rig.single("a");
     let file = open(&a).unwrap();
@@ -112,7 +112,7 @@ fn features_are_the_devices_own() {
 }
 
 #[test]
-fn a_doorbell_is_a_write() {
+fn doorbell_of_a_device_without_tasks_is_a_write() {
     let rig = Rig::new();
     let mut probe = rig.probe("a");
     probe.description.regions[0].doorbells = vec![

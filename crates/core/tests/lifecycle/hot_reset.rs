@@ -8,7 +8,7 @@ use vfiod_core::{DeviceSpec, Errno, InUse};
 use crate::rig::{Fault, REGISTERS, Rig, Slot, errno, open, owner, spec};
 
 #[test]
-fn resets_every_member_open_or_not() {
+fn hot_reset_resets_every_member_open_or_not() {
     let rig = Rig::with_events();
     let slot = Arc::new(Slot("slot"));
     let members = ["a", "b", "c"].map(|name| rig.member(name, &slot));
@@ -33,7 +33,7 @@ fn resets_every_member_open_or_not() {
 }
 
 #[test]
-fn another_owner_stands_in_the_way() {
+fn hot_reset_is_refused_while_another_owner_has_a_member() {
     let rig = Rig::new();
     let slot = Arc::new(Slot("slot"));
     let members = ["a", "b", "c"].map(|name| rig.member(name, &slot));
@@ -79,7 +79,7 @@ fn a_failure_half_way_leaves_each_as_it_was_or_in_the_error_state() {
 }
 
 #[test]
-fn a_member_that_does_not_come_to_rest_is_busy_and_the_others_go_on() {
+fn hot_reset_of_a_member_that_does_not_quiesce_is_abandoned() {
     let rig = Rig::new();
     let slot = Arc::new(Slot("slot"));
     let a = rig.member("a", &slot);
@@ -144,7 +144,7 @@ fn a_file_of_another_owner_proves_what_its_holder_may_reset() {
 }
 
 #[test]
-fn the_administrator_resets_what_is_idle_and_the_rest_if_told_so() {
+fn operator_resets_an_idle_set_and_one_in_use_only_if_forced() {
     let rig = Rig::new();
     let slot = Arc::new(Slot("slot"));
     let [a, b] = ["a", "b"].map(|name| rig.member(name, &slot));
@@ -189,7 +189,7 @@ fn after_a_failure_the_set_is_reset_when_its_last_member_closes() {
 }
 
 #[test]
-fn a_failed_reset_of_an_idle_set_leaves_nobody_locked_and_mends_at_the_next_open() {
+fn reset_of_an_idle_set_that_failed_is_repaired_by_the_next_open() {
     let rig = Rig::new();
     let slot = Arc::new(Slot("slot"));
     let [a, b] = ["a", "b"].map(|name| rig.member(name, &slot));

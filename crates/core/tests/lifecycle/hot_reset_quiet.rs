@@ -109,7 +109,7 @@ fn what_clients_store_in_mapped_pages_until_the_last_member_is_reset_is_gone() {
 
 /// Two more threads that store without pause, each until the last member's reset ends.
 #[test]
-fn clients_that_never_cease_storing_leave_nothing_behind() {
+fn stores_of_clients_that_never_stop_are_gone_after_a_hot_reset() {
     for _ in 0..20 {
         let pair = Pair::new();
         let (enough, until) = channel::<()>();
@@ -166,7 +166,7 @@ fn amid(pair: &Pair, test: impl FnOnce(&dyn Fn())) {
 }
 
 #[test]
-fn accesses_wait_for_the_end() {
+fn accesses_wait_for_the_end_of_a_hot_reset() {
     let pair = Pair::new();
     amid(&pair, |go_on| {
         std::thread::scope(|scope| {
@@ -204,7 +204,7 @@ fn accesses_wait_for_the_end() {
 /// However busy clients keep the members: new accesses stay outside, so it does not take long
 /// until nobody is inside.
 #[test]
-fn clients_that_never_cease_reading_do_not_stand_in_the_way() {
+fn clients_that_never_stop_reading_do_not_prevent_a_hot_reset() {
     let pair = Pair::new();
     let enough = std::sync::atomic::AtomicBool::new(false);
     std::thread::scope(|scope| {
@@ -224,7 +224,7 @@ fn clients_that_never_cease_reading_do_not_stand_in_the_way() {
 }
 
 #[test]
-fn an_access_does_not_wait_for_ever() {
+fn access_gives_up_waiting_for_the_end_of_a_hot_reset() {
     let pair = Pair::new();
     amid(&pair, |_go_on| {
         assert_eq!(errno(pair.files[1].read(REGISTERS, 0, &mut [0; 4])), Errno::BUSY);
@@ -234,7 +234,7 @@ fn an_access_does_not_wait_for_ever() {
 }
 
 #[test]
-fn opens_and_releases_do_not_disturb_it() {
+fn opens_and_releases_do_not_disturb_a_hot_reset() {
     let pair = Pair::new();
     amid(&pair, |go_on| {
         let Pair { members, rig, .. } = &pair;
@@ -258,7 +258,7 @@ fn ring(fd: &OwnedFd) {
 }
 
 #[test]
-fn doorbells_rung_meanwhile_are_not_heard() {
+fn doorbells_rung_during_a_hot_reset_are_dropped() {
     let pair = Pair::new();
     let bells = pair.files[0].doorbells(REGISTERS).unwrap();
     let bell = bells[0].try_clone().unwrap();
@@ -272,7 +272,7 @@ fn doorbells_rung_meanwhile_are_not_heard() {
 
 /// A server's thread that has seen the doorbell before the reset, and delivers it now.
 #[test]
-fn a_doorbell_on_its_way_is_not_heard_either() {
+fn doorbell_under_way_when_a_hot_reset_begins_is_dropped() {
     let pair = Pair::new();
     let bells = pair.files[0].doorbells(REGISTERS).unwrap();
     ring(&bells[0]);
@@ -288,7 +288,7 @@ fn a_doorbell_on_its_way_is_not_heard_either() {
 }
 
 #[test]
-fn a_doorbell_of_a_member_that_was_left_as_it_was_is_heard() {
+fn doorbell_of_a_member_that_was_not_reset_is_delivered() {
     let pair = Pair::new();
     let bells = pair.files[1].doorbells(REGISTERS).unwrap();
     ring(&bells[0]);
@@ -303,7 +303,7 @@ fn a_doorbell_of_a_member_that_was_left_as_it_was_is_heard() {
 }
 
 #[test]
-fn an_unmask_signalled_meanwhile_unmasks_nothing() {
+fn unmask_signalled_during_a_hot_reset_is_dropped() {
     let pair = Pair::new();
     let (file, irqs) = (&pair.files[0], pair.contexts[0].irqs());
     let (trigger, unmask) = (counter(), counter());

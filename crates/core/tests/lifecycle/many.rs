@@ -41,7 +41,7 @@ impl Device for Nothing {
 const MANY: usize = if cfg!(debug_assertions) { 100_000 } else { 1_000_000 };
 
 #[test]
-fn a_million_devices_come_and_go() {
+fn a_million_devices_are_registered_and_unregistered() {
     let registry = Registry::new();
     let slots: Vec<_> = (0..1000).map(|_| Arc::new(Slot("slot"))).collect();
     let registrations: Vec<_> = (0..MANY)

@@ -6,7 +6,7 @@ use vfiod_core::{Errno, IrqIndex};
 use crate::rig::{Fault, REGISTERS, Rig, errno, open};
 
 #[test]
-fn every_step_of_open_may_panic() {
+fn panic_in_any_step_of_open_fails_the_open_and_is_contained() {
     let steps: [(&str, &[&str]); 3] = [
         ("a.reset", &["a.reset Open", "event: a failed"]),
         (
@@ -42,7 +42,7 @@ fn every_step_of_open_may_panic() {
 }
 
 #[test]
-fn accesses_fail_until_a_reset_succeeds() {
+fn accesses_after_a_panic_fail_until_a_reset_succeeds() {
     let rig = Rig::with_events();
     let a = rig.multi("a");
     let file = open(&a).unwrap();
@@ -74,7 +74,7 @@ fn accesses_fail_until_a_reset_succeeds() {
 }
 
 #[test]
-fn a_reset_that_fails_puts_a_sound_device_into_the_error_state() {
+fn reset_that_fails_puts_the_device_into_the_error_state() {
     let rig = Rig::with_events();
     let a = rig.single("a");
     let file = open(&a).unwrap();
@@ -102,7 +102,7 @@ fn a_device_that_panics_in_request_can_be_unregistered() {
 }
 
 #[test]
-fn the_error_tells_what_the_panic_said() {
+fn error_after_a_panic_has_the_message_of_the_panic() {
     use std::error::Error as _;
     let rig = Rig::new();
     let a = rig.single("a");

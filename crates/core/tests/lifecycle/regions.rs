@@ -25,7 +25,7 @@ fn areas(areas: &[(u64, u64)]) -> bool {
 }
 
 #[test]
-fn sparse_areas() {
+fn sparse_areas_must_be_of_pages_ascending_and_disjoint() {
     assert!(areas(&[]));
     assert!(areas(&[(0, 0x8000)]));
     assert!(areas(&[(0x1000, 0x1000), (0x2000, 0x1000), (0x7000, 0x1000)]));
@@ -42,7 +42,7 @@ fn sparse_areas() {
 }
 
 #[test]
-fn doorbells() {
+fn doorbells_must_lie_in_a_writable_region() {
     let bell = |offset, size, datamatch| {
         let doorbells = vec![Doorbell { datamatch, ..Doorbell::message(offset, size) }];
         accepted(Region { doorbells, ..Region::registers(0x100) })

@@ -7,7 +7,7 @@ use vfiod_core::{DeviceSpec, Errno, SetId};
 use crate::rig::{Fault, Rig, Slot, errno, open, spec};
 
 #[test]
-fn describes_inits_and_becomes_visible() {
+fn registered_device_is_described_then_initialised_then_visible() {
     let rig = Rig::with_events();
     let registration = rig.registry.register(spec("a"), Box::new(rig.probe("a"))).unwrap();
     assert_eq!(
@@ -26,7 +26,7 @@ fn describes_inits_and_becomes_visible() {
 }
 
 #[test]
-fn refuses_no_name_and_a_name_that_is_taken() {
+fn empty_name_and_name_in_use_are_refused() {
     let rig = Rig::new();
     let refused = rig.registry.register(spec(""), Box::new(rig.probe("a")));
     assert_eq!(errno(refused), Errno::INVAL);
@@ -61,7 +61,7 @@ fn a_failed_init_leaves_nothing_behind() {
 }
 
 #[test]
-fn a_panic_in_describe_refuses() {
+fn device_that_panics_in_describe_is_refused() {
     let rig = Rig::new();
     rig.journal.fault("a.describe", Fault::Panic);
     assert_eq!(errno(rig.registry.register(spec("a"), Box::new(rig.probe("a")))), Errno::IO);
@@ -70,7 +70,7 @@ fn a_panic_in_describe_refuses() {
 }
 
 #[test]
-fn a_panic_in_drop_harms_nobody() {
+fn panic_in_drop_is_contained() {
     let rig = Rig::new();
     rig.journal.fault("a.init", Fault::Fail(Errno::NOMEM));
     rig.journal.fault("a.drop", Fault::Panic);
@@ -93,7 +93,7 @@ fn devices_are_listed_by_number() {
 }
 
 #[test]
-fn a_set_lives_from_its_first_member_to_its_last() {
+fn set_exists_while_it_has_members() {
     let rig = Rig::with_events();
     let slot = Arc::new(Slot("slot 1"));
     let register = |name| {
@@ -120,7 +120,7 @@ fn a_set_lives_from_its_first_member_to_its_last() {
 }
 
 #[test]
-fn identity_is_the_object_and_not_its_name() {
+fn sets_are_told_apart_by_object_not_by_name() {
     let rig = Rig::with_events();
     let (one, two) = (Arc::new(Slot("slot")), Arc::new(Slot("slot")));
     let (id, same) = (SetId::of(&one), SetId::of(&one));
@@ -135,7 +135,7 @@ fn identity_is_the_object_and_not_its_name() {
 }
 
 #[test]
-fn an_observer_that_panics_is_told_again() {
+fn observer_that_panics_gets_the_next_events_all_the_same() {
     let told = Arc::new(std::sync::atomic::AtomicUsize::new(0));
     let counter = told.clone();
     let observer = move |_: &vfiod_core::Event<'_>| {

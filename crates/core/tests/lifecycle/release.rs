@@ -38,6 +38,24 @@ fn eventfds_go_with_the_file_that_set_them_up() {
 }
 
 #[test]
+fn release_of_a_file_is_called_when_its_eventfds_are_gone() {
+    let rig = Rig::new();
+    let mut probe = rig.probe("a");
+    let context = probe.context.clone();
+    let (seen, sees) = std::sync::mpsc::channel();
+    probe.on_release = Box::new(move || {
+        let context = context.lock().unwrap();
+        seen.send(context.as_ref().unwrap().irqs().is_enabled(IrqIndex(1))).unwrap();
+    });
+    let a = rig.add(crate::rig::spec("a"), probe);
+    let file = open(&a).unwrap();
+    let fds = IrqData::EventFds(vec![Some(eventfd())]);
+    file.set_irqs(IrqIndex(1), 0, 1, IrqAction::Trigger, fds).unwrap();
+    drop(file);
+    assert_eq!(sees.try_recv(), Ok(false), "an eventfd is set up during the release");
+}
+
+#[test]
 fn a_panic_in_release_or_close_does_not_stop_the_rest() {
     let rig = Rig::with_events();
     let a = rig.single("a");

@@ -105,6 +105,8 @@ pub(crate) struct Probe {
     pub(crate) on_request: Box<dyn FnMut(u32) + Send>,
     /// Called by `reset`.
     pub(crate) on_reset: Box<dyn FnMut(ResetCause) + Send>,
+    /// Called by `release`.
+    pub(crate) on_release: Box<dyn FnMut() + Send>,
     /// Where it leaves its context.
     pub(crate) context: Arc<Mutex<Option<Context>>>,
 }
@@ -122,6 +124,7 @@ impl Probe {
             request: None,
             on_request: Box::new(|_| {}),
             on_reset: Box::new(|_| {}),
+            on_release: Box::new(|| {}),
             context: Arc::default(),
         }
     }
@@ -161,6 +164,7 @@ impl Device for Probe {
     }
 
     fn release(&mut self, _file: FileId) {
+        (self.on_release)();
         let _ = self.call("release", "");
     }
 

@@ -13,7 +13,7 @@ use crate::rig::{Journal, REGISTERS, Rig, Slot, errno, open, spec};
 const REQ: IrqIndex = IrqIndex(4);
 
 #[test]
-fn without_files_nobody_is_asked() {
+fn unregister_of_an_unused_device_asks_no_user() {
     let rig = Rig::with_events();
     let a = rig.single("a");
     a.unregister(None);
@@ -21,7 +21,7 @@ fn without_files_nobody_is_asked() {
 }
 
 #[test]
-fn asks_until_the_last_file_is_gone() {
+fn unregister_asks_until_the_last_file_is_released() {
     let rig = Rig::with_events();
     let mut probe = rig.probe("a");
     let (asked, requests) = channel();
@@ -63,7 +63,7 @@ fn asks_until_the_last_file_is_gone() {
 }
 
 #[test]
-fn the_deadline_takes_the_files_away() {
+fn unregister_revokes_the_files_at_its_deadline() {
     let rig = Rig::with_events();
     let a = rig.multi("a");
     let (one, two) = (open(&a).unwrap(), open(&a).unwrap());
@@ -94,7 +94,7 @@ fn the_deadline_takes_the_files_away() {
 }
 
 #[test]
-fn every_operation_of_a_revoked_file_is_enodev() {
+fn every_operation_of_a_revoked_file_fails_with_enodev() {
     let rig = Rig::new();
     let a = rig.single("a");
     let file = open(&a).unwrap();
@@ -136,7 +136,7 @@ fn dropping_a_registration_revokes_at_once_and_asks_nobody() {
 }
 
 #[test]
-fn the_rest_of_the_set_goes_on() {
+fn unregister_of_a_member_leaves_the_others_in_use() {
     let rig = Rig::with_events();
     let slot = Arc::new(Slot("slot"));
     let (a, b) = (rig.member("a", &slot), rig.member("b", &slot));
@@ -159,7 +159,7 @@ fn the_rest_of_the_set_goes_on() {
 }
 
 #[test]
-fn a_file_dropped_by_the_request_itself_ends_the_wait() {
+fn file_dropped_in_its_request_ends_the_wait() {
     let rig = Rig::new();
     let mut probe = rig.probe("a");
     let held = std::sync::Mutex::new(None);

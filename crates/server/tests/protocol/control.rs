@@ -10,7 +10,7 @@ use vfiod_wire::Command;
 use crate::rig::*;
 
 #[test]
-fn clients_are_told_with_what_they_did() {
+fn connections_are_listed_with_owner_and_counters() {
     let rig = Rig::new();
     let served = rig.served.as_ref().unwrap();
     assert!(served.clients().is_empty());
@@ -36,7 +36,7 @@ fn clients_are_told_with_what_they_did() {
 }
 
 #[test]
-fn without_a_listener_those_connected_stay() {
+fn connections_outlive_their_listener() {
     let mut rig = Rig::new();
     let mut client = rig.client();
     rig.served.as_mut().unwrap().stop_listening();
@@ -46,7 +46,7 @@ fn without_a_listener_those_connected_stay() {
 }
 
 #[test]
-fn finishing_releases_every_file() {
+fn finish_releases_every_file() {
     let mut rig = Rig::new();
     let mut clients: Vec<_> = (0..10).map(|_| rig.client()).collect();
     assert!(rig.served.take().unwrap().finish(Duration::from_secs(20)));
@@ -58,7 +58,7 @@ fn finishing_releases_every_file() {
 }
 
 #[test]
-fn finishing_does_not_wait_for_ever() {
+fn finish_gives_up_on_a_stalled_device() {
     let mut rig = Rig::new();
     let mut client = rig.client();
     let stall = Stall::new();
@@ -69,7 +69,7 @@ fn finishing_does_not_wait_for_ever() {
 
 /// Threads that stay with a busy client come back when the server goes.
 #[test]
-fn a_server_goes_from_under_busy_clients() {
+fn server_that_is_dropped_ends_the_connections_of_busy_clients() {
     for poll in [Duration::ZERO, Duration::from_millis(5)] {
         let rig = Rig::with(OpenPolicy::Multi, ServerOptions { poll, ..Default::default() });
         let mut clients: Vec<_> = (0..3).map(|_| rig.client()).collect();

@@ -29,7 +29,7 @@ fn an_unknown_feature_is_refused() {
 }
 
 #[test]
-fn flags_that_make_no_sense_are_refused() {
+fn invalid_feature_flags_are_refused() {
     let rig = Rig::new();
     let mut client = rig.client();
     let index = u32::from(FEATURE);
@@ -53,7 +53,7 @@ fn too_small_an_argsz_gets_the_size() {
 }
 
 #[test]
-fn migration_data_is_refused_in_good_order() {
+fn migration_data_is_refused_and_the_connection_lives() {
     let rig = Rig::new();
     let mut client = rig.client();
     let read = [16u32, 8];

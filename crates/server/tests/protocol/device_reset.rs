@@ -5,7 +5,7 @@ use vfiod_wire::Command;
 use crate::rig::*;
 
 #[test]
-fn a_reset_brings_back_the_beginning() {
+fn reset_restores_the_values_of_power_on() {
     let rig = Rig::new();
     let mut client = rig.client();
     write_u64(&mut client, PLAIN, 0, 5);

@@ -65,7 +65,7 @@ fn rust_vmm_unmaps_what_is_not_there() {
 }
 
 #[test]
-fn an_error_to_others_is_a_bare_header() {
+fn error_to_a_client_of_the_specification_is_a_bare_header() {
     let rig = Rig::new();
     let client = rig.client();
     let map = DmaMap { argsz: 32, flags: 0, ..DmaMap::default() };

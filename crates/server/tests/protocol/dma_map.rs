@@ -30,7 +30,7 @@ fn the_device_reads_and_writes_mapped_memory() {
 }
 
 #[test]
-fn an_access_may_span_windows_that_adjoin() {
+fn access_spans_adjoining_mappings() {
     let rig = Rig::new();
     let mut client = rig.client();
     let memory = GuestMemory::new(MIB).unwrap();
@@ -70,7 +70,7 @@ fn device_that_reads_sparse_memory_leaves_it_sparse() {
 }
 
 #[test]
-fn permissions_are_kept() {
+fn access_without_the_mappings_permission_fails() {
     let rig = Rig::new();
     let mut client = rig.client();
     let memory = GuestMemory::new(MIB).unwrap();
@@ -105,7 +105,7 @@ fn overlaps_are_refused_and_change_nothing() {
 }
 
 #[test]
-fn maps_that_make_no_sense_are_refused() {
+fn malformed_maps_are_refused() {
     let rig = Rig::new();
     let mut client = rig.client();
     let memory = GuestMemory::new(MIB).unwrap();
@@ -157,7 +157,7 @@ fn maps_with_and_without_a_descriptor_in_one_burst_keep_theirs() {
 }
 
 #[test]
-fn a_file_cut_short_is_an_error_and_no_more() {
+fn access_to_a_truncated_file_fails_and_the_server_lives() {
     let rig = Rig::new();
     let mut client = rig.client();
     let memory = GuestMemory::new(4 * MIB).unwrap();
@@ -174,7 +174,7 @@ fn a_file_cut_short_is_an_error_and_no_more() {
 }
 
 #[test]
-fn a_window_longer_than_its_file() {
+fn access_behind_the_end_of_a_file_fails_with_efault() {
     let rig = Rig::new();
     let mut client = rig.client();
     let memory = GuestMemory::new(0x1000).unwrap();
@@ -216,7 +216,7 @@ fn file_that_is_no_memory_is_refused_and_the_client_goes_on() {
 }
 
 #[test]
-fn ten_thousand_windows() {
+fn ten_thousand_mappings_are_reachable() {
     let rig = Rig::new();
     let mut client = rig.client();
     let memory = GuestMemory::new(16 * MIB).unwrap();

@@ -35,7 +35,7 @@ fn both_ways(client: &mut Client, memory: &GuestMemory) {
 }
 
 #[test]
-fn on_the_one_socket_from_within_a_command() {
+fn dma_message_on_the_only_socket_is_answered_while_a_command_waits() {
     let rig = Rig::new();
     let (mut client, memory) = client_with_messages(&rig, Options::default());
     for _ in 0..50 {
@@ -44,7 +44,7 @@ fn on_the_one_socket_from_within_a_command() {
 }
 
 #[test]
-fn on_the_second_socket() {
+fn dma_messages_travel_on_the_second_socket() {
     let rig = Rig::new();
     let (mut client, memory) = client_with_messages(&rig, Options::default().twin_socket());
     assert!(client.has_twin_socket());
@@ -54,7 +54,7 @@ fn on_the_second_socket() {
 }
 
 #[test]
-fn client_that_waits_for_nothing_serves_it() {
+fn client_without_a_pending_command_serves_dma_messages() {
     let rig = Rig::new();
     for options in [Options::default(), Options::default().twin_socket()] {
         let (mut client, _memory) = client_with_messages(&rig, options);
@@ -170,7 +170,7 @@ fn dma_reply_overtakes_a_reset_that_waits_for_it() {
 }
 
 #[test]
-fn answers_that_make_no_sense_are_errors() {
+fn malformed_dma_replies_fail_the_transfer() {
     let rig = Rig::new();
     for bad in [
         Vec::new(),
@@ -196,7 +196,7 @@ fn answers_that_make_no_sense_are_errors() {
 }
 
 #[test]
-fn replies_to_nothing_are_ignored() {
+fn unsolicited_replies_are_ignored() {
     let rig = Rig::new();
     let mut client = rig.client();
     for command in Command::ALL {

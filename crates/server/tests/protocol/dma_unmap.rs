@@ -8,7 +8,7 @@ use zerocopy::{FromBytes, IntoBytes};
 use crate::rig::*;
 
 #[test]
-fn what_is_unmapped_is_out_of_reach() {
+fn unmapped_memory_is_unreachable() {
     let rig = Rig::new();
     let mut client = rig.client();
     let memory = GuestMemory::new(1 << 20).unwrap();
@@ -22,7 +22,7 @@ fn what_is_unmapped_is_out_of_reach() {
 }
 
 #[test]
-fn the_reply_echoes_the_request() {
+fn unmap_reply_echoes_the_request() {
     let rig = Rig::new();
     let mut client = rig.client();
     client.dma_map(0x1000, 0x1000, None).unwrap();
@@ -32,7 +32,7 @@ fn the_reply_echoes_the_request() {
 }
 
 #[test]
-fn a_range_takes_everything_inside() {
+fn unmap_of_a_range_removes_every_mapping_inside() {
     // QEMU with a guest IOMMU unmaps powers of two that it never mapped, up to 2^64.
     let rig = Rig::new();
     let mut client = rig.client();
@@ -52,7 +52,7 @@ fn a_range_takes_everything_inside() {
 }
 
 #[test]
-fn no_window_is_cut_in_two() {
+fn unmap_that_would_cut_a_mapping_is_refused() {
     let rig = Rig::new();
     let mut client = rig.client();
     let memory = GuestMemory::new(1 << 20).unwrap();
@@ -66,7 +66,7 @@ fn no_window_is_cut_in_two() {
 }
 
 #[test]
-fn unmaps_that_make_no_sense_are_refused() {
+fn malformed_unmaps_are_refused() {
     let rig = Rig::new();
     let mut client = rig.client();
     assert_eq!(refused(client.dma_unmap(0, 0)), EINVAL);
@@ -85,7 +85,7 @@ fn unmaps_that_make_no_sense_are_refused() {
 }
 
 #[test]
-fn everything_goes_with_all() {
+fn unmap_of_all_removes_every_mapping() {
     let rig = Rig::new();
     let mut client = rig.client();
     let memory = GuestMemory::new(1 << 20).unwrap();

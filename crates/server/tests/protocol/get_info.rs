@@ -7,7 +7,7 @@ use zerocopy::IntoBytes;
 use crate::rig::*;
 
 #[test]
-fn the_device_tells_what_it_has() {
+fn device_info_has_flags_and_counts() {
     let rig = Rig::new();
     let info = rig.client().device_info().unwrap();
     assert_eq!(info, DeviceInfo { argsz: 16, flags: 1, num_regions: REGIONS, num_irqs: IRQS });
@@ -27,7 +27,7 @@ fn device_info_of_a_wrong_size_is_refused() {
 }
 
 #[test]
-fn regions_tell_size_and_rights() {
+fn region_info_has_size_and_access_rights() {
     let rig = Rig::new();
     let mut client = rig.client();
     let mut info = |index| client.region_info(index).unwrap().reply.info;
@@ -99,7 +99,7 @@ fn wholly_mappable_region_has_one_sparse_area_and_no_descriptor_in_a_short_reply
 }
 
 #[test]
-fn region_info_that_makes_no_sense_is_refused() {
+fn malformed_region_info_is_refused() {
     let rig = Rig::new();
     let mut client = rig.client();
     for index in [REGIONS, 100, u32::MAX] {
@@ -112,7 +112,7 @@ fn region_info_that_makes_no_sense_is_refused() {
 }
 
 #[test]
-fn irqs_tell_count_and_flags() {
+fn irq_info_has_count_and_flags() {
     let rig = Rig::new();
     let mut client = rig.client();
     let line = client.irq_info(LINE).unwrap();
@@ -129,7 +129,7 @@ fn irqs_tell_count_and_flags() {
 }
 
 #[test]
-fn commands_that_nobody_knows_are_refused() {
+fn unknown_commands_are_refused() {
     let rig = Rig::new();
     let client = rig.client();
     for number in [0u16, 14, 19, 1000, u16::MAX] {

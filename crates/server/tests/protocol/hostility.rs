@@ -35,7 +35,7 @@ pub(crate) fn every_message() -> Vec<Vec<u8>> {
 }
 
 #[test]
-fn death_at_every_byte_of_every_message() {
+fn client_that_disconnects_at_any_byte_of_any_message_harms_nobody() {
     let rig = Rig::with(OpenPolicy::Single, ServerOptions::default());
     for whole in std::iter::once(version_message()).chain(every_message()) {
         for cut in 0..=whole.len() {
@@ -49,7 +49,7 @@ fn death_at_every_byte_of_every_message() {
 }
 
 #[test]
-fn a_byte_at_a_time() {
+fn messages_sent_byte_by_byte_are_handled() {
     let rig = Rig::new();
     let socket = rig.socket();
     let mut messages = vec![version_message()];
@@ -65,7 +65,7 @@ fn a_byte_at_a_time() {
 }
 
 #[test]
-fn a_byte_at_a_time_with_a_descriptor() {
+fn message_sent_byte_by_byte_keeps_its_descriptor() {
     let rig = Rig::new();
     let mut client = rig.client();
     let memory = GuestMemory::new(0x1000).unwrap();
@@ -109,7 +109,7 @@ fn a_bad_size_behind_good_messages_ends_the_stream_after_their_answers() {
 }
 
 #[test]
-fn message_types_that_nobody_knows_are_refused() {
+fn unknown_message_types_are_refused() {
     let rig = Rig::new();
     let socket = negotiated(&rig);
     for flags in [2u32, 3, 15, 0xf] {
@@ -121,7 +121,7 @@ fn message_types_that_nobody_knows_are_refused() {
 }
 
 #[test]
-fn rubbish_of_every_kind() {
+fn random_messages_harm_nobody() {
     let rig = Rig::new();
     let mut state = 0x1234_5678_9abc_def1u64;
     let mut random = move || {
@@ -165,7 +165,7 @@ fn rubbish_of_every_kind() {
 }
 
 #[test]
-fn descriptors_that_nobody_asked_for_are_closed() {
+fn unrequested_descriptors_are_closed() {
     let rig = Rig::new();
     let mut client = rig.client();
     client.device_info().unwrap();
@@ -188,7 +188,7 @@ fn descriptors_that_nobody_asked_for_are_closed() {
 }
 
 #[test]
-fn too_many_descriptors() {
+fn dma_map_with_too_many_descriptors_is_refused() {
     let rig = Rig::new();
     let mut client = rig.client();
     let event = event();
@@ -224,7 +224,7 @@ fn a_client_that_never_reads_stops_being_served_and_nobody_else() {
 }
 
 #[test]
-fn a_flood_of_posted_rubbish_is_survived() {
+fn flood_of_malformed_posted_messages_harms_nobody() {
     let rig = Rig::new();
     let mut client = rig.client();
     let bad = [RegionAccess { offset: 0, region: 77, count: 4 }.as_bytes(), &[0; 4]].concat();
@@ -259,7 +259,7 @@ fn more_connections_than_a_device_takes_are_closed() {
 }
 
 #[test]
-fn a_stalled_device_stalls_nobody_else() {
+fn stalled_device_delays_no_client_of_another() {
     let stalled = Rig::new();
     // Two devices of one server.
     let dir = tempfile::tempdir().unwrap();
@@ -284,8 +284,8 @@ fn a_stalled_device_stalls_nobody_else() {
 }
 
 #[test]
-fn nothing_is_left_of_two_hundred_clients() {
-    if !alone("hostility::nothing_is_left_of_two_hundred_clients") {
+fn two_hundred_clients_leave_no_descriptor_open() {
+    if !alone("hostility::two_hundred_clients_leave_no_descriptor_open") {
         return;
     }
     let rig = Rig::with(OpenPolicy::Single, ServerOptions::default());

@@ -121,7 +121,7 @@ fn is_clear(client: &mut Client) -> bool {
 }
 
 #[test]
-fn the_members_and_whose_they_are() {
+fn hot_reset_info_has_the_members_and_whether_it_is_allowed() {
     let pair = Pair::new();
     let mut a = pair.client(0);
     let info = a.hot_reset_info().unwrap();
@@ -159,7 +159,7 @@ fn a_hot_reset_resets_every_member() {
 }
 
 #[test]
-fn it_is_refused_while_a_member_is_somebody_elses() {
+fn hot_reset_is_refused_while_another_owner_has_a_member() {
     let pair = Pair::new();
     let mut a = pair.client(0);
     fill(&mut a);
@@ -173,7 +173,7 @@ fn it_is_refused_while_a_member_is_somebody_elses() {
 }
 
 #[test]
-fn accesses_of_others_wait_and_succeed() {
+fn accesses_during_a_hot_reset_wait_and_succeed() {
     let pair = Pair::new();
     let [mut a, mut b] = pair.both();
     fill(&mut b);
@@ -187,7 +187,7 @@ fn accesses_of_others_wait_and_succeed() {
 }
 
 #[test]
-fn a_doorbell_from_before_is_not_heard_after() {
+fn doorbell_rung_before_a_hot_reset_is_dropped() {
     let pair = Pair::new();
     let [mut a, mut b] = pair.both();
     let (_, bells) = b.region_io_fds(KNOBS).unwrap();
@@ -201,7 +201,7 @@ fn a_doorbell_from_before_is_not_heard_after() {
 }
 
 #[test]
-fn a_member_that_is_busy_is_not_waited_for_for_long() {
+fn hot_reset_gives_up_on_a_busy_member() {
     let pair = Pair::new();
     let [mut a, mut b] = pair.both();
     let stall = Stall::new();
@@ -217,7 +217,7 @@ fn a_member_that_is_busy_is_not_waited_for_for_long() {
 }
 
 #[test]
-fn a_panic_in_a_member_is_mended() {
+fn hot_reset_repairs_a_member_that_panicked() {
     let pair = Pair::new();
     let [mut a, mut b] = pair.both();
     assert_eq!(refused(b.region_write(KNOBS, PANIC, &1u64.to_ne_bytes())), EIO);
@@ -226,7 +226,7 @@ fn a_panic_in_a_member_is_mended() {
 }
 
 #[test]
-fn it_can_be_probed_and_mistakes_are_refused() {
+fn hot_reset_is_probed_and_malformed_requests_are_refused() {
     let pair = Pair::new();
     let mut a = pair.client(0);
     a.feature_probe(HOT_RESET_INFO, true, false).unwrap();
@@ -253,7 +253,7 @@ fn it_can_be_probed_and_mistakes_are_refused() {
 
 /// The owner's connection is taken away while another resets: nobody hangs.
 #[test]
-fn members_come_and_go_meanwhile() {
+fn hot_resets_work_while_members_are_opened_and_closed() {
     let pair = Pair::new();
     let mut a = pair.client(0);
     std::thread::scope(|scope| {

@@ -100,7 +100,7 @@ fn newcomers_that_wait_for_a_departing_client_take_no_threads() {
 }
 
 #[test]
-fn a_flood_leaves_threads_to_others() {
+fn clients_that_flood_a_device_leave_threads_to_others() {
     let options = ServerOptions { max_threads: 2, ..ServerOptions::default() };
     let rig = Rig::with(OpenPolicy::Multi, options);
     let write = RegionAccess { offset: 0, region: PLAIN, count: 8 };
@@ -124,7 +124,7 @@ fn a_flood_leaves_threads_to_others() {
 }
 
 #[test]
-fn clients_that_say_nothing_make_room() {
+fn silent_connections_are_closed_in_favour_of_new_clients() {
     let options = ServerOptions { max_connections: 8, ..ServerOptions::default() };
     let rig = Rig::with(OpenPolicy::Multi, options);
     let silent: Vec<_> = (0..50).map(|_| rig.socket()).collect();
@@ -141,7 +141,7 @@ fn clients_that_say_nothing_make_room() {
 
 /// A device that does not fill its answer gives nobody the answers of others.
 #[test]
-fn nothing_of_other_clients_is_in_an_answer() {
+fn reply_that_a_device_leaves_unfilled_has_no_data_of_others() {
     // Two threads, so that buffers are used by everybody in turn.
     let options = ServerOptions { max_threads: 2, ..ServerOptions::default() };
     let rig = Rig::with(OpenPolicy::Multi, options);
@@ -184,8 +184,8 @@ fn descriptors_of_an_unfinished_message_are_bounded() {
 }
 
 #[test]
-fn without_descriptors_clients_are_turned_away_and_others_served() {
-    if !alone("isolation::without_descriptors_clients_are_turned_away_and_others_served") {
+fn clients_are_rejected_and_others_served_while_descriptors_are_exhausted() {
+    if !alone("isolation::clients_are_rejected_and_others_served_while_descriptors_are_exhausted") {
         return;
     }
     let rig = Rig::new();
@@ -226,7 +226,7 @@ fn without_descriptors_clients_are_turned_away_and_others_served() {
 }
 
 #[test]
-fn answers_to_nothing_are_borne_for_a_while() {
+fn unsolicited_replies_end_the_connection_only_at_their_limit() {
     let rig = Rig::new();
     let socket = negotiated(&rig);
     let stray = Header::command(5, Command::DmaRead, 0, false).reply(0);

@@ -87,3 +87,32 @@ fn clients_that_connect_again_and_again_do_not_fill_the_log() {
     }
     assert!(lines.take().len() < CLIENTS / 2);
 }
+
+#[test]
+fn end_of_a_connection_says_how_many_of_its_refusals_were_not_logged() {
+    const REFUSALS: u64 = 1000;
+    if !alone("log_lines::end_of_a_connection_says_how_many_of_its_refusals_were_not_logged") {
+        return;
+    }
+    let lines = Lines::default();
+    tracing::subscriber::set_global_default(lines.clone()).unwrap();
+    let rig = Rig::with(OpenPolicy::Single, ServerOptions::default());
+    let socket = negotiated(&rig);
+    for _ in 0..REFUSALS {
+        socket.send(&message(0, Command::DeviceGetInfo, &[]), &[]).unwrap();
+        assert_eq!(reply_errno(&socket.receive_message().unwrap()), EINVAL);
+    }
+    drop(socket);
+    rig.wait_idle();
+    let lines = lines.take();
+    let number = |line: &str, name: &str| {
+        let mut fields = line.split(' ').filter_map(|field| field.split_once('='));
+        fields.find(|(field, _)| *field == name).map(|(_, value)| value.parse::<u64>().unwrap())
+    };
+    let refused: Vec<_> = lines.iter().filter(|line| line.contains("message=refused")).collect();
+    let suppressed: u64 = refused.iter().map(|line| number(line, "suppressed").unwrap()).sum();
+    let told = refused.len() as u64 + suppressed;
+    let end = lines.iter().find(|line| line.contains("connection ended")).unwrap();
+    assert_eq!(number(end, "errors"), Some(REFUSALS), "{end}");
+    assert_eq!(number(end, "refusals"), Some(REFUSALS - told), "{refused:?} {end}");
+}

@@ -3,7 +3,6 @@
 
 mod containers;
 mod control;
-mod departure;
 mod device_feature;
 mod device_reset;
 mod dialects;
@@ -23,6 +22,7 @@ mod log_lines;
 mod own_end;
 mod pipelined;
 mod posted;
+mod reconnect;
 mod region_access;
 mod region_io_fds;
 mod rig;

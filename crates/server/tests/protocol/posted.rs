@@ -16,7 +16,7 @@ fn assert_nothing_before(socket: &vfiod_client::Socket, id: u16) {
 }
 
 #[test]
-fn no_command_is_answered() {
+fn posted_commands_get_no_reply() {
     let rig = Rig::new();
     let socket = negotiated(&rig);
     for (id, mut posted) in (1000..).zip(every_message()) {
@@ -27,7 +27,7 @@ fn no_command_is_answered() {
 }
 
 #[test]
-fn not_even_where_descriptors_would_come_along() {
+fn posted_commands_that_ask_for_descriptors_get_no_reply() {
     let rig = Rig::new();
     let socket = negotiated(&rig);
     let info = RegionInfo { argsz: 512, index: SPARSE, ..RegionInfo::default() };
@@ -43,7 +43,7 @@ fn not_even_where_descriptors_would_come_along() {
 }
 
 #[test]
-fn no_error_is_told() {
+fn invalid_posted_command_gets_no_reply() {
     let rig = Rig::new();
     let socket = negotiated(&rig);
     for (id, mut posted) in (1000..).zip(every_message()) {

@@ -7,7 +7,7 @@ use zerocopy::IntoBytes;
 use crate::rig::*;
 
 #[test]
-fn what_is_written_is_read() {
+fn written_data_is_read_back() {
     let rig = Rig::new();
     let mut client = rig.client();
     for len in [1, 2, 3, 4, 8, 100, 4096] {
@@ -20,7 +20,7 @@ fn what_is_written_is_read() {
 }
 
 #[test]
-fn a_whole_transfer_of_a_megabyte() {
+fn transfer_of_one_mebibyte_is_accepted_and_of_more_refused() {
     let rig = Rig::new();
     let mut client = rig.client();
     let data: Vec<u8> = (0..1 << 20).map(|i: u32| (i ^ i >> 8 ^ i >> 16) as u8).collect();
@@ -57,7 +57,7 @@ fn outside_and_forbidden_accesses_are_refused() {
 }
 
 #[test]
-fn counts_that_lie_are_refused() {
+fn counts_that_contradict_the_message_are_refused() {
     let rig = Rig::new();
     let mut client = rig.client();
     let access = RegionAccess { offset: 0, region: PLAIN, count: 8 };
@@ -129,7 +129,7 @@ fn one_send_with_many_commands_gets_all_answers() {
 }
 
 #[test]
-fn an_access_of_nothing() {
+fn access_of_no_bytes_succeeds() {
     let rig = Rig::new();
     let mut client = rig.client();
     // No data is no error, as long as the place exists.
@@ -145,7 +145,7 @@ fn write(region: u32, offset: u64, data: &[u8]) -> MultiWrite {
 }
 
 #[test]
-fn several_writes_in_one_message() {
+fn several_writes_in_one_message_are_carried_out() {
     let rig = Rig::new();
     let mut client = rig.client();
     let writes: Vec<_> = (0..200u64).map(|i| write(PLAIN, i * 8, &i.to_ne_bytes())).collect();
@@ -158,7 +158,7 @@ fn several_writes_in_one_message() {
 }
 
 #[test]
-fn several_writes_that_make_no_sense() {
+fn malformed_write_multi_is_refused() {
     let rig = Rig::new();
     let mut client = rig.client();
     let good = write(PLAIN, 0, &[1]);

@@ -7,7 +7,7 @@ use zerocopy::{FromBytes, IntoBytes};
 use crate::rig::*;
 
 #[test]
-fn a_ring_is_a_write() {
+fn signalled_doorbell_is_a_write() {
     let rig = Rig::new();
     let mut client = rig.client();
     let (bells, fds) = client.region_io_fds(KNOBS).unwrap();
@@ -23,7 +23,7 @@ fn a_ring_is_a_write() {
 }
 
 #[test]
-fn asked_twice_rung_once() {
+fn doorbell_that_was_asked_for_twice_rings_once() {
     let rig = Rig::new();
     let mut client = rig.client();
     let (_, first) = client.region_io_fds(KNOBS).unwrap();
@@ -35,7 +35,7 @@ fn asked_twice_rung_once() {
 }
 
 #[test]
-fn a_region_without_bells_has_none() {
+fn region_without_doorbells_has_no_descriptors() {
     let rig = Rig::new();
     let (bells, fds) = rig.client().region_io_fds(PLAIN).unwrap();
     assert!(bells.is_empty() && fds.is_empty());
@@ -53,7 +53,7 @@ fn too_small_an_argsz_gets_the_size_and_no_descriptors() {
 }
 
 #[test]
-fn what_makes_no_sense_is_refused() {
+fn malformed_region_io_fds_is_refused() {
     let rig = Rig::new();
     let mut client = rig.client();
     assert_eq!(refused(client.region_io_fds(REGIONS)), EINVAL);

@@ -94,7 +94,7 @@ fn a_count_of_0_disables_the_index() {
 }
 
 #[test]
-fn a_line_masks_itself_and_comes_again_while_asserted() {
+fn automasked_line_is_signalled_again_at_unmask_while_asserted() {
     let rig = Rig::new();
     let mut client = rig.client();
     let line = [event()];
@@ -115,7 +115,7 @@ fn a_line_masks_itself_and_comes_again_while_asserted() {
 }
 
 #[test]
-fn a_masked_line_waits() {
+fn masked_line_is_signalled_at_unmask() {
     let rig = Rig::new();
     let mut client = rig.client();
     let line = [event()];
@@ -130,7 +130,7 @@ fn a_masked_line_waits() {
 }
 
 #[test]
-fn an_eventfd_of_the_clients_unmasks() {
+fn eventfd_of_the_client_unmasks_a_line() {
     let rig = Rig::new();
     let mut client = rig.client();
     let line = [event()];
@@ -146,7 +146,7 @@ fn an_eventfd_of_the_clients_unmasks() {
 }
 
 #[test]
-fn the_client_triggers_what_it_has_set_up() {
+fn client_triggers_its_own_vectors() {
     let rig = Rig::new();
     let mut client = rig.client();
     let events = [event(), event(), event()];
@@ -157,7 +157,7 @@ fn the_client_triggers_what_it_has_set_up() {
 }
 
 #[test]
-fn what_makes_no_sense_is_refused() {
+fn malformed_set_irqs_is_refused() {
     let rig = Rig::new();
     let mut client = rig.client();
     let one = event();
@@ -189,7 +189,7 @@ fn what_makes_no_sense_is_refused() {
 }
 
 #[test]
-fn flags_and_sizes_that_make_no_sense_are_refused() {
+fn invalid_flags_and_sizes_of_set_irqs_are_refused() {
     let rig = Rig::new();
     let mut client = rig.client();
     let good = IrqSet {

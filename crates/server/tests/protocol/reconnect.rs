@@ -14,7 +14,7 @@ fn single() -> Rig {
 }
 
 #[test]
-fn the_next_client_need_not_wait_for_the_one_before() {
+fn single_open_device_accepts_the_next_client_after_a_disconnect() {
     let rig = single();
     for _ in 0..300 {
         // Gone, but perhaps not let go of, when the next one comes.
@@ -23,7 +23,7 @@ fn the_next_client_need_not_wait_for_the_one_before() {
 }
 
 #[test]
-fn a_busy_device_is_waited_for() {
+fn reconnect_waits_until_a_busy_device_is_released() {
     let rig = single();
     let mut crashed = rig.client();
     // It does not see that its client is gone while it is busy with this.
@@ -35,7 +35,7 @@ fn a_busy_device_is_waited_for() {
 }
 
 #[test]
-fn a_slow_release_is_waited_for() {
+fn reconnect_waits_for_a_slow_release() {
     let rig = single();
     let mut crashed = rig.client();
     write_u64(&mut crashed, KNOBS, SLOW_CLOSE_MS, 300);
@@ -44,7 +44,7 @@ fn a_slow_release_is_waited_for() {
 }
 
 #[test]
-fn with_few_threads_too() {
+fn single_open_device_accepts_reconnects_with_two_threads() {
     let options = ServerOptions { max_threads: 2, ..ServerOptions::default() };
     let rig = Rig::with(OpenPolicy::Single, options);
     for _ in 0..100 {
@@ -87,7 +87,7 @@ fn client_that_hangs_up_while_the_device_opens_leaves_it_to_the_next() {
 }
 
 #[test]
-fn a_client_that_is_there_is_not_waited_for() {
+fn open_does_not_wait_for_a_client_that_is_connected() {
     let rig = single();
     let _there = rig.client();
     let options = Options { timeout: Duration::from_millis(1500), ..Options::default() };
