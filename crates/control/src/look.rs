@@ -6,7 +6,7 @@ use uuid::Uuid;
 use vfiod_core::work::{TaskInfo, TaskState};
 use vfiod_core::{
     Credentials, DeviceFlags, DeviceRef, Errno, Error, FileId, IrqIndex, OwnerIdentity,
-    RegionFlags, ResetCause, Result,
+    RegionFlags, Result,
 };
 use vfiod_manager::Manager;
 
@@ -48,17 +48,8 @@ impl From<&vfiod_manager::Record> for Record {
             file: record.file,
             owner: record.owner.as_ref().map(Into::into),
             count: record.count,
-            cause: record.cause.map(|cause| cause_name(cause).to_owned()),
+            cause: record.cause.map(|cause| cause.name().to_owned()),
         }
-    }
-}
-
-fn cause_name(cause: ResetCause) -> &'static str {
-    match cause {
-        ResetCause::Open => "open",
-        ResetCause::Client => "client",
-        ResetCause::Function => "function",
-        ResetCause::Set => "set",
     }
 }
 

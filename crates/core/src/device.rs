@@ -23,6 +23,18 @@ pub enum ResetCause {
     Set,
 }
 
+impl ResetCause {
+    /// Its name, for logs and events.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Open => "open",
+            Self::Client => "client",
+            Self::Function => "function",
+            Self::Set => "set",
+        }
+    }
+}
+
 /// A device model. The core calls every method with the device's own lock held, so one at a
 /// time; a panic is caught and puts the device into the error state (every access `EIO`) until
 /// it is reset. Methods should be quick: a client gives up after five seconds. They must not

@@ -395,7 +395,7 @@ impl Registered {
     /// the device into the error state, success takes it out.
     pub(crate) fn reset(&self, cause: ResetCause, file: Option<&FileShared>) -> Result<()> {
         self.reset_quietly(cause, file)?;
-        tracing::debug!(device = self.name(), ?cause, "reset");
+        tracing::debug!(device = self.name(), cause = cause.name(), "reset");
         self.emit(|subject| Event::Reset { subject, cause });
         Ok(())
     }
@@ -424,7 +424,7 @@ impl Registered {
             Ok(result.map_err(|error| (error, failed_before)))
         })?;
         outcome.map_err(|(error, failed_before)| {
-            tracing::debug!(device = self.name(), ?cause, %error, "reset failed");
+            tracing::debug!(device = self.name(), cause = cause.name(), %error, "reset failed");
             if !failed_before {
                 self.emit(Event::Failed);
             }

@@ -132,7 +132,11 @@ impl Stop {
                 panic.to_string()
             }
         };
-        tracing::error!(device = self.device.name(), "the device is in the error state: {wrong}");
+        tracing::error!(
+            device = self.device.name(),
+            error = wrong,
+            "the device is in the error state"
+        );
         self.device.emit(Event::Failed);
         Err(Error::new(Errno::IO, format!("{} {wrong}", self.device.name())))
     }
@@ -340,7 +344,7 @@ impl Registered {
     /// be opened or reset before its work has ended.
     pub(crate) fn become_stuck(&self, mut stop: Stop) {
         let what = self.describe_work();
-        tracing::error!(device = self.name(), "stuck: {what}");
+        tracing::error!(device = self.name(), work = what, "stuck");
         self.context.work().close(Close::Cancel);
         self.fail(&format!("stuck: {what}"));
         stop.resume = None;

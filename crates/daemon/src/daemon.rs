@@ -170,10 +170,10 @@ impl Daemon {
             return ExitCode::SUCCESS;
         }
         if let Some(LoadError::Wrong(problems)) = error.downcast_ref() {
-            eprint!("{problems}");
+            logging::print_error(&problems.to_string());
             return ExitCode::from(2);
         }
-        eprintln!("{}: {error:#}", self.name);
+        logging::print_error(&format!("{}: {error:#}\n", self.name));
         if let Some(failure) = error.downcast_ref::<Failure>() {
             return ExitCode::from(failure.exit_code());
         }

@@ -336,7 +336,8 @@ impl Manager {
             }
         }
         let Changes { added, removed, changed, .. } = &changes;
-        tracing::info!(?added, ?removed, ?changed, kept = changes.kept, "configuration changed");
+        let (added, removed, changed) = (added.join(","), removed.join(","), changed.join(","));
+        tracing::info!(added, removed, changed, kept = changes.kept, "configuration changed");
         *vfiod_sync::lock(&self.document) = Some(document);
         if failures.is_empty() {
             return Ok(changes);

@@ -323,7 +323,8 @@ impl<M: Model> Device for Function<M> {
         if region.0 == CONFIG_REGION {
             match self.config.write(offset as usize, data) {
                 Some(reset) => {
-                    tracing::debug!(device = self.cx().map(Cx::name), "{reset}");
+                    let device = self.cx().map(Cx::name);
+                    tracing::debug!(device, kind = %reset, "reset by the guest");
                     if let Some(cx) = &self.cx {
                         cx.request_reset();
                     }

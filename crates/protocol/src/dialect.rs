@@ -37,6 +37,14 @@ impl Dialect {
         }
     }
 
+    /// Its name, for logs.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Standard => "standard",
+            Self::RustVmm => "rust-vmm",
+        }
+    }
+
     /// Bytes behind the header of an error reply. The specification says none.
     pub(crate) fn error_padding(self, command: Command) -> usize {
         match (self, command) {

@@ -11,6 +11,7 @@ use vfiod_sync::{Mutex, lock};
 use crate::clients::Clients;
 use crate::connection::Connection;
 use crate::listener::Listener;
+use crate::message_log::errno_name;
 use crate::pool::{Alarm, Interest, Pool, Source, Watch, Worker};
 
 /// How long to wait where the kernel has no memory, or no descriptor, for a connection.
@@ -86,14 +87,26 @@ impl Acceptor {
             Err(Errno::AGAIN | Errno::INTR | Errno::CONNABORTED) => return Accepted::Nobody,
             Err(errno @ (Errno::MFILE | Errno::NFILE)) => {
                 self.clients.quiet.warn(|suppressed| {
-                    tracing::error!(device, %errno, suppressed, "no descriptors left: a client was rejected");
+                    let errno = errno_name(errno);
+                    tracing::error!(
+                        device,
+                        ?errno,
+                        suppressed,
+                        "no descriptors left: a client was rejected"
+                    );
                 });
                 let rejected = self.reserve.reject(&self.listener);
                 return if rejected.is_err() { Accepted::Pause } else { Accepted::Nobody };
             }
             Err(errno) => {
                 self.clients.quiet.warn(|suppressed| {
-                    tracing::error!(device, %errno, suppressed, "cannot accept a client; trying on");
+                    let errno = errno_name(errno);
+                    tracing::error!(
+                        device,
+                        ?errno,
+                        suppressed,
+                        "cannot accept a client; trying on"
+                    );
                 });
                 return Accepted::Pause;
             }
@@ -115,7 +128,8 @@ impl Acceptor {
                 );
             }),
             Err(errno) => self.clients.quiet.warn(|suppressed| {
-                tracing::warn!(device, %errno, suppressed, "a client's socket cannot be used");
+                let errno = errno_name(errno);
+                tracing::warn!(device, ?errno, suppressed, "a client's socket cannot be used");
             }),
         }
         Accepted::Nobody

@@ -12,9 +12,9 @@ use std::time::Instant;
 
 use rustix::io::Errno;
 use vfiod_core::dma::AcceptedFiles;
-use vfiod_core::{Error, Owner, Token};
+use vfiod_core::{Owner, Token};
 use vfiod_protocol::limits::MAX_STRAY_REPLIES;
-use vfiod_protocol::{Call, Event, Reply, Request};
+use vfiod_protocol::{Call, Event, Request};
 use vfiod_sync::{Mutex, MutexGuard, lock};
 use vfiod_wire::Command;
 
@@ -25,8 +25,10 @@ use crate::descriptor::{self, Descriptor, Descriptors, State};
 use crate::direct::{self, DirectWrite};
 use crate::dispatch::{self, Refused, Target, Waiting};
 use crate::dma_channel::Blocked;
+use crate::end::End;
 use crate::gate::Gate;
 use crate::limits::{BUSY_STREAK, Quiet, REPLY_BATCH};
+use crate::message_log::{Message, errno_name};
 use crate::outgoing::Outgoing;
 use crate::peer;
 use crate::pending_open::{Attempt, PendingOpen};
@@ -41,27 +43,6 @@ const SMALL_CHUNK: usize = 16 << 10;
 /// How much is received at once from a client that sends more than that; what a socket holds by
 /// default is a little less.
 const CHUNK: usize = 256 << 10;
-
-/// Why a connection ended.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum End {
-    #[error("the client closed it")]
-    Closed,
-    #[error("the client closed it in the middle of a message")]
-    Truncated,
-    #[error("{0}")]
-    Protocol(#[from] vfiod_protocol::End),
-    #[error("the socket failed: {0}")]
-    Socket(#[from] Errno),
-    #[error("it sends descriptors whose close does not return")]
-    Descriptors,
-    #[error("its process has died, and nobody takes what was sent")]
-    Abandoned,
-    #[error("the device was revoked")]
-    Revoked,
-    #[error("the server stops serving it")]
-    Stopped,
-}
 
 /// What a connection's thread made of what had arrived.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,8 +92,8 @@ enum Step {
     Done,
     /// VERSION waits for another client of the device.
     Parked,
-    /// A request that may wait for the client, and its first position.
-    Waits(Waiting, u64, vfiod_protocol::Time),
+    /// A request that may wait for the client, its first position, and its deadline.
+    Waits(Waiting, u64, vfiod_protocol::Time, Message),
 }
 
 impl Connection {
@@ -328,12 +309,12 @@ impl Connection {
                     let parked = sent.map(|_| Turn::Blocked(Interest::HangUp));
                     return (state, parked.map_err(End::from));
                 }
-                Ok(Step::Waits(waiting, request, deadline)) => {
+                Ok(Step::Waits(waiting, request, deadline, message)) => {
                     handled = Handled::All;
                     if let Err(error) = self.send(&mut state, wait) {
                         return (state, Err(error.into()));
                     }
-                    state = self.wait_for(state, waiting, request, deadline);
+                    state = self.wait_for(state, waiting, request, deadline, message);
                 }
                 Err(end) => break Err(end),
             }
@@ -403,28 +384,33 @@ impl Connection {
     /// Handles one event.
     #[inline]
     fn step(&self, state: &mut State, wait: Wait) -> Result<Step, End> {
+        let mut message = Message::begin(self.clients.device.name(), self.number, state.output());
         if let Some(session) = self.session.get()
             && let Some(access) = state.next_access()
         {
             count(&self.counters.accesses, 1);
+            message.access(&access);
+            let entered = message.enter();
             let file = &session.opened.file;
             let outcome = if direct::is_large_read(&access) {
                 let (outcome, sent) = direct::read(file, access, &self.outgoing, wait);
                 count(&self.counters.sent, sent);
                 outcome
             } else {
-                dispatch::access(file, access)
+                dispatch::access(file, access, &mut message)
             };
             if let Err(Refused { command, error }) = outcome {
-                self.refused(command, error.errno(), &error);
+                self.refused(command, error.errno(), &error, &mut message);
             }
+            drop(entered);
+            message.end(state.output());
             return Ok(Step::Done);
         }
-        self.step_any(state)
+        self.step_any(state, message)
     }
 
     /// Handles one event, whatever it is.
-    fn step_any(&self, state: &mut State) -> Result<Step, End> {
+    fn step_any(&self, state: &mut State, mut message: Message) -> Result<Step, End> {
         if self.session.get().is_none() {
             let waiting = lock(&self.waiting_open).take();
             if let Some(open) = waiting {
@@ -460,30 +446,36 @@ impl Connection {
             }
             Event::Refused(refusal) => {
                 let errno = Errno::from_raw_os_error(refusal.errno as i32);
-                self.refused(refusal.command, errno, &refusal.what);
+                message.refusal(&refusal);
+                self.refused(refusal.command, errno, &refusal.what, &mut message);
+                message.end(state.output());
                 return Ok(Step::Done);
             }
         };
+        message.call(&call);
         let Some(session) = self.session.get() else {
             let Request::Version { proposed, token } = call.request else { return Ok(Step::Done) };
-            let open = PendingOpen::new(call.bytes.start, proposed, token.map(Token));
+            let open = PendingOpen::new(call.bytes.start, proposed, token.map(Token), message);
             return self.negotiate(state, open);
         };
         let Call { request, reply, bytes, deadline } = call;
         if session.dma.shares_socket()
             && let Some(waiting) = Waiting::of(&request, &reply)
         {
-            return Ok(Step::Waits(waiting, bytes.start, deadline));
+            return Ok(Step::Waits(waiting, bytes.start, deadline, message));
         }
+        let entered = message.enter();
         let link = Link { session, pool: self.watch.pool() };
         let target = Target { file: &session.opened.file, link: &link };
         let outcome = match descriptor::of_request(request) {
-            Ok(request) => target.carry_out(request, reply, deadline),
+            Ok(request) => target.carry_out_logged(request, reply, deadline, &mut message),
             Err(error) => dispatch::refuse(reply, error),
         };
         if let Err(Refused { command, error }) = outcome {
-            self.refused(command, error.errno(), &error);
+            self.refused(command, error.errno(), &error, &mut message);
         }
+        drop(entered);
+        message.end(state.output());
         Ok(Step::Done)
     }
 
@@ -494,6 +486,7 @@ impl Connection {
         waiting: Waiting,
         request: u64,
         deadline: vfiod_protocol::Time,
+        mut message: Message,
     ) -> MutexGuard<'a, State> {
         let Some(session) = self.session.get() else { return state };
         // Those that were received together with the request make no event.
@@ -501,14 +494,18 @@ impl Connection {
         self.serving.wait();
         drop(state);
         let _ = self.watch.rearm(self, Interest::Read);
+        let entered = message.enter();
         let outcome = waiting.run(&session.opened.file, deadline);
+        drop(entered);
         let mut state = lock(&self.state);
         self.serving.resume();
+        message.replies_from(state.output());
         if let Some(reply) = state.pending_reply(request)
             && let Err(Refused { command, error }) = waiting.reply(reply, outcome)
         {
-            self.refused(command, error.errno(), &error);
+            self.refused(command, error.errno(), &error, &mut message);
         }
+        message.end(state.output());
         state
     }
 
@@ -528,8 +525,8 @@ impl Connection {
         let is_open = self.session.get().is_some();
         let quiet = if is_open { &self.quiet } else { &self.clients.refusals };
         quiet.warn(|suppressed| {
-            let device = self.clients.device.name();
-            tracing::warn!(device, suppressed, "reply to no command");
+            let (device, connection) = (self.clients.device.name(), self.number);
+            tracing::warn!(device, connection, suppressed, "reply to no command");
         });
     }
 
@@ -577,15 +574,19 @@ impl Connection {
         let (session, twin) = match outcome {
             Ok(made) => made,
             Err(error) => {
-                self.refuse_version(reply, &error);
+                reply.refuse(error.errno().raw_os_error().unsigned_abs());
+                self.refused(Some(Command::Version), error.errno(), &error, &mut open.message);
+                open.message.end(state.output());
                 return Ok(Step::Done);
             }
         };
-        let device = self.clients.device.name();
-        tracing::debug!(device, owner = %self.owner, dialect = ?session.dialect, "connection opened");
+        let (device, connection) = (self.clients.device.name(), self.number);
+        let dialect = session.dialect.name();
+        tracing::debug!(device, connection, owner = %self.owner, dialect, "connection opened");
         if self.session.set(session).is_ok() {
             reply.negotiated(twin);
         }
+        open.message.end(state.output());
         Ok(Step::Done)
     }
 
@@ -598,24 +599,28 @@ impl Connection {
             pool: self.watch.pool(),
             counters: &self.counters,
             counted: &self.counted,
+            number: self.number,
         }
-    }
-
-    fn refuse_version(&self, reply: Reply<'_, Descriptor>, error: &Error) {
-        reply.refuse(error.errno().raw_os_error().unsigned_abs());
-        self.refused(Some(Command::Version), error.errno(), error);
     }
 
     /// Counts a refusal, and logs it, at most once a second. Connections that have not opened the device
     /// share their limit, as a client can have any number of those, one after the other.
-    fn refused(&self, command: Option<Command>, errno: Errno, what: &dyn std::fmt::Display) {
+    fn refused(
+        &self,
+        command: Option<Command>,
+        errno: Errno,
+        error: &dyn std::fmt::Display,
+        message: &mut Message,
+    ) {
+        message.failed(errno, error);
         self.counters.errors.fetch_add(1, Ordering::Relaxed);
         let is_open = self.session.get().is_some();
         let quiet = if is_open { &self.quiet } else { &self.clients.refusals };
         quiet.warn(|suppressed| {
-            let device = self.clients.device.name();
+            let (device, connection) = (self.clients.device.name(), self.number);
             let command = command.map_or("message", Command::name);
-            tracing::warn!(device, command, %errno, suppressed, "refused: {what}");
+            let errno = errno_name(errno);
+            tracing::warn!(device, connection, command, ?errno, %error, suppressed, "refused");
         });
     }
 
@@ -751,21 +756,27 @@ impl Guarded for Connection {
 
     fn ended(&self, end: &End) {
         self.end();
-        let device = self.clients.device.name();
+        let (device, connection) = (self.clients.device.name(), self.number);
         let ConnectionInfo { owner, messages, errors, .. } = self.info();
         // Refusals of which nothing was said since the last one that was logged.
         let refusals = self.quiet.take_suppressed();
         // Whoever connects again and again must not fill the log.
         self.clients.ends.warn(|suppressed| match end {
             End::Closed | End::Stopped | End::Revoked => {
-                tracing::info!(device, %owner, messages, errors, refusals, suppressed, "connection ended: {end}");
+                tracing::info!(
+                    device, connection, reason = %end, %owner, messages, errors, refusals, suppressed,
+                    "connection ended"
+                );
             }
             End::Truncated
             | End::Protocol(_)
             | End::Socket(_)
             | End::Descriptors
             | End::Abandoned => {
-                tracing::warn!(device, %owner, messages, errors, refusals, suppressed, "connection ended: {end}");
+                tracing::warn!(
+                    device, connection, reason = %end, %owner, messages, errors, refusals, suppressed,
+                    "connection ended"
+                );
             }
         });
     }

@@ -12,6 +12,7 @@ use vfiod_wire::payload::{DmaMap, IoFd, SparseArea, region_flag};
 use vfiod_wire::{Command, FeatureOp, IrqAction, MultiWrites, UnmapScope};
 
 use crate::clock::now;
+use crate::message_log::Message;
 use crate::{dirty_log, hot_reset, input_log, space};
 
 /// How long an unmap waits for accesses in flight: long enough for any device, short enough for
@@ -141,15 +142,22 @@ fn finish<D>(reply: Reply<'_, D>, outcome: Result<(), Error>) -> Outcome {
 
 /// Carries out a region access, and answers it. Waits for the device's callback.
 #[inline]
-pub(crate) fn access<D>(file: &File, access: Access<'_, D>) -> Outcome {
+pub(crate) fn access<D>(file: &File, access: Access<'_, D>, message: &mut Message) -> Outcome {
     let Access { access, data, reply } = access;
     let region = RegionIndex(access.region);
     match data {
         Some(data) => finish(reply, file.write(region, access.offset, data)),
-        None => match reply.read(|data| file.read(region, access.offset, data)) {
-            Ok(_) => Ok(()),
-            Err((error, reply)) => refuse(reply, error),
-        },
+        None => {
+            let read = reply.read(|data| {
+                file.read(region, access.offset, data)?;
+                message.read(data);
+                Ok(())
+            });
+            match read {
+                Ok(_) => Ok(()),
+                Err((error, reply)) => refuse(reply, error),
+            }
+        }
     }
 }
 
@@ -170,12 +178,24 @@ impl<L: ClientLink> Target<'_, L> {
         reply: Reply<'_, L::Fd>,
         deadline: Time,
     ) -> Result<(), Refused> {
+        self.carry_out_logged(request, reply, deadline, &mut Message::default())
+    }
+
+    /// As [`Target::carry_out`]. What was read is noted for the log.
+    #[inline]
+    pub(crate) fn carry_out_logged(
+        &self,
+        request: Request<'_, OwnedFd>,
+        reply: Reply<'_, L::Fd>,
+        deadline: Time,
+        message: &mut Message,
+    ) -> Outcome {
         match request {
             Request::RegionRead(read) => {
-                access(self.file(), Access { access: read, data: None, reply })
+                access(self.file(), Access { access: read, data: None, reply }, message)
             }
             Request::RegionWrite(write, data) => {
-                access(self.file(), Access { access: write, data: Some(data), reply })
+                access(self.file(), Access { access: write, data: Some(data), reply }, message)
             }
             Request::RegionWritten(access) => {
                 // Bounds and rights were checked before; the device may be gone since.

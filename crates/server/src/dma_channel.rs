@@ -21,10 +21,12 @@ use vfiod_protocol::{
     Completed, DmaFailure, DmaReply, DmaRequests, End, Ended, Time, TransferId, Twin,
 };
 use vfiod_sync::{Mutex, lock};
+use vfiod_wire::Command;
 
 use crate::clients::Counters;
 use crate::clock::now;
 use crate::descriptor::{Descriptor, Output};
+use crate::message_log::Message;
 use crate::outgoing::Outgoing;
 use crate::pool::{Interest, Pool, Source, Watch, Worker};
 use crate::transport::{Lent, Received, Wait};
@@ -43,6 +45,9 @@ pub(crate) trait Blocked: Send + Sync {
 
 /// The way to a client's memory by messages.
 pub(crate) struct DmaChannel {
+    device: String,
+    /// The connection's number.
+    number: u64,
     outgoing: Arc<Outgoing>,
     twin: Option<Arc<TwinSocket>>,
     connection: Weak<dyn Blocked>,
@@ -61,16 +66,23 @@ struct State {
     ended: bool,
 }
 
+/// Who waits for a transfer.
 enum Waiting {
-    Read(Completion<Vec<u8>>),
-    Write(Completion<()>),
+    Read(Completion<Vec<u8>>, Message),
+    Write(Completion<()>, Message),
 }
 
 impl Waiting {
     fn complete(self, outcome: Result<Vec<u8>>) {
         match self {
-            Self::Read(completion) => completion.complete(outcome),
-            Self::Write(completion) => completion.complete(outcome.map(drop)),
+            Self::Read(completion, message) => {
+                message.end_transfer(&outcome);
+                completion.complete(outcome);
+            }
+            Self::Write(completion, message) => {
+                message.end_transfer(&outcome);
+                completion.complete(outcome.map(drop));
+            }
         }
     }
 }
@@ -104,9 +116,11 @@ fn error_of(failure: DmaFailure) -> Error {
 }
 
 impl DmaChannel {
-    /// For a client that takes `client_limit` bytes of data in a message. `outgoing` is the
-    /// connection's own socket, `twin` the second one.
+    /// For a client that takes `client_limit` bytes of data in a message: the name of its device,
+    /// and the number of its connection. `outgoing` is the connection's own socket, `twin` the
+    /// second one.
     pub(crate) fn new(
+        (device, number): (&str, u64),
         outgoing: &Arc<Outgoing>,
         twin: Option<crate::transport::Socket>,
         connection: Weak<dyn Blocked>,
@@ -125,6 +139,8 @@ impl DmaChannel {
         let requests = DmaRequests::new(client_limit);
         let state = State { requests, waiting: HashMap::new(), armed: None, ended: false };
         let channel = Arc::new(Self {
+            device: device.to_owned(),
+            number,
             outgoing: twin.as_ref().map_or(outgoing, |twin| &twin.outgoing).clone(),
             twin,
             connection,
@@ -274,7 +290,10 @@ impl DmaChannel {
                 }
             },
             // Whoever reads the socket finds its end, and fails the requests.
-            Err(error) => tracing::debug!(%error, "cannot send a DMA message"),
+            Err(error) => {
+                let (device, connection) = (&*self.device, self.number);
+                tracing::debug!(device, connection, %error, "cannot send a DMA message");
+            }
         }
     }
 
@@ -309,6 +328,12 @@ impl DmaChannel {
     }
 }
 
+impl DmaChannel {
+    fn message(&self, command: Command, iova: u64, len: usize, data: &[u8]) -> Message {
+        Message::begin_transfer(&self.device, self.number, command, iova, len, data)
+    }
+}
+
 type Outcome = (Waiting, Result<Vec<u8>>);
 
 fn take(state: &mut State, ended: Vec<Ended>) -> Vec<Outcome> {
@@ -334,14 +359,16 @@ impl Drop for DmaChannel {
 impl DmaPeer for DmaChannel {
     fn start_read(&self, iova: u64, len: usize, completion: Completion<Vec<u8>>) {
         self.counters.dma_read.fetch_add(len as u64, Ordering::Relaxed);
-        self.start(Waiting::Read(completion), |requests, output| {
+        let message = self.message(Command::DmaRead, iova, len, &[]);
+        self.start(Waiting::Read(completion, message), |requests, output| {
             requests.read(iova, len, now(), TIMEOUT, output)
         });
     }
 
     fn start_write(&self, iova: u64, data: Vec<u8>, completion: Completion<()>) {
         self.counters.dma_written.fetch_add(data.len() as u64, Ordering::Relaxed);
-        self.start(Waiting::Write(completion), |requests, output| {
+        let message = self.message(Command::DmaWrite, iova, data.len(), &data);
+        self.start(Waiting::Write(completion, message), |requests, output| {
             requests.write(iova, data, now(), TIMEOUT, output)
         });
     }
@@ -387,7 +414,8 @@ impl TwinSocket {
                 Err(end) => Err(end),
             };
             if let Err(end) = outcome {
-                tracing::warn!("the second socket is closed: {end}");
+                let (device, connection) = (&*channel.device, channel.number);
+                tracing::warn!(device, connection, reason = %end, "second socket closed");
                 return false;
             }
         }

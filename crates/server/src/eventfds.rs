@@ -9,6 +9,7 @@ use vfiod_core::{Errno, Error, RegionIndex, Result};
 use vfiod_sync::{Mutex, lock};
 
 use crate::clock::now;
+use crate::message_log::errno_name;
 use crate::opened::Opened;
 use crate::pace::Pace;
 use crate::pool::{Alarm, Interest, Pool, Source, Watch, Worker};
@@ -160,7 +161,11 @@ impl Source for Bell {
         let permit = opened.gate.enter(watch, source, Interest::Read);
         let Some(_permit) = permit else { return };
         if let Err(error) = opened.file.ring(self.region, self.doorbell) {
-            opened.quiet.warn(|suppressed| tracing::warn!(%error, suppressed, "doorbell refused"));
+            opened.quiet.warn(|suppressed| {
+                let device = opened.file.device().name();
+                let errno = errno_name(error.errno());
+                tracing::warn!(device, ?errno, %error, suppressed, "doorbell refused");
+            });
             if error.errno() == Errno::NODEV {
                 // The file was revoked: a later ring has no receiver.
                 return;

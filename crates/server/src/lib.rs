@@ -18,6 +18,7 @@ mod direct;
 mod dirty_log;
 mod dispatch;
 mod dma_channel;
+mod end;
 mod eventfds;
 mod gate;
 mod hot_reset;
@@ -25,6 +26,7 @@ mod input_log;
 mod interest;
 mod limits;
 mod listener;
+mod message_log;
 #[cfg(all(test, shuttle))]
 mod model;
 mod opened;

@@ -8,6 +8,7 @@ use vfiod_core::{Error, File, Owner, Token};
 use vfiod_wire::Capabilities;
 
 use crate::clients::{Client, Clients, Departure, Opening};
+use crate::message_log::Message;
 use crate::pool::{Alarm, Source, Watch};
 
 /// How long a client waits for another one to have opened the device, and for the file of one that
@@ -23,6 +24,8 @@ pub(crate) struct PendingOpen {
     deadline: Instant,
     /// Goes off at the deadline.
     alarm: Option<Alarm>,
+    /// What is to be logged of it.
+    pub(crate) message: Message,
 }
 
 /// What became of a VERSION.
@@ -36,8 +39,14 @@ pub(crate) enum Attempt {
 
 impl PendingOpen {
     /// A VERSION whose first position is `request`.
-    pub(crate) fn new(request: u64, proposed: Box<Capabilities>, token: Option<Token>) -> Self {
-        Self { request, proposed, token, deadline: Instant::now() + OPEN_TIMEOUT, alarm: None }
+    pub(crate) fn new(
+        request: u64,
+        proposed: Box<Capabilities>,
+        token: Option<Token>,
+        message: Message,
+    ) -> Self {
+        let deadline = Instant::now() + OPEN_TIMEOUT;
+        Self { request, proposed, token, deadline, alarm: None, message }
     }
 
     /// Wakes a source at the deadline.

@@ -64,6 +64,8 @@ pub(crate) struct Parts<'a> {
     pub(crate) pool: &'a Pool,
     pub(crate) counters: &'a Arc<Counters>,
     pub(crate) counted: &'a Arc<Counted>,
+    /// The connection's number.
+    pub(crate) number: u64,
 }
 
 impl Session {
@@ -76,7 +78,7 @@ impl Session {
         proposed: &Capabilities,
         connection: Parts<'_>,
     ) -> Result<(Self, Option<Descriptor>), Error> {
-        let Parts { clients, outgoing, blocked, pool, counters, counted } = connection;
+        let Parts { clients, outgoing, blocked, pool, counters, counted, number } = connection;
         let failed = |errno| Error::new(errno, "cannot make the second socket");
         let (ours, theirs) = if proposed.wants_twin_socket() {
             let (ours, theirs) =
@@ -88,7 +90,8 @@ impl Session {
             (None, None)
         };
         let limit = proposed.data_limit();
-        let dma = DmaChannel::new(outgoing, ours, blocked, limit, pool, counters);
+        let client = (clients.device.name(), number);
+        let dma = DmaChannel::new(client, outgoing, ours, blocked, limit, pool, counters);
         dma.watch_twin().map_err(failed)?;
         let link: Weak<DmaChannel> = Arc::downgrade(&dma);
         file.set_link(link);

@@ -2,13 +2,20 @@
 //!
 //! What is logged is decided, first to last, by `--log`, the environment variable `VFIOD_LOG`,
 //! the configuration file, the command's default. A filter is a level (`debug`) or a list of
-//! levels by module (`info,vfiod_server=trace`).
+//! levels by module (`info,vfiod_server=trace`), or for one device's messages
+//! (`info,[message{device=edu0}]=trace`).
+//!
+//! Where standard error is the journal, each line begins with its priority, as `sd-daemon(3)` says.
 
+mod journal;
 mod queue;
 
-use std::io;
+use std::io::{self, Write};
 
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::filter_fn;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer, Registry, fmt};
 use vfiod_config::{LogFormat, UsageError, check_filter};
 
 pub use self::queue::finish;
@@ -61,14 +68,59 @@ impl Wanted {
         } else {
             EnvFilter::builder().parse(filter)?.add_directive("fuser=warn".parse()?)
         };
-        let builder =
-            tracing_subscriber::fmt().with_env_filter(filter).with_writer(queue::Queue::get()?);
-        let _ = match self.format.or(format).unwrap_or_default() {
-            LogFormat::Text => {
-                builder.with_ansi(io::IsTerminal::is_terminal(&io::stderr())).try_init()
-            }
-            LogFormat::Json => builder.json().flatten_event(true).try_init(),
-        };
+        let lines = lines(self.format.or(format).unwrap_or_default(), queue::Queue::get()?);
+        let _ = tracing_subscriber::registry().with(filter).with(lines).try_init();
         Ok(())
+    }
+}
+
+/// Prints to standard error why the program fails.
+pub(crate) fn print_error(text: &str) {
+    let mut text = text.as_bytes().to_vec();
+    if journal::is_standard_error() {
+        text = queue::prioritize(&text, journal::priority(tracing::Level::ERROR));
+    }
+    // Whoever closed standard error does not want to know.
+    let _ = io::stderr().write_all(&text);
+}
+
+/// Formats events. Spans are there for filters only: what they say is in the events, too.
+fn lines(format: LogFormat, queue: queue::Queue) -> impl Layer<Inner> {
+    let journal = journal::is_standard_error();
+    let writer = queue.with_priorities(journal);
+    let layer = fmt::layer().with_writer(writer);
+    let ansi = io::IsTerminal::is_terminal(&io::stderr());
+    let layer = match format {
+        // The journal has its own time.
+        LogFormat::Text if journal => layer.without_time().with_ansi(false).boxed(),
+        LogFormat::Text => layer.with_ansi(ansi).boxed(),
+        LogFormat::Json => layer.json().flatten_event(true).boxed(),
+    };
+    // No level of its own: the highest one that any layer names would count.
+    layer.with_filter(filter_fn(|metadata| metadata.is_event()))
+}
+
+/// What the lines are put on.
+type Inner = tracing_subscriber::layer::Layered<EnvFilter, Registry>;
+
+#[cfg(test)]
+mod tests {
+    use tracing::Subscriber;
+    use tracing::level_filters::LevelFilter;
+
+    use super::*;
+
+    /// Whoever asks whether a level is on reads one number; it must say no where nobody wants it.
+    #[test]
+    fn trace_is_off_everywhere_unless_a_filter_asks_for_it() {
+        let most = |filter: &str| {
+            let filter = EnvFilter::builder().parse(filter).unwrap();
+            let lines = lines(LogFormat::Json, queue::Queue::get().unwrap());
+            tracing_subscriber::registry().with(filter).with(lines).max_level_hint()
+        };
+        assert_eq!(most("info"), Some(LevelFilter::INFO));
+        assert_eq!(most("info,vfiod_core=debug"), Some(LevelFilter::DEBUG));
+        assert_eq!(most("info,vfiod_server=trace"), Some(LevelFilter::TRACE));
+        assert_eq!(most("info,[message{device=edu0}]=trace"), Some(LevelFilter::TRACE));
     }
 }

@@ -11,7 +11,10 @@ use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::Duration;
 
+use tracing::{Level, Metadata};
 use tracing_subscriber::fmt::MakeWriter;
+
+use super::journal;
 
 /// Lines that wait at most.
 const CAPACITY: usize = 4096;
@@ -36,6 +39,14 @@ enum Entry {
 pub(super) struct Queue {
     sender: SyncSender<Entry>,
     lost: Arc<AtomicU64>,
+    /// Whether lines begin with their priority.
+    with_priorities: bool,
+}
+
+/// What takes one event.
+pub(super) struct Writer<'a> {
+    queue: &'a Queue,
+    priority: Option<u8>,
 }
 
 impl Queue {
@@ -46,12 +57,27 @@ impl Queue {
         }
         let (sender, receiver) = mpsc::sync_channel(CAPACITY);
         let lost = Arc::new(AtomicU64::new(0));
-        let queue = Self { sender, lost: lost.clone() };
+        let queue = Self { sender, lost: lost.clone(), with_priorities: false };
         thread::Builder::new()
             .name("log".into())
             .spawn(move || write_all(&receiver, &lost, &mut io::stderr()))?;
         Ok(QUEUE.get_or_init(|| queue).clone())
     }
+
+    /// The same queue; whether lines begin with their priority.
+    pub(super) fn with_priorities(self, with_priorities: bool) -> Self {
+        Self { with_priorities, ..self }
+    }
+}
+
+/// Begins each line of an event with its priority: to the journal each is an entry of its own.
+pub(super) fn prioritize(event: &[u8], priority: u8) -> Vec<u8> {
+    let mut out = Vec::with_capacity(event.len() + 3);
+    for line in event.split_inclusive(|byte| *byte == b'\n') {
+        out.extend_from_slice(format!("<{priority}>").as_bytes());
+        out.extend_from_slice(line);
+    }
+    out
 }
 
 /// Waits, bounded, until what was logged is written.
@@ -93,17 +119,25 @@ fn write_batch(batch: &mut Vec<u8>, lost: &AtomicU64, out: &mut impl Write) {
     batch.clear();
     let lost = lost.swap(0, Ordering::Relaxed);
     if lost > 0 {
-        let _ = writeln!(out, "vfiod: {lost} log lines were lost: nobody read them in time");
+        let lost = format!("vfiod: {lost} log lines were lost: nobody read them in time\n");
+        let _ = match journal::is_standard_error() {
+            true => out.write_all(&prioritize(lost.as_bytes(), journal::priority(Level::WARN))),
+            false => out.write_all(lost.as_bytes()),
+        };
     }
 }
 
-impl Write for Queue {
-    /// Takes one line as a whole, as the formatter hands it over.
-    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        if self.sender.try_send(Entry::Line(line.to_vec())).is_err() {
-            self.lost.fetch_add(1, Ordering::Relaxed);
+impl Write for Writer<'_> {
+    /// Takes one event as a whole, as the formatter hands it over.
+    fn write(&mut self, event: &[u8]) -> io::Result<usize> {
+        let line = match self.priority {
+            Some(priority) => prioritize(event, priority),
+            None => event.to_vec(),
+        };
+        if self.queue.sender.try_send(Entry::Line(line)).is_err() {
+            self.queue.lost.fetch_add(1, Ordering::Relaxed);
         }
-        Ok(line.len())
+        Ok(event.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -111,11 +145,16 @@ impl Write for Queue {
     }
 }
 
-impl MakeWriter<'_> for Queue {
-    type Writer = Self;
+impl<'a> MakeWriter<'a> for Queue {
+    type Writer = Writer<'a>;
 
-    fn make_writer(&self) -> Self {
-        self.clone()
+    fn make_writer(&'a self) -> Writer<'a> {
+        Writer { queue: self, priority: None }
+    }
+
+    fn make_writer_for(&'a self, event: &Metadata<'_>) -> Writer<'a> {
+        let priority = self.with_priorities.then(|| journal::priority(*event.level()));
+        Writer { queue: self, priority }
     }
 }
 
@@ -127,14 +166,19 @@ mod tests {
     fn a_full_queue_loses_lines_and_says_so() {
         let (sender, receiver) = mpsc::sync_channel(2);
         let lost = Arc::new(AtomicU64::new(0));
-        let mut queue = Queue { sender, lost: lost.clone() };
+        let queue = Queue { sender, lost: lost.clone(), with_priorities: false };
         for n in 0..5 {
-            queue.write_all(format!("{n}\n").as_bytes()).unwrap();
+            queue.make_writer().write_all(format!("{n}\n").as_bytes()).unwrap();
         }
         drop(queue);
         let mut out = Vec::new();
         write_all(&receiver, &lost, &mut out);
         let text = String::from_utf8(out).unwrap();
         assert_eq!(text, "0\n1\nvfiod: 3 log lines were lost: nobody read them in time\n");
+    }
+
+    #[test]
+    fn each_line_of_an_event_has_its_priority() {
+        assert_eq!(prioritize(b"one\ntwo\n", 4), b"<4>one\n<4>two\n");
     }
 }

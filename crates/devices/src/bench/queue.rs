@@ -182,7 +182,7 @@ impl Bench {
         let (disk, ring) = match (self.disk(), self.ring(cx)) {
             (Ok(disk), Ok(ring)) => (disk, ring),
             (Err(error), _) | (_, Err(error)) => {
-                tracing::warn!(device = cx.name(), %error, "queue {index} is disabled");
+                tracing::warn!(device = cx.name(), queue = index, %error, "queue disabled");
                 let queue = &mut self.queues[index];
                 queue.enabled = 0;
                 queue.fault();
@@ -223,7 +223,7 @@ pub(super) async fn serve(task: Task<Bench>, index: usize, doorbells: Arc<Doorbe
             Ok(Progress::Some) => continue,
             Ok(Progress::None) => {}
             Err(error) => {
-                tracing::debug!(%error, "queue {index} cannot reach its rings");
+                tracing::debug!(queue = index, %error, "queue cannot reach its rings");
                 task.step(|bench, _| bench.queues[index].fault()).await;
             }
         }

@@ -130,9 +130,10 @@ impl Edu {
             Err(error) => {
                 if let Some(suppressed) = self.warnings.allow() {
                     let Self { source, destination, count, .. } = *self;
+                    let hex = |address| format!("{address:#x}");
                     tracing::warn!(
-                        device = cx.name(), %error, count, suppressed,
-                        "DMA from {source:#x} to {destination:#x} failed"
+                        device = cx.name(), source = hex(source), destination = hex(destination),
+                        count, %error, suppressed, "DMA failed"
                     );
                 }
             }

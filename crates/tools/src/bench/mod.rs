@@ -123,7 +123,7 @@ fn measure(args: &Bench, targets: &[Named<'_>], floor: &Path) -> anyhow::Result<
         let fits = |(_, target): &&Named<'_>| match measure.fits(target) {
             Ok(()) => true,
             Err(why) => {
-                tracing::info!(measure = measure.name(), "left out: {why}");
+                tracing::info!(measure = measure.name(), reason = why, "left out");
                 false
             }
         };
