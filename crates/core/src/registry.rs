@@ -22,8 +22,8 @@ use crate::ids::{DeviceId, FileId, IdSequence, NUMBER_LIMIT, Numbers, Owner, Set
 use crate::open_pause::OpenPause;
 use crate::policy::{OpenPolicy, StatePolicy};
 use crate::region::RegionIndex;
-use crate::registered::{BY_THIS_THREAD, Registered, Set};
-use crate::set::SetTable;
+use crate::registered::{BY_THIS_THREAD, Registered, Set, Transition};
+use crate::set::{Phase, SetTable};
 use crate::sync::atomic::{AtomicU8, AtomicU32, AtomicU64};
 use crate::sync::{Condvar, Mutex, lock};
 
@@ -247,12 +247,46 @@ impl Registry {
     /// full); `EINVAL`: no name, a number out of range, or the description contradicts itself; what `init` says; `EIO`: a
     /// panic in `describe` or `init`.
     pub fn register(&self, spec: DeviceSpec, device: Box<dyn Device>) -> Result<Registration> {
-        let mut device = Candidate(Some(device));
-        let registered = self.admit(spec, &mut device)?;
-        Ok(Registration { registry: self.inner.clone(), device: DeviceRef { registered } })
+        self.admit(spec, &mut Candidate(Some(device)), None)
     }
 
-    fn admit(&self, spec: DeviceSpec, candidate: &mut Candidate) -> Result<Arc<Registered>> {
+    /// Registers a device as [`Registry::register`] does, and calls `ready` before it becomes visible: to
+    /// open the sockets where clients reach it, for example. An open that comes meanwhile waits, and
+    /// so do the opens of its set. If `ready` fails or panics, the device has been dropped and was never
+    /// visible, and such an open fails with `ENODEV`. `ready` must not open, reset or save a device of
+    /// the set.
+    ///
+    /// # Errors
+    /// As [`Registry::register`]; errors of `ready`; `EBUSY` at once if the calling thread, further down
+    /// its stack, has marked a set or stopped a device, or if the set is not idle within two seconds.
+    pub fn register_with<R>(
+        &self,
+        spec: DeviceSpec,
+        device: Box<dyn Device>,
+        ready: impl FnOnce(&DeviceRef) -> Result<R>,
+    ) -> Result<(Registration, R)> {
+        if held::holds_any() {
+            // What follows a failure could not be put off.
+            return Err(Error::new(Errno::BUSY, format!("{} is registered too early", spec.name)));
+        }
+        let (mut ready, mut result) = (Some(ready), None);
+        let mut call = |device: &DeviceRef| {
+            if let Some(ready) = ready.take() {
+                result = Some(ready(device)?);
+            }
+            Ok(())
+        };
+        let registration = self.admit(spec, &mut Candidate(Some(device)), Some(&mut call))?;
+        let result = result.expect("called once, and it has succeeded");
+        Ok((registration, result))
+    }
+
+    fn admit(
+        &self,
+        spec: DeviceSpec,
+        candidate: &mut Candidate,
+        ready: Option<&mut Ready<'_>>,
+    ) -> Result<Registration> {
         let DeviceSpec { name, id, set, open, state, location, token } = spec;
         if name.is_empty() {
             return Err(Error::new(Errno::INVAL, "a device needs a name"));
@@ -311,21 +345,34 @@ impl Registry {
                 drained: Condvar::new(),
             })
         });
-        // Not every member that `sets` counts has joined: the first that has is the one that says so.
-        let set_created = guard.is_new().then(|| self.inner.environment.next_event());
         drop(guard);
+        let mut joined = Joined {
+            registry: &self.inner,
+            registered: registered.clone(),
+            mark: None,
+            visible: false,
+        };
+        let home: Arc<dyn Home> = registered.clone();
+        registered.context.set_home(Arc::downgrade(&home));
+        let device = DeviceRef { registered: registered.clone() };
+        if let Some(ready) = ready {
+            let mark = set.try_begin(Phase::Opening);
+            joined.mark = Some(mark.map_err(|phase| registered.set_is(phase))?);
+            ready(&device)?;
+        }
+        joined.visible = true;
+        // Not every member that `sets` counts is visible: the first that is says so.
+        let set_created = set.lock().is_new().then(|| self.inner.environment.next_event());
         if let Some(number) = set_created {
             registered.emit_numbered(number, Event::SetCreated);
         }
-        let home: Arc<dyn Home> = registered.clone();
-        registered.context.set_home(Arc::downgrade(&home));
         tracing::debug!(device = name, id = id.0, set = registered.set_name(), "registered");
         // Emit `Registered` before the device becomes visible, so that it precedes `DeviceOpened`.
         registered.emit(Event::Registered);
         reserved.fill(&registered);
         lock(self.inner.ids(id)).insert(id, Some(registered.clone()));
         reserved_id.visible = true;
-        Ok(registered)
+        Ok(Registration { registry: self.inner.clone(), device })
     }
 
     /// A visible device by name: registered, and not being unregistered.
@@ -380,6 +427,37 @@ impl Drop for Candidate {
         let device = self.0.take();
         if let Err(panic) = contain(|| drop(device)) {
             tracing::error!(error = %panic, "dropping a device failed");
+        }
+    }
+}
+
+/// What is called before a device becomes visible.
+type Ready<'a> = dyn FnMut(&DeviceRef) -> Result<()> + 'a;
+
+/// A device that has joined its set; it leaves it again unless it becomes visible.
+struct Joined<'a> {
+    registry: &'a RegistryInner,
+    registered: Arc<Registered>,
+    /// Opens of the device wait for it to be given up.
+    mark: Option<Transition<'a>>,
+    visible: bool,
+}
+
+impl Drop for Joined<'_> {
+    fn drop(&mut self) {
+        if self.visible {
+            return;
+        }
+        let Self { registry, registered, mark, .. } = self;
+        // Before the mark is given up: an open that waits for that finds the device barred.
+        registered.bar_opens();
+        drop(mark.take());
+        registered.leave();
+        // A set that was never said to be there is not said to be gone.
+        let environment = &registered.environment;
+        let last = || registered.set.lock().is_announced().then(|| environment.next_event());
+        if let Some(Some(number)) = registry.sets.leave(&registered.set, last) {
+            registered.emit_numbered(number, Event::SetGone);
         }
     }
 }

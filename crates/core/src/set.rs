@@ -284,6 +284,11 @@ impl<'a, D: SetDevice> SetGuard<'a, D> {
         !std::mem::replace(&mut self.state().announced, true)
     }
 
+    /// Whether [`SetGuard::is_new`] was called.
+    pub(crate) fn is_announced(&mut self) -> bool {
+        self.state().announced
+    }
+
     /// Removes a device. It must have no files left.
     pub(crate) fn leave(&mut self, device: &D) {
         let state = self.state();

@@ -192,7 +192,8 @@ impl Bus {
     /// opened.
     /// After an error nothing of it is left, and nothing of it could be seen.
     ///
-    /// `endpoint` opens the instance's endpoint, once the device is registered.
+    /// `endpoint` opens the instance's endpoint, before the device becomes visible. It must not open the
+    /// device.
     ///
     /// # Errors
     /// As listed in the crate's documentation.
@@ -461,9 +462,9 @@ impl Reserved<'_> {
             state: create.state,
             ..DeviceSpec::default()
         };
-        let registration = self.bus.inner.registry.register(spec, device)?;
-        // If there is no endpoint, the registration is dropped and with it the device.
-        let endpoint = endpoint(registration.device())?;
+        // If there is no endpoint, nothing of the device was visible.
+        let registry = &self.bus.inner.registry;
+        let (registration, endpoint) = registry.register_with(spec, device, endpoint)?;
         let live = Live { endpoint, registration };
         Ok(Shared::new(self.uuid, self.parent.clone(), self.mdev_type, attributes, live))
     }

@@ -415,6 +415,51 @@ fn endpoint_stops_listening_first_and_is_dropped_last() {
     assert_eq!(*diary.lock().unwrap(), ["stop listening", "gone"]);
 }
 
+/// A client may connect as soon as the endpoint is there, and finds the instance whole.
+#[test]
+fn nothing_of_an_instance_is_visible_before_its_endpoint_is_open() {
+    let log = Arc::<Mutex<Vec<String>>>::default();
+    let events = log.clone();
+    let observer = move |event: &Event<'_>| {
+        let name = match event {
+            Event::SetCreated(_) => "set created",
+            Event::Registered(_) => "registered",
+            Event::DeviceOpened(_) => "opened",
+            Event::FileOpened { .. } | Event::Reset { .. } => return,
+            _ => "another",
+        };
+        events.lock().unwrap().push(name.to_owned());
+    };
+    let rig = rig_in(Registry::with_observer(Arc::new(observer)), Capacity::Shared(5));
+    let create = Create::new("shop", "narrow", uuid(1));
+    let invisible = || {
+        let found = rig.registry.find(&uuid(1).to_string());
+        assert!(
+            found.is_none() && rig.registry.devices().is_empty(),
+            "visible before its endpoint"
+        );
+        assert!(rig.bus.instance(uuid(1)).is_none());
+    };
+    let failed = rig.bus.create(&create, |_| {
+        invisible();
+        Err(Error::new(Errno::ADDRINUSE, "another socket is there"))
+    });
+    assert_eq!(failed.unwrap_err().errno(), Errno::ADDRINUSE);
+    assert_eq!(log.lock().unwrap().len(), 0, "nothing had been there");
+    rig.assert_empty();
+
+    let mut client = None;
+    let instance = rig.bus.create(&create, |device| {
+        let device = device.clone();
+        client = Some(thread::spawn(move || device.open(Owner::in_process("early"))));
+        invisible();
+        Ok(Box::new(NoEndpoint))
+    });
+    let file = client.unwrap().join().unwrap().unwrap();
+    assert_eq!(*log.lock().unwrap(), ["set created", "registered", "opened"]);
+    drop((file, instance));
+}
+
 /// Tries to open the instance when it is told to stop listening.
 struct Reopening(DeviceRef, Arc<Mutex<Option<Result<File>>>>);
 

@@ -130,6 +130,42 @@ pub(super) fn again() {
     stage.finish(1);
 }
 
+/// An endpoint that clients find before the instance is created, and that fails, or not, while one
+/// opens the device.
+fn a_user_before(fails: bool) {
+    let stage = Stage::new(1);
+    let mut user = None;
+    let made = stage.bus.create(&Create::new("p", "t", uuid(1)), |device| {
+        let device = device.clone();
+        user = Some(spawn(move || device.open(Owner::in_process("early"))));
+        assert!(stage.registry.devices().is_empty(), "visible before its endpoint");
+        if fails {
+            return Err(vfiod_core::Error::new(Errno::ADDRINUSE, "another is there"));
+        }
+        Ok(Box::new(Watched::open(uuid(1), &stage.ledger)))
+    });
+    let file = join(user.expect("spawned"));
+    if fails {
+        expect(&made, &[Errno::ADDRINUSE]);
+        expect(&file, &[Errno::NODEV]);
+        assert!(made.is_err() && file.is_err(), "an instance without an endpoint");
+        stage.ledger.assert_empty();
+    } else {
+        let file = file.expect("opens");
+        file.read(RegionIndex(0), 0, &mut [0; 4]).expect("reads");
+        made.expect("creates");
+    }
+    stage.finish(1);
+}
+
+pub(super) fn a_user_before_an_endpoint_that_fails() {
+    a_user_before(true);
+}
+
+pub(super) fn a_user_before_the_instance() {
+    a_user_before(false);
+}
+
 /// A removal that refuses, and a user.
 pub(super) fn refusal_against_open() {
     let stage = Stage::new(1);
@@ -254,6 +290,8 @@ vfiod_sync::checks! {
     one_uuid: 2000,
     one_unit: 2000,
     again: 2000,
+    a_user_before_an_endpoint_that_fails: 2000,
+    a_user_before_the_instance: 2000,
     refusal_against_open: 2000,
     two_removers: 2000,
     a_deadline_hurries: 2000,
