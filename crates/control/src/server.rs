@@ -46,6 +46,8 @@ impl Control {
         users: Vec<u32>,
         groups: Vec<u32>,
     ) -> anyhow::Result<Self> {
+        // No request has any.
+        vfiod_sockets::refuse_descriptors(&socket);
         let listener = StdListener::from(socket.as_fd().try_clone_to_owned()?);
         listener.set_nonblocking(true)?;
         let access = Access::new(users, groups);

@@ -52,6 +52,10 @@ pub fn rules(config: &Config, models: &Models, file: Option<&Path>) -> Rules {
     for path in &config.sandbox.paths {
         rules.allow(path);
     }
+    if config.control.as_ref().is_some_and(|control| !control.groups.is_empty()) {
+        // A peer's groups may have to be asked of a service that knows the accounts.
+        rules.allow_connecting();
+    }
     for path in ACCOUNTS.iter().map(Path::new).filter(|path| path.exists()) {
         rules.allow_reading(path);
     }

@@ -37,10 +37,11 @@ impl Rules {
             Err(error) if system_calls::is_missing(&error) => false,
             Err(error) => return Err(EnterError::SystemCalls(error)),
         };
+        let connects = files.restricts_connecting() || calls.more.contains(&libc::SYS_connect);
         if restricted {
             confined::set_system_calls(calls);
         }
-        Ok(Report { capabilities, files, restricted, other_threads })
+        Ok(Report { capabilities, files, restricted, connects, other_threads })
     }
 }
 

@@ -14,6 +14,8 @@ pub struct Report {
     pub(crate) files: Files,
     /// Whether system calls are restricted.
     pub(crate) restricted: bool,
+    /// Whether sockets can be connected once everything is served.
+    pub(crate) connects: bool,
     pub(crate) other_threads: usize,
 }
 
@@ -27,13 +29,21 @@ pub(crate) struct Files {
 }
 
 impl Files {
+    /// Whether it restricts which sockets with a path can be connected to.
+    pub(crate) fn restricts_connecting(&self) -> bool {
+        /// Of landlock: Linux 7.1.
+        const FIRST: i32 = 9;
+        self.version.is_some_and(|version| version >= FIRST)
+    }
+
     pub(crate) fn is_enforced(&self) -> bool {
         self.version.is_some()
     }
 }
 
 impl Report {
-    /// Gives up what only the start of the process needs: taking over descriptors by number.
+    /// Gives up what only the start of the process needs: taking over descriptors by number, and, where
+    /// landlock does not restrict it, connecting to sockets.
     ///
     /// # Errors
     /// Errors of the kernel.
@@ -41,7 +51,7 @@ impl Report {
         if !self.restricted {
             return Ok(());
         }
-        system_calls::restrict_finally().map_err(EnterError::SystemCalls)
+        system_calls::restrict_finally(self.connects).map_err(EnterError::SystemCalls)
     }
 
     /// Logs what is in force, and warns of what is not.

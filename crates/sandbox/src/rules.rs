@@ -39,6 +39,13 @@ impl Rules {
         self
     }
 
+    /// Allows connecting to sockets for good. Otherwise that is possible only until
+    /// [`Report::restrict_finally`](crate::Report::restrict_finally) where landlock does not restrict
+    /// which sockets these are (before Linux 7.1).
+    pub fn allow_connecting(&mut self) -> &mut Self {
+        self.allow_system_call(libc::SYS_connect)
+    }
+
     /// Keeps `CAP_CHOWN`, if the process has it, and the calls that change the owner of a file.
     ///
     /// Landlock does not restrict changes of owner: with that capability the owner of any file that

@@ -50,12 +50,17 @@ pub(crate) fn restrict(calls: &Calls) -> Result<(), Error> {
     install(none(&probed), refuse(Errno::NOSYS), SeccompAction::Allow)
 }
 
-/// Takes what only the start of the process needs from every thread, as the last filter.
+/// Takes what only the start of the process needs from every thread, as the last filter. `connects`:
+/// sockets can still be connected.
 ///
 /// # Errors
 /// As [`restrict`].
-pub(crate) fn restrict_finally() -> Result<(), Error> {
-    install(none(AT_THE_START), refuse(Errno::PERM), SeccompAction::Allow)
+pub(crate) fn restrict_finally(connects: bool) -> Result<(), Error> {
+    let mut rules = none(AT_THE_START);
+    if !connects {
+        rules.insert(libc::SYS_connect, Vec::new());
+    }
+    install(rules, refuse(Errno::PERM), SeccompAction::Allow)
 }
 
 /// What differs between sandboxes.

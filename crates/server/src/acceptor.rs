@@ -9,6 +9,7 @@ use rustix::io::{DupFlags, Errno, dup3, fcntl_dupfd_cloexec};
 use vfiod_sync::{Mutex, lock};
 
 use crate::clients::Clients;
+use crate::closer::Closer;
 use crate::connection::Connection;
 use crate::listener::Listener;
 use crate::message_log::errno_name;
@@ -36,15 +37,16 @@ impl Reserve {
     /// Accepts a client and closes the connection.
     ///
     /// # Errors
-    /// `EMFILE`, `ENFILE`: the client waits on, as the descriptor was lost to another thread.
-    fn reject(&self, listener: &Listener) -> Result<(), Errno> {
+    /// `EMFILE`, `ENFILE`: the client waits on, as the descriptor was lost to another thread, or to
+    /// a client before it whose connection `closer` has not closed yet.
+    fn reject(&self, listener: &Listener, closer: &Arc<Closer>) -> Result<(), Errno> {
         let mut spare = lock(&self.spare);
         spare.take();
         match listener.accept() {
-            Ok(mut fd) => {
+            Ok(fd) => closer.close_socket_with(fd, |mut fd| {
                 // Closes the connection and takes its place in one step: no other thread may have it.
                 *spare = dup3(&self.event, &mut fd, DupFlags::CLOEXEC).ok().map(|()| fd);
-            }
+            }),
             Err(errno) => {
                 *spare = fcntl_dupfd_cloexec(&self.event, 0).ok();
                 if matches!(errno, Errno::MFILE | Errno::NFILE) {
@@ -95,7 +97,7 @@ impl Acceptor {
                         "no descriptors left: a client was rejected"
                     );
                 });
-                let rejected = self.reserve.reject(&self.listener);
+                let rejected = self.reserve.reject(&self.listener, &self.clients.closer);
                 return if rejected.is_err() { Accepted::Pause } else { Accepted::Nobody };
             }
             Err(errno) => {
@@ -174,5 +176,37 @@ impl Source for Acceptor {
             let watch = connection.watch().clone();
             connection.serve(&watch, worker);
         }
+    }
+}
+
+#[cfg(all(test, not(any(loom, shuttle))))]
+mod tests {
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+    use crate::testing::{Lingering, eventually};
+
+    #[test]
+    fn descriptors_of_a_rejected_client_do_not_hold_up_the_others() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("x");
+        let listener = Arc::new(Listener::bind(&path, Default::default()).unwrap());
+        let (reserve, closer) = (Arc::new(Reserve::new().unwrap()), Closer::new("x"));
+        let client = UnixStream::connect(&path).unwrap();
+        let lingering = Lingering::new();
+        lingering.send_by(&client);
+        let rejecting = std::thread::spawn({
+            let (reserve, listener, closer) = (reserve.clone(), listener.clone(), closer.clone());
+            move || reserve.reject(&listener, &closer)
+        });
+        eventually("the client is rejected", || rejecting.is_finished());
+        rejecting.join().unwrap().unwrap();
+        let rejected = rustix::net::send(&client, b"x", rustix::net::SendFlags::NOSIGNAL);
+        assert_eq!(rejected, Err(Errno::PIPE));
+        // Its place was taken by the connection that is not closed yet; the next one has it.
+        assert!(lock(&reserve.spare).is_none());
+        let _next = UnixStream::connect(&path).unwrap();
+        reserve.reject(&listener, &closer).unwrap();
+        assert!(lock(&reserve.spare).is_some());
     }
 }

@@ -99,10 +99,20 @@ impl Closer {
     /// Closes a connected UNIX socket of the server. What its peer has sent and nobody has received
     /// is dropped by that close, descriptors included, whose own close may wait.
     pub(crate) fn close_socket(self: &Arc<Self>, socket: OwnedFd) {
+        self.close_socket_with(socket, drop);
+    }
+
+    /// [`Closer::close_socket`], with `close` where that cannot wait.
+    pub(crate) fn close_socket_with(
+        self: &Arc<Self>,
+        socket: OwnedFd,
+        close: impl FnOnce(OwnedFd),
+    ) {
         // From here on nothing arrives. Fails only where the peer has gone before.
         let _ = rustix::net::shutdown(&socket, Shutdown::Both);
-        if rustix::io::ioctl_fionread(&socket) != Ok(0) {
-            self.close_elsewhere(socket);
+        match rustix::io::ioctl_fionread(&socket) {
+            Ok(0) => close(socket),
+            _ => self.close_elsewhere(socket),
         }
     }
 

@@ -4,9 +4,11 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, SocketFlags, SocketType};
+use rustix::net::{AddressFamily, Shutdown, SocketFlags, SocketType};
 use vfiod_core::{Error, Result};
 use vfiod_sockets::{NamedSocket, Site, SocketAccess};
+
+use crate::closer::Closer;
 
 /// A socket that clients connect to.
 #[derive(Debug)]
@@ -16,8 +18,8 @@ pub struct Listener(Kind);
 enum Kind {
     /// Made at a path, and removed at the end.
     Named(NamedSocket),
-    /// Passed to this process.
-    Passed(OwnedFd),
+    /// Passed to this process. Until the drop.
+    Passed(Option<OwnedFd>),
 }
 
 impl Listener {
@@ -60,7 +62,7 @@ impl Listener {
             return Err(Error::new(Errno::INVAL, "the socket is not listening"));
         }
         rustix::io::ioctl_fionbio(&fd, true).map_err(failed)?;
-        Ok(Self(Kind::Passed(fd)))
+        Ok(Self(Kind::Passed(Some(fd))))
     }
 
     /// The path, where we made it.
@@ -73,7 +75,7 @@ impl Listener {
 
     /// The next client; `EAGAIN` where there is none.
     pub(crate) fn accept(&self) -> Result<OwnedFd, Errno> {
-        rustix::net::accept_with(self, SocketFlags::CLOEXEC)
+        accept(self.as_fd())
     }
 }
 
@@ -81,9 +83,32 @@ impl AsFd for Listener {
     fn as_fd(&self) -> BorrowedFd<'_> {
         match &self.0 {
             Kind::Named(socket) => socket.as_fd(),
-            Kind::Passed(fd) => fd.as_fd(),
+            Kind::Passed(fd) => fd.as_ref().expect("there until the drop").as_fd(),
         }
     }
+}
+
+/// Clients that wait to be accepted may have sent descriptors, whose close may not return: so these
+/// connections, which the last close of a listening socket ends, are not closed by the calling thread.
+impl Drop for Listener {
+    fn drop(&mut self) {
+        let closer = Closer::new("");
+        match &mut self.0 {
+            Kind::Named(socket) => {
+                // From here on nobody connects.
+                let _ = rustix::net::shutdown(&*socket, Shutdown::Both);
+                while let Ok(waiting) = accept(socket.as_fd()) {
+                    closer.close_socket(waiting);
+                }
+            }
+            // Others may have the socket, too, and clients wait for them.
+            Kind::Passed(fd) => drop(fd.take().map(|fd| closer.close_elsewhere(fd))),
+        }
+    }
+}
+
+fn accept(listener: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
+    rustix::net::accept_with(listener, SocketFlags::CLOEXEC)
 }
 
 /// That a descriptor is a UNIX stream socket.
@@ -96,4 +121,45 @@ pub(crate) fn check_stream(fd: &OwnedFd) -> Result<()> {
         return Err(Error::new(Errno::INVAL, "the descriptor is not a UNIX stream socket"));
     }
     Ok(())
+}
+
+#[cfg(all(test, not(any(loom, shuttle))))]
+mod tests {
+    use std::os::unix::net::{UnixListener, UnixStream};
+
+    use super::*;
+    use crate::testing::{Lingering, eventually};
+
+    #[test]
+    fn descriptors_of_clients_that_wait_do_not_hold_up_the_close() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str| directory.path().join(name);
+        let named = Listener::bind(path("named"), SocketAccess::default()).unwrap();
+        let passed = UnixListener::bind(path("passed")).unwrap();
+        let passed = Listener::from_fd(passed.into()).unwrap();
+        for (listener, name) in [(named, "named"), (passed, "passed")] {
+            let client = UnixStream::connect(path(name)).unwrap();
+            let lingering = Lingering::new();
+            lingering.send_by(&client);
+            let closing = std::thread::spawn(move || drop(listener));
+            eventually("the listening socket is closed", || closing.is_finished());
+            assert!(UnixStream::connect(path(name)).is_err());
+            drop(lingering);
+            // A reset if what it sent was not read.
+            eventually("the connection has ended", || {
+                rustix::net::send(&client, b"x", rustix::net::SendFlags::NOSIGNAL).is_err()
+            });
+        }
+    }
+
+    #[test]
+    fn clients_that_wait_at_a_socket_of_several_processes_wait_on() {
+        let directory = tempfile::tempdir().unwrap();
+        let theirs = UnixListener::bind(directory.path().join("x")).unwrap();
+        let ours = Listener::from_fd(theirs.try_clone().unwrap().into()).unwrap();
+        let _client = UnixStream::connect(directory.path().join("x")).unwrap();
+        drop(ours);
+        theirs.set_nonblocking(true).unwrap();
+        theirs.accept().unwrap();
+    }
 }

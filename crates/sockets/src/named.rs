@@ -232,7 +232,7 @@ fn identity(path: &Path) -> std::result::Result<Identity, Errno> {
 /// Looks for a socket that nobody listens on. `None`: there is no file.
 ///
 /// # Errors
-/// `EADDRINUSE`: somebody listens; `EEXIST`: it is no socket; what `lstat` or `connect` says.
+/// `EADDRINUSE`: somebody listens, or this process may not find out; `EEXIST`: it is no socket; what `lstat` or `connect` says.
 pub(crate) fn stale(path: &Path) -> Result<Option<Identity>> {
     let failed = |errno: Errno, what: &str| Error::new(errno, format!("{} {what}", path.display()));
     let found = match rustix::fs::lstat(path) {
@@ -251,6 +251,12 @@ pub(crate) fn stale(path: &Path) -> Result<Option<Identity>> {
         Ok(()) | Err(Errno::AGAIN) => {
             Err(failed(Errno::ADDRINUSE, "has a server listening on it already"))
         }
+        // As in a sandbox.
+        Err(Errno::PERM | Errno::ACCESS) => Err(failed(
+            Errno::ADDRINUSE,
+            "may have a server listening on it, and this process is not allowed to connect to it; if \
+             there is none, remove the file",
+        )),
         Err(errno) => Err(failed(errno, "cannot be probed")),
     }
 }

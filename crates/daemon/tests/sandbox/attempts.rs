@@ -38,6 +38,19 @@ fn outside() -> CString {
     CString::new(path.into_vec()).unwrap_or_default()
 }
 
+/// The attempt that landlock refuses where it can (Linux 7.1), with `EACCES`.
+pub(crate) const CONNECTING: &str = "connecting to a socket outside";
+
+/// Connects to a socket beside the file outside the sandbox.
+fn connect_outside() -> c_long {
+    let Ok(path) = outside().into_string() else { return 0 };
+    let path = std::path::Path::new(&path).with_file_name("socket");
+    match std::os::unix::net::UnixStream::connect(path) {
+        Ok(_) => 0,
+        Err(_) => -1,
+    }
+}
+
 /// Every attempt. A client names it by its place.
 #[rustfmt::skip]
 pub(crate) const ATTEMPTS: &[Attempt] = &[
@@ -69,6 +82,7 @@ pub(crate) const ATTEMPTS: &[Attempt] = &[
     ("TCP socket", || call!(SYS_socket, libc::AF_INET, libc::SOCK_STREAM, 0), EPERM),
     ("UNIX datagram socket", || call!(SYS_socket, libc::AF_UNIX, libc::SOCK_DGRAM, 0), EPERM),
     ("netlink socket", || call!(SYS_socket, libc::AF_NETLINK, libc::SOCK_RAW, 0), EPERM),
+    (CONNECTING, connect_outside, EPERM),
     ("memory that can be executed", || call!(SYS_mmap, null::<u8>(), 4096, libc::PROT_READ | libc::PROT_EXEC, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1, 0), EPERM),
     ("typing into a terminal", || call!(SYS_ioctl, 2, libc::TIOCSTI, null::<u8>()), EPERM),
     ("seccomp", || call!(SYS_seccomp, libc::SECCOMP_GET_ACTION_AVAIL, 0, &libc::SECCOMP_RET_ALLOW), EPERM),

@@ -65,6 +65,8 @@ impl Control {
         let socket = NamedSocket::bind(path, SocketAccess::default()).map_err(|error| {
             Error::new(error.errno(), "gpio: cannot make the control socket").because(error)
         })?;
+        // No line has any.
+        vfiod_sockets::refuse_descriptors(&socket);
         let listener = Arc::new(socket.as_fd().try_clone_to_owned().map_err(failed)?);
         let descriptor =
             runtime.descriptor(listener.clone()).map_err(|errno| failed(errno.into()))?;
