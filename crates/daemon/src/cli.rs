@@ -75,7 +75,7 @@ pub(crate) enum Command {
     SandboxHelper(HelperArgs),
     /// Print the control API's OpenAPI document.
     Openapi,
-    /// Write the man pages.
+    /// Write the man pages: of the program, its commands, and the configuration file.
     Man {
         /// Where to.
         directory: PathBuf,

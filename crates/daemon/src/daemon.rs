@@ -160,7 +160,9 @@ impl Daemon {
             Command::Devices { json } => models::list(&self.models, json),
             Command::Completions { shell } => generate::completions(shell, &self.name),
             Command::Openapi => output::print_json(&vfiod_control::openapi()),
-            Command::Man { directory } => generate::man_pages(self.command(), &directory),
+            Command::Man { directory } => {
+                generate::man_pages(self.command(), &self.models, &directory)
+            }
         }
     }
 
