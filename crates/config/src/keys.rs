@@ -73,8 +73,8 @@ pub const KEYS: &[Keys] = &[
         "what it is behind: the bridge at an address of another bus, `\"NAME/DEVICE.FUNCTION\"`",
         "nothing",
     ),
-    keys("slot.NAME", &["bus", "number"], "its bus and its number there (0–31)", "–, 0"),
-    keys("device.NAME", &["model", "options"], "what it is", "–, the model's"),
+    keys("slot.NAME", &["bus", "number"], "its bus and its number there (0–31)", "required, 0"),
+    keys("device.NAME", &["model", "options"], "what it is", "required, the model's"),
     keys(
         "device.NAME",
         &["slot", "function"],
@@ -115,13 +115,13 @@ pub const KEYS: &[Keys] = &[
         "device.NAME",
         &["socket"],
         "a path, or `{ path, mode, owner, group }`, or `{ activated = \"NAME\" }`",
-        "–",
+        "required",
     ),
     keys(
         "container.NAME",
         &["id", "socket"],
         "an fsl-mc container, which is a device and a device set",
-        "–",
+        "required",
     ),
     keys(
         "container.NAME",
@@ -133,13 +133,13 @@ pub const KEYS: &[Keys] = &[
         "container.NAME.object.NAME",
         &["kind", "id", "socket"],
         "an object in it: `dpmcp`, `dpbp`, `dpcon`",
-        "–",
+        "required",
     ),
     keys(
         "parent.NAME",
         &["model", "options"],
         "what offers mediated devices (`vfiod devices`)",
-        "–, the model's",
+        "required, the model's",
     ),
     keys(
         "mdev",

@@ -50,6 +50,7 @@ fn configuration_page(name: &str, version: &str, models: &Models) -> String {
     page.text([roman(format!("{file} - what {name} serves, and to whom"))]);
     page.control("SH", ["SYNOPSIS"]);
     page.text([bold(format!("{name} serve ")), italic("CONFIG.toml")]);
+    page.control("br", []);
     page.text([bold(format!("{name} serve --check ")), italic("CONFIG.toml")]);
     page.control("SH", ["DESCRIPTION"]);
     page.text([
