@@ -1,6 +1,8 @@
 //! The bodies of requests: JSON of the right shape, or none. What is wrong is said in the words of the
 //! API, with the place in the body.
 
+use std::time::Duration;
+
 use axum::body::Bytes;
 use axum::extract::{FromRequest, FromRequestParts, Request};
 use axum::http::request::Parts;
@@ -10,6 +12,9 @@ use serde_json::error::Category;
 
 use crate::problem::Problem;
 use crate::words::in_own_words;
+
+/// How long a body may take to arrive.
+const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The request's body.
 pub(crate) struct Given<T>(pub(crate) T);
@@ -25,8 +30,13 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Given<T> {
             let what = "the body must be JSON, with `Content-Type: application/json`";
             return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, what));
         }
-        let bytes = Bytes::from_request(request, state)
+        let bytes = tokio::time::timeout(TIMEOUT, Bytes::from_request(request, state));
+        let bytes = bytes
             .await
+            .map_err(|_| {
+                let what = format!("the body has not arrived within {} s", TIMEOUT.as_secs());
+                Problem::new(StatusCode::REQUEST_TIMEOUT, what)
+            })?
             .map_err(|rejection| Problem::new(rejection.status(), rejection.body_text()))?;
         read(&bytes).map(Self)
     }
@@ -85,7 +95,7 @@ mod tests {
 
     fn refused<T: DeserializeOwned>(body: &str) -> (u16, String) {
         let Err(problem) = read::<T>(body.as_bytes()) else { panic!("accepted: {body}") };
-        (problem.status(), problem.detail)
+        (problem.status, problem.detail)
     }
 
     #[test]

@@ -19,6 +19,7 @@ use vfiod_manager::Manager;
 
 pub(crate) use crate::body::{Given, NoBody};
 use crate::problem::Problem;
+use crate::threads::Threads;
 
 /// Where every path of this version begins.
 pub(crate) const PREFIX: &str = "/api/v1";
@@ -29,8 +30,6 @@ const LOOKS: usize = 16;
 const OPERATIONS: usize = 64;
 /// Threads of operations on one thing.
 const OPERATIONS_ON_ONE: usize = 4;
-/// Threads for all of them.
-pub(crate) const WORKERS: usize = LOOKS + OPERATIONS;
 /// How long a look may take.
 const LOOK_DEADLINE: Duration = Duration::from_secs(5);
 /// How long an operation may take, besides the time that the request itself gives users.
@@ -42,6 +41,7 @@ pub(crate) const CONFIGURATION: &str = "the configuration";
 /// The manager, and the threads on which requests wait for it.
 pub(crate) struct Api {
     manager: Arc<Manager>,
+    threads: Threads,
     looks: Arc<Semaphore>,
     operations: Arc<Semaphore>,
     /// Operations that run, by what they are on.
@@ -49,9 +49,10 @@ pub(crate) struct Api {
 }
 
 impl Api {
-    pub(crate) fn new(manager: Arc<Manager>) -> Arc<Self> {
+    pub(crate) fn new(manager: Arc<Manager>, threads: Threads) -> Arc<Self> {
         Arc::new(Self {
             manager,
+            threads,
             looks: Arc::new(Semaphore::new(LOOKS)),
             operations: Arc::new(Semaphore::new(OPERATIONS)),
             running: Arc::default(),
@@ -138,7 +139,7 @@ pub(crate) async fn done(
 
 async fn run<T: Send + 'static>(
     api: &Arc<Api>,
-    threads: Arc<Semaphore>,
+    permits: Arc<Semaphore>,
     running: impl Send + 'static,
     deadline: Duration,
     subject: &str,
@@ -146,20 +147,24 @@ async fn run<T: Send + 'static>(
 ) -> Answer<T> {
     let manager = api.manager.clone();
     let run = async {
-        let thread = threads.acquire_owned().await;
+        let permit = permits.acquire_owned().await;
         let run = move || {
             // Held until it has ended, also if nobody waits for that any more.
-            let _held: (Result<OwnedSemaphorePermit, _>, _) = (thread, running);
+            let _held: (Result<OwnedSemaphorePermit, _>, _) = (permit, running);
             operation(&manager)
         };
-        tokio::task::spawn_blocking(run).await
+        api.threads.run(run).await
     };
     match tokio::time::timeout(deadline, run).await {
-        Ok(Ok(result)) => Ok(Json(result?)),
-        Ok(Err(error)) => {
-            tracing::error!(%error, "an operation of the control API failed");
+        Ok(Ok(Some(result))) => Ok(Json(result?)),
+        Ok(Ok(None)) => {
+            tracing::error!("an operation of the control API has panicked");
             let what = "the daemon failed at this; its log says more";
             Err(Problem::new(StatusCode::INTERNAL_SERVER_ERROR, what))
+        }
+        Ok(Err(error)) => {
+            tracing::warn!(%error, "no thread for a request of the control API");
+            Err(error.into())
         }
         Err(_) => {
             let what = format!(
@@ -192,7 +197,8 @@ mod tests {
     #[test]
     fn operation_over_its_deadline_is_reported_and_keeps_its_thread_until_it_ends() {
         let manager = Manager::start(Config::default(), &Models::new(), None).unwrap();
-        let api = Api::new(Arc::new(manager));
+        let threads = Threads::default();
+        let api = Api::new(Arc::new(manager), threads.clone());
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         let (go_on, wait) = mpsc::channel::<()>();
         let running = api.begin("it").unwrap();
@@ -201,9 +207,9 @@ mod tests {
             Ok(())
         };
         let deadline = Duration::from_millis(10);
-        let threads = api.operations.clone();
+        let permits = api.operations.clone();
         let refused =
-            runtime.block_on(run(&api, threads, running, deadline, "it", blocked)).unwrap_err();
+            runtime.block_on(run(&api, permits, running, deadline, "it", blocked)).unwrap_err();
         assert_eq!(refused.errno.as_deref(), Some("ETIMEDOUT"), "{refused:?}");
         assert_eq!(api.operations.available_permits(), OPERATIONS - 1);
         for _ in 1..OPERATIONS_ON_ONE {
@@ -212,7 +218,7 @@ mod tests {
         assert_eq!(api.begin("it").err().map(|error| error.errno()), Some(Errno::BUSY));
         api.begin("another").unwrap();
         drop(go_on);
-        drop(runtime);
+        threads.settle(Duration::from_secs(60));
         assert_eq!(api.operations.available_permits(), OPERATIONS);
         api.begin("it").unwrap();
     }

@@ -12,6 +12,7 @@ mod access;
 mod body;
 mod changes;
 pub mod client;
+mod connections;
 mod events;
 mod handler;
 mod look;
@@ -21,6 +22,7 @@ pub mod request;
 mod routes;
 mod server;
 mod service;
+mod threads;
 pub mod view;
 mod words;
 

@@ -15,9 +15,9 @@ use crate::words::in_own_words;
 #[response(description = "refused", content_type = "application/problem+json")]
 pub(crate) struct Problem {
     /// The HTTP status.
-    status: u16,
+    pub(crate) status: u16,
     /// The status in words.
-    title: String,
+    pub(crate) title: String,
     /// What went wrong, where, and what would be right.
     pub(crate) detail: String,
     /// The kernel's name for it, e.g. `EBUSY`.
@@ -30,11 +30,6 @@ impl Problem {
         let title = status.canonical_reason().unwrap_or("failed").to_owned();
         Self { status: status.as_u16(), title, detail: detail.into(), errno: None }
     }
-
-    #[cfg(test)]
-    pub(crate) fn status(&self) -> u16 {
-        self.status
-    }
 }
 
 /// The HTTP status that is nearest to an errno.
@@ -44,6 +39,7 @@ fn status_of(errno: Errno) -> StatusCode {
         Errno::EXIST | Errno::BUSY | Errno::USERS | Errno::ADDRINUSE => StatusCode::CONFLICT,
         Errno::INVAL | Errno::NAMETOOLONG => StatusCode::UNPROCESSABLE_ENTITY,
         Errno::ACCESS | Errno::PERM => StatusCode::FORBIDDEN,
+        Errno::AGAIN => StatusCode::SERVICE_UNAVAILABLE,
         Errno::TIMEDOUT => StatusCode::GATEWAY_TIMEOUT,
         Errno::OPNOTSUPP => StatusCode::NOT_IMPLEMENTED,
         Errno::NOSPC | Errno::DQUOT | Errno::MFILE | Errno::NFILE | Errno::NOMEM => {

@@ -26,6 +26,7 @@ use crate::look as views;
 use crate::metrics;
 use crate::problem::Problem;
 use crate::request::{ChangeInstance, Create, Define, DefineInstance, Modify};
+use crate::threads::Threads;
 use crate::view::{self, Revoked};
 
 #[derive(OpenApi)]
@@ -41,7 +42,10 @@ use crate::view::{self, Revoked};
 struct Document;
 
 /// Every path and what serves it.
-pub(crate) fn router(manager: Arc<Manager>) -> (axum::Router, utoipa::openapi::OpenApi) {
+pub(crate) fn router(
+    manager: Arc<Manager>,
+    threads: Threads,
+) -> (axum::Router, utoipa::openapi::OpenApi) {
     let (router, document) = paths().split_for_parts();
     let served = document.clone();
     let answer = move || std::future::ready(Json(served.clone()));
@@ -56,15 +60,15 @@ pub(crate) fn router(manager: Arc<Manager>) -> (axum::Router, utoipa::openapi::O
             let help = format!("not with this method; {PREFIX}/openapi.json lists them");
             Problem::new(StatusCode::METHOD_NOT_ALLOWED, help)
         })
-        .with_state(Api::new(manager));
+        .with_state(Api::new(manager, threads));
     (router, document)
 }
 
 /// Serves nothing but the metrics: for an address that anybody may reach.
-pub(crate) fn metrics_router(manager: Arc<Manager>) -> axum::Router {
+pub(crate) fn metrics_router(manager: Arc<Manager>, threads: Threads) -> axum::Router {
     axum::Router::new()
         .route("/metrics", axum::routing::get(show_metrics))
-        .with_state(Api::new(manager))
+        .with_state(Api::new(manager, threads))
 }
 
 /// Metrics in Prometheus' text format.

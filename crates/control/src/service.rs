@@ -6,33 +6,35 @@ use std::time::Duration;
 use anyhow::Context;
 use tokio::sync::oneshot;
 
-/// How long operations that are running have when the service ends.
+use crate::threads::Threads;
+
+/// How long calls that are running have when the service ends.
 const TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A service, running. Dropping it ends it.
 pub(crate) struct Service {
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
+    threads: Threads,
 }
 
 impl Service {
-    /// Runs `serve` on a thread of this name, with at most `workers` more for operations that wait.
+    /// Runs `serve` on a thread of this name. It has `threads` for calls that wait.
     ///
     /// # Errors
     /// Errors of the kernel: no thread or no descriptor left.
-    pub(crate) fn start(
+    pub(crate) fn start<F: AsyncFnOnce() + Send + 'static>(
         name: &str,
-        workers: usize,
-        serve: impl AsyncFnOnce() + Send + 'static,
+        serve: impl FnOnce(Threads) -> F,
     ) -> anyhow::Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_io()
             .enable_time()
-            .max_blocking_threads(workers)
-            .thread_name(name)
             .build()
             .with_context(|| format!("cannot start the {name} service"))?;
         let (stop, stopped) = oneshot::channel();
+        let threads = Threads::default();
+        let serve = serve(threads.clone());
         let run = move || {
             runtime.block_on(async {
                 tokio::select! {
@@ -40,10 +42,9 @@ impl Service {
                     _ = stopped => {}
                 }
             });
-            runtime.shutdown_timeout(TIMEOUT);
         };
         let thread = std::thread::Builder::new().name(name.to_owned()).spawn(run)?;
-        Ok(Self { stop: Some(stop), thread: Some(thread) })
+        Ok(Self { stop: Some(stop), thread: Some(thread), threads })
     }
 }
 
@@ -53,5 +54,6 @@ impl Drop for Service {
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
+        self.threads.settle(TIMEOUT);
     }
 }

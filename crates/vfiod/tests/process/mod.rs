@@ -136,6 +136,16 @@ impl Daemon {
         tasks.flatten().filter_map(state).all(|state| state != 'R')
     }
 
+    /// Its process id.
+    pub(crate) fn pid(&self) -> u32 {
+        self.0.id()
+    }
+
+    /// A file of the kernel about it.
+    pub(crate) fn read(&self, name: &str) -> String {
+        std::fs::read_to_string(format!("/proc/{}/{name}", self.0.id())).unwrap()
+    }
+
     /// How many descriptors it has.
     pub(crate) fn descriptors(&self) -> usize {
         std::fs::read_dir(format!("/proc/{}/fd", self.0.id())).unwrap().count()

@@ -1,0 +1,235 @@
+//! Connections to the API: how many there are, and how long one may be idle.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::http::StatusCode;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpListener, UnixListener, UnixStream};
+use tokio::sync::Semaphore;
+
+use crate::access::Access;
+use crate::problem::Problem;
+
+/// Memory for what a connection receives: for the longest head of a request.
+const BUFFER: usize = 16 << 10;
+/// How long to wait where the kernel has no descriptor, or no memory, for a connection.
+const PAUSE: Duration = Duration::from_millis(100);
+/// How long a rejected peer has to read why.
+const REJECTION_TIMEOUT: Duration = Duration::from_secs(1);
+/// How many rejected peers are told why at the same time. Further ones are disconnected at once, so that
+/// they cannot use up the daemon's descriptors.
+const MAX_REJECTIONS: usize = 64;
+
+/// What connections may cost.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    /// Connections at the same time.
+    pub(crate) connections: usize,
+    /// How long a connection may be without a request before it is closed. The head of a request must
+    /// have arrived within this time. A reply may take longer, and a watch has no end.
+    pub(crate) idle: Duration,
+}
+
+impl Limits {
+    pub(crate) const DEFAULT: Self = Self { connections: 256, idle: Duration::from_secs(30) };
+}
+
+/// Where connections come from.
+pub(crate) trait Listener {
+    type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
+
+    async fn accept(&self) -> std::io::Result<Self::Stream>;
+    /// Whether whoever is at the other end may use the API.
+    ///
+    /// # Errors
+    /// Not; what to tell.
+    fn check(&self, stream: &Self::Stream) -> Result<(), String>;
+}
+
+impl Listener for (UnixListener, Access) {
+    type Stream = UnixStream;
+
+    async fn accept(&self) -> std::io::Result<UnixStream> {
+        Ok(self.0.accept().await?.0)
+    }
+
+    fn check(&self, stream: &UnixStream) -> Result<(), String> {
+        self.1.check(stream)
+    }
+}
+
+impl Listener for TcpListener {
+    type Stream = tokio::net::TcpStream;
+
+    async fn accept(&self) -> std::io::Result<Self::Stream> {
+        Ok(TcpListener::accept(self).await?.0)
+    }
+
+    fn check(&self, _: &Self::Stream) -> Result<(), String> {
+        Ok(())
+    }
+}
+
+/// Serves whoever connects, without end.
+pub(crate) async fn serve(listener: impl Listener, router: Router, limits: Limits) {
+    let connections = Arc::new(Semaphore::new(limits.connections));
+    let rejections = Arc::new(Semaphore::new(MAX_REJECTIONS));
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new()).header_read_timeout(limits.idle).max_buf_size(BUFFER);
+    let reject = |stream, problem| {
+        let Ok(place) = rejections.clone().try_acquire_owned() else { return };
+        tokio::spawn(async move {
+            let _ = tokio::time::timeout(REJECTION_TIMEOUT, turn_away(stream, problem)).await;
+            drop(place);
+        });
+    };
+    loop {
+        let stream = match listener.accept().await {
+            Ok(stream) => stream,
+            Err(error) => {
+                // Out of descriptors, or somebody who has gone again.
+                tracing::debug!(%error, "cannot accept a connection");
+                tokio::time::sleep(PAUSE).await;
+                continue;
+            }
+        };
+        if let Err(peer) = listener.check(&stream) {
+            tracing::warn!(peer, "the control API was refused to a peer");
+            let detail = format!(
+                "{peer} may not use the control API; the configuration's `users` and `groups` under \
+                 [control] say who may"
+            );
+            reject(stream, Problem::new(StatusCode::FORBIDDEN, detail));
+            continue;
+        }
+        let Ok(place) = connections.clone().try_acquire_owned() else {
+            let detail = format!(
+                "{} connections are open, as many as may be; try again when others have ended",
+                limits.connections
+            );
+            reject(stream, Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail));
+            continue;
+        };
+        let service = TowerToHyperService::new(router.clone());
+        let connection = http.serve_connection(TokioIo::new(stream), service);
+        tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "a connection has ended");
+            }
+            drop(place);
+        });
+    }
+}
+
+async fn turn_away(mut stream: impl AsyncRead + AsyncWrite + Unpin, problem: Problem) {
+    let Ok(body) = serde_json::to_string(&problem) else { return };
+    let head = format!(
+        "HTTP/1.1 {} {}\r\ncontent-type: application/problem+json\r\n\
+         content-length: {}\r\nconnection: close\r\n\r\n",
+        problem.status,
+        problem.title,
+        body.len()
+    );
+    // Read the request before replying, and go on reading until the reply is taken: closing a socket
+    // with unread data resets the connection, and the client would lose the reply.
+    let mut said = [0; 4096];
+    let _ = stream.read(&mut said).await;
+    let _ = stream.write_all((head + &body).as_bytes()).await;
+    let _ = stream.shutdown().await;
+    while stream.read(&mut said).await.is_ok_and(|count| count > 0) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use tokio::io::{AsyncBufReadExt, BufReader};
+    use vfiod_config::{Config, Models};
+    use vfiod_manager::Manager;
+
+    use super::*;
+    use crate::routes;
+    use crate::threads::Threads;
+
+    /// Runs a test beside an API with limits.
+    fn with_api<F: Future>(limits: Limits, test: impl FnOnce(std::path::PathBuf) -> F) {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("control");
+        let manager = Manager::start(Config::default(), &Models::new(), None).unwrap();
+        let router = routes::router(Arc::new(manager), Threads::default()).0;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let listener = UnixListener::bind(&path).unwrap();
+            let access = Access::new(Vec::new(), Vec::new());
+            tokio::spawn(serve((listener, access), router, limits));
+            let limit = Duration::from_secs(30);
+            tokio::time::timeout(limit, test(path.clone())).await.expect("it hangs");
+        });
+    }
+
+    async fn ask(path: &Path, request: &str) -> BufReader<UnixStream> {
+        let mut stream = UnixStream::connect(path).await.unwrap();
+        let request = format!("GET /api/v1/{request} HTTP/1.1\r\nhost: vfiod\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        BufReader::new(stream)
+    }
+
+    async fn status(stream: &mut BufReader<UnixStream>) -> String {
+        let mut line = String::new();
+        stream.read_line(&mut line).await.unwrap();
+        line
+    }
+
+    async fn rest(stream: &mut BufReader<UnixStream>) -> String {
+        let mut rest = String::new();
+        stream.read_to_string(&mut rest).await.unwrap();
+        rest
+    }
+
+    #[test]
+    fn idle_connection_is_closed_and_a_watch_lives() {
+        let limits = Limits { idle: Duration::from_millis(50), ..Limits::DEFAULT };
+        with_api(limits, async |path| {
+            let mut watch = ask(&path, "events").await;
+            assert!(status(&mut watch).await.contains("200"));
+            // One that says nothing, one with half a request, and one whose request was answered.
+            let silent = UnixStream::connect(&path).await.unwrap();
+            rest(&mut BufReader::new(silent)).await;
+            let mut half = UnixStream::connect(&path).await.unwrap();
+            half.write_all(b"GET /api/v1/devices HTTP/1.1\r\nhost").await.unwrap();
+            rest(&mut BufReader::new(half)).await;
+            let mut answered = ask(&path, "devices").await;
+            assert!(status(&mut answered).await.contains("200"));
+            assert!(rest(&mut answered).await.contains("[]"));
+            // The line of a watch in which nothing happens comes later than all that.
+            let mut line = String::new();
+            while line != "\n" {
+                line.clear();
+                assert_ne!(watch.read_line(&mut line).await.unwrap(), 0, "it has ended");
+            }
+        });
+    }
+
+    #[test]
+    fn beyond_the_limit_a_connection_gets_a_503_with_a_sentence() {
+        with_api(Limits { connections: 2, ..Limits::DEFAULT }, async |path| {
+            let (mut first, mut second) = (ask(&path, "events").await, ask(&path, "events").await);
+            for held in [&mut first, &mut second] {
+                assert!(status(held).await.contains("200"));
+            }
+            let mut third = ask(&path, "devices").await;
+            assert!(status(&mut third).await.contains("503"));
+            let told = rest(&mut third).await;
+            assert!(told.contains("2 connections are open, as many as may be"), "{told}");
+            drop(first);
+            // Its end is seen soon.
+            while !status(&mut ask(&path, "devices").await).await.contains("200") {}
+            assert_ne!(status(&mut second).await, "", "it has ended");
+        });
+    }
+}

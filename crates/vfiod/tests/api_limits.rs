@@ -1,0 +1,136 @@
+//! The control API of a daemon that has no thread left, or many idle connections.
+
+mod process;
+
+use std::io::{Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use process::api::ask;
+use process::{Daemon, until, vfiod};
+use rustix::process::getuid;
+use vfiod_client::Client;
+
+/// An account that has no other process.
+const ACCOUNT: u32 = 48_213;
+
+struct Served {
+    daemon: Daemon,
+    control: PathBuf,
+    edu: PathBuf,
+    _directory: tempfile::TempDir,
+}
+
+impl Served {
+    /// Sets the limit for its user's threads. Returns what it was; `None` without the tool for that.
+    fn limit_threads(&self, limit: &str) -> Option<String> {
+        let run = |arguments: &[&str]| {
+            let pid = self.daemon.pid().to_string();
+            let mut command = Command::new("prlimit");
+            command.args(["--pid", &pid]).args(arguments);
+            if getuid().is_root() {
+                command.uid(ACCOUNT).gid(ACCOUNT);
+            }
+            let output = command.output().ok()?;
+            assert!(output.status.success(), "{output:?}");
+            Some(String::from_utf8(output.stdout).unwrap().trim().to_owned())
+        };
+        let Some(before) = run(&["--nproc", "--output", "SOFT", "--noheadings"]) else {
+            eprintln!("SKIPPED: there is no prlimit here");
+            return None;
+        };
+        run(&[&format!("--nproc={limit}:")]);
+        Some(before)
+    }
+}
+
+/// Serves a device, as another user if this one is root: the kernel does not limit root's threads.
+fn serve() -> Served {
+    let directory = tempfile::tempdir().unwrap();
+    let at = |name: &str| directory.path().join(name);
+    let text = format!(
+        "[control]\nsocket = {:?}\nusers = [{}]\n[device.edu]\nmodel = \"edu\"\nsocket = {:?}\n",
+        at("run/control"),
+        getuid().as_raw(),
+        at("run/edu")
+    );
+    std::fs::create_dir(at("run")).unwrap();
+    std::fs::write(at("vfiod.toml"), text).unwrap();
+    let mut command = vfiod(["serve", at("vfiod.toml").to_str().unwrap()]);
+    if getuid().is_root() {
+        // Where that user can run it.
+        let program = at("vfiod");
+        std::fs::copy(command.get_program(), &program).unwrap();
+        let arguments: Vec<_> = command.get_args().map(ToOwned::to_owned).collect();
+        command = Command::new(program);
+        command.args(arguments).uid(ACCOUNT).gid(ACCOUNT).env_remove("VFIOD_LOG");
+        std::os::unix::fs::chown(at("run"), Some(ACCOUNT), Some(ACCOUNT)).unwrap();
+        let open = std::fs::Permissions::from_mode(0o755);
+        std::fs::set_permissions(directory.path(), open).unwrap();
+    }
+    let (control, edu) = (at("run/control"), at("run/edu"));
+    let daemon = Daemon::serving(command, &[&control, &edu]);
+    Served { daemon, control, edu, _directory: directory }
+}
+
+#[test]
+fn request_for_which_no_thread_can_be_started_is_refused_and_the_next_one_is_not() {
+    let served = serve();
+    let mut client = Client::connect(&served.edu).unwrap();
+    let list = || ask(&served.control, "GET", "devices", None).unwrap();
+    assert_eq!(list().0, 200);
+    let Some(before) = served.limit_threads("1") else { return };
+    for _ in 0..10 {
+        let (status, problem) = list();
+        assert_eq!((status, &problem["errno"]), (503, &"EAGAIN".into()), "{problem}");
+        let detail = problem["detail"].as_str().unwrap();
+        assert!(detail.starts_with("no thread can be started for this; try again: "), "{detail}");
+    }
+    let (status, _) = ask(&served.control, "DELETE", "devices/edu", None).unwrap();
+    assert_eq!(status, 503);
+    client.device_info().unwrap();
+    served.limit_threads(&before).unwrap();
+    assert_eq!(list().0, 200);
+}
+
+/// Of the daemon, in bytes.
+fn memory(daemon: &Daemon) -> usize {
+    let status = daemon.read("status");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<usize>().unwrap() << 10
+}
+
+fn idle(control: &Path) -> UnixStream {
+    let mut stream = UnixStream::connect(control).unwrap();
+    // It was used, and is kept for another request.
+    stream.write_all(b"GET /api/v1/devices HTTP/1.1\r\nhost: vfiod\r\n\r\n").unwrap();
+    assert!(stream.read(&mut [0; 4096]).unwrap() > 0);
+    stream
+}
+
+#[test]
+fn idle_connections_are_bounded_and_cost_little() {
+    const MANY: usize = 250;
+    const MOST: usize = 32 << 10;
+    let served = serve();
+    drop(idle(&served.control));
+    let before = memory(&served.daemon);
+    let mut held: Vec<_> = (0..MANY).map(|_| idle(&served.control)).collect();
+    let each = memory(&served.daemon).saturating_sub(before) / MANY;
+    println!("{each} bytes for an idle connection");
+    assert!(each < MOST, "an idle connection costs {each} bytes");
+    let mut refused = (0, serde_json::Value::Null);
+    until("no more are taken", || {
+        held.push(UnixStream::connect(&served.control).unwrap());
+        refused = ask(&served.control, "GET", "devices", None).unwrap();
+        refused.0 != 200
+    });
+    assert_eq!(refused.0, 503);
+    let detail = refused.1["detail"].as_str().unwrap();
+    assert!(detail.starts_with("256 connections are open, as many as may be"), "{detail}");
+    drop(held);
+    until("there is room", || ask(&served.control, "GET", "devices", None).unwrap().0 == 200);
+}
