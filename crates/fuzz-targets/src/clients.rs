@@ -2,15 +2,14 @@
 //! in pieces, with descriptors of all kinds, reply to DMA well or badly, go on using what they have sent,
 //! and leave in every way. An operator resets sets and revokes files meanwhile.
 
-use std::collections::BTreeSet;
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::time::{Duration, Instant};
 
 use arbitrary::{Arbitrary, Unstructured};
 use rustix::event::{PollFd, PollFlags, Timespec};
-use rustix::fd::{AsFd, OwnedFd};
-use rustix::fs::OFlags;
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::fs::{FileType, OFlags};
 use rustix::io::Errno;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
@@ -23,7 +22,7 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use crate::descriptors::{Kept, Sent};
 use crate::messages::{Message, VfToken};
-use crate::world::{World, connect, with_world};
+use crate::world::{Touched, World, connect, with_world};
 
 /// Most clients at a time.
 const CLIENTS: usize = 4;
@@ -100,7 +99,7 @@ struct Clients<'w> {
     clients: [Option<Client>; CLIENTS],
     next: usize,
     kept: Kept,
-    touched: BTreeSet<usize>,
+    touched: Touched,
 }
 
 pub(crate) fn play(input: &[u8]) {
@@ -110,7 +109,7 @@ pub(crate) fn play(input: &[u8]) {
             clients: Default::default(),
             next: 0,
             kept: Kept::default(),
-            touched: BTreeSet::new(),
+            touched: Touched::default(),
         };
         let mut input = Unstructured::new(input);
         for _ in 0..STEPS {
@@ -131,7 +130,7 @@ impl Clients<'_> {
         match step {
             Step::Connect { device, stranger, dma, opens, twin_socket, wrong } => {
                 let device = usize::from(device) % self.world.devices.len();
-                self.touched.insert(device);
+                self.touched.devices.insert(device);
                 let served = &self.world.devices[device];
                 let Some(socket) = connect(self.world, &served.socket, stranger) else { return };
                 let at = self.next;
@@ -158,11 +157,13 @@ impl Clients<'_> {
             Step::Send { client, message, fds, cut } => {
                 let at = usize::from(client) % CLIENTS;
                 let Some(client) = &self.clients[at] else { return };
+                self.touched.own_ends |= fds.iter().any(Sent::is_own_end);
                 let fds = self.kept.make(&fds, client.socket.as_fd());
                 self.send(at, &message, fds, cut);
             }
             Step::SendBytes { client, bytes, fds } => {
                 let Some(client) = &self.clients[usize::from(client) % CLIENTS] else { return };
+                self.touched.own_ends |= fds.iter().any(Sent::is_own_end);
                 let fds = self.kept.make(&fds, client.socket.as_fd());
                 send_piece(&client.socket, &bytes, &fds);
             }
@@ -177,7 +178,7 @@ impl Clients<'_> {
             Step::Close { client } => self.clients[usize::from(client) % CLIENTS] = None,
             Step::Operate { device, what } => {
                 let device = usize::from(device) % self.world.devices.len();
-                self.touched.insert(device);
+                self.touched.devices.insert(device);
                 let name = &self.world.devices[device].name;
                 let manager = &self.world.manager;
                 let device = manager.find(name).expect("the devices stay");
@@ -256,7 +257,13 @@ impl Clients<'_> {
         let nonblocking = flags.contains(OFlags::NONBLOCK);
         match how {
             // The fuzzer itself must not block.
-            Use::Write(value) if nonblocking => _ = rustix::io::write(fd, &value.to_ne_bytes()),
+            Use::Write(value) if nonblocking && !is_pipe(fd) => {
+                let bytes = value.to_ne_bytes();
+                let sent = rustix::net::send(fd, &bytes, SendFlags::NOSIGNAL);
+                if sent == Err(Errno::NOTSOCK) {
+                    let _ = rustix::io::write(fd, &bytes);
+                }
+            }
             Use::Read if nonblocking => _ = rustix::io::read(fd, &mut [0; 8]),
             Use::Write(_) | Use::Read => {}
             Use::Block(blocks) => {
@@ -267,6 +274,12 @@ impl Clients<'_> {
             Use::Truncate(pages) => _ = rustix::fs::ftruncate(fd, u64::from(pages) << 12),
         }
     }
+}
+
+/// Whether it is a pipe: a write to one that nobody reads ends a program that is not Rust's from its
+/// beginning.
+fn is_pipe(fd: BorrowedFd<'_>) -> bool {
+    rustix::fs::fstat(fd).is_ok_and(|status| FileType::from_raw_mode(status.st_mode).is_fifo())
 }
 
 /// Sends bytes and descriptors with one call. Returns whether all went.

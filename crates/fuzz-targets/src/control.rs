@@ -13,7 +13,7 @@ use arbitrary::{Arbitrary, Unstructured};
 use serde_json::{Map, Value, json};
 use vfiod_client::{Client, Options};
 
-use crate::world::{INSTANCES, World, with_world};
+use crate::world::{INSTANCES, Touched, World, with_world};
 
 /// Most steps of an input.
 const STEPS: usize = 24;
@@ -428,7 +428,7 @@ pub(crate) fn play(input: &[u8]) {
         world.restore();
         let after = files(world.directory());
         assert_eq!(after, before, "files are left, or are gone");
-        (0..world.devices.len()).collect()
+        Touched { devices: (0..world.devices.len()).collect(), own_ends: false }
     });
 }
 

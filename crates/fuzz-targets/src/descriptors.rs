@@ -73,6 +73,13 @@ pub(crate) struct Sent {
     more: u8,
 }
 
+impl Sent {
+    /// Whether it is the client's end of the connection that it is sent on.
+    pub(crate) fn is_own_end(&self) -> bool {
+        matches!(self.kind, Kind::OwnEnd)
+    }
+}
+
 /// Descriptors that the client still has after it has sent them.
 #[derive(Debug, Default)]
 pub(crate) struct Kept(Vec<OwnedFd>);

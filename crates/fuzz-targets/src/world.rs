@@ -21,6 +21,8 @@ use crate::stranger::Stranger;
 
 /// Nothing takes that long unless it hangs.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// How long a client is waited for that may have sent its own end.
+const DEPARTURE: Duration = Duration::from_secs(3);
 /// The VF token of the physical function.
 pub(crate) const TOKEN: &str = "bd8d9d2b-5a5f-4f5a-a211-f591514ba1f3";
 /// The instances that there are: parent, type, UUID.
@@ -150,19 +152,28 @@ pub(crate) struct World {
 
 static WORLD: Mutex<Option<World>> = Mutex::new(None);
 
+/// What an input has to do with.
+#[derive(Debug, Default)]
+pub(crate) struct Touched {
+    pub(crate) devices: BTreeSet<usize>,
+    /// A client sent its own end of a connection. If it had also left so many replies that the server did
+    /// not receive that any more, it counts as a client for as long as this process lives.
+    pub(crate) own_ends: bool,
+}
+
 /// Calls `play` with the world, which is made for the first input and kept for those after it, and
 /// checks that it is afterwards as it was before.
 ///
 /// # Panics
 /// If it is not.
-pub(crate) fn with_world(play: impl FnOnce(&World) -> BTreeSet<usize>) {
+pub(crate) fn with_world(play: impl FnOnce(&World) -> Touched) {
     let mut guard = world();
     let world = guard.get_or_insert_with(World::start);
     let before = descriptors().len();
     let mut touched = play(world);
     // The devices that the input has not to do with have their turn, too.
     world.turn = (world.turn + 1) % world.devices.len();
-    touched.insert(world.turn);
+    touched.devices.insert(world.turn);
     world.check(&touched, before);
 }
 
@@ -201,8 +212,10 @@ impl World {
         let manager = Arc::new(manager);
         let socket = manager.stack().take_control().expect("a socket for the control API");
         let control = Control::start(manager.clone(), socket, Vec::new(), Vec::new());
+        let mut control = control.expect("the control API is served");
+        control.publish().expect("the control API listens");
         let mut world = Self {
-            _control: control.expect("the control API is served"),
+            _control: control,
             manager,
             stranger: Stranger::start(),
             devices: Vec::new(),
@@ -220,9 +233,9 @@ impl World {
             world.devices.push(Served { name, socket, vf_token });
         }
         // What is made at the first use is made now: descriptors are counted from here on.
-        let all = (0..world.devices.len()).collect();
-        world.open_each(&all);
-        world.await_rest();
+        let devices = (0..world.devices.len()).collect();
+        world.open_each(&Touched { devices, own_ends: false });
+        world.await_rest(false);
         world.is_new = false;
         world
     }
@@ -283,9 +296,9 @@ impl World {
 
     /// Checks that devices can be opened and reply, that nothing is in use, that no descriptor and no
     /// thread is left, and that no error was logged.
-    fn check(&self, devices: &BTreeSet<usize>, descriptors_before: usize) {
-        self.open_each(devices);
-        self.await_rest();
+    fn check(&self, touched: &Touched, descriptors_before: usize) {
+        self.open_each(touched);
+        self.await_rest(touched.own_ends);
         let start = Instant::now();
         loop {
             let now = descriptors();
@@ -302,8 +315,9 @@ impl World {
     }
 
     /// Opens devices as a new client does.
-    fn open_each(&self, devices: &BTreeSet<usize>) {
-        for Served { name, socket, vf_token } in devices.iter().map(|&at| &self.devices[at]) {
+    fn open_each(&self, touched: &Touched) {
+        for Served { name, socket, vf_token } in touched.devices.iter().map(|&at| &self.devices[at])
+        {
             let mut options = Options { timeout: PATIENCE, ..Options::default() };
             options.capabilities.vf_token = vf_token.map(str::to_owned);
             let start = Instant::now();
@@ -312,6 +326,9 @@ impl World {
                     Ok(client) => break client,
                     // A client that is gone may have sent its own end, which is yet to be received.
                     Err(_) if start.elapsed() < PATIENCE => {
+                        if touched.own_ends && start.elapsed() > DEPARTURE {
+                            self.manager.revoke_device(name).expect("the devices stay");
+                        }
                         thread::sleep(Duration::from_millis(1));
                     }
                     Err(error) => panic!("{name} cannot be opened: {error}"),
@@ -337,7 +354,7 @@ impl World {
     }
 
     /// Waits until no device is open, and no thread is at work for a client.
-    fn await_rest(&self) {
+    fn await_rest(&self, own_ends: bool) {
         let start = Instant::now();
         loop {
             let is_open = |device: &vfiod_core::DeviceRef| !device.status().files.is_empty();
@@ -348,6 +365,9 @@ impl World {
             let is_busy = has("fd-closer") || has("remove") || has("revoke");
             if open.is_empty() && !is_busy && serving <= MAX_THREADS {
                 return;
+            }
+            if own_ends && start.elapsed() > DEPARTURE {
+                open.iter().for_each(|device| _ = device.revoke_all());
             }
             let names: Vec<_> = open.iter().map(|device| device.name().to_owned()).collect();
             let waited = start.elapsed() > PATIENCE;
