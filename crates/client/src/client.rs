@@ -6,6 +6,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::io::Errno;
 use vfiod_wire::payload::{
     DeviceInfo, DmaAccess, DmaMap, DmaUnmap, Feature, HotReset, IoFd, IrqInfo, IrqSet, MultiWrite,
     RegionAccess, RegionInfo, RegionIoFds, SpaceOf, dma_flag, feature_flag, irq_flag,
@@ -330,7 +331,8 @@ impl Client {
         }
     }
 
-    /// Receives one message, from whichever socket has one, and deals with it.
+    /// Receives one message, from whichever socket has one, and deals with it. Returns without one
+    /// if a signal interrupts it.
     fn progress(&mut self, deadline: Instant) -> Result<()> {
         let left = deadline.saturating_duration_since(Instant::now());
         let timeout = Timespec {
@@ -342,8 +344,11 @@ impl Client {
         if let Some(twin) = &self.twin {
             fds.push(PollFd::new(twin, PollFlags::IN));
         }
-        rustix::event::poll(&mut fds, Some(&timeout))
-            .map_err(|errno| Error::io("cannot wait for the server", errno))?;
+        match rustix::event::poll(&mut fds, Some(&timeout)) {
+            Ok(_) => {}
+            Err(Errno::INTR) => return Ok(()),
+            Err(errno) => return Err(Error::io("cannot wait for the server", errno)),
+        }
         let ready: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
         let from_twin = match (ready.first(), ready.get(1)) {
             (_, Some(true)) => true,
