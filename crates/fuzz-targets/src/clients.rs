@@ -21,6 +21,7 @@ use vfiod_wire::{Command, HEADER_LEN, Header, Kind as MessageKind};
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::descriptors::{Kept, Sent};
+use crate::drivers::Drive;
 use crate::messages::{Message, VfToken};
 use crate::world::{Touched, World, connect, with_world};
 
@@ -45,6 +46,7 @@ enum Step {
     ShutDown { client: u8, how: u8 },
     Close { client: u8 },
     Operate { device: u8, what: Operate },
+    Drive { client: u8, what: Drive },
 }
 
 /// How a client replies to DMA messages.
@@ -176,6 +178,14 @@ impl Clients<'_> {
                 let _ = rustix::net::shutdown(&client.socket, how);
             }
             Step::Close { client } => self.clients[usize::from(client) % CLIENTS] = None,
+            Step::Drive { client, what } => {
+                let at = usize::from(client) % CLIENTS;
+                let (messages, mut memory) = what.messages();
+                for message in messages {
+                    let fds = memory.take();
+                    self.send(at, &message, fds.into_iter().collect(), Cut::Nowhere);
+                }
+            }
             Step::Operate { device, what } => {
                 let device = usize::from(device) % self.world.devices.len();
                 self.touched.devices.insert(device);

@@ -5,6 +5,7 @@ mod clients;
 mod connection;
 mod control;
 mod descriptors;
+mod drivers;
 mod errors;
 mod messages;
 mod models;

@@ -33,7 +33,7 @@ impl Number {
         }
     }
 
-    fn short(self) -> u32 {
+    pub(crate) fn short(self) -> u32 {
         self.get() as u32
     }
 }
@@ -380,6 +380,11 @@ enum Flaw {
 }
 
 impl Message {
+    /// A request in a header without a flaw, with a reply.
+    pub(crate) fn of(request: Request) -> Self {
+        Self { request, posted: false, flaw: Flaw::None }
+    }
+
     /// The message as VERSION that opens a device.
     pub(crate) fn opening(twin_socket: bool, token: VfToken) -> Self {
         let request = Request::Version {
@@ -391,7 +396,7 @@ impl Message {
             twin_socket,
             token,
         };
-        Self { request, posted: false, flaw: Flaw::None }
+        Self::of(request)
     }
 
     /// Its bytes, and whether it gets a reply for certain, if the connection lives.
