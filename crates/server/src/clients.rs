@@ -1,6 +1,5 @@
 //! The connections to one device, and what they share.
 
-use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -12,6 +11,7 @@ use vfiod_sync::{Condvar, Mutex, lock};
 use crate::closer::Closer;
 use crate::gate::Gate;
 use crate::limits::{MAX_LEAVING, MAX_LINES, Quiet};
+use crate::opening_queue::OpeningQueue;
 use crate::quota::{Charge, Share, Usage, User};
 
 /// One connection as it is at a moment, for people.
@@ -108,29 +108,12 @@ struct Listed {
 struct List {
     connections: Vec<Listed>,
     ended: ConnectionTotals,
-    /// A connection opens the device.
-    opening: bool,
-    /// Connections that wait until that is over.
-    queue: VecDeque<Weak<dyn Client>>,
+    /// Connections that are to open the device, one at a time.
+    openings: OpeningQueue<dyn Client>,
     /// Connections that wait for a file to be released.
     await_departure: Vec<Weak<dyn Client>>,
     /// Connections that have ended, with their files.
     departures: u64,
-}
-
-impl List {
-    /// Takes out the connection that is to open the device next.
-    fn next_to_open(&mut self) -> Option<Weak<dyn Client>> {
-        if self.opening {
-            return None;
-        }
-        while let Some(next) = self.queue.pop_front() {
-            if next.strong_count() > 0 {
-                return Some(next);
-            }
-        }
-        None
-    }
 }
 
 /// Not with the list locked: the last owner of a connection locks it.
@@ -182,8 +165,7 @@ impl Opening {
 impl Drop for Opening {
     fn drop(&mut self) {
         let mut list = lock(&self.clients.connections);
-        list.opening = false;
-        let next = list.next_to_open();
+        let next = list.openings.end();
         drop(list);
         wake(next);
     }
@@ -240,7 +222,7 @@ impl Drop for Counted {
         });
         list.departures += 1;
         // The one that has ended may have been woken to open the device.
-        let next = list.next_to_open();
+        let next = list.openings.next();
         let newcomers = std::mem::take(&mut list.await_departure);
         drop(list);
         wake(newcomers.into_iter().chain(next));
@@ -351,15 +333,18 @@ impl Clients {
         })
     }
 
-    /// Lets a connection open the device, unless another does that already: then `newcomer` is woken
-    /// when that is over. An open may wait, and one thread that waits is enough.
-    pub(crate) fn begin_open(self: &Arc<Self>, newcomer: &Weak<dyn Client>) -> Option<Opening> {
+    /// Lets connection `number` open the device, unless another does that already: then `newcomer` is
+    /// woken when that is over, if it can wait. An open may wait, and one thread that waits is enough.
+    pub(crate) fn begin_open(
+        self: &Arc<Self>,
+        number: u64,
+        newcomer: &Weak<dyn Client>,
+        can_wait: bool,
+    ) -> Option<Opening> {
         let mut list = lock(&self.connections);
-        if list.opening {
-            list.queue.push_back(newcomer.clone());
+        if !list.openings.begin(number, newcomer, can_wait) {
             return None;
         }
-        list.opening = true;
         Some(Opening { clients: self.clone(), departures: list.departures })
     }
 

@@ -705,10 +705,6 @@ impl Guarded for Connection {
         &self.clients.gate
     }
 
-    fn queues_for(&self) -> Interest {
-        if self.outgoing.is_blocked() { Interest::Write } else { Interest::Read }
-    }
-
     fn run(&self, worker: &mut Worker) -> Result<Interest, End> {
         let mut state = lock(&self.state);
         state.attach(&mut worker.input, &mut worker.replies, self.number);

@@ -35,8 +35,8 @@ impl Gate {
     }
 
     /// Lets the thread in, or else puts the source that it wants to serve into the queue: it is
-    /// watched for `interest` again as soon as there is room. What it waits for is kept: a client
-    /// that has not taken its replies may have nothing more to say until it has.
+    /// watched for `interest` again as soon as there is room. The source must be ready for that then: a
+    /// client that has not taken its replies may have nothing more to say until it has.
     pub(crate) fn enter(
         &self,
         watch: &Watch,

@@ -30,6 +30,7 @@ mod message_log;
 #[cfg(all(test, shuttle))]
 mod model;
 mod opened;
+mod opening_queue;
 mod outgoing;
 mod pace;
 mod peer;

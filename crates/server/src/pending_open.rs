@@ -82,7 +82,7 @@ impl PendingOpen {
         }
         loop {
             let in_time = Instant::now() < self.deadline;
-            let Some(opening) = clients.begin_open(itself) else {
+            let Some(opening) = clients.begin_open(number, itself, in_time) else {
                 return match in_time {
                     true => Attempt::Parked,
                     false => Attempt::Failed(Error::new(

@@ -109,8 +109,6 @@ pub(crate) trait Guarded: Source + Sized + 'static {
     fn serving(&self) -> &Serving;
     /// The gate in front of its device.
     fn gate(&self) -> &Arc<Gate>;
-    /// What it waits for while it waits at the gate.
-    fn queues_for(&self) -> Interest;
     /// Serves it until there is nothing to do, and says what it waits for then.
     ///
     /// # Errors
@@ -143,7 +141,9 @@ pub(crate) fn serve<S: Guarded>(source: Arc<S>, watch: &Watch, worker: &mut Work
     }
     let gate = source.gate().clone();
     loop {
-        let Some(permit) = gate.enter(watch, source.clone(), source.queues_for()) else {
+        // For everything: the reason for which it was woken may be none of its descriptor's ([`wake`]),
+        // and must be looked at when there is room. So must what a client that takes no replies sends.
+        let Some(permit) = gate.enter(watch, source.clone(), Interest::Both) else {
             if source.serving().leave() {
                 return;
             }

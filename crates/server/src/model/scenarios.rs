@@ -78,10 +78,6 @@ impl Guarded for Client {
         &self.gate
     }
 
-    fn queues_for(&self) -> Interest {
-        self.interest
-    }
-
     fn run(&self, _worker: &mut Worker) -> Result<Interest, End> {
         if self.waits_for.as_ref().is_some_and(|woken| !woken.load(Ordering::SeqCst)) {
             return Ok(Interest::HangUp);
@@ -196,6 +192,27 @@ fn client(gate: &Arc<Gate>, done: &Arc<Count>) -> Client {
     }
 }
 
+/// A source that waits for something else than its descriptor, which has happened while another one was
+/// behind the gate.
+fn wake_of_a_source_that_finds_the_gate_full_is_not_lost() {
+    let pool = Pool::new(3).expect("starts");
+    let (gate, done) = (Arc::new(Gate::new(1)), Arc::new(Count::default()));
+    let woken = Arc::new(AtomicBool::new(false));
+    let busy = Arc::new(client(&gate, &done));
+    let waiting = Arc::new(Client { waits_for: Some(woken.clone()), ..client(&gate, &done) });
+    let watches = [(&busy, Interest::Read), (&waiting, Interest::Write)].map(|(client, ready)| {
+        let watch = pool.reserve();
+        watch.set_ready(Some(ready));
+        let source: Arc<dyn Source> = client.clone();
+        watch.arm(&source, Interest::Both).expect("is watched");
+        watch
+    });
+    woken.store(true, Ordering::SeqCst);
+    serving::wake(&*waiting, &watches[1], Interest::Both);
+    done.wait_for(2);
+    pool.stop();
+}
+
 /// Work arrives for a source from two threads; the one that serves it leaves when there is none.
 fn work_that_arrives_while_a_thread_leaves_is_done() {
     let serving = Arc::new(Serving::default());
@@ -225,5 +242,6 @@ vfiod_sync::checks! {
     stalled_clients_do_not_keep_the_threads: 500,
     waiting_at_the_gate_keeps_what_is_waited_for: 500,
     wake_of_a_source_that_parks_is_not_lost: 500,
+    wake_of_a_source_that_finds_the_gate_full_is_not_lost: 500,
     work_that_arrives_while_a_thread_leaves_is_done: 500,
 }
