@@ -42,9 +42,10 @@ fn serve(directory: &Path) -> Daemon {
 #[test]
 fn files_whose_close_does_not_return_hold_up_nobody() {
     let directory = tempfile::tempdir().unwrap();
-    let Some(stalling) = Stalling::mount(&directory.path().join("stalling")) else { return };
     let at = |name: &str| directory.path().join(name);
     let daemon = serve(directory.path());
+    // Dropped before the daemon: its end waits for the files.
+    let Some(stalling) = Stalling::mount(&at("stalling")) else { return };
     let threads = daemon.threads();
 
     let set = IrqSet { argsz: 20, flags: 0x24, index: 1, start: 0, count: 1 };

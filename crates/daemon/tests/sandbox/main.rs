@@ -30,12 +30,16 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let filters: Vec<_> = arguments.iter().filter(|argument| !argument.starts_with('-')).collect();
-    for (name, test) in TESTS {
-        if filters.is_empty() || filters.iter().any(|filter| name.contains(filter.as_str())) {
-            // A test that fails panics, which ends the program.
-            test();
-            println!("test {name} ... ok");
-        }
+    let wanted = |name: &str| {
+        filters.is_empty() || filters.iter().any(|filter| name.contains(filter.as_str()))
+    };
+    let chosen: Vec<_> = TESTS.iter().filter(|(name, _)| wanted(name)).collect();
+    let plural = if chosen.len() == 1 { "" } else { "s" };
+    println!("running {} test{plural}", chosen.len());
+    for (name, test) in chosen {
+        // A test that fails panics, which ends the program.
+        test();
+        println!("test {name} ... ok");
     }
     ExitCode::SUCCESS
 }

@@ -13,7 +13,8 @@ use fuser::{
 };
 
 const FILE: INodeNo = INodeNo(2);
-const LONG: Duration = Duration::from_secs(3600);
+/// How long the kernel may keep what it was told: whoever asks it asks the file system.
+const KEPT: Duration = Duration::ZERO;
 
 /// It has one file. Requests of other processes wait until this is dropped, the FLUSH of a close among
 /// them.
@@ -109,7 +110,7 @@ impl Filesystem for Files {
     fn lookup(&self, request: &Request, _parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let Some(reply) = self.hold(request, reply) else { return };
         match name.to_str() {
-            Some("file") => reply.entry(&LONG, &attributes(FILE), Generation(0)),
+            Some("file") => reply.entry(&KEPT, &attributes(FILE), Generation(0)),
             _ => reply.error(Errno::ENOENT),
         }
     }
@@ -122,7 +123,7 @@ impl Filesystem for Files {
         reply: ReplyAttr,
     ) {
         let Some(reply) = self.hold(request, reply) else { return };
-        reply.attr(&Duration::ZERO, &attributes(number));
+        reply.attr(&KEPT, &attributes(number));
     }
 
     fn flush(

@@ -363,6 +363,8 @@ impl Guest {
             _ = rustix::io::read(interrupt, &mut [0; 8]);
         }
         for index in 0..QUEUES {
+            let is_enabled = self.read64(Self::register(index, 0x18)) & 1 == 1;
+            assert!(!is_enabled, "queue {index} is enabled after a reset");
             let rings = self.base + RINGS + QUEUE_RINGS * index as u64;
             self.write64(Self::register(index, 0x00), rings);
             self.write64(Self::register(index, 0x08), rings + COMPLETIONS);
