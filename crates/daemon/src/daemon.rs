@@ -179,8 +179,7 @@ impl Daemon {
         if let Some(failure) = error.downcast_ref::<Failure>() {
             return ExitCode::from(failure.exit_code());
         }
-        let mistake =
-            matches!(error.downcast_ref(), Some(LoadError::TooLarge(..) | LoadError::NotText(_)));
-        if mistake || error.is::<UsageError>() { ExitCode::from(2) } else { ExitCode::FAILURE }
+        let mistake = error.is::<LoadError>() || error.is::<UsageError>();
+        if mistake { ExitCode::from(2) } else { ExitCode::FAILURE }
     }
 }

@@ -5,9 +5,11 @@
 //! would not have survived the start of this program.
 //!
 //! Making a descriptor from a bare number is `unsafe`. `pidfd_getfd` on this very process gives a
-//! duplicate of whatever is there, or `EBADF`, without that.
+//! duplicate of whatever is there, or `EBADF`, without that. The original is closed: a socket listens,
+//! and a connection lives, as long as any of its descriptors is open.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io;
 use std::os::fd::{OwnedFd, RawFd};
 
@@ -51,7 +53,9 @@ impl PassedSockets {
         let taken = || {
             let mut passed = Self::activated()?;
             if let Some(number) = descriptor {
-                passed.descriptor = Some((number, socket(number).context("--fd")?));
+                let socket = socket(number).context("--fd")?;
+                close_original(number)?;
+                passed.descriptor = Some((number, socket));
             }
             anyhow::Ok(passed)
         };
@@ -71,6 +75,7 @@ impl PassedSockets {
         for (number, name) in plan.unwrap_or_default() {
             let socket =
                 socket(number).with_context(|| format!("socket activation of `{name}`"))?;
+            close_original(number)?;
             passed.activated.entry(name).or_default().push(socket);
         }
         Ok(passed)
@@ -186,6 +191,19 @@ fn duplicate(number: RawFd) -> anyhow::Result<OwnedFd> {
         Err(error) => Err(anyhow::Error::new(error)
             .context(format!("cannot take descriptor {number} over (pidfd_getfd)"))),
     }
+}
+
+/// Closes the number under which a socket was passed. A standard stream becomes `/dev/null`: what is opened
+/// later must not have its number.
+fn close_original(number: RawFd) -> anyhow::Result<()> {
+    let null = || File::options().read(true).write(true).open("/dev/null");
+    let closed = match number {
+        0 => nix::unistd::dup2_stdin(null()?),
+        1 => nix::unistd::dup2_stdout(null()?),
+        2 => nix::unistd::dup2_stderr(null()?),
+        _ => nix::unistd::close(number),
+    };
+    closed.with_context(|| format!("cannot close descriptor {number}"))
 }
 
 /// Which descriptors are meant for this process; `None` if none are.

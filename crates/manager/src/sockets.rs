@@ -1,6 +1,6 @@
 //! Where clients come from: sockets by path, by descriptor, or from the service manager.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
@@ -71,7 +71,7 @@ impl Opened {
         Ok(opened)
     }
 
-    /// Opens the sockets of a configuration.
+    /// Opens the sockets of a configuration. What a daemon that was killed left where they are is removed.
     ///
     /// # Errors
     /// Errors of the kernel, with the name of whose socket it is.
@@ -86,6 +86,11 @@ impl Opened {
         }
         let control = config.control.iter().map(|control| &control.socket);
         opened.open(control, |_| Site::Free).context("the control API")?;
+        let directories: BTreeSet<&Path> =
+            opened.by_path.keys().filter_map(|path| path.parent()).collect();
+        for directory in directories {
+            vfiod_sockets::remove_leftovers(directory);
+        }
         Ok(opened)
     }
 

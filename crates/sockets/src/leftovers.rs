@@ -28,6 +28,8 @@ pub fn remove_if_stale(path: &Path) -> bool {
 /// Removes sockets of a directory that never got their name, because the program that made them was
 /// killed at that moment.
 pub fn remove_leftovers(directory: &Path) {
+    // The parent of a path without a directory.
+    let directory = if directory.as_os_str().is_empty() { Path::new(".") } else { directory };
     let Ok(entries) = fs::read_dir(directory) else { return };
     for entry in entries.flatten() {
         let name = entry.file_name();

@@ -3,6 +3,7 @@
 mod process;
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use process::{Daemon, bad, good, vfiod};
 use vfiod_client::Client;
@@ -18,6 +19,11 @@ struct Rig {
 impl Rig {
     /// Starts a daemon; `prepare` is given the directory of definitions before.
     fn new(prepare: impl FnOnce(&Path)) -> Self {
+        Self::started(prepare, |config| vfiod(["serve", "--no-sandbox", config.to_str().unwrap()]))
+    }
+
+    /// Starts a daemon by a command for its configuration.
+    fn started(prepare: impl FnOnce(&Path), command: impl FnOnce(&Path) -> Command) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let path = |name: &str| directory.path().join(name);
         std::fs::create_dir(path("definitions")).unwrap();
@@ -32,7 +38,7 @@ impl Rig {
             path("control")
         );
         std::fs::write(path("c.toml"), text).unwrap();
-        let command = vfiod(["serve", "--no-sandbox", path("c.toml").to_str().unwrap()]);
+        let command = command(&path("c.toml"));
         let daemon = Daemon::serving(command, &[&path("control"), &path("e")]);
         Self { directory, _daemon: daemon }
     }
@@ -136,4 +142,54 @@ fn refusal_says_the_cause_and_the_errno() {
     let said = rig.bad(1, &["define", "p", "gpio-16", "--uuid", UUID]);
     assert!(said.contains("cannot write ") && said.contains("(ENOTDIR)"), "{said}");
     assert!(said.contains("Not a directory") || said.contains("not a directory"), "{said}");
+}
+
+/// A command that runs another one where a small file system is mounted on a directory. `None`: mounting
+/// is not allowed here.
+fn where_little_fits(directory: &Path) -> Option<Command> {
+    let unshare = || {
+        let mut command = Command::new("unshare");
+        if !rustix::process::geteuid().is_root() {
+            command.args(["--user", "--map-root-user"]);
+        }
+        command.args(["--mount", "sh", "-c"]);
+        command.arg("mount -t tmpfs -o size=32k none \"$1\" && shift && exec \"$@\"");
+        command.arg("sh").arg(directory);
+        command
+    };
+    let tried = unshare().arg("true").output();
+    if !tried.as_ref().is_ok_and(|output| output.status.success()) {
+        eprintln!("SKIPPED: no file system can be mounted here: {tried:?}");
+        return None;
+    }
+    Some(unshare())
+}
+
+#[test]
+fn full_disk_is_the_reason_that_a_definition_is_refused_for() {
+    let probe = tempfile::tempdir().unwrap();
+    if where_little_fits(probe.path()).is_none() {
+        return;
+    }
+    let rig = Rig::started(
+        |_| {},
+        |config| {
+            let mut command = where_little_fits(&config.with_file_name("definitions")).unwrap();
+            command.arg(env!("CARGO_BIN_EXE_vfiod")).args(["serve", "--no-sandbox"]).arg(config);
+            command
+        },
+    );
+    let uuid = |n: usize| format!("83b8f4f2-509f-382f-3c1e-{n:012x}");
+    let define = |n| process::run(rig.args(&["define", "p", "gpio-16", "--uuid", &uuid(n)]));
+    // Each takes a page at least.
+    let full = (0..16).map(define).take_while(|output| output.status.success()).count();
+    assert!((1..16).contains(&full), "{full} fit");
+    let said = rig.bad(1, &["define", "p", "gpio-16", "--uuid", &uuid(full)]);
+    assert!(said.contains("cannot write ") && said.contains("(ENOSPC)"), "{said}");
+    assert!(said.contains("No space left on device"), "{said}");
+    // What was there is whole, and there is room again.
+    rig.good(&["undefine", &uuid(0)]);
+    rig.good(&["define", "p", "gpio-16", "--uuid", &uuid(full)]);
+    let list = rig.good(&["list", "definitions"]);
+    assert_eq!((0..=full).filter(|n| list.contains(&uuid(*n))).count(), full, "{list}");
 }

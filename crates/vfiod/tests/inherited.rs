@@ -162,3 +162,24 @@ fn bound_socket_that_does_not_listen_is_a_mistake() {
         assert!(said.contains("neither listens nor is connected; call listen()"), "{said}");
     }
 }
+
+/// Connects as long as anything of the daemon listens there.
+#[test]
+fn passed_socket_refuses_clients_once_its_device_is_removed() {
+    let directory = tempfile::tempdir().unwrap();
+    let (path, control) = (directory.path().join("s"), directory.path().join("control"));
+    let config = directory.path().join("c.toml");
+    let text = format!(
+        "[device.e]\nmodel = \"edu\"\nsocket.activated = \"e.sock\"\n\
+         [control]\nsocket = {control:?}\n"
+    );
+    std::fs::write(&config, text).unwrap();
+    let listener = UnixListener::bind(&path).unwrap();
+    let args = ["serve", config.to_str().unwrap()];
+    let daemon = Daemon::serving(activated(listener, "e.sock", "$$", &args), &[&control]);
+    drop(Client::connect(&path).unwrap());
+    process::good(["del", "e", "--wait", "--control", control.to_str().unwrap()]);
+    let refused = UnixStream::connect(&path).unwrap_err();
+    assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
+    drop(daemon);
+}

@@ -121,6 +121,44 @@ fn configuration_that_is_too_large_is_refused() {
     assert!(said.contains("/dev/zero has more than 1048576 bytes"), "{said}");
 }
 
+#[test]
+fn configuration_that_cannot_be_read_is_a_mistake() {
+    let directory = tempfile::tempdir().unwrap();
+    let absent = directory.path().join("absent.toml");
+    for path in [directory.path(), &absent, &absent.join("beneath")] {
+        let path = path.to_str().unwrap();
+        for args in [&["serve", path][..], &["serve", "--check", path]] {
+            let said = bad(2, args);
+            assert!(said.contains(&format!("cannot read the configuration file {path}")), "{said}");
+        }
+    }
+}
+
+/// A daemon that is killed while it makes its sockets leaves them under their first names.
+#[test]
+fn sockets_that_never_got_their_name_are_removed_by_the_next_start() {
+    let directory = tempfile::tempdir().unwrap();
+    let (text, sockets) = every_kind(directory.path());
+    let config = write(directory.path(), &text);
+    let leftovers: Vec<_> = [&sockets[0], &sockets[2], &sockets[3]]
+        .map(|path| path.with_file_name(".x.1-0.new"))
+        .into();
+    let hour = std::time::SystemTime::now() - std::time::Duration::from_secs(3600);
+    let since = hour.duration_since(std::time::UNIX_EPOCH).unwrap();
+    let time = rustix::fs::Timespec { tv_sec: since.as_secs() as i64, tv_nsec: 0 };
+    let times = rustix::fs::Timestamps { last_access: time, last_modification: time };
+    for path in &leftovers {
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        drop(std::os::unix::net::UnixListener::bind(path).unwrap());
+        let (at, flags) = (rustix::fs::CWD, rustix::fs::AtFlags::SYMLINK_NOFOLLOW);
+        rustix::fs::utimensat(at, path, &times, flags).unwrap();
+    }
+    let _daemon = Daemon::serving(vfiod(["serve", &config]), &[&sockets[3]]);
+    for path in leftovers {
+        assert!(!path.exists(), "{} is left", path.display());
+    }
+}
+
 /// Whoever finds a socket is served: never refused, and never before all that is configured can be.
 #[test]
 fn socket_that_is_there_refuses_nobody() {
