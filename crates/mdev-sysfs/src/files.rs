@@ -28,6 +28,13 @@ pub(super) fn show(bus: &dyn MdevBus, node: &Node) -> Result<String> {
         Node::Attribute(device, name) => {
             device.instance(bus).ok_or_else(removed)?.attribute(name)?
         }
+        // As of a device without a driver and a number.
+        Node::ParentUevent(parent) => {
+            return bus.types(parent).map(|_| String::new()).ok_or_else(removed);
+        }
+        Node::Uevent(device) => {
+            return device.instance(bus).map(|_| String::new()).ok_or_else(removed);
+        }
         _ => return Err(wrong_way()),
     };
     text.push('\n');

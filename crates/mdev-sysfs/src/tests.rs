@@ -231,10 +231,11 @@ const TYPE: &str = "class/mdev_bus/shelf/mdev_supported_types/one";
 #[test]
 fn the_tree_that_mdevctl_reads() {
     let Some(place) = Place::new(4) else { return };
-    assert_eq!(place.names(""), ["bus", "class", "devices"]);
+    assert_eq!(place.names(""), ["bus", "class", "devices", "kernel"]);
     assert_eq!(place.names("class/mdev_bus"), ["0000:00:03.0", "shelf"]);
     assert_eq!(place.names("bus/mdev/devices"), [""; 0]);
-    assert_eq!(place.names("class/mdev_bus/shelf"), ["mdev_supported_types"]);
+    let parent = ["mdev_supported_types", "subsystem", "uevent"];
+    assert_eq!(place.names("class/mdev_bus/shelf"), parent);
     assert_eq!(place.names("class/mdev_bus/shelf/mdev_supported_types"), ["one", "two"]);
     let all = ["available_instances", "create", "description", "device_api", "devices", "name"];
     assert_eq!(place.names(TYPE), all);
@@ -247,10 +248,11 @@ fn the_tree_that_mdevctl_reads() {
     place.write(&format!("{TYPE}/create"), A).unwrap();
     assert_eq!(place.names("bus/mdev/devices"), [A]);
     assert_eq!(place.names(&format!("{TYPE}/devices")), [A]);
-    assert_eq!(place.names("class/mdev_bus/shelf"), [A, "mdev_supported_types"]);
+    assert_eq!(place.names("class/mdev_bus/shelf"), [&[A], &parent[..]].concat());
     assert_eq!(place.read(&format!("{TYPE}/available_instances")), "3\n");
     let device = format!("bus/mdev/devices/{A}");
-    let files = ["baud", "mdev_type", "remove", "serial", "slow", "subsystem"];
+    let files =
+        ["baud", "iommu_group", "mdev_type", "remove", "serial", "slow", "subsystem", "uevent"];
     assert_eq!(place.names(&device), files);
 
     let canonical = |path: &str| fs::canonicalize(place.path(path)).unwrap();
@@ -267,6 +269,42 @@ fn the_tree_that_mdevctl_reads() {
     assert_eq!(place.names(&format!("{TYPE}/devices")), [""; 0]);
     assert_eq!(place.read(&format!("{TYPE}/available_instances")), "4\n");
     assert!(place.bus.instances().is_empty());
+}
+
+/// libudev takes a directory beneath `devices` for a device if it has `uevent` and its `subsystem` is
+/// known; libvirt lists an instance if its `iommu_group` leads somewhere.
+#[test]
+fn instance_has_what_libvirt_reads_until_it_is_removed() {
+    let Some(place) = Place::new(4) else { return };
+    let canonical = |path: &str| fs::canonicalize(place.path(path)).unwrap();
+    assert_eq!(canonical("class/vfiod/shelf"), canonical("class/mdev_bus/shelf"));
+    assert_eq!(canonical("class/vfiod/shelf/subsystem"), canonical("class/vfiod"));
+    assert_eq!(place.read("class/vfiod/shelf/uevent"), "");
+    assert_eq!(place.names("kernel/iommu_groups"), [""; 0]);
+
+    let groups = [A, B].map(|uuid| {
+        place.write(&format!("{TYPE}/create"), uuid).unwrap();
+        let device = format!("bus/mdev/devices/{uuid}");
+        assert_eq!(place.read(&format!("{device}/uevent")), "");
+        assert_eq!(place.write(&format!("{device}/uevent"), "add"), Err(Errno::ACCESS));
+        let group = canonical(&format!("{device}/iommu_group"));
+        assert_eq!(group.parent().unwrap(), canonical("kernel/iommu_groups"));
+        let number = group.file_name().unwrap().to_str().unwrap().to_owned();
+        number.parse::<u64>().unwrap();
+        let members = format!("kernel/iommu_groups/{number}/devices");
+        assert_eq!(place.names(&members), [uuid]);
+        assert_eq!(canonical(&format!("{members}/{uuid}")), canonical(&device));
+        number
+    });
+    assert_ne!(groups[0], groups[1], "a group has one instance");
+    for name in [format!("0{}", groups[0]), "4711".to_owned(), "devices".to_owned()] {
+        assert!(!place.path(&format!("kernel/iommu_groups/{name}")).exists(), "{name}");
+    }
+    assert!(!place.path(&format!("kernel/iommu_groups/{}/devices/{B}", groups[0])).exists());
+
+    place.write(&format!("bus/mdev/devices/{A}/remove"), "1").unwrap();
+    assert_eq!(place.names("kernel/iommu_groups"), [groups[1].clone()]);
+    assert!(!place.path(&format!("kernel/iommu_groups/{}", groups[0])).exists());
 }
 
 #[test]
@@ -485,7 +523,10 @@ fn nothing_is_kept_of_what_is_over() {
     let view = place.view.as_ref().unwrap();
     for _ in 0..50 {
         place.write(&format!("{TYPE}/create"), A).unwrap();
-        for name in place.names(&format!("bus/mdev/devices/{A}")) {
+        let mut names = place.names(&format!("bus/mdev/devices/{A}"));
+        // It leads to another path for each instance.
+        names.retain(|name| name != "iommu_group");
+        for name in names {
             let _ = fs::read(place.path(&format!("bus/mdev/devices/{A}/{name}")));
         }
         place.write(&format!("bus/mdev/devices/{A}/remove"), "1").unwrap();
