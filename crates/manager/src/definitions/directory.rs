@@ -32,8 +32,8 @@ pub(super) struct Directory {
 impl Drop for Directory {
     /// A process that is being started has a copy of the descriptor, which would keep the lock.
     fn drop(&mut self) {
-        if let Err(errno) = flock(&self.lock, FlockOperation::Unlock) {
-            tracing::warn!(path = %self.path.display(), %errno, "cannot unlock the definitions");
+        if let Err(error) = flock(&self.lock, FlockOperation::Unlock) {
+            tracing::warn!(path = %self.path.display(), %error, "cannot unlock the definitions");
         }
     }
 }
