@@ -203,6 +203,21 @@ fn large_data_is_not_logged() {
 }
 
 #[test]
+fn tokens_are_not_logged() {
+    const TOKEN: &str = "83b8f4f2-509f-382f-3c1e-e6bfe0fa1001";
+    let directory = tempfile::tempdir().unwrap();
+    let daemon = serving(directory.path(), &["--log", "trace", "--log-format", "json"]);
+    let options = Options::default().vf_token(TOKEN);
+    // A device that is no virtual function refuses it.
+    let refused = Client::connect_with(directory.path().join("a"), options).is_err();
+    let (_, log) = daemon.terminate(Signal::TERM);
+    assert!(refused && log.contains("VERSION"), "{log}");
+    let plain = TOKEN.replace('-', "");
+    assert!(!log.contains(TOKEN) && !log.contains(&plain), "{log}");
+    assert!(!log.contains(&plain[..16]) && !log.contains("131, 184, 244"), "{log}");
+}
+
+#[test]
 fn lines_for_the_journal_have_priorities() {
     let directory = tempfile::tempdir().unwrap();
     let log = |name: &str, right: bool, arguments: &[&str]| {
