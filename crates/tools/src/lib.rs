@@ -18,7 +18,7 @@ mod replay;
 
 use vfiod_daemon::{Program, Run, Tool};
 
-use self::bench::arguments::{Bench, BenchFloor};
+use self::bench::arguments::{Bench, BenchAttack, BenchFloor};
 use self::capture::arguments::Capture;
 use self::demo::arguments::{Demo, DemoClient};
 use self::probe::arguments::Probe;
@@ -41,6 +41,7 @@ pub fn all() -> Vec<Tool> {
         replay(),
         Tool::new::<DemoClient>("demo-client", "").hidden(),
         Tool::new::<BenchFloor>("bench-floor", "").hidden(),
+        Tool::new::<BenchAttack>("bench-attack", "").hidden(),
     ]
 }
 
@@ -115,5 +116,11 @@ impl Run for Bench {
 impl Run for BenchFloor {
     fn run(&self, _program: &Program<'_>) -> anyhow::Result<()> {
         bench::run_floor(self)
+    }
+}
+
+impl Run for BenchAttack {
+    fn run(&self, _program: &Program<'_>) -> anyhow::Result<()> {
+        bench::run_attacker(self)
     }
 }

@@ -16,6 +16,7 @@ use std::fs::OpenOptions;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustix::fs::{MemfdFlags, fstat, ftruncate, memfd_create};
 use schemars::JsonSchema;
@@ -51,11 +52,14 @@ pub struct BenchOptions {
     /// and restore.
     #[schemars(extend("x-path" = true))]
     pub disk: Option<PathBuf>,
+    /// Milliseconds that each reset and each access to the registers of BAR 2 takes, as of a device
+    /// that does not keep its contract: to see what that does to others.
+    pub delay_ms: u16,
 }
 
 impl Default for BenchOptions {
     fn default() -> Self {
-        Self { shared: true, polled: false, disk: None }
+        Self { shared: true, polled: false, disk: None, delay_ms: 0 }
     }
 }
 
@@ -97,6 +101,13 @@ impl Bench {
             doorbells: Arc::new(Doorbells::new()),
             disk: None,
             ring: None,
+        }
+    }
+
+    /// Takes as long as the options say.
+    fn delay(&self) {
+        if self.options.delay_ms > 0 {
+            std::thread::sleep(Duration::from_millis(self.options.delay_ms.into()));
         }
     }
 
@@ -233,7 +244,10 @@ impl Model for Bench {
                 let at = offset as usize;
                 data.copy_from_slice(&bytes[at..at + data.len()]);
             }
-            (2, _) => self.read_registers(cx, offset, data),
+            (2, _) => {
+                self.delay();
+                self.read_registers(cx, offset, data);
+            }
             _ => data.fill(0xff),
         }
     }
@@ -257,12 +271,16 @@ impl Model for Bench {
                 bytes[at..at + data.len()].copy_from_slice(data);
                 *written = true;
             }
-            (2, _) => self.write_registers(cx, offset, data),
+            (2, _) => {
+                self.delay();
+                self.write_registers(cx, offset, data);
+            }
             _ => {}
         }
     }
 
     fn reset(&mut self, _cx: &Cx<Self>) {
+        self.delay();
         let Self { options: _, memory, measurement, queues, doorbells: _, disk, ring: _ } = self;
         if let Memory::Own { bytes, written: written @ true } = memory {
             bytes.fill(0);

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+pub(crate) use super::isolation::{Attack, BenchAttack};
+
 /// Reads `NAME=SOCKET`.
 fn named_socket(text: &str) -> Result<(String, PathBuf), String> {
     match text.split_once('=') {
@@ -18,8 +20,8 @@ fn named_socket(text: &str) -> Result<(String, PathBuf), String> {
 #[derive(Debug, Args)]
 pub(crate) struct Bench {
     /// The server's socket.
-    #[arg(required_unless_present_any = ["serve", "idle", "instances"],
-        conflicts_with_all = ["serve", "idle", "instances"])]
+    #[arg(required_unless_present_any = ["serve", "idle", "instances", "isolation"],
+        conflicts_with_all = ["serve", "idle", "instances", "isolation"])]
     pub socket: Option<PathBuf>,
 
     /// Measure another server in the same slices: its name for the table, and its socket.
@@ -49,6 +51,35 @@ pub(crate) struct Bench {
         default_missing_value = "10,1000,10000", conflicts_with_all = ["serve", "idle"],
         value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
     pub instances: Option<Vec<u64>>,
+
+    /// Instead, attack a daemon of its own, and tell how long clients of its other devices wait,
+    /// beside those of a daemon that nobody attacks. Fails if a client does not get every reply.
+    #[arg(long, conflicts_with_all = ["serve", "idle", "instances", "busy", "against"])]
+    pub isolation: bool,
+
+    /// With --isolation, only this attack; several times for several.
+    #[arg(
+        long,
+        value_enum,
+        value_name = "NAME",
+        requires = "isolation",
+        hide_possible_values = true
+    )]
+    pub attack: Vec<Attack>,
+
+    /// With --isolation, list the attacks and do none.
+    #[arg(long, requires = "isolation")]
+    pub list: bool,
+
+    /// With --isolation, how long each attack is measured, half of it at each daemon.
+    #[arg(long, requires = "isolation", default_value_t = 16,
+        value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub seconds: u64,
+
+    /// With --isolation, clients of each daemon that are measured.
+    #[arg(long, requires = "isolation", default_value_t = 50,
+        value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub victims: u32,
 
     /// Serve the bench device in a process of its own, and measure that.
     #[arg(long, conflicts_with = "region")]

@@ -11,6 +11,7 @@ mod figures;
 mod floor;
 mod idle;
 mod interleave;
+mod isolation;
 mod many;
 mod measures;
 mod random;
@@ -18,8 +19,8 @@ mod raw;
 mod session;
 
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use rustix::process::{Pid, Signal};
@@ -28,6 +29,8 @@ use rustix::thread::CpuSet;
 use self::arguments::Bench;
 use self::figures::Figure;
 pub(crate) use self::floor::run as run_floor;
+use self::isolation::Attack;
+pub(crate) use self::isolation::run_attacker;
 use self::measures::{Measure, Target};
 use vfiod_config::UsageError;
 use vfiod_config::time_argument;
@@ -53,6 +56,9 @@ pub(crate) fn run(args: &Bench) -> anyhow::Result<()> {
         } else {
             output::print(&many::text(&many))
         };
+    }
+    if args.isolation {
+        return measure_isolation(directory.path(), args);
     }
     let floor_socket = directory.path().join("floor.sock");
     let poll = args.poll.as_deref().map(|poll| time_argument("--poll", poll)).transpose()?;
@@ -105,6 +111,26 @@ pub(crate) fn run(args: &Bench) -> anyhow::Result<()> {
         bail!("{failed} measures failed");
     }
     Ok(())
+}
+
+fn measure_isolation(directory: &Path, args: &Bench) -> anyhow::Result<()> {
+    if args.list {
+        return output::print(&isolation::list());
+    }
+    let attacks = if args.attack.is_empty() { Attack::all().to_vec() } else { args.attack.clone() };
+    let time = Duration::from_secs(args.seconds);
+    if !args.json {
+        output::print(&isolation::head(args.victims))?;
+    }
+    let mut findings = Vec::new();
+    for attack in attacks {
+        let finding = isolation::measure(directory, attack, args.victims, time)?;
+        if !args.json {
+            output::print(&finding.line())?;
+        }
+        findings.push(finding);
+    }
+    if args.json { output::print_json(&findings) } else { Ok(()) }
 }
 
 /// A server to be measured, and its name, but for the first.
@@ -193,6 +219,22 @@ impl Process {
         self.0.id()
     }
 
+    /// Ends it by SIGTERM: how it ended.
+    fn terminate(mut self, limit: Duration) -> anyhow::Result<ExitStatus> {
+        rustix::process::kill_process(Pid::from_child(&self.0), Signal::TERM)?;
+        let deadline = Instant::now() + limit;
+        loop {
+            if let Some(status) = self.0.try_wait()? {
+                return Ok(status);
+            }
+            if Instant::now() > deadline {
+                self.0.kill()?;
+                bail!("the daemon did not end within {limit:?} of SIGTERM");
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
     fn start(mut command: Command) -> anyhow::Result<Self> {
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn();
         Ok(Self(child.context("cannot start a process for the other end")?))
@@ -202,8 +244,10 @@ impl Process {
 impl Drop for Process {
     fn drop(&mut self) {
         // The server removes its socket; the floor just ends.
-        let _ = rustix::process::kill_process(Pid::from_child(&self.0), Signal::TERM);
-        let _ = self.0.wait();
+        if matches!(self.0.try_wait(), Ok(None)) {
+            let _ = rustix::process::kill_process(Pid::from_child(&self.0), Signal::TERM);
+            let _ = self.0.wait();
+        }
     }
 }
 

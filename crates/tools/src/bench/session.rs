@@ -106,6 +106,11 @@ impl Session {
         self.raw.fd()
     }
 
+    /// Exactly so many bytes.
+    pub(super) fn receive(&mut self, len: usize) -> anyhow::Result<&[u8]> {
+        self.raw.receive(len)
+    }
+
     /// Connects and negotiates.
     pub(super) fn attach(socket: &Path, spin: bool) -> anyhow::Result<Self> {
         let mut session = Self { raw: Raw::connect(socket, spin)? };
