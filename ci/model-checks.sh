@@ -26,6 +26,7 @@ run() { # CHECKER CRATE FILTER
     grep '^test result' "$log" | sed "s/^test result/$1 $2 $3/"
 }
 
+run shuttle quota model::
 run shuttle dma model::
 run shuttle tasks model::
 run shuttle core model::

@@ -45,8 +45,26 @@ pub const KEYS: &[Keys] = &[
     keys(
         "limits",
         &["common_connections"],
-        "connections of all devices beyond those; one user (an account, or a connection whose account the kernel cannot name) has half of them at most",
+        "connections of all devices beyond those; one user has half of them at most ([limits](cli.md#limits))",
         "4096",
+    ),
+    keys(
+        "limits",
+        &["descriptors", "reserved_descriptors"],
+        "descriptors in all, and those that each device has for its clients",
+        "what `RLIMIT_NOFILE` allows, 512",
+    ),
+    keys(
+        "limits",
+        &["mappings", "reserved_mappings"],
+        "clients' files that are mapped into the daemon",
+        "half of `vm.max_map_count`, 256",
+    ),
+    keys(
+        "limits",
+        &["address_space", "reserved_address_space"],
+        "bytes of the daemon's address space that these take",
+        "96 TiB, 1 TiB",
     ),
     keys(
         "",

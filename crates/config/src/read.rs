@@ -9,6 +9,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 use vfiod_core::dma::AcceptedFiles;
 use vfiod_core::{OpenPolicy, StatePolicy};
+use vfiod_quota::Resource;
 
 use crate::log::{LogFormat, check_filter};
 use crate::model::{ModelInfo, Models};
@@ -156,12 +157,24 @@ impl Reader<'_> {
     }
 
     fn limits(&self, limits: &Section<'_>) -> LimitsConfig {
-        let number = |key, bounds| limits.integer(key, bounds).map(|at| at.value as usize);
-        LimitsConfig {
-            device_connections: number("device_connections", 1..=65536),
-            reserved_connections: number("reserved_connections", 1..=65536),
-            common_connections: number("common_connections", 0..=1 << 20),
-        }
+        let number = |key, most| limits.integer(key, 1..=most).map(|at| at.value);
+        let mut read = LimitsConfig {
+            device_connections: number("device_connections", 65536).map(|most| most as usize),
+            common_connections: limits
+                .integer("common_connections", 0..=1 << 20)
+                .map(|at| at.value),
+            ..LimitsConfig::default()
+        };
+        let reserved = &mut read.reserved;
+        reserved[Resource::Connections] = number("reserved_connections", 65536);
+        reserved[Resource::Descriptors] = number("reserved_descriptors", 1 << 20);
+        reserved[Resource::Mappings] = number("reserved_mappings", 32768);
+        reserved[Resource::AddressSpace] = number("reserved_address_space", 1 << 46);
+        let total = &mut read.total;
+        total[Resource::Descriptors] = number("descriptors", 1 << 30);
+        total[Resource::Mappings] = number("mappings", 32768);
+        total[Resource::AddressSpace] = number("address_space", 96 << 40);
+        read
     }
 
     fn log(&self, log: Section<'_>) -> (Option<String>, Option<LogFormat>) {

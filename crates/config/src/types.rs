@@ -9,6 +9,7 @@ use std::time::Duration;
 use vfiod_core::dma::AcceptedFiles;
 use vfiod_core::{OpenPolicy, StatePolicy, Token};
 use vfiod_pci::{Address, BusKind, VirtualFunctions};
+use vfiod_quota::PerResource;
 
 use crate::log::LogFormat;
 
@@ -52,10 +53,12 @@ pub struct Config {
 pub struct LimitsConfig {
     /// Most connections to one device.
     pub device_connections: Option<usize>,
-    /// Connections that each device has for its own clients.
-    pub reserved_connections: Option<usize>,
-    /// Connections of all devices beyond those. A user has half of them at most.
-    pub common_connections: Option<usize>,
+    /// Connections of all devices beyond those that each has for its own clients.
+    pub common_connections: Option<u64>,
+    /// How much there is of the other resources in all.
+    pub total: PerResource<Option<u64>>,
+    /// How much each device has for its own clients. Of the rest a user has half at most.
+    pub reserved: PerResource<Option<u64>>,
 }
 
 impl Config {

@@ -5,6 +5,7 @@ use std::time::Duration;
 use vfiod_core::dma::AcceptedFiles;
 use vfiod_core::{OpenPolicy, StatePolicy};
 use vfiod_pci::{BusKind, ResetScope, VirtualFunctions};
+use vfiod_quota::Resource;
 
 use vfiod_config::*;
 use vfiod_devices::catalogue;
@@ -27,7 +28,12 @@ fn everything_that_can_be_said() {
         r#"
         poll = "50us"
         threads = 8
-        limits = { device_connections = 9, reserved_connections = 2, common_connections = 100 }
+        limits.device_connections = 9
+        limits.common_connections = 100
+        limits.reserved_connections = 2
+        limits.mappings = 3000
+        limits.reserved_mappings = 30
+        limits.reserved_address_space = 0x1_0000_0000
         dma_files = "any"
         log = { level = "debug", format = "json" }
         bus.b = { segment = 1, number = 2, reset = "bus" }
@@ -49,11 +55,15 @@ fn everything_that_can_be_said() {
     .unwrap();
     assert_eq!(config.poll, Some(Duration::from_micros(50)));
     assert_eq!(config.threads, Some(8));
-    let limits = LimitsConfig {
+    let mut limits = LimitsConfig {
         device_connections: Some(9),
-        reserved_connections: Some(2),
         common_connections: Some(100),
+        ..LimitsConfig::default()
     };
+    limits.total[Resource::Mappings] = Some(3000);
+    limits.reserved[Resource::Connections] = Some(2);
+    limits.reserved[Resource::Mappings] = Some(30);
+    limits.reserved[Resource::AddressSpace] = Some(1 << 32);
     assert_eq!(config.limits, limits);
     assert_eq!(config.dma_files, AcceptedFiles::Any);
     assert_eq!((config.log.as_deref(), config.log_format), (Some("debug"), Some(LogFormat::Json)));

@@ -9,11 +9,12 @@ use vfiod_core::{
     RegionFlags, Result,
 };
 use vfiod_manager::Manager;
+use vfiod_quota::Resource;
 
 use crate::view::{
     Attribute, Connection, Daemon, Damaged, Definition, Definitions, Device, DeviceState,
-    DeviceSummary, Dma, File, Instance, InstanceSummary, Interrupt, Mapping, Member, Owner, Parent,
-    Record, Region, Set, Setting, Task, Type, Usage,
+    DeviceSummary, Dma, File, Instance, InstanceSummary, Interrupt, Limit, Mapping, Member, Owner,
+    Parent, Record, Region, Set, Setting, Task, Type,
 };
 
 /// How many DMA mappings are shown one by one.
@@ -89,13 +90,25 @@ pub(crate) fn device(manager: &Manager, device: &DeviceRef) -> Device {
         tasks: status.tasks.into_iter().map(task).collect(),
         dma: dma(device),
         connections: manager.connections(device).iter().map(connection).collect(),
-        reserved_connections: manager.own_connections(device).map(usage),
-        common_connections: usage(manager.server().common_connections()),
+        limits: SHOWN.map(|resource| limit(manager, device, resource)).into(),
     }
 }
 
-fn usage(connections: vfiod_server::ConnectionUsage) -> Usage {
-    Usage { used: connections.used, limit: connections.limit }
+/// The resources whose use is shown.
+const SHOWN: [Resource; 4] =
+    [Resource::Connections, Resource::Descriptors, Resource::Mappings, Resource::AddressSpace];
+
+fn limit(manager: &Manager, device: &DeviceRef, resource: Resource) -> Limit {
+    // A device that is not served has nothing.
+    let reserved = manager.usage(device, resource).unwrap_or_default();
+    let common = manager.server().usage(resource);
+    Limit {
+        name: resource.name().to_owned(),
+        reserved: reserved.limit,
+        reserved_used: reserved.used,
+        common: common.limit,
+        common_used: common.used,
+    }
 }
 
 fn task(task: TaskInfo) -> Task {

@@ -71,21 +71,24 @@ pub struct Device {
     pub dma: Dma,
     /// Its clients' connections.
     pub connections: Vec<Connection>,
-    /// How many there are of those that it has for itself.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub reserved_connections: Option<Usage>,
-    /// How many all devices have beyond those; one user has half of them at most.
+    /// What its clients have of what all devices share.
     #[serde(default)]
-    pub common_connections: Usage,
+    pub limits: Vec<Limit>,
 }
 
-/// How much of something is in use.
-#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, ToSchema)]
-pub struct Usage {
-    /// Now.
-    pub used: usize,
-    /// At most.
-    pub limit: usize,
+/// How much is in use of something that all devices share.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Limit {
+    /// What it is: `connections`, `descriptors`, `mappings`, `address_space` (in bytes).
+    pub name: String,
+    /// What the device has for its own clients.
+    pub reserved: u64,
+    /// How much of that is in use.
+    pub reserved_used: u64,
+    /// What all devices have beyond their own; one user has half of it at most.
+    pub common: u64,
+    /// How much of that is in use, by clients of all devices.
+    pub common_used: u64,
 }
 
 /// One open of a device.

@@ -5,6 +5,8 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use vfiod_quota::Payer;
+
 use crate::device::{Description, Device, Features, Token};
 use crate::device_ref::DeviceRef;
 use crate::dma::{MapOwner, MapRequest, Space};
@@ -98,6 +100,12 @@ impl File {
     /// the client. Once for each file.
     pub fn set_link(&self, link: Weak<dyn Link>) {
         self.shared.set_link(link);
+    }
+
+    /// Sets who pays for the descriptors and mappings that the client sets up from now on. Once for each
+    /// file; without it nobody does.
+    pub fn set_payer(&self, payer: Payer) {
+        self.shared.set_payer(payer);
     }
 
     /// Who holds it.
@@ -229,7 +237,8 @@ impl File {
         self.registered().reset_for(&self.shared)
     }
 
-    /// DEVICE_SET_IRQS; see [`crate::irq::IrqSet::set`]; or `ENODEV`.
+    /// DEVICE_SET_IRQS; see [`crate::irq::IrqSet::set`]; or `ENODEV`; or `EMFILE`: more eventfds than the
+    /// file's payer may have ([`File::set_payer`]).
     pub fn set_irqs(
         &self,
         index: IrqIndex,
@@ -242,19 +251,23 @@ impl File {
         self.shared.sets_up();
         let sets_up = count == 0 || matches!(data, IrqData::EventFds(_));
         let irqs = self.registered().context.irqs();
-        let result = irqs.set(self.id(), index, start, count, action, data);
+        let result = {
+            let payer = self.shared.payer();
+            irqs.set_for(self.id(), payer, (index, start, count), action, data)
+        };
         if sets_up {
             self.registered().set_up();
         }
         self.still_present().and(result)
     }
 
-    /// DMA_MAP; see [`crate::dma::Space::map`]; or `ENODEV`.
+    /// DMA_MAP; see [`crate::dma::Space::map_for`], of which the file's payer is asked
+    /// ([`File::set_payer`]); or `ENODEV`.
     pub fn dma_map(&self, request: MapRequest) -> Result<()> {
         self.present()?;
         self.shared.sets_up();
         let space = self.registered().context.attached_space();
-        let result = space.map(MapOwner::from(self.id()), request);
+        let result = space.map_for(MapOwner::from(self.id()), request, self.shared.payer());
         if !self.registered().context.attached_space().is(&space) {
             // Another file of the device has joined a space meanwhile.
             self.shared.has_left(space);

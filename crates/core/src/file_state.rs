@@ -7,6 +7,7 @@ use std::sync::{Arc, OnceLock, Weak};
 use std::time::SystemTime;
 
 use rustix::event::{EventfdFlags, eventfd};
+use vfiod_quota::Payer;
 
 use crate::dma::Space;
 use crate::error::{Errno, Error, Result};
@@ -51,6 +52,7 @@ pub(crate) struct FileShared {
     /// Spaces that the device was attached to before, where the file may have mappings.
     left_spaces: Mutex<Vec<Space>>,
     link: Mutex<Option<Weak<dyn Link>>>,
+    payer: OnceLock<Payer>,
 }
 
 /// `open` is running for it.
@@ -83,7 +85,18 @@ impl FileShared {
             memory: OnceLock::new(),
             left_spaces: Mutex::default(),
             link: Mutex::new(None),
+            payer: OnceLock::new(),
         }
+    }
+
+    /// Sets who pays for what the client sets up; once.
+    pub(crate) fn set_payer(&self, payer: Payer) {
+        _ = self.payer.set(payer);
+    }
+
+    /// Who pays for what the client sets up; `None`: nobody.
+    pub(crate) fn payer(&self) -> Option<&Payer> {
+        self.payer.get()
     }
 
     /// Sets what is to be ended when the file is revoked; once.

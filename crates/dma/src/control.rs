@@ -3,6 +3,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::os::fd::OwnedFd;
 
+use vfiod_quota::{Charge, Payer, Resource};
 use vfiod_sync::Arc;
 
 use crate::error::{Errno, Error, Result};
@@ -57,6 +58,8 @@ pub(crate) struct FileEntry {
     pub(crate) current: Option<u32>,
     /// Sources of this file.
     sources: u32,
+    /// What the client is charged for the descriptor.
+    _charge: Option<Charge>,
 }
 
 struct Owner {
@@ -75,11 +78,25 @@ pub(crate) struct Leaving {
 }
 
 impl Control {
-    /// The number of a new source of a file.
-    pub(crate) fn file_slot(&mut self, kind: Kind, fd: &Arc<OwnedFd>) -> Result<u32> {
+    /// The number of a new source of a file. A client pays for the file's descriptor.
+    ///
+    /// # Errors
+    /// `ENOSPC`: too many sources; `EMFILE`: more descriptors than the payer's user may have.
+    pub(crate) fn file_slot(
+        &mut self,
+        kind: Kind,
+        fd: &Arc<OwnedFd>,
+        payer: Option<&Payer>,
+    ) -> Result<u32> {
+        let new = match kind {
+            Kind::File(key) | Kind::Part(key) => !self.files.contains_key(&key),
+            Kind::Free | Kind::Peer => false,
+        };
+        let payer = payer.filter(|_| new);
+        let charge = payer.map(|payer| payer.charge(Resource::Descriptors, 1)).transpose()?;
         let slot = self.slot(kind)?;
         if let Kind::File(key) | Kind::Part(key) = kind {
-            let new = || FileEntry { fd: fd.clone(), current: None, sources: 0 };
+            let new = || FileEntry { fd: fd.clone(), current: None, sources: 0, _charge: charge };
             self.files.entry(key).or_insert_with(new).sources += 1;
         }
         Ok(slot)

@@ -39,3 +39,9 @@ impl Error {
         self.errno
     }
 }
+
+impl From<vfiod_quota::Exceeded> for Error {
+    fn from(exceeded: vfiod_quota::Exceeded) -> Self {
+        Self::new(exceeded.errno(), exceeded.to_string())
+    }
+}

@@ -16,11 +16,12 @@ use crate::error::{Errno, Error, Result};
 use crate::sparse::{Holes, Sparse, TRIES};
 use crate::userfault;
 use crate::watched::{Watch, watch};
+use vfiod_quota::{Charge, Payer, Resource};
 use vfiod_sync::Arc;
 use vfiod_sync::atomic::Ordering;
 
-/// Mappings that the process may hold for peers at once: half of the kernel's default for a
-/// whole process (`vm.max_map_count`), so that a hostile peer cannot make others' fail.
+/// Mappings that the process may hold at once, whoever pays for them: half of the kernel's default for
+/// a whole process (`vm.max_map_count`).
 const PROCESS_MAPPINGS: u64 = 32_768;
 /// Bytes of address space that the process may spend on them: of 128 TiB.
 const PROCESS_BYTES: u64 = 96 << 40;
@@ -43,20 +44,30 @@ impl Account {
     }
 }
 
-/// A piece of the account, given back when dropped.
+/// Whom a mapping is charged to.
+#[derive(Clone, Copy)]
+pub(crate) struct Costs<'a> {
+    pub(crate) account: &'a Arc<Account>,
+    /// Most bytes on that account.
+    pub(crate) limit: u64,
+    /// The client that pays for what of the process it takes up; `None`: it is the process's own.
+    pub(crate) payer: Option<&'a Payer>,
+}
+
+/// A piece of the account and of what the process may map, given back when dropped.
 #[derive(Debug)]
-struct Charge {
+struct Piece {
     account: Arc<Account>,
     bytes: u64,
 }
 
-impl Charge {
+impl Piece {
     fn new(account: &Arc<Account>, bytes: u64, limit: u64) -> Result<Self> {
-        let charge = Self { account: account.clone(), bytes };
+        let piece = Self { account: account.clone(), bytes };
         let space = account.0.fetch_add(bytes, StdOrdering::Relaxed).saturating_add(bytes);
         let all = BYTES.fetch_add(bytes, StdOrdering::Relaxed).saturating_add(bytes);
         let count = MAPPINGS.fetch_add(1, StdOrdering::Relaxed);
-        // From here on a drop of the charge undoes the three.
+        // From here on a drop of the piece undoes the three.
         let refuse = |what| Err(Error::new(Errno::NOMEM, what));
         if space > limit {
             return refuse(format!(
@@ -67,11 +78,11 @@ impl Charge {
         if all > PROCESS_BYTES || count >= PROCESS_MAPPINGS {
             return refuse("the process has mapped as much as it may for its clients".to_owned());
         }
-        Ok(charge)
+        Ok(piece)
     }
 }
 
-impl Drop for Charge {
+impl Drop for Piece {
     fn drop(&mut self) {
         self.account.0.fetch_sub(self.bytes, StdOrdering::Relaxed);
         BYTES.fetch_sub(self.bytes, StdOrdering::Relaxed);
@@ -88,7 +99,9 @@ pub(crate) struct MappedFile {
     /// `None`: accesses fill holes.
     sparse: Option<Sparse>,
     watch: Option<Watch>,
-    _charge: Charge,
+    _piece: Piece,
+    /// What the client is charged for it.
+    _charges: Option<[Charge; 2]>,
 }
 
 // SAFETY: the address is valid until the drop, from any thread; what is there is only touched
@@ -98,12 +111,13 @@ unsafe impl Send for MappedFile {}
 unsafe impl Sync for MappedFile {}
 
 impl MappedFile {
-    /// Maps `len` bytes of a file from `offset`, both in whole pages; the range may reach
-    /// past the file's end. Where writing is refused for the whole file (a seal), it is mapped for
+    /// Maps `len` bytes of a file from `offset`, both in whole pages, for a client that pays for it;
+    /// the range may reach past the file's end. Where writing is refused for the whole file (a seal), it is mapped for
     /// reading. Where userfaultfd is forbidden, accesses fill holes whatever `holes` says.
     ///
     /// # Errors
-    /// `ENOMEM`: more than `limit` bytes on this account, or too much in the process; else
+    /// `ENOMEM`: more than `costs.limit` bytes on that account, or too much in the process; `ENOSPC`,
+    /// `ENOMEM`: more mappings or bytes than the payer's user may have; else
     /// what `mmap` says: `ENODEV` cannot be mapped, `EACCES` not open for reading.
     pub(crate) fn new(
         fd: &Arc<OwnedFd>,
@@ -111,10 +125,14 @@ impl MappedFile {
         len: u64,
         writable: bool,
         holes: Holes,
-        account: &Arc<Account>,
-        limit: u64,
+        costs: Costs<'_>,
     ) -> Result<Self> {
-        let charge = Charge::new(account, len, limit)?;
+        let charge = |payer: &Payer| -> Result<_> {
+            let mapping = payer.charge(Resource::Mappings, 1)?;
+            Ok([mapping, payer.charge(Resource::AddressSpace, len)?])
+        };
+        let charges = costs.payer.map(charge).transpose()?;
+        let piece = Piece::new(costs.account, len, costs.limit)?;
         let size = usize::try_from(len)
             .map_err(|_| Error::new(Errno::NOMEM, "a mapping larger than the address space"))?;
         fault::install();
@@ -150,7 +168,15 @@ impl MappedFile {
         let base = NonNull::new(base.cast())
             .ok_or_else(|| Error::new(Errno::NOMEM, "a mapping at address 0"))?;
         let watch = watch(base.as_ptr(), size);
-        let mut mapped = Self { base, len: size, writable, sparse: None, watch, _charge: charge };
+        let mut mapped = Self {
+            base,
+            len: size,
+            writable,
+            sparse: None,
+            watch,
+            _piece: piece,
+            _charges: charges,
+        };
         if mapped.watch.is_none() {
             return Err(Error::new(Errno::NOMEM, "the process has mapped too much memory"));
         }

@@ -10,7 +10,7 @@ use rustix::net::SendFlags;
 
 use crate::error::{Errno, Error, Result};
 use crate::fault::Scalar;
-use crate::mapped_file::{Access, Account, MappedFile};
+use crate::mapped_file::{Access, Account, Costs, MappedFile};
 use crate::sparse::Holes;
 use vfiod_sync::Arc;
 use vfiod_sync::atomic::{AtomicBool, Ordering};
@@ -79,7 +79,8 @@ impl SharedMemory {
         open: Arc<AtomicBool>,
     ) -> Result<Arc<Self>> {
         let account = Arc::new(Account::default());
-        let mapping = MappedFile::new(&fd, offset, size, true, Holes::Fill, &account, u64::MAX)?;
+        let costs = Costs { account: &account, limit: u64::MAX, payer: None };
+        let mapping = MappedFile::new(&fd, offset, size, true, Holes::Fill, costs)?;
         Ok(Arc::new(Self { size, fd, offset, areas, mapping, open }))
     }
 

@@ -4,6 +4,7 @@ use std::fmt;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
+use vfiod_quota::Payer;
 use vfiod_sync::atomic::{AtomicU64, Ordering};
 use vfiod_sync::{Arc, Mutex, lock};
 
@@ -13,7 +14,7 @@ use crate::error::{Errno, Error, Result};
 use crate::files::{AcceptedFiles, Examined, examine, extent, wanted};
 use crate::listener::Listeners;
 use crate::map::{FileSource, Map, Source};
-use crate::mapped_file::{Account, MappedFile};
+use crate::mapped_file::{Account, Costs, MappedFile};
 use crate::peer::DmaPeer;
 use crate::ranges::Ranges;
 use crate::request::{Backing, MapOwner, MapRequest, Perm};
@@ -103,8 +104,16 @@ pub struct Usage {
 
 /// What is behind a mapping, with a descriptor that may be known already.
 enum Behind {
-    File { fd: Arc<OwnedFd>, offset: u64, end: u64, file: Examined },
+    File(BehindFile),
     Peer(Arc<dyn DmaPeer>),
+}
+
+struct BehindFile {
+    fd: Arc<OwnedFd>,
+    /// Where the mapping begins and ends in the file.
+    offset: u64,
+    end: u64,
+    file: Examined,
 }
 
 impl Inner {
@@ -126,11 +135,10 @@ impl Inner {
     fn file_source(
         &self,
         control: &mut Control,
-        fd: &Arc<OwnedFd>,
-        file: &Examined,
-        offset: u64,
-        end: u64,
+        behind: &BehindFile,
+        payer: Option<&Payer>,
     ) -> Result<(u32, u64, Option<Source>)> {
+        let &BehindFile { ref fd, offset, end, ref file } = behind;
         let known = control.files.get(&file.key);
         let fd = known.map_or(fd, |known| &known.fd).clone();
         let current = known.and_then(|known| known.current);
@@ -154,9 +162,10 @@ impl Inner {
         let limit = self.address_space.load(Ordering::Relaxed);
         let (at, len, writable) = (extent.offset, extent.len, file.key.writable);
         let holes = if file.kind.cannot_block() { Holes::Keep(file.kind) } else { Holes::Fill };
-        let mapped = MappedFile::new(&fd, at, len, writable, holes, &self.account, limit)?;
+        let costs = Costs { account: &self.account, limit, payer };
+        let mapped = MappedFile::new(&fd, at, len, writable, holes, costs)?;
         let kind = if extent.whole { Kind::File(file.key) } else { Kind::Part(file.key) };
-        let slot = control.file_slot(kind, &fd)?;
+        let slot = control.file_slot(kind, &fd, payer)?;
         let source = FileSource { mapped: Arc::new(mapped), fd, offset: at };
         Ok((slot, offset - at, Some(Source::File(source))))
     }
@@ -244,12 +253,47 @@ impl Space {
     /// address space; `ENODEV`: a file that the space does not accept ([`Space::accepted_files`]), or
     /// not a regular one; `EACCES`: not open for reading, or on FUSE; what `mmap` fails with.
     pub fn map(&self, owner: impl Into<Option<MapOwner>>, request: MapRequest) -> Result<()> {
+        self.map_for(owner, request, None)
+    }
+
+    /// Makes a mapping as [`Space::map`] does, for a client that pays for what of the process it takes
+    /// up: the descriptor of a file that the space does not know yet, its mapping into this process, and
+    /// the address space that takes. Files without DMA mappings that the space keeps are given up
+    /// first.
+    ///
+    /// # Errors
+    /// As [`Space::map`]; `EMFILE`, `ENOSPC`, `ENOMEM`: more descriptors, mappings or address space than
+    /// the payer's user may have.
+    pub fn map_for(
+        &self,
+        owner: impl Into<Option<MapOwner>>,
+        request: MapRequest,
+        payer: Option<&Payer>,
+    ) -> Result<()> {
         let MapRequest { iova, size, perm, backing } = request;
         let behind = match backing {
             Backing::File { fd, offset } => self.behind_file(Arc::new(fd), offset, iova, size)?,
             Backing::Peer(peer) => Behind::Peer(peer),
         };
-        self.add(owner.into(), iova, size, perm, behind)
+        let owner = owner.into();
+        match self.add(owner, iova, size, perm, &behind, payer) {
+            Err(error)
+                if matches!(error.errno(), Errno::MFILE | Errno::NOSPC | Errno::NOMEM)
+                    && self.give_up_idle() =>
+            {
+                self.add(owner, iova, size, perm, &behind, payer)
+            }
+            added => added,
+        }
+    }
+
+    /// Unmaps the files that no DMA mapping shows. Returns whether there were some.
+    fn give_up_idle(&self) -> bool {
+        let (mut control, mut dead) = (lock(&self.inner.control), Vec::new());
+        control.forget_idle(&mut dead);
+        let garbage = self.inner.reap(&mut control, &dead);
+        drop(control);
+        !garbage.is_empty()
     }
 
     /// Looks at a file that is to be mapped at `iova`.
@@ -263,7 +307,7 @@ impl Space {
             return Err(Error::new(Errno::INVAL, what));
         };
         let file = examine(fd.as_fd(), self.inner.accepted)?;
-        Ok(Behind::File { fd, offset, end, file })
+        Ok(Behind::File(BehindFile { fd, offset, end, file }))
     }
 
     fn add(
@@ -272,7 +316,8 @@ impl Space {
         iova: u64,
         size: u64,
         perm: Perm,
-        behind: Behind,
+        behind: &Behind,
+        payer: Option<&Payer>,
     ) -> Result<()> {
         let invalid = |what| Err(Error::new(Errno::INVAL, what));
         if size == 0 {
@@ -302,10 +347,8 @@ impl Space {
                 format!("an address space may have {MAPPINGS} DMA mappings, not more"),
             ));
         }
-        let (slot, offset, new) = match &behind {
-            Behind::File { fd, offset, end, file } => {
-                self.inner.file_source(&mut control, fd, file, *offset, *end)?
-            }
+        let (slot, offset, new) = match behind {
+            Behind::File(file) => self.inner.file_source(&mut control, file, payer)?,
             Behind::Peer(peer) => {
                 let (slot, new) = control.peer_slot(peer)?;
                 (slot, 0, new.then(|| Source::Peer(peer.clone())))
@@ -392,7 +435,7 @@ impl Space {
             }
             Err(peer) => Behind::Peer(peer),
         };
-        to.add(owner.into(), iova, size, perm, behind)
+        to.add(owner.into(), iova, size, perm, &behind, None)
     }
 
     /// Removes every mapping of an owner, and blocks for up to a second for accesses in flight and

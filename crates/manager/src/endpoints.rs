@@ -9,9 +9,9 @@ use anyhow::Context;
 use uuid::Uuid;
 use vfiod_core::{DeviceRef, Result};
 use vfiod_mdev::{Endpoint, NoEndpoint};
+use vfiod_quota::{Resource, Usage};
 use vfiod_server::{
-    ConnectionInfo, ConnectionTotals, ConnectionUsage, Departures, Listener, Served, Site,
-    SocketAccess,
+    ConnectionInfo, ConnectionTotals, Departures, Listener, Served, Site, SocketAccess,
 };
 
 use crate::sockets::{access_of, prepare};
@@ -110,9 +110,9 @@ impl Endpoints {
         self.open().served.get(&uuid).map_or_else(Vec::new, Served::clients)
     }
 
-    /// The connections of those that an instance has for itself.
-    pub(super) fn own_connections(&self, uuid: Uuid) -> Option<ConnectionUsage> {
-        self.open().served.get(&uuid).map(Served::own_connections)
+    /// What an instance has of its share of a resource.
+    pub(super) fn usage(&self, uuid: Uuid, resource: Resource) -> Option<Usage> {
+        self.open().served.get(&uuid).map(|served| served.usage(resource))
     }
 
     /// The clients of an instance that have hung up.

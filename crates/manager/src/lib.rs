@@ -33,6 +33,7 @@ mod endpoints;
 mod event_log;
 mod events;
 mod inherited;
+mod limits;
 mod manager;
 mod plan;
 mod sandbox;

@@ -10,7 +10,8 @@ use vfiod_config::{Config, Document, Models};
 use vfiod_core::event::{Event, Observer};
 use vfiod_core::{DeviceRef, Errno, Error, FileId, InUse, Registry, Result, SetKey};
 use vfiod_mdev::{Bus, Create, ParentRegistration, Removal};
-use vfiod_server::{ConnectionInfo, ConnectionTotals, ConnectionUsage, Departures, Server};
+use vfiod_quota::{Resource, Usage};
+use vfiod_server::{ConnectionInfo, ConnectionTotals, Departures, Server};
 
 use crate::counters::{AllCounters, Counters};
 use crate::definitions::Definitions;
@@ -284,11 +285,11 @@ impl Manager {
         }
     }
 
-    /// The connections of those that a device has for itself; `None` if it is not served.
-    pub fn own_connections(&self, device: &DeviceRef) -> Option<ConnectionUsage> {
+    /// What a device has of its share of a resource; `None` if it is not served.
+    pub fn usage(&self, device: &DeviceRef, resource: Resource) -> Option<Usage> {
         match self.instance_of(device) {
-            Some(instance) => self.endpoints.own_connections(instance.uuid()),
-            None => self.stack.own_connections(device.name()),
+            Some(instance) => self.endpoints.usage(instance.uuid(), resource),
+            None => self.stack.usage(device.name(), resource),
         }
     }
 

@@ -12,6 +12,8 @@ use vfiod_sandbox::Rules;
 
 /// The accounts by name, for `owner`, `group`, `users` and `groups` of a configuration.
 const ACCOUNTS: [&str; 3] = ["/etc/passwd", "/etc/group", "/etc/nsswitch.conf"];
+/// What the kernel says about limits and accounts.
+const KERNEL: [&str; 2] = ["/proc/sys/vm/max_map_count", "/proc/sys/kernel/overflowuid"];
 /// Directories that are too much to be read for the sake of one file in them.
 const SHARED: [&str; 2] = ["/", "/etc"];
 
@@ -56,7 +58,8 @@ pub fn rules(config: &Config, models: &Models, file: Option<&Path>) -> Rules {
         // A peer's groups may have to be asked of a service that knows the accounts.
         rules.allow_connecting();
     }
-    for path in ACCOUNTS.iter().map(Path::new).filter(|path| path.exists()) {
+    let read = ACCOUNTS.iter().chain(&KERNEL).map(Path::new);
+    for path in read.filter(|path| path.exists()) {
         rules.allow_reading(path);
     }
     if let Some(file) = file.and_then(|file| file.canonicalize().ok()) {

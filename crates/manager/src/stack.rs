@@ -12,15 +12,16 @@ use vfiod_core::event::Observer;
 use vfiod_core::{Device, DeviceRef, DeviceSpec, OpenPause, Registration, Registry};
 use vfiod_fsl_mc::{Container, ContainerDevice, Kind, ObjectDevice, ObjectId};
 use vfiod_pci::{Bus, Placement};
+use vfiod_quota::{Resource, Usage};
 use vfiod_server::{
-    ConnectionInfo, ConnectionTotals, ConnectionUsage, Departures, Listener, Served, Server,
-    ServerOptions,
+    ConnectionInfo, ConnectionTotals, Departures, Listener, Served, Server, ServerOptions,
 };
 use vfiod_tasks::Workers;
 
 use crate::build::{self, Siblings};
 use crate::departure;
 use crate::inherited::PassedSockets;
+use crate::limits::limits;
 use crate::plan::{self, BusPlan, ContainerPlan, DevicePlan, SriovPlan, Unit};
 use crate::sockets::{Opened, Source};
 
@@ -103,11 +104,9 @@ impl Stack {
         let mut options = ServerOptions::default();
         options.poll = config.poll.unwrap_or(options.poll);
         options.max_threads = config.threads.unwrap_or(options.max_threads);
-        let limits = config.limits;
-        options.max_connections = limits.device_connections.unwrap_or(options.max_connections);
-        options.connection_share = limits.reserved_connections.unwrap_or(options.connection_share);
-        options.common_connections =
-            limits.common_connections.unwrap_or(options.common_connections);
+        let of_device = config.limits.device_connections;
+        options.max_connections = of_device.unwrap_or(options.max_connections);
+        options.limits = limits(config);
         let registry = observer.map_or_else(Registry::new, Registry::with_observer);
         registry.accept_files(config.dma_files);
         let workers = std::thread::available_parallelism().map_or(1, NonZero::get);
@@ -379,12 +378,12 @@ impl Stack {
         device.and_then(|device| device.served.as_ref()).map_or_else(Vec::new, Served::clients)
     }
 
-    /// The connections of those that a device of the configuration has for itself.
-    pub fn own_connections(&self, name: &str) -> Option<ConnectionUsage> {
+    /// What a device of the configuration has of its share of a resource.
+    pub fn usage(&self, name: &str, resource: Resource) -> Option<Usage> {
         let running = vfiod_sync::lock(&self.running);
         let mut devices = running.iter().flat_map(|unit| &unit.devices);
         let device = devices.find(|device| device.registration.device().name() == name);
-        device.and_then(|device| device.served.as_ref()).map(Served::own_connections)
+        device.and_then(|device| device.served.as_ref()).map(|served| served.usage(resource))
     }
 
     /// What was counted on all connections to a device of the configuration.

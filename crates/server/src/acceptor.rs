@@ -121,13 +121,9 @@ impl Acceptor {
             return Accepted::Nobody;
         }
         match Connection::new(fd, &self.clients, pool.reserve()) {
-            Ok(Some(connection)) => return Accepted::Client(connection),
-            Ok(None) => self.clients.quiet.warn(|suppressed| {
-                tracing::warn!(
-                    device,
-                    suppressed,
-                    "a user has too many connections: one was closed"
-                );
+            Ok(Ok(connection)) => return Accepted::Client(connection),
+            Ok(Err(full)) => self.clients.quiet.warn(|suppressed| {
+                tracing::warn!(device, suppressed, "a new connection was closed: {full}");
             }),
             Err(errno) => self.clients.quiet.warn(|suppressed| {
                 let errno = errno_name(errno);

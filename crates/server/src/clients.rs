@@ -6,13 +6,13 @@ use std::time::{Duration, Instant};
 
 use vfiod_core::{DeviceRef, Owner};
 use vfiod_protocol::Dialect;
+use vfiod_quota::{Account, Charge, Exceeded, Payer, Resource, User};
 use vfiod_sync::{Condvar, Mutex, lock};
 
 use crate::closer::Closer;
 use crate::gate::Gate;
 use crate::limits::{MAX_LEAVING, MAX_LINES, Quiet};
 use crate::opening_queue::OpeningQueue;
-use crate::quota::{Charge, Share, Usage, User};
 
 /// One connection as it is at a moment, for people.
 #[derive(Clone, Debug)]
@@ -133,8 +133,23 @@ pub(crate) trait Client: Send + Sync {
     /// What it waits for may have happened: it is served again.
     fn wake(&self);
     /// Gives up its place, for another connection. It is ended next.
-    fn give_place(&self) -> Option<Charge>;
+    fn give_place(&self) -> Option<Place>;
     fn info(&self) -> ConnectionInfo;
+}
+
+/// A connection's place among those that a user may have, with the descriptor of its socket.
+pub(crate) struct Place {
+    _connection: Charge,
+    _descriptor: Charge,
+}
+
+impl Place {
+    fn new(payer: &Payer) -> Result<Self, Exceeded> {
+        Ok(Self {
+            _connection: payer.charge(Resource::Connections, 1)?,
+            _descriptor: payer.charge(Resource::Descriptors, 1)?,
+        })
+    }
 }
 
 /// Whether a client that has hung up has the device open.
@@ -185,7 +200,7 @@ pub(crate) struct Clients {
     /// For what is refused to connections that do not have the device open.
     pub(crate) refusals: Quiet,
     max_connections: usize,
-    share: Arc<Share>,
+    pub(crate) account: Arc<Account>,
     connections: Mutex<List>,
     count: AtomicUsize,
     /// Signalled when a connection and its file are gone, if somebody waits for that.
@@ -240,7 +255,7 @@ impl Clients {
         min_transfer: u64,
         max_threads: usize,
         max_connections: usize,
-        share: Arc<Share>,
+        account: Arc<Account>,
     ) -> Arc<Self> {
         let closer = Closer::new(device.name());
         Arc::new(Self {
@@ -253,7 +268,7 @@ impl Clients {
             ends: Quiet::up_to(MAX_LINES),
             refusals: Quiet::up_to(MAX_LINES),
             max_connections: max_connections.max(1),
-            share,
+            account,
             connections: Mutex::default(),
             count: AtomicUsize::new(0),
             departed: Condvar::new(),
@@ -314,23 +329,25 @@ impl Clients {
         silent.is_some()
     }
 
-    /// The places that the device has for itself.
-    pub(crate) fn share_usage(&self) -> Usage {
-        self.share.usage()
+    /// Who pays for what a connection of `user` takes up.
+    pub(crate) fn payer(&self, user: User) -> Payer {
+        Payer::new(self.account.clone(), user)
     }
 
-    /// A place for a further connection of `user`, if need be that of one to this device that has been
-    /// there longest without having said what it wants. `None`: the user has as many as it may have.
-    pub(crate) fn charge(&self, user: User) -> Option<Charge> {
-        if let Some(charge) = self.share.charge(user) {
-            return Some(charge);
-        }
+    /// A place for a further connection, if need be that of one to this device that has been there
+    /// longest without having said what it wants.
+    ///
+    /// # Errors
+    /// The user has as many as it may have.
+    pub(crate) fn place(&self, payer: &Payer) -> Result<Place, Exceeded> {
+        let full = match Place::new(payer) {
+            Ok(place) => return Ok(place),
+            Err(full) => full,
+        };
         let connections = self.connections();
-        let silent = connections.iter().filter(|(_, c)| !c.has_session());
-        silent.filter_map(|(_, c)| Some((c, c.give_place()?))).next().map(|(silent, charge)| {
-            silent.end();
-            charge
-        })
+        let mut silent = connections.iter().filter(|(_, c)| !c.has_session());
+        let given = silent.find_map(|(_, c)| Some((c, c.give_place()?)));
+        given.map(|(silent, place)| (silent.end(), place).1).ok_or(full)
     }
 
     /// Lets connection `number` open the device, unless another does that already: then `newcomer` is

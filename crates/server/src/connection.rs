@@ -15,11 +15,12 @@ use vfiod_core::dma::AcceptedFiles;
 use vfiod_core::{Owner, Token};
 use vfiod_protocol::limits::MAX_STRAY_REPLIES;
 use vfiod_protocol::{Call, Event, Request};
+use vfiod_quota::{Exceeded, Payer};
 use vfiod_sync::{Mutex, MutexGuard, lock};
 use vfiod_wire::Command;
 
 use crate::abandoned::{Bereaved, PeerProcess};
-use crate::clients::{Client, Clients, ConnectionInfo, Counted, Counters};
+use crate::clients::{Client, Clients, ConnectionInfo, Counted, Counters, Place};
 use crate::clock::now;
 use crate::descriptor::{self, Descriptor, Descriptors, State};
 use crate::direct::{self, DirectWrite};
@@ -33,7 +34,6 @@ use crate::outgoing::Outgoing;
 use crate::peer;
 use crate::pending_open::{Attempt, PendingOpen};
 use crate::pool::{Interest, LINGER, Residence, Source, Watch, Worker};
-use crate::quota::Charge;
 use crate::serving::{self, Guarded, Serving};
 use crate::session::{Link, Parts, Session};
 use crate::transport::{Lent, Received, Socket, Wait};
@@ -78,8 +78,9 @@ pub(crate) struct Connection {
     unwelcome: AtomicBool,
     process: PeerProcess,
     itself: Weak<Self>,
+    payer: Payer,
     /// Its place among the connections; another one may have it once this is being ended.
-    place: Mutex<Option<Charge>>,
+    place: Mutex<Option<Place>>,
     /// Last, so that the connection counts until its file is released.
     counted: Arc<Counted>,
 }
@@ -97,21 +98,26 @@ enum Step {
 }
 
 impl Connection {
-    /// Makes a connection of a socket, to be watched with `watch`. `None` if its user has as many as it
-    /// may have.
+    /// Makes a connection of a socket, to be watched with `watch`; or says why its user may not have
+    /// another one.
     pub(crate) fn new(
         socket: OwnedFd,
         clients: &Arc<Clients>,
         watch: Watch,
-    ) -> Result<Option<Arc<Self>>, Errno> {
+    ) -> Result<Result<Arc<Self>, Exceeded>, Errno> {
         static NUMBER: AtomicU64 = AtomicU64::new(1);
         let socket = Socket::new(socket, LINGER, clients.closer.clone())?;
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let outgoing = Arc::new(Outgoing::new(socket));
         let owner = peer::owner(&outgoing, vfiod_core::ConnectionId(number))?;
-        let Some(place) = clients.charge(peer::user(&owner, number)) else { return Ok(None) };
+        let payer = clients.payer(peer::user(&owner, number));
+        let place = match clients.place(&payer) {
+            Ok(place) => place,
+            Err(full) => return Ok(Err(full)),
+        };
         let connection = Arc::new_cyclic(|itself| Self {
             number,
+            payer,
             place: Mutex::new(Some(place)),
             counted: Arc::new(Counted::new(clients, number)),
             state: Mutex::default(),
@@ -131,7 +137,7 @@ impl Connection {
         });
         let client: Arc<dyn Client> = connection.clone();
         clients.add(number, &client, &connection.counters);
-        Ok(Some(connection))
+        Ok(Ok(connection))
     }
 
     /// Its place in the pool.
@@ -269,7 +275,7 @@ impl Connection {
         let closer = &self.clients.closer;
         let space = session.opened.file.space();
         let accepts_files = space.is_ok_and(|space| space.accepted_files() == AcceptedFiles::Any);
-        let judge = |fd| Descriptor::judge(fd, closer, accepts_files);
+        let judge = |fd| Descriptor::judge(fd, closer, accepts_files, &self.payer);
         let fds: Vec<_> = fds.into_iter().map(judge).collect();
         if fds.iter().any(Descriptor::is_refused) && closer.is_saturated() {
             self.unwelcome.store(true, Ordering::Relaxed);
@@ -600,6 +606,7 @@ impl Connection {
             counters: &self.counters,
             counted: &self.counted,
             number: self.number,
+            payer: &self.payer,
         }
     }
 
@@ -663,7 +670,7 @@ impl Client for Connection {
         serving::wake(self, &self.watch, Interest::Both);
     }
 
-    fn give_place(&self) -> Option<Charge> {
+    fn give_place(&self) -> Option<Place> {
         lock(&self.place).take()
     }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use rustix::fs::readlink;
 use vfiod_core::{Errno, Error};
 use vfiod_protocol::Request;
+use vfiod_quota::{Charge, Exceeded, Payer, Resource};
 
 use crate::closer::{Closer, is_safe};
 
@@ -26,12 +27,15 @@ pub(crate) struct Descriptor(Kind);
 
 #[derive(Debug)]
 enum Kind {
-    /// A client's eventfd or memory: no call on it can wait for another process. Or ours.
-    Safe(OwnedFd),
+    /// A client's eventfd or memory: no call on it can wait for another process. Or ours. A client's is
+    /// charged to it.
+    Safe { fd: OwnedFd, _charge: Option<Charge> },
     /// A client's file, where the operator accepts files that can block.
-    File(Option<OwnedFd>, CloserRef),
+    File { fd: Option<OwnedFd>, closer: CloserRef, _charge: Charge },
     /// A client's, which no command can ask for.
     Refused,
+    /// A client's, more than it may have.
+    Excess(Exceeded),
 }
 
 struct CloserRef(Arc<Closer>);
@@ -45,20 +49,35 @@ impl std::fmt::Debug for CloserRef {
 impl Descriptor {
     /// One for the client.
     pub(crate) fn ours(fd: OwnedFd) -> Self {
-        Self(Kind::Safe(fd))
+        Self(Kind::Safe { fd, _charge: None })
     }
 
-    /// Judges a client's descriptor. `accepts_files`: whether the operator accepts files that can
-    /// block.
-    pub(crate) fn judge(fd: OwnedFd, closer: &Arc<Closer>, accepts_files: bool) -> Self {
-        if is_safe(&fd) {
-            Self(Kind::Safe(fd))
-        } else if accepts_files && has_path(&fd) {
-            Self(Kind::File(Some(fd), CloserRef(closer.clone())))
-        } else {
+    /// Judges a client's descriptor, for which the client pays if it is kept. `accepts_files`: whether
+    /// the operator accepts files that can block.
+    pub(crate) fn judge(
+        fd: OwnedFd,
+        closer: &Arc<Closer>,
+        accepts_files: bool,
+        payer: &Payer,
+    ) -> Self {
+        let is_safe = is_safe(&fd);
+        let is_kept = is_safe || (accepts_files && has_path(&fd));
+        if !is_kept {
             closer.close_elsewhere(fd);
-            Self(Kind::Refused)
+            return Self(Kind::Refused);
         }
+        Self(match payer.charge(Resource::Descriptors, 1) {
+            Ok(charge) if is_safe => Kind::Safe { fd, _charge: Some(charge) },
+            Ok(charge) => {
+                Kind::File { fd: Some(fd), closer: CloserRef(closer.clone()), _charge: charge }
+            }
+            Err(exceeded) => {
+                if !is_safe {
+                    closer.close_elsewhere(fd);
+                }
+                Kind::Excess(exceeded)
+            }
+        })
     }
 
     /// Whether it went to the closer.
@@ -69,28 +88,28 @@ impl Descriptor {
     /// An eventfd or memory.
     pub(crate) fn into_safe(mut self) -> Option<OwnedFd> {
         match std::mem::replace(&mut self.0, Kind::Refused) {
-            Kind::Safe(fd) => Some(fd),
-            file @ Kind::File(..) => {
+            Kind::Safe { fd, .. } => Some(fd),
+            file @ Kind::File { .. } => {
                 drop(Self(file));
                 None
             }
-            Kind::Refused => None,
+            Kind::Refused | Kind::Excess(_) => None,
         }
     }
 
     /// An eventfd, memory, or a file that the operator accepts.
     pub(crate) fn into_file(mut self) -> Option<OwnedFd> {
         match &mut self.0 {
-            Kind::File(fd, _) => fd.take(),
-            Kind::Safe(_) | Kind::Refused => self.into_safe(),
+            Kind::File { fd, .. } => fd.take(),
+            Kind::Safe { .. } | Kind::Refused | Kind::Excess(_) => self.into_safe(),
         }
     }
 
     /// The descriptor, if it can be sent.
     pub(crate) fn as_safe(&self) -> Option<BorrowedFd<'_>> {
         match &self.0 {
-            Kind::Safe(fd) => Some(fd.as_fd()),
-            Kind::File(..) | Kind::Refused => None,
+            Kind::Safe { fd, .. } => Some(fd.as_fd()),
+            Kind::File { .. } | Kind::Refused | Kind::Excess(_) => None,
         }
     }
 }
@@ -99,11 +118,21 @@ impl Descriptor {
 ///
 /// # Errors
 /// `EINVAL`: DEVICE_SET_IRQS with something else than eventfds. `ENODEV`: DMA_MAP of a file that is
-/// not accepted.
+/// not accepted. `EMFILE`: a descriptor more than the client's user may have.
 pub(crate) fn of_request(request: Request<'_, Descriptor>) -> Result<Request<'_, OwnedFd>, Error> {
     let dma = matches!(request, Request::DmaMap(..));
-    let take = if dma { Descriptor::into_file } else { Descriptor::into_safe };
-    request.try_map_descriptors(take).ok_or_else(|| match dma {
+    let mut excess = None;
+    let take = |fd: Descriptor| {
+        if let Kind::Excess(exceeded) = fd.0 {
+            excess = Some(exceeded);
+        }
+        if dma { fd.into_file() } else { fd.into_safe() }
+    };
+    let taken = request.try_map_descriptors(take);
+    if let Some(exceeded) = excess {
+        return Err(exceeded.into());
+    }
+    taken.ok_or_else(|| match dma {
         true => Error::new(
             Errno::NODEV,
             "a descriptor for DMA must be memory (a memfd, or a file of a tmpfs or hugetlbfs), \
@@ -115,7 +144,7 @@ pub(crate) fn of_request(request: Request<'_, Descriptor>) -> Result<Request<'_,
 
 impl Drop for Descriptor {
     fn drop(&mut self) {
-        if let Kind::File(fd, CloserRef(closer)) = &mut self.0
+        if let Kind::File { fd, closer: CloserRef(closer), .. } = &mut self.0
             && let Some(fd) = fd.take()
         {
             closer.close_elsewhere(fd);
@@ -134,6 +163,7 @@ fn has_path(fd: &OwnedFd) -> bool {
 mod tests {
     use rustix::event::epoll;
     use rustix::process::{PidfdFlags, getpid, pidfd_open};
+    use vfiod_quota::{Ledger, Limits, User};
 
     use super::*;
     use crate::testing::eventually;
@@ -141,6 +171,9 @@ mod tests {
     #[test]
     fn only_eventfds_memory_and_accepted_files_are_kept() {
         let closer = Closer::new("x");
+        let ledger = Ledger::new(Limits::of_process(1));
+        let payer = Payer::new(ledger.open("x").unwrap().account, User::Account(0));
+        let judge = |fd, accepts| Descriptor::judge(fd, &closer, accepts, &payer);
         let disk = || std::fs::File::open(std::env::current_exe().unwrap()).unwrap().into();
         let memory = || rustix::fs::memfd_create("x", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
         let socket = || std::os::unix::net::UnixStream::pair().unwrap().0.into();
@@ -155,12 +188,12 @@ mod tests {
             (&pidfd, false, false),
         ];
         for (make, safe, file) in makes {
-            assert_eq!(Descriptor::judge(make(), &closer, false).into_file().is_some(), safe);
-            assert_eq!(Descriptor::judge(make(), &closer, true).into_safe().is_some(), safe);
-            assert_eq!(Descriptor::judge(make(), &closer, true).into_file().is_some(), file);
+            assert_eq!(judge(make(), false).into_file().is_some(), safe);
+            assert_eq!(judge(make(), true).into_safe().is_some(), safe);
+            assert_eq!(judge(make(), true).into_file().is_some(), file);
         }
         let (pipe, other) = rustix::pipe::pipe().unwrap();
-        drop(Descriptor::judge(pipe, &closer, false));
+        drop(judge(pipe, false));
         eventually("it is closed", || rustix::io::write(&other, b"x").is_err());
     }
 }

@@ -20,6 +20,7 @@ use vfiod_core::{Error, Link, Result};
 use vfiod_protocol::{
     Completed, DmaFailure, DmaReply, DmaRequests, End, Ended, Time, TransferId, Twin,
 };
+use vfiod_quota::{Charge, Payer, Resource};
 use vfiod_sync::{Mutex, lock};
 use vfiod_wire::Command;
 
@@ -55,6 +56,7 @@ pub(crate) struct DmaChannel {
     state: Mutex<State>,
     used: AtomicBool,
     counters: Arc<Counters>,
+    payer: Payer,
     timer: OnceLock<Option<(Arc<Timer>, Watch)>>,
 }
 
@@ -99,6 +101,7 @@ pub(crate) struct TwinSocket {
 struct Timer {
     fd: OwnedFd,
     channel: Weak<DmaChannel>,
+    _charge: Charge,
 }
 
 fn error_of(failure: DmaFailure) -> Error {
@@ -116,11 +119,11 @@ fn error_of(failure: DmaFailure) -> Error {
 }
 
 impl DmaChannel {
-    /// For a client that takes `client_limit` bytes of data in a message: the name of its device,
-    /// and the number of its connection. `outgoing` is the connection's own socket, `twin` the
-    /// second one.
+    /// For a client that takes `client_limit` bytes of data in a message, and pays for what is kept for
+    /// it: the name of its device, and the number of its connection. `outgoing` is the connection's own
+    /// socket, `twin` the second one.
     pub(crate) fn new(
-        (device, number): (&str, u64),
+        (device, number, payer): (&str, u64, &Payer),
         outgoing: &Arc<Outgoing>,
         twin: Option<crate::transport::Socket>,
         connection: Weak<dyn Blocked>,
@@ -148,6 +151,7 @@ impl DmaChannel {
             state: Mutex::new(state),
             used: AtomicBool::new(false),
             counters: counters.clone(),
+            payer: payer.clone(),
             timer: OnceLock::new(),
         });
         if let Some(twin) = &channel.twin {
@@ -177,21 +181,26 @@ impl DmaChannel {
     /// From now on mappings depend on it.
     ///
     /// # Errors
-    /// What `epoll` or `timerfd_create` says.
+    /// What `epoll` or `timerfd_create` says; `EMFILE`: the client's user has as many descriptors as it
+    /// may have.
     pub(crate) fn set_used(self: &Arc<Self>) -> Result<()> {
-        if self.used.swap(true, Ordering::Relaxed) {
+        if self.used.load(Ordering::Relaxed) {
             return Ok(());
         }
         let failed = |errno| Error::new(errno, "cannot prepare for DMA by message");
-        let timer = self.start_timer().map_err(failed)?;
-        let _ = self.timer.set(Some(timer));
+        if self.timer.get().is_none() {
+            let charge = self.payer.charge(Resource::Descriptors, 1)?;
+            let timer = self.start_timer(charge).map_err(failed)?;
+            let _ = self.timer.set(Some(timer));
+        }
+        self.used.store(true, Ordering::Relaxed);
         Ok(())
     }
 
-    fn start_timer(self: &Arc<Self>) -> Result<(Arc<Timer>, Watch), Errno> {
+    fn start_timer(self: &Arc<Self>, charge: Charge) -> Result<(Arc<Timer>, Watch), Errno> {
         let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
         let fd = timerfd_create(TimerfdClockId::Monotonic, flags)?;
-        let timer = Arc::new(Timer { fd, channel: Arc::downgrade(self) });
+        let timer = Arc::new(Timer { fd, channel: Arc::downgrade(self), _charge: charge });
         let watch = self.pool.reserve();
         let source: Arc<dyn Source> = timer.clone();
         watch.arm(&source, Interest::Read)?;

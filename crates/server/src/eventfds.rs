@@ -6,6 +6,7 @@ use std::sync::{Arc, Weak};
 
 use vfiod_core::irq::UnmaskFd;
 use vfiod_core::{Errno, Error, RegionIndex, Result};
+use vfiod_quota::{Charge, Payer, Resource};
 use vfiod_sync::{Mutex, lock};
 
 use crate::clock::now;
@@ -21,9 +22,12 @@ const MAX_RINGS: u32 = 1000;
 /// interrupts of a line.
 const MAX_UNMASKS: u32 = 250;
 
+/// Descriptors for each doorbell: the core's, the one that is watched, and one to be handed out again.
+const FDS_OF_BELL: u64 = 3;
+
 /// The eventfds of one session, watched until it ends.
-#[derive(Default)]
 pub(crate) struct EventFds {
+    payer: Payer,
     bells: Mutex<Vec<RegionBells>>,
     unmask: Mutex<Vec<(UnmaskFd, Watch)>>,
 }
@@ -34,6 +38,7 @@ struct RegionBells {
     /// As handed to the client.
     fds: Vec<OwnedFd>,
     watches: Vec<Watch>,
+    _charge: Charge,
 }
 
 impl Drop for EventFds {
@@ -54,6 +59,11 @@ fn duplicate(fd: &OwnedFd) -> Result<OwnedFd> {
 }
 
 impl EventFds {
+    /// Those of a client who pays for the descriptors.
+    pub(crate) fn new(payer: Payer) -> Self {
+        Self { payer, bells: Mutex::default(), unmask: Mutex::default() }
+    }
+
     /// The descriptors of a region's doorbells, watched from the first time they are asked for.
     pub(crate) fn doorbells(
         &self,
@@ -66,10 +76,13 @@ impl EventFds {
             return known.fds.iter().map(duplicate).collect();
         }
         let region = RegionIndex(index);
+        let count = opened.file.region(region)?.eventfds().count() as u64;
+        let charge = self.payer.charge(Resource::Descriptors, count * FDS_OF_BELL)?;
         let fds = opened.file.doorbells(region)?;
         let copies = fds.iter().map(duplicate).collect::<Result<Vec<_>>>()?;
         // From here on in the list, so that a failure half way forgets the first half.
-        bells.push(RegionBells { region: index, fds: copies, watches: Vec::new() });
+        let watches = Vec::new();
+        bells.push(RegionBells { region: index, fds: copies, watches, _charge: charge });
         let Some(known) = bells.last_mut() else { return Ok(fds) };
         for (doorbell, fd) in fds.iter().enumerate() {
             let bell = Bell {

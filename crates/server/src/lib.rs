@@ -41,7 +41,6 @@ mod poller;
 #[path = "model/poller.rs"]
 mod poller;
 mod pool;
-mod quota;
 mod server;
 mod serving;
 mod session;
@@ -54,6 +53,7 @@ pub use clients::{ConnectionInfo, ConnectionTotals};
 pub use clock::now;
 pub use dispatch::{ClientLink, Refused, Target};
 pub use listener::Listener;
-pub use server::{ConnectionUsage, Departures, Served, Server, ServerOptions};
+pub use server::{Departures, Served, Server, ServerOptions};
 pub use vfiod_protocol::Dialect;
+pub use vfiod_quota as quota;
 pub use vfiod_sockets::{Site, SocketAccess};

@@ -13,10 +13,6 @@ pub(crate) const BUSY_STREAK: u64 = 64;
 /// Lines of the log a second about the ends of a device's connections, and about what was refused
 /// to those that have not opened it: of each of both.
 pub(crate) const MAX_LINES: u64 = 10;
-/// Connections that each device has for its own clients.
-pub(crate) const CONNECTION_SHARE: usize = 4;
-/// Connections beyond those, of all devices together.
-pub(crate) const COMMON_CONNECTIONS: usize = 4096;
 /// Connections to one socket at a time.
 pub(crate) const MAX_CONNECTIONS: usize = 256;
 

@@ -7,9 +7,9 @@ use nix::sys::socket::getsockopt;
 use nix::sys::socket::sockopt::{PeerCredentials, PeerPidfd};
 use rustix::io::Errno;
 use vfiod_core::{ConnectionId, Credentials, Owner, OwnerIdentity};
+use vfiod_quota::User;
 
 use crate::outgoing::Outgoing;
-use crate::quota::User;
 
 /// The owner of the files of a connection: the process that connected, by its pidfd, or where
 /// that tells processes apart only while they live (before Linux 6.9), or it has ended and the

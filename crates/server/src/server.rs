@@ -4,18 +4,16 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use vfiod_core::{DeviceRef, Error, Result};
+use vfiod_core::{DeviceRef, Errno, Error, Result};
+use vfiod_quota::{Ledger, Limits, Opened, Resource, Shortfall, Usage};
 use vfiod_tasks::{Runtime, Task};
 
 use crate::acceptor::{Acceptor, Reserve};
 use crate::clients::{Clients, ConnectionInfo, ConnectionTotals};
 use crate::connection::Connection;
-use crate::limits::{
-    COMMON_CONNECTIONS, CONNECTION_SHARE, MAX_CONNECTIONS, MAX_THREADS_PER_DEVICE,
-};
+use crate::limits::{MAX_CONNECTIONS, MAX_THREADS_PER_DEVICE, Quiet};
 use crate::listener::{Listener, check_stream};
 use crate::pool::{Interest, Pool, Source, Watch, serve_in_tasks};
-use crate::quota;
 
 /// How a server works.
 #[derive(Clone, Copy, Debug)]
@@ -33,28 +31,9 @@ pub struct ServerOptions {
     /// (`EINVAL`). A device's transfers by message are cut to that size, so that it decides how many
     /// messages they take.
     pub min_transfer: u64,
-    /// Connections that each device has for its own clients, whatever those of other devices take.
-    pub connection_share: usize,
-    /// Connections beyond the devices' shares, of all devices together. One user (an account, or a
-    /// connection whose account the kernel cannot name) has half of them at most.
-    pub common_connections: usize,
-}
-
-/// How many connections there are of those that a device has for itself, or of those that all devices
-/// have beyond that.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct ConnectionUsage {
-    /// Now.
-    pub used: usize,
-    /// At most.
-    pub limit: usize,
-}
-
-impl From<quota::Usage> for ConnectionUsage {
-    fn from(quota::Usage { used, limit }: quota::Usage) -> Self {
-        Self { used, limit }
-    }
+    /// What the devices share, and how much of it each has for its own clients. Of the rest one user (an
+    /// account, or a connection whose account the kernel cannot name) has half at most.
+    pub limits: Limits,
 }
 
 impl Default for ServerOptions {
@@ -63,9 +42,8 @@ impl Default for ServerOptions {
             max_threads: 256,
             poll: Duration::ZERO,
             max_connections: MAX_CONNECTIONS,
-            connection_share: CONNECTION_SHARE,
-            common_connections: COMMON_CONNECTIONS,
             min_transfer: 4096,
+            limits: Limits::of_process(1),
         }
     }
 }
@@ -78,7 +56,8 @@ pub struct Server {
     pool: Pool,
     options: ServerOptions,
     reserve: Arc<Reserve>,
-    connections: Arc<quota::Pool>,
+    ledger: Arc<Ledger>,
+    shortfalls: Quiet,
     /// Of an embedded server: the task that serves.
     _serving: Option<Task<()>>,
 }
@@ -88,11 +67,6 @@ pub struct Server {
 pub struct Served {
     clients: Arc<Clients>,
     accept: Option<Watch>,
-}
-
-fn connections(options: &ServerOptions) -> Arc<quota::Pool> {
-    // One at least, or else nobody could connect.
-    quota::Pool::new(options.connection_share.max(1), options.common_connections)
 }
 
 /// The clients of a device that have hung up. Does not keep the device served.
@@ -116,8 +90,8 @@ impl Server {
         let failed = |errno| Error::new(errno, "cannot start the server's threads");
         let pool = Pool::new(options.max_threads).map_err(failed)?;
         let reserve = Arc::new(Reserve::new().map_err(failed)?);
-        let connections = connections(&options);
-        Ok(Self { pool, options, reserve, connections, _serving: None })
+        let ledger = Ledger::new(options.limits);
+        Ok(Self { pool, options, reserve, ledger, shortfalls: Quiet::default(), _serving: None })
     }
 
     /// Makes a server without threads and without devices: whoever runs `runtime` serves its
@@ -136,16 +110,18 @@ impl Server {
         let reserve = Arc::new(Reserve::new().map_err(failed)?);
         let serving = Some(serve_in_tasks(&pool, runtime).map_err(failed)?);
         let options = ServerOptions { poll: Duration::ZERO, ..options };
-        let connections = connections(&options);
-        Ok(Self { pool, options, reserve, connections, _serving: serving })
+        let ledger = Ledger::new(options.limits);
+        Ok(Self { pool, options, reserve, ledger, shortfalls: Quiet::default(), _serving: serving })
     }
 
-    /// Serves a device to every client that connects.
+    /// Serves a device to every client that connects. What it lacks of a share that was not demanded is
+    /// logged.
     ///
     /// # Errors
-    /// What `epoll` says (`ENOSPC`: too many descriptors watched).
+    /// `EDQUOT`: a share that was demanded cannot be had; what `epoll` says (`ENOSPC`: too many
+    /// descriptors watched).
     pub fn serve(&self, listener: Listener, device: DeviceRef) -> Result<Served> {
-        let clients = self.clients_of(device);
+        let clients = self.clients_of(device)?;
         let watch = self.pool.reserve();
         let acceptor = Acceptor::new(listener, clients.clone(), self.reserve.clone());
         let source: Arc<dyn Source> = Arc::new(acceptor);
@@ -159,31 +135,43 @@ impl Server {
     ///
     /// # Errors
     /// `EINVAL`, `ENOTSOCK`: not a connected UNIX stream socket; `EDQUOT`: the connection's user has as
-    /// many as it may have; what `epoll` says.
+    /// many as it may have, or a share that was demanded cannot be had; what `epoll` says.
     pub fn serve_connected(&self, socket: OwnedFd, device: DeviceRef) -> Result<Served> {
         check_stream(&socket)?;
-        let clients = self.clients_of(device);
+        let clients = self.clients_of(device)?;
         let failed = |errno| Error::new(errno, "cannot serve the connected socket");
         let watch = self.pool.reserve();
         let connection = Connection::new(socket, &clients, watch.clone()).map_err(failed)?;
-        let full = || Error::new(vfiod_core::Errno::DQUOT, "the server has no connection left");
-        let connection: Arc<dyn Source> = connection.ok_or_else(full)?;
+        let connection: Arc<dyn Source> =
+            connection.map_err(|full| Error::new(Errno::DQUOT, full.to_string()))?;
         watch.arm(&connection, Interest::Read).map_err(failed)?;
         Ok(Served { clients, accept: None })
     }
 
-    fn clients_of(&self, device: DeviceRef) -> Arc<Clients> {
+    fn clients_of(&self, device: DeviceRef) -> Result<Arc<Clients>> {
+        let refused = |short: Shortfall| Error::new(Errno::DQUOT, short.to_string());
+        let Opened { account, shortfalls } = self.ledger.open(device.name()).map_err(refused)?;
+        for short in shortfalls {
+            let (device, resource) = (device.name(), short.resource.name());
+            self.shortfalls.warn(|suppressed| {
+                tracing::warn!(
+                    device,
+                    resource,
+                    suppressed,
+                    "a device lacks some of its share: {short}"
+                );
+            });
+        }
         // With few threads in all, even fewer for one device; but two, so that the file of a
         // client that has gone can be released while another client waits for that.
         let threads = (self.options.max_threads / 4).clamp(2, MAX_THREADS_PER_DEVICE);
-        let share = self.connections.share();
         let ServerOptions { poll, min_transfer, max_connections, .. } = self.options;
-        Clients::new(device, poll, min_transfer, threads, max_connections, share)
+        Ok(Clients::new(device, poll, min_transfer, threads, max_connections, account))
     }
 
-    /// The connections that the devices have beyond their shares.
-    pub fn common_connections(&self) -> ConnectionUsage {
-        self.connections.usage().into()
+    /// What the devices have of a resource beyond their shares.
+    pub fn usage(&self, resource: Resource) -> Usage {
+        self.ledger.usage(resource)
     }
 
     /// How many threads there are.
@@ -209,9 +197,9 @@ impl Served {
         self.clients.count()
     }
 
-    /// The connections of those that the device has for itself.
-    pub fn own_connections(&self) -> ConnectionUsage {
-        self.clients.share_usage().into()
+    /// What the device has of its share of a resource.
+    pub fn usage(&self, resource: Resource) -> Usage {
+        self.clients.account.usage(resource)
     }
 
     /// The connections that there are, oldest first.

@@ -7,6 +7,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use vfiod_core::dma::DmaPeer;
 use vfiod_core::{Error, File, RegionIndex};
 use vfiod_protocol::Dialect;
+use vfiod_quota::{Charge, Payer, Resource};
 use vfiod_wire::Capabilities;
 
 use crate::clients::{Clients, Counted, Counters};
@@ -26,6 +27,8 @@ pub(crate) struct Session {
     pub(crate) dialect: Dialect,
     pub(crate) dma: Arc<DmaChannel>,
     pub(crate) eventfds: EventFds,
+    /// For the descriptor of the second socket.
+    _twin: Option<Charge>,
 }
 
 /// A session, for carrying out its requests.
@@ -66,21 +69,26 @@ pub(crate) struct Parts<'a> {
     pub(crate) counted: &'a Arc<Counted>,
     /// The connection's number.
     pub(crate) number: u64,
+    pub(crate) payer: &'a Payer,
 }
 
 impl Session {
     /// The session of a file, and the end of the second socket that is the client's, if it wants one.
     ///
     /// # Errors
-    /// `EMFILE`, `ENFILE`, `ENOMEM`, `ENOSPC`: the second socket cannot be made or watched.
+    /// `EMFILE`, `ENFILE`, `ENOMEM`, `ENOSPC`: the second socket cannot be made or watched, or the payer's
+    /// user has as many descriptors as it may have.
     pub(crate) fn new(
         file: File,
         proposed: &Capabilities,
         connection: Parts<'_>,
     ) -> Result<(Self, Option<Descriptor>), Error> {
-        let Parts { clients, outgoing, blocked, pool, counters, counted, number } = connection;
+        let Parts { clients, outgoing, blocked, pool, counters, counted, number, payer } =
+            connection;
         let failed = |errno| Error::new(errno, "cannot make the second socket");
+        let mut charge = None;
         let (ours, theirs) = if proposed.wants_twin_socket() {
+            charge = Some(payer.charge(Resource::Descriptors, 1)?);
             let (ours, theirs) =
                 socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
                     .map_err(failed)?;
@@ -90,11 +98,12 @@ impl Session {
             (None, None)
         };
         let limit = proposed.data_limit();
-        let client = (clients.device.name(), number);
+        let client = (clients.device.name(), number, payer);
         let dma = DmaChannel::new(client, outgoing, ours, blocked, limit, pool, counters);
         dma.watch_twin().map_err(failed)?;
         let link: Weak<DmaChannel> = Arc::downgrade(&dma);
         file.set_link(link);
+        file.set_payer(payer.clone());
         let session = Self {
             opened: Arc::new(Opened {
                 file,
@@ -105,7 +114,8 @@ impl Session {
             }),
             dialect: Dialect::of(proposed),
             dma,
-            eventfds: EventFds::default(),
+            eventfds: EventFds::new(payer.clone()),
+            _twin: charge,
         };
         Ok((session, theirs))
     }

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::readlink;
 use rustix::io::{Errno, ReadWriteFlags, preadv2, write};
+use vfiod_quota::{Charge, Payer, Resource};
 
 use super::watchdog;
 use crate::error::{Error, Result};
@@ -23,6 +24,8 @@ use crate::sync::{Arc, thread};
 #[derive(Debug)]
 pub(super) struct EventFd {
     fd: OwnedFd,
+    /// What the client is charged for it.
+    _charge: Option<Charge>,
 }
 
 /// How long a thread looks first whether a write would block, once a client has let one block. A device
@@ -45,12 +48,14 @@ pub(super) enum Signalled {
 }
 
 impl EventFd {
-    /// Checks a descriptor. `EINVAL` if it is anything but an eventfd.
-    pub(super) fn new(fd: OwnedFd) -> Result<Self> {
+    /// Checks a descriptor of a client that pays for it. `EINVAL` if it is anything but an eventfd;
+    /// `EMFILE`: the payer's user has as many descriptors as it may have.
+    pub(super) fn new(fd: OwnedFd, payer: Option<&Payer>) -> Result<Self> {
         if !is_eventfd(&fd) {
             return Err(Error::new(Errno::INVAL, "a descriptor for an interrupt is no eventfd"));
         }
-        Ok(Self { fd })
+        let charge = payer.map(|payer| payer.charge(Resource::Descriptors, 1)).transpose()?;
+        Ok(Self { fd, _charge: charge })
     }
 
     /// Adds 1, unless the counter is full: it is readable then, too. Takes some milliseconds if
@@ -173,7 +178,7 @@ mod tests {
     fn full(flags: EventfdFlags) -> (OwnedFd, EventFd) {
         let ours = eventfd(0, flags).unwrap();
         write(&ours, &(u64::MAX - 1).to_ne_bytes()).unwrap();
-        let theirs = EventFd::new(ours.try_clone().unwrap()).unwrap();
+        let theirs = EventFd::new(ours.try_clone().unwrap(), None).unwrap();
         (ours, theirs)
     }
 
@@ -264,7 +269,7 @@ mod tests {
         let socket = std::os::unix::net::UnixStream::pair().unwrap().0.into();
         for fd in [pipe, file, socket] {
             assert!(!refuses_short_reads(fd.as_fd()));
-            assert_eq!(EventFd::new(fd).unwrap_err().errno(), Errno::INVAL);
+            assert_eq!(EventFd::new(fd, None).unwrap_err().errno(), Errno::INVAL);
         }
         let event = eventfd(7, EventfdFlags::empty()).unwrap();
         assert!(is_eventfd(&event) && refuses_short_reads(event.as_fd()));

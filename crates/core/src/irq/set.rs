@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use vfiod_quota::Payer;
+
 use super::eventfd::{EventFd, retire};
 use super::flat::{Bits, GROUP, WORDS, bits_in};
 use super::index::{Index, IrqVector};
@@ -150,6 +152,19 @@ impl IrqSet {
         action: IrqAction,
         data: IrqData<'_>,
     ) -> Result<()> {
+        self.set_for(file, None, (index, start, count), action, data)
+    }
+
+    /// [`IrqSet::set`] of `count` vectors of an index from `start` on, for a client that pays for its
+    /// eventfds. `EMFILE`: more than the payer's user may have.
+    pub(crate) fn set_for(
+        &self,
+        file: FileId,
+        payer: Option<&Payer>,
+        (index, start, count): (IrqIndex, u32, u32),
+        action: IrqAction,
+        data: IrqData<'_>,
+    ) -> Result<()> {
         let number = index.0;
         let refuse =
             |what: &str| Err(Error::new(Errno::INVAL, format!("interrupt index {number}: {what}")));
@@ -194,7 +209,7 @@ impl IrqSet {
                 let mut fds = fds
                     .into_iter()
                     .map(|fd| {
-                        let fd = fd.map(EventFd::new).transpose()?;
+                        let fd = fd.map(|fd| EventFd::new(fd, payer)).transpose()?;
                         Ok(fd.map(|fd| Owned { fd: Arc::new(fd), file }))
                     })
                     .collect::<Result<Vec<_>>>()?
@@ -385,7 +400,7 @@ impl IrqSet {
         }
         let mut open = |saved: &Option<SavedEventFd>| {
             let Some(SavedEventFd { file, fd: token }) = *saved else { return Ok(None) };
-            Ok::<_, Error>(Some(Owned { fd: Arc::new(EventFd::new(fd(token)?)?), file }))
+            Ok::<_, Error>(Some(Owned { fd: Arc::new(EventFd::new(fd(token)?, None)?), file }))
         };
         let mut found = Vec::new();
         for (index, vectors) in self.indices.iter().zip(&state.indices) {

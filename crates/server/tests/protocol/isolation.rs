@@ -6,6 +6,7 @@ use std::time::Duration;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use vfiod_client::{Client, Error};
 use vfiod_core::OpenPolicy;
+use vfiod_server::quota::{Limit, Resource as Limited, Share, Size};
 use vfiod_server::{Listener, ServerOptions};
 use vfiod_wire::payload::{DmaMap, RegionAccess};
 use vfiod_wire::{Command, Header, Kind};
@@ -248,11 +249,9 @@ fn unsolicited_replies_end_the_connection_only_at_their_limit() {
 fn connections_that_a_user_takes_leave_a_share_to_each_device() {
     const SHARE: usize = 3;
     const COMMON: usize = 10;
-    let options = ServerOptions {
-        connection_share: SHARE,
-        common_connections: COMMON,
-        ..ServerOptions::default()
-    };
+    let mut options = ServerOptions::default();
+    let limit = Limit::new(Size::Common(COMMON as u64), Share::Demanded(SHARE as u64));
+    options.limits.set(Limited::Connections, limit);
     let rig = Rig::with(OpenPolicy::Multi, options);
     let other = Rig::new();
     let path = other.path.with_extension("second");
@@ -262,7 +261,7 @@ fn connections_that_a_user_takes_leave_a_share_to_each_device() {
 
     let mut clients: Vec<_> = (0..SHARE + COMMON / 2).map(|_| rig.client()).collect();
     assert!(matches!(Client::connect(&rig.path), Err(Error::Closed)));
-    assert_eq!(rig.server.common_connections().used, COMMON / 2);
+    assert_eq!(rig.server.usage(Limited::Connections).used, COMMON as u64 / 2);
     // The other device has its share all the same, and only that.
     let mut neighbours: Vec<_> = (0..SHARE).map(|_| Client::connect(&path).unwrap()).collect();
     assert!(matches!(Client::connect(&path), Err(Error::Closed)));

@@ -1,0 +1,358 @@
+//! The ledger: who has taken what.
+//!
+//! Two locks for each resource: the account's, and that of what is common. The common one is taken only
+//! by a charge that the share is too small for, with the account's lock held: so a charge that fails has
+//! not taken anything away from another one of the same device, not even for a moment.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::sync::Arc;
+
+use rustix::io::Errno;
+use vfiod_sync::{Mutex, lock};
+
+use crate::limits::{Limit, Limits, Share, Size};
+use crate::resource::{PerResource, Resource};
+
+/// Who takes something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum User {
+    /// An account, by its user id.
+    Account(u32),
+    /// One connection, whose account the kernel cannot name.
+    Connection(u64),
+}
+
+/// How much of a resource is in use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Now.
+    pub used: u64,
+    /// At most.
+    pub limit: u64,
+}
+
+/// More was asked for than a user may have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{amount} {resource} more: the device's share of {share} is used up, and of the common {common} \
+     one user has at most {user} and all together have {used} (limits.{})",
+    resource.name()
+)]
+pub struct Exceeded {
+    /// Of what.
+    pub resource: Resource,
+    /// How much more.
+    pub amount: u64,
+    /// What the device has for itself.
+    pub share: u64,
+    /// What is common.
+    pub common: u64,
+    /// What one user may have of that.
+    pub user: u64,
+    /// What all users have of it.
+    pub used: u64,
+}
+
+impl Exceeded {
+    /// What the client is told.
+    pub fn errno(&self) -> Errno {
+        self.resource.errno()
+    }
+}
+
+/// A device cannot have its share of a resource.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{device} has {got} of its share of {wanted} {resource}: the shares of other devices are {reserved} \
+     of {total}, and {used} of the common rest are in use (limits.{} and limits.reserved_{})",
+    resource.name(),
+    resource.name()
+)]
+pub struct Shortfall {
+    /// The device.
+    pub device: String,
+    /// Of what.
+    pub resource: Resource,
+    /// The share that it was to have.
+    pub wanted: u64,
+    /// What it has.
+    pub got: u64,
+    /// The shares of other devices.
+    pub reserved: u64,
+    /// What there is in all.
+    pub total: u64,
+    /// What is in use of the common part.
+    pub used: u64,
+}
+
+/// A device's account, and what it lacks.
+#[derive(Debug)]
+pub struct Opened {
+    /// The account.
+    pub account: Arc<Account>,
+    /// Shares that are smaller than they were to be.
+    pub shortfalls: Vec<Shortfall>,
+}
+
+/// Who has taken what, in one process.
+#[derive(Debug)]
+pub struct Ledger {
+    limits: Limits,
+    common: PerResource<Mutex<Common>>,
+}
+
+/// What is common of a resource.
+#[derive(Debug, Default)]
+struct Common {
+    /// The devices' shares, with what they take themselves.
+    reserved: u64,
+    used: u64,
+    /// By user, without those who have nothing.
+    users: HashMap<User, u64>,
+}
+
+/// What a device has. It is given back when nobody has the account or a charge of it any more.
+#[derive(Debug)]
+pub struct Account {
+    ledger: Arc<Ledger>,
+    shares: PerResource<u64>,
+    /// The shares, and what the device takes itself.
+    reserved: PerResource<u64>,
+    /// What is in use of the shares.
+    used: PerResource<Mutex<u64>>,
+}
+
+/// An account, and the user who is charged for what is beyond its shares.
+#[derive(Clone, Debug)]
+pub struct Payer {
+    account: Arc<Account>,
+    user: User,
+}
+
+/// What was taken. Dropping it gives it back.
+#[derive(Debug)]
+#[must_use]
+pub struct Charge {
+    payer: Payer,
+    resource: Resource,
+    /// Of the device's share.
+    own: u64,
+    /// Of the common part.
+    common: u64,
+}
+
+impl Ledger {
+    /// A ledger in which nobody has taken anything.
+    pub fn new(limits: Limits) -> Arc<Self> {
+        Arc::new(Self { limits, common: PerResource::default() })
+    }
+
+    /// Opens the account of a device, and reserves its shares.
+    ///
+    /// # Errors
+    /// A share that was demanded cannot be had.
+    pub fn open(self: &Arc<Self>, device: &str) -> Result<Opened, Shortfall> {
+        let mut account = Account {
+            ledger: self.clone(),
+            shares: PerResource::default(),
+            reserved: PerResource::default(),
+            used: PerResource::default(),
+        };
+        let mut shortfalls = Vec::new();
+        for resource in Resource::ALL {
+            let limit = &self.limits[resource];
+            let mut common = lock(&self.common[resource]);
+            let (wanted, got) = common.affordable(limit);
+            if got < wanted {
+                let shortfall = Shortfall {
+                    device: device.to_owned(),
+                    resource,
+                    wanted,
+                    got,
+                    reserved: common.reserved,
+                    total: limit.common(0),
+                    used: common.used,
+                };
+                if matches!(limit.share, Share::Demanded(_)) {
+                    drop(common);
+                    return Err(shortfall);
+                }
+                shortfalls.push(shortfall);
+            }
+            common.reserved += got + limit.own;
+            account.reserved[resource] = got + limit.own;
+            account.shares[resource] = got;
+        }
+        Ok(Opened { account: Arc::new(account), shortfalls })
+    }
+
+    /// How much of the common part of a resource is in use.
+    pub fn usage(&self, resource: Resource) -> Usage {
+        let common = lock(&self.common[resource]);
+        Usage { used: common.used, limit: self.limits[resource].common(common.reserved) }
+    }
+}
+
+impl Common {
+    /// The share that a further device is to have, and what it can have.
+    fn affordable(&self, limit: &Limit) -> (u64, u64) {
+        let left = match limit.size {
+            Size::Total(total) => {
+                let taken = self.reserved.saturating_add(self.used).saturating_add(limit.own);
+                total.saturating_sub(taken)
+            }
+            Size::Common(_) => u64::MAX,
+        };
+        match (limit.share, limit.size) {
+            (Share::Demanded(wanted), _) => (wanted, wanted.min(left)),
+            (Share::UpTo(wanted), Size::Common(_)) => (wanted, wanted),
+            (Share::UpTo(wanted), Size::Total(total)) => {
+                let of_half = (total / 2).saturating_sub(self.reserved.saturating_add(limit.own));
+                (wanted, wanted.min(left).min(of_half))
+            }
+        }
+    }
+
+    /// Takes `amount` for a user, of `size` in all.
+    fn take(&mut self, user: User, amount: u64, size: u64) -> bool {
+        if amount > size.saturating_sub(self.used) {
+            return false;
+        }
+        let of_user = self.users.get(&user).copied().unwrap_or(0);
+        if amount > most_of_user(size).saturating_sub(of_user) {
+            return false;
+        }
+        self.users.insert(user, of_user + amount);
+        self.used += amount;
+        true
+    }
+
+    fn give_back(&mut self, user: User, amount: u64) {
+        self.used -= amount;
+        if let Entry::Occupied(mut of_user) = self.users.entry(user) {
+            *of_user.get_mut() -= amount;
+            if *of_user.get() == 0 {
+                of_user.remove();
+            }
+        }
+    }
+}
+
+/// What one user may have of what is common: one at least, so that little is of use, too.
+fn most_of_user(common: u64) -> u64 {
+    (common / 2).max(1)
+}
+
+impl Account {
+    /// The ledger that it is in.
+    pub fn ledger(&self) -> &Arc<Ledger> {
+        &self.ledger
+    }
+
+    /// How much of the device's share of a resource is in use.
+    pub fn usage(&self, resource: Resource) -> Usage {
+        Usage { used: *lock(&self.used[resource]), limit: self.shares[resource] }
+    }
+
+    /// Takes more: of the share what there is, the rest of the common part. Returns both.
+    fn take(&self, resource: Resource, user: User, amount: u64) -> Result<(u64, u64), Exceeded> {
+        let mut used = lock(&self.used[resource]);
+        let own = amount.min(self.shares[resource] - *used);
+        if own < amount {
+            let mut common = lock(&self.ledger.common[resource]);
+            let size = self.ledger.limits[resource].common(common.reserved);
+            if !common.take(user, amount - own, size) {
+                return Err(Exceeded {
+                    resource,
+                    amount,
+                    share: self.shares[resource],
+                    common: size,
+                    user: most_of_user(size),
+                    used: common.used,
+                });
+            }
+        }
+        *used += own;
+        Ok((own, amount - own))
+    }
+
+    fn give_back(&self, resource: Resource, user: User, own: u64, common: u64) {
+        if common > 0 {
+            lock(&self.ledger.common[resource]).give_back(user, common);
+        }
+        if own > 0 {
+            *lock(&self.used[resource]) -= own;
+        }
+    }
+}
+
+impl Drop for Account {
+    fn drop(&mut self) {
+        for resource in Resource::ALL {
+            lock(&self.ledger.common[resource]).reserved -= self.reserved[resource];
+        }
+    }
+}
+
+impl Payer {
+    /// Who pays for what `user` takes at the device of `account`.
+    pub fn new(account: Arc<Account>, user: User) -> Self {
+        Self { account, user }
+    }
+
+    /// The device's account.
+    pub fn account(&self) -> &Arc<Account> {
+        &self.account
+    }
+
+    /// Takes `amount` of a resource.
+    ///
+    /// # Errors
+    /// The user may not have as much.
+    pub fn charge(&self, resource: Resource, amount: u64) -> Result<Charge, Exceeded> {
+        let (own, common) = self.account.take(resource, self.user, amount)?;
+        Ok(Charge { payer: self.clone(), resource, own, common })
+    }
+}
+
+impl Charge {
+    /// How much it is.
+    pub fn amount(&self) -> u64 {
+        self.own + self.common
+    }
+
+    /// Whether some of it is of the common part.
+    pub fn is_common(&self) -> bool {
+        self.common > 0
+    }
+
+    /// Makes it `amount`, more or less than it is.
+    ///
+    /// # Errors
+    /// The user may not have as much; the charge is as before then.
+    pub fn resize(&mut self, amount: u64) -> Result<(), Exceeded> {
+        let now = self.amount();
+        let Payer { account, user } = &self.payer;
+        if amount > now {
+            let (own, common) = account.take(self.resource, *user, amount - now)?;
+            self.own += own;
+            self.common += common;
+            return Ok(());
+        }
+        // The common part first: others may need it.
+        let common = self.common.min(now - amount);
+        let own = now - amount - common;
+        self.common -= common;
+        self.own -= own;
+        account.give_back(self.resource, *user, own, common);
+        Ok(())
+    }
+}
+
+impl Drop for Charge {
+    fn drop(&mut self) {
+        let Payer { account, user } = &self.payer;
+        account.give_back(self.resource, *user, self.own, self.common);
+    }
+}

@@ -1,0 +1,13 @@
+#![doc = include_str!("../README.md")]
+
+mod ledger;
+mod limits;
+#[cfg(all(test, shuttle))]
+mod model;
+mod resource;
+#[cfg(all(test, not(any(loom, shuttle))))]
+mod tests;
+
+pub use ledger::{Account, Charge, Exceeded, Ledger, Opened, Payer, Shortfall, Usage, User};
+pub use limits::{Limit, Limits, Share, Size};
+pub use resource::{PerResource, Resource};

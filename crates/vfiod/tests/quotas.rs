@@ -1,0 +1,166 @@
+//! Whatever the clients of some devices take of what all devices share, the others have their part.
+
+mod process;
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+
+use process::api::ask;
+use process::{Daemon, bad, good, vfiod};
+use rustix::event::{EventfdFlags, eventfd};
+use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+use rustix::io::Errno;
+use rustix::process::Signal;
+use tempfile::TempDir;
+use vfiod_client::{Client, IrqAction, IrqData};
+
+const MSI: u32 = 1;
+const PAGE: u64 = 0x1000;
+/// Devices whose clients take what they get. One more is a stranger's.
+const GREEDY: usize = 8;
+
+/// A daemon with edu devices `d0`, `d1`, …
+struct Rig {
+    directory: TempDir,
+    daemon: Daemon,
+}
+
+impl Rig {
+    fn new(devices: usize, limits: &str) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &str| directory.path().join(name);
+        let mut text = format!("[limits]\n{limits}\n[control]\nsocket = {:?}\n", at("control"));
+        for device in (0..devices).map(|number| format!("d{number}")) {
+            text += &format!("[device.{device}]\nmodel = \"edu\"\nsocket = {:?}\n", at(&device));
+        }
+        std::fs::write(at("c.toml"), text).unwrap();
+        let command = vfiod(["serve", at("c.toml").to_str().unwrap()]);
+        let daemon = Daemon::serving(command, &[&at("control")]);
+        Self { directory, daemon }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    fn connect(&self, device: usize) -> Client {
+        Client::connect(self.path(&format!("d{device}"))).unwrap()
+    }
+
+    /// What `show` says of a limit of a device: used and limit of its share, and of the common part.
+    fn limit(&self, device: usize, name: &str) -> [u64; 4] {
+        let path = format!("devices/d{device}");
+        let (_, answer) = ask(&self.path("control"), "GET", &path, None).unwrap();
+        let limits = answer["limits"].as_array().unwrap();
+        let limit = limits.iter().find(|limit| limit["name"] == name).unwrap();
+        let keys = ["reserved_used", "reserved", "common_used", "common"];
+        keys.map(|key| limit[key].as_u64().unwrap())
+    }
+}
+
+fn memory() -> OwnedFd {
+    let memory = memfd_create("quota", MemfdFlags::CLOEXEC).unwrap();
+    ftruncate(&memory, PAGE).unwrap();
+    memory
+}
+
+/// Maps new files until that is refused. How many there are, and the errno.
+fn map_all(client: &mut Client, most: u64) -> (u64, Option<Errno>) {
+    for number in 0..most {
+        match client.dma_map(number * PAGE, PAGE, Some((memory().as_fd(), 0))) {
+            Ok(()) => {}
+            Err(error) => {
+                let errno = error.remote_errno().unwrap();
+                return (number, Some(Errno::from_raw_os_error(errno as i32)));
+            }
+        }
+    }
+    (most, None)
+}
+
+#[test]
+fn mappings_that_clients_of_eight_devices_take_leave_a_share_to_a_stranger() {
+    const SHARE: u64 = 3;
+    let rig = Rig::new(GREEDY + 1, &format!("mappings = 200\nreserved_mappings = {SHARE}"));
+    let mut greedy: Vec<_> = (0..GREEDY).map(|device| rig.connect(device)).collect();
+    let taken: Vec<_> = greedy.iter_mut().map(|client| map_all(client, 400)).collect();
+    assert!(taken.iter().all(|(_, errno)| *errno == Some(Errno::NOSPC)), "{taken:?}");
+    // Each device has one mapping itself, of its own memory.
+    let common = 200 - (GREEDY as u64 + 1) * (SHARE + 1);
+    let all: u64 = taken.iter().map(|(count, _)| count).sum();
+    assert_eq!(all, GREEDY as u64 * SHARE + common / 2);
+    assert_eq!(rig.limit(0, "mappings"), [SHARE, SHARE, common / 2, common]);
+
+    let mut stranger = rig.connect(GREEDY);
+    assert_eq!(map_all(&mut stranger, SHARE), (SHARE, None));
+    // A file that is not used any more makes room for the next one.
+    for _ in 0..2 * SHARE {
+        stranger.dma_unmap(0, PAGE).unwrap();
+        stranger.dma_map(0, PAGE, Some((memory().as_fd(), 0))).unwrap();
+    }
+    assert_eq!(rig.limit(GREEDY, "mappings"), [SHARE, SHARE, common / 2, common]);
+
+    // What a client has taken is given back with its end.
+    drop(greedy);
+    process::until("the mappings are given back", || rig.limit(0, "mappings")[2] == 0);
+    let (_, said) = rig.daemon.terminate(Signal::TERM);
+    assert!(said.contains("limits.mappings"), "no line names the limit: {said}");
+}
+
+#[test]
+fn address_space_that_clients_take_leaves_a_share_to_a_stranger() {
+    const SHARE: u64 = 4 * PAGE;
+    let limits = format!("address_space = {}\nreserved_address_space = {SHARE}", 100 * PAGE);
+    let rig = Rig::new(GREEDY + 1, &limits);
+    let mut greedy: Vec<_> = (0..GREEDY).map(|device| rig.connect(device)).collect();
+    let taken: Vec<_> = greedy.iter_mut().map(|client| map_all(client, 200)).collect();
+    assert!(taken.iter().all(|(_, errno)| *errno == Some(Errno::NOMEM)), "{taken:?}");
+    assert_eq!(map_all(&mut rig.connect(GREEDY), 4), (4, None));
+}
+
+#[test]
+fn descriptors_that_clients_take_leave_a_share_to_a_stranger() {
+    const SHARE: u64 = 8;
+    let rig = Rig::new(GREEDY + 1, &format!("descriptors = 200\nreserved_descriptors = {SHARE}"));
+    let mut greedy: Vec<_> = (0..GREEDY).map(|device| rig.connect(device)).collect();
+    let taken: Vec<_> = greedy.iter_mut().map(|client| map_all(client, 400)).collect();
+    assert!(taken.iter().all(|(_, errno)| *errno == Some(Errno::MFILE)), "{taken:?}");
+    // Another connection of the same user to one of their devices is more than it may have.
+    assert!(Client::connect(rig.path("d0")).is_err());
+
+    let mut stranger = rig.connect(GREEDY);
+    let event = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
+    let fds = [event.as_fd()];
+    stranger.set_irqs(MSI, 0, 1, IrqAction::Trigger, IrqData::EventFds(&fds)).unwrap();
+    // Its connection, the eventfd, and one that has arrived and is not carried out yet.
+    assert_eq!(map_all(&mut stranger, SHARE - 3), (SHARE - 3, None));
+    assert_eq!(rig.limit(GREEDY, "descriptors")[..2], [SHARE - 1, SHARE]);
+    drop(stranger);
+    process::until("its descriptors are given back", || {
+        rig.limit(GREEDY, "descriptors")[..2] == [0, SHARE]
+    });
+    let (_, said) = rig.daemon.terminate(Signal::TERM);
+    assert!(said.contains("limits.descriptors"), "no line names the limit: {said}");
+}
+
+#[test]
+fn show_has_the_limits_and_what_is_in_use() {
+    let rig = Rig::new(1, "common_connections = 10\nreserved_connections = 2");
+    let _client = rig.connect(0);
+    let text = good(["show", "d0", "--control", rig.path("control").to_str().unwrap()]);
+    let has = |line: &str| text.lines().any(|shown| shown.contains(line));
+    let connections = "connections: reserved 2, reserved used 1, common 10, common used 0";
+    assert!(has(connections), "{text}");
+    let names = ["descriptors", "mappings", "address_space"];
+    assert!(names.iter().all(|name| has(&format!("{name}: reserved "))), "{text}");
+}
+
+#[test]
+fn device_whose_reserved_share_is_not_there_is_refused() {
+    let rig = Rig::new(2, "mappings = 100\nreserved_mappings = 40");
+    let (control, socket) = (rig.path("control"), rig.path("d2"));
+    let add = ["add", "d2", "--device", "edu", "--control", control.to_str().unwrap()];
+    let said = bad(1, add.into_iter().chain(["--socket-path", socket.to_str().unwrap()]));
+    assert!(said.contains("d2 has 17 of its share of 40 mappings"), "{said}");
+    rig.connect(1).device_info().unwrap();
+}
