@@ -68,13 +68,18 @@ fn a_name_that_is_there_accepts_connections_with_its_mode() {
 }
 
 #[test]
-fn prepared_socket_has_no_name_and_leaves_none_when_dropped() {
+fn prepared_socket_has_no_name_but_all_else_and_leaves_nothing_when_dropped() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("s");
-    let mut socket = NamedSocket::prepare(&path, SocketAccess::default(), Site::Free).unwrap();
+    let access = SocketAccess { mode: Some(0o640), ..SocketAccess::default() };
+    let mut socket = NamedSocket::prepare(&path, access, Site::Free).unwrap();
     assert!(!path.exists());
     let [first] = &names(directory.path())[..] else { panic!("one first name") };
     assert!(first.starts_with(".s.") && first.ends_with(".new"), "{first}");
+    // Whoever finds the name finds a socket that can be used.
+    let first = directory.path().join(first);
+    UnixStream::connect(&first).unwrap();
+    assert_eq!(fs::metadata(&first).unwrap().permissions().mode() & 0o777, 0o640);
     socket.publish().unwrap();
     assert_eq!(names(directory.path()), ["s"]);
     socket.publish().unwrap();
