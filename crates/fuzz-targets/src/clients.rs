@@ -104,15 +104,35 @@ struct Clients<'w> {
     touched: Touched,
 }
 
-pub(crate) fn play(input: &[u8]) {
-    with_world(|world| {
-        let mut clients = Clients {
+impl<'w> Clients<'w> {
+    fn new(world: &'w World) -> Self {
+        Self {
             world,
             clients: Default::default(),
             next: 0,
             kept: Kept::default(),
             touched: Touched::default(),
-        };
+        }
+    }
+}
+
+/// Has every device work, so that what the process makes at the first use is made.
+pub(crate) fn use_each(world: &World) {
+    let mut clients = Clients::new(world);
+    for device in 0..world.devices.len() {
+        let (device, dma) = (device as u8, Dma::Well);
+        let (stranger, opens, twin_socket, wrong) = (false, true, false, false);
+        let client = clients.next as u8;
+        clients.step(Step::Connect { device, stranger, dma, opens, twin_socket, wrong });
+        for what in Drive::each() {
+            clients.step(Step::Drive { client, what });
+        }
+    }
+}
+
+pub(crate) fn play(input: &[u8]) {
+    with_world(|world| {
+        let mut clients = Clients::new(world);
         let mut input = Unstructured::new(input);
         for _ in 0..STEPS {
             if input.is_empty() {

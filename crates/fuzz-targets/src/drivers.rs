@@ -49,6 +49,24 @@ fn write(region: u8, offset: u64, value: u64, width: u8) -> Request {
 }
 
 impl Drive {
+    /// One of each.
+    pub(crate) fn each() -> [Self; 2] {
+        let (at, offset) = (Number::Pages(1), Number::Small(0));
+        let length = Number::Small(64);
+        let command = QueueCommand { operation: 1, address: at, offset, length };
+        let submitted = Number::Small(3);
+        [
+            Self::Transfer {
+                by_message: false,
+                to_memory: false,
+                interrupts: true,
+                at,
+                count: length,
+            },
+            Self::Queue { by_message: false, queue: 0, submitted, commands: [command; 3] },
+        ]
+    }
+
     /// The messages, and the memory that goes with the first of them.
     pub(crate) fn messages(&self) -> (Vec<Message>, Option<OwnedFd>) {
         let (by_message, mut requests) = match *self {

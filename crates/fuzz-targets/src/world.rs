@@ -235,6 +235,7 @@ impl World {
         // What is made at the first use is made now: descriptors are counted from here on.
         let devices = (0..world.devices.len()).collect();
         world.open_each(&Touched { devices, own_ends: false });
+        crate::clients::use_each(&world);
         world.await_rest(false);
         world.is_new = false;
         world
