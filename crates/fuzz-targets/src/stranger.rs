@@ -49,8 +49,10 @@ impl Stranger {
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let mut byte = [0];
         let buffers = &mut [IoSliceMut::new(&mut byte)];
-        let received =
-            rustix::net::recvmsg(&self.socket, buffers, &mut control, RecvFlags::CMSG_CLOEXEC);
+        // The fuzzer's timer interrupts it.
+        let received = rustix::io::retry_on_intr(|| {
+            rustix::net::recvmsg(&self.socket, buffers, &mut control, RecvFlags::CMSG_CLOEXEC)
+        });
         let received = received.expect("the stranger answers");
         assert_eq!(received.bytes, 1, "the stranger has ended: its program does not serve it");
         control.drain().find_map(|message| match message {
