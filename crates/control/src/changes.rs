@@ -22,10 +22,10 @@ use crate::view::Changes;
 
 /// The pauses between two requests to close a device: the first, each is twice as long as the one
 /// before, and the longest, which is that of the kernel's `vfio_unregister_group_dev`.
-const FIRST_PAUSE: Duration = Duration::from_millis(50);
-const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+pub(crate) const FIRST_PAUSE: Duration = Duration::from_millis(50);
+pub(crate) const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 /// How long a request waits for a device that is busy: the next request follows anyway.
-const REQUEST_WAIT: Duration = Duration::from_millis(50);
+pub(crate) const REQUEST_WAIT: Duration = Duration::from_millis(50);
 
 /// What happens to a device that is in use and to be removed.
 #[derive(Debug, Deserialize, IntoParams)]

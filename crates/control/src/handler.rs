@@ -13,12 +13,13 @@ use std::time::Duration;
 use axum::Json;
 use axum::extract::{FromRequestParts, State};
 use axum::http::StatusCode;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use vfiod_core::{Errno, Error};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use vfiod_core::{DeviceId, Errno, Error};
 use vfiod_manager::Manager;
 
 pub(crate) use crate::body::{Given, NoBody};
 use crate::problem::Problem;
+use crate::releases::Releases;
 use crate::threads::Threads;
 
 /// Where every path of this version begins.
@@ -46,6 +47,7 @@ pub(crate) struct Api {
     operations: Arc<Semaphore>,
     /// Operations that run, by what they are on.
     running: Arc<Mutex<HashMap<String, usize>>>,
+    releases: Arc<Releases>,
 }
 
 impl Api {
@@ -56,7 +58,13 @@ impl Api {
             looks: Arc::new(Semaphore::new(LOOKS)),
             operations: Arc::new(Semaphore::new(OPERATIONS)),
             running: Arc::default(),
+            releases: Arc::default(),
         })
+    }
+
+    /// Notified from now on when a device is not open any more; see [`Releases::of`].
+    pub(crate) fn released(&self, device: DeviceId) -> Arc<Notify> {
+        self.releases.of(&self.manager, device)
     }
 
     /// Counts an operation.

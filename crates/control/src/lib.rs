@@ -18,6 +18,8 @@ mod handler;
 mod look;
 mod metrics;
 mod problem;
+mod releases;
+mod removal;
 pub mod request;
 mod routes;
 mod server;

@@ -1,7 +1,7 @@
 //! The resources, one function for each method of each path.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::Json;
 use axum::extract::State;
@@ -25,6 +25,7 @@ use crate::handler::{
 use crate::look as views;
 use crate::metrics;
 use crate::problem::Problem;
+use crate::removal;
 use crate::request::{ChangeInstance, Create, Define, DefineInstance, Modify};
 use crate::threads::Threads;
 use crate::view::{self, Revoked};
@@ -405,12 +406,15 @@ async fn remove(
     _: NoBody,
 ) -> Result<StatusCode, Problem> {
     let removal = how.removal()?;
-    if removal == Removal::Refuse {
-        return done(&manager, &uuid.to_string(), move |manager| manager.remove(uuid, removal))
-            .await;
-    }
-    done(&manager, &uuid.to_string(), move |manager| manager.remove_when_free(uuid, removal))
-        .await?;
+    let end = match removal {
+        Removal::Refuse => {
+            return done(&manager, &uuid.to_string(), move |manager| manager.remove(uuid, removal))
+                .await;
+        }
+        Removal::Wait => None,
+        Removal::Deadline(time) => Instant::now().checked_add(time),
+    };
+    removal::begin(&manager, uuid, end).await?;
     Ok(StatusCode::ACCEPTED)
 }
 

@@ -9,7 +9,7 @@ use uuid::Uuid;
 use vfiod_config::{Config, Document, Models};
 use vfiod_core::event::{Event, Observer};
 use vfiod_core::{DeviceRef, Errno, Error, FileId, InUse, Registry, Result, SetKey};
-use vfiod_mdev::{Bus, Create, ParentRegistration, Removal};
+use vfiod_mdev::{Bus, Create, ParentRegistration, PendingRemoval, Removal};
 use vfiod_quota::{Resource, Usage};
 use vfiod_server::{ConnectionInfo, ConnectionTotals, Departures, Server};
 
@@ -438,23 +438,12 @@ impl Manager {
         Ok(())
     }
 
-    /// Removes an instance when its users have closed it, or at the deadline, on a thread of its own.
+    /// Begins to remove an instance, without waiting for its users; `None` if it is being removed already.
     ///
     /// # Errors
-    /// `ENOENT`: there is none of this UUID; what the kernel says to a thread more.
-    pub fn remove_when_free(self: &Arc<Self>, uuid: Uuid, removal: Removal) -> Result<()> {
-        self.find_instance(uuid)?;
-        let manager = self.clone();
-        let remove = move || {
-            if let Err(error) = manager.remove(uuid, removal) {
-                tracing::debug!(%uuid, %error, "not removed");
-            }
-        };
-        let thread = std::thread::Builder::new().name("remove".into()).spawn(remove);
-        thread.map(drop).map_err(|error| {
-            let errno = Errno::from_io_error(&error).unwrap_or(Errno::AGAIN);
-            Error::new(errno, "no thread to wait for the users with")
-        })
+    /// `ENOENT`: there is none of this UUID; `EBUSY`: it is being created.
+    pub fn begin_removal(&self, uuid: Uuid) -> Result<Option<PendingRemoval>> {
+        self.bus.begin_removal(uuid)
     }
 
     /// Sets attributes of an instance, one after the other.

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use uuid::Uuid;
 use vfiod_core::contain::contain;
 use vfiod_core::{DeviceRef, DeviceSpec, Errno, Error, OpenPolicy, Registry, Result, StatePolicy};
+use vfiod_sync::atomic::Ordering;
 use vfiod_sync::{Condvar, Mutex, lock, thread, wait, wait_until};
 
 use crate::instance::{self, Endpoint, Instance, Live, Removal, Shared};
@@ -261,23 +262,52 @@ impl Bus {
     /// `ENOENT`: there is no such instance. `EBUSY`: it is being created; or it is in use or
     /// being removed, and [`Removal::Refuse`] was asked for.
     pub fn remove(&self, uuid: Uuid, removal: Removal) -> Result<()> {
-        let shared = match lock(&self.inner.state).instances.get(&uuid) {
-            None => return Err(Error::new(Errno::NOENT, format!("there is no instance {uuid}"))),
+        let shared = self.present(uuid)?;
+        let end = match removal {
+            Removal::Deadline(time) => Instant::now().checked_add(time),
+            Removal::Refuse | Removal::Wait => None,
+        };
+        loop {
+            let given_back = shared.given_back.load(Ordering::SeqCst);
+            if let Some(live) = shared.take(removal)? {
+                let removal = match end {
+                    Some(end) => Removal::Deadline(end.saturating_duration_since(Instant::now())),
+                    None => removal,
+                };
+                self.end(&shared, live, removal);
+                return Ok(());
+            }
+            if self.await_removal(&shared, given_back, end) {
+                return Ok(());
+            }
+        }
+    }
+
+    /// An instance that is not being created.
+    pub(crate) fn present(&self, uuid: Uuid) -> Result<Arc<Shared>> {
+        match lock(&self.inner.state).instances.get(&uuid) {
+            None => Err(Error::new(Errno::NOENT, format!("there is no instance {uuid}"))),
             Some(Slot::Reserved) => {
                 let what = format!("instance {uuid} is being created");
-                return Err(Error::new(Errno::BUSY, what));
+                Err(Error::new(Errno::BUSY, what))
             }
-            Some(Slot::Present(shared)) => shared.clone(),
-        };
-        match shared.take(removal)? {
-            Some(live) => {
-                live.end(removal);
-                self.forget(&shared);
-                tracing::debug!(%uuid, "removed");
-            }
-            None => self.await_removal(&shared, removal),
+            Some(Slot::Present(shared)) => Ok(shared.clone()),
         }
-        Ok(())
+    }
+
+    /// Takes an instance apart, and frees its UUID.
+    pub(crate) fn end(&self, shared: &Shared, live: Live, removal: Removal) {
+        live.end(removal);
+        self.forget(shared);
+        tracing::debug!(uuid = %shared.uuid, "removed");
+    }
+
+    /// Lets others remove an instance whose removal is given up.
+    pub(crate) fn give_back(&self, shared: &Shared, live: Live) {
+        shared.give_back(live);
+        // Whoever waits has looked before, or holds the lock.
+        drop(lock(&self.inner.state));
+        self.inner.changed.notify_all();
     }
 
     /// Refuses to create instances of a parent (`EBUSY`) for as long as the result exists, if it has
@@ -314,29 +344,38 @@ impl Bus {
         self.inner.changed.notify_all();
     }
 
-    fn await_removal(&self, shared: &Arc<Shared>, removal: Removal) {
+    /// Waits until another thread has removed an instance, whose files are revoked at `end`. Returns
+    /// `false` if it was given back more often than `given_back` says.
+    fn await_removal(
+        &self,
+        shared: &Arc<Shared>,
+        given_back: usize,
+        mut end: Option<Instant>,
+    ) -> bool {
         let present = |state: &State| match state.instances.get(&shared.uuid) {
             Some(Slot::Present(there)) => Arc::ptr_eq(there, shared),
             Some(Slot::Reserved) | None => false,
         };
         let mut state = lock(&self.inner.state);
-        if let Removal::Deadline(time) = removal
-            && let Some(moment) = Instant::now().checked_add(time)
-        {
-            while present(&state) {
-                match wait_until(&self.inner.changed, &self.inner.state, state, moment) {
-                    Some(held) => state = held,
-                    None => {
-                        shared.device.revoke_all();
-                        state = lock(&self.inner.state);
-                        break;
+        while present(&state) {
+            if shared.given_back.load(Ordering::SeqCst) != given_back {
+                return false;
+            }
+            state = match end {
+                None => wait(&self.inner.changed, &self.inner.state, state, Duration::MAX),
+                Some(moment) => {
+                    match wait_until(&self.inner.changed, &self.inner.state, state, moment) {
+                        Some(state) => state,
+                        None => {
+                            end = None;
+                            shared.device.revoke_all();
+                            lock(&self.inner.state)
+                        }
                     }
                 }
-            }
+            };
         }
-        while present(&state) {
-            state = wait(&self.inner.changed, &self.inner.state, state, Duration::MAX);
-        }
+        true
     }
 
     /// An instance, live or leaving.
@@ -465,7 +504,7 @@ impl Reserved<'_> {
         // If there is no endpoint, nothing of the device was visible.
         let registry = &self.bus.inner.registry;
         let (registration, endpoint) = registry.register_with(spec, device, endpoint)?;
-        let live = Live { endpoint, registration };
+        let live = Live { endpoint, registration, listening: true };
         Ok(Shared::new(self.uuid, self.parent.clone(), self.mdev_type, attributes, live))
     }
 

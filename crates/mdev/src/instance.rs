@@ -7,6 +7,7 @@ use std::time::Duration;
 use uuid::Uuid;
 use vfiod_core::contain::contain;
 use vfiod_core::{DeviceRef, Errno, Error, Registration, Result};
+use vfiod_sync::atomic::{AtomicUsize, Ordering};
 use vfiod_sync::{Mutex, lock};
 
 use crate::parent::{Attributes, ParentEntry, TypeInfo};
@@ -62,12 +63,16 @@ pub(crate) struct Shared {
     attributes: Option<Arc<dyn Attributes>>,
     /// `None` once it is being removed: whoever took it removes the instance.
     live: Mutex<Option<Live>>,
+    /// How often it was given back by a removal that was given up.
+    pub(crate) given_back: AtomicUsize,
 }
 
 /// What a live instance consists of.
 pub(crate) struct Live {
     pub(crate) endpoint: Box<dyn Endpoint>,
     pub(crate) registration: Registration,
+    /// Whether the endpoint accepts connections.
+    pub(crate) listening: bool,
 }
 
 impl Shared {
@@ -79,7 +84,15 @@ impl Shared {
         live: Live,
     ) -> Self {
         let device = live.registration.device().clone();
-        Self { uuid, parent, mdev_type, device, attributes, live: Mutex::new(Some(live)) }
+        Self {
+            uuid,
+            parent,
+            mdev_type,
+            device,
+            attributes,
+            live: Mutex::new(Some(live)),
+            given_back: AtomicUsize::new(0),
+        }
     }
 
     /// Makes the caller the one who removes the instance. Returns `None` if another thread does
@@ -99,13 +112,25 @@ impl Shared {
         }
         Ok(live.take())
     }
+
+    /// Undoes [`Shared::take`]: another thread may remove the instance.
+    pub(crate) fn give_back(&self, live: Live) {
+        *lock(&self.live) = Some(live);
+        self.given_back.fetch_add(1, Ordering::SeqCst);
+    }
 }
 
 impl Live {
+    pub(crate) fn stop_listening(&mut self) {
+        if std::mem::take(&mut self.listening) {
+            stop_listening(&mut *self.endpoint, self.registration.device().name());
+        }
+    }
+
     /// Removes the instance: stops listening, unregisters the device, ends the connections.
-    pub(crate) fn end(self, removal: Removal) {
-        let Self { mut endpoint, registration } = self;
-        stop_listening(&mut *endpoint, registration.device().name());
+    pub(crate) fn end(mut self, removal: Removal) {
+        self.stop_listening();
+        let Self { endpoint, registration, .. } = self;
         registration.unregister(match removal {
             // Nobody has it open, and nobody can.
             Removal::Refuse | Removal::Wait => None,

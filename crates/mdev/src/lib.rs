@@ -29,8 +29,10 @@ mod instance;
 #[cfg(all(test, shuttle))]
 mod model;
 mod parent;
+mod pending;
 
 pub use bus::{Bus, Create, CreationPause, ParentRegistration, ParentStatus, TypeStatus};
 pub use instance::{Endpoint, Instance, NoEndpoint, Removal, Stage};
 pub use parent::{AttributeInfo, Attributes, Capacity, NewInstance, Parent, ParentSpec, TypeInfo};
+pub use pending::PendingRemoval;
 pub use uuid::Uuid;

@@ -12,6 +12,7 @@ use std::process::Command;
 use process::api::ask;
 use process::{Daemon, until, vfiod};
 use rustix::process::getuid;
+use uuid::Uuid;
 use vfiod_client::Client;
 
 /// An account that has no other process.
@@ -52,10 +53,12 @@ fn serve() -> Served {
     let directory = tempfile::tempdir().unwrap();
     let at = |name: &str| directory.path().join(name);
     let text = format!(
-        "[control]\nsocket = {:?}\nusers = [{}]\n[device.edu]\nmodel = \"edu\"\nsocket = {:?}\n",
+        "[control]\nsocket = {:?}\nusers = [{}]\n[device.edu]\nmodel = \"edu\"\nsocket = {:?}\n\
+         [parent.p]\nmodel = \"edu\"\noptions = {{ instances = 60 }}\n[mdev]\nsockets = {:?}\n",
         at("run/control"),
         getuid().as_raw(),
-        at("run/edu")
+        at("run/edu"),
+        at("run/mdev"),
     );
     std::fs::create_dir(at("run")).unwrap();
     std::fs::write(at("vfiod.toml"), text).unwrap();
@@ -133,4 +136,57 @@ fn idle_connections_are_bounded_and_cost_little() {
     assert!(detail.starts_with("256 connections are open, as many as may be"), "{detail}");
     drop(held);
     until("there is room", || ask(&served.control, "GET", "devices", None).unwrap().0 == 200);
+}
+
+/// Makes an instance that somebody has open.
+fn use_instance(served: &Served, uuid: Uuid) -> Client {
+    let body = format!(r#"{{"parent": "p", "type": "edu-1", "uuid": "{uuid}"}}"#);
+    let (status, made) = ask(&served.control, "POST", "instances", Some(&body)).unwrap();
+    assert_eq!(status, 201, "{made}");
+    let socket = served.edu.with_file_name(format!("mdev/{uuid}.sock"));
+    let mut user = Client::connect(socket).unwrap();
+    user.device_info().unwrap();
+    user
+}
+
+#[track_caller]
+fn begin_removal(served: &Served, uuid: Uuid, policy: &str) {
+    let path = format!("instances/{uuid}?policy={policy}");
+    assert_eq!(ask(&served.control, "DELETE", &path, None).unwrap().0, 202);
+}
+
+#[test]
+fn removals_that_wait_for_users_take_no_threads() {
+    const COUNT: usize = 60;
+    let served = serve();
+    let uuids: Vec<_> = (1..=COUNT as u128).map(Uuid::from_u128).collect();
+    let mut users: Vec<_> = uuids.iter().map(|uuid| use_instance(&served, *uuid)).collect();
+    let before = served.daemon.threads();
+    uuids.iter().for_each(|uuid| begin_removal(&served, *uuid, "wait"));
+    let left = || {
+        let (_, instances) = ask(&served.control, "GET", "instances", None).unwrap();
+        instances.as_array().unwrap().len()
+    };
+    assert_eq!(left(), COUNT);
+    let threads = served.daemon.threads();
+    assert!(threads < before + COUNT / 2, "{threads} threads, {before} before");
+    // One goes when its user does, or when a second removal revokes its files.
+    let stay = users.split_off(COUNT / 2);
+    drop(users);
+    until("half of them are removed", || left() == stay.len());
+    for uuid in &uuids[COUNT / 2..] {
+        begin_removal(&served, *uuid, "deadline&deadline=1ms");
+    }
+    until("all are removed", || left() == 0);
+}
+
+#[test]
+fn removal_that_waits_does_not_hold_up_the_end_of_the_daemon() {
+    let served = serve();
+    let uuid = Uuid::from_u128(1);
+    let mut user = use_instance(&served, uuid);
+    begin_removal(&served, uuid, "wait");
+    user.device_info().unwrap();
+    let (status, log) = served.daemon.terminate(rustix::process::Signal::TERM);
+    assert!(status.success() && log.contains("finished"), "{log}");
 }

@@ -234,6 +234,41 @@ pub(super) fn a_deadline_against_reopening() {
     stage.finish(1);
 }
 
+/// A removal that waits for users without a thread and is given up, and one that waits for it.
+pub(super) fn a_removal_that_is_given_up() {
+    let stage = Stage::new(1);
+    let instance = stage.create(1);
+    let bus = stage.bus.clone();
+    let pending = spawn(move || bus.begin_removal(uuid(1)).map(drop));
+    let patient = spawn(stage.remover(Removal::Wait));
+    let user = spawn(move || use_once(&instance));
+    expect(&join(pending), &[Errno::NOENT]);
+    expect(&join(patient), &[]);
+    expect(&join(user), &[Errno::NODEV]);
+    stage.finish(1);
+}
+
+/// A removal that waits for users without a thread, one with a deadline, and a user who keeps the
+/// instance open.
+pub(super) fn a_deadline_hurries_one_without_a_thread() {
+    let stage = Stage::new(1);
+    let instance = stage.create(1);
+    let file = open(&instance).expect("opens");
+    let pending = stage.bus.begin_removal(uuid(1)).expect("it is there").expect("nobody else");
+    assert!(!pending.finish_if_unused());
+    let hasty = spawn(stage.remover(Removal::Deadline(SOON)));
+    let waiting = spawn(move || {
+        while !pending.finish_if_unused() {
+            vfiod_sync::point();
+        }
+    });
+    expect(&join(hasty), &[]);
+    join(waiting);
+    assert!(file.is_revoked());
+    drop(file);
+    stage.finish(1);
+}
+
 /// A parent leaves while an instance is made.
 pub(super) fn a_parent_against_creation() {
     let mut stage = Stage::new(2);
@@ -296,6 +331,8 @@ vfiod_sync::checks! {
     two_removers: 2000,
     a_deadline_hurries: 2000,
     a_deadline_against_reopening: 2000,
+    a_removal_that_is_given_up: 2000,
+    a_deadline_hurries_one_without_a_thread: 2000,
     a_parent_against_creation: 2000,
     a_pause_against_creation: 2000,
     a_parent_against_everybody: 2000,
