@@ -28,8 +28,10 @@ pub(super) struct Endpoints {
 #[derive(Default)]
 struct Open {
     served: HashMap<Uuid, Served>,
-    /// Until the daemon serves: their sockets, which have no names yet.
+    /// Until the daemon serves: their sockets, which have no names before they are published.
     prepared: Vec<(Uuid, Listener, DeviceRef)>,
+    /// Whether sockets have their names.
+    published: bool,
     serving: bool,
 }
 
@@ -73,8 +75,10 @@ impl Endpoints {
         let Some(path) = self.path(uuid) else { return Ok(Box::new(NoEndpoint)) };
         let mut listener = Listener::prepare(path, self.access, Site::Free)?;
         let mut open = self.open();
-        if open.serving {
+        if open.published {
             listener.publish()?;
+        }
+        if open.serving {
             let served = stack.server().serve(listener, device.clone())?;
             open.served.insert(uuid, served);
         } else {
@@ -88,7 +92,9 @@ impl Endpoints {
     /// # Errors
     /// Errors of the kernel; somebody listens there since it was prepared.
     pub(super) fn publish(&self) -> Result<()> {
-        self.open().prepared.iter_mut().try_for_each(|(_, listener, _)| listener.publish())
+        let mut open = self.open();
+        open.published = true;
+        open.prepared.iter_mut().try_for_each(|(_, listener, _)| listener.publish())
     }
 
     /// Serves every instance, and from now on each as soon as it is created.
