@@ -196,6 +196,7 @@ impl World {
     fn start() -> Self {
         errors::collect();
         raise_limit();
+        survive_broken_pipes();
         let directory = tempfile::Builder::new().prefix("vfiod-fuzz").tempdir();
         let directory = directory.expect("a temporary directory");
         let path = directory.path().display().to_string();
@@ -391,6 +392,12 @@ fn raise_limit() {
     limit.current = limit.maximum;
     // Fails where the system allows no more than there is.
     let _ = setrlimit(Resource::Nofile, limit);
+}
+
+/// Has SIGPIPE caught: only a program whose `main` is Rust's ignores it, and a fuzzer's is not.
+fn survive_broken_pipes() {
+    let caught = signal_hook::flag::register(signal_hook::consts::SIGPIPE, Arc::default());
+    caught.expect("SIGPIPE can be caught");
 }
 
 /// What the descriptors of this process stand for.
