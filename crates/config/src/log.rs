@@ -29,6 +29,13 @@ const LEVELS: [&str; 5] = ["error", "warn", "info", "debug", "trace"];
 pub fn check_filter(filter: &str) -> Result<(), String> {
     // A word alone would be taken for a module, and a level with a typing error silence all others.
     let alone = |part: &&str| !part.is_empty() && !part.contains(['=', '[', ']', '{', '}']);
+    if filter.split(',').all(|part| part.trim().is_empty()) {
+        return Err("a log filter without a level shows nothing; write `off` for that".to_owned());
+    }
+    // `info=` is taken for the module `info` with no level at all.
+    if let Some(word) = filter.split(',').map(str::trim).find(|part| part.ends_with('=')) {
+        return Err(format!("`{word}` has no level; write one: {word}debug"));
+    }
     for word in filter.split(',').map(str::trim).filter(alone) {
         let level = word.to_ascii_lowercase();
         let number = level.parse().is_ok_and(|number: u8| number <= 5);
@@ -55,7 +62,9 @@ mod tests {
         {
             assert_eq!(check_filter(right), Ok(()), "{right}");
         }
-        for wrong in ["inof", "warn,vfiod_server", "vfiod_server=tarce", "a=b=c", "7"] {
+        for wrong in
+            ["inof", "warn,vfiod_server", "vfiod_server=tarce", "a=b=c", "7", "", " ", ",", "info="]
+        {
             assert!(check_filter(wrong).is_err(), "{wrong}");
         }
         let said = check_filter("inof").unwrap_err();

@@ -209,6 +209,9 @@ impl<'a> Section<'a> {
             if name.get_ref().is_empty() {
                 let help = format!("write a name: [{key}.NAME]");
                 outer.wrong("", name.span(), "a name is empty", help);
+            } else if let Err(error) = vfiod_core::check_device_name(name.get_ref()) {
+                let help = "write letters, digits and other characters that can be seen".to_owned();
+                outer.wrong("", name.span(), error.to_string(), help);
             }
             match outer.inner(name.get_ref(), name.span(), value) {
                 Some(section) => sections

@@ -75,7 +75,10 @@ pub(crate) fn group(text: &str) -> Option<u32> {
 }
 
 fn account(text: &str, file: &str) -> Option<u32> {
-    text.parse().ok().or_else(|| find_account(text, &fs::read_to_string(file).ok()?))
+    let number = text.parse().ok();
+    let number = number.or_else(|| find_account(text, &fs::read_to_string(file).ok()?));
+    // For the kernel the last number means "leave it" (chown(2)): it is nobody's.
+    number.filter(|number| *number != u32::MAX)
 }
 
 fn find_account(name: &str, database: &str) -> Option<u32> {
@@ -132,5 +135,8 @@ mod tests {
         assert_eq!(find_account("bad", database), None);
         assert_eq!(find_account("nobody", database), None);
         assert_eq!(user("12"), Some(12));
+        assert_eq!(user("4294967294"), Some(u32::MAX - 1));
+        assert_eq!(user("4294967295"), None);
+        assert_eq!(group("4294967295"), None);
     }
 }

@@ -191,12 +191,14 @@ fn one_socket_for_two_devices_by_another_path() {
 }
 
 #[test]
-fn things_without_a_name() {
+fn things_without_a_name_that_can_be_shown() {
     for kind in ["bus", "slot", "device", "container", "parent"] {
         let said = complaint(&format!("[{kind}.\"\"]\n"));
         assert!(said.contains("a name is empty"), "{kind}: {said}");
         assert!(said.contains(&format!("help: write a name: [{kind}.NAME]")), "{kind}: {said}");
     }
+    let said = complaint("[device.\"\\u001b[31mred\"]\nmodel = \"edu\"\nsocket = \"/s\"\n");
+    assert!(said.contains("is no name for a device"), "{said}");
 }
 
 #[test]

@@ -114,7 +114,7 @@ pub use irq::{IrqFlags, IrqIndex, IrqInfo};
 pub use open_pause::OpenPause;
 pub use policy::{OpenPolicy, StatePolicy};
 pub use region::{Region, RegionFlags, RegionIndex};
-pub use registry::{DeviceSpec, Registration, Registry};
+pub use registry::{DeviceSpec, Registration, Registry, check_device_name};
 pub use task::DeviceTask;
 
 pub use state::{

@@ -48,6 +48,32 @@ pub struct DeviceSpec {
     pub token: Option<Token>,
 }
 
+/// Longer names fill lines of logs and tables of people who did not choose them.
+const NAME_LEN: usize = 255;
+
+/// Whether a device may have this name. Names are shown in terminals and logs: with control
+/// characters one could write there what another program seems to have said.
+///
+/// # Errors
+/// `EINVAL`, with the rule: 1 to 255 bytes, all of it printable.
+pub fn check_device_name(name: &str) -> Result<()> {
+    // Quotes and backslashes are printable, and escaped for another reason.
+    let plain = name.replace(['\'', '"', '\\'], "");
+    let printable = plain.escape_debug().eq(plain.chars());
+    if name.is_empty() {
+        return Err(Error::new(Errno::INVAL, "a device needs a name"));
+    }
+    if name.len() > NAME_LEN || !printable {
+        let shown: String = name.chars().take(40).collect();
+        let what = format!(
+            "`{}` is no name for a device: up to {NAME_LEN} bytes of printable characters",
+            shown.escape_debug()
+        );
+        return Err(Error::new(Errno::INVAL, what));
+    }
+    Ok(())
+}
+
 /// How many shards the registry's maps have: a lock each, to be held for a look-up.
 const SHARDS: usize = if cfg!(any(loom, shuttle)) { 1 } else { 64 };
 
@@ -244,7 +270,7 @@ impl Registry {
     /// stopped, and the set that the device would join does not become idle (at once, if it is that
     /// set, otherwise after two seconds). `EEXIST`: the
     /// name or the number is taken (until the device that has it has been unregistered in
-    /// full); `EINVAL`: no name, a number out of range, or the description contradicts itself; what `init` says; `EIO`: a
+    /// full); `EINVAL`: no good name ([`check_device_name`]), a number out of range, or the description contradicts itself; what `init` says; `EIO`: a
     /// panic in `describe` or `init`.
     pub fn register(&self, spec: DeviceSpec, device: Box<dyn Device>) -> Result<Registration> {
         self.admit(spec, &mut Candidate(Some(device)), None)
@@ -288,9 +314,7 @@ impl Registry {
         ready: Option<&mut Ready<'_>>,
     ) -> Result<Registration> {
         let DeviceSpec { name, id, set, open, state, location, token } = spec;
-        if name.is_empty() {
-            return Err(Error::new(Errno::INVAL, "a device needs a name"));
-        }
+        check_device_name(&name)?;
         let device = candidate.0.as_mut().expect("not admitted yet");
         let description = contain(|| device.describe()).map_err(|panic| refused(&name, panic))?;
         let works = contain(|| device.as_worker().is_some());

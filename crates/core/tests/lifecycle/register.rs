@@ -26,10 +26,17 @@ fn registered_device_is_described_then_initialised_then_visible() {
 }
 
 #[test]
-fn empty_name_and_name_in_use_are_refused() {
+fn bad_name_and_name_in_use_are_refused() {
     let rig = Rig::new();
-    let refused = rig.registry.register(spec(""), Box::new(rig.probe("a")));
-    assert_eq!(errno(refused), Errno::INVAL);
+    let long = "n".repeat(256);
+    for bad in ["", "a\nb", "\u{1b}[31mred", "a\u{202e}b", "\u{9b}1m", &long] {
+        let refused = rig.registry.register(spec(bad), Box::new(rig.probe("a")));
+        assert_eq!(errno(refused), Errno::INVAL, "{bad:?}");
+    }
+    assert!(rig.journal.take().iter().all(|line| line == "a.drop"), "refused before describe");
+    for good in ["disk 1", "Gerät", "it's \"x\"\\", &long[..255]] {
+        vfiod_core::check_device_name(good).unwrap();
+    }
     let first = rig.single("a");
     let refused = rig.registry.register(spec("a"), Box::new(rig.probe("b")));
     assert_eq!(errno(refused), Errno::EXIST);
