@@ -69,7 +69,9 @@ impl From<vfiod_core::Error> for Problem {
 
 impl From<PathRejection> for Problem {
     fn from(rejection: PathRejection) -> Self {
-        Self::new(rejection.status(), rejection.body_text())
+        let text = rejection.body_text();
+        let text = text.strip_prefix("Invalid URL: ").unwrap_or(&text);
+        Self::new(rejection.status(), format!("the path of the request: {text}"))
     }
 }
 

@@ -10,7 +10,7 @@ use std::io::ErrorKind;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use vfiod_config::{Config, Document, LoadError, Options, ParentConfig, Problem};
+use vfiod_config::{Config, Document, LoadError, Options, ParentConfig, Problem, UsageError};
 use vfiod_core::{DeviceRef, Errno, Error, OpenPause, Result};
 use vfiod_mdev::CreationPause;
 
@@ -362,7 +362,8 @@ fn failure(error: anyhow::Error) -> Error {
     let core = error.downcast_ref::<Error>().map(Error::errno);
     let kind = core.map_or(ErrorKind::Other, |errno| std::io::Error::from(errno).kind());
     let hint = vfiod_sandbox::hint(kind, None);
-    Error::new(core.unwrap_or(Errno::IO), format!("{error:#}; nothing was changed{hint}"))
+    let usage = error.is::<UsageError>().then_some(Errno::INVAL);
+    Error::new(core.or(usage).unwrap_or(Errno::IO), format!("{error:#}; nothing was changed{hint}"))
 }
 
 /// Refuses a change of one device that would change others.

@@ -14,6 +14,9 @@ use vfiod_dma::{Error, Result};
 const MAX_PATH: usize = 107;
 /// The end of every first name.
 pub(crate) const SUFFIX: &str = ".new";
+/// How many clients may wait to be accepted. A non-blocking `connect` beyond it fails with `EAGAIN`;
+/// the kernel takes `net.core.somaxconn` (4096) if that is less.
+const BACKLOG: i32 = 4096;
 /// A longer name is not part of the first name, which must fit a directory and an address.
 const MAX_NAME: usize = 40;
 /// How many first names are tried. One is taken if a program of the same pid was killed while it had it.
@@ -73,7 +76,7 @@ impl NamedSocket {
     ///
     /// # Errors
     /// `EADDRINUSE`: somebody listens at the path; `EEXIST`: there is a file that is no socket;
-    /// `ENAMETOOLONG`: over 107 bytes; `ENOTDIR`: a file is in place of a directory; what `mkdir`,
+    /// `ENAMETOOLONG`: over 107 bytes; `EISDIR`: it is written like a directory's; `ENOTDIR`: a file is in place of a directory; what `mkdir`,
     /// `bind`, `chmod` or `chown` says.
     pub fn prepare(path: impl AsRef<Path>, access: SocketAccess, site: Site) -> Result<Self> {
         let path = path.as_ref();
@@ -81,7 +84,10 @@ impl NamedSocket {
         if path.as_os_str().len() > MAX_PATH {
             return Err(failed(Errno::NAMETOOLONG, "cannot use as a socket's path:"));
         }
-        let Some(name) = path.file_name() else {
+        // `file_name` passes over what ends the path of a directory.
+        let ends = path.as_os_str().as_encoded_bytes().rsplit(|byte| *byte == b'/').next();
+        let name = path.file_name().filter(|_| !matches!(ends, Some(b"" | b".")));
+        let Some(name) = name else {
             return Err(failed(Errno::ISDIR, "cannot use as a socket's path:"));
         };
         let directory = site_directory(path, site)?;
@@ -114,7 +120,8 @@ impl NamedSocket {
                 .map_err(|errno| failed(errno, "cannot set the owner of"))?;
         }
         // Before it has its name: a connection that is refused would look like a dead server's.
-        rustix::net::listen(&socket.fd, 128).map_err(|errno| failed(errno, "cannot listen on"))?;
+        rustix::net::listen(&socket.fd, BACKLOG)
+            .map_err(|errno| failed(errno, "cannot listen on"))?;
         Ok(socket)
     }
 

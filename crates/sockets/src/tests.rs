@@ -143,6 +143,11 @@ fn missing_directories_are_made_and_trials_make_nothing() {
         assert_eq!(errno(trial(&path)), Errno::NOTDIR, "{wrong}");
         assert_eq!(errno(bind(&path)), Errno::NOTDIR, "{wrong}");
     }
+    for wrong in ["s/", "s/.", "s//"] {
+        let path = directory.path().join(wrong);
+        assert_eq!(errno(trial(&path)), Errno::ISDIR, "{wrong}");
+        assert_eq!(errno(bind(&path)), Errno::ISDIR, "{wrong}");
+    }
 }
 
 #[test]

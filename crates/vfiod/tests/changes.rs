@@ -186,6 +186,11 @@ fn a_wrong_device_is_refused_with_key_and_remedy() {
     let args = ["add", "x", "--device", "edu", "--socket-path", &socket];
     let said = stage.bad(2, &args);
     assert!(said.contains("device.x.socket: this socket is `device.first`"), "{said}");
+    let socket = format!("{socket}.new/");
+    let said = stage.bad(2, &["add", "x", "--device", "edu", "--socket-path", &socket]);
+    assert!(said.contains("cannot use as a socket's path"), "{said}");
+    let said = stage.bad(2, &["add", "\u{1b}[31mx", "--device", "edu", "--socket-path", "/x"]);
+    assert!(said.contains("is no name for a device"), "{said}");
     assert_eq!(stage.names(), ["first (file)"]);
 }
 

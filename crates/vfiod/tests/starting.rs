@@ -84,6 +84,7 @@ fn what_serve_refuses_a_check_refuses_in_the_same_words() {
     let cases = [
         (2, edu("a", &path("file/x/s")), "Not a directory"),
         (1, edu("a", &path("file")), "exists and is not a socket"),
+        (2, edu("a", &path("socket/")), "cannot use as a socket's path"),
         (2, good_one.clone() + &edu("b", &path("link/a")), "this socket is `device.a`"),
         (2, edu("\"\"", &path("a")), "a name is empty"),
         (2, good_one.clone() + "[log]\nlevel = \"inof\"\n", "did you mean `info`?"),
