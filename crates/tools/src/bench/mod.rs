@@ -186,6 +186,9 @@ fn pin(cpu: Option<usize>) -> anyhow::Result<()> {
         .with_context(|| format!("cannot run on CPU {cpu}"))
 }
 
+/// How long a process at the other end may take to end.
+const ENDING: Duration = Duration::from_secs(30);
+
 /// A process at the other end. Ended when dropped.
 struct Process(Child);
 
@@ -220,19 +223,28 @@ impl Process {
     }
 
     /// Ends it by SIGTERM: how it ended.
-    fn terminate(mut self, limit: Duration) -> anyhow::Result<ExitStatus> {
-        rustix::process::kill_process(Pid::from_child(&self.0), Signal::TERM)?;
-        let deadline = Instant::now() + limit;
-        loop {
-            if let Some(status) = self.0.try_wait()? {
-                return Ok(status);
-            }
-            if Instant::now() > deadline {
-                self.0.kill()?;
-                bail!("the daemon did not end within {limit:?} of SIGTERM");
-            }
-            std::thread::sleep(Duration::from_millis(5));
+    ///
+    /// # Errors
+    /// It had to be killed.
+    fn terminate(mut self) -> anyhow::Result<ExitStatus> {
+        self.end()?.with_context(|| format!("the daemon did not end within {ENDING:?} of SIGTERM"))
+    }
+
+    /// Sends SIGTERM, and SIGKILL where that does not end it: how it ended, `None`: by SIGKILL.
+    fn end(&mut self) -> std::io::Result<Option<ExitStatus>> {
+        if let Some(status) = self.0.try_wait()? {
+            return Ok(Some(status));
         }
+        rustix::process::kill_process(Pid::from_child(&self.0), Signal::TERM)?;
+        let deadline = Instant::now() + ENDING;
+        while Instant::now() < deadline {
+            if let Some(status) = self.0.try_wait()? {
+                return Ok(Some(status));
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        self.0.kill()?;
+        self.0.wait().map(|_| None)
     }
 
     fn start(mut command: Command) -> anyhow::Result<Self> {
@@ -244,10 +256,7 @@ impl Process {
 impl Drop for Process {
     fn drop(&mut self) {
         // The server removes its socket; the floor just ends.
-        if matches!(self.0.try_wait(), Ok(None)) {
-            let _ = rustix::process::kill_process(Pid::from_child(&self.0), Signal::TERM);
-            let _ = self.0.wait();
-        }
+        let _ = self.end();
     }
 }
 

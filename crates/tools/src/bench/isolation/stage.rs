@@ -174,7 +174,7 @@ impl Stage {
     /// # Errors
     /// It does not end, or not as it should.
     pub(super) fn terminate(self) -> anyhow::Result<()> {
-        let status = self.process.terminate(PATIENCE)?;
+        let status = self.process.terminate()?;
         ensure!(status.success(), "the daemon ended with {status}");
         Ok(())
     }

@@ -1,4 +1,7 @@
 //! Attacks by memory that a device is to reach, and by going while it does.
+//!
+//! What a client can make an access to its memory wait for is the kernel, while it punches a hole there.
+//! Its own `userfaultfd` holds up its own mapping only, and files of a FUSE file system are refused.
 
 use std::fs::File;
 use std::os::fd::AsFd;
