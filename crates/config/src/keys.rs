@@ -34,7 +34,12 @@ pub const KEYS: &[Keys] = &[
         "how long a busy connection is polled before its thread sleeps, e.g. `\"50us\"`",
         "`\"0\"`",
     ),
-    keys("", &["threads"], "most threads of the server", "256"),
+    keys(
+        "",
+        &["threads"],
+        "threads that are with devices at the same time, beyond those that each has for its own clients (`limits.reserved_threads`)",
+        "256",
+    ),
     keys("limits", &["device_connections"], "most connections to one device", "256"),
     keys(
         "limits",
@@ -65,6 +70,18 @@ pub const KEYS: &[Keys] = &[
         &["address_space", "reserved_address_space"],
         "bytes of the daemon's address space that these take",
         "96 TiB, 1 TiB",
+    ),
+    keys(
+        "limits",
+        &["reserved_threads"],
+        "threads that each device has for its own clients; there are as many as are needed",
+        "2",
+    ),
+    keys(
+        "limits",
+        &["memory", "reserved_memory"],
+        "bytes that are kept for clients: requests that wait, replies that they do not take, data of DMA by message",
+        "1 GiB, 8 MiB",
     ),
     keys(
         "",

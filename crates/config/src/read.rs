@@ -167,10 +167,13 @@ impl Reader<'_> {
         };
         let reserved = &mut read.reserved;
         reserved[Resource::Connections] = number("reserved_connections", 65536);
+        reserved[Resource::Threads] = number("reserved_threads", 64);
+        reserved[Resource::Memory] = number("reserved_memory", 1 << 40);
         reserved[Resource::Descriptors] = number("reserved_descriptors", 1 << 20);
         reserved[Resource::Mappings] = number("reserved_mappings", 32768);
         reserved[Resource::AddressSpace] = number("reserved_address_space", 1 << 46);
         let total = &mut read.total;
+        total[Resource::Memory] = number("memory", 1 << 40);
         total[Resource::Descriptors] = number("descriptors", 1 << 30);
         total[Resource::Mappings] = number("mappings", 32768);
         total[Resource::AddressSpace] = number("address_space", 96 << 40);

@@ -90,13 +90,9 @@ pub(crate) fn device(manager: &Manager, device: &DeviceRef) -> Device {
         tasks: status.tasks.into_iter().map(task).collect(),
         dma: dma(device),
         connections: manager.connections(device).iter().map(connection).collect(),
-        limits: SHOWN.map(|resource| limit(manager, device, resource)).into(),
+        limits: Resource::ALL.map(|resource| limit(manager, device, resource)).into(),
     }
 }
-
-/// The resources whose use is shown.
-const SHOWN: [Resource; 4] =
-    [Resource::Connections, Resource::Descriptors, Resource::Mappings, Resource::AddressSpace];
 
 fn limit(manager: &Manager, device: &DeviceRef, resource: Resource) -> Limit {
     // A device that is not served has nothing.

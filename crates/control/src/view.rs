@@ -79,7 +79,8 @@ pub struct Device {
 /// How much is in use of something that all devices share.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Limit {
-    /// What it is: `connections`, `descriptors`, `mappings`, `address_space` (in bytes).
+    /// What it is: `connections`, `threads`, `descriptors`, `mappings`, `address_space` (in bytes),
+    /// `memory` (in bytes).
     pub name: String,
     /// What the device has for its own clients.
     pub reserved: u64,

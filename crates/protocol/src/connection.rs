@@ -248,6 +248,11 @@ impl<D> Connection<D> {
         self.output.detach(replies);
     }
 
+    /// How much memory the input and the output that are left over take, in bytes.
+    pub fn held(&self) -> usize {
+        self.input.len() + self.output.len()
+    }
+
     /// Moves out the message of a request that has its reply.
     #[inline]
     pub(crate) fn finish_replied(&mut self) {

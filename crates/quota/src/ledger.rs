@@ -187,6 +187,15 @@ impl Ledger {
         Ok(Opened { account: Arc::new(account), shortfalls })
     }
 
+    /// How much there is of a resource in all, for the devices that have an account.
+    pub fn total(&self, resource: Resource) -> u64 {
+        let reserved = lock(&self.common[resource]).reserved;
+        match self.limits[resource].size {
+            Size::Total(total) => total,
+            Size::Common(common) => common.saturating_add(reserved),
+        }
+    }
+
     /// How much of the common part of a resource is in use.
     pub fn usage(&self, resource: Resource) -> Usage {
         let common = lock(&self.common[resource]);

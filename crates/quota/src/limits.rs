@@ -47,7 +47,7 @@ const MAX_MAP_COUNT: u64 = 65_530;
 const ADDRESS_SPACE: u64 = 96 << 40;
 /// Memory that is kept for connections.
 const MEMORY: u64 = 1 << 30;
-/// Threads that serve.
+/// Threads that serve, beyond the devices' shares.
 const THREADS: u64 = 256;
 /// Connections beyond the devices' shares.
 const CONNECTIONS: u64 = 4096;
@@ -84,7 +84,8 @@ impl Limits {
             let divided = |total, most, own| Limit::divided(total, most, own, devices);
             match resource {
                 Resource::Connections => Limit::new(Size::Common(CONNECTIONS), Share::UpTo(4)),
-                Resource::Threads => divided(THREADS, 2, 0),
+                // They are there only while they are needed.
+                Resource::Threads => Limit::new(Size::Common(THREADS), Share::UpTo(2)),
                 // Its listening socket, its memory, and what its model opens.
                 Resource::Descriptors => divided(descriptors(), 512, 4),
                 // Its memory.
@@ -98,6 +99,11 @@ impl Limits {
     /// Sets the limit of a resource.
     pub fn set(&mut self, resource: Resource, limit: Limit) {
         self[resource] = limit;
+    }
+
+    /// Sets how much there is of a resource beyond the devices' shares.
+    pub fn set_common(&mut self, resource: Resource, common: u64) {
+        self[resource].size = Size::Common(common);
     }
 
     /// Sets how much there is of a resource; a share that was not demanded is divided anew for `devices`

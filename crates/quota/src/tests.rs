@@ -104,7 +104,7 @@ fn charge_is_of_the_share_first_and_of_the_common_part_for_the_rest() {
 fn shares_of_a_total_make_the_common_part_smaller() {
     let ledger = ledger(Size::Total(20), Share::Demanded(4));
     let devices = [open(&ledger), open(&ledger)];
-    assert_eq!(ledger.usage(WHAT).limit, 12);
+    assert_eq!((ledger.usage(WHAT).limit, ledger.total(WHAT)), (12, 20));
     drop(devices);
     assert_eq!(ledger.usage(WHAT).limit, 20);
 }
@@ -149,12 +149,12 @@ fn account_lives_as_long_as_its_charges() {
 #[test]
 fn process_has_shares_for_as_many_devices_as_are_expected() {
     let limit = |devices, resource: Resource| Limits::of_process(devices)[resource];
-    assert_eq!(limit(1, Resource::Threads).share, Share::UpTo(2));
-    assert_eq!(limit(100, Resource::Threads).share, Share::UpTo(1));
+    assert_eq!(limit(10_000, Resource::Threads).share, Share::UpTo(2));
+    assert_eq!(limit(1, Resource::Memory).share, Share::UpTo(8 << 20));
     assert_eq!(limit(10_000, Resource::AddressSpace).share, Share::UpTo((48 << 40) / 10_000));
     let Size::Total(mappings) = limit(1, Resource::Mappings).size else { panic!("no total") };
     assert!((1..=32_768).contains(&mappings));
     let mut limits = Limits::of_process(1);
-    limits.set_total(Resource::Threads, 2, 1);
-    assert_eq!(limits[Resource::Threads].share, Share::UpTo(1));
+    limits.set_total(Resource::Descriptors, 2, 1);
+    assert_eq!(limits[Resource::Descriptors].share, Share::UpTo(1));
 }

@@ -137,17 +137,20 @@ pub(crate) trait Client: Send + Sync {
     fn info(&self) -> ConnectionInfo;
 }
 
-/// A connection's place among those that a user may have, with the descriptor of its socket.
+/// Descriptors of a connection: its socket, and one by which its process may have to be watched.
+const FDS_OF_CONNECTION: u64 = 2;
+
+/// A connection's place among those that a user may have, with its descriptors.
 pub(crate) struct Place {
     _connection: Charge,
-    _descriptor: Charge,
+    _descriptors: Charge,
 }
 
 impl Place {
     fn new(payer: &Payer) -> Result<Self, Exceeded> {
         Ok(Self {
             _connection: payer.charge(Resource::Connections, 1)?,
-            _descriptor: payer.charge(Resource::Descriptors, 1)?,
+            _descriptors: payer.charge(Resource::Descriptors, FDS_OF_CONNECTION)?,
         })
     }
 }

@@ -15,7 +15,7 @@ use vfiod_core::dma::AcceptedFiles;
 use vfiod_core::{Owner, Token};
 use vfiod_protocol::limits::MAX_STRAY_REPLIES;
 use vfiod_protocol::{Call, Event, Request};
-use vfiod_quota::{Exceeded, Payer};
+use vfiod_quota::{Charge, Exceeded, Payer, Resource};
 use vfiod_sync::{Mutex, MutexGuard, lock};
 use vfiod_wire::Command;
 
@@ -79,6 +79,8 @@ pub(crate) struct Connection {
     process: PeerProcess,
     itself: Weak<Self>,
     payer: Payer,
+    /// What it is charged for messages and replies that wait.
+    memory: Mutex<Option<Charge>>,
     /// Its place among the connections; another one may have it once this is being ended.
     place: Mutex<Option<Place>>,
     /// Last, so that the connection counts until its file is released.
@@ -118,6 +120,7 @@ impl Connection {
         let connection = Arc::new_cyclic(|itself| Self {
             number,
             payer,
+            memory: Mutex::default(),
             place: Mutex::new(Some(place)),
             counted: Arc::new(Counted::new(clients, number)),
             state: Mutex::default(),
@@ -631,6 +634,19 @@ impl Connection {
         });
     }
 
+    /// Charges the user for what is kept while no thread serves the connection.
+    fn charge_held(&self, state: &State) -> Result<(), Exceeded> {
+        let held = (state.held() + self.outgoing.held()) as u64;
+        let mut memory = lock(&self.memory);
+        match &mut *memory {
+            None if held == 0 => {}
+            None => *memory = Some(self.payer.charge(Resource::Memory, held)?),
+            Some(_) if held == 0 => *memory = None,
+            Some(charge) => charge.resize(held)?,
+        }
+        Ok(())
+    }
+
     /// What an idle connection waits for.
     fn interest(&self, interest: Interest) -> Interest {
         match interest {
@@ -712,13 +728,19 @@ impl Guarded for Connection {
         &self.clients.gate
     }
 
+    fn payer(&self) -> Option<&Payer> {
+        Some(&self.payer)
+    }
+
     fn run(&self, worker: &mut Worker) -> Result<Interest, End> {
         let mut state = lock(&self.state);
         state.attach(&mut worker.input, &mut worker.replies, self.number);
         let mut residence = None;
         let (mut state, outcome) = self.run_until_idle(state, &mut residence);
         state.detach(&mut worker.input, &mut worker.replies);
+        let held = self.charge_held(&state);
         drop(state);
+        held?;
         if outcome.is_ok() && residence.is_some() {
             self.outgoing.socket().bound_receive(true)?;
         }
@@ -745,6 +767,15 @@ impl Guarded for Connection {
             }
         }
         self.complete_dma(&mut state, session);
+        if let Err(exceeded) = self.charge_held(&state) {
+            // The thread that waits finds the end.
+            self.quiet.warn(|suppressed| {
+                let device = self.clients.device.name();
+                tracing::warn!(device, suppressed, "a connection is ended: {exceeded}");
+            });
+            self.end();
+            return;
+        }
         if !state.wants_input() && self.is_abandoned() {
             // The thread that waits finds it.
             self.end();
@@ -775,6 +806,7 @@ impl Guarded for Connection {
             | End::Protocol(_)
             | End::Socket(_)
             | End::Descriptors
+            | End::Memory(_)
             | End::Abandoned => {
                 tracing::warn!(
                     device, connection, reason = %end, %owner, messages, errors, refusals, suppressed,

@@ -62,7 +62,8 @@ pub(crate) struct DmaChannel {
 
 struct State {
     requests: DmaRequests,
-    waiting: HashMap<TransferId, Waiting>,
+    /// With what the client is charged for the data, which is kept until the end.
+    waiting: HashMap<TransferId, (Waiting, Charge)>,
     /// When the timer goes off.
     armed: Option<Time>,
     ended: bool,
@@ -309,8 +310,13 @@ impl DmaChannel {
     fn start(
         &self,
         waiting: Waiting,
+        len: usize,
         start: impl FnOnce(&mut DmaRequests, &mut Output) -> Result<TransferId, DmaFailure>,
     ) {
+        let charge = match self.payer.charge(Resource::Memory, len as u64) {
+            Ok(charge) => charge,
+            Err(exceeded) => return waiting.complete(Err(exceeded.into())),
+        };
         let mut output = Output::default();
         let mut state = lock(&self.state);
         let started = if state.ended {
@@ -324,7 +330,7 @@ impl DmaChannel {
         };
         match started {
             Ok(id) => {
-                state.waiting.insert(id, waiting);
+                state.waiting.insert(id, (waiting, charge));
                 self.arm_timer(&mut state);
                 drop(state);
                 self.send(output);
@@ -343,7 +349,7 @@ impl DmaChannel {
     }
 }
 
-type Outcome = (Waiting, Result<Vec<u8>>);
+type Outcome = ((Waiting, Charge), Result<Vec<u8>>);
 
 fn take(state: &mut State, ended: Vec<Ended>) -> Vec<Outcome> {
     let take = |Ended { id, outcome }: Ended| {
@@ -354,7 +360,7 @@ fn take(state: &mut State, ended: Vec<Ended>) -> Vec<Outcome> {
 
 /// Without a lock held: what is woken may start the next request at once.
 fn deliver(outcomes: Vec<Outcome>) {
-    for (waiting, outcome) in outcomes {
+    for ((waiting, _charge), outcome) in outcomes {
         waiting.complete(outcome);
     }
 }
@@ -369,7 +375,7 @@ impl DmaPeer for DmaChannel {
     fn start_read(&self, iova: u64, len: usize, completion: Completion<Vec<u8>>) {
         self.counters.dma_read.fetch_add(len as u64, Ordering::Relaxed);
         let message = self.message(Command::DmaRead, iova, len, &[]);
-        self.start(Waiting::Read(completion, message), |requests, output| {
+        self.start(Waiting::Read(completion, message), len, |requests, output| {
             requests.read(iova, len, now(), TIMEOUT, output)
         });
     }
@@ -377,7 +383,7 @@ impl DmaPeer for DmaChannel {
     fn start_write(&self, iova: u64, data: Vec<u8>, completion: Completion<()>) {
         self.counters.dma_written.fetch_add(data.len() as u64, Ordering::Relaxed);
         let message = self.message(Command::DmaWrite, iova, data.len(), &data);
-        self.start(Waiting::Write(completion, message), |requests, output| {
+        self.start(Waiting::Write(completion, message), data.len(), |requests, output| {
             requests.write(iova, data, now(), TIMEOUT, output)
         });
     }

@@ -1,6 +1,7 @@
 //! How a connection ends.
 
 use rustix::io::Errno;
+use vfiod_quota::Exceeded;
 
 /// Why a connection ended.
 #[derive(Debug, thiserror::Error)]
@@ -17,6 +18,8 @@ pub(crate) enum End {
     Descriptors,
     #[error("its process has died, and nobody takes what was sent")]
     Abandoned,
+    #[error("it keeps too much waiting: {0}")]
+    Memory(#[from] Exceeded),
     #[error("the device was revoked")]
     Revoked,
     #[error("the server stops serving it")]

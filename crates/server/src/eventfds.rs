@@ -171,7 +171,7 @@ impl Source for Bell {
     fn serve(self: Arc<Self>, watch: &Watch, _worker: &mut Worker) {
         let Some(opened) = self.opened.upgrade() else { return };
         let source: Arc<dyn Source> = self.clone();
-        let permit = opened.gate.enter(watch, source, Interest::Read);
+        let permit = opened.gate.enter(watch, source, Interest::Read, Some(&opened.payer));
         let Some(_permit) = permit else { return };
         if let Err(error) = opened.file.ring(self.region, self.doorbell) {
             opened.quiet.warn(|suppressed| {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use vfiod_core::File;
+use vfiod_quota::Payer;
 
 use crate::clients::Counted;
 use crate::gate::Gate;
@@ -14,6 +15,7 @@ pub(crate) struct Opened {
     pub(crate) file: File,
     /// How many threads may be with the device.
     pub(crate) gate: Arc<Gate>,
+    pub(crate) payer: Payer,
     pub(crate) quiet: Quiet,
     /// For as long as the file is there, its owner can be asked for ([`crate::peer`]).
     pub(crate) _outgoing: Arc<Outgoing>,

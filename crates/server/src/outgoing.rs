@@ -118,6 +118,11 @@ impl Outgoing {
         lock(&self.backlog).taken
     }
 
+    /// Bytes that wait for the peer to take them.
+    pub(crate) fn held(&self) -> usize {
+        lock(&self.backlog).output.len()
+    }
+
     /// Whether something waits for the peer to take it.
     pub(crate) fn is_blocked(&self) -> bool {
         lock(&self.backlog).blocked

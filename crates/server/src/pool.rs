@@ -89,7 +89,7 @@ struct Shared {
     /// Threads waiting in `epoll`.
     waiting: AtomicUsize,
     threads: AtomicUsize,
-    max_threads: usize,
+    max_threads: AtomicUsize,
     stopping: AtomicBool,
     handles: Mutex<Vec<JoinHandle<()>>>,
     lingering: AtomicUsize,
@@ -138,7 +138,7 @@ impl Pool {
                 next_key: AtomicU64::new(WAKE_KEY + 1),
                 waiting: AtomicUsize::new(0),
                 threads: AtomicUsize::new(0),
-                max_threads,
+                max_threads: AtomicUsize::new(max_threads),
                 stopping: AtomicBool::new(false),
                 handles: Mutex::default(),
                 lingering: AtomicUsize::new(0),
@@ -203,7 +203,7 @@ impl Pool {
     /// Whether all threads are taken, so that none should wait for a single source.
     pub(crate) fn is_saturated(&self) -> bool {
         self.shared.waiting.load(Ordering::Relaxed) == 0
-            && self.shared.threads.load(Ordering::Relaxed) >= self.shared.max_threads
+            && self.shared.threads.load(Ordering::Relaxed) >= self.max_threads()
     }
 
     /// The right to sleep for a moment on a source that has gone quiet, for
@@ -216,6 +216,15 @@ impl Pool {
 
     pub(crate) fn is_stopping(&self) -> bool {
         self.shared.stopping.load(Ordering::SeqCst)
+    }
+
+    fn max_threads(&self) -> usize {
+        self.shared.max_threads.load(Ordering::Relaxed)
+    }
+
+    /// Allows `served` threads that are with devices, and some that take in what arrives.
+    pub(crate) fn allow_threads(&self, served: usize) {
+        self.shared.max_threads.fetch_max(served.saturating_add(SPARE), Ordering::Relaxed);
     }
 
     pub(crate) fn threads(&self) -> usize {
@@ -244,7 +253,7 @@ impl Pool {
 
     /// How many threads may sleep on a source without a timeout.
     fn max_residents(&self) -> usize {
-        MAX_RESIDENTS.min(self.shared.max_threads / 4)
+        MAX_RESIDENTS.min(self.max_threads() / 4)
     }
 
     fn spawn(&self) -> Result<(), Errno> {
@@ -303,7 +312,7 @@ impl Pool {
                 continue;
             };
             if shared.waiting.fetch_sub(1, Ordering::Relaxed) == 1
-                && shared.threads.load(Ordering::Relaxed) < shared.max_threads
+                && shared.threads.load(Ordering::Relaxed) < self.max_threads()
                 && let Err(error) = self.spawn()
             {
                 tracing::warn!(%error, "cannot start a further server thread");

@@ -18,8 +18,9 @@ use crate::pool::{Interest, Pool, Source, Watch, serve_in_tasks};
 /// How a server works.
 #[derive(Clone, Copy, Debug)]
 pub struct ServerOptions {
-    /// Most threads, at least 2. A thread is needed for each connection that is busy at the same
-    /// moment, and up to 8 for each device that is stalled.
+    /// Threads beyond those that each device has for itself ([`Resource::Threads`] of `limits`). A thread
+    /// is needed for each connection that is busy at the same moment, and up to 8 for each device that is
+    /// stalled. One user has half of them at most.
     pub max_threads: usize,
     /// How long a thread polls a connection that has gone quiet before it sleeps. Saves the
     /// time of waking up where the client is on another processor; burns that time otherwise.
@@ -69,6 +70,12 @@ pub struct Served {
     accept: Option<Watch>,
 }
 
+fn ledger(options: ServerOptions) -> Arc<Ledger> {
+    let mut limits = options.limits;
+    limits.set_common(Resource::Threads, options.max_threads as u64);
+    Ledger::new(limits)
+}
+
 /// The clients of a device that have hung up. Does not keep the device served.
 #[derive(Clone)]
 pub struct Departures(Arc<Clients>);
@@ -90,7 +97,7 @@ impl Server {
         let failed = |errno| Error::new(errno, "cannot start the server's threads");
         let pool = Pool::new(options.max_threads).map_err(failed)?;
         let reserve = Arc::new(Reserve::new().map_err(failed)?);
-        let ledger = Ledger::new(options.limits);
+        let ledger = ledger(options);
         Ok(Self { pool, options, reserve, ledger, shortfalls: Quiet::default(), _serving: None })
     }
 
@@ -110,7 +117,7 @@ impl Server {
         let reserve = Arc::new(Reserve::new().map_err(failed)?);
         let serving = Some(serve_in_tasks(&pool, runtime).map_err(failed)?);
         let options = ServerOptions { poll: Duration::ZERO, ..options };
-        let ledger = Ledger::new(options.limits);
+        let ledger = ledger(options);
         Ok(Self { pool, options, reserve, ledger, shortfalls: Quiet::default(), _serving: serving })
     }
 
@@ -165,6 +172,10 @@ impl Server {
         // With few threads in all, even fewer for one device; but two, so that the file of a
         // client that has gone can be released while another client waits for that.
         let threads = (self.options.max_threads / 4).clamp(2, MAX_THREADS_PER_DEVICE);
+        if self._serving.is_none() {
+            let threads = usize::try_from(self.ledger.total(Resource::Threads));
+            self.pool.allow_threads(threads.unwrap_or(usize::MAX));
+        }
         let ServerOptions { poll, min_transfer, max_connections, .. } = self.options;
         Ok(Clients::new(device, poll, min_transfer, threads, max_connections, account))
     }

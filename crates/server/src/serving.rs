@@ -17,6 +17,7 @@
 use std::sync::Arc;
 
 use rustix::io::Errno;
+use vfiod_quota::Payer;
 use vfiod_sync::atomic::{AtomicU8, Ordering};
 
 use crate::gate::Gate;
@@ -109,6 +110,8 @@ pub(crate) trait Guarded: Source + Sized + 'static {
     fn serving(&self) -> &Serving;
     /// The gate in front of its device.
     fn gate(&self) -> &Arc<Gate>;
+    /// Who pays for the thread that serves it.
+    fn payer(&self) -> Option<&Payer>;
     /// Serves it until there is nothing to do, and says what it waits for then.
     ///
     /// # Errors
@@ -143,7 +146,7 @@ pub(crate) fn serve<S: Guarded>(source: Arc<S>, watch: &Watch, worker: &mut Work
     loop {
         // For everything: the reason for which it was woken may be none of its descriptor's ([`wake`]),
         // and must be looked at when there is room. So must what a client that takes no replies sends.
-        let Some(permit) = gate.enter(watch, source.clone(), Interest::Both) else {
+        let Some(permit) = gate.enter(watch, source.clone(), Interest::Both, source.payer()) else {
             if source.serving().leave() {
                 return;
             }

@@ -108,6 +108,7 @@ impl Session {
             opened: Arc::new(Opened {
                 file,
                 gate: clients.gate.clone(),
+                payer: payer.clone(),
                 quiet: Quiet::default(),
                 _outgoing: outgoing.clone(),
                 _counted: counted.clone(),

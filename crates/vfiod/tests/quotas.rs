@@ -13,6 +13,9 @@ use rustix::io::Errno;
 use rustix::process::Signal;
 use tempfile::TempDir;
 use vfiod_client::{Client, IrqAction, IrqData};
+use vfiod_wire::payload::RegionAccess;
+use vfiod_wire::{Command, Header};
+use zerocopy::IntoBytes;
 
 const MSI: u32 = 1;
 const PAGE: u64 = 0x1000;
@@ -31,7 +34,10 @@ impl Rig {
         let at = |name: &str| directory.path().join(name);
         let mut text = format!("[limits]\n{limits}\n[control]\nsocket = {:?}\n", at("control"));
         for device in (0..devices).map(|number| format!("d{number}")) {
-            text += &format!("[device.{device}]\nmodel = \"edu\"\nsocket = {:?}\n", at(&device));
+            text += &format!(
+                "[device.{device}]\nmodel = \"edu\"\nopen = \"multi\"\nsocket = {:?}\n",
+                at(&device)
+            );
         }
         std::fs::write(at("c.toml"), text).unwrap();
         let command = vfiod(["serve", at("c.toml").to_str().unwrap()]);
@@ -45,6 +51,12 @@ impl Rig {
 
     fn connect(&self, device: usize) -> Client {
         Client::connect(self.path(&format!("d{device}"))).unwrap()
+    }
+
+    /// How many files there are.
+    fn files(&self) -> usize {
+        let (_, answer) = ask(&self.path("control"), "GET", "files", None).unwrap();
+        answer.as_array().unwrap().len()
     }
 
     /// What `show` says of a limit of a device: used and limit of its share, and of the common part.
@@ -132,8 +144,8 @@ fn descriptors_that_clients_take_leave_a_share_to_a_stranger() {
     let event = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
     let fds = [event.as_fd()];
     stranger.set_irqs(MSI, 0, 1, IrqAction::Trigger, IrqData::EventFds(&fds)).unwrap();
-    // Its connection, the eventfd, and one that has arrived and is not carried out yet.
-    assert_eq!(map_all(&mut stranger, SHARE - 3), (SHARE - 3, None));
+    // Its connection (two), the eventfd, and one that has arrived and is not carried out yet.
+    assert_eq!(map_all(&mut stranger, SHARE - 4), (SHARE - 4, None));
     assert_eq!(rig.limit(GREEDY, "descriptors")[..2], [SHARE - 1, SHARE]);
     drop(stranger);
     process::until("its descriptors are given back", || {
@@ -141,6 +153,35 @@ fn descriptors_that_clients_take_leave_a_share_to_a_stranger() {
     });
     let (_, said) = rig.daemon.terminate(Signal::TERM);
     assert!(said.contains("limits.descriptors"), "no line names the limit: {said}");
+}
+
+/// Each client sends all of a long message but its end.
+#[test]
+fn memory_that_clients_keep_waiting_leaves_a_share_to_a_stranger() {
+    const SHARE: u64 = 100_000;
+    let rig = Rig::new(GREEDY + 1, &format!("memory = 4_000_000\nreserved_memory = {SHARE}"));
+    let write = |size: usize| {
+        let access = RegionAccess { offset: 0, region: 0, count: size as u32 };
+        let header = Header::command(7, Command::RegionWrite, RegionAccess::LEN + size, false);
+        [header.as_bytes(), access.as_bytes(), &vec![0; size]].concat()
+    };
+    let clients: Vec<_> = (0..GREEDY).map(|device| rig.connect(device)).collect();
+    // One such message is within what a user may have, and two are not.
+    let unfinished = &write(1_000_000)[..1_000_000];
+    for client in &clients {
+        // Fails where the connection is ended amid it.
+        let _ = client.socket().send(unfinished, &[]);
+    }
+    process::until("the others are ended", || rig.files() == 1);
+    let stranger = rig.connect(GREEDY);
+    let message = write(SHARE as usize / 2);
+    let (first, last) = message.split_at(message.len() - 1);
+    stranger.socket().send(first, &[]).unwrap();
+    process::until("it is kept", || rig.limit(GREEDY, "memory")[0] == first.len() as u64);
+    stranger.socket().send(last, &[]).unwrap();
+    assert_eq!(stranger.socket().receive_message().unwrap().header.id, 7);
+    let (_, said) = rig.daemon.terminate(Signal::TERM);
+    assert!(said.contains("limits.memory"), "no line names the limit: {said}");
 }
 
 #[test]
@@ -151,7 +192,7 @@ fn show_has_the_limits_and_what_is_in_use() {
     let has = |line: &str| text.lines().any(|shown| shown.contains(line));
     let connections = "connections: reserved 2, reserved used 1, common 10, common used 0";
     assert!(has(connections), "{text}");
-    let names = ["descriptors", "mappings", "address_space"];
+    let names = ["threads", "descriptors", "mappings", "address_space", "memory"];
     assert!(names.iter().all(|name| has(&format!("{name}: reserved "))), "{text}");
 }
 

