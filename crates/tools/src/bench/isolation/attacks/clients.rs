@@ -159,7 +159,8 @@ pub(super) fn quotas(target: &Target) -> Vec<Lane> {
             let map = DmaMap { argsz: 32, flags: 3, offset: 0, address: IOVA, size: 4096 };
             let map = message(1, Command::DmaMap, map.as_bytes(), false);
             while held.len() < SENDERS / 4 {
-                let socket = negotiated(&target, BOARD)?;
+                // As many as it gets: other lanes take what there is as well.
+                let Ok(socket) = negotiated(&target, BOARD) else { break };
                 for byte in &map[..map.len() - 1] {
                     if socket.send(std::slice::from_ref(byte), &fds[..8]).is_err() {
                         break;
@@ -167,7 +168,7 @@ pub(super) fn quotas(target: &Target) -> Vec<Lane> {
                 }
                 held.push(socket);
             }
-            held.remove(0);
+            held.drain(..held.len().min(1));
             sleep(Duration::from_millis(10));
             Ok(())
         })
