@@ -51,6 +51,6 @@ fn a_wrong_option_is_told_at_its_place() {
 
 #[test]
 fn a_file_that_is_not_there() {
-    let said = bad(1, ["serve", "/nonexistent/c.toml"]);
+    let said = bad(2, ["serve", "/nonexistent/c.toml"]);
     assert!(said.contains("cannot read the configuration file /nonexistent/c.toml"), "{said}");
 }
