@@ -12,7 +12,8 @@
 //!
 //! A source is watched again (`epoll`, one event) while its thread still serves it. An event that
 //! comes in between must not be lost: the thread that it wakes leaves a mark, and the one that
-//! serves looks again.
+//! serves looks again. So a source can be in a gate's queue and be watched, too: if it ends meanwhile, its
+//! turn watches it once more, and whoever gets its event forgets it (`Ended`, from any state).
 
 use std::sync::Arc;
 
@@ -29,6 +30,8 @@ const SERVING: u8 = 1;
 const MISSED: u8 = 2;
 /// The thread that serves it is in a call that may wait for the peer.
 const WAITING: u8 = 3;
+/// It has ended.
+const ENDED: u8 = 4;
 
 /// What a thread that an event has woken shall do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +42,8 @@ pub(crate) enum Visit {
     Pump,
     /// Nothing: the thread that serves it will look again.
     Leave,
+    /// Stop watching the source, which has ended.
+    Forget,
 }
 
 #[derive(Debug)]
@@ -58,6 +63,7 @@ impl Serving {
             let (next, visit) = match state {
                 IDLE => (SERVING, Visit::Serve),
                 WAITING => return Visit::Pump,
+                ENDED => return Visit::Forget,
                 _ => (MISSED, Visit::Leave),
             };
             let order = (Ordering::AcqRel, Ordering::Acquire);
@@ -76,6 +82,11 @@ impl Serving {
             self.0.store(SERVING, Ordering::Release);
         }
         left.is_ok()
+    }
+
+    /// The source has ended. Whoever waited at a gate for it may still watch it again.
+    fn end(&self) {
+        self.0.store(ENDED, Ordering::Release);
     }
 
     /// The thread that serves the source goes into a call that may wait for the peer.
@@ -141,6 +152,8 @@ pub(crate) fn serve<S: Guarded>(source: Arc<S>, watch: &Watch, worker: &mut Work
         Visit::Serve => {}
         Visit::Pump => return source.pump(),
         Visit::Leave => return,
+        // It was in the gate's queue when it ended, and had its turn.
+        Visit::Forget => return watch.forget(),
     }
     let gate = source.gate().clone();
     loop {
@@ -158,6 +171,7 @@ pub(crate) fn serve<S: Guarded>(source: Arc<S>, watch: &Watch, worker: &mut Work
             .run(worker)
             .and_then(|interest| watch.park(source.clone(), interest).map_err(S::End::from));
         let ended = parked.inspect_err(|end| {
+            source.serving().end();
             source.ended(end);
             watch.forget();
         });
@@ -183,6 +197,7 @@ mod tests {
             (SERVING, Visit::Leave, MISSED),
             (MISSED, Visit::Leave, MISSED),
             (WAITING, Visit::Pump, WAITING),
+            (ENDED, Visit::Forget, ENDED),
         ] {
             let serving = reach(before);
             assert_eq!((serving.enter(), after(&serving)), (visit, state), "from {before}");
@@ -196,6 +211,7 @@ mod tests {
             (SERVING, true, MISSED),
             (MISSED, true, MISSED),
             (WAITING, false, WAITING),
+            (ENDED, false, ENDED),
         ] {
             let serving = reach(before);
             assert_eq!((serving.mark(), after(&serving)), (marked, state), "from {before}");
