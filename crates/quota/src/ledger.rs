@@ -11,7 +11,7 @@ use std::sync::Arc;
 use rustix::io::Errno;
 use vfiod_sync::{Mutex, lock};
 
-use crate::limits::{Limit, Limits, Share, Size};
+use crate::limits::{Limit, Limits, Share, Size, part};
 use crate::resource::{PerResource, Resource};
 
 /// Who takes something.
@@ -107,6 +107,8 @@ pub struct Ledger {
 struct Common {
     /// The devices' shares, with what they take themselves.
     reserved: u64,
+    /// The devices' shares.
+    shares: u64,
     used: u64,
     /// By user, without those who have nothing.
     users: HashMap<User, u64>,
@@ -163,7 +165,8 @@ impl Ledger {
         for resource in Resource::ALL {
             let limit = &self.limits[resource];
             let mut common = lock(&self.common[resource]);
-            let (wanted, got) = common.affordable(limit);
+            let own = common.own(limit);
+            let (wanted, got) = common.affordable(limit, own);
             if got < wanted {
                 let shortfall = Shortfall {
                     device: device.to_owned(),
@@ -180,8 +183,9 @@ impl Ledger {
                 }
                 shortfalls.push(shortfall);
             }
-            common.reserved += got + limit.own;
-            account.reserved[resource] = got + limit.own;
+            common.reserved += got + own;
+            common.shares += got;
+            account.reserved[resource] = got + own;
             account.shares[resource] = got;
         }
         Ok(Opened { account: Arc::new(account), shortfalls })
@@ -204,11 +208,22 @@ impl Ledger {
 }
 
 impl Common {
-    /// The share that a further device is to have, and what it can have.
-    fn affordable(&self, limit: &Limit) -> (u64, u64) {
+    /// What is set aside for what a further device takes itself: where there are very many, most have
+    /// nothing open but a socket.
+    fn own(&self, limit: &Limit) -> u64 {
+        match limit.size {
+            Size::Total(total) if self.reserved - self.shares + limit.own > part(total) / 4 => {
+                limit.own.min(1)
+            }
+            _ => limit.own,
+        }
+    }
+
+    /// The share that a further device is to have, and what it can have, if it takes `own` itself.
+    fn affordable(&self, limit: &Limit, own: u64) -> (u64, u64) {
         let left = match limit.size {
             Size::Total(total) => {
-                let taken = self.reserved.saturating_add(self.used).saturating_add(limit.own);
+                let taken = self.reserved.saturating_add(self.used).saturating_add(own);
                 total.saturating_sub(taken)
             }
             Size::Common(_) => u64::MAX,
@@ -217,8 +232,8 @@ impl Common {
             (Share::Demanded(wanted), _) => (wanted, wanted.min(left)),
             (Share::UpTo(wanted), Size::Common(_)) => (wanted, wanted),
             (Share::UpTo(wanted), Size::Total(total)) => {
-                let of_half = (total / 2).saturating_sub(self.reserved.saturating_add(limit.own));
-                (wanted, wanted.min(left).min(of_half))
+                let of_part = part(total).saturating_sub(self.shares);
+                (wanted, wanted.min(left).min(of_part))
             }
         }
     }
@@ -299,7 +314,9 @@ impl Account {
 impl Drop for Account {
     fn drop(&mut self) {
         for resource in Resource::ALL {
-            lock(&self.ledger.common[resource]).reserved -= self.reserved[resource];
+            let mut common = lock(&self.ledger.common[resource]);
+            common.reserved -= self.reserved[resource];
+            common.shares -= self.shares[resource];
         }
     }
 }

@@ -18,7 +18,7 @@ pub enum Size {
 pub enum Share {
     /// So much, or the device is refused.
     Demanded(u64),
-    /// So much while the shares of all devices are at most half of the total; less for later ones.
+    /// So much while the shares of all devices are at most a quarter of the total; less for later ones.
     UpTo(u64),
 }
 
@@ -63,7 +63,7 @@ impl Limit {
 
     /// Of `total`, a device has `most` for itself, and less if there are many: `devices` are expected.
     fn divided(total: u64, most: u64, own: u64, devices: u64) -> Self {
-        let share = (total / 2 / devices.max(DEVICES)).clamp(1, most);
+        let share = (part(total) / devices.max(DEVICES)).clamp(1, most);
         Self { size: Size::Total(total), share: Share::UpTo(share), own }
     }
 
@@ -117,6 +117,12 @@ impl Limits {
             }
         };
     }
+}
+
+/// How much of a total devices have for themselves at most, where that was not demanded. They may be as
+/// many as the rest allows, and each must be of use: what is common is to be more than this.
+pub(crate) fn part(total: u64) -> u64 {
+    total / 4
 }
 
 /// The descriptors that the process may have open, without its own.

@@ -127,14 +127,27 @@ fn device_whose_demanded_share_cannot_be_had_is_refused_and_takes_nothing() {
 }
 
 #[test]
-fn shares_that_were_not_demanded_leave_half_of_the_total() {
-    let ledger = ledger(Size::Total(20), Share::UpTo(4));
+fn shares_that_were_not_demanded_leave_most_of_the_total() {
+    let ledger = ledger(Size::Total(40), Share::UpTo(4));
     let opened: Vec<_> = (0..4).map(|_| ledger.open("edu").unwrap()).collect();
     let shares = opened.iter().map(|opened| opened.account.usage(WHAT).limit);
     assert_eq!(shares.collect::<Vec<_>>(), [4, 4, 2, 0]);
     let short = opened.iter().map(|opened| opened.shortfalls.len());
     assert_eq!(short.collect::<Vec<_>>(), [0, 0, 1, 1]);
-    assert_eq!(ledger.usage(WHAT).limit, 10);
+    assert_eq!(ledger.usage(WHAT).limit, 30);
+}
+
+#[test]
+fn there_is_something_for_the_clients_of_very_many_devices() {
+    let mut limits = Limits::of_process(1);
+    limits.set_total(Resource::Descriptors, 20_000, 1);
+    let ledger = Ledger::new(limits);
+    let devices: Vec<_> = (0..10_000).map(|_| ledger.open("gpio").unwrap().account).collect();
+    let common = ledger.usage(Resource::Descriptors).limit;
+    assert!((4_000..6_000).contains(&common), "{common}");
+    let last = Payer::new(devices.last().unwrap().clone(), ALICE);
+    let _charge = last.charge(Resource::Descriptors, 2).unwrap();
+    drop((devices, last));
 }
 
 #[test]
@@ -151,7 +164,7 @@ fn process_has_shares_for_as_many_devices_as_are_expected() {
     let limit = |devices, resource: Resource| Limits::of_process(devices)[resource];
     assert_eq!(limit(10_000, Resource::Threads).share, Share::UpTo(2));
     assert_eq!(limit(1, Resource::Memory).share, Share::UpTo(8 << 20));
-    assert_eq!(limit(10_000, Resource::AddressSpace).share, Share::UpTo((48 << 40) / 10_000));
+    assert_eq!(limit(10_000, Resource::AddressSpace).share, Share::UpTo((24 << 40) / 10_000));
     let Size::Total(mappings) = limit(1, Resource::Mappings).size else { panic!("no total") };
     assert!((1..=32_768).contains(&mappings));
     let mut limits = Limits::of_process(1);
