@@ -131,7 +131,7 @@ pub(crate) fn use_each(world: &World) {
 }
 
 pub(crate) fn play(input: &[u8]) {
-    with_world(|world| {
+    with_world(use_each, |world| {
         let mut clients = Clients::new(world);
         let mut input = Unstructured::new(input);
         for _ in 0..STEPS {

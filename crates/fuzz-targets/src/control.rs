@@ -13,6 +13,7 @@ use arbitrary::{Arbitrary, Unstructured};
 use serde_json::{Map, Value, json};
 use vfiod_client::{Client, Options};
 
+use crate::clients::use_each;
 use crate::world::{INSTANCES, Touched, World, with_world};
 
 /// Most steps of an input.
@@ -394,7 +395,7 @@ impl File {
 }
 
 pub(crate) fn play(input: &[u8]) {
-    with_world(|world| {
+    with_world(use_each, |world| {
         let before = files(world.directory());
         let mut clients = Vec::new();
         let mut input = Unstructured::new(input);

@@ -162,13 +162,14 @@ pub(crate) struct Touched {
 }
 
 /// Calls `play` with the world, which is made for the first input and kept for those after it, and
-/// checks that it is afterwards as it was before.
+/// checks that it is afterwards as it was before. `use_each` has every device work, so that what the
+/// process makes at the first use is made before anything is counted.
 ///
 /// # Panics
 /// If it is not.
-pub(crate) fn with_world(play: impl FnOnce(&World) -> Touched) {
+pub(crate) fn with_world(use_each: impl FnOnce(&World), play: impl FnOnce(&World) -> Touched) {
     let mut guard = world();
-    let world = guard.get_or_insert_with(World::start);
+    let world = guard.get_or_insert_with(|| World::start(use_each));
     let before = descriptors().len();
     let mut touched = play(world);
     // The devices that the input has not to do with have their turn, too.
@@ -193,7 +194,7 @@ fn world() -> MutexGuard<'static, Option<World>> {
 }
 
 impl World {
-    fn start() -> Self {
+    fn start(use_each: impl FnOnce(&Self)) -> Self {
         errors::collect();
         raise_limit();
         survive_broken_pipes();
@@ -236,7 +237,7 @@ impl World {
         // What is made at the first use is made now: descriptors are counted from here on.
         let devices = (0..world.devices.len()).collect();
         world.open_each(&Touched { devices, own_ends: false });
-        crate::clients::use_each(&world);
+        use_each(&world);
         world.await_rest(false);
         world.is_new = false;
         world

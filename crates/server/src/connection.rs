@@ -15,7 +15,7 @@ use vfiod_core::dma::AcceptedFiles;
 use vfiod_core::{Owner, Token};
 use vfiod_protocol::limits::MAX_STRAY_REPLIES;
 use vfiod_protocol::{Call, Event, Request};
-use vfiod_quota::{Charge, Exceeded, Payer, Resource};
+use vfiod_quota::{Exceeded, Payer};
 use vfiod_sync::{Mutex, MutexGuard, lock};
 use vfiod_wire::Command;
 
@@ -28,6 +28,7 @@ use crate::dispatch::{self, Refused, Target, Waiting};
 use crate::dma_channel::Blocked;
 use crate::end::End;
 use crate::gate::Gate;
+use crate::held_memory::HeldMemory;
 use crate::limits::{BUSY_STREAK, Quiet, REPLY_BATCH};
 use crate::message_log::{Message, errno_name};
 use crate::outgoing::Outgoing;
@@ -78,9 +79,7 @@ pub(crate) struct Connection {
     unwelcome: AtomicBool,
     process: PeerProcess,
     itself: Weak<Self>,
-    payer: Payer,
-    /// What it is charged for messages and replies that wait.
-    memory: Mutex<Option<Charge>>,
+    held: HeldMemory,
     /// Its place among the connections; another one may have it once this is being ended.
     place: Mutex<Option<Place>>,
     /// Last, so that the connection counts until its file is released.
@@ -119,8 +118,7 @@ impl Connection {
         };
         let connection = Arc::new_cyclic(|itself| Self {
             number,
-            payer,
-            memory: Mutex::default(),
+            held: HeldMemory::new(payer),
             place: Mutex::new(Some(place)),
             counted: Arc::new(Counted::new(clients, number)),
             state: Mutex::default(),
@@ -278,7 +276,7 @@ impl Connection {
         let closer = &self.clients.closer;
         let space = session.opened.file.space();
         let accepts_files = space.is_ok_and(|space| space.accepted_files() == AcceptedFiles::Any);
-        let judge = |fd| Descriptor::judge(fd, closer, accepts_files, &self.payer);
+        let judge = |fd| Descriptor::judge(fd, closer, accepts_files, self.held.payer());
         let fds: Vec<_> = fds.into_iter().map(judge).collect();
         if fds.iter().any(Descriptor::is_refused) && closer.is_saturated() {
             self.unwelcome.store(true, Ordering::Relaxed);
@@ -609,7 +607,7 @@ impl Connection {
             counters: &self.counters,
             counted: &self.counted,
             number: self.number,
-            payer: &self.payer,
+            payer: self.held.payer(),
         }
     }
 
@@ -636,24 +634,7 @@ impl Connection {
 
     /// Charges the user for what is kept while no thread serves the connection.
     fn charge_held(&self, state: &State) -> Result<(), Exceeded> {
-        let held = (state.held() + self.outgoing.held()) as u64;
-        let mut memory = lock(&self.memory);
-        match &mut *memory {
-            None if held == 0 => {}
-            None => *memory = Some(self.payer.charge(Resource::Memory, held)?),
-            Some(_) if held == 0 => *memory = None,
-            Some(charge) => charge.resize(held)?,
-        }
-        Ok(())
-    }
-
-    /// What an idle connection waits for.
-    fn interest(&self, interest: Interest) -> Interest {
-        match interest {
-            // Replies to DMA messages are taken in also from a client that takes no replies.
-            Interest::Read if self.outgoing.is_blocked() => Interest::Both,
-            interest => interest,
-        }
+        self.held.charge(state.held() + self.outgoing.held())
     }
 }
 
@@ -729,7 +710,7 @@ impl Guarded for Connection {
     }
 
     fn payer(&self) -> Option<&Payer> {
-        Some(&self.payer)
+        Some(self.held.payer())
     }
 
     fn run(&self, worker: &mut Worker) -> Result<Interest, End> {
@@ -744,7 +725,7 @@ impl Guarded for Connection {
         if outcome.is_ok() && residence.is_some() {
             self.outgoing.socket().bound_receive(true)?;
         }
-        Ok(self.interest(outcome?))
+        Ok(self.outgoing.interest(outcome?))
     }
 
     /// Takes in what has arrived, for a thread that waits in a request.
@@ -790,29 +771,12 @@ impl Guarded for Connection {
 
     fn ended(&self, end: &End) {
         self.end();
-        let (device, connection) = (self.clients.device.name(), self.number);
-        let ConnectionInfo { owner, messages, errors, .. } = self.info();
         // Refusals of which nothing was said since the last one that was logged.
         let refusals = self.quiet.take_suppressed();
         // Whoever connects again and again must not fill the log.
-        self.clients.ends.warn(|suppressed| match end {
-            End::Closed | End::Stopped | End::Revoked => {
-                tracing::info!(
-                    device, connection, reason = %end, %owner, messages, errors, refusals, suppressed,
-                    "connection ended"
-                );
-            }
-            End::Truncated
-            | End::Protocol(_)
-            | End::Socket(_)
-            | End::Descriptors
-            | End::Memory(_)
-            | End::Abandoned => {
-                tracing::warn!(
-                    device, connection, reason = %end, %owner, messages, errors, refusals, suppressed,
-                    "connection ended"
-                );
-            }
+        self.clients.ends.warn(|suppressed| {
+            let device = self.clients.device.name();
+            end.log(device, self.number, &self.info(), refusals, suppressed);
         });
     }
 }

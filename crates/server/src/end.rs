@@ -3,6 +3,8 @@
 use rustix::io::Errno;
 use vfiod_quota::Exceeded;
 
+use crate::clients::ConnectionInfo;
+
 /// Why a connection ended.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum End {
@@ -24,4 +26,39 @@ pub(crate) enum End {
     Revoked,
     #[error("the server stops serving it")]
     Stopped,
+}
+
+impl End {
+    /// Whether somebody has ended it on purpose, and in order.
+    fn is_orderly(&self) -> bool {
+        matches!(self, Self::Closed | Self::Revoked | Self::Stopped)
+    }
+
+    /// Logs the end of a connection to `device`. `refusals` are those of which nothing was said,
+    /// `suppressed` the ends.
+    pub(crate) fn log(
+        &self,
+        device: &str,
+        connection: u64,
+        of: &ConnectionInfo,
+        refusals: u64,
+        suppressed: u64,
+    ) {
+        macro_rules! log {
+            ($level:ident) => {
+                tracing::$level!(
+                    device,
+                    connection,
+                    reason = %self,
+                    owner = %of.owner,
+                    messages = of.messages,
+                    errors = of.errors,
+                    refusals,
+                    suppressed,
+                    "connection ended"
+                )
+            };
+        }
+        if self.is_orderly() { log!(info) } else { log!(warn) }
+    }
 }

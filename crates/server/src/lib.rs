@@ -21,6 +21,7 @@ mod dma_channel;
 mod end;
 mod eventfds;
 mod gate;
+mod held_memory;
 mod hot_reset;
 mod input_log;
 mod interest;

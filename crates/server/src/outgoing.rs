@@ -7,6 +7,7 @@ use vfiod_core::memory::SharedMemory;
 use vfiod_sync::{Mutex, lock};
 
 use crate::descriptor::Output;
+use crate::interest::Interest;
 use crate::transport::{Socket, Wait};
 
 /// A socket, and what its peer has not taken yet.
@@ -126,6 +127,15 @@ impl Outgoing {
     /// Whether something waits for the peer to take it.
     pub(crate) fn is_blocked(&self) -> bool {
         lock(&self.backlog).blocked
+    }
+
+    /// What an idle connection waits for. Replies to DMA messages are taken in also from a client that
+    /// takes no replies.
+    pub(crate) fn interest(&self, idle: Interest) -> Interest {
+        match idle {
+            Interest::Read if self.is_blocked() => Interest::Both,
+            idle => idle,
+        }
     }
 
     /// Marks the end, and tells the peer.
