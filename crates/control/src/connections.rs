@@ -193,7 +193,7 @@ mod tests {
 
     #[test]
     fn idle_connection_is_closed_and_a_watch_lives() {
-        let limits = Limits { idle: Duration::from_millis(50), ..Limits::DEFAULT };
+        let limits = Limits { idle: Duration::from_millis(500), ..Limits::DEFAULT };
         with_api(limits, async |path| {
             let mut watch = ask(&path, "events").await;
             assert!(status(&mut watch).await.contains("200"));

@@ -31,6 +31,9 @@ mod words;
 pub use self::access::load_accounts;
 pub use self::server::{Control, Metrics, listen_for_metrics};
 
+/// Where a daemon's control socket is unless somebody says otherwise.
+pub const DEFAULT_SOCKET: &str = "/run/vfiod/control.sock";
+
 /// The API's document (OpenAPI 3.1).
 pub fn openapi() -> utoipa::openapi::OpenApi {
     routes::document()

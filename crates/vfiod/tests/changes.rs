@@ -41,9 +41,7 @@ impl Stage {
     }
 
     fn args(&self, args: &[&str]) -> Vec<String> {
-        let control = self.path("control.sock").display().to_string();
-        let args = args.iter().map(|arg| (*arg).to_owned());
-        args.chain(["--control".to_owned(), control]).collect()
+        process::at(&self.path("control.sock"), args)
     }
 
     fn good(&self, args: &[&str]) -> String {

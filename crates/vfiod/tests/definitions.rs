@@ -48,9 +48,7 @@ impl Rig {
     }
 
     fn args(&self, args: &[&str]) -> Vec<String> {
-        let control = self.path("control").display().to_string();
-        let args = args.iter().map(|arg| (*arg).to_owned());
-        args.chain(["--control".to_owned(), control]).collect()
+        process::at(&self.path("control"), args)
     }
 
     fn good(&self, args: &[&str]) -> String {

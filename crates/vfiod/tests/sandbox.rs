@@ -44,9 +44,7 @@ impl Stage {
     }
 
     fn args(&self, args: &[&str]) -> Vec<String> {
-        let control = self.path("control.sock").display().to_string();
-        let args = args.iter().map(|arg| (*arg).to_owned());
-        args.chain(["--control".to_owned(), control]).collect()
+        process::at(&self.path("control.sock"), args)
     }
 
     fn add(&self, name: &str, model: &str, socket: &Path, more: &[&str]) -> Vec<String> {

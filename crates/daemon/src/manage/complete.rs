@@ -10,7 +10,7 @@ use vfiod_control::view;
 /// Asks the daemon that the environment names; the command line is not known here.
 fn ask<T: DeserializeOwned + Default>(kind: &str) -> T {
     let socket = std::env::var_os("VFIOD_CONTROL").map(PathBuf::from);
-    let socket = socket.unwrap_or_else(|| "/run/vfiod/control.sock".into());
+    let socket = socket.unwrap_or_else(|| vfiod_control::DEFAULT_SOCKET.into());
     let answer = Client::connect(&socket).and_then(|mut client| client.get(&path([kind])));
     answer.unwrap_or_default()
 }

@@ -15,7 +15,7 @@ pub(crate) struct Probe {
         long,
         value_name = "SOCKET",
         env = "VFIOD_CONTROL",
-        default_value = "/run/vfiod/control.sock"
+        default_value = vfiod_control::DEFAULT_SOCKET
     )]
     pub control: PathBuf,
 

@@ -53,6 +53,13 @@ pub(crate) fn bad<S: AsRef<std::ffi::OsStr>>(
     String::from_utf8(output.stderr).unwrap()
 }
 
+/// Arguments of a command for the daemon that has this control socket.
+pub(crate) fn at(control: &Path, args: &[&str]) -> Vec<String> {
+    let control = control.display().to_string();
+    let args = args.iter().map(|arg| (*arg).to_owned());
+    args.chain(["--control".to_owned(), control]).collect()
+}
+
 /// A file of the workspace.
 pub(crate) fn workspace(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(path)
