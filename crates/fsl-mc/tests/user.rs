@@ -81,7 +81,9 @@ impl Rig {
         rig
     }
 
-    fn serve(&mut self, name: &str, device: Box<dyn vfiod_core::Device>) -> Client {
+    /// Connects to nothing: the last close of a container's file, which may come later than the
+    /// client's drop, resets the container under whoever uses it by then.
+    fn serve(&mut self, name: &str, device: Box<dyn vfiod_core::Device>) {
         let spec = DeviceSpec {
             name: name.to_owned(),
             set: Some(self.container.set()),
@@ -92,13 +94,13 @@ impl Rig {
         let listener = Listener::bind(&path, SocketAccess::default()).unwrap();
         self.served.push(self.server.serve(listener, registration.device().clone()).unwrap());
         self.registrations.push(registration);
-        self.client(name)
     }
 
     fn plug(&mut self, kind: Kind, id: u32) -> Client {
         let plugged = self.container.plug(kind, id).unwrap();
         let name = plugged.id().to_string();
-        self.serve(&name, Box::new(ObjectDevice::new(plugged).unwrap()))
+        self.serve(&name, Box::new(ObjectDevice::new(plugged).unwrap()));
+        self.client(&name)
     }
 
     /// A new connection, once the one before has been released.
