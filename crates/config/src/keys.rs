@@ -80,7 +80,7 @@ pub const KEYS: &[Keys] = &[
     keys(
         "limits",
         &["memory", "reserved_memory"],
-        "bytes that are kept for clients: requests that wait, replies that they do not take, data of DMA by message",
+        "bytes that are kept for clients: requests that wait, replies that they do not take, data of DMA by message, DMA mappings (128 bytes each)",
         "1 GiB, 8 MiB",
     ),
     keys(

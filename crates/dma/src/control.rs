@@ -3,7 +3,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::os::fd::OwnedFd;
 
-use vfiod_quota::{Charge, Payer, Resource};
+use vfiod_quota::{Charge, Exceeded, Payer, Resource};
 use vfiod_sync::Arc;
 
 use crate::error::{Errno, Error, Result};
@@ -14,6 +14,11 @@ use crate::table::Removed;
 
 /// Sources of one space: files, parts of files, peers.
 pub(crate) const SOURCES: usize = 4096;
+/// Memory that a mapping is charged as, bytes: a full table has 32 for each, a sparse one up to four times
+/// that.
+const MAPPING: u64 = 128;
+/// Mappings that are charged at once.
+const CHARGED: u64 = 64;
 /// Files that stay mapped into this process after their last DMA mapping was removed.
 const IDLE: usize = 4;
 
@@ -66,6 +71,39 @@ struct Owner {
     /// `None`: the mappings stay until they are unmapped.
     who: Option<MapOwner>,
     mappings: u64,
+    /// What the client is charged for the memory that its mappings take in the table.
+    charge: Option<Charge>,
+}
+
+impl Owner {
+    /// Charges `payer` for one mapping more.
+    fn charge_next(&mut self, payer: &Payer) -> Result<(), Exceeded> {
+        let bytes = charged(self.mappings + 1);
+        match &mut self.charge {
+            Some(charge) if charge.amount() >= bytes => Ok(()),
+            Some(charge) => charge.resize(bytes),
+            None => {
+                self.charge = Some(payer.charge(Resource::Memory, bytes)?);
+                Ok(())
+            }
+        }
+    }
+
+    /// Gives back what is charged for much more than there is.
+    fn settle(&mut self) {
+        let bytes = charged(self.mappings);
+        if let Some(charge) = &mut self.charge
+            && charge.amount() > bytes + CHARGED * MAPPING
+        {
+            // Less never fails.
+            let _ = charge.resize(bytes);
+        }
+    }
+}
+
+/// What so many mappings are charged as, bytes.
+fn charged(mappings: u64) -> u64 {
+    mappings.next_multiple_of(CHARGED) * MAPPING
 }
 
 /// An unmap that waits.
@@ -127,8 +165,16 @@ impl Control {
         Ok(self.slots.len() as u32 - 1)
     }
 
-    /// The number of an owner, for the table.
-    pub(crate) fn owner_number(&mut self, who: Option<MapOwner>) -> Result<u16> {
+    /// The number of an owner, for a mapping of it that is added to the table. A client pays for the
+    /// memory that this takes.
+    ///
+    /// # Errors
+    /// `ENOSPC`: too many owners; `ENOMEM`: more memory than the payer's user may have.
+    pub(crate) fn owner_number(
+        &mut self,
+        who: Option<MapOwner>,
+        payer: Option<&Payer>,
+    ) -> Result<u16> {
         let known = self.find_owner(who);
         let at = known.or_else(|| self.owners.iter().position(Option::is_none));
         let at = at.unwrap_or(self.owners.len());
@@ -137,8 +183,13 @@ impl Control {
         if at == self.owners.len() {
             self.owners.push(None);
         }
-        self.owners[at].get_or_insert(Owner { who, mappings: 0 });
-        Ok(number)
+        let entry = &mut self.owners[at];
+        let mut owner = entry.take().unwrap_or(Owner { who, mappings: 0, charge: None });
+        let charged = payer.map_or(Ok(()), |payer| owner.charge_next(payer));
+        if charged.is_ok() || owner.mappings > 0 {
+            *entry = Some(owner);
+        }
+        Ok(charged.map(|()| number)?)
     }
 
     /// The number of an owner that has mappings.
@@ -186,6 +237,7 @@ impl Control {
                 }
             }
         }
+        self.owners.iter_mut().flatten().for_each(Owner::settle);
         dead
     }
 

@@ -257,13 +257,13 @@ impl Space {
     }
 
     /// Makes a mapping as [`Space::map`] does, for a client that pays for what of the process it takes
-    /// up: the descriptor of a file that the space does not know yet, its mapping into this process, and
-    /// the address space that takes. Files without DMA mappings that the space keeps are given up
-    /// first.
+    /// up: the descriptor of a file that the space does not know yet, its mapping into this process, the
+    /// address space that takes, and the memory of the DMA mapping itself. Files without DMA mappings that
+    /// the space keeps are given up first.
     ///
     /// # Errors
-    /// As [`Space::map`]; `EMFILE`, `ENOSPC`, `ENOMEM`: more descriptors, mappings or address space than
-    /// the payer's user may have.
+    /// As [`Space::map`]; `EMFILE`, `ENOSPC`, `ENOMEM`: more descriptors, mappings, address space or memory
+    /// than the payer's user may have.
     pub fn map_for(
         &self,
         owner: impl Into<Option<MapOwner>>,
@@ -355,7 +355,7 @@ impl Space {
             }
         };
         let mut dead = Vec::new();
-        let number = match control.owner_number(owner) {
+        let number = match control.owner_number(owner, payer) {
             Ok(number) => number,
             Err(error) => {
                 if new.is_some() {

@@ -474,6 +474,18 @@ impl<D> Input<D> {
         }
     }
 
+    /// How many bytes its buffer has.
+    pub(crate) fn memory(&self) -> usize {
+        self.data.len()
+    }
+
+    /// Gives its buffer back, where that is large and little is left over.
+    pub(crate) fn trim(&mut self) {
+        if self.data.len() > COPIED {
+            self.detach(&mut Vec::new());
+        }
+    }
+
     /// Gives a large buffer back, and keeps what is left over in memory that is not much more
     /// than that.
     pub(crate) fn detach(&mut self, buffer: &mut Vec<u8>) {

@@ -35,6 +35,16 @@ impl<D> Twin<D> {
         self.input.room(least, chunk)
     }
 
+    /// How much memory what has arrived takes, in bytes. [`Twin::trim`] gives back what is not needed.
+    pub fn memory(&self) -> usize {
+        self.input.memory()
+    }
+
+    /// Gives back memory beyond what was left over, if it is much.
+    pub fn trim(&mut self) {
+        self.input.trim();
+    }
+
     /// The first `bytes` bytes of [`Twin::room`] were received. Descriptors have no meaning here.
     pub fn received(&mut self, bytes: usize, now: Time) {
         self.input.received(bytes, Descriptors::default(), now);

@@ -252,6 +252,17 @@ impl Common {
         true
     }
 
+    /// Has another user pay for `amount`, of `size` in all.
+    fn transfer(&mut self, from: User, to: User, amount: u64, size: u64) -> bool {
+        self.give_back(from, amount);
+        let taken = self.take(to, amount, size);
+        if !taken {
+            self.used += amount;
+            *self.users.entry(from).or_default() += amount;
+        }
+        taken
+    }
+
     fn give_back(&mut self, user: User, amount: u64) {
         self.used -= amount;
         if let Entry::Occupied(mut of_user) = self.users.entry(user) {
@@ -287,18 +298,27 @@ impl Account {
             let mut common = lock(&self.ledger.common[resource]);
             let size = self.ledger.limits[resource].common(common.reserved);
             if !common.take(user, amount - own, size) {
-                return Err(Exceeded {
-                    resource,
-                    amount,
-                    share: self.shares[resource],
-                    common: size,
-                    user: most_of_user(size),
-                    used: common.used,
-                });
+                return Err(self.exceeded(resource, amount, size, common.used));
             }
         }
         *used += own;
         Ok((own, amount - own))
+    }
+
+    /// Takes more of the common part only.
+    fn take_common(&self, resource: Resource, user: User, amount: u64) -> Result<(), Exceeded> {
+        let mut common = lock(&self.ledger.common[resource]);
+        let size = self.ledger.limits[resource].common(common.reserved);
+        if common.take(user, amount, size) {
+            return Ok(());
+        }
+        Err(self.exceeded(resource, amount, size, common.used))
+    }
+
+    /// Why `amount` more cannot be had, where `size` is common and `used` of that in use.
+    fn exceeded(&self, resource: Resource, amount: u64, size: u64, used: u64) -> Exceeded {
+        let share = self.shares[resource];
+        Exceeded { resource, amount, share, common: size, user: most_of_user(size), used }
     }
 
     fn give_back(&self, resource: Resource, user: User, own: u64, common: u64) {
@@ -340,9 +360,23 @@ impl Payer {
         let (own, common) = self.account.take(resource, self.user, amount)?;
         Ok(Charge { payer: self.clone(), resource, own, common })
     }
+
+    /// Takes `amount` of what is common of a resource, and leaves the device's share alone.
+    ///
+    /// # Errors
+    /// The user may not have as much.
+    pub fn charge_common(&self, resource: Resource, amount: u64) -> Result<Charge, Exceeded> {
+        self.account.take_common(resource, self.user, amount)?;
+        Ok(Charge { payer: self.clone(), resource, own: 0, common: amount })
+    }
 }
 
 impl Charge {
+    /// Who pays for it.
+    pub fn payer(&self) -> &Payer {
+        &self.payer
+    }
+
     /// How much it is.
     pub fn amount(&self) -> u64 {
         self.own + self.common
@@ -351,6 +385,25 @@ impl Charge {
     /// Whether some of it is of the common part.
     pub fn is_common(&self) -> bool {
         self.common > 0
+    }
+
+    /// Has another user of the same device pay for it. What is of the device's share stays so.
+    ///
+    /// # Errors
+    /// The other user may not have as much, or is a client of another device; the charge is as before
+    /// then.
+    pub fn transfer(&mut self, to: &Payer) -> Result<(), Exceeded> {
+        let Self { payer, resource, common: amount, .. } = &*self;
+        let (account, resource, amount) = (&payer.account, *resource, *amount);
+        let mut common = lock(&account.ledger.common[resource]);
+        let size = account.ledger.limits[resource].common(common.reserved);
+        let same = Arc::ptr_eq(account, &to.account);
+        if !same || (amount > 0 && !common.transfer(payer.user, to.user, amount, size)) {
+            return Err(account.exceeded(resource, amount, size, common.used));
+        }
+        drop(common);
+        self.payer = to.clone();
+        Ok(())
     }
 
     /// Makes it `amount`, more or less than it is.

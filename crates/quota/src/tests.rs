@@ -101,6 +101,44 @@ fn charge_is_of_the_share_first_and_of_the_common_part_for_the_rest() {
 }
 
 #[test]
+fn charge_of_what_is_common_leaves_the_share_alone() {
+    let ledger = ledger(Size::Common(4), Share::Demanded(3));
+    let device = open(&ledger);
+    let payer = Payer::new(device.clone(), ALICE);
+    let charge = payer.charge_common(WHAT, 2).unwrap();
+    assert_eq!((ledger.usage(WHAT).used, device.usage(WHAT).used), (2, 0));
+    assert_eq!(payer.charge_common(WHAT, 1).unwrap_err().user, 2);
+    drop(charge);
+    assert_eq!(ledger.usage(WHAT).used, 0);
+}
+
+#[test]
+fn another_user_pays_for_a_charge_that_is_transferred() {
+    let ledger = ledger(Size::Common(4), Share::Demanded(1));
+    let device = open(&ledger);
+    let [alice, bob] = [ALICE, BOB].map(|user| Payer::new(device.clone(), user));
+    let mut taken = take_all(&device, ALICE);
+    assert_eq!(taken.len(), 1 + 2);
+    for charge in &mut taken {
+        charge.transfer(&bob).unwrap();
+    }
+    assert_eq!((ledger.usage(WHAT).used, device.usage(WHAT).used), (2, 1));
+    assert!(bob.charge(WHAT, 1).is_err(), "it has half of what is common");
+    let mut more = take_all(&device, ALICE);
+    assert_eq!(more.len(), 2, "what was alice's is hers again");
+    // Nobody has more than half by that.
+    let refused = more[0].transfer(&bob).unwrap_err();
+    assert_eq!((refused.user, refused.used), (2, 4));
+    drop(taken);
+    assert!(alice.charge_common(WHAT, 1).is_err(), "it is still hers");
+    more[0].transfer(&bob).unwrap();
+    let other = Payer::new(open(&ledger), BOB);
+    assert!(more[0].transfer(&other).is_err(), "another device");
+    drop(more);
+    assert_eq!((ledger.usage(WHAT).used, device.usage(WHAT).used), (0, 0));
+}
+
+#[test]
 fn shares_of_a_total_make_the_common_part_smaller() {
     let ledger = ledger(Size::Total(20), Share::Demanded(4));
     let devices = [open(&ledger), open(&ledger)];

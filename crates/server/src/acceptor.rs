@@ -43,7 +43,7 @@ impl Reserve {
         let mut spare = lock(&self.spare);
         spare.take();
         match listener.accept() {
-            Ok(fd) => closer.close_socket_with(fd, |mut fd| {
+            Ok(fd) => closer.close_socket_with(fd, None, |mut fd| {
                 // Closes the connection and takes its place in one step: no other thread may have it.
                 *spare = dup3(&self.event, &mut fd, DupFlags::CLOEXEC).ok().map(|()| fd);
             }),
@@ -117,7 +117,7 @@ impl Acceptor {
             self.clients.quiet.warn(|suppressed| {
                 tracing::warn!(device, suppressed, "too many connections: one was closed");
             });
-            self.clients.closer.close_socket(fd);
+            self.clients.closer.close_socket(fd, None);
             return Accepted::Nobody;
         }
         match Connection::new(fd, &self.clients, pool.reserve()) {

@@ -132,8 +132,9 @@ pub(crate) trait Client: Send + Sync {
     fn end(&self);
     /// What it waits for may have happened: it is served again.
     fn wake(&self);
-    /// Gives up its place, for another connection. It is ended next.
-    fn give_place(&self) -> Option<Place>;
+    /// Gives up its place, for another connection whose `payer` is charged for it from now on. It is
+    /// ended next. `None`: it has none, or the payer's user may not have it.
+    fn give_place(&self, payer: &Payer) -> Option<Place>;
     fn info(&self) -> ConnectionInfo;
 }
 
@@ -142,15 +143,25 @@ const FDS_OF_CONNECTION: u64 = 2;
 
 /// A connection's place among those that a user may have, with its descriptors.
 pub(crate) struct Place {
-    _connection: Charge,
-    _descriptors: Charge,
+    connection: Charge,
+    descriptors: Charge,
 }
 
 impl Place {
     fn new(payer: &Payer) -> Result<Self, Exceeded> {
         Ok(Self {
-            _connection: payer.charge(Resource::Connections, 1)?,
-            _descriptors: payer.charge(Resource::Descriptors, FDS_OF_CONNECTION)?,
+            connection: payer.charge(Resource::Connections, 1)?,
+            descriptors: payer.charge(Resource::Descriptors, FDS_OF_CONNECTION)?,
+        })
+    }
+
+    /// Has `to` pay for it, who replaces `from`; the place is as before where that is more than the
+    /// user may have.
+    pub(crate) fn transfer(&mut self, from: &Payer, to: &Payer) -> Result<(), Exceeded> {
+        self.connection.transfer(to)?;
+        self.descriptors.transfer(to).inspect_err(|_| {
+            // Fails only where others have taken all that is common since: then it stays as it is.
+            let _ = self.connection.transfer(from);
         })
     }
 }
@@ -349,7 +360,7 @@ impl Clients {
         };
         let connections = self.connections();
         let mut silent = connections.iter().filter(|(_, c)| !c.has_session());
-        let given = silent.find_map(|(_, c)| Some((c, c.give_place()?)));
+        let given = silent.find_map(|(_, c)| Some((c, c.give_place(payer)?)));
         given.map(|(silent, place)| (silent.end(), place).1).ok_or(full)
     }
 
@@ -437,5 +448,47 @@ impl Clients {
         self.stopped.store(true, Ordering::SeqCst);
         // The threads that serve them see the end of the stream and release the files.
         self.connections().iter().for_each(|(_, connection)| connection.end());
+    }
+}
+
+#[cfg(all(test, not(any(loom, shuttle))))]
+mod tests {
+    use vfiod_quota::{Ledger, Limit, Limits, Share, Size};
+
+    use super::*;
+
+    #[test]
+    fn place_that_is_given_up_is_charged_to_who_has_it_then() {
+        let mut limits = Limits::of_process(1);
+        limits.set(Resource::Connections, Limit::new(Size::Common(4), Share::Demanded(1)));
+        limits.set(Resource::Descriptors, Limit::new(Size::Common(1000), Share::Demanded(0)));
+        let account = Ledger::new(limits).open("x").unwrap().account;
+        let [silent, new] = [1, 2].map(|id| Payer::new(account.clone(), User::Account(id)));
+        let all = |payer| std::iter::from_fn(|| Place::new(payer).ok()).collect::<Vec<_>>();
+        let mut places = all(&silent);
+        assert_eq!(places.len(), 1 + 2);
+        for place in &mut places {
+            place.transfer(&silent, &new).unwrap();
+        }
+        assert!(Place::new(&new).is_err(), "it has all that its user may have");
+        assert_eq!(all(&silent).len(), 2);
+        assert_eq!(account.ledger().usage(Resource::Descriptors).used, 3 * FDS_OF_CONNECTION);
+    }
+
+    #[test]
+    fn place_stays_where_the_other_user_may_not_have_it() {
+        let mut limits = Limits::of_process(1);
+        limits.set(Resource::Connections, Limit::new(Size::Common(100), Share::Demanded(0)));
+        limits.set(Resource::Descriptors, Limit::new(Size::Common(4), Share::Demanded(0)));
+        let account = Ledger::new(limits).open("x").unwrap().account;
+        let [silent, new] = [1, 2].map(|id| Payer::new(account.clone(), User::Account(id)));
+        let mut place = Place::new(&silent).unwrap();
+        let _other = Place::new(&new).unwrap();
+        let refused = place.transfer(&silent, &new).unwrap_err();
+        assert_eq!(refused.resource, Resource::Descriptors);
+        assert!(Place::new(&silent).is_err(), "it has its descriptors");
+        // One that goes gives back what its own user paid.
+        drop(place);
+        assert!(Place::new(&new).is_err() && Place::new(&silent).is_ok());
     }
 }

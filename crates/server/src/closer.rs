@@ -3,8 +3,9 @@
 //! The last close of a file can wait for whoever serves it: a FUSE server that does not answer
 //! FLUSH, the peer of a TCP socket with `SO_LINGER`. No signal ends the former. So only descriptors
 //! that the kernel alone serves are closed where they are found; others are closed by threads that
-//! may be lost, of which each device has a few. Nobody waits for these threads, the end of the
-//! process included.
+//! may be lost: each device has one, and up to three more that are charged to the user whose descriptors
+//! they were started for, of what is common. Nobody waits for these threads, the end of the process
+//! included.
 //!
 //! The bound is for each device: a client can only use up the share of a device that it may connect
 //! to. The closer of a device is *saturated* with [`MANY`] descriptors of which none was closed for a
@@ -21,11 +22,12 @@ use std::time::{Duration, Instant};
 use rustix::net::Shutdown;
 use vfiod_core::dma::MemoryKind;
 use vfiod_core::irq::is_eventfd;
+use vfiod_quota::{Charge, Payer, Resource};
 use vfiod_sync::{Mutex, lock};
 
 use crate::limits::Quiet;
 
-/// Threads of a device that close descriptors.
+/// Threads of a device that close descriptors. Nobody is charged for the first of them.
 const MAX_THREADS: usize = 4;
 /// Stack of such a thread, bytes.
 const STACK: usize = 64 << 10;
@@ -76,48 +78,50 @@ impl Closer {
         })
     }
 
-    /// Closes a descriptor: at once if that cannot wait for another process, otherwise on another
-    /// thread. Returns whether it was closed at once.
-    pub(crate) fn close(self: &Arc<Self>, fd: OwnedFd) -> bool {
+    /// Closes a descriptor of a client: at once if that cannot wait for another process, otherwise on
+    /// another thread. Returns whether it was closed at once.
+    pub(crate) fn close(self: &Arc<Self>, fd: OwnedFd, payer: Option<&Payer>) -> bool {
         let safe = is_safe(&fd);
         if !safe {
-            self.close_elsewhere(fd);
+            self.close_elsewhere(fd, payer);
         }
         safe
     }
 
     /// Closes descriptors that no message asked for. Returns `false` if their client must go: one of
     /// them could not be closed at once, and the device is saturated.
-    pub(crate) fn close_all(self: &Arc<Self>, fds: Vec<OwnedFd>) -> bool {
+    pub(crate) fn close_all(self: &Arc<Self>, fds: Vec<OwnedFd>, payer: &Payer) -> bool {
         let mut all = true;
         for fd in fds {
-            all &= self.close(fd);
+            all &= self.close(fd, Some(payer));
         }
         all || !self.is_saturated()
     }
 
     /// Closes a connected UNIX socket of the server. What its peer has sent and nobody has received
     /// is dropped by that close, descriptors included, whose own close may wait.
-    pub(crate) fn close_socket(self: &Arc<Self>, socket: OwnedFd) {
-        self.close_socket_with(socket, drop);
+    pub(crate) fn close_socket(self: &Arc<Self>, socket: OwnedFd, payer: Option<&Payer>) {
+        self.close_socket_with(socket, payer, drop);
     }
 
     /// [`Closer::close_socket`], with `close` where that cannot wait.
     pub(crate) fn close_socket_with(
         self: &Arc<Self>,
         socket: OwnedFd,
+        payer: Option<&Payer>,
         close: impl FnOnce(OwnedFd),
     ) {
         // From here on nothing arrives. Fails only where the peer has gone before.
         let _ = rustix::net::shutdown(&socket, Shutdown::Both);
         match rustix::io::ioctl_fionread(&socket) {
             Ok(0) => close(socket),
-            _ => self.close_elsewhere(socket),
+            _ => self.close_elsewhere(socket, payer),
         }
     }
 
-    /// Closes a descriptor on another thread.
-    pub(crate) fn close_elsewhere(self: &Arc<Self>, fd: OwnedFd) {
+    /// Closes a descriptor on another thread. Without a payer, or where its user may have no further
+    /// thread, the descriptor waits for one that is there.
+    pub(crate) fn close_elsewhere(self: &Arc<Self>, fd: OwnedFd, payer: Option<&Payer>) {
         if self.outstanding.fetch_add(1, Ordering::SeqCst) == 0 {
             self.set_progress();
         }
@@ -135,16 +139,21 @@ impl Closer {
         }
         let mut state = lock(&self.state);
         state.queue.push_back(fd);
-        if state.threads == MAX_THREADS {
-            return;
-        }
+        let charge = match state.threads {
+            0 => None,
+            MAX_THREADS => return,
+            _ => match payer.map(|payer| payer.charge_common(Resource::Threads, 1)) {
+                Some(Ok(charge)) => Some(charge),
+                Some(Err(_)) | None => return,
+            },
+        };
         state.threads += 1;
         drop(state);
         let closer = self.clone();
         let started = thread::Builder::new()
             .name("fd-closer".to_owned())
             .stack_size(STACK)
-            .spawn(move || closer.run());
+            .spawn(move || closer.run(charge));
         if let Err(error) = started {
             // The descriptor stays in the queue for the next thread.
             lock(&self.state).threads -= 1;
@@ -153,7 +162,7 @@ impl Closer {
         }
     }
 
-    fn run(&self) {
+    fn run(&self, _charge: Option<Charge>) {
         loop {
             let mut state = lock(&self.state);
             let Some(fd) = state.queue.pop_front() else {
@@ -208,8 +217,17 @@ impl Closer {
 
 #[cfg(all(test, not(any(loom, shuttle))))]
 mod tests {
+    use vfiod_quota::{Ledger, Limit, Limits, Share, Size, User};
+
     use super::*;
     use crate::testing::{Lingering, eventually};
+
+    /// A user, where so many threads are common.
+    fn payer(threads: u64) -> Payer {
+        let mut limits = Limits::of_process(1);
+        limits.set(Resource::Threads, Limit::new(Size::Common(threads), Share::Demanded(2)));
+        Payer::new(Ledger::new(limits).open("x").unwrap().account, User::Account(0))
+    }
 
     fn memory() -> OwnedFd {
         rustix::fs::memfd_create("x", rustix::fs::MemfdFlags::CLOEXEC).unwrap()
@@ -222,11 +240,11 @@ mod tests {
     #[test]
     fn only_what_the_kernel_alone_serves_is_closed_at_once() {
         let closer = Closer::new("x");
-        assert!(closer.close(memory()) && closer.close(eventfd()));
+        assert!(closer.close(memory(), None) && closer.close(eventfd(), None));
         let (pipe, other) = rustix::pipe::pipe().unwrap();
         let file = std::fs::File::open(std::env::current_exe().unwrap()).unwrap().into();
         for fd in [pipe, file, std::os::unix::net::UnixStream::pair().unwrap().0.into()] {
-            assert!(!closer.close(fd));
+            assert!(!closer.close(fd, None));
         }
         eventually("all are closed", || closer.outstanding.load(Ordering::SeqCst) == 0);
         assert_eq!(rustix::io::write(&other, b"x"), Err(rustix::io::Errno::PIPE));
@@ -234,13 +252,31 @@ mod tests {
     }
 
     #[test]
+    fn threads_beyond_the_first_are_charged_to_the_user_of_what_they_close() {
+        let (closer, payer) = (Closer::new("x"), payer(4));
+        let ledger = payer.account().ledger().clone();
+        let lingering: Vec<_> = (0..5).map(|_| Lingering::new()).collect();
+        closer.close(lingering[0].take(), Some(&payer));
+        assert_eq!(ledger.usage(Resource::Threads).used, 0);
+        lingering[1..].iter().for_each(|socket| _ = closer.close(socket.take(), Some(&payer)));
+        // Half of what is common. The device's share is for those who serve.
+        assert_eq!(ledger.usage(Resource::Threads).used, 2);
+        assert_eq!(payer.account().usage(Resource::Threads).used, 0);
+        assert_eq!(lock(&closer.state).threads, 3);
+        drop(lingering);
+        eventually("all are closed", || closer.outstanding.load(Ordering::SeqCst) == 0);
+        eventually("all is given back", || ledger.usage(Resource::Threads).used == 0);
+    }
+
+    #[test]
     fn closes_that_do_not_return_saturate_it_until_they_do() {
-        let closer = Closer::new("x");
+        let (closer, payer) = (Closer::new("x"), payer(100));
         assert!(!closer.when_relieved(|| unreachable!()));
         let lingering: Vec<_> = (0..MANY).map(|_| Lingering::new()).collect();
-        lingering.iter().skip(1).for_each(|socket| _ = closer.close(socket.take()));
+        let close = |socket: &Lingering| _ = closer.close(socket.take(), Some(&payer));
+        lingering.iter().skip(1).for_each(close);
         assert!(!closer.is_saturated());
-        closer.close(lingering[0].take());
+        close(&lingering[0]);
         eventually("it is saturated", || closer.is_saturated());
         assert_eq!(lock(&closer.state).threads, MAX_THREADS);
         let (told, relieved) = std::sync::mpsc::channel();
@@ -257,7 +293,7 @@ mod tests {
         use std::os::unix::net::UnixStream;
         let closer = Closer::new("x");
         let (ours, theirs) = UnixStream::pair().unwrap();
-        closer.close_socket(ours.into());
+        closer.close_socket(ours.into(), None);
         assert_eq!(closer.outstanding.load(Ordering::SeqCst), 0, "nothing was unread");
         drop(theirs);
         let (ours, theirs) = UnixStream::pair().unwrap();
@@ -265,7 +301,7 @@ mod tests {
         lingering.send_by(&theirs);
         let closing = std::thread::spawn({
             let closer = closer.clone();
-            move || closer.close_socket(ours.into())
+            move || closer.close_socket(ours.into(), None)
         });
         eventually("the call has returned", || closing.is_finished());
         assert_eq!(closer.outstanding.load(Ordering::SeqCst), 1);

@@ -112,6 +112,7 @@ impl Connection {
         let outgoing = Arc::new(Outgoing::new(socket));
         let owner = peer::owner(&outgoing, vfiod_core::ConnectionId(number))?;
         let payer = clients.payer(peer::user(&owner, number));
+        outgoing.socket().set_payer(&payer);
         let place = match clients.place(&payer) {
             Ok(place) => place,
             Err(full) => return Ok(Err(full)),
@@ -285,7 +286,7 @@ impl Connection {
     }
 
     fn close_unasked(&self, lent: Lent) {
-        if !self.clients.closer.close_all(lent.fds) {
+        if !self.clients.closer.close_all(lent.fds, self.held.payer()) {
             self.unwelcome.store(true, Ordering::Relaxed);
         }
     }
@@ -667,8 +668,8 @@ impl Client for Connection {
         serving::wake(self, &self.watch, Interest::Both);
     }
 
-    fn give_place(&self) -> Option<Place> {
-        lock(&self.place).take()
+    fn give_place(&self, payer: &Payer) -> Option<Place> {
+        lock(&self.place).take_if(|place| place.transfer(self.held.payer(), payer).is_ok())
     }
 
     fn info(&self) -> ConnectionInfo {

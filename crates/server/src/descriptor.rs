@@ -31,7 +31,7 @@ enum Kind {
     /// charged to it.
     Safe { fd: OwnedFd, _charge: Option<Charge> },
     /// A client's file, where the operator accepts files that can block.
-    File { fd: Option<OwnedFd>, closer: CloserRef, _charge: Charge },
+    File { fd: Option<OwnedFd>, closer: CloserRef, charge: Charge },
     /// A client's, which no command can ask for.
     Refused,
     /// A client's, more than it may have.
@@ -63,17 +63,15 @@ impl Descriptor {
         let is_safe = is_safe(&fd);
         let is_kept = is_safe || (accepts_files && has_path(&fd));
         if !is_kept {
-            closer.close_elsewhere(fd);
+            closer.close_elsewhere(fd, Some(payer));
             return Self(Kind::Refused);
         }
         Self(match payer.charge(Resource::Descriptors, 1) {
             Ok(charge) if is_safe => Kind::Safe { fd, _charge: Some(charge) },
-            Ok(charge) => {
-                Kind::File { fd: Some(fd), closer: CloserRef(closer.clone()), _charge: charge }
-            }
+            Ok(charge) => Kind::File { fd: Some(fd), closer: CloserRef(closer.clone()), charge },
             Err(exceeded) => {
                 if !is_safe {
-                    closer.close_elsewhere(fd);
+                    closer.close_elsewhere(fd, Some(payer));
                 }
                 Kind::Excess(exceeded)
             }
@@ -144,10 +142,10 @@ pub(crate) fn of_request(request: Request<'_, Descriptor>) -> Result<Request<'_,
 
 impl Drop for Descriptor {
     fn drop(&mut self) {
-        if let Kind::File { fd, closer: CloserRef(closer), .. } = &mut self.0
+        if let Kind::File { fd, closer: CloserRef(closer), charge } = &mut self.0
             && let Some(fd) = fd.take()
         {
-            closer.close_elsewhere(fd);
+            closer.close_elsewhere(fd, Some(charge.payer()));
         }
     }
 }

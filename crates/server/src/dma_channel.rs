@@ -27,6 +27,7 @@ use vfiod_wire::Command;
 use crate::clients::Counters;
 use crate::clock::now;
 use crate::descriptor::{Descriptor, Output};
+use crate::held_memory::HeldMemory;
 use crate::message_log::Message;
 use crate::outgoing::Outgoing;
 use crate::pool::{Interest, Pool, Source, Watch, Worker};
@@ -94,6 +95,8 @@ impl Waiting {
 pub(crate) struct TwinSocket {
     outgoing: Arc<Outgoing>,
     incoming: Mutex<Twin<Descriptor>>,
+    /// What the client is charged for what waits in both directions.
+    held: HeldMemory,
     channel: OnceLock<Weak<DmaChannel>>,
     watch: OnceLock<Watch>,
 }
@@ -136,6 +139,7 @@ impl DmaChannel {
             Arc::new(TwinSocket {
                 outgoing: Arc::new(Outgoing::new(socket)),
                 incoming: Mutex::default(),
+                held: HeldMemory::new(payer.clone()),
                 channel: OnceLock::new(),
                 watch: OnceLock::new(),
             })
@@ -414,7 +418,7 @@ impl TwinSocket {
         let room = incoming.room(CHUNK / 2, CHUNK);
         let received = self.outgoing.socket().receive(room, &mut lent, Wait::No);
         // No reply has descriptors.
-        if !self.outgoing.socket().closer().close_all(lent.fds) {
+        if !self.outgoing.socket().closer().close_all(lent.fds, &channel.payer) {
             return false;
         }
         match received {
@@ -422,17 +426,25 @@ impl TwinSocket {
             Ok(Received::Nothing) => {}
             Ok(Received::Eof) | Err(_) => return false,
         }
+        let close = |reason: &dyn std::fmt::Display| {
+            let (device, connection) = (&*channel.device, channel.number);
+            tracing::warn!(device, connection, %reason, "second socket closed");
+            false
+        };
         loop {
-            let outcome = match incoming.next_reply() {
-                Ok(None) => return true,
-                Ok(Some(reply)) => channel.complete(&reply).map(drop),
-                Err(end) => Err(end),
-            };
-            if let Err(end) = outcome {
-                let (device, connection) = (&*channel.device, channel.number);
-                tracing::warn!(device, connection, reason = %end, "second socket closed");
-                return false;
+            match incoming.next_reply() {
+                Ok(None) => break,
+                Ok(Some(reply)) => match channel.complete(&reply) {
+                    Ok(_) => {}
+                    Err(end) => return close(&end),
+                },
+                Err(end) => return close(&end),
             }
+        }
+        incoming.trim();
+        match self.held.charge(incoming.memory() + self.outgoing.held()) {
+            Ok(()) => true,
+            Err(exceeded) => close(&exceeded),
         }
     }
 }

@@ -98,11 +98,11 @@ impl Drop for Listener {
                 // From here on nobody connects.
                 let _ = rustix::net::shutdown(&*socket, Shutdown::Both);
                 while let Ok(waiting) = accept(socket.as_fd()) {
-                    closer.close_socket(waiting);
+                    closer.close_socket(waiting, None);
                 }
             }
             // Others may have the socket, too, and clients wait for them.
-            Kind::Passed(fd) => drop(fd.take().map(|fd| closer.close_elsewhere(fd))),
+            Kind::Passed(fd) => drop(fd.take().map(|fd| closer.close_elsewhere(fd, None))),
         }
     }
 }

@@ -93,6 +93,7 @@ impl Session {
                 socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
                     .map_err(failed)?;
             let socket = Socket::new(ours, LINGER, clients.closer.clone()).map_err(failed)?;
+            socket.set_payer(payer);
             (Some(socket), Some(Descriptor::ours(theirs)))
         } else {
             (None, None)

@@ -3,8 +3,8 @@
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -15,6 +15,7 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags, Shutdown,
 };
 use vfiod_core::memory::SharedMemory;
+use vfiod_quota::Payer;
 
 use crate::closer::Closer;
 use crate::descriptor::Descriptor;
@@ -68,6 +69,8 @@ pub(crate) struct Socket {
     /// Until the drop.
     fd: Option<OwnedFd>,
     closer: Arc<Closer>,
+    /// Who pays for a thread that closes it, once that is known.
+    payer: OnceLock<Payer>,
     linger: Duration,
     /// Whether sends that sleep are bounded yet.
     sends_linger: AtomicBool,
@@ -77,7 +80,8 @@ impl Socket {
     /// Takes a connected stream socket. `linger` bounds every sleep in a send or a receive.
     pub(crate) fn new(fd: OwnedFd, linger: Duration, closer: Arc<Closer>) -> Result<Self, Errno> {
         let sends_linger = AtomicBool::new(false);
-        let socket = Self { fd: Some(fd), closer, linger, sends_linger };
+        let payer = OnceLock::new();
+        let socket = Self { fd: Some(fd), closer, payer, linger, sends_linger };
         sockopt::set_socket_timeout(&socket, Timeout::Recv, Some(linger))?;
         // An urgent byte is data as any other: the kernel would drop it in a receive, and close
         // descriptors that came with it.
@@ -90,6 +94,11 @@ impl Socket {
     /// Who closes what its peer has sent.
     pub(crate) fn closer(&self) -> &Arc<Closer> {
         &self.closer
+    }
+
+    /// Names who pays for a thread that closes it. Once.
+    pub(crate) fn set_payer(&self, payer: &Payer) {
+        let _ = self.payer.set(payer.clone());
     }
 
     /// Whether a receive that may sleep is bounded, as it is at first.
@@ -259,7 +268,7 @@ impl AsFd for Socket {
 impl Drop for Socket {
     fn drop(&mut self) {
         if let Some(fd) = self.fd.take() {
-            self.closer.close_socket(fd);
+            self.closer.close_socket(fd, self.payer.get());
         }
     }
 }

@@ -7,12 +7,12 @@ use std::path::PathBuf;
 
 use process::api::ask;
 use process::{Daemon, bad, good, vfiod};
-use rustix::event::{EventfdFlags, eventfd};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use rustix::io::Errno;
 use rustix::process::Signal;
 use tempfile::TempDir;
-use vfiod_client::{Client, IrqAction, IrqData};
+use vfiod_client::{Client, IrqAction, IrqData, Options};
 use vfiod_wire::payload::RegionAccess;
 use vfiod_wire::{Command, Header};
 use zerocopy::IntoBytes;
@@ -182,6 +182,73 @@ fn memory_that_clients_keep_waiting_leaves_a_share_to_a_stranger() {
     assert_eq!(stranger.socket().receive_message().unwrap().header.id, 7);
     let (_, said) = rig.daemon.terminate(Signal::TERM);
     assert!(said.contains("limits.memory"), "no line names the limit: {said}");
+}
+
+/// Each client begins a long reply on its second socket.
+#[test]
+fn memory_that_waits_on_second_sockets_leaves_a_share_to_a_stranger() {
+    const SHARE: u64 = 100_000;
+    let rig = Rig::new(GREEDY + 1, &format!("memory = 4_000_000\nreserved_memory = {SHARE}"));
+    let connect = |device| {
+        let path = rig.path(&format!("d{device}"));
+        Client::connect_with(path, Options::default().twin_socket()).unwrap()
+    };
+    let clients: Vec<_> = (0..GREEDY).map(connect).collect();
+    let reply = Header::command(1, Command::DmaRead, 0, false).reply(1_000_000);
+    let unfinished = [reply.as_bytes(), &vec![0; 1_000_000 - 1]].concat();
+    let send = |client: &Client| _ = client.twin().unwrap().send(&unfinished, &[]);
+    clients.iter().for_each(send);
+    let ended = |client: &Client| {
+        let mut fds = [PollFd::new(client.twin().unwrap(), PollFlags::HUP)];
+        poll(&mut fds, Some(&Timespec::default())).unwrap() == 1
+    };
+    process::until("the other second sockets are closed", || {
+        clients.iter().filter(|client| ended(client)).count() == GREEDY - 1
+    });
+    let [_, _, used, common] = rig.limit(0, "memory");
+    assert!((1_000_000 - SHARE..=common / 2).contains(&used), "{used} of {common}");
+    assert_eq!(rig.files(), GREEDY, "the connections themselves live");
+    let stranger = connect(GREEDY);
+    stranger.twin().unwrap().send(&unfinished[..SHARE as usize / 2], &[]).unwrap();
+    process::until("it is kept", || rig.limit(GREEDY, "memory")[0] > SHARE / 2);
+    assert!(!ended(&stranger));
+    drop((clients, stranger));
+    process::until("it is given back", || {
+        rig.limit(GREEDY, "memory")[0] == 0 && rig.limit(0, "memory")[2] == 0
+    });
+}
+
+/// Each client maps the same page again and again.
+#[test]
+fn dma_mappings_that_clients_make_leave_a_share_of_memory_to_a_stranger() {
+    const SHARE: u64 = 1 << 16;
+    /// What a mapping is charged as.
+    const MAPPING: u64 = 128;
+    let rig = Rig::new(GREEDY + 1, &format!("memory = 2_000_000\nreserved_memory = {SHARE}"));
+    let map_all = |client: &mut Client, most: u64| {
+        let memory = memory();
+        (0..most).find_map(|number| {
+            let mapped = client.dma_map(number * PAGE, PAGE, Some((memory.as_fd(), 0)));
+            mapped.err().map(|error| (number, error.remote_errno().unwrap()))
+        })
+    };
+    let mut greedy: Vec<_> = (0..GREEDY).map(|device| rig.connect(device)).collect();
+    let taken: Vec<_> =
+        greedy.iter_mut().map(|client| map_all(client, 20_000).expect("a limit")).collect();
+    let enomem = Errno::NOMEM.raw_os_error() as u32;
+    assert!(taken.iter().all(|(_, errno)| *errno == enomem), "{taken:?}");
+    let [_, _, used, common] = rig.limit(0, "memory");
+    assert!((common / 2 - 64 * MAPPING..=common / 2).contains(&used), "{used} of {common}");
+    // What is unmapped can be mapped again; nobody else notices.
+    greedy[0].dma_unmap(0, PAGE).unwrap();
+    greedy[0].dma_map(0, PAGE, Some((memory().as_fd(), 0))).unwrap();
+    let mut stranger = rig.connect(GREEDY);
+    assert_eq!(map_all(&mut stranger, SHARE / MAPPING), None);
+    assert_eq!(rig.limit(GREEDY, "memory")[0], SHARE);
+    stranger.dma_unmap_all().unwrap();
+    assert_eq!(rig.limit(GREEDY, "memory")[0], 0);
+    drop(greedy);
+    process::until("it is given back", || rig.limit(0, "memory")[2] == 0);
 }
 
 #[test]
