@@ -3,8 +3,12 @@
 use crate::list::Fault;
 
 /// Chooses `count` faults. The same text and list give the same choice on every machine.
-pub(crate) fn by_seed<'a>(faults: &'a [Fault], seed: &str, count: usize) -> Vec<&'a Fault> {
-    let mut order: Vec<_> = faults.iter().collect();
+pub(crate) fn by_seed<'a>(
+    faults: impl Iterator<Item = &'a Fault>,
+    seed: &str,
+    count: usize,
+) -> Vec<&'a Fault> {
+    let mut order: Vec<_> = faults.collect();
     order.sort_by_key(|fault| hash(seed.bytes().chain(fault.name.bytes())));
     order.truncate(count);
     order

@@ -26,8 +26,12 @@ struct Entry {
     edit: Vec<Edit>,
     #[serde(rename = "crate")]
     package: String,
+    #[serde(default)]
     check: Vec<String>,
+    #[serde(default)]
     finds: String,
+    #[serde(default)]
+    attacks: Vec<String>,
 }
 
 /// A deliberate fault.
@@ -39,12 +43,10 @@ pub(crate) struct Fault {
     pub(crate) what: String,
     /// How the source is changed.
     pub(crate) edits: Vec<Edit>,
-    /// The package whose tests find it.
+    /// The package that has the fault.
     pub(crate) package: String,
     /// The tests that must fail.
     pub(crate) checks: Vec<Check>,
-    /// What their output must contain.
-    pub(crate) finds: String,
 }
 
 /// One change of the source.
@@ -62,12 +64,18 @@ pub(crate) struct Edit {
 /// A test that must fail.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Check {
+    /// The package that it is in.
+    pub(crate) package: String,
     /// How the test is built.
     pub(crate) checker: Checker,
     /// The integration test that it is in; `None`: it is in the library.
     pub(crate) target: Option<String>,
-    /// Its whole name.
-    pub(crate) test: String,
+    /// Its whole name; `None`: the target is a program of its own, with one test.
+    pub(crate) test: Option<String>,
+    /// What its output must contain.
+    pub(crate) finds: String,
+    /// Whether it attacks a daemon, which takes some minutes.
+    pub(crate) is_attack: bool,
 }
 
 /// How a test is built.
@@ -93,21 +101,42 @@ impl Checker {
 }
 
 impl Check {
-    /// `shuttle NAME`, `loom NAME`, `test NAME` or `test:TARGET NAME`.
-    fn parse(text: &str) -> Result<Self> {
+    /// `shuttle NAME`, `loom NAME`, `test NAME`, `test:TARGET NAME` or `program TARGET`, in `package`.
+    fn parse(text: &str, package: &str, finds: &str) -> Result<Self> {
         let Some((checker, test)) = text.split_once(' ') else {
             bail!("check `{text}`: write `shuttle NAME`, `loom NAME` or `test NAME`");
         };
-        let (checker, target) = match checker {
-            "shuttle" => (Checker::Shuttle, None),
-            "loom" => (Checker::Loom, None),
-            "test" => (Checker::Plain, None),
+        let test = test.trim().to_owned();
+        let (checker, target, test) = match checker {
+            "shuttle" => (Checker::Shuttle, None, Some(test)),
+            "loom" => (Checker::Loom, None, Some(test)),
+            "test" => (Checker::Plain, None, Some(test)),
+            "program" => (Checker::Plain, Some(test), None),
             other => match other.strip_prefix("test:") {
-                Some(target) => (Checker::Plain, Some(target.to_owned())),
-                None => bail!("check `{text}`: `{other}` is not shuttle, loom or test"),
+                Some(target) => (Checker::Plain, Some(target.to_owned()), Some(test)),
+                None => bail!("check `{text}`: `{other}` is not shuttle, loom, test or program"),
             },
         };
-        Ok(Self { checker, target, test: test.trim().to_owned() })
+        let (package, finds) = (package.to_owned(), finds.to_owned());
+        Ok(Self { package, checker, target, test, finds, is_attack: false })
+    }
+
+    /// A test of `vfiod/tests/isolation.rs`, whose message begins with the attack's name.
+    fn attack(test: &str) -> Self {
+        Self {
+            package: "vfiod".to_owned(),
+            checker: Checker::Plain,
+            target: Some("isolation".to_owned()),
+            test: Some(test.to_owned()),
+            finds: "attack `".to_owned(),
+            is_attack: true,
+        }
+    }
+
+    /// Its name, for people.
+    pub(crate) fn name(&self) -> String {
+        let name = self.test.as_ref().or(self.target.as_ref());
+        format!("{} {}", self.checker.name(), name.map_or("", String::as_str))
     }
 }
 
@@ -143,7 +172,7 @@ fn parse(text: &str) -> Result<Vec<Fault>> {
 
 impl Entry {
     fn into_fault(self) -> Result<Fault> {
-        let Self { name, what, file, old, new, mut edit, package, check, finds } = self;
+        let Self { name, what, file, old, new, mut edit, package, check, finds, attacks } = self;
         match (file, old, new) {
             (Some(file), Some(old), Some(new)) => edit.push(Edit { file, old, new }),
             (None, None, None) => {}
@@ -151,10 +180,12 @@ impl Entry {
         }
         ensure!(!edit.is_empty(), "nothing is changed: `file`, `old` and `new` are missing");
         ensure!(edit.iter().all(|edit| edit.old != edit.new), "old and new text are the same");
-        ensure!(!check.is_empty(), "`check` names no test");
-        ensure!(!finds.is_empty(), "`finds` is empty");
-        let checks = check.iter().map(|text| Check::parse(text)).collect::<Result<_>>()?;
-        Ok(Fault { name, what, edits: edit, package, checks, finds })
+        ensure!(!check.is_empty() || !attacks.is_empty(), "`check` names no test");
+        ensure!(check.is_empty() == finds.is_empty(), "`finds` is empty");
+        let parse = |text: &String| Check::parse(text, &package, &finds);
+        let mut checks: Vec<_> = check.iter().map(parse).collect::<Result<_>>()?;
+        checks.extend(attacks.iter().map(|test| Check::attack(test)));
+        Ok(Fault { name, what, edits: edit, package, checks })
     }
 }
 
@@ -217,7 +248,20 @@ mod tests {
         let good = entry(&format!("{edit}check = [\"loom a::b\"]"));
         let twice = format!("{:#}", parse(&format!("{good}\n{good}")).unwrap_err());
         assert_eq!(twice, "there are two faults `n`");
-        let check = Check { checker: Checker::Loom, target: None, test: "a::b".into() };
-        assert_eq!(parse(&good).unwrap()[0].checks, [check]);
+        let check = |checker, target: Option<&str>, test: Option<&str>| Check {
+            package: "c".into(),
+            checker,
+            target: target.map(Into::into),
+            test: test.map(Into::into),
+            finds: "f".into(),
+            is_attack: false,
+        };
+        let parsed = |text: &str| parse(text).unwrap().remove(0).checks;
+        assert_eq!(parsed(&good), [check(Checker::Loom, None, Some("a::b"))]);
+        let several =
+            entry(&format!("{edit}check = [\"test:t a\", \"program p\"]\nattacks = [\"x\"]"));
+        let plain = |target, test| check(Checker::Plain, Some(target), test);
+        let own = [plain("t", Some("a")), plain("p", None)];
+        assert_eq!(parsed(&several), [&own[..], &[Check::attack("x")]].concat());
     }
 }

@@ -30,32 +30,40 @@ pub(crate) struct Found {
     pub(crate) how: String,
 }
 
-/// Puts a fault in and runs its checks, all of which must find it.
-pub(crate) fn run(copy: &Copy, fault: &Fault) -> Result<Vec<Found>> {
+/// Puts a fault in and runs its checks, all of which must find it; those that attack a daemon only with
+/// `attacks`.
+pub(crate) fn run(copy: &Copy, fault: &Fault, attacks: bool) -> Result<Vec<Found>> {
     copy.with(fault, || {
         let found = |check: &Check| {
             let start = Instant::now();
-            let name = format!("{} {}", check.checker.name(), check.test);
-            let how = find(copy, fault, check).with_context(|| name.clone())?;
+            let name = check.name();
+            let how = find(copy, check).with_context(|| name.clone())?;
             Ok(Found { check: name, time: start.elapsed(), how })
         };
-        fault.checks.iter().map(found).collect()
+        fault.checks.iter().filter(|check| attacks || !check.is_attack).map(found).collect()
     })
 }
 
-fn find(copy: &Copy, fault: &Fault, check: &Check) -> Result<String> {
-    let (built, output) = cargo(copy, fault, check, &["--no-run"])?;
+fn find(copy: &Copy, check: &Check) -> Result<String> {
+    let (built, output) = cargo(copy, check, &["--no-run"])?;
     ensure!(built.success(), "with the fault in it the code does not compile:\n{output}");
-    let (status, output) = cargo(copy, fault, check, &["--", "--exact", &check.test])?;
-    ensure!(output.contains("running 1 test"), "{} has no such test:\n{output}", fault.package);
+    let (status, output) = match &check.test {
+        Some(test) => {
+            let (status, output) = cargo(copy, check, &["--", "--exact", test])?;
+            let there = output.contains("running 1 test");
+            ensure!(there, "{} has no such test:\n{output}", check.package);
+            (status, output)
+        }
+        None => cargo(copy, check, &[])?,
+    };
     ensure!(!status.success(), "the check passed");
-    match output.lines().find(|line| line.contains(&fault.finds)) {
+    match output.lines().find(|line| line.contains(&check.finds)) {
         Some(line) => Ok(line.trim().replace('|', "\\|")),
-        None => bail!("it failed for another reason than `{}`:\n{output}", fault.finds),
+        None => bail!("it failed for another reason than `{}`:\n{output}", check.finds),
     }
 }
 
-fn cargo(copy: &Copy, fault: &Fault, check: &Check, rest: &[&str]) -> Result<(ExitStatus, String)> {
+fn cargo(copy: &Copy, check: &Check, rest: &[&str]) -> Result<(ExitStatus, String)> {
     let file = File::create(&copy.log)?;
     // `timeout` ends the test along with cargo.
     let mut command = Command::new("timeout");
@@ -63,7 +71,7 @@ fn cargo(copy: &Copy, fault: &Fault, check: &Check, rest: &[&str]) -> Result<(Ex
         .arg(LIMIT)
         .arg(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
         // The tests of a model that is not in every build, too.
-        .args(["test", "--quiet", "--locked", "--all-features", "--package", &fault.package])
+        .args(["test", "--quiet", "--locked", "--all-features", "--package", &check.package])
         .args(match &check.target {
             None => vec!["--lib"],
             Some(target) => vec!["--test", target.as_str()],
