@@ -8,12 +8,15 @@ use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::Stdio;
+use std::time::Duration;
 
 use process::{Daemon, until, vfiod};
 use rustix::process::Signal;
 use serde_json::Value;
-use vfiod_client::{Client, GuestMemory, Options};
+use vfiod_client::{Client, GuestMemory, Options, RawMessage};
 use vfiod_wire::Command;
+use vfiod_wire::payload::DmaAccess;
+use zerocopy::{FromBytes, IntoBytes};
 
 /// A daemon with the devices `a` and `b`, of the model `edu`, and `memory`, of the model `bench`.
 fn serving(directory: &Path, arguments: &[&str]) -> Daemon {
@@ -148,6 +151,123 @@ fn trace_has_every_message_with_its_fields() {
     assert!(event("refused")["error"].is_string() && event("refused")["connection"].is_u64());
     assert!(event("connection ended")["reason"].is_string());
     assert!(event("connection opened")["dialect"] == "standard");
+}
+
+/// Has edu transfer 8 bytes at 0x10_0000 of memory: to its buffer, or from there with `to_memory`.
+fn transfer(client: &mut Client, to_memory: bool) {
+    let command = if to_memory { 3 } else { 1 };
+    let buffer = 0x40000;
+    let (from, to) = if to_memory { (buffer, 0x10_0000) } else { (0x10_0000, buffer) };
+    for (register, value) in [(0x80, from), (0x88, to), (0x90, 8u64)] {
+        client.region_write(0, register, &value.to_le_bytes()).unwrap();
+    }
+    // Nothing is received while this is sent: the next message is the device's.
+    client.region_post(0, 0x98, &u64::to_le_bytes(command)).unwrap();
+}
+
+fn until_register(client: &mut Client, register: (u32, u64), is: impl Fn(u64) -> bool) {
+    let mut value = [0; 8];
+    until("the value of a register", || {
+        client.region_read(register.0, register.1, &mut value).unwrap();
+        is(u64::from_le_bytes(value))
+    });
+}
+
+#[test]
+fn each_transfer_by_message_is_one_line_with_its_outcome() {
+    const VALUE: u64 = 0x0123_4567_89ab_cdef;
+    let edu_is_done = |value: u64| value & 1 == 0;
+    let directory = tempfile::tempdir().unwrap();
+    let at = |name: &str| directory.path().join(name);
+    let arguments = ["--log", "info,vfiod_server=trace", "--log-format", "json"];
+    let daemon = serving(directory.path(), &arguments);
+
+    // Read, written back, and refused by a client without memory.
+    let memory = GuestMemory::new(0x1000).unwrap();
+    memory.write(0, &VALUE.to_le_bytes()).unwrap();
+    memory.attach(0x10_0000, memory.size(), 0);
+    let mut client = Client::connect_with(at("a"), Options::default().memory(memory)).unwrap();
+    client.region_write(7, 4, &[6]).unwrap();
+    client.dma_map(0x10_0000, 0x1000, None).unwrap();
+    for to_memory in [false, true] {
+        transfer(&mut client, to_memory);
+        until_register(&mut client, (0, 0x98), edu_is_done);
+    }
+    let mut without_memory = Client::connect(at("b")).unwrap();
+    without_memory.region_write(7, 4, &[6]).unwrap();
+    without_memory.dma_map(0x10_0000, 0x1000, None).unwrap();
+    transfer(&mut without_memory, true);
+    until_register(&mut without_memory, (0, 0x98), edu_is_done);
+    drop((client, without_memory));
+
+    // Never replied to. On a second socket, so that the device's registers can be read meanwhile.
+    let mut silent = None;
+    until("the device", || {
+        silent = Client::connect_with(at("b"), Options::default().twin_socket()).ok();
+        silent.is_some()
+    });
+    let mut silent = silent.unwrap();
+    silent.region_write(7, 4, &[6]).unwrap();
+    silent.dma_map(0x10_0000, 0x1000, None).unwrap();
+    transfer(&mut silent, false);
+    let unanswered = silent.twin().unwrap().receive_message().unwrap();
+    assert_eq!(unanswered.header.command, Command::DmaRead as u16);
+    // Each look is a line of the log, which nobody reads before the end: they must be few.
+    until_register(&mut silent, (0, 0x98), |value| {
+        std::thread::sleep(Duration::from_millis(50));
+        edu_is_done(value)
+    });
+
+    // In four messages, as the client takes a page with each. The first register written is the last
+    // one: it starts the bench device's operation.
+    let mut options = Options::default().twin_socket();
+    options.capabilities.max_data_xfer_size = Some(0x1000);
+    let mut paged = Client::connect_with(at("memory"), options).unwrap();
+    paged.region_write(7, 4, &[6]).unwrap();
+    paged.dma_map(0x10_0000, 0x10_0000, None).unwrap();
+    let registers =
+        [(0x08, 1u64), (0x10, 0x10_0000), (0x18, 0x4000), (0x20, 1), (0x28, 0x4000), (0, 3)];
+    for (register, value) in registers {
+        paged.region_write(2, register, &value.to_le_bytes()).unwrap();
+    }
+    let twin = paged.twin().unwrap();
+    let mut asked = 0;
+    while asked < 0x4000 {
+        let RawMessage { header, payload, .. } = twin.receive_message().unwrap();
+        let count = DmaAccess::read_from_bytes(&payload).unwrap().count;
+        assert_eq!(count, 0x1000);
+        let data = [payload, vec![0; count as usize]].concat();
+        twin.send(&[header.reply(data.len()).as_bytes(), &data].concat(), &[]).unwrap();
+        asked += count;
+    }
+    until_register(&mut paged, (2, 0x48), |running| running == 0);
+    drop((silent, paged));
+    let (status, log) = daemon.terminate(Signal::TERM);
+    assert!(status.success(), "{log}");
+
+    let is_transfer = |line: &Value| {
+        line["command"].as_str().unwrap().starts_with("DMA_READ")
+            || line["command"].as_str().unwrap().starts_with("DMA_WRITE")
+    };
+    let field = |line: &Value, name: &str| line.get(name).cloned().unwrap_or(Value::Null);
+    let lines: Vec<_> = messages(&log)
+        .iter()
+        .filter(|line| is_transfer(line))
+        .map(|line| ["device", "command", "count", "value", "errno"].map(|name| field(line, name)))
+        .collect();
+    let value: Value = format!("{VALUE:#018x}").into();
+    let zero: Value = format!("{:#018x}", 0).into();
+    let line = |device: &str, command: &str, count: u64, value: &Value, errno: Option<&str>| {
+        [device.into(), command.into(), count.into(), value.clone(), errno.into()]
+    };
+    let expected = [
+        line("a", "DMA_READ", 8, &value, None),
+        line("a", "DMA_WRITE", 8, &value, None),
+        line("b", "DMA_WRITE", 8, &zero, Some("EFAULT")),
+        line("b", "DMA_READ", 8, &Value::Null, Some("ETIMEDOUT")),
+        line("memory", "DMA_READ", 0x4000, &Value::Null, None),
+    ];
+    assert_eq!(lines, expected, "{log}");
 }
 
 #[test]
