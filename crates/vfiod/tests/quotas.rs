@@ -22,22 +22,29 @@ const PAGE: u64 = 0x1000;
 /// Devices whose clients take what they get. One more is a stranger's.
 const GREEDY: usize = 8;
 
-/// A daemon with edu devices `d0`, `d1`, …
+const EDU: &str = "model = \"edu\"";
+
+/// A daemon with multi-open devices `d0`, `d1`, …
 struct Rig {
     directory: TempDir,
     daemon: Daemon,
 }
 
 impl Rig {
+    /// With so many edu devices, and limits.
     fn new(devices: usize, limits: &str) -> Self {
+        Self::with(&format!("[limits]\n{limits}\n"), &vec![EDU; devices])
+    }
+
+    /// With devices of which these are the keys, and what is to be configured besides.
+    fn with(besides: &str, devices: &[&str]) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let at = |name: &str| directory.path().join(name);
-        let mut text = format!("[limits]\n{limits}\n[control]\nsocket = {:?}\n", at("control"));
-        for device in (0..devices).map(|number| format!("d{number}")) {
-            text += &format!(
-                "[device.{device}]\nmodel = \"edu\"\nopen = \"multi\"\nsocket = {:?}\n",
-                at(&device)
-            );
+        let mut text = format!("{besides}[control]\nsocket = {:?}\n", at("control"));
+        for (number, keys) in devices.iter().enumerate() {
+            let device = format!("d{number}");
+            let socket = at(&device);
+            text += &format!("[device.{device}]\n{keys}\nopen = \"multi\"\nsocket = {socket:?}\n");
         }
         std::fs::write(at("c.toml"), text).unwrap();
         let command = vfiod(["serve", at("c.toml").to_str().unwrap()]);
@@ -271,4 +278,42 @@ fn device_whose_reserved_share_is_not_there_is_refused() {
     let said = bad(1, add.into_iter().chain(["--socket-path", socket.to_str().unwrap()]));
     assert!(said.contains("d2 has 17 of its share of 40 mappings"), "{said}");
     rig.connect(1).device_info().unwrap();
+}
+
+/// Each device has eight clients, whose reads take a minute. At the default of 256 common threads it takes
+/// 43 such devices to use up what there are without limits for each of them.
+#[test]
+fn thirty_two_stalled_devices_leave_a_stranger_every_reply() {
+    const STALLED: usize = 32;
+    const CLIENTS: usize = 8;
+    const COMMON: u64 = 128;
+    /// The registers of the bench device.
+    const SLOW: u32 = 2;
+    // A device that retains its state is not reset by the first open, which would take as long.
+    let slow = "model = \"bench\"\nstate = \"retain\"\noptions = { delay_ms = 60_000 }";
+    let devices = [vec![slow; STALLED], vec![EDU]].concat();
+    let rig = Rig::with(&format!("threads = {COMMON}\n"), &devices);
+    let mut stranger = rig.connect(STALLED);
+    let mut stalled: Vec<_> =
+        (0..STALLED * CLIENTS).map(|number| rig.connect(number % STALLED)).collect();
+    let read = RegionAccess { offset: 0, region: SLOW, count: 8 };
+    for client in &mut stalled {
+        client.submit(Command::RegionRead, read.as_bytes(), &[]).unwrap();
+    }
+    // Two for each device, and half of what is common.
+    let most = STALLED * 2 + COMMON as usize / 2;
+    process::until("the devices are stalled", || {
+        rig.daemon.threads() >= most && rig.daemon.is_asleep()
+    });
+    for _ in 0..200 {
+        stranger.region_read(0, 0, &mut [0; 4]).expect("a stranger is served");
+    }
+    Client::connect(rig.path(&format!("d{STALLED}"))).unwrap().device_info().unwrap();
+    let replied = |client: &&Client| {
+        let mut fds = [PollFd::new(client.socket(), PollFlags::IN)];
+        poll(&mut fds, Some(&Timespec::default())).unwrap() == 1
+    };
+    assert_eq!(stalled.iter().filter(replied).count(), 0, "they are stalled no more");
+    assert_eq!(rig.limit(STALLED, "threads")[2..], [COMMON / 2, COMMON]);
+    // Dropped with a minute's reads inside: the daemon is killed.
 }
