@@ -218,18 +218,19 @@ fn each_transfer_by_message_is_one_line_with_its_outcome() {
         edu_is_done(value)
     });
 
-    // In four messages, as the client takes a page with each. The first register written is the last
-    // one: it starts the bench device's operation.
+    // In four messages, as the client takes a page with each.
     let mut options = Options::default().twin_socket();
     options.capabilities.max_data_xfer_size = Some(0x1000);
     let mut paged = Client::connect_with(at("memory"), options).unwrap();
     paged.region_write(7, 4, &[6]).unwrap();
     paged.dma_map(0x10_0000, 0x10_0000, None).unwrap();
-    let registers =
-        [(0x08, 1u64), (0x10, 0x10_0000), (0x18, 0x4000), (0x20, 1), (0x28, 0x4000), (0, 3)];
-    for (register, value) in registers {
+    for (register, value) in
+        [(0x08, 1u64), (0x10, 0x10_0000), (0x18, 0x4000), (0x20, 1), (0x28, 0x4000)]
+    {
         paged.region_write(2, register, &value.to_le_bytes()).unwrap();
     }
+    // The bench device's operation starts. As above, nothing is received meanwhile.
+    paged.region_post(2, 0, &3u64.to_le_bytes()).unwrap();
     let twin = paged.twin().unwrap();
     let mut asked = 0;
     while asked < 0x4000 {
