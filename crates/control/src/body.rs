@@ -16,6 +16,9 @@ use crate::words::in_own_words;
 /// How long a body may take to arrive.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How many bytes a body may have; see [`axum::extract::DefaultBodyLimit`].
+pub(crate) const LARGEST: usize = 1 << 20;
+
 /// The request's body.
 pub(crate) struct Given<T>(pub(crate) T);
 
@@ -37,7 +40,15 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Given<T> {
                 let what = format!("the body has not arrived within {} s", TIMEOUT.as_secs());
                 Problem::new(StatusCode::REQUEST_TIMEOUT, what)
             })?
-            .map_err(|rejection| Problem::new(rejection.status(), rejection.body_text()))?;
+            .map_err(|rejection| {
+                let what = match rejection.status() {
+                    StatusCode::PAYLOAD_TOO_LARGE => {
+                        format!("the body has more than {} MiB", LARGEST >> 20)
+                    }
+                    _ => "the body did not arrive as a whole".to_owned(),
+                };
+                Problem::new(rejection.status(), what)
+            })?;
         read(&bytes).map(Self)
     }
 }
@@ -64,27 +75,47 @@ fn says_json(headers: &HeaderMap) -> bool {
 
 /// Reads a body.
 fn read<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
-    let mut json = serde_json::Deserializer::from_slice(bytes);
+    let wrong = |what: String| Problem::new(StatusCode::BAD_REQUEST, what);
+    let text = std::str::from_utf8(bytes).map_err(|error| {
+        let place = error.valid_up_to();
+        wrong(format!(
+            "the body is not UTF-8 text: byte {place}, counted from 0, is no part of a character"
+        ))
+    })?;
+    if text.trim().is_empty() {
+        return Err(wrong("the body is empty; this request needs a JSON object".to_owned()));
+    }
+    let mut json = serde_json::Deserializer::from_str(text);
     let value = serde_path_to_error::deserialize(&mut json).map_err(|error| {
         let path = error.path().to_string();
         refusal(if path == "." { "" } else { &path }, error.inner())
     })?;
-    json.end().map_err(|error| refusal("", &error)).map(|()| value)
+    json.end().map(|()| value).map_err(|error| {
+        let place = place(&error);
+        wrong(format!("something follows the JSON object in the body, from {place} on"))
+    })
+}
+
+fn place(error: &serde_json::Error) -> String {
+    format!("line {}, column {}", error.line(), error.column())
 }
 
 /// What is wrong with the value at `path`.
 fn refusal(path: &str, error: &serde_json::Error) -> Problem {
-    let place = format!(" at line {} column {}", error.line(), error.column());
+    let end = format!(" at line {} column {}", error.line(), error.column());
     let text = error.to_string();
-    let text = text.strip_suffix(&place).unwrap_or(&text);
-    if error.classify() == Category::Data {
-        return Problem::new(
-            StatusCode::UNPROCESSABLE_ENTITY,
-            in_own_words("the body", path, text),
-        );
-    }
-    let (line, column) = (error.line(), error.column());
-    let what = format!("the body is not JSON, from line {line}, column {column} on: {text}");
+    let text = text.strip_suffix(&end).unwrap_or(&text);
+    let place = place(error);
+    let what = match (error.classify(), text) {
+        (Category::Data, _) => {
+            let what = in_own_words("the body", path, text);
+            return Problem::new(StatusCode::UNPROCESSABLE_ENTITY, what);
+        }
+        (Category::Eof, _) => format!("the body is not whole: its JSON ends too early, at {place}"),
+        (_, "recursion limit exceeded") => format!("the body is nested too deeply at {place}"),
+        (_, "number out of range") => format!("the body has a number that is too large at {place}"),
+        _ => format!("the body is not JSON, from {place} on"),
+    };
     Problem::new(StatusCode::BAD_REQUEST, what)
 }
 
@@ -125,24 +156,50 @@ mod tests {
             ),
             (r#"[1]"#, 422, "`[0]` is the number `1`; it must be a string"),
             ("\"x\"", 422, "the body is the text \"x\"; it must be an object"),
+            ("{\"parent\":\n x}", 400, "the body is not JSON, from line 2, column 2 on"),
+            ("", 400, "the body is empty; this request needs a JSON object"),
+            (" \n", 400, "the body is empty; this request needs a JSON object"),
             (
-                "{\"parent\":\n x}",
+                r#"{"parent": "p""#,
                 400,
-                "the body is not JSON, from line 2, column 2 on: expected value",
+                "the body is not whole: its JSON ends too early, at line 1, column 14",
             ),
-            ("", 400, "the body is not JSON, from line 1, column 0 on: EOF while parsing a value"),
+            ("[]", 422, "the body is a list; it must be an object"),
+            (
+                r#"{"parent": 1e999}"#,
+                400,
+                "the body has a number that is too large at line 1, column 16",
+            ),
             (
                 r#"{"parent": "p", "type": "t"} x"#,
                 400,
-                "the body is not JSON, from line 1, column 30 on: trailing characters",
+                "something follows the JSON object in the body, from line 1, column 30 on",
             ),
         ];
         for (body, status, detail) in rows {
             assert_eq!(refused::<Create>(body), (status, detail.to_owned()), "{body}");
         }
-        let (status, detail) = refused::<Create>(r#"{"parent": "p", "type": "t", "uuid": "1"}"#);
-        assert_eq!(status, 422);
-        assert!(detail.starts_with("`uuid`: UUID"), "{detail}");
+        let uuid = r#"{"parent": "p", "type": "t", "uuid": "1"}"#;
+        assert_eq!(
+            refused::<Create>(uuid),
+            (
+                422,
+                "`uuid` is no UUID, which is written like 83b8f4f2-509f-382f-3c1e-e6bfe0fa1001"
+                    .into()
+            )
+        );
+        let port = r#"{"name": "n", "model": "m", "socket": "s", "function": -1}"#;
+        assert_eq!(
+            refused::<AddDevice>(port),
+            (422, "`function` is the number `-1`; it must be a number from 0 to 65535".into())
+        );
+        let deep = format!(r#"{{"name": "n", "options": {{"a": {}"#, "[".repeat(1000));
+        let (status, detail) = refused::<AddDevice>(&deep);
+        assert_eq!(status, 400);
+        assert!(detail.starts_with("the body is nested too deeply at line 1"), "{detail}");
+        let Err(bytes) = read::<Create>(b"{\xff}") else { panic!("accepted") };
+        let said = "the body is not UTF-8 text: byte 1, counted from 0, is no part of a character";
+        assert_eq!((bytes.status, &*bytes.detail), (400, said));
         let socket = r#"{"name": "n", "model": "m", "socket": 7}"#;
         assert_eq!(
             refused::<AddDevice>(socket).1,

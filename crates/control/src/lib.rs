@@ -18,6 +18,7 @@ mod handler;
 mod look;
 mod metrics;
 mod problem;
+mod query;
 mod releases;
 mod removal;
 pub mod request;

@@ -2,7 +2,6 @@
 
 use std::time::SystemTime;
 
-use uuid::Uuid;
 use vfiod_core::work::{TaskInfo, TaskState};
 use vfiod_core::{
     Credentials, DeviceFlags, DeviceRef, Errno, Error, FileId, IrqIndex, OwnerIdentity,
@@ -178,22 +177,21 @@ pub(crate) fn instance_summary(
     }
 }
 
-/// An instance with everything.
-///
-/// # Errors
-/// `ENOENT`: no instance has this UUID.
-pub(crate) fn instance(manager: &Manager, uuid: Uuid) -> Result<Instance> {
-    let instance = manager.find_instance(uuid)?;
+/// An instance with everything. It may have been removed meanwhile.
+pub(crate) fn instance(manager: &Manager, instance: &vfiod_mdev::Instance) -> Instance {
     let value = |attribute: &vfiod_mdev::AttributeInfo| {
         let value = instance.attribute(&attribute.name).unwrap_or_else(|error| error.to_string());
         (attribute.name.clone(), value)
     };
-    Ok(Instance {
-        summary: instance_summary(manager, &instance),
+    let mut device = device(manager, instance.device());
+    let vfiod_manager::About { model, socket } = manager.about_instance(instance);
+    (device.summary.model, device.summary.socket) = (model, socket);
+    Instance {
+        summary: instance_summary(manager, instance),
         attributes: instance.mdev_type().attributes.iter().map(value).collect(),
-        defined: manager.definition_of(&instance).map(|definition| definition.start),
-        device: device(manager, instance.device()),
-    })
+        defined: manager.definition_of(instance).map(|definition| definition.start),
+        device,
+    }
 }
 
 /// Every definition, and the files that are none.

@@ -1,6 +1,7 @@
 //! Refusals, for programs and people: problem details (RFC 9457) with the errno.
 
 use axum::Json;
+use axum::extract::path::ErrorKind;
 use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -8,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::{ToResponse, ToSchema};
 use vfiod_core::Errno;
 
-use crate::words::in_own_words;
+use crate::words::{in_own_words, kind};
 
 /// A refusal.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema, ToResponse)]
@@ -69,9 +70,28 @@ impl From<vfiod_core::Error> for Problem {
 
 impl From<PathRejection> for Problem {
     fn from(rejection: PathRejection) -> Self {
-        let text = rejection.body_text();
-        let text = text.strip_prefix("Invalid URL: ").unwrap_or(&text);
-        Self::new(rejection.status(), format!("the path of the request: {text}"))
+        let wrong = |what: String| Self::new(rejection.status(), what);
+        let PathRejection::FailedToDeserializePathParams(failed) = &rejection else {
+            return wrong("the path of the request cannot be read".to_owned());
+        };
+        match failed.kind() {
+            ErrorKind::InvalidUtf8InPathParam { key } => {
+                wrong(format!("the path of the request: what stands for `{key}` is not UTF-8 text"))
+            }
+            ErrorKind::ParseError { value, expected_type }
+            | ErrorKind::ParseErrorAtKey { value, expected_type, .. }
+            | ErrorKind::ParseErrorAtIndex { value, expected_type, .. } => {
+                let right = kind(expected_type);
+                wrong(format!("the path of the request: `{value}` stands where {right} must be"))
+            }
+            ErrorKind::DeserializeError { value, message, .. } => {
+                wrong(format!("the path of the request: {}", in_own_words("", value, message)))
+            }
+            ErrorKind::Message(message) => {
+                wrong(in_own_words("the path of the request", "", message))
+            }
+            _ => wrong("the path of the request is not that of a resource".to_owned()),
+        }
     }
 }
 

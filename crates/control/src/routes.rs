@@ -4,8 +4,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::Json;
-use axum::extract::State;
+use axum::extract::{DefaultBodyLimit, State};
 use axum::http::{StatusCode, header};
+use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use utoipa::{IntoParams, OpenApi, ToSchema};
@@ -17,6 +18,7 @@ use vfiod_core::{FileId, InUse};
 use vfiod_manager::{Change, Manager, NewInstance};
 use vfiod_mdev::Removal;
 
+use crate::body::LARGEST;
 use crate::changes;
 use crate::events;
 use crate::handler::{
@@ -25,6 +27,7 @@ use crate::handler::{
 use crate::look as views;
 use crate::metrics;
 use crate::problem::Problem;
+use crate::query;
 use crate::removal;
 use crate::request::{ChangeInstance, Create, Define, DefineInstance, Modify};
 use crate::threads::Threads;
@@ -61,6 +64,8 @@ pub(crate) fn router(
             let help = format!("not with this method; {PREFIX}/openapi.json lists them");
             Problem::new(StatusCode::METHOD_NOT_ALLOWED, help)
         })
+        .layer(from_fn_with_state(query::keys(&document), query::check))
+        .layer(DefaultBodyLimit::max(LARGEST))
         .with_state(Api::new(manager, threads));
     (router, document)
 }
@@ -69,6 +74,7 @@ pub(crate) fn router(
 pub(crate) fn metrics_router(manager: Arc<Manager>, threads: Threads) -> axum::Router {
     axum::Router::new()
         .route("/metrics", axum::routing::get(show_metrics))
+        .layer(from_fn_with_state(query::Keys::default(), query::check))
         .with_state(Api::new(manager, threads))
 }
 
@@ -296,7 +302,7 @@ async fn instances(State(manager): Shared) -> Answer<Vec<view::InstanceSummary>>
 async fn instance(State(manager): Shared, Named(uuid): Named<Uuid>) -> Answer<view::Instance> {
     // Attributes are read by calls of the parent.
     operate(&manager, &uuid.to_string(), Duration::ZERO, move |manager| {
-        views::instance(manager, uuid)
+        Ok(views::instance(manager, &manager.find_instance(uuid)?))
     })
     .await
 }
@@ -325,7 +331,7 @@ async fn create(
 ) -> Result<(StatusCode, Json<view::Instance>), Problem> {
     let subject = create.uuid.map_or_else(|| create.parent.clone(), |uuid| uuid.to_string());
     let instance = operate(&manager, &subject, Duration::ZERO, move |manager| {
-        views::instance(manager, manager.create_undefined(create.into())?.uuid())
+        Ok(views::instance(manager, &manager.create_undefined(create.into())?))
     })
     .await?;
     Ok((StatusCode::CREATED, instance))
@@ -343,8 +349,7 @@ async fn change_instance(
 ) -> Answer<view::Instance> {
     let attributes = pairs(change.attributes);
     operate(&manager, &uuid.to_string(), Duration::ZERO, move |manager| {
-        manager.set_attributes(uuid, &attributes)?;
-        views::instance(manager, uuid)
+        Ok(views::instance(manager, &manager.set_attributes(uuid, &attributes)?))
     })
     .await
 }
@@ -540,7 +545,7 @@ async fn start(
 ) -> Result<(StatusCode, Json<view::Instance>), Problem> {
     let start = move |manager: &Arc<Manager>| {
         let started = manager.start_definition(uuid, which.parent.as_deref())?;
-        views::instance(manager, started.uuid())
+        Ok(views::instance(manager, &started))
     };
     Ok((StatusCode::CREATED, operate(&manager, &uuid.to_string(), Duration::ZERO, start).await?))
 }

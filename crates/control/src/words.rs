@@ -23,6 +23,17 @@ pub(crate) fn in_own_words(whole: &str, path: &str, text: &str) -> String {
         let known = known.strip_prefix("one of ").unwrap_or(known);
         return format!("{subject} is {value}; it can be {known}");
     }
+    if text.starts_with("invalid length ") && text.contains(", expected struct ") {
+        return format!("{subject} is a list; it must be an object");
+    }
+    if text.starts_with("UUID parsing failed") {
+        return format!(
+            "{subject} is no UUID, which is written like 83b8f4f2-509f-382f-3c1e-e6bfe0fa1001"
+        );
+    }
+    if text == "provided string was not `true` or `false`" {
+        return format!("{subject} must be true or false");
+    }
     let shape = text.strip_prefix("invalid type: ").or(text.strip_prefix("invalid value: "));
     if let Some((found, expected)) = shape.and_then(|shape| shape.split_once(", expected ")) {
         return format!("{subject} is {}; it must be {}", kind(found), kind(expected));
@@ -30,12 +41,16 @@ pub(crate) fn in_own_words(whole: &str, path: &str, text: &str) -> String {
     format!("{subject}: {text}")
 }
 
-/// JSON's name for a kind of value.
-fn kind(text: &str) -> String {
+/// What a kind of value is called by those who know JSON and not Rust.
+pub(crate) fn kind(text: &str) -> String {
     match text {
         "map" | "a map" => "an object".to_owned(),
         "sequence" | "a sequence" => "a list".to_owned(),
         text if text.starts_with("struct ") => "an object".to_owned(),
+        "u8" => "a number from 0 to 255".to_owned(),
+        "u16" => "a number from 0 to 65535".to_owned(),
+        "u32" => "a number from 0 to 2^32 - 1".to_owned(),
+        "u64" | "usize" => "a number from 0 to 2^64 - 1".to_owned(),
         text => match text.split_once(' ') {
             Some(("integer" | "floating", value)) => {
                 format!("the number {}", value.trim_start_matches("point "))

@@ -269,11 +269,16 @@ impl Manager {
     /// What the manager knows of a device.
     pub fn about(&self, device: &DeviceRef) -> About {
         match self.instance_of(device) {
-            Some(instance) => About {
-                model: format!("{}/{}", instance.parent(), instance.mdev_type().id),
-                socket: self.socket(instance.uuid()),
-            },
+            Some(instance) => self.about_instance(&instance),
             None => self.stack.about(device.name()),
+        }
+    }
+
+    /// What the manager knows of an instance, also if that has been removed.
+    pub fn about_instance(&self, instance: &vfiod_mdev::Instance) -> About {
+        About {
+            model: format!("{}/{}", instance.parent(), instance.mdev_type().id),
+            socket: self.socket(instance.uuid()),
         }
     }
 
@@ -414,7 +419,8 @@ impl Manager {
         self.bus.instance(uuid).ok_or_else(none)
     }
 
-    /// Creates an instance that lasts until it is removed or the daemon ends.
+    /// Creates an instance that lasts until it is removed or the daemon ends. Another thread may have
+    /// removed it already when this returns.
     ///
     /// # Errors
     /// As [`Bus::create`]; what the socket says.
@@ -422,9 +428,10 @@ impl Manager {
         let NewInstance { parent, type_id, uuid, attributes } = new;
         let uuid = uuid.unwrap_or_else(Uuid::new_v4);
         let create = Create { attributes, ..Create::new(parent, type_id, uuid) };
-        self.bus.create(&create, |device| self.endpoints.make(&self.stack, uuid, device))?;
+        let endpoint = |device: &DeviceRef| self.endpoints.make(&self.stack, uuid, device);
+        let instance = self.bus.create(&create, endpoint)?;
         tracing::info!(%uuid, parent = create.parent, mdev_type = create.type_id, "created");
-        self.find_instance(uuid)
+        Ok(instance)
     }
 
     /// Removes an instance. Waits for its users, as far as `removal` says so.
@@ -446,16 +453,21 @@ impl Manager {
         self.bus.begin_removal(uuid)
     }
 
-    /// Sets attributes of an instance, one after the other.
+    /// Sets attributes of an instance, one after the other. Returns the instance.
     ///
     /// # Errors
     /// As [`vfiod_mdev::Instance::set_attribute`]; those before the one that failed are set.
-    pub fn set_attributes(&self, uuid: Uuid, attributes: &[(String, String)]) -> Result<()> {
+    pub fn set_attributes(
+        &self,
+        uuid: Uuid,
+        attributes: &[(String, String)],
+    ) -> Result<vfiod_mdev::Instance> {
         let instance = self.find_instance(uuid)?;
         let departures = self.endpoints.departures(uuid);
         attributes.iter().try_for_each(|(name, value)| {
             let set = || instance.set_attribute(name, value);
             departure::past_departures(departures.as_slice(), set)
-        })
+        })?;
+        Ok(instance)
     }
 }

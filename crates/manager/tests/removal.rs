@@ -1,12 +1,15 @@
-//! Removals by a reload while users come and go.
+//! Removals while others are at work with what is removed.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
+use uuid::Uuid;
 use vfiod_config::{Document, Models};
 use vfiod_core::{DeviceRef, Errno, File, Owner, Result};
-use vfiod_manager::{InUsePolicy, Manager};
+use vfiod_manager::{InUsePolicy, Manager, NewInstance};
+use vfiod_mdev::Removal;
 
 struct Stage {
     directory: tempfile::TempDir,
@@ -102,4 +105,41 @@ fn reload_that_cannot_open_a_new_socket_leaves_every_device_open_to_its_users() 
     std::fs::write(missing, "a file in place of the directory").expect("writes");
     stage.manager.reload(InUsePolicy::Refuse).expect_err("there is no such directory");
     drop(open(&stage.device("first")).expect("opens"));
+}
+
+/// Removes an instance as soon as it is logged that there is one, as another thread may do then.
+struct RemovesAtOnce(Arc<Manager>, Uuid);
+
+impl tracing::Subscriber for RemovesAtOnce {
+    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
+        metadata.target() == "vfiod_manager::manager"
+    }
+    fn event(&self, event: &tracing::Event<'_>) {
+        let has_type = event.fields().any(|field| field.name() == "mdev_type");
+        if has_type {
+            self.0.remove(self.1, Removal::Refuse).expect("it is there");
+        }
+    }
+    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        tracing::span::Id::from_u64(1)
+    }
+    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+    fn enter(&self, _: &tracing::span::Id) {}
+    fn exit(&self, _: &tracing::span::Id) {}
+}
+
+#[test]
+fn create_returns_what_it_made_though_that_has_been_removed() {
+    let models = vfiod_devices::catalogue();
+    let text = "[parent.pins]\nmodel = \"gpio\"\n";
+    let config = vfiod_config::read("c.toml", text, &models).expect("a configuration");
+    let manager = Arc::new(Manager::start(config, &models, None).expect("starts"));
+    let uuid = Uuid::from_u128(0x4711);
+    let (parent, type_id) = ("pins".to_owned(), "gpio-16".to_owned());
+    let new = NewInstance { parent, type_id, uuid: Some(uuid), attributes: Vec::new() };
+    let remover = RemovesAtOnce(manager.clone(), uuid);
+    let created = tracing::subscriber::with_default(remover, || manager.create(new));
+    assert_eq!(created.expect("it was created").uuid(), uuid);
+    assert_eq!(manager.find_instance(uuid).err().map(|error| error.errno()), Some(Errno::NOENT));
 }

@@ -37,6 +37,6 @@ impl MdevBus for Manager {
     }
 
     fn set_attribute(&self, uuid: Uuid, name: &str, value: &str) -> Result<()> {
-        self.set_attributes(uuid, &[(name.to_owned(), value.to_owned())])
+        self.set_attributes(uuid, &[(name.to_owned(), value.to_owned())]).map(drop)
     }
 }

@@ -423,8 +423,8 @@ fn bodies_of_every_wrong_shape_are_refused_with_what_would_be_right() {
     let post = |status, says: &str, body: &str| {
         rig.refused(status, says, "POST", "instances", Some(body));
     };
-    post(400, "EOF while parsing", "{\"parent\": ");
-    post(400, "expected value", "rubbish");
+    post(400, "the body is not whole", "{\"parent\": ");
+    post(400, "the body is not JSON", "rubbish");
     post(422, "the body has no `parent`, which it needs", "{}");
     post(422, "`parent` is the number `1`; it must be a string", r#"{"parent": 1, "type": "x"}"#);
     post(
@@ -432,7 +432,11 @@ fn bodies_of_every_wrong_shape_are_refused_with_what_would_be_right() {
         "there is no key `uid`; the keys are",
         r#"{"parent": "pins", "type": "gpio-16", "uid": "1"}"#,
     );
-    post(422, "UUID parsing failed", r#"{"parent": "pins", "type": "gpio-16", "uuid": "1"}"#);
+    post(
+        422,
+        "`uuid` is no UUID, which is",
+        r#"{"parent": "pins", "type": "gpio-16", "uuid": "1"}"#,
+    );
     let attributes = r#"{"parent": "pins", "type": "gpio-16", "attributes": [{"name": "inputs"}]}"#;
     post(422, "`attributes[0]` has no `value`, which it needs", attributes);
     post(
@@ -442,10 +446,25 @@ fn bodies_of_every_wrong_shape_are_refused_with_what_would_be_right() {
         "uuid": "00000000-0000-0000-0000-000000000000"}"#,
     );
     post(404, "no parent", r#"{"parent": "../../etc", "type": "gpio-16"}"#);
-    post(413, "", &format!(r#"{{"parent": "{}"}}"#, "x".repeat(3 << 20)));
+    post(400, "the body is empty", "");
+    post(400, "something follows the JSON object in the body", r#"{"parent": "p", "type": "t"}x"#);
+    post(
+        413,
+        "the body has more than 1 MiB",
+        &format!(r#"{{"parent": "{}"}}"#, "x".repeat(3 << 20)),
+    );
     rig.refused(415, "application/json", "POST", "instances", None);
-    rig.refused(400, "UUID parsing failed", "GET", "instances/1", None);
-    rig.refused(400, "Cannot parse", "DELETE", "files/minus", None);
+    rig.refused(400, "`1` is no UUID, which is", "GET", "instances/1", None);
+    let right = "stands where a number from 0 to 2^64 - 1 must be";
+    rig.refused(
+        400,
+        &format!("the path of the request: `minus` {right}"),
+        "DELETE",
+        "files/minus",
+        None,
+    );
+    rig.refused(400, &format!("the path of the request: `-1` {right}"), "GET", "files/-1", None);
+    rig.refused(400, "what stands for `name` is not UTF-8 text", "GET", "devices/%ff", None);
     rig.refused(404, "no such resource", "GET", "nothing", None);
     rig.refused(405, "not with this method", "PUT", "instances", None);
     let remove = |query: &str| format!("instances/{UUID}?{query}");
@@ -454,6 +473,9 @@ fn bodies_of_every_wrong_shape_are_refused_with_what_would_be_right() {
     rig.refused(422, "needs policy=deadline", "DELETE", &remove("deadline=1s"), None);
     rig.refused(400, "`policy` is `gently`; it can be", "DELETE", &remove("policy=gently"), None);
     rig.refused(400, "there is no key `force`", "DELETE", &remove("force=1"), None);
+    let wait = "devices/edu?wait=perhaps";
+    rig.refused(400, "`wait` must be true or false", "DELETE", wait, None);
+    unknown_keys(&rig);
     let reset = "sets/slot%200000:01:02/reset";
     rig.refused(400, "takes no body", "POST", reset, Some(r#"{"in_use": "reset"}"#));
     let define = |body: &str| rig.refused(422, "", "POST", "definitions", Some(body));
@@ -471,6 +493,24 @@ fn bodies_of_every_wrong_shape_are_refused_with_what_would_be_right() {
     drop(silent);
     assert_eq!(rig.json(&["list", "instances"]), json!([]), "nothing was created");
     assert_eq!(rig.json(&["list", "definitions"])["definitions"], json!([]));
+}
+
+/// Asks every operation of the API's own document with a key that none of them has.
+fn unknown_keys(rig: &Rig) {
+    let (_, document) = rig.ask("GET", "openapi.json", None);
+    let mut asked = 0;
+    for (path, operations) in document["paths"].as_object().unwrap() {
+        let path = path.strip_prefix("/api/v1/").unwrap().replace("{uuid}", UUID);
+        let path = path.replace("{name}", "edu").replace("{number}", "1") + "?nosuch=1";
+        let methods = operations.as_object().unwrap().keys();
+        for method in methods.map(|method| method.to_uppercase()).filter(|one| one != "PARAMETERS")
+        {
+            rig.refused(400, "there is no key `nosuch`", &method, &path, None);
+            asked += 1;
+        }
+    }
+    assert!(asked > 20, "{asked}");
+    rig.refused(400, "there is no key `nosuch`", "GET", "openapi.json?nosuch", None);
 }
 
 #[test]
