@@ -64,9 +64,8 @@ fn serve() -> Served {
     std::fs::write(at("vfiod.toml"), text).unwrap();
     let mut command = vfiod(["serve", at("vfiod.toml").to_str().unwrap()]);
     if getuid().is_root() {
-        // Where that user can run it.
         let program = at("vfiod");
-        std::fs::copy(command.get_program(), &program).unwrap();
+        process::copy_program(&program);
         let arguments: Vec<_> = command.get_args().map(ToOwned::to_owned).collect();
         command = Command::new(program);
         command.args(arguments).uid(ACCOUNT).gid(ACCOUNT).env_remove("VFIOD_LOG");
@@ -82,7 +81,7 @@ fn serve() -> Served {
 #[test]
 fn request_for_which_no_thread_can_be_started_is_refused_and_the_next_one_is_not() {
     let served = serve();
-    let mut client = Client::connect(&served.edu).unwrap();
+    let mut client = process::connect(&served.edu).unwrap();
     let list = || ask(&served.control, "GET", "devices", None).unwrap();
     assert_eq!(list().0, 200);
     let Some(before) = served.limit_threads("1") else { return };
@@ -144,7 +143,7 @@ fn use_instance(served: &Served, uuid: Uuid) -> Client {
     let (status, made) = ask(&served.control, "POST", "instances", Some(&body)).unwrap();
     assert_eq!(status, 201, "{made}");
     let socket = served.edu.with_file_name(format!("mdev/{uuid}.sock"));
-    let mut user = Client::connect(socket).unwrap();
+    let mut user = process::connect(socket).unwrap();
     user.device_info().unwrap();
     user
 }

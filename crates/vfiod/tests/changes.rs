@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 
 use process::{Daemon, bad, good, until, vfiod};
 use rustix::process::Signal;
-use vfiod_client::Client;
 
 /// A daemon with a configuration file in a directory of its own.
 struct Stage {
@@ -91,7 +90,7 @@ fn an_added_device_is_served_and_a_deleted_one_is_not() {
         good(stage.add("second", "gpio", &["--option", "inputs=3"])),
         "added: second\nuntouched: 1\n"
     );
-    let client = Client::connect(stage.path("second")).unwrap();
+    let client = process::connect(stage.path("second")).unwrap();
     assert_eq!(stage.names(), ["first (file)", "second (added)"]);
     drop(client);
     until("the last close", || stage.good(&["show", "second", "--json"]).contains("\"idle\""));
@@ -121,7 +120,7 @@ fn a_daemon_that_starts_without_devices_gets_its_first_one_by_add() {
 #[test]
 fn a_device_in_use_is_deleted_only_with_a_deadline() {
     let stage = Stage::start(&device("first", ""));
-    let mut client = Client::connect(stage.path("first")).unwrap();
+    let mut client = process::connect(stage.path("first")).unwrap();
     let said = stage.bad(4, &["del", "first"]);
     assert!(said.contains("in use: first by pid "), "{said}");
     assert!(said.contains("--deadline 5s"), "{said}");
@@ -134,12 +133,12 @@ fn a_device_in_use_is_deleted_only_with_a_deadline() {
 #[test]
 fn del_that_waits_removes_the_device_once_its_user_has_closed_it() {
     let stage = Stage::start(&device("first", "open = \"multi\"\n"));
-    let client = Client::connect(stage.path("first")).unwrap();
+    let client = process::connect(stage.path("first")).unwrap();
     let said = stage.bad(4, &["del", "first", "--wait", "--timeout", "10ms"]);
     assert!(said.contains("in use: first by pid "), "{said}");
     let arguments = stage.args(&["del", "first", "--wait"]);
     let waiting = std::thread::spawn(|| good(arguments));
-    until("opens are refused", || Client::connect(stage.path("first")).is_err());
+    until("opens are refused", || process::connect(stage.path("first")).is_err());
     assert!(!waiting.is_finished());
     assert_eq!(stage.names(), ["first (file)"]);
     drop(client);
@@ -150,10 +149,10 @@ fn del_that_waits_removes_the_device_once_its_user_has_closed_it() {
 #[test]
 fn device_can_be_opened_again_after_a_del_that_gave_up_waiting() {
     let stage = Stage::start(&device("first", "open = \"multi\"\n"));
-    let client = Client::connect(stage.path("first")).unwrap();
+    let client = process::connect(stage.path("first")).unwrap();
     stage.bad(4, &["del", "first", "--wait", "--timeout", "10ms"]);
     drop(client);
-    drop(Client::connect(stage.path("first")).unwrap());
+    drop(process::connect(stage.path("first")).unwrap());
 }
 
 #[test]
@@ -196,7 +195,7 @@ fn a_wrong_device_is_refused_with_key_and_remedy() {
 fn a_reload_changes_what_differs_and_leaves_the_rest() {
     let stage = Stage::start(&(device("same", "") + &device("other", "") + &device("gone", "")));
     good(stage.add("extra", "edu", &[]));
-    let mut client = Client::connect(stage.path("same")).unwrap();
+    let mut client = process::connect(stage.path("same")).unwrap();
     let other = device("other", "options.dma_mask = 0xffff\n");
     stage.write(&(device("same", "") + &other + &device("new", "")));
     let said = stage.good(&["reload"]);
@@ -277,7 +276,7 @@ fn a_wrong_file_is_refused_whole_with_place_and_remedy() {
 #[test]
 fn a_reload_names_what_is_in_use_and_changes_nothing() {
     let stage = Stage::start(&(device("busy", "") + &device("idle", "")));
-    let _client = Client::connect(stage.path("busy")).unwrap();
+    let _client = process::connect(stage.path("busy")).unwrap();
     stage.write(&device("new", ""));
     let said = stage.bad(4, &["reload"]);
     assert!(said.contains("in use: busy by pid "), "{said}");
@@ -296,7 +295,7 @@ fn a_device_that_is_renamed_counts_as_removed_and_added() {
         "added: new\nremoved: old\nuntouched: 0\n\
          note: new has a socket of old: old was removed and new added\n"
     );
-    Client::connect(stage.path("old")).unwrap();
+    process::connect(stage.path("old")).unwrap();
 }
 
 #[test]

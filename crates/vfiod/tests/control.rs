@@ -101,7 +101,7 @@ fn serve(directory: &Path, more: &str) -> Daemon {
 }
 
 fn connect(socket: &Path) -> Client {
-    Client::connect(socket).unwrap()
+    process::connect(socket).unwrap()
 }
 
 #[test]
@@ -239,7 +239,7 @@ fn an_instance_in_use_goes_at_its_deadline_or_when_its_user_does() {
     until("it is leaving", || rig.json(&["show", UUID])["state"] == "leaving");
     // The user still has it, and nobody else gets in.
     client.region_read(2, 0, &mut [0]).unwrap();
-    assert!(Client::connect(rig.instance_socket(UUID)).is_err());
+    assert!(process::connect(rig.instance_socket(UUID)).is_err());
     rig.bad(4, "being removed", &["remove", UUID]);
     assert!(waiting.try_wait().unwrap().is_none());
     drop(client);
@@ -600,14 +600,8 @@ fn who_may_not_is_refused() {
             let everybody = std::os::unix::fs::PermissionsExt::from_mode(0o777);
             std::fs::set_permissions(path, everybody).unwrap();
         }
-        // Not where the build is: that may be in a directory of root's own.
         let program = rig.path("vfiod");
-        // By a process of its own: a descriptor to write with, inherited by what another test starts
-        // meanwhile, would keep it from being run (ETXTBSY).
-        let copy = std::process::Command::new("cp")
-            .args([std::path::Path::new(env!("CARGO_BIN_EXE_vfiod")), &program])
-            .status();
-        assert!(copy.unwrap().success());
+        process::copy_program(&program);
         let output = std::process::Command::new(&program)
             .args(["list", "--control", rig.path("control").to_str().unwrap()])
             .uid(65534)

@@ -20,7 +20,7 @@ use rustix::fs::{OFlags, fcntl_setfl};
 use rustix::process::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
-use vfiod_client::{Client, IrqAction, IrqData, Options, RawMessage, Socket};
+use vfiod_client::{Client, IrqAction, IrqData, RawMessage, Socket};
 use vfiod_wire::payload::DmaAccess;
 use vfiod_wire::{Command as Message, HEADER_LEN, Kind};
 use zerocopy::IntoBytes;
@@ -68,7 +68,7 @@ impl Rig {
     }
 
     fn connect(&self, device: &str) -> Client {
-        Client::connect(self.path(device)).unwrap()
+        process::connect(self.path(device)).unwrap()
     }
 
     fn ask(&self, method: &str, path: &str, body: Option<&str>) -> (u16, Value) {
@@ -184,7 +184,7 @@ impl Drop for Holder {
 #[test]
 fn holder() {
     let Some(socket) = std::env::var_os("HOLD_SOCKET") else { return };
-    let mut client = Client::connect(&socket).unwrap();
+    let mut client = process::connect(&socket).unwrap();
     let region = std::env::var("HOLD_REGION").unwrap().parse::<u32>().ok();
     let fd = region.map(|region| client.region_info(region).unwrap().fd.unwrap());
     println!("\nholding {}", fd.as_ref().map_or(String::new(), |fd| fd.as_raw_fd().to_string()));
@@ -198,7 +198,7 @@ fn sigterm_asks_the_users_of_all_devices_before_it_revokes_one() {
     let rig = Rig::new();
     let mut clients = ["lines", "teacher", "keeper"].map(|device| rig.connect(device));
     let socket = rig.create();
-    let mut instance = Client::connect(&socket).unwrap();
+    let mut instance = process::connect(&socket).unwrap();
     let requests: Vec<_> = clients
         .iter_mut()
         .chain([&mut instance])
@@ -230,9 +230,11 @@ fn signals_to_finish_within_a_second_are_one_request() {
     // Keeps the daemon for its grace.
     let _client = rig.connect("teacher");
     let mut daemon = rig.daemon;
-    // Two, as the kernel merges signals of one number.
-    daemon.signal(Signal::TERM);
-    daemon.signal(Signal::INT);
+    // Both wait when it goes on, however long this process may stand still between the two. Two, as the
+    // kernel merges signals of one number.
+    for signal in [Signal::STOP, Signal::TERM, Signal::INT, Signal::CONT] {
+        daemon.signal(signal);
+    }
     let status = daemon.end();
     let log = daemon.said();
     assert_eq!(status.code(), Some(0), "{log}");
@@ -277,7 +279,7 @@ fn eventfds_that_block_hold_up_nothing() {
     let socket = rig.create();
     for device in [rig.path("teacher"), socket.clone()] {
         for early in [true, false] {
-            let mut client = Client::connect(&device).unwrap();
+            let mut client = process::connect(&device).unwrap();
             client.region_write(7, 4, &[6, 0]).unwrap();
             let fds: Vec<_> = [INTX, ERR, REQ].iter().map(|_| event()).collect();
             let prepare = |now: bool| now.then(|| fds.iter().for_each(block));
@@ -372,7 +374,7 @@ fn client_that_replies_to_dma_byte_by_byte_holds_up_nothing() {
     let rig = Rig::new();
     for way in ["revoke", "remove", "hot reset", "sigterm"] {
         let device = if way == "remove" { rig.create() } else { rig.path("teacher") };
-        let mut client = Client::connect(&device).unwrap();
+        let mut client = process::connect(&device).unwrap();
         start_slow_transfer(&mut client);
         let request = client.socket().receive_message().unwrap();
         assert_eq!(request.header.kind(), Kind::Command);
@@ -420,10 +422,10 @@ fn client_that_replies_to_dma_byte_by_byte_holds_up_nothing() {
 fn transfer_on_the_second_socket_ends_at_its_deadline() {
     let rig = Rig::new();
     let socket = rig.path("teacher");
-    let mut client = Client::connect_with(&socket, Options::default().twin_socket()).unwrap();
+    let mut client = Client::connect_with(&socket, process::options().twin_socket()).unwrap();
     start_slow_transfer(&mut client);
     let twin = client.twin().unwrap().as_fd().try_clone_to_owned().unwrap();
-    let twin = Socket::from_fd(twin, Duration::from_secs(30)).unwrap();
+    let twin = Socket::from_fd(twin, process::PATIENCE).unwrap();
     let request = twin.receive_message().unwrap();
     let (stop, sent) = (AtomicBool::new(false), AtomicUsize::new(0));
     thread::scope(|scope| {

@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use process::{Daemon, bad, good, vfiod};
-use vfiod_client::Client;
 
 const UUID: &str = "83b8f4f2-509f-382f-3c1e-e6bfe0fa1001";
 const OTHER: &str = "83b8f4f2-509f-382f-3c1e-e6bfe0fa1002";
@@ -109,7 +108,7 @@ fn list_says_why_a_definition_did_not_start_and_which_files_are_damaged() {
 #[test]
 fn number_that_is_a_file_and_a_device_is_not_guessed_at() {
     let rig = Rig::new(|_| {});
-    let clients = [(); 2].map(|()| Client::connect(rig.path("e")).unwrap());
+    let clients = [(); 2].map(|()| process::connect(rig.path("e")).unwrap());
     let files: serde_json::Value =
         serde_json::from_str(&rig.good(&["list", "files", "--json"])).unwrap();
     let files = files.as_array().unwrap();

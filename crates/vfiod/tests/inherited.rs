@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 
 use process::{Daemon, vfiod};
 use rustix::process::Signal;
-use vfiod_client::{Client, Options, Socket};
+use vfiod_client::{Client, Socket};
 
 #[test]
 fn a_listening_descriptor() {
@@ -22,7 +22,7 @@ fn a_listening_descriptor() {
         // Single-open: the next one gets in once the last one is gone.
         let mut attached = None;
         process::until("the release", || {
-            attached = Client::connect(&path).ok();
+            attached = process::connect(&path).ok();
             attached.is_some()
         });
         let mut id = [0; 4];
@@ -40,7 +40,7 @@ fn a_connected_descriptor_is_the_only_client() {
     let mut command = vfiod(["serve", "--device", "edu", "--fd", "0"]);
     command.stdin(Stdio::from(OwnedFd::from(theirs)));
     let mut daemon = Daemon::start(command);
-    let options = Options::default();
+    let options = process::options();
     let socket = Socket::from_fd(ours.into(), options.timeout).unwrap();
     let mut client = Client::with_socket(socket, options).unwrap();
     assert_eq!(client.device_info().unwrap().num_regions, 9);
@@ -84,7 +84,7 @@ fn socket_activation_of_a_device() {
     let listener = UnixListener::bind(&path).unwrap();
     let daemon =
         Daemon::start(activated(listener, "whatever", "$$", &["serve", "--device", "edu"]));
-    assert_eq!(Client::connect(&path).unwrap().device_info().unwrap().num_irqs, 5);
+    assert_eq!(process::connect(&path).unwrap().device_info().unwrap().num_irqs, 5);
     let (status, log) = daemon.terminate(Signal::TERM);
     assert!(status.success(), "{log}");
 }
@@ -100,7 +100,7 @@ fn socket_activation_by_name() {
     let listener = UnixListener::bind(&path).unwrap();
     let spare = listener.try_clone().unwrap();
     let daemon = Daemon::start(activated(listener, "e.sock", "$$", &["serve", config]));
-    assert_eq!(Client::connect(&path).unwrap().device_info().unwrap().num_irqs, 5);
+    assert_eq!(process::connect(&path).unwrap().device_info().unwrap().num_irqs, 5);
     drop(daemon);
 
     let mut wrong = activated(spare, "other", "$$", &["serve", config]);
@@ -177,7 +177,7 @@ fn passed_socket_refuses_clients_once_its_device_is_removed() {
     let listener = UnixListener::bind(&path).unwrap();
     let args = ["serve", config.to_str().unwrap()];
     let daemon = Daemon::serving(activated(listener, "e.sock", "$$", &args), &[&control]);
-    drop(Client::connect(&path).unwrap());
+    drop(process::connect(&path).unwrap());
     process::good(["del", "e", "--wait", "--control", control.to_str().unwrap()]);
     // A thread that was accepting clients closes it a moment later.
     process::until("the end of its socket", || {

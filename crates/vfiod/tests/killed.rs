@@ -14,7 +14,6 @@ use process::api::ask;
 use process::{Daemon, until, vfiod};
 use rustix::process::Signal;
 use serde_json::{Value, json};
-use vfiod_client::Client;
 
 const ROUNDS: u64 = 200;
 const NAMES: u64 = 6;
@@ -105,13 +104,13 @@ fn check(control: &Path, sockets: &Path, known: &mut BTreeMap<u64, Known>) {
         let socket = sockets.join(format!("{}.sock", uuid(*name)));
         match found {
             Some((true, inputs)) => {
-                let mut client = Client::connect(&socket).unwrap();
+                let mut client = process::connect(&socket).unwrap();
                 let mut bytes = [0; 2];
                 client.region_read(2, 1, &mut bytes[..1]).unwrap();
                 client.region_read(2, 5, &mut bytes[1..]).unwrap();
                 assert_eq!(u64::from(u16::from_le_bytes(bytes)), inputs);
             }
-            _ => assert!(Client::connect(&socket).is_err(), "not to be started by itself"),
+            _ => assert!(process::connect(&socket).is_err(), "not to be started by itself"),
         }
     }
     let left = found.keys().filter(|uuid| !(0..NAMES).any(|name| **uuid == self::uuid(name)));

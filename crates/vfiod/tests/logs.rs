@@ -13,7 +13,7 @@ use std::time::Duration;
 use process::{Daemon, until, vfiod};
 use rustix::process::Signal;
 use serde_json::Value;
-use vfiod_client::{Client, GuestMemory, Options, RawMessage};
+use vfiod_client::{Client, GuestMemory, RawMessage};
 use vfiod_wire::Command;
 use vfiod_wire::payload::DmaAccess;
 use zerocopy::{FromBytes, IntoBytes};
@@ -53,7 +53,7 @@ fn trace_has_every_message_with_its_fields() {
     // Its memory has no descriptor: the device reaches it by messages.
     let memory = GuestMemory::new(0x1000).unwrap();
     memory.attach(0x10_0000, memory.size(), 0);
-    let options = Options::default().memory(memory.clone());
+    let options = process::options().memory(memory.clone());
     let mut client = Client::connect_with(at("a"), options).unwrap();
     client.dma_map(0x10_0000, memory.size(), None).unwrap();
     client.region_write(7, 4, &[6]).unwrap();
@@ -75,7 +75,7 @@ fn trace_has_every_message_with_its_fields() {
     client.dma_unmap(0x10_0000, memory.size()).unwrap();
     client.reset().unwrap();
     client.call(Command::DeviceFeature, &[0; 3], &[]).unwrap_err();
-    let mut other = Client::connect(at("b")).unwrap();
+    let mut other = process::connect(at("b")).unwrap();
     other.device_info().unwrap();
     drop((client, other));
     let (status, log) = daemon.terminate(Signal::TERM);
@@ -186,14 +186,14 @@ fn each_transfer_by_message_is_one_line_with_its_outcome() {
     let memory = GuestMemory::new(0x1000).unwrap();
     memory.write(0, &VALUE.to_le_bytes()).unwrap();
     memory.attach(0x10_0000, memory.size(), 0);
-    let mut client = Client::connect_with(at("a"), Options::default().memory(memory)).unwrap();
+    let mut client = Client::connect_with(at("a"), process::options().memory(memory)).unwrap();
     client.region_write(7, 4, &[6]).unwrap();
     client.dma_map(0x10_0000, 0x1000, None).unwrap();
     for to_memory in [false, true] {
         transfer(&mut client, to_memory);
         until_register(&mut client, (0, 0x98), edu_is_done);
     }
-    let mut without_memory = Client::connect(at("b")).unwrap();
+    let mut without_memory = process::connect(at("b")).unwrap();
     without_memory.region_write(7, 4, &[6]).unwrap();
     without_memory.dma_map(0x10_0000, 0x1000, None).unwrap();
     transfer(&mut without_memory, true);
@@ -203,7 +203,7 @@ fn each_transfer_by_message_is_one_line_with_its_outcome() {
     // Never replied to. On a second socket, so that the device's registers can be read meanwhile.
     let mut silent = None;
     until("the device", || {
-        silent = Client::connect_with(at("b"), Options::default().twin_socket()).ok();
+        silent = Client::connect_with(at("b"), process::options().twin_socket()).ok();
         silent.is_some()
     });
     let mut silent = silent.unwrap();
@@ -219,7 +219,7 @@ fn each_transfer_by_message_is_one_line_with_its_outcome() {
     });
 
     // In four messages, as the client takes a page with each.
-    let mut options = Options::default().twin_socket();
+    let mut options = process::options().twin_socket();
     options.capabilities.max_data_xfer_size = Some(0x1000);
     let mut paged = Client::connect_with(at("memory"), options).unwrap();
     paged.region_write(7, 4, &[6]).unwrap();
@@ -278,7 +278,7 @@ fn filter_can_name_one_device() {
     let arguments = ["--log", "info,[message{device=b}]=trace", "--log-format", "json"];
     let daemon = serving(directory.path(), &arguments);
     for name in ["a", "b", "memory"] {
-        Client::connect(at(name)).unwrap().device_info().unwrap();
+        process::connect(at(name)).unwrap().device_info().unwrap();
     }
     let (_, log) = daemon.terminate(Signal::TERM);
     let devices: BTreeSet<_> =
@@ -292,7 +292,7 @@ fn filter_can_name_one_device() {
 fn messages_are_not_logged_unless_asked_for() {
     let directory = tempfile::tempdir().unwrap();
     let daemon = serving(directory.path(), &["--log", "debug", "--log-format", "json"]);
-    Client::connect(directory.path().join("a")).unwrap().device_info().unwrap();
+    process::connect(directory.path().join("a")).unwrap().device_info().unwrap();
     let (_, log) = daemon.terminate(Signal::TERM);
     assert!(messages(&log).is_empty(), "{log}");
 }
@@ -305,7 +305,7 @@ fn large_data_is_not_logged() {
     for format in ["text", "json"] {
         let arguments = ["--log", "trace", "--log-format", format];
         let daemon = serving(directory.path(), &arguments);
-        let mut client = Client::connect(at("memory")).unwrap();
+        let mut client = process::connect(at("memory")).unwrap();
         let mut data = MARK.repeat((1 << 20) / MARK.len());
         for len in [9, 4096, 1 << 20] {
             client.region_write(0, 0, &data[..len]).unwrap();
@@ -328,7 +328,7 @@ fn tokens_are_not_logged() {
     const TOKEN: &str = "83b8f4f2-509f-382f-3c1e-e6bfe0fa1001";
     let directory = tempfile::tempdir().unwrap();
     let daemon = serving(directory.path(), &["--log", "trace", "--log-format", "json"]);
-    let options = Options::default().vf_token(TOKEN);
+    let options = process::options().vf_token(TOKEN);
     // A device that is no virtual function refuses it.
     let refused = Client::connect_with(directory.path().join("a"), options).is_err();
     let (_, log) = daemon.terminate(Signal::TERM);

@@ -10,7 +10,6 @@ use std::process::{Child, Command, Stdio};
 use process::Daemon;
 use process::api::ask;
 use rustix::process::{PidfdFlags, getpid, pidfd_open};
-use vfiod_client::Client;
 use vfiod_wire::payload::SpaceOf;
 
 const STRANGER: &str = "VFIOD_TEST_STRANGER";
@@ -50,7 +49,7 @@ impl Drop for Stranger {
 #[test]
 fn has_a_device_open_for_another_test() {
     let Some(socket) = std::env::var_os(STRANGER) else { return };
-    let mut client = Client::connect(socket).unwrap();
+    let mut client = process::connect(socket).unwrap();
     let SpaceOf { device, file } = client.space().unwrap();
     println!("\nspace {device} {file}");
     let _ = std::io::stdin().lines().next();
@@ -95,12 +94,12 @@ fn errno<T: std::fmt::Debug>(outcome: vfiod_client::Result<T>) -> Option<u32> {
 fn strangers_of_one_user_outside_of_the_daemons_namespace_stay_strangers() {
     let directory = tempfile::tempdir().unwrap();
     let Some((_daemon, [one, two, control])) = serve(directory.path()) else { return };
-    let mut mine = Client::connect(&one).unwrap();
+    let mut mine = process::connect(&one).unwrap();
     let stranger = Stranger::with(&two);
     let (_, shown) = ask(&control, "GET", "devices/two", None).unwrap();
     assert!(shown.to_string().contains("\"pid\":0"), "{shown}");
 
-    assert_eq!(errno(Client::connect(&two)), Some(16), "another owner has it open");
+    assert_eq!(errno(process::connect(&two)), Some(16), "another owner has it open");
     assert!(!mine.hot_reset_info().unwrap().allowed);
     assert_eq!(errno(mine.hot_reset()), Some(22), "a member is another owner's");
     assert_eq!(errno(mine.join_space(stranger.space)), Some(13), "it is another owner's space");
@@ -109,11 +108,11 @@ fn strangers_of_one_user_outside_of_the_daemons_namespace_stay_strangers() {
     process::until("the stranger is gone", || mine.hot_reset_info().unwrap().allowed);
     mine.hot_reset().unwrap();
     if !has_pidfs() {
-        assert_eq!(errno(Client::connect(&one)), Some(16), "each connection is an owner");
+        assert_eq!(errno(process::connect(&one)), Some(16), "each connection is an owner");
         return;
     }
-    let mut again = Client::connect(&one).unwrap();
-    let mut other = Client::connect(&two).unwrap();
+    let mut again = process::connect(&one).unwrap();
+    let mut other = process::connect(&two).unwrap();
     other.join_space(mine.space().unwrap()).unwrap();
     again.hot_reset().unwrap();
 }

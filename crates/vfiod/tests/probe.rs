@@ -4,10 +4,9 @@ mod process;
 
 use std::os::unix::net::UnixListener;
 use std::thread;
-use std::time::Duration;
 
 use process::{Daemon, bad, run, vfiod};
-use vfiod_client::{Client, Error, Socket};
+use vfiod_client::{Error, Socket};
 use vfiod_wire::payload::{DeviceInfo, IrqInfo, RegionAccess, RegionInfo};
 use vfiod_wire::{Capabilities, Command, Version};
 use zerocopy::{FromBytes, IntoBytes};
@@ -68,7 +67,7 @@ fn server_that_knows_only_what_it_must_survives_a_probe() {
     let listener = UnixListener::bind(&path).unwrap();
     let server = thread::spawn(move || {
         let (stream, _) = listener.accept().unwrap();
-        let socket = Socket::from_fd(stream.into(), Duration::from_secs(30)).unwrap();
+        let socket = Socket::from_fd(stream.into(), process::PATIENCE).unwrap();
         serve_strictly(&socket)
     });
     let output = run(["probe", "--json", path.to_str().unwrap()]);
@@ -93,7 +92,7 @@ fn probe_says_who_has_a_device_open() {
     let daemon = Daemon::serving(vfiod(["serve", config.to_str().unwrap()]), &[&control]);
     let mut user = None;
     process::until("the device", || {
-        user = Client::connect(&socket).ok();
+        user = process::connect(&socket).ok();
         user.is_some()
     });
     let probe = |control: &std::path::Path| {

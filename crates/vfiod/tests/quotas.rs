@@ -57,7 +57,7 @@ impl Rig {
     }
 
     fn connect(&self, device: usize) -> Client {
-        Client::connect(self.path(&format!("d{device}"))).unwrap()
+        process::connect(self.path(&format!("d{device}"))).unwrap()
     }
 
     /// How many files there are.
@@ -145,7 +145,7 @@ fn descriptors_that_clients_take_leave_a_share_to_a_stranger() {
     let taken: Vec<_> = greedy.iter_mut().map(|client| map_all(client, 400)).collect();
     assert!(taken.iter().all(|(_, errno)| *errno == Some(Errno::MFILE)), "{taken:?}");
     // Another connection of the same user to one of their devices is more than it may have.
-    assert!(Client::connect(rig.path("d0")).is_err());
+    assert!(process::connect(rig.path("d0")).is_err());
 
     let mut stranger = rig.connect(GREEDY);
     let event = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
@@ -308,7 +308,7 @@ fn thirty_two_stalled_devices_leave_a_stranger_every_reply() {
     for _ in 0..200 {
         stranger.region_read(0, 0, &mut [0; 4]).expect("a stranger is served");
     }
-    Client::connect(rig.path(&format!("d{STALLED}"))).unwrap().device_info().unwrap();
+    process::connect(rig.path(&format!("d{STALLED}"))).unwrap().device_info().unwrap();
     let replied = |client: &&Client| {
         let mut fds = [PollFd::new(client.socket(), PollFlags::IN)];
         poll(&mut fds, Some(&Timespec::default())).unwrap() == 1

@@ -11,7 +11,6 @@ use std::process::Command;
 use process::{Daemon, bad, good, until, vfiod};
 use rustix::process::Signal;
 use tempfile::TempDir;
-use vfiod_client::Client;
 
 /// A user that owns nothing.
 const NOBODY: u32 = 65534;
@@ -67,7 +66,7 @@ fn write(directory: &Path, more: &str) {
 
 /// Reads a register of edu: its identification.
 fn identification(socket: &Path) -> u32 {
-    let mut client = Client::connect(socket).unwrap();
+    let mut client = process::connect(socket).unwrap();
     client.region_write(7, 4, &[2]).unwrap();
     let mut id = [0; 4];
     client.region_read(0, 0, &mut id).unwrap();
@@ -141,7 +140,7 @@ fn model_that_needs_more_is_added_if_the_configuration_names_it() {
     let link = format!("link0={}", stage.path("tty").display());
     let options = ["--option", "backend=pty", "--option", &link];
     good(stage.add("tty", "serial", &stage.path("tty.sock"), &options));
-    let _client = Client::connect(stage.path("tty.sock")).unwrap();
+    let _client = process::connect(stage.path("tty.sock")).unwrap();
     assert!(std::fs::read_link(stage.path("tty")).unwrap().starts_with("/dev/pts"));
 }
 
@@ -187,9 +186,8 @@ fn unprivileged_user_serves_creates_and_reloads_in_the_sandbox() {
         write(directory, &more);
         chown(directory, Some(NOBODY), Some(NOBODY)).unwrap();
         command.uid(NOBODY).gid(NOBODY);
-        // The program need not be where this user may go.
         let program = directory.join("vfiod");
-        std::fs::copy(env!("CARGO_BIN_EXE_vfiod"), &program).unwrap();
+        process::copy_program(&program);
         let mut other = Command::new(program);
         other.args(command.get_args()).uid(NOBODY).gid(NOBODY);
         *command = other;
@@ -198,7 +196,7 @@ fn unprivileged_user_serves_creates_and_reloads_in_the_sandbox() {
     good(stage.add("x", "edu", &stage.path("x.sock"), &["--socket-mode", "0666"]));
     let uuid = good(stage.args(&["create", "pins", "gpio-16"]));
     let socket = stage.path("run/mdev").join(format!("{}.sock", uuid.trim()));
-    Client::connect(&socket).unwrap();
+    process::connect(&socket).unwrap();
     good(stage.args(&["define", "--uuid", uuid.trim()]));
     good(stage.args(&["reload"]));
     good(stage.args(&["del", "x"]));
@@ -217,5 +215,5 @@ fn socket_left_by_a_killed_daemon_is_replaced() {
     let mut command = vfiod(["serve"]);
     command.arg(directory.path().join("vfiod.toml"));
     let _daemon = Daemon::serving(command, &[&directory.path().join("edu.sock")]);
-    until("its device", || Client::connect(directory.path().join("edu.sock")).is_ok());
+    until("its device", || process::connect(directory.path().join("edu.sock")).is_ok());
 }

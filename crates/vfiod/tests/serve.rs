@@ -8,7 +8,6 @@ use std::path::Path;
 
 use process::{Daemon, bad, good, vfiod};
 use rustix::process::Signal;
-use vfiod_client::Client;
 
 fn slot(directory: &Path) -> (String, [std::path::PathBuf; 2]) {
     let sockets = [directory.join("lines.sock"), directory.join("teacher.sock")];
@@ -31,10 +30,10 @@ fn a_configuration_is_served_and_closed_in_order_at_sigterm() {
     let daemon = Daemon::serving(command, &[&sockets[0], &sockets[1]]);
     assert_eq!(std::fs::metadata(&sockets[0]).unwrap().permissions().mode() & 0o777, 0o600);
 
-    let mut lines = Client::connect(&sockets[0]).unwrap();
-    let mut teacher = Client::connect(&sockets[1]).unwrap();
-    let mut again = Client::connect(&sockets[1]).unwrap();
-    assert_eq!(Client::connect(&sockets[0]).unwrap_err().remote_errno(), Some(22));
+    let mut lines = process::connect(&sockets[0]).unwrap();
+    let mut teacher = process::connect(&sockets[1]).unwrap();
+    let mut again = process::connect(&sockets[1]).unwrap();
+    assert_eq!(process::connect(&sockets[0]).unwrap_err().remote_errno(), Some(22));
     let mut header = [0; 64];
     for (client, id) in [(&mut lines, 0x494f), (&mut teacher, 0x1234), (&mut again, 0x1234)] {
         client.region_read(7, 0, &mut header).unwrap();
@@ -78,7 +77,7 @@ fn the_service_manager_is_told() {
     let directory = tempfile::tempdir().unwrap();
     let (config, sockets) = slot(directory.path());
     let manager = UnixDatagram::bind(directory.path().join("notify")).unwrap();
-    manager.set_read_timeout(Some(std::time::Duration::from_secs(30))).unwrap();
+    manager.set_read_timeout(Some(process::PATIENCE)).unwrap();
     let heard = || {
         let mut buffer = [0; 256];
         let len = manager.recv(&mut buffer).unwrap();
@@ -98,7 +97,7 @@ fn service_manager_with_a_watchdog_hears_of_the_daemon_again_and_again() {
     let directory = tempfile::tempdir().unwrap();
     let (config, _) = slot(directory.path());
     let manager = UnixDatagram::bind(directory.path().join("notify")).unwrap();
-    manager.set_read_timeout(Some(std::time::Duration::from_secs(30))).unwrap();
+    manager.set_read_timeout(Some(process::PATIENCE)).unwrap();
     let mut command = vfiod(["serve", &config]);
     command.env("NOTIFY_SOCKET", directory.path().join("notify")).env("WATCHDOG_USEC", "20000");
     let _daemon = Daemon::start(command);
@@ -140,7 +139,7 @@ fn many_clients_leave_no_descriptor_behind() {
     let directory = tempfile::tempdir().unwrap();
     let (config, sockets) = slot(directory.path());
     let daemon = Daemon::serving(vfiod(["serve", &config]), &[&sockets[0], &sockets[1]]);
-    let attach = || Client::connect(&sockets[1]).unwrap().device_info().unwrap();
+    let attach = || process::connect(&sockets[1]).unwrap().device_info().unwrap();
     attach();
     let mut before = 0;
     process::until("rest", || {

@@ -13,7 +13,7 @@ use process::api::ask;
 use process::{Daemon, until, vfiod};
 use rustix::process::Signal;
 use stalling::Stalling;
-use vfiod_client::{Client, Socket};
+use vfiod_client::Socket;
 use vfiod_wire::payload::{DmaMap, IrqSet, RegionAccess};
 use vfiod_wire::{Command, Header};
 use zerocopy::IntoBytes;
@@ -66,22 +66,22 @@ fn files_whose_close_does_not_return_hold_up_nobody() {
                 ("dma", Command::DmaMap, map.as_bytes(), Some(19)),
                 ("unasked", Command::RegionRead, read.as_bytes(), None),
             ] {
-                let mut client = Client::connect(at(name)).unwrap();
+                let mut client = process::connect(at(name)).unwrap();
                 let reply = client.call(command, payload, &fds);
                 assert_eq!(reply.err().and_then(|error| error.remote_errno()), errno, "{name}");
                 client.device_info().unwrap();
                 clients.push(client);
             }
-            let socket = Socket::connect(at("early"), Duration::from_secs(5)).unwrap();
+            let socket = Socket::connect(at("early"), process::PATIENCE).unwrap();
             socket.send(&version, &fds).unwrap();
             socket.receive_message().unwrap();
             sockets.push(socket);
-            let half = Socket::connect(at("early"), Duration::from_secs(5)).unwrap();
+            let half = Socket::connect(at("early"), process::PATIENCE).unwrap();
             half.send(&version[..1], &[]).unwrap();
             sockets.push(half);
         }
         for name in DEVICES {
-            Client::connect(at(name)).unwrap().device_info().unwrap();
+            process::connect(at(name)).unwrap().device_info().unwrap();
             let (status, shown) =
                 ask(&at("control"), "GET", &format!("devices/{name}"), None).unwrap();
             assert_eq!(status, 200, "{shown}");
@@ -104,7 +104,7 @@ fn files_whose_close_does_not_return_hold_up_nobody() {
     });
     for name in DEVICES {
         if name != "early" {
-            Client::connect(at(name)).unwrap().device_info().unwrap();
+            process::connect(at(name)).unwrap().device_info().unwrap();
         }
         let (status, shown) = ask(&at("control"), "GET", &format!("devices/{name}"), None).unwrap();
         assert_eq!(status, 200, "{shown}");

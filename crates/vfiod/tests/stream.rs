@@ -10,12 +10,10 @@ use std::net::Shutdown;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use process::{Daemon, until, vfiod};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, send, sendmsg};
-use vfiod_client::Client;
 use vfiod_wire::payload::{DmaMap, RegionAccess};
 use vfiod_wire::{Command, Header, Kind};
 use zerocopy::IntoBytes;
@@ -56,7 +54,7 @@ impl Stage {
     fn negotiated(&self) -> UnixStream {
         let mut stream = UnixStream::connect(self.path("attacked")).unwrap();
         // A reply that does not come fails the test.
-        stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+        stream.set_read_timeout(Some(process::PATIENCE)).unwrap();
         let version = [&[0, 0, 1, 0][..], b"{}\0"].concat();
         stream.write_all(&message(1, Command::Version, &version)).unwrap();
         assert_eq!(reply(&mut stream).unwrap().kind(), Kind::Reply(Ok(())));
@@ -73,7 +71,7 @@ impl Stage {
         // The device is free once its last client has been noticed to be gone.
         let mut client = None;
         until("the end of the last client", || {
-            client = Client::connect(self.path(name)).ok();
+            client = process::connect(self.path(name)).ok();
             client.is_some()
         });
         let mut client = client.unwrap();

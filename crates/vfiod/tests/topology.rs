@@ -4,7 +4,7 @@ mod process;
 
 use std::path::{Path, PathBuf};
 
-use vfiod_client::{Client, Options};
+use vfiod_client::Client;
 
 use crate::process::{Daemon, vfiod};
 
@@ -59,11 +59,11 @@ impl Tree {
     }
 
     fn open(&self, device: &str) -> vfiod_client::Result<Client> {
-        Client::connect(self.path(device))
+        process::connect(self.path(device))
     }
 
     fn open_with(&self, device: &str, token: &str) -> vfiod_client::Result<Client> {
-        Client::connect_with(self.path(device), Options::default().vf_token(token))
+        Client::connect_with(self.path(device), process::options().vf_token(token))
     }
 }
 

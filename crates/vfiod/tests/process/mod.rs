@@ -10,9 +10,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal};
+use vfiod_client::{Client, Options};
 
-/// Nothing here takes that long, unless it hangs.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// Nothing here takes that long, unless it hangs: also on a machine that stands still for seconds.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The program with arguments, free of the environment's settings.
 pub(crate) fn vfiod<S: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = S>) -> Command {
@@ -58,6 +59,25 @@ pub(crate) fn at(control: &Path, args: &[&str]) -> Vec<String> {
     let control = control.display().to_string();
     let args = args.iter().map(|arg| (*arg).to_owned());
     args.chain(["--control".to_owned(), control]).collect()
+}
+
+/// Copies the program to where others than root can run it: a build may be in a directory of root's own.
+///
+/// Another process copies it. A descriptor of this one to write to the copy could be inherited by what
+/// another test starts meanwhile, and would keep the copy from being run (`ETXTBSY`).
+pub(crate) fn copy_program(to: &Path) {
+    let program = Path::new(env!("CARGO_BIN_EXE_vfiod"));
+    assert!(Command::new("cp").args([program, to]).status().unwrap().success());
+}
+
+/// Options of a client that waits for a reply as long as [`PATIENCE`] lets it.
+pub(crate) fn options() -> Options {
+    Options { timeout: PATIENCE, ..Options::default() }
+}
+
+/// Connects to a device with [`options`].
+pub(crate) fn connect(socket: impl AsRef<Path>) -> vfiod_client::Result<Client> {
+    Client::connect_with(socket, options())
 }
 
 /// A file of the workspace.
