@@ -57,11 +57,14 @@ pub(crate) fn send_byte(channel: impl AsFd, fd: BorrowedFd<'_>, flags: SendFlags
     sendmsg(channel, &[IoSlice::new(b"x")], &mut control, flags).unwrap();
 }
 
-/// Waits, 20 seconds at most, until something holds.
+/// Nothing takes that long, unless it hangs: also on a machine that is busy or stands still for seconds.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Waits, for [`PATIENCE`] at most, until something holds.
 pub(crate) fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     let start = Instant::now();
     while !holds() {
-        assert!(start.elapsed() < Duration::from_secs(20), "in vain: {what}");
+        assert!(start.elapsed() < PATIENCE, "in vain: {what}");
         std::thread::sleep(Duration::from_millis(2));
     }
 }

@@ -22,7 +22,7 @@ use vfiod_wire::payload::{DmaMap, IrqSet, RegionAccess, dma_flag, irq_flag};
 use vfiod_wire::{Capabilities, Command, Header, Kind, Version};
 use zerocopy::IntoBytes;
 
-const TIMEOUT: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Where the bytes are that are to be added; a write starts that.
 const START: u64 = 0;

@@ -20,7 +20,7 @@ use vfiod_wire::payload::{IrqSet, RegionAccess, RegionIoFds, irq_flag};
 use vfiod_wire::{Capabilities, Command, Header, Kind, Version};
 use zerocopy::IntoBytes;
 
-const TIMEOUT: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(60);
 /// Turns of the only thread within which nothing must be left to do, once at least.
 const TURNS: usize = 300;
 

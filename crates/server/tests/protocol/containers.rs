@@ -3,8 +3,6 @@
 use std::io::Read;
 use std::process::{Command, Stdio};
 
-use vfiod_client::Client;
-
 use crate::rig::*;
 
 /// A server in a container does not see the process ids of those outside.
@@ -37,7 +35,7 @@ fn a_client_outside_of_the_servers_pid_namespace_is_served() {
             break path.to_owned();
         }
     };
-    let mut client = Client::connect(path).unwrap();
+    let mut client = connect(path).unwrap();
     client.device_info().unwrap();
     drop(server.stdin.take());
     let mut rest = String::new();

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use vfiod_client::{Client, Error};
+use vfiod_client::Error;
 use vfiod_core::OpenPolicy;
 use vfiod_server::{Dialect, ServerOptions};
 use vfiod_wire::Command;
@@ -41,7 +41,7 @@ fn connections_outlive_their_listener() {
     let mut client = rig.client();
     rig.served.as_mut().unwrap().stop_listening();
     assert!(!rig.path.exists(), "the socket is removed");
-    assert!(Client::connect(&rig.path).is_err());
+    assert!(connect(&rig.path).is_err());
     client.device_info().unwrap();
 }
 
@@ -49,7 +49,7 @@ fn connections_outlive_their_listener() {
 fn finish_releases_every_file() {
     let mut rig = Rig::new();
     let mut clients: Vec<_> = (0..10).map(|_| rig.client()).collect();
-    assert!(rig.served.take().unwrap().finish(Duration::from_secs(20)));
+    assert!(rig.served.take().unwrap().finish(PATIENCE));
     let device = rig.registration.as_ref().unwrap().device();
     assert!(device.status().files.is_empty());
     for client in &mut clients {

@@ -1,7 +1,5 @@
 //! What single clients need; each of these fails under the plain rules.
 
-use std::time::Duration;
-
 use vfiod_client::Socket;
 use vfiod_wire::payload::{DmaMap, DmaUnmap, RegionAccess, RegionInfo};
 use vfiod_wire::{Command, Kind};
@@ -11,7 +9,7 @@ use crate::rig::*;
 
 /// As rust-vmm's `vfio_user` 0.1.7 negotiates.
 fn rust_vmm(rig: &Rig) -> Socket {
-    let socket = Socket::connect(&rig.path, Duration::from_secs(5)).unwrap();
+    let socket = Socket::connect(&rig.path, PATIENCE).unwrap();
     let json = br#"{"capabilities":{"max_msg_fds":16,"max_data_xfer_size":1048576,"migration":{"pgsize":4096}}}"#;
     let payload = [&[0; 4][..], json, &[0]].concat();
     socket.send(&message(0, Command::Version, &payload), &[]).unwrap();

@@ -37,7 +37,7 @@ fn both_ways(client: &mut Client, memory: &GuestMemory) {
 #[test]
 fn dma_message_on_the_only_socket_is_answered_while_a_command_waits() {
     let rig = Rig::new();
-    let (mut client, memory) = client_with_messages(&rig, Options::default());
+    let (mut client, memory) = client_with_messages(&rig, options());
     for _ in 0..50 {
         both_ways(&mut client, &memory);
     }
@@ -46,7 +46,7 @@ fn dma_message_on_the_only_socket_is_answered_while_a_command_waits() {
 #[test]
 fn dma_messages_travel_on_the_second_socket() {
     let rig = Rig::new();
-    let (mut client, memory) = client_with_messages(&rig, Options::default().twin_socket());
+    let (mut client, memory) = client_with_messages(&rig, options().twin_socket());
     assert!(client.has_twin_socket());
     for _ in 0..50 {
         both_ways(&mut client, &memory);
@@ -56,7 +56,7 @@ fn dma_messages_travel_on_the_second_socket() {
 #[test]
 fn client_without_a_pending_command_serves_dma_messages() {
     let rig = Rig::new();
-    for options in [Options::default(), Options::default().twin_socket()] {
+    for options in [options(), options().twin_socket()] {
         let (mut client, _memory) = client_with_messages(&rig, options);
         for _ in 0..20 {
             start_dma(&mut client, DMA_READ, IOVA, 0x1000);
@@ -70,7 +70,7 @@ fn client_without_a_pending_command_serves_dma_messages() {
 #[test]
 fn large_transfers_are_cut_to_what_the_client_takes() {
     let rig = Rig::new();
-    let mut options = Options::default();
+    let mut options = options();
     options.capabilities.max_data_xfer_size = Some(5000);
     let (mut client, memory) = client_with_messages(&rig, options);
     let data: Vec<u8> = (0..8192u32).map(|i| ((i * 31) >> 3) as u8).collect();
@@ -84,7 +84,7 @@ fn large_transfers_are_cut_to_what_the_client_takes() {
 #[test]
 fn commands_are_handled_while_a_transfer_runs() {
     let rig = Rig::new();
-    let (mut client, _memory) = client_with_messages(&rig, Options::default());
+    let (mut client, _memory) = client_with_messages(&rig, options());
     write_u64(&mut client, DMA, 0, IOVA);
     write_u64(&mut client, DMA, 8, 16);
     let op = [RegionAccess { offset: 16, region: DMA, count: 8 }.as_bytes(), DMA_READ.as_bytes()]
@@ -235,7 +235,7 @@ fn writes_to_a_client_that_takes_nothing_are_not_queued_for_ever() {
     };
     let version = Version { major: 0, minor: 0, capabilities };
     let twin = call(Command::Version, &version.encode()).fds.pop().unwrap();
-    let twin = Socket::from_fd(twin, Duration::from_secs(20)).unwrap();
+    let twin = Socket::from_fd(twin, PATIENCE).unwrap();
     let flags = dma_flag::READ | dma_flag::WRITE;
     let argsz = DmaMap::LEN as u32;
     let map = DmaMap { argsz, flags, offset: 0, address: IOVA, size: SIZE };

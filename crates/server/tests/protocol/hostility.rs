@@ -1,7 +1,6 @@
 //! Clients that mean harm: an errno or a clean end, the server alive, nothing leaked.
 
 use std::os::fd::AsFd;
-use std::time::Duration;
 
 use vfiod_client::{Error, GuestMemory};
 use vfiod_core::OpenPolicy;
@@ -181,7 +180,7 @@ fn unrequested_descriptors_are_closed() {
     client.device_info().unwrap();
     // When ours is gone too, the other end sees the end: the server kept none.
     drop(other);
-    watched.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    watched.set_read_timeout(Some(PATIENCE)).unwrap();
     let read = std::io::Read::read(&mut &watched, &mut [0]);
     assert!(matches!(read, Ok(0)), "{read:?}");
     client.device_info().unwrap();
@@ -200,6 +199,10 @@ fn dma_map_with_too_many_descriptors_is_refused() {
 
 #[test]
 fn a_client_that_never_reads_stops_being_served_and_nobody_else() {
+    // The memory of the whole process is measured.
+    if !alone("hostility::a_client_that_never_reads_stops_being_served_and_nobody_else") {
+        return;
+    }
     let rig = Rig::new();
     let greedy = negotiated(&rig);
     let read = RegionAccess { offset: 0, region: LARGE, count: 1 << 20 };
@@ -272,7 +275,7 @@ fn stalled_device_delays_no_client_of_another() {
     let stall = Stall::new();
     waiting.post(Command::RegionWrite, &stall.payload(), &[]).unwrap();
     stall.await_begin();
-    let mut client = vfiod_client::Client::connect(&path).unwrap();
+    let mut client = connect(&path).unwrap();
     for _ in 0..100 {
         client.device_info().unwrap();
         write_u64(&mut client, PLAIN, 0, 1);

@@ -1,10 +1,9 @@
 //! What one client or one device does to the others: nothing.
 
 use std::os::fd::AsFd;
-use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use vfiod_client::{Client, Error};
+use vfiod_client::Error;
 use vfiod_core::{DeviceSpec, OpenPolicy};
 use vfiod_server::quota::{Limit, Resource as Limited, Share, Size};
 use vfiod_server::{Listener, Server, ServerOptions};
@@ -33,7 +32,7 @@ fn many_clients_of_a_stalled_device_do_not_take_all_threads() {
         .iter_mut()
         .map(|client| client.submit(Command::RegionRead, read.as_bytes(), &[]).unwrap())
         .collect();
-    let mut client = Client::connect(&path).unwrap();
+    let mut client = connect(&path).unwrap();
     for _ in 0..100 {
         write_u64(&mut client, PLAIN, 0, 1);
     }
@@ -63,7 +62,7 @@ fn clients_of_stalled_devices_leave_a_thread_to_a_stranger() {
             serve(&registry, &server, DeviceSpec { name, open, ..Default::default() }, &at(number))
         })
         .collect();
-    let connect = |number| Client::connect(at(number)).unwrap();
+    let connect = |number| connect(at(number)).unwrap();
     let mut clients: Vec<Vec<_>> =
         (0..STALLED).map(|number| (0..8).map(|_| connect(number)).collect()).collect();
     let mut stranger = connect(STALLED);
@@ -105,7 +104,7 @@ fn newcomers_that_wait_for_a_departing_client_take_no_threads() {
     let listener = Listener::bind(&path, Default::default()).unwrap();
     let device = other.registration.as_ref().unwrap().device().clone();
     let _served = rig.server.serve(listener, device).unwrap();
-    let mut neighbour = Client::connect(&path).unwrap();
+    let mut neighbour = connect(&path).unwrap();
 
     let stall = Stall::new();
     let mut departing = rig.client();
@@ -140,6 +139,17 @@ fn newcomers_that_wait_for_a_departing_client_take_no_threads() {
     assert_eq!((opened <= 1, opened + refused), (true, NEWCOMERS), "{outcomes:?}");
 }
 
+/// Ends the floods of clients, also those of a test that fails, which waits for them.
+struct Flooders<'a>(&'a [vfiod_client::Socket]);
+
+impl Drop for Flooders<'_> {
+    fn drop(&mut self) {
+        for flooder in self.0 {
+            let _ = rustix::net::shutdown(flooder, rustix::net::Shutdown::Both);
+        }
+    }
+}
+
 #[test]
 fn clients_that_flood_a_device_leave_threads_to_others() {
     let options = ServerOptions { max_threads: 2, ..ServerOptions::default() };
@@ -150,6 +160,7 @@ fn clients_that_flood_a_device_leave_threads_to_others() {
     let flood = [post.as_bytes(), &payload].concat().repeat(1000);
     let flooders: Vec<_> = (0..4).map(|_| negotiated(&rig)).collect();
     std::thread::scope(|scope| {
+        let _end = Flooders(&flooders);
         for flooder in &flooders {
             let flood = &flood;
             scope.spawn(move || while flooder.send(flood, &[]).is_ok() {});
@@ -157,9 +168,6 @@ fn clients_that_flood_a_device_leave_threads_to_others() {
         let mut client = rig.client();
         for round in 0..50 {
             write_u64(&mut client, PLAIN, 8, round);
-        }
-        for flooder in &flooders {
-            rustix::net::shutdown(flooder, rustix::net::Shutdown::Both).unwrap();
         }
     });
 }
@@ -176,7 +184,7 @@ fn silent_connections_are_closed_in_favour_of_new_clients() {
     // Those that are being served are not put out.
     eventually("the silent ones are gone", || rig.connections() == 1);
     let mut more: Vec<_> = (0..7).map(|_| rig.client()).collect();
-    assert!(matches!(Client::connect(&rig.path), Err(Error::Closed)));
+    assert!(matches!(connect(&rig.path), Err(Error::Closed)));
     more.iter_mut().chain([&mut client]).for_each(|client| _ = client.device_info().unwrap());
 }
 
@@ -252,7 +260,7 @@ fn clients_are_rejected_and_others_served_while_descriptors_are_exhausted() {
     // All keep their places to the end: in one that was given back, the next client would be served.
     let mut turned_away = Vec::new();
     for fd in waiting {
-        let socket = vfiod_client::Socket::from_fd(fd, Duration::from_secs(5)).unwrap();
+        let socket = vfiod_client::Socket::from_fd(fd, PATIENCE).unwrap();
         assert_closed(&socket);
         client.device_info().unwrap();
         turned_away.push(socket);
@@ -300,18 +308,18 @@ fn connections_that_a_user_takes_leave_a_share_to_each_device() {
     let served = rig.server.serve(listener, device).unwrap();
 
     let mut clients: Vec<_> = (0..SHARE + COMMON / 2).map(|_| rig.client()).collect();
-    assert!(matches!(Client::connect(&rig.path), Err(Error::Closed)));
+    assert!(matches!(connect(&rig.path), Err(Error::Closed)));
     assert_eq!(rig.server.usage(Limited::Connections).used, COMMON as u64 / 2);
     // The other device has its share all the same, and only that.
-    let mut neighbours: Vec<_> = (0..SHARE).map(|_| Client::connect(&path).unwrap()).collect();
-    assert!(matches!(Client::connect(&path), Err(Error::Closed)));
+    let mut neighbours: Vec<_> = (0..SHARE).map(|_| connect(&path).unwrap()).collect();
+    assert!(matches!(connect(&path), Err(Error::Closed)));
     neighbours.iter_mut().for_each(|client| _ = client.device_info().unwrap());
     drop(neighbours);
     // Who says nothing gives its place to one that does.
     eventually("its clients are gone", || served.connections() == 0);
-    let socket = || vfiod_client::Socket::connect(&path, Duration::from_secs(20)).unwrap();
+    let socket = || vfiod_client::Socket::connect(&path, PATIENCE).unwrap();
     let _silent: Vec<_> = (0..20).map(|_| socket()).collect();
-    let mut neighbour = Client::connect(&path).unwrap();
+    let mut neighbour = connect(&path).unwrap();
     neighbour.device_info().unwrap();
     // What is returned can be taken again.
     drop(clients.split_off(1));

@@ -41,7 +41,7 @@ fn assert_harmless(rig: Rig, before: &mut Client, lingering: impl Sized) {
         drop(rig);
         let _ = told.send(());
     });
-    let ended = ended.recv_timeout(std::time::Duration::from_secs(20));
+    let ended = ended.recv_timeout(PATIENCE);
     drop(lingering);
     ending.join().unwrap();
     assert!(served.is_ok(), "somebody is held up");
@@ -202,7 +202,7 @@ fn device_with_too_many_of_them_takes_no_client_until_they_are_closed() {
     // Who was there is served, and the other device's clients.
     for _ in 0..10 {
         before.device_info().unwrap();
-        Client::connect(&path).unwrap().device_info().unwrap();
+        connect(&path).unwrap().device_info().unwrap();
     }
     let mut fds = [rustix::event::PollFd::new(&newcomer, rustix::event::PollFlags::IN)];
     let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };

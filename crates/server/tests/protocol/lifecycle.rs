@@ -31,7 +31,7 @@ fn clients_of_an_unregistered_device_get_enodev() {
     assert_eq!(refused(client.region_read(PLAIN, 0, &mut data)), ENODEV);
     assert!(matches!(client.reset(), Err(Error::Closed)), "and then the connection ends");
     rig.wait_idle();
-    assert_eq!(Client::connect(&rig.path).unwrap_err().remote_errno(), Some(ENODEV));
+    assert_eq!(connect(&rig.path).unwrap_err().remote_errno(), Some(ENODEV));
 }
 
 #[test]
@@ -42,7 +42,7 @@ fn a_device_no_longer_served_ends_its_connections() {
     drop(rig.served.take());
     assert!(matches!(client.device_info(), Err(Error::Closed)));
     assert!(!rig.path.exists(), "the socket is removed");
-    assert!(Client::connect(&rig.path).is_err());
+    assert!(connect(&rig.path).is_err());
     // The file is released: another owner can open the device.
     let device = rig.registration.as_ref().unwrap().device().clone();
     eventually("the device is free", || device.open(Owner::in_process("next")).is_ok());
@@ -96,12 +96,20 @@ fn socket_gets_the_requested_mode_and_is_removed() {
     assert!(!path.exists());
 }
 
+/// Leaves a socket that nobody listens on. It has never been listened on: a copy of its descriptor that a
+/// process inherits which another test starts would keep a listening one alive for a moment.
+fn leave_socket(path: &std::path::Path) {
+    use rustix::net::{AddressFamily, SocketAddrUnix, SocketType, bind, socket};
+    let left = socket(AddressFamily::UNIX, SocketType::STREAM, None).unwrap();
+    bind(&left, &SocketAddrUnix::new(path).unwrap()).unwrap();
+}
+
 #[test]
 fn a_stale_socket_is_replaced_but_nothing_else() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("socket");
     let bind = || Listener::bind(&path, SocketAccess::default());
-    drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+    leave_socket(&path);
     assert!(path.exists(), "left over");
     let listener = bind().unwrap();
     let error = bind().unwrap_err();
@@ -123,7 +131,7 @@ fn inherited_sockets_are_served() {
     let device = rig.registration.as_ref().unwrap().device().clone();
     let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
     let served = rig.server.serve_connected(theirs.into(), device).unwrap();
-    let socket = vfiod_client::Socket::from_fd(ours.into(), Duration::from_secs(5)).unwrap();
+    let socket = vfiod_client::Socket::from_fd(ours.into(), PATIENCE).unwrap();
     let mut client = Client::with_socket(socket, Default::default()).unwrap();
     client.device_info().unwrap();
     drop(served);
@@ -134,7 +142,7 @@ fn inherited_sockets_are_served() {
     let listener = Listener::from_fd(listening.into()).unwrap();
     let device = rig.registration.as_ref().unwrap().device().clone();
     let served = rig.server.serve(listener, device).unwrap();
-    Client::connect(&path).unwrap().device_info().unwrap();
+    connect(&path).unwrap().device_info().unwrap();
     drop(served);
     assert!(path.exists(), "who made it removes it");
 

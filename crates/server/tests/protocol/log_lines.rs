@@ -2,6 +2,7 @@
 
 use std::fmt::{Debug, Write};
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
@@ -57,20 +58,30 @@ impl Lines {
 #[test]
 fn clients_that_connect_again_and_again_do_not_fill_the_log() {
     const CLIENTS: usize = 1000;
+    /// Lines of a second: ends and refusals, as many as may be of each.
+    const LINES: usize = 20;
     if !alone("log_lines::clients_that_connect_again_and_again_do_not_fill_the_log") {
         return;
     }
     let lines = Lines::default();
     tracing::subscriber::set_global_default(lines.clone()).unwrap();
     let rig = Rig::with(OpenPolicy::Single, ServerOptions::default());
+    let assert_few = |lines: &[String], since: Instant| {
+        // On a slow machine clients come more slowly, too. Its first and last second may be parts.
+        let most = LINES * (since.elapsed().as_secs() as usize + 2);
+        assert!(lines.len() < most.max(CLIENTS / 2), "{} lines", lines.len());
+    };
+    let start = Instant::now();
     for _ in 0..CLIENTS {
         drop(negotiated(&rig));
     }
     rig.wait_idle();
     let ended = lines.take();
-    assert!((1..CLIENTS / 2).contains(&ended.len()), "{} lines", ended.len());
+    assert!(!ended.is_empty());
+    assert_few(&ended, start);
 
     let _there = rig.client();
+    let start = Instant::now();
     for _ in 0..CLIENTS {
         let socket = rig.socket();
         socket.send(&version_message(), &[]).unwrap();
@@ -78,14 +89,15 @@ fn clients_that_connect_again_and_again_do_not_fill_the_log() {
     }
     let refused = lines.take();
     assert!(refused.iter().any(|line| line.contains("refused")), "{refused:?}");
-    assert!(refused.len() < CLIENTS / 2, "{} lines", refused.len());
+    assert_few(&refused, start);
 
+    let start = Instant::now();
     for _ in 0..CLIENTS {
         let socket = rig.socket();
         socket.send(&message(0, Command::DeviceReset, &[]), &[]).unwrap();
         assert_eq!(reply_errno(&socket.receive_message().unwrap()), EINVAL);
     }
-    assert!(lines.take().len() < CLIENTS / 2);
+    assert_few(&lines.take(), start);
 }
 
 #[test]

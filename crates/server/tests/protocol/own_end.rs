@@ -6,7 +6,6 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Command as Process, Stdio};
-use std::time::Duration;
 
 use rustix::io::Errno;
 use rustix::net::sockopt::set_socket_send_buffer_size_force;
@@ -104,7 +103,7 @@ fn fill_from(socket: &Socket, first: u16, fd: Option<BorrowedFd<'_>>) -> u16 {
 #[test]
 fn dies_for_another_test() {
     let (Some(path), Some(how)) = (std::env::var_os(PATH), std::env::var_os(HOW)) else { return };
-    let socket = Socket::connect(path, Duration::from_secs(20)).unwrap();
+    let socket = Socket::connect(path, PATIENCE).unwrap();
     let (channel, how) = (std::io::stdin(), how.into_string().unwrap());
     let capabilities = Capabilities {
         twin_socket: (how == "twin").then_some(TwinSocket { supported: true, fd_index: None }),
@@ -124,7 +123,7 @@ fn dies_for_another_test() {
         }
         "exchange" => {
             // Another client of the same process: each has the other's end in its stream.
-            let other = Socket::connect(std::env::var_os(PATH).unwrap(), Duration::from_secs(20));
+            let other = Socket::connect(std::env::var_os(PATH).unwrap(), PATIENCE);
             let other = other.unwrap();
             other.send(&message(0, Command::Version, &version_payload()), &[]).unwrap();
             other.receive_message().unwrap();
@@ -218,10 +217,9 @@ fn client_that_another_process_has_connected_for_loses_nothing_when_that_dies() 
     let rig = Rig::with(OpenPolicy::Single, ServerOptions::default());
     let connector = Mortal::new(&rig, "hands over");
     let mut fds = Vec::new();
-    let channel =
-        Socket::from_fd(connector.channel.try_clone().unwrap().into(), Duration::from_secs(20));
+    let channel = Socket::from_fd(connector.channel.try_clone().unwrap().into(), PATIENCE);
     channel.unwrap().receive(&mut [0], &mut fds).unwrap();
-    let socket = Socket::from_fd(fds.pop().unwrap(), Duration::from_secs(20)).unwrap();
+    let socket = Socket::from_fd(fds.pop().unwrap(), PATIENCE).unwrap();
     let mut sent = fill_from(&socket, 0, None);
     rustix::io::write(&connector.channel, b"x").unwrap();
     connector.await_end();

@@ -23,7 +23,7 @@ use vfiod_wire::payload::RegionAccess;
 use vfiod_wire::{Command, Header, Kind};
 use zerocopy::IntoBytes;
 
-pub(crate) use crate::testing::eventually;
+pub(crate) use crate::testing::{PATIENCE, eventually};
 
 /// Memory up to here, registers behind.
 pub(crate) const SPARSE: u32 = 0;
@@ -93,8 +93,10 @@ pub(crate) const ETIMEDOUT: u64 = 110;
 static STALLS: Mutex<BTreeSet<u64>> = Mutex::new(BTreeSet::new());
 static LAST_STALL: AtomicU64 = AtomicU64::new(0);
 
-/// A stall of a device, from when its number is written to [`STALL`] until this is dropped; 20
-/// seconds at most.
+/// The longest stall, where whoever began it does not come to its end.
+const LONGEST_STALL: Duration = Duration::from_secs(600);
+
+/// A stall of a device, from when its number is written to [`STALL`] until this is dropped.
 pub(crate) struct Stall(u64);
 
 impl Stall {
@@ -115,8 +117,7 @@ impl Stall {
     fn hold(number: u64) {
         STALLS.lock().unwrap().insert(number);
         let start = Instant::now();
-        while STALLS.lock().unwrap().contains(&number) && start.elapsed() < Duration::from_secs(20)
-        {
+        while STALLS.lock().unwrap().contains(&number) && start.elapsed() < LONGEST_STALL {
             std::thread::sleep(Duration::from_millis(1));
         }
     }
@@ -389,7 +390,7 @@ impl Rig {
     }
 
     pub(crate) fn client(&self) -> Client {
-        self.client_with(Options::default())
+        self.client_with(options())
     }
 
     pub(crate) fn client_with(&self, options: Options) -> Client {
@@ -398,7 +399,7 @@ impl Rig {
 
     /// A socket without negotiation.
     pub(crate) fn socket(&self) -> Socket {
-        Socket::connect(&self.path, Duration::from_secs(5)).unwrap()
+        Socket::connect(&self.path, PATIENCE).unwrap()
     }
 
     pub(crate) fn connections(&self) -> usize {
@@ -418,6 +419,16 @@ impl Rig {
         client.region_read(PLAIN, 0, &mut data).unwrap();
         assert_eq!(data, [1, 2, 3, 4]);
     }
+}
+
+/// Options of a client that waits for a reply as long as a test does.
+pub(crate) fn options() -> Options {
+    Options { timeout: PATIENCE, ..Options::default() }
+}
+
+/// Connects to a device with [`options`].
+pub(crate) fn connect(path: impl AsRef<std::path::Path>) -> Result<Client, ClientError> {
+    Client::connect_with(path, options())
 }
 
 /// A registry whose devices' tasks a thread runs.

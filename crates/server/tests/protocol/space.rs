@@ -42,7 +42,7 @@ impl Devices {
     }
 
     fn client(&self, device: usize) -> Client {
-        Client::connect(&self.paths[device]).unwrap()
+        connect(&self.paths[device]).unwrap()
     }
 
     /// A client of a device whose last connection was closed, in whose new space nothing is mapped at

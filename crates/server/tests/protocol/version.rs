@@ -1,11 +1,13 @@
 //! VERSION.
 
-use vfiod_client::{Client, Options, Socket};
+use vfiod_client::{Options, Socket};
 use vfiod_core::OpenPolicy;
 use vfiod_server::ServerOptions;
 use vfiod_wire::{Capabilities, Command, Kind, Version};
 
-use crate::rig::{EBUSY, EINVAL, Rig, assert_closed, message, reply_errno, version_message};
+use crate::rig::{
+    EBUSY, EINVAL, Rig, assert_closed, connect, message, options, reply_errno, version_message,
+};
 
 fn exchange(socket: &Socket, bytes: &[u8]) -> vfiod_client::RawMessage {
     socket.send(bytes, &[]).unwrap();
@@ -157,7 +159,7 @@ fn version_twice_is_refused_and_changes_nothing() {
 fn a_single_open_device_takes_one_client() {
     let rig = Rig::with(OpenPolicy::Single, ServerOptions::default());
     let first = rig.client();
-    let second = Client::connect(&rig.path).unwrap_err();
+    let second = connect(&rig.path).unwrap_err();
     assert_eq!(second.remote_errno(), Some(EINVAL));
     drop(first);
     rig.wait_idle();
@@ -180,9 +182,9 @@ fn a_multi_open_device_takes_one_owner() {
 fn the_second_socket_is_offered_only_where_wanted() {
     let rig = Rig::new();
     assert!(!rig.client().has_twin_socket());
-    let client = rig.client_with(Options::default().twin_socket());
+    let client = rig.client_with(options().twin_socket());
     assert!(client.has_twin_socket());
-    let options = Options { capabilities: Capabilities::default(), ..Options::default() };
+    let options = Options { capabilities: Capabilities::default(), ..options() };
     assert!(!rig.client_with(options).has_twin_socket());
 }
 
