@@ -12,7 +12,7 @@ use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use rustix::io::Errno;
 use rustix::process::Signal;
 use tempfile::TempDir;
-use vfiod_client::{Client, IrqAction, IrqData, Options};
+use vfiod_client::{Client, IrqAction, IrqData};
 use vfiod_wire::payload::RegionAccess;
 use vfiod_wire::{Command, Header};
 use zerocopy::IntoBytes;
@@ -198,7 +198,7 @@ fn memory_that_waits_on_second_sockets_leaves_a_share_to_a_stranger() {
     let rig = Rig::new(GREEDY + 1, &format!("memory = 4_000_000\nreserved_memory = {SHARE}"));
     let connect = |device| {
         let path = rig.path(&format!("d{device}"));
-        Client::connect_with(path, Options::default().twin_socket()).unwrap()
+        Client::connect_with(path, process::options().twin_socket()).unwrap()
     };
     let clients: Vec<_> = (0..GREEDY).map(connect).collect();
     let reply = Header::command(1, Command::DmaRead, 0, false).reply(1_000_000);
