@@ -114,9 +114,9 @@ pub use self::nearest::{nearest, suggestion};
 pub use self::options::{ModelOptions, OptionInfo, Options};
 pub use self::problem::{Problem, Problems};
 pub use self::types::{
-    BridgeConfig, BusConfig, Config, ContainerConfig, ControlConfig, DeviceConfig, LimitsConfig,
-    MdevConfig, ObjectConfig, OptionSetting, ParentConfig, SandboxConfig, SlotConfig, SocketAccess,
-    SocketConfig, SriovConfig,
+    BridgeConfig, BusConfig, Config, ContainerConfig, ControlConfig, DEVICE_CONNECTIONS,
+    DeviceConfig, LimitsConfig, MdevConfig, ObjectConfig, OptionSetting, ParentConfig,
+    SandboxConfig, SlotConfig, SocketAccess, SocketConfig, SriovConfig,
 };
 pub use self::usage::{UsageError, time_argument};
 pub use self::values::{TIME_HELP, mode, time};

@@ -2,7 +2,7 @@
 
 use tracing_subscriber::EnvFilter;
 
-use crate::nearest::suggestion;
+use crate::nearest::{nearest, suggestion};
 
 /// How a log line looks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -22,10 +22,44 @@ impl LogFormat {
 /// What a filter may name besides `off`.
 const LEVELS: [&str; 5] = ["error", "warn", "info", "debug", "trace"];
 
+/// The crates of this project, as log lines name them. What begins like one and is none is a mistake;
+/// any other name may be that of a library, or of somebody's model.
+const CRATES: [&str; 25] = [
+    "vfiod",
+    "vfiod_client",
+    "vfiod_config",
+    "vfiod_control",
+    "vfiod_core",
+    "vfiod_daemon",
+    "vfiod_devices",
+    "vfiod_dma",
+    "vfiod_fsl_mc",
+    "vfiod_fuzz_targets",
+    "vfiod_io",
+    "vfiod_manager",
+    "vfiod_mdev",
+    "vfiod_mdev_sysfs",
+    "vfiod_pci",
+    "vfiod_protocol",
+    "vfiod_quota",
+    "vfiod_sandbox",
+    "vfiod_server",
+    "vfiod_sockets",
+    "vfiod_sync",
+    "vfiod_tasks",
+    "vfiod_testing",
+    "vfiod_tools",
+    "vfiod_wire",
+];
+
+/// The spans of these crates.
+const SPANS: [&str; 1] = ["message"];
+
 /// Checks a log filter: a level, or levels by module.
 ///
 /// # Errors
-/// What is wrong with it.
+/// What is wrong with it. A crate of ours that there is not, or a span that is nearly one of ours, would
+/// silence what was meant without a word.
 pub fn check_filter(filter: &str) -> Result<(), String> {
     // A word alone would be taken for a module, and a level with a typing error silence all others.
     let alone = |part: &&str| !part.is_empty() && !part.contains(['=', '[', ']', '{', '}']);
@@ -48,8 +82,26 @@ pub fn check_filter(filter: &str) -> Result<(), String> {
     }
     EnvFilter::builder()
         .parse(filter)
-        .map(drop)
-        .map_err(|error| format!("`{filter}` is no log filter: {error}"))
+        .map_err(|error| format!("`{filter}` is no log filter: {error}"))?;
+    filter.split(',').map(str::trim).try_for_each(check_names)
+}
+
+/// Checks the names of a module and a span: `module[span{field=value}]=level`.
+fn check_names(directive: &str) -> Result<(), String> {
+    let module = directive.split(['[', '=']).next().unwrap_or_default();
+    let name = module.split("::").next().unwrap_or_default();
+    if name.starts_with("vfiod") && !CRATES.contains(&name) {
+        let crates = suggestion(name, "crates", CRATES);
+        return Err(format!("`{directive}`: nothing is called `{name}`; {crates}"));
+    }
+    let span = directive.split_once('[').map(|(_, rest)| rest);
+    let span = span.and_then(|rest| rest.split(['{', ']']).next()).unwrap_or_default();
+    match nearest(span, SPANS) {
+        Some(near) if near != span => {
+            Err(format!("`{directive}`: no span is called `{span}`; did you mean `{near}`?"))
+        }
+        _ => Ok(()),
+    }
 }
 
 #[cfg(test)]
@@ -58,8 +110,19 @@ mod tests {
 
     #[test]
     fn mistyped_level_is_refused_and_not_taken_for_a_module() {
-        for right in ["info", "INFO", "off", "3", "warn,vfiod_server=trace", "info,", "a[b{c=d}]=1"]
-        {
+        let right = [
+            "info",
+            "INFO",
+            "off",
+            "3",
+            "warn,vfiod_server=trace",
+            "info,",
+            "a[b{c=d}]=1",
+            "info,[message{device=edu0}]=trace",
+            "vfiod_server[message{device=edu0}]=trace,vfiod_core::set=debug",
+            "fuser=debug,checksum=trace",
+        ];
+        for right in right {
             assert_eq!(check_filter(right), Ok(()), "{right}");
         }
         for wrong in
@@ -67,7 +130,27 @@ mod tests {
         {
             assert!(check_filter(wrong).is_err(), "{wrong}");
         }
+        let said = check_filter("info,vfiod_cor=debug").unwrap_err();
+        let start = "`vfiod_cor=debug`: nothing is called `vfiod_cor`; did you mean `vfiod_core`?";
+        assert!(said.starts_with(start), "{said}");
+        let said = check_filter("[mesage{device=a}]=trace,info").unwrap_err();
+        assert_eq!(
+            said,
+            "`[mesage{device=a}]=trace`: no span is called `mesage`; did you mean `message`?"
+        );
         let said = check_filter("inof").unwrap_err();
         assert!(said.starts_with("`inof` is no level; did you mean `info`?"), "{said}");
+    }
+
+    #[test]
+    fn crates_are_those_of_the_workspace() {
+        let directory = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        let mut there: Vec<_> = std::fs::read_dir(directory)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap().replace('-', "_"))
+            .map(|name| if name == "vfiod" { name } else { format!("vfiod_{name}") })
+            .collect();
+        there.sort();
+        assert_eq!(there, CRATES);
     }
 }

@@ -17,7 +17,10 @@ use crate::nearest::suggestion;
 use crate::problem::{Problem, line_of};
 use crate::reader::{Everything, Names, Reader, Taken, Wanted};
 use crate::section::{At, Section};
-use crate::types::{Config, DeviceConfig, LimitsConfig, OptionSetting, SocketAccess, SocketConfig};
+use crate::types::{
+    Config, DEVICE_CONNECTIONS, DeviceConfig, LimitsConfig, OptionSetting, SocketAccess,
+    SocketConfig,
+};
 use crate::values::{self, TIME_HELP};
 
 /// The version of the format; `docs/compatibility.md` says when it changes.
@@ -177,7 +180,32 @@ impl Reader<'_> {
         total[Resource::Descriptors] = number("descriptors", 1 << 30);
         total[Resource::Mappings] = number("mappings", 32768);
         total[Resource::AddressSpace] = number("address_space", 96 << 40);
+        self.reserved(limits, &read);
         read
+    }
+
+    /// Checks that a device can have what is reserved for it.
+    fn reserved(&self, limits: &Section<'_>, read: &LimitsConfig) {
+        let connections = read.device_connections.unwrap_or(DEVICE_CONNECTIONS) as u64;
+        let mut pairs = vec![("reserved_connections", Resource::Connections, Some(connections))];
+        pairs.extend([
+            ("reserved_memory", Resource::Memory, read.total[Resource::Memory]),
+            ("reserved_descriptors", Resource::Descriptors, read.total[Resource::Descriptors]),
+            ("reserved_mappings", Resource::Mappings, read.total[Resource::Mappings]),
+            ("reserved_address_space", Resource::AddressSpace, read.total[Resource::AddressSpace]),
+        ]);
+        for (key, resource, most) in pairs {
+            let (Some(reserved), Some(most)) = (read.reserved[resource], most) else { continue };
+            if reserved > most {
+                let whole = match resource {
+                    Resource::Connections => "device_connections".to_owned(),
+                    _ => key.trim_start_matches("reserved_").to_owned(),
+                };
+                let what = format!("{reserved} for each device, but `{whole}` is {most}");
+                let help = format!("write at most {most}, or a larger `{whole}`");
+                limits.wrong(key, limits.span_of(key), what, help);
+            }
+        }
     }
 
     fn log(&self, log: Section<'_>) -> (Option<String>, Option<LogFormat>) {

@@ -48,6 +48,9 @@ pub struct Config {
     pub sandbox: SandboxConfig,
 }
 
+/// Most connections to one device, where nothing is written.
+pub const DEVICE_CONNECTIONS: usize = 256;
+
 /// What clients may use up. `None`: what the server does by default.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LimitsConfig {

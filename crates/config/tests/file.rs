@@ -636,3 +636,33 @@ error: c.toml:1:11: version: this is no version of the format that this program 
 "
     );
 }
+
+#[test]
+fn more_for_one_device_than_there_is_for_all_is_a_mistake() {
+    let text = "\
+limits.device_connections = 2
+limits.reserved_connections = 9
+limits.mappings = 100
+limits.reserved_mappings = 101
+control.socket = \"/tmp/control\"
+";
+    assert_eq!(
+        complaint(text),
+        "\
+error: c.toml:2:31: limits.reserved_connections: 9 for each device, but `device_connections` is 2
+  |
+2 | limits.reserved_connections = 9
+  |                               ^
+  = help: write at most 2, or a larger `device_connections`
+
+error: c.toml:4:28: limits.reserved_mappings: 101 for each device, but `mappings` is 100
+  |
+4 | limits.reserved_mappings = 101
+  |                            ^^^
+  = help: write at most 100, or a larger `mappings`
+"
+    );
+    let above_the_default =
+        "limits.reserved_connections = 257\ncontrol.socket = \"/tmp/control\"\n";
+    assert!(complaint(above_the_default).contains("but `device_connections` is 256"));
+}

@@ -77,7 +77,7 @@ pub(crate) enum Command {
     Openapi,
     /// Write the man pages: of the program, its commands, and the configuration file.
     Man {
-        /// Where to.
+        /// Where to; made if it is missing.
         directory: PathBuf,
     },
 }

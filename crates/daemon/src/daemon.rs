@@ -148,6 +148,8 @@ impl Daemon {
             filter: matches.get_one("log").cloned(),
             format: matches.get_one("log_format").copied(),
         };
+        // Also where nothing is logged: a mistake in it is one of the command line.
+        logs.check()?;
         if let Some((name, matches)) = matches.subcommand()
             && let Some(tool) = self.tools.iter().find(|tool| tool.command.get_name() == name)
         {

@@ -2,13 +2,14 @@
 //! of the configuration's keys.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::path::Path;
 
 use anyhow::Context;
 use clap_complete::Shell;
 use clap_complete::env::Shells;
 use clap_mangen::roff::{Inline, Roff, bold, italic, roman};
-use vfiod_config::{KEYS, Keys, ModelInfo, Models};
+use vfiod_config::{KEYS, Keys, ModelInfo, Models, UsageError};
 
 use crate::output;
 
@@ -30,14 +31,26 @@ pub(crate) fn man_pages(
     models: &Models,
     directory: &Path,
 ) -> anyhow::Result<()> {
-    fs::create_dir_all(directory)
-        .with_context(|| format!("cannot create {}", directory.display()))?;
+    make(directory)?;
     let failed = || format!("cannot write man pages into {}", directory.display());
     let name = command.get_name().to_owned();
     let version = command.get_version().unwrap_or_default();
     let page = configuration_page(&name, version, models);
     fs::write(directory.join(format!("{name}.toml.5")), page).with_context(failed)?;
     clap_mangen::generate_to(command, directory).with_context(failed)
+}
+
+/// Makes a directory that is not there. What it is in must be: a path with a mistake in it would become a
+/// tree of new directories.
+fn make(directory: &Path) -> anyhow::Result<()> {
+    match fs::create_dir(directory) {
+        Err(error) if error.kind() == ErrorKind::AlreadyExists && directory.is_dir() => Ok(()),
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            let what = format!("{} is in no directory that exists", directory.display());
+            Err(UsageError(what).into())
+        }
+        made => made.with_context(|| format!("cannot make the directory {}", directory.display())),
+    }
 }
 
 /// The man page `NAME.toml(5)`.

@@ -1,5 +1,7 @@
 //! What `serve` serves: the devices of a file, or one that the command line names.
 
+use std::collections::BTreeSet;
+
 use vfiod_config::{
     Config, DeviceConfig, Document, LoadError, ModelInfo, Models, OptionSetting, SocketAccess,
     SocketConfig, SriovConfig, UsageError, suggestion,
@@ -83,7 +85,9 @@ fn single(args: &Serve, model: &str, models: &Models) -> Result<Config, UsageErr
         let suggestion = suggestion(model, "models", names);
         UsageError(format!("--device: there is no model `{model}`; {suggestion}"))
     })?;
-    let options = args.options.iter().map(|text| option(text, known)).collect::<Result<_, _>>()?;
+    let options =
+        args.options.iter().map(|text| option(text, known)).collect::<Result<Vec<_>, _>>()?;
+    no_option_twice(options.iter().map(|option| option.name.as_str()))?;
     let device = DeviceConfig {
         name: model.to_owned(),
         model: model.to_owned(),
@@ -129,6 +133,19 @@ fn option(text: &str, model: &ModelInfo) -> Result<OptionSetting, UsageError> {
     }
     let value = option_value(value);
     Ok(OptionSetting { name: name.to_owned(), value, span: 0..0 })
+}
+
+/// Checks that each option is given once: which of two values counts would be a guess.
+pub(crate) fn no_option_twice<'a>(names: impl Iterator<Item = &'a str>) -> Result<(), UsageError> {
+    let mut seen = BTreeSet::new();
+    for name in names {
+        if !seen.insert(name) {
+            return Err(UsageError(format!(
+                "--option {name}: it is given twice; leave one of them out"
+            )));
+        }
+    }
+    Ok(())
 }
 
 fn socket(args: &Serve) -> Result<SocketConfig, UsageError> {

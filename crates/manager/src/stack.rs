@@ -104,8 +104,8 @@ impl Stack {
         let mut options = ServerOptions::default();
         options.poll = config.poll.unwrap_or(options.poll);
         options.max_threads = config.threads.unwrap_or(options.max_threads);
-        let of_device = config.limits.device_connections;
-        options.max_connections = of_device.unwrap_or(options.max_connections);
+        options.max_connections =
+            config.limits.device_connections.unwrap_or(vfiod_config::DEVICE_CONNECTIONS);
         options.limits = limits(config);
         let registry = observer.map_or_else(Registry::new, Registry::with_observer);
         registry.accept_files(config.dma_files);

@@ -2,6 +2,7 @@
 
 mod process;
 
+use std::io::{BufRead, BufReader};
 use std::process::Stdio;
 
 use process::{bad, good, run, vfiod};
@@ -68,6 +69,48 @@ fn mistakes_are_told_with_exit_code_2() {
     assert!(text.contains("--poll: `soon` is no time"), "{text}");
     let text = bad(2, ["--log", "a=b=c", "demo"]);
     assert!(text.contains("--log: `a=b=c` is no log filter"), "{text}");
+    // Also where nothing is logged.
+    let text = bad(2, ["--log", "nosuch", "list"]);
+    assert!(text.contains("--log: `nosuch` is no level"), "{text}");
+    let text = bad(2, ["--log", "vfiod_cor=debug", "devices"]);
+    assert!(text.contains("did you mean `vfiod_core`?"), "{text}");
+    let twice = ["--option", "dma_mask=1", "--option", "dma_mask=2", "--socket-path", "/tmp/s"];
+    for command in [&["serve", "--device", "edu", "--check"][..], &["add", "a", "--device", "edu"]]
+    {
+        let text = bad(2, command.iter().chain(&twice));
+        assert!(text.contains("--option dma_mask: it is given twice"), "{text}");
+    }
+}
+
+/// A mistake in the path would make a tree of directories.
+#[test]
+fn man_pages_make_no_directory_above_their_own() {
+    let directory = tempfile::tempdir().unwrap();
+    let missing = directory.path().join("missing");
+    let text = bad(2, ["man", missing.join("man").to_str().unwrap()]);
+    assert!(text.contains("missing/man is in no directory that exists"), "{text}");
+    assert!(!missing.exists());
+}
+
+#[test]
+fn capture_says_what_it_waits_for() {
+    let directory = tempfile::tempdir().unwrap();
+    let server = directory.path().join("nosuch");
+    let file = directory.path().join("file");
+    let mut capture = vfiod(["capture", server.to_str().unwrap(), file.to_str().unwrap()]);
+    let mut capture = capture.stdout(Stdio::piped()).spawn().unwrap();
+    let mut said = String::new();
+    let mut lines = BufReader::new(capture.stdout.take().unwrap());
+    for _ in 0..2 {
+        lines.read_line(&mut said).unwrap();
+    }
+    capture.kill().unwrap();
+    capture.wait().unwrap();
+    let waits = "waiting for a client; it will be connected to";
+    assert!(
+        said.contains(&format!("{waits} {}, where nothing is yet\n", server.display())),
+        "{said}"
+    );
 }
 
 #[test]

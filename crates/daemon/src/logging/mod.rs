@@ -33,6 +33,14 @@ pub struct Wanted {
 }
 
 impl Wanted {
+    /// Checks the filter of the command line, else that of `VFIOD_LOG`, if there is one.
+    ///
+    /// # Errors
+    /// [`UsageError`]: it cannot be read.
+    pub fn check(&self) -> Result<(), UsageError> {
+        self.filter(None, "off").map(drop)
+    }
+
     /// The filter: that of the command line, else `VFIOD_LOG`, else of the configuration, else
     /// `default`.
     ///

@@ -224,7 +224,7 @@ pub(crate) enum Manage {
         /// The socket's permission bits, octal.
         #[arg(long, value_name = "MODE")]
         socket_mode: Option<String>,
-        /// An option of the model, e.g. `inputs=3`. May be given again and again.
+        /// An option of the model, e.g. `inputs=3`; as many as there are.
         #[arg(long = "option", value_name = "KEY=VALUE", value_parser = setting)]
         options: Vec<Setting>,
         /// Take one connection at a time, or any number.

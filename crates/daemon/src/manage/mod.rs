@@ -23,6 +23,7 @@ pub(crate) use self::arguments::Manage;
 use self::arguments::{Daemon, Kind, RevokeKind, Users, What};
 use crate::option_value::option_value;
 use crate::output;
+use crate::served::no_option_twice;
 
 /// How often a removal is looked after: the first interval, and the longest.
 const POLL_INTERVALS: (Duration, Duration) =
@@ -87,6 +88,7 @@ pub(crate) fn run(command: Manage) -> anyhow::Result<()> {
             function,
             daemon,
         } => {
+            no_option_twice(options.iter().map(|set| set.name.as_str()))?;
             let options =
                 options.into_iter().map(|set| (set.name, option_value(&set.value))).collect();
             let path = std::path::absolute(socket_path)?;

@@ -45,10 +45,13 @@ pub(crate) fn run(args: &Capture) -> anyhow::Result<()> {
         .open(&args.file)
         .with_context(|| format!("cannot create {}", args.file.display()))?;
     let writer = Writer::new(BufWriter::new(file)).context("cannot write the capture")?;
+    let missing = if args.socket.exists() { "" } else { ", where nothing is yet" };
     output::print(&format!(
-        "listening at {}; {} will contain guest data\n",
+        "listening at {}; {} will contain guest data\n\
+         waiting for a client; it will be connected to {}{missing}\n",
         path.display(),
-        args.file.display()
+        args.file.display(),
+        args.socket.display()
     ))?;
     let client = rustix::net::accept_with(&listener, SocketFlags::CLOEXEC)
         .context("cannot accept a client")?;
