@@ -356,7 +356,7 @@ impl Registered {
 
     /// Drops the device itself: from now on calls of it fail with `ENODEV`.
     pub(crate) fn drop_model(&self) {
-        let model = crate::sync::lock(&self.model).take();
+        let model = self.model.lock().take();
         if let Err(panic) = crate::contain::contain(|| drop(model)) {
             tracing::error!(device = self.name(), error = %panic, "dropping the device failed");
         }

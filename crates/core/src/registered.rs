@@ -20,7 +20,7 @@ use crate::opening::Last;
 use crate::policy::{OpenPolicy, Retained, StatePolicy};
 use crate::set::{self, SetDevice};
 use crate::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
-use crate::sync::{self, Condvar, Mutex, MutexGuard, lock};
+use crate::sync::{self, Condvar, FairGuard, FairMutex, Mutex, lock};
 use crate::timeout::Timeout;
 use crate::work::{Rings, Task};
 
@@ -75,7 +75,7 @@ pub(crate) struct Registered {
     /// the device lock held, so a thread that has set it and then held that lock knows that no
     /// access is running.
     pub(crate) barred: AtomicU8,
-    pub(crate) model: Mutex<Model>,
+    pub(crate) model: FairMutex<Model>,
     /// Calls that have ended and whose interrupts are being sent. Counted up with the device lock
     /// held.
     pub(crate) sending: AtomicU32,
@@ -150,7 +150,7 @@ impl Registered {
                     return Err(self.is_being_reset());
                 }
             }
-            let model = lock(&self.model);
+            let model = self.model.lock();
             if !self.is_stopped() {
                 return self.call_locked(model, call);
             }
@@ -173,12 +173,11 @@ impl Registered {
         }
         loop {
             self.await_end_of_stop(timeout, || (!self.is_stopped()).then_some(()))?;
-            match sync::try_lock(&self.model) {
+            let left = timeout.left();
+            match self.model.try_lock_for(left.unwrap_or_default()) {
                 Some(model) if !self.is_stopped() => return Some(self.call_locked(model, call)),
-                _ => {}
-            }
-            timeout.left()?;
-            pause();
+                _ => left?,
+            };
         }
     }
 
@@ -187,13 +186,13 @@ impl Registered {
         &self,
         call: impl FnOnce(&mut dyn Device) -> Result<R>,
     ) -> Result<R> {
-        self.call_locked(lock(&self.model), call)
+        self.call_locked(self.model.lock(), call)
     }
 
     /// Calls the device, whatever its state.
     fn call_locked<R>(
         &self,
-        model: MutexGuard<'_, Model>,
+        model: FairGuard<'_, Model>,
         call: impl FnOnce(&mut dyn Device) -> Result<R>,
     ) -> Result<R> {
         let outcome = self.end_with_interrupts(model, |device| call(device))?;
@@ -236,7 +235,7 @@ impl Registered {
                     self.await_resume(file)?;
                 }
             }
-            let model = lock(&self.model);
+            let model = self.model.lock();
             if !self.is_stopped() {
                 break model;
             }
@@ -247,7 +246,7 @@ impl Registered {
     #[inline]
     fn access_locked<R>(
         self: &Arc<Self>,
-        model: MutexGuard<'_, Model>,
+        model: FairGuard<'_, Model>,
         file: &FileShared,
         call: impl FnOnce(&mut dyn Device) -> Result<R>,
     ) -> Result<R> {
@@ -271,7 +270,7 @@ impl Registered {
     #[inline]
     pub(crate) fn end_with_interrupts<R>(
         &self,
-        mut model: MutexGuard<'_, Model>,
+        mut model: FairGuard<'_, Model>,
         call: impl FnOnce(&mut dyn Device) -> R,
     ) -> Result<std::result::Result<R, Panicked>> {
         let Some(device) = model.as_deref_mut() else { return Err(self.is_gone()) };
@@ -305,12 +304,12 @@ impl Registered {
 
     /// Takes the device lock for a file, when the device is not stopped.
     #[inline]
-    fn enter(&self, file: &FileShared) -> Result<MutexGuard<'_, Model>> {
+    fn enter(&self, file: &FileShared) -> Result<FairGuard<'_, Model>> {
         loop {
             if self.is_stopped() {
                 self.await_resume(file)?;
             }
-            let model = lock(&self.model);
+            let model = self.model.lock();
             if !self.is_stopped() {
                 return Ok(model);
             }
@@ -404,7 +403,7 @@ impl Registered {
     pub(crate) fn reset_quietly(&self, cause: ResetCause, file: Option<&FileShared>) -> Result<()> {
         let model = match file {
             Some(file) => self.enter(file)?,
-            None => lock(&self.model),
+            None => self.model.lock(),
         };
         if file.is_some_and(|file| !file.is_open()) {
             return Err(self.is_gone());
@@ -590,7 +589,7 @@ impl SetDevice for Registered {
 
 impl Home for Registered {
     fn step(&self, task: &Task, step: &mut dyn FnMut(&mut dyn Any)) -> bool {
-        let model = lock(&self.model);
+        let model = self.model.lock();
         // With the lock held: a thread that closes the gate by cancelling holds it, too.
         if !task.may_step() {
             return false;

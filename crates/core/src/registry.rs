@@ -25,7 +25,7 @@ use crate::region::RegionIndex;
 use crate::registered::{BY_THIS_THREAD, Registered, Set, Transition};
 use crate::set::{Phase, SetTable};
 use crate::sync::atomic::{AtomicU8, AtomicU32, AtomicU64};
-use crate::sync::{Condvar, Mutex, lock};
+use crate::sync::{Condvar, FairMutex, Mutex, lock};
 
 /// How a device is registered.
 #[derive(Clone, Debug, Default)]
@@ -362,7 +362,7 @@ impl Registry {
                 slot,
                 barred: AtomicU8::new(0),
                 failure: Mutex::default(),
-                model: Mutex::new(candidate.0.take()),
+                model: FairMutex::new(candidate.0.take()),
                 sending: AtomicU32::new(0),
                 setup: AtomicU64::new(0),
                 resumed: Waiters::new(),

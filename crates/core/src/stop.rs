@@ -21,9 +21,8 @@ use crate::error::{Errno, Error, Result};
 use crate::event::Event;
 use crate::file_state::FileShared;
 use crate::held::{self, Held};
-use crate::registered::{BY_FUNCTION, Registered, STOPPED, pause};
+use crate::registered::{BY_FUNCTION, Registered, STOPPED};
 use crate::sync::atomic::Ordering;
-use crate::sync::{lock, try_lock};
 use crate::timeout::Timeout;
 use crate::work::{Close, Rings};
 
@@ -72,12 +71,13 @@ impl Stop {
 
     /// Waits until no call is running. `EBUSY`: that takes longer than `timeout`.
     pub(crate) fn await_calls(&self, timeout: &mut Timeout) -> Result<()> {
-        while try_lock(&self.device.model).is_none() {
-            if timeout.left().is_none() {
+        let mut left = Some(Duration::ZERO);
+        while self.device.model.try_lock_for(left.unwrap_or_default()).is_none() {
+            left = timeout.left();
+            if left.is_none() {
                 let what = format!("a call of {} is still running", self.device.name());
                 return Err(Error::new(Errno::BUSY, what));
             }
-            pause();
         }
         // Their interrupts are sent after they have dropped the lock.
         self.device.await_interrupts();
@@ -93,7 +93,7 @@ impl Stop {
     pub(crate) fn ask(&mut self, why: Why) -> Result<()> {
         self.asked = Some(Instant::now());
         self.resume = Some(if why.ends() { Rings::Forget } else { Rings::Repeat });
-        let model = lock(&self.device.model);
+        let model = self.device.model.lock();
         let work = self.device.context.work();
         // The gate is closed with the lock held, which a step takes.
         let asked = self.device.end_with_interrupts(model, |device| {
@@ -269,7 +269,7 @@ impl Registered {
         if !self.works() {
             return;
         }
-        let model = lock(&self.model);
+        let model = self.model.lock();
         if model.is_none() || self.is_stuck() {
             return;
         }

@@ -277,7 +277,7 @@ impl Clients {
             closer,
             poll,
             min_transfer,
-            gate: Arc::new(Gate::new(max_threads)),
+            gate: Gate::new(max_threads),
             quiet: Quiet::default(),
             ends: Quiet::up_to(MAX_LINES),
             refusals: Quiet::up_to(MAX_LINES),

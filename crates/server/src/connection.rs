@@ -29,13 +29,14 @@ use crate::dma_channel::Blocked;
 use crate::end::End;
 use crate::gate::Gate;
 use crate::held_memory::HeldMemory;
-use crate::limits::{BUSY_STREAK, Quiet, REPLY_BATCH};
+use crate::limits::{BUSY_STREAK, CROWDED_TURN, Quiet, REPLY_BATCH};
 use crate::message_log::{Message, errno_name};
 use crate::outgoing::Outgoing;
 use crate::peer;
 use crate::pending_open::{Attempt, PendingOpen};
 use crate::pool::{Interest, LINGER, Residence, Source, Watch, Worker};
-use crate::serving::{self, Guarded, Serving};
+use crate::progress::{Handled, Step, Turn};
+use crate::serving::{self, Guarded, Next, Serving};
 use crate::session::{Link, Parts, Session};
 use crate::transport::{Lent, Received, Socket, Wait};
 
@@ -44,17 +45,6 @@ const SMALL_CHUNK: usize = 16 << 10;
 /// How much is received at once from a client that sends more than that; what a socket holds by
 /// default is a little less.
 const CHUNK: usize = 256 << 10;
-
-/// What a connection's thread made of what had arrived.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Handled {
-    /// There was no whole message.
-    Nothing,
-    /// Every message.
-    All,
-    /// There are more: the client does not take replies.
-    Part,
-}
 
 fn count(counter: &AtomicU64, more: usize) {
     counter.store(counter.load(Ordering::Relaxed) + more as u64, Ordering::Relaxed);
@@ -84,18 +74,6 @@ pub(crate) struct Connection {
     place: Mutex<Option<Place>>,
     /// Last, so that the connection counts until its file is released.
     counted: Arc<Counted>,
-}
-
-/// What became of an event.
-enum Step {
-    /// There is none.
-    Idle,
-    /// It is done with.
-    Done,
-    /// VERSION waits for another client of the device.
-    Parked,
-    /// A request that may wait for the client, its first position, and its deadline.
-    Waits(Waiting, u64, vfiod_protocol::Time, Message),
 }
 
 impl Connection {
@@ -151,7 +129,7 @@ impl Connection {
         &'a self,
         mut state: MutexGuard<'a, State>,
         residence: &mut Option<Residence<'a>>,
-    ) -> (MutexGuard<'a, State>, Result<Interest, End>) {
+    ) -> (MutexGuard<'a, State>, Result<Next, End>) {
         let pool = self.watch.pool();
         let mut streak = 0;
         let mut chunk = SMALL_CHUNK;
@@ -165,7 +143,7 @@ impl Connection {
             (state, outcome) = self.turn(state, wait);
             let handled = match outcome {
                 Ok(Turn::Handled(handled)) => handled,
-                Ok(Turn::Blocked(interest)) => return (state, Ok(interest)),
+                Ok(Turn::Blocked(interest)) => return (state, Ok(Next::Watch(interest))),
                 Err(end) => return (state, Err(end)),
             };
             // Only once the client was told so in an answer.
@@ -173,10 +151,14 @@ impl Connection {
             if handled != Handled::Nothing && self.session.get().is_some_and(revoked) {
                 return (state, Err(End::Revoked));
             }
+            // Others who wait for a thread shall have their turn.
+            let crowded = self.clients.gate.is_crowded();
             match handled {
+                Handled::Part if crowded => return (state, Ok(Next::Again)),
                 Handled::Part => continue,
-                // Others wait for a thread: they shall have their turn.
-                Handled::All if saturated => return (state, Ok(Interest::Read)),
+                Handled::All if saturated || crowded => {
+                    return (state, Ok(Next::Watch(Interest::Read)));
+                }
                 Handled::All | Handled::Nothing => {}
             }
             if let Some(session) = self.session.get() {
@@ -206,7 +188,7 @@ impl Connection {
                         chunk = CHUNK;
                     }
                 }
-                Ok(Received::Nothing) => return (state, Ok(Interest::Read)),
+                Ok(Received::Nothing) => return (state, Ok(Next::Watch(Interest::Read))),
                 Ok(Received::Eof) => {
                     self.outgoing.closed_by_peer();
                     let whole = state.is_between_messages();
@@ -308,6 +290,8 @@ impl Connection {
             }
         }
         let mut handled = Handled::Nothing;
+        // Since when others are known to wait.
+        let mut crowded = None;
         let outcome = loop {
             match self.step(&mut state, wait) {
                 Ok(Step::Idle) => break Ok(()),
@@ -325,6 +309,12 @@ impl Connection {
                     state = self.wait_for(state, waiting, request, deadline, message);
                 }
                 Err(end) => break Err(end),
+            }
+            if self.clients.gate.is_crowded()
+                && crowded.get_or_insert_with(Instant::now).elapsed() >= CROWDED_TURN
+            {
+                handled = Handled::Part;
+                break Ok(());
             }
             if state.output().len() >= REPLY_BATCH {
                 match self.send(&mut state, wait) {
@@ -639,14 +629,6 @@ impl Connection {
     }
 }
 
-/// What became of a turn.
-enum Turn {
-    Handled(Handled),
-    /// Nothing can be done before this: the client takes what was sent before, or VERSION waits for
-    /// another client.
-    Blocked(Interest),
-}
-
 impl Client for Connection {
     fn has_session(&self) -> bool {
         self.session.get().is_some()
@@ -714,7 +696,7 @@ impl Guarded for Connection {
         Some(self.held.payer())
     }
 
-    fn run(&self, worker: &mut Worker) -> Result<Interest, End> {
+    fn run(&self, worker: &mut Worker) -> Result<Next, End> {
         let mut state = lock(&self.state);
         state.attach(&mut worker.input, &mut worker.replies, self.number);
         let mut residence = None;
@@ -726,7 +708,10 @@ impl Guarded for Connection {
         if outcome.is_ok() && residence.is_some() {
             self.outgoing.socket().bound_receive(true)?;
         }
-        Ok(self.outgoing.interest(outcome?))
+        outcome.map(|next| match next {
+            Next::Watch(idle) => Next::Watch(self.outgoing.interest(idle)),
+            Next::Again => Next::Again,
+        })
     }
 
     /// Takes in what has arrived, for a thread that waits in a request.

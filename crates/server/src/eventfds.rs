@@ -10,6 +10,7 @@ use vfiod_quota::{Charge, Payer, Resource};
 use vfiod_sync::{Mutex, lock};
 
 use crate::clock::now;
+use crate::gate::Visitor;
 use crate::message_log::errno_name;
 use crate::opened::Opened;
 use crate::pace::Pace;
@@ -88,6 +89,7 @@ impl EventFds {
             let bell = Bell {
                 fd: duplicate(fd)?,
                 opened: Arc::downgrade(opened),
+                payer: opened.payer.clone(),
                 region,
                 doorbell,
                 pacer: Pacer::new(MAX_RINGS),
@@ -158,6 +160,7 @@ impl Pacer {
 struct Bell {
     fd: OwnedFd,
     opened: Weak<Opened>,
+    payer: Payer,
     region: RegionIndex,
     doorbell: usize,
     pacer: Pacer,
@@ -168,11 +171,21 @@ impl Source for Bell {
         self.fd.as_fd()
     }
 
-    fn serve(self: Arc<Self>, watch: &Watch, _worker: &mut Worker) {
-        let Some(opened) = self.opened.upgrade() else { return };
-        let source: Arc<dyn Source> = self.clone();
-        let permit = opened.gate.enter(watch, source, Interest::Read, Some(&opened.payer));
-        let Some(_permit) = permit else { return };
+    fn serve(self: Arc<Self>, watch: &Watch, worker: &mut Worker) {
+        let Some(gate) = self.opened.upgrade().map(|opened| opened.gate.clone()) else { return };
+        if let Some(turn) = gate.enter(watch, self) {
+            turn.take(worker);
+        }
+    }
+}
+
+impl Visitor for Bell {
+    fn payer(&self) -> Option<&Payer> {
+        Some(&self.payer)
+    }
+
+    fn visit(self: Arc<Self>, watch: &Watch, _worker: &mut Worker) -> Option<Arc<dyn Visitor>> {
+        let opened = self.opened.upgrade()?;
         if let Err(error) = opened.file.ring(self.region, self.doorbell) {
             opened.quiet.warn(|suppressed| {
                 let device = opened.file.device().name();
@@ -181,10 +194,11 @@ impl Source for Bell {
             });
             if error.errno() == Errno::NODEV {
                 // The file was revoked: a later ring has no receiver.
-                return;
+                return None;
             }
         }
         self.pacer.rearm(watch, self.clone());
+        None
     }
 }
 

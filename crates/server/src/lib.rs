@@ -18,6 +18,7 @@ mod direct;
 mod dirty_log;
 mod dispatch;
 mod dma_channel;
+mod embedded;
 mod end;
 mod eventfds;
 mod gate;
@@ -42,6 +43,7 @@ mod poller;
 #[path = "model/poller.rs"]
 mod poller;
 mod pool;
+mod progress;
 mod server;
 mod serving;
 mod session;

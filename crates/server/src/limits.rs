@@ -1,13 +1,16 @@
 //! Bounds on what a peer can make us spend, and warnings that a peer cannot flood the log with.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Replies that are collected before they are sent.
 pub(crate) const REPLY_BATCH: usize = 256 << 10;
 /// Threads that may be with one device at a time. The device handles one access at a time
 /// anyway; more would only make it easier to use up all threads.
 pub(crate) const MAX_THREADS_PER_DEVICE: usize = 8;
+/// How long a connection is served once others are known to wait for one of those threads. It waits
+/// behind them then.
+pub(crate) const CROWDED_TURN: Duration = Duration::from_millis(1);
 /// Receives in a row without a pause that make a connection a busy one.
 pub(crate) const BUSY_STREAK: u64 = 64;
 /// Lines of the log a second about the ends of a device's connections, and about what was refused

@@ -14,9 +14,6 @@ use vfiod_protocol::ReplyBuffer;
 use vfiod_sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use vfiod_sync::thread::{Builder, JoinHandle};
 use vfiod_sync::{Mutex, lock};
-#[cfg(not(shuttle))]
-use vfiod_tasks::yield_now;
-use vfiod_tasks::{Runtime, Task};
 
 use crate::alarms::{Alarms, Key};
 pub(crate) use crate::poller::Interest;
@@ -38,9 +35,6 @@ const IDLE: Duration = Duration::from_secs(10);
 /// How long a thread waits before it gives memory back that only large messages needed.
 const TIDY: Duration = Duration::from_secs(1);
 
-/// Sources that a task of an embedded pool serves before other tasks have their turn.
-const SERVED_AT_ONCE: usize = 16;
-
 /// Memory for receiving from which a thread that waits gives it back.
 const LARGE: usize = 64 << 10;
 
@@ -56,7 +50,7 @@ impl Worker {
         self.input.len() > LARGE || self.replies.is_large()
     }
 
-    fn trim(&mut self) {
+    pub(crate) fn trim(&mut self) {
         if self.input.len() > LARGE {
             self.input = Vec::new();
         }
@@ -93,8 +87,6 @@ struct Shared {
     stopping: AtomicBool,
     handles: Mutex<Vec<JoinHandle<()>>>,
     lingering: AtomicUsize,
-    /// Buffers, where there are no threads to keep them.
-    buffers: Mutex<Vec<Worker>>,
     /// Sources that a thread stays with, by key.
     residents: Mutex<HashMap<u64, Arc<dyn Source>>>,
 }
@@ -121,7 +113,7 @@ impl Pool {
         Ok(pool)
     }
 
-    /// A pool whose sources are served by the tasks of a runtime: [`serve_in_tasks`]. As it has no
+    /// A pool whose sources are served by the tasks of a runtime: [`crate::embedded`]. As it has no
     /// thread, and may have none, it is saturated at all times: nothing sleeps on a source.
     pub(crate) fn embedded() -> Result<Self, Errno> {
         Self::without_threads(0)
@@ -142,7 +134,6 @@ impl Pool {
                 stopping: AtomicBool::new(false),
                 handles: Mutex::default(),
                 lingering: AtomicUsize::new(0),
-                buffers: Mutex::default(),
                 residents: Mutex::default(),
             }),
         };
@@ -162,27 +153,9 @@ impl Pool {
         Alarm { pool: self.clone(), key }
     }
 
-    /// Serves sources of an embedded pool that have something to do, without waiting. Returns
-    /// whether there may be more.
-    fn serve_ready(&self) -> bool {
-        let mut worker = lock(&self.shared.buffers).pop().unwrap_or_default();
-        let mut more = true;
-        for _ in 0..SERVED_AT_ONCE {
-            more = self.serve_one(&mut worker);
-            if !more {
-                break;
-            }
-        }
-        worker.trim();
-        let mut buffers = lock(&self.shared.buffers);
-        if buffers.is_empty() {
-            buffers.push(worker);
-        }
-        more
-    }
-
     /// Serves a source, if one has something to do.
-    fn serve_one(&self, worker: &mut Worker) -> bool {
+    #[cfg(not(shuttle))]
+    pub(crate) fn serve_one(&self, worker: &mut Worker) -> bool {
         let shared = &self.shared;
         let Ok(Some(key)) = shared.poller.wait(Some(Duration::ZERO)) else { return false };
         if self.is_stopping() {
@@ -193,6 +166,12 @@ impl Pool {
             source.serve(&Watch { pool: self.clone(), key }, worker);
         }
         true
+    }
+
+    /// Readable when a source has something to do.
+    #[cfg(not(shuttle))]
+    pub(crate) fn fd(&self) -> Arc<std::os::fd::OwnedFd> {
+        self.shared.poller.fd()
     }
 
     /// A place for a source that is to be watched later.
@@ -323,38 +302,6 @@ impl Pool {
         }
         shared.threads.fetch_sub(1, Ordering::Relaxed);
     }
-}
-
-/// Serves the sources of an embedded pool in tasks of `runtime`, until the task that it returns is
-/// dropped.
-///
-/// # Errors
-/// Those of `epoll_ctl`.
-#[cfg(not(shuttle))]
-pub(crate) fn serve_in_tasks(pool: &Pool, runtime: &Runtime) -> Result<Task<()>, Errno> {
-    let descriptor = runtime.descriptor(pool.shared.poller.fd())?;
-    let (pool, spawner) = (pool.clone(), runtime.downgrade());
-    Ok(runtime.spawn(async move {
-        loop {
-            descriptor.readable().await;
-            let pool = pool.clone();
-            let Some(runtime) = spawner.upgrade() else { return };
-            // A task for each event: one that waits in a call of a device for other tasks of its
-            // thread, or for its client, must not stop this one from seeing what they do.
-            let serve = async move {
-                while pool.serve_ready() {
-                    yield_now().await;
-                }
-            };
-            runtime.spawn(serve).detach();
-        }
-    }))
-}
-
-/// There are no descriptors under a checker.
-#[cfg(shuttle)]
-pub(crate) fn serve_in_tasks(_pool: &Pool, _runtime: &Runtime) -> Result<Task<()>, Errno> {
-    Err(Errno::NOSYS)
 }
 
 /// Takes the calling thread out of those that wait, unless only `kept` are left. To look and to

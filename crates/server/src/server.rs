@@ -11,9 +11,10 @@ use vfiod_tasks::{Runtime, Task};
 use crate::acceptor::{Acceptor, Reserve};
 use crate::clients::{Clients, ConnectionInfo, ConnectionTotals};
 use crate::connection::Connection;
+use crate::embedded::serve_in_tasks;
 use crate::limits::{MAX_CONNECTIONS, MAX_THREADS_PER_DEVICE, Quiet};
 use crate::listener::{Listener, check_stream};
-use crate::pool::{Interest, Pool, Source, Watch, serve_in_tasks};
+use crate::pool::{Interest, Pool, Source, Watch};
 
 /// How a server works.
 #[derive(Clone, Copy, Debug)]

@@ -1,19 +1,19 @@
 //! Which thread serves a source.
 //!
 //! ```text
-//!          enter              wait
-//!   Idle ────────► Serving ──────────► Waiting
-//!    ▲  ◄────────  │    ▲  ◄────────── │
-//!    │    leave    │    │    resume    └─ enter: Visit::Pump
-//!    │        enter│    │
-//!    │             ▼    │ leave: again
-//!    └───────────  Missed
+//!          enter             begin               wait
+//!   Idle ────────► Queueing ───────► Serving ──────────► Waiting
+//!    ▲                ▲  ◄─────────  │    ▲  ◄────────── │
+//!    │                     requeue   │    │    resume    └─ enter: Visit::Pump
+//!    │                          enter│    │
+//!    │        leave                  ▼    │ leave: again
+//!    └─────────────────────────────  Missed
 //! ```
 //!
 //! A source is watched again (`epoll`, one event) while its thread still serves it. An event that
 //! comes in between must not be lost: the thread that it wakes leaves a mark, and the one that
-//! serves looks again. So a source can be in a gate's queue and be watched, too: if it ends meanwhile, its
-//! turn watches it once more, and whoever gets its event forgets it (`Ended`, from any state).
+//! serves looks again. An event of a source that waits at a gate needs no mark: whoever serves it in its
+//! turn looks at everything. So a source is in a gate's queue once, and does not end there.
 
 use std::sync::Arc;
 
@@ -21,29 +21,27 @@ use rustix::io::Errno;
 use vfiod_quota::Payer;
 use vfiod_sync::atomic::{AtomicU8, Ordering};
 
-use crate::gate::Gate;
+use crate::gate::{Gate, Visitor};
 use crate::pool::{Interest, Source, Watch, Worker};
 
 const IDLE: u8 = 0;
-const SERVING: u8 = 1;
+/// At the gate.
+const QUEUEING: u8 = 1;
+const SERVING: u8 = 2;
 /// Serving, and something has happened since.
-const MISSED: u8 = 2;
+const MISSED: u8 = 3;
 /// The thread that serves it is in a call that may wait for the peer.
-const WAITING: u8 = 3;
-/// It has ended.
-const ENDED: u8 = 4;
+const WAITING: u8 = 4;
 
 /// What a thread that an event has woken shall do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Visit {
-    /// Serve the source.
+    /// Take the source to the gate.
     Serve,
     /// Take in what has arrived, for a thread that waits.
     Pump,
     /// Nothing: the thread that serves it will look again.
     Leave,
-    /// Stop watching the source, which has ended.
-    Forget,
 }
 
 #[derive(Debug)]
@@ -61,9 +59,10 @@ impl Serving {
         let mut state = self.0.load(Ordering::Acquire);
         loop {
             let (next, visit) = match state {
-                IDLE => (SERVING, Visit::Serve),
+                IDLE => (QUEUEING, Visit::Serve),
                 WAITING => return Visit::Pump,
-                ENDED => return Visit::Forget,
+                // Written again, so that what has happened is seen after [`Serving::begin`].
+                QUEUEING => (QUEUEING, Visit::Leave),
                 _ => (MISSED, Visit::Leave),
             };
             let order = (Ordering::AcqRel, Ordering::Acquire);
@@ -74,6 +73,16 @@ impl Serving {
         }
     }
 
+    /// A thread serves the source, which was at the gate.
+    pub(crate) fn begin(&self) {
+        self.0.swap(SERVING, Ordering::AcqRel);
+    }
+
+    /// The source goes back to the gate, with whatever has happened.
+    fn requeue(&self) {
+        self.0.swap(QUEUEING, Ordering::AcqRel);
+    }
+
     /// The thread that serves the source has watched it again, and would go. `false`: something
     /// has happened since it looked, and it must look again.
     pub(crate) fn leave(&self) -> bool {
@@ -82,11 +91,6 @@ impl Serving {
             self.0.store(SERVING, Ordering::Release);
         }
         left.is_ok()
-    }
-
-    /// The source has ended. Whoever waited at a gate for it may still watch it again.
-    fn end(&self) {
-        self.0.store(ENDED, Ordering::Release);
     }
 
     /// The thread that serves the source goes into a call that may wait for the peer.
@@ -104,12 +108,26 @@ impl Serving {
         self.0.load(Ordering::Acquire) == WAITING
     }
 
-    /// Another thread has something for the thread that serves the source. `false`: there is
-    /// none, or it waits.
+    /// Another thread has something for whoever serves the source. `false`: nobody does, and it is not at
+    /// the gate; or its thread waits.
     pub(crate) fn mark(&self) -> bool {
-        let marked = self.0.compare_exchange(SERVING, MISSED, Ordering::AcqRel, Ordering::Acquire);
-        matches!(marked, Ok(_) | Err(MISSED))
+        let marked =
+            self.0.fetch_update(Ordering::AcqRel, Ordering::Acquire, |state| match state {
+                SERVING | MISSED => Some(MISSED),
+                QUEUEING => Some(QUEUEING),
+                _ => None,
+            });
+        marked.is_ok()
     }
+}
+
+/// What a source needs after it was served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Next {
+    /// To be watched.
+    Watch(Interest),
+    /// To be served again, after those who wait at the gate: it can go on at once.
+    Again,
 }
 
 /// A source that one thread at a time serves, behind a gate.
@@ -123,11 +141,11 @@ pub(crate) trait Guarded: Source + Sized + 'static {
     fn gate(&self) -> &Arc<Gate>;
     /// Who pays for the thread that serves it.
     fn payer(&self) -> Option<&Payer>;
-    /// Serves it until there is nothing to do, and says what it waits for then.
+    /// Serves it until there is nothing to do, or others have waited for long.
     ///
     /// # Errors
     /// It has ended.
-    fn run(&self, worker: &mut Worker) -> Result<Interest, Self::End>;
+    fn run(&self, worker: &mut Worker) -> Result<Next, Self::End>;
     /// Takes in what has arrived, for a thread that waits in [`Guarded::run`].
     fn pump(&self);
     /// It has ended, and is not watched any more once this has returned.
@@ -146,40 +164,48 @@ pub(crate) fn wake<S: Guarded>(source: &S, watch: &Watch, interest: Interest) {
     }
 }
 
-/// Serves a source for which the calling thread was woken.
+/// Serves a source for which the calling thread was woken, when it is its turn; if others wait at the
+/// gate, the thread may serve one of them instead.
 pub(crate) fn serve<S: Guarded>(source: Arc<S>, watch: &Watch, worker: &mut Worker) {
     match source.serving().enter() {
         Visit::Serve => {}
         Visit::Pump => return source.pump(),
         Visit::Leave => return,
-        // It was in the gate's queue when it ended, and had its turn.
-        Visit::Forget => return watch.forget(),
     }
     let gate = source.gate().clone();
-    loop {
-        // For everything: the reason for which it was woken may be none of its descriptor's ([`wake`]),
-        // and must be looked at when there is room. So must what a client that takes no replies sends.
-        let Some(permit) = gate.enter(watch, source.clone(), Interest::Both, source.payer()) else {
-            if source.serving().leave() {
-                return;
+    if let Some(turn) = gate.enter(watch, source) {
+        turn.take(worker);
+    }
+}
+
+impl<S: Guarded> Visitor for S {
+    fn payer(&self) -> Option<&Payer> {
+        Guarded::payer(self)
+    }
+
+    fn visit(self: Arc<Self>, watch: &Watch, worker: &mut Worker) -> Option<Arc<dyn Visitor>> {
+        self.serving().begin();
+        loop {
+            let parked = self.run(worker).and_then(|next| match next {
+                Next::Watch(interest) => {
+                    watch.park(self.clone(), interest).map(|()| true).map_err(S::End::from)
+                }
+                Next::Again => Ok(false),
+            });
+            match parked {
+                Ok(true) if self.serving().leave() => return None,
+                // Something has happened since it looked; if others wait, they are first.
+                Ok(true) if !self.gate().is_crowded() => {}
+                Ok(_) => {
+                    self.serving().requeue();
+                    return Some(self);
+                }
+                Err(end) => {
+                    self.ended(&end);
+                    watch.forget();
+                    return None;
+                }
             }
-            // The gate has had room since, and has watched the source again; its event has come,
-            // and found this thread here. There will be no other.
-            continue;
-        };
-        let parked = source
-            .run(worker)
-            .and_then(|interest| watch.park(source.clone(), interest).map_err(S::End::from));
-        let ended = parked.inspect_err(|end| {
-            source.serving().end();
-            source.ended(end);
-            watch.forget();
-        });
-        if ended.is_err() || source.serving().leave() {
-            // Releases the file, as long as the device has this thread.
-            drop(source);
-            drop(permit);
-            return;
         }
     }
 }
@@ -193,11 +219,11 @@ mod tests {
         let reach = |state| Serving(AtomicU8::new(state));
         let after = |serving: &Serving| serving.0.load(Ordering::Relaxed);
         for (before, visit, state) in [
-            (IDLE, Visit::Serve, SERVING),
+            (IDLE, Visit::Serve, QUEUEING),
+            (QUEUEING, Visit::Leave, QUEUEING),
             (SERVING, Visit::Leave, MISSED),
             (MISSED, Visit::Leave, MISSED),
             (WAITING, Visit::Pump, WAITING),
-            (ENDED, Visit::Forget, ENDED),
         ] {
             let serving = reach(before);
             assert_eq!((serving.enter(), after(&serving)), (visit, state), "from {before}");
@@ -208,10 +234,10 @@ mod tests {
         }
         for (before, marked, state) in [
             (IDLE, false, IDLE),
+            (QUEUEING, true, QUEUEING),
             (SERVING, true, MISSED),
             (MISSED, true, MISSED),
             (WAITING, false, WAITING),
-            (ENDED, false, ENDED),
         ] {
             let serving = reach(before);
             assert_eq!((serving.mark(), after(&serving)), (marked, state), "from {before}");

@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+mod fair;
 #[cfg(shuttle)]
 pub mod model;
 
@@ -28,6 +29,8 @@ pub use std::{
     },
     thread, thread_local,
 };
+
+pub use fair::{FairGuard, FairMutex};
 
 use std::sync::{PoisonError, TryLockError};
 use std::time::{Duration, Instant};

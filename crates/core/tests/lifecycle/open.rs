@@ -1,12 +1,14 @@
 //! Open: reset and `open_device` for the first, `open` for each; undone where it fails.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::channel;
+use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use vfiod_core::{Credentials, DeviceSpec, Errno, OpenPolicy, Owner, OwnerIdentity, StatePolicy};
 
-use crate::rig::{Fault, Rig, Slot, errno, open, owner, spec};
+use crate::rig::{Fault, REGISTERS, Rig, Slot, errno, open, owner, spec};
 
 #[test]
 fn first_and_further_open_last_and_other_release() {
@@ -231,4 +233,35 @@ fn open_of_a_busy_device_does_not_hold_up_its_neighbour() {
         drop(release);
     });
     drop(open(&a).expect("it is busy no more"));
+}
+
+/// Threads that call a device again and again, each call 2 ms long, let a further open have its turn.
+#[test]
+fn device_that_others_keep_busy_can_be_opened() {
+    let rig = Rig::new();
+    let mut probe = rig.probe("a");
+    probe.on_read = Box::new(|| sleep(Duration::from_millis(2)));
+    let a = rig.add(DeviceSpec { open: OpenPolicy::Multi, ..spec("a") }, probe);
+    let (calls, stop) = (AtomicUsize::new(0), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        for _ in 0..3 {
+            let file = open(&a).unwrap();
+            let (calls, stop) = (&calls, &stop);
+            scope.spawn(move || {
+                while !stop.load(Ordering::SeqCst) {
+                    file.read(REGISTERS, 0, &mut [0; 4]).unwrap();
+                    calls.fetch_add(1, Ordering::SeqCst);
+                }
+            });
+        }
+        while calls.load(Ordering::SeqCst) < 10 {
+            sleep(Duration::from_millis(1));
+        }
+        let before = calls.load(Ordering::SeqCst);
+        let opened = open(&a).map(drop);
+        let during = calls.load(Ordering::SeqCst) - before;
+        stop.store(true, Ordering::SeqCst);
+        opened.unwrap();
+        assert!(during < 100, "{during} calls of others came first");
+    });
 }

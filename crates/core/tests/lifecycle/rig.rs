@@ -103,6 +103,8 @@ pub(crate) struct Probe {
     pub(crate) request: Option<bool>,
     /// Called by `request`.
     pub(crate) on_request: Box<dyn FnMut(u32) + Send>,
+    /// Called by `read`.
+    pub(crate) on_read: Box<dyn FnMut() + Send>,
     /// Called by `reset`.
     pub(crate) on_reset: Box<dyn FnMut(ResetCause) + Send>,
     /// Called by `release`.
@@ -123,6 +125,7 @@ impl Probe {
             description: Description { flags, regions: vec![Region::registers(0x100)], irqs },
             request: None,
             on_request: Box::new(|_| {}),
+            on_read: Box::new(|| {}),
             on_reset: Box::new(|_| {}),
             on_release: Box::new(|| {}),
             context: Arc::default(),
@@ -169,6 +172,7 @@ impl Device for Probe {
     }
 
     fn read(&mut self, _region: RegionIndex, offset: u64, data: &mut [u8]) -> Result<()> {
+        (self.on_read)();
         data.fill(offset as u8);
         self.call("read", &format!("{offset:#x}+{}", data.len()))
     }

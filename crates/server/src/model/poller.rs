@@ -119,6 +119,7 @@ impl Poller {
     }
 
     /// The scenario: a source is ready from now on, or not any more.
+    #[cfg(test)]
     pub(crate) fn set_ready(&self, key: u64, ready: Option<Interest>) {
         let mut state = lock(&self.state);
         state.sources.entry(key).or_default().ready = ready;

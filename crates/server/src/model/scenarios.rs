@@ -12,7 +12,7 @@ use vfiod_sync::{Condvar, Mutex, lock, wait};
 
 use crate::gate::Gate;
 use crate::pool::{Interest, Pool, Source, Watch, Worker};
-use crate::serving::{self, Guarded, Serving, Visit};
+use crate::serving::{self, Guarded, Next, Serving, Visit};
 
 /// How often a client is served before it ends.
 const WORK: usize = 2;
@@ -84,16 +84,17 @@ impl Guarded for Client {
         self.payer.as_ref()
     }
 
-    fn run(&self, _worker: &mut Worker) -> Result<Interest, End> {
+    fn run(&self, _worker: &mut Worker) -> Result<Next, End> {
         if self.waits_for.as_ref().is_some_and(|woken| !woken.load(Ordering::SeqCst)) {
-            return Ok(Interest::HangUp);
+            return Ok(Next::Watch(Interest::HangUp));
         }
         let inside = self.inside.fetch_add(1, Ordering::SeqCst) + 1;
         assert!(inside <= self.limit, "{inside} threads inside");
         self.done.wait_for(self.stalls_for);
         self.inside.fetch_sub(1, Ordering::SeqCst);
-        let left = self.work.fetch_sub(1, Ordering::SeqCst) - 1;
-        if left > 0 { Ok(self.interest) } else { Err(End) }
+        let left = self.work.fetch_sub(1, Ordering::SeqCst).checked_sub(1);
+        let left = left.expect("a client is not served after its end");
+        if left > 0 { Ok(Next::Watch(self.interest)) } else { Err(End) }
     }
 
     fn pump(&self) {
@@ -121,7 +122,7 @@ fn descriptor() -> OwnedFd {
 /// A pool of at most `threads`, and clients behind a gate for `limit`, all of them ready.
 fn serve(threads: usize, limit: usize, clients: &[(Interest, usize)]) {
     let pool = Pool::new(threads).expect("starts");
-    let (gate, done) = (Arc::new(Gate::new(limit)), Arc::new(Count::default()));
+    let (gate, done) = (Gate::new(limit), Arc::new(Count::default()));
     let inside = Arc::new(AtomicUsize::new(0));
     for (interest, stalls_for) in clients.iter().copied() {
         let (gate, inside, done) = (gate.clone(), inside.clone(), done.clone());
@@ -164,7 +165,7 @@ fn waiting_at_the_gate_keeps_what_is_waited_for() {
 /// A source that waits for something else than its descriptor, which another thread brings about.
 fn wake_of_a_source_that_parks_is_not_lost() {
     let pool = Pool::new(2).expect("starts");
-    let (gate, done) = (Arc::new(Gate::new(1)), Arc::new(Count::default()));
+    let (gate, done) = (Gate::new(1), Arc::new(Count::default()));
     let woken = Arc::new(AtomicBool::new(false));
     let client = Client { waits_for: Some(woken.clone()), ..client(&gate, &done) };
     let client = Arc::new(client);
@@ -204,7 +205,7 @@ fn client(gate: &Arc<Gate>, done: &Arc<Count>) -> Client {
 /// behind the gate.
 fn wake_of_a_source_that_finds_the_gate_full_is_not_lost() {
     let pool = Pool::new(3).expect("starts");
-    let (gate, done) = (Arc::new(Gate::new(1)), Arc::new(Count::default()));
+    let (gate, done) = (Gate::new(1), Arc::new(Count::default()));
     let woken = Arc::new(AtomicBool::new(false));
     let busy = Arc::new(client(&gate, &done));
     let waiting = Arc::new(Client { waits_for: Some(woken.clone()), ..client(&gate, &done) });
@@ -221,6 +222,33 @@ fn wake_of_a_source_that_finds_the_gate_full_is_not_lost() {
     pool.stop();
 }
 
+/// A source that waits at a full gate is watched and woken once more, as by a timer, and ends in its turn:
+/// nobody serves it after that.
+fn source_that_is_woken_at_a_full_gate_is_served_once() {
+    let pool = Pool::new(3).expect("starts");
+    let (gate, done) = (Gate::new(1), Arc::new(Count::default()));
+    let busy = Client { work: AtomicUsize::new(2), ..client(&gate, &done) };
+    let clients = [Arc::new(busy), Arc::new(client(&gate, &done))];
+    let [_, watch] = clients.each_ref().map(|client| {
+        let watch = pool.reserve();
+        watch.set_ready(Some(Interest::Read));
+        let source: Arc<dyn Source> = client.clone();
+        watch.arm(&source, Interest::Read).expect("is watched");
+        watch
+    });
+    let waker = {
+        let client = clients[1].clone();
+        // An event that a thread has taken, and one for which it is watched.
+        spawn(move || _ = watch.rearm(&*client, Interest::Both))
+    };
+    done.wait_for(2);
+    join(waker);
+    pool.stop();
+    for client in clients {
+        assert_eq!(Arc::strong_count(&client), 1, "nobody has it in a queue");
+    }
+}
+
 /// Two devices of one user, who has one thread beyond their shares of one: each has two clients, and a
 /// stranger's device one, which the others wait for.
 fn user_takes_no_threads_of_a_stranger() {
@@ -232,7 +260,7 @@ fn user_takes_no_threads_of_a_stranger() {
     for (user, clients, stalls_for) in [(1, 2, 1), (1, 2, 1), (2, 1, 0)] {
         let account = ledger.open("x").expect("its share").account;
         let payer = Some(Payer::new(account, User::Account(user)));
-        let gate = Arc::new(Gate::new(2));
+        let gate = Gate::new(2);
         for _ in 0..clients {
             let client =
                 Client { payer: payer.clone(), limit: 2, stalls_for, ..client(&gate, &done) };
@@ -258,6 +286,7 @@ fn work_that_arrives_while_a_thread_leaves_is_done() {
             if serving.enter() != Visit::Serve {
                 return;
             }
+            serving.begin();
             loop {
                 let taken = work.swap(0, Ordering::SeqCst);
                 done.fetch_add(taken, Ordering::SeqCst);
@@ -277,6 +306,7 @@ vfiod_sync::checks! {
     waiting_at_the_gate_keeps_what_is_waited_for: 500,
     wake_of_a_source_that_parks_is_not_lost: 500,
     wake_of_a_source_that_finds_the_gate_full_is_not_lost: 500,
+    source_that_is_woken_at_a_full_gate_is_served_once: 500,
     user_takes_no_threads_of_a_stranger: 300,
     work_that_arrives_while_a_thread_leaves_is_done: 500,
 }
