@@ -209,6 +209,9 @@ fn connection_ends_with_the_stream_of_its_client_and_lives_without_a_reader() {
     }
     stage.assert_serves("neighbour");
     until("every thread to sleep", || stage.daemon.is_asleep());
+    stream.write_all(&read_numbers(100)).expect("the connection lives");
+    let second = process::connect(stage.path("attacked"));
+    assert!(second.is_err(), "the device is not the client's any more");
     drop(stream);
     stage.assert_sound();
     stage.assert_nothing_kept(before);
