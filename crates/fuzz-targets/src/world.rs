@@ -146,7 +146,8 @@ pub(crate) struct World {
     pub(crate) devices: Vec<Served>,
     configuration: String,
     turn: usize,
-    is_new: bool,
+    /// How many descriptors there are once each device has been used; nothing before that.
+    descriptors: Option<usize>,
     directory: TempDir,
 }
 
@@ -170,7 +171,8 @@ pub(crate) struct Touched {
 pub(crate) fn with_world(use_each: impl FnOnce(&World), play: impl FnOnce(&World) -> Touched) {
     let mut guard = world();
     let world = guard.get_or_insert_with(|| World::start(use_each));
-    let before = descriptors().len();
+    // An input may have left a device without what it makes when it is used.
+    let before = descriptors().len().max(world.descriptors.unwrap_or_default());
     let mut touched = play(world);
     // The devices that the input has not to do with have their turn, too.
     world.turn = (world.turn + 1) % world.devices.len();
@@ -223,7 +225,7 @@ impl World {
             devices: Vec::new(),
             configuration,
             turn: 0,
-            is_new: true,
+            descriptors: None,
             directory,
         };
         world.restore();
@@ -239,7 +241,7 @@ impl World {
         world.open_each(&Touched { devices, own_ends: false });
         use_each(&world);
         world.await_rest(false);
-        world.is_new = false;
+        world.descriptors = Some(descriptors().len());
         world
     }
 
@@ -350,7 +352,7 @@ impl World {
                 .unwrap_or_else(|error| panic!("{name} cannot be read: {error}"));
             assert!(region == 0 || data[..2] != [0xff; 2], "{name} reads as if it were not there");
             // A retained device keeps its memory from its first use on, which is here.
-            if self.is_new {
+            if self.descriptors.is_none() {
                 (0..info.num_regions).for_each(|region| _ = client.region_info(region));
             }
         }
