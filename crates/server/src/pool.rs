@@ -21,7 +21,8 @@ use crate::poller::{Poller, WAKE_KEY};
 
 /// Threads that stay in `epoll` although there is nothing to do.
 const SPARE: usize = 2;
-/// Threads that wait in `epoll`, at most: further ones end at once, and give their memory back.
+/// Threads that wait in `epoll` for [`IDLE`]; further ones for [`SURPLUS`] only, and give their memory back
+/// then.
 const MAX_WAITING: usize = 4;
 /// Threads that may stay with a source that has gone quiet: a server with few clients answers
 /// each at once, and one with many has not a thread for each.
@@ -29,8 +30,11 @@ const MAX_RESIDENTS: usize = 4;
 /// Threads that sleep for a moment ([`LINGER`]) on a source that has gone quiet, so that a client
 /// that asks again at once is answered without another thread's waking up.
 const MAX_LINGERING: usize = 4;
-/// How long a thread beyond those waits before it ends.
+/// How long a thread beyond [`SPARE`] waits before it ends.
 const IDLE: Duration = Duration::from_secs(10);
+/// How long one beyond [`MAX_WAITING`] waits: long enough that clients that come and go do not end and start
+/// threads all the time, which holds up whoever is served next.
+const SURPLUS: Duration = Duration::from_millis(250);
 
 /// How long a thread waits before it gives memory back that only large messages needed.
 const TIDY: Duration = Duration::from_secs(1);
@@ -83,6 +87,8 @@ struct Shared {
     /// Threads waiting in `epoll`.
     waiting: AtomicUsize,
     threads: AtomicUsize,
+    /// Threads that were started.
+    started: AtomicUsize,
     max_threads: AtomicUsize,
     stopping: AtomicBool,
     handles: Mutex<Vec<JoinHandle<()>>>,
@@ -130,6 +136,7 @@ impl Pool {
                 next_key: AtomicU64::new(WAKE_KEY + 1),
                 waiting: AtomicUsize::new(0),
                 threads: AtomicUsize::new(0),
+                started: AtomicUsize::new(0),
                 max_threads: AtomicUsize::new(max_threads),
                 stopping: AtomicBool::new(false),
                 handles: Mutex::default(),
@@ -237,7 +244,8 @@ impl Pool {
 
     fn spawn(&self) -> Result<(), Errno> {
         let pool = self.clone();
-        let number = self.shared.threads.fetch_add(1, Ordering::Relaxed);
+        let number = self.shared.started.fetch_add(1, Ordering::Relaxed);
+        self.shared.threads.fetch_add(1, Ordering::Relaxed);
         self.shared.waiting.fetch_add(1, Ordering::Relaxed);
         let spawned = Builder::new().name(format!("vfio-user-{number}")).spawn(move || pool.run());
         match spawned {
@@ -262,11 +270,12 @@ impl Pool {
         let shared = &self.shared;
         let mut worker = Worker::default();
         loop {
-            if end_beyond(&shared.waiting, MAX_WAITING) {
-                break;
-            }
-            let spare = shared.waiting.load(Ordering::Relaxed) > SPARE;
-            let timeout = if worker.is_large() { Some(TIDY) } else { spare.then_some(IDLE) };
+            let (timeout, kept) = match shared.waiting.load(Ordering::Relaxed) {
+                _ if worker.is_large() => (Some(TIDY), SPARE),
+                waiting if waiting > MAX_WAITING => (Some(SURPLUS), MAX_WAITING),
+                waiting if waiting > SPARE => (Some(IDLE), SPARE),
+                _ => (None, SPARE),
+            };
             let waited = shared.poller.wait(timeout);
             if shared.stopping.load(Ordering::SeqCst) {
                 shared.waiting.fetch_sub(1, Ordering::Relaxed);
@@ -277,8 +286,8 @@ impl Pool {
                     worker.trim();
                     continue;
                 }
-                // Others may have ended since `spare` was looked at.
-                Ok(None) if end_beyond(&shared.waiting, SPARE) => break,
+                // Others may have ended meanwhile.
+                Ok(None) if end_beyond(&shared.waiting, kept) => break,
                 Ok(None) | Err(Errno::INTR) => continue,
                 Ok(Some(key)) => key,
                 Err(error) => {
@@ -434,7 +443,55 @@ pub(crate) const LINGER: Duration = Duration::from_millis(10);
 
 #[cfg(all(test, not(any(loom, shuttle))))]
 mod tests {
+    use std::os::fd::{AsFd, OwnedFd};
+    use std::sync::Barrier;
+
+    use rustix::event::{EventfdFlags, eventfd};
+
     use super::*;
+
+    /// A source that keeps its thread until all of a wave are served.
+    struct Waving {
+        event: OwnedFd,
+        wave: Arc<Barrier>,
+    }
+
+    impl Source for Waving {
+        fn fd(&self) -> BorrowedFd<'_> {
+            self.event.as_fd()
+        }
+
+        fn serve(self: Arc<Self>, watch: &Watch, _worker: &mut Worker) {
+            rustix::io::read(&self.event, &mut [0; 8]).unwrap();
+            self.wave.wait();
+            watch.rearm(&*self, Interest::Read).unwrap();
+        }
+    }
+
+    /// Waves of clients that come and go: each needs more threads than wait when there is nothing to do.
+    #[test]
+    fn clients_that_come_and_go_start_no_threads_all_the_time() {
+        const WAVE: usize = 8;
+        const WAVES: usize = 100;
+        let pool = Pool::new(64).unwrap();
+        let wave = Arc::new(Barrier::new(WAVE + 1));
+        let sources = [(); WAVE].map(|()| {
+            let event = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
+            let source = Arc::new(Waving { event, wave: wave.clone() });
+            let watched: Arc<dyn Source> = source.clone();
+            pool.reserve().arm(&watched, Interest::Read).unwrap();
+            source
+        });
+        for _ in 0..WAVES {
+            for source in &sources {
+                rustix::io::write(&source.event, &1u64.to_ne_bytes()).unwrap();
+            }
+            wave.wait();
+        }
+        let started = pool.shared.started.load(Ordering::Relaxed);
+        pool.stop();
+        assert!(started < WAVE + WAVES, "{started} threads were started for {WAVES} waves");
+    }
 
     /// Threads that end at the same time leave enough.
     #[test]
