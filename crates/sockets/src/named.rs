@@ -76,8 +76,9 @@ impl NamedSocket {
     ///
     /// # Errors
     /// `EADDRINUSE`: somebody listens at the path; `EEXIST`: there is a file that is no socket;
-    /// `ENAMETOOLONG`: over 107 bytes; `EISDIR`: it is written like a directory's; `ENOTDIR`: a file is in place of a directory; what `mkdir`,
-    /// `bind`, `chmod` or `chown` says.
+    /// `ENAMETOOLONG`: over 107 bytes; `EISDIR`: it is written like a directory's; `ENOTDIR`: a file is in place of a directory; `EPERM`:
+    /// somebody put another file in the socket's place meanwhile; what `mkdir`, `bind`, `chmod` or
+    /// `chown` says.
     pub fn prepare(path: impl AsRef<Path>, access: SocketAccess, site: Site) -> Result<Self> {
         let path = path.as_ref();
         let failed = |errno: Errno, what: &str| failed(path, errno, what);
@@ -101,8 +102,8 @@ impl NamedSocket {
         let fd = stream_socket().map_err(|errno| failed(errno, "cannot make a socket for"))?;
         let first = bind_first(&fd, &opened, &directory, &name.to_string_lossy())
             .map_err(|errno| failed(errno, "cannot bind"))?;
-        let stat = rustix::fs::statat(&opened, &*first, AtFlags::SYMLINK_NOFOLLOW)
-            .map_err(|errno| failed(errno, "cannot look at"))?;
+        let file = open_bound(&opened, &first).map_err(|errno| failed(errno, "cannot look at"))?;
+        let stat = rustix::fs::fstat(&file).map_err(|errno| failed(errno, "cannot look at"))?;
         // From here on the file is removed if anything fails.
         let socket = Self {
             fd,
@@ -111,12 +112,14 @@ impl NamedSocket {
             identity: (stat.st_dev, stat.st_ino),
         };
         if let Some(mode) = access.mode {
-            rustix::fs::chmodat(&opened, &*first, Mode::from_raw_mode(mode), AtFlags::empty())
+            // No kernel before Linux 6.6 changes the mode by such a descriptor itself.
+            let place = format!("/proc/self/fd/{}", file.as_raw_fd());
+            rustix::fs::chmodat(CWD, place, Mode::from_raw_mode(mode), AtFlags::empty())
                 .map_err(|errno| failed(errno, "cannot set the mode of"))?;
         }
         if access.uid.is_some() || access.gid.is_some() {
             let (uid, gid) = (access.uid.map(Uid::from_raw), access.gid.map(Gid::from_raw));
-            rustix::fs::chownat(&opened, &*first, uid, gid, AtFlags::SYMLINK_NOFOLLOW)
+            rustix::fs::chownat(&file, "", uid, gid, AtFlags::EMPTY_PATH)
                 .map_err(|errno| failed(errno, "cannot set the owner of"))?;
         }
         // Before it has its name: a connection that is refused would look like a dead server's.
@@ -230,6 +233,21 @@ fn bind_first(
         }
     }
     Err(Errno::ADDRINUSE)
+}
+
+/// Opens the file of a socket that was just bound. Whoever owns the directory may have put another file
+/// in its place, such as a link to a file whose mode they may not change: what this returns is a socket
+/// of this process's user, which has no other name.
+///
+/// # Errors
+/// `EPERM`: it is something else; what `open` or `fstat` says.
+fn open_bound(directory: &OwnedFd, name: &str) -> std::result::Result<OwnedFd, Errno> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let file = rustix::fs::openat(directory, name, flags, Mode::empty())?;
+    let stat = rustix::fs::fstat(&file)?;
+    let is_socket = FileType::from_raw_mode(stat.st_mode) == FileType::Socket;
+    let is_ours = stat.st_uid == rustix::process::geteuid().as_raw() && stat.st_nlink == 1;
+    if is_socket && is_ours { Ok(file) } else { Err(Errno::PERM) }
 }
 
 fn identity(path: &Path) -> std::result::Result<Identity, Errno> {

@@ -192,6 +192,26 @@ fn leftovers_of_killed_programs_are_removed() {
     assert!(!remove_if_stale(&directory.path().join("absent")));
 }
 
+#[test]
+fn file_that_was_put_in_a_sockets_place_is_not_touched() {
+    let directory = tempfile::tempdir().unwrap();
+    let place = |name: &str| directory.path().join(name);
+    let opened = rustix::fs::open(directory.path(), OFlags::PATH, Mode::empty()).unwrap();
+    let _listening = UnixListener::bind(place("bound")).unwrap();
+    let file = open_bound(&opened, "bound").unwrap();
+    let found = rustix::fs::fstat(&file).unwrap();
+    assert_eq!(identity(&place("bound")), Ok((found.st_dev, found.st_ino)));
+    // As the directory's owner may.
+    fs::write(place("secret"), "").unwrap();
+    std::os::unix::fs::symlink(place("secret"), place("link")).unwrap();
+    std::os::unix::fs::symlink(place("bound"), place("link to a socket")).unwrap();
+    for name in ["secret", "link", "link to a socket"] {
+        assert_eq!(open_bound(&opened, name).unwrap_err(), Errno::PERM, "{name}");
+    }
+    fs::hard_link(place("bound"), place("second name")).unwrap();
+    assert_eq!(open_bound(&opened, "second name").unwrap_err(), Errno::PERM);
+}
+
 fn timespec(time: std::time::SystemTime) -> rustix::fs::Timespec {
     let since = time.duration_since(std::time::UNIX_EPOCH).unwrap();
     rustix::fs::Timespec { tv_sec: since.as_secs() as i64, tv_nsec: since.subsec_nanos().into() }
