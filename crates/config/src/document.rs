@@ -116,8 +116,13 @@ impl Document {
         self.added.contains(device)
     }
 
-    /// Finds the mistakes of `problems` in its text, for messages.
-    pub fn problems(&self, problems: Vec<Problem>) -> Problems {
+    /// Finds the mistakes of `problems` in its text, for messages. One whose span is empty stands where its
+    /// key does.
+    pub fn problems(&self, mut problems: Vec<Problem>) -> Problems {
+        let text = self.text();
+        for problem in problems.iter_mut().filter(|problem| problem.span.is_empty()) {
+            problem.span = read::span_of(&text, &problem.key);
+        }
         Problems::new(&self.file(), &self.text(), problems)
     }
 

@@ -111,7 +111,7 @@ pub use self::load_error::LoadError;
 pub use self::log::{LogFormat, check_filter};
 pub use self::model::{ConfiguredModel, ConfiguredParent, ModelInfo, Models, Needs, NoOptions};
 pub use self::nearest::{nearest, suggestion};
-pub use self::options::{ModelOptions, OptionInfo, Options};
+pub use self::options::{ModelOptions, OptionInfo, Options, PathKind};
 pub use self::problem::{Problem, Problems};
 pub use self::types::{
     BridgeConfig, BusConfig, Config, ContainerConfig, ControlConfig, DEVICE_CONNECTIONS,
@@ -119,7 +119,7 @@ pub use self::types::{
     SandboxConfig, SlotConfig, SocketAccess, SocketConfig, SriovConfig,
 };
 pub use self::usage::{UsageError, time_argument};
-pub use self::values::{TIME_HELP, mode, time};
+pub use self::values::{TIME_HELP, mode, place, time};
 
 /// Reads the text of a configuration file. `file` is its name in messages.
 ///

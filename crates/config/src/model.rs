@@ -58,7 +58,7 @@ pub trait ConfiguredParent {
 /// allows this in its sandbox.
 ///
 /// Files that an option names need not be here: an option whose field has
-/// `#[schemars(extend("x-path" = true))]` is a path, and the daemon allows its directory.
+/// an `x-path` is a path ([`ModelOptions`]), and the daemon allows its directory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Needs {
     /// System calls by number, such as `libc::SYS_io_uring_setup`.

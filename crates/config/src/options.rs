@@ -17,7 +17,9 @@ pub type Options = serde_json::Map<String, Value>;
 ///
 /// Where the type of a field does not say what may be written (a list of names, say),
 /// `#[schemars(extend("x-values" = "a list of names"))]` does. A field that is a path has
-/// `#[schemars(extend("x-path" = true))]`: the daemon's sandbox allows its directory.
+/// `#[schemars(extend("x-path" = "socket"))]`, or `"link"`, `"directory"`, `"file"` or `true`: see
+/// [`PathKind`]. The daemon's sandbox allows its directory, and what is in its way is found before
+/// anything is served.
 pub trait ModelOptions: Default + Serialize + DeserializeOwned + JsonSchema {}
 
 impl<T: Default + Serialize + DeserializeOwned + JsonSchema> ModelOptions for T {}
@@ -33,9 +35,24 @@ pub struct OptionInfo {
     pub default: String,
     /// What it does.
     pub summary: String,
-    /// Whether it is a path.
+    /// What is at the path that it is, if it is one.
     #[serde(skip)]
-    pub is_path: bool,
+    pub path: Option<PathKind>,
+}
+
+/// What is to be at a path that an option names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PathKind {
+    /// A socket that the model makes.
+    Socket,
+    /// A symbolic link that the model makes.
+    Link,
+    /// A directory in which the model makes files.
+    Directory,
+    /// A file with contents, or a block device: it is there already.
+    File,
+    /// Anything.
+    Other,
 }
 
 /// The options of a structure, in the order of its fields.
@@ -49,7 +66,7 @@ pub(crate) fn help<O: ModelOptions>() -> Vec<OptionInfo> {
         values: values(schema),
         default: written(&defaults[name]),
         summary: summary(schema["description"].as_str().unwrap_or_default()),
-        is_path: is_path(schema),
+        path: path_kind(schema),
     };
     properties.into_iter().flatten().map(option).collect()
 }
@@ -70,8 +87,18 @@ fn summary(description: &str) -> String {
     }
 }
 
-fn is_path(schema: &Value) -> bool {
-    schema["x-path"].as_bool() == Some(true)
+fn path_kind(schema: &Value) -> Option<PathKind> {
+    match &schema["x-path"] {
+        Value::Bool(true) => Some(PathKind::Other),
+        Value::String(kind) => Some(match kind.as_str() {
+            "socket" => PathKind::Socket,
+            "link" => PathKind::Link,
+            "directory" => PathKind::Directory,
+            "file" => PathKind::File,
+            _ => PathKind::Other,
+        }),
+        _ => None,
+    }
 }
 
 /// What may be written, in words.
@@ -79,7 +106,7 @@ fn values(schema: &Value) -> String {
     if let Some(words) = schema["x-values"].as_str() {
         return words.to_owned();
     }
-    if is_path(schema) {
+    if path_kind(schema).is_some() {
         return "a path".to_owned();
     }
     if let Some(names) = names(schema) {
@@ -212,7 +239,7 @@ mod tests {
         #[schemars(with = "u8", range(min = 1, max = 2))]
         ports: u8,
         /// UNIX socket.
-        #[schemars(extend("x-path" = true))]
+        #[schemars(extend("x-path" = "socket"))]
         socket: Option<std::path::PathBuf>,
     }
 
@@ -240,5 +267,7 @@ mod tests {
                 "socket = a path: UNIX socket [none]",
             ]
         );
+        let path = super::help::<Example>().pop().and_then(|option| option.path);
+        assert_eq!(path, Some(PathKind::Socket));
     }
 }

@@ -89,18 +89,22 @@ impl<'a> Section<'a> {
         self.table.get(key)
     }
 
-    /// Where the value of a dotted key stands.
+    /// Where the value of a dotted key stands, or the innermost table that should have it.
     pub(super) fn span_of(&self, path: &str) -> Range<usize> {
-        let mut table = self.table;
-        let mut span = self.span.clone();
-        // Names may have dots in them; those of keys of ours have none.
-        let (kind, rest) = path.split_once('.').unwrap_or((path, ""));
-        let (name, key) = rest.rsplit_once('.').unwrap_or((rest, ""));
-        for key in [kind, name, key] {
-            let Some(value) = table.get(key) else { break };
+        let (mut table, mut span, mut rest) = (self.table, self.span.clone(), path);
+        // Names may have dots in them: the longest one that fits is meant.
+        while let Some((key, value)) = table
+            .iter()
+            .filter(|(key, _)| {
+                let behind = rest.strip_prefix(key.get_ref().as_ref());
+                behind.is_some_and(|behind| behind.is_empty() || behind.starts_with('.'))
+            })
+            .max_by_key(|(key, _)| key.get_ref().len())
+        {
             span = value.span();
             let Some(inner) = value.get_ref().as_table() else { break };
             table = inner;
+            rest = rest[key.get_ref().len()..].trim_start_matches('.');
         }
         span
     }

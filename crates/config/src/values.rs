@@ -31,7 +31,7 @@ pub fn mode(text: &str) -> Option<u32> {
 
 /// The place of a file, whichever path leads there: its directory without links and `..`, as far as
 /// it exists.
-pub(crate) fn place(path: &Path) -> PathBuf {
+pub fn place(path: &Path) -> PathBuf {
     let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
     let (Some(name), Some(directory)) = (absolute.file_name(), absolute.parent()) else {
         return absolute;

@@ -1,5 +1,6 @@
 //! Serves the API: its thread, its socket, and who may use it.
 
+use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpListener as StdTcpListener};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixListener as StdListener;
@@ -7,6 +8,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use tokio::net::{TcpListener, UnixListener};
+use vfiod_config::UsageError;
 use vfiod_manager::Manager;
 use vfiod_server::Listener;
 
@@ -89,10 +91,15 @@ impl Metrics {
 /// Opens the socket of [`Metrics`], before a sandbox forbids that.
 ///
 /// # Errors
-/// The address cannot be used.
+/// The address cannot be used. [`UsageError`]: this machine does not have it.
 pub fn listen_for_metrics(address: SocketAddr) -> anyhow::Result<StdTcpListener> {
-    let listener = StdTcpListener::bind(address)
-        .with_context(|| format!("cannot serve metrics at {address}"))?;
+    let listener = match StdTcpListener::bind(address) {
+        Err(error) if error.kind() == ErrorKind::AddrNotAvailable => {
+            let what = format!("metrics.listen: this machine does not have the address {address}");
+            return Err(UsageError(what).into());
+        }
+        bound => bound.with_context(|| format!("cannot serve metrics at {address}"))?,
+    };
     listener.set_nonblocking(true)?;
     Ok(listener)
 }

@@ -5,7 +5,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context;
-use vfiod_config::{MdevConfig, Models};
+use vfiod_config::{MdevConfig, Models, UsageError};
+use vfiod_core::{Errno, Error};
 use vfiod_manager::Source;
 use vfiod_mdev_sysfs::{MountPoint, MountedView};
 use vfiod_sandbox::{Helper, Report};
@@ -41,6 +42,10 @@ impl Confined {
         program: &str,
     ) -> anyhow::Result<Self> {
         let config = source.config();
+        if let MdevConfig { sysfs: Some(root), definitions, .. } = &config.mdev {
+            // Before any directory is made.
+            vfiod_mdev_sysfs::check(root, definitions.as_deref()).map_err(mistake)?;
+        }
         let off = match (args.no_sandbox, config.sandbox.enabled) {
             (true, _) => Some(Off::CommandLine),
             (false, false) => Some(Off::Configuration),
@@ -88,7 +93,30 @@ fn mount(config: &MdevConfig) -> anyhow::Result<Option<MountedView>> {
         std::fs::create_dir_all(definitions)
             .with_context(|| format!("cannot make the directory {}", definitions.display()))?;
     }
-    Ok(Some(MountedView::new(root, definitions.as_deref())?))
+    MountedView::new(root, definitions.as_deref()).map(Some).map_err(mistake)
+}
+
+/// Checks that the view can be mounted. Returns where it is mounted already: as a rule the daemon runs whose
+/// configuration is checked.
+///
+/// # Errors
+/// As when it is mounted.
+pub(crate) fn check(config: &MdevConfig) -> anyhow::Result<Option<String>> {
+    let MdevConfig { sysfs: Some(root), definitions, .. } = config else { return Ok(None) };
+    match vfiod_mdev_sysfs::check(root, definitions.as_deref()) {
+        Err(error) if error.errno() == Errno::BUSY => Ok(Some(root.display().to_string())),
+        checked => checked.map(|()| None).map_err(mistake),
+    }
+}
+
+/// What is in the way of the view is a mistake of the configuration.
+fn mistake(error: Error) -> anyhow::Error {
+    match error.errno() {
+        Errno::NOTDIR | Errno::NOTEMPTY | Errno::EXIST | Errno::LOOP => {
+            UsageError(format!("mdev.sysfs: {error}")).into()
+        }
+        _ => anyhow::Error::new(error).context("mdev.sysfs"),
+    }
 }
 
 /// Starts the helper, which unmounts the view when it is asked to, or when this process has ended.

@@ -13,7 +13,7 @@ use vfiod_manager::{EventLog, InUsePolicy, Manager, PassedSockets};
 use vfiod_mdev_sysfs::{MountedView, View};
 
 use crate::cli::Serve;
-use crate::confine::Confined;
+use crate::confine::{self, Confined};
 use crate::served::configuration;
 use crate::signals::{Asked, Signals};
 use crate::{logging, notify, output};
@@ -42,8 +42,9 @@ pub(crate) fn run(
     let config = source.config().clone();
     logs.filter(config.log.as_deref(), DEFAULT_LOG)?;
     if args.check {
-        let mut in_use = vfiod_manager::check(&config)?;
+        let mut in_use = vfiod_manager::check(&config, models)?;
         in_use.extend(check_metrics(&config)?);
+        in_use.extend(confine::check(&config.mdev)?);
         let count =
             |count: usize, what| format!("{count} {what}{}", if count == 1 { "" } else { "s" });
         let mut found = vec![count(config.devices.len(), "device")];

@@ -42,7 +42,7 @@ pub(crate) fn configuration(args: &Serve, models: &Models) -> anyhow::Result<Sou
                 // Read again, so that devices can be added to it while it runs.
                 Some(text) => match Document::of_text(&text, models) {
                     Ok(document) => document.into(),
-                    Err(_) => config.into(),
+                    Err(problems) => return Err(UsageError(problems.by_key()).into()),
                 },
                 None => config.into(),
             })
@@ -109,9 +109,12 @@ fn single(args: &Serve, model: &str, models: &Models) -> Result<Config, UsageErr
     let config = Config { devices: vec![device], ..Config::default() };
     match find_mistakes(&config, models).first() {
         Some(problem) => {
-            let key = problem.key.strip_prefix(&format!("device.{model}.options."));
-            let place =
-                key.map_or_else(|| format!("--device {model}"), |key| format!("--option {key}"));
+            let key = problem.key.strip_prefix(&format!("device.{model}.")).unwrap_or_default();
+            let place = match (key, key.strip_prefix("options.")) {
+                (_, Some(option)) => format!("--option {option}"),
+                ("socket", None) => "--socket-path".to_owned(),
+                _ => format!("--device {model}"),
+            };
             let help = problem.help.iter().map(|help| format!("; {help}")).collect::<String>();
             Err(UsageError(format!("{place}: {}{help}", problem.what)))
         }

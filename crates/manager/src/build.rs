@@ -9,13 +9,24 @@ use vfiod_core::{Device, Token};
 use vfiod_mdev::{Parent, ParentSpec};
 use vfiod_pci::{BusKind, Fitting, Role, Sriov};
 
+use crate::paths::{self, NamedPath};
 use crate::plan::{self, DevicePlan, SriovPlan};
 
 /// What the virtual functions of each physical function share with it, by its name.
 pub(crate) type Siblings = HashMap<String, Sriov>;
 
-/// Finds the mistakes of a configuration that only show when its devices and parents are made.
+/// Finds the mistakes of a configuration that only show when its devices and parents are made, and what is
+/// in the way of its paths. The span of a mistake is empty where only its key says where it is.
 pub fn find_mistakes(config: &Config, models: &Models) -> Vec<Problem> {
+    mistakes_beyond(&[], config, models)
+}
+
+/// As [`find_mistakes`]; what is at the paths of `known` is not looked at, as they are in use already.
+pub(crate) fn mistakes_beyond(
+    known: &[NamedPath],
+    config: &Config,
+    models: &Models,
+) -> Vec<Problem> {
     let mut siblings = Siblings::new();
     let mut problems = Vec::new();
     for device in &config.devices {
@@ -32,6 +43,9 @@ pub fn find_mistakes(config: &Config, models: &Models) -> Vec<Problem> {
             problems.push(mistake(error, key, &parent.options, &parent.span));
         }
     }
+    let paths = paths::of(config, models);
+    problems.extend(paths::collisions(&paths));
+    problems.extend(paths::obstacles(paths.iter().filter(|named| !known.contains(named))));
     problems
 }
 

@@ -14,10 +14,11 @@ use vfiod_config::{Config, Document, LoadError, Options, ParentConfig, Problem, 
 use vfiod_core::{DeviceRef, Errno, Error, OpenPause, Result};
 use vfiod_mdev::CreationPause;
 
-use crate::build::{self, find_mistakes};
+use crate::build;
 use crate::departure;
 use crate::event_log::owner_name;
 use crate::manager::Manager;
+use crate::paths;
 use crate::plan::{self, Unit};
 use crate::sandbox;
 use crate::sockets::Opened;
@@ -130,7 +131,7 @@ impl Manager {
         }
         let by_key = |problems: vfiod_config::Problems| invalid(problems.by_key());
         let new = old.with_device(name, section, &self.models).map_err(by_key)?;
-        let mistakes = find_mistakes(new.config(), &self.models);
+        let mistakes = self.mistakes(&old, &new);
         if !mistakes.is_empty() {
             return Err(invalid(new.problems(mistakes).by_key()));
         }
@@ -209,7 +210,7 @@ impl Manager {
             error => invalid(error),
         })?;
         let mut mistakes = fixed(old.config(), &new);
-        mistakes.extend(find_mistakes(new.config(), &self.models));
+        mistakes.extend(self.mistakes(&old, &new));
         if !mistakes.is_empty() {
             return Err(invalid(new.problems(mistakes)));
         }
@@ -217,6 +218,12 @@ impl Manager {
         let difference = self.difference(&old, &new)?;
         let cleared = self.check_use(&difference, in_use)?;
         self.apply(new, difference, cleared)
+    }
+
+    /// The mistakes that a change would make.
+    fn mistakes(&self, old: &Document, new: &Document) -> Vec<Problem> {
+        let known = paths::of(old.config(), &self.models);
+        build::mistakes_beyond(&known, new.config(), &self.models)
     }
 
     fn difference(&self, old: &Document, new: &Document) -> Result<Difference> {

@@ -35,6 +35,7 @@ mod events;
 mod inherited;
 mod limits;
 mod manager;
+mod paths;
 mod plan;
 mod sandbox;
 mod sockets;

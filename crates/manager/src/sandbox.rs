@@ -6,9 +6,11 @@ use std::fs;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
-use vfiod_config::{Config, ModelInfo, Models, Needs, OptionSetting, SocketAccess, SocketConfig};
+use vfiod_config::{Config, ModelInfo, Models, Needs, SocketAccess};
 use vfiod_core::{Errno, Error, Result};
 use vfiod_sandbox::Rules;
+
+use crate::paths::{self, NamedPath, Role};
 
 /// The accounts by name, for `owner`, `group`, `users` and `groups` of a configuration.
 const ACCOUNTS: [&str; 3] = ["/etc/passwd", "/etc/group", "/etc/nsswitch.conf"];
@@ -125,29 +127,32 @@ pub(crate) fn check(old: &Config, new: &Config, models: &Models) -> Result<()> {
 
 fn wanted(config: &Config, models: &Models) -> BTreeSet<Wanted> {
     let mut all = BTreeSet::new();
-    for (key, path, access) in sockets(config) {
-        all.extend(of_access(&key, access));
-        all.insert(Wanted::Path(key, directory_of(path)));
+    for NamedPath { key, path, role } in paths::of(config, models) {
+        match role {
+            Role::Socket(access) => {
+                all.extend(of_access(&key, access));
+                all.insert(Wanted::Path(key, directory_of(&path)));
+            }
+            Role::Directory => drop(all.insert(Wanted::Path(key, path))),
+            Role::Option(_) => drop(all.insert(Wanted::Path(key, named(&path)))),
+            // Mounted before the sandbox is entered; allowed as it is.
+            Role::View | Role::Present => {}
+        }
     }
     all.extend(of_access("mdev.access", config.mdev.access));
-    let directories =
-        [("sockets", &config.mdev.sockets), ("definitions", &config.mdev.definitions)];
-    for (key, path) in directories {
-        all.extend(path.clone().map(|path| Wanted::Path(format!("mdev.{key}"), path)));
-    }
     for device in &config.devices {
         let info = models.models().find(|info| info.name == device.model);
         let key = format!("device.{}", device.name);
-        all.extend(info.into_iter().flat_map(|info| of_model(&key, info, &device.options)));
+        all.extend(info.into_iter().flat_map(|info| of_model(&key, info)));
     }
     for parent in &config.parents {
         let info = models.parents().find(|info| info.name == parent.model);
         let key = format!("parent.{}", parent.name);
-        all.extend(info.into_iter().flat_map(|info| of_model(&key, info, &parent.options)));
+        all.extend(info.into_iter().flat_map(|info| of_model(&key, info)));
     }
     for name in &config.sandbox.models {
         let infos = models.models().chain(models.parents()).filter(|info| info.name == *name);
-        all.extend(infos.flat_map(|info| of_model("sandbox.models", info, &[])));
+        all.extend(infos.flat_map(|info| of_model("sandbox.models", info)));
     }
     all
 }
@@ -159,41 +164,14 @@ fn of_access(key: &str, access: SocketAccess) -> impl Iterator<Item = Wanted> {
     mode.map(|mode| Wanted::Mode(key.to_owned(), mode)).into_iter().chain(owner)
 }
 
-/// What a device or parent of a model needs.
-fn of_model(key: &str, info: &ModelInfo, options: &[OptionSetting]) -> Vec<Wanted> {
+/// What a device or parent of a model needs, whatever its options.
+fn of_model(key: &str, info: &ModelInfo) -> Vec<Wanted> {
     let Needs { system_calls, paths } = info.needs;
     let (key, model) = (key.to_owned(), info.name.clone());
     let calls =
         system_calls.iter().map(|number| Wanted::SystemCall(key.clone(), model.clone(), *number));
     let paths = paths.iter().map(|path| Wanted::ModelPath(key.clone(), model.clone(), path.into()));
-    let is_path = |set: &&OptionSetting| {
-        info.options.iter().any(|option| option.is_path && option.name == set.name)
-    };
-    let named = options.iter().filter(is_path).filter_map(|set| {
-        let path = named(Path::new(set.value.as_str()?));
-        Some(Wanted::Path(format!("{key}.options.{}", set.name), path))
-    });
-    calls.chain(paths).chain(named).collect()
-}
-
-/// Every socket with a path, with the key of what it belongs to.
-fn sockets(config: &Config) -> impl Iterator<Item = (String, &Path, SocketAccess)> {
-    let devices = config.devices.iter().map(|one| (format!("device.{}", one.name), &one.socket));
-    let containers = config.containers.iter().flat_map(|container| {
-        let key = format!("container.{}", container.name);
-        let objects = container.objects.iter().map(move |one| {
-            (format!("container.{}.object.{}", container.name, one.name), &one.socket)
-        });
-        std::iter::once((key, &container.socket)).chain(objects)
-    });
-    let control = config.control.iter().map(|control| ("control".to_owned(), &control.socket));
-    let all = devices.chain(containers).chain(control);
-    all.filter_map(|(key, socket)| match socket {
-        SocketConfig::Path(path, access) => {
-            Some((format!("{key}.socket"), path.as_path(), *access))
-        }
-        SocketConfig::Descriptor(_) | SocketConfig::Activated(_) => None,
-    })
+    calls.chain(paths).collect()
 }
 
 fn directory_of(path: &Path) -> PathBuf {

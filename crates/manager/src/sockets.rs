@@ -41,7 +41,14 @@ pub(crate) fn prepare(
 /// An error that a mistake in the configuration causes, whatever else is there, is a [`UsageError`].
 pub(crate) fn mistake(error: Error) -> anyhow::Error {
     match error.errno() {
-        Errno::NOTDIR | Errno::ISDIR | Errno::NAMETOOLONG => UsageError(format!("{error}")).into(),
+        Errno::NOTDIR
+        | Errno::ISDIR
+        | Errno::NAMETOOLONG
+        | Errno::EXIST
+        | Errno::LOOP
+        | Errno::NOENT
+        | Errno::OPNOTSUPP
+        | Errno::ROFS => UsageError(format!("{error}")).into(),
         _ => error.into(),
     }
 }

@@ -54,4 +54,4 @@ mod tests;
 mod tree;
 
 pub use self::mdev_bus::MdevBus;
-pub use self::mount::{MountPoint, MountedView, View, unmount};
+pub use self::mount::{MountPoint, MountedView, View, check, unmount};

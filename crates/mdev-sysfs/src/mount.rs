@@ -249,6 +249,30 @@ impl Drop for View {
     }
 }
 
+/// Checks that [`MountedView::new`] finds nothing in its way, and changes nothing.
+///
+/// # Errors
+/// As [`MountedView::new`], as far as the directory is concerned.
+pub fn check(directory: &Path, definitions: Option<&Path>) -> Result<()> {
+    let sys = directory.join("sys");
+    match fs::read_dir(&sys) {
+        Ok(entries) => empty(&sys, entries)?,
+        // It will be made, or a dead mount removed.
+        Err(error) if error.kind() == io::ErrorKind::NotFound || is_dead(&error) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotADirectory => {
+            return Err(no_directory(&sys));
+        }
+        Err(error) => return Err(failed(&sys, "cannot be read", error)),
+    }
+    root::check(directory, definitions)
+}
+
+fn no_directory(directory: &Path) -> Error {
+    let path = directory.display();
+    let what = format!("{path} is no directory; the sysfs view needs an empty one");
+    Error::new(Errno::NOTDIR, what)
+}
+
 /// Makes an empty directory, unless there is one. Returns how many mounts of daemons that died it has
 /// removed.
 fn prepare(directory: &Path) -> Result<usize> {
@@ -267,9 +291,7 @@ fn prepare(directory: &Path) -> Result<usize> {
                 continue;
             }
             Err(error) if error.kind() == io::ErrorKind::NotADirectory => {
-                let path = directory.display();
-                let what = format!("{path} is no directory; the sysfs view needs an empty one");
-                return Err(Error::new(Errno::NOTDIR, what));
+                return Err(no_directory(directory));
             }
             entries => entries.map_err(|error| failed(directory, "cannot be read", error))?,
         };

@@ -37,17 +37,34 @@ pub(super) fn prepare(root: &Path, definitions: Option<&Path>) -> Result<()> {
         Ok(there) if there.is_symlink() => {
             fs::remove_file(&place).map_err(|error| failed(&place, "cannot be removed", error))?;
         }
-        Ok(_) => fs::remove_dir(&place).map_err(|error| {
-            let what = format!(
-                "{} is in the way: mdevctl is to use the definitions in {}; move it",
-                place.display(),
-                definitions.display()
-            );
-            Error::new(Errno::from_io_error(&error).unwrap_or(Errno::EXIST), what).because(error)
-        })?,
+        Ok(_) => fs::remove_dir(&place).map_err(|_| in_the_way(&place, &definitions))?,
         Err(_) => make(place.parent().unwrap_or(root))?,
     }
     symlink(&definitions, &place).map_err(|error| failed(&place, "cannot be made", error))
+}
+
+/// Checks that no other definitions are where the link to the daemon's is to be.
+///
+/// # Errors
+/// `ENOTEMPTY`: there are.
+pub(super) fn check(root: &Path, definitions: Option<&Path>) -> Result<()> {
+    let (place, Some(definitions)) = (root.join(DEFINITIONS), definitions) else { return Ok(()) };
+    let Ok(there) = fs::symlink_metadata(&place) else { return Ok(()) };
+    let same = place.canonicalize().ok().zip(definitions.canonicalize().ok());
+    let is_empty = || fs::read_dir(&place).is_ok_and(|mut entries| entries.next().is_none());
+    if there.is_symlink() || same.is_some_and(|(there, ours)| there == ours) || is_empty() {
+        return Ok(());
+    }
+    Err(in_the_way(&place, definitions))
+}
+
+fn in_the_way(place: &Path, definitions: &Path) -> Error {
+    let what = format!(
+        "{} is in the way: mdevctl is to use the definitions in {}; move it",
+        place.display(),
+        definitions.display()
+    );
+    Error::new(Errno::NOTEMPTY, what)
 }
 
 fn make(path: &Path) -> Result<()> {

@@ -351,9 +351,10 @@ fn lines_for_the_journal_have_priorities() {
         let output = command.stdin(Stdio::null()).stderr(file).output().unwrap();
         (output.status.code(), std::fs::read_to_string(path).unwrap())
     };
-    // A warning, and then the failure: there is no directory where a file is.
+    // A warning, and then the failure: somebody listens there.
     let config = directory.path().join("c.toml");
-    let socket = config.join("a");
+    let socket = directory.path().join("taken");
+    let _taken = std::os::unix::net::UnixListener::bind(&socket).unwrap();
     let device = format!("[device.a]\nmodel = \"edu\"\nsocket = {socket:?}\n");
     std::fs::write(&config, device + "[sandbox]\nenabled = false\n").unwrap();
     let serve = ["--log", "info", "serve", config.to_str().unwrap()];

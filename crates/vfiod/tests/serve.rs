@@ -127,9 +127,9 @@ fn a_socket_in_use_is_not_taken_and_a_stale_one_is() {
 fn nothing_is_left_of_a_start_that_failed() {
     let directory = tempfile::tempdir().unwrap();
     let (config, sockets) = slot(directory.path());
-    std::fs::write(&sockets[1], "in the way").unwrap();
+    let _other = std::os::unix::net::UnixListener::bind(&sockets[1]).unwrap();
     let said = bad(1, ["serve", &config]);
-    assert!(said.contains("device teacher: ") && said.contains("is not a socket"), "{said}");
+    assert!(said.contains("device teacher: ") && said.contains("has a server"), "{said}");
     assert!(!sockets[0].exists(), "the first device's socket is gone again");
 }
 

@@ -86,7 +86,7 @@ fn not_over_what_is_there() {
     let config = configuration(directory.path());
     let root = directory.path().join("root");
     fs::create_dir_all(root.join("sys/kernel")).unwrap();
-    let said = bad(1, ["serve", &config, "--sysfs", root.to_str().unwrap()]);
+    let said = bad(2, ["serve", &config, "--sysfs", root.to_str().unwrap()]);
     assert!(said.contains("root/sys is not empty"), "{said}");
     let said = bad(2, ["serve", "--device", "edu", "--sysfs", root.to_str().unwrap()]);
     assert!(said.contains("--sysfs"), "{said}");

@@ -50,7 +50,7 @@ pub struct BenchOptions {
     pub polled: bool,
     /// The file that the queues read and write; by default 4 MiB of memory, new after each reset
     /// and restore.
-    #[schemars(extend("x-path" = true))]
+    #[schemars(extend("x-path" = "file"))]
     pub disk: Option<PathBuf>,
     /// Milliseconds that each reset and each access to the registers of BAR 2 takes, as of a device
     /// that does not keep its contract: to see what that does to others.

@@ -31,7 +31,7 @@ pub struct GpioOptions {
     /// Inputs at the start, a bit each.
     pub inputs: u16,
     /// UNIX socket to set inputs and watch outputs: set N 0|1, get, watch.
-    #[schemars(extend("x-path" = true))]
+    #[schemars(extend("x-path" = "socket"))]
     pub control: Option<PathBuf>,
 }
 

@@ -24,7 +24,7 @@ pub(crate) struct SerialParentOptions {
     /// What the ports of new instances are connected to.
     backend: Backend,
     /// Symbolic links to pseudo-terminals, UUID.0 and UUID.1.
-    #[schemars(extend("x-values" = "a directory", "x-path" = true))]
+    #[schemars(extend("x-values" = "a directory", "x-path" = "directory"))]
     links: Option<PathBuf>,
 }
 

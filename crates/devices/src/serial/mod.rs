@@ -81,10 +81,10 @@ pub struct SerialOptions {
     /// What the ports are connected to while a client is there.
     pub backend: Backend,
     /// Symbolic link to the first port's pseudo-terminal.
-    #[schemars(extend("x-path" = true))]
+    #[schemars(extend("x-path" = "link"))]
     pub link0: Option<PathBuf>,
     /// Symbolic link to the second port's pseudo-terminal.
-    #[schemars(extend("x-path" = true))]
+    #[schemars(extend("x-path" = "link"))]
     pub link1: Option<PathBuf>,
 }
 

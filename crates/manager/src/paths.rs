@@ -1,0 +1,295 @@
+//! Every path that a configuration makes or takes, and for whom: what is in the way there, and which of
+//! them are in each other's way.
+
+use std::collections::HashMap;
+use std::fs;
+use std::io;
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
+
+use uuid::Uuid;
+use vfiod_config::{
+    Config, ModelInfo, Models, OptionSetting, PathKind, Problem, SocketAccess, SocketConfig, place,
+};
+
+/// `f_type` of the kernel's own file systems, in which no file can be made: procfs and sysfs.
+const KERNEL: [i64; 2] = [0x9fa0, 0x6265_6572];
+
+/// What is to be at a path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// A socket that the daemon makes, with this access.
+    Socket(SocketAccess),
+    /// What an option of a model is for.
+    Option(PathKind),
+    /// A directory in which the daemon makes files.
+    Directory,
+    /// The sysfs view, which hides what is beneath it.
+    View,
+    /// Anything that is there already.
+    Present,
+}
+
+/// A path of a configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct NamedPath {
+    /// The key that names it.
+    pub(crate) key: String,
+    pub(crate) path: PathBuf,
+    pub(crate) role: Role,
+}
+
+impl Role {
+    /// What it is in messages, if nothing else can be there or beneath it.
+    fn alone(self) -> Option<&'static str> {
+        match self {
+            Self::Socket(_) | Self::Option(PathKind::Socket) => Some("a socket"),
+            Self::Option(PathKind::Link) => Some("a link"),
+            Self::View => Some("the sysfs view"),
+            _ => None,
+        }
+    }
+
+    fn is_directory(self) -> bool {
+        matches!(self, Self::Directory | Self::Option(PathKind::Directory))
+    }
+
+    fn is_file(self) -> bool {
+        self == Self::Option(PathKind::File)
+    }
+}
+
+/// Every path of a configuration, in the order in which they are used.
+pub(crate) fn of(config: &Config, models: &Models) -> Vec<NamedPath> {
+    let mut all = Vec::new();
+    let mut socket = |key: String, socket: &SocketConfig| {
+        if let SocketConfig::Path(path, access) = socket {
+            let (path, role) = (path.clone(), Role::Socket(*access));
+            all.push(NamedPath { key: format!("{key}.socket"), path, role });
+        }
+    };
+    for device in &config.devices {
+        socket(format!("device.{}", device.name), &device.socket);
+    }
+    for container in &config.containers {
+        let name = &container.name;
+        socket(format!("container.{name}"), &container.socket);
+        for object in &container.objects {
+            socket(format!("container.{name}.object.{}", object.name), &object.socket);
+        }
+    }
+    if let Some(control) = &config.control {
+        socket("control".to_owned(), &control.socket);
+    }
+    for device in &config.devices {
+        let info = models.models().find(|info| info.name == device.model);
+        all.extend(options(&format!("device.{}", device.name), info, &device.options));
+    }
+    for parent in &config.parents {
+        let info = models.parents().find(|info| info.name == parent.model);
+        all.extend(options(&format!("parent.{}", parent.name), info, &parent.options));
+    }
+    let mdev = &config.mdev;
+    for (key, path) in [("mdev.sockets", &mdev.sockets), ("mdev.definitions", &mdev.definitions)] {
+        all.extend(path.iter().map(|path| named(key, path.clone(), Role::Directory)));
+    }
+    all.extend(mdev.sysfs.iter().map(|root| named("mdev.sysfs", root.join("sys"), Role::View)));
+    let present = config.sandbox.paths.iter();
+    all.extend(present.map(|path| named("sandbox.paths", path.clone(), Role::Present)));
+    all
+}
+
+fn named(key: &str, path: PathBuf, role: Role) -> NamedPath {
+    NamedPath { key: key.to_owned(), path, role }
+}
+
+/// The paths among the options of a device or a parent.
+fn options(key: &str, info: Option<&ModelInfo>, given: &[OptionSetting]) -> Vec<NamedPath> {
+    let path = |set: &OptionSetting| {
+        let option = info?.options.iter().find(|option| option.name == set.name)?;
+        let (path, role) = (PathBuf::from(set.value.as_str()?), Role::Option(option.path?));
+        Some(NamedPath { key: format!("{key}.options.{}", set.name), path, role })
+    };
+    given.iter().filter_map(path).collect()
+}
+
+/// What `paths` say that cannot all be: two things at one path, or something beneath what is no directory.
+pub(crate) fn collisions(paths: &[NamedPath]) -> Vec<Problem> {
+    let mut taken: HashMap<PathBuf, Vec<&NamedPath>> = HashMap::new();
+    for named in paths.iter().filter(|named| named.role != Role::Present) {
+        taken.entry(whole_place(named)).or_default().push(named);
+    }
+    let mut problems = Vec::new();
+    for named in paths.iter().filter(|named| named.role != Role::Present) {
+        let place = whole_place(named);
+        let before = taken[&place].iter().take_while(|other| **other != named);
+        let clashes = |other: &&&NamedPath| {
+            let roles = [other.role, named.role];
+            roles.iter().any(|role| role.alone().is_some())
+                || roles.iter().any(|role| role.is_file())
+                    && roles.iter().any(|role| role.is_directory())
+        };
+        if let Some(other) = before.into_iter().find(clashes) {
+            let what = format!("{} is `{}` already", named.path.display(), other.key);
+            problems.push(problem(named, what, "write a path of its own"));
+            continue;
+        }
+        let above = place.ancestors().skip(1).filter_map(|above| taken.get(above)).flatten();
+        let mut what = above.filter_map(|other| {
+            let what = other.role.alone().or(other.role.is_file().then_some("a file"))?;
+            let (path, key) = (named.path.display(), &other.key);
+            Some(format!("{path} is beneath `{key}`, which is {what}"))
+        });
+        if let Some(what) = what.next() {
+            problems.push(problem(named, what, "choose another directory"));
+        } else if let Some(sockets) = kept_for_instances(&place, &taken) {
+            let what = format!(
+                "{} is kept for an instance: `{}` is the directory of their sockets, UUID.sock",
+                named.path.display(),
+                sockets.key
+            );
+            problems.push(problem(named, what, "choose another name"));
+        }
+    }
+    problems
+}
+
+/// The place of what is named, whichever path leads there. A directory may be reached by a link.
+fn whole_place(named: &NamedPath) -> PathBuf {
+    match named.role {
+        Role::Directory | Role::Option(PathKind::Directory | PathKind::File | PathKind::Other) => {
+            named.path.canonicalize().unwrap_or_else(|_| place(&named.path))
+        }
+        Role::View | Role::Present | Role::Socket(_) | Role::Option(_) => place(&named.path),
+    }
+}
+
+/// The directory of instances' sockets, if `place` is that of one of them.
+fn kept_for_instances<'t>(
+    place: &Path,
+    taken: &HashMap<PathBuf, Vec<&'t NamedPath>>,
+) -> Option<&'t NamedPath> {
+    let uuid = place.file_name()?.to_str()?.strip_suffix(".sock")?;
+    Uuid::try_parse(uuid).ok()?;
+    let above = taken.get(place.parent()?)?;
+    above.iter().find(|other| other.key == "mdev.sockets").copied()
+}
+
+/// What is in the way of `paths` now.
+pub(crate) fn obstacles<'p>(paths: impl Iterator<Item = &'p NamedPath>) -> Vec<Problem> {
+    let obstacle = |named: &NamedPath| {
+        let (what, help) = obstacle(named)?;
+        Some(problem(named, what, help))
+    };
+    paths.filter_map(obstacle).collect()
+}
+
+fn problem(named: &NamedPath, what: String, help: &str) -> Problem {
+    Problem { span: 0..0, key: named.key.clone(), what, help: Some(help.to_owned()) }
+}
+
+/// What is in the way of one path, and a remedy.
+fn obstacle(named: &NamedPath) -> Option<(String, &'static str)> {
+    const ANOTHER: &str = "choose another path, or remove what is there";
+    let path = &named.path;
+    let itself = fs::symlink_metadata(path);
+    let wrong = |right: &str| {
+        let what = itself.as_ref().map_or("nothing", |there| called(there.file_type()));
+        Some((format!("{} is {what}, and not {right}", path.display()), ANOTHER))
+    };
+    let target = || match fs::metadata(path) {
+        Ok(there) => Ok(there.file_type()),
+        Err(error) => Err(error.kind()),
+    };
+    match named.role {
+        Role::Socket(_) | Role::Option(PathKind::Socket) => match &itself {
+            Ok(there) if !there.file_type().is_socket() => wrong("a socket"),
+            _ => above(path),
+        },
+        Role::Option(PathKind::Link) => match &itself {
+            Ok(there) if !there.is_symlink() => wrong("a link"),
+            _ => above(path),
+        },
+        Role::Directory | Role::Option(PathKind::Directory) => match target() {
+            Ok(there) if !there.is_dir() => wrong("a directory"),
+            Ok(_) => None,
+            // A link to nothing.
+            Err(io::ErrorKind::NotFound) if itself.is_ok() => wrong("a directory"),
+            Err(_) => above(path),
+        },
+        Role::Option(PathKind::File) => match target() {
+            Ok(there) if !there.is_file() && !there.is_block_device() => {
+                wrong("a file or a block device")
+            }
+            Err(io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => missing(path),
+            _ => None,
+        },
+        Role::Present => match target() {
+            Err(io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => missing(path),
+            _ => None,
+        },
+        // What is in the directory is found where it is mounted.
+        Role::View => above(path),
+        Role::Option(PathKind::Other) => None,
+    }
+}
+
+fn missing(path: &Path) -> Option<(String, &'static str)> {
+    Some((format!("{} is not there", path.display()), "make it first, or correct the path"))
+}
+
+/// What keeps a path from being made where it is: the nearest directory that is there is none.
+fn above(path: &Path) -> Option<(String, &'static str)> {
+    const ANOTHER: &str = "choose another directory";
+    let absolute = std::path::absolute(path).ok()?;
+    for directory in absolute.ancestors().skip(1) {
+        let at = directory.display();
+        match fs::metadata(directory) {
+            Ok(there) if there.is_dir() => {
+                let kernel = rustix::fs::statfs(directory)
+                    .is_ok_and(|status| KERNEL.contains(&status.f_type));
+                let what =
+                    format!("{} is in {at}, where the kernel makes all files", path.display());
+                return kernel.then_some((what, ANOTHER));
+            }
+            Ok(there) => {
+                let what = called(there.file_type());
+                let what = format!("{} is beneath {at}, which is {what}", path.display());
+                return Some((what, ANOTHER));
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound && directory.is_symlink() => {
+                let what = format!("{} is beneath {at}, a link to nothing", path.display());
+                return Some((what, ANOTHER));
+            }
+            Err(error) if is_loop(&error) => {
+                let what =
+                    format!("{} is beneath {at}, where links lead in a circle", path.display());
+                return Some((what, ANOTHER));
+            }
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+                ) => {}
+            // Whoever uses it says why it cannot.
+            Err(_) => return None,
+        }
+    }
+    None
+}
+
+fn is_loop(error: &io::Error) -> bool {
+    rustix::io::Errno::from_io_error(error) == Some(rustix::io::Errno::LOOP)
+}
+
+/// What a kind of file is called.
+fn called(kind: fs::FileType) -> &'static str {
+    match kind {
+        kind if kind.is_dir() => "a directory",
+        kind if kind.is_file() => "a file",
+        kind if kind.is_symlink() => "a link",
+        kind if kind.is_socket() => "a socket",
+        kind if kind.is_fifo() => "a fifo",
+        _ => "a device",
+    }
+}
