@@ -16,8 +16,9 @@ use crate::words::in_own_words;
 /// How long a body may take to arrive.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How many bytes a body may have; see [`axum::extract::DefaultBodyLimit`].
-pub(crate) const LARGEST: usize = 1 << 20;
+/// How many bytes a body may have: so few that every client may send one. See
+/// [`axum::extract::DefaultBodyLimit`].
+pub(crate) const LARGEST: usize = 64 << 10;
 
 /// The request's body.
 pub(crate) struct Given<T>(pub(crate) T);
@@ -43,7 +44,7 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Given<T> {
             .map_err(|rejection| {
                 let what = match rejection.status() {
                     StatusCode::PAYLOAD_TOO_LARGE => {
-                        format!("the body has more than {} MiB", LARGEST >> 20)
+                        format!("the body has more than {} KiB", LARGEST >> 10)
                     }
                     _ => "the body did not arrive as a whole".to_owned(),
                 };

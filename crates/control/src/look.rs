@@ -317,19 +317,14 @@ fn interrupts(device: &DeviceRef) -> Vec<Interrupt> {
 
 fn dma(device: &DeviceRef) -> Dma {
     use vfiod_core::dma::Perm;
-    let mappings = device.dma_mappings();
-    let bytes = mappings.iter().map(|m| (m.last - m.iova).saturating_add(1));
-    let first = mappings.iter().take(MAPPINGS).map(|mapping| Mapping {
+    let vfiod_core::dma::Summary { mappings, bytes, first } = device.dma_summary(MAPPINGS);
+    let first = first.iter().map(|mapping| Mapping {
         iova: format!("{:#x}-{:#x}", mapping.iova, mapping.last),
         access: access(mapping.perm.contains(Perm::READ), mapping.perm.contains(Perm::WRITE)),
         file: mapping.owner.map_or(0, |owner| owner.0),
-        by: if mapping.is_mapped() { "memory" } else { "messages" }.to_owned(),
+        by: if mapping.is_mapped { "memory" } else { "messages" }.to_owned(),
     });
-    Dma {
-        mappings: mappings.len(),
-        bytes: bytes.fold(0, u64::saturating_add),
-        first: first.collect(),
-    }
+    Dma { mappings, bytes, first: first.collect() }
 }
 
 fn access(read: bool, write: bool) -> String {

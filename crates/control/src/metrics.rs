@@ -154,13 +154,10 @@ impl Collector for Devices {
         family(&mut encoder, "quiesce_longest_seconds", help, MetricType::Gauge, longest)?;
 
         let mappings: Vec<_> =
-            devices.iter().map(|device| (of(device), device.dma_mappings())).collect();
-        let count = mappings.iter().map(|(labels, all)| (labels.clone(), all.len() as u64));
+            devices.iter().map(|device| (of(device), device.dma_summary(0))).collect();
+        let count = mappings.iter().map(|(labels, all)| (labels.clone(), all.mappings as u64));
         family(&mut encoder, "dma_mappings", "DMA mappings", MetricType::Gauge, count)?;
-        let bytes = mappings.iter().map(|(labels, all)| {
-            let bytes = all.iter().map(|one| (one.last - one.iova).saturating_add(1));
-            (labels.clone(), bytes.fold(0, u64::saturating_add))
-        });
+        let bytes = mappings.iter().map(|(labels, all)| (labels.clone(), all.bytes));
         let help = "Bytes of all DMA mappings";
         family(&mut encoder, "dma_mapped_bytes", help, MetricType::Gauge, bytes)?;
 

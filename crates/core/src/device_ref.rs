@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::context::QuiesceTimes;
 use crate::device::Description;
-use crate::dma::MappingInfo;
+use crate::dma::{MappingInfo, Summary};
 use crate::error::{Errno, Error, Result};
 use crate::file_state::FileStatus;
 use crate::ids::{DeviceId, FileId, SetKey};
@@ -60,7 +60,13 @@ impl DeviceRef {
         self.registered.context.irqs().is_enabled(index)
     }
 
-    /// The DMA mappings of the device's address space, by address.
+    /// The DMA mappings of the device's address space: how many, their bytes, and the first few.
+    pub fn dma_summary(&self, few: usize) -> Summary {
+        self.registered.context.attached_space().summary(few)
+    }
+
+    /// The DMA mappings of the device's address space, by address. Its clients decide how many there are:
+    /// see [`DeviceRef::dma_summary`].
     pub fn dma_mappings(&self) -> Vec<MappingInfo> {
         self.registered.context.attached_space().mappings()
     }

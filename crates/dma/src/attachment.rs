@@ -6,6 +6,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
+use vfiod_buffer::{list_for, push};
 use vfiod_sync::atomic::{AtomicU8, Ordering};
 use vfiod_sync::{Arc, Mutex, lock};
 
@@ -217,7 +218,8 @@ impl Attachment {
         if messages.is_empty() {
             return Ok(());
         }
-        let requests: Vec<_> = messages.into_iter().map(Message::start_read).collect();
+        let mut requests = list_for(messages.len())?;
+        requests.extend(messages.into_iter().map(Message::start_read));
         for (part, reply) in requests {
             take_reply(&reply.await?, &mut dst[part])?;
         }
@@ -235,7 +237,8 @@ impl Attachment {
         if messages.is_empty() {
             return Ok(());
         }
-        let requests: Vec<_> = messages.into_iter().map(|m| m.start_write(src)).collect();
+        let mut requests = list_for(messages.len())?;
+        requests.extend(messages.into_iter().map(|message| message.start_write(src)));
         for reply in requests {
             reply.await?;
         }
@@ -261,7 +264,8 @@ impl Attachment {
                     format!("memory at {iova:#x} is reached by messages and cannot be held"),
                 ));
             };
-            segments.push(Segment { mapped: file.mapped.clone(), at: piece.at, len: piece.len });
+            let segment = Segment { mapped: file.mapped.clone(), at: piece.at, len: piece.len };
+            push(&mut segments, segment)?;
         }
         let in_use = map.ranges.begin(iova, last);
         let flight = self.inner.in_flight.begin();

@@ -45,3 +45,9 @@ impl From<vfiod_quota::Exceeded> for Error {
         Self::new(exceeded.errno(), exceeded.to_string())
     }
 }
+
+impl From<vfiod_buffer::NoMemory> for Error {
+    fn from(none: vfiod_buffer::NoMemory) -> Self {
+        Self::new(Errno::NOMEM, none.to_string())
+    }
+}

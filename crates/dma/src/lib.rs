@@ -67,7 +67,7 @@ pub use self::hold::{Hold, HoldSegment};
 pub use self::listener::{Delay, Listener, Listening};
 pub use self::peer::{Completion, DmaPeer, Reply};
 pub use self::request::{Backing, MapOwner, MapRequest, Perm};
-pub use self::space::{MappingInfo, Snapshot, Space, Usage};
+pub use self::space::{MappingInfo, MappingSummary, Snapshot, Space, Summary, Usage};
 pub use self::transfer::DIRECT;
 pub use self::unmap::{UNMAP_WAIT, Unmapping};
 

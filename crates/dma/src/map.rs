@@ -2,6 +2,7 @@
 
 use std::os::fd::OwnedFd;
 
+use vfiod_buffer::push;
 use vfiod_sync::Arc;
 
 use crate::dirty::DirtyLog;
@@ -79,7 +80,8 @@ impl Map {
     /// All pieces of a range, each with its address.
     ///
     /// # Errors
-    /// As [`Map::piece`], if any of them is missing or forbidden; `EFAULT` past 2^64.
+    /// As [`Map::piece`], if any of them is missing or forbidden; `EFAULT` past 2^64; `ENOMEM`: a client
+    /// chooses how small its mappings are, and there is no memory for so many pieces.
     pub(crate) fn pieces(
         &self,
         iova: u64,
@@ -93,7 +95,7 @@ impl Map {
             let at = iova + done as u64;
             let piece = self.piece(at, len - done, perm, hint)?;
             done += piece.len;
-            pieces.push((at, piece));
+            push(&mut pieces, (at, piece))?;
         }
         Ok(pieces)
     }

@@ -4,6 +4,7 @@ use std::fmt;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
+use vfiod_buffer::push;
 use vfiod_quota::Payer;
 use vfiod_sync::atomic::{AtomicU64, Ordering};
 use vfiod_sync::{Arc, Mutex, lock};
@@ -85,6 +86,32 @@ pub struct Snapshot {
     pub descriptors: Vec<Arc<OwnedFd>>,
     /// Ascending by address.
     pub mappings: Vec<MappingInfo>,
+}
+
+/// A mapping of a [`Summary`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MappingSummary {
+    /// First IO virtual address.
+    pub iova: u64,
+    /// Last IO virtual address.
+    pub last: u64,
+    /// Allowed accesses.
+    pub perm: Perm,
+    /// Who mapped it; `None`: it stays until it is unmapped.
+    pub owner: Option<MapOwner>,
+    /// Whether its memory is mapped into this process; if not, it is reached by message.
+    pub is_mapped: bool,
+}
+
+/// The mappings of a space, of which there may be very many.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Summary {
+    /// How many there are.
+    pub mappings: usize,
+    /// Bytes of all of them.
+    pub bytes: u64,
+    /// The first of them, by address.
+    pub first: Vec<MappingSummary>,
 }
 
 /// What a space holds.
@@ -170,17 +197,58 @@ impl Inner {
         Ok((slot, offset - at, Some(Source::File(source))))
     }
 
-    /// Takes out the mappings of an owner, in turns, so that no access waits long.
-    pub(crate) fn take_owned(&self, control: &Control, owner: MapOwner) -> Removed {
-        let Some(number) = control.find_owner(Some(owner)) else { return Removed::default() };
+    /// Removes the mappings of an owner, in turns, so that no access waits long and nothing needs much
+    /// memory. Returns sources to be dropped once no lock is held.
+    #[must_use]
+    pub(crate) fn take_owned(
+        &self,
+        control: &mut Control,
+        owner: MapOwner,
+        gone: &mut Gone,
+    ) -> Vec<Option<Source>> {
+        let Some(number) = control.find_owner(Some(owner)) else { return Vec::new() };
+        let mut remove = |control: &mut Control, removed: &Removed| {
+            removed.iter().for_each(|(first, mapping)| gone.add(first, mapping.last));
+            let dead = control.discount(removed);
+            self.reap(control, &dead)
+        };
         if control.owners() == 1 {
-            return self.map.change(|map| map.table.take());
+            let removed = self.map.change(|map| map.table.take());
+            return remove(control, &removed);
         }
-        let (mut taken, mut from) = (Vec::new(), Some(0));
+        let (mut garbage, mut from) = (Vec::new(), Some(0));
         while let Some(at) = from {
+            let mut taken = Vec::new();
             from = self.map.change(|map| map.table.take_owned(number as u16, at, &mut taken));
+            garbage.append(&mut remove(control, &taken.into()));
         }
-        taken.into()
+        garbage
+    }
+}
+
+/// The ranges of mappings that were removed.
+#[derive(Default)]
+pub(crate) struct Gone {
+    ranges: Vec<(u64, u64)>,
+    /// There was no memory for the list: as if everything had been removed.
+    all: bool,
+}
+
+impl Gone {
+    fn add(&mut self, first: u64, last: u64) {
+        if !self.all && push(&mut self.ranges, (first, last)).is_err() {
+            *self = Self { ranges: Vec::new(), all: true };
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.ranges.is_empty() && !self.all
+    }
+
+    /// Whether a range touches one of them. They are in order.
+    fn hits(&self, first: u64, last: u64) -> bool {
+        let after = self.ranges.partition_point(|(start, _)| *start <= last);
+        self.all || (after > 0 && self.ranges[after - 1].1 >= first)
     }
 }
 
@@ -443,26 +511,27 @@ impl Space {
     pub fn drop_owner(&self, owner: MapOwner) {
         let inner = &*self.inner;
         let mut control = lock(&inner.control);
-        let removed = inner.take_owned(&control, owner);
+        let mut gone = Gone::default();
+        let garbage = inner.take_owned(&mut control, owner, &mut gone);
         control.leaving.iter_mut().for_each(|leaving| leaving.ended.push(owner));
-        let mut dead = control.discount(&removed);
+        let mut dead = Vec::new();
         control.forget_idle(&mut dead);
-        let garbage = inner.reap(&mut control, &dead);
+        let idle = inner.reap(&mut control, &dead);
         drop(control);
-        drop(garbage);
-        if removed.is_empty() {
+        drop((garbage, idle));
+        if gone.is_empty() {
             return;
         }
-        for (first, mapping) in removed.iter() {
-            inner.listeners.unmapping(first, mapping.last, &inner.ranges);
-            inner.dirty.forget(first, mapping.last);
+        if gone.all {
+            // Marks stay: a page that is reported once too often does no harm.
+            inner.listeners.unmapping(0, u64::MAX, &inner.ranges);
         }
-        let mut ranges: Vec<(u64, u64)> = removed.iter().map(|(f, m)| (f, m.last)).collect();
-        ranges.sort_unstable();
-        let hits = |first: u64, last: u64| {
-            let after = ranges.partition_point(|(f, _)| *f <= last);
-            after > 0 && ranges[after - 1].1 >= first
-        };
+        for &(first, last) in &gone.ranges {
+            inner.listeners.unmapping(first, last, &inner.ranges);
+            inner.dirty.forget(first, last);
+        }
+        gone.ranges.sort_unstable();
+        let hits = |first, last| gone.hits(first, last);
         if !inner.ranges.wait(hits, Instant::now().checked_add(OWNER_END)) {
             tracing::warn!(%owner, "a device still accesses memory whose owner has ended");
         }
@@ -486,6 +555,27 @@ impl Space {
     /// The mappings, ascending by address. Mappers wait meanwhile.
     pub fn mappings(&self) -> Vec<MappingInfo> {
         self.snapshot().mappings
+    }
+
+    /// How many mappings there are, their bytes in all, and the first few of them, ascending by address.
+    /// Mappers wait meanwhile.
+    pub fn summary(&self, few: usize) -> Summary {
+        let control = lock(&self.inner.control);
+        self.inner.map.look(|map| {
+            let size = |(iova, mapping): (u64, &Mapping)| (mapping.last - iova).saturating_add(1);
+            let bytes = map.table.iter().map(size).fold(0, u64::saturating_add);
+            let is_mapped = |mapping: &Mapping| {
+                matches!(map.sources.get(mapping.source as usize), Some(Some(Source::File(_))))
+            };
+            let first = map.table.iter().take(few).map(|(iova, mapping)| MappingSummary {
+                iova,
+                last: mapping.last,
+                perm: mapping.perm(),
+                owner: control.owner(mapping.owner),
+                is_mapped: is_mapped(mapping),
+            });
+            Summary { mappings: map.table.len(), bytes, first: first.collect() }
+        })
     }
 
     /// The mappings and the descriptors behind them. Mappers wait meanwhile.

@@ -6,6 +6,8 @@
 //!
 //! Ends are kept as *last* addresses, so that a mapping may reach 2^64.
 
+use vfiod_buffer::SMALL;
+
 use crate::request::Perm;
 
 /// Mappings in a chunk.
@@ -341,15 +343,15 @@ impl Table {
         Removed { chunks: all.chunks, ..Removed::default() }
     }
 
-    /// Takes out the mappings of an owner that begin at or above `from`, looking at a bounded
-    /// number of them. Where to go on, if there are more.
+    /// Takes out mappings of an owner that begin at or above `from`: of so few chunks that what is taken is
+    /// small. Where to go on, if there are more.
     pub(crate) fn take_owned(
         &mut self,
         owner: u16,
         from: u64,
         removed: &mut Vec<(u64, Mapping)>,
     ) -> Option<u64> {
-        const CHUNKS: usize = 64;
+        const CHUNKS: usize = SMALL / (CAPACITY * size_of::<(u64, Mapping)>());
         let start = self.chunk_for(from);
         let end = (start + CHUNKS).min(self.chunks.len());
         let next = self.firsts.get(end).copied();

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use vfiod_buffer::{copy_of, push};
 use vfiod_sync::Arc;
 
 use crate::dirty::Writing;
@@ -101,7 +102,10 @@ impl Message {
     pub(crate) fn start_write(self, src: &[u8]) -> Reply<()> {
         let Self { part, peer, iova, ends } = self;
         let (completion, reply) = Completion::with(Some(ends));
-        peer.start_write(iova, src[part].to_vec(), completion);
+        match copy_of(&src[part]) {
+            Ok(data) => peer.start_write(iova, data, completion),
+            Err(none) => completion.complete(Err(none.into())),
+        }
         reply
     }
 }
@@ -170,6 +174,9 @@ pub(crate) fn copy_direct(
 
 /// Performs a transfer of several pieces as far as it is quick; the rest is to be done without the
 /// lock.
+///
+/// # Errors
+/// Of a copy; `ENOMEM`: there are too many pieces for the memory that there is.
 pub(crate) fn transfer_pieces(
     map: &Map,
     pieces: Vec<(u64, Piece<'_>)>,
@@ -189,11 +196,12 @@ pub(crate) fn transfer_pieces(
             }
             Source::File(file) => {
                 let mapped = file.mapped.clone();
-                rest.copies.push(Later { part, iova, mapped, at: piece.at });
+                push(&mut rest.copies, Later { part, iova, mapped, at: piece.at })?;
             }
             Source::Peer(peer) => {
                 let ends = Ends::new(writing(iova, piece.len), in_flight.begin());
-                rest.messages.push(Message { part, peer: peer.clone(), iova: piece.at, ends });
+                let message = Message { part, peer: peer.clone(), iova: piece.at, ends };
+                push(&mut rest.messages, message)?;
             }
         }
     }

@@ -9,7 +9,7 @@ use crate::control::{Control, Leaving};
 use crate::dirty::Marks;
 use crate::error::{Errno, Error, Result};
 use crate::listener::{Listener, Listening};
-use crate::space::{Space, last_in};
+use crate::space::{Gone, Space, last_in};
 use crate::table::Removed;
 
 /// How long an unmap may wait for accesses in flight: a client gives up after five seconds, and
@@ -247,9 +247,7 @@ impl Unmapping {
             inner.map.change(|map| map.table.restore(&self.removed));
             let mut garbage = Vec::new();
             for owner in ended {
-                let removed = inner.take_owned(&control, owner);
-                let dead = control.discount(&removed);
-                garbage.extend(inner.reap(&mut control, &dead));
+                garbage.extend(inner.take_owned(&mut control, owner, &mut Gone::default()));
             }
             drop(control);
             drop(garbage);

@@ -21,7 +21,8 @@ fn play(bytes: &[u8], cut: bool, rebuild: bool, accesses: bool) -> Vec<u8> {
     let mut sent = Vec::new();
     let pieces = bytes.split_inclusive(|byte| cut && *byte == 0xfe);
     for (number, piece) in pieces.enumerate() {
-        connection.receive(piece, Descriptors::default(), Time(number as u64));
+        let received = connection.receive(piece, Descriptors::default(), Time(number as u64));
+        received.expect("there is memory");
         loop {
             if rebuild {
                 let text = serde_json::to_vec(&connection).expect("a state can be saved");

@@ -5,6 +5,7 @@
 //! Whether the memory was a hole or the client has truncated its file is found out by the copy
 //! between the two.
 
+use vfiod_buffer::zeroed;
 use vfiod_dma::{Errno, Hold};
 
 /// Most bytes of one piece. A multiple of [`ALIGN`], so that the pieces of an aligned request are
@@ -23,10 +24,13 @@ pub(crate) struct Bounce {
 
 impl Bounce {
     /// Room for the first piece of a request that has `rest` bytes to go.
-    pub(crate) fn new(rest: usize) -> Self {
-        let memory = vec![0; rest.min(PIECE) + ALIGN];
+    ///
+    /// # Errors
+    /// `ENOMEM`.
+    pub(crate) fn new(rest: usize) -> Result<Self, Errno> {
+        let memory = zeroed(rest.min(PIECE) + ALIGN).map_err(|_| Errno::NOMEM)?;
         let start = memory.as_ptr().align_offset(ALIGN).min(ALIGN);
-        Self { memory, start, len: 0 }
+        Ok(Self { memory, start, len: 0 })
     }
 
     /// Begins a piece of a request that has `rest` bytes to go.

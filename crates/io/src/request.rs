@@ -134,8 +134,11 @@ impl Request {
         if !unreachable || !in_guest || self.bounce.is_some() {
             return None;
         }
-        self.bounce = Some(Bounce::new(self.buffer.len() - self.done));
-        Some(self.prepare_bounce())
+        let bounce = Bounce::new(self.buffer.len() - self.done);
+        Some(bounce.and_then(|bounce| {
+            self.bounce = Some(bounce);
+            self.prepare_bounce()
+        }))
     }
 
     /// Begins the next piece, if the request goes through a buffer: with what is to be written.

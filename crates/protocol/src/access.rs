@@ -31,8 +31,8 @@ impl<D> Connection<D> {
         self.finish_replied();
         let Self { input, output, session } = self;
         let ready = matches!(session.phase, Phase::Ready);
-        if !ready || session.pending.is_some() || session.outside.is_some() || input.is_irregular()
-        {
+        let whole = session.pending.is_none() && session.inside().is_none();
+        if !ready || !whole || input.is_irregular() {
             return None;
         }
         let frame = input.whole_front()?;
@@ -54,6 +54,9 @@ impl<D> Connection<D> {
         };
         if access.count as usize > MAX_DATA {
             return None;
+        }
+        if data.is_none() {
+            output.reserve(access.count as usize).ok()?;
         }
         session.pending = Some(Pending::new(input, frame));
         Some(Access { access, data, reply: Reply { output, session, header, payload } })

@@ -4,8 +4,9 @@ use std::borrow::Cow;
 use std::ops::Range;
 
 use serde::{Deserialize, Serialize, Serializer};
+use vfiod_buffer::NoMemory;
 use vfiod_wire::payload::RegionAccess;
-use vfiod_wire::{Command, EINVAL, HEADER_LEN, Header, Kind};
+use vfiod_wire::{Command, DecodeError, EINVAL, HEADER_LEN, Header, Kind};
 use zerocopy::FromBytes;
 
 use crate::dialect::Dialect;
@@ -16,11 +17,13 @@ use crate::limits::{
 use crate::output::{Output, ReplyBuffer};
 use crate::reply::Reply;
 use crate::request::Request;
-use crate::session::{End, Outside, Pending, Phase, Session};
+use crate::session::{Dropped, End, Outside, Pending, Phase, Session};
 use crate::time::Time;
 
 /// `ENOSYS`.
 const ENOSYS: u32 = 38;
+/// `ENOMEM`.
+const ENOMEM: u32 = 12;
 /// `ETIMEDOUT`.
 const ETIMEDOUT: u32 = 110;
 
@@ -112,6 +115,8 @@ struct Saved<I, O> {
     /// A request was handed out and has no reply yet.
     pending: bool,
     outside: Option<Outside>,
+    #[serde(default)]
+    dropped: Option<Dropped>,
     input: I,
     output: O,
 }
@@ -119,13 +124,16 @@ struct Saved<I, O> {
 impl<D: Serialize> Serialize for Connection<D> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let Self { input, output, session } = self;
-        let Session { phase, dialect, client_fds, client_data, pending, outside } = session;
+        let Session { phase, dialect, client_fds, client_data, pending, outside, dropped } =
+            session;
         // A message that has its reply is moved out only by the next call.
         let replied = pending.filter(|pending| pending.replied).map(|pending| pending.frame);
-        let (inside, size, outside) = match (replied, outside) {
-            (Some(frame), Some(_)) => (HEADER_LEN + RegionAccess::LEN, frame.header.size, None),
-            (Some(frame), None) => (frame.header.size as usize, frame.header.size, None),
-            (None, outside) => (0, 0, *outside),
+        let inside = session.inside();
+        let (inside, size, outside, dropped) = match replied {
+            Some(frame) => {
+                (inside.unwrap_or(frame.header.size as usize), frame.header.size, None, None)
+            }
+            None => (0, 0, *outside, *dropped),
         };
         Saved {
             phase: phase.clone(),
@@ -134,6 +142,7 @@ impl<D: Serialize> Serialize for Connection<D> {
             client_data: *client_data,
             pending: pending.is_some_and(|pending| !pending.replied),
             outside,
+            dropped,
             input: Behind { input, inside, size },
             output,
         }
@@ -150,10 +159,18 @@ impl<'de, D: Deserialize<'de>> Deserialize<'de> for Connection<D> {
 
 impl<D> Connection<D> {
     fn restore(saved: Saved<Input<D>, Output<D>>) -> Result<Self, &'static str> {
-        let Saved { phase, dialect, client_fds, client_data, pending, outside, input, output } =
-            saved;
-        let session = Session { phase, dialect, client_fds, client_data, pending: None, outside };
+        let Saved { phase, dialect, client_fds, client_data, .. } = saved;
+        let Saved { pending, outside, dropped, input, output, .. } = saved;
+        let session =
+            Session { phase, dialect, client_fds, client_data, pending: None, outside, dropped };
         let mut this = Self { input, output, session };
+        if let Some(Dropped { received }) = dropped {
+            let size = this.input.front_header().map_or(0, |header| header.size as usize);
+            let fits = (HEADER_LEN..=MAX_MESSAGE).contains(&size) && received <= size - HEADER_LEN;
+            if !fits || this.input.len() != HEADER_LEN || pending || outside.is_some() {
+                return Err("a message to be dropped that is none");
+            }
+        }
         if let Some(Outside { received }) = outside {
             let size = this.large_write_size().ok_or("a large write that is none")?;
             if received > size || this.input.len() != HEADER_LEN + RegionAccess::LEN {
@@ -216,22 +233,87 @@ impl<D> Connection<D> {
         self.input.len() < MAX_WAITING && self.input.held_fds() < MAX_WAITING_FDS
     }
 
-    /// Room to receive into, at least `least` bytes. If memory is needed for that, it is `chunk`
-    /// bytes at least.
-    pub fn room(&mut self, least: usize, chunk: usize) -> &mut [u8] {
+    /// Room to receive into, at least `least` bytes where there is memory for them, and not none. If
+    /// memory is needed for that, it is `chunk` bytes at least.
+    ///
+    /// A message that is too long for the memory that there is, is refused with `ENOMEM`: what comes of it
+    /// is dropped.
+    ///
+    /// # Errors
+    /// There is no memory, and the message at the front cannot be refused: it is there in whole and waits
+    /// for its reply, so that there may be memory after that.
+    pub fn room(&mut self, least: usize, chunk: usize) -> Result<&mut [u8], NoMemory> {
         self.finish_replied();
-        self.input.room(least, chunk)
+        if self.session.dropped.is_none() {
+            let made = self.input.make_room(least, chunk);
+            if made.is_ok() || !self.drop_front() {
+                return made.map(|()| self.input.room());
+            }
+        }
+        let left = self.dropped_left();
+        // The buffer may be another one than that in which there was no room.
+        self.input.make_room(1, chunk)?;
+        let room = self.input.room();
+        let len = room.len().min(left);
+        if len == 0 { Err(NoMemory { bytes: left }) } else { Ok(&mut room[..len]) }
     }
 
     /// The first `bytes` bytes of [`Connection::room`] were received, and descriptors with them.
     pub fn received(&mut self, bytes: usize, descriptors: Descriptors<D>, now: Time) {
-        self.input.received(bytes, descriptors, now);
+        match &mut self.session.dropped {
+            Some(dropped) => dropped.received += bytes,
+            None => self.input.received(bytes, descriptors, now),
+        }
     }
 
     /// Receives bytes by copying them.
-    pub fn receive(&mut self, bytes: &[u8], descriptors: Descriptors<D>, now: Time) {
-        self.room(bytes.len(), bytes.len())[..bytes.len()].copy_from_slice(bytes);
-        self.received(bytes.len(), descriptors, now);
+    ///
+    /// # Errors
+    /// There is no memory for them.
+    pub fn receive(
+        &mut self,
+        mut bytes: &[u8],
+        mut descriptors: Descriptors<D>,
+        now: Time,
+    ) -> Result<(), NoMemory> {
+        loop {
+            let room = self.room(bytes.len(), bytes.len())?;
+            let len = room.len().min(bytes.len());
+            room[..len].copy_from_slice(&bytes[..len]);
+            bytes = &bytes[len..];
+            // They belong to the last byte.
+            let with = if bytes.is_empty() {
+                std::mem::take(&mut descriptors)
+            } else {
+                Default::default()
+            };
+            self.received(len, with, now);
+            if bytes.is_empty() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Begins to drop the message at the front, if not all of it has arrived.
+    fn drop_front(&mut self) -> bool {
+        let Session { phase, pending, outside, dropped, .. } = &mut self.session;
+        if *phase != Phase::Ready || pending.is_some() || outside.is_some() {
+            return false;
+        }
+        let size = self.input.front_header().map_or(0, |header| header.size as usize);
+        if size > MAX_MESSAGE || self.input.len() >= size {
+            return false;
+        }
+        *dropped = Some(Dropped { received: self.input.cut_front(HEADER_LEN) });
+        self.input.drop_descriptors();
+        true
+    }
+
+    /// How much is still to come of the message that is dropped.
+    fn dropped_left(&self) -> usize {
+        let size = self.input.front_header().map_or(0, |header| header.size as usize);
+        let received = self.session.dropped.map_or(0, |dropped| dropped.received);
+        size.saturating_sub(HEADER_LEN + received)
     }
 
     /// Borrows a thread's buffers; see [`Connection::detach`]. `user` is a number of this
@@ -258,11 +340,11 @@ impl<D> Connection<D> {
     pub(crate) fn finish_replied(&mut self) {
         if let Some(Pending { frame, replied: true, .. }) = self.session.pending {
             self.session.pending = None;
-            if self.session.outside.take().is_some() {
-                self.input.consume_outside(HEADER_LEN + RegionAccess::LEN, frame.header.size);
-            } else {
-                self.input.consume(&frame);
+            match self.session.inside() {
+                Some(inside) => self.input.consume_outside(inside, frame.header.size),
+                None => self.input.consume(&frame),
             }
+            (self.session.outside, self.session.dropped) = (None, None);
         }
     }
 
@@ -287,6 +369,9 @@ impl<D> Connection<D> {
         }
         if self.session.outside.is_some() {
             return Ok(self.next_outside());
+        }
+        if self.session.dropped.is_some() {
+            return Ok(self.next_dropped());
         }
         let frame = match self.input.front(self.limit()) {
             Ok(Some(frame)) => frame,
@@ -318,8 +403,14 @@ impl<D> Connection<D> {
         let Self { input, output, session } = self;
         let payload = input.payload(&frame);
         session.pending = Some(pending);
+        let request = Request::decode(command, payload, descriptors).and_then(|request| {
+            // Nothing takes effect whose reply cannot be given.
+            let reserved = output.reserve(request.largest_reply(payload));
+            reserved.map_err(|_| DecodeError::new(ENOMEM, "no memory for its reply"))?;
+            Ok(request)
+        });
         let reply = Reply { header: frame.header, payload, output, session };
-        Ok(Some(match Request::decode(command, payload, descriptors) {
+        Ok(Some(match request {
             Ok(request) => Event::Call(Call {
                 request,
                 reply,
@@ -432,7 +523,7 @@ impl<D> Connection<D> {
 
     /// The next reply to a DMA message, also from behind requests that wait for their turn.
     pub fn next_dma_reply(&mut self) -> Option<DmaReply<'_>> {
-        if !self.is_ready() || self.session.outside.is_some() {
+        if !self.is_ready() || self.session.inside().is_some() {
             return None;
         }
         let is_reply = |header: &Header| matches!(header.kind(), Kind::Reply(_));
@@ -460,7 +551,7 @@ impl<D> Connection<D> {
     /// [`Connection::receive_outside`].
     pub fn large_write(&mut self) -> Option<LargeWrite<'_>> {
         self.finish_replied();
-        if self.session.pending.is_some() || self.session.outside.is_some() {
+        if self.session.pending.is_some() || self.session.inside().is_some() {
             return None;
         }
         let size = self.large_write_size()?;
@@ -515,6 +606,30 @@ impl<D> Connection<D> {
     fn outside_frame(&self) -> Option<Frame> {
         let header = self.input.front_header()?;
         Some(Frame { header, position: self.input.position() })
+    }
+
+    /// Refuses the message that was dropped, once all of it has come.
+    fn next_dropped(&mut self) -> Option<Event<'_, D>> {
+        if self.dropped_left() > 0 {
+            return None;
+        }
+        let frame = self.outside_frame()?;
+        if matches!(frame.header.kind(), Kind::Reply(_)) {
+            self.session.dropped = None;
+            self.input.consume_outside(HEADER_LEN, frame.header.size);
+            // As if the client had refused: its data are not there.
+            let header = frame.header.error(ENOMEM, 0);
+            return Some(Event::DmaReply(DmaReply {
+                header,
+                payload: &[],
+                position: frame.position,
+            }));
+        }
+        self.session.pending = Some(self.pending_for(frame));
+        let Self { input, output, session } = self;
+        let reply = Reply { header: frame.header, payload: input.front_payload(), output, session };
+        let what = NoMemory { bytes: frame.header.size as usize }.to_string();
+        Some(Event::Refused(refuse(reply, &frame, ENOMEM, what.into())))
     }
 
     fn next_outside(&mut self) -> Option<Event<'_, D>> {

@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use vfiod_buffer::zeroed;
 use vfiod_wire::payload::DmaAccess;
-use vfiod_wire::{Command, Kind};
+use vfiod_wire::{Command, HEADER_LEN, Kind};
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::connection::DmaReply;
@@ -43,6 +44,9 @@ pub enum DmaFailure {
     /// [`MAX_DMA_TRANSFERS`] transfers wait already.
     #[error("{MAX_DMA_TRANSFERS} DMA transfers wait for the client already")]
     TooMany,
+    /// There is no memory for the data, or for a message with them.
+    #[error("no memory for a DMA transfer")]
+    NoMemory,
     /// The connection ended.
     #[error("the client went away during DMA")]
     Closed,
@@ -165,7 +169,7 @@ impl DmaRequests {
     /// Starts to read `len` bytes of the client's memory. Ends with [`Ended`].
     ///
     /// # Errors
-    /// [`DmaFailure::TooMany`].
+    /// [`DmaFailure::TooMany`], [`DmaFailure::NoMemory`].
     pub fn read<D>(
         &mut self,
         iova: u64,
@@ -174,13 +178,14 @@ impl DmaRequests {
         timeout: Duration,
         output: &mut Output<D>,
     ) -> Result<TransferId, DmaFailure> {
-        self.start(Direction::Read, iova, vec![0; len], now, timeout, output)
+        let data = zeroed(len).map_err(|_| DmaFailure::NoMemory)?;
+        self.start(Direction::Read, iova, data, now, timeout, output)
     }
 
     /// Starts to write the client's memory. Ends with [`Ended`].
     ///
     /// # Errors
-    /// [`DmaFailure::TooMany`].
+    /// [`DmaFailure::TooMany`], [`DmaFailure::NoMemory`].
     pub fn write<D>(
         &mut self,
         iova: u64,
@@ -204,6 +209,8 @@ impl DmaRequests {
         if self.transfers.len() >= MAX_DMA_TRANSFERS {
             return Err(DmaFailure::TooMany);
         }
+        let first = message_len(direction, data.len().min(self.chunk));
+        output.reserve(first).map_err(|_| DmaFailure::NoMemory)?;
         let timeout = if self.unresponsive { timeout.min(UNRESPONSIVE_TIMEOUT) } else { timeout };
         let id = TransferId(self.next_transfer);
         self.next_transfer += 1;
@@ -227,6 +234,10 @@ impl DmaRequests {
             {
                 let at = transfer.sent;
                 let len = (transfer.data.len() - at).min(self.chunk);
+                if output.reserve(message_len(transfer.direction, len)).is_err() {
+                    // It goes on with the next reply, or is over at its deadline.
+                    break;
+                }
                 let number = loop {
                     let number = self.next_message;
                     self.next_message = number.wrapping_add(1);
@@ -380,6 +391,12 @@ impl DmaRequests {
                     && (transfer.sent < transfer.data.len()) == queue.contains(id)
             })
     }
+}
+
+/// The size of a message with so much data.
+fn message_len(direction: Direction, data: usize) -> usize {
+    let sent = if direction == Direction::Write { data } else { 0 };
+    HEADER_LEN + size_of::<DmaAccess>() + sent
 }
 
 /// What became of a reply.

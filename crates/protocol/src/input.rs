@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 
 use serde::{Deserialize, Serialize, Serializer};
+use vfiod_buffer::{NoMemory, SMALL, grow};
 use vfiod_wire::{HEADER_LEN, Header};
 
 use crate::limits::{MAX_HELD_FDS, MAX_MESSAGE};
@@ -213,9 +214,12 @@ impl<D> Input<D> {
         &self.data[self.start..self.end]
     }
 
-    /// Room to receive into, at least `least` bytes. If memory is needed for that, it is `chunk`
-    /// bytes at least.
-    pub(crate) fn room(&mut self, least: usize, chunk: usize) -> &mut [u8] {
+    /// Makes room to receive into, at least `least` bytes where there is memory for them, and not none. If
+    /// memory is needed for that, it is `chunk` bytes at least.
+    ///
+    /// # Errors
+    /// There is no memory, and no room left without it.
+    pub(crate) fn make_room(&mut self, least: usize, chunk: usize) -> Result<(), NoMemory> {
         if self.is_empty() {
             self.start = 0;
             self.end = 0;
@@ -227,12 +231,27 @@ impl<D> Input<D> {
                 self.start = 0;
             }
             if self.data.len() - self.end < least {
-                let chunk = chunk.max(1);
-                let grown = (self.end + chunk).max(self.end * 2).next_multiple_of(chunk);
-                self.data.resize(grown.max(self.end + least), 0);
+                self.grow(least, chunk.max(1))?;
             }
         }
+        Ok(())
+    }
+
+    /// Room to receive into.
+    pub(crate) fn room(&mut self) -> &mut [u8] {
         &mut self.data[self.end..]
+    }
+
+    fn grow(&mut self, least: usize, chunk: usize) -> Result<(), NoMemory> {
+        let least = self.end + least;
+        let wanted = (self.end + chunk).max(self.end * 2).next_multiple_of(chunk).max(least);
+        // Where little is left of memory, as much as there is.
+        let grown =
+            grow(&mut self.data, wanted).or_else(|_| grow(&mut self.data, least.max(SMALL)));
+        if grown.is_err() {
+            let _ = grow(&mut self.data, SMALL);
+        }
+        if self.data.len() > self.end { Ok(()) } else { grown }
     }
 
     /// Takes `bytes` bytes that were put into the beginning of [`Input::room`].

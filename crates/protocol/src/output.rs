@@ -3,11 +3,14 @@
 use std::collections::VecDeque;
 
 use serde::{Deserialize, Serialize, Serializer};
+use vfiod_buffer::{NoMemory, grow};
 use vfiod_wire::{Command, HEADER_LEN, Header};
 use zerocopy::{Immutable, IntoBytes};
 
 /// Memory from which more is given back than kept.
 const LARGE: usize = 64 << 10;
+/// Bytes that every message may take without their having been reserved.
+const ROOM: usize = 4096;
 
 /// Messages that are to be sent, in order.
 ///
@@ -166,7 +169,11 @@ impl<D> Output<D> {
     }
 
     /// Moves everything out of `other` behind what is here.
-    pub fn append(&mut self, other: &mut Self) {
+    ///
+    /// # Errors
+    /// There is no memory for it; both are as before.
+    pub fn append(&mut self, other: &mut Self) -> Result<(), NoMemory> {
+        self.reserve(other.len())?;
         let base = self.end_position();
         self.put(other.bytes());
         let from = other.position;
@@ -174,6 +181,18 @@ impl<D> Output<D> {
         other.position += other.len() as u64;
         other.start = 0;
         other.end = 0;
+        Ok(())
+    }
+
+    /// Makes room for a message of `bytes` bytes, and for a refusal instead of it. What a peer has chosen
+    /// the size of is put in here only after that.
+    ///
+    /// # Errors
+    /// There is no memory for it. What is in here may have to be sent first.
+    #[inline]
+    pub fn reserve(&mut self, bytes: usize) -> Result<(), NoMemory> {
+        let end = self.end + bytes + ROOM;
+        if self.buffer.len() >= end { Ok(()) } else { self.grow(end) }
     }
 
     /// Gives back memory that was needed for a peer that was slow. For an output of its own.
@@ -213,16 +232,24 @@ impl<D> Output<D> {
         let start = self.end;
         self.end += len;
         if self.buffer.len() < self.end {
-            self.grow();
+            self.grow_by_little();
         }
         self.dirty = self.dirty.max(self.end);
         &mut self.buffer[start..self.end]
     }
 
     #[cold]
-    fn grow(&mut self) {
-        let grown = self.end.next_power_of_two().max(4096);
-        self.buffer.resize(grown, 0);
+    fn grow(&mut self, end: usize) -> Result<(), NoMemory> {
+        grow(&mut self.buffer, end.next_power_of_two()).or_else(|_| grow(&mut self.buffer, end))
+    }
+
+    /// For what is small or was not reserved: a driver that sends what is in here, when
+    /// [`Output::reserve`] fails, never needs much.
+    #[cold]
+    fn grow_by_little(&mut self) {
+        if self.grow(self.end).is_err() {
+            self.buffer.resize(self.end, 0);
+        }
     }
 
     #[inline]

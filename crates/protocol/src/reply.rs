@@ -279,6 +279,7 @@ impl<D> Reply<'_, D> {
             && self.session.dialect.failed_read_is_ones()
             && let Ok(access) = RegionAccess::read_from_bytes(self.payload)
             && access.count as usize <= MAX_DATA
+            && self.output.reserve(access.count as usize).is_ok()
         {
             return self.finish(|output, header| {
                 let ones = output.reply_with(header, &access, access.count as usize, |data| {

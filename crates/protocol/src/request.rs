@@ -5,9 +5,10 @@ use vfiod_wire::{
     Capabilities, Command, DecodeError, EINVAL, FeatureOp, IrqAction, MultiWrites, UnmapScope,
     Version,
 };
+use zerocopy::FromBytes;
 
 use crate::input::Descriptors;
-use crate::limits::MAX_DATA;
+use crate::limits::{MAX_DATA, MAX_MESSAGE};
 
 /// `EOPNOTSUPP`.
 const EOPNOTSUPP: u32 = 95;
@@ -120,6 +121,24 @@ impl<'a, D> Request<'a, D> {
             Self::DeviceReset => Request::DeviceReset,
             Self::DeviceFeature { index, op, data } => Request::DeviceFeature { index, op, data },
         })
+    }
+
+    /// The most bytes that the reply may have, beyond what every reply may. `payload` is the request's.
+    pub(crate) fn largest_reply(&self, payload: &[u8]) -> usize {
+        // What comes first in the requests whose client says how much it takes.
+        let argsz = || u32::read_from_prefix(payload).map_or(0, |(argsz, _)| argsz as usize);
+        let wanted = match self {
+            Self::RegionRead(access) => access.count as usize,
+            Self::DmaUnmap(UnmapScope::Reporting { bitmap, .. }) => {
+                usize::try_from(*bitmap).unwrap_or(MAX_MESSAGE)
+            }
+            Self::DeviceFeature { op: FeatureOp::Get, .. }
+            | Self::DeviceGetRegionInfo(_)
+            | Self::DeviceGetRegionIoFds(_) => argsz(),
+            Self::DeviceFeature { .. } => payload.len(),
+            _ => 0,
+        };
+        wanted.min(MAX_MESSAGE)
     }
 
     /// Decodes a command after negotiation.

@@ -1,7 +1,8 @@
 //! What a connection knows beside its bytes.
 
 use serde::{Deserialize, Serialize};
-use vfiod_wire::{Command, Header};
+use vfiod_wire::payload::RegionAccess;
+use vfiod_wire::{Command, HEADER_LEN, Header};
 
 use crate::dialect::Dialect;
 use crate::input::{BadSize, Frame, Input};
@@ -63,6 +64,14 @@ pub(crate) struct Outside {
     pub(crate) received: usize,
 }
 
+/// A message for which there is no memory. Behind its header, what comes of it is dropped; then it is
+/// refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Dropped {
+    /// How much has arrived behind the header.
+    pub(crate) received: usize,
+}
+
 #[derive(Clone, Debug)]
 pub(crate) struct Session {
     pub(crate) phase: Phase,
@@ -73,6 +82,7 @@ pub(crate) struct Session {
     pub(crate) client_data: u64,
     pub(crate) pending: Option<Pending>,
     pub(crate) outside: Option<Outside>,
+    pub(crate) dropped: Option<Dropped>,
 }
 
 impl Default for Session {
@@ -84,11 +94,23 @@ impl Default for Session {
             client_data: crate::limits::MAX_DATA as u64,
             pending: None,
             outside: None,
+            dropped: None,
         }
     }
 }
 
 impl Session {
+    /// How much of the message at the front is in the input's buffer, if it is not received there in
+    /// whole.
+    #[inline]
+    pub(crate) fn inside(&self) -> Option<usize> {
+        match (self.outside, self.dropped) {
+            (Some(_), _) => Some(HEADER_LEN + RegionAccess::LEN),
+            (None, Some(_)) => Some(HEADER_LEN),
+            (None, None) => None,
+        }
+    }
+
     pub(crate) fn error_padding(&self, command: Option<Command>) -> usize {
         command.map_or(0, |command| self.dialect.error_padding(command))
     }

@@ -1,6 +1,7 @@
 //! The second socket: DMA messages out, their replies in.
 
 use serde::{Deserialize, Serialize};
+use vfiod_buffer::NoMemory;
 use vfiod_wire::Kind;
 
 use crate::connection::DmaReply;
@@ -31,8 +32,12 @@ impl<D> Twin<D> {
     }
 
     /// Room to receive into; see [`crate::Connection::room`].
-    pub fn room(&mut self, least: usize, chunk: usize) -> &mut [u8] {
-        self.input.room(least, chunk)
+    ///
+    /// # Errors
+    /// There is no memory for it.
+    pub fn room(&mut self, least: usize, chunk: usize) -> Result<&mut [u8], NoMemory> {
+        self.input.make_room(least, chunk)?;
+        Ok(self.input.room())
     }
 
     /// How much memory what has arrived takes, in bytes. [`Twin::trim`] gives back what is not needed.

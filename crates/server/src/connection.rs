@@ -12,7 +12,7 @@ use std::time::Instant;
 
 use rustix::io::Errno;
 use vfiod_core::dma::AcceptedFiles;
-use vfiod_core::{Owner, Token};
+use vfiod_core::{Error, Owner, Token};
 use vfiod_protocol::limits::MAX_STRAY_REPLIES;
 use vfiod_protocol::{Call, Event, Request};
 use vfiod_quota::{Exceeded, Payer};
@@ -237,7 +237,7 @@ impl Connection {
             self.close_unasked(lent);
             return Ok(received);
         }
-        let room = state.room(chunk / 2, chunk);
+        let room = state.room(chunk / 2, chunk).map_err(|_| Errno::NOMEM)?;
         let received = self.outgoing.socket().receive(room, &mut lent, wait)?;
         if let Received::Bytes(bytes) = received {
             let descriptors =
@@ -316,7 +316,8 @@ impl Connection {
                 handled = Handled::Part;
                 break Ok(());
             }
-            if state.output().len() >= REPLY_BATCH {
+            // Where there is no memory for one more, too.
+            if state.output().len() >= REPLY_BATCH || state.output().reserve(0).is_err() {
                 match self.send(&mut state, wait) {
                     Ok(true) => {
                         handled = Handled::Part;
@@ -457,15 +458,18 @@ impl Connection {
             return self.negotiate(state, open);
         };
         let Call { request, reply, bytes, deadline } = call;
-        if session.dma.shares_socket()
-            && let Some(waiting) = Waiting::of(&request, &reply)
-        {
+        let waiting = match session.dma.shares_socket() {
+            true => Waiting::of(&request, &reply),
+            false => Ok(None),
+        };
+        if let Ok(Some(waiting)) = waiting {
             return Ok(Step::Waits(waiting, bytes.start, deadline, message));
         }
         let entered = message.enter();
         let link = Link { session, pool: self.watch.pool() };
         let target = Target { file: &session.opened.file, link: &link };
-        let outcome = match descriptor::of_request(request) {
+        let request = waiting.map_err(Error::from).and_then(|_| descriptor::of_request(request));
+        let outcome = match request {
             Ok(request) => target.carry_out_logged(request, reply, deadline, &mut message),
             Err(error) => dispatch::refuse(reply, error),
         };
@@ -725,7 +729,8 @@ impl Guarded for Connection {
         let blocked = self.outgoing.flush(Wait::No).unwrap_or(false);
         match self.fill(&mut state, SMALL_CHUNK, Wait::No) {
             Ok(Received::Bytes(bytes)) => count(&self.counters.received, bytes),
-            Ok(Received::Nothing) => {}
+            // Without memory the rest waits for the request's reply.
+            Ok(Received::Nothing) | Err(Errno::NOMEM) => {}
             Ok(Received::Eof) | Err(_) => {
                 // The thread that waits finds it, too. Nobody is to wait for this client.
                 self.outgoing.closed_by_peer();

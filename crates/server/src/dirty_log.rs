@@ -3,6 +3,7 @@
 //! space share its log.
 
 use rustix::io::Errno;
+use vfiod_buffer::{grow, zeroed};
 use vfiod_core::dma::{Marks, dirty_bitmap_len};
 use vfiod_core::{Error, File, Result};
 use vfiod_protocol::limits::MAX_DATA;
@@ -84,7 +85,7 @@ fn report(file: &File, data: &[u8], room: usize) -> Result<Vec<u8>> {
         })?;
     let mut reply = report.as_bytes().to_vec();
     let fixed = reply.len();
-    reply.resize(fixed + len, 0);
+    grow(&mut reply, fixed + len)?;
     let marks = if reply.len() <= room { Marks::Clear } else { Marks::Keep };
     file.space()?.report_dirty(iova, length, page_size, marks, &mut reply[fixed..])?;
     Ok(reply)
@@ -93,7 +94,8 @@ fn report(file: &File, data: &[u8], room: usize) -> Result<Vec<u8>> {
 /// An empty bitmap for DMA_UNMAP that reports the written pages of `size` bytes.
 ///
 /// # Errors
-/// `EINVAL`: pages whose size is no power of two; a bitmap too small for them, or over [`MAX_DATA`].
+/// `EINVAL`: pages whose size is no power of two; a bitmap too small for them, or over [`MAX_DATA`];
+/// `ENOMEM`.
 pub(crate) fn unmap_bitmap(size: u64, page_size: u64, bitmap: u64) -> Result<Vec<u8>> {
     let wrong = |what: String| Error::new(Errno::INVAL, format!("DMA_UNMAP with {what}"));
     if !page_size.is_power_of_two() {
@@ -104,5 +106,5 @@ pub(crate) fn unmap_bitmap(size: u64, page_size: u64, bitmap: u64) -> Result<Vec
         let what = format!("a bitmap of {bitmap} bytes: too small for its pages, or too large");
         return Err(wrong(what));
     }
-    Ok(vec![0; bitmap as usize])
+    Ok(zeroed(bitmap as usize)?)
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::io::Errno;
+use vfiod_buffer::{NoMemory, copy_of};
 use vfiod_core::dma::{Backing, DmaPeer, MapRequest, Perm};
 use vfiod_core::{Error, File, IrqIndex, RegionIndex, irq};
 use vfiod_protocol::{Access, IrqData, Reply, Request, Time};
@@ -79,18 +80,24 @@ pub(crate) enum Waiting {
 
 impl Waiting {
     /// Makes one of a request, if it is such a one.
-    pub(crate) fn of<D>(request: &Request<'_, D>, reply: &Reply<'_, D>) -> Option<Self> {
-        match request {
+    ///
+    /// # Errors
+    /// There is no memory for its data.
+    pub(crate) fn of<D>(
+        request: &Request<'_, D>,
+        reply: &Reply<'_, D>,
+    ) -> Result<Option<Self>, NoMemory> {
+        Ok(match request {
             Request::DeviceReset => Some(Self::Reset),
             Request::DmaUnmap(scope) => Some(Self::Unmap(*scope)),
             Request::DeviceFeature { index, op: FeatureOp::Get, data } => {
-                Some(Self::FeatureGet(*index, data.to_vec(), reply.feature_room()))
+                Some(Self::FeatureGet(*index, copy_of(data)?, reply.feature_room()))
             }
             Request::DeviceFeature { index, op: FeatureOp::Set, data } => {
-                Some(Self::FeatureSet(*index, data.to_vec()))
+                Some(Self::FeatureSet(*index, copy_of(data)?))
             }
             _ => None,
-        }
+        })
     }
 
     /// Carries it out. Returns the data of [`Waiting::FeatureGet`].

@@ -117,6 +117,7 @@ fn error_of(failure: DmaFailure) -> Error {
         DmaFailure::WrongAccess | DmaFailure::WrongLength => Errno::IO,
         DmaFailure::TimedOut => Errno::TIMEDOUT,
         DmaFailure::TooMany => Errno::BUSY,
+        DmaFailure::NoMemory => Errno::NOMEM,
         DmaFailure::Closed => Errno::NOTCONN,
     };
     Error::new(errno, failure.to_string())
@@ -415,7 +416,7 @@ impl TwinSocket {
     fn read(&self, channel: &DmaChannel) -> bool {
         let mut incoming = lock(&self.incoming);
         let mut lent = Lent::default();
-        let room = incoming.room(CHUNK / 2, CHUNK);
+        let Ok(room) = incoming.room(CHUNK / 2, CHUNK) else { return false };
         let received = self.outgoing.socket().receive(room, &mut lent, Wait::No);
         // No reply has descriptors.
         if !self.outgoing.socket().closer().close_all(lent.fds, &channel.payer) {

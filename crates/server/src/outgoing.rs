@@ -65,7 +65,7 @@ impl Outgoing {
         if !backlog.output.is_empty() {
             // Sent as one where copying is cheaper than a system call.
             if output.len() <= 4096 {
-                backlog.output.append(output);
+                self.keep(&mut backlog, output)?;
             }
             backlog.flush(&self.socket, wait)?;
         }
@@ -73,9 +73,20 @@ impl Outgoing {
             backlog.blocked = send_all(output, &self.socket, wait)?;
         }
         if !output.is_empty() {
-            backlog.output.append(output);
+            self.keep(&mut backlog, output)?;
         }
         Ok(backlog.blocked)
+    }
+
+    /// Keeps what the peer does not take.
+    ///
+    /// # Errors
+    /// `ENOMEM`: there is no memory for it. The connection has ended, as a part of a message may be sent.
+    fn keep(&self, backlog: &mut Backlog, output: &mut Output) -> Result<(), Errno> {
+        backlog.output.append(output).map_err(|_| {
+            self.end();
+            Errno::NOMEM
+        })
     }
 
     /// Sends `head`, and then `len` bytes of `memory` at `offset`, as far as the peer takes them in

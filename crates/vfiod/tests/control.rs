@@ -450,8 +450,8 @@ fn bodies_of_every_wrong_shape_are_refused_with_what_would_be_right() {
     post(400, "something follows the JSON object in the body", r#"{"parent": "p", "type": "t"}x"#);
     post(
         413,
-        "the body has more than 1 MiB",
-        &format!(r#"{{"parent": "{}"}}"#, "x".repeat(3 << 20)),
+        "the body has more than 64 KiB",
+        &format!(r#"{{"parent": "{}"}}"#, "x".repeat(64 << 10)),
     );
     rig.refused(415, "application/json", "POST", "instances", None);
     rig.refused(400, "`1` is no UUID, which is", "GET", "instances/1", None);

@@ -3,6 +3,7 @@
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
+use vfiod_buffer::zeroed;
 use vfiod_core::dma::{Attachment, Perm};
 use vfiod_pci::prelude::*;
 use vfiod_pci::{Interrupts, Task};
@@ -95,7 +96,8 @@ impl Measurement {
                 count: self.count.min(u32::MAX.into()),
                 random: 12345,
             },
-            buffer: vec![0; self.len.min(MAX_LEN) as usize],
+            len: self.len.min(MAX_LEN) as usize,
+            buffer: Vec::new(),
             interrupts: interrupts.clone(),
             errors: 0,
             check: 0,
@@ -135,6 +137,7 @@ pub(super) struct Operation {
     op: Op,
     iters: u64,
     mappings: Mappings,
+    len: usize,
     buffer: Vec<u8>,
     interrupts: Interrupts,
     errors: u64,
@@ -152,6 +155,10 @@ impl Operation {
     /// Runs it to its end, or until the device stops: then it is started anew.
     pub(super) async fn run(mut self, task: &Task<Bench>) -> Figures {
         let start = Instant::now();
+        let Ok(buffer) = zeroed(self.len) else {
+            return Figures { elapsed: start.elapsed(), errors: self.iters, check: 0 };
+        };
+        self.buffer = buffer;
         let (mut left, mut slice) = (self.iters, SLICE);
         loop {
             let elapsed = start.elapsed();

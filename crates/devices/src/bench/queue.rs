@@ -11,6 +11,7 @@ use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::sync::Arc;
 
+use vfiod_buffer::zeroed;
 use vfiod_core::dma::{Attachment, Hold, Perm, Reach};
 use vfiod_io::{Ring, RuntimeRing};
 use vfiod_pci::prelude::*;
@@ -425,7 +426,7 @@ impl Command {
     }
 
     async fn by_message(&self, dma: &Attachment, ring: &Ring, disk: &Disk) -> Result<usize> {
-        let mut buffer = vec![0; self.len as usize];
+        let mut buffer = zeroed(self.len as usize)?;
         if self.reads()? {
             let (read, buffer) = ring.read(&disk.file, self.offset, buffer).await;
             let read = read?;

@@ -48,7 +48,7 @@ fn lost_descriptors_are_an_error() {
     let mut driver = Driver::negotiated();
     let descriptors = vfiod_protocol::Descriptors { fds: vec![1], truncated: true };
     let bytes = message(7, Command::DmaMap, map().as_bytes());
-    driver.connection.receive(&bytes, descriptors, driver.now);
+    driver.connection.receive(&bytes, descriptors, driver.now).unwrap();
     driver.run();
     assert_eq!(driver.take_sent()[0].errno(), Some(EINVAL));
 }

@@ -264,7 +264,7 @@ fn second_socket_takes_replies_in_any_pieces_and_nothing_else() {
     twin.output().sent(chunk.len());
     let reply = [header.reply(24).as_bytes(), &chunk[16..32], &[3; 8]].concat();
     for (at, byte) in reply.iter().enumerate() {
-        twin.room(1, 16)[0] = *byte;
+        twin.room(1, 16).unwrap()[0] = *byte;
         twin.received(1, Time(0));
         let text = serde_json::to_string(&twin).unwrap();
         twin = serde_json::from_str(&text).unwrap();
@@ -278,7 +278,7 @@ fn second_socket_takes_replies_in_any_pieces_and_nothing_else() {
         }
     }
     let command = Header::command(0, Command::DeviceReset, 0, false);
-    twin.room(16, 16)[..16].copy_from_slice(command.as_bytes());
+    twin.room(16, 16).unwrap()[..16].copy_from_slice(command.as_bytes());
     twin.received(16, Time(0));
     assert_eq!(twin.next_reply().unwrap_err(), End::NotAReply);
 }

@@ -105,7 +105,7 @@ impl Driver {
 
     pub(crate) fn feed(&mut self, bytes: &[u8], fds: &[u32]) {
         let descriptors = Descriptors { fds: fds.to_vec(), truncated: false };
-        self.connection.receive(bytes, descriptors, self.now);
+        self.connection.receive(bytes, descriptors, self.now).unwrap();
         self.run();
     }
 
@@ -151,7 +151,7 @@ impl Driver {
             Ok(_) => {}
             Err(end) => self.end = Some(end),
         }
-        self.connection.output().append(&mut output);
+        self.connection.output().append(&mut output).unwrap();
     }
 
     /// One event; `false` if there was none.

@@ -75,7 +75,7 @@ fn without_a_driver_that_can_it_comes_through_the_buffer() {
     let mut driver = Driver::negotiated();
     let bytes = begun(&mut driver, 10);
     assert!(driver.connection.large_write().is_some());
-    driver.connection.receive(&bytes[42..], Descriptors::default(), driver.now);
+    driver.connection.receive(&bytes[42..], Descriptors::default(), driver.now).unwrap();
     driver.run();
     assert_eq!(driver.memory[0x100], 7);
     assert_eq!(driver.take_sent()[0].header.id, 9);

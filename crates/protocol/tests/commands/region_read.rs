@@ -59,7 +59,7 @@ fn in_place(take: usize, fails: bool) -> (Vec<u8>, u64) {
     let before = message(1, Command::RegionRead, access(0, 4).as_bytes());
     let read = message(2, Command::RegionRead, access(0, 8).as_bytes());
     let connection = &mut driver.connection;
-    connection.receive(&[before, read].concat(), Descriptors::default(), driver.now);
+    connection.receive(&[before, read].concat(), Descriptors::default(), driver.now).unwrap();
     let first = connection.next_access().unwrap();
     let filled = first.reply.read(|data| {
         data.fill(b'-');

@@ -74,7 +74,7 @@ fn output_that_was_not_sent_is_still_there_with_its_descriptors() {
     let mut info = info;
     info[0] = 200;
     let bytes = message(1, Command::DeviceGetRegionInfo, &info);
-    driver.connection.receive(&bytes, Default::default(), driver.now);
+    driver.connection.receive(&bytes, Default::default(), driver.now).unwrap();
     let Some(vfiod_protocol::Event::Call(call)) = driver.connection.next().unwrap() else {
         panic!()
     };

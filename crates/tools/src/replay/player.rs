@@ -257,7 +257,7 @@ impl Player {
             self.replay_inputs();
         }
         let descriptors = Descriptors { fds: names, truncated: false };
-        self.connection.receive(message, descriptors, now());
+        self.connection.receive(message, descriptors, now())?;
         while let Some(event) = self.connection.next()? {
             match event {
                 Event::Refused(_) => {}
