@@ -41,10 +41,10 @@ pub(crate) fn past_departures<T>(
 }
 
 /// Refuses opens of devices, and asks their users to close them, at once and at growing intervals, for
-/// no longer than `grace`. Returns as soon as none of them is open.
+/// no longer than `grace`, but once if that is not zero. Returns as soon as none of them is open.
 pub(crate) fn ask_to_close(devices: &[&Registration], grace: Duration) {
     devices.iter().for_each(|device| device.bar_opens());
-    let Some(end) = Instant::now().checked_add(grace) else { return };
+    let Some(end) = Instant::now().checked_add(grace).filter(|_| !grace.is_zero()) else { return };
     let is_open = |device: &DeviceRef| !device.status().files.is_empty();
     let mut open: Vec<_> = devices.iter().map(|device| device.device().clone()).collect();
     open.retain(is_open);
@@ -53,12 +53,16 @@ pub(crate) fn ask_to_close(devices: &[&Registration], grace: Duration) {
         let next = (Instant::now() + pause).min(end);
         pause = (pause * 2).min(LONGEST_PAUSE);
         let mut unasked = open.clone();
-        while Instant::now() < next {
+        // At least once, also on a machine that has stood still for all that time.
+        loop {
             // A device that is busy is asked when it is not: it delays nobody else.
             unasked.retain(|device| is_open(device) && !device.request_close(n, Duration::ZERO));
             open.retain(is_open);
             if open.is_empty() {
                 return;
+            }
+            if Instant::now() >= next {
+                break;
             }
             std::thread::sleep(POLL_INTERVAL);
         }

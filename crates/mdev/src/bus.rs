@@ -589,8 +589,10 @@ impl ParentRegistration {
                 let removal = match (deadline, end) {
                     (Some(Duration::ZERO), _) => Removal::Deadline(Duration::ZERO),
                     (_, None) => Removal::Wait,
+                    // Also where the time is over by now users are asked: that takes some.
                     (_, Some(end)) => {
-                        Removal::Deadline(end.saturating_duration_since(Instant::now()))
+                        let left = end.saturating_duration_since(Instant::now());
+                        Removal::Deadline(left.max(Duration::from_nanos(1)))
                     }
                 };
                 // Fails only if another thread has removed it.
