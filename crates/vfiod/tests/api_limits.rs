@@ -126,9 +126,19 @@ fn idle_connections_are_bounded_and_cost_little() {
     assert!(each < MOST, "an idle connection costs {each} bytes");
     let mut refused = (0, serde_json::Value::Null);
     until("no more are taken", || {
-        held.push(UnixStream::connect(&served.control).unwrap());
-        refused = ask(&served.control, "GET", "devices", None).unwrap();
-        refused.0 != 200
+        match ask(&served.control, "GET", "devices", None) {
+            // Several, as on a slow machine some of those before are closed for having been idle.
+            Ok((200, _)) => {
+                held.extend((0..8).map(|_| UnixStream::connect(&served.control).unwrap()));
+                false
+            }
+            Ok(answer) => {
+                refused = answer;
+                true
+            }
+            // Of those that are refused, few are told so at a time.
+            Err(_) => false,
+        }
     });
     assert_eq!(refused.0, 503);
     let detail = refused.1["detail"].as_str().unwrap();

@@ -70,7 +70,7 @@ fn server_that_knows_only_what_it_must_survives_a_probe() {
         let socket = Socket::from_fd(stream.into(), process::PATIENCE).unwrap();
         serve_strictly(&socket)
     });
-    let output = run(["probe", "--json", path.to_str().unwrap()]);
+    let output = run(["probe", "--timeout", "60s", "--json", path.to_str().unwrap()]);
     // What the server did not bear says more than what the probe makes of that.
     assert_eq!(server.join().unwrap(), Ok(()));
     assert!(output.status.success(), "{output:?}");
@@ -96,7 +96,8 @@ fn probe_says_who_has_a_device_open() {
         user.is_some()
     });
     let probe = |control: &std::path::Path| {
-        bad(1, ["probe", "--control", control.to_str().unwrap(), socket.to_str().unwrap()])
+        let (control, socket) = (control.to_str().unwrap(), socket.to_str().unwrap());
+        bad(1, ["probe", "--timeout", "60s", "--control", control, socket])
     };
     let said = probe(&control);
     let own = std::process::id();

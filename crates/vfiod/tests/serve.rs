@@ -158,7 +158,7 @@ fn probing_a_served_device() {
     let directory = tempfile::tempdir().unwrap();
     let (config, sockets) = slot(directory.path());
     let _daemon = Daemon::serving(vfiod(["serve", &config]), &[&sockets[0], &sockets[1]]);
-    let text = good(["probe", sockets[1].to_str().unwrap()]);
+    let text = good(["probe", "--timeout", "60s", sockets[1].to_str().unwrap()]);
     for expected in [
         "[00ff]: Device 1234:11e8 (rev 10)\n",
         "\tInterrupt: pin B routed to IRQ 0\n",
@@ -171,12 +171,12 @@ fn probing_a_served_device() {
     ] {
         assert!(text.contains(expected), "no `{expected}` in\n{text}");
     }
-    let json = good(["probe", "--json", sockets[0].to_str().unwrap()]);
+    let json = good(["probe", "--timeout", "60s", "--json", sockets[0].to_str().unwrap()]);
     let json: serde_json::Value = serde_json::from_str(&json).unwrap();
     assert_eq!(json["pci"]["vendor_id"], 0x494f);
     assert_eq!(json["pci"]["bars"][0]["kind"], "io");
     assert_eq!(json["config"].as_str().unwrap()[..8], *"4f49c80d");
-    let hex = good(["probe", "-x", sockets[0].to_str().unwrap()]);
+    let hex = good(["probe", "--timeout", "60s", "-x", sockets[0].to_str().unwrap()]);
     assert!(hex.contains("\n00: 4f 49 c8 0d"), "{hex}");
 }
 

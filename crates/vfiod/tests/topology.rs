@@ -98,8 +98,8 @@ fn who_is_reset_together() {
 
 /// What a probe says of the members of the set.
 fn probed(socket: &Path) -> String {
-    let output = vfiod(["probe", socket.to_str().unwrap()]).output().unwrap();
-    assert!(output.status.success());
+    let output = vfiod(["probe", "--timeout", "60s", socket.to_str().unwrap()]).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
     let text = String::from_utf8(output.stdout).unwrap();
     let Some((_, rest)) = text.split_once("\tDevice set: 2 members, HotReset+\n") else {
         assert!(!text.contains("Device set"), "{text}");
@@ -115,7 +115,7 @@ fn probed(socket: &Path) -> String {
 fn a_probe_tells_of_virtual_functions() {
     let tree = Tree::new("");
     let socket = tree.path("u0");
-    let output = vfiod(["probe", socket.to_str().unwrap()]).output().unwrap();
+    let output = vfiod(["probe", "--timeout", "60s", socket.to_str().unwrap()]).output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
     for expected in [
         "Single Root I/O Virtualization",

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use rustix::io::Errno;
 use rustix::net::sockopt::{self, Timeout};
 use rustix::net::{
@@ -15,7 +15,7 @@ use rustix::net::{
 };
 
 /// Nothing measured here takes that long, unless it hangs.
-const PATIENCE: Duration = Duration::from_secs(30);
+pub(super) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A connected socket and its buffer.
 #[derive(Debug)]
@@ -23,6 +23,8 @@ pub(super) struct Raw {
     fd: OwnedFd,
     /// Poll instead of sleeping.
     spin: bool,
+    /// How long a receive waits.
+    patience: Duration,
     buffer: Vec<u8>,
 }
 
@@ -47,7 +49,14 @@ impl Raw {
         for direction in [Timeout::Recv, Timeout::Send] {
             sockopt::set_socket_timeout(&fd, direction, Some(PATIENCE))?;
         }
-        Ok(Self { fd, spin, buffer: Vec::new() })
+        Ok(Self { fd, spin, patience: PATIENCE, buffer: Vec::new() })
+    }
+
+    /// Sets how long a receive waits: [`PATIENCE`] at first.
+    pub(super) fn set_patience(&mut self, patience: Duration) -> anyhow::Result<()> {
+        sockopt::set_socket_timeout(&self.fd, Timeout::Recv, Some(patience))?;
+        self.patience = patience;
+        Ok(())
     }
 
     pub(super) fn fd(&self) -> BorrowedFd<'_> {
@@ -83,7 +92,8 @@ impl Raw {
         if self.buffer.len() < limit {
             self.buffer.resize(limit, 0);
         }
-        let count = receive(&self.fd, self.spin, &mut self.buffer[..limit])?;
+        let count = receive(&self.fd, self.spin, self.patience, &mut self.buffer[..limit])?;
+        let count = count.with_context(|| format!("nothing came within {:?}", self.patience))?;
         Ok(&self.buffer[..count])
     }
 
@@ -110,35 +120,54 @@ impl Raw {
 
     /// Exactly so many bytes.
     pub(super) fn receive(&mut self, len: usize) -> anyhow::Result<&[u8]> {
+        let patience = self.patience;
+        let bytes = self.receive_or_nothing(len)?;
+        bytes.with_context(|| format!("nothing came within {patience:?}"))
+    }
+
+    /// Exactly so many bytes; `None` if none has come in time.
+    pub(super) fn receive_or_nothing(&mut self, len: usize) -> anyhow::Result<Option<&[u8]>> {
         if self.buffer.len() < len {
             self.buffer.resize(len, 0);
         }
-        let mut filled = 0;
+        let (mut filled, mut waited) = (0, Duration::ZERO);
         while filled < len {
-            match receive(&self.fd, self.spin, &mut self.buffer[filled..len])? {
-                0 => bail!("the other side closed the connection"),
-                count => filled += count,
+            match receive(&self.fd, self.spin, self.patience, &mut self.buffer[filled..len])? {
+                Some(0) => bail!("the other side closed the connection"),
+                Some(count) => filled += count,
+                None if filled == 0 => return Ok(None),
+                // The rest is on its way.
+                None => {
+                    waited += self.patience;
+                    ensure!(waited < PATIENCE, "nothing more came within {PATIENCE:?}");
+                }
             }
         }
-        Ok(&self.buffer[..len])
+        Ok(Some(&self.buffer[..len]))
     }
 }
 
-fn receive(fd: &OwnedFd, spin: bool, buffer: &mut [u8]) -> anyhow::Result<usize> {
+/// Receives what is there or comes first; `None` if nothing comes in time.
+fn receive(
+    fd: &OwnedFd,
+    spin: bool,
+    patience: Duration,
+    buffer: &mut [u8],
+) -> anyhow::Result<Option<usize>> {
     let flags = if spin { RecvFlags::DONTWAIT } else { RecvFlags::empty() };
     let mut polls = 0u32;
     let start = Instant::now();
     loop {
         match rustix::net::recv(fd, &mut *buffer, flags) {
-            Ok((count, _)) => return Ok(count),
+            Ok((count, _)) => return Ok(Some(count)),
             Err(Errno::AGAIN) if spin => {
                 std::hint::spin_loop();
                 polls = polls.wrapping_add(1);
-                if polls.is_multiple_of(1 << 16) && start.elapsed() > PATIENCE {
-                    bail!("nothing came within {PATIENCE:?}");
+                if polls.is_multiple_of(1 << 16) && start.elapsed() > patience {
+                    return Ok(None);
                 }
             }
-            Err(Errno::AGAIN) => bail!("nothing came within {PATIENCE:?}"),
+            Err(Errno::AGAIN) => return Ok(None),
             Err(Errno::INTR) => {}
             Err(errno) => return Err(errno).context("cannot receive"),
         }

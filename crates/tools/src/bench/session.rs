@@ -12,10 +12,13 @@ use vfiod_wire::payload::{
 use vfiod_wire::{Capabilities, Command, HEADER_LEN, Header, Kind, Version};
 use zerocopy::{FromBytes, IntoBytes};
 
-use super::raw::Raw;
+use super::raw::{PATIENCE, Raw};
 
 /// How long a single-open device may take to be free again after the last client.
 const HANDOVER: Duration = Duration::from_secs(5);
+
+/// How long the server sends no message before one is no longer waited for.
+const SILENCE: Duration = Duration::from_millis(100);
 
 /// A negotiated connection.
 pub(super) struct Session {
@@ -219,29 +222,45 @@ impl Session {
         self.raw.send(message)?;
         loop {
             match self.serve_one()? {
-                Some(reply) => return Ok(reply),
-                None => *served += 1,
+                Served::Reply(reply) => return Ok(reply),
+                Served::Request => *served += 1,
+                Served::Nothing => bail!("no reply came within {PATIENCE:?}"),
             }
         }
     }
 
-    /// Answers `count` DMA_READ messages of the server.
-    pub(super) fn serve(&mut self, count: u64) -> anyhow::Result<()> {
-        for _ in 0..count {
-            ensure!(self.serve_one()?.is_none(), "a reply that was not waited for");
-        }
-        Ok(())
+    /// Answers `count` DMA_READ messages of the server, or fewer if it sends none for [`SILENCE`]. Returns
+    /// how many there were.
+    pub(super) fn serve(&mut self, count: u64) -> anyhow::Result<u64> {
+        self.raw.set_patience(SILENCE)?;
+        let served = self.serve_until_silence(count);
+        self.raw.set_patience(PATIENCE)?;
+        served
     }
 
-    /// Takes a message. Answers it with zeroes if it is DMA_READ; the payload of a reply.
-    fn serve_one(&mut self) -> anyhow::Result<Option<Vec<u8>>> {
+    fn serve_until_silence(&mut self, count: u64) -> anyhow::Result<u64> {
+        for served in 0..count {
+            match self.serve_one()? {
+                Served::Request => {}
+                Served::Reply(_) => bail!("a reply that was not waited for"),
+                Served::Nothing => return Ok(served),
+            }
+        }
+        Ok(count)
+    }
+
+    /// Takes a message, and answers it with zeroes if it is DMA_READ.
+    fn serve_one(&mut self) -> anyhow::Result<Served> {
         let mut answer = Vec::new();
-        let header = Header::parse(self.raw.receive(HEADER_LEN)?).context("a short header")?;
+        let Some(head) = self.raw.receive_or_nothing(HEADER_LEN)? else {
+            return Ok(Served::Nothing);
+        };
+        let header = Header::parse(head).context("a short header")?;
         let len = (header.size as usize).saturating_sub(HEADER_LEN);
         let payload = self.raw.receive(len)?;
         if matches!(header.kind(), Kind::Reply(_)) {
             check(header.as_bytes())?;
-            return Ok(Some(payload.to_vec()));
+            return Ok(Served::Reply(payload.to_vec()));
         }
         ensure!(header.command == Command::DmaRead as u16, "command {}", header.command);
         let (dma, _) = DmaAccess::read_from_prefix(payload)
@@ -253,8 +272,17 @@ impl Session {
         answer.extend_from_slice(dma.as_bytes());
         answer.resize(HEADER_LEN + len, 0);
         self.raw.send(&answer)?;
-        Ok(None)
+        Ok(Served::Request)
     }
+}
+
+/// What a message of the server was.
+enum Served {
+    Request,
+    /// The payload of a reply.
+    Reply(Vec<u8>),
+    /// None came in time.
+    Nothing,
 }
 
 fn write64(region: u32, offset: u64, value: u64) -> Vec<u8> {
