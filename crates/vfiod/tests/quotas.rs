@@ -317,3 +317,78 @@ fn thirty_two_stalled_devices_leave_a_stranger_every_reply() {
     assert_eq!(rig.limit(STALLED, "threads")[2..], [COMMON / 2, COMMON]);
     // Dropped with a minute's reads inside: the daemon is killed.
 }
+
+/// A device that does not quiesce is stopped for two seconds by a hot reset, and an access waits for one
+/// second of that. Each device has eight clients that access it meanwhile.
+#[test]
+fn accesses_to_stopped_devices_leave_a_stranger_every_reply() {
+    const STOPPED: usize = 12;
+    const CLIENTS: usize = 8;
+    /// The configuration space, and the registers of the bench device.
+    const CONFIG: u32 = 7;
+    const REGISTERS: u32 = 2;
+    const IOVA: u64 = 1 << 32;
+    let devices = [vec!["model = \"bench\""; STOPPED], vec![EDU]].concat();
+    let rig = Rig::with("threads = 32\n", &devices);
+    let mut stranger = rig.connect(STOPPED);
+    let read = RegionAccess { offset: 0, region: REGISTERS, count: 8 };
+    let has_input = |client: &Client| {
+        let mut fds = [PollFd::new(client.socket(), PollFlags::IN)];
+        poll(&mut fds, Some(&Timespec::default())).unwrap() == 1
+    };
+    // Whether the stranger is served before an access to a stopped device is answered. On a machine that
+    // is busy otherwise this may take several rounds.
+    let mut round = || {
+        let mut owners: Vec<_> = (0..STOPPED).map(|device| rig.connect(device)).collect();
+        let mut others: Vec<_> =
+            (0..STOPPED * CLIENTS).map(|number| rig.connect(number % STOPPED)).collect();
+        for owner in &mut owners {
+            owner.region_write(CONFIG, 4, &[6]).unwrap();
+            owner.dma_map(IOVA, PAGE, None).unwrap();
+            // The device reads memory by messages, which nobody answers.
+            for (register, value) in [(0x08, 1), (0x10, IOVA), (0x20, 1), (0x28, 64), (0x00, 3)] {
+                owner.region_post(REGISTERS, register, &u64::to_le_bytes(value)).unwrap();
+            }
+        }
+        process::until("each device waits for its memory", || owners.iter().all(has_input));
+        std::thread::scope(|scope| {
+            for device in 0..STOPPED {
+                let (rig, path) = (&rig, format!("devices/d{device}"));
+                scope.spawn(move || {
+                    let control = rig.path("control");
+                    let (_, device) = ask(&control, "GET", &path, None).unwrap();
+                    let set = device["set"].as_str().unwrap().replace(' ', "%20");
+                    let path = format!("sets/{set}/reset?in_use=reset");
+                    ask(&control, "POST", &path, None).unwrap()
+                });
+            }
+            let mut asked: Vec<Option<u16>> = vec![None; others.len()];
+            process::until("each access waits", || {
+                let mut all = true;
+                for (client, asked) in others.iter_mut().zip(&mut asked) {
+                    if let Some(id) = asked.take_if(|_| has_input(client)) {
+                        // Answered: the device is not stopped yet, or not any more.
+                        let _ = client.complete(id);
+                    }
+                    all &= asked.is_some();
+                    asked.get_or_insert_with(|| {
+                        client.submit(Command::RegionRead, read.as_bytes(), &[]).unwrap()
+                    });
+                }
+                all && rig.daemon.is_asleep()
+            });
+            for _ in 0..20 {
+                stranger.region_read(0, 0, &mut [0; 4]).unwrap();
+            }
+            let is_first = !others.iter().any(has_input);
+            for (client, asked) in others.iter_mut().zip(asked) {
+                let outcome = client.complete(asked.unwrap());
+                let errno = outcome.map_err(|error| error.remote_errno());
+                let busy = Some(Errno::BUSY.raw_os_error() as u32);
+                assert!(errno.is_ok() || errno.as_ref().is_err_and(|errno| *errno == busy));
+            }
+            is_first
+        })
+    };
+    assert!((0..5).any(|_| round()), "a stranger waits for devices that are stopped");
+}
