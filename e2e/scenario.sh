@@ -30,15 +30,16 @@ finish() {
 trap finish EXIT
 trap 'exit 1' INT TERM HUP
 
-# wait_for WHAT COMMAND...: until the command succeeds, 30 seconds at most.
+# wait_for WHAT COMMAND...: until the command succeeds, two minutes at most: a guest boots meanwhile, on
+# a machine that may be busy or emulate it.
 wait_for() {
-    local what=$1 i
+    local what=$1 end=$((SECONDS + 120))
     shift
-    for ((i = 0; i < 300; i++)); do
+    while [ "$SECONDS" -lt "$end" ]; do
         if "$@" >/dev/null 2>&1; then return 0; fi
         sleep 0.1
     done
-    echo "waited 30 s in vain: $what"
+    echo "waited two minutes in vain: $what"
     return 1
 }
 
@@ -127,7 +128,7 @@ guest() {
     printf '%s\n' "$2" >"$WORK/$name.sh"
     shift 2
     "$HARNESS_DIR/run-guest.sh" --script "$WORK/$name.sh" --file "$EDU_TOOL:/usr/bin/edu" \
-        --timeout 150 "$@" >"$WORK/$name.out" 2>&1 && return 0
+        --timeout 300 "$@" >"$WORK/$name.out" 2>&1 && return 0
     local status=$?
     echo "--- guest $name ended with status $status"
     tail -n 60 "$WORK/$name.out"
@@ -139,6 +140,12 @@ said() { wait_for "guest line: $2" grep -qE "$2" "$WORK/$1.out"; }
 
 # control TEXT: a line to the gpio's control socket; prints the answer.
 control() { printf '%s\n' "$1" | "$CACHE_DIR/unixcat" "$WORK/control.sock"; }
+
+# qmp COMMAND: sends a command to the guest's monitor $WORK/qmp; prints the greeting and the answers.
+qmp() {
+    printf '%s\n' '{"execute":"qmp_capabilities"}' "$1" | "$CACHE_DIR/unixcat" -q "$WORK/qmp"
+}
+
 lines_are() { control get | grep -q "$1"; }
 
 # when_output MASK INPUT: the outside world; sets an input once the outputs are exactly MASK.

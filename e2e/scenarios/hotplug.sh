@@ -4,10 +4,6 @@ start_server "$(device_config edu)" edu.sock
 capture first edu.sock edu
 capture second edu.sock edu
 
-qmp() {
-    printf '%s\n' '{"execute":"qmp_capabilities"}' "$1" | "$CACHE_DIR/unixcat" "$WORK/qmp"
-}
-
 guest vm '
 modprobe uio_pci_generic
 edu uio || exit 1
@@ -16,6 +12,9 @@ while lspci -n | grep -q 1234:11e8; do sleep 0.2; done
 echo "unplugged"
 while ! lspci -n | grep -q 1234:11e8; do sleep 0.2; done
 echo "plugged in"
+device=$(lspci -Dn -d 1234:11e8 | cut -d" " -f1)
+# Made once its BARs have addresses. Drivers may have it a moment later.
+until [ -e /sys/bus/pci/devices/$device/resource0 ]; do sleep 0.1; done
 sleep 1
 edu uio
 ' --socket "$WORK/first.captured" --root-port --qmp "$WORK/qmp" &

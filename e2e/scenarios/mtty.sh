@@ -20,9 +20,6 @@ export VFIOD_CONTROL=$WORK/api.sock
 PLUG=83b8f4f2-509f-382f-3c1e-e6bfe0fa1001     # two ports, each with a plug
 TERMINAL=83b8f4f2-509f-382f-3c1e-e6bfe0fa1002 # one port, with a pseudo-terminal
 
-qmp() {
-    printf '%s\n' '{"execute":"qmp_capabilities"}' "$1" | "$CACHE_DIR/unixcat" "$WORK/qmp"
-}
 plug_in() { # ROOT-PORT, whose name is also that of the capture
     qmp '{"execute":"device_add","arguments":{"driver":"vfio-user-pci","id":"'"$1-card"'","bus":"'"$1"'","socket":{"type":"unix","path":"'"$WORK/$1.captured"'"}}}'
 }

@@ -10,7 +10,7 @@ bar=$(setpci -d 1234:11e8 BASE_ADDRESS_0 | sed "s/^/0x/")
 echo "the server may stop"
 i=0
 while [ "$(devmem $bar 32)" != 0xFFFFFFFF ]; do
-    i=$((i + 1)); [ $i -lt 300 ] || exit 1
+    i=$((i + 1)); [ $i -lt 1200 ] || exit 1
     sleep 0.1
 done
 echo "the guest lives"
