@@ -228,6 +228,8 @@ fn descriptors_in_the_middle_of_a_message_are_used_or_closed() {
         stream.write_all(&whole[..cut]).unwrap();
         assert!(send_with(&stream, &whole[cut..], &[memory()]));
         assert_eq!(reply(&mut stream).unwrap().kind(), Kind::Reply(Ok(())), "cut at {cut}");
+        let is_mapped = stage.daemon.read("maps").contains("memfd:stream");
+        assert!(is_mapped, "the descriptor was not used, cut at {cut}");
         drop(stream);
         stage.assert_nothing_kept(before + 1);
     }
