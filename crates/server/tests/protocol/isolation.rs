@@ -150,24 +150,25 @@ impl Drop for Flooders<'_> {
     }
 }
 
-/// As many clients as threads may be with a device have each sent 40 messages, which take it 5 ms each.
+/// As many clients as threads may be with a device have each sent 40 messages at once, which take it 5 ms
+/// each.
 #[test]
 fn newcomer_has_its_turn_among_busy_clients() {
     const BUSY: usize = 8;
     const MESSAGES: usize = 40;
     let rig = Rig::with(OpenPolicy::Multi, ServerOptions::default());
-    let mut busy: Vec<_> = (0..BUSY).map(|_| rig.client()).collect();
+    let busy: Vec<_> = (0..BUSY).map(|_| negotiated(&rig)).collect();
     let handled = || {
         let clients = rig.served.as_ref().unwrap().clients();
         clients.iter().map(|client| client.messages).collect::<Vec<_>>()
     };
     let before: Vec<_> = handled();
     let access = RegionAccess { offset: STALL_MS, region: KNOBS, count: 8 };
-    let stall = [access.as_bytes(), &5u64.to_ne_bytes()].concat();
-    for client in &mut busy {
-        for _ in 0..MESSAGES {
-            client.submit(Command::RegionWrite, &stall, &[]).unwrap();
-        }
+    let payload = [access.as_bytes(), &5u64.to_ne_bytes()].concat();
+    let post = Header::command(1, Command::RegionWrite, payload.len(), true);
+    let messages = [post.as_bytes(), &payload].concat().repeat(MESSAGES);
+    for client in &busy {
+        client.send(&messages, &[]).unwrap();
     }
     eventually("each has a thread", || {
         handled().iter().zip(&before).all(|(now, before)| now > before)
