@@ -26,6 +26,8 @@ const NEVER: Duration = Duration::ZERO;
 const LONG: Duration = Duration::from_secs(3600);
 /// The largest number of threads that wait for a device.
 const WAITING: usize = 512;
+/// The most bytes of one write.
+const PAGE: usize = 4096;
 
 /// The file system. Its clones are one.
 #[derive(Clone)]
@@ -380,7 +382,8 @@ impl Filesystem for Sysfs {
         _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        let data = data.to_vec();
+        // The kernel's files take no more than a page with one write.
+        let data = data[..data.len().min(PAGE)].to_vec();
         self.aside(reply, ReplyWrite::error, move |this, reply| match this.store(ino, &data) {
             Ok(()) => reply.written(u32::try_from(data.len()).unwrap_or(u32::MAX)),
             Err(errno) => reply.error(errno),

@@ -341,12 +341,15 @@ impl Connection {
         if dma.is_none() && !self.process_is_dead() {
             return Ok(Interest::Write);
         }
+        let mut has_memory = true;
         if state.wants_input() {
-            match self.fill(state, SMALL_CHUNK, Wait::No)? {
-                Received::Bytes(bytes) => count(&self.counters.received, bytes),
-                Received::Nothing => {}
+            match self.fill(state, SMALL_CHUNK, Wait::No) {
+                Ok(Received::Bytes(bytes)) => count(&self.counters.received, bytes),
+                Ok(Received::Nothing) => {}
                 // It may still take what is for it.
-                Received::Eof => return Ok(Interest::Write),
+                Ok(Received::Eof) => return Ok(Interest::Write),
+                Err(Errno::NOMEM) => has_memory = false,
+                Err(error) => return Err(error.into()),
             }
         }
         if let Some(dma) = dma {
@@ -356,7 +359,7 @@ impl Connection {
                 }
             }
         }
-        if state.wants_input() {
+        if has_memory && state.wants_input() {
             return Ok(Interest::Both);
         }
         if self.is_abandoned() { Err(End::Abandoned) } else { Ok(Interest::Write) }
@@ -727,10 +730,12 @@ impl Guarded for Connection {
         }
         let Some(session) = self.session.get() else { return };
         let blocked = self.outgoing.flush(Wait::No).unwrap_or(false);
+        let mut has_memory = true;
         match self.fill(&mut state, SMALL_CHUNK, Wait::No) {
             Ok(Received::Bytes(bytes)) => count(&self.counters.received, bytes),
-            // Without memory the rest waits for the request's reply.
-            Ok(Received::Nothing) | Err(Errno::NOMEM) => {}
+            Ok(Received::Nothing) => {}
+            // The rest waits for the request's reply. Until then it would wake a thread again at once.
+            Err(Errno::NOMEM) => has_memory = false,
             Ok(Received::Eof) | Err(_) => {
                 // The thread that waits finds it, too. Nobody is to wait for this client.
                 self.outgoing.closed_by_peer();
@@ -753,7 +758,7 @@ impl Guarded for Connection {
             self.end();
             return;
         }
-        if state.wants_input() && !self.outgoing.is_ended() {
+        if has_memory && state.wants_input() && !self.outgoing.is_ended() {
             let interest = if blocked { Interest::Both } else { Interest::Read };
             // Fails only when the connection is forgotten.
             let _ = self.watch.rearm(self, interest);
