@@ -13,6 +13,7 @@ use pulldown_cmark::{Event, Options, Parser, Tag, TagEnd};
 /// is there, and that it is what the text says.
 const SEEN: &[&str] = &[
     "https://docs.rs/loom",
+    "https://docs.rs/parking_lot",
     "https://docs.rs/shuttle",
     "https://github.com/mdevctl/mdevctl",
     "https://keepachangelog.com/",
