@@ -73,7 +73,10 @@ fn clients_that_connect_again_and_again_do_not_fill_the_log() {
     };
     let start = Instant::now();
     for _ in 0..CLIENTS {
-        drop(negotiated(&rig));
+        let socket = rig.socket();
+        socket.send(&version_message(), &[]).unwrap();
+        // Refused where the machine stood still for as long as it waits for the last one's end.
+        socket.receive_message().unwrap();
     }
     rig.wait_idle();
     let ended = lines.take();
