@@ -7,7 +7,7 @@ use std::sync::{Arc, OnceLock, Weak};
 use std::time::SystemTime;
 
 use rustix::event::{EventfdFlags, eventfd};
-use vfiod_quota::Payer;
+use vfiod_quota::{Payer, SlowCalls};
 
 use crate::dma::Space;
 use crate::error::{Errno, Error, Result};
@@ -53,6 +53,8 @@ pub(crate) struct FileShared {
     left_spaces: Mutex<Vec<Space>>,
     link: Mutex<Option<Weak<dyn Link>>>,
     payer: OnceLock<Payer>,
+    /// Those of doorbells.
+    drains: SlowCalls,
 }
 
 /// `open` is running for it.
@@ -86,6 +88,7 @@ impl FileShared {
             left_spaces: Mutex::default(),
             link: Mutex::new(None),
             payer: OnceLock::new(),
+            drains: SlowCalls::default(),
         }
     }
 
@@ -203,15 +206,25 @@ impl FileShared {
         let Some(fd) = made.get(&region).and_then(|fds| fds.get(doorbell)) else {
             return Ok(false);
         };
-        drain(fd).map_err(|errno| failed("read an eventfd", errno))
+        self.drain_doorbell(fd).map_err(|errno| failed("read an eventfd", errno))
     }
 
     /// Drains the doorbells that were rung and not delivered.
     pub(crate) fn silence_doorbells(&self) {
         for fd in lock(&self.doorbells).values().flatten() {
             // It fails only if the descriptor is no eventfd.
-            let _ = drain(fd);
+            let _ = self.drain_doorbell(fd);
         }
+    }
+
+    /// Drains a doorbell. If that takes long, as the client has it watched very often, its user owes the
+    /// time.
+    fn drain_doorbell(&self, fd: &OwnedFd) -> std::result::Result<bool, Errno> {
+        let (rung, took) = self.drains.time(|| drain(fd));
+        if let (Some(took), Some(payer)) = (took, self.payer()) {
+            payer.debt().owe(took);
+        }
+        rung
     }
 
     /// Remembers a space that the device has left, where the file may have mappings.

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use rustix::io::Errno;
 use vfiod_sync::{Mutex, lock};
 
+use crate::debt::Debt;
 use crate::limits::{Limit, Limits, Share, Size, part};
 use crate::resource::{PerResource, Resource};
 
@@ -100,6 +101,25 @@ pub struct Opened {
 pub struct Ledger {
     limits: Limits,
     common: PerResource<Mutex<Common>>,
+    debts: Mutex<Debts>,
+}
+
+/// What users owe. Somebody who is in debt stays so without a connection.
+#[derive(Debug, Default)]
+struct Debts {
+    of: HashMap<User, Arc<Debt>>,
+    /// How many there may be before those that are paid are looked for.
+    room: usize,
+}
+
+impl Debts {
+    fn of(&mut self, user: User) -> Arc<Debt> {
+        if self.of.len() >= self.room {
+            self.of.retain(|_, debt| Arc::strong_count(debt) > 1 || debt.pause().is_some());
+            self.room = 2 * self.of.len() + 64;
+        }
+        self.of.entry(user).or_default().clone()
+    }
 }
 
 /// What is common of a resource.
@@ -130,6 +150,7 @@ pub struct Account {
 pub struct Payer {
     account: Arc<Account>,
     user: User,
+    debt: Arc<Debt>,
 }
 
 /// What was taken. Dropping it gives it back.
@@ -147,7 +168,7 @@ pub struct Charge {
 impl Ledger {
     /// A ledger in which nobody has taken anything.
     pub fn new(limits: Limits) -> Arc<Self> {
-        Arc::new(Self { limits, common: PerResource::default() })
+        Arc::new(Self { limits, common: PerResource::default(), debts: Mutex::default() })
     }
 
     /// Opens the account of a device, and reserves its shares.
@@ -344,7 +365,13 @@ impl Drop for Account {
 impl Payer {
     /// Who pays for what `user` takes at the device of `account`.
     pub fn new(account: Arc<Account>, user: User) -> Self {
-        Self { account, user }
+        let debt = lock(&account.ledger.debts).of(user);
+        Self { account, user, debt }
+    }
+
+    /// What the user owes, at whatever device.
+    pub fn debt(&self) -> &Debt {
+        &self.debt
     }
 
     /// The device's account.
@@ -412,7 +439,7 @@ impl Charge {
     /// The user may not have as much; the charge is as before then.
     pub fn resize(&mut self, amount: u64) -> Result<(), Exceeded> {
         let now = self.amount();
-        let Payer { account, user } = &self.payer;
+        let Payer { account, user, .. } = &self.payer;
         if amount > now {
             let (own, common) = account.take(self.resource, *user, amount - now)?;
             self.own += own;
@@ -431,7 +458,7 @@ impl Charge {
 
 impl Drop for Charge {
     fn drop(&mut self) {
-        let Payer { account, user } = &self.payer;
+        let Payer { account, user, .. } = &self.payer;
         account.give_back(self.resource, *user, self.own, self.common);
     }
 }

@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+mod debt;
 mod ledger;
 mod limits;
 #[cfg(all(test, shuttle))]
@@ -8,6 +9,7 @@ mod resource;
 #[cfg(all(test, not(any(loom, shuttle))))]
 mod tests;
 
+pub use debt::{Debt, SlowCalls};
 pub use ledger::{Account, Charge, Exceeded, Ledger, Opened, Payer, Shortfall, Usage, User};
 pub use limits::{Limit, Limits, Share, Size};
 pub use resource::{PerResource, Resource};

@@ -32,6 +32,7 @@ use crate::held_memory::HeldMemory;
 use crate::limits::{BUSY_STREAK, CROWDED_TURN, Quiet, REPLY_BATCH};
 use crate::message_log::{Message, errno_name};
 use crate::outgoing::Outgoing;
+use crate::pace::DebtPause;
 use crate::peer;
 use crate::pending_open::{Attempt, PendingOpen};
 use crate::pool::{Interest, LINGER, Residence, Source, Watch, Worker};
@@ -72,6 +73,7 @@ pub(crate) struct Connection {
     held: HeldMemory,
     /// Its place among the connections; another one may have it once this is being ended.
     place: Mutex<Option<Place>>,
+    pause: DebtPause,
     /// Last, so that the connection counts until its file is released.
     counted: Arc<Counted>,
 }
@@ -99,6 +101,7 @@ impl Connection {
             number,
             held: HeldMemory::new(payer),
             place: Mutex::new(Some(place)),
+            pause: DebtPause::default(),
             counted: Arc::new(Counted::new(clients, number)),
             state: Mutex::default(),
             serving: Serving::default(),
@@ -136,6 +139,9 @@ impl Connection {
         loop {
             if pool.is_stopping() || self.outgoing.is_ended() {
                 return (state, Err(End::Stopped));
+            }
+            if self.is_paused() {
+                return (state, Ok(Next::Watch(Interest::Closed)));
             }
             let saturated = pool.is_saturated() || self.clients.gate.is_crowded();
             let wait = if saturated { Wait::No } else { Wait::Linger };
@@ -198,6 +204,17 @@ impl Connection {
                 Err(error) => return (state, Err(error.into())),
             }
         }
+    }
+
+    /// Whether it is not served now, as its user is in debt. One that has no session may have the turn
+    /// to open the device, which others wait for.
+    fn is_paused(&self) -> bool {
+        self.session.get().is_some()
+            && self.held.payer().debt().pause().is_some_and(|pause| {
+                // To whom nothing can be sent costs nothing, and others may wait for its file.
+                !self.outgoing.socket().is_closed()
+                    && self.pause.begin(pause, &self.watch, self.itself.clone())
+            })
     }
 
     /// Receives: polls for a while if so configured, then sleeps for as long as `wait` allows.

@@ -144,8 +144,9 @@ impl Pacer {
         Self { pace: Pace::new(limit), alarm: Mutex::default() }
     }
 
-    fn rearm(&self, watch: &Watch, source: Arc<dyn Source>) {
-        let Some(pause) = self.pace.pause_at(now()) else {
+    /// `payer` made it readable, and may be in debt.
+    fn rearm(&self, payer: &Payer, watch: &Watch, source: Arc<dyn Source>) {
+        let Some(pause) = self.pace.pause_at(now()).max(payer.debt().pause()) else {
             // Fails only when the session has ended, which forgets it anyway.
             let _ = watch.rearm(&*source, Interest::Read);
             return;
@@ -197,7 +198,7 @@ impl Visitor for Bell {
                 return None;
             }
         }
-        self.pacer.rearm(watch, self.clone());
+        self.pacer.rearm(&self.payer, watch, self.clone());
         None
     }
 }
@@ -217,6 +218,6 @@ impl Source for Unmask {
     fn serve(self: Arc<Self>, watch: &Watch, _worker: &mut Worker) {
         let Some(opened) = self.opened.upgrade() else { return };
         opened.file.unmask_signalled(&self.fd);
-        self.pacer.rearm(watch, self.clone());
+        self.pacer.rearm(&opened.payer, watch, self.clone());
     }
 }

@@ -11,4 +11,6 @@ pub(crate) enum Interest {
     Both,
     /// That the peer hangs up.
     HangUp,
+    /// That nobody can send to the peer any more.
+    Closed,
 }

@@ -1,14 +1,17 @@
-//! How often an eventfd of a client is served.
+//! How often a client is served.
 //!
 //! A client can make an eventfd readable without end, and without doing anything more: one that is
 //! both an interrupt's trigger and what unmasks it; a doorbell that it hands back as a trigger; one
 //! that counts down by one at each read (`EFD_SEMAPHORE`). Signals of an eventfd merge, so that a
 //! pause loses none.
 
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use vfiod_protocol::Time;
 use vfiod_sync::{Mutex, lock};
+
+use crate::pool::{Alarm, Source, Watch};
 
 /// What a limit holds for.
 const WINDOW: Duration = Duration::from_millis(10);
@@ -42,6 +45,29 @@ impl Pace {
         }
         served.times += 1;
         (served.times >= self.limit).then(|| end.left(now))
+    }
+}
+
+/// The pause of a connection whose user is in debt ([`vfiod_quota::Debt`]).
+#[derive(Default)]
+pub(crate) struct DebtPause {
+    alarm: Mutex<Option<Alarm>>,
+}
+
+impl DebtPause {
+    /// Has the source woken after `pause`. Returns whether that is to be.
+    pub(crate) fn begin<S: Source + 'static>(
+        &self,
+        pause: Duration,
+        watch: &Watch,
+        source: Weak<S>,
+    ) -> bool {
+        let Some(source) = source.upgrade() else { return false };
+        let source: Arc<dyn Source> = source;
+        let alarm = watch.pool().wake_after(pause, watch, &source);
+        let before = lock(&self.alarm).replace(alarm);
+        drop(before);
+        true
     }
 }
 

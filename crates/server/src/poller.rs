@@ -18,6 +18,8 @@ impl Interest {
             Self::Write => EventFlags::ONESHOT | EventFlags::OUT,
             Self::Both => Self::Read.flags() | Self::Write.flags(),
             Self::HangUp => EventFlags::ONESHOT | EventFlags::RDHUP,
+            // EPOLLHUP needs no flag.
+            Self::Closed => EventFlags::ONESHOT,
         }
     }
 }

@@ -15,7 +15,7 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags, Shutdown,
 };
 use vfiod_core::memory::SharedMemory;
-use vfiod_quota::Payer;
+use vfiod_quota::{Payer, SlowCalls};
 
 use crate::closer::Closer;
 use crate::descriptor::Descriptor;
@@ -64,6 +64,9 @@ impl Lent {
     }
 }
 
+/// Processor time that a byte may take: many times what a copy takes.
+const TIME_PER_BYTE: Duration = Duration::from_nanos(4);
+
 /// A connected socket.
 pub(crate) struct Socket {
     /// Until the drop.
@@ -73,6 +76,7 @@ pub(crate) struct Socket {
     payer: OnceLock<Payer>,
     linger: Duration,
     /// Whether sends that sleep are bounded yet.
+    calls: SlowCalls,
     sends_linger: AtomicBool,
 }
 
@@ -81,7 +85,8 @@ impl Socket {
     pub(crate) fn new(fd: OwnedFd, linger: Duration, closer: Arc<Closer>) -> Result<Self, Errno> {
         let sends_linger = AtomicBool::new(false);
         let payer = OnceLock::new();
-        let socket = Self { fd: Some(fd), closer, payer, linger, sends_linger };
+        let calls = SlowCalls::default();
+        let socket = Self { fd: Some(fd), closer, payer, linger, calls, sends_linger };
         sockopt::set_socket_timeout(&socket, Timeout::Recv, Some(linger))?;
         // An urgent byte is data as any other: the kernel would drop it in a receive, and close
         // descriptors that came with it.
@@ -120,8 +125,11 @@ impl Socket {
             flags |= RecvFlags::DONTWAIT;
         }
         loop {
-            let got =
-                rustix::net::recvmsg(self, &mut [IoSliceMut::new(buffer)], &mut control, flags);
+            let mut parts = [IoSliceMut::new(buffer)];
+            let got = self.timed(
+                || rustix::net::recvmsg(self, &mut parts, &mut control, flags),
+                |message| message.bytes,
+            );
             match got {
                 Ok(message) => {
                     for item in control.drain() {
@@ -186,7 +194,8 @@ impl Socket {
         len: usize,
         lent: &mut Lent,
     ) -> Result<Received, Errno> {
-        received(|| memory.receive(offset, len, self.as_fd(), &mut lent.fds))
+        let mut receive = || memory.receive(offset, len, self.as_fd(), &mut lent.fds);
+        received(|| self.timed(&mut receive, |bytes| *bytes))
     }
 
     /// Receives what has arrived, at most `len` bytes, and drops the bytes, without waiting.
@@ -203,6 +212,31 @@ impl Socket {
         let _ = rustix::event::poll(&mut [PollFd::new(self, PollFlags::IN)], Some(&linger));
     }
 
+    /// Makes a call that wakes whoever watches the peer's end, and moves so many bytes. If it takes long,
+    /// as the client has its socket watched very often, its user owes the time.
+    fn timed<R>(
+        &self,
+        call: impl FnOnce() -> Result<R, Errno>,
+        bytes: impl FnOnce(&R) -> usize,
+    ) -> Result<R, Errno> {
+        let (result, took) = self.calls.time(call);
+        if let (Some(took), Some(payer)) = (took, self.payer.get()) {
+            let moved = result.as_ref().map_or(0, bytes);
+            let moved = u32::try_from(moved).unwrap_or(u32::MAX);
+            if let Some(more) = took.checked_sub(TIME_PER_BYTE.saturating_mul(moved)) {
+                payer.debt().owe(more);
+            }
+        }
+        result
+    }
+
+    /// Whether nothing can be sent to the peer any more.
+    pub(crate) fn is_closed(&self) -> bool {
+        let mut fds = [PollFd::new(self, PollFlags::empty())];
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        rustix::event::poll(&mut fds, Some(&now)).is_ok_and(|ready| ready > 0)
+    }
+
     /// Calls `send`, at first without letting it sleep.
     fn send_by(
         &self,
@@ -215,7 +249,7 @@ impl Socket {
             flags |= SendFlags::DONTWAIT;
         }
         loop {
-            match send(flags) {
+            match self.timed(|| send(flags), |bytes| *bytes) {
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN)
                     if wait == Wait::Linger && flags.contains(SendFlags::DONTWAIT) =>

@@ -1,4 +1,5 @@
-//! Eventfds that a client makes readable without end: the server does not go on for ever.
+//! Eventfds that a client makes readable without end: the server does not go on for ever. A socket that
+//! the client has watched very often: it is served seldom.
 
 // A model checker has no descriptors to poll.
 #![cfg(not(any(loom, shuttle)))]
@@ -207,4 +208,43 @@ fn interrupts_that_cause_each_other_do_not_keep_the_server_busy() {
     host.set_eventfd(MESSAGE, irq_flag::ACTION_TRIGGER, &line);
     host.write(LEVEL);
     host.assert_comes_to_rest();
+}
+
+/// Has a file watched 60,000 times, through few descriptors.
+fn watch_very_often(fd: BorrowedFd<'_>) -> (Vec<OwnedFd>, Vec<OwnedFd>) {
+    use rustix::event::epoll;
+    let copies: Vec<_> = (0..300).map(|_| fd.try_clone_to_owned().expect("a copy")).collect();
+    let poll = |_| epoll::create(epoll::CreateFlags::CLOEXEC).expect("an epoll");
+    let polls: Vec<_> = (0..200).map(poll).collect();
+    for poll in &polls {
+        for copy in &copies {
+            let flags = epoll::EventFlags::IN | epoll::EventFlags::ET;
+            epoll::add(poll, copy, epoll::EventData::new_u64(0), flags).expect("is watched");
+        }
+    }
+    (copies, polls)
+}
+
+#[test]
+fn client_whose_socket_is_watched_very_often_is_not_served_all_the_time() {
+    let host = Host::new();
+    let _watches = watch_very_often(host.socket.as_fd());
+    let access = RegionAccess { offset: 0, region: 0, count: 4 };
+    let paused = (0..10_000).any(|_| {
+        let header = Header::command(1, Command::RegionRead, access.as_bytes().len(), false);
+        let message = [header.as_bytes(), access.as_bytes()].concat();
+        host.socket.send(&message, &[]).expect("is sent");
+        while Host::is_ready(host.runtime.fd(), Duration::ZERO) {
+            host.runtime.run();
+        }
+        // Nothing is left to do, though a request waits: it has its reply when the pause is over.
+        let paused = !Host::is_ready(host.socket.as_fd(), Duration::ZERO);
+        while !Host::is_ready(host.socket.as_fd(), Duration::ZERO) {
+            assert!(Host::is_ready(host.runtime.fd(), TIMEOUT), "nothing happens");
+            host.runtime.run();
+        }
+        host.socket.receive_message().expect("a message");
+        paused
+    });
+    assert!(paused, "in vain: each request is answered at once");
 }

@@ -4,12 +4,13 @@
 use std::cell::Cell;
 use std::io::IoSliceMut;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::readlink;
 use rustix::io::{Errno, ReadWriteFlags, preadv2, write};
-use vfiod_quota::{Charge, Payer, Resource};
+use vfiod_quota::{Charge, Payer, Resource, SlowCalls};
 
 use super::watchdog;
 use crate::error::{Error, Result};
@@ -21,12 +22,22 @@ use crate::sync::{Arc, thread};
 /// flag belongs to the description, which the client shares, so it is not set here behind the
 /// client's back (its own reads would start to fail), and would not stay set either. A write that
 /// a client blocks is interrupted by the [`watchdog`].
+///
+/// A write also wakes whoever watches the eventfd, with nothing that could interrupt it: a client can
+/// have it watched so often that this takes very long ([`SlowCalls`]). Its user owes that time.
 #[derive(Debug)]
 pub(super) struct EventFd {
     fd: OwnedFd,
     /// What the client is charged for it.
-    _charge: Option<Charge>,
+    charge: Option<Charge>,
+    calls: SlowCalls,
+    /// How many of the last signals were slow.
+    slow: AtomicU8,
 }
+
+/// How many slow signals in a row are too many: a virtual machine's processor may have been taken from
+/// it during one.
+const MAX_SLOW: u8 = 3;
 
 /// How long a thread looks first whether a write would block, once a client has let one block. A device
 /// can have thousands of vectors, and each write that blocks takes some milliseconds.
@@ -45,6 +56,9 @@ pub(super) enum Signalled {
     /// The counter is above 0, but the write had to be interrupted: the client has filled the counter
     /// and made the eventfd blocking. Another signal would block again.
     Blocked,
+    /// The counter is above 0, but several writes took long, as the client has the eventfd watched very
+    /// often.
+    Slow,
 }
 
 impl EventFd {
@@ -55,7 +69,7 @@ impl EventFd {
             return Err(Error::new(Errno::INVAL, "a descriptor for an interrupt is no eventfd"));
         }
         let charge = payer.map(|payer| payer.charge(Resource::Descriptors, 1)).transpose()?;
-        Ok(Self { fd, _charge: charge })
+        Ok(Self { fd, charge, calls: SlowCalls::default(), slow: AtomicU8::new(0) })
     }
 
     /// Adds 1, unless the counter is full: it is readable then, too. Takes some milliseconds if
@@ -63,7 +77,10 @@ impl EventFd {
     pub(super) fn signal(&self) -> Signalled {
         let careful = || CAREFUL_UNTIL.get().is_some_and(|until| Instant::now() < until);
         let write = || if careful() { self.write_if_room() } else { self.write() };
-        match watchdog::guarded(write).unwrap_or_else(|| self.write_if_room()) {
+        let guarded = || watchdog::guarded(write).unwrap_or_else(|| self.write_if_room());
+        let (written, is_slow) = self.timed(guarded);
+        match written {
+            Ok(_) | Err(Errno::AGAIN) if self.is_too_slow(is_slow) => Signalled::Slow,
             Ok(_) | Err(Errno::AGAIN) => Signalled::Yes,
             // Only a write that waits for room can be interrupted.
             Err(Errno::INTR) => {
@@ -75,6 +92,27 @@ impl EventFd {
                 Signalled::Yes
             }
         }
+    }
+
+    /// Makes a call on the eventfd. Returns whether it took long, too, which its user owes then.
+    fn timed<R>(&self, call: impl FnOnce() -> R) -> (R, bool) {
+        let (result, took) = self.calls.time(call);
+        if let (Some(took), Some(charge)) = (took, &self.charge) {
+            charge.payer().debt().owe(took);
+        }
+        (result, took.is_some())
+    }
+
+    /// Counts a signal. Returns whether there were too many slow ones in a row.
+    #[inline]
+    fn is_too_slow(&self, is_slow: bool) -> bool {
+        if is_slow {
+            return self.slow.fetch_add(1, Ordering::Relaxed) + 1 >= MAX_SLOW;
+        }
+        if self.slow.load(Ordering::Relaxed) > 0 {
+            self.slow.store(0, Ordering::Relaxed);
+        }
+        false
     }
 
     fn write(&self) -> std::result::Result<usize, Errno> {
@@ -92,7 +130,7 @@ impl EventFd {
 
     /// Takes the counter without waiting. Returns whether it was above 0.
     pub(super) fn take(&self) -> bool {
-        drain(&self.fd).unwrap_or(false)
+        self.timed(|| drain(&self.fd)).0.unwrap_or(false)
     }
 }
 

@@ -88,17 +88,27 @@ impl Index {
         }
     }
 
-    /// Signals an eventfd of a vector. No lock may be held. One that blocks is taken from the
-    /// vector.
+    /// Signals an eventfd of a vector. No lock may be held. One that blocks, or takes long again and
+    /// again, is taken from the vector.
     pub(super) fn send(&self, at: u32, fd: &Arc<EventFd>) {
         point();
-        if fd.signal() == Signalled::Blocked {
-            self.drop_blocking(at, fd);
+        match fd.signal() {
+            Signalled::Yes => {}
+            Signalled::Blocked => {
+                self.drop_blocking(at, fd, "the client filled its counter and let a signal block");
+            }
+            Signalled::Slow => {
+                self.drop_blocking(
+                    at,
+                    fd,
+                    "it is watched so often that a signal takes milliseconds",
+                );
+            }
         }
     }
 
     #[cold]
-    fn drop_blocking(&self, at: u32, fd: &Arc<EventFd>) {
+    fn drop_blocking(&self, at: u32, fd: &Arc<EventFd>, why: &str) {
         let file;
         {
             let mut vector = self.lock(at);
@@ -117,7 +127,7 @@ impl Index {
                 index = self.number.0,
                 vector = at,
                 file = file.0,
-                "eventfd dropped: the client filled its counter and let a signal block"
+                "eventfd dropped: {why}"
             );
         }
     }

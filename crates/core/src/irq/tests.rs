@@ -340,6 +340,34 @@ fn client_that_blocks_a_signal_loses_the_vectors_eventfd() {
     assert_eq!(fresh.seen(), 1);
 }
 
+/// Has an eventfd watched 60,000 times, through few descriptors.
+fn watch_very_often(fd: &OwnedFd) -> (Vec<OwnedFd>, Vec<OwnedFd>) {
+    use rustix::event::epoll;
+    let copies: Vec<_> = (0..300).map(|_| fd.try_clone().unwrap()).collect();
+    let polls: Vec<_> =
+        (0..200).map(|_| epoll::create(epoll::CreateFlags::CLOEXEC).unwrap()).collect();
+    for poll in &polls {
+        for copy in &copies {
+            let flags = epoll::EventFlags::IN | epoll::EventFlags::ET;
+            epoll::add(poll, copy, epoll::EventData::new_u64(0), flags).unwrap();
+        }
+    }
+    (copies, polls)
+}
+
+#[test]
+fn eventfd_that_is_watched_very_often_is_dropped_and_its_time_owed() {
+    use vfiod_quota::{Ledger, Limits, Payer, User};
+    let account = Ledger::new(Limits::of_process(1)).open("x").unwrap().account;
+    let payer = Payer::new(account, User::Account(1));
+    let ours = rustix::event::eventfd(0, rustix::event::EventfdFlags::NONBLOCK).unwrap();
+    let fd = super::eventfd::EventFd::new(ours.try_clone().unwrap(), Some(&payer)).unwrap();
+    let _watches = watch_very_often(&ours);
+    let slow = (0..10_000).any(|_| fd.signal() == super::eventfd::Signalled::Slow);
+    assert!(slow, "in vain: the eventfd is signalled on");
+    assert!(payer.debt().pause().is_some());
+}
+
 #[test]
 fn vector_handle_follows_what_clients_set_up() {
     let irqs = set();

@@ -31,7 +31,8 @@ pub struct VectorCounters {
     pub held: u64,
     /// Triggers that went nowhere because the index was not enabled.
     pub lost: u64,
-    /// Eventfds that were dropped because their client let a signal block on a full counter.
+    /// Eventfds that were dropped because their client let a signal block on a full counter, or had them
+    /// watched so often that signals took milliseconds.
     pub blocked: u64,
 }
 

@@ -12,7 +12,8 @@ pub(crate) use crate::interest::Interest;
 impl Interest {
     fn wants(self, ready: Self) -> bool {
         // A scenario's sources never hang up.
-        self != Self::HangUp && (self == Self::Both || ready == Self::Both || self == ready)
+        !matches!(self, Self::HangUp | Self::Closed)
+            && (self == Self::Both || ready == Self::Both || self == ready)
     }
 }
 
