@@ -13,6 +13,7 @@ use vfiod_sync::{Mutex, lock};
 
 use crate::debt::Debt;
 use crate::limits::{Limit, Limits, Share, Size, part};
+use crate::lines::Lines;
 use crate::resource::{PerResource, Resource};
 
 /// Who takes something.
@@ -101,21 +102,33 @@ pub struct Opened {
 pub struct Ledger {
     limits: Limits,
     common: PerResource<Mutex<Common>>,
-    debts: Mutex<Debts>,
+    users: Mutex<Users>,
 }
 
-/// What users owe. Somebody who is in debt stays so without a connection.
+/// What is kept of a user without a connection, for a while.
 #[derive(Debug, Default)]
-struct Debts {
-    of: HashMap<User, Arc<Debt>>,
-    /// How many there may be before those that are paid are looked for.
+struct Standing {
+    debt: Debt,
+    lines: Lines,
+}
+
+impl Standing {
+    fn matters(&self) -> bool {
+        self.debt.pause().is_some() || self.lines.is_recent()
+    }
+}
+
+#[derive(Debug, Default)]
+struct Users {
+    of: HashMap<User, Arc<Standing>>,
+    /// How many there may be before those that do not matter are looked for.
     room: usize,
 }
 
-impl Debts {
-    fn of(&mut self, user: User) -> Arc<Debt> {
+impl Users {
+    fn of(&mut self, user: User) -> Arc<Standing> {
         if self.of.len() >= self.room {
-            self.of.retain(|_, debt| Arc::strong_count(debt) > 1 || debt.pause().is_some());
+            self.of.retain(|_, user| Arc::strong_count(user) > 1 || user.matters());
             self.room = 2 * self.of.len() + 64;
         }
         self.of.entry(user).or_default().clone()
@@ -150,7 +163,9 @@ pub struct Account {
 pub struct Payer {
     account: Arc<Account>,
     user: User,
-    debt: Arc<Debt>,
+    standing: Arc<Standing>,
+    /// Whose lines of the log are limited together with the user's.
+    logged: Arc<Standing>,
 }
 
 /// What was taken. Dropping it gives it back.
@@ -168,7 +183,7 @@ pub struct Charge {
 impl Ledger {
     /// A ledger in which nobody has taken anything.
     pub fn new(limits: Limits) -> Arc<Self> {
-        Arc::new(Self { limits, common: PerResource::default(), debts: Mutex::default() })
+        Arc::new(Self { limits, common: PerResource::default(), users: Mutex::default() })
     }
 
     /// Opens the account of a device, and reserves its shares.
@@ -365,13 +380,25 @@ impl Drop for Account {
 impl Payer {
     /// Who pays for what `user` takes at the device of `account`.
     pub fn new(account: Arc<Account>, user: User) -> Self {
-        let debt = lock(&account.ledger.debts).of(user);
-        Self { account, user, debt }
+        // Lines about connections of accounts without a name are limited all together.
+        let logged = match user {
+            User::Account(_) => user,
+            User::Connection(_) => User::Connection(0),
+        };
+        let mut users = lock(&account.ledger.users);
+        let (standing, logged) = (users.of(user), users.of(logged));
+        drop(users);
+        Self { account, user, standing, logged }
     }
 
     /// What the user owes, at whatever device.
     pub fn debt(&self) -> &Debt {
-        &self.debt
+        &self.standing.debt
+    }
+
+    /// The lines of the log about the user, at whatever device.
+    pub fn lines(&self) -> &Lines {
+        &self.logged.lines
     }
 
     /// The device's account.

@@ -3,6 +3,7 @@
 mod debt;
 mod ledger;
 mod limits;
+mod lines;
 #[cfg(all(test, shuttle))]
 mod model;
 mod resource;
@@ -12,4 +13,5 @@ mod tests;
 pub use debt::{Debt, SlowCalls};
 pub use ledger::{Account, Charge, Exceeded, Ledger, Opened, Payer, Shortfall, Usage, User};
 pub use limits::{Limit, Limits, Share, Size};
+pub use lines::Lines;
 pub use resource::{PerResource, Resource};

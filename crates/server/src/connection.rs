@@ -29,7 +29,7 @@ use crate::dma_channel::Blocked;
 use crate::end::End;
 use crate::gate::Gate;
 use crate::held_memory::HeldMemory;
-use crate::limits::{BUSY_STREAK, CROWDED_TURN, Quiet, REPLY_BATCH};
+use crate::limits::{BUSY_STREAK, CROWDED_TURN, Clipped, Quiet, REPLY_BATCH};
 use crate::message_log::{Message, errno_name};
 use crate::outgoing::Outgoing;
 use crate::pace::DebtPause;
@@ -546,7 +546,7 @@ impl Connection {
     fn stray_reply(&self) {
         let is_open = self.session.get().is_some();
         let quiet = if is_open { &self.quiet } else { &self.clients.refusals };
-        quiet.warn(|suppressed| {
+        quiet.warn_of(self.held.payer(), |suppressed| {
             let (device, connection) = (self.clients.device.name(), self.number);
             tracing::warn!(device, connection, suppressed, "reply to no command");
         });
@@ -639,10 +639,10 @@ impl Connection {
         self.counters.errors.fetch_add(1, Ordering::Relaxed);
         let is_open = self.session.get().is_some();
         let quiet = if is_open { &self.quiet } else { &self.clients.refusals };
-        quiet.warn(|suppressed| {
+        quiet.warn_of(self.held.payer(), |suppressed| {
             let (device, connection) = (self.clients.device.name(), self.number);
             let command = command.map_or("message", Command::name);
-            let errno = errno_name(errno);
+            let (errno, error) = (errno_name(errno), Clipped(error));
             tracing::warn!(device, connection, command, ?errno, %error, suppressed, "refused");
         });
     }
@@ -763,7 +763,7 @@ impl Guarded for Connection {
         self.complete_dma(&mut state, session);
         if let Err(exceeded) = self.charge_held(&state) {
             // The thread that waits finds the end.
-            self.quiet.warn(|suppressed| {
+            self.quiet.warn_of(self.held.payer(), |suppressed| {
                 let device = self.clients.device.name();
                 tracing::warn!(device, suppressed, "a connection is ended: {exceeded}");
             });
@@ -787,7 +787,7 @@ impl Guarded for Connection {
         // Refusals of which nothing was said since the last one that was logged.
         let refusals = self.quiet.take_suppressed();
         // Whoever connects again and again must not fill the log.
-        self.clients.ends.warn(|suppressed| {
+        self.clients.ends.warn_of(self.held.payer(), |suppressed| {
             let device = self.clients.device.name();
             end.log(device, self.number, &self.info(), refusals, suppressed);
         });

@@ -429,7 +429,9 @@ impl TwinSocket {
         }
         let close = |reason: &dyn std::fmt::Display| {
             let (device, connection) = (&*channel.device, channel.number);
-            tracing::warn!(device, connection, %reason, "second socket closed");
+            if let Some(suppressed) = channel.payer.lines().pass(0) {
+                tracing::warn!(device, connection, %reason, suppressed, "second socket closed");
+            }
             false
         };
         loop {

@@ -4,6 +4,7 @@ use rustix::io::Errno;
 use vfiod_quota::Exceeded;
 
 use crate::clients::ConnectionInfo;
+use crate::limits::Clipped;
 
 /// Why a connection ended.
 #[derive(Debug, thiserror::Error)]
@@ -49,7 +50,7 @@ impl End {
                 tracing::$level!(
                     device,
                     connection,
-                    reason = %self,
+                    reason = %Clipped(self),
                     owner = %of.owner,
                     messages = of.messages,
                     errors = of.errors,

@@ -188,7 +188,7 @@ impl Visitor for Bell {
     fn visit(self: Arc<Self>, watch: &Watch, _worker: &mut Worker) -> Option<Arc<dyn Visitor>> {
         let opened = self.opened.upgrade()?;
         if let Err(error) = opened.file.ring(self.region, self.doorbell) {
-            opened.quiet.warn(|suppressed| {
+            opened.quiet.warn_of(&self.payer, |suppressed| {
                 let device = opened.file.device().name();
                 let errno = errno_name(error.errno());
                 tracing::warn!(device, ?errno, %error, suppressed, "doorbell refused");

@@ -1,7 +1,10 @@
 //! Bounds on what a peer can make us spend, and warnings that a peer cannot flood the log with.
 
+use std::fmt::{self, Display};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
+
+use vfiod_quota::Payer;
 
 /// Replies that are collected before they are sent.
 pub(crate) const REPLY_BATCH: usize = 256 << 10;
@@ -62,9 +65,68 @@ impl Quiet {
         }
     }
 
+    /// [`Quiet::warn`], unless there were enough lines about the user who pays, too.
+    pub(crate) fn warn_of(&self, payer: &Payer, warn: impl FnOnce(u64)) {
+        self.warn(|suppressed| {
+            if let Some(suppressed) = payer.lines().pass(suppressed) {
+                warn(suppressed);
+            }
+        });
+    }
+
     /// How many warnings were swallowed since the last one, for whoever reports the end. They are
     /// not reported again.
     pub(crate) fn take_suppressed(&self) -> u64 {
         self.swallowed.swap(0, Ordering::Relaxed)
+    }
+}
+
+/// A text for the log in which there may be some of a client's: the first 256 bytes of it.
+pub(crate) struct Clipped<'a>(pub(crate) &'a dyn Display);
+
+impl Display for Clipped<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const MOST: usize = 256;
+        let text = self.0.to_string();
+        let end = (0..=MOST.min(text.len())).rev().find(|at| text.is_char_boundary(*at));
+        let clipped = &text[..end.unwrap_or(0)];
+        f.write_str(clipped)?;
+        if clipped.len() < text.len() { f.write_str("…") } else { Ok(()) }
+    }
+}
+
+#[cfg(all(test, not(any(loom, shuttle))))]
+mod tests {
+    use vfiod_quota::{Ledger, Limits, User};
+
+    use super::*;
+
+    #[test]
+    fn text_of_a_client_is_clipped_between_characters() {
+        assert_eq!(Clipped(&"short").to_string(), "short");
+        let long = format!("x{}", "ä".repeat(300));
+        assert_eq!(Clipped(&long).to_string(), format!("x{}…", "ä".repeat(127)));
+    }
+
+    #[test]
+    fn lines_about_a_user_are_few_on_however_many_connections() {
+        let ledger = Ledger::new(Limits::of_process(2));
+        let accounts = ["x", "y"].map(|device| ledger.open(device).unwrap().account);
+        let start = Instant::now();
+        let (mut lines, mut told) = (0, 0);
+        for n in 0..500 {
+            let payer = Payer::new(accounts[n % 2].clone(), User::Account(1));
+            Quiet::default().warn_of(&payer, |suppressed| {
+                lines += 1;
+                told += suppressed;
+            });
+        }
+        let seconds = start.elapsed().as_secs() as usize + 2;
+        assert!(lines <= 20 * seconds, "{lines} lines");
+        let other = Payer::new(accounts[0].clone(), User::Account(2));
+        let mut of_other = None;
+        Quiet::default().warn_of(&other, |suppressed| of_other = Some(suppressed));
+        assert_eq!(of_other, Some(0), "another user has lines of its own");
+        assert!(lines + told as usize <= 500);
     }
 }
