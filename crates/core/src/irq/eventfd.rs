@@ -107,7 +107,10 @@ impl EventFd {
     #[inline]
     fn is_too_slow(&self, is_slow: bool) -> bool {
         if is_slow {
-            return self.slow.fetch_add(1, Ordering::Relaxed) + 1 >= MAX_SLOW;
+            // Of several threads, one may be missed: they go on counting.
+            let slow = self.slow.load(Ordering::Relaxed).saturating_add(1);
+            self.slow.store(slow, Ordering::Relaxed);
+            return slow >= MAX_SLOW;
         }
         if self.slow.load(Ordering::Relaxed) > 0 {
             self.slow.store(0, Ordering::Relaxed);
