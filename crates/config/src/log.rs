@@ -26,6 +26,7 @@ const LEVELS: [&str; 5] = ["error", "warn", "info", "debug", "trace"];
 /// any other name may be that of a library, or of somebody's model.
 const CRATES: [&str; 25] = [
     "vfiod",
+    "vfiod_buffer",
     "vfiod_client",
     "vfiod_config",
     "vfiod_control",
