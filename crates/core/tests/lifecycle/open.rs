@@ -243,9 +243,9 @@ fn device_that_others_keep_busy_can_be_opened() {
     probe.on_read = Box::new(|| sleep(Duration::from_millis(2)));
     let a = rig.add(DeviceSpec { open: OpenPolicy::Multi, ..spec("a") }, probe);
     let (calls, stop) = (AtomicUsize::new(0), AtomicBool::new(false));
+    let files = [(); 3].map(|()| open(&a).unwrap());
     std::thread::scope(|scope| {
-        for _ in 0..3 {
-            let file = open(&a).unwrap();
+        for file in files {
             let (calls, stop) = (&calls, &stop);
             scope.spawn(move || {
                 while !stop.load(Ordering::SeqCst) {
