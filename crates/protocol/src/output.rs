@@ -168,6 +168,20 @@ impl<D> Output<D> {
         fds.map(|(_, fds)| fds).unwrap_or_default()
     }
 
+    /// The descriptors of the next message cannot be sent: makes it a reply of the same size that reports
+    /// `errno`, and drops them. Returns the number of its command; `None`: there is no such message.
+    pub fn refuse_descriptors(&mut self, errno: u32) -> Option<u16> {
+        let (at, _) = self.fds.front()?;
+        let message = &mut self.buffer[self.start..self.end];
+        let header = Header::parse(message).filter(|_| *at == self.position)?;
+        let message = message.get_mut(..header.size as usize)?;
+        let (head, payload) = message.split_at_mut_checked(HEADER_LEN)?;
+        head.copy_from_slice(header.error(errno, payload.len()).as_bytes());
+        payload.fill(0);
+        self.fds.pop_front();
+        Some(header.command)
+    }
+
     /// Moves everything out of `other` behind what is here.
     ///
     /// # Errors

@@ -26,6 +26,8 @@ use vfiod_quota::{Charge, Payer, Resource};
 use vfiod_sync::{Mutex, lock};
 
 use crate::limits::Quiet;
+use crate::transport::drop_received;
+use crate::unread::{self, Passed};
 
 /// Threads of a device that close descriptors. Nobody is charged for the first of them.
 const MAX_THREADS: usize = 4;
@@ -54,7 +56,8 @@ pub(crate) struct Closer {
 
 #[derive(Default)]
 struct State {
-    queue: VecDeque<OwnedFd>,
+    /// With what was passed to the peer of a socket, and may not have been read.
+    queue: VecDeque<(OwnedFd, Vec<Passed>)>,
     threads: usize,
     /// To be called when no longer saturated.
     relief: Vec<Relief>,
@@ -104,6 +107,24 @@ impl Closer {
         self.close_socket_with(socket, payer, drop);
     }
 
+    /// [`Closer::close_socket`], of a socket whose peer may not have read what was `passed`: then it is
+    /// kept until that is so.
+    pub(crate) fn close_socket_of(
+        self: &Arc<Self>,
+        socket: OwnedFd,
+        payer: Option<&Payer>,
+        passed: Vec<Passed>,
+    ) {
+        if passed.is_empty() {
+            return self.close_socket(socket, payer);
+        }
+        let _ = rustix::net::shutdown(&socket, Shutdown::Both);
+        match rustix::io::ioctl_fionread(&socket) {
+            Ok(0) => unread::close_when_read(socket, passed),
+            _ => self.enqueue(socket, payer, passed),
+        }
+    }
+
     /// [`Closer::close_socket`], with `close` where that cannot wait.
     pub(crate) fn close_socket_with(
         self: &Arc<Self>,
@@ -122,6 +143,10 @@ impl Closer {
     /// Closes a descriptor on another thread. Without a payer, or where its user may have no further
     /// thread, the descriptor waits for one that is there.
     pub(crate) fn close_elsewhere(self: &Arc<Self>, fd: OwnedFd, payer: Option<&Payer>) {
+        self.enqueue(fd, payer, Vec::new());
+    }
+
+    fn enqueue(self: &Arc<Self>, fd: OwnedFd, payer: Option<&Payer>, passed: Vec<Passed>) {
         if self.outstanding.fetch_add(1, Ordering::SeqCst) == 0 {
             self.set_progress();
         }
@@ -138,7 +163,7 @@ impl Closer {
             });
         }
         let mut state = lock(&self.state);
-        state.queue.push_back(fd);
+        state.queue.push_back((fd, passed));
         let charge = match state.threads {
             0 => None,
             MAX_THREADS => return,
@@ -165,13 +190,18 @@ impl Closer {
     fn run(&self, _charge: Option<Charge>) {
         loop {
             let mut state = lock(&self.state);
-            let Some(fd) = state.queue.pop_front() else {
+            let Some((fd, passed)) = state.queue.pop_front() else {
                 state.threads -= 1;
                 return;
             };
             drop(state);
             // May never return.
-            drop(fd);
+            if passed.is_empty() {
+                drop(fd);
+            } else {
+                drop_received(&fd);
+                unread::close_when_read(fd, passed);
+            }
             self.set_progress();
             self.outstanding.fetch_sub(1, Ordering::SeqCst);
             let mut state = lock(&self.state);
@@ -307,5 +337,27 @@ mod tests {
         assert_eq!(closer.outstanding.load(Ordering::SeqCst), 1);
         drop(lingering);
         eventually("it is closed", || closer.outstanding.load(Ordering::SeqCst) == 0);
+    }
+
+    #[test]
+    fn socket_whose_peer_has_not_read_what_was_passed_is_kept_and_nothing_that_it_received() {
+        use crate::transport::{Socket, Wait};
+        use std::os::unix::net::UnixStream;
+        let (closer, payer) = (Closer::new("x"), payer(4));
+        let charged = || payer.account().usage(Resource::Descriptors).used;
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let socket = Socket::new(ours.into(), crate::pool::LINGER, closer.clone()).unwrap();
+        let passed = socket.pass(vec![memory(), memory()], &payer).unwrap();
+        assert_eq!(socket.send(b"x", &passed, Wait::No), Ok(1));
+        socket.unread().sent(passed);
+        let lingering = Lingering::new();
+        lingering.send_by(&theirs);
+        drop(socket);
+        assert_eq!(closer.outstanding.load(Ordering::SeqCst), 1);
+        drop(lingering);
+        eventually("what it received is closed", || closer.outstanding.load(Ordering::SeqCst) == 0);
+        assert_eq!(charged(), 2);
+        drop(theirs);
+        eventually("what was passed is given back", || charged() == 0);
     }
 }

@@ -297,7 +297,9 @@ impl Connection {
         wait: Wait,
     ) -> (MutexGuard<'a, State>, Result<Turn, End>) {
         if self.outgoing.is_blocked() {
-            match self.outgoing.flush(wait) {
+            let flushed = self.outgoing.flush(wait);
+            self.log_denied();
+            match flushed {
                 Ok(true) => {
                     let blocked = self.take_while_blocked(&mut state).map(Turn::Blocked);
                     return (state, blocked);
@@ -486,7 +488,7 @@ impl Connection {
             return Ok(Step::Waits(waiting, bytes.start, deadline, message));
         }
         let entered = message.enter();
-        let link = Link { session, pool: self.watch.pool() };
+        let link = Link { session, outgoing: &self.outgoing, pool: self.watch.pool() };
         let target = Target { file: &session.opened.file, link: &link };
         let request = waiting.map_err(Error::from).and_then(|_| descriptor::of_request(request));
         let outcome = match request {
@@ -559,7 +561,9 @@ impl Connection {
             return Ok(false);
         }
         count(&self.counters.sent, output.len());
-        match self.outgoing.send(output, wait) {
+        let sent = self.outgoing.send(output, wait);
+        self.log_denied();
+        match sent {
             // The end of the stream tells of a client that has gone; to send to it is no error.
             Err(Errno::PIPE | Errno::CONNRESET) => {
                 let len = output.len();
@@ -569,6 +573,18 @@ impl Connection {
                 Ok(false)
             }
             sent => sent,
+        }
+    }
+
+    /// Counts and logs replies that could not have their descriptors. Without the second socket that it
+    /// was told of, a client cannot go on.
+    fn log_denied(&self) {
+        for command in self.outgoing.socket().unread().take_denied() {
+            let what = "no descriptor can be sent: clients, or other processes of this user, have not                         read as many as its RLIMIT_NOFILE allows";
+            self.refused(Some(command), Errno::TOOMANYREFS, &what, &mut Message::default());
+            if command == Command::Version {
+                Client::end(self);
+            }
         }
     }
 
@@ -726,6 +742,7 @@ impl Guarded for Connection {
         let mut residence = None;
         let (mut state, outcome) = self.run_until_idle(state, &mut residence);
         state.detach(&mut worker.input, &mut worker.replies);
+        self.outgoing.socket().settle();
         let held = self.charge_held(&state);
         drop(state);
         held?;

@@ -9,6 +9,7 @@ use vfiod_protocol::Request;
 use vfiod_quota::{Charge, Exceeded, Payer, Resource};
 
 use crate::closer::{Closer, is_safe};
+use crate::unread::Passed;
 
 /// Descriptors in a connection's input.
 pub(crate) type Descriptors = vfiod_protocol::Descriptors<Descriptor>;
@@ -27,9 +28,10 @@ pub(crate) struct Descriptor(Kind);
 
 #[derive(Debug)]
 enum Kind {
-    /// A client's eventfd or memory: no call on it can wait for another process. Or ours. A client's is
-    /// charged to it.
-    Safe { fd: OwnedFd, _charge: Option<Charge> },
+    /// A client's eventfd or memory: no call on it can wait for another process.
+    Safe { fd: OwnedFd, _charge: Charge },
+    /// One for the client.
+    Ours { fd: OwnedFd, passed: Passed },
     /// A client's file, where the operator accepts files that can block.
     File { fd: Option<OwnedFd>, closer: CloserRef, charge: Charge },
     /// A client's, which no command can ask for.
@@ -48,8 +50,19 @@ impl std::fmt::Debug for CloserRef {
 
 impl Descriptor {
     /// One for the client.
-    pub(crate) fn ours(fd: OwnedFd) -> Self {
-        Self(Kind::Safe { fd, _charge: None })
+    pub(crate) fn passed(fd: OwnedFd, passed: Passed) -> Self {
+        Self(Kind::Ours { fd, passed })
+    }
+
+    /// What is left of one for the client once it is sent.
+    pub(crate) fn into_passed(mut self) -> Option<Passed> {
+        match std::mem::replace(&mut self.0, Kind::Refused) {
+            Kind::Ours { passed, .. } => Some(passed),
+            other => {
+                drop(Self(other));
+                None
+            }
+        }
     }
 
     /// Judges a client's descriptor, for which the client pays if it is kept. `accepts_files`: whether
@@ -67,7 +80,7 @@ impl Descriptor {
             return Self(Kind::Refused);
         }
         Self(match payer.charge(Resource::Descriptors, 1) {
-            Ok(charge) if is_safe => Kind::Safe { fd, _charge: Some(charge) },
+            Ok(charge) if is_safe => Kind::Safe { fd, _charge: charge },
             Ok(charge) => Kind::File { fd: Some(fd), closer: CloserRef(closer.clone()), charge },
             Err(exceeded) => {
                 if !is_safe {
@@ -86,7 +99,7 @@ impl Descriptor {
     /// An eventfd or memory.
     pub(crate) fn into_safe(mut self) -> Option<OwnedFd> {
         match std::mem::replace(&mut self.0, Kind::Refused) {
-            Kind::Safe { fd, .. } => Some(fd),
+            Kind::Safe { fd, .. } | Kind::Ours { fd, .. } => Some(fd),
             file @ Kind::File { .. } => {
                 drop(Self(file));
                 None
@@ -99,14 +112,16 @@ impl Descriptor {
     pub(crate) fn into_file(mut self) -> Option<OwnedFd> {
         match &mut self.0 {
             Kind::File { fd, .. } => fd.take(),
-            Kind::Safe { .. } | Kind::Refused | Kind::Excess(_) => self.into_safe(),
+            Kind::Safe { .. } | Kind::Ours { .. } | Kind::Refused | Kind::Excess(_) => {
+                self.into_safe()
+            }
         }
     }
 
     /// The descriptor, if it can be sent.
     pub(crate) fn as_safe(&self) -> Option<BorrowedFd<'_>> {
         match &self.0 {
-            Kind::Safe { fd, .. } => Some(fd.as_fd()),
+            Kind::Safe { fd, .. } | Kind::Ours { fd, .. } => Some(fd.as_fd()),
             Kind::File { .. } | Kind::Refused | Kind::Excess(_) => None,
         }
     }

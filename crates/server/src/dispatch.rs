@@ -25,8 +25,11 @@ pub trait ClientLink {
     /// How the connection names a descriptor.
     type Fd;
 
-    /// Names a descriptor that goes to the client.
-    fn name(&self, fd: OwnedFd) -> Self::Fd;
+    /// Names the descriptors of one reply.
+    ///
+    /// # Errors
+    /// `EBUSY`: the client has not read those of earlier replies; `EMFILE`: more than its user may have.
+    fn name(&self, fds: Vec<OwnedFd>) -> Result<Vec<Self::Fd>, Error>;
 
     /// The way to the client's memory by messages.
     ///
@@ -283,12 +286,13 @@ impl<L: ClientLink> Target<'_, L> {
         };
         if let Some(shared) = shared {
             flags |= region_flag::MMAP;
-            memory = match shared.fd().try_clone_to_owned() {
-                Ok(fd) => Some((self.link.name(fd), shared.offset())),
-                Err(error) => {
-                    let what = "cannot duplicate the region's descriptor";
-                    return refuse(reply, Error::new(Errno::MFILE, what).because(error));
-                }
+            let named = shared.fd().try_clone_to_owned().map_err(|error| {
+                let what = "cannot duplicate the region's descriptor";
+                Error::new(Errno::MFILE, what).because(error)
+            });
+            memory = match named.and_then(|fd| self.link.name(vec![fd])) {
+                Ok(named) => named.into_iter().next().map(|fd| (fd, shared.offset())),
+                Err(error) => return refuse(reply, error),
             };
             let sparse =
                 |a: &vfiod_core::region::SparseArea| SparseArea { offset: a.offset, size: a.size };
@@ -318,10 +322,13 @@ impl<L: ClientLink> Target<'_, L> {
         }
         let fds = match reply.wants_io_fds(entries.len()) {
             Ok(false) => Vec::new(),
-            Ok(true) => match self.link.doorbells(RegionIndex(index)) {
-                Ok(fds) => fds.into_iter().map(|fd| self.link.name(fd)).collect(),
-                Err(error) => return refuse(reply, error),
-            },
+            Ok(true) => {
+                let fds = self.link.doorbells(RegionIndex(index));
+                match fds.and_then(|fds| self.link.name(fds)) {
+                    Ok(fds) => fds,
+                    Err(error) => return refuse(reply, error),
+                }
+            }
             Err(_) => {
                 let what = "more descriptors than the client's max_msg_fds in one region";
                 return refuse(reply, Error::new(Errno::TOOBIG, what));

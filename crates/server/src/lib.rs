@@ -51,6 +51,8 @@ mod space;
 #[cfg(all(test, not(any(loom, shuttle))))]
 mod testing;
 mod transport;
+mod unread;
+mod unread_bytes;
 
 pub use clients::{ConnectionInfo, ConnectionTotals};
 pub use clock::now;

@@ -41,9 +41,16 @@ impl Backlog {
 /// Sends until everything is gone, or the peer does not take more in time (`true`).
 fn send_all(output: &mut Output, socket: &Socket, wait: Wait) -> Result<bool, Errno> {
     while let Some(chunk) = output.chunk() {
-        match socket.send(chunk.bytes, chunk.fds, wait)? {
-            0 => return Ok(true),
-            sent => drop(output.sent(sent)),
+        match socket.send(chunk.bytes, chunk.fds, wait) {
+            Ok(0) => return Ok(true),
+            Ok(sent) => socket.unread().sent(output.sent(sent)),
+            // Another process of this user has passed as many as the kernel lets it, and nobody reads them.
+            Err(Errno::TOOMANYREFS) if !chunk.fds.is_empty() => {
+                let errno = Errno::TOOMANYREFS.raw_os_error().unsigned_abs();
+                let command = output.refuse_descriptors(errno).ok_or(Errno::TOOMANYREFS)?;
+                socket.unread().denied(command);
+            }
+            Err(error) => return Err(error),
         }
     }
     Ok(false)

@@ -34,14 +34,15 @@ pub(crate) struct Session {
 /// A session, for carrying out its requests.
 pub(crate) struct Link<'a> {
     pub(crate) session: &'a Session,
+    pub(crate) outgoing: &'a Outgoing,
     pub(crate) pool: &'a Pool,
 }
 
 impl ClientLink for Link<'_> {
     type Fd = Descriptor;
 
-    fn name(&self, fd: OwnedFd) -> Descriptor {
-        Descriptor::ours(fd)
+    fn name(&self, fds: Vec<OwnedFd>) -> Result<Vec<Descriptor>, Error> {
+        self.outgoing.socket().pass(fds, &self.session.opened.payer)
     }
 
     fn dma_peer(&self) -> Result<Arc<dyn DmaPeer>, Error> {
@@ -94,7 +95,8 @@ impl Session {
                     .map_err(failed)?;
             let socket = Socket::new(ours, LINGER, clients.closer.clone()).map_err(failed)?;
             socket.set_payer(payer);
-            (Some(socket), Some(Descriptor::ours(theirs)))
+            let theirs = outgoing.socket().pass(vec![theirs], payer)?.pop();
+            (Some(socket), theirs)
         } else {
             (None, None)
         };

@@ -14,11 +14,13 @@ use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, Shutdown,
 };
+use vfiod_core::Error;
 use vfiod_core::memory::SharedMemory;
 use vfiod_quota::{Payer, SlowCalls};
 
 use crate::closer::Closer;
 use crate::descriptor::Descriptor;
+use crate::unread::Unread;
 
 /// Room for descriptors in one receive: as many as Linux passes with one send. The kernel would
 /// close what does not fit, and the receive would wait for that.
@@ -74,6 +76,7 @@ pub(crate) struct Socket {
     closer: Arc<Closer>,
     /// Who pays for a thread that closes it, once that is known.
     payer: OnceLock<Payer>,
+    unread: Unread,
     linger: Duration,
     /// Whether sends that sleep are bounded yet.
     calls: SlowCalls,
@@ -85,8 +88,8 @@ impl Socket {
     pub(crate) fn new(fd: OwnedFd, linger: Duration, closer: Arc<Closer>) -> Result<Self, Errno> {
         let sends_linger = AtomicBool::new(false);
         let payer = OnceLock::new();
-        let calls = SlowCalls::default();
-        let socket = Self { fd: Some(fd), closer, payer, linger, calls, sends_linger };
+        let (calls, unread) = (SlowCalls::default(), Unread::default());
+        let socket = Self { fd: Some(fd), closer, payer, unread, linger, calls, sends_linger };
         sockopt::set_socket_timeout(&socket, Timeout::Recv, Some(linger))?;
         // An urgent byte is data as any other: the kernel would drop it in a receive, and close
         // descriptors that came with it.
@@ -104,6 +107,28 @@ impl Socket {
     /// Names who pays for a thread that closes it. Once.
     pub(crate) fn set_payer(&self, payer: &Payer) {
         let _ = self.payer.set(payer.clone());
+    }
+
+    /// Makes the descriptors of one reply, for which `payer` pays until they are known to be read.
+    ///
+    /// # Errors
+    /// `EBUSY`: the peer has not read those of earlier replies; `EMFILE`: more than its user may have.
+    pub(crate) fn pass(&self, fds: Vec<OwnedFd>, payer: &Payer) -> Result<Vec<Descriptor>, Error> {
+        self.unread.pass(self.owned(), fds, payer)
+    }
+
+    /// What the peer may not have read.
+    pub(crate) fn unread(&self) -> &Unread {
+        &self.unread
+    }
+
+    /// Looks whether the peer has read the descriptors that it was passed.
+    pub(crate) fn settle(&self) {
+        self.unread.settle(self.owned());
+    }
+
+    fn owned(&self) -> &OwnedFd {
+        self.fd.as_ref().expect("there until the drop")
     }
 
     /// Whether a receive that may sleep is bounded, as it is at first.
@@ -280,6 +305,23 @@ impl Socket {
     }
 }
 
+/// Drops what a socket that is shut down has received. To close a descriptor among it may wait for another
+/// process.
+pub(crate) fn drop_received(socket: &OwnedFd) {
+    let mut bytes = [0; 16 << 10];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+    let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
+    loop {
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let slice = &mut [IoSliceMut::new(&mut bytes)];
+        match rustix::net::recvmsg(socket, slice, &mut control, flags) {
+            Ok(message) if message.bytes > 0 => drop(control),
+            Err(Errno::INTR) => {}
+            Ok(_) | Err(_) => return,
+        }
+    }
+}
+
 /// Calls `receive`, again where it is interrupted.
 fn received(mut receive: impl FnMut() -> Result<usize, Errno>) -> Result<Received, Errno> {
     loop {
@@ -295,14 +337,15 @@ fn received(mut receive: impl FnMut() -> Result<usize, Errno>) -> Result<Receive
 
 impl AsFd for Socket {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_ref().expect("there until the drop").as_fd()
+        self.owned().as_fd()
     }
 }
 
 impl Drop for Socket {
     fn drop(&mut self) {
         if let Some(fd) = self.fd.take() {
-            self.closer.close_socket(fd, self.payer.get());
+            let passed = self.unread.take(&fd);
+            self.closer.close_socket_of(fd, self.payer.get(), passed);
         }
     }
 }

@@ -95,9 +95,9 @@ struct Link<'a>(&'a Arc<Channel>);
 impl ClientLink for Link<'_> {
     type Fd = u32;
 
-    fn name(&self, _fd: OwnedFd) -> u32 {
+    fn name(&self, fds: Vec<OwnedFd>) -> Result<Vec<u32>, Error> {
         // Descriptors for the client are withheld.
-        0
+        Ok(vec![0; fds.len()])
     }
 
     fn dma_peer(&self) -> Result<Arc<dyn DmaPeer>, Error> {

@@ -1,0 +1,170 @@
+//! Descriptors that were sent to a client, which may not have read them.
+//!
+//! Until it has, the kernel counts them for the user of this process, all clients and all its other
+//! processes together, and fails to send another one beyond `RLIMIT_NOFILE` of them (`ETOOMANYREFS`). So
+//! each is charged to its client from when its reply is made until it is known to be read: when the
+//! socket is found to hold nothing unread, which is looked at before the next descriptor is sent and
+//! when no thread serves the connection any more. A client that reads a reply before it asks again
+//! never has more than one reply's descriptors.
+//!
+//! To close a socket does not take away what its peer has not read. So a socket that has unread
+//! descriptors at the end of its connection is kept, shut down, with what is charged for them, until
+//! the client has read them or has closed its end. Nobody waits for that. The socket itself needs
+//! no charge: what was passed is not among the descriptors of this process any more.
+
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use vfiod_core::{Errno, Error, Result};
+use vfiod_quota::{Charge, Payer, Resource};
+use vfiod_sync::{Mutex, lock};
+use vfiod_wire::Command;
+
+use crate::descriptor::Descriptor;
+use crate::unread_bytes::all_is_read;
+
+/// Descriptors that one connection may have unread; more if they are of one reply.
+const MAX_UNREAD: usize = 32;
+/// How often sockets of connections that have ended are looked at.
+const LOOK: Duration = Duration::from_secs(1);
+/// Stack of the thread that does so, bytes.
+const STACK: usize = 64 << 10;
+
+/// A descriptor for a client, from when its reply is made until it is known to be read.
+#[derive(Debug)]
+pub(crate) struct Passed {
+    _charge: Charge,
+    _counted: Arc<()>,
+}
+
+/// What a socket's peer may not have read.
+#[derive(Default)]
+pub(crate) struct Unread {
+    /// As many owners as there are descriptors, and one.
+    count: Arc<()>,
+    state: Mutex<State>,
+    has_denied: AtomicBool,
+}
+
+#[derive(Default)]
+struct State {
+    sent: Vec<Passed>,
+    /// Commands whose replies could not have their descriptors.
+    denied: Vec<u16>,
+}
+
+impl Unread {
+    fn count(&self) -> usize {
+        Arc::strong_count(&self.count) - 1
+    }
+
+    /// Makes the descriptors of one reply.
+    ///
+    /// # Errors
+    /// `EBUSY`: the client has not read those of earlier replies; `EMFILE`: more than its user may have.
+    pub(crate) fn pass(
+        &self,
+        socket: &OwnedFd,
+        fds: Vec<OwnedFd>,
+        payer: &Payer,
+    ) -> Result<Vec<Descriptor>> {
+        self.settle(socket);
+        let unread = self.count();
+        if unread > 0 && unread + fds.len() > MAX_UNREAD {
+            let what = format!(
+                "{} descriptors more, and the client may not have read {unread} of earlier replies; \
+                 a connection may have {MAX_UNREAD}",
+                fds.len()
+            );
+            return Err(Error::new(Errno::BUSY, what));
+        }
+        let pass = |fd| {
+            let charge = payer.charge(Resource::Descriptors, 1)?;
+            let passed = Passed { _charge: charge, _counted: self.count.clone() };
+            Ok(Descriptor::passed(fd, passed))
+        };
+        fds.into_iter().map(pass).collect()
+    }
+
+    /// These were sent.
+    pub(crate) fn sent(&self, fds: Vec<Descriptor>) {
+        if !fds.is_empty() {
+            lock(&self.state).sent.extend(fds.into_iter().filter_map(Descriptor::into_passed));
+        }
+    }
+
+    /// Looks whether all was read.
+    pub(crate) fn settle(&self, socket: &OwnedFd) {
+        if self.count() == 0 {
+            return;
+        }
+        let mut state = lock(&self.state);
+        if !state.sent.is_empty() && all_is_read(socket).unwrap_or(true) {
+            state.sent = Vec::new();
+        }
+    }
+
+    /// What may not have been read at the end of the connection.
+    pub(crate) fn take(&self, socket: &OwnedFd) -> Vec<Passed> {
+        self.settle(socket);
+        std::mem::take(&mut lock(&self.state).sent)
+    }
+
+    /// The reply to a command could not have its descriptors.
+    pub(crate) fn denied(&self, command: u16) {
+        lock(&self.state).denied.push(command);
+        self.has_denied.store(true, Ordering::Release);
+    }
+
+    /// Takes the commands whose replies could not have their descriptors.
+    pub(crate) fn take_denied(&self) -> Vec<Command> {
+        if !self.has_denied.load(Ordering::Acquire) {
+            return Vec::new();
+        }
+        let mut state = lock(&self.state);
+        self.has_denied.store(false, Ordering::Release);
+        let denied = std::mem::take(&mut state.denied);
+        denied.into_iter().filter_map(Command::from_number).collect()
+    }
+}
+
+/// Sockets of connections that have ended, with what was not read.
+struct Kept {
+    sockets: Vec<(OwnedFd, Vec<Passed>)>,
+    /// Whether a thread looks at them.
+    watched: bool,
+}
+
+// Of the process, as is what the kernel counts.
+static KEPT: std::sync::Mutex<Kept> =
+    std::sync::Mutex::new(Kept { sockets: Vec::new(), watched: false });
+
+/// Closes the socket of a connection that has ended once its peer has read what was passed, or has
+/// closed its end. The socket is shut down, and nothing that it has received is left in it.
+pub(crate) fn close_when_read(socket: OwnedFd, passed: Vec<Passed>) {
+    if passed.is_empty() || all_is_read(&socket).unwrap_or(true) {
+        return;
+    }
+    let mut kept = KEPT.lock().unwrap_or_else(PoisonError::into_inner);
+    kept.sockets.push((socket, passed));
+    if !kept.watched {
+        let thread = thread::Builder::new().name("unread-fds".to_owned()).stack_size(STACK);
+        // Where none can be started, the next socket tries again.
+        kept.watched = thread.spawn(look_at_kept).is_ok();
+    }
+}
+
+fn look_at_kept() {
+    loop {
+        thread::sleep(LOOK);
+        let mut kept = KEPT.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.sockets.retain(|(socket, _)| !all_is_read(socket).unwrap_or(true));
+        if kept.sockets.is_empty() {
+            *kept = Kept { sockets: Vec::new(), watched: false };
+            return;
+        }
+    }
+}
