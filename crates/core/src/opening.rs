@@ -71,16 +71,7 @@ impl OpeningMemory {
     fn clear(&self) -> Result<()> {
         self.clears.fetch_add(1, Ordering::Release);
         let Some(made) = self.made.get() else { return Ok(()) };
-        made.clear().or_else(|_| {
-            // The kernel had no memory to note the holes in: write the pages.
-            for region in &*self.regions {
-                let Some(memory) = made.region(region.index) else { continue };
-                for area in &region.areas {
-                    memory.fill(area.offset, area.size, 0)?;
-                }
-            }
-            Ok(())
-        })
+        made.clear()
     }
 
     /// Ends the opening: from now on the device's accesses to its memory fail with `ENODEV`.

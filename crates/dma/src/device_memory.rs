@@ -2,7 +2,8 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{SealFlags, fcntl_get_seals, fstat};
+use rustix::fs::{SealFlags, fcntl_get_seals};
+use rustix::io::pread;
 use vfiod_sync::Arc;
 use vfiod_sync::atomic::{AtomicBool, Ordering};
 
@@ -71,15 +72,20 @@ impl DeviceMemory {
     /// as [`DeviceMemory::new`].
     pub fn from_fd(fd: OwnedFd, regions: &[SharedRegion]) -> Result<Self> {
         let want = file_size(regions)?;
-        let found = fstat(&fd).map_err(|e| Error::new(e, "cannot look at shared memory"))?.st_size;
-        if u64::try_from(found) != Ok(want) {
-            let what = format!("shared memory of {found} bytes, not of {want}");
-            return Err(Error::new(Errno::INVAL, what));
-        }
         let seals = fcntl_get_seals(&fd)
             .map_err(|e| Error::new(Errno::INVAL, "shared memory that is no memfd").because(e))?;
         if !seals.contains(SealFlags::SHRINK | SealFlags::GROW) {
             let what = "shared memory that is not sealed against shrinking and growing";
+            return Err(Error::new(Errno::INVAL, what));
+        }
+        // It cannot change its size any more. Not by `fstat` or `lseek`: a client has the file, and can
+        // hold what some kernels lock for that.
+        let reads = |offset| {
+            let read = pread(&fd, &mut [0], offset);
+            read.map_err(|e| Error::new(e, "cannot look at shared memory"))
+        };
+        if reads(want - 1)? == 0 || reads(want)? == 1 {
+            let what = format!("shared memory that is not of {want} bytes");
             return Err(Error::new(Errno::INVAL, what));
         }
         Self::with(fd, regions)
@@ -115,10 +121,10 @@ impl DeviceMemory {
         self.open.store(false, Ordering::Relaxed);
     }
 
-    /// Zeroes all of it, and gives the pages back.
+    /// Zeroes all of it. Does not wait for a client that has the file: see [`SharedMemory::clear`].
     ///
     /// # Errors
-    /// What the kernel says to `fallocate`.
+    /// As [`SharedMemory::clear`].
     pub fn clear(&self) -> Result<()> {
         self.views.iter().try_for_each(|(_, view)| view.clear())
     }
@@ -183,6 +189,8 @@ fn file_size(regions: &[SharedRegion]) -> Result<u64> {
 
 #[cfg(test)]
 mod tests {
+    use rustix::fs::fstat;
+
     use super::*;
 
     fn region(index: u32, size: u64, areas: &[(u64, u64)]) -> SharedRegion {
@@ -218,8 +226,10 @@ mod tests {
         assert!(stat.st_blocks * 512 <= 2 * 4096, "sparse");
         assert_eq!(rustix::fs::ftruncate(memory.fd(), 1 << 40), Err(Errno::PERM));
         memory.clear().unwrap();
-        assert_eq!(fstat(memory.fd()).unwrap().st_blocks, 0);
+        assert_eq!(fstat(memory.fd()).unwrap().st_blocks, stat.st_blocks, "holes are not filled");
         assert_eq!(bar2.load::<u32>(0x1008).unwrap(), 0);
+        bar0.read(0x1ffe, &mut bytes[..2]).unwrap();
+        assert_eq!(&bytes[..2], [0, 0]);
     }
 
     #[test]

@@ -90,6 +90,28 @@ impl Drop for Piece {
     }
 }
 
+/// Pages of a range of a file that are in memory or in swap (`cachestat`, Linux 6.5); `None`: the kernel does
+/// not say. Takes no lock of the inode.
+pub(crate) fn pages_in_use(fd: &OwnedFd, offset: u64, len: u64) -> Option<u64> {
+    // Since 5.1 a new call has the same number on every architecture.
+    const CACHESTAT: libc::c_long = 451;
+    #[repr(C)]
+    struct Range {
+        offset: u64,
+        len: u64,
+    }
+    /// `struct cachestat`: in the cache, dirty, under writeback, evicted, recently evicted.
+    #[repr(C)]
+    #[derive(Default)]
+    struct Found([u64; 5]);
+    let (range, mut found) = (Range { offset, len }, Found::default());
+    // SAFETY: the structures are those of `cachestat`, which reads the one and fills the other.
+    let done = unsafe {
+        libc::syscall(CACHESTAT, fd.as_raw_fd(), &raw const range, &raw mut found, 0_u32)
+    };
+    (done == 0).then(|| found.0[0].saturating_add(found.0[3]))
+}
+
 /// A part of a file, mapped shared. Everything in it may change, and go away, at any moment.
 #[derive(Debug)]
 pub(crate) struct MappedFile {
@@ -277,11 +299,12 @@ impl MappedFile {
                 continue;
             }
             // The mapping reaches to the end of the page that the file ends in.
-            let (pages, file) = sparse.reach().map_err(|_| Access::Gone)?;
-            if offset + dst.len() as u64 > pages {
+            let last = (offset + dst.len() as u64 - 1) & !(sparse.page() as u64 - 1);
+            let reaches_past = |offset| sparse.reaches_past(offset).map_err(|_| Access::Gone);
+            if !reaches_past(last)? {
                 return Err(Access::Gone);
             }
-            if offset + read as u64 >= file {
+            if !reaches_past(offset + read as u64)? {
                 if copy(&mut dst[read..], read).is_err() {
                     dst[read..].fill(0);
                 }

@@ -2,18 +2,21 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{
-    FallocateFlags, MemfdFlags, SealFlags, fallocate, fcntl_add_seals, ftruncate, memfd_create,
-};
-
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
+use rustix::io::pread;
 use rustix::net::SendFlags;
 
 use crate::error::{Errno, Error, Result};
 use crate::fault::Scalar;
-use crate::mapped_file::{Access, Account, Costs, MappedFile};
+use crate::mapped_file::{Access, Account, Costs, MappedFile, pages_in_use};
 use crate::sparse::Holes;
 use vfiod_sync::Arc;
 use vfiod_sync::atomic::{AtomicBool, Ordering};
+
+/// How much of a file is read at once to find what is not zero.
+const PIECE: usize = 64 << 10;
+/// How much of a file is looked at as one to find out whether anything is there.
+const LOOK: u64 = 2 << 20;
 
 /// Memory of fixed size that clients can map: a memfd of its own, or the part of a
 /// [`DeviceMemory`](crate::DeviceMemory) that belongs to one region.
@@ -192,15 +195,52 @@ impl SharedMemory {
         Ok(())
     }
 
-    /// Zeroes all of it, and gives the pages back: for a device's reset. Clients that have mapped
-    /// it find zeros there, and new pages where they write.
+    /// Zeroes all of it: for a device's reset. Pages that are there stay, holes stay holes.
+    ///
+    /// What is not zero is found by reading the file, and written through the mapping: neither takes the
+    /// lock of the inode. A client, which has the file, can hold that for ever, by a `write` to the file
+    /// from memory whose page fault does not return; then `fallocate` would not return either.
     ///
     /// # Errors
-    /// What the kernel says to `fallocate`.
+    /// `ENODEV`: as [`SharedMemory::read`]; what the kernel says to `pread`.
     pub fn clear(&self) -> Result<()> {
-        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        fallocate(&*self.fd, flags, self.offset, self.size)
-            .map_err(|errno| Error::new(errno, "cannot clear shared memory").because(errno))
+        if self.areas.is_empty() {
+            return self.clear_area(Area { offset: 0, size: self.size });
+        }
+        self.areas.iter().try_for_each(|area| self.clear_area(*area))
+    }
+
+    fn clear_area(&self, area: Area) -> Result<()> {
+        let Area { offset, size } = area;
+        if pages_in_use(&self.fd, self.offset + offset, size) == Some(0) {
+            return Ok(());
+        }
+        if size > LOOK {
+            // What has few pages is not looked at in all its pieces.
+            let half = (size / 2).next_multiple_of(LOOK);
+            self.clear_area(Area { offset, size: half })?;
+            return self.clear_area(Area { offset: offset + half, size: size - half });
+        }
+        let page = rustix::param::page_size();
+        let (mut bytes, zeros) = (vec![0; PIECE], vec![0; page]);
+        let mut done = 0;
+        while done < size {
+            let room = &mut bytes[..PIECE.min((size - done) as usize)];
+            let at = offset + done;
+            let read = match pread(&self.fd, room, self.offset + at) {
+                Ok(0) => return Err(failed(Access::Gone)),
+                Ok(read) => read,
+                Err(Errno::INTR) => continue,
+                Err(errno) => return Err(Error::new(errno, "cannot look at shared memory")),
+            };
+            for (at, piece) in (at..).step_by(page).zip(bytes[..read].chunks(page)) {
+                if *piece != zeros[..piece.len()] {
+                    self.write(at, &zeros[..piece.len()])?;
+                }
+            }
+            done += read as u64;
+        }
+        Ok(())
     }
 
     /// Loads an integer in one piece, with acquire ordering.
@@ -258,22 +298,44 @@ mod tests {
     }
 
     #[test]
-    fn cleared_it_is_zero_for_all_and_takes_no_space() {
-        let memory = SharedMemory::new("test", 1 << 20).unwrap();
-        memory.fill(0, 1 << 20, 0xff).unwrap();
+    fn cleared_it_is_zero_for_all_and_its_holes_stay_holes() {
+        const SIZE: u64 = 1 << 30;
+        let memory = SharedMemory::new("test", SIZE).unwrap();
+        memory.fill(5 << 20, 3 << 20, 0xff).unwrap();
+        // As a client that never maps it: the pages are not in our page table.
+        let places = [0, 4095, 4096, LOOK - 1, LOOK, (5 << 20) + 9, SIZE / 2 - 1, SIZE - 1];
+        for place in places {
+            rustix::io::pwrite(memory.fd(), &[1], place).unwrap();
+        }
         let blocks = || rustix::fs::fstat(memory.fd()).unwrap().st_blocks;
-        assert!(blocks() > 0);
+        let before = blocks();
         memory.clear().unwrap();
-        assert_eq!(blocks(), 0);
-        let mut bytes = [1; 8];
-        for offset in [0, 4092, (1 << 20) - 8] {
-            memory.read(offset, &mut bytes).unwrap();
-            assert_eq!(bytes, [0; 8]);
-            rustix::io::pread(memory.fd(), &mut bytes, offset).unwrap();
-            assert_eq!(bytes, [0; 8]);
+        assert_eq!(blocks(), before);
+        let mut bytes = vec![1; 3 << 20];
+        memory.read(5 << 20, &mut bytes).unwrap();
+        assert!(bytes.iter().all(|byte| *byte == 0));
+        for place in places {
+            let mut byte = [1];
+            rustix::io::pread(memory.fd(), &mut byte, place).unwrap();
+            assert_eq!(byte, [0], "{place:#x}");
         }
         memory.store(8, 7u64, Ordering::SeqCst).unwrap();
         assert_eq!(memory.load::<u64>(8).unwrap(), 7);
+    }
+
+    #[test]
+    fn pages_are_counted_whoever_has_filled_them() {
+        let memory = SharedMemory::new("test", 1 << 20).unwrap();
+        let count = |offset, len| pages_in_use(&memory.fd, offset, len);
+        // `None` before Linux 6.5: then all of it is read.
+        let Some(pages) = count(0, 1 << 20) else { return };
+        assert_eq!(pages, 0);
+        rustix::io::pwrite(memory.fd(), &[0], 8192).unwrap();
+        memory.write(65536, &[0]).unwrap();
+        assert_eq!(
+            (count(0, 1 << 20), count(0, 8192), count(8192, 4096)),
+            (Some(2), Some(0), Some(1))
+        );
     }
 
     #[test]

@@ -68,14 +68,13 @@ impl Sparse {
         Ok(done)
     }
 
-    /// How far the pages of the file reach, as an offset in the mapping; and the file itself.
+    /// Whether the file reaches past an offset in the mapping. Not by `fstat`: some kernels take the lock of
+    /// the inode for that, which a client can hold (6.6.60, 6.1.116 and others of that time).
     ///
     /// # Errors
-    /// Those of `fstat`.
-    pub(crate) fn reach(&self) -> Result<(u64, u64), Errno> {
-        let size = u64::try_from(fstat(&self.fd)?.st_size).unwrap_or(0);
-        let pages = size.next_multiple_of(self.page as u64);
-        Ok((pages.saturating_sub(self.start), size.saturating_sub(self.start)))
+    /// `EIO` and the like: the kernel cannot read it.
+    pub(crate) fn reaches_past(&self, offset: u64) -> Result<bool, Errno> {
+        self.read(offset, &mut [0]).map(|read| read == 1)
     }
 
     /// Fills the hole at an address of the mapping, and those that follow it directly up to `end`,

@@ -1,4 +1,5 @@
-//! A FUSE file system that does not answer other processes.
+//! A FUSE file system that does not answer other processes, and nobody's reads.
+#![allow(dead_code)] // each test file uses a part
 
 use std::any::Any;
 use std::ffi::OsStr;
@@ -9,7 +10,8 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use fuser::{
     BackgroundSession, Config, Errno, FileAttr, FileHandle, FileType, Filesystem, Generation,
-    INodeNo, LockOwner, MountOption, OpenFlags, ReplyAttr, ReplyEmpty, ReplyEntry, Request,
+    INodeNo, LockOwner, MountOption, OpenFlags, ReplyAttr, ReplyData, ReplyEmpty, ReplyEntry,
+    Request,
 };
 
 const FILE: INodeNo = INodeNo(2);
@@ -17,7 +19,7 @@ const FILE: INodeNo = INodeNo(2);
 const KEPT: Duration = Duration::ZERO;
 
 /// It has one file. Requests of other processes wait until this is dropped, the FLUSH of a close among
-/// them.
+/// them; and so does every read, as of a page fault.
 pub(crate) struct Stalling {
     directory: PathBuf,
     waiting: Waiting,
@@ -27,16 +29,30 @@ pub(crate) struct Stalling {
 /// The replies that are held back; `None` once requests are answered.
 type Waiting = Arc<Mutex<Option<Vec<Box<dyn Any + Send>>>>>;
 
-struct Files(Waiting);
+struct Files {
+    waiting: Waiting,
+    /// Whether it answers other processes, but for their reads.
+    only_reads: bool,
+}
 
 impl Stalling {
     /// Mounts it; `None` where that is not allowed.
     pub(crate) fn mount(directory: &Path) -> Option<Self> {
+        Self::mount_with(directory, false)
+    }
+
+    /// Mounts it, to hold back nothing but reads.
+    pub(crate) fn mount_unreadable(directory: &Path) -> Option<Self> {
+        Self::mount_with(directory, true)
+    }
+
+    fn mount_with(directory: &Path, only_reads: bool) -> Option<Self> {
         std::fs::create_dir(directory).unwrap();
         let waiting: Waiting = Arc::new(Mutex::new(Some(Vec::new())));
+        let files = Files { waiting: waiting.clone(), only_reads };
         let mut config = Config::default();
         config.mount_options = vec![MountOption::FSName("stalling".into())];
-        match fuser::spawn_mount(Files(waiting.clone()), directory, &config) {
+        match fuser::spawn_mount(files, directory, &config) {
             Ok(session) => {
                 Some(Self { directory: directory.to_owned(), waiting, session: Some(session) })
             }
@@ -96,12 +112,16 @@ impl Files {
     /// Holds a reply back if the request is of another process.
     fn hold<R: Any + Send>(&self, request: &Request, reply: R) -> Option<R> {
         let ours = Path::new(&format!("/proc/self/task/{}", request.pid())).exists();
-        match self.0.lock().unwrap().as_mut() {
-            Some(waiting) if !ours => {
+        if ours || self.only_reads { Some(reply) } else { self.hold_any(reply) }
+    }
+
+    fn hold_any<R: Any + Send>(&self, reply: R) -> Option<R> {
+        match self.waiting.lock().unwrap().as_mut() {
+            Some(waiting) => {
                 waiting.push(Box::new(reply));
                 None
             }
-            _ => Some(reply),
+            None => Some(reply),
         }
     }
 }
@@ -124,6 +144,21 @@ impl Filesystem for Files {
     ) {
         let Some(reply) = self.hold(request, reply) else { return };
         reply.attr(&KEPT, &attributes(number));
+    }
+
+    fn read(
+        &self,
+        _request: &Request,
+        _number: INodeNo,
+        _file: FileHandle,
+        _offset: u64,
+        _size: u32,
+        _flags: OpenFlags,
+        _owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        let Some(reply) = self.hold_any(reply) else { return };
+        reply.error(Errno::EIO);
     }
 
     fn flush(
