@@ -580,7 +580,8 @@ impl Connection {
     /// was told of, a client cannot go on.
     fn log_denied(&self) {
         for command in self.outgoing.socket().unread().take_denied() {
-            let what = "no descriptor can be sent: clients, or other processes of this user, have not                         read as many as its RLIMIT_NOFILE allows";
+            let what = "no descriptor can be sent: clients, or other processes of this user, have not \
+                        read as many as its RLIMIT_NOFILE allows";
             self.refused(Some(command), Errno::TOOMANYREFS, &what, &mut Message::default());
             if command == Command::Version {
                 Client::end(self);
