@@ -1,6 +1,6 @@
 //! Descriptors that tasks wait for.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
 use crate::reactor::Reactor;
@@ -20,7 +20,7 @@ pub struct Descriptor {
 
 impl Descriptor {
     /// The descriptor.
-    pub fn fd(&self) -> &Arc<OwnedFd> {
+    pub fn fd(&self) -> BorrowedFd<'_> {
         self.source.fd()
     }
 
@@ -58,7 +58,10 @@ impl Runtime {
     /// # Errors
     /// `EPERM`: its file cannot be waited for (a regular file); `EEXIST`: it is known already;
     /// `ENOSPC`: over the user's limit (`/proc/sys/fs/epoll/max_user_watches`).
-    pub fn descriptor(&self, fd: Arc<OwnedFd>) -> rustix::io::Result<Descriptor> {
+    pub fn descriptor(
+        &self,
+        fd: Arc<impl AsFd + Send + Sync + 'static>,
+    ) -> rustix::io::Result<Descriptor> {
         let source = Arc::new(Source::new(fd));
         let reactor = &self.scheduler().reactor;
         let key = reactor.add(source.clone())?;

@@ -125,7 +125,7 @@ impl Reactor {
     /// Those of `epoll_ctl`: `EPERM` if the file cannot be waited for, `EEXIST` if the descriptor
     /// is watched already, `ENOSPC` over the user's limit.
     pub(crate) fn add(&self, source: Arc<Source>) -> rustix::io::Result<u64> {
-        let fd = source.fd().clone();
+        let watched = source.clone();
         let key = {
             let mut sources = lock(&self.sources);
             sources.last_key += 1;
@@ -134,7 +134,7 @@ impl Reactor {
             key
         };
         let flags = EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET;
-        epoll::add(&self.epoll, (*fd).as_fd(), EventData::new_u64(key), flags)
+        epoll::add(&self.epoll, watched.fd(), EventData::new_u64(key), flags)
             .inspect_err(|_| drop(lock(&self.sources).by_key.remove(&key)))?;
         Ok(key)
     }
@@ -144,7 +144,7 @@ impl Reactor {
         let source = lock(&self.sources).by_key.remove(&key);
         if let Some(source) = source {
             // Fails only if it is not watched.
-            let _ = epoll::delete(&self.epoll, (**source.fd()).as_fd());
+            let _ = epoll::delete(&self.epoll, source.fd());
         }
     }
 

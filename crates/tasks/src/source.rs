@@ -1,6 +1,7 @@
 //! A descriptor as the reactor knows it: whether it is ready, and who waits for that.
 
-use std::os::fd::OwnedFd;
+use std::fmt;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::Arc;
 
 use rustix::event::epoll::EventFlags;
@@ -12,20 +13,19 @@ pub(crate) const READABLE: u32 = 1;
 pub(crate) const WRITABLE: u32 = 2;
 
 /// What the reactor knows of a descriptor.
-#[derive(Debug)]
 pub(crate) struct Source {
-    fd: Arc<OwnedFd>,
+    fd: Arc<dyn AsFd + Send + Sync>,
     ready: AtomicU32,
     waiters: Waiters,
 }
 
 impl Source {
-    pub(crate) fn new(fd: Arc<OwnedFd>) -> Self {
+    pub(crate) fn new(fd: Arc<dyn AsFd + Send + Sync>) -> Self {
         Self { fd, ready: AtomicU32::new(0), waiters: Waiters::new() }
     }
 
-    pub(crate) fn fd(&self) -> &Arc<OwnedFd> {
-        &self.fd
+    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
     }
 
     /// The reactor has seen a change.
@@ -50,5 +50,11 @@ impl Source {
 
     fn take(&self, ready: u32) -> Option<()> {
         (self.ready.fetch_and(!ready, Ordering::AcqRel) & ready != 0).then_some(())
+    }
+}
+
+impl fmt::Debug for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Source").field("fd", &self.fd().as_raw_fd()).finish_non_exhaustive()
     }
 }

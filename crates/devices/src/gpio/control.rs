@@ -98,7 +98,7 @@ async fn accept(listener: Descriptor, lines: Arc<Lines>, clients: Arc<()>, runti
     let mut tasks: Vec<Task<()>> = Vec::new();
     loop {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        match rustix::net::accept_with(&**listener.fd(), flags) {
+        match rustix::net::accept_with(listener.fd(), flags) {
             Ok(stream) => {
                 tasks.retain(|task| !task.is_finished());
                 if tasks.len() >= MAX_CLIENTS {
@@ -136,7 +136,7 @@ impl Stream {
     /// Receives what there is into `received`; `None` if nothing is there yet, 0 at the end.
     fn receive(&self, received: &mut Vec<u8>) -> io::Result<Option<usize>> {
         let mut bytes = [0; MAX_LINE];
-        match rustix::io::read(&**self.0.fd(), &mut bytes) {
+        match rustix::io::read(self.0.fd(), &mut bytes) {
             Ok(count) => {
                 received.extend_from_slice(&bytes[..count]);
                 Ok(Some(count))
@@ -151,7 +151,7 @@ impl Stream {
         let line = format!("{line}\n");
         let mut rest = line.as_bytes();
         while !rest.is_empty() {
-            match rustix::net::send(&**self.0.fd(), rest, SendFlags::NOSIGNAL) {
+            match rustix::net::send(self.0.fd(), rest, SendFlags::NOSIGNAL) {
                 Ok(count) => rest = &rest[count..],
                 Err(Errno::AGAIN) => self.0.writable().await,
                 Err(Errno::INTR) => {}
@@ -163,7 +163,7 @@ impl Stream {
 
     /// Whether the client has closed its socket, not only its sending side.
     fn is_closed(&self) -> bool {
-        let mut fds = [PollFd::new(&**self.0.fd(), PollFlags::empty())];
+        let mut fds = [PollFd::from_borrowed_fd(self.0.fd(), PollFlags::empty())];
         let now = Timespec { tv_sec: 0, tv_nsec: 0 };
         poll(&mut fds, Some(&now)).is_ok_and(|ready| ready > 0)
     }

@@ -4,10 +4,12 @@
 //! read stops the sender: the kernel's buffer between them is bounded.
 
 use std::ffi::OsString;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::OFlags;
@@ -26,7 +28,7 @@ pub(super) struct Pty {
     _link: Option<Link>,
     /// The master side, for a task to wait for.
     descriptor: Arc<Descriptor>,
-    master: Arc<OwnedFd>,
+    master: Arc<Master>,
     path: PathBuf,
     /// There may be something to read: from a change until a read finds nothing.
     readable: bool,
@@ -40,13 +42,19 @@ impl Pty {
     /// Makes one, raw at first, and optionally a symbolic link to it.
     ///
     /// # Errors
-    /// `ENOSPC` and others: the kernel has none to give, or too many descriptors are watched;
+    /// `ENOSPC` and others: the kernel has none to give, or too many descriptors are watched; `EBUSY`:
+    /// [`MOST_CLOSING`] are being closed;
     /// `EEXIST`: something else than a link to a terminal is where the link should be.
     pub(super) fn open(link: Option<&Path>, runtime: &Runtime) -> Result<Self> {
+        if CLOSING.load(Ordering::Relaxed) >= MOST_CLOSING {
+            let what =
+                "serial: programs that have earlier pseudo-terminals open do not let them close";
+            return Err(Error::new(Errno::BUSY, what));
+        }
         let (master, path) = make().map_err(|errno| {
             Error::new(errno, format!("serial: cannot make a pseudo-terminal: {errno}"))
         })?;
-        let master = Arc::new(master);
+        let master = Arc::new(Master(Some(master)));
         let descriptor = runtime
             .descriptor(master.clone())
             .map_err(|errno| Error::new(errno, "serial: cannot watch a pseudo-terminal"))?;
@@ -86,7 +94,7 @@ impl Pty {
             if !self.taken {
                 return bytes.len();
             }
-            match rustix::io::write(&self.master, bytes) {
+            match rustix::io::write(&*self.master, bytes) {
                 Ok(count) if count > 0 => return count,
                 Ok(_) | Err(Errno::AGAIN) => self.writable = false,
                 Err(Errno::INTR) => {}
@@ -99,7 +107,7 @@ impl Pty {
     /// Receives what there is and fits. Returns the number of bytes.
     pub(super) fn receive(&mut self, buffer: &mut [u8]) -> usize {
         while self.readable && !buffer.is_empty() {
-            match rustix::io::read(&self.master, &mut *buffer) {
+            match rustix::io::read(&*self.master, &mut *buffer) {
                 Ok(count) if count > 0 => return count,
                 Err(Errno::INTR) => {}
                 // EIO: no program has it open, and all that was written has been read.
@@ -110,12 +118,54 @@ impl Pty {
     }
 
     fn is_taken(&self) -> bool {
-        let mut fds = [PollFd::new(&self.master, PollFlags::empty())];
-        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-        match poll(&mut fds, Some(&now)) {
-            Ok(_) => !fds[0].revents().intersects(PollFlags::HUP | PollFlags::ERR),
-            Err(_) => true, // A write will show it.
+        is_taken(&self.master)
+    }
+}
+
+/// The master side of a pseudo-terminal.
+///
+/// Its close waits, where no signal ends it, for programs that are amid a read or write at the other side.
+/// Such a program may wait itself, for a page of memory that a file system does not deliver. So a thread
+/// that may be lost closes what a program has open.
+#[derive(Debug)]
+struct Master(Option<OwnedFd>);
+
+/// Masters whose close has not returned.
+static CLOSING: AtomicUsize = AtomicUsize::new(0);
+/// Most of them in the process.
+const MOST_CLOSING: usize = 64;
+
+impl AsFd for Master {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_ref().expect("it is taken only by its drop").as_fd()
+    }
+}
+
+impl Drop for Master {
+    fn drop(&mut self) {
+        if !is_taken(&self) {
+            return;
         }
+        let master = self.0.take();
+        CLOSING.fetch_add(1, Ordering::Relaxed);
+        let close = move || {
+            drop(master);
+            CLOSING.fetch_sub(1, Ordering::Relaxed);
+        };
+        // Without a thread it is closed here: the system drops what it could not start.
+        if let Err(error) = thread::Builder::new().name("pty-close".into()).spawn(close) {
+            CLOSING.fetch_sub(1, Ordering::Relaxed);
+            tracing::warn!(%error, "a pseudo-terminal was closed without a thread of its own");
+        }
+    }
+}
+
+fn is_taken(master: impl AsFd) -> bool {
+    let mut fds = [PollFd::new(&master, PollFlags::empty())];
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    match poll(&mut fds, Some(&now)) {
+        Ok(_) => !fds[0].revents().intersects(PollFlags::HUP | PollFlags::ERR),
+        Err(_) => true, // A write will show it.
     }
 }
 
