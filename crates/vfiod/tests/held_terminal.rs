@@ -8,7 +8,7 @@ mod stalling;
 
 use std::fs::File;
 use std::path::Path;
-use std::thread;
+use std::process::{Child, Command, Stdio};
 
 use process::{Daemon, at, connect, good, until, vfiod};
 use rustix::io::Errno;
@@ -36,29 +36,50 @@ fn serve(directory: &Path) -> Daemon {
     Daemon::serving(command, &[&path("control")])
 }
 
+/// Set for a process that is to be amid a read: for [`process_that_reads_the_terminal`].
+const READS: &str = "VFIOD_TEST_READS";
+
+/// Starts a process that reads `terminal` into a page of `file`, which cannot be read. It is one of its own:
+/// whatever looks at its memory may wait for that page, too.
+fn start_reader(terminal: File, file: &File) -> Child {
+    Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "process_that_reads_the_terminal"])
+        .env(READS, "")
+        .stdin(file.try_clone().unwrap())
+        .stdout(Stdio::null())
+        .stderr(terminal)
+        .spawn()
+        .unwrap()
+}
+
+/// What a process does that [`start_reader`] has started; otherwise nothing.
+#[test]
+fn process_that_reads_the_terminal() {
+    if std::env::var_os(READS).is_none() {
+        return;
+    }
+    let (access, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED);
+    // SAFETY: a new mapping at an address of the kernel's choice, which stays until the process ends.
+    let page = unsafe { mmap(std::ptr::null_mut(), 1, access, flags, std::io::stdin(), 0) };
+    // SAFETY: mapped as above. Nobody but the kernel looks at it.
+    let bytes = unsafe { std::slice::from_raw_parts_mut(page.unwrap().cast::<u8>(), 1) };
+    let read = rustix::io::read(std::io::stderr(), bytes);
+    std::process::exit(if read == Err(Errno::FAULT) { 0 } else { 1 });
+}
+
 #[test]
 fn card_whose_terminal_a_program_does_not_let_close_is_closed_and_removed() {
     let directory = tempfile::tempdir().unwrap();
     let path = |name: &str| directory.path().join(name);
     let daemon = serve(directory.path());
     // Dropped before the daemon, whose end may wait for it.
-    let Some(stalling) = Stalling::mount(&path("stalling")) else { return };
+    let Some(stalling) = Stalling::mount_unreadable(&path("stalling")) else { return };
     let control = path("control");
 
     let mut client = connect(path("card")).unwrap();
     let terminal = File::open(path("terminal")).unwrap();
-    // SAFETY: a new mapping at an address of the kernel's choice, which stays until the process ends.
-    let page = unsafe {
-        let flags = ProtFlags::READ | ProtFlags::WRITE;
-        mmap(std::ptr::null_mut(), 1, flags, MapFlags::SHARED, stalling.open(), 0).unwrap()
-    };
-    let page = page.expose_provenance();
-    let reader = thread::spawn(move || {
-        let page = std::ptr::with_exposed_provenance_mut::<u8>(page);
-        // SAFETY: mapped as above. Nobody but the kernel looks at it.
-        let bytes = unsafe { std::slice::from_raw_parts_mut(page, 1) };
-        rustix::io::read(&terminal, bytes)
-    });
+    let file = stalling.open();
+    let mut reader = start_reader(terminal, &file);
     until("the program is amid its read", || {
         client.region_write(PORT, DATA, b"x").unwrap();
         stalling.waiting() > 0
@@ -66,15 +87,14 @@ fn card_whose_terminal_a_program_does_not_let_close_is_closed_and_removed() {
     drop(client);
 
     // Closed, and opened again with a terminal of its own.
-    let client = connect(path("card"));
-    drop(client.unwrap());
+    drop(connect(path("card")).unwrap());
     good(at(&control, &["del", "card", "--deadline", "1s"]));
     connect(path("neighbour")).unwrap().device_info().unwrap();
-    assert!(!reader.is_finished(), "the read went on all the time");
+    assert!(reader.try_wait().unwrap().is_none(), "the read went on all the time");
     daemon.signal(Signal::TERM);
     until("the main thread has ended", || daemon.has_ended());
-    drop(stalling);
+    drop((file, stalling));
     let (status, said) = daemon.finish();
     assert_eq!(status.code(), Some(0), "{said}");
-    assert_eq!(reader.join().unwrap(), Err(Errno::FAULT));
+    assert!(reader.wait().unwrap().success());
 }
