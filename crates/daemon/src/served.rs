@@ -1,7 +1,5 @@
 //! What `serve` serves: the devices of a file, or one that the command line names.
 
-use std::collections::BTreeSet;
-
 use vfiod_config::{
     Config, DeviceConfig, Document, LoadError, ModelInfo, Models, OptionSetting, SocketAccess,
     SocketConfig, SriovConfig, UsageError, suggestion,
@@ -10,7 +8,7 @@ use vfiod_core::{OpenPolicy, StatePolicy};
 use vfiod_manager::{Source, find_mistakes};
 
 use crate::cli::Serve;
-use crate::option_value::option_value;
+use crate::option_value::{no_option_twice, option_value};
 
 /// The configuration that is served: of a file, or of the command line alone.
 ///
@@ -136,19 +134,6 @@ fn option(text: &str, model: &ModelInfo) -> Result<OptionSetting, UsageError> {
     }
     let value = option_value(value);
     Ok(OptionSetting { name: name.to_owned(), value, span: 0..0 })
-}
-
-/// Checks that each option is given once: which of two values counts would be a guess.
-pub(crate) fn no_option_twice<'a>(names: impl Iterator<Item = &'a str>) -> Result<(), UsageError> {
-    let mut seen = BTreeSet::new();
-    for name in names {
-        if !seen.insert(name) {
-            return Err(UsageError(format!(
-                "--option {name}: it is given twice; leave one of them out"
-            )));
-        }
-    }
-    Ok(())
 }
 
 fn socket(args: &Serve) -> Result<SocketConfig, UsageError> {

@@ -4,7 +4,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::time::{ClockId, clock_gettime};
 
-/// Most lines in a second: ends and refusals of a device, as many as it has of each. A journal drops those of everybody where a service writes too many.
+/// Most lines in a second: ends and refusals of a device, as many as it has of each. A journal drops
+/// those of everybody where a service writes too many.
 const MOST: u64 = 20;
 
 /// Lets so many lines a second through for one user, on whatever connections, and counts the others.

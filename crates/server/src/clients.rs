@@ -68,6 +68,11 @@ pub(crate) struct Counters {
     pub(crate) early_replies: AtomicU64,
 }
 
+/// Counts what only the thread that has the connection's state locked counts.
+pub(crate) fn count(counter: &AtomicU64, more: usize) {
+    counter.store(counter.load(Ordering::Relaxed) + more as u64, Ordering::Relaxed);
+}
+
 impl Counters {
     pub(crate) fn totals(&self) -> ConnectionTotals {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);

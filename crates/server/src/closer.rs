@@ -26,7 +26,6 @@ use vfiod_quota::{Charge, Payer, Resource};
 use vfiod_sync::{Mutex, lock};
 
 use crate::limits::Quiet;
-use crate::transport::drop_received;
 use crate::unread::{self, Passed};
 
 /// Threads of a device that close descriptors. Nobody is charged for the first of them.
@@ -199,7 +198,7 @@ impl Closer {
             if passed.is_empty() {
                 drop(fd);
             } else {
-                drop_received(&fd);
+                unread::drop_received(&fd);
                 unread::close_when_read(fd, passed);
             }
             self.set_progress();
@@ -341,18 +340,16 @@ mod tests {
 
     #[test]
     fn socket_whose_peer_has_not_read_what_was_passed_is_kept_and_nothing_that_it_received() {
-        use crate::transport::{Socket, Wait};
         use std::os::unix::net::UnixStream;
         let (closer, payer) = (Closer::new("x"), payer(4));
         let charged = || payer.account().usage(Resource::Descriptors).used;
         let (ours, theirs) = UnixStream::pair().unwrap();
-        let socket = Socket::new(ours.into(), crate::pool::LINGER, closer.clone()).unwrap();
-        let passed = socket.pass(vec![memory(), memory()], &payer).unwrap();
-        assert_eq!(socket.send(b"x", &passed, Wait::No), Ok(1));
-        socket.unread().sent(passed);
+        let ours = OwnedFd::from(ours);
+        let passed = unread::Unread::default().pass(&ours, 2, &payer).unwrap();
+        rustix::io::write(&ours, b"x").unwrap();
         let lingering = Lingering::new();
         lingering.send_by(&theirs);
-        drop(socket);
+        closer.close_socket_of(ours, Some(&payer), passed);
         assert_eq!(closer.outstanding.load(Ordering::SeqCst), 1);
         drop(lingering);
         eventually("what it received is closed", || closer.outstanding.load(Ordering::SeqCst) == 0);

@@ -20,8 +20,9 @@ use vfiod_sync::{Mutex, MutexGuard, lock};
 use vfiod_wire::Command;
 
 use crate::abandoned::{Bereaved, PeerProcess};
-use crate::clients::{Client, Clients, ConnectionInfo, Counted, Counters, Place};
+use crate::clients::{Client, Clients, ConnectionInfo, Counted, Counters, Place, count};
 use crate::clock::now;
+use crate::connection_log::ConnectionLog;
 use crate::descriptor::{self, Descriptor, Descriptors, State};
 use crate::direct::{self, DirectWrite};
 use crate::dispatch::{self, Refused, Target, Waiting};
@@ -29,8 +30,8 @@ use crate::dma_channel::Blocked;
 use crate::end::End;
 use crate::gate::Gate;
 use crate::held_memory::HeldMemory;
-use crate::limits::{BUSY_STREAK, CROWDED_TURN, Clipped, Quiet, REPLY_BATCH};
-use crate::message_log::{Message, errno_name};
+use crate::limits::{BUSY_STREAK, CHUNK, CROWDED_TURN, REPLY_BATCH, SMALL_CHUNK};
+use crate::message_log::Message;
 use crate::outgoing::Outgoing;
 use crate::pace::DebtPause;
 use crate::peer;
@@ -40,16 +41,7 @@ use crate::progress::{Handled, Step, Turn};
 use crate::serving::{self, Guarded, Next, Serving};
 use crate::session::{Link, Parts, Session};
 use crate::transport::{Lent, Received, Socket, Wait};
-
-/// How much is received at once at first, and for a thread that waits.
-const SMALL_CHUNK: usize = 16 << 10;
-/// How much is received at once from a client that sends more than that; what a socket holds by
-/// default is a little less.
-const CHUNK: usize = 256 << 10;
-
-fn count(counter: &AtomicU64, more: usize) {
-    counter.store(counter.load(Ordering::Relaxed) + more as u64, Ordering::Relaxed);
-}
+use crate::unread::DENIED;
 
 pub(crate) struct Connection {
     /// Never used twice by one process.
@@ -65,7 +57,7 @@ pub(crate) struct Connection {
     /// VERSION, while it waits for another client of the device.
     waiting_open: Mutex<Option<PendingOpen>>,
     counters: Arc<Counters>,
-    quiet: Quiet,
+    log: ConnectionLog,
     /// It has sent a descriptor that cannot be closed at once, and the device had too many of them.
     unwelcome: AtomicBool,
     process: PeerProcess,
@@ -99,6 +91,7 @@ impl Connection {
         };
         let connection = Arc::new_cyclic(|itself| Self {
             number,
+            log: ConnectionLog::new(clients.clone(), number, payer.clone()),
             held: HeldMemory::new(payer),
             place: Mutex::new(Some(place)),
             pause: DebtPause::default(),
@@ -113,7 +106,6 @@ impl Connection {
             direct: DirectWrite::default(),
             waiting_open: Mutex::default(),
             counters: Arc::default(),
-            quiet: Quiet::default(),
             unwelcome: AtomicBool::new(false),
             process: PeerProcess::default(),
             itself: itself.clone(),
@@ -546,12 +538,7 @@ impl Connection {
     }
 
     fn stray_reply(&self) {
-        let is_open = self.session.get().is_some();
-        let quiet = if is_open { &self.quiet } else { &self.clients.refusals };
-        quiet.warn_of(self.held.payer(), |suppressed| {
-            let (device, connection) = (self.clients.device.name(), self.number);
-            tracing::warn!(device, connection, suppressed, "reply to no command");
-        });
+        self.log.stray_reply(self.has_session());
     }
 
     /// Sends the replies collected. Returns whether the client does not take them.
@@ -580,9 +567,7 @@ impl Connection {
     /// was told of, a client cannot go on.
     fn log_denied(&self) {
         for command in self.outgoing.socket().unread().take_denied() {
-            let what = "no descriptor can be sent: clients, or other processes of this user, have not \
-                        read as many as its RLIMIT_NOFILE allows";
-            self.refused(Some(command), Errno::TOOMANYREFS, &what, &mut Message::default());
+            self.refused(Some(command), Errno::TOOMANYREFS, &DENIED, &mut Message::default());
             if command == Command::Version {
                 Client::end(self);
             }
@@ -643,8 +628,7 @@ impl Connection {
         }
     }
 
-    /// Counts a refusal, and logs it, at most once a second. Connections that have not opened the device
-    /// share their limit, as a client can have any number of those, one after the other.
+    /// Counts a refusal, and logs it.
     fn refused(
         &self,
         command: Option<Command>,
@@ -654,14 +638,7 @@ impl Connection {
     ) {
         message.failed(errno, error);
         self.counters.errors.fetch_add(1, Ordering::Relaxed);
-        let is_open = self.session.get().is_some();
-        let quiet = if is_open { &self.quiet } else { &self.clients.refusals };
-        quiet.warn_of(self.held.payer(), |suppressed| {
-            let (device, connection) = (self.clients.device.name(), self.number);
-            let command = command.map_or("message", Command::name);
-            let (errno, error) = (errno_name(errno), Clipped(error));
-            tracing::warn!(device, connection, command, ?errno, %error, suppressed, "refused");
-        });
+        self.log.refused(self.has_session(), command, errno, error);
     }
 
     /// Charges the user for what is kept while no thread serves the connection.
@@ -781,10 +758,7 @@ impl Guarded for Connection {
         self.complete_dma(&mut state, session);
         if let Err(exceeded) = self.charge_held(&state) {
             // The thread that waits finds the end.
-            self.quiet.warn_of(self.held.payer(), |suppressed| {
-                let device = self.clients.device.name();
-                tracing::warn!(device, suppressed, "a connection is ended: {exceeded}");
-            });
+            self.log.keeps_too_much(&exceeded);
             self.end();
             return;
         }
@@ -802,13 +776,7 @@ impl Guarded for Connection {
 
     fn ended(&self, end: &End) {
         self.end();
-        // Refusals of which nothing was said since the last one that was logged.
-        let refusals = self.quiet.take_suppressed();
-        // Whoever connects again and again must not fill the log.
-        self.clients.ends.warn_of(self.held.payer(), |suppressed| {
-            let device = self.clients.device.name();
-            end.log(device, self.number, &self.info(), refusals, suppressed);
-        });
+        self.log.ended(end, &self.info());
     }
 }
 

@@ -13,6 +13,7 @@ mod clients;
 mod clock;
 mod closer;
 mod connection;
+mod connection_log;
 mod descriptor;
 mod direct;
 mod dirty_log;

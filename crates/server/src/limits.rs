@@ -6,6 +6,14 @@ use std::time::{Duration, Instant};
 
 use vfiod_quota::Payer;
 
+/// Room for descriptors in one receive: as many as Linux passes with one send. The kernel would
+/// close what does not fit, and the receive would wait for that.
+pub(crate) const MAX_FDS: usize = 253;
+/// How much is received at once at first, and for a thread that waits.
+pub(crate) const SMALL_CHUNK: usize = 16 << 10;
+/// How much is received at once from a client that sends more than that; what a socket holds by
+/// default is a little less.
+pub(crate) const CHUNK: usize = 256 << 10;
 /// Replies that are collected before they are sent.
 pub(crate) const REPLY_BATCH: usize = 256 << 10;
 /// Threads that may be with one device at a time. The device handles one access at a time

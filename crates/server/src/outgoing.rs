@@ -1,12 +1,15 @@
 //! What is sent on a socket, by whichever thread.
 
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::io::Errno;
+use vfiod_core::Error;
 use vfiod_core::memory::SharedMemory;
+use vfiod_quota::Payer;
 use vfiod_sync::{Mutex, lock};
 
-use crate::descriptor::Output;
+use crate::descriptor::{Descriptor, Output};
 use crate::interest::Interest;
 use crate::transport::{Socket, Wait};
 
@@ -43,7 +46,12 @@ fn send_all(output: &mut Output, socket: &Socket, wait: Wait) -> Result<bool, Er
     while let Some(chunk) = output.chunk() {
         match socket.send(chunk.bytes, chunk.fds, wait) {
             Ok(0) => return Ok(true),
-            Ok(sent) => socket.unread().sent(output.sent(sent)),
+            Ok(sent) => {
+                let fds = output.sent(sent);
+                if !fds.is_empty() {
+                    socket.unread().sent(fds.into_iter().filter_map(Descriptor::into_passed));
+                }
+            }
             // Another process of this user has passed as many as the kernel lets it, and nobody reads them.
             Err(Errno::TOOMANYREFS) if !chunk.fds.is_empty() => {
                 let errno = Errno::TOOMANYREFS.raw_os_error().unsigned_abs();
@@ -63,6 +71,15 @@ impl Outgoing {
 
     pub(crate) fn socket(&self) -> &Socket {
         &self.socket
+    }
+
+    /// Makes the descriptors of one reply, for which `payer` pays until they are known to be read.
+    ///
+    /// # Errors
+    /// `EBUSY`: the peer has not read those of earlier replies; `EMFILE`: more than its user may have.
+    pub(crate) fn pass(&self, fds: Vec<OwnedFd>, payer: &Payer) -> Result<Vec<Descriptor>, Error> {
+        let passed = self.socket.pass(fds.len(), payer)?;
+        Ok(fds.into_iter().zip(passed).map(|(fd, passed)| Descriptor::passed(fd, passed)).collect())
     }
 
     /// Sends all of `output`, or keeps what the peer does not take in time. Returns whether

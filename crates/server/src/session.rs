@@ -42,7 +42,7 @@ impl ClientLink for Link<'_> {
     type Fd = Descriptor;
 
     fn name(&self, fds: Vec<OwnedFd>) -> Result<Vec<Descriptor>, Error> {
-        self.outgoing.socket().pass(fds, &self.session.opened.payer)
+        self.outgoing.pass(fds, &self.session.opened.payer)
     }
 
     fn dma_peer(&self) -> Result<Arc<dyn DmaPeer>, Error> {
@@ -95,7 +95,7 @@ impl Session {
                     .map_err(failed)?;
             let socket = Socket::new(ours, LINGER, clients.closer.clone()).map_err(failed)?;
             socket.set_payer(payer);
-            let theirs = outgoing.socket().pass(vec![theirs], payer)?.pop();
+            let theirs = outgoing.pass(vec![theirs], payer)?.pop();
             (Some(socket), theirs)
         } else {
             (None, None)

@@ -20,11 +20,8 @@ use vfiod_quota::{Payer, SlowCalls};
 
 use crate::closer::Closer;
 use crate::descriptor::Descriptor;
-use crate::unread::Unread;
-
-/// Room for descriptors in one receive: as many as Linux passes with one send. The kernel would
-/// close what does not fit, and the receive would wait for that.
-const MAX_FDS: usize = 253;
+use crate::limits::MAX_FDS;
+use crate::unread::{Passed, Unread};
 
 /// Whether a call may sleep.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,12 +106,12 @@ impl Socket {
         let _ = self.payer.set(payer.clone());
     }
 
-    /// Makes the descriptors of one reply, for which `payer` pays until they are known to be read.
+    /// Lets `count` descriptors of one reply be sent, for which `payer` pays until they are known to be read.
     ///
     /// # Errors
     /// `EBUSY`: the peer has not read those of earlier replies; `EMFILE`: more than its user may have.
-    pub(crate) fn pass(&self, fds: Vec<OwnedFd>, payer: &Payer) -> Result<Vec<Descriptor>, Error> {
-        self.unread.pass(self.owned(), fds, payer)
+    pub(crate) fn pass(&self, count: usize, payer: &Payer) -> Result<Vec<Passed>, Error> {
+        self.unread.pass(self.owned(), count, payer)
     }
 
     /// What the peer may not have read.
@@ -302,23 +299,6 @@ impl Socket {
     pub(crate) fn shutdown(&self) {
         // Fails only where the peer has gone before us.
         let _ = rustix::net::shutdown(self, Shutdown::Both);
-    }
-}
-
-/// Drops what a socket that is shut down has received. To close a descriptor among it may wait for another
-/// process.
-pub(crate) fn drop_received(socket: &OwnedFd) {
-    let mut bytes = [0; 16 << 10];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
-    let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
-    loop {
-        let mut control = RecvAncillaryBuffer::new(&mut space);
-        let slice = &mut [IoSliceMut::new(&mut bytes)];
-        match rustix::net::recvmsg(socket, slice, &mut control, flags) {
-            Ok(message) if message.bytes > 0 => drop(control),
-            Err(Errno::INTR) => {}
-            Ok(_) | Err(_) => return,
-        }
     }
 }
 

@@ -12,22 +12,28 @@
 //! the client has read them or has closed its end. Nobody waits for that. The socket itself needs
 //! no charge: what was passed is not among the descriptors of this process any more.
 
+use std::io::IoSliceMut;
+use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError};
 use std::thread;
 use std::time::Duration;
 
+use rustix::net::{RecvAncillaryBuffer, RecvFlags};
 use vfiod_core::{Errno, Error, Result};
 use vfiod_quota::{Charge, Payer, Resource};
 use vfiod_sync::{Mutex, lock};
 use vfiod_wire::Command;
 
-use crate::descriptor::Descriptor;
+use crate::limits::MAX_FDS;
 use crate::unread_bytes::all_is_read;
 
 /// Descriptors that one connection may have unread; more if they are of one reply.
 const MAX_UNREAD: usize = 32;
+/// Why a reply has an errno in place of its descriptors.
+pub(crate) const DENIED: &str = "no descriptor can be sent: clients, or other processes of this user, have not \
+                                 read as many as its RLIMIT_NOFILE allows";
 /// How often sockets of connections that have ended are looked at.
 const LOOK: Duration = Duration::from_secs(1);
 /// Stack of the thread that does so, bytes.
@@ -61,39 +67,35 @@ impl Unread {
         Arc::strong_count(&self.count) - 1
     }
 
-    /// Makes the descriptors of one reply.
+    /// Lets `count` descriptors of one reply be sent, for which `payer` pays until they are known to be read.
     ///
     /// # Errors
     /// `EBUSY`: the client has not read those of earlier replies; `EMFILE`: more than its user may have.
     pub(crate) fn pass(
         &self,
         socket: &OwnedFd,
-        fds: Vec<OwnedFd>,
+        count: usize,
         payer: &Payer,
-    ) -> Result<Vec<Descriptor>> {
+    ) -> Result<Vec<Passed>> {
         self.settle(socket);
         let unread = self.count();
-        if unread > 0 && unread + fds.len() > MAX_UNREAD {
+        if unread > 0 && unread + count > MAX_UNREAD {
             let what = format!(
-                "{} descriptors more, and the client may not have read {unread} of earlier replies; \
-                 a connection may have {MAX_UNREAD}",
-                fds.len()
+                "{count} descriptors more, and the client may not have read {unread} of earlier replies; \
+                 a connection may have {MAX_UNREAD}"
             );
             return Err(Error::new(Errno::BUSY, what));
         }
-        let pass = |fd| {
+        let pass = |_| {
             let charge = payer.charge(Resource::Descriptors, 1)?;
-            let passed = Passed { _charge: charge, _counted: self.count.clone() };
-            Ok(Descriptor::passed(fd, passed))
+            Ok(Passed { _charge: charge, _counted: self.count.clone() })
         };
-        fds.into_iter().map(pass).collect()
+        (0..count).map(pass).collect()
     }
 
     /// These were sent.
-    pub(crate) fn sent(&self, fds: Vec<Descriptor>) {
-        if !fds.is_empty() {
-            lock(&self.state).sent.extend(fds.into_iter().filter_map(Descriptor::into_passed));
-        }
+    pub(crate) fn sent(&self, passed: impl Iterator<Item = Passed>) {
+        lock(&self.state).sent.extend(passed);
     }
 
     /// Looks whether all was read.
@@ -165,6 +167,23 @@ fn look_at_kept() {
         if kept.sockets.is_empty() {
             *kept = Kept { sockets: Vec::new(), watched: false };
             return;
+        }
+    }
+}
+
+/// Drops what a socket that is shut down has received. To close a descriptor among it may wait for another
+/// process.
+pub(crate) fn drop_received(socket: &OwnedFd) {
+    let mut bytes = [0; 16 << 10];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+    let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
+    loop {
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let slice = &mut [IoSliceMut::new(&mut bytes)];
+        match rustix::net::recvmsg(socket, slice, &mut control, flags) {
+            Ok(message) if message.bytes > 0 => drop(control),
+            Err(Errno::INTR) => {}
+            Ok(_) | Err(_) => return,
         }
     }
 }

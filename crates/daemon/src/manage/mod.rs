@@ -21,9 +21,9 @@ use vfiod_control::view::{self, EventKind, Owner, Start};
 
 pub(crate) use self::arguments::Manage;
 use self::arguments::{Daemon, Kind, RevokeKind, Users, What};
+use crate::option_value::no_option_twice;
 use crate::option_value::option_value;
 use crate::output;
-use crate::served::no_option_twice;
 
 /// How often a removal is looked after: the first interval, and the longest.
 const POLL_INTERVALS: (Duration, Duration) =
