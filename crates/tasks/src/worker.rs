@@ -11,7 +11,8 @@ pub(crate) struct Worker {
     pub(crate) seat: usize,
     /// Odd while a task runs; different for each.
     pub(crate) beat: AtomicU64,
-    /// Another one has taken its place: it ends after the task that it runs.
+    /// Another one has taken its place: it ends after the task that it runs. Stays set, so that the
+    /// watchdog, which may have seen the task run before it ended, does not replace it twice.
     pub(crate) replaced: AtomicBool,
 }
 

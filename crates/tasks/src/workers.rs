@@ -141,7 +141,7 @@ impl Pool {
                     self.begins(worker);
                     run_task(runnable);
                     worker.beat.fetch_add(1, Ordering::Release);
-                    if worker.replaced.swap(false, Ordering::AcqRel) {
+                    if worker.replaced.load(Ordering::Acquire) {
                         break self.leave(worker);
                     }
                     from = From::Task;
@@ -162,7 +162,7 @@ impl Pool {
     /// A worker ends because all of them do. One that was replaced, and has not run a task since, is
     /// not counted any more, but may have taken the wake that was for another.
     fn stop(&self, worker: &Worker) {
-        if worker.replaced.swap(false, Ordering::AcqRel) {
+        if worker.replaced.load(Ordering::Acquire) {
             self.leave(worker);
             self.runtime.pass_stop_on();
         } else {
@@ -212,6 +212,29 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+
+    /// The watchdog may be about to look at it again: that it was running, and whether it was replaced.
+    #[test]
+    fn worker_that_was_replaced_and_has_left_is_not_replaced_again() {
+        let runtime = Runtime::new().unwrap();
+        let workers = Workers::start(&runtime, 1).unwrap();
+        let pool = workers.pool.clone();
+        let first = pool.workers().swap_remove(0);
+        let (release, released) = channel::<()>();
+        let task = runtime.spawn(async move { released.recv() });
+        let patience = std::time::Instant::now() + Duration::from_secs(60);
+        let wait_until = |done: &dyn Fn() -> bool| {
+            while !done() {
+                assert!(std::time::Instant::now() < patience);
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        };
+        wait_until(&|| first.replaced.load(Ordering::Acquire));
+        drop(release);
+        wait_until(&|| !pool.workers().iter().any(|worker| Arc::ptr_eq(worker, &first)));
+        assert!(first.replaced.load(Ordering::Acquire), "as it was");
+        drop(task);
+    }
 
     /// The watchdog can be late: the task has ended, and the worker sleeps, when it is replaced.
     #[test]
