@@ -157,7 +157,8 @@ pub(crate) fn read(root: &Path) -> Result<Vec<Fault>> {
     parse(&text).context("ci/faults.toml")
 }
 
-fn parse(text: &str) -> Result<Vec<Fault>> {
+/// Reads the text of a list.
+pub(crate) fn parse(text: &str) -> Result<Vec<Fault>> {
     let list: List = toml::from_str(text)?;
     let mut names = BTreeSet::new();
     list.fault

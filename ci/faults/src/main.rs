@@ -14,8 +14,9 @@ use std::time::Instant;
 use anyhow::{Result, bail, ensure};
 use clap::{Args, Parser, Subcommand};
 
+use crate::choose::Part;
 use crate::list::Fault;
-use crate::run::Found;
+use crate::run::{Found, Limits};
 
 #[derive(Parser)]
 #[command(name = "faults", about = "Show that the tests find deliberate faults")]
@@ -31,7 +32,13 @@ enum Command {
     /// Check that every old text is in its file exactly once.
     Verify,
     /// Apply faults, one at a time, and check that the tests find them.
-    Run(Choice),
+    Run {
+        #[command(flatten)]
+        choice: Choice,
+        /// Seconds that a test may take; its build may take longer.
+        #[arg(long, value_name = "SECONDS", default_value_t = 600)]
+        limit: u32,
+    },
 }
 
 #[derive(Args)]
@@ -42,6 +49,9 @@ struct Choice {
     /// All faults.
     #[arg(long)]
     all: bool,
+    /// One of several parts of all faults: `2/4` is the second quarter.
+    #[arg(long, value_name = "PART/PARTS")]
+    part: Option<Part>,
     /// Four faults, chosen by this text (the hash of a commit), without checks that attack a daemon.
     #[arg(long, value_name = "SEED")]
     four: Option<String>,
@@ -73,9 +83,10 @@ fn execute(command: Command) -> Result<()> {
             println!("{} faults match their files", faults.len());
             Ok(())
         }
-        Command::Run(choice) => {
+        Command::Run { choice, limit } => {
             verify(root, &faults)?;
-            run_all(root, chosen(&faults, &choice)?, choice.four.is_none())
+            let limits = Limits { attacks: choice.four.is_none(), seconds: limit };
+            run_all(root, chosen(&faults, &choice)?, limits)
         }
     }
 }
@@ -90,6 +101,9 @@ fn chosen<'a>(faults: &'a [Fault], choice: &Choice) -> Result<Vec<&'a Fault>> {
     if choice.all {
         return Ok(faults.iter().collect());
     }
+    if let Some(part) = choice.part {
+        return Ok(faults.iter().filter(|fault| part.has(&fault.name)).collect());
+    }
     if let Some(seed) = &choice.four {
         let quick = |fault: &&Fault| fault.checks.iter().any(|check| !check.is_attack);
         return Ok(choose::by_seed(faults.iter().filter(quick), seed, 4));
@@ -101,14 +115,15 @@ fn chosen<'a>(faults: &'a [Fault], choice: &Choice) -> Result<Vec<&'a Fault>> {
     choice.names.iter().map(find).collect()
 }
 
-/// Runs the checks of faults; those that attack a daemon only with `attacks`.
-fn run_all(root: &Path, faults: Vec<&Fault>, attacks: bool) -> Result<()> {
+/// Runs the checks of faults.
+fn run_all(root: &Path, mut faults: Vec<&Fault>, limits: Limits) -> Result<()> {
+    choose::by_build(&mut faults);
     let copy = tree::Copy::of(root)?;
     let mut missed = Vec::new();
     let start = Instant::now();
     println!("| fault | crate | check | s | how it was found |\n| --- | --- | --- | ---: | --- |");
     for fault in &faults {
-        match run::run(&copy, fault, attacks) {
+        match run::run(&copy, fault, limits) {
             Ok(found) => {
                 for Found { check, time, how } in found {
                     let (name, time) = (&fault.name, time.as_secs());

@@ -9,16 +9,21 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::list::{Check, Checker, Fault};
 use crate::tree::Copy;
 
-/// How long a check may take, in seconds. One that takes longer hangs, which is no way to find a
-/// fault.
-const LIMIT: &str = "600";
-
-/// What `timeout` exits with then.
-const TIMED_OUT: i32 = 124;
+/// What `timeout` exits with then; with the last one it had to kill, itself included.
+const TIMED_OUT: [Option<i32>; 3] = [Some(124), Some(137), None];
 
 /// How many orders of threads a model check tries: ten times as many as in `ci/model-checks.sh`,
 /// since a fault may show in few of them.
 const ROUNDS: &str = "20000";
+
+/// What checks are run, and for how long.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    /// Whether those are run, too, that attack a daemon.
+    pub(crate) attacks: bool,
+    /// How long a test may take. One that takes longer hangs, which is no way to find a fault.
+    pub(crate) seconds: u32,
+}
 
 /// A check that found a fault.
 pub(crate) struct Found {
@@ -30,31 +35,33 @@ pub(crate) struct Found {
     pub(crate) how: String,
 }
 
-/// Puts a fault in and runs its checks, all of which must find it; those that attack a daemon only with
-/// `attacks`.
-pub(crate) fn run(copy: &Copy, fault: &Fault, attacks: bool) -> Result<Vec<Found>> {
+/// Puts a fault in and runs its checks, all of which must find it.
+pub(crate) fn run(copy: &Copy, fault: &Fault, limits: Limits) -> Result<Vec<Found>> {
     copy.with(fault, || {
         let found = |check: &Check| {
             let start = Instant::now();
             let name = check.name();
-            let how = find(copy, check).with_context(|| name.clone())?;
+            let how = find(copy, check, limits).with_context(|| name.clone())?;
             Ok(Found { check: name, time: start.elapsed(), how })
         };
-        fault.checks.iter().filter(|check| attacks || !check.is_attack).map(found).collect()
+        let checks = fault.checks.iter().filter(|check| limits.attacks || !check.is_attack);
+        checks.map(found).collect()
     })
 }
 
-fn find(copy: &Copy, check: &Check) -> Result<String> {
-    let (built, output) = cargo(copy, check, &["--no-run"])?;
+fn find(copy: &Copy, check: &Check, limits: Limits) -> Result<String> {
+    // How long a build takes depends on what else the machine does.
+    let (built, output) = cargo(copy, check, None, &["--no-run"])?;
     ensure!(built.success(), "with the fault in it the code does not compile:\n{output}");
+    let limit = Some(limits.seconds);
     let (status, output) = match &check.test {
         Some(test) => {
-            let (status, output) = cargo(copy, check, &["--", "--exact", test])?;
+            let (status, output) = cargo(copy, check, limit, &["--", "--exact", test])?;
             let there = output.contains("running 1 test");
             ensure!(there, "{} has no such test:\n{output}", check.package);
             (status, output)
         }
-        None => cargo(copy, check, &[])?,
+        None => cargo(copy, check, limit, &[])?,
     };
     ensure!(!status.success(), "the check passed");
     match output.lines().find(|line| line.contains(&check.finds)) {
@@ -63,12 +70,20 @@ fn find(copy: &Copy, check: &Check) -> Result<String> {
     }
 }
 
-fn cargo(copy: &Copy, check: &Check, rest: &[&str]) -> Result<(ExitStatus, String)> {
+/// Runs `cargo test`, for `limit` seconds at most.
+fn cargo(
+    copy: &Copy,
+    check: &Check,
+    limit: Option<u32>,
+    rest: &[&str],
+) -> Result<(ExitStatus, String)> {
     let file = File::create(&copy.log)?;
-    // `timeout` ends the test along with cargo.
+    // `timeout` ends the test along with cargo, and its processes that do not end by themselves; 0 is no
+    // limit.
+    let limit = limit.unwrap_or(0);
     let mut command = Command::new("timeout");
     command
-        .arg(LIMIT)
+        .args(["--kill-after=10", &limit.to_string()])
         .arg(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
         // The tests of a model that is not in every build, too.
         .args(["test", "--quiet", "--locked", "--all-features", "--package", &check.package])
@@ -81,6 +96,8 @@ fn cargo(copy: &Copy, check: &Check, rest: &[&str]) -> Result<(ExitStatus, Strin
         .env("CARGO_TARGET_DIR", copy.target(check.checker))
         // A fault changes a few lines of one crate.
         .env("CARGO_INCREMENTAL", "1")
+        // Nobody debugs it.
+        .env("CARGO_PROFILE_DEV_DEBUG", "0")
         .env("RUST_BACKTRACE", "0")
         .env("VFIOD_MODEL_ROUNDS", ROUNDS)
         .stdin(Stdio::null())
@@ -91,6 +108,6 @@ fn cargo(copy: &Copy, check: &Check, rest: &[&str]) -> Result<(ExitStatus, Strin
         checker => command.env("RUSTFLAGS", format!("--cfg {}", checker.name())),
     };
     let status = command.status().context("cannot run `timeout` (coreutils)")?;
-    ensure!(status.code() != Some(TIMED_OUT), "not over after {LIMIT} s");
+    ensure!(!TIMED_OUT.contains(&status.code()), "not over after {limit} s");
     Ok((status, String::from_utf8_lossy(&fs::read(&copy.log)?).into_owned()))
 }
