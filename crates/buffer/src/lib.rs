@@ -1,6 +1,10 @@
 #![doc = include_str!("../README.md")]
 
+mod aligned;
+
 use std::collections::TryReserveError;
+
+pub use aligned::Aligned;
 
 /// Memory that everybody may have, bytes. What cannot be more than this, whatever a peer asks for, need not
 /// be asked for here.

@@ -5,7 +5,9 @@
 //! Whether the memory was a hole or the client has truncated its file is found out by the copy
 //! between the two.
 
-use vfiod_buffer::zeroed;
+use std::ops::Range;
+
+use vfiod_buffer::Aligned;
 use vfiod_dma::{Errno, Hold};
 
 /// Most bytes of one piece. A multiple of [`ALIGN`], so that the pieces of an aligned request are
@@ -16,10 +18,9 @@ const ALIGN: usize = 4096;
 
 /// A piece of a request.
 pub(crate) struct Bounce {
-    memory: Vec<u8>,
-    /// Where in `memory` the piece begins.
-    start: usize,
-    len: usize,
+    memory: Aligned,
+    /// The longest piece.
+    most: usize,
 }
 
 impl Bounce {
@@ -28,35 +29,58 @@ impl Bounce {
     /// # Errors
     /// `ENOMEM`.
     pub(crate) fn new(rest: usize) -> Result<Self, Errno> {
-        let memory = zeroed(rest.min(PIECE) + ALIGN).map_err(|_| Errno::NOMEM)?;
-        let start = memory.as_ptr().align_offset(ALIGN).min(ALIGN);
-        Ok(Self { memory, start, len: 0 })
+        let most = rest.min(PIECE);
+        let memory = Aligned::zeroed(most, ALIGN).map_err(|_| Errno::NOMEM)?;
+        Ok(Self { memory, most })
     }
 
     /// Begins a piece of a request that has `rest` bytes to go.
     pub(crate) fn begin(&mut self, rest: usize) {
-        self.len = rest.min(self.memory.len() - ALIGN);
+        self.memory.set_len(rest.min(self.most));
     }
 
     /// The piece.
     pub(crate) fn bytes(&mut self) -> &mut [u8] {
-        &mut self.memory[self.start..self.start + self.len]
+        &mut self.memory
     }
 
-    /// Takes a piece out of guest memory, from an offset of the hold.
+    /// Takes a piece out of guest memory, from an offset of the holds.
     ///
     /// # Errors
     /// As [`Hold::read`].
-    pub(crate) fn take(&mut self, hold: &Hold, offset: usize) -> Result<(), Errno> {
-        hold.read(offset, self.bytes()).map_err(|error| error.errno())
+    pub(crate) fn take(&mut self, holds: &[Hold], offset: usize) -> Result<(), Errno> {
+        let piece = self.bytes();
+        for (hold, at, part) in parts(holds, offset, piece.len()) {
+            hold.read(at, &mut piece[part]).map_err(|error| error.errno())?;
+        }
+        Ok(())
     }
 
     /// Puts the first `len` bytes of a piece into guest memory, which fills holes.
     ///
     /// # Errors
     /// As [`Hold::write`].
-    pub(crate) fn put(&mut self, hold: &Hold, offset: usize, len: usize) -> Result<(), Errno> {
-        let len = len.min(self.len);
-        hold.write(offset, &self.bytes()[..len]).map_err(|error| error.errno())
+    pub(crate) fn put(&mut self, holds: &[Hold], offset: usize, len: usize) -> Result<(), Errno> {
+        let piece = self.bytes();
+        for (hold, at, part) in parts(holds, offset, len.min(piece.len())) {
+            hold.write(at, &piece[part]).map_err(|error| error.errno())?;
+        }
+        Ok(())
     }
+}
+
+/// The parts of a range of several holds: the hold, the offset in it, and which bytes of the range.
+fn parts(
+    holds: &[Hold],
+    offset: usize,
+    len: usize,
+) -> impl Iterator<Item = (&Hold, usize, Range<usize>)> {
+    let (mut skip, mut done) = (offset, 0);
+    holds.iter().filter_map(move |hold| {
+        let at = skip.min(hold.len());
+        skip -= at;
+        let part = done..done + (hold.len() - at).min(len - done);
+        done = part.end;
+        (!part.is_empty()).then_some((hold, at, part))
+    })
 }

@@ -2,7 +2,7 @@
 //!
 //! # Why it is sound
 //! The kernel gets addresses of a request's buffer: those of a `Vec` that the [`Request`] owns (its
-//! buffer, or that of its [`Bounce`](crate::bounce::Bounce)), or of guest memory that its `Hold` keeps mapped. From the submission to the completion the
+//! buffer, aligned or not, or that of its [`Bounce`](crate::bounce::Bounce)), or of guest memory that its `Hold`s keep mapped. From the submission to the completion the
 //! request is in [`Uring::in_flight`] or on the stack of [`perform`], where nothing else can
 //! reach it. A [`Uring`] that is dropped with requests in flight leaks them.
 
@@ -51,8 +51,12 @@ impl InFlight {
             (None, Buffer::Own(bytes)) => {
                 rest(bytes.as_mut_ptr(), bytes.len()).into_iter().collect()
             }
-            (None, Buffer::Guest(hold)) => {
-                let pieces = hold.segments().filter_map(|s| rest(s.as_ptr(), s.len()));
+            (None, Buffer::Aligned(bytes)) => {
+                rest(bytes.as_mut_ptr(), bytes.len()).into_iter().collect()
+            }
+            (None, Buffer::Guest(holds)) => {
+                let segments = holds.iter().flat_map(|hold| hold.segments());
+                let pieces = segments.filter_map(|s| rest(s.as_ptr(), s.len()));
                 pieces.take(PIECES).collect()
             }
         };

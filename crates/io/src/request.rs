@@ -3,6 +3,7 @@
 use std::os::fd::OwnedFd;
 
 use rustix::fs::FileType;
+use vfiod_buffer::Aligned;
 use vfiod_dma::{Completion, Errno, Error, Hold, Perm, Result};
 use vfiod_sync::Arc;
 
@@ -48,7 +49,9 @@ impl Allocation {
 pub(crate) enum Buffer {
     None,
     Own(Vec<u8>),
-    Guest(Hold),
+    Aligned(Aligned),
+    /// Holds in the order of the data.
+    Guest(Vec<Hold>),
 }
 
 impl Buffer {
@@ -57,7 +60,8 @@ impl Buffer {
         match self {
             Self::None => 0,
             Self::Own(bytes) => bytes.len(),
-            Self::Guest(hold) => hold.len(),
+            Self::Aligned(bytes) => bytes.len(),
+            Self::Guest(holds) => holds.iter().map(Hold::len).sum(),
         }
     }
 
@@ -65,8 +69,16 @@ impl Buffer {
         if let Self::Own(buffer) = self { buffer } else { Vec::new() }
     }
 
+    pub(crate) fn into_aligned(self) -> Option<Aligned> {
+        if let Self::Aligned(buffer) = self { Some(buffer) } else { None }
+    }
+
     pub(crate) fn into_hold(self) -> Option<Hold> {
-        if let Self::Guest(hold) = self { Some(hold) } else { None }
+        self.into_holds().pop()
+    }
+
+    pub(crate) fn into_holds(self) -> Vec<Hold> {
+        if let Self::Guest(holds) = self { holds } else { Vec::new() }
     }
 }
 
@@ -143,12 +155,13 @@ impl Request {
 
     /// Begins the next piece, if the request goes through a buffer: with what is to be written.
     fn prepare_bounce(&mut self) -> Result<(), Errno> {
-        let (Buffer::Guest(hold), Some(bounce)) = (&self.buffer, &mut self.bounce) else {
+        let rest = self.buffer.len() - self.done;
+        let (Buffer::Guest(holds), Some(bounce)) = (&self.buffer, &mut self.bounce) else {
             return Ok(());
         };
-        bounce.begin(hold.len() - self.done);
+        bounce.begin(rest);
         match self.operation {
-            Operation::Write(_) => bounce.take(hold, self.done),
+            Operation::Write(_) => bounce.take(holds, self.done),
             _ => Ok(()),
         }
     }
@@ -156,8 +169,8 @@ impl Request {
     /// Gives the guest what has been read, if the request goes through a buffer.
     fn take_bounced(&mut self, moved: usize) -> Result<(), Errno> {
         match (self.operation, &self.buffer, &mut self.bounce) {
-            (Operation::Read(_), Buffer::Guest(hold), Some(bounce)) => {
-                bounce.put(hold, self.done, moved)
+            (Operation::Read(_), Buffer::Guest(holds), Some(bounce)) => {
+                bounce.put(holds, self.done, moved)
             }
             _ => Ok(()),
         }
@@ -177,12 +190,13 @@ impl Request {
             let what = format!("I/O of {len} bytes at {offset:#x}: past 2^63");
             return Err(Error::new(Errno::INVAL, what));
         }
-        let Buffer::Guest(hold) = &self.buffer else { return Ok(()) };
+        let Buffer::Guest(holds) = &self.buffer else { return Ok(()) };
         let (needed, what) = match self.operation {
             Operation::Read(_) => (Perm::WRITE, "a read needs guest memory held for writing"),
             _ => (Perm::READ, "a write needs guest memory held for reading"),
         };
-        if hold.perm().contains(needed) { Ok(()) } else { Err(Error::new(Errno::ACCESS, what)) }
+        let all = holds.iter().all(|hold| hold.perm().contains(needed));
+        if all { Ok(()) } else { Err(Error::new(Errno::ACCESS, what)) }
     }
 
     /// Ends the request with what the kernel returned: bytes, or a negative errno.

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::os::fd::OwnedFd;
 
+use vfiod_buffer::Aligned;
 use vfiod_dma::{Completion, Errno, Hold, Reply, Result};
 use vfiod_sync::{Arc, Mutex, lock};
 
@@ -178,7 +179,7 @@ impl Ring {
         offset: u64,
         hold: Hold,
     ) -> impl Future<Output = (Result<usize>, Option<Hold>)> + Send + use<> {
-        let reply = self.start(Operation::Read(offset), file, Buffer::Guest(hold));
+        let reply = self.start(Operation::Read(offset), file, Buffer::Guest(vec![hold]));
         async move { finish(reply).await.map_buffer(Buffer::into_hold) }
     }
 
@@ -192,8 +193,38 @@ impl Ring {
         offset: u64,
         hold: Hold,
     ) -> impl Future<Output = (Result<usize>, Option<Hold>)> + Send + use<> {
-        let reply = self.start(Operation::Write(offset), file, Buffer::Guest(hold));
+        let reply = self.start(Operation::Write(offset), file, Buffer::Guest(vec![hold]));
         async move { finish(reply).await.map_buffer(Buffer::into_hold) }
+    }
+
+    /// Starts to read a file from `offset`, in bytes, into several holds, one after the other, which
+    /// come back in this order. Otherwise as [`Ring::read_to_guest`].
+    ///
+    /// # Errors
+    /// As [`Ring::read_to_guest`].
+    pub fn read_to_holds(
+        &self,
+        file: &Arc<OwnedFd>,
+        offset: u64,
+        holds: Vec<Hold>,
+    ) -> impl Future<Output = (Result<usize>, Vec<Hold>)> + Send + use<> {
+        let reply = self.start(Operation::Read(offset), file, Buffer::Guest(holds));
+        async move { finish(reply).await.map_buffer(Buffer::into_holds) }
+    }
+
+    /// Starts to write several holds, one after the other, to a file at `offset`, in bytes. They come
+    /// back in this order. Otherwise as [`Ring::write_from_guest`].
+    ///
+    /// # Errors
+    /// As [`Ring::write_from_guest`].
+    pub fn write_from_holds(
+        &self,
+        file: &Arc<OwnedFd>,
+        offset: u64,
+        holds: Vec<Hold>,
+    ) -> impl Future<Output = (Result<usize>, Vec<Hold>)> + Send + use<> {
+        let reply = self.start(Operation::Write(offset), file, Buffer::Guest(holds));
+        async move { finish(reply).await.map_buffer(Buffer::into_holds) }
     }
 
     /// Starts to read a file from `offset`, in bytes, over the whole length of a buffer, which
@@ -223,6 +254,36 @@ impl Ring {
     ) -> impl Future<Output = (Result<usize>, Vec<u8>)> + Send + use<> {
         let reply = self.start(Operation::Write(offset), file, Buffer::Own(buffer));
         async move { finish(reply).await.map_buffer(Buffer::into_own) }
+    }
+
+    /// Starts to read a file from `offset`, in bytes, over the whole length of an aligned buffer, which
+    /// comes back unless the ring has ended first.
+    ///
+    /// # Errors
+    /// As [`Ring::read`].
+    pub fn read_aligned(
+        &self,
+        file: &Arc<OwnedFd>,
+        offset: u64,
+        buffer: Aligned,
+    ) -> impl Future<Output = (Result<usize>, Option<Aligned>)> + Send + use<> {
+        let reply = self.start(Operation::Read(offset), file, Buffer::Aligned(buffer));
+        async move { finish(reply).await.map_buffer(Buffer::into_aligned) }
+    }
+
+    /// Starts to write an aligned buffer, which comes back unless the ring has ended first, to a file
+    /// at `offset`, in bytes.
+    ///
+    /// # Errors
+    /// As [`Ring::read`].
+    pub fn write_aligned(
+        &self,
+        file: &Arc<OwnedFd>,
+        offset: u64,
+        buffer: Aligned,
+    ) -> impl Future<Output = (Result<usize>, Option<Aligned>)> + Send + use<> {
+        let reply = self.start(Operation::Write(offset), file, Buffer::Aligned(buffer));
+        async move { finish(reply).await.map_buffer(Buffer::into_aligned) }
     }
 
     /// Starts to make durable what has been written to a file and completed (`fdatasync`).

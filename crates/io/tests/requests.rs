@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+use vfiod_buffer::Aligned;
 use vfiod_dma::{Attachment, Backing, Errno, MapRequest, Perm, Space};
 use vfiod_io::{Allocation, Ring, RuntimeRing};
 use vfiod_tasks::{Runtime, Workers};
@@ -191,6 +192,61 @@ fn file_is_read_into_holes_which_fills_only_those() {
         assert_eq!(peek(&memory, 0x3_8000, 0x1000), [0; 0x1000]);
         // Of the pages that were there, three were read into.
         assert_eq!(allocated(&memory), (16 - 3) * 4096 + 0x3_0000);
+    }
+}
+
+/// Several holds are one sequence of bytes, also where the kernel does not reach some of them.
+#[test]
+fn several_holds_are_read_and_written_in_their_order() {
+    for ring in rings() {
+        let Some((device, _space, memory)) = sparse_guest() else { return };
+        // Holes and pages, of lengths that no piece of a copy through a buffer ends at.
+        let parts = [(0x4_0000, 0x300), (0x8000, 0x1_2345), (0, 0x1000), (0x7_fe00, 0x4100)];
+        let len: usize = parts.iter().map(|(_, len)| len).sum();
+        let bytes: Vec<u8> = (0..len).map(|at| (at % 251) as u8).collect();
+        let disk = file("disk", 0x10_0000);
+        rustix::io::pwrite(&*disk, &bytes, 0x1000).unwrap();
+        let (requests, target) = (ring.clone(), disk.clone());
+        run(&ring, async move {
+            let hold_all =
+                |perm| Vec::from(parts.map(|(at, len)| device.hold(at, len, perm).unwrap()));
+            let (read, holds) =
+                requests.read_to_holds(&target, 0x1000, hold_all(Perm::WRITE)).await;
+            let order: Vec<u64> = holds.iter().map(|hold| hold.iova()).collect();
+            assert_eq!((read.unwrap(), order), (len, parts.map(|(at, _)| at).to_vec()));
+            let (written, _) =
+                requests.write_from_holds(&target, 0x8_0000, hold_all(Perm::READ)).await;
+            assert_eq!(written.unwrap(), len);
+            let mut holds = hold_all(Perm::READ);
+            holds.insert(1, device.hold(0, 1, Perm::WRITE).unwrap());
+            let (refused, holds) = requests.write_from_holds(&target, 0, holds).await;
+            assert_eq!((refused.unwrap_err().errno(), holds.len()), (Errno::ACCESS, 5));
+        });
+        let mut at = 0;
+        for (iova, len) in parts {
+            assert!(peek(&memory, iova, len) == bytes[at..at + len], "read at {iova:#x}");
+            at += len;
+        }
+        assert!(peek(&disk, 0x8_0000, len) == bytes, "written");
+    }
+}
+
+#[test]
+fn aligned_buffer_is_read_and_written() {
+    for ring in rings() {
+        let disk = file("disk", 0x4000);
+        let (requests, target) = (ring.clone(), disk.clone());
+        run(&ring, async move {
+            let mut buffer = Aligned::zeroed(0x2000, 4096).unwrap();
+            buffer.set_len(0x1000);
+            buffer.fill(5);
+            let (written, buffer) = requests.write_aligned(&target, 0x3000, buffer).await;
+            let mut buffer = buffer.unwrap();
+            buffer.set_len(0x2000);
+            let (read, buffer) = requests.read_aligned(&target, 0x2000, buffer).await;
+            assert_eq!((written.unwrap(), read.unwrap()), (0x1000, 0x2000));
+            assert!(buffer.unwrap()[..] == [[0; 0x1000], [5; 0x1000]].concat());
+        });
     }
 }
 
