@@ -1,0 +1,248 @@
+//! A disk in memory.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::future::ready;
+use std::sync::Arc;
+
+use vfiod_buffer::zeroed;
+use vfiod_dma::{Errno, Error, Result};
+use vfiod_sync::{Mutex, lock};
+use vfiod_tasks::Runtime;
+
+use crate::backend::{Backend, Buffer, Channel, Done, Limits, Pending, Request};
+
+/// Bytes that are allocated together.
+const PIECE: u64 = 64 << 10;
+/// The smallest block.
+const BLOCK: u32 = 512;
+
+/// A disk in memory of this process, which is allocated as it is written, and given back when it is
+/// deallocated. Each request is done whole before the next one begins.
+pub struct Memory {
+    capacity: u64,
+    /// By their number; what is missing reads as zeroes.
+    pieces: Mutex<BTreeMap<u64, Vec<u8>>>,
+}
+
+impl Memory {
+    /// A disk of zeroes.
+    ///
+    /// # Errors
+    /// `EINVAL`: the capacity is 0, above 2^63, or no multiple of 512.
+    pub fn new(capacity: u64) -> Result<Arc<Self>> {
+        if capacity == 0 || capacity > i64::MAX as u64 || !capacity.is_multiple_of(BLOCK.into()) {
+            let what = format!("a disk of {capacity} bytes: the size is a multiple of 512, not 0");
+            return Err(Error::new(Errno::INVAL, what));
+        }
+        Ok(Arc::new(Self { capacity, pieces: Mutex::default() }))
+    }
+
+    /// Bytes that are allocated.
+    pub fn allocated(&self) -> u64 {
+        lock(&self.pieces).len() as u64 * PIECE
+    }
+
+    fn check(&self, offset: u64, len: u64) -> Result<()> {
+        if offset.checked_add(len).is_none_or(|end| end > self.capacity) {
+            let what = format!("{len} bytes at {offset:#x} of a disk of {}", self.capacity);
+            return Err(Error::new(Errno::NXIO, what));
+        }
+        Ok(())
+    }
+
+    /// The parts of a range that lie in one piece each: its number, where in it, and where in the range.
+    fn parts(offset: u64, len: u64) -> impl Iterator<Item = (u64, usize, std::ops::Range<usize>)> {
+        let mut done = 0;
+        std::iter::from_fn(move || {
+            let at = offset + done;
+            let part = (PIECE - at % PIECE).min(len - done);
+            let range = done as usize..(done + part) as usize;
+            done += part;
+            (part > 0).then_some((at / PIECE, (at % PIECE) as usize, range))
+        })
+    }
+
+    fn read(&self, offset: u64, buffer: &mut Buffer) -> Result<()> {
+        static ZEROES: [u8; PIECE as usize] = [0; PIECE as usize];
+        self.check(offset, buffer.len() as u64)?;
+        let pieces = lock(&self.pieces);
+        for (piece, at, range) in Self::parts(offset, buffer.len() as u64) {
+            let bytes = pieces.get(&piece).map_or(ZEROES.as_slice(), Vec::as_slice);
+            put(buffer, range.start, &bytes[at..at + range.len()])?;
+        }
+        Ok(())
+    }
+
+    fn write(&self, offset: u64, buffer: &Buffer) -> Result<()> {
+        self.check(offset, buffer.len() as u64)?;
+        let mut pieces = lock(&self.pieces);
+        for (piece, at, range) in Self::parts(offset, buffer.len() as u64) {
+            let bytes = match pieces.entry(piece) {
+                std::collections::btree_map::Entry::Occupied(there) => there.into_mut(),
+                std::collections::btree_map::Entry::Vacant(place) => {
+                    place.insert(zeroed(PIECE as usize)?)
+                }
+            };
+            take(buffer, range.start, &mut bytes[at..at + range.len()])?;
+        }
+        Ok(())
+    }
+
+    fn clear(&self, offset: u64, len: u64) -> Result<()> {
+        self.check(offset, len)?;
+        let mut pieces = lock(&self.pieces);
+        let end = offset + len;
+        // Whole pieces at once: the range may be the whole disk, of which little is allocated.
+        let whole = offset.div_ceil(PIECE)..end / PIECE;
+        if whole.start < whole.end {
+            let mut tail = pieces.split_off(&whole.start);
+            pieces.append(&mut tail.split_off(&whole.end));
+        }
+        let mut clear = |from: u64, to: u64| {
+            for (piece, at, range) in Self::parts(from, to.saturating_sub(from)) {
+                if let Some(bytes) = pieces.get_mut(&piece) {
+                    bytes[at..at + range.len()].fill(0);
+                }
+            }
+        };
+        if whole.start < whole.end {
+            clear(offset, whole.start * PIECE);
+            clear(whole.end * PIECE, end);
+        } else {
+            clear(offset, end);
+        }
+        Ok(())
+    }
+
+    fn perform(&self, request: Request) -> Done {
+        let (result, buffer) = match request {
+            Request::Read { offset, mut buffer } => (self.read(offset, &mut buffer), Some(buffer)),
+            Request::Write { offset, buffer, durable: _ } => {
+                (self.write(offset, &buffer), Some(buffer))
+            }
+            Request::Flush => (Ok(()), None),
+            Request::Zero { offset, len, .. } | Request::Deallocate { offset, len } => {
+                (self.clear(offset, len), None)
+            }
+        };
+        Done { result: result.map_err(Into::into), buffer }
+    }
+}
+
+/// Copies into a buffer, from an offset in it.
+fn put(buffer: &mut Buffer, mut at: usize, mut bytes: &[u8]) -> Result<()> {
+    match buffer {
+        Buffer::Own(own) => own[at..at + bytes.len()].copy_from_slice(bytes),
+        Buffer::Guest(holds) => {
+            for hold in holds {
+                let part = hold.len().saturating_sub(at).min(bytes.len());
+                if part > 0 {
+                    hold.write(at, &bytes[..part])?;
+                }
+                bytes = &bytes[part..];
+                at = at.saturating_sub(hold.len());
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Copies out of a buffer, from an offset in it.
+fn take(buffer: &Buffer, mut at: usize, mut bytes: &mut [u8]) -> Result<()> {
+    match buffer {
+        Buffer::Own(own) => bytes.copy_from_slice(&own[at..at + bytes.len()]),
+        Buffer::Guest(holds) => {
+            for hold in holds {
+                let part = hold.len().saturating_sub(at).min(bytes.len());
+                let (now, rest) = bytes.split_at_mut(part);
+                if part > 0 {
+                    hold.read(at, now)?;
+                }
+                bytes = rest;
+                at = at.saturating_sub(hold.len());
+            }
+        }
+    }
+    Ok(())
+}
+
+impl Backend for Memory {
+    fn limits(&self) -> Limits {
+        Limits {
+            capacity: self.capacity,
+            block: BLOCK,
+            atomic_write: BLOCK,
+            preferred_write: 4096,
+            read_only: false,
+            volatile: false,
+            deallocate: Some(PIECE as u32),
+            deallocated_reads_zero: true,
+            max_range: self.capacity,
+        }
+    }
+
+    fn connect(self: Arc<Self>, _runtime: &Runtime) -> Result<Arc<dyn Channel>> {
+        Ok(self)
+    }
+}
+
+impl Channel for Memory {
+    fn start(&self, request: Request) -> Pending {
+        Box::pin(ready(self.perform(request)))
+    }
+}
+
+impl fmt::Debug for Memory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Memory").field("capacity", &self.capacity).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(disk: &Memory, offset: u64, len: usize) -> Vec<u8> {
+        let mut buffer = Buffer::Own(vec![0xee; len]);
+        disk.read(offset, &mut buffer).unwrap();
+        let Buffer::Own(bytes) = buffer else { unreachable!() };
+        bytes
+    }
+
+    #[test]
+    fn bytes_across_pieces_come_back_and_others_stay_zero() {
+        let disk = Memory::new(1 << 20).unwrap();
+        let bytes: Vec<u8> = (0..3 * PIECE).map(|n| (n % 251) as u8 + 1).collect();
+        disk.write(PIECE / 2, &Buffer::Own(bytes.clone())).unwrap();
+        assert_eq!(read(&disk, PIECE / 2, bytes.len()), bytes);
+        assert_eq!(read(&disk, 0, PIECE as usize / 2), vec![0; PIECE as usize / 2]);
+        assert_eq!(disk.allocated(), 4 * PIECE);
+    }
+
+    #[test]
+    fn cleared_range_reads_zero_and_gives_whole_pieces_back() {
+        let disk = Memory::new(1 << 20).unwrap();
+        let all = vec![7; 1 << 20];
+        for (offset, len, left) in
+            [(512, 512, 16), (PIECE - 512, 1024, 16), (PIECE / 2, 2 * PIECE, 15), (0, 1 << 20, 0)]
+        {
+            disk.write(0, &Buffer::Own(all.clone())).unwrap();
+            disk.clear(offset, len).unwrap();
+            let mut expected = all.clone();
+            expected[offset as usize..(offset + len) as usize].fill(0);
+            assert!(read(&disk, 0, all.len()) == expected, "{len} bytes at {offset}");
+            assert_eq!(disk.allocated(), left * PIECE, "{len} bytes at {offset}");
+        }
+    }
+
+    #[test]
+    fn range_past_the_end_is_refused() {
+        let disk = Memory::new(1 << 20).unwrap();
+        assert!(disk.write((1 << 20) - 512, &Buffer::Own(vec![0; 1024])).is_err());
+        assert!(disk.clear(u64::MAX - 511, 512).is_err());
+        for bad in [0, 511, 1 << 63] {
+            assert_eq!(Memory::new(bad).unwrap_err().errno(), Errno::INVAL, "{bad}");
+        }
+    }
+}
