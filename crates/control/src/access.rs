@@ -5,28 +5,48 @@ use std::ffi::CString;
 use nix::unistd::{Gid, Uid, User, getgrouplist, getuid};
 use tokio::net::UnixStream;
 use tokio::net::unix::UCred;
+use vfiod_quota::User as Payer;
+
+use crate::places::Peer;
+
+/// Who a peer is, and if it may not use the API, how it is called.
+pub(crate) struct Identified {
+    pub(crate) peer: Peer,
+    pub(crate) refused: Option<String>,
+}
 
 /// Users and groups who may: these, root, and the daemon's own user.
 #[derive(Clone, Debug)]
 pub(crate) struct Access {
     users: Vec<u32>,
     groups: Vec<u32>,
+    /// Root and the daemon's own user.
+    operators: [u32; 2],
 }
 
 impl Access {
-    pub(crate) fn new(mut users: Vec<u32>, groups: Vec<u32>) -> Self {
-        users.extend([0, getuid().as_raw()]);
-        Self { users, groups }
+    pub(crate) fn new(users: Vec<u32>, groups: Vec<u32>) -> Self {
+        Self { users, groups, operators: [0, getuid().as_raw()] }
     }
 
-    /// Whether the peer of a connection may; if not, who it is.
-    pub(crate) fn check(&self, stream: &UnixStream) -> Result<(), String> {
-        let peer = stream.peer_cred().map_err(|error| format!("an unknown peer ({error})"))?;
-        if self.allows(&peer) { Ok(()) } else { Err(describe(&peer)) }
+    /// Who the peer of a connection is, the connection of this number.
+    pub(crate) fn identify(&self, stream: &UnixStream, connection: u64) -> Identified {
+        let peer = match stream.peer_cred() {
+            Ok(peer) => peer,
+            Err(error) => {
+                let peer = Peer { user: Payer::Connection(connection), is_operator: false };
+                return Identified { peer, refused: Some(format!("an unknown peer ({error})")) };
+            }
+        };
+        let is_operator = self.operators.contains(&peer.uid());
+        let user = Payer::of(Some(peer.uid()), connection);
+        let refused = (!self.allows(&peer)).then(|| describe(&peer));
+        Identified { peer: Peer { user, is_operator }, refused }
     }
 
     fn allows(&self, peer: &UCred) -> bool {
-        self.users.contains(&peer.uid())
+        self.operators.contains(&peer.uid())
+            || self.users.contains(&peer.uid())
             || self.groups.contains(&peer.gid())
             || (!self.groups.is_empty() && self.is_member(peer))
     }

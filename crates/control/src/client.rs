@@ -65,7 +65,7 @@ impl Failure {
             Self::NoDaemon(..) => 5,
             Self::Refused { status, .. } => match *status {
                 StatusCode::NOT_FOUND => 3,
-                StatusCode::CONFLICT => 4,
+                StatusCode::CONFLICT | StatusCode::SERVICE_UNAVAILABLE => 4,
                 StatusCode::FORBIDDEN => 6,
                 StatusCode::UNPROCESSABLE_ENTITY | StatusCode::BAD_REQUEST => 2,
                 _ => 1,

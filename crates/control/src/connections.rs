@@ -1,6 +1,5 @@
 //! Connections to the API: how many there are, and how long one may be idle.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
@@ -10,9 +9,10 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, UnixListener, UnixStream};
-use tokio::sync::Semaphore;
+use vfiod_quota::User;
 
-use crate::access::Access;
+use crate::access::{Access, Identified};
+use crate::places::{Peer, Places};
 use crate::problem::Problem;
 
 /// Memory for what a connection receives: for the longest head of a request.
@@ -21,14 +21,14 @@ const BUFFER: usize = 16 << 10;
 const PAUSE: Duration = Duration::from_millis(100);
 /// How long a rejected peer has to read why.
 const REJECTION_TIMEOUT: Duration = Duration::from_secs(1);
-/// How many rejected peers are told why at the same time. Further ones are disconnected at once, so that
-/// they cannot use up the daemon's descriptors.
+/// How many rejected peers are told why at the same time; they have places as connections have. Further
+/// ones are disconnected at once, so that they cannot use up the daemon's descriptors.
 const MAX_REJECTIONS: usize = 64;
 
 /// What connections may cost.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
-    /// Connections at the same time.
+    /// Connections at the same time, of all users.
     pub(crate) connections: usize,
     /// How long a connection may be without a request before it is closed. The head of a request must
     /// have arrived within this time. A reply may take longer, and a watch has no end.
@@ -44,11 +44,8 @@ pub(crate) trait Listener {
     type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
 
     async fn accept(&self) -> std::io::Result<Self::Stream>;
-    /// Whether whoever is at the other end may use the API.
-    ///
-    /// # Errors
-    /// Not; what to tell.
-    fn check(&self, stream: &Self::Stream) -> Result<(), String>;
+    /// Who is at the other end of the connection of this number, and whether they may use the API.
+    fn identify(&self, stream: &Self::Stream, connection: u64) -> Identified;
 }
 
 impl Listener for (UnixListener, Access) {
@@ -58,8 +55,8 @@ impl Listener for (UnixListener, Access) {
         Ok(self.0.accept().await?.0)
     }
 
-    fn check(&self, stream: &UnixStream) -> Result<(), String> {
-        self.1.check(stream)
+    fn identify(&self, stream: &UnixStream, connection: u64) -> Identified {
+        self.1.identify(stream, connection)
     }
 }
 
@@ -70,25 +67,30 @@ impl Listener for TcpListener {
         Ok(TcpListener::accept(self).await?.0)
     }
 
-    fn check(&self, _: &Self::Stream) -> Result<(), String> {
-        Ok(())
+    fn identify(&self, _: &Self::Stream, connection: u64) -> Identified {
+        let peer = Peer { user: User::Connection(connection), is_operator: false };
+        Identified { peer, refused: None }
     }
 }
 
-/// Serves whoever connects, without end.
-pub(crate) async fn serve(listener: impl Listener, router: Router, limits: Limits) {
-    let connections = Arc::new(Semaphore::new(limits.connections));
-    let rejections = Arc::new(Semaphore::new(MAX_REJECTIONS));
+/// Serves whoever connects and gets a place, without end.
+pub(crate) async fn serve(
+    listener: impl Listener,
+    router: Router,
+    places: Places,
+    limits: Limits,
+) {
+    let rejections = Places::new(MAX_REJECTIONS);
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(limits.idle).max_buf_size(BUFFER);
-    let reject = |stream, problem| {
-        let Ok(place) = rejections.clone().try_acquire_owned() else { return };
+    let reject = |stream, peer, problem| {
+        let Ok(place) = rejections.take(peer) else { return };
         tokio::spawn(async move {
             let _ = tokio::time::timeout(REJECTION_TIMEOUT, turn_away(stream, problem)).await;
             drop(place);
         });
     };
-    loop {
+    for number in 0.. {
         let stream = match listener.accept().await {
             Ok(stream) => stream,
             Err(error) => {
@@ -98,22 +100,22 @@ pub(crate) async fn serve(listener: impl Listener, router: Router, limits: Limit
                 continue;
             }
         };
-        if let Err(peer) = listener.check(&stream) {
-            tracing::warn!(peer, "the control API was refused to a peer");
+        let Identified { peer, refused } = listener.identify(&stream, number);
+        if let Some(name) = refused {
+            tracing::warn!(peer = name, "the control API was refused to a peer");
             let detail = format!(
-                "{peer} may not use the control API; the configuration's `users` and `groups` under \
+                "{name} may not use the control API; the configuration's `users` and `groups` under \
                  [control] say who may"
             );
-            reject(stream, Problem::new(StatusCode::FORBIDDEN, detail));
+            reject(stream, peer, Problem::new(StatusCode::FORBIDDEN, detail));
             continue;
         }
-        let Ok(place) = connections.clone().try_acquire_owned() else {
-            let detail = format!(
-                "{} connections are open, as many as may be; try again when others have ended",
-                limits.connections
-            );
-            reject(stream, Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail));
-            continue;
+        let place = match places.take(peer) {
+            Ok(place) => place,
+            Err(full) => {
+                reject(stream, peer, full.into());
+                continue;
+            }
         };
         let service = TowerToHyperService::new(router.clone());
         let connection = http.serve_connection(TokioIo::new(stream), service);
@@ -147,6 +149,7 @@ async fn turn_away(mut stream: impl AsyncRead + AsyncWrite + Unpin, problem: Pro
 #[cfg(test)]
 mod tests {
     use std::path::Path;
+    use std::sync::Arc;
 
     use tokio::io::{AsyncBufReadExt, BufReader};
     use vfiod_config::{Config, Models};
@@ -161,12 +164,13 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("control");
         let manager = Manager::start(Config::default(), &Models::new(), None).unwrap();
-        let router = routes::router(Arc::new(manager), Threads::default()).0;
+        let places = Places::new(limits.connections);
+        let router = routes::router(Arc::new(manager), Threads::default(), places.clone()).0;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let listener = UnixListener::bind(&path).unwrap();
             let access = Access::new(Vec::new(), Vec::new());
-            tokio::spawn(serve((listener, access), router, limits));
+            tokio::spawn(serve((listener, access), router, places, limits));
             let limit = Duration::from_secs(60);
             tokio::time::timeout(limit, test(path.clone())).await.expect("it hangs");
         });
@@ -218,20 +222,26 @@ mod tests {
     }
 
     #[test]
-    fn beyond_the_limit_a_connection_gets_a_503_with_a_sentence() {
-        with_api(Limits { connections: 2, ..Limits::DEFAULT }, async |path| {
-            let ((first_status, first), (second_status, mut second)) =
-                (ask(&path, "events").await, ask(&path, "events").await);
-            assert!(first_status.contains("200") && second_status.contains("200"));
-            let (status, mut third) = ask(&path, "devices").await;
+    fn beyond_its_places_a_user_gets_a_503_with_a_sentence() {
+        // One for operators, of whom this process is one, and four of the other seven.
+        let limits = Limits { connections: 8, ..Limits::DEFAULT };
+        with_api(limits, async |path| {
+            let mut watches = Vec::new();
+            for _ in 0..5 {
+                let (status, watch) = ask(&path, "events").await;
+                assert!(status.contains("200"), "{status}");
+                watches.push(watch);
+            }
+            let (status, mut refused) = ask(&path, "devices").await;
             assert!(status.contains("503"), "{status}");
-            let told = rest(&mut third).await;
-            assert!(told.contains("2 connections are open, as many as may be"), "{told}");
-            drop(first);
+            let told = rest(&mut refused).await;
+            assert!(told.contains("has 4 connections, as many as one user may have"), "{told}");
+            assert!(told.contains("EAGAIN"), "{told}");
+            drop(watches.remove(0));
             // Its end is seen soon.
             while !ask(&path, "devices").await.0.contains("200") {}
             let mut line = String::new();
-            assert_ne!(second.read_line(&mut line).await.unwrap(), 0, "it has ended");
+            assert_ne!(watches[0].read_line(&mut line).await.unwrap(), 0, "it has ended");
         });
     }
 }

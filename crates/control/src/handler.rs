@@ -18,6 +18,7 @@ use vfiod_core::{DeviceId, Errno, Error};
 use vfiod_manager::Manager;
 
 pub(crate) use crate::body::{Given, NoBody};
+use crate::places::Places;
 use crate::problem::Problem;
 use crate::releases::Releases;
 use crate::threads::Threads;
@@ -43,6 +44,7 @@ pub(crate) const CONFIGURATION: &str = "the configuration";
 pub(crate) struct Api {
     manager: Arc<Manager>,
     threads: Threads,
+    places: Places,
     looks: Arc<Semaphore>,
     operations: Arc<Semaphore>,
     /// Operations that run, by what they are on.
@@ -51,10 +53,12 @@ pub(crate) struct Api {
 }
 
 impl Api {
-    pub(crate) fn new(manager: Arc<Manager>, threads: Threads) -> Arc<Self> {
+    /// `places` are those of the connections to it.
+    pub(crate) fn new(manager: Arc<Manager>, threads: Threads, places: Places) -> Arc<Self> {
         Arc::new(Self {
             manager,
             threads,
+            places,
             looks: Arc::new(Semaphore::new(LOOKS)),
             operations: Arc::new(Semaphore::new(OPERATIONS)),
             running: Arc::default(),
@@ -65,6 +69,11 @@ impl Api {
     /// Notified from now on when a device is not open any more; see [`Releases::of`].
     pub(crate) fn released(&self, device: DeviceId) -> Arc<Notify> {
         self.releases.of(&self.manager, device)
+    }
+
+    /// The places of the connections to it.
+    pub(crate) fn places(&self) -> &Places {
+        &self.places
     }
 
     /// Counts an operation.
@@ -206,7 +215,7 @@ mod tests {
     fn operation_over_its_deadline_is_reported_and_keeps_its_thread_until_it_ends() {
         let manager = Manager::start(Config::default(), &Models::new(), None).unwrap();
         let threads = Threads::default();
-        let api = Api::new(Arc::new(manager), threads.clone());
+        let api = Api::new(Arc::new(manager), threads.clone(), Places::new(8));
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         let (go_on, wait) = mpsc::channel::<()>();
         let running = api.begin("it").unwrap();

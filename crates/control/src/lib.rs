@@ -17,6 +17,7 @@ mod events;
 mod handler;
 mod look;
 mod metrics;
+mod places;
 mod problem;
 mod query;
 mod releases;

@@ -10,8 +10,9 @@ use vfiod_core::{
 use vfiod_manager::Manager;
 use vfiod_quota::Resource;
 
+use crate::places::Usage;
 use crate::view::{
-    Attribute, Connection, Daemon, Damaged, Definition, Definitions, Device, DeviceState,
+    Attribute, Connection, Control, Daemon, Damaged, Definition, Definitions, Device, DeviceState,
     DeviceSummary, Dma, File, Instance, InstanceSummary, Interrupt, Limit, Mapping, Member, Owner,
     Parent, Record, Region, Set, Setting, Task, Type,
 };
@@ -54,7 +55,7 @@ impl From<&vfiod_manager::Record> for Record {
 }
 
 /// The daemon itself.
-pub(crate) fn daemon(manager: &Manager) -> Daemon {
+pub(crate) fn daemon(manager: &Manager, places: Usage) -> Daemon {
     Daemon {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         pid: std::process::id(),
@@ -62,6 +63,12 @@ pub(crate) fn daemon(manager: &Manager) -> Daemon {
         devices: manager.devices().len(),
         instances: manager.bus().instances().len(),
         threads: manager.server().threads(),
+        control: Control {
+            connections: places.used,
+            max: places.max,
+            operators_max: places.operators_max,
+            user_max: places.user_max,
+        },
     }
 }
 

@@ -26,6 +26,7 @@ use crate::handler::{
 };
 use crate::look as views;
 use crate::metrics;
+use crate::places::Places;
 use crate::problem::Problem;
 use crate::query;
 use crate::removal;
@@ -49,6 +50,7 @@ struct Document;
 pub(crate) fn router(
     manager: Arc<Manager>,
     threads: Threads,
+    places: Places,
 ) -> (axum::Router, utoipa::openapi::OpenApi) {
     let (router, document) = paths().split_for_parts();
     let served = document.clone();
@@ -66,16 +68,20 @@ pub(crate) fn router(
         })
         .layer(from_fn_with_state(query::keys(&document), query::check))
         .layer(DefaultBodyLimit::max(LARGEST))
-        .with_state(Api::new(manager, threads));
+        .with_state(Api::new(manager, threads, places));
     (router, document)
 }
 
 /// Serves nothing but the metrics: for an address that anybody may reach.
-pub(crate) fn metrics_router(manager: Arc<Manager>, threads: Threads) -> axum::Router {
+pub(crate) fn metrics_router(
+    manager: Arc<Manager>,
+    threads: Threads,
+    places: Places,
+) -> axum::Router {
     axum::Router::new()
         .route("/metrics", axum::routing::get(show_metrics))
         .layer(from_fn_with_state(query::Keys::default(), query::check))
-        .with_state(Api::new(manager, threads))
+        .with_state(Api::new(manager, threads, places))
 }
 
 /// Metrics in Prometheus' text format.
@@ -120,7 +126,8 @@ fn paths() -> OpenApiRouter<Arc<Api>> {
     responses((status = 200, description = "the daemon", body = view::Daemon),
         (status = "default", response = Problem)))]
 async fn daemon(State(manager): Shared) -> Answer<view::Daemon> {
-    look(&manager, |manager| Ok(views::daemon(manager))).await
+    let places = manager.places().usage();
+    look(&manager, move |manager| Ok(views::daemon(manager, places))).await
 }
 
 /// Every device.

@@ -14,6 +14,7 @@ use vfiod_server::Listener;
 
 use crate::access::Access;
 use crate::connections::{self, Limits};
+use crate::places::Places;
 use crate::routes;
 use crate::service::Service;
 
@@ -41,11 +42,13 @@ impl Control {
         let listener = StdListener::from(socket.as_fd().try_clone_to_owned()?);
         listener.set_nonblocking(true)?;
         let access = Access::new(users, groups);
+        let limits = Limits::DEFAULT;
+        let places = Places::new(limits.connections);
         let service = Service::start("control", |threads| {
-            let router = routes::router(manager, threads).0;
+            let router = routes::router(manager, threads, places.clone()).0;
             async move || match UnixListener::from_std(listener) {
                 Ok(listener) => {
-                    connections::serve((listener, access), router, Limits::DEFAULT).await;
+                    connections::serve((listener, access), router, places, limits).await;
                 }
                 Err(error) => tracing::error!(%error, "the control API cannot use its socket"),
             }
@@ -76,10 +79,12 @@ impl Metrics {
     /// No thread or no descriptor left.
     pub fn start(manager: Arc<Manager>, listener: StdTcpListener) -> anyhow::Result<Self> {
         let address = listener.local_addr()?;
+        let limits = Limits::DEFAULT;
+        let places = Places::new(limits.connections);
         let service = Service::start("metrics", |threads| {
-            let router = routes::metrics_router(manager, threads);
+            let router = routes::metrics_router(manager, threads, places.clone());
             async move || match TcpListener::from_std(listener) {
-                Ok(listener) => connections::serve(listener, router, Limits::DEFAULT).await,
+                Ok(listener) => connections::serve(listener, router, places, limits).await,
                 Err(error) => tracing::error!(%error, "metrics cannot use their socket"),
             }
         })?;

@@ -383,6 +383,21 @@ pub struct Daemon {
     pub instances: usize,
     /// How many threads serve them.
     pub threads: usize,
+    /// Connections to the control API.
+    pub control: Control,
+}
+
+/// Connections to the control API: how many there are, and may be.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Control {
+    /// There are now.
+    pub connections: usize,
+    /// There may be.
+    pub max: usize,
+    /// Of these, for operators only: root and the daemon's own user.
+    pub operators_max: usize,
+    /// One user can have of the others.
+    pub user_max: usize,
 }
 
 /// What was revoked.

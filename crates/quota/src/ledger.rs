@@ -15,15 +15,7 @@ use crate::debt::Debt;
 use crate::limits::{Limit, Limits, Share, Size, part};
 use crate::lines::Lines;
 use crate::resource::{PerResource, Resource};
-
-/// Who takes something.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum User {
-    /// An account, by its user id.
-    Account(u32),
-    /// One connection, whose account the kernel cannot name.
-    Connection(u64),
-}
+use crate::user::User;
 
 /// How much of a resource is in use.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

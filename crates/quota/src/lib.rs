@@ -9,9 +9,11 @@ mod model;
 mod resource;
 #[cfg(all(test, not(any(loom, shuttle))))]
 mod tests;
+mod user;
 
 pub use debt::{Debt, SlowCalls};
-pub use ledger::{Account, Charge, Exceeded, Ledger, Opened, Payer, Shortfall, Usage, User};
+pub use ledger::{Account, Charge, Exceeded, Ledger, Opened, Payer, Shortfall, Usage};
 pub use limits::{Limit, Limits, Share, Size};
 pub use lines::Lines;
 pub use resource::{PerResource, Resource};
+pub use user::{User, overflow_uid};

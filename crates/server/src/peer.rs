@@ -37,19 +37,7 @@ pub(crate) fn owner(outgoing: &Arc<Outgoing>, connection: ConnectionId) -> Resul
 
 /// Whom a connection counts for.
 pub(crate) fn user(owner: &Owner, connection: u64) -> User {
-    let uid = owner.credentials().map(|peer| peer.uid);
-    uid.filter(|uid| *uid != overflow_uid()).map_or(User::Connection(connection), User::Account)
-}
-
-/// The account that the kernel names where a client's has none in our user namespace.
-fn overflow_uid() -> u32 {
-    /// `DEFAULT_OVERFLOWUID` of the kernel's `linux/highuid.h`.
-    const DEFAULT: u32 = 65534;
-    static OVERFLOW_UID: OnceLock<u32> = OnceLock::new();
-    *OVERFLOW_UID.get_or_init(|| {
-        let text = std::fs::read_to_string("/proc/sys/kernel/overflowuid").unwrap_or_default();
-        text.trim().parse().unwrap_or(DEFAULT)
-    })
+    User::of(owner.credentials().map(|peer| peer.uid), connection)
 }
 
 /// The process that connected, if the kernel gives its pidfds an inode each (pidfs).
@@ -128,7 +116,7 @@ mod tests {
         };
         assert_eq!(user(&owner(0), 1), User::Account(0));
         assert_eq!(user(&owner(1000), 1), user(&owner(1000), 2));
-        let nobody = overflow_uid();
+        let nobody = vfiod_quota::overflow_uid();
         assert_ne!(user(&owner(nobody), 1), user(&owner(nobody), 2));
     }
 

@@ -1,0 +1,34 @@
+//! Who takes something: an account, unless the kernel cannot name it.
+
+use std::sync::OnceLock;
+
+/// Who takes something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum User {
+    /// An account, by its user id.
+    Account(u32),
+    /// One connection, whose account the kernel cannot name.
+    Connection(u64),
+}
+
+impl User {
+    /// The user of a connection whose client runs as `uid`, as the kernel says. A client whose account it
+    /// does not name, or names by [`overflow_uid`], is a user of its own.
+    pub fn of(uid: Option<u32>, connection: u64) -> Self {
+        uid.filter(|uid| *uid != overflow_uid()).map_or(Self::Connection(connection), Self::Account)
+    }
+}
+
+/// The user id that the kernel names where an account has none in our user namespace: that of nobody in
+/// particular. It is read once.
+pub fn overflow_uid() -> u32 {
+    static UID: OnceLock<u32> = OnceLock::new();
+    *UID.get_or_init(|| read("/proc/sys/kernel/overflowuid"))
+}
+
+fn read(path: &str) -> u32 {
+    /// `DEFAULT_OVERFLOWUID` of the kernel's `linux/highuid.h`.
+    const DEFAULT: u32 = 65534;
+    let text = std::fs::read_to_string(path).unwrap_or_default();
+    text.trim().parse().unwrap_or(DEFAULT)
+}
