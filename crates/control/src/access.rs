@@ -34,14 +34,13 @@ impl Access {
         let peer = match stream.peer_cred() {
             Ok(peer) => peer,
             Err(error) => {
-                let peer = Peer { user: Payer::Connection(connection), is_operator: false };
+                let peer = Peer::User(Payer::Connection(connection));
                 return Identified { peer, refused: Some(format!("an unknown peer ({error})")) };
             }
         };
-        let is_operator = self.operators.contains(&peer.uid());
         let user = Payer::of(Some(peer.uid()), connection);
-        let refused = (!self.allows(&peer)).then(|| describe(&peer));
-        Identified { peer: Peer { user, is_operator }, refused }
+        let who = if self.operators.contains(&peer.uid()) { Peer::Operator } else { Peer::User };
+        Identified { peer: who(user), refused: (!self.allows(&peer)).then(|| describe(&peer)) }
     }
 
     fn allows(&self, peer: &UCred) -> bool {

@@ -1,5 +1,6 @@
 //! Connections to the API: how many there are, and how long one may be idle.
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use axum::Router;
@@ -9,9 +10,9 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, UnixListener, UnixStream};
-use vfiod_quota::User;
 
 use crate::access::{Access, Identified};
+use crate::paced::Paced;
 use crate::places::{Peer, Places};
 use crate::problem::Problem;
 
@@ -33,10 +34,16 @@ pub(crate) struct Limits {
     /// How long a connection may be without a request before it is closed. The head of a request must
     /// have arrived within this time. A reply may take longer, and a watch has no end.
     pub(crate) idle: Duration,
+    /// How long a peer may take to read a reply; `None`: as long as it likes.
+    pub(crate) reply: Option<Duration>,
 }
 
 impl Limits {
-    pub(crate) const DEFAULT: Self = Self { connections: 256, idle: Duration::from_secs(30) };
+    /// For users of the control API, who keep their own places only.
+    pub(crate) const DEFAULT: Self =
+        Self { connections: 256, idle: Duration::from_secs(30), reply: None };
+    /// For whoever reaches the address of the metrics.
+    pub(crate) const METRICS: Self = Self { reply: Some(Self::DEFAULT.idle), ..Self::DEFAULT };
 }
 
 /// Where connections come from.
@@ -67,20 +74,24 @@ impl Listener for TcpListener {
         Ok(TcpListener::accept(self).await?.0)
     }
 
-    fn identify(&self, _: &Self::Stream, connection: u64) -> Identified {
-        let peer = Peer { user: User::Connection(connection), is_operator: false };
-        Identified { peer, refused: None }
+    fn identify(&self, stream: &Self::Stream, _: u64) -> Identified {
+        // One that is gone already has no address.
+        let address = stream.peer_addr().map_or(Ipv4Addr::UNSPECIFIED.into(), |peer| peer.ip());
+        Identified { peer: Peer::Host(host(address)), refused: None }
+    }
+}
+
+/// What stands for a host: its address, of version 6 the network's part, as hosts choose the rest.
+fn host(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
+        address => address,
     }
 }
 
 /// Serves whoever connects and gets a place, without end.
-pub(crate) async fn serve(
-    listener: impl Listener,
-    router: Router,
-    places: Places,
-    limits: Limits,
-) {
-    let rejections = Places::new(MAX_REJECTIONS);
+pub(crate) async fn serve(listener: impl Listener, router: Router, places: Places, limits: Limits) {
+    let rejections = Places::by_user(MAX_REJECTIONS);
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(limits.idle).max_buf_size(BUFFER);
     let reject = |stream, peer, problem| {
@@ -110,7 +121,7 @@ pub(crate) async fn serve(
             reject(stream, peer, Problem::new(StatusCode::FORBIDDEN, detail));
             continue;
         }
-        let place = match places.take(peer) {
+        let mut place = match places.take(peer) {
             Ok(place) => place,
             Err(full) => {
                 reject(stream, peer, full.into());
@@ -118,10 +129,16 @@ pub(crate) async fn serve(
             }
         };
         let service = TowerToHyperService::new(router.clone());
-        let connection = http.serve_connection(TokioIo::new(stream), service);
+        let stream = TokioIo::new(Paced::new(stream, limits.reply));
+        let connection = http.serve_connection(stream, service);
         tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, "a connection has ended");
+            tokio::select! {
+                result = connection => if let Err(error) = result {
+                    tracing::debug!(%error, "a connection has ended");
+                },
+                () = place.lost() => {
+                    tracing::debug!("a connection has ended: another one needs its place");
+                }
             }
             drop(place);
         });
@@ -164,7 +181,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("control");
         let manager = Manager::start(Config::default(), &Models::new(), None).unwrap();
-        let places = Places::new(limits.connections);
+        let places = Places::by_user(limits.connections);
         let router = routes::router(Arc::new(manager), Threads::default(), places.clone()).0;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
@@ -219,6 +236,30 @@ mod tests {
                 assert_ne!(watch.read_line(&mut line).await.unwrap(), 0, "it has ended");
             }
         });
+    }
+
+    #[test]
+    fn peer_that_takes_no_replies_is_disconnected_in_time() {
+        let (reply, idle) = (Some(Duration::from_millis(100)), Duration::from_millis(500));
+        let limits = Limits { reply, idle, ..Limits::DEFAULT };
+        with_api(limits, async |path| {
+            let mut stream = UnixStream::connect(&path).await.unwrap();
+            let request = b"GET /api/v1/openapi.json HTTP/1.1\r\nhost: vfiod\r\n\r\n";
+            // The replies fill the socket, and then nothing is read any more.
+            while stream.write_all(request).await.is_ok() {}
+            // Who reads may take longer, in all, than each reply may take.
+            let (status, mut reader) = ask(&path, "devices").await;
+            assert!(status.contains("200"), "{status}");
+            assert!(rest(&mut reader).await.contains("[]"));
+        });
+    }
+
+    #[test]
+    fn hosts_are_told_apart_by_what_they_cannot_choose() {
+        let host = |address: &str| host(address.parse().unwrap()).to_string();
+        assert_eq!(host("::ffff:192.0.2.1"), "192.0.2.1");
+        assert_eq!(host("2001:db8:1:2:3:4:5:6"), "2001:db8:1:2::");
+        assert_eq!(host("192.0.2.77"), "192.0.2.77");
     }
 
     #[test]

@@ -215,7 +215,7 @@ mod tests {
     fn operation_over_its_deadline_is_reported_and_keeps_its_thread_until_it_ends() {
         let manager = Manager::start(Config::default(), &Models::new(), None).unwrap();
         let threads = Threads::default();
-        let api = Api::new(Arc::new(manager), threads.clone(), Places::new(8));
+        let api = Api::new(Arc::new(manager), threads.clone(), Places::by_user(8));
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         let (go_on, wait) = mpsc::channel::<()>();
         let running = api.begin("it").unwrap();

@@ -17,6 +17,8 @@ mod events;
 mod handler;
 mod look;
 mod metrics;
+mod paced;
+mod page;
 mod places;
 mod problem;
 mod query;

@@ -26,6 +26,7 @@ use crate::handler::{
 };
 use crate::look as views;
 use crate::metrics;
+use crate::page::Page;
 use crate::places::Places;
 use crate::problem::Problem;
 use crate::query;
@@ -78,16 +79,27 @@ pub(crate) fn metrics_router(
     threads: Threads,
     places: Places,
 ) -> axum::Router {
+    let page = Arc::<Page>::default();
+    let shown = async move |State(manager): Shared| {
+        let written = async move { written_metrics(&manager).await };
+        let text = page.text(Instant::now(), written).await?;
+        Ok::<_, Problem>(([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text))
+    };
     axum::Router::new()
-        .route("/metrics", axum::routing::get(show_metrics))
+        .route("/metrics", axum::routing::get(shown))
         .layer(from_fn_with_state(query::Keys::default(), query::check))
         .with_state(Api::new(manager, threads, places))
 }
 
 /// Metrics in Prometheus' text format.
 async fn show_metrics(State(manager): Shared) -> Result<Response, Problem> {
-    let Json(text) = look(&manager, |manager| Ok(metrics::text(manager))).await?;
+    let text = written_metrics(&manager).await?;
     Ok(([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response())
+}
+
+async fn written_metrics(manager: &Arc<Api>) -> Result<String, Problem> {
+    let Json(text) = look(manager, |manager| Ok(metrics::text(manager))).await?;
+    Ok(text)
 }
 
 /// What `openapi.json` says.

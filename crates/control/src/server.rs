@@ -43,7 +43,7 @@ impl Control {
         listener.set_nonblocking(true)?;
         let access = Access::new(users, groups);
         let limits = Limits::DEFAULT;
-        let places = Places::new(limits.connections);
+        let places = Places::by_user(limits.connections);
         let service = Service::start("control", |threads| {
             let router = routes::router(manager, threads, places.clone()).0;
             async move || match UnixListener::from_std(listener) {
@@ -79,8 +79,8 @@ impl Metrics {
     /// No thread or no descriptor left.
     pub fn start(manager: Arc<Manager>, listener: StdTcpListener) -> anyhow::Result<Self> {
         let address = listener.local_addr()?;
-        let limits = Limits::DEFAULT;
-        let places = Places::new(limits.connections);
+        let limits = Limits::METRICS;
+        let places = Places::by_host(limits.connections);
         let service = Service::start("metrics", |threads| {
             let router = routes::metrics_router(manager, threads, places.clone());
             async move || match TcpListener::from_std(listener) {

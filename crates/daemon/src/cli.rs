@@ -16,7 +16,7 @@ Exit codes:
   1  something failed
   2  a mistake on the command line, in a configuration file or in what was asked of a daemon
   3  what was named is not there
-  4  conflict: in use, already exists, or no capacity left
+  4  conflict: in use, already exists, or no capacity or connection left
   5  no daemon answers at the control socket
   6  the daemon does not let you
 

@@ -205,7 +205,10 @@ fn user_who_takes_all_places_leaves_some_to_others_and_to_operators() {
     let refused = command(GREEDY);
     let said = String::from_utf8(refused.stderr).unwrap();
     assert_eq!(refused.status.code(), Some(4), "{said}");
-    assert!(said.contains(&format!("uid {GREEDY} has 112 connections, as many as one user")), "{said}");
+    assert!(
+        said.contains(&format!("uid {GREEDY} has 112 connections, as many as one user")),
+        "{said}"
+    );
     let shown = command(STRANGER);
     assert!(shown.status.success(), "{shown:?}");
     let shown = String::from_utf8(shown.stdout).unwrap();

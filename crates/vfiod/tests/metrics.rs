@@ -2,10 +2,12 @@
 
 mod process;
 
-use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::io::{ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::thread;
+use std::time::Duration;
 
 use process::{Daemon, bad, until, vfiod};
 use vfiod_client::{Client, GuestMemory};
@@ -101,4 +103,52 @@ fn an_address_that_is_none_is_refused_with_its_place() {
     let said = bad(2, [Path::new("serve"), Path::new("--check"), &path]);
     assert!(said.contains("c.toml:4:10: metrics.listen: `localhost` is no address"), "{said}");
     assert!(said.contains("help: write an IP address and a port"), "{said}");
+}
+
+/// Connects, and asks again and again without reading, until no more fits into the sockets.
+fn take_no_replies(address: SocketAddr) -> TcpStream {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_nonblocking(true).unwrap();
+    let request = b"GET /metrics HTTP/1.1\r\nhost: vfiod\r\n\r\n".repeat(1000);
+    // It is full once the daemon does not read any more, as it cannot write: two looks in a row.
+    let mut full = 0;
+    while full < 2 {
+        match stream.write(&request) {
+            Ok(_) => full = 0,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                full += 1;
+                thread::sleep(Duration::from_millis(5));
+            }
+            // It had to leave for others.
+            Err(_) => return stream,
+        }
+    }
+    stream
+}
+
+#[test]
+fn readers_that_take_nothing_keep_nobody_from_reading_metrics() {
+    let directory = tempfile::tempdir().unwrap();
+    let at = |name: &str| directory.path().join(name);
+    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let text = format!(
+        "[device.edu]\nmodel = \"edu\"\nsocket = {:?}\n[metrics]\nlisten = \"{free}\"\n",
+        at("edu"),
+    );
+    std::fs::write(at("c.toml"), text).unwrap();
+    let mut command = vfiod(["serve"]);
+    command.arg(at("c.toml"));
+    let daemon = Daemon::serving(command, &[&at("edu")]);
+    let before = daemon.descriptors();
+    let stuck = take_no_replies(free);
+    // More than there are places, all of one host.
+    let silent: Vec<_> = (0..300).map(|_| TcpStream::connect(free).unwrap()).collect();
+    for _ in 0..10 {
+        let shown = get(TcpStream::connect(free).unwrap(), "/metrics");
+        assert!(shown.starts_with("HTTP/1.1 200 OK"), "{shown}");
+        assert!(shown.contains("# EOF"), "{shown}");
+    }
+    let open = daemon.descriptors() - before;
+    assert!(open <= 130, "one host has {open} connections");
+    drop((stuck, silent));
 }
