@@ -2,7 +2,6 @@
 
 use std::fmt;
 
-use crate::dma::region_offset;
 use crate::error::{Errno, Error, Result};
 pub use crate::memory::Area as SparseArea;
 
@@ -198,9 +197,6 @@ impl Region {
         let wrong = |what: String| Err(Error::new(Errno::INVAL, format!("{index}: {what}")));
         if !self.shared.is_empty() && self.size > LARGEST_SHARED {
             return wrong(format!("{} bytes; a region that is shared has 2^40 at most", self.size));
-        }
-        if !self.shared.is_empty() && region_offset(index.0).is_none() {
-            return wrong("its index is too large for a region that is shared".to_owned());
         }
         let mut free_from = 0;
         for SparseArea { offset, size } in self.shared.iter().copied() {

@@ -1,5 +1,6 @@
 //! The memory that a device shares with its clients in one opening: one sparse file.
 
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{SealFlags, fcntl_get_seals};
@@ -8,24 +9,16 @@ use vfiod_sync::Arc;
 use vfiod_sync::atomic::{AtomicBool, Ordering};
 
 use crate::error::{Errno, Error, Result};
-use crate::memory::{Area, SharedMemory, sealed_memfd};
+use crate::memory::{Area, Place, SharedMemory, sealed_memfd};
 
-/// The bytes between the beginnings of two regions: no region that is shared is larger.
-const STRIDE: u64 = 1 << 40;
+/// The largest region that can be shared, in bytes.
+const LARGEST: u64 = 1 << 40;
 
-/// Where a region begins in a device's file, in bytes; also the offset that a client maps to get
-/// there. `None`: past 2^63.
-///
-/// Region *i* is at *i* · 2^40, as in the kernel, but region 0 at 16 · 2^40, for an offset of 0 is
-/// what a client passes that has not asked. Regions from 16 on, which PCI does not have, follow
-/// behind that.
-pub fn region_offset(index: u32) -> Option<u64> {
-    let place = match index {
-        0 => 16,
-        1..16 => u64::from(index),
-        _ => u64::from(index) + 1,
-    };
-    place.checked_mul(STRIDE).filter(|offset| *offset <= i64::MAX as u64 - STRIDE)
+/// Where a region begins in a device's file: that depends on the device's other regions, so it does not
+/// follow from the index. `None`, always.
+#[deprecated(note = "see `SharedMemory::offset` of a region of a `DeviceMemory`")]
+pub fn region_offset(_index: u32) -> Option<u64> {
+    None
 }
 
 /// What a region shares.
@@ -40,10 +33,12 @@ pub struct SharedRegion {
 }
 
 /// The memory that a device shares with its clients in one opening: one sparse memfd, sealed
-/// against shrinking and growing, with each region at its [`region_offset`].
+/// against shrinking and growing, with the regions one behind the other
+/// ([`SharedMemory::offset`]).
 ///
-/// The file holds only pages that a client may read and write anyway, and is given to clients
-/// whole. The core makes it new at each first open, from the description of the device: a client
+/// The file is given to clients whole, and whoever has it can fill all of it (`fallocate`). So it has no
+/// room but for what clients can map: of each region the pages from its first area to the end of its
+/// last one, those between two areas included. The core makes it new at each first open, from the description of the device: a client
 /// that has left keeps the old file, and sees nothing of what comes after. Something else can keep
 /// the descriptor while the server is away ([`DeviceMemory::from_fd`]).
 #[derive(Debug)]
@@ -61,8 +56,8 @@ impl DeviceMemory {
     /// `EINVAL`: an area that is empty, not of whole pages, outside its region or not ascending; a
     /// region of more than 2^40 bytes, named twice, or without areas; what the kernel fails with.
     pub fn new(name: &str, regions: &[SharedRegion]) -> Result<Self> {
-        let size = file_size(regions)?;
-        Self::with(sealed_memfd(name, size)?, regions)
+        let layout = Layout::of(regions)?;
+        Self::with(sealed_memfd(name, layout.size)?, regions, &layout)
     }
 
     /// The memory of a device that was made before, by its descriptor.
@@ -71,7 +66,8 @@ impl DeviceMemory {
     /// `EINVAL`: the file has another size than these regions need, or is not sealed; otherwise
     /// as [`DeviceMemory::new`].
     pub fn from_fd(fd: OwnedFd, regions: &[SharedRegion]) -> Result<Self> {
-        let want = file_size(regions)?;
+        let layout = Layout::of(regions)?;
+        let want = layout.size;
         let seals = fcntl_get_seals(&fd)
             .map_err(|e| Error::new(Errno::INVAL, "shared memory that is no memfd").because(e))?;
         if !seals.contains(SealFlags::SHRINK | SealFlags::GROW) {
@@ -88,18 +84,17 @@ impl DeviceMemory {
             let what = format!("shared memory that is not of {want} bytes");
             return Err(Error::new(Errno::INVAL, what));
         }
-        Self::with(fd, regions)
+        Self::with(fd, regions, &layout)
     }
 
-    fn with(fd: OwnedFd, regions: &[SharedRegion]) -> Result<Self> {
+    fn with(fd: OwnedFd, regions: &[SharedRegion], layout: &Layout) -> Result<Self> {
         let (fd, open) = (Arc::new(fd), Arc::new(AtomicBool::new(true)));
-        let views = regions.iter().map(|region| {
-            let SharedRegion { index, size, areas } = region;
-            let offset = region_offset(*index).ok_or_else(|| misplaced(*index))?;
-            let size = size.next_multiple_of(page());
-            let whole = areas.first().is_some_and(|area| area.size == size);
-            let areas = if whole { Vec::new() } else { areas.clone() };
-            Ok((*index, SharedMemory::view(fd.clone(), offset, size, areas, open.clone())?))
+        let views = regions.iter().zip(&layout.places).map(|(region, place)| {
+            let size = region.size.next_multiple_of(page());
+            let whole = place.mappable == (0..size) && region.areas.len() == 1;
+            let areas = if whole { Vec::new() } else { region.areas.clone() };
+            let view = SharedMemory::view(fd.clone(), place, size, areas, open.clone())?;
+            Ok((region.index, view))
         });
         let views = views.collect::<Result<Vec<_>>>()?;
         Ok(Self { fd, views, open })
@@ -140,51 +135,65 @@ fn page() -> u64 {
     rustix::param::page_size() as u64
 }
 
-fn misplaced(index: u32) -> Error {
-    Error::new(Errno::INVAL, format!("region {index} cannot be shared: its index is too large"))
+/// Where the regions are in a device's file, in their order.
+struct Layout {
+    places: Vec<Place>,
+    /// Length of the file in bytes.
+    size: u64,
 }
 
-/// The size of the file that has these regions.
-fn file_size(regions: &[SharedRegion]) -> Result<u64> {
-    let mut size = 0;
-    for (at, region) in regions.iter().enumerate() {
-        let SharedRegion { index, size: bytes, areas } = region;
-        let invalid = |what: &str| {
-            Err(Error::new(Errno::INVAL, format!("region {index} cannot be shared: {what}")))
-        };
-        let offset = region_offset(*index).ok_or_else(|| misplaced(*index))?;
-        if regions[..at].iter().any(|known| known.index == *index) {
-            return invalid("it is named twice");
-        }
-        if *bytes == 0 || *bytes > STRIDE {
-            return invalid(&format!("it has {bytes} bytes; 1 to 2^40 can be shared"));
-        }
-        if areas.is_empty() {
-            return invalid("it has no areas");
-        }
-        let (page, mut end) = (page(), 0);
-        let bytes = bytes.next_multiple_of(page);
-        for Area { offset, size } in areas {
-            let whole = offset.is_multiple_of(page) && size.is_multiple_of(page);
-            if !whole || *size == 0 {
-                return invalid(&format!(
-                    "its area of {size:#x} bytes at {offset:#x} is not of whole pages"
-                ));
+impl Layout {
+    fn of(regions: &[SharedRegion]) -> Result<Self> {
+        let (mut places, mut size) = (Vec::new(), 0_u64);
+        for (at, region) in regions.iter().enumerate() {
+            let invalid = |what: String| {
+                Error::new(
+                    Errno::INVAL,
+                    format!("region {} cannot be shared: {what}", region.index),
+                )
+            };
+            if regions[..at].iter().any(|known| known.index == region.index) {
+                return Err(invalid("it is named twice".to_owned()));
             }
-            if *offset < end {
-                return invalid("its areas overlap, or are not ascending");
-            }
-            match offset.checked_add(*size).filter(|end| *end <= bytes) {
-                Some(next) => end = next,
-                None => return invalid("an area of it reaches past its end"),
-            }
+            let mappable = mappable(region).map_err(invalid)?;
+            // Clients add the offset of an area to that of the region, which is not below 0.
+            let offset = size.saturating_sub(mappable.start);
+            let end = offset.checked_add(mappable.end).filter(|end| *end <= i64::MAX as u64);
+            size = end.ok_or_else(|| invalid("there are too many before it".to_owned()))?;
+            places.push(Place { offset, mappable });
         }
-        size = size.max(offset + bytes);
+        if size == 0 {
+            return Err(Error::new(Errno::INVAL, "shared memory of a device that shares nothing"));
+        }
+        Ok(Self { places, size })
     }
-    if size == 0 {
-        return Err(Error::new(Errno::INVAL, "shared memory of a device that shares nothing"));
+}
+
+/// The part of a region from its first area to the end of its last one, or what is wrong with it.
+fn mappable(region: &SharedRegion) -> std::result::Result<Range<u64>, String> {
+    let SharedRegion { size, areas, .. } = region;
+    if *size == 0 || *size > LARGEST {
+        return Err(format!("it has {size} bytes; 1 to 2^40 can be shared"));
     }
-    Ok(size)
+    let Some(first) = areas.first() else { return Err("it has no areas".to_owned()) };
+    let (page, mut end) = (page(), 0);
+    let bytes = size.next_multiple_of(page);
+    for Area { offset, size } in areas {
+        let whole = offset.is_multiple_of(page) && size.is_multiple_of(page);
+        if !whole || *size == 0 {
+            return Err(format!(
+                "its area of {size:#x} bytes at {offset:#x} is not of whole pages"
+            ));
+        }
+        if *offset < end {
+            return Err("its areas overlap, or are not ascending".to_owned());
+        }
+        match offset.checked_add(*size).filter(|end| *end <= bytes) {
+            Some(next) => end = next,
+            None => return Err("an area of it reaches past its end".to_owned()),
+        }
+    }
+    Ok(first.offset..end)
 }
 
 #[cfg(test)]
@@ -198,38 +207,70 @@ mod tests {
         SharedRegion { index, size, areas }
     }
 
-    #[test]
-    fn region_offsets_are_those_of_the_kernel_but_for_region_0() {
-        let offsets = [(0, 16), (1, 1), (7, 7), (15, 15), (16, 17), (17, 18)];
-        for (index, place) in offsets {
-            assert_eq!(region_offset(index), Some(place << 40), "region {index}");
-        }
-        assert_eq!(region_offset(u32::MAX), None);
+    fn length(memory: &DeviceMemory) -> u64 {
+        fstat(memory.fd()).unwrap().st_size as u64
     }
 
     #[test]
-    fn regions_are_at_their_offsets_in_one_sparse_sealed_file() {
+    fn regions_are_one_behind_the_other_in_one_sparse_sealed_file() {
         let regions = [region(0, 0x2000, &[(0, 0x2000)]), region(2, 0x4000, &[(0x1000, 0x1000)])];
         let memory = DeviceMemory::new("test", &regions).unwrap();
         let (bar0, bar2) = (memory.region(0).unwrap(), memory.region(2).unwrap());
         assert!(memory.region(1).is_none());
         bar0.write(0x1ffe, b"ab").unwrap();
         bar2.store(0x1008, 0x1122_3344u32, Ordering::SeqCst).unwrap();
+        // What a client maps is at the sum of both offsets.
+        assert_eq!((bar0.offset(), bar2.offset(), bar2.size()), (0, 0x1000, 0x4000));
         let mut bytes = [0; 4];
-        rustix::io::pread(memory.fd(), &mut bytes[..2], (16 << 40) + 0x1ffe).unwrap();
+        rustix::io::pread(memory.fd(), &mut bytes[..2], 0x1ffe).unwrap();
         assert_eq!(&bytes[..2], b"ab");
-        rustix::io::pread(memory.fd(), &mut bytes, (2 << 40) + 0x1008).unwrap();
+        rustix::io::pread(memory.fd(), &mut bytes, 0x1000 + 0x1008).unwrap();
         assert_eq!(bytes, 0x1122_3344u32.to_ne_bytes());
-        assert_eq!((bar2.offset(), bar2.size()), (2 << 40, 0x4000));
-        let stat = fstat(memory.fd()).unwrap();
-        assert_eq!(stat.st_size as u64, (16 << 40) + 0x2000);
-        assert!(stat.st_blocks * 512 <= 2 * 4096, "sparse");
+        assert_eq!(length(&memory), 0x3000);
+        let blocks = fstat(memory.fd()).unwrap().st_blocks;
+        assert!(blocks * 512 <= 2 * 4096, "sparse");
         assert_eq!(rustix::fs::ftruncate(memory.fd(), 1 << 40), Err(Errno::PERM));
         memory.clear().unwrap();
-        assert_eq!(fstat(memory.fd()).unwrap().st_blocks, stat.st_blocks, "holes are not filled");
+        assert_eq!(fstat(memory.fd()).unwrap().st_blocks, blocks, "holes are not filled");
         assert_eq!(bar2.load::<u32>(0x1008).unwrap(), 0);
         bar0.read(0x1ffe, &mut bytes[..2]).unwrap();
         assert_eq!(&bytes[..2], [0, 0]);
+    }
+
+    #[test]
+    fn whoever_has_the_file_can_fill_no_more_than_is_mappable() {
+        let regions = [
+            region(4, 0x8000, &[(0x3000, 0x1000), (0x5000, 0x1000)]),
+            region(0, 1 << 40, &[(0x1000, 0x1000)]),
+            region(9, 0x800, &[(0, 0x1000)]),
+        ];
+        let memory = DeviceMemory::new("test", &regions).unwrap();
+        // Clients add the offsets, so what is before the first area of the first region is there.
+        assert_eq!(length(&memory), 0x6000 + 0x1000 + 0x1000);
+        let offsets = [4, 0, 9].map(|index| memory.region(index).unwrap().offset());
+        assert_eq!(offsets, [0, 0x5000, 0x7000]);
+        let fill = |from, bytes| {
+            rustix::fs::fallocate(memory.fd(), rustix::fs::FallocateFlags::empty(), from, bytes)
+        };
+        assert_eq!(fill(0, length(&memory)), Ok(()));
+        assert_eq!(fill(length(&memory), 1), Err(Errno::PERM));
+        assert_eq!(rustix::io::pwrite(memory.fd(), b"x", 1 << 40), Err(Errno::PERM));
+        // No region reaches into another one.
+        for (at, index) in [4, 0, 9].into_iter().enumerate() {
+            let view = memory.region(index).unwrap();
+            let areas = &regions[at].areas;
+            areas.iter().for_each(|area| view.fill(area.offset, area.size, at as u8 + 1).unwrap());
+        }
+        for (at, index) in [4, 0, 9].into_iter().enumerate() {
+            for area in &regions[at].areas {
+                let mut bytes = vec![0; area.size as usize];
+                memory.region(index).unwrap().read(area.offset, &mut bytes).unwrap();
+                assert!(bytes.iter().all(|byte| *byte == at as u8 + 1), "region {index}");
+                let from = memory.region(index).unwrap().offset() + area.offset;
+                rustix::io::pread(memory.fd(), &mut bytes, from).unwrap();
+                assert!(bytes.iter().all(|byte| *byte == at as u8 + 1), "region {index}");
+            }
+        }
     }
 
     #[test]
@@ -264,7 +305,7 @@ mod tests {
         let second = DeviceMemory::new("test", &regions).unwrap();
         second.region(0).unwrap().write(0, b"others").unwrap();
         let mut bytes = [0; 6];
-        rustix::io::pread(&client, &mut bytes, 16 << 40).unwrap();
+        rustix::io::pread(&client, &mut bytes, 0).unwrap();
         assert_eq!(&bytes, b"secret", "an old client sees its own memory only");
     }
 
@@ -284,7 +325,7 @@ mod tests {
         assert_eq!(errno(kept(), &[region(3, 0x1000, &[(0, 0x1000)])]), Errno::INVAL);
         let flags = rustix::fs::MemfdFlags::CLOEXEC | rustix::fs::MemfdFlags::ALLOW_SEALING;
         let unsealed = rustix::fs::memfd_create("test", flags).unwrap();
-        rustix::fs::ftruncate(&unsealed, (3 << 40) + 0x2000).unwrap();
+        rustix::fs::ftruncate(&unsealed, 0x2000).unwrap();
         assert_eq!(errno(unsealed, &regions), Errno::INVAL);
         let (pipe, _other) = rustix::pipe::pipe().unwrap();
         assert_eq!(errno(pipe, &regions), Errno::INVAL);
@@ -305,7 +346,6 @@ mod tests {
             &[region(0, 0x2000, &[(0x1000, 0x1000), (0, 0x1000)])],
             &[region(0, 0x2000, &[(0, 0x2000), (0x1000, 0x1000)])],
             &[region(1, 0x1000, &[(0, 0x1000)]), region(1, 0x1000, &[(0, 0x1000)])],
-            &[region(u32::MAX, 0x1000, &[(0, 0x1000)])],
         ];
         for case in cases {
             let refused = DeviceMemory::new("test", case).map(drop).unwrap_err();

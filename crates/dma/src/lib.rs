@@ -58,7 +58,9 @@ mod watched;
 
 pub use self::attachment::{Attachment, Idle};
 pub use self::batch::{Batch, Reach, Span};
-pub use self::device_memory::{DeviceMemory, SharedRegion, region_offset};
+#[expect(deprecated, reason = "users of an earlier version name it")]
+pub use self::device_memory::region_offset;
+pub use self::device_memory::{DeviceMemory, SharedRegion};
 pub use self::dirty::{Marks, dirty_bitmap_len};
 pub use self::error::{Errno, Error, Result};
 pub use self::fault::Scalar;

@@ -1,5 +1,6 @@
 //! Memory that a device shares with its clients (memfd; sealed, so it can never shrink).
 
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
@@ -28,7 +29,7 @@ const LOOK: u64 = 2 << 20;
 pub struct SharedMemory {
     size: u64,
     fd: Arc<OwnedFd>,
-    offset: u64,
+    place: Place,
     /// What may be accessed, ascending by offset; empty: all of it.
     areas: Vec<Area>,
     mapping: MappedFile,
@@ -42,6 +43,15 @@ pub struct Area {
     pub offset: u64,
     /// Size in bytes: a multiple of the page size, not 0.
     pub size: u64,
+}
+
+/// Where a region is in a file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Place {
+    /// Where it begins. What is outside `mappable` may be another region's, or past the file's end.
+    pub(crate) offset: u64,
+    /// Which part of it is in the file, by offsets in the region.
+    pub(crate) mappable: Range<u64>,
 }
 
 /// Makes a memfd of zeroes that nobody can resize.
@@ -69,22 +79,24 @@ impl SharedMemory {
             ));
         }
         let fd = Arc::new(sealed_memfd(name, size)?);
-        Self::view(fd, 0, size, Vec::new(), Arc::new(AtomicBool::new(true)))
+        let place = Place { offset: 0, mappable: 0..size };
+        Self::view(fd, &place, size, Vec::new(), Arc::new(AtomicBool::new(true)))
     }
 
-    /// `size` bytes of a sealed file from `offset` on, of which `areas` may be accessed while
-    /// `open`.
+    /// A region of `size` bytes in a sealed file, of which `areas` may be accessed while `open`.
     pub(crate) fn view(
         fd: Arc<OwnedFd>,
-        offset: u64,
+        place: &Place,
         size: u64,
         areas: Vec<Area>,
         open: Arc<AtomicBool>,
     ) -> Result<Arc<Self>> {
         let account = Arc::new(Account::default());
         let costs = Costs { account: &account, limit: u64::MAX, payer: None };
-        let mapping = MappedFile::new(&fd, offset, size, true, Holes::Fill, costs)?;
-        Ok(Arc::new(Self { size, fd, offset, areas, mapping, open }))
+        let Range { start, end } = place.mappable;
+        let from = place.offset + start;
+        let mapping = MappedFile::new(&fd, from, end - start, true, Holes::Fill, costs)?;
+        Ok(Arc::new(Self { size, fd, place: place.clone(), areas, mapping, open }))
     }
 
     /// Size in bytes.
@@ -97,28 +109,34 @@ impl SharedMemory {
         self.fd.as_fd()
     }
 
-    /// Where in the file of [`SharedMemory::fd`] this memory begins, in bytes.
+    /// Where in the file of [`SharedMemory::fd`] this memory begins, in bytes: what clients can map of it is
+    /// at this offset and that of its area together.
     pub fn offset(&self) -> u64 {
-        self.offset
+        self.place.offset
     }
 
+    /// Where an access is in the mapping.
+    ///
     /// # Errors
     /// `EINVAL`: outside the areas that clients can map; `ENODEV`: the opening that this memory
     /// was made for has ended.
     #[inline]
-    fn check(&self, offset: u64, len: u64) -> Result<()> {
+    fn check(&self, offset: u64, len: u64) -> Result<u64> {
         if !self.open.load(Ordering::Relaxed) {
             return Err(ended());
         }
-        if self.areas.is_empty() || len == 0 {
-            return Ok(());
+        if self.areas.is_empty() {
+            return Ok(offset);
+        }
+        if len == 0 {
+            return Ok(0);
         }
         let at = self.areas.partition_point(|area| area.offset <= offset);
         let inside = at.checked_sub(1).and_then(|at| self.areas.get(at)).is_some_and(|area| {
             let from = offset - area.offset;
             from < area.size && len <= area.size - from
         });
-        if inside { Ok(()) } else { Err(failed(Access::Gone)) }
+        if inside { Ok(offset - self.place.mappable.start) } else { Err(failed(Access::Gone)) }
     }
 
     /// Copies out; 1, 2, 4 or 8 aligned bytes in one piece.
@@ -127,8 +145,8 @@ impl SharedMemory {
     /// `EINVAL`: outside the memory, or the areas of it that clients can map; `ENODEV`: the
     /// opening of the device that this memory was made for has ended.
     pub fn read(&self, offset: u64, dst: &mut [u8]) -> Result<()> {
-        self.check(offset, dst.len() as u64)?;
-        self.mapping.read(offset, dst).map_err(failed)
+        let at = self.check(offset, dst.len() as u64)?;
+        self.mapping.read(at, dst).map_err(failed)
     }
 
     /// Copies in; 1, 2, 4 or 8 aligned bytes in one piece.
@@ -136,8 +154,8 @@ impl SharedMemory {
     /// # Errors
     /// As [`SharedMemory::read`].
     pub fn write(&self, offset: u64, src: &[u8]) -> Result<()> {
-        self.check(offset, src.len() as u64)?;
-        self.mapping.write(offset, src).map_err(failed)
+        let at = self.check(offset, src.len() as u64)?;
+        self.mapping.write(at, src).map_err(failed)
     }
 
     /// Receives what has arrived at a stream socket, at most `len` bytes, straight into the memory
@@ -154,8 +172,8 @@ impl SharedMemory {
         socket: BorrowedFd<'_>,
         fds: &mut Vec<OwnedFd>,
     ) -> std::result::Result<usize, Errno> {
-        self.check(offset, len as u64).map_err(|error| error.errno())?;
-        self.mapping.receive(offset, len, socket, fds)
+        let at = self.check(offset, len as u64).map_err(|error| error.errno())?;
+        self.mapping.receive(at, len, socket, fds)
     }
 
     /// Sends `head`, then `len` bytes of the memory at `offset`, to a stream socket, with one system
@@ -171,8 +189,8 @@ impl SharedMemory {
         socket: BorrowedFd<'_>,
         flags: SendFlags,
     ) -> std::result::Result<usize, Errno> {
-        self.check(offset, len as u64).map_err(|error| error.errno())?;
-        self.mapping.send(head, offset, len, socket, flags)
+        let at = self.check(offset, len as u64).map_err(|error| error.errno())?;
+        self.mapping.send(head, at, len, socket, flags)
     }
 
     /// Fills a range with a byte.
@@ -212,7 +230,7 @@ impl SharedMemory {
 
     fn clear_area(&self, area: Area) -> Result<()> {
         let Area { offset, size } = area;
-        if pages_in_use(&self.fd, self.offset + offset, size) == Some(0) {
+        if pages_in_use(&self.fd, self.place.offset + offset, size) == Some(0) {
             return Ok(());
         }
         if size > LOOK {
@@ -227,7 +245,7 @@ impl SharedMemory {
         while done < size {
             let room = &mut bytes[..PIECE.min((size - done) as usize)];
             let at = offset + done;
-            let read = match pread(&self.fd, room, self.offset + at) {
+            let read = match pread(&self.fd, room, self.place.offset + at) {
                 Ok(0) => return Err(failed(Access::Gone)),
                 Ok(read) => read,
                 Err(Errno::INTR) => continue,
@@ -248,8 +266,8 @@ impl SharedMemory {
     /// # Errors
     /// As [`SharedMemory::read`]; `EINVAL`: not aligned.
     pub fn load<T: Scalar>(&self, offset: u64) -> Result<T> {
-        self.check(offset, T::SIZE as u64)?;
-        self.mapping.load(offset).map_err(failed)
+        let at = self.check(offset, T::SIZE as u64)?;
+        self.mapping.load(at).map_err(failed)
     }
 
     /// Stores an integer in one piece.
@@ -257,8 +275,8 @@ impl SharedMemory {
     /// # Errors
     /// As [`SharedMemory::load`].
     pub fn store<T: Scalar>(&self, offset: u64, value: T, ordering: Ordering) -> Result<()> {
-        self.check(offset, T::SIZE as u64)?;
-        self.mapping.store(offset, value, ordering).map_err(failed)
+        let at = self.check(offset, T::SIZE as u64)?;
+        self.mapping.store(at, value, ordering).map_err(failed)
     }
 }
 

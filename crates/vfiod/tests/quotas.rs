@@ -8,8 +8,8 @@ use std::path::PathBuf;
 use process::api::ask;
 use process::{Daemon, bad, good, vfiod};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
-use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
-use rustix::io::Errno;
+use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, fstat, ftruncate, memfd_create};
+use rustix::io::{Errno, pwrite};
 use rustix::process::Signal;
 use tempfile::TempDir;
 use vfiod_client::{Client, IrqAction, IrqData};
@@ -256,6 +256,46 @@ fn dma_mappings_that_clients_make_leave_a_share_of_memory_to_a_stranger() {
     assert_eq!(rig.limit(GREEDY, "memory")[0], 0);
     drop(greedy);
     process::until("it is given back", || rig.limit(0, "memory")[2] == 0);
+}
+
+/// Whoever has the descriptor of what a device shares can fill the file, and keep it when it has left.
+#[test]
+fn what_a_client_can_fill_of_a_devices_memory_is_what_show_says_is_mappable() {
+    let rig =
+        Rig::with("", &["model = \"bench\"\nstate = \"retain\"\noptions = { polled = true }"]);
+    let mut client = rig.connect(0);
+    let regions: Vec<_> = (0..client.device_info().unwrap().num_regions)
+        .map(|index| client.region_info(index).unwrap())
+        .filter(|region| region.fd.is_some())
+        .collect();
+    assert_eq!(regions.len(), 2, "the memory, and a page");
+    let (_, device) = ask(&rig.path("control"), "GET", "devices/d0", None).unwrap();
+    let shown = device["regions"].as_array().unwrap();
+    let mappable: u64 = shown.iter().map(|region| region["mappable"].as_u64().unwrap()).sum();
+    for region in &regions {
+        let file = region.fd.as_ref().unwrap();
+        let room = fstat(file).unwrap().st_size as u64;
+        assert_eq!(room, mappable, "bytes that a client can fill");
+        let fill = |from, len| fallocate(file, FallocateFlags::empty(), from, len);
+        assert_eq!(fill(0, room), Ok(()));
+        for from in [room, 1 << 40, 16 << 40] {
+            assert_eq!(fill(from, PAGE), Err(Errno::PERM), "{from:#x}");
+            assert_eq!(pwrite(file, b"x", from), Err(Errno::PERM), "{from:#x}");
+        }
+    }
+    // Each region is its own part of it.
+    for (number, region) in (1..).zip(&regions) {
+        let info = &region.reply.info;
+        let [area] = &region.reply.areas[..] else { panic!("{:?}", region.reply) };
+        pwrite(region.fd.as_ref().unwrap(), &[number; 4], info.offset + area.offset).unwrap();
+    }
+    for (number, region) in (1..).zip(&regions) {
+        let mut data = [0; 4];
+        client
+            .region_read(region.reply.info.index, region.reply.areas[0].offset, &mut data)
+            .unwrap();
+        assert_eq!(data, [number; 4], "region {}", region.reply.info.index);
+    }
 }
 
 #[test]
