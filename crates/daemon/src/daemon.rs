@@ -3,12 +3,13 @@
 use std::path::Path;
 use std::process::ExitCode;
 
+use anyhow::Context;
 use clap::{ArgMatches, Args, FromArgMatches};
 use vfiod_config::{ConfiguredModel, ConfiguredParent, LoadError, Models, UsageError};
 use vfiod_control::client::Failure;
 
 use crate::cli::{self, Cli, Command};
-use crate::{confine, generate, logging, manage, models, output, serve};
+use crate::{confine, generate, logging, manage, models, output, serve, signals};
 
 /// A daemon that serves these models, with its command line.
 ///
@@ -144,6 +145,7 @@ impl Daemon {
     }
 
     fn dispatch(&self, matches: &ArgMatches) -> anyhow::Result<()> {
+        signals::outlive_file_size().context("cannot catch SIGXFSZ")?;
         let logs = logging::Wanted {
             filter: matches.get_one("log").cloned(),
             format: matches.get_one("log_format").copied(),

@@ -55,7 +55,10 @@ pub(crate) fn run(
             found.push(count(config.parents.len(), "parent"));
         }
         if !in_use.is_empty() {
-            eprintln!("{program}: in use now, as if it were served already: {}", in_use.join(", "));
+            let in_use = in_use.join(", ");
+            logging::print_error(&format!(
+                "{program}: in use now, as if it were served already: {in_use}\n"
+            ));
         }
         return output::print(&format!("the configuration is right: {}\n", found.join(", ")));
     }

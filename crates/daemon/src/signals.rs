@@ -1,12 +1,19 @@
 //! Signals: SIGTERM and SIGINT ask the process to finish in order, another one a second later or
 //! more ends it at once; SIGHUP asks it to reload its configuration.
+//!
+//! What the kernel ends a process for by default: a write to a file that is longer than RLIMIT_FSIZE
+//! allows (SIGXFSZ) is an error of that write; processor time beyond the soft limit of RLIMIT_CPU
+//! (SIGXCPU) asks the process to finish in order. A peer that goes away is an error of the write, too:
+//! Rust programs ignore SIGPIPE.
 
 use std::io;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXCPU, SIGXFSZ};
 
 /// How long after a first signal to finish another one is taken for the same request: a service
 /// manager and a terminal signal every process of a group, and so do those that repeat a signal to be
@@ -22,24 +29,33 @@ pub enum Asked {
     Reload,
 }
 
+/// Lets a write that would make a file longer than this process may have it fail with `EFBIG`.
+///
+/// # Errors
+/// Errors of the kernel.
+pub(crate) fn outlive_file_size() -> io::Result<()> {
+    // Caught, not ignored: what this process starts has the kernel's default again.
+    signal_hook::flag::register(SIGXFSZ, Arc::<AtomicBool>::default()).map(drop)
+}
+
 /// Signals of this process.
 pub struct Signals(Receiver<Asked>);
 
 impl Signals {
-    /// Takes SIGTERM and SIGINT over from the kernel's default of ending the process at once.
+    /// Takes SIGTERM, SIGINT and SIGXCPU over from the kernel's default of ending the process at once.
     ///
     /// # Errors
     /// Errors of the kernel.
     pub fn catch() -> io::Result<Self> {
-        Self::start(&[SIGTERM, SIGINT])
+        Self::start(&[SIGTERM, SIGINT, SIGXCPU])
     }
 
-    /// Takes SIGTERM, SIGINT and SIGHUP over.
+    /// Takes SIGTERM, SIGINT, SIGXCPU and SIGHUP over.
     ///
     /// # Errors
     /// Errors of the kernel.
     pub fn catch_with_reload() -> io::Result<Self> {
-        Self::start(&[SIGTERM, SIGINT, SIGHUP])
+        Self::start(&[SIGTERM, SIGINT, SIGXCPU, SIGHUP])
     }
 
     fn start(signals: &[i32]) -> io::Result<Self> {
@@ -50,6 +66,9 @@ impl Signals {
             for signal in signals.forever() {
                 let asked = match signal {
                     SIGHUP => Asked::Reload,
+                    // Comes again with each second that it takes to finish.
+                    SIGXCPU if asked_first.is_some() => continue,
+                    SIGXCPU => Asked::Finish("SIGXCPU"),
                     SIGTERM => Asked::Finish("SIGTERM"),
                     _ => Asked::Finish("SIGINT"),
                 };

@@ -59,7 +59,13 @@ pub(crate) fn sealed_memfd(name: &str, size: u64) -> Result<OwnedFd> {
     let fails = |what: &'static str| move |errno| Error::new(errno, what);
     let fd = memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)
         .map_err(fails("cannot create shared memory"))?;
-    ftruncate(&fd, size).map_err(fails("cannot size shared memory"))?;
+    ftruncate(&fd, size).map_err(|errno| match errno {
+        Errno::FBIG => {
+            let what = "shared memory of this size is a longer file than RLIMIT_FSIZE allows";
+            Error::new(errno, format!("{what}: {size} bytes"))
+        }
+        _ => Error::new(errno, "cannot size shared memory"),
+    })?;
     fcntl_add_seals(&fd, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)
         .map_err(fails("cannot seal shared memory"))?;
     Ok(fd)

@@ -44,7 +44,8 @@ pub(crate) fn run(args: &Capture) -> anyhow::Result<()> {
         .mode(0o600)
         .open(&args.file)
         .with_context(|| format!("cannot create {}", args.file.display()))?;
-    let writer = Writer::new(BufWriter::new(file)).context("cannot write the capture")?;
+    let written = || format!("the capture {}", args.file.display());
+    let writer = Writer::new(BufWriter::new(file)).with_context(written)?;
     let missing = if args.socket.exists() { "" } else { ", where nothing is yet" };
     output::print(&format!(
         "listening at {}; {} will contain guest data\n\
@@ -59,7 +60,7 @@ pub(crate) fn run(args: &Capture) -> anyhow::Result<()> {
         .with_context(|| format!("cannot connect to {}", args.socket.display()))?;
     // One client is captured; others shall see that there is nobody.
     drop(listener);
-    match Proxy::new(client, server.into(), writer)?.run()? {
+    match Proxy::new(client, server.into(), writer)?.run().with_context(written)? {
         Closed::ByClient => {}
         Closed::ByServer => tracing::warn!("the server closed the connection"),
     }
