@@ -322,6 +322,16 @@ impl File {
         Ok(space)
     }
 
+    /// Starts the log of the pages that devices write in the address space; see
+    /// [`Space::start_dirty_log_for`], of which the file's payer is asked ([`File::set_payer`]). Returns
+    /// `false` if it was started before.
+    ///
+    /// # Errors
+    /// `ENOMEM`: more memory than the payer's user may have; `ENODEV`.
+    pub fn start_dirty_log(&self) -> Result<bool> {
+        self.space()?.start_dirty_log_for(self.shared.payer())
+    }
+
     /// DEVICE_FEATURE probe: (get, set) work for this index. `ENODEV`, `EIO`.
     pub fn feature_probe(&self, index: u16) -> Result<(bool, bool)> {
         self.registered().access(&self.shared, |device| {

@@ -3,10 +3,15 @@
 //! The log has a bit for each page of 4 KiB of IO virtual addresses, and memory only for the
 //! neighbourhoods of pages that were written. A page is marked *after* it has been written: a
 //! report that takes the mark away before the client reads the page cannot miss anything.
+//!
+//! Whoever starts a log pays for its memory as it grows. A device writes where its client tells it, and
+//! its writes are not to fail for a log: where the client may have no more memory, the log is given up,
+//! and its reports fail until it is started anew.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering as StdOrdering};
 
+use vfiod_quota::{Charge, Exceeded, Payer, Resource};
 use vfiod_sync::atomic::{AtomicBool, Ordering};
 use vfiod_sync::{Arc, RwLock, read, write};
 
@@ -20,6 +25,10 @@ const CHUNK_PAGES: u64 = 1 << CHUNK_SHIFT;
 const CHUNK_SHIFT: u32 = 12;
 /// Chunks that a log may take: 32 MiB of memory. A device that writes to more places marks all.
 const CHUNKS: usize = 1 << 16;
+/// Memory that a chunk is charged as, bytes: its bits, and what finds it.
+const CHUNK: u64 = CHUNK_PAGES / 8 + 128;
+/// Chunks that are charged at once.
+const CHARGED: u64 = 64;
 
 type Chunk = [AtomicU64; CHUNK_PAGES as usize / 64];
 
@@ -35,6 +44,50 @@ struct Pages {
     chunks: BTreeMap<u64, Box<Chunk>>,
     /// There were too many chunks: every page counts as written.
     all: bool,
+    /// What is paid for the chunks.
+    charge: Option<Charge>,
+    /// Why a chunk could not be paid for. Then there are no marks any more.
+    given_up: Option<Exceeded>,
+}
+
+/// What so many chunks are charged as, bytes.
+fn charged(chunks: usize) -> u64 {
+    (chunks as u64).next_multiple_of(CHARGED) * CHUNK
+}
+
+impl Pages {
+    /// Whether a mark makes no difference any more.
+    fn is_final(&self) -> bool {
+        self.all || self.given_up.is_some()
+    }
+
+    /// Has one chunk more paid for.
+    fn charge_next(&mut self) -> Result<(), Exceeded> {
+        let bytes = charged(self.chunks.len() + 1);
+        match &mut self.charge {
+            Some(charge) if charge.amount() < bytes => charge.resize(bytes),
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    /// Gives back what is paid for many chunks more than there are.
+    fn settle(&mut self) {
+        let bytes = charged(self.chunks.len().max(1));
+        if let Some(charge) = &mut self.charge
+            && charge.amount() > bytes + CHARGED * CHUNK
+        {
+            // Less never fails.
+            let _ = charge.resize(bytes);
+        }
+    }
+
+    /// Gives up the log. Returns its chunks, to be dropped once no lock is held.
+    fn give_up(&mut self, why: Exceeded) -> BTreeMap<u64, Box<Chunk>> {
+        self.given_up = Some(why);
+        let chunks = std::mem::take(&mut self.chunks);
+        self.settle();
+        chunks
+    }
 }
 
 /// What a report does with the marks that it finds.
@@ -61,16 +114,28 @@ impl DirtyLog {
         self.on.load(Ordering::SeqCst)
     }
 
-    /// Logs from now on; `false` if that was so before.
-    pub(crate) fn start(&self) -> bool {
-        !self.on.swap(true, Ordering::SeqCst)
+    /// Logs from now on; `false` if that was so before. `payer` pays for the log's memory.
+    ///
+    /// # Errors
+    /// `ENOMEM`: more memory than the payer's user may have.
+    pub(crate) fn start(&self, payer: Option<&Payer>) -> Result<bool> {
+        let mut pages = write(&self.pages);
+        if self.is_on() {
+            return Ok(false);
+        }
+        let pay = |payer: &Payer| payer.charge(Resource::Memory, charged(1));
+        pages.charge = payer.map(pay).transpose()?;
+        self.on.store(true, Ordering::SeqCst);
+        Ok(true)
     }
 
     /// Logs no more, and forgets every mark; `false` if it did not log.
     pub(crate) fn stop(&self) -> bool {
+        let mut pages = write(&self.pages);
         let was = self.on.swap(false, Ordering::SeqCst);
-        let pages = std::mem::take(&mut *write(&self.pages));
+        let before = std::mem::take(&mut *pages);
         drop(pages);
+        drop(before);
         was
     }
 
@@ -101,16 +166,29 @@ impl DirtyLog {
                 }
             }
         };
-        if let Some(chunk) = read(&self.pages).chunks.get(&number) {
+        let pages = read(&self.pages);
+        if let Some(chunk) = pages.chunks.get(&number) {
             return set(chunk);
         }
-        let mut pages = write(&self.pages);
-        if !self.is_on() {
+        if pages.is_final() {
             return;
         }
-        if pages.chunks.len() >= CHUNKS && !pages.chunks.contains_key(&number) {
-            pages.all = true;
+        drop(pages);
+        let mut pages = write(&self.pages);
+        if !self.is_on() || pages.is_final() {
             return;
+        }
+        if !pages.chunks.contains_key(&number) {
+            if pages.chunks.len() >= CHUNKS {
+                pages.all = true;
+                return;
+            }
+            if let Err(exceeded) = pages.charge_next() {
+                let chunks = pages.give_up(exceeded);
+                drop(pages);
+                drop(chunks);
+                return;
+            }
         }
         let empty = || Box::new([const { AtomicU64::new(0) }; CHUNK_PAGES as usize / 64]);
         set(pages.chunks.entry(number).or_insert_with(empty));
@@ -120,7 +198,8 @@ impl DirtyLog {
     /// each `page_size` bytes from `iova` on.
     ///
     /// # Errors
-    /// `EINVAL`: logging is off, `page_size` is not a power of two, or the bitmap is too short.
+    /// `EINVAL`: logging is off, `page_size` is not a power of two, or the bitmap is too short; `ENOMEM`:
+    /// the log was given up.
     pub(crate) fn report(
         &self,
         iova: u64,
@@ -143,6 +222,13 @@ impl DirtyLog {
         }
         // For writing: a mark must not come between its report and its removal unseen.
         let mut pages = write(&self.pages);
+        if let Some(exceeded) = pages.given_up {
+            let what = format!(
+                "the log of dirty pages was given up: {exceeded}. Any page may be written; stop it, and \
+                 start it anew"
+            );
+            return Err(Error::new(exceeded.errno(), what));
+        }
         if pages.all {
             set_bits(bitmap, 0, pages_wanted);
             return Ok(());
@@ -201,6 +287,7 @@ impl DirtyLog {
             (*number < first_chunk || *number > last_chunk)
                 || chunk.iter_mut().any(|word| *word.get_mut() != 0)
         });
+        pages.settle();
     }
 }
 

@@ -1,12 +1,13 @@
 use std::collections::BTreeSet;
 
 use proptest::prelude::*;
+use vfiod_quota::{Ledger, Limit, Limits, Share, Size, User};
 
 use super::*;
 
 fn log() -> DirtyLog {
     let log = DirtyLog::default();
-    assert!(log.start());
+    assert!(log.start(None).unwrap());
     log
 }
 
@@ -83,21 +84,72 @@ fn too_many_places_mark_everything_and_take_bounded_memory() {
     assert_eq!(read(&log.pages).chunks.len(), CHUNKS);
     assert_eq!(report(&log, 0, 0x4000, 4096, Marks::Clear), [0, 1, 2, 3]);
     assert_eq!(report(&log, 0, 0x4000, 4096, Marks::Clear), [0, 1, 2, 3]);
-    assert!(log.stop() && log.start());
+    assert!(log.stop() && log.start(None).unwrap());
     assert!(report(&log, 0, 0x4000, 4096, Marks::Clear).is_empty());
+}
+
+/// Addresses between the beginnings of two chunks.
+const STRIDE: u64 = CHUNK_PAGES * PAGE;
+
+/// A client with so much memory.
+fn payer(memory: u64) -> Payer {
+    let mut limits = Limits::of_process(1);
+    limits.set(Resource::Memory, Limit::new(Size::Total(memory), Share::Demanded(memory)));
+    Payer::new(Ledger::new(limits).open("x").unwrap().account, User::Account(0))
+}
+
+#[test]
+fn whoever_starts_a_log_pays_for_its_memory_until_it_is_forgotten() {
+    let (log, payer) = (DirtyLog::default(), payer(1 << 20));
+    let used = || payer.account().usage(Resource::Memory).used;
+    assert!(log.start(Some(&payer)).unwrap());
+    assert_eq!(used(), charged(1));
+    let most = 10 * CHARGED;
+    (0..most).for_each(|n| log.mark(n * STRIDE, 1));
+    assert_eq!(used(), charged(most as usize));
+    assert_eq!(used(), most * CHUNK);
+    log.forget(0, most * STRIDE - 1);
+    assert!(used() <= charged(1) + CHARGED * CHUNK, "{}", used());
+    assert!(log.stop());
+    assert_eq!(used(), 0);
+}
+
+#[test]
+fn log_that_may_have_no_more_memory_is_given_up_and_says_so_until_it_is_started_anew() {
+    let payer = payer(charged(1) + 1);
+    let used = || payer.account().usage(Resource::Memory).used;
+    let log = DirtyLog::default();
+    assert!(log.start(Some(&payer)).unwrap());
+    (0..CHARGED).for_each(|n| log.mark(n * STRIDE, 1));
+    assert_eq!(report(&log, 0, 0x1000, 4096, Marks::Keep), [0]);
+    log.mark(CHARGED * STRIDE, 1);
+    log.mark(0x1000, 1);
+    let refused = log.report(0, 0xfff, 4096, Marks::Keep, &mut [0; 8]).unwrap_err();
+    assert_eq!(refused.errno(), Errno::NOMEM);
+    assert!(refused.message().contains("limits.memory"), "{refused}");
+    assert!(read(&log.pages).chunks.is_empty(), "its memory is given back");
+    // No other log can be had meanwhile.
+    let other = DirtyLog::default();
+    assert_eq!(other.start(Some(&payer)).unwrap_err().errno(), Errno::NOMEM);
+    assert!(!other.is_on());
+    assert!(log.stop());
+    assert_eq!(used(), 0);
+    assert!(log.start(Some(&payer)).unwrap());
+    log.mark(0x1000, 1);
+    assert_eq!(report(&log, 0, 0x2000, 4096, Marks::Keep), [1]);
 }
 
 #[test]
 fn stopped_log_has_no_marks_and_refuses_reports() {
     let log = log();
     log.mark(0, 1);
-    assert!(!log.start(), "started twice");
+    assert!(!log.start(None).unwrap(), "started twice");
     assert!(log.stop());
     assert!(!log.stop());
     log.mark(0, 1);
     let refused = log.report(0, 0xfff, 4096, Marks::Keep, &mut [0; 8]).unwrap_err();
     assert_eq!(refused.errno(), Errno::INVAL);
-    log.start();
+    log.start(None).unwrap();
     assert!(report(&log, 0, 0x1000, 4096, Marks::Keep).is_empty());
 }
 

@@ -629,9 +629,20 @@ impl Space {
     /// this returns, every write that ends from now on is logged. Goes on, and returns `false`, if it
     /// was started before.
     pub fn start_dirty_log(&self) -> bool {
-        let started = self.inner.dirty.start();
+        // Without a payer nothing is refused.
+        self.start_dirty_log_for(None).unwrap_or(false)
+    }
+
+    /// Starts the log as [`Space::start_dirty_log`] does, for a client that pays for its memory until it is
+    /// stopped: some 40 KiB, and 640 bytes for each 16 MiB of addresses in which a device writes, 40 MiB at
+    /// most. Where the client may have no more, the log is given up, and reports fail.
+    ///
+    /// # Errors
+    /// `ENOMEM`: more memory than the payer's user may have.
+    pub fn start_dirty_log_for(&self, payer: Option<&Payer>) -> Result<bool> {
+        let started = self.inner.dirty.start(payer)?;
         self.inner.map.change(|map| map.logging = true);
-        started
+        Ok(started)
     }
 
     /// Stops the log and forgets its marks.
@@ -654,7 +665,7 @@ impl Space {
     ///
     /// # Errors
     /// `EINVAL`: logging is off, `size` is 0 or passes 2^64, `page_size` is not a power of two, or
-    /// the bitmap is too short.
+    /// the bitmap is too short; `ENOMEM`: the log was given up, as its payer may have no more memory.
     pub fn report_dirty(
         &self,
         iova: u64,

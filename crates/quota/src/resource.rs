@@ -19,7 +19,7 @@ pub enum Resource {
     /// Bytes of address space that mapped files take.
     AddressSpace,
     /// Bytes that are kept for connections: messages that wait, replies that a client does not take,
-    /// data of DMA by message, DMA mappings.
+    /// data of DMA by message, DMA mappings, logs of written pages.
     Memory,
 }
 

@@ -57,7 +57,7 @@ pub(crate) fn set(file: &File, index: u16, data: &[u8]) -> Option<Result<()>> {
 fn start(file: &File, data: &[u8]) -> Result<()> {
     decode_start(data).map_err(invalid)?;
     // One step: another connection of the same space may start it at the same moment.
-    if !file.space()?.start_dirty_log() {
+    if !file.start_dirty_log()? {
         return Err(Error::new(Errno::INVAL, "the log of dirty pages was started before"));
     }
     Ok(())

@@ -13,7 +13,8 @@ use rustix::io::{Errno, pwrite};
 use rustix::process::Signal;
 use tempfile::TempDir;
 use vfiod_client::{Client, IrqAction, IrqData};
-use vfiod_wire::payload::RegionAccess;
+use vfiod_wire::dirty::{DMA_LOGGING_REPORT, DMA_LOGGING_START, DMA_LOGGING_STOP};
+use vfiod_wire::payload::{DmaLoggingControl, DmaLoggingRange, DmaLoggingReport, RegionAccess};
 use vfiod_wire::{Command, Header};
 use zerocopy::IntoBytes;
 
@@ -256,6 +257,75 @@ fn dma_mappings_that_clients_make_leave_a_share_of_memory_to_a_stranger() {
     assert_eq!(rig.limit(GREEDY, "memory")[0], 0);
     drop(greedy);
     process::until("it is given back", || rig.limit(0, "memory")[2] == 0);
+}
+
+/// The device writes where its client tells it, in places of which each needs a part of its own in the log.
+#[test]
+fn log_of_written_pages_is_of_its_clients_memory() {
+    const SHARE: u64 = 60_000;
+    /// What is charged at once: for 64 mappings, and for 64 parts of the log.
+    const MAPPINGS: u64 = 64 * 128;
+    const LOG: u64 = 64 * 640;
+    /// Addresses for which the log has one part.
+    const PART: u64 = 16 << 20;
+    /// The configuration space, and the registers of edu.
+    const CONFIG: u32 = 7;
+    const REGISTERS: u32 = 0;
+    let edu = "model = \"edu\"\noptions = { dma_mask = 0xff_ffff_ffff }";
+    let limits = format!("[limits]\nmemory = 130_000\nreserved_memory = {SHARE}\n");
+    let rig = Rig::with(&limits, &[edu, edu]);
+    let mut client = rig.connect(0);
+    client.region_write(CONFIG, 4, &[6]).unwrap();
+    let shared = memory();
+    let map = |client: &mut Client, number: u64| {
+        client.dma_map(number * PART, PAGE, Some((shared.as_fd(), 0))).unwrap();
+    };
+    (0..65).for_each(|number| map(&mut client, number));
+    let write = |client: &mut Client, number: u64| {
+        for (register, value) in [(0x80, 0x40000), (0x88, number * PART), (0x90, 4), (0x98, 3)] {
+            client.region_write(REGISTERS, register, &u64::to_le_bytes(value)).unwrap();
+        }
+        process::until("the device has written", || {
+            let mut command = [0; 8];
+            client.region_read(REGISTERS, 0x98, &mut command).unwrap();
+            command[0] & 1 == 0
+        });
+    };
+    let used = || rig.limit(0, "memory")[0];
+    assert_eq!(used(), 2 * MAPPINGS);
+    let range = DmaLoggingRange { iova: 0, length: PAGE };
+    let control = DmaLoggingControl { page_size: PAGE, num_ranges: 1, reserved: 0 };
+    let start = [control.as_bytes(), range.as_bytes()].concat();
+    let asked = DmaLoggingReport { iova: 0, length: 2 * PAGE, page_size: PAGE };
+    let report = |client: &mut Client| {
+        let reply = client.feature_get(DMA_LOGGING_REPORT, asked.as_bytes());
+        reply.map(|reply| reply[asked.as_bytes().len()]).map_err(|error| error.remote_errno())
+    };
+    let enomem = Some(Errno::NOMEM.raw_os_error() as u32);
+
+    client.feature_set(DMA_LOGGING_START, &start).unwrap();
+    assert_eq!(used(), 2 * MAPPINGS + LOG, "the log is charged to nobody");
+    (0..64).for_each(|number| write(&mut client, number));
+    assert_eq!(report(&mut client), Ok(1));
+    // As much again is more than it may have. The device goes on.
+    write(&mut client, 64);
+    write(&mut client, 0);
+    assert_eq!(report(&mut client), Err(enomem));
+    client.feature_set(DMA_LOGGING_STOP, &[]).unwrap();
+    assert_eq!(used(), 2 * MAPPINGS);
+    client.feature_set(DMA_LOGGING_START, &start).unwrap();
+    write(&mut client, 0);
+    assert_eq!(report(&mut client), Ok(1));
+
+    // A client that has used up its memory starts none; a stranger does.
+    client.feature_set(DMA_LOGGING_STOP, &[]).unwrap();
+    (65..300).for_each(|number| map(&mut client, number));
+    let refused = client.feature_set(DMA_LOGGING_START, &start);
+    assert_eq!(refused.map_err(|error| error.remote_errno()), Err(enomem));
+    let mut stranger = rig.connect(1);
+    stranger.feature_set(DMA_LOGGING_START, &start).unwrap();
+    let (_, said) = rig.daemon.terminate(Signal::TERM);
+    assert!(said.contains("the log of dirty pages was given up"), "{said}");
 }
 
 /// Whoever has the descriptor of what a device shares can fill the file, and keep it when it has left.
