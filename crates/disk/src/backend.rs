@@ -2,10 +2,11 @@
 
 use std::fmt;
 use std::future::Future;
+use std::ops::Range;
 use std::pin::Pin;
 use std::sync::Arc;
 
-use vfiod_dma::{Errno, Error, Hold};
+use vfiod_dma::{Errno, Error, Hold, Result};
 use vfiod_tasks::Runtime;
 
 /// Keeps the bytes of one disk. Several controllers may use it at once: what one has written and
@@ -20,7 +21,7 @@ pub trait Backend: fmt::Debug + Send + Sync + 'static {
     ///
     /// # Errors
     /// `EMFILE` and the like: no descriptors are left.
-    fn connect(self: Arc<Self>, runtime: &Runtime) -> Result<Arc<dyn Channel>, Error>;
+    fn connect(self: Arc<Self>, runtime: &Runtime) -> Result<Arc<dyn Channel>>;
 }
 
 /// One controller's way to a back end. Requests may be started from any thread, in any number.
@@ -118,6 +119,64 @@ impl Buffer {
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
+
+    /// Copies bytes into it, from an offset in it.
+    ///
+    /// # Errors
+    /// `EINVAL`: past its end; as [`Hold::write`].
+    pub fn put(&mut self, at: usize, bytes: &[u8]) -> Result<()> {
+        self.check(at, bytes.len())?;
+        match self {
+            Self::Own(own) => own[at..at + bytes.len()].copy_from_slice(bytes),
+            Self::Guest(holds) => {
+                for (hold, at, part) in parts(holds, at, bytes.len()) {
+                    hold.write(at, &bytes[part])?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Copies bytes out of it, from an offset in it.
+    ///
+    /// # Errors
+    /// `EINVAL`: past its end; as [`Hold::read`].
+    pub fn take(&self, at: usize, bytes: &mut [u8]) -> Result<()> {
+        self.check(at, bytes.len())?;
+        match self {
+            Self::Own(own) => bytes.copy_from_slice(&own[at..at + bytes.len()]),
+            Self::Guest(holds) => {
+                for (hold, at, part) in parts(holds, at, bytes.len()) {
+                    hold.read(at, &mut bytes[part])?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn check(&self, at: usize, len: usize) -> Result<()> {
+        if at.checked_add(len).is_none_or(|end| end > self.len()) {
+            let what = format!("{len} bytes at {at} of a buffer of {}", self.len());
+            return Err(Error::new(Errno::INVAL, what));
+        }
+        Ok(())
+    }
+}
+
+/// The parts of a range of several holds: the hold, the offset in it, and which bytes of the range.
+fn parts(
+    holds: &[Hold],
+    offset: usize,
+    len: usize,
+) -> impl Iterator<Item = (&Hold, usize, Range<usize>)> {
+    let (mut skip, mut done) = (offset, 0);
+    holds.iter().filter_map(move |hold| {
+        let at = skip.min(hold.len());
+        skip -= at;
+        let part = done..done + (hold.len() - at).min(len - done);
+        done = part.end;
+        (!part.is_empty()).then_some((hold, at, part))
+    })
 }
 
 /// What a back end can do. All in bytes.
@@ -170,6 +229,13 @@ pub enum FailureKind {
     Memory,
     /// The back end does not do this (`EOPNOTSUPP`).
     Unsupported,
+    /// Outside the disk, or the disk has become smaller than it was.
+    OutOfRange,
+    /// A sync has failed, this one or an earlier one: what was written before may be lost, and no
+    /// write and no flush succeeds until the disk is opened anew.
+    SyncFailed,
+    /// A compare: the disk has other data than the buffer.
+    Different,
     /// Any other error.
     Other,
 }

@@ -69,7 +69,7 @@ impl Memory {
         let pieces = lock(&self.pieces);
         for (piece, at, range) in Self::parts(offset, buffer.len() as u64) {
             let bytes = pieces.get(&piece).map_or(ZEROES.as_slice(), Vec::as_slice);
-            put(buffer, range.start, &bytes[at..at + range.len()])?;
+            buffer.put(range.start, &bytes[at..at + range.len()])?;
         }
         Ok(())
     }
@@ -84,7 +84,7 @@ impl Memory {
                     place.insert(zeroed(PIECE as usize)?)
                 }
             };
-            take(buffer, range.start, &mut bytes[at..at + range.len()])?;
+            buffer.take(range.start, &mut bytes[at..at + range.len()])?;
         }
         Ok(())
     }
@@ -128,43 +128,6 @@ impl Memory {
         };
         Done { result: result.map_err(Into::into), buffer }
     }
-}
-
-/// Copies into a buffer, from an offset in it.
-fn put(buffer: &mut Buffer, mut at: usize, mut bytes: &[u8]) -> Result<()> {
-    match buffer {
-        Buffer::Own(own) => own[at..at + bytes.len()].copy_from_slice(bytes),
-        Buffer::Guest(holds) => {
-            for hold in holds {
-                let part = hold.len().saturating_sub(at).min(bytes.len());
-                if part > 0 {
-                    hold.write(at, &bytes[..part])?;
-                }
-                bytes = &bytes[part..];
-                at = at.saturating_sub(hold.len());
-            }
-        }
-    }
-    Ok(())
-}
-
-/// Copies out of a buffer, from an offset in it.
-fn take(buffer: &Buffer, mut at: usize, mut bytes: &mut [u8]) -> Result<()> {
-    match buffer {
-        Buffer::Own(own) => bytes.copy_from_slice(&own[at..at + bytes.len()]),
-        Buffer::Guest(holds) => {
-            for hold in holds {
-                let part = hold.len().saturating_sub(at).min(bytes.len());
-                let (now, rest) = bytes.split_at_mut(part);
-                if part > 0 {
-                    hold.read(at, now)?;
-                }
-                bytes = rest;
-                at = at.saturating_sub(hold.len());
-            }
-        }
-    }
-    Ok(())
 }
 
 impl Backend for Memory {

@@ -1,0 +1,463 @@
+//! A disk as all its controllers see it: one back end, and what must hold between their requests.
+//!
+//! | what | where |
+//! | --- | --- |
+//! | a read beside a write sees whole blocks; compare and write are one step | `ranges.rs` |
+//! | a flush ends after a sync that began after it; a failed sync is not forgotten | `syncs.rs` |
+//! | a long deallocation delays nobody: it is done in pieces | `pieces.rs` |
+//! | what has begun goes on when nobody waits for it, with its locks | `continued.rs` |
+
+use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
+
+use vfiod_dma::{Errno, Error, Result};
+use vfiod_sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use vfiod_sync::{Mutex, lock};
+use vfiod_tasks::{Runtime, Waiters, WeakRuntime, yield_now};
+
+use crate::backend::{
+    Backend, Buffer, Channel, Done, Failure, FailureKind, Limits, Pending, Request,
+};
+use crate::continued::Continued;
+use crate::pieces::PieceSize;
+use crate::pool::Pool;
+use crate::ranges::Ranges;
+use crate::syncs::Syncs;
+
+/// Bytes that a compare reads at a time.
+const COMPARED: usize = 64 << 10;
+/// Compares that one channel does at a time.
+const COMPARES: usize = 16;
+/// Bytes that a verify reads at a time.
+const VERIFIED: u64 = 64 << 10;
+
+/// A disk that several controllers may use. A clone is the same disk.
+#[derive(Clone)]
+pub struct Disk {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    backend: Arc<dyn Backend>,
+    limits: Mutex<Limits>,
+    ranges: Arc<Ranges>,
+    syncs: Arc<Syncs>,
+    write_through: AtomicBool,
+    piece: PieceSize,
+    in_flight: AtomicUsize,
+    ended: Waiters,
+}
+
+/// Counts a request for as long as it is in flight.
+struct InFlight(Arc<Shared>);
+
+impl InFlight {
+    fn new(shared: &Arc<Shared>) -> Self {
+        shared.in_flight.fetch_add(1, Ordering::SeqCst);
+        Self(shared.clone())
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        if self.0.in_flight.fetch_sub(1, Ordering::SeqCst) == 1 {
+            self.0.ended.wake_all();
+        }
+    }
+}
+
+impl Disk {
+    /// The disk that a back end keeps. There must be one only for each back end.
+    pub fn new(backend: Arc<dyn Backend>) -> Self {
+        let limits = backend.limits();
+        let shared = Shared {
+            piece: PieceSize::new(u64::from(limits.deallocate.unwrap_or(limits.block))),
+            limits: Mutex::new(limits),
+            backend,
+            ranges: Arc::default(),
+            syncs: Arc::default(),
+            write_through: AtomicBool::new(false),
+            in_flight: AtomicUsize::new(0),
+            ended: Waiters::new(),
+        };
+        Self { shared: Arc::new(shared) }
+    }
+
+    /// What the disk can do, as of the last [`Disk::refresh`].
+    pub fn limits(&self) -> Limits {
+        lock(&self.shared.limits).clone()
+    }
+
+    /// Asks the back end what it can do now: its capacity may have changed.
+    pub fn refresh(&self) -> Limits {
+        let limits = self.shared.backend.limits();
+        lock(&self.shared.limits).clone_from(&limits);
+        limits
+    }
+
+    /// A controller's way to the disk; see [`Backend::connect`].
+    ///
+    /// # Errors
+    /// As [`Backend::connect`].
+    pub fn connect(&self, runtime: &Runtime) -> Result<Arc<DiskChannel>> {
+        let inner = self.shared.backend.clone().connect(runtime)?;
+        Ok(Arc::new(DiskChannel {
+            inner,
+            shared: self.shared.clone(),
+            runtime: runtime.downgrade(),
+            compares: Pool::new(COMPARED, COMPARES),
+        }))
+    }
+
+    /// Whether every write is synced before it completes, as if each were durable (a volatile write
+    /// cache that is switched off). What was written before is synced by the next of them.
+    pub fn set_write_through(&self, on: bool) {
+        self.shared.write_through.store(on, Ordering::SeqCst);
+    }
+
+    /// Why the disk takes no writes any more, if a sync has failed. Only opening it anew ends that.
+    pub fn sync_failure(&self) -> Option<Failure> {
+        self.shared.syncs.failure()
+    }
+
+    /// How many requests have not ended, those included that nobody waits for any more.
+    pub fn in_flight(&self) -> usize {
+        let sync = usize::from(self.shared.syncs.is_running());
+        self.shared.in_flight.load(Ordering::SeqCst) + sync
+    }
+
+    /// Waits until no request is in flight: an old write never lands after this.
+    pub async fn idle(&self) {
+        let shared = &self.shared;
+        let ended = || (shared.in_flight.load(Ordering::SeqCst) == 0).then_some(());
+        shared.ended.wait_for(ended).await;
+        shared.syncs.idle().await;
+    }
+}
+
+/// One controller's way to a disk.
+///
+/// A request has its range until its future has returned, or was dropped and the request has ended:
+/// whoever starts requests polls all of them.
+pub struct DiskChannel {
+    inner: Arc<dyn Channel>,
+    shared: Arc<Shared>,
+    runtime: WeakRuntime,
+    compares: Arc<Pool>,
+}
+
+/// A request whose range is entered.
+enum Entered {
+    Started(Pending),
+    /// Another one is in front.
+    Waiting(Request),
+}
+
+fn refuse(kind: FailureKind, errno: Errno, what: String, buffer: Option<Buffer>) -> Pending {
+    let error = Error::new(errno, what);
+    Box::pin(std::future::ready(Done { result: Err(Failure { kind, error }), buffer }))
+}
+
+impl DiskChannel {
+    /// Reads a range and compares it with a buffer, guest memory that is held for reading.
+    /// [`FailureKind::Different`]: they are not equal.
+    pub fn compare(&self, offset: u64, with: Buffer) -> Pending {
+        let Some(range) = self.range(offset, with.len() as u64) else {
+            return self.refuse_range(offset, with.len() as u64, Some(with));
+        };
+        let (lock, channel) = (self.shared.ranges.enter(range, false), self.parts());
+        self.go_on(async move {
+            lock.granted().await;
+            let (result, with) = channel.compare(offset, with).await;
+            Done { result, buffer: Some(with) }
+        })
+    }
+
+    /// Compares a range with `with`, and if they are equal writes `buffer`, of the same length, which
+    /// comes back: in one step, as far as any other request of the disk can tell.
+    /// [`FailureKind::Different`]: they are not equal, and nothing was written.
+    pub fn compare_and_write(
+        &self,
+        offset: u64,
+        with: Buffer,
+        buffer: Buffer,
+        durable: bool,
+    ) -> Pending {
+        let len = buffer.len() as u64;
+        if with.len() as u64 != len {
+            let what = format!("{} bytes to compare, {len} to write", with.len());
+            return refuse(FailureKind::Other, Errno::INVAL, what, Some(buffer));
+        }
+        let range = match self.may_change(offset, len) {
+            Ok(range) => range,
+            Err(failure) => return failed(failure, Some(buffer)),
+        };
+        let (lock, channel) = (self.shared.ranges.enter(range, true), self.parts());
+        let durable = durable || self.is_write_through();
+        self.go_on(async move {
+            lock.granted().await;
+            if let (Err(failure), _) = channel.compare(offset, with).await {
+                return Done { result: Err(failure), buffer: Some(buffer) };
+            }
+            let write = Request::Write { offset, buffer, durable: false };
+            let done = channel.inner.start(write).await;
+            drop(lock);
+            channel.sync_if(durable, done).await
+        })
+    }
+
+    /// Reads a range, and throws away what it has.
+    pub fn verify(&self, offset: u64, len: u64) -> Pending {
+        if self.range(offset, len).is_none() {
+            return self.refuse_range(offset, len, None);
+        }
+        let (channel, ranges) = (self.parts(), self.shared.ranges.clone());
+        self.go_on(async move {
+            let mut done = 0;
+            while done < len {
+                let (at, part) = (offset + done, (len - done).min(VERIFIED));
+                let lock = ranges.enter(at..at + part, false);
+                lock.granted().await;
+                if let Err(failure) = channel.verify(at, part as usize).await {
+                    return Done { result: Err(failure), buffer: None };
+                }
+                done += part;
+            }
+            Done { result: Ok(()), buffer: None }
+        })
+    }
+
+    fn is_write_through(&self) -> bool {
+        self.shared.write_through.load(Ordering::SeqCst)
+    }
+
+    /// The range, if it is within the disk.
+    fn range(&self, offset: u64, len: u64) -> Option<Range<u64>> {
+        let end = offset.checked_add(len)?;
+        (end <= lock(&self.shared.limits).capacity).then_some(offset..end)
+    }
+
+    fn refuse_range(&self, offset: u64, len: u64, buffer: Option<Buffer>) -> Pending {
+        failed(self.out_of_range(offset, len), buffer)
+    }
+
+    fn out_of_range(&self, offset: u64, len: u64) -> Failure {
+        let capacity = lock(&self.shared.limits).capacity;
+        let what = format!("{len} bytes at {offset:#x} of a disk of {capacity}");
+        Failure { kind: FailureKind::OutOfRange, error: Error::new(Errno::NXIO, what) }
+    }
+
+    /// The range, if it is within the disk and may be changed.
+    fn may_change(&self, offset: u64, len: u64) -> Result<Range<u64>, Failure> {
+        if lock(&self.shared.limits).read_only {
+            let error = Error::new(Errno::ROFS, "the disk is read-only");
+            return Err(Failure { kind: FailureKind::ReadOnly, error });
+        }
+        if let Some(failure) = self.shared.syncs.failure() {
+            return Err(failure);
+        }
+        self.range(offset, len).ok_or_else(|| self.out_of_range(offset, len))
+    }
+
+    fn parts(&self) -> Parts {
+        Parts {
+            inner: self.inner.clone(),
+            syncs: self.shared.syncs.clone(),
+            compares: self.compares.clone(),
+        }
+    }
+
+    /// The future of a request, which goes on if it is dropped, and counts as in flight.
+    fn go_on(&self, steps: impl Future<Output = Done> + Send + 'static) -> Pending {
+        let in_flight = InFlight::new(&self.shared);
+        Continued::pending(&self.runtime, async move {
+            let done = steps.await;
+            drop(in_flight);
+            done
+        })
+    }
+
+    /// A request of one range that the back end does in one step.
+    fn in_one_step(
+        &self,
+        range: Range<u64>,
+        exclusive: bool,
+        request: Request,
+        durable: bool,
+    ) -> Pending {
+        let lock = self.shared.ranges.enter(range, exclusive);
+        let entered = if lock.is_granted() {
+            Entered::Started(self.inner.start(request))
+        } else {
+            Entered::Waiting(request)
+        };
+        let channel = self.parts();
+        self.go_on(async move {
+            let pending = match entered {
+                Entered::Started(pending) => pending,
+                Entered::Waiting(request) => {
+                    lock.granted().await;
+                    channel.inner.start(request)
+                }
+            };
+            let done = pending.await;
+            drop(lock);
+            channel.sync_if(durable, done).await
+        })
+    }
+
+    /// A request that is done in pieces, each of which `make` makes.
+    fn in_pieces(
+        &self,
+        range: Range<u64>,
+        durable: bool,
+        make: impl Fn(u64, u64) -> Request + Send + 'static,
+    ) -> Pending {
+        let (channel, shared) = (self.parts(), self.shared.clone());
+        self.go_on(async move {
+            let mut at = range.start;
+            while at < range.end {
+                let (piece, began) = (shared.piece.next(at, range.end), std::time::Instant::now());
+                let lock = shared.ranges.enter(at..at + piece, true);
+                lock.granted().await;
+                let done = channel.inner.start(make(at, piece)).await;
+                drop(lock);
+                if done.result.is_err() {
+                    return done;
+                }
+                shared.piece.took(piece, began.elapsed());
+                at += piece;
+                // Others have their turn, also with a back end that never waits.
+                yield_now().await;
+            }
+            channel.sync_if(durable, Done { result: Ok(()), buffer: None }).await
+        })
+    }
+}
+
+fn failed(failure: Failure, buffer: Option<Buffer>) -> Pending {
+    Box::pin(std::future::ready(Done { result: Err(failure), buffer }))
+}
+
+impl Channel for DiskChannel {
+    fn start(&self, request: Request) -> Pending {
+        let write_through = self.is_write_through();
+        match request {
+            Request::Read { offset, buffer } => match self.range(offset, buffer.len() as u64) {
+                Some(range) => {
+                    self.in_one_step(range, false, Request::Read { offset, buffer }, false)
+                }
+                None => self.refuse_range(offset, buffer.len() as u64, Some(buffer)),
+            },
+            Request::Write { offset, buffer, durable } => {
+                match self.may_change(offset, buffer.len() as u64) {
+                    Ok(range) => {
+                        let write = Request::Write { offset, buffer, durable: false };
+                        self.in_one_step(range, true, write, durable || write_through)
+                    }
+                    Err(failure) => failed(failure, Some(buffer)),
+                }
+            }
+            Request::Flush => {
+                // Also where another one runs now: it may have begun before the writes had completed.
+                let (channel, sync) = (self.parts(), self.shared.syncs.next());
+                self.go_on(async move {
+                    let result = channel.syncs.ended(sync, &channel.inner).await;
+                    Done { result, buffer: None }
+                })
+            }
+            Request::Zero { offset, len, deallocate, durable } => {
+                match self.may_change(offset, len) {
+                    Ok(range) => {
+                        self.in_pieces(range, durable || write_through, move |offset, len| {
+                            Request::Zero { offset, len, deallocate, durable: false }
+                        })
+                    }
+                    Err(failure) => failed(failure, None),
+                }
+            }
+            Request::Deallocate { offset, len } => match self.may_change(offset, len) {
+                Ok(range) => self.in_pieces(range, write_through, |offset, len| {
+                    Request::Deallocate { offset, len }
+                }),
+                Err(failure) => failed(failure, None),
+            },
+        }
+    }
+
+    fn gather(&self, start: &mut dyn FnMut()) {
+        self.inner.gather(start);
+    }
+}
+
+/// What the steps of a request need of their channel.
+struct Parts {
+    inner: Arc<dyn Channel>,
+    syncs: Arc<Syncs>,
+    compares: Arc<Pool>,
+}
+
+impl Parts {
+    /// Syncs what a request has written, if it is to be durable.
+    async fn sync_if(&self, durable: bool, mut done: Done) -> Done {
+        if durable && done.result.is_ok() {
+            done.result = self.syncs.ended(self.syncs.next(), &self.inner).await;
+        }
+        done
+    }
+
+    /// Reads into a buffer of our own, which comes back.
+    async fn read(&self, offset: u64, bytes: Vec<u8>) -> (Result<(), Failure>, Vec<u8>) {
+        let done = self.inner.start(Request::Read { offset, buffer: Buffer::Own(bytes) }).await;
+        let bytes = if let Some(Buffer::Own(bytes)) = done.buffer { bytes } else { Vec::new() };
+        (done.result, bytes)
+    }
+
+    async fn verify(&self, offset: u64, len: usize) -> Result<(), Failure> {
+        // The place counts; where there is no memory, others end first.
+        let _place = self.compares.take().await;
+        let bytes = vfiod_buffer::zeroed(len).map_err(Error::from)?;
+        self.read(offset, bytes).await.0
+    }
+
+    async fn compare(&self, offset: u64, with: Buffer) -> (Result<(), Failure>, Buffer) {
+        let mut expected = self.compares.take().await;
+        let (len, mut done) = (with.len(), 0);
+        while done < len {
+            let part = (len - done).min(COMPARED);
+            let bytes = match vfiod_buffer::zeroed(part) {
+                Ok(bytes) => bytes,
+                Err(none) => return (Err(Error::from(none).into()), with),
+            };
+            let (read, bytes) = self.read(offset + done as u64, bytes).await;
+            let read = read.and_then(|()| Ok(with.take(done, &mut expected[..part])?));
+            if let Err(failure) = read {
+                return (Err(failure), with);
+            }
+            if bytes[..] != expected[..part] {
+                let what = format!("the disk has other data at {:#x}", offset + done as u64);
+                let error = Error::new(Errno::ILSEQ, what);
+                return (Err(Failure { kind: FailureKind::Different, error }), with);
+            }
+            done += part;
+        }
+        (Ok(()), with)
+    }
+}
+
+impl fmt::Debug for Disk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Disk")
+            .field("backend", &self.shared.backend)
+            .field("in_flight", &self.in_flight())
+            .field("sync_failure", &self.sync_failure().map(|failure| failure.error.to_string()))
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for DiskChannel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DiskChannel").field("inner", &self.inner).finish_non_exhaustive()
+    }
+}
