@@ -246,11 +246,34 @@ impl From<Error> for Failure {
             Errno::IO => FailureKind::Medium,
             Errno::NOSPC | Errno::DQUOT | Errno::FBIG => FailureKind::NoSpace,
             Errno::ROFS | Errno::BADF | Errno::PERM => FailureKind::ReadOnly,
-            Errno::NODEV | Errno::NXIO => FailureKind::Gone,
+            Errno::NODEV | Errno::NXIO | Errno::NOMEDIUM => FailureKind::Gone,
             Errno::FAULT | Errno::ACCESS => FailureKind::Memory,
             Errno::OPNOTSUPP => FailureKind::Unsupported,
             _ => FailureKind::Other,
         };
         Self { kind, error }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn guest_is_told_what_kind_of_failure_an_errno_is() {
+        for (errnos, expected) in [
+            (&[Errno::IO][..], FailureKind::Medium),
+            (&[Errno::NOSPC, Errno::DQUOT, Errno::FBIG], FailureKind::NoSpace),
+            (&[Errno::ROFS, Errno::BADF, Errno::PERM], FailureKind::ReadOnly),
+            (&[Errno::NODEV, Errno::NXIO, Errno::NOMEDIUM], FailureKind::Gone),
+            (&[Errno::FAULT, Errno::ACCESS], FailureKind::Memory),
+            (&[Errno::OPNOTSUPP], FailureKind::Unsupported),
+            (&[Errno::INVAL, Errno::TIMEDOUT], FailureKind::Other),
+        ] {
+            for errno in errnos {
+                let failure = Failure::from(Error::new(*errno, "a test"));
+                assert_eq!(failure.kind, expected, "{errno:?}");
+            }
+        }
     }
 }

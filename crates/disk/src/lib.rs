@@ -3,6 +3,9 @@
 mod backend;
 mod continued;
 mod disk;
+mod file;
+mod image;
+mod lock;
 mod memory;
 mod null;
 mod pieces;
@@ -11,7 +14,11 @@ mod ranges;
 mod syncs;
 pub mod test;
 
+/// The system calls that requests to an [`Image`] need beyond those of every daemon, by number.
+pub use vfiod_io::SYSTEM_CALLS;
+
 pub use backend::{Backend, Buffer, Channel, Done, Failure, FailureKind, Limits, Pending, Request};
 pub use disk::{Disk, DiskChannel};
+pub use image::{DirectIo, Image, ImageOptions};
 pub use memory::Memory;
 pub use null::Null;

@@ -58,6 +58,20 @@ impl Pool {
     }
 }
 
+impl Piece {
+    /// Makes it `len` bytes long, at most the pool's size, and takes it out; [`Piece::put_back`] follows.
+    pub(crate) fn take_out(&mut self, len: usize) -> Option<Aligned> {
+        let mut buffer = self.buffer.take()?;
+        buffer.set_len(len);
+        Some(buffer)
+    }
+
+    /// Puts a buffer back that was taken out; `None`: it is lost.
+    pub(crate) fn put_back(&mut self, buffer: Option<Aligned>) {
+        self.buffer = buffer;
+    }
+}
+
 impl Deref for Piece {
     type Target = [u8];
 
@@ -103,7 +117,7 @@ mod tests {
             Poll::Ready(piece) => Some(piece),
             Poll::Pending => None,
         };
-        let (first, second) = (take().unwrap(), take().unwrap());
+        let (mut first, second) = (take().unwrap(), take().unwrap());
         assert!(take().is_none());
         let address = second.as_ptr();
         assert_eq!((address.addr() % ALIGN, second.len()), (0, 1000));
@@ -111,6 +125,9 @@ mod tests {
         let again = take().unwrap();
         assert_eq!(again.as_ptr(), address, "it is used again");
         assert!(take().is_none());
+        // One that is lost is made anew.
+        assert_eq!(first.take_out(10).map(|buffer| buffer.len()), Some(10));
+        first.put_back(None);
         drop(first);
         assert_eq!(take().unwrap().len(), 1000);
     }

@@ -1,0 +1,437 @@
+//! Requests to an image: to the kernel as they are where it takes them, otherwise through bounce
+//! buffers, a piece at a time.
+//!
+//! | the kernel says | what becomes of the request |
+//! | --- | --- |
+//! | all bytes | done |
+//! | fewer bytes | the rest follows (`vfiod-io`); at the end of the file: it has become smaller |
+//! | `EAGAIN`, `ENOMEM`, `EINTR`, `ECANCELED` | again, after a while: the guest never learns of it |
+//! | `EINVAL` of direct I/O to guest memory | through a bounce buffer |
+//! | anything else | failed |
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use vfiod_dma::{Errno, Error, Hold, Result};
+use vfiod_io::{Allocation, Ring, RuntimeRing};
+use vfiod_tasks::{Runtime, WeakRuntime};
+
+use crate::backend::{Buffer, Channel, Done, Failure, FailureKind, Pending, Request};
+use crate::continued::Continued;
+use crate::image::Image;
+use crate::pool::Pool;
+
+/// Bytes of a bounce buffer. A multiple of what direct I/O asks for, whatever the disk.
+const PIECE: usize = 64 << 10;
+
+/// One controller's way to an image. A clone is the same.
+#[derive(Clone)]
+pub(crate) struct FileChannel {
+    image: Arc<Image>,
+    rings: Arc<RuntimeRing>,
+    runtime: WeakRuntime,
+    bounce: Arc<Pool>,
+}
+
+/// What is to be done after the kernel has returned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Next {
+    Done,
+    /// The file is smaller than the disk.
+    Ended,
+    /// The same again, after a while.
+    Again,
+    /// The same through a bounce buffer.
+    Bounce,
+    Failed,
+}
+
+impl Next {
+    /// `len` bytes were to be moved.
+    fn after(result: &Result<usize>, len: usize, may_bounce: bool) -> Self {
+        match result {
+            Ok(moved) if *moved == len => Self::Done,
+            Ok(_) => Self::Ended,
+            Err(error) => match error.errno() {
+                Errno::AGAIN | Errno::NOMEM | Errno::INTR | Errno::CANCELED => Self::Again,
+                Errno::INVAL if may_bounce => Self::Bounce,
+                _ => Self::Failed,
+            },
+        }
+    }
+}
+
+/// How long to wait for resources.
+struct Backoff(Duration);
+
+impl Backoff {
+    const LONGEST: Duration = Duration::from_millis(100);
+
+    fn new() -> Self {
+        Self(Duration::from_millis(1))
+    }
+
+    /// Waits, longer each time. `false`: the runtime has ended.
+    async fn wait(&mut self, runtime: &WeakRuntime) -> bool {
+        let Some(sleep) = runtime.upgrade().map(|runtime| runtime.sleep(self.0)) else {
+            return false;
+        };
+        sleep.await;
+        self.0 = (self.0 * 2).min(Self::LONGEST);
+        true
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Direction {
+    Read,
+    Write,
+}
+
+impl FileChannel {
+    pub(crate) fn new(image: Arc<Image>, runtime: &Runtime) -> Result<Self> {
+        let rings = match image.options.threads {
+            Some(threads) => RuntimeRing::with_threads(runtime, threads)?,
+            None => RuntimeRing::of(runtime)?,
+        };
+        let bounce = Pool::new(PIECE, image.options.bounce / PIECE);
+        Ok(Self { image, rings, runtime: runtime.downgrade(), bounce })
+    }
+
+    fn ring(&self) -> &Ring {
+        self.rings.ring()
+    }
+
+    /// Reads or writes a buffer. It has begun when this returns.
+    fn transfer(
+        &self,
+        direction: Direction,
+        offset: u64,
+        buffer: Buffer,
+        durable: bool,
+    ) -> Pending {
+        let started = self.start_as_it_is(direction, offset, buffer);
+        let channel = self.clone();
+        Continued::pending(&self.runtime, async move {
+            let mut done = match started {
+                Ok((len, pending)) => {
+                    let (result, buffer) = pending.await;
+                    channel.go_on(direction, offset, len, result, buffer).await
+                }
+                Err(buffer) => channel.bounce(direction, offset, buffer).await,
+            };
+            if durable && done.result.is_ok() {
+                done.result = channel.flush().await;
+            }
+            done
+        })
+    }
+
+    /// Hands a request to the kernel, with its own buffer, if the kernel takes that.
+    fn start_as_it_is(
+        &self,
+        direction: Direction,
+        offset: u64,
+        buffer: Buffer,
+    ) -> Result<(usize, Moving), Buffer> {
+        let len = buffer.len();
+        let fits = match (&self.image.direct, &buffer) {
+            (None, _) => true,
+            (Some(alignment), Buffer::Guest(holds)) => alignment.fits(holds),
+            (Some(alignment), Buffer::Own(bytes)) => {
+                alignment.fits_bytes(bytes.as_ptr(), bytes.len())
+            }
+        };
+        if !fits {
+            return Err(buffer);
+        }
+        let (ring, file) = (self.ring(), &self.image.file);
+        let moving: Moving = match (direction, buffer) {
+            (Direction::Read, Buffer::Guest(holds)) => {
+                guest(ring.read_to_holds(file, offset, holds))
+            }
+            (Direction::Write, Buffer::Guest(holds)) => {
+                guest(ring.write_from_holds(file, offset, holds))
+            }
+            (Direction::Read, Buffer::Own(bytes)) => own(ring.read(file, offset, bytes)),
+            (Direction::Write, Buffer::Own(bytes)) => own(ring.write(file, offset, bytes)),
+        };
+        Ok((len, moving))
+    }
+
+    /// What follows a first try.
+    async fn go_on(
+        &self,
+        direction: Direction,
+        offset: u64,
+        len: usize,
+        mut result: Result<usize>,
+        mut buffer: Buffer,
+    ) -> Done {
+        let mut backoff = Backoff::new();
+        loop {
+            match Next::after(&result, len, self.image.is_direct()) {
+                Next::Done => return Done { result: Ok(()), buffer: Some(buffer) },
+                Next::Again if buffer.len() == len => {
+                    if !backoff.wait(&self.runtime).await {
+                        return self.failed(result, offset, len, Some(buffer));
+                    }
+                }
+                Next::Bounce if buffer.len() == len => {
+                    return self.bounce(direction, offset, buffer).await;
+                }
+                _ => return self.failed(result, offset, len, Some(buffer)),
+            }
+            match self.start_as_it_is(direction, offset, buffer) {
+                Ok((_, pending)) => (result, buffer) = pending.await,
+                Err(buffer) => return self.bounce(direction, offset, buffer).await,
+            }
+        }
+    }
+
+    /// Reads or writes a buffer piece by piece through a bounce buffer.
+    async fn bounce(&self, direction: Direction, offset: u64, mut buffer: Buffer) -> Done {
+        let (len, mut done) = (buffer.len(), 0);
+        let mut piece = self.bounce.take().await;
+        let mut backoff = Backoff::new();
+        while done < len {
+            let part = (len - done).min(PIECE);
+            let at = offset + done as u64;
+            let Some(mut bytes) = piece.take_out(part) else {
+                let lost = Err(Error::new(Errno::IO, "a bounce buffer was lost with its ring"));
+                return self.failed(lost, at, part, Some(buffer));
+            };
+            if direction == Direction::Write
+                && let Err(error) = buffer.take(done, &mut bytes)
+            {
+                piece.put_back(Some(bytes));
+                return Done { result: Err(in_guest(error)), buffer: Some(buffer) };
+            }
+            let file = &self.image.file;
+            let (result, bytes) = match direction {
+                Direction::Read => self.ring().read_aligned(file, at, bytes).await,
+                Direction::Write => self.ring().write_aligned(file, at, bytes).await,
+            };
+            piece.put_back(bytes);
+            match Next::after(&result, part, false) {
+                Next::Done => {}
+                Next::Again => {
+                    if backoff.wait(&self.runtime).await {
+                        continue;
+                    }
+                    return self.failed(result, at, part, Some(buffer));
+                }
+                _ => return self.failed(result, at, part, Some(buffer)),
+            }
+            if direction == Direction::Read
+                && let Err(error) = buffer.put(done, &piece)
+            {
+                return Done { result: Err(in_guest(error)), buffer: Some(buffer) };
+            }
+            done += part;
+        }
+        Done { result: Ok(()), buffer: Some(buffer) }
+    }
+
+    /// A request that cannot be done.
+    fn failed(
+        &self,
+        result: Result<usize>,
+        offset: u64,
+        len: usize,
+        buffer: Option<Buffer>,
+    ) -> Done {
+        let size = self.image.size();
+        let path = self.image.path().display();
+        // Direct I/O at an end that is no multiple of its block size fails otherwise.
+        let is_outside = offset + len as u64 > size;
+        let failure = match result {
+            Err(error) if !is_outside || error.errno() != Errno::INVAL => error.into(),
+            Ok(_) if !is_outside => {
+                let what = format!("image {path}: {len} bytes at {offset:#x} moved in part only");
+                Error::new(Errno::IO, what).into()
+            }
+            _ => {
+                let what = format!(
+                    "image {path}: it has become smaller ({size} bytes), {len} bytes at \
+                     {offset:#x} are behind its end"
+                );
+                Failure { kind: FailureKind::OutOfRange, error: Error::new(Errno::NXIO, what) }
+            }
+        };
+        Done { result: Err(failure), buffer }
+    }
+
+    /// Something without a buffer, again while the kernel lacks resources.
+    async fn repeat<F: Future<Output = Result<()>>>(
+        &self,
+        start: impl Fn(&Ring) -> F,
+    ) -> Result<()> {
+        let mut backoff = Backoff::new();
+        loop {
+            let started = start(self.ring());
+            let result = started.await;
+            let as_moved = match &result {
+                Ok(()) => return Ok(()),
+                Err(error) => Err(Error::new(error.errno(), "")),
+            };
+            if Next::after(&as_moved, 0, false) != Next::Again || !backoff.wait(&self.runtime).await
+            {
+                return result;
+            }
+        }
+    }
+
+    async fn flush(&self) -> Result<(), Failure> {
+        // Not repeated: the kernel reports a failure once.
+        Ok(self.ring().flush(&self.image.file).await?)
+    }
+
+    async fn allocate(&self, how: Allocation, offset: u64, len: u64) -> Result<()> {
+        self.repeat(|ring| ring.allocate(&self.image.file, how, offset, len)).await
+    }
+
+    async fn zero(&self, offset: u64, len: u64, deallocate: bool) -> Result<(), Failure> {
+        // What is behind the end would stay as it is.
+        if offset + len > self.image.size() {
+            let len = usize::try_from(len).unwrap_or(usize::MAX);
+            return self.failed(Ok(0), offset, len, None).result;
+        }
+        let unsupported =
+            |error: &Error| matches!(error.errno(), Errno::OPNOTSUPP | Errno::NOSYS | Errno::NODEV);
+        if deallocate {
+            match self.allocate(Allocation::PunchHole, offset, len).await {
+                Err(error) if unsupported(&error) => {}
+                result => return Ok(result?),
+            }
+        }
+        if self.image.zeroes() {
+            match self.allocate(Allocation::Zero, offset, len).await {
+                Err(error) if unsupported(&error) => {
+                    self.image.can_zero.store(false, Ordering::Relaxed);
+                }
+                result => return Ok(result?),
+            }
+        }
+        self.write_zeroes(offset, len).await
+    }
+
+    async fn write_zeroes(&self, offset: u64, len: u64) -> Result<(), Failure> {
+        let mut piece = self.bounce.take().await;
+        piece.fill(0);
+        let (mut done, mut backoff) = (0, Backoff::new());
+        while done < len {
+            let part = (len - done).min(PIECE as u64);
+            let at = offset + done;
+            let Some(bytes) = piece.take_out(part as usize) else {
+                let lost = Error::new(Errno::IO, "a bounce buffer was lost with its ring");
+                return Err(lost.into());
+            };
+            let (result, bytes) = self.ring().write_aligned(&self.image.file, at, bytes).await;
+            piece.put_back(bytes);
+            match Next::after(&result, part as usize, false) {
+                Next::Done => done += part,
+                Next::Again if backoff.wait(&self.runtime).await => {}
+                _ => return self.failed(result, at, part as usize, None).result,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A request that the kernel has: bytes moved, and the buffer that comes back.
+type Moving = std::pin::Pin<Box<dyn Future<Output = (Result<usize>, Buffer)> + Send>>;
+
+fn guest(moving: impl Future<Output = (Result<usize>, Vec<Hold>)> + Send + 'static) -> Moving {
+    Box::pin(async move {
+        let (result, holds) = moving.await;
+        (result, Buffer::Guest(holds))
+    })
+}
+
+fn own(moving: impl Future<Output = (Result<usize>, Vec<u8>)> + Send + 'static) -> Moving {
+    Box::pin(async move {
+        let (result, bytes) = moving.await;
+        (result, Buffer::Own(bytes))
+    })
+}
+
+/// Copying from or to guest memory has failed.
+fn in_guest(error: Error) -> Failure {
+    Failure { kind: FailureKind::Memory, error }
+}
+
+impl Channel for FileChannel {
+    fn start(&self, request: Request) -> Pending {
+        let channel = self.clone();
+        match request {
+            Request::Read { offset, buffer } => {
+                self.transfer(Direction::Read, offset, buffer, false)
+            }
+            Request::Write { offset, buffer, durable } => {
+                self.transfer(Direction::Write, offset, buffer, durable)
+            }
+            Request::Flush => {
+                let flushed = self.ring().flush(&self.image.file);
+                Continued::pending(&self.runtime, async move {
+                    let result = flushed.await.map_err(Failure::from);
+                    Done { result, buffer: None }
+                })
+            }
+            Request::Zero { offset, len, deallocate, durable } => {
+                Continued::pending(&self.runtime, async move {
+                    let mut result = channel.zero(offset, len, deallocate).await;
+                    if durable && result.is_ok() {
+                        result = channel.flush().await;
+                    }
+                    Done { result, buffer: None }
+                })
+            }
+            Request::Deallocate { offset, len } => Continued::pending(&self.runtime, async move {
+                let result = channel.allocate(Allocation::PunchHole, offset, len).await;
+                Done { result: result.map_err(Failure::from), buffer: None }
+            }),
+        }
+    }
+
+    fn gather(&self, start: &mut dyn FnMut()) {
+        let _plug = self.ring().plug();
+        start();
+    }
+}
+
+impl fmt::Debug for FileChannel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FileChannel")
+            .field("image", &self.image)
+            .field("rings", &self.rings)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_follows_each_result_of_the_kernel() {
+        let failed = |errno| Err(Error::new(errno, "a test"));
+        for (result, direct, expected) in [
+            (Ok(8), false, Next::Done),
+            (Ok(3), false, Next::Ended),
+            (Ok(0), true, Next::Ended),
+            (failed(Errno::AGAIN), true, Next::Again),
+            (failed(Errno::NOMEM), false, Next::Again),
+            (failed(Errno::INTR), false, Next::Again),
+            (failed(Errno::CANCELED), false, Next::Again),
+            (failed(Errno::INVAL), true, Next::Bounce),
+            (failed(Errno::INVAL), false, Next::Failed),
+            (failed(Errno::IO), true, Next::Failed),
+            (failed(Errno::NOSPC), true, Next::Failed),
+        ] {
+            assert_eq!(Next::after(&result, 8, direct), expected, "{result:?}");
+        }
+    }
+}
