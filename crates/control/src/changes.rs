@@ -10,8 +10,8 @@ use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use utoipa::IntoParams;
 use vfiod_config::TIME_HELP;
-use vfiod_core::OpenPause;
-use vfiod_manager::{EventKind, InUsePolicy};
+use vfiod_core::{DeviceRef, OpenPause};
+use vfiod_manager::{EventKind, InUsePolicy, Manager, Removing, Watch, request_close};
 
 use crate::handler::{
     Answer, Api, Asked, CONFIGURATION, Given, Named, NoBody, Shared, look, operate,
@@ -38,20 +38,13 @@ pub(crate) struct InUse {
 }
 
 impl InUse {
-    fn policy(&self) -> Result<InUsePolicy, Problem> {
-        let Some(text) = &self.deadline else { return Ok(InUsePolicy::Refuse) };
-        vfiod_config::time(text).map(InUsePolicy::RevokeAfter).ok_or_else(|| {
+    /// How long users have; `None`: a device in use is refused.
+    fn grace(&self) -> Result<Option<Duration>, Problem> {
+        let Some(text) = &self.deadline else { return Ok(None) };
+        vfiod_config::time(text).map(Some).ok_or_else(|| {
             let what = format!("deadline: `{text}` is no time; {TIME_HELP}");
             Problem::new(StatusCode::UNPROCESSABLE_ENTITY, what)
         })
-    }
-}
-
-/// How long the users have.
-fn grace(policy: InUsePolicy) -> Duration {
-    match policy {
-        InUsePolicy::Refuse => Duration::ZERO,
-        InUsePolicy::RevokeAfter(grace) => grace,
     }
 }
 
@@ -66,10 +59,8 @@ pub(crate) async fn add(
     Given(device): Given<AddDevice>,
 ) -> Result<(StatusCode, Json<Changes>), Problem> {
     let (name, section) = device.section();
-    let added = operate(&manager, CONFIGURATION, Duration::ZERO, move |manager| {
-        manager.add(&name, &section)
-    })
-    .await?;
+    let added =
+        operate(&manager, CONFIGURATION, move |manager| manager.add(&name, &section)).await?;
     Ok((StatusCode::CREATED, added))
 }
 
@@ -109,9 +100,10 @@ impl HowToDelete {
 
 /// Removes a device of the configuration. One of the file comes back when that is reloaded.
 ///
-/// 409 EBUSY: it is in use, or another device would change; 422 EINVAL: others depend on it. While a
-/// request with `wait` waits, nobody else can open the device; it can again if the request times out
-/// (409 EBUSY), or its connection is closed.
+/// 409 EBUSY: it is in use, or being removed, or another device would change; 422 EINVAL: others depend on
+/// it. While a request with `wait` or a deadline waits, nobody else can open the device, and other changes
+/// of the configuration can be made. With `wait` it can be opened again if the request times out (409
+/// EBUSY), or its connection is closed; with a deadline it is removed in any case.
 #[utoipa::path(delete, path = "/devices/{name}", tag = "devices",
     params(("name" = String, Path, description = "the device's name"), HowToDelete),
     responses((status = 200, description = "what was removed", body = Changes),
@@ -125,42 +117,69 @@ pub(crate) async fn delete(
     if let Some(time) = how.wait()? {
         return delete_when_unused(manager, name, time).await;
     }
-    let policy = InUse { deadline: how.deadline }.policy()?;
-    operate(&manager, CONFIGURATION, grace(policy), move |manager| manager.delete(&name, policy))
-        .await
+    let grace = InUse { deadline: how.deadline }.grace()?;
+    change(&manager, Removing::Device(name), grace).await
 }
 
-/// Removes a device when its users have closed it. No thread waits meanwhile.
-async fn delete_when_unused(manager: Arc<Api>, name: String, time: Duration) -> Answer<Changes> {
-    let end = Instant::now().checked_add(time);
-    // Before the first look, so that no release is missed.
-    let mut watch = manager.watch();
-    let Json(pauses) = {
-        let name = name.clone();
-        look(&manager, move |manager| Ok(Arc::new(manager.pause_opens(&name)?))).await?
-    };
-    let mut pause = FIRST_PAUSE;
-    let subject = name.clone();
-    for n in 0.. {
-        let (name, held) = (name.clone(), pauses.clone());
-        let Json(removed) = operate(&manager, &subject, Duration::ZERO, move |manager| {
-            let is_used = |pause: &&OpenPause| !pause.device().status().files.is_empty();
-            let used: Vec<_> = held.iter().filter(is_used).collect();
-            if used.is_empty() {
-                return manager.delete(&name, InUsePolicy::Refuse).map(Some);
-            }
-            used.iter().for_each(|pause| _ = pause.device().request_close(n, REQUEST_WAIT));
-            Ok(None)
+/// Makes a change that can remove devices in use. Their users have a `grace` to close them; `None`: a
+/// device in use is refused.
+async fn change(manager: &Arc<Api>, change: Removing, grace: Option<Duration>) -> Answer<Changes> {
+    let Some(grace) = grace.filter(|grace| !grace.is_zero()) else {
+        return operate(manager, CONFIGURATION, move |manager| {
+            let leaving = grace.map(|_| manager.begin_change(&change)).transpose()?;
+            manager.finish_change(&change, leaving)
         })
-        .await?;
-        if let Some(changes) = removed {
-            return Ok(Json(changes));
+        .await;
+    };
+    // What has begun goes on, also if the one who asked has gone.
+    let changed = tokio::spawn(change_after(manager.clone(), change, grace));
+    changed.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
+}
+
+/// Makes a change once the users of what it removes have closed it, or after a `grace`. No thread waits
+/// meanwhile, and no other change.
+async fn change_after(manager: Arc<Api>, change: Removing, grace: Duration) -> Answer<Changes> {
+    let end = Instant::now().checked_add(grace);
+    // Before the first look, so that no release is missed.
+    let watch = manager.watch();
+    let begun = change.clone();
+    let begin = move |manager: &Arc<Manager>| manager.begin_change(&begun);
+    let Json(leaving) = operate(&manager, CONFIGURATION, begin).await?;
+    // Not the configuration's: requests for that must not keep this from its end.
+    let subject = match &change {
+        Removing::Device(name) => format!("the removal of {name}"),
+        Removing::Reload => "the reload".to_owned(),
+    };
+    let devices = leaving.devices().into();
+    if let Err(problem) = ask_users(&manager, &subject, devices, watch, end).await {
+        tracing::warn!(error = problem.detail, subject, "not every user was asked");
+    }
+    let finish = move |manager: &Arc<Manager>| manager.finish_change(&change, Some(leaving));
+    operate(&manager, &subject, finish).await
+}
+
+/// Asks the users of devices to close them, again and again, until they have or it is `end`. Returns
+/// whether they have. No thread waits meanwhile.
+async fn ask_users(
+    manager: &Arc<Api>,
+    subject: &str,
+    devices: Arc<[DeviceRef]>,
+    mut watch: Watch,
+    end: Option<Instant>,
+) -> Result<bool, Problem> {
+    let mut pause = FIRST_PAUSE;
+    for n in 0.. {
+        let asked = devices.clone();
+        let ask = move |_: &Arc<Manager>| Ok(request_close(&asked, n, REQUEST_WAIT));
+        let Json(is_used) = operate(manager, subject, ask).await?;
+        if !is_used {
+            return Ok(true);
         }
         let released = async {
             while let Some(record) = watch.next().await {
                 let released = record.kind == EventKind::FileReleased && record.count == Some(0);
-                let is_member = |pause: &OpenPause| Some(pause.device().id()) == record.device;
-                if record.kind == EventKind::Lost || released && pauses.iter().any(is_member) {
+                let is_one = |device: &DeviceRef| Some(device.id()) == record.device;
+                if record.kind == EventKind::Lost || released && devices.iter().any(is_one) {
                     return;
                 }
             }
@@ -174,8 +193,24 @@ async fn delete_when_unused(manager: Arc<Api>, name: String, time: Duration) -> 
         }
         pause = (pause * 2).min(LONGEST_PAUSE);
     }
-    // A last try, in whose refusal its users are named.
-    operate(&manager, &subject, Duration::ZERO, move |manager| {
+    Ok(false)
+}
+
+/// Removes a device when its users have closed it. No thread waits meanwhile.
+async fn delete_when_unused(manager: Arc<Api>, name: String, time: Duration) -> Answer<Changes> {
+    let end = Instant::now().checked_add(time);
+    // Before the first look, so that no release is missed.
+    let watch = manager.watch();
+    let Json(pauses) = {
+        let name = name.clone();
+        look(&manager, move |manager| manager.pause_opens(&name)).await?
+    };
+    let devices = pauses.iter().map(OpenPause::device).collect();
+    ask_users(&manager, &name, devices, watch, end).await?;
+    // If they have not closed it, the refusal names them.
+    let subject = name.clone();
+    operate(&manager, &subject, move |manager| {
+        let _until_removed = pauses;
         manager.delete(&name, InUsePolicy::Refuse)
     })
     .await
@@ -184,7 +219,8 @@ async fn delete_when_unused(manager: Arc<Api>, name: String, time: Duration) -> 
 /// Reads the configuration file again: adds, removes and changes what differs.
 ///
 /// 422 EINVAL: mistakes of the file, each with its place and a remedy; 409 EBUSY: what is to be
-/// removed is in use. Nothing has changed then.
+/// removed is in use, or being removed. Nothing has changed then. While users have a deadline, other
+/// changes can be made; then the file is read once more.
 #[utoipa::path(post, path = "/reload", tag = "daemon", params(InUse),
     responses((status = 200, description = "what the reload has changed", body = Changes),
         (status = "default", response = Problem)))]
@@ -193,8 +229,8 @@ pub(crate) async fn reload(
     Asked(in_use): Asked<InUse>,
     _: NoBody,
 ) -> Answer<Changes> {
-    let policy = in_use.policy()?;
-    operate(&manager, CONFIGURATION, grace(policy), move |manager| manager.reload(policy)).await
+    let grace = in_use.grace()?;
+    change(&manager, Removing::Reload, grace).await
 }
 
 /// The configuration that runs, as a file that makes it again.

@@ -34,7 +34,7 @@ const OPERATIONS: usize = 64;
 const OPERATIONS_ON_ONE: usize = 4;
 /// How long a look may take.
 const LOOK_DEADLINE: Duration = Duration::from_secs(5);
-/// How long an operation may take, besides the time that the request itself gives users.
+/// How long an operation may take. What gives users time is several of them, with waits in between.
 const OPERATION_DEADLINE: Duration = Duration::from_secs(10);
 
 /// The subject of changes of the configuration, which are made one at a time.
@@ -131,17 +131,15 @@ pub(crate) async fn look<T: Send + 'static>(
     run(api, api.looks.clone(), (), LOOK_DEADLINE, "this", look).await
 }
 
-/// Runs an operation that may wait for the device, instance or definition `subject`, and for its users
-/// for a `grace`. Replies with its result.
+/// Runs an operation that may wait for the device, instance or definition `subject`, but not for its users.
+/// Replies with its result.
 pub(crate) async fn operate<T: Send + 'static>(
     api: &Arc<Api>,
     subject: &str,
-    grace: Duration,
     operation: impl FnOnce(&Arc<Manager>) -> Result<T, Error> + Send + 'static,
 ) -> Answer<T> {
     let running = api.begin(subject)?;
-    let deadline = OPERATION_DEADLINE.saturating_add(grace);
-    run(api, api.operations.clone(), running, deadline, subject, operation).await
+    run(api, api.operations.clone(), running, OPERATION_DEADLINE, subject, operation).await
 }
 
 /// Runs an operation that may wait for `subject`, and replies with no content.
@@ -150,7 +148,7 @@ pub(crate) async fn done(
     subject: &str,
     operation: impl FnOnce(&Arc<Manager>) -> Result<(), Error> + Send + 'static,
 ) -> Result<StatusCode, Problem> {
-    let done = operate(api, subject, Duration::ZERO, operation).await;
+    let done = operate(api, subject, operation).await;
     done.map(|Json(())| StatusCode::NO_CONTENT)
 }
 

@@ -2,7 +2,7 @@
 //! done.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use axum::Json;
 use uuid::Uuid;
@@ -18,7 +18,7 @@ use crate::problem::Problem;
 pub(crate) async fn begin(api: &Arc<Api>, uuid: Uuid, end: Option<Instant>) -> Result<(), Problem> {
     let subject = uuid.to_string();
     let begin = move |manager: &Arc<Manager>| manager.begin_removal(uuid);
-    let Json(pending) = operate(api, &subject, Duration::ZERO, begin).await?;
+    let Json(pending) = operate(api, &subject, begin).await?;
     match (pending, end) {
         (Some(pending), _) => drop(tokio::spawn(finish(api.clone(), uuid, pending, end))),
         // Whoever was first removes it, as soon as nobody has it open.
@@ -37,7 +37,7 @@ async fn finish(api: Arc<Api>, uuid: Uuid, pending: PendingRemoval, end: Option<
     for n in 0.. {
         let expired = end.is_some_and(|end| Instant::now() >= end);
         let step = pending.clone();
-        let step = operate(&api, &subject, Duration::ZERO, move |_| {
+        let step = operate(&api, &subject, move |_| {
             if expired {
                 step.finish_now();
             }
@@ -71,7 +71,7 @@ async fn revoke(api: Arc<Api>, uuid: Uuid, end: Instant) {
         Ok(manager.find_instance(uuid).map_or(0, |instance| instance.device().revoke_all()))
     };
     let subject = uuid.to_string();
-    if let Err(problem) = operate(&api, &subject, Duration::ZERO, revoke).await {
+    if let Err(problem) = operate(&api, &subject, revoke).await {
         tracing::warn!(%uuid, error = problem.detail, "the files of an instance are not revoked");
     }
 }

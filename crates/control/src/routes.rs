@@ -1,7 +1,7 @@
 //! The resources, one function for each method of each path.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use axum::Json;
 use axum::extract::{DefaultBodyLimit, State};
@@ -173,10 +173,8 @@ async fn device_files(
     _: NoBody,
 ) -> Answer<Revoked> {
     let subject = name.clone();
-    operate(&manager, &subject, Duration::ZERO, move |manager| {
-        Ok(Revoked { files: manager.revoke_device(&name)? })
-    })
-    .await
+    operate(&manager, &subject, move |manager| Ok(Revoked { files: manager.revoke_device(&name)? }))
+        .await
 }
 
 /// Every device set.
@@ -320,7 +318,7 @@ async fn instances(State(manager): Shared) -> Answer<Vec<view::InstanceSummary>>
         (status = "default", response = Problem)))]
 async fn instance(State(manager): Shared, Named(uuid): Named<Uuid>) -> Answer<view::Instance> {
     // Attributes are read by calls of the parent.
-    operate(&manager, &uuid.to_string(), Duration::ZERO, move |manager| {
+    operate(&manager, &uuid.to_string(), move |manager| {
         Ok(views::instance(manager, &manager.find_instance(uuid)?))
     })
     .await
@@ -349,7 +347,7 @@ async fn create(
     Given(create): Given<Create>,
 ) -> Result<(StatusCode, Json<view::Instance>), Problem> {
     let subject = create.uuid.map_or_else(|| create.parent.clone(), |uuid| uuid.to_string());
-    let instance = operate(&manager, &subject, Duration::ZERO, move |manager| {
+    let instance = operate(&manager, &subject, move |manager| {
         Ok(views::instance(manager, &manager.create_undefined(create.into())?))
     })
     .await?;
@@ -367,7 +365,7 @@ async fn change_instance(
     Given(change): Given<ChangeInstance>,
 ) -> Answer<view::Instance> {
     let attributes = pairs(change.attributes);
-    operate(&manager, &uuid.to_string(), Duration::ZERO, move |manager| {
+    operate(&manager, &uuid.to_string(), move |manager| {
         Ok(views::instance(manager, &manager.set_attributes(uuid, &attributes)?))
     })
     .await
@@ -464,7 +462,7 @@ async fn define(
     let new = NewInstance { parent, type_id, uuid, attributes: pairs(attributes) };
     let start = start.unwrap_or_default();
     let subject = new.parent.clone();
-    let defined = operate(&manager, &subject, Duration::ZERO, move |manager| {
+    let defined = operate(&manager, &subject, move |manager| {
         Ok(views::definition(manager, manager.define(new, start)?))
     })
     .await?;
@@ -482,7 +480,7 @@ async fn define_instance(
     Given(define): Given<DefineInstance>,
 ) -> Result<(StatusCode, Json<view::Definition>), Problem> {
     let start = define.start.unwrap_or_default();
-    let defined = operate(&manager, &uuid.to_string(), Duration::ZERO, move |manager| {
+    let defined = operate(&manager, &uuid.to_string(), move |manager| {
         Ok(views::definition(manager, manager.define_running(uuid, start)?))
     })
     .await?;
@@ -527,7 +525,7 @@ async fn modify(
 ) -> Answer<view::Definition> {
     let Modify { start, set, unset } = modify;
     let change = Change { start, set: pairs(set), unset };
-    operate(&manager, &uuid.to_string(), Duration::ZERO, move |manager| {
+    operate(&manager, &uuid.to_string(), move |manager| {
         let changed = manager.modify(uuid, which.parent.as_deref(), &change)?;
         Ok(views::definition(manager, changed))
     })
@@ -566,5 +564,5 @@ async fn start(
         let started = manager.start_definition(uuid, which.parent.as_deref())?;
         Ok(views::instance(manager, &started))
     };
-    Ok((StatusCode::CREATED, operate(&manager, &uuid.to_string(), Duration::ZERO, start).await?))
+    Ok((StatusCode::CREATED, operate(&manager, &uuid.to_string(), start).await?))
 }

@@ -17,6 +17,7 @@ use vfiod_mdev::CreationPause;
 use crate::build;
 use crate::departure;
 use crate::event_log::owner_name;
+use crate::leaving::Leaving;
 use crate::manager::Manager;
 use crate::paths;
 use crate::plan::{self, Unit};
@@ -30,6 +31,15 @@ pub enum InUsePolicy {
     Refuse,
     /// Ask their users to close them, and revoke their files after this time.
     RevokeAfter(Duration),
+}
+
+/// A change of the configuration that can remove devices in use.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Removing {
+    /// [`Manager::delete`] of a device of this name.
+    Device(String),
+    /// [`Manager::reload`].
+    Reload,
 }
 
 /// Where a device comes from.
@@ -74,13 +84,20 @@ struct Difference {
     changes: Changes,
 }
 
-/// What makes sure that nothing that a change removes is in use.
+impl Difference {
+    /// The names of all that it removes or adds.
+    fn names(&self) -> impl Iterator<Item = &str> {
+        let Changes { added, removed, changed, .. } = &self.changes;
+        added.iter().chain(removed).chain(changed).map(String::as_str)
+    }
+}
+
+/// What makes sure that nothing that a change removes is in use, but what its users were asked to close.
 #[derive(Default)]
 struct Cleared {
-    /// How long the users have, if any are allowed.
-    grace: Duration,
     devices: Vec<OpenPause>,
     parents: Vec<CreationPause>,
+    _leaving: Option<Leaving>,
 }
 
 fn invalid(problems: impl std::fmt::Display) -> Error {
@@ -124,6 +141,7 @@ impl Manager {
     /// `EBUSY`: the new device would change another one; errors of the model, the socket or the kernel.
     pub fn add(&self, name: &str, section: &Options) -> Result<Changes> {
         let _one_at_a_time = vfiod_sync::lock(&self.changing);
+        self.leaving.check([name], None)?;
         let old = self.document(&vfiod_sync::lock(&self.document))?.clone();
         if old.config().devices.iter().any(|device| device.name == name) {
             let what = format!("device.{name}: there is a device of this name already");
@@ -141,13 +159,17 @@ impl Manager {
         self.apply(new, difference, Cleared::default())
     }
 
-    /// Removes a device of the configuration. One of the file comes back when that is read again.
+    /// Removes a device of the configuration. One of the file comes back when that is read again. Waits
+    /// for its users as long as `in_use` gives them.
     ///
     /// # Errors
-    /// `ENOENT`: there is none of this name; `EBUSY`: it is in use, or its removal would change
-    /// another one; `EINVAL`: others depend on it.
+    /// `ENOENT`: there is none of this name; `EBUSY`: it is in use, or being removed already, or its
+    /// removal would change another one; `EINVAL`: others depend on it.
     pub fn delete(&self, name: &str, in_use: InUsePolicy) -> Result<Changes> {
-        let _one_at_a_time = vfiod_sync::lock(&self.changing);
+        self.change(&Removing::Device(name.to_owned()), in_use)
+    }
+
+    fn plan_delete(&self, name: &str) -> Result<(Document, Difference)> {
         self.find_configured(name)?;
         let old = self.document(&vfiod_sync::lock(&self.document))?.clone();
         let by_key = |problems: vfiod_config::Problems| invalid(problems.by_key());
@@ -158,8 +180,7 @@ impl Manager {
             return Err(Error::new(Errno::INVAL, what));
         }
         others(name, &difference, "removing")?;
-        let cleared = self.check_use(&difference, in_use)?;
-        self.apply(new, difference, cleared)
+        Ok((new, difference))
     }
 
     /// Refuses opens of a device of the configuration for as long as the result exists, so that it can
@@ -188,14 +209,19 @@ impl Manager {
     }
 
     /// Reads the configuration file again, and adds, removes and changes what differs. Devices
-    /// that were added while the daemon ran, and instances, stay.
+    /// that were added while the daemon ran, and instances, stay. Waits for the users of what is removed as
+    /// long as `in_use` gives them; then the file is read once more.
     ///
     /// # Errors
     /// `EINVAL`: mistakes of the file, with place and remedy; `EBUSY`: a device that is to be removed
-    /// is in use; the message names its owner; `EOPNOTSUPP`: there is no file. In these cases nothing
-    /// has changed. `EIO`: a socket or the kernel refused a device later; it was left out.
+    /// is in use, whose owner the message names, or another change is removing it; `EOPNOTSUPP`: there is
+    /// no file. In these cases nothing has changed. `EIO`: a socket or the kernel refused a device later;
+    /// it was left out.
     pub fn reload(&self, in_use: InUsePolicy) -> Result<Changes> {
-        let _one_at_a_time = vfiod_sync::lock(&self.changing);
+        self.change(&Removing::Reload, in_use)
+    }
+
+    fn plan_reload(&self) -> Result<(Document, Difference)> {
         let old = self.document(&vfiod_sync::lock(&self.document))?.clone();
         let Some(path) = old.path() else {
             let what = "this daemon was started without a configuration file";
@@ -216,7 +242,60 @@ impl Manager {
         }
         sandbox::check(old.config(), new.config(), &self.models)?;
         let difference = self.difference(&old, &new)?;
-        let cleared = self.check_use(&difference, in_use)?;
+        Ok((new, difference))
+    }
+
+    /// What a change would do now.
+    fn plan(&self, change: &Removing) -> Result<(Document, Difference)> {
+        match change {
+            Removing::Device(name) => self.plan_delete(name),
+            Removing::Reload => self.plan_reload(),
+        }
+    }
+
+    fn change(&self, change: &Removing, in_use: InUsePolicy) -> Result<Changes> {
+        match in_use {
+            InUsePolicy::Refuse => self.finish_change(change, None),
+            InUsePolicy::RevokeAfter(grace) => {
+                let leaving = self.begin_change(change)?;
+                departure::ask_users(leaving.devices(), grace);
+                self.finish_change(change, Some(leaving))
+            }
+        }
+    }
+
+    /// Begins a change: nobody can open any more what it will remove. Whoever has it open can be asked to
+    /// close it ([`request_close`](crate::request_close)) until [`Manager::finish_change`]. Other changes
+    /// can be made meanwhile, but for those of the same things (`EBUSY`).
+    ///
+    /// # Errors
+    /// As [`Manager::delete`] and [`Manager::reload`]; nothing has changed.
+    pub fn begin_change(&self, change: &Removing) -> Result<Leaving> {
+        let _one_at_a_time = vfiod_sync::lock(&self.changing);
+        let (_, difference) = self.plan(change)?;
+        self.leaving.check(difference.names(), None)?;
+        let units = difference.gone.iter().map(|unit| unit.name());
+        let pauses = units.clone().flat_map(|unit| self.stack().pause_opens(unit)).collect();
+        let parents = difference.parents_gone.iter().map(String::as_str);
+        let is_of_parent = |instance: &vfiod_mdev::Instance| {
+            difference.parents_gone.iter().any(|parent| parent == instance.parent())
+        };
+        let instances = self.bus.instances().into_iter().filter(is_of_parent);
+        let instances = instances.map(|instance| instance.device().clone()).collect();
+        let names = units.chain(parents).map(str::to_owned).collect();
+        Ok(self.leaving.claim(names, pauses, instances))
+    }
+
+    /// Makes a change. Files of what `leaving` has are revoked; what is removed besides must not be in
+    /// use.
+    ///
+    /// # Errors
+    /// As [`Manager::delete`] and [`Manager::reload`].
+    pub fn finish_change(&self, change: &Removing, leaving: Option<Leaving>) -> Result<Changes> {
+        let _one_at_a_time = vfiod_sync::lock(&self.changing);
+        let (new, difference) = self.plan(change)?;
+        self.leaving.check(difference.names(), leaving.as_ref())?;
+        let cleared = self.check_use(&difference, leaving)?;
         self.apply(new, difference, cleared)
     }
 
@@ -262,24 +341,27 @@ impl Manager {
         Ok(Difference { gone, new: new_units, parents_gone, parents_new, changes })
     }
 
-    /// Checks that nothing that is to be removed is in use, unless that is allowed. It cannot be used
-    /// from then on until the result is dropped.
-    fn check_use(&self, difference: &Difference, in_use: InUsePolicy) -> Result<Cleared> {
-        if let InUsePolicy::RevokeAfter(grace) = in_use {
-            return Ok(Cleared { grace, ..Cleared::default() });
-        }
-        let units = difference.gone.iter();
+    /// Checks that nothing that is to be removed is in use, but what `leaving` has. It cannot be used from
+    /// then on until the result is dropped.
+    fn check_use(&self, difference: &Difference, leaving: Option<Leaving>) -> Result<Cleared> {
+        let is_leaving = |name: &str| leaving.as_ref().is_some_and(|leaving| leaving.has(name));
+        let units: Vec<_> =
+            difference.gone.iter().map(Unit::name).filter(|name| !is_leaving(name)).collect();
+        let parents = difference.parents_gone.iter().map(String::as_str);
+        let parents: Vec<_> = parents.filter(|name| !is_leaving(name)).collect();
         let departures: Vec<_> =
-            units.flat_map(|unit| self.stack().departures_of_unit(unit.name())).collect();
-        departure::past_departures(&departures, || self.refuse_use(difference))
+            units.iter().flat_map(|unit| self.stack().departures_of_unit(unit)).collect();
+        let cleared =
+            departure::past_departures(&departures, || self.refuse_use(&units, &parents))?;
+        Ok(Cleared { _leaving: leaving, ..cleared })
     }
 
-    /// Checks that nothing that is to be removed is in use.
-    fn refuse_use(&self, difference: &Difference) -> Result<Cleared> {
+    /// Checks that nothing of these is in use.
+    fn refuse_use(&self, units: &[&str], parents: &[&str]) -> Result<Cleared> {
         let mut cleared = Cleared::default();
         let mut users = Vec::new();
-        for unit in &difference.gone {
-            let (pauses, in_use) = self.stack().pause_opens_of_unused(unit.name());
+        for unit in units {
+            let (pauses, in_use) = self.stack().pause_opens_of_unused(unit);
             cleared.devices.extend(pauses);
             for device in in_use {
                 for file in device.status().files {
@@ -287,7 +369,7 @@ impl Manager {
                 }
             }
         }
-        for parent in &difference.parents_gone {
+        for parent in parents {
             match self.bus.pause_creation_if_unused(parent) {
                 Ok(pause) => cleared.parents.push(pause),
                 Err(error) if error.errno() == Errno::BUSY => users.push(error.to_string()),
@@ -306,10 +388,9 @@ impl Manager {
         Err(Error::new(Errno::BUSY, what))
     }
 
-    /// Makes a change. `cleared` is dropped at its end, when what it refuses to open has been removed,
-    /// or nothing was changed.
-    fn apply(&self, new: Document, difference: Difference, cleared: Cleared) -> Result<Changes> {
-        let grace = cleared.grace;
+    /// Makes a change. `_cleared` is dropped at its end, when what it refuses to open has been removed,
+    /// or nothing was changed. No user is waited for: files that are open are revoked.
+    fn apply(&self, new: Document, difference: Difference, _cleared: Cleared) -> Result<Changes> {
         let Difference { gone, new: units, parents_gone, parents_new, changes } = difference;
         // All that is free now, so that most failures change nothing.
         let gone: Vec<&Unit> = gone.iter().collect();
@@ -317,10 +398,10 @@ impl Manager {
             Opened::of_units(&units.iter().collect::<Vec<_>>(), &gone).map_err(failure)?;
 
         for parent in &parents_gone {
-            self.remove_parent(parent, grace);
+            self.remove_parent(parent, Duration::ZERO);
         }
         let names: Vec<_> = gone.iter().map(|unit| unit.name()).collect();
-        self.stack().remove(&names, grace);
+        self.stack().remove(&names, Duration::ZERO);
         self.stack().forget_buses(&plan::units(new.config()));
         let mut failures = Vec::new();
         let mut document = new;

@@ -40,17 +40,28 @@ pub(crate) fn past_departures<T>(
     }
 }
 
-/// Refuses opens of devices, and asks their users to close them, at once and at growing intervals, for
-/// no longer than `grace`, but once if that is not zero. Returns as soon as none of them is open.
+/// Refuses opens of devices, and asks their users to close them, as [`ask_users`].
 pub(crate) fn ask_to_close(devices: &[&Registration], grace: Duration) {
     devices.iter().for_each(|device| device.bar_opens());
-    let Some(end) = Instant::now().checked_add(grace).filter(|_| !grace.is_zero()) else { return };
+    let devices: Vec<_> = devices.iter().map(|device| device.device().clone()).collect();
+    ask_users(&devices, grace);
+}
+
+/// Asks the users of devices to close them, at once and at growing intervals, for no longer than `grace`,
+/// but once if that is not zero. Returns as soon as none of them is open.
+pub(crate) fn ask_users(devices: &[DeviceRef], grace: Duration) {
+    if grace.is_zero() {
+        return;
+    }
+    // None: longer than a clock can say.
+    let end = Instant::now().checked_add(grace);
     let is_open = |device: &DeviceRef| !device.status().files.is_empty();
-    let mut open: Vec<_> = devices.iter().map(|device| device.device().clone()).collect();
+    let mut open = devices.to_vec();
     open.retain(is_open);
     let mut pause = FIRST_PAUSE;
     for n in 0.. {
-        let next = (Instant::now() + pause).min(end);
+        let next = Instant::now() + pause;
+        let next = end.map_or(next, |end| next.min(end));
         pause = (pause * 2).min(LONGEST_PAUSE);
         let mut unasked = open.clone();
         // At least once, also on a machine that has stood still for all that time.
@@ -66,7 +77,7 @@ pub(crate) fn ask_to_close(devices: &[&Registration], grace: Duration) {
             }
             std::thread::sleep(POLL_INTERVAL);
         }
-        if next == end {
+        if Some(next) == end {
             return;
         }
     }

@@ -19,6 +19,7 @@ use crate::departure;
 use crate::endpoints::Endpoints;
 use crate::events::{EventKind, Events, Watch};
 use crate::inherited::PassedSockets;
+use crate::leaving::Claims;
 use crate::sockets::mistake;
 use crate::stack::{About, Stack};
 
@@ -35,8 +36,10 @@ pub struct Manager {
     parents: Mutex<Vec<(ParentRegistration, String)>>,
     /// The configuration that runs, where a text can say it.
     pub(crate) document: Mutex<Option<Document>>,
-    /// Held over a change of the configuration.
+    /// Held over a change of the configuration, but not while users are waited for.
     pub(crate) changing: Mutex<()>,
+    /// What changes remove that wait for users.
+    pub(crate) leaving: Claims,
     endpoints: Arc<Endpoints>,
     pub(crate) definitions: Option<Definitions>,
     /// Why definitions did not start, by parent and UUID.
@@ -150,6 +153,7 @@ impl Manager {
             parents: Mutex::default(),
             document: Mutex::new(document),
             changing: Mutex::default(),
+            leaving: Claims::default(),
             endpoints,
             definitions,
             start_failures: Mutex::default(),

@@ -369,3 +369,60 @@ fn a_daemon_without_a_file_refuses_to_reload() {
     assert!(status.success(), "{log}");
     assert!(log.contains("started without a configuration file"), "{log}");
 }
+
+/// While users are waited for, other changes are made, and what is being removed says so.
+#[test]
+fn changes_that_wait_for_users_hold_up_no_others() {
+    let names = ["a", "b", "c", "d", "e", "f"];
+    let multi = "open = \"multi\"\n";
+    let all: String = names.iter().map(|name| device(name, multi)).collect();
+    let stage = Stage::start(&all);
+    let connect = |name: &&str| process::connect(stage.path(name)).unwrap();
+    let mut clients: Vec<_> = names.iter().map(connect).collect();
+    // One after the other, as more changes than four are not begun at the same time.
+    let waiting = names.map(|name| {
+        let arguments = stage.args(&["del", name, "--deadline", "3600s"]);
+        let waiting = std::thread::spawn(|| good(arguments));
+        until("opens are refused", || process::connect(stage.path(name)).is_err());
+        waiting
+    });
+    good(stage.add("new", "edu", &[]));
+    assert_eq!(stage.good(&["reload"]), "untouched: 7\n");
+    stage.good(&["del", "new"]);
+    let refused = |args: Vec<String>| {
+        let said = bad(4, args);
+        assert!(said.contains("a is being removed: its users are asked to close it"), "{said}");
+        assert!(said.contains("nothing was changed"), "{said}");
+    };
+    refused(stage.args(&["del", "a"]));
+    refused(stage.args(&["del", "a", "--deadline", "0"]));
+    refused(stage.add("a", "edu", &[]));
+    stage.write(&all.replacen(multi, "", 1));
+    refused(stage.args(&["reload"]));
+    refused(stage.args(&["reload", "--deadline", "3600s"]));
+    for client in &mut clients {
+        client.device_info().expect("nothing was changed");
+    }
+    // Who does not want to wait takes it from its user.
+    stage.good(&["revoke", "a"]);
+    clients.truncate(1);
+    for one in waiting {
+        let said = one.join().unwrap();
+        assert!(said.starts_with("removed: "), "{said}");
+    }
+    assert_eq!(stage.names(), [""; 0]);
+}
+
+#[test]
+fn reload_that_waits_for_users_holds_up_no_other_change() {
+    let stage = Stage::start(&(device("busy", "open = \"multi\"\n") + &device("idle", "")));
+    let client = process::connect(stage.path("busy")).unwrap();
+    stage.write(&(device("new", "") + &device("idle", "")));
+    let arguments = stage.args(&["reload", "--deadline", "3600s"]);
+    let waiting = std::thread::spawn(|| good(arguments));
+    until("opens are refused", || process::connect(stage.path("busy")).is_err());
+    good(stage.add("added", "edu", &[]));
+    drop(client);
+    assert_eq!(waiting.join().unwrap(), "added: new\nremoved: busy\nuntouched: 2\n");
+    assert_eq!(stage.names(), ["idle (file)", "added (added)", "new (file)"]);
+}
