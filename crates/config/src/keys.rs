@@ -204,7 +204,8 @@ pub const KEYS: &[Keys] = &[
     keys(
         "control",
         &["users", "groups"],
-        "who may use it besides root and the daemon's own user",
+        "who may use it besides root and the daemon's own user, by name or number; not the overflow ids \
+         (65534), which the kernel names for every account that has none here",
         "nobody",
     ),
     keys(

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use toml::de::DeValue;
+use vfiod_quota::{overflow_gid, overflow_uid};
 
 use crate::nearest::suggestion;
 use crate::reader::{Reader, Taken};
@@ -120,8 +121,10 @@ impl Reader<'_> {
         sockets: &mut Taken<String>,
     ) -> Option<ControlConfig> {
         let socket = self.socket(&control, sockets);
-        let users = accounts(&control, "users", "user", "/etc/passwd", values::user);
-        let groups = accounts(&control, "groups", "group", "/etc/group", values::group);
+        let users =
+            accounts(&control, "users", "user", "/etc/passwd", values::user, overflow_uid());
+        let groups =
+            accounts(&control, "groups", "group", "/etc/group", values::group, overflow_gid());
         control.finish();
         Some(ControlConfig { socket: socket?, users, groups })
     }
@@ -153,13 +156,15 @@ fn words<T>(
     words
 }
 
-/// A list of users or groups, by name or number.
+/// A list of users or groups, by name or number. `nobody` is the number that the kernel names where it
+/// cannot name one.
 fn accounts(
     section: &Section<'_>,
     key: &'static str,
     kind: &str,
     database: &str,
     find: impl Fn(&str) -> Option<u32>,
+    nobody: u32,
 ) -> Vec<u32> {
     let Some(value) = section.value(key) else { return Vec::new() };
     let help = format!("a list of names in {database} and of numbers");
@@ -175,6 +180,13 @@ fn accounts(
             _ => String::new(),
         };
         match find(&word) {
+            Some(number) if number == nobody => {
+                let what = format!(
+                    "`{word}` is nobody ({nobody}): the kernel names it for every {kind} that has no \
+                     number here, and all of them would be let in"
+                );
+                section.wrong(key, entry.span(), what, format!("name a {kind} of its own"));
+            }
             Some(number) => numbers.push(number),
             None => {
                 let what = format!("there is no {kind} `{word}`");

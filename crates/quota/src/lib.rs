@@ -16,4 +16,4 @@ pub use ledger::{Account, Charge, Exceeded, Ledger, Opened, Payer, Shortfall, Us
 pub use limits::{Limit, Limits, Share, Size};
 pub use lines::Lines;
 pub use resource::{PerResource, Resource};
-pub use user::{User, overflow_uid};
+pub use user::{User, overflow_gid, overflow_uid};

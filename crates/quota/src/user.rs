@@ -26,8 +26,14 @@ pub fn overflow_uid() -> u32 {
     *UID.get_or_init(|| read("/proc/sys/kernel/overflowuid"))
 }
 
+/// The group id that the kernel names where a group has none in our user namespace. It is read once.
+pub fn overflow_gid() -> u32 {
+    static GID: OnceLock<u32> = OnceLock::new();
+    *GID.get_or_init(|| read("/proc/sys/kernel/overflowgid"))
+}
+
 fn read(path: &str) -> u32 {
-    /// `DEFAULT_OVERFLOWUID` of the kernel's `linux/highuid.h`.
+    /// `DEFAULT_OVERFLOWUID` and `DEFAULT_OVERFLOWGID` of the kernel's `linux/highuid.h`.
     const DEFAULT: u32 = 65534;
     let text = std::fs::read_to_string(path).unwrap_or_default();
     text.trim().parse().unwrap_or(DEFAULT)

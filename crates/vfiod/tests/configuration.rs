@@ -50,6 +50,24 @@ fn a_wrong_option_is_told_at_its_place() {
 }
 
 #[test]
+fn nobody_is_no_user_of_the_control_api() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("c.toml");
+    let text = "[control]\nsocket = \"/tmp/s\"\nusers = [0, 65534]\ngroups = [0, 65534]\n";
+    std::fs::write(&path, text).unwrap();
+    let said = bad(2, ["serve", "--check", path.to_str().unwrap()]);
+    for (place, kind) in [("3:13: control.users", "user"), ("4:14: control.groups", "group")] {
+        let said = said.split("error: ").find(|one| one.contains(place));
+        let said = said.unwrap_or_else(|| panic!("nothing at {place}: {said:?}"));
+        let expected = format!(
+            "`65534` is nobody (65534): the kernel names it for every {kind} that has no number here"
+        );
+        assert!(said.contains(&expected), "{said}");
+        assert!(said.contains(&format!("help: name a {kind} of its own")), "{said}");
+    }
+}
+
+#[test]
 fn a_file_that_is_not_there() {
     let said = bad(2, ["serve", "/nonexistent/c.toml"]);
     assert!(said.contains("cannot read the configuration file /nonexistent/c.toml"), "{said}");
