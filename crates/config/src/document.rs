@@ -4,7 +4,6 @@
 //! change may not do, with the same words.
 
 use std::collections::BTreeSet;
-use std::fs::File;
 use std::io::Read;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -17,6 +16,7 @@ use crate::model::Models;
 use crate::options::Options;
 use crate::problem::{Problem, Problems};
 use crate::read;
+use crate::regular_file::open_regular;
 use crate::types::Config;
 
 /// The largest configuration file in bytes.
@@ -51,8 +51,7 @@ impl Document {
     ) -> Result<Self, LoadError> {
         let unreadable = |error| LoadError::Unreadable(path.to_owned(), error);
         let mut text = Vec::new();
-        let file = File::open(path).map_err(unreadable)?;
-        // Whatever it is, also a device that never ends.
+        let file = open_regular(path).map_err(unreadable)?;
         file.take(LARGEST + 1).read_to_end(&mut text).map_err(unreadable)?;
         if text.len() as u64 > LARGEST {
             return Err(LoadError::TooLarge(path.to_owned(), LARGEST));

@@ -97,6 +97,7 @@ mod options;
 mod problem;
 mod read;
 mod reader;
+mod regular_file;
 mod section;
 mod sriov;
 mod topology;
@@ -113,6 +114,7 @@ pub use self::model::{ConfiguredModel, ConfiguredParent, ModelInfo, Models, Need
 pub use self::nearest::{nearest, suggestion};
 pub use self::options::{ModelOptions, OptionInfo, Options, PathKind};
 pub use self::problem::{Problem, Problems};
+pub use self::regular_file::open_regular;
 pub use self::types::{
     BridgeConfig, BusConfig, Config, ContainerConfig, ControlConfig, DEVICE_CONNECTIONS,
     DeviceConfig, LimitsConfig, MdevConfig, ObjectConfig, OptionSetting, ParentConfig,

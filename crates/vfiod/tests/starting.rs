@@ -103,9 +103,17 @@ fn what_serve_refuses_a_check_refuses_in_the_same_words() {
 }
 
 #[test]
-fn configuration_that_is_too_large_is_refused() {
-    let said = bad(2, ["serve", "--check", "/dev/zero"]);
-    assert!(said.contains("/dev/zero has more than 1048576 bytes"), "{said}");
+fn configuration_that_is_no_file_is_refused_and_not_waited_for() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name).display().to_string();
+    let (fifo, right) = (path("fifo"), write(directory.path(), "[parent.p]\nmodel = \"edu\"\n"));
+    let mode = rustix::fs::Mode::RWXU;
+    rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+    for (name, what) in [("/dev/zero", "device"), ("/", "directory"), (&*fifo, "pipe (FIFO)")] {
+        let said = bad(2, ["serve", "--check", name]);
+        assert!(said.contains(&format!("{name}: it is a {what}, not a file")), "{said}");
+    }
+    assert!(good(["serve", "--check", &right]).starts_with("the configuration is right"));
 }
 
 #[test]

@@ -6,8 +6,9 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use rustix::fs::{FlockOperation, OFlags, flock};
+use rustix::fs::{FlockOperation, flock};
 use uuid::Uuid;
+use vfiod_config::open_regular;
 use vfiod_core::{Errno, Error, Result};
 
 use super::{Damaged, Definition, file};
@@ -127,12 +128,13 @@ impl Directory {
         Ok(files)
     }
 
-    /// Whether there is a file.
+    /// Whether there is something of the name of a file, also if it is none.
     pub(super) fn has(&self, parent: &str, uuid: Uuid) -> bool {
-        fs::metadata(self.file(parent, uuid)).is_ok_and(|metadata| metadata.is_file())
+        fs::symlink_metadata(self.file(parent, uuid)).is_ok()
     }
 
-    /// Reads a definition, if there is one. A damaged file is set aside.
+    /// Reads a definition, if there is one. A damaged file is set aside. What is no file is damaged, too: it
+    /// is not opened, and stays.
     ///
     /// # Errors
     /// The damaged file, which has been logged.
@@ -316,16 +318,18 @@ fn spelt(name: &str) -> Option<Uuid> {
 
 /// A file's contents, and whether it is no longer being written; `None`: there is no such file.
 fn contents(path: &Path) -> io::Result<Option<(Vec<u8>, bool)>> {
-    // Not to wait for whoever writes into a pipe of that name.
-    let flags = OFlags::NONBLOCK.bits().cast_signed();
-    let file = match OpenOptions::new().read(true).custom_flags(flags).open(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+    let file = match open_regular(path) {
+        // A symbolic link to nothing is no file that is not there.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return match fs::symlink_metadata(path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+                Err(error) => Err(error),
+                Ok(_) => Err(io::Error::new(error.kind(), "it is a symbolic link to nothing")),
+            };
+        }
         file => file?,
     };
     let metadata = file.metadata()?;
-    if !metadata.is_file() {
-        return Ok(None);
-    }
     let mut text = Vec::new();
     file.take(file::LARGEST + 1).read_to_end(&mut text)?;
     Ok(Some((text, file::settled(metadata.modified()?))))

@@ -253,19 +253,47 @@ fn other_things_in_the_directory_are_left_alone() {
     place.written("scripts.d", A, text, HOUR);
     place.written(".hidden", A, text, HOUR);
     place.written(".", A, text, HOUR);
-    fs::create_dir_all(place.file("serial", A)).unwrap();
-    rustix::fs::mknodat(
-        rustix::fs::CWD,
-        place.file("serial", B),
-        rustix::fs::FileType::Fifo,
-        rustix::fs::Mode::RWXU,
-        0,
-    )
-    .unwrap();
     let listing = place.store.list().unwrap();
     assert!(listing.definitions.is_empty() && listing.damaged.is_empty(), "{listing:?}");
     assert_eq!(place.store.get(A, None).unwrap(), None);
-    assert_eq!(fs::read_dir(place.file("serial", "")).unwrap().count(), 5);
+    assert_eq!(fs::read_dir(place.file("serial", "")).unwrap().count(), 3);
+}
+
+#[test]
+fn what_is_no_file_is_a_damaged_definition_that_stays() {
+    let place = Place::new();
+    let (directory, fifo) = (place.file("serial", A), place.file("serial", B));
+    let [socket, link, device] = [3, 4, 5].map(|n| place.file("serial", Uuid::from_u128(n)));
+    fs::create_dir_all(&directory).unwrap();
+    let make = |path: &Path, kind, device| {
+        rustix::fs::mknodat(rustix::fs::CWD, path, kind, rustix::fs::Mode::RWXU, device)
+    };
+    make(&fifo, rustix::fs::FileType::Fifo, 0).unwrap();
+    let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    std::os::unix::fs::symlink("nowhere", &link).unwrap();
+    let mut expected = vec![
+        (directory, "it is a directory, not a file"),
+        (fifo, "it is a pipe (FIFO), not a file"),
+        (socket, "it is a socket, not a file"),
+        (link, "it is a symbolic link to nothing"),
+    ];
+    // Root only. To open it would be an error: it has no driver.
+    if make(&device, rustix::fs::FileType::CharacterDevice, rustix::fs::makedev(0, 0)).is_ok() {
+        expected.push((device, "it is a device, not a file"));
+    }
+    expected.sort();
+    for _ in 0..2 {
+        let listing = place.store.list().unwrap();
+        let found = listing.damaged.iter().map(|damaged| {
+            assert_eq!(damaged.set_aside_as, None);
+            (damaged.path.clone(), damaged.why.strip_prefix("it cannot be read: ").unwrap())
+        });
+        assert_eq!(found.collect::<Vec<_>>(), expected);
+    }
+    assert_eq!(errno(place.store.get(A, None)), Errno::BADMSG);
+    assert_eq!(errno(place.store.define(&Definition::new(B, "serial", "t"))), Errno::EXIST);
+    place.store.undefine(B, None).unwrap();
+    assert_eq!(place.store.list().unwrap().damaged.len(), expected.len() - 1);
 }
 
 #[test]
