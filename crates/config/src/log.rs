@@ -24,7 +24,7 @@ const LEVELS: [&str; 5] = ["error", "warn", "info", "debug", "trace"];
 
 /// The crates of this project, as log lines name them. What begins like one and is none is a mistake;
 /// any other name may be that of a library, or of somebody's model.
-const CRATES: [&str; 26] = [
+const CRATES: [&str; 28] = [
     "vfiod",
     "vfiod_buffer",
     "vfiod_client",
@@ -33,6 +33,7 @@ const CRATES: [&str; 26] = [
     "vfiod_core",
     "vfiod_daemon",
     "vfiod_devices",
+    "vfiod_disk",
     "vfiod_dma",
     "vfiod_fsl_mc",
     "vfiod_fuzz_targets",
@@ -40,6 +41,7 @@ const CRATES: [&str; 26] = [
     "vfiod_manager",
     "vfiod_mdev",
     "vfiod_mdev_sysfs",
+    "vfiod_nvme",
     "vfiod_pci",
     "vfiod_protocol",
     "vfiod_quota",

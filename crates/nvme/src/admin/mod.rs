@@ -1,0 +1,161 @@
+//! Admin commands (5).
+
+pub(crate) mod events;
+pub(crate) mod features;
+mod identify;
+mod logs;
+mod queues;
+
+use std::sync::Arc;
+
+use vfiod_pci::Task;
+use vfiod_sync::atomic::Ordering;
+use vfiod_tasks::race;
+
+use self::events::Event;
+use crate::common::Common;
+use crate::controller::{MAX_TRANSFER, Nvme};
+use crate::prp;
+use crate::queues::Queues;
+use crate::queues::serve::{Ended, Execute, Running};
+use crate::spec::opcode::{self, Admin};
+use crate::spec::{Completion, Outcome, Status, Submission};
+use crate::transfer;
+
+/// Outstanding Asynchronous Event Requests (AERL, as a count).
+pub(crate) const MAX_EVENT_REQUESTS: usize = 4;
+/// Outstanding Aborts (ACL, 0's based). Each ends at once.
+pub(crate) const ABORT_LIMIT: u8 = 3;
+
+/// The commands of the admin queue.
+#[derive(Clone)]
+pub(crate) struct AdminQueue {
+    task: Task<Nvme>,
+    queues: Arc<Queues>,
+    common: Arc<Common>,
+}
+
+impl Execute for AdminQueue {
+    fn execute(&self, command: Submission) -> Running {
+        let queue = self.clone();
+        Box::pin(async move { (command.id(), queue.perform(&command).await) })
+    }
+
+    /// Posts the events that the host is to be told of, as long as there are requests and places.
+    async fn events(&self) {
+        let (register, value) = self.queues.take_doorbell_errors();
+        if !self.queues.take_events() && !register && !value {
+            return;
+        }
+        let Some(admin) = self.queues.submission(0) else { return };
+        let sync_failed = self.common.sync_failed.swap(false, Ordering::SeqCst);
+        self.task
+            .step(|nvme, _| {
+                nvme.events.doorbell_errors(register, value);
+                if sync_failed && !std::mem::replace(&mut nvme.told_of_sync, true) {
+                    nvme.events.raise(Event::Reliability, nvme.features.events);
+                }
+            })
+            .await;
+        loop {
+            // A place first: what is taken off the list is posted.
+            if admin.completions.reserve(1) == 0 {
+                // The task looks again when the host has taken an entry.
+                self.queues.keep_events();
+                return;
+            }
+            let next = self.task.step(|nvme, _| nvme.events.next());
+            let Some((id, outcome)) = next.await else {
+                admin.completions.release(1);
+                return;
+            };
+            let completion = Completion {
+                result: outcome.unwrap_or(0),
+                head: admin.head() as u16,
+                queue: 0,
+                id,
+                status: outcome.err().unwrap_or(Status::SUCCESS),
+            };
+            let posted = self.reach(async {
+                let (vectors, interrupts) = (&self.queues.vectors, &self.queues.interrupts);
+                let (queue, completion) = (&admin.completions, [completion]);
+                let posted = queue.post(self.task.dma(), &completion, vectors, interrupts);
+                posted.await.map_err(|_| Status::INTERNAL)
+            });
+            if posted.await.is_err() {
+                self.task.step(|nvme, _| nvme.fail(&self.queues)).await;
+                return;
+            }
+        }
+    }
+}
+
+impl AdminQueue {
+    pub(crate) fn new(task: Task<Nvme>, queues: Arc<Queues>, common: Arc<Common>) -> Self {
+        Self { task, queues, common }
+    }
+
+    async fn perform(&self, command: &Submission) -> Ended {
+        let admin = match opcode::find(opcode::ADMIN, command.opcode()) {
+            Some(admin) => command.check().map(|()| admin),
+            None => Err(Status::INVALID_OPCODE),
+        };
+        let outcome = match admin {
+            Ok(Admin::AsynchronousEventRequest) => match self.request_event(command.id()).await {
+                Ok(()) => return Ended::Silently,
+                Err(status) => Err(status),
+            },
+            Ok(Admin::CreateCompletionQueue) => self.create_completion_queue(command).await,
+            Ok(Admin::CreateSubmissionQueue) => self.create_submission_queue(command).await,
+            Ok(Admin::DeleteCompletionQueue) => self.delete_completion_queue(command).await,
+            Ok(Admin::DeleteSubmissionQueue) => self.delete_submission_queue(command).await,
+            Ok(Admin::Identify) => self.identify(command).await,
+            Ok(Admin::GetLogPage) => self.get_log_page(command).await,
+            Ok(Admin::SetFeatures) => self.set_features(command).await,
+            Ok(Admin::GetFeatures) => self.get_features(command).await,
+            Ok(Admin::Abort) => self.abort(command).await,
+            Err(status) => Err(status),
+        };
+        Ended::With(outcome)
+    }
+
+    /// Waits for guest memory, unless the controller stops.
+    async fn reach<T>(&self, access: impl Future<Output = Result<T, Status>>) -> Result<T, Status> {
+        race(access, async {
+            self.queues.stop_requested().await;
+            Err(Status::ABORT_REQUESTED)
+        })
+        .await
+    }
+
+    /// Gives the host data.
+    async fn send(&self, command: &Submission, bytes: &[u8]) -> Result<(), Status> {
+        debug_assert!(bytes.len() as u64 <= MAX_TRANSFER, "data beyond MDTS");
+        let (dma, page) = (self.task.dma(), self.queues.page);
+        self.reach(async {
+            let pieces = prp::pieces(dma, page, command.prps(), bytes.len()).await?;
+            transfer::scatter(dma, &pieces, bytes).await
+        })
+        .await
+    }
+
+    /// Asynchronous Event Request (5.2): outstanding until there is an event.
+    async fn request_event(&self, id: u16) -> Result<(), Status> {
+        let requested = self.task.step(|nvme, _| nvme.events.request(id));
+        requested.await?;
+        self.queues.notice_events();
+        Ok(())
+    }
+
+    /// Abort (5.1). What the disk does cannot be aborted: bit 0 of the result says so. A request for an
+    /// event can.
+    async fn abort(&self, command: &Submission) -> Outcome {
+        let (queue, id) = (command.dword(10) as u16, (command.dword(10) >> 16) as u16);
+        if queue != 0 {
+            return Ok(1);
+        }
+        let aborted = self.task.step(|nvme, _| nvme.events.abort(id)).await;
+        self.queues.notice_events();
+        Ok(u32::from(!aborted))
+    }
+}

@@ -1,0 +1,160 @@
+//! What the tasks of a controller share besides its queues: namespaces, counters, the error log.
+
+use std::collections::VecDeque;
+
+use vfiod_sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use vfiod_sync::{Mutex, lock};
+
+use crate::namespace::Namespace;
+use crate::spec::log::{ERROR_LEN, ErrorEntry, Health};
+use crate::spec::{Status, Submission};
+use crate::transfer::BounceMemory;
+
+/// Entries of the Error Information log that are kept (ELPE, as a count).
+pub(crate) const ERROR_ENTRIES: usize = 8;
+
+/// What the tasks share. It lasts as long as the device.
+#[derive(Debug)]
+pub(crate) struct Common {
+    pub(crate) namespaces: Vec<Namespace>,
+    pub(crate) bounce: BounceMemory,
+    pub(crate) counters: Counters,
+    pub(crate) errors: Mutex<ErrorLog>,
+    /// The volatile write cache is in use (feature 06h).
+    pub(crate) write_cache: AtomicBool,
+    /// A sync has failed of which the host was not told.
+    pub(crate) sync_failed: AtomicBool,
+}
+
+impl Common {
+    pub(crate) fn new(namespaces: Vec<Namespace>) -> Self {
+        Self {
+            namespaces,
+            bounce: BounceMemory::default(),
+            counters: Counters::default(),
+            errors: Mutex::default(),
+            write_cache: AtomicBool::new(true),
+            sync_failed: AtomicBool::new(false),
+        }
+    }
+
+    /// An active namespace.
+    pub(crate) fn namespace(&self, id: u32) -> Option<&Namespace> {
+        self.namespaces.iter().find(|namespace| namespace.id == id)
+    }
+
+    /// Whether some namespace has a volatile write cache.
+    pub(crate) fn has_write_cache(&self) -> bool {
+        self.namespaces.iter().any(|namespace| namespace.limits.volatile)
+    }
+
+    /// Whether some namespace cannot be written, or not any more.
+    pub(crate) fn is_read_only(&self) -> bool {
+        let read_only = |namespace: &Namespace| {
+            namespace.limits.read_only || namespace.disk.sync_failure().is_some()
+        };
+        self.namespaces.iter().any(read_only)
+    }
+
+    /// Whether writes are to be durable before they complete.
+    pub(crate) fn write_through(&self) -> bool {
+        !self.write_cache.load(Ordering::SeqCst)
+    }
+
+    /// Counts what failed, and keeps it for the Error Information log.
+    pub(crate) fn log_error(&self, queue: u16, command: &Submission, status: Status) {
+        let count = self.counters.errors.fetch_add(1, Ordering::Relaxed) + 1;
+        if status.is_media() {
+            self.counters.media_errors.fetch_add(1, Ordering::Relaxed);
+        }
+        lock(&self.errors).push(&ErrorEntry {
+            count,
+            queue,
+            command: command.id(),
+            status,
+            block: command.first_block(),
+            namespace: command.namespace(),
+            opcode: command.opcode(),
+        });
+    }
+
+    /// Forgets the errors that were kept: they are another user's.
+    pub(crate) fn forget_errors(&self) {
+        lock(&self.errors).0.clear();
+    }
+
+    /// The SMART / Health Information log, but for what the features decide.
+    pub(crate) fn health(&self) -> Health {
+        let Counters { read, written, reads, writes, power_cycles, media_errors, errors } =
+            &self.counters;
+        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Health {
+            critical_warning: 0,
+            temperature: 0,
+            read: get(read),
+            written: get(written),
+            reads: get(reads),
+            writes: get(writes),
+            power_cycles: get(power_cycles),
+            media_errors: get(media_errors),
+            errors: get(errors),
+        }
+    }
+}
+
+/// What is counted, for the SMART log.
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    /// Bytes.
+    pub(crate) read: AtomicU64,
+    pub(crate) written: AtomicU64,
+    /// Commands.
+    pub(crate) reads: AtomicU64,
+    pub(crate) writes: AtomicU64,
+    pub(crate) power_cycles: AtomicU64,
+    pub(crate) media_errors: AtomicU64,
+    pub(crate) errors: AtomicU64,
+}
+
+/// How many counters there are.
+pub(crate) const COUNTERS: usize = 7;
+
+impl Counters {
+    fn all(&self) -> [&AtomicU64; COUNTERS] {
+        let Self { read, written, reads, writes, power_cycles, media_errors, errors } = self;
+        [read, written, reads, writes, power_cycles, media_errors, errors]
+    }
+
+    pub(crate) fn save(&self) -> [u64; COUNTERS] {
+        self.all().map(|counter| counter.load(Ordering::Relaxed))
+    }
+
+    pub(crate) fn restore(&self, saved: [u64; COUNTERS]) {
+        for (counter, value) in self.all().into_iter().zip(saved) {
+            counter.store(value, Ordering::Relaxed);
+        }
+    }
+}
+
+/// The entries of the Error Information log, the newest first.
+#[derive(Debug, Default)]
+pub(crate) struct ErrorLog(VecDeque<[u8; ERROR_LEN]>);
+
+impl ErrorLog {
+    fn push(&mut self, entry: &ErrorEntry) {
+        self.0.truncate(ERROR_ENTRIES - 1);
+        self.0.push_front(entry.encode());
+    }
+
+    /// The page: entries that are not there are 0.
+    pub(crate) fn page(&self) -> [[u8; ERROR_LEN]; ERROR_ENTRIES] {
+        let mut page = [[0; ERROR_LEN]; ERROR_ENTRIES];
+        page.iter_mut().zip(&self.0).for_each(|(place, entry)| *place = *entry);
+        page
+    }
+
+    pub(crate) fn restore(&mut self, page: [[u8; ERROR_LEN]; ERROR_ENTRIES]) {
+        // An entry whose count is 0 is none.
+        self.0 = page.into_iter().take_while(|entry| entry[..8] != [0; 8]).collect();
+    }
+}

@@ -1,0 +1,342 @@
+//! The saved state: properties, features, events, counters, and how far each queue has come. A controller
+//! is saved when no command is under way.
+
+use std::sync::Arc;
+
+use vfiod_pci::prelude::*;
+use vfiod_sync::lock;
+
+use super::{Nvme, Properties, VECTORS, new_queues};
+use crate::admin::MAX_EVENT_REQUESTS;
+use crate::admin::events::{Events, PENDING, TYPES};
+use crate::admin::features::Features;
+use crate::common::{COUNTERS, ERROR_ENTRIES};
+use crate::queues::{CompletionQueue, Layout, Queues, SubmissionQueue};
+use crate::spec::log::ERROR_LEN;
+use crate::spec::registers::{
+    CC_WRITABLE, Configuration, FATAL, LARGEST_PAGE, MAX_ENTRIES, QUEUES, READY, SHUTDOWN,
+};
+
+/// Queues by number: serde has no arrays of 65.
+type Table<T> = [[T; 13]; 5];
+const _: () = assert!(13 * 5 == QUEUES);
+
+/// The phase tag of what is written next.
+const PHASE: u32 = 1;
+/// The completion queue has a vector.
+const HAS_VECTOR: u32 = 2;
+/// No request.
+const NONE: u32 = u32::MAX;
+
+vfiod_pci::image! {
+    /// What is saved.
+    pub struct NvmeImage {
+        properties: <Properties as Registers>::Image,
+        features: Features,
+        events: EventsImage,
+        submissions: Table<SubmissionImage>,
+        completions: Table<CompletionImage>,
+        counters: [u64; COUNTERS],
+        #[serde(with = "hex::serde")]
+        errors: [u8; ERROR_LEN * ERROR_ENTRIES],
+        /// 1: there are queues.
+        has_queues: u32,
+        /// 1: the host was told that a sync has failed.
+        told_of_sync: u32,
+        /// 0.
+        reserved: u32,
+        /// Of CC: the size of a memory page when it was enabled.
+        page: u32,
+    }
+
+    /// A submission queue. No entries: there is none.
+    #[derive(Copy)]
+    pub struct SubmissionImage {
+        base: u64,
+        entries: u32,
+        head: u32,
+        tail: u32,
+        completion_queue: u32,
+    }
+
+    /// A completion queue. No entries: there is none.
+    #[derive(Copy)]
+    pub struct CompletionImage {
+        base: u64,
+        entries: u32,
+        head: u32,
+        tail: u32,
+        vector: u32,
+        flags: u32,
+        zero: u32,
+    }
+
+    /// Requests for events, and events.
+    pub struct EventsImage {
+        requests: [u32; MAX_EVENT_REQUESTS],
+        aborted: [u32; MAX_EVENT_REQUESTS],
+        pending: u32,
+        masked: u32,
+    }
+}
+
+fn bad(what: String) -> Error {
+    Error::new(Errno::INVAL, what)
+}
+
+impl SubmissionImage {
+    const ABSENT: Self = Self { base: 0, entries: 0, head: 0, tail: 0, completion_queue: 0 };
+
+    fn save(queue: &SubmissionQueue) -> Self {
+        Self {
+            base: queue.base,
+            entries: queue.entries,
+            head: queue.head(),
+            tail: queue.tail(),
+            completion_queue: queue.completion_queue.into(),
+        }
+    }
+
+    fn restored(&self, id: usize, queues: &Queues) -> Result<SubmissionQueue> {
+        let Self { base, entries, head, tail, completion_queue } = *self;
+        check_ring(&format!("submission queue {id}"), queues, base, entries, &[head, tail])?;
+        let completions = queues.completion(completion_queue as usize);
+        let is_own = (completion_queue == 0) == (id == 0);
+        let completions = completions.filter(|_| is_own).ok_or_else(|| {
+            bad(format!("submission queue {id}: completion queue {completion_queue} is not there"))
+        })?;
+        let (id, number) = (id as u16, completion_queue as u16);
+        Ok(SubmissionQueue::restored(id, (base, entries), number, completions, (head, tail)))
+    }
+}
+
+impl CompletionImage {
+    const ABSENT: Self =
+        Self { base: 0, entries: 0, head: 0, tail: 0, vector: 0, flags: 0, zero: 0 };
+
+    fn save(queue: &CompletionQueue) -> Self {
+        let state = queue.state();
+        let Layout { base, entries, vector } = queue.layout;
+        let has_vector = u32::from(vector.is_some()) * HAS_VECTOR;
+        Self {
+            base,
+            entries,
+            head: state.head,
+            tail: state.tail,
+            vector: vector.unwrap_or(0).into(),
+            flags: (u32::from(state.phase) * PHASE) | has_vector,
+            zero: 0,
+        }
+    }
+
+    fn restored(&self, id: usize, queues: &Queues) -> Result<CompletionQueue> {
+        let Self { base, entries, head, tail, vector, flags, zero } = *self;
+        check_ring(&format!("completion queue {id}"), queues, base, entries, &[head, tail])?;
+        if vector as usize >= VECTORS || flags & !(PHASE | HAS_VECTOR) != 0 || zero != 0 {
+            return Err(bad(format!("completion queue {id}: vector {vector}, flags {flags:#x}")));
+        }
+        let vector = (flags & HAS_VECTOR != 0).then_some(vector as u16);
+        let layout = Layout { base, entries, vector };
+        Ok(CompletionQueue::restored(layout, head, tail, flags & PHASE != 0))
+    }
+}
+
+/// That a queue can be where it is said to be.
+fn check_ring(what: &str, queues: &Queues, base: u64, entries: u32, at: &[u32]) -> Result<()> {
+    let sound = (2..=MAX_ENTRIES).contains(&entries)
+        && at.iter().all(|at| *at < entries)
+        && base.is_multiple_of(queues.page.min(4096));
+    if sound { Ok(()) } else { Err(bad(format!("{what}: {entries} entries at {base:#x}, {at:?}"))) }
+}
+
+impl EventsImage {
+    fn save(events: &Events) -> Self {
+        let Events { requests, aborted, pending, masked } = events;
+        let list =
+            |ids: &[u16]| std::array::from_fn(|n| ids.get(n).map_or(NONE, |id| u32::from(*id)));
+        Self {
+            requests: list(requests),
+            aborted: list(aborted),
+            pending: *pending,
+            masked: *masked,
+        }
+    }
+
+    fn restored(&self) -> Result<Events> {
+        let Self { requests, aborted, pending, masked } = self;
+        let list = |ids: &[u32]| -> Result<Vec<u16>> {
+            let there = ids.iter().take_while(|id| **id != NONE);
+            let after = ids.iter().skip(there.clone().count());
+            let ids: Option<Vec<u16>> = there.map(|id| u16::try_from(*id).ok()).collect();
+            match ids {
+                Some(ids) if after.clone().all(|id| *id == NONE) => Ok(ids),
+                _ => Err(bad("requests for events that cannot be".to_owned())),
+            }
+        };
+        let (requests, aborted) = (list(requests)?, list(aborted)?);
+        let too_many = requests.len() + aborted.len() > MAX_EVENT_REQUESTS;
+        if too_many || pending & !PENDING != 0 || masked & !TYPES != 0 {
+            return Err(bad(format!("events {pending:#x}, of which {masked:#x} are masked")));
+        }
+        Ok(Events { requests, aborted, pending: *pending, masked: *masked })
+    }
+}
+
+/// A table of what `get` gives for each number.
+fn table<T>(get: impl Fn(usize) -> T) -> Table<T> {
+    std::array::from_fn(|row| std::array::from_fn(|n| get(row * 13 + n)))
+}
+
+/// The queues of an image.
+fn save_queues(queues: Option<&Queues>) -> (Table<SubmissionImage>, Table<CompletionImage>) {
+    let submission = |id| queues?.submission(id).map(|queue| SubmissionImage::save(&queue));
+    let completion = |id| queues?.completion(id).map(|queue| CompletionImage::save(&queue));
+    (
+        table(|id| submission(id).unwrap_or(SubmissionImage::ABSENT)),
+        table(|id| completion(id).unwrap_or(CompletionImage::ABSENT)),
+    )
+}
+
+/// Makes the queues of an image.
+fn restore_queues(
+    queues: &Queues,
+    submissions: &Table<SubmissionImage>,
+    completions: &Table<CompletionImage>,
+) -> Result<()> {
+    for (id, image) in completions.as_flattened().iter().enumerate() {
+        if image.entries != 0 {
+            let queue = image.restored(id, queues)?;
+            if let (true, Some(vector)) = (image.head != image.tail, queue.layout.vector) {
+                queues.vectors.restore(vector);
+            }
+            queues.add_completion(id, Arc::new(queue));
+        }
+    }
+    for (id, image) in submissions.as_flattened().iter().enumerate() {
+        if image.entries != 0 {
+            queues.add_submission(Arc::new(image.restored(id, queues)?));
+        }
+    }
+    match (queues.submission(0), queues.completion(0)) {
+        (Some(_), Some(_)) => Ok(()),
+        _ => Err(bad("an enabled controller without admin queues".to_owned())),
+    }
+}
+
+impl Nvme {
+    /// Begins with queues that are where they were, after a close that has kept the state.
+    pub(super) fn renew_queues(&mut self, cx: &Cx<Self>) {
+        let Some(before) = &self.queues else { return };
+        let (submissions, completions) = save_queues(Some(before));
+        let queues = new_queues(Configuration((before.page.ilog2() - 12) << 7), cx.interrupts());
+        if let Err(error) = restore_queues(&queues, &submissions, &completions) {
+            tracing::error!(device = cx.name(), %error, "cannot go on with the queues");
+            self.properties.status |= FATAL;
+            return;
+        }
+        queues.vectors.restore_mask(self.properties.mask);
+        let queues = Arc::new(queues);
+        self.doorbells.set(Some(queues.clone()));
+        self.queues = Some(queues);
+    }
+}
+
+impl Save for Nvme {
+    const KIND: &'static str = "nvme";
+    const VERSION: u32 = 1;
+    type Image = NvmeImage;
+
+    fn save(&self) -> NvmeImage {
+        let Self {
+            identity: _,
+            properties,
+            queues,
+            doorbells: _,
+            common,
+            features,
+            events,
+            told_of_sync,
+        } = self;
+        let (submissions, completions) = save_queues(queues.as_deref());
+        let mut errors = [0; ERROR_LEN * ERROR_ENTRIES];
+        errors.copy_from_slice(lock(&common.errors).page().as_flattened());
+        NvmeImage {
+            properties: properties.save_registers(),
+            features: *features,
+            events: EventsImage::save(events),
+            submissions,
+            completions,
+            counters: common.counters.save(),
+            errors,
+            has_queues: queues.is_some().into(),
+            told_of_sync: (*told_of_sync).into(),
+            reserved: 0,
+            page: queues.as_ref().map_or(0, |queues| queues.page.ilog2() - 12),
+        }
+    }
+
+    fn restore(&mut self, cx: &Cx<Self>, image: NvmeImage) -> Result<()> {
+        let NvmeImage {
+            properties: properties_image,
+            features,
+            events,
+            submissions,
+            completions,
+            counters,
+            errors,
+            has_queues,
+            told_of_sync,
+            reserved,
+            page,
+        } = image;
+        let mut properties = Properties::power_on();
+        properties.restore_registers(properties_image)?;
+        let events = events.restored()?;
+        if !features.is_sound() {
+            return Err(bad("features that cannot be set".to_owned()));
+        }
+        let (status, enabled) = (properties.status, properties.configuration().enabled());
+        let ready = status & READY != 0;
+        let sound = match has_queues {
+            // Not enabled, or it could not be.
+            0 => !ready && (!enabled || status & FATAL != 0) && page == 0,
+            1 => ready && page <= LARGEST_PAGE,
+            _ => false,
+        };
+        if told_of_sync > 1 || reserved != 0 {
+            return Err(bad(format!("told_of_sync {told_of_sync}, reserved {reserved}")));
+        }
+        if !sound || status & SHUTDOWN == SHUTDOWN {
+            let cc = properties.configuration & CC_WRITABLE;
+            return Err(bad(format!("CC {cc:#x} with CSTS {status:#x} and queues: {has_queues}")));
+        }
+        let queues = if has_queues == 1 {
+            let queues = new_queues(Configuration(page << 7), cx.interrupts());
+            restore_queues(&queues, &submissions, &completions)?;
+            queues.vectors.restore_mask(properties.mask);
+            if status & SHUTDOWN != 0 {
+                queues.close();
+            }
+            if status & FATAL != 0 || !enabled {
+                queues.stop();
+            }
+            Some(Arc::new(queues))
+        } else {
+            None
+        };
+        let heard = queues.clone().filter(|queues| !queues.is_stopped());
+        self.doorbells.set(heard);
+        self.properties = properties;
+        self.queues = queues;
+        self.features = features;
+        self.features.apply(&self.common);
+        self.events = events;
+        self.told_of_sync = told_of_sync == 1;
+        self.common.counters.restore(counters);
+        let (entries, _) = errors.as_chunks::<ERROR_LEN>();
+        let mut page = [[0; ERROR_LEN]; ERROR_ENTRIES];
+        page.copy_from_slice(entries);
+        lock(&self.common.errors).restore(page);
+        Ok(())
+    }
+}

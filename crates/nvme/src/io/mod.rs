@@ -1,0 +1,200 @@
+//! I/O commands (NVM command set 3).
+
+mod dataset;
+
+use std::sync::Arc;
+
+use vfiod_disk::{Channel, Done, FailureKind, Request};
+use vfiod_pci::Task;
+use vfiod_sync::atomic::Ordering;
+use vfiod_tasks::race;
+
+use crate::common::Common;
+use crate::controller::{MAX_TRANSFER, Nvme};
+use crate::namespace::Namespace;
+use crate::prp;
+use crate::queues::Queues;
+use crate::queues::serve::{Ended, Execute, Running};
+use crate::spec::opcode::{self, Io};
+use crate::spec::submission::ALL_NAMESPACES;
+use crate::spec::{Outcome, Status, Submission};
+use crate::transfer::{self, Direction};
+
+/// The commands of one I/O queue.
+#[derive(Clone)]
+pub(crate) struct IoQueue {
+    pub(crate) id: u16,
+    pub(crate) task: Task<Nvme>,
+    pub(crate) queues: Arc<Queues>,
+    pub(crate) common: Arc<Common>,
+}
+
+impl Execute for IoQueue {
+    fn execute(&self, command: Submission) -> Running {
+        let queue = self.clone();
+        Box::pin(async move {
+            let outcome = queue.perform(&command).await;
+            if let Err(status) = outcome
+                && is_logged(status)
+            {
+                queue.common.log_error(queue.id, &command, status);
+            }
+            (command.id(), Ended::With(outcome))
+        })
+    }
+}
+
+/// Whether a failure is kept in the Error Information log: not those that the host alone has made.
+fn is_logged(status: Status) -> bool {
+    let others = [Status::DATA_TRANSFER, Status::INTERNAL, Status::CAPACITY_EXCEEDED];
+    status.is_media() || others.contains(&status)
+}
+
+impl IoQueue {
+    async fn perform(&self, command: &Submission) -> Outcome {
+        let io = opcode::find(opcode::IO, command.opcode()).ok_or(Status::INVALID_OPCODE)?;
+        command.check()?;
+        if io == Io::Flush && command.namespace() == ALL_NAMESPACES {
+            for namespace in &self.common.namespaces {
+                self.flush(namespace).await?;
+            }
+            return Ok(0);
+        }
+        let namespace = self.namespace(command.namespace())?;
+        match io {
+            Io::Flush => self.flush(namespace).await,
+            Io::Read => self.read(namespace, command).await,
+            Io::Write => self.write(namespace, command).await,
+            Io::WriteZeroes => self.write_zeroes(namespace, command).await,
+            Io::DatasetManagement => self.manage_dataset(namespace, command).await,
+        }
+    }
+
+    /// The namespace of a command (4.1.1, NSID).
+    fn namespace(&self, id: u32) -> Result<&Namespace, Status> {
+        match self.common.namespace(id) {
+            Some(namespace) => Ok(namespace),
+            // Within NN, but not active.
+            None if (1..=crate::controller::MAX_NAMESPACES).contains(&id) => {
+                Err(Status::INVALID_FIELD)
+            }
+            None => Err(Status::INVALID_NAMESPACE),
+        }
+    }
+
+    /// Waits for guest memory, unless the controller stops: then nobody waits for what comes of it.
+    async fn reach<T>(&self, access: impl Future<Output = Result<T, Status>>) -> Result<T, Status> {
+        race(access, async {
+            self.queues.stop_requested().await;
+            Err(Status::ABORT_REQUESTED)
+        })
+        .await
+    }
+
+    /// Performs a request. It ends when the back end has ended it, whatever happens meanwhile: until then
+    /// its memory is in use.
+    async fn request(
+        &self,
+        namespace: &Namespace,
+        request: Request,
+        media: Status,
+    ) -> Result<Done, Status> {
+        let done = namespace.channel()?.start(request).await;
+        match done.result {
+            Ok(()) => Ok(done),
+            Err(failure) => {
+                let (namespace, error) = (namespace.id, failure.error.to_string());
+                tracing::debug!(namespace, error, "a command fails");
+                if failure.kind == FailureKind::SyncFailed {
+                    self.common.sync_failed.store(true, Ordering::SeqCst);
+                    self.queues.notice_events();
+                }
+                Err(status_of(failure.kind, media))
+            }
+        }
+    }
+
+    /// Flush (NVM command set 3.2.1, base 7.1).
+    async fn flush(&self, namespace: &Namespace) -> Outcome {
+        self.request(namespace, Request::Flush, Status::WRITE_FAULT).await?;
+        Ok(0)
+    }
+
+    /// The range and the pieces of data of a read or write.
+    async fn locate(
+        &self,
+        namespace: &Namespace,
+        command: &Submission,
+    ) -> Result<(u64, Vec<prp::Piece>), Status> {
+        let blocks = command.blocks();
+        if blocks << namespace.block_shift > MAX_TRANSFER {
+            return Err(Status::INVALID_FIELD);
+        }
+        let (offset, len) = namespace.range(command.first_block(), blocks)?;
+        let page = self.queues.page;
+        let pieces = prp::pieces(self.task.dma(), page, command.prps(), len as usize);
+        Ok((offset, self.reach(pieces).await?))
+    }
+
+    /// Read (NVM command set 3.2.4).
+    async fn read(&self, namespace: &Namespace, command: &Submission) -> Outcome {
+        let (offset, pieces) = self.locate(namespace, command).await?;
+        let (dma, memory) = (self.task.dma(), &self.common.bounce);
+        let data = transfer::begin(dma, memory, &pieces, Direction::ToHost);
+        let (buffer, bounced) = self.reach(data).await?.split();
+        let len = buffer.len() as u64;
+        let request = Request::Read { offset, buffer };
+        let done = self.request(namespace, request, Status::READ_ERROR).await?;
+        self.reach(transfer::finish(dma, &pieces, bounced, done.buffer)).await?;
+        let counters = &self.common.counters;
+        counters.reads.fetch_add(1, Ordering::Relaxed);
+        counters.read.fetch_add(len, Ordering::Relaxed);
+        Ok(0)
+    }
+
+    /// Write (NVM command set 3.2.6).
+    async fn write(&self, namespace: &Namespace, command: &Submission) -> Outcome {
+        let writable = self.writable(namespace);
+        let (offset, pieces) = self.locate(namespace, command).await?;
+        writable?;
+        let (dma, memory) = (self.task.dma(), &self.common.bounce);
+        let data = transfer::begin(dma, memory, &pieces, Direction::FromHost);
+        let (buffer, _bounced) = self.reach(data).await?.split();
+        let len = buffer.len() as u64;
+        let durable = command.durable() || self.common.write_through();
+        let request = Request::Write { offset, buffer, durable };
+        self.request(namespace, request, Status::WRITE_FAULT).await?;
+        let counters = &self.common.counters;
+        counters.writes.fetch_add(1, Ordering::Relaxed);
+        counters.written.fetch_add(len, Ordering::Relaxed);
+        Ok(0)
+    }
+
+    /// Write Zeroes (NVM command set 3.2.8).
+    async fn write_zeroes(&self, namespace: &Namespace, command: &Submission) -> Outcome {
+        self.writable(namespace)?;
+        let (offset, len) = namespace.range(command.first_block(), command.blocks())?;
+        let deallocate = command.dword(12) & 1 << 25 != 0 && namespace.limits.deallocate.is_some();
+        let durable = command.durable() || self.common.write_through();
+        let request = Request::Zero { offset, len, deallocate, durable };
+        self.request(namespace, request, Status::WRITE_FAULT).await?;
+        Ok(0)
+    }
+
+    /// Whether a namespace can be written.
+    fn writable(&self, namespace: &Namespace) -> Result<(), Status> {
+        if namespace.limits.read_only { Err(Status::WRITE_PROTECTED) } else { Ok(()) }
+    }
+}
+
+/// What a command ends with whose request has failed; `media` where the media did.
+fn status_of(kind: FailureKind, media: Status) -> Status {
+    match kind {
+        FailureKind::Medium | FailureKind::Gone | FailureKind::SyncFailed => media,
+        FailureKind::NoSpace => Status::CAPACITY_EXCEEDED,
+        FailureKind::ReadOnly => Status::WRITE_PROTECTED,
+        FailureKind::Memory => Status::DATA_TRANSFER,
+        FailureKind::OutOfRange => Status::LBA_OUT_OF_RANGE,
+        FailureKind::Different | FailureKind::Unsupported | FailureKind::Other => Status::INTERNAL,
+    }
+}

@@ -1,0 +1,19 @@
+#![doc = include_str!("../README.md")]
+
+mod admin;
+mod common;
+mod controller;
+mod identity;
+mod io;
+mod namespace;
+mod options;
+mod prp;
+mod queues;
+mod spec;
+#[cfg(test)]
+mod tests;
+mod transfer;
+mod vectors;
+
+pub use controller::Nvme;
+pub use options::NvmeOptions;

@@ -1,0 +1,176 @@
+//! Physical Region Pages (4.1.1): where the data of a command is.
+
+use vfiod_buffer::push;
+use vfiod_core::Result as CoreResult;
+use vfiod_core::dma::Attachment;
+
+use crate::spec::Status;
+
+/// A piece of guest memory: address and length in bytes, not 0.
+pub(crate) type Piece = (u64, usize);
+
+/// Bytes of an entry.
+const ENTRY: u64 = 8;
+
+/// The pieces of `len` bytes of data, adjoining ones as one. Each list is read once.
+///
+/// # Errors
+/// PRP Offset Invalid; Data Transfer Error: a list cannot be read; Internal Error: no memory.
+pub(crate) async fn pieces(
+    dma: &Attachment,
+    page: u64,
+    (first, second): (u64, u64),
+    len: usize,
+) -> Result<Vec<Piece>, Status> {
+    let mut pieces = Vec::new();
+    if len == 0 {
+        return Ok(pieces);
+    }
+    // PRP1 may begin anywhere in a page, at a dword.
+    if first % 4 != 0 {
+        return Err(Status::INVALID_PRP_OFFSET);
+    }
+    let part = usize::try_from(page - first % page).unwrap_or(len).min(len);
+    add(&mut pieces, first, part)?;
+    let mut left = len - part;
+    if left == 0 {
+        return Ok(pieces);
+    }
+    let page_len = page as usize;
+    if left <= page_len {
+        return entry(&mut pieces, second, page, &mut left).map(|()| pieces);
+    }
+    let mut list = second;
+    if list % ENTRY != 0 {
+        return Err(Status::INVALID_PRP_OFFSET);
+    }
+    loop {
+        let room = (page - list % page) / ENTRY;
+        let needed = left.div_ceil(page_len) as u64;
+        let count = room.min(needed);
+        let entries =
+            read_list(dma, list, count as usize).await.map_err(|_| Status::DATA_TRANSFER)?;
+        // The last entry of a page leads to the next list, if more are needed than are left in it.
+        let (data, next) = match entries.split_last() {
+            Some((next, data)) if needed > room => (data, Some(*next)),
+            _ => (entries.as_slice(), None),
+        };
+        for &address in data {
+            entry(&mut pieces, address, page, &mut left)?;
+        }
+        match next {
+            None => return Ok(pieces),
+            // A list that follows begins with its page: so each has data, and a chain comes to its end.
+            Some(next) if next % page != 0 => return Err(Status::INVALID_PRP_OFFSET),
+            Some(next) => list = next,
+        }
+    }
+}
+
+/// Adds the page of an entry behind the first.
+fn entry(pieces: &mut Vec<Piece>, address: u64, page: u64, left: &mut usize) -> Result<(), Status> {
+    if !address.is_multiple_of(page) {
+        return Err(Status::INVALID_PRP_OFFSET);
+    }
+    let part = (*left).min(page as usize);
+    *left -= part;
+    add(pieces, address, part)
+}
+
+fn add(pieces: &mut Vec<Piece>, address: u64, len: usize) -> Result<(), Status> {
+    if let Some((before, so_far)) = pieces.last_mut()
+        && before.checked_add(*so_far as u64) == Some(address)
+    {
+        *so_far += len;
+        return Ok(());
+    }
+    push(pieces, (address, len)).map_err(|_| Status::INTERNAL)
+}
+
+async fn read_list(dma: &Attachment, at: u64, count: usize) -> CoreResult<Vec<u64>> {
+    let mut bytes = vec![0; count * ENTRY as usize];
+    dma.read(at, &mut bytes).await?;
+    let number = |entry: &[u8]| entry.iter().rev().fold(0, |all, byte| all << 8 | u64::from(*byte));
+    Ok(bytes.chunks_exact(ENTRY as usize).map(number).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use vfiod_core::dma::{Backing, MapRequest, Perm, Space};
+    use vfiod_tasks::Runtime;
+
+    use super::*;
+
+    const PAGE: u64 = 4096;
+
+    /// Guest memory in which the word at `address` is `value`, for each of `words`.
+    fn memory(words: &[(u64, u64)]) -> Attachment {
+        let size = 64 * PAGE;
+        let fd = rustix::fs::memfd_create("guest", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+        rustix::fs::ftruncate(&fd, size).unwrap();
+        for (address, value) in words {
+            rustix::io::pwrite(&fd, &value.to_le_bytes(), *address).unwrap();
+        }
+        let space = Space::default();
+        let perm = Perm::READ | Perm::WRITE;
+        let backing = Backing::File { fd, offset: 0 };
+        let request = MapRequest { iova: 0, size, perm, backing };
+        space.map(None, request).unwrap();
+        Attachment::new(&space)
+    }
+
+    fn find(words: &[(u64, u64)], prps: (u64, u64), len: usize) -> Result<Vec<Piece>, Status> {
+        let dma = memory(words);
+        let runtime = Arc::new(Runtime::new().unwrap());
+        runtime.block_on(None, async move { pieces(&dma, PAGE, prps, len).await }).unwrap()
+    }
+
+    #[test]
+    fn pieces_of_every_form() {
+        let list = [(0x2ff0, 0x10000), (0x2ff8, 0x3000), (0x3000, 0x12000), (0x3008, 0x13000)];
+        type Row<'a> = (&'a str, (u64, u64), usize, &'a [Piece]);
+        let rows: [Row<'_>; 7] = [
+            ("nothing", (3, 7), 0, &[]),
+            ("within a page", (0x1004, 1), 512, &[(0x1004, 512)]),
+            ("two pages", (0x1e00, 0x8000), 1024, &[(0x1e00, 512), (0x8000, 512)]),
+            ("adjoining pages are one", (0x1e00, 0x2000), 1024, &[(0x1e00, 1024)]),
+            ("exactly two pages", (0x1000, 0x8000), 8192, &[(0x1000, 4096), (0x8000, 4096)]),
+            (
+                "a list at its page's end is chained",
+                (0x1000, 0x2ff0),
+                3 * 4096 + 8,
+                &[(0x1000, 4096), (0x10000, 4096), (0x12000, 4104)],
+            ),
+            (
+                "the last entry of a page is data, if it is the last",
+                (0x1000, 0x2ff0),
+                3 * 4096,
+                &[(0x1000, 4096), (0x10000, 4096), (0x3000, 4096)],
+            ),
+        ];
+        for (what, prps, len, expected) in rows {
+            assert_eq!(find(&list, prps, len).as_deref(), Ok(expected), "{what}");
+        }
+    }
+
+    #[test]
+    fn offsets_that_are_not_allowed_and_lists_that_are_not_there() {
+        let offset = Err(Status::INVALID_PRP_OFFSET);
+        let unreadable = Err(Status::DATA_TRANSFER);
+        let rows = [
+            ("PRP1 at no dword", (0x1002, 0), 512, offset.clone()),
+            ("PRP2 within a page", (0x1000, 0x8004), 8192, offset.clone()),
+            ("a list at no qword", (0x1000, 0x2004), 3 * 4096, offset.clone()),
+            ("an entry within a page", (0x1000, 0x2008), 3 * 4096, offset.clone()),
+            ("a list that leads to itself", (0x1000, 0x4ff8), 3 * 4096, offset.clone()),
+            ("a list outside memory", (0x1000, 1 << 40), 3 * 4096, unreadable.clone()),
+            ("a list at the end of all", (0x1000, u64::MAX - 7), 3 * 4096, unreadable.clone()),
+        ];
+        let words = [(0x2008, 0x8001), (0x4ff8, 0x4ff8)];
+        for (what, prps, len, expected) in rows {
+            assert_eq!(find(&words, prps, len), expected, "{what}");
+        }
+    }
+}

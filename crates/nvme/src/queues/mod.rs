@@ -1,0 +1,254 @@
+//! The queues of a controller that is enabled (3.3), and the doorbells (PCIe transport 3.1.2).
+
+pub(crate) mod completion;
+pub(crate) mod serve;
+pub(crate) mod submission;
+
+use std::sync::Arc;
+
+use vfiod_core::DataPath;
+use vfiod_core::dma::Attachment;
+use vfiod_pci::Interrupts;
+use vfiod_sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use vfiod_sync::{Mutex, lock};
+use vfiod_tasks::Waiters;
+
+pub(crate) use self::completion::{CompletionQueue, InvalidValue, Layout};
+pub(crate) use self::submission::SubmissionQueue;
+use crate::spec::registers::QUEUES;
+use crate::vectors::Vectors;
+
+/// Commands of a controller that were read and have not completed.
+const MAX_COMMANDS: u32 = 1024;
+
+/// The queues of a controller from one enable to the next disable. Tasks that still run when the
+/// controller has been disabled keep these, and reach nothing of what is enabled next.
+pub(crate) struct Queues {
+    /// Bytes of a memory page (CC.MPS).
+    pub(crate) page: u64,
+    submissions: [Mutex<Option<Arc<SubmissionQueue>>>; QUEUES],
+    completions: [Mutex<Option<Arc<CompletionQueue>>>; QUEUES],
+    pub(crate) vectors: Vectors,
+    pub(crate) interrupts: Interrupts,
+    /// No command is read and no completion posted any more.
+    stopped: AtomicBool,
+    /// No command is read for now; those that were read are finished.
+    paused: AtomicBool,
+    /// No command is read until the controller is disabled: it is shut down.
+    closed: AtomicBool,
+    changed: Waiters,
+    /// Commands that were read and have not completed.
+    commands: AtomicU32,
+    /// Doorbell errors that the host has not been told of.
+    invalid_register: AtomicBool,
+    invalid_value: AtomicBool,
+    /// There may be events that can be posted.
+    events: AtomicBool,
+}
+
+impl Queues {
+    pub(crate) fn new(page: u64, vectors: usize, interrupts: Interrupts) -> Self {
+        Self {
+            page,
+            submissions: [const { Mutex::new(None) }; QUEUES],
+            completions: [const { Mutex::new(None) }; QUEUES],
+            vectors: Vectors::new(vectors),
+            interrupts,
+            stopped: AtomicBool::new(false),
+            paused: AtomicBool::new(false),
+            closed: AtomicBool::new(false),
+            changed: Waiters::new(),
+            commands: AtomicU32::new(0),
+            invalid_register: AtomicBool::new(false),
+            invalid_value: AtomicBool::new(false),
+            events: AtomicBool::new(false),
+        }
+    }
+
+    /// A submission queue, by its number.
+    pub(crate) fn submission(&self, id: usize) -> Option<Arc<SubmissionQueue>> {
+        lock(self.submissions.get(id)?).clone()
+    }
+
+    /// A completion queue, by its number.
+    pub(crate) fn completion(&self, id: usize) -> Option<Arc<CompletionQueue>> {
+        lock(self.completions.get(id)?).clone()
+    }
+
+    pub(crate) fn add_submission(&self, queue: Arc<SubmissionQueue>) {
+        let place = &self.submissions[usize::from(queue.id)];
+        *lock(place) = Some(queue);
+    }
+
+    pub(crate) fn add_completion(&self, id: usize, queue: Arc<CompletionQueue>) {
+        *lock(&self.completions[id]) = Some(queue);
+    }
+
+    pub(crate) fn remove_submission(&self, id: usize) {
+        *lock(&self.submissions[id]) = None;
+    }
+
+    pub(crate) fn remove_completion(&self, id: usize) {
+        let queue = lock(&self.completions[id]).take();
+        if let Some(queue) = queue {
+            queue.end(&self.vectors, &self.interrupts);
+        }
+    }
+
+    /// The submission queues that there are.
+    pub(crate) fn all_submissions(&self) -> impl Iterator<Item = Arc<SubmissionQueue>> {
+        self.submissions.iter().filter_map(|queue| lock(queue).clone())
+    }
+
+    /// Whether there are I/O queues.
+    pub(crate) fn has_io_queues(&self) -> bool {
+        (1..QUEUES).any(|id| self.submission(id).is_some() || self.completion(id).is_some())
+    }
+
+    /// Lets the task of every queue look again.
+    pub(crate) fn ring_all(&self) {
+        self.all_submissions().for_each(|queue| queue.bell.ring(None));
+    }
+
+    /// Ends the work: tasks finish what they have begun, and post nothing more.
+    pub(crate) fn stop(&self) {
+        self.stopped.store(true, Ordering::SeqCst);
+        self.changed.wake_all();
+        self.ring_all();
+    }
+
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.stopped.load(Ordering::SeqCst)
+    }
+
+    /// Waits until the work is to end.
+    pub(crate) async fn stop_requested(&self) {
+        self.changed.wait_for(|| self.is_stopped().then_some(())).await;
+    }
+
+    /// Lets tasks read no commands, or read them again.
+    pub(crate) fn pause(&self, paused: bool) {
+        self.paused.store(paused, Ordering::SeqCst);
+        self.ring_all();
+    }
+
+    pub(crate) fn is_paused(&self) -> bool {
+        self.paused.load(Ordering::SeqCst)
+    }
+
+    /// Lets tasks read no commands any more.
+    pub(crate) fn close(&self) {
+        self.closed.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether commands may be read.
+    pub(crate) fn is_reading(&self) -> bool {
+        !self.is_paused() && !self.closed.load(Ordering::SeqCst)
+    }
+
+    /// Counts up to `most` commands that are to be read; returns how many may be.
+    pub(crate) fn begin(&self, most: u32) -> u32 {
+        let mut begun = 0;
+        _ = self.commands.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |commands| {
+            begun = most.min(MAX_COMMANDS.saturating_sub(commands));
+            Some(commands + begun)
+        });
+        begun
+    }
+
+    /// Counts commands that have ended, and lets those look again who wait for a place among
+    /// [`MAX_COMMANDS`], or for the end of all.
+    pub(crate) fn end(&self, count: u32) {
+        let before = self.commands.fetch_sub(count, Ordering::SeqCst);
+        if before >= MAX_COMMANDS {
+            self.ring_all();
+        }
+        if before == count {
+            self.changed.wake_all();
+        }
+    }
+
+    /// Waits until no command is under way.
+    pub(crate) async fn idle(&self) {
+        let is_idle = || (self.commands.load(Ordering::SeqCst) == 0).then_some(());
+        self.changed.wait_for(is_idle).await;
+    }
+
+    /// A doorbell was written: those of submission queues have even numbers.
+    fn doorbell(&self, bell: usize, value: u32) {
+        let result = if bell.is_multiple_of(2) {
+            self.submission(bell / 2).map(|queue| queue.set_tail(value))
+        } else {
+            self.completion(bell / 2).map(|queue| {
+                let awaited = queue.set_head(value, &self.vectors, &self.interrupts)?;
+                if awaited {
+                    self.ring_all();
+                }
+                Ok(())
+            })
+        };
+        let event = match result {
+            Some(Ok(())) => return,
+            Some(Err(InvalidValue)) => &self.invalid_value,
+            None => &self.invalid_register,
+        };
+        event.store(true, Ordering::SeqCst);
+        if let Some(admin) = self.submission(0) {
+            admin.bell.ring(None);
+        }
+    }
+
+    /// Lets the admin queue look whether events can be posted.
+    pub(crate) fn notice_events(&self) {
+        self.keep_events();
+        if let Some(admin) = self.submission(0) {
+            admin.bell.ring(None);
+        }
+    }
+
+    /// The admin queue is to look for events when it is rung next.
+    pub(crate) fn keep_events(&self) {
+        self.events.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether there may be events that can be posted.
+    pub(crate) fn take_events(&self) -> bool {
+        self.events.swap(false, Ordering::SeqCst)
+    }
+
+    /// Takes what was wrong about doorbells: written to none, and an invalid value.
+    pub(crate) fn take_doorbell_errors(&self) -> (bool, bool) {
+        let take = |event: &AtomicBool| event.swap(false, Ordering::SeqCst);
+        (take(&self.invalid_register), take(&self.invalid_value))
+    }
+}
+
+impl std::fmt::Debug for Queues {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Queues").field("commands", &self.commands).finish_non_exhaustive()
+    }
+}
+
+/// Where doorbells arrive, without the device's lock.
+#[derive(Debug, Default)]
+pub(crate) struct Doorbells {
+    /// `None`: the controller is not enabled.
+    queues: Mutex<Option<Arc<Queues>>>,
+}
+
+impl Doorbells {
+    /// From now on doorbells are those of these queues.
+    pub(crate) fn set(&self, queues: Option<Arc<Queues>>) {
+        *lock(&self.queues) = queues;
+    }
+}
+
+impl DataPath for Doorbells {
+    fn doorbell(&self, bell: usize, value: Option<u64>, _dma: &Attachment) {
+        let queues = lock(&self.queues).clone();
+        // Doorbells have no eventfds, so that the value is known.
+        if let (Some(queues), Some(value)) = (queues, value) {
+            queues.doorbell(bell, value as u32);
+        }
+    }
+}

@@ -1,0 +1,193 @@
+//! The task of a submission queue: reads commands, lets each run by itself, and posts what it results in.
+//!
+//! A task that is to pause reads no more commands, finishes those that it has, and ends; what is saved
+//! then is where the queue's head and tail are. A task that is to stop does the same and posts nothing.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use futures_util::future::FutureExt;
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use vfiod_core::Errno;
+use vfiod_pci::Task;
+use vfiod_tasks::race;
+
+use super::{Queues, SubmissionQueue};
+use crate::controller::Nvme;
+use crate::spec::{Completion, Outcome, Submission};
+
+/// The most commands that are read at once.
+const BATCH: u32 = 32;
+
+/// What becomes of a command.
+pub(crate) enum Ended {
+    /// It completes with this.
+    With(Outcome),
+    /// It completes later, by another way, or not at all.
+    Silently,
+}
+
+/// A command that is under way: its identifier, and what becomes of it.
+pub(crate) type Running = Pin<Box<dyn Future<Output = (u16, Ended)> + Send>>;
+
+/// What is done with the commands of a queue.
+pub(crate) trait Execute: Send + Sync + 'static {
+    /// Begins a command.
+    fn execute(&self, command: Submission) -> Running;
+
+    /// Begins several commands.
+    fn execute_all(&self, commands: Vec<Submission>, running: &mut dyn FnMut(Running)) {
+        commands.into_iter().for_each(|command| running(self.execute(command)));
+    }
+
+    /// Called each time before the task waits: events that are to be posted, as completions of commands
+    /// that ended silently.
+    fn events(&self) -> impl Future<Output = ()> + Send {
+        std::future::ready(())
+    }
+}
+
+/// The name of a queue's task.
+pub(crate) fn task_name(id: u16) -> String {
+    if id == 0 { "admin".to_owned() } else { format!("queue {id}") }
+}
+
+/// Serves a queue until it is deleted, or the controller stops.
+pub(crate) async fn serve(
+    task: Task<Nvme>,
+    queues: Arc<Queues>,
+    queue: Arc<SubmissionQueue>,
+    execute: impl Execute,
+) {
+    let mut running = FuturesUnordered::<Running>::new();
+    loop {
+        // What is rung from here on rings again.
+        queue.bell.take();
+        let ends = queues.is_stopped() || queue.is_deleted();
+        if ends && running.is_empty() {
+            return;
+        }
+        if !ends && queues.is_reading() {
+            execute.events().await;
+            match read(&task, &queues, &queue).await {
+                Ok(commands) => execute.execute_all(commands, &mut |command| running.push(command)),
+                Err(error) => {
+                    let (queue, error) = (queue.id, error.to_string());
+                    fail(&task, &queues, queue, "cannot read commands", &error).await;
+                    continue;
+                }
+            }
+        }
+        if running.is_empty() {
+            pause(&task, &queues).await;
+            queue.bell.wait().await;
+            continue;
+        }
+        let rung = async {
+            queue.bell.wait_for(|| queue.bell.is_rung().then_some(())).await;
+            None
+        };
+        if let Some(first) = race(running.next(), rung).await {
+            let mut ended = vec![first];
+            while let Some(Some(next)) = running.next().now_or_never() {
+                ended.push(next);
+            }
+            post(&task, &queues, &queue, ended).await;
+        }
+    }
+}
+
+/// Ends the task if the device is to quiesce; it has nothing under way.
+async fn pause(task: &Task<Nvme>, queues: &Queues) {
+    if queues.is_paused() {
+        // A step comes after the call that asked for the pause, when the gate has been closed.
+        task.step(|_, _| ()).await;
+        task.task().pause_point().await;
+    }
+}
+
+/// Reads the next commands, as many as have a place for their completions.
+async fn read(
+    task: &Task<Nvme>,
+    queues: &Queues,
+    queue: &SubmissionQueue,
+) -> vfiod_core::Result<Vec<Submission>> {
+    let most = queue.waiting().min(BATCH);
+    if most == 0 {
+        return Ok(Vec::new());
+    }
+    let count = queues.begin(most);
+    let reserved = queue.completions.reserve(count);
+    queues.end(count - reserved);
+    if reserved == 0 {
+        return Ok(Vec::new());
+    }
+    let commands = race(async { Some(queue.read(task.dma(), reserved).await) }, async {
+        queues.stop_requested().await;
+        None
+    });
+    let result = match commands.await {
+        Some(Ok(commands)) => return Ok(commands),
+        // The host lets the device reach no memory: it rings again when it does.
+        Some(Err(error)) if error.errno() != Errno::PERM => Err(error),
+        _ => Ok(Vec::new()),
+    };
+    queues.end(reserved);
+    if queue.completions.release(reserved) {
+        queues.ring_all();
+    }
+    result
+}
+
+/// Posts what commands resulted in.
+async fn post(
+    task: &Task<Nvme>,
+    queues: &Arc<Queues>,
+    queue: &SubmissionQueue,
+    ended: Vec<(u16, Ended)>,
+) {
+    let count = ended.len() as u32;
+    let completion = |(id, ended): (u16, Ended)| match ended {
+        Ended::Silently => None,
+        Ended::With(outcome) => Some(Completion {
+            result: outcome.unwrap_or(0),
+            head: queue.head() as u16,
+            queue: queue.id,
+            id,
+            status: outcome.err().unwrap_or(crate::spec::Status::SUCCESS),
+        }),
+    };
+    let completions: Vec<Completion> = ended.into_iter().filter_map(completion).collect();
+    let silent = count - completions.len() as u32;
+    if queue.completions.release(silent) {
+        queues.ring_all();
+    }
+    if !queues.is_stopped() && !completions.is_empty() {
+        let posted = race(
+            async {
+                let interrupts = &queues.interrupts;
+                queue.completions.post(task.dma(), &completions, &queues.vectors, interrupts).await
+            },
+            async {
+                queues.stop_requested().await;
+                Ok(())
+            },
+        );
+        if let Err(error) = posted.await {
+            let error = error.to_string();
+            fail(task, queues, queue.id, "cannot write completions", &error).await;
+        }
+    }
+    queues.end(count);
+}
+
+/// The controller cannot go on: fatal status (9.5).
+async fn fail(task: &Task<Nvme>, queues: &Arc<Queues>, queue: u16, what: &str, error: &str) {
+    let name = task.step(|nvme, cx| {
+        nvme.fail(queues);
+        cx.name().to_owned()
+    });
+    let device = name.await;
+    tracing::warn!(device, queue, error, "{what}; the controller shows fatal status");
+}

@@ -1,0 +1,178 @@
+//! Identify data structures (5.17.2).
+
+use super::{put, put_text};
+
+/// Bytes of each of them.
+pub(crate) const LEN: usize = 4096;
+
+/// A data structure.
+pub(crate) type Structure = [u8; LEN];
+
+/// Identify Controller (5.17.2.1). What is not here is 0: not offered or not reported.
+#[derive(Clone, Debug)]
+pub(crate) struct Controller<'a> {
+    pub(crate) vendor: u16,
+    pub(crate) subsystem_vendor: u16,
+    pub(crate) serial: &'a str,
+    pub(crate) model: &'a str,
+    pub(crate) firmware: &'a str,
+    /// MDTS: as a power of two of pages of 4 KiB.
+    pub(crate) max_transfer: u8,
+    pub(crate) id: u16,
+    pub(crate) version: u32,
+    pub(crate) events: u32,
+    pub(crate) admin_commands: u16,
+    pub(crate) abort_limit: u8,
+    pub(crate) event_limit: u8,
+    pub(crate) error_entries: u8,
+    pub(crate) warning_temperature: u16,
+    pub(crate) critical_temperature: u16,
+    pub(crate) namespaces: u32,
+    pub(crate) io_commands: u16,
+    /// Some namespace has a volatile write cache.
+    pub(crate) write_cache: bool,
+    /// AWUN and AWUPF, 0's based.
+    pub(crate) atomic_blocks: u16,
+    pub(crate) subsystem_name: &'a str,
+}
+
+impl Controller<'_> {
+    pub(crate) fn encode(&self) -> Structure {
+        let mut data = [0; LEN];
+        put(&mut data, 0, self.vendor.to_le_bytes());
+        put(&mut data, 2, self.subsystem_vendor.to_le_bytes());
+        put_text(&mut data, 4, 20, self.serial);
+        put_text(&mut data, 24, 40, self.model);
+        put_text(&mut data, 64, 8, self.firmware);
+        data[77] = self.max_transfer;
+        put(&mut data, 78, self.id.to_le_bytes());
+        put(&mut data, 80, self.version.to_le_bytes());
+        // RTD3R and RTD3E: ten seconds, in microseconds.
+        put(&mut data, 84, 10_000_000_u32.to_le_bytes());
+        put(&mut data, 88, 10_000_000_u32.to_le_bytes());
+        put(&mut data, 92, self.events.to_le_bytes());
+        // CNTRLTYPE: I/O controller.
+        data[111] = 1;
+        put(&mut data, 256, self.admin_commands.to_le_bytes());
+        (data[258], data[259]) = (self.abort_limit, self.event_limit);
+        // FRMW: one slot, which is read-only.
+        data[260] = 1 << 1 | 1;
+        // LPA: command effects, extended data, supported log pages.
+        data[261] = 1 << 1 | 1 << 2 | 1 << 5;
+        data[262] = self.error_entries;
+        put(&mut data, 266, self.warning_temperature.to_le_bytes());
+        put(&mut data, 268, self.critical_temperature.to_le_bytes());
+        // SQES and CQES: 64 and 16 bytes, no others.
+        (data[512], data[513]) = (0x66, 0x44);
+        put(&mut data, 516, self.namespaces.to_le_bytes());
+        put(&mut data, 520, self.io_commands.to_le_bytes());
+        // VWC: present or not; Flush of every namespace is supported.
+        data[525] = u8::from(self.write_cache) | 3 << 1;
+        put(&mut data, 526, self.atomic_blocks.to_le_bytes());
+        put(&mut data, 528, self.atomic_blocks.to_le_bytes());
+        let name = self.subsystem_name.as_bytes();
+        let len = name.len().min(255);
+        data[768..768 + len].copy_from_slice(&name[..len]);
+        data
+    }
+}
+
+/// ONCS (5.17.2.1): Dataset Management.
+pub(crate) const ONCS_DATASET_MANAGEMENT: u16 = 1 << 2;
+/// ONCS: Write Zeroes.
+pub(crate) const ONCS_WRITE_ZEROES: u16 = 1 << 3;
+/// ONCS: Save and Select fields of features.
+pub(crate) const ONCS_SELECT: u16 = 1 << 4;
+/// OAES: Namespace Attribute Notices.
+pub(crate) const OAES_NAMESPACE: u32 = 1 << 8;
+
+/// Identify Namespace of the NVM command set (NVM command set 4.1.5.1).
+#[derive(Clone, Debug)]
+pub(crate) struct Namespace {
+    pub(crate) blocks: u64,
+    /// LBADS: a block has 2^n bytes.
+    pub(crate) block_shift: u8,
+    /// The preferred write granularity, in blocks.
+    pub(crate) write_granularity: u16,
+    /// The granularity of deallocation, in blocks; `None`: it is not offered.
+    pub(crate) deallocate_granularity: Option<u16>,
+    pub(crate) deallocated_reads_zero: bool,
+    pub(crate) write_protected: bool,
+    /// NAWUN and NAWUPF, 0's based.
+    pub(crate) atomic_blocks: u16,
+    pub(crate) nguid: [u8; 16],
+}
+
+impl Namespace {
+    pub(crate) fn encode(&self) -> Structure {
+        let mut data = [0; LEN];
+        for at in [0, 8, 16] {
+            put(&mut data, at, self.blocks.to_le_bytes());
+        }
+        // NSFEAT: NAWUN and NAWUPF are this namespace's, and NPWG to NOWS are there.
+        data[24] = 1 << 1 | 1 << 4;
+        // DLFEAT: what deallocated blocks read as, and that Write Zeroes may deallocate.
+        if self.deallocate_granularity.is_some() {
+            data[33] = u8::from(self.deallocated_reads_zero) | 1 << 3;
+        }
+        put(&mut data, 34, self.atomic_blocks.to_le_bytes());
+        put(&mut data, 36, self.atomic_blocks.to_le_bytes());
+        let bytes = u128::from(self.blocks) << self.block_shift;
+        put(&mut data, 48, bytes.to_le_bytes());
+        let granularity = self.write_granularity.max(1) - 1;
+        let deallocate = self.deallocate_granularity.unwrap_or(1).max(1) - 1;
+        // NPWG, NPWA, NPDG, NPDA, NOWS.
+        for (at, blocks) in [
+            (64, granularity),
+            (66, granularity),
+            (68, deallocate),
+            (70, deallocate),
+            (72, granularity),
+        ] {
+            put(&mut data, at, blocks.to_le_bytes());
+        }
+        data[99] = u8::from(self.write_protected);
+        data[104..120].copy_from_slice(&self.nguid);
+        data[128 + 2] = self.block_shift;
+        data
+    }
+
+    /// I/O Command Set Independent Identify Namespace (5.17.2.8).
+    pub(crate) fn encode_independent(&self) -> Structure {
+        let mut data = [0; LEN];
+        data[8] = u8::from(self.write_protected);
+        // NSTAT: ready.
+        data[14] = 1;
+        data
+    }
+}
+
+/// Identify Controller of the NVM command set (NVM command set 4.1.5.2): WZSL, DMRL, DMRSL.
+pub(crate) fn nvm_controller(write_zeroes_limit: u8, ranges: u8, range_blocks: u32) -> Structure {
+    let mut data = [0; LEN];
+    data[1] = write_zeroes_limit;
+    data[3] = ranges;
+    put(&mut data, 4, range_blocks.to_le_bytes());
+    data
+}
+
+/// Namespace Identification Descriptor list (5.17.2.3): NGUID, UUID, command set identifier.
+pub(crate) fn descriptors(nguid: &[u8; 16], uuid: &[u8; 16]) -> Structure {
+    let mut data = [0; LEN];
+    let mut at = 0;
+    for (kind, id) in [(2, nguid.as_slice()), (3, uuid), (4, &[0])] {
+        (data[at], data[at + 1]) = (kind, id.len() as u8);
+        data[at + 4..at + 4 + id.len()].copy_from_slice(id);
+        at += 4 + id.len();
+    }
+    data
+}
+
+/// A list of namespaces (5.17.2.2): ascending, the rest 0.
+pub(crate) fn list(namespaces: impl Iterator<Item = u32>) -> Structure {
+    let mut data = [0; LEN];
+    for (entry, namespace) in data.chunks_exact_mut(4).zip(namespaces) {
+        entry.copy_from_slice(&namespace.to_le_bytes());
+    }
+    data
+}

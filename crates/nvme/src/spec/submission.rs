@@ -1,0 +1,95 @@
+//! Submission queue entries (3.3.3.1).
+
+use super::status::Status;
+
+/// Bytes of an entry.
+pub(crate) const LEN: usize = 64;
+/// Every active namespace.
+pub(crate) const ALL_NAMESPACES: u32 = u32::MAX;
+
+/// A command, as it was read: once.
+#[derive(Clone, Copy)]
+pub(crate) struct Submission([u8; LEN]);
+
+impl Submission {
+    /// A command of the host's bytes.
+    pub(crate) fn new(bytes: [u8; LEN]) -> Self {
+        Self(bytes)
+    }
+
+    /// Command Dword `n`, 0 to 15.
+    pub(crate) fn dword(&self, n: usize) -> u32 {
+        let mut bytes = [0; 4];
+        bytes.copy_from_slice(&self.0[4 * n..4 * n + 4]);
+        u32::from_le_bytes(bytes)
+    }
+
+    fn qword(&self, n: usize) -> u64 {
+        u64::from(self.dword(n)) | u64::from(self.dword(n + 1)) << 32
+    }
+
+    pub(crate) fn opcode(&self) -> u8 {
+        self.0[0]
+    }
+
+    /// CID.
+    pub(crate) fn id(&self) -> u16 {
+        (self.dword(0) >> 16) as u16
+    }
+
+    /// FUSE: 0, the first (1) or second (2) command of a fused operation.
+    pub(crate) fn fused(&self) -> u32 {
+        self.dword(0) >> 8 & 3
+    }
+
+    /// PSDT: 0 where the data pointer has PRPs.
+    pub(crate) fn pointer_kind(&self) -> u32 {
+        self.dword(0) >> 14 & 3
+    }
+
+    /// NSID.
+    pub(crate) fn namespace(&self) -> u32 {
+        self.dword(1)
+    }
+
+    /// PRP1 and PRP2.
+    pub(crate) fn prps(&self) -> (u64, u64) {
+        (self.qword(6), self.qword(8))
+    }
+
+    /// SLBA of the I/O commands that have one (NVM command set 3).
+    pub(crate) fn first_block(&self) -> u64 {
+        self.qword(10)
+    }
+
+    /// NLB of those, as a count.
+    pub(crate) fn blocks(&self) -> u64 {
+        u64::from(self.dword(12) & 0xffff) + 1
+    }
+
+    /// Force Unit Access.
+    pub(crate) fn durable(&self) -> bool {
+        self.dword(12) & 1 << 30 != 0
+    }
+
+    /// Whether what every command has is sound: no fused operation, and PRPs.
+    ///
+    /// # Errors
+    /// Invalid Field in Command.
+    pub(crate) fn check(&self) -> Result<(), Status> {
+        if self.fused() != 0 || self.pointer_kind() != 0 {
+            return Err(Status::INVALID_FIELD);
+        }
+        Ok(())
+    }
+}
+
+impl std::fmt::Debug for Submission {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Submission")
+            .field("opcode", &self.opcode())
+            .field("id", &self.id())
+            .field("namespace", &self.namespace())
+            .finish_non_exhaustive()
+    }
+}

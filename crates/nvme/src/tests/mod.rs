@@ -1,0 +1,23 @@
+//! Tests of the controller, by a host in process.
+
+mod admin;
+mod enable;
+mod events;
+mod io;
+mod queues;
+mod rig;
+mod saved;
+
+use vfiod_testing::Driver;
+
+/// Enables the controller, whose queues are at address 0, and submits a command: what it reads there are
+/// zeroes, or nothing.
+fn submit(device: &Driver) {
+    device.write32(0, 0x24, 0x000f_000f);
+    device.write64(0, 0x28, 0);
+    device.write64(0, 0x30, 0x1000);
+    device.write32(0, 0x14, rig::ENABLE);
+    device.write32(0, 0x1000, 1);
+}
+
+vfiod_testing::conformance!(rig::nvme(), dma = submit);

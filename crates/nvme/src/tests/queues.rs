@@ -1,0 +1,233 @@
+//! I/O queues: how they are created and deleted, and how they go round.
+
+use super::rig::{Command, DATA, Held, Host, create_cq, create_sq, nvme, with};
+
+fn delete_sq(id: u32) -> Command {
+    Command::new(0).set(10, id)
+}
+
+fn delete_cq(id: u32) -> Command {
+    Command::new(4).set(10, id)
+}
+
+#[test]
+fn every_error_of_create_and_delete() {
+    let mut host = Host::new(nvme());
+    let at = DATA;
+    let identifiers = [0, 65, 0x100, 0xffff];
+    for id in identifiers {
+        assert_eq!(host.admin(create_cq(id, 16, at, 1)), Err(0x101), "CQ {id}");
+        assert_eq!(host.admin(create_sq(id, 16, at, 1)), Err(0x101), "SQ {id}");
+        assert_eq!(host.admin(delete_cq(id as u32)), Err(0x101), "CQ {id}");
+        assert_eq!(host.admin(delete_sq(id as u32)), Err(0x101), "SQ {id}");
+    }
+    assert_eq!(host.admin(create_sq(1, 16, at, 0)), Err(0x101), "the admin CQ");
+    assert_eq!(host.admin(create_sq(1, 16, at, 65)), Err(0x101));
+    assert_eq!(host.admin(create_sq(1, 16, at, 9)), Err(0x100), "a CQ that is not there");
+    for entries in [1, 4097, 0x1_0000] {
+        assert_eq!(host.admin(create_cq(1, entries, at, 1)), Err(0x102), "{entries} entries");
+    }
+    assert_eq!(host.admin(create_cq(1, 16, at, 65)), Err(0x108));
+    assert_eq!(host.admin(create_cq(1, 16, at, 0xffff)), Err(0x108));
+    assert_eq!(host.admin(create_cq(1, 16, at + 8, 1)), Err(0x13));
+    assert_eq!(host.admin(create_cq(1, 16, at, 1).set(11, 0)), Err(0x02), "not contiguous");
+    // A vector that is not used may be any.
+    assert_eq!(host.admin(create_cq(1, 16, at, 1).set(11, 0xffff << 16 | 1)), Ok(0));
+    assert_eq!(host.admin(create_cq(1, 16, at, 1)), Err(0x101), "it is there");
+    assert_eq!(host.admin(create_sq(1, 1, at, 1)), Err(0x102));
+    assert_eq!(host.admin(create_sq(1, 16, at + 0x1000, 1)), Ok(0));
+    assert_eq!(host.admin(create_sq(1, 16, at + 0x1000, 1)), Err(0x101), "it is there");
+    assert_eq!(host.admin(delete_cq(1)), Err(0x10c), "it is in use");
+    assert_eq!(host.admin(delete_sq(2)), Err(0x101), "it is not there");
+    assert_eq!(host.admin(delete_sq(1)), Ok(0));
+    assert_eq!(host.admin(delete_cq(1)), Ok(0));
+    assert_eq!(host.admin(delete_cq(1)), Err(0x101));
+}
+
+#[test]
+fn entry_sizes_that_are_not_set_refuse_queues() {
+    let mut host = Host::new(nvme());
+    host.device.write32(0, 0x14, 1);
+    assert_eq!(host.admin(create_cq(1, 16, DATA, 1)), Err(0x102));
+    host.device.write32(0, 0x14, super::rig::ENABLE);
+    assert_eq!(host.admin(create_cq(1, 16, DATA, 1)), Ok(0));
+    host.device.write32(0, 0x14, 4 << 20 | 1);
+    assert_eq!(host.admin(create_sq(1, 16, DATA, 1)), Err(0x102));
+}
+
+#[test]
+fn all_queue_pairs_at_once() {
+    let mut host = Host::new(nvme());
+    for id in 1..=64 {
+        host.create_pair(id, 4096, id as u32 % 65);
+    }
+    for id in 1..=64 {
+        host.submit(id, Command::io(2, id as u64, 1, (DATA, 0)));
+    }
+    for id in 1..=64 {
+        assert_eq!(host.wait(id).status, 0);
+    }
+}
+
+#[test]
+fn queues_go_round_with_the_phase_and_the_head() {
+    let mut host = Host::new(nvme());
+    host.create_pair(1, 3, 1);
+    for n in 0_u32..50 {
+        host.submit(1, Command::io(2, 0, 1, (DATA, 0)));
+        let entry = host.wait(1);
+        assert_eq!((entry.status, u32::from(entry.head)), (0, (n + 1) % 3), "{n}");
+    }
+}
+
+/// A completion queue with one usable place, shared by four submission queues.
+#[test]
+fn shared_completion_queue_of_two_entries_completes_everything() {
+    let mut host = Host::new(nvme());
+    let (_, completions) = Host::at(1);
+    assert_eq!(host.admin(create_cq(1, 2, completions, 1)), Ok(0));
+    for id in 1..=4 {
+        host.renew_pair(id, 64, 2);
+        assert_eq!(host.admin(create_sq(id, 64, Host::at(id).0, 1)), Ok(0));
+    }
+    let mut open = std::collections::HashSet::new();
+    for round in 0..30 {
+        for id in 1..=4 {
+            open.insert((id, host.put(id, Command::io(2, round, 1, (DATA, 0)))));
+        }
+    }
+    (1..=4).for_each(|id| host.ring(id));
+    while !open.is_empty() {
+        let entry = host.wait(1);
+        assert!(open.remove(&(usize::from(entry.queue), entry.id)), "{entry:?}");
+    }
+    assert!(host.peek(1).is_none());
+}
+
+/// What is left of a full queue waits until the host takes an entry, and nothing is written over.
+#[test]
+fn full_completion_queue_waits_for_the_host() {
+    let mut host = Host::new(nvme());
+    host.renew_pair(1, 64, 4);
+    let (submissions, completions) = Host::at(1);
+    assert_eq!(host.admin(create_cq(1, 4, completions, 1)), Ok(0));
+    assert_eq!(host.admin(create_sq(1, 64, submissions, 1)), Ok(0));
+    let ids: Vec<u16> = (0..20).map(|_| host.put(1, Command::io(2, 0, 1, (DATA, 0)))).collect();
+    host.ring(1);
+    let mut seen = Vec::new();
+    while seen.len() < ids.len() {
+        vfiod_testing::eventually("a completion", || host.peek(1).is_some());
+        let before = seen.len();
+        while let Some(entry) = host.poll(1) {
+            seen.push(entry.id);
+        }
+        assert!(seen.len() - before <= 3, "more than there are places");
+        host.release(1);
+    }
+    seen.sort_unstable();
+    assert_eq!(seen, ids);
+}
+
+/// What was rung for a deleted queue means nothing for one that is created in its place.
+#[test]
+fn recreated_queue_does_not_hear_rings_of_before() {
+    let mut host = Host::new(nvme());
+    for _ in 0..10 {
+        host.create_pair(1, 64, 1);
+        for _ in 0..5 {
+            assert_eq!(host.perform(1, Command::io(2, 0, 1, (DATA, 0))), Ok(0));
+        }
+        assert_eq!(host.admin(delete_sq(1)), Ok(0));
+        // Too late: an event, if anybody asked for it.
+        host.device.write32(0, 0x1008, 40);
+        assert_eq!(host.admin(delete_cq(1)), Ok(0));
+    }
+    host.create_pair(1, 64, 1);
+    assert!(host.identify(1, 0).is_ok());
+    assert!(host.peek(1).is_none());
+    assert_eq!(host.perform(1, Command::io(2, 0, 1, (DATA, 0))), Ok(0));
+}
+
+#[test]
+fn delete_waits_for_commands_that_the_disk_has() {
+    let disk = Held::new();
+    let mut host = Host::new(with(disk.clone()));
+    host.create_pair(1, 64, 1);
+    disk.hold(true);
+    let read = host.submit(1, Command::io(2, 0, 1, (DATA, 0)));
+    vfiod_testing::eventually("the read is held", || disk.waiting() == 1);
+    let delete = host.submit(0, delete_sq(1));
+    // Other admin commands do not wait for that.
+    let identify = host.submit(0, Command::new(6).prps(DATA + 4096, 0).set(10, 1));
+    assert_eq!(host.wait(0).id, identify);
+    assert_eq!(host.admin(delete_sq(1)), Err(0x101), "it is being deleted");
+    disk.release();
+    assert_eq!(host.wait(0).id, delete);
+    assert_eq!(host.peek(1).map(|entry| (entry.id, entry.status)), Some((read, 0)));
+}
+
+/// A held command delays none of the same queue, and those that end first complete first.
+#[test]
+fn held_command_does_not_hold_up_others() {
+    let disk = Held::new();
+    let mut host = Host::new(with(disk.clone()));
+    host.create_pair(1, 64, 1);
+    disk.hold(true);
+    let held = host.submit(1, Command::io(2, 0, 1, (DATA, 0)));
+    vfiod_testing::eventually("the read is held", || disk.waiting() == 1);
+    disk.hold(false);
+    for n in 0..20 {
+        assert_eq!(host.perform(1, Command::io(2, n, 1, (DATA + 4096, 0))), Ok(0));
+    }
+    disk.release();
+    assert_eq!(host.wait(1).id, held);
+}
+
+#[test]
+fn queue_memory_that_vanishes_is_fatal() {
+    for which in [0, 1] {
+        let mut host = Host::new(nvme());
+        let _rings = host.device.map(
+            1 << 40,
+            1 << 16,
+            vfiod_core::dma::Perm::READ | vfiod_core::dma::Perm::WRITE,
+        );
+        host.renew_pair(1, 16, 16);
+        let (own, other) = (Host::at(1), (1 << 40, (1 << 40) + 0x8000));
+        let (submissions, completions) =
+            if which == 0 { (other.0, own.1) } else { (own.0, other.1) };
+        assert_eq!(host.admin(create_cq(1, 16, completions, 1)), Ok(0));
+        assert_eq!(host.admin(create_sq(1, 16, submissions, 1)), Ok(0));
+        host.device.unmap(1 << 40, 1 << 16).unwrap();
+        host.submit(1, Command::io(2, 0, 1, (DATA, 0)));
+        host.await_fatal();
+        host.disable();
+        host.enable();
+        assert!(host.identify(1, 0).is_ok());
+    }
+}
+
+#[test]
+fn interrupts_come_with_each_completion_and_masked_ones_when_unmasked() {
+    let mut host = Host::new(nvme());
+    host.create_pair(1, 16, 2);
+    host.interrupts[2].count();
+    for _ in 0..5 {
+        host.submit(1, Command::io(2, 0, 1, (DATA, 0)));
+        host.interrupts[2].wait();
+        assert_eq!(host.wait(1).status, 0);
+    }
+    host.device.write32(0, 0x0c, 1 << 2);
+    assert_eq!((host.device.read32(0, 0x0c), host.device.read32(0, 0x10)), (4, 4));
+    host.submit(1, Command::io(2, 0, 1, (DATA, 0)));
+    vfiod_testing::eventually("a completion", || host.peek(1).is_some());
+    assert!(host.identify(1, 0).is_ok());
+    assert_eq!(host.interrupts[2].count(), 0);
+    host.device.write32(0, 0x10, 1 << 2);
+    host.interrupts[2].wait();
+    host.wait(1);
+    // Nothing is left to be told of.
+    host.device.write32(0, 0x0c, 1 << 2);
+    host.device.write32(0, 0x10, 1 << 2);
+    assert_eq!(host.interrupts[2].count(), 0);
+}

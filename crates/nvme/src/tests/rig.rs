@@ -1,0 +1,414 @@
+//! A host in process: a small driver of the controller, with memory and queues of its own.
+
+use std::sync::{Arc, Mutex};
+
+use vfiod_core::dma::{Completion, Perm};
+use vfiod_core::{Error, Result};
+use vfiod_disk::{Backend, Channel, Disk, Done, Limits, Memory, Pending, Request};
+use vfiod_pci::irq_index::MSIX;
+use vfiod_tasks::Runtime;
+use vfiod_testing::driver::{GuestMemory, Interrupt};
+use vfiod_testing::{Driver, eventually};
+
+use crate::controller::Nvme;
+use crate::spec::registers::{DOORBELLS, FATAL, READY};
+
+/// Where the host's memory is, and how much.
+pub(super) const BASE: u64 = 1 << 32;
+pub(super) const LEN: u64 = 32 << 20;
+/// Entries of the admin queues.
+const ADMIN_ENTRIES: u32 = 16;
+/// Memory of each queue pair, from the beginning: submissions, then completions.
+const PAIR: u64 = 0x5_0000;
+const COMPLETIONS: u64 = 0x4_0000;
+/// Where data is, behind 65 pairs.
+pub(super) const DATA: u64 = BASE + 66 * PAIR;
+/// Blocks of a disk of 512 bytes each.
+pub(super) const BLOCKS: u64 = 8192;
+
+/// CC: enabled, with the sizes of entries.
+pub(super) const ENABLE: u32 = 6 << 16 | 4 << 20 | 1;
+
+/// A command.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Command(pub(super) [u32; 16]);
+
+impl Command {
+    pub(super) fn new(opcode: u8) -> Self {
+        let mut dwords = [0; 16];
+        dwords[0] = opcode.into();
+        Self(dwords)
+    }
+
+    pub(super) fn set(mut self, dword: usize, value: u32) -> Self {
+        self.0[dword] = value;
+        self
+    }
+
+    pub(super) fn namespace(self, id: u32) -> Self {
+        self.set(1, id)
+    }
+
+    pub(super) fn prps(self, first: u64, second: u64) -> Self {
+        let part = |value: u64, n: u32| (value >> (32 * n)) as u32;
+        self.set(6, part(first, 0))
+            .set(7, part(first, 1))
+            .set(8, part(second, 0))
+            .set(9, part(second, 1))
+    }
+
+    /// A command for blocks of namespace 1.
+    pub(super) fn io(opcode: u8, first: u64, blocks: u32, data: (u64, u64)) -> Self {
+        Self::new(opcode)
+            .namespace(1)
+            .prps(data.0, data.1)
+            .set(10, first as u32)
+            .set(11, (first >> 32) as u32)
+            .set(12, blocks - 1)
+    }
+}
+
+/// An entry of a completion queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Entry {
+    pub(super) result: u32,
+    pub(super) head: u16,
+    pub(super) queue: u16,
+    pub(super) id: u16,
+    /// Type and code, without Do Not Retry.
+    pub(super) status: u16,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Pair {
+    entries: (u32, u32),
+    tail: u32,
+    head: u32,
+    phase: bool,
+}
+
+/// The host.
+pub(super) struct Host {
+    pub(super) device: Driver,
+    pub(super) memory: GuestMemory,
+    pairs: Vec<Option<Pair>>,
+    pub(super) interrupts: Vec<Interrupt>,
+    next_id: u16,
+}
+
+/// A controller with a disk in memory.
+pub(super) fn nvme() -> Nvme {
+    with(Memory::new(BLOCKS * 512).unwrap())
+}
+
+/// A controller with a back end.
+pub(super) fn with(backend: Arc<dyn Backend>) -> Nvme {
+    let uuid = uuid::Uuid::from_u128(0x1234_5678_9abc_def0_1234_5678_9abc_def0);
+    Nvme::with_disk(Disk::new(backend), 512, "serial-1".to_owned(), uuid).unwrap()
+}
+
+impl Host {
+    /// A host whose controller is enabled.
+    pub(super) fn new(nvme: Nvme) -> Self {
+        let mut host = Self::disabled(nvme);
+        host.enable();
+        host
+    }
+
+    /// A host that has not touched its controller.
+    pub(super) fn disabled(nvme: Nvme) -> Self {
+        let device = Driver::new(nvme);
+        device.enable();
+        let memory = device.map(BASE, LEN, Perm::READ | Perm::WRITE);
+        let interrupts = (0..4).map(|vector| device.interrupt(MSIX, vector)).collect();
+        Self { device, memory, pairs: vec![None; 66], interrupts, next_id: 0 }
+    }
+
+    /// Goes on with the device of another driver, to which the state of this one was restored.
+    pub(super) fn moved(self, device: Driver) -> Self {
+        Self { device, ..self }
+    }
+
+    /// Sets up the admin queues and enables the controller.
+    pub(super) fn enable(&mut self) {
+        let size = ADMIN_ENTRIES - 1;
+        self.device.write32(0, 0x24, size << 16 | size);
+        self.device.write64(0, 0x28, BASE);
+        self.device.write64(0, 0x30, BASE + COMPLETIONS);
+        self.forget_queues();
+        self.begin_pair(0, (ADMIN_ENTRIES, ADMIN_ENTRIES));
+        self.device.write32(0, 0x14, ENABLE);
+        self.await_status(READY, READY);
+    }
+
+    /// Disables the controller, and waits until it is.
+    pub(super) fn disable(&mut self) {
+        self.device.write32(0, 0x14, ENABLE & !1);
+        self.await_status(READY, 0);
+        self.forget_queues();
+    }
+
+    fn forget_queues(&mut self) {
+        self.pairs.fill(None);
+    }
+
+    pub(super) fn status(&self) -> u32 {
+        self.device.read32(0, 0x1c)
+    }
+
+    /// Waits until these bits of CSTS are so.
+    pub(super) fn await_status(&self, bits: u32, value: u32) {
+        eventually(&format!("CSTS & {bits:#x} is {value:#x}"), || self.status() & bits == value);
+    }
+
+    /// Where a pair's submissions and completions are.
+    pub(super) fn at(pair: usize) -> (u64, u64) {
+        let at = BASE + PAIR * pair as u64;
+        (at, at + COMPLETIONS)
+    }
+
+    fn begin_pair(&mut self, id: usize, entries: (u32, u32)) {
+        let (_, completions) = Self::at(id);
+        self.memory.put(completions - BASE, &vec![0; 16 * entries.1 as usize]);
+        self.pairs[id] = Some(Pair { entries, tail: 0, head: 0, phase: true });
+    }
+
+    /// Puts a command into a queue, and rings unless told otherwise. Returns its identifier.
+    pub(super) fn submit(&mut self, queue: usize, command: Command) -> u16 {
+        let id = self.put(queue, command);
+        self.ring(queue);
+        id
+    }
+
+    /// Puts a command into a queue.
+    pub(super) fn put(&mut self, queue: usize, mut command: Command) -> u16 {
+        self.next_id = self.next_id.wrapping_add(1);
+        command.0[0] |= u32::from(self.next_id) << 16;
+        let bytes: Vec<u8> = command.0.iter().flat_map(|dword| dword.to_le_bytes()).collect();
+        let pair = self.pairs[queue].as_mut().expect("a queue");
+        let at = Self::at(queue).0 + 64 * u64::from(pair.tail);
+        pair.tail = (pair.tail + 1) % pair.entries.0;
+        self.memory.put(at - BASE, &bytes);
+        self.next_id
+    }
+
+    pub(super) fn ring(&self, queue: usize) {
+        let tail = self.pairs[queue].expect("a queue").tail;
+        self.device.write32(0, DOORBELLS + 8 * queue as u64, tail);
+    }
+
+    /// The next completion of a queue, if it is there.
+    pub(super) fn poll(&mut self, queue: usize) -> Option<Entry> {
+        let entry = self.peek(queue)?;
+        let pair = self.pairs[queue].as_mut().expect("a queue");
+        pair.head += 1;
+        if pair.head == pair.entries.1 {
+            (pair.head, pair.phase) = (0, !pair.phase);
+        }
+        Some(entry)
+    }
+
+    /// The next completion of a queue, which stays there.
+    pub(super) fn peek(&self, queue: usize) -> Option<Entry> {
+        let pair = self.pairs[queue].expect("a queue");
+        let at = Self::at(queue).1 + 16 * u64::from(pair.head) - BASE;
+        let bytes = self.memory.get(at, 16);
+        let word = |at: usize| u16::from_le_bytes([bytes[at], bytes[at + 1]]);
+        let last = word(14);
+        (last & 1 == u16::from(pair.phase)).then(|| Entry {
+            result: u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]),
+            head: word(8),
+            queue: word(10),
+            id: word(12),
+            status: last >> 1 & 0x7ff,
+        })
+    }
+
+    /// Says that the completions that were taken may be written over.
+    pub(super) fn release(&self, queue: usize) {
+        let head = self.pairs[queue].expect("a queue").head;
+        self.device.write32(0, DOORBELLS + 8 * queue as u64 + 4, head);
+    }
+
+    /// Waits for the next completion of a queue and takes it.
+    pub(super) fn wait(&mut self, queue: usize) -> Entry {
+        eventually("a completion", || self.peek(queue).is_some());
+        let entry = self.poll(queue).unwrap();
+        self.release(queue);
+        entry
+    }
+
+    /// Performs a command: its result, or its status.
+    pub(super) fn perform(&mut self, queue: usize, command: Command) -> Result<u32, u16> {
+        let id = self.submit(queue, command);
+        let entry = self.wait(queue);
+        assert_eq!((entry.id, entry.queue), (id, queue as u16), "{command:x?}");
+        if entry.status == 0 { Ok(entry.result) } else { Err(entry.status) }
+    }
+
+    pub(super) fn admin(&mut self, command: Command) -> Result<u32, u16> {
+        self.perform(0, command)
+    }
+
+    /// Creates a queue pair, whose completion queue has this vector.
+    pub(super) fn create_pair(&mut self, id: usize, entries: u32, vector: u32) {
+        self.begin_pair(id, (entries, entries));
+        let (submissions, completions) = Self::at(id);
+        assert_eq!(self.admin(create_cq(id, entries, completions, vector)), Ok(0));
+        assert_eq!(self.admin(create_sq(id, entries, submissions, id)), Ok(0));
+    }
+
+    /// The host begins anew with a queue pair of these entries, submissions and completions.
+    pub(super) fn renew_pair(&mut self, id: usize, submissions: u32, completions: u32) {
+        self.begin_pair(id, (submissions, completions));
+    }
+
+    /// Identify: the structure, or the status.
+    pub(super) fn identify(&mut self, cns: u32, namespace: u32) -> Result<Vec<u8>, u16> {
+        self.memory.put(DATA - BASE, &[0xee; 4096]);
+        let command = Command::new(6).namespace(namespace).prps(DATA, 0).set(10, cns);
+        self.admin(command).map(|_| self.memory.get(DATA - BASE, 4096))
+    }
+
+    /// Get Log Page from the beginning: `len` bytes, or the status.
+    pub(super) fn log(&mut self, page: u32, len: u32) -> Result<Vec<u8>, u16> {
+        self.memory.put(DATA - BASE, &vec![0xee; len as usize]);
+        let command = Command::new(2)
+            .namespace(u32::MAX)
+            .prps(DATA, DATA + 4096)
+            .set(10, page | (len / 4 - 1) << 16);
+        self.admin(command).map(|_| self.memory.get(DATA - BASE, len as usize))
+    }
+
+    /// Whether the controller shows fatal status.
+    pub(super) fn await_fatal(&self) {
+        self.await_status(FATAL, FATAL);
+    }
+}
+
+pub(super) fn create_cq(id: usize, entries: u32, at: u64, vector: u32) -> Command {
+    let interrupts = 2 | 1;
+    Command::new(5)
+        .prps(at, 0)
+        .set(10, (entries - 1) << 16 | id as u32)
+        .set(11, vector << 16 | interrupts)
+}
+
+pub(super) fn create_sq(id: usize, entries: u32, at: u64, completions: usize) -> Command {
+    Command::new(1)
+        .prps(at, 0)
+        .set(10, (entries - 1) << 16 | id as u32)
+        .set(11, (completions as u32) << 16 | 1)
+}
+
+/// A disk in memory, each of whose requests can be held back.
+#[derive(Debug)]
+pub(super) struct Held {
+    disk: Arc<Memory>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    holds: bool,
+    fails: Option<vfiod_core::Errno>,
+    waiting: Vec<(Request, Completion<Done>)>,
+    seen: Vec<String>,
+}
+
+impl std::fmt::Debug for State {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("State").field("waiting", &self.waiting.len()).finish_non_exhaustive()
+    }
+}
+
+impl Held {
+    pub(super) fn new() -> Arc<Self> {
+        let disk = Memory::new(BLOCKS * 512).unwrap();
+        Arc::new(Self { disk, state: Mutex::default() })
+    }
+
+    /// Holds requests back from now on, or not.
+    pub(super) fn hold(&self, holds: bool) {
+        self.state.lock().unwrap().holds = holds;
+    }
+
+    /// Fails requests from now on, or not.
+    pub(super) fn fail(&self, errno: Option<vfiod_core::Errno>) {
+        self.state.lock().unwrap().fails = errno;
+    }
+
+    /// How many are held back.
+    pub(super) fn waiting(&self) -> usize {
+        self.state.lock().unwrap().waiting.len()
+    }
+
+    /// Performs those that are held back.
+    pub(super) fn release(&self) {
+        let waiting = std::mem::take(&mut self.state.lock().unwrap().waiting);
+        for (request, completion) in waiting {
+            let mut done = self.disk.start(request);
+            let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+            match done.as_mut().poll(&mut context) {
+                std::task::Poll::Ready(done) => completion.complete(Ok(done)),
+                std::task::Poll::Pending => unreachable!("a disk in memory does not wait"),
+            }
+        }
+    }
+
+    /// What was asked for, in order, and forgets it.
+    pub(super) fn seen(&self) -> Vec<String> {
+        std::mem::take(&mut self.state.lock().unwrap().seen)
+    }
+}
+
+impl Backend for Held {
+    fn limits(&self) -> Limits {
+        Limits { volatile: true, max_range: 64 << 10, ..self.disk.limits() }
+    }
+
+    fn connect(self: Arc<Self>, _runtime: &Runtime) -> Result<Arc<dyn Channel>> {
+        Ok(self)
+    }
+}
+
+fn describe(request: &Request) -> String {
+    match request {
+        Request::Read { offset, buffer } => format!("read {offset} {}", buffer.len()),
+        Request::Write { offset, buffer, durable } => {
+            format!("write {offset} {} {durable}", buffer.len())
+        }
+        Request::Flush => "flush".to_owned(),
+        Request::Zero { offset, len, deallocate, durable } => {
+            format!("zero {offset} {len} {deallocate} {durable}")
+        }
+        Request::Deallocate { offset, len } => format!("deallocate {offset} {len}"),
+    }
+}
+
+impl Channel for Held {
+    fn start(&self, request: Request) -> Pending {
+        let mut state = self.state.lock().unwrap();
+        state.seen.push(describe(&request));
+        if let Some(errno) = state.fails {
+            let buffer = match request {
+                Request::Read { buffer, .. } | Request::Write { buffer, .. } => Some(buffer),
+                _ => None,
+            };
+            let result = Err(Error::new(errno, "asked to fail").into());
+            return Box::pin(std::future::ready(Done { result, buffer }));
+        }
+        if !state.holds {
+            drop(state);
+            return self.disk.start(request);
+        }
+        let (completion, reply) = Completion::new();
+        state.waiting.push((request, completion));
+        Box::pin(async move { reply.await.expect("it completes") })
+    }
+}
+
+/// Bytes that differ from place to place.
+pub(super) fn pattern(seed: u64, len: usize) -> Vec<u8> {
+    (0..len as u64).map(|n| (n.wrapping_mul(31) ^ (n >> 8) ^ seed.wrapping_mul(97)) as u8).collect()
+}

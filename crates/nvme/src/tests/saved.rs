@@ -1,0 +1,65 @@
+//! The saved state: a controller that was moved goes on.
+
+use vfiod_core::DescriptorTable;
+use vfiod_disk::Memory;
+use vfiod_testing::Driver;
+
+use super::rig::{BASE, BLOCKS, Command, DATA, Host, nvme, pattern, with};
+
+/// Saves the controller, and goes on with another one to which the state was restored.
+fn move_to(host: Host, nvme: crate::Nvme) -> Host {
+    let mut descriptors = DescriptorTable::new();
+    let saved = host.device.device().save(&mut descriptors).unwrap();
+    let new = Driver::restored(nvme, &saved, None, &mut descriptors).unwrap();
+    host.moved(new)
+}
+
+#[test]
+fn moved_controller_goes_on_where_it_was() {
+    let disk = Memory::new(BLOCKS * 512).unwrap();
+    let mut host = Host::new(with(disk.clone()));
+    host.create_pair(1, 8, 1);
+    host.create_pair(2, 8, 2);
+    let event = host.submit(0, Command::new(12));
+    for n in 0..11 {
+        host.memory.put(DATA - BASE, &pattern(n, 512));
+        assert_eq!(host.perform(1, Command::io(1, n, 1, (DATA, 0))), Ok(0));
+    }
+    // A completion that the host has not taken.
+    let last = host.submit(2, Command::io(2, 3, 1, (DATA, 0)));
+    vfiod_testing::eventually("a completion", || host.peek(2).is_some());
+    let mut host = move_to(host, with(disk));
+    let settle = |host: &Host| host.device.settle();
+    settle(&host);
+    assert_eq!(host.wait(2).id, last);
+    for n in 0..11 {
+        let id = host.submit(1, Command::io(2, n, 1, (DATA, 0)));
+        settle(&host);
+        assert_eq!(host.wait(1).id, id);
+        assert_eq!(host.memory.get(DATA - BASE, 512), pattern(n, 512));
+    }
+    // The request for an event is still outstanding.
+    host.device.write32(0, 0x1000 + 8 * 5, 1);
+    settle(&host);
+    assert_eq!(host.wait(0).id, event);
+}
+
+#[test]
+fn save_amid_load_loses_and_repeats_nothing() {
+    let mut host = Host::new(nvme());
+    host.create_pair(1, 64, 1);
+    for round in 0..20 {
+        let mut ids: Vec<u16> =
+            (0..40).map(|n| host.put(1, Command::io(2, n, 8, (DATA, 0)))).collect();
+        host.ring(1);
+        let saved = host.device.device().save(&mut DescriptorTable::new());
+        saved.unwrap_or_else(|error| panic!("round {round}: {error}"));
+        while !ids.is_empty() {
+            let entry = host.wait(1);
+            assert_eq!(entry.status, 0);
+            let place = ids.iter().position(|id| *id == entry.id).expect("it completes once");
+            ids.remove(place);
+        }
+        assert!(host.peek(1).is_none());
+    }
+}

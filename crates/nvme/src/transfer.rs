@@ -1,0 +1,161 @@
+//! Moves the data of commands: holds of guest memory where it is mapped, buffers where it is reached by
+//! message.
+
+use vfiod_buffer::{push, zeroed};
+use vfiod_core::Errno;
+use vfiod_core::dma::{Attachment, Perm};
+use vfiod_disk::Buffer;
+use vfiod_sync::{Mutex, lock};
+use vfiod_tasks::Waiters;
+
+use crate::prp::Piece;
+use crate::spec::Status;
+
+/// Bytes of buffers that a controller may have at the same time.
+const MAX_BOUNCE: usize = 16 << 20;
+
+/// The buffers of a controller.
+#[derive(Debug, Default)]
+pub(crate) struct BounceMemory {
+    used: Mutex<usize>,
+    released: Waiters,
+}
+
+/// Bytes of buffers that are in use.
+#[derive(Debug)]
+pub(crate) struct Bounced<'a> {
+    memory: &'a BounceMemory,
+    len: usize,
+}
+
+impl BounceMemory {
+    /// Waits until a buffer of `len` bytes may be made. One alone may be of any length.
+    async fn take(&self, len: usize) -> Bounced<'_> {
+        let take = || {
+            let mut used = lock(&self.used);
+            let fits = *used == 0 || *used + len <= MAX_BOUNCE;
+            fits.then(|| *used += len)
+        };
+        self.released.wait_for(take).await;
+        Bounced { memory: self, len }
+    }
+}
+
+impl Drop for Bounced<'_> {
+    fn drop(&mut self) {
+        *lock(&self.memory.used) -= self.len;
+        self.memory.released.wake_all();
+    }
+}
+
+/// Which way data goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Direction {
+    ToHost,
+    FromHost,
+}
+
+/// The data of a command, as a back end takes it.
+pub(crate) struct Data<'a> {
+    pub(crate) buffer: Buffer,
+    /// `None`: the buffer is the guest's memory.
+    bounced: Option<Bounced<'a>>,
+}
+
+/// Finds the data of a command; what goes to the disk is in the buffer then.
+///
+/// # Errors
+/// Data Transfer Error; Internal Error: no memory.
+pub(crate) async fn begin<'a>(
+    dma: &Attachment,
+    memory: &'a BounceMemory,
+    pieces: &[Piece],
+    direction: Direction,
+) -> Result<Data<'a>, Status> {
+    let perm = if direction == Direction::ToHost { Perm::WRITE } else { Perm::READ };
+    let mut holds = Vec::new();
+    for &(at, len) in pieces {
+        match dma.hold(at, len, perm) {
+            Ok(hold) => push(&mut holds, hold).map_err(|_| Status::INTERNAL)?,
+            Err(error) if error.errno() == Errno::OPNOTSUPP => {
+                drop(holds);
+                return bounce(dma, memory, pieces, direction).await;
+            }
+            Err(_) => return Err(Status::DATA_TRANSFER),
+        }
+    }
+    Ok(Data { buffer: Buffer::Guest(holds), bounced: None })
+}
+
+async fn bounce<'a>(
+    dma: &Attachment,
+    memory: &'a BounceMemory,
+    pieces: &[Piece],
+    direction: Direction,
+) -> Result<Data<'a>, Status> {
+    let len = pieces.iter().map(|(_, len)| len).sum();
+    let bounced = Some(memory.take(len).await);
+    let mut bytes = zeroed(len).map_err(|_| Status::INTERNAL)?;
+    if direction == Direction::FromHost {
+        gather(dma, pieces, &mut bytes).await?;
+    }
+    Ok(Data { buffer: Buffer::Own(bytes), bounced })
+}
+
+/// Gives the host what was read, if it is not there already.
+///
+/// # Errors
+/// Data Transfer Error.
+pub(crate) async fn finish(
+    dma: &Attachment,
+    pieces: &[Piece],
+    bounced: Option<Bounced<'_>>,
+    buffer: Option<Buffer>,
+) -> Result<(), Status> {
+    match (bounced, buffer) {
+        (Some(_bounced), Some(Buffer::Own(bytes))) => scatter(dma, pieces, &bytes).await,
+        (Some(_), _) => Err(Status::INTERNAL),
+        (None, _) => Ok(()),
+    }
+}
+
+impl<'a> Data<'a> {
+    /// The buffer, and what says how it came to be.
+    pub(crate) fn split(self) -> (Buffer, Option<Bounced<'a>>) {
+        (self.buffer, self.bounced)
+    }
+}
+
+/// Reads guest memory, piece after piece.
+///
+/// # Errors
+/// Data Transfer Error.
+pub(crate) async fn gather(
+    dma: &Attachment,
+    pieces: &[Piece],
+    mut bytes: &mut [u8],
+) -> Result<(), Status> {
+    for &(at, len) in pieces {
+        let (now, rest) = bytes.split_at_mut(len);
+        dma.read(at, now).await.map_err(|_| Status::DATA_TRANSFER)?;
+        bytes = rest;
+    }
+    Ok(())
+}
+
+/// Writes guest memory, piece after piece.
+///
+/// # Errors
+/// Data Transfer Error.
+pub(crate) async fn scatter(
+    dma: &Attachment,
+    pieces: &[Piece],
+    mut bytes: &[u8],
+) -> Result<(), Status> {
+    for &(at, len) in pieces {
+        let (now, rest) = bytes.split_at(len);
+        dma.write(at, now).await.map_err(|_| Status::DATA_TRANSFER)?;
+        bytes = rest;
+    }
+    Ok(())
+}
