@@ -38,6 +38,37 @@ pub(crate) fn outlive_file_size() -> io::Result<()> {
     signal_hook::flag::register(SIGXFSZ, Arc::<AtomicBool>::default()).map(drop)
 }
 
+/// What a signal means after those before it.
+#[derive(Debug, PartialEq, Eq)]
+enum Meaning {
+    /// It asks for something.
+    Asks(Asked),
+    /// It repeats what was asked for before.
+    Nothing,
+    /// Whoever sends it, by this name, does not wait for the end any longer.
+    Impatience(&'static str),
+}
+
+/// What a signal that comes now means. `first` is when the first one to finish came.
+fn meaning(signal: i32, first: &mut Option<Instant>, now: Instant) -> Meaning {
+    let name = match signal {
+        SIGHUP => return Meaning::Asks(Asked::Reload),
+        SIGXCPU => "SIGXCPU",
+        SIGTERM => "SIGTERM",
+        _ => "SIGINT",
+    };
+    match *first {
+        None => {
+            *first = Some(now);
+            Meaning::Asks(Asked::Finish(name))
+        }
+        // The kernel's comes again with each second that it takes to finish.
+        Some(_) if signal == SIGXCPU => Meaning::Nothing,
+        Some(first) if now.duration_since(first) < SAME_REQUEST => Meaning::Nothing,
+        Some(_) => Meaning::Impatience(name),
+    }
+}
+
 /// Signals of this process.
 pub struct Signals(Receiver<Asked>);
 
@@ -62,27 +93,17 @@ impl Signals {
         let mut signals = signal_hook::iterator::Signals::new(signals)?;
         let (sender, receiver) = mpsc::channel();
         thread::Builder::new().name("signals".into()).spawn(move || {
-            let mut asked_first: Option<Instant> = None;
+            let mut asked_first = None;
             for signal in signals.forever() {
-                let asked = match signal {
-                    SIGHUP => Asked::Reload,
-                    // Comes again with each second that it takes to finish.
-                    SIGXCPU if asked_first.is_some() => continue,
-                    SIGXCPU => Asked::Finish("SIGXCPU"),
-                    SIGTERM => Asked::Finish("SIGTERM"),
-                    _ => Asked::Finish("SIGINT"),
-                };
-                if let Asked::Finish(signal) = asked {
-                    if asked_first.is_some_and(|first| first.elapsed() < SAME_REQUEST) {
-                        continue;
-                    }
-                    if asked_first.is_some() {
+                let asked = match meaning(signal, &mut asked_first, Instant::now()) {
+                    Meaning::Asks(asked) => asked,
+                    Meaning::Nothing => continue,
+                    Meaning::Impatience(signal) => {
                         tracing::warn!(signal, "second signal to finish: exiting at once");
                         crate::logging::finish();
                         std::process::exit(1);
                     }
-                    asked_first = Some(Instant::now());
-                }
+                };
                 if sender.send(asked).is_err() {
                     // Nobody waits any more, so nobody would finish in order.
                     std::process::exit(1);
@@ -99,5 +120,27 @@ impl Signals {
             Err(RecvTimeoutError::Timeout) => None,
             Err(RecvTimeoutError::Disconnected) => Some(Asked::Finish("lost signal thread")),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_signal_to_finish_counts_from_one_second_after_the_first() {
+        let begin = Instant::now();
+        let mut first = None;
+        let mut at = |signal, millis| {
+            meaning(signal, &mut first, begin + Duration::from_millis(millis))
+        };
+        assert_eq!(at(SIGHUP, 0), Meaning::Asks(Asked::Reload));
+        assert_eq!(at(SIGTERM, 100), Meaning::Asks(Asked::Finish("SIGTERM")));
+        for (signal, millis) in [(SIGTERM, 100), (SIGINT, 600), (SIGTERM, 1_099), (SIGXCPU, 5_000)] {
+            assert_eq!(at(signal, millis), Meaning::Nothing, "{signal} at {millis}");
+        }
+        assert_eq!(at(SIGHUP, 1_100), Meaning::Asks(Asked::Reload));
+        assert_eq!(at(SIGTERM, 1_100), Meaning::Impatience("SIGTERM"));
+        assert_eq!(at(SIGINT, 9_000), Meaning::Impatience("SIGINT"));
     }
 }
