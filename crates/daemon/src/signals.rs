@@ -131,12 +131,12 @@ mod tests {
     fn another_signal_to_finish_counts_from_one_second_after_the_first() {
         let begin = Instant::now();
         let mut first = None;
-        let mut at = |signal, millis| {
-            meaning(signal, &mut first, begin + Duration::from_millis(millis))
-        };
+        let mut at =
+            |signal, millis| meaning(signal, &mut first, begin + Duration::from_millis(millis));
         assert_eq!(at(SIGHUP, 0), Meaning::Asks(Asked::Reload));
         assert_eq!(at(SIGTERM, 100), Meaning::Asks(Asked::Finish("SIGTERM")));
-        for (signal, millis) in [(SIGTERM, 100), (SIGINT, 600), (SIGTERM, 1_099), (SIGXCPU, 5_000)] {
+        for (signal, millis) in [(SIGTERM, 100), (SIGINT, 600), (SIGTERM, 1_099), (SIGXCPU, 5_000)]
+        {
             assert_eq!(at(signal, millis), Meaning::Nothing, "{signal} at {millis}");
         }
         assert_eq!(at(SIGHUP, 1_100), Meaning::Asks(Asked::Reload));

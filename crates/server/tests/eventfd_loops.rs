@@ -1,5 +1,5 @@
-//! Eventfds that a client makes readable without end: the server does not go on for ever. A socket that
-//! the client has watched very often: it is served seldom.
+//! Eventfds that a client makes readable without end, replies that it does not take: the server does not go
+//! on for ever. A socket that the client has watched very often: it is served seldom.
 
 // A model checker has no descriptors to poll.
 #![cfg(not(any(loom, shuttle)))]
@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::net::{RecvFlags, SendFlags, recv, send};
 use vfiod_client::{RawMessage, Socket};
 use vfiod_core::irq::{IrqFlags, IrqInfo};
 use vfiod_core::region::Doorbell;
@@ -17,8 +18,8 @@ use vfiod_core::{
 };
 use vfiod_server::{Listener, Served, Server, ServerOptions, SocketAccess};
 use vfiod_tasks::Runtime;
-use vfiod_wire::payload::{IrqSet, RegionAccess, RegionIoFds, irq_flag};
-use vfiod_wire::{Capabilities, Command, Header, Kind, Version};
+use vfiod_wire::payload::{DmaMap, IrqSet, RegionAccess, RegionIoFds, irq_flag};
+use vfiod_wire::{Capabilities, Command, HEADER_LEN, Header, Kind, Version};
 use zerocopy::IntoBytes;
 
 const TIMEOUT: Duration = Duration::from_secs(60);
@@ -151,13 +152,18 @@ impl Host {
 
     /// Runs what there is, until nothing is left to do for the moment.
     #[track_caller]
-    fn assert_comes_to_rest(&self) {
+    fn assert_rests(&self) {
         let rests = (0..TURNS).any(|_| {
             self.runtime.run();
             !Self::is_ready(self.runtime.fd(), Duration::ZERO)
         });
         assert!(rests, "still busy after {TURNS} turns");
-        // The client is served all the same.
+    }
+
+    /// As [`Self::assert_rests`]; and then the client is served.
+    #[track_caller]
+    fn assert_comes_to_rest(&self) {
+        self.assert_rests();
         let access = RegionAccess { offset: 0, region: 0, count: 4 };
         let reply = self.call(Command::RegionRead, access.as_bytes(), &[]);
         assert_eq!(reply.payload[RegionAccess::LEN..], [7; 4]);
@@ -247,4 +253,41 @@ fn client_whose_socket_is_watched_very_often_is_not_served_all_the_time() {
         paused
     });
     assert!(paused, "in vain: each request is answered at once");
+}
+
+/// Its replies fill the socket, and its requests what is kept of them.
+#[test]
+fn client_that_takes_no_replies_does_not_keep_the_server_busy() {
+    const REPLY: usize = HEADER_LEN + RegionAccess::LEN + 4;
+    let host = Host::new();
+    // What it sends is read all the same: replies to messages of the device could be among it.
+    let map = DmaMap { argsz: 32, flags: 3, offset: 0, address: 0, size: 0x1000 };
+    host.call(Command::DmaMap, map.as_bytes(), &[]);
+    let access = RegionAccess { offset: 0, region: 0, count: 4 };
+    let header = Header::command(1, Command::RegionRead, access.as_bytes().len(), false);
+    let request = [header.as_bytes(), access.as_bytes()].concat();
+    let many = request.repeat(1 << 10);
+    let fd = host.socket.as_fd();
+    let (mut sent, mut before) = (0, None);
+    while before != Some(sent) {
+        before = Some(sent);
+        while let Ok(count) = send(fd, &many[sent % request.len()..], SendFlags::DONTWAIT) {
+            sent += count;
+        }
+        host.assert_rests();
+    }
+    assert!(sent > 4 << 20, "{sent} bytes are less than is kept");
+
+    // It is served on as soon as it takes them.
+    let (mut received, mut buffer) = (0, vec![0; 1 << 16]);
+    while received < sent / request.len() * REPLY {
+        match recv(fd, &mut buffer[..], RecvFlags::DONTWAIT) {
+            Ok((_, count)) => received += count,
+            Err(_) => {
+                assert!(Host::is_ready(host.runtime.fd(), TIMEOUT), "nothing happens");
+                host.runtime.run();
+            }
+        }
+    }
+    assert_eq!(received, sent / request.len() * REPLY);
 }

@@ -18,7 +18,7 @@ use process::{Daemon, until, vfiod};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::fs::{OFlags, fcntl_setfl};
 use rustix::process::Signal;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 use vfiod_client::{Client, IrqAction, IrqData, RawMessage, Socket};
 use vfiod_wire::payload::DmaAccess;
@@ -40,6 +40,11 @@ struct Rig {
 
 impl Rig {
     fn new() -> Self {
+        Self::with("")
+    }
+
+    /// `mdev` has more keys of `[mdev]`.
+    fn with(mdev: &str) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let at = |name: &str| directory.path().join(name);
         let text = format!(
@@ -49,13 +54,14 @@ impl Rig {
              [device.keeper]\nmodel = \"edu\"\nstate = \"retain\"\nsocket = {:?}\n\
              [device.board]\nmodel = \"bench\"\nsocket = {:?}\n\
              [parent.school]\nmodel = \"edu\"\noptions = {{ instances = 4 }}\n\
-             [mdev]\nsockets = {:?}\n[control]\nsocket = {:?}\n",
+             [parent.ports]\nmodel = \"serial\"\n\
+             [control]\nsocket = {:?}\n[mdev]\nsockets = {:?}\n{mdev}",
             at("lines"),
             at("teacher"),
             at("keeper"),
             at("board"),
-            at("mdev"),
             at("control"),
+            at("mdev"),
         );
         std::fs::write(at("c.toml"), text).unwrap();
         let command = vfiod(["serve", at("c.toml").to_str().unwrap()]);
@@ -84,7 +90,11 @@ impl Rig {
 
     /// Makes an instance. Its socket.
     fn create(&self) -> PathBuf {
-        let body = format!("{{\"parent\":\"school\",\"type\":\"edu-1\",\"uuid\":\"{INSTANCE}\"}}");
+        self.create_of("school", "edu-1")
+    }
+
+    fn create_of(&self, parent: &str, kind: &str) -> PathBuf {
+        let body = json!({ "parent": parent, "type": kind, "uuid": INSTANCE }).to_string();
         self.good("POST", "instances", Some(&body));
         self.path("mdev").join(format!("{INSTANCE}.sock"))
     }
@@ -270,6 +280,53 @@ fn process_that_has_died_is_no_user_of_a_set_or_a_configured_device() {
     let mut holder = Holder::new(&rig.path("keeper"), None);
     holder.kill();
     rig.good("DELETE", "devices/keeper", None);
+}
+
+/// An attribute that changes only while nobody has the card open.
+#[test]
+fn process_that_has_died_does_not_keep_an_attribute_from_being_changed() {
+    let rig = Rig::new();
+    let socket = rig.create_of("ports", "mtty-1");
+    let path = format!("instances/{INSTANCE}");
+    for round in 0..50 {
+        let mut holder = Holder::new(&socket, None);
+        let body = json!({ "attributes": [{ "name": "backend", "value": "none" }] }).to_string();
+        if round == 0 {
+            let (status, answer) = rig.ask("PATCH", &path, Some(&body));
+            assert_eq!(status, 409, "it lives, and has the card open: {answer}");
+        }
+        holder.kill();
+        let (status, answer) = rig.ask("PATCH", &path, Some(&body));
+        assert_eq!(status, 200, "round {round}: {answer}");
+    }
+}
+
+/// The same for writes into the view for mdevctl.
+#[test]
+fn process_that_has_died_is_no_user_in_the_view() {
+    if !rustix::process::geteuid().is_root() || !Path::new("/dev/fuse").exists() {
+        eprintln!("SKIPPED: only root mounts without help");
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let root = directory.path().join("root");
+    let rig = Rig::with(&format!("sysfs = {root:?}\n"));
+    let instance = root.join("sys/bus/mdev/devices").join(INSTANCE);
+    for round in 0..50 {
+        let socket = rig.create_of("ports", "mtty-1");
+        let mut holder = Holder::new(&socket, None);
+        holder.kill();
+        let set = std::fs::write(instance.join("backend"), "none");
+        assert!(set.is_ok(), "round {round}: {set:?}");
+        let mut holder = Holder::new(&socket, None);
+        if round == 0 {
+            let busy = std::fs::write(instance.join("remove"), "1").unwrap_err();
+            assert_eq!(busy.raw_os_error(), Some(16), "it lives, and has the card open");
+        }
+        holder.kill();
+        let removed = std::fs::write(instance.join("remove"), "1");
+        assert!(removed.is_ok(), "round {round}: {removed:?}");
+    }
 }
 
 /// Every eventfd that a client can give, filled and blocking, before or after it is set up.
