@@ -4,6 +4,7 @@ use std::fmt;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustix::fs::{AtFlags, FallocateFlags, FileType, Mode, OFlags, SeekFrom, StatxFlags};
 use vfiod_dma::{Errno, Error, Hold, Result};
@@ -141,7 +142,7 @@ impl Image {
             lock(path, &file, options.read_only)?;
         }
         let direct = choose_direct(path, &file, options)?;
-        let limits = limits_of(&file, is_device, size, options);
+        let limits = limits_of(&file, is_device, size, options, direct);
         let (file, can_zero) = (Arc::new(file), AtomicBool::new(true));
         Ok(Self { file, direct, can_zero, options: options.clone(), limits, is_device })
     }
@@ -163,16 +164,18 @@ impl Image {
         self.direct.is_some()
     }
 
-    /// Device and inode number: which file it is, whatever its name.
-    pub fn file_id(&self) -> Result<(u64, u64)> {
-        let stat = rustix::fs::fstat(&self.file);
-        let stat = stat.map_err(|errno| named(&self.options.path, errno, "cannot be asked for"))?;
-        Ok((stat.st_dev, stat.st_ino))
-    }
-
     /// Its size now; 0 if it cannot be asked for.
     pub(crate) fn size(&self) -> u64 {
         size_of(&self.file, self.is_device).unwrap_or(0)
+    }
+
+    /// The block size that it was opened with.
+    pub(crate) fn block(&self) -> u32 {
+        self.options.block
+    }
+
+    pub(crate) fn is_device(&self) -> bool {
+        self.is_device
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -226,24 +229,34 @@ fn size_of(file: &OwnedFd, is_device: bool) -> Result<u64, Errno> {
     Ok(rustix::fs::fstat(file)?.st_size.try_into().unwrap_or(0))
 }
 
+/// How often an image is tried that somebody uses whom nobody sees: a process that is killed has its locks a
+/// moment longer than its entry in `/proc`.
+const TRIES: usize = 20;
+
 fn lock(path: &Path, file: &OwnedFd, read_only: bool) -> Result<()> {
-    let in_use = |byte| {
-        let by = holder(file, byte);
-        let by = by.unwrap_or_else(|| "a process that this one may not look at".to_owned());
-        let also = if read_only { "writes to it" } else { "uses it" };
-        let what = format!("in use: {by} {also}. One image is one disk of one VM at a time");
-        named(path, Errno::BUSY, &what)
-    };
-    lock_image(file, read_only).map_err(|not| match not {
-        NotLocked::InUse { byte } => in_use(byte),
-        NotLocked::Failed(error) => named(
-            path,
-            Errno::OPNOTSUPP,
-            "its file system has no locks, so nothing keeps others from using it; \
-             with `locks = false` it is used all the same",
-        )
-        .because(error),
-    })
+    let mut tries = 1..=TRIES;
+    loop {
+        let byte = match lock_image(file, read_only) {
+            Ok(()) => return Ok(()),
+            Err(NotLocked::InUse { byte }) => byte,
+            Err(NotLocked::Failed(error)) => {
+                let what = "its file system has no locks, so nothing keeps others from using it; \
+                            with `locks = false` it is used all the same";
+                return Err(named(path, Errno::OPNOTSUPP, what).because(error));
+            }
+        };
+        let by = match holder(file, byte) {
+            Some(by) => by,
+            None if tries.next().is_some() => {
+                std::thread::sleep(Duration::from_millis(10));
+                continue;
+            }
+            None => "a process that this one may not look at".to_owned(),
+        };
+        let does = if read_only { "writes to it" } else { "uses it" };
+        let what = format!("in use: {by} {does}. One image is one disk of one VM at a time");
+        return Err(named(path, Errno::BUSY, &what));
+    }
 }
 
 /// Makes the file one that passes the page cache by, if that is wanted and possible.
@@ -292,7 +305,13 @@ fn queue_limit(device: u64, name: &str) -> Option<u32> {
     })
 }
 
-fn limits_of(file: &OwnedFd, is_device: bool, size: u64, options: &ImageOptions) -> Limits {
+fn limits_of(
+    file: &OwnedFd,
+    is_device: bool,
+    size: u64,
+    options: &ImageOptions,
+    direct: Option<Alignment>,
+) -> Limits {
     let stat = rustix::fs::fstat(file).ok();
     let of = |f: fn(&rustix::fs::Stat) -> u64| stat.as_ref().map_or(0, f);
     let device = if is_device { of(|stat| stat.st_rdev) } else { of(|stat| stat.st_dev) };
@@ -308,10 +327,12 @@ fn limits_of(file: &OwnedFd, is_device: bool, size: u64, options: &ImageOptions)
     } else {
         punches_holes(file, size).then_some(file_block)
     };
+    // Smaller blocks than direct I/O takes would need the page cache.
+    let block = direct.map_or(512, |alignment| alignment.offset.max(512) as u32);
     Limits {
         capacity: size,
-        block: 512,
-        atomic_write: sector.max(512),
+        block,
+        atomic_write: sector.max(block),
         preferred_write: file_block.max(4096),
         read_only: options.read_only,
         volatile: !options.read_only,
