@@ -248,7 +248,7 @@ impl From<Error> for Failure {
             Errno::ROFS | Errno::BADF | Errno::PERM => FailureKind::ReadOnly,
             Errno::NODEV | Errno::NXIO | Errno::NOMEDIUM => FailureKind::Gone,
             Errno::FAULT | Errno::ACCESS => FailureKind::Memory,
-            Errno::OPNOTSUPP => FailureKind::Unsupported,
+            Errno::OPNOTSUPP | Errno::NOSYS => FailureKind::Unsupported,
             _ => FailureKind::Other,
         };
         Self { kind, error }
@@ -267,7 +267,7 @@ mod tests {
             (&[Errno::ROFS, Errno::BADF, Errno::PERM], FailureKind::ReadOnly),
             (&[Errno::NODEV, Errno::NXIO, Errno::NOMEDIUM], FailureKind::Gone),
             (&[Errno::FAULT, Errno::ACCESS], FailureKind::Memory),
-            (&[Errno::OPNOTSUPP], FailureKind::Unsupported),
+            (&[Errno::OPNOTSUPP, Errno::NOSYS], FailureKind::Unsupported),
             (&[Errno::INVAL, Errno::TIMEDOUT], FailureKind::Other),
         ] {
             for errno in errnos {

@@ -289,8 +289,17 @@ impl FileChannel {
         Ok(self.ring().flush(&self.image.file).await?)
     }
 
-    async fn allocate(&self, how: Allocation, offset: u64, len: u64) -> Result<()> {
-        self.repeat(|ring| ring.allocate(&self.image.file, how, offset, len)).await
+    /// Makes a range zero by changing what is allocated. A block device does that for whole sectors; what is
+    /// beside them is written.
+    async fn allocate(&self, how: Allocation, offset: u64, len: u64) -> Result<(), Failure> {
+        let (unit, end) = (self.image.allocation_unit, offset + len);
+        let (from, to) = (offset.next_multiple_of(unit), end - end % unit);
+        if from >= to {
+            return self.write_zeroes(offset, len).await;
+        }
+        self.repeat(|ring| ring.allocate(&self.image.file, how, from, to - from)).await?;
+        self.write_zeroes(offset, from - offset).await?;
+        self.write_zeroes(to, end - to).await
     }
 
     async fn zero(&self, offset: u64, len: u64, deallocate: bool) -> Result<(), Failure> {
@@ -299,26 +308,28 @@ impl FileChannel {
             let len = usize::try_from(len).unwrap_or(usize::MAX);
             return self.failed(Ok(0), offset, len, None).result;
         }
-        let unsupported =
-            |error: &Error| matches!(error.errno(), Errno::OPNOTSUPP | Errno::NOSYS | Errno::NODEV);
+        let unsupported = |failure: &Failure| failure.kind == FailureKind::Unsupported;
         if deallocate {
             match self.allocate(Allocation::PunchHole, offset, len).await {
-                Err(error) if unsupported(&error) => {}
-                result => return Ok(result?),
+                Err(failure) if unsupported(&failure) => {}
+                result => return result,
             }
         }
         if self.image.zeroes() {
             match self.allocate(Allocation::Zero, offset, len).await {
-                Err(error) if unsupported(&error) => {
+                Err(failure) if unsupported(&failure) => {
                     self.image.can_zero.store(false, Ordering::Relaxed);
                 }
-                result => return Ok(result?),
+                result => return result,
             }
         }
         self.write_zeroes(offset, len).await
     }
 
     async fn write_zeroes(&self, offset: u64, len: u64) -> Result<(), Failure> {
+        if len == 0 {
+            return Ok(());
+        }
         let mut piece = self.bounce.take().await;
         piece.fill(0);
         let (mut done, mut backoff) = (0, Backoff::new());
@@ -391,7 +402,7 @@ impl Channel for FileChannel {
             }
             Request::Deallocate { offset, len } => Continued::pending(&self.runtime, async move {
                 let result = channel.allocate(Allocation::PunchHole, offset, len).await;
-                Done { result: result.map_err(Failure::from), buffer: None }
+                Done { result, buffer: None }
             }),
         }
     }

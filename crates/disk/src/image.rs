@@ -90,6 +90,8 @@ pub struct Image {
     pub(crate) direct: Option<Alignment>,
     /// Ranges can be made zero without writing zeroes, as far as is known.
     pub(crate) can_zero: AtomicBool,
+    /// What ranges are allocated in multiples of: the sectors of a block device.
+    pub(crate) allocation_unit: u64,
     pub(crate) options: ImageOptions,
     limits: Limits,
     is_device: bool,
@@ -143,8 +145,12 @@ impl Image {
         }
         let direct = choose_direct(path, &file, options)?;
         let limits = limits_of(&file, is_device, size, options, direct);
-        let (file, can_zero) = (Arc::new(file), AtomicBool::new(true));
-        Ok(Self { file, direct, can_zero, options: options.clone(), limits, is_device })
+        // A file system takes any range.
+        let sector = is_device.then(|| rustix::fs::ioctl_blksszget(&file));
+        let allocation_unit =
+            u64::from(sector.transpose().map_err(|e| named(path, e, "no sectors"))?.unwrap_or(1));
+        let (file, can_zero, options) = (Arc::new(file), AtomicBool::new(true), options.clone());
+        Ok(Self { file, direct, can_zero, allocation_unit, options, limits, is_device })
     }
 
     /// How the image is read and written, in words.

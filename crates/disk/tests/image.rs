@@ -406,3 +406,64 @@ fn data_that_was_written_is_in_the_file_when_it_was_synced() {
         }
     }
 }
+
+/// Bytes of memory or of a file that are allocated.
+fn allocated(file: &OwnedFd) -> u64 {
+    rustix::fs::fstat(file).unwrap().st_blocks as u64 * 512
+}
+
+/// A VMM takes pages of its guest away (balloon, free page reporting), and the guest fills them again:
+/// no page that was there before is remembered.
+#[test]
+fn pages_that_a_guest_gave_back_and_filled_again_are_the_ones_that_are_used() {
+    let directory = directory();
+    let path = image_in(directory.path(), 1 << 20);
+    for options in ways(&path) {
+        let rig = rig(&options);
+        for round in 1..20u8 {
+            for (at, part) in [(0x1_0000, 0u64), (0x2_0007, 1)] {
+                let punch =
+                    rustix::fs::FallocateFlags::PUNCH_HOLE | rustix::fs::FallocateFlags::KEEP_SIZE;
+                rustix::fs::fallocate(&*rig.memory, punch, at & !0xfff, 0x3000).unwrap();
+                // Into what was punched, in part filled again; and out of it.
+                if round % 2 == 0 {
+                    rig.fill(at, &[0xee; 0x1000]);
+                }
+                std::fs::write(&path, vec![round; 1 << 20]).unwrap();
+                let (offset, len) = (part * 0x1_0000, 0x2000);
+                let buffer = Buffer::Guest(vec![rig.hold(at, len, Perm::WRITE)]);
+                assert_eq!(kind(&rig.run(Request::Read { offset, buffer })), None);
+                assert!(rig.peek(at, len) == vec![round; len], "read in round {round}");
+                rustix::fs::fallocate(&*rig.memory, punch, at & !0xfff, 0x3000).unwrap();
+                rig.fill(at + 0x1000, &[!round; 0x1000]);
+                let buffer = Buffer::Guest(vec![rig.hold(at, len, Perm::READ)]);
+                let write = Request::Write { offset, buffer, durable: true };
+                assert_eq!(kind(&rig.run(write)), None);
+                let expected = [[0; 0x1000], [!round; 0x1000]].concat();
+                let file = std::fs::read(&path).unwrap();
+                assert!(file[offset as usize..][..len] == expected, "written in round {round}");
+            }
+        }
+    }
+}
+
+#[test]
+fn guest_memory_that_was_never_touched_stays_so_when_it_is_written_to_a_disk() {
+    let directory = directory();
+    let path = image_in(directory.path(), 2 << 20);
+    for options in ways(&path) {
+        let rig = rig(&options);
+        rig.guest.batch().unwrap().load::<u64>(0).unwrap();
+        if allocated(&rig.memory) > 0 {
+            eprintln!("SKIPPED: userfaultfd is forbidden here, so reads fill holes");
+            return;
+        }
+        // Where direct I/O takes the address, and where it does not.
+        for at in [0, 1] {
+            let buffer = Buffer::Guest(vec![rig.hold(at, (GUEST - 512) as usize, Perm::READ)]);
+            let done = rig.run(Request::Write { offset: 0, buffer, durable: false });
+            assert_eq!(kind(&done), None);
+        }
+        assert_eq!(allocated(&rig.memory), 0, "{}", rig.image.how());
+    }
+}
