@@ -73,6 +73,12 @@ pub const KEYS: &[Keys] = &[
     ),
     keys(
         "limits",
+        &["page_tables", "reserved_page_tables"],
+        "bytes of page tables for them, a five-hundredth of what is accessed; where a client may not have more they are made anew, which is slower",
+        "1 GiB, 8 MiB",
+    ),
+    keys(
+        "limits",
         &["reserved_threads"],
         "threads that each device has for its own clients; there are as many as are needed",
         "2",

@@ -175,11 +175,13 @@ impl Reader<'_> {
         reserved[Resource::Descriptors] = number("reserved_descriptors", 1 << 20);
         reserved[Resource::Mappings] = number("reserved_mappings", 32768);
         reserved[Resource::AddressSpace] = number("reserved_address_space", 1 << 46);
+        reserved[Resource::PageTables] = number("reserved_page_tables", 1 << 40);
         let total = &mut read.total;
         total[Resource::Memory] = number("memory", 1 << 40);
         total[Resource::Descriptors] = number("descriptors", 1 << 30);
         total[Resource::Mappings] = number("mappings", 32768);
         total[Resource::AddressSpace] = number("address_space", 96 << 40);
+        total[Resource::PageTables] = number("page_tables", 1 << 40);
         self.reserved(limits, &read);
         read
     }
@@ -193,6 +195,7 @@ impl Reader<'_> {
             ("reserved_descriptors", Resource::Descriptors, read.total[Resource::Descriptors]),
             ("reserved_mappings", Resource::Mappings, read.total[Resource::Mappings]),
             ("reserved_address_space", Resource::AddressSpace, read.total[Resource::AddressSpace]),
+            ("reserved_page_tables", Resource::PageTables, read.total[Resource::PageTables]),
         ]);
         for (key, resource, most) in pairs {
             let (Some(reserved), Some(most)) = (read.reserved[resource], most) else { continue };

@@ -80,7 +80,7 @@ pub struct Device {
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Limit {
     /// What it is: `connections`, `threads`, `descriptors`, `mappings`, `address_space` (in bytes),
-    /// `memory` (in bytes).
+    /// `page_tables` (in bytes), `memory` (in bytes).
     pub name: String,
     /// What the device has for its own clients.
     pub reserved: u64,

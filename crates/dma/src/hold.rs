@@ -79,7 +79,9 @@ impl Hold {
         let hold =
             Self { _writing: writing, _in_use: in_use, _flight: flight, segments, iova, len, perm };
         for Segment { mapped, at, len } in &hold.segments {
-            mapped.at(*at, *len).ok_or_else(|| failed(Access::Gone, iova))?;
+            if !mapped.contains(*at, *len) {
+                return Err(failed(Access::Gone, iova));
+            }
             if perm.contains(Perm::WRITE) && !mapped.writable() {
                 return Err(failed(Access::ReadOnly, iova));
             }

@@ -44,6 +44,7 @@ mod listener;
 mod map;
 mod mapped_file;
 pub mod memory;
+mod page_tables;
 mod peer;
 mod ranges;
 mod request;

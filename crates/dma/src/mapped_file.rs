@@ -13,6 +13,8 @@ use rustix::net::SendFlags;
 
 use super::fault::{self, CHUNK, Fault, Scalar};
 use crate::error::{Errno, Error, Result};
+use crate::files::MemoryKind;
+use crate::page_tables::PageTables;
 use crate::sparse::{Holes, Sparse, TRIES};
 use crate::userfault;
 use crate::watched::{Watch, watch};
@@ -120,6 +122,8 @@ pub(crate) struct MappedFile {
     writable: bool,
     /// `None`: accesses fill holes.
     sparse: Option<Sparse>,
+    /// `None`: those of our own memory, and of huge pages, which take few.
+    tables: Option<PageTables>,
     watch: Option<Watch>,
     _piece: Piece,
     /// What the client is charged for it.
@@ -195,6 +199,7 @@ impl MappedFile {
             len: size,
             writable,
             sparse: None,
+            tables: None,
             watch,
             _piece: piece,
             _charges: charges,
@@ -210,6 +215,13 @@ impl MappedFile {
                 mapped.sparse = Some(sparse);
             }
         }
+        if let Some(payer) = costs.payer
+            && holes != Holes::Keep(MemoryKind::Huge)
+        {
+            let keeps_holes = mapped.sparse.is_some();
+            // SAFETY: our mapping of a file, which is unmapped when `mapped` is dropped.
+            mapped.tables = Some(unsafe { PageTables::new(base, size, keeps_holes, payer) }?);
+        }
         Ok(mapped)
     }
 
@@ -223,14 +235,29 @@ impl MappedFile {
         self.writable
     }
 
-    /// The address of `len` bytes at `offset`; `None` outside the mapping. Valid as an address
-    /// while the mapping lives; what is there may go away, which only the kernel and the
-    /// routines of `fault` survive.
+    /// Its page tables, where they are counted.
+    #[cfg(all(test, not(any(loom, shuttle))))]
+    pub(crate) fn tables(&self) -> Option<&PageTables> {
+        self.tables.as_ref()
+    }
+
+    /// Whether `len` bytes at `offset` are in the mapping.
+    #[inline]
+    pub(crate) fn contains(&self, offset: u64, len: usize) -> bool {
+        let size = self.len as u64;
+        offset <= size && len as u64 <= size - offset
+    }
+
+    /// The address of `len` bytes at `offset`, which are about to be accessed; `None` outside the mapping.
+    /// Valid as an address while the mapping lives; what is there may go away, which only the kernel and
+    /// the routines of `fault` survive.
     #[inline]
     pub(crate) fn at(&self, offset: u64, len: usize) -> Option<NonNull<u8>> {
-        let size = self.len as u64;
-        if offset > size || len as u64 > size - offset {
+        if !self.contains(offset, len) {
             return None;
+        }
+        if let Some(tables) = &self.tables {
+            tables.touch(offset, len);
         }
         // SAFETY: `offset` is at most the mapping's length.
         Some(unsafe { self.base.add(offset as usize) })

@@ -45,6 +45,8 @@ const MAPPINGS: u64 = 32_768;
 const MAX_MAP_COUNT: u64 = 65_530;
 /// Address space for mappings of clients' files: of 128 TiB.
 const ADDRESS_SPACE: u64 = 96 << 40;
+/// Page tables for those: enough for half a tebibyte that is in use.
+const PAGE_TABLES: u64 = 1 << 30;
 /// Memory that is kept for connections.
 const MEMORY: u64 = 1 << 30;
 /// Threads that serve, beyond the devices' shares.
@@ -91,6 +93,7 @@ impl Limits {
                 // Its memory.
                 Resource::Mappings => divided(mappings(), 256, 1),
                 Resource::AddressSpace => divided(ADDRESS_SPACE, 1 << 40, 0),
+                Resource::PageTables => divided(PAGE_TABLES, 8 << 20, 0),
                 Resource::Memory => divided(MEMORY, 8 << 20, 0),
             }
         })

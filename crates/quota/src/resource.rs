@@ -18,6 +18,9 @@ pub enum Resource {
     Mappings,
     /// Bytes of address space that mapped files take.
     AddressSpace,
+    /// Bytes of the page tables that accesses to them take. Who may not have more has its tables given back
+    /// and made anew: nothing is refused.
+    PageTables,
     /// Bytes that are kept for connections: messages that wait, replies that a client does not take,
     /// data of DMA by message, DMA mappings, logs of written pages.
     Memory,
@@ -25,12 +28,13 @@ pub enum Resource {
 
 impl Resource {
     /// All of them.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Connections,
         Self::Threads,
         Self::Descriptors,
         Self::Mappings,
         Self::AddressSpace,
+        Self::PageTables,
         Self::Memory,
     ];
 
@@ -42,6 +46,7 @@ impl Resource {
             Self::Descriptors => "descriptors",
             Self::Mappings => "mappings",
             Self::AddressSpace => "address_space",
+            Self::PageTables => "page_tables",
             Self::Memory => "memory",
         }
     }
@@ -53,7 +58,7 @@ impl Resource {
             Self::Threads => Errno::AGAIN,
             Self::Descriptors => Errno::MFILE,
             Self::Mappings => Errno::NOSPC,
-            Self::AddressSpace | Self::Memory => Errno::NOMEM,
+            Self::AddressSpace | Self::PageTables | Self::Memory => Errno::NOMEM,
         }
     }
 
@@ -61,6 +66,7 @@ impl Resource {
     fn words(self) -> &'static str {
         match self {
             Self::AddressSpace => "bytes of address space",
+            Self::PageTables => "bytes of page tables",
             Self::Memory => "bytes of memory",
             other => other.name(),
         }

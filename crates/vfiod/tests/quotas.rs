@@ -376,7 +376,7 @@ fn show_has_the_limits_and_what_is_in_use() {
     let has = |line: &str| text.lines().any(|shown| shown.contains(line));
     let connections = "connections: reserved 2, reserved used 1, common 10, common used 0";
     assert!(has(connections), "{text}");
-    let names = ["threads", "descriptors", "mappings", "address_space", "memory"];
+    let names = ["threads", "descriptors", "mappings", "address_space", "page_tables", "memory"];
     assert!(names.iter().all(|name| has(&format!("{name}: reserved "))), "{text}");
 }
 
