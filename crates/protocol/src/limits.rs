@@ -6,8 +6,6 @@ use std::time::Duration;
 pub const MAX_DATA: usize = 1 << 20;
 /// Descriptors in one message; advertised. Up to [`MAX_HELD_FDS`] are taken.
 pub const MAX_FDS: u32 = 8;
-/// DMA mappings; advertised. The table itself takes more, but QEMU refuses higher numbers.
-pub const MAX_DMA_MAPS: u64 = 65535;
 /// Longest message before negotiation: VERSION with its JSON, with some room.
 pub const MAX_FIRST_MESSAGE: usize = vfiod_wire::MAX_JSON + 64;
 /// Longest message: a full transfer, with room for its fixed parts.

@@ -12,7 +12,7 @@ use vfiod_wire::{
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::dialect::Dialect;
-use crate::limits::{MAX_DATA, MAX_DMA_MAPS, MAX_FDS, MAX_VERSION_REPLY};
+use crate::limits::{MAX_DATA, MAX_FDS, MAX_VERSION_REPLY};
 use crate::output::Output;
 use crate::session::{End, Phase, Session};
 
@@ -249,7 +249,8 @@ impl<D> Reply<'_, D> {
             capabilities: Capabilities {
                 max_msg_fds: Some(MAX_FDS),
                 max_data_xfer_size: Some(MAX_DATA as u64),
-                max_dma_maps: proposed.max_dma_maps.map(|_| MAX_DMA_MAPS),
+                // Quotas limit these, and no number of ours: one that is announced would be a promise.
+                max_dma_maps: None,
                 pgsizes: proposed.pgsizes.map(|_| 4096),
                 twin_socket: twin
                     .as_ref()

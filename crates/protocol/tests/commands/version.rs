@@ -28,6 +28,7 @@ fn reply_is_0_0_and_fits_qemu() {
     let decoded = Version::decode(&reply.payload).unwrap();
     assert_eq!((decoded.major, decoded.minor), (0, 0));
     assert_eq!(decoded.capabilities.write_multiple, Some(true));
+    assert_eq!(decoded.capabilities.max_dma_maps, None, "no such number is a limit here");
     assert!(driver.connection.is_ready());
 }
 
