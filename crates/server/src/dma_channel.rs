@@ -28,6 +28,7 @@ use crate::clients::Counters;
 use crate::clock::now;
 use crate::descriptor::{Descriptor, Output};
 use crate::held_memory::HeldMemory;
+use crate::limits::Clipped;
 use crate::message_log::Message;
 use crate::outgoing::Outgoing;
 use crate::pool::{Interest, Pool, Source, Watch, Worker};
@@ -430,6 +431,8 @@ impl TwinSocket {
         let close = |reason: &dyn std::fmt::Display| {
             let (device, connection) = (&*channel.device, channel.number);
             if let Some(suppressed) = channel.payer.lines().pass(0) {
+                // It may have some of the client's text.
+                let reason = Clipped(reason);
                 tracing::warn!(device, connection, %reason, suppressed, "second socket closed");
             }
             false

@@ -21,6 +21,7 @@ use vfiod_wire::payload::RegionAccess;
 use vfiod_wire::{Command, FeatureOp, IrqAction, UnmapScope};
 
 use crate::descriptor::Output;
+use crate::limits::Clipped;
 
 /// The target of these events, and of their span.
 pub(crate) const TARGET: &str = "vfiod_server::messages";
@@ -231,7 +232,8 @@ impl Message {
     #[inline]
     pub(crate) fn failed(&mut self, errno: Errno, why: &dyn fmt::Display) {
         if let Some(entry) = &mut self.0 {
-            entry.failure = Some((errno_name(errno), why.to_string()));
+            // It may have some of the client's text.
+            entry.failure = Some((errno_name(errno), Clipped(why).to_string()));
         }
     }
 

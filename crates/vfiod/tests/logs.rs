@@ -5,7 +5,9 @@ mod process;
 
 use std::collections::BTreeSet;
 use std::fs::File;
+use std::io::{Read, Write};
 use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
@@ -321,6 +323,26 @@ fn large_data_is_not_logged() {
         assert!(!log.contains("secret") && !hex.iter().any(|hex| log.contains(hex)), "{log}");
         assert!(!log.contains("115, 101, 99"), "{log}");
     }
+}
+
+#[test]
+fn text_of_a_refused_client_is_cut_at_every_level() {
+    let directory = tempfile::tempdir().unwrap();
+    let daemon = serving(directory.path(), &["--log", "trace", "--log-format", "json"]);
+    let json = format!(r#"{{"capabilities": {{"max_msg_fds": "{}"}}}}"#, "x".repeat(3900));
+    let mut message = vec![0, 0, 1, 0];
+    message.extend((16 + 4 + json.len() as u32 + 1).to_le_bytes());
+    message.extend([0; 8 + 4]);
+    message.extend(json.as_bytes());
+    message.push(0);
+    let mut client = UnixStream::connect(directory.path().join("a")).unwrap();
+    client.write_all(&message).unwrap();
+    client.read_to_end(&mut Vec::new()).unwrap();
+    let (_, log) = daemon.terminate(Signal::TERM);
+    let traced = |line: &str| line.contains("TRACE") && line.contains("\"errno\":\"EINVAL\"");
+    assert!(log.lines().any(traced), "{log}");
+    assert!(log.contains(&"x".repeat(100)), "{log}");
+    assert!(!log.contains(&"x".repeat(300)), "{log}");
 }
 
 #[test]
