@@ -42,6 +42,8 @@ pub(crate) fn run(
     let config = source.config().clone();
     logs.filter(config.log.as_deref(), DEFAULT_LOG)?;
     if args.check {
+        // As it will be: devices' shares of descriptors depend on it.
+        raise_descriptor_limit();
         let mut in_use = vfiod_manager::check(&config, models)?;
         in_use.extend(check_metrics(&config)?);
         in_use.extend(confine::check(&config.mdev)?);

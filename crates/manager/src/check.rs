@@ -10,7 +10,7 @@ use vfiod_core::{Errno, Error};
 use vfiod_server::Site;
 
 use crate::paths::{self, NamedPath, Role};
-use crate::{endpoints, sockets};
+use crate::{endpoints, limits, sockets};
 
 /// Tries what [`crate::Manager::prepare`] does with sockets and directories, and leaves nothing behind.
 /// Models and options are checked by [`crate::find_mistakes`]. Returns which sockets are in use now: as
@@ -19,6 +19,7 @@ use crate::{endpoints, sockets};
 /// # Errors
 /// What would keep the configuration from being served by this user.
 pub fn check(config: &Config, models: &Models) -> anyhow::Result<Vec<String>> {
+    limits::check(config)?;
     let mut in_use = Vec::new();
     for NamedPath { key, path, role } in paths::of(config, models) {
         let access = match role {

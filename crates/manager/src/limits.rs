@@ -1,7 +1,7 @@
 //! How much devices may take, of the configuration and of what the process has.
 
-use vfiod_config::Config;
-use vfiod_quota::{Limits, Resource, Share, Size};
+use vfiod_config::{Config, UsageError};
+use vfiod_quota::{Ledger, Limits, Resource, Share, Size};
 
 use crate::plan;
 
@@ -27,4 +27,24 @@ pub(crate) fn limits(config: &Config) -> Limits {
         }
     }
     limits
+}
+
+/// Checks that each device of a configuration can have the shares that it demands.
+///
+/// # Errors
+/// The first device that cannot, and what all of them demand.
+pub(crate) fn check(config: &Config) -> Result<(), UsageError> {
+    let ledger = Ledger::new(limits(config));
+    let units = plan::units(config);
+    let names = units.iter().flat_map(|unit| unit.sockets().into_iter().map(|_| unit.name()));
+    let opened: Result<Vec<_>, _> = names.map(|name| ledger.open(name)).collect();
+    match opened {
+        Ok(_) => Ok(()),
+        Err(short) => {
+            let name = short.resource.name();
+            Err(UsageError(format!(
+                "{short}; raise limits.{name}, or lower limits.reserved_{name}"
+            )))
+        }
+    }
 }

@@ -20,6 +20,7 @@ use crate::endpoints::Endpoints;
 use crate::events::{EventKind, Events, Watch};
 use crate::inherited::PassedSockets;
 use crate::leaving::Claims;
+use crate::limits;
 use crate::sockets::mistake;
 use crate::stack::{About, Stack};
 
@@ -139,6 +140,7 @@ impl Manager {
             Source::Document(document) => (document.config().clone(), Some(*document)),
             Source::Config(config) => (*config, None),
         };
+        limits::check(&config)?;
         let events = Arc::<Events>::default();
         let definitions = config.mdev.definitions.as_deref().map(Definitions::open);
         let definitions = definitions.transpose().map_err(mistake).context("the definitions")?;

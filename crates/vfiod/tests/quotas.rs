@@ -390,6 +390,28 @@ fn device_whose_reserved_share_is_not_there_is_refused() {
     rig.connect(1).device_info().unwrap();
 }
 
+#[test]
+fn shares_that_devices_cannot_have_together_are_a_mistake_of_the_configuration() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name);
+    let device = |name: &str| format!("[device.{name}]\n{EDU}\nsocket = {:?}\n", path(name));
+    let two = device("first") + &device("second");
+    let file = path("c.toml").display().to_string();
+    let write = |reserved: u32| {
+        let limits = format!("[limits]\nmappings = 100\nreserved_mappings = {reserved}\n");
+        std::fs::write(&file, limits + &two).unwrap();
+    };
+    write(60);
+    for arguments in [&["serve", "--check", &file][..], &["serve", &file]] {
+        let said = bad(2, arguments);
+        assert!(said.contains("second has 38 of its share of 60 mappings"), "{said}");
+        let remedy = "raise limits.mappings, or lower limits.reserved_mappings";
+        assert!(said.contains(remedy), "{said}");
+    }
+    write(40);
+    good(["serve", "--check", &file]);
+}
+
 /// Each device has eight clients, whose reads take a minute. At the default of 256 common threads it takes
 /// 43 such devices to use up what there are without limits for each of them.
 #[test]
