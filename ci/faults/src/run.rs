@@ -64,7 +64,9 @@ fn find(copy: &Copy, check: &Check, limits: Limits) -> Result<String> {
         None => cargo(copy, check, limit, &[])?,
     };
     ensure!(!status.success(), "the check passed");
-    match output.lines().find(|line| line.contains(&check.finds)) {
+    // The name of a test that fails is in the output whatever the reason.
+    let name = check.test.as_deref().unwrap_or("\n");
+    match output.lines().find(|line| line.replace(name, "").contains(&check.finds)) {
         Some(line) => Ok(line.trim().replace('|', "\\|")),
         None => bail!("it failed for another reason than `{}`:\n{output}", check.finds),
     }
