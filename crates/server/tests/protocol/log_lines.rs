@@ -69,7 +69,7 @@ fn clients_that_connect_again_and_again_do_not_fill_the_log() {
     let assert_few = |lines: &[String], since: Instant| {
         // On a slow machine clients come more slowly, too. Its first and last second may be parts.
         let most = LINES * (since.elapsed().as_secs() as usize + 2);
-        assert!(lines.len() < most.max(CLIENTS / 2), "{} lines", lines.len());
+        assert!(lines.len() <= most, "{} lines", lines.len());
     };
     let start = Instant::now();
     for _ in 0..CLIENTS {
