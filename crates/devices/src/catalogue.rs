@@ -2,6 +2,7 @@
 
 use vfiod_config::{ConfiguredModel, Models, Needs, NoOptions};
 use vfiod_core::Result;
+use vfiod_nvme::Nvme;
 
 #[cfg(feature = "bench")]
 use crate::bench::{Bench, BenchOptions};
@@ -19,6 +20,7 @@ pub fn catalogue() -> Models {
         .model::<Gpio>("gpio")
         .model::<Edu>("edu")
         .model::<Serial>("serial")
+        .model::<Nvme>("nvme")
         .parent::<EduParent>("edu")
         .parent::<GpioParent>("gpio")
         .parent::<SerialParent>("serial");
@@ -119,9 +121,9 @@ mod tests {
     #[test]
     fn a_wrong_name_gets_the_right_one() {
         assert_eq!(error("edo", "{}"), "there is no model `edo`; did you mean `edu`?");
-        let none = error("nvme", "{}");
+        let none = error("floppy", "{}");
         assert!(
-            none.starts_with("there is no model `nvme`; models: template, gpio, edu"),
+            none.starts_with("there is no model `floppy`; models: template, gpio, edu"),
             "{none}"
         );
         assert_eq!(

@@ -5,6 +5,7 @@
 //! * [`gpio`]: ACCES PCI-IDIO-16, driven by Linux's `gpio-pci-idio-16`.
 //! * [`edu`]: QEMU's educational device: factorial, DMA, INTx and MSI.
 //! * [`serial`]: a PCI serial card, the kernel's mtty; driven by Linux's `8250_pci`.
+//! * `nvme`: an NVMe controller, a crate of its own (`vfiod-nvme`); driven by Linux's `nvme`.
 //! * `bench` (feature `bench`): what `vfiod bench` measures with.
 //!
 //! [`catalogue`] has them by name, with the parents that make mediated devices of them.

@@ -135,7 +135,7 @@ impl Backend for Memory {
         Limits {
             capacity: self.capacity,
             block: BLOCK,
-            atomic_write: BLOCK,
+            atomic_write: 4096,
             preferred_write: 4096,
             read_only: false,
             volatile: false,

@@ -17,6 +17,16 @@ pub(crate) struct Identity {
 }
 
 impl Identity {
+    /// What the controller of a disk is called that has this serial number and UUID.
+    pub(crate) fn named(serial: String, uuid: uuid::Uuid) -> Self {
+        Self {
+            serial,
+            model: "vfiod NVMe disk".to_owned(),
+            subsystem_name: format!("nqn.2014-08.org.nvmexpress:uuid:{uuid}"),
+            controller: 0,
+        }
+    }
+
     /// That each is printable ASCII, not empty, and fits its field.
     ///
     /// # Errors

@@ -39,6 +39,7 @@ impl Namespace {
         identity: NamespaceIdentity,
         disk: Disk,
         block_size: u32,
+        torn_writes: bool,
     ) -> Result<Self> {
         let limits = disk.limits();
         let bad = |what: String| Err(Error::new(Errno::INVAL, what));
@@ -49,10 +50,11 @@ impl Namespace {
             let least = limits.block;
             return bad(format!("block size {block_size}: the disk has blocks of {least} bytes"));
         }
-        if block_size > limits.atomic_write {
+        if block_size > limits.atomic_write && !torn_writes {
             let whole = limits.atomic_write;
             return bad(format!(
-                "block size {block_size}: the disk writes only {whole} bytes whole when power fails"
+                "block size {block_size}: the disk writes only {whole} bytes whole when power fails; \
+                 with `torn_writes` a block may then be half written"
             ));
         }
         if limits.capacity < block_size.into() {

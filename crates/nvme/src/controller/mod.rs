@@ -19,6 +19,7 @@ use crate::admin::features::Features;
 use crate::common::Common;
 use crate::identity::Identity;
 use crate::io::IoQueue;
+use crate::options::NvmeOptions;
 use crate::queues::serve::{serve, task_name};
 use crate::queues::{CompletionQueue, Doorbells, Layout, Queues, SubmissionQueue};
 use crate::spec::registers::{
@@ -72,6 +73,8 @@ impl Properties {
 /// An NVMe controller.
 #[derive(Debug)]
 pub struct Nvme {
+    /// What the disk is opened with when the device is registered; `None`: it is open.
+    options: Option<NvmeOptions>,
     pub(crate) identity: Identity,
     properties: Properties,
     /// `None`: not enabled. They are still there while the controller is being disabled.
@@ -85,8 +88,16 @@ pub struct Nvme {
 }
 
 impl Nvme {
+    /// A controller whose disk is opened when it is registered.
+    pub(crate) fn configured_with(options: NvmeOptions) -> Self {
+        let identity = Identity::named(String::new(), uuid::Uuid::nil());
+        Self { options: Some(options), ..Self::new(identity, Common::new(Vec::new())) }
+    }
+
+    /// A controller with these namespaces.
     pub(crate) fn new(identity: Identity, common: Common) -> Self {
         Self {
+            options: None,
             identity,
             properties: Properties::power_on(),
             queues: None,
@@ -326,6 +337,11 @@ impl Model for Nvme {
     }
 
     fn init(&mut self, cx: &Cx<Self>) -> Result<()> {
+        if let Some(options) = &self.options {
+            let (identity, namespace) = options.open()?;
+            (self.identity, self.common) = (identity, Arc::new(Common::new(vec![namespace])));
+            self.options = None;
+        }
         cx.set_data_path(self.doorbells.clone());
         self.common.counters.power_cycles.fetch_add(1, Ordering::Relaxed);
         self.common.namespaces.iter().try_for_each(|namespace| namespace.connect(cx.runtime()))
@@ -369,6 +385,7 @@ impl Model for Nvme {
 
     fn reset(&mut self, _cx: &Cx<Self>) {
         let Self {
+            options: _,
             identity: _,
             properties,
             queues,

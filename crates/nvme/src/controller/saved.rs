@@ -248,6 +248,7 @@ impl Save for Nvme {
 
     fn save(&self) -> NvmeImage {
         let Self {
+            options: _,
             identity: _,
             properties,
             queues,

@@ -3,6 +3,8 @@
 pub(crate) mod completion;
 pub(crate) mod serve;
 pub(crate) mod submission;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 

@@ -4,6 +4,7 @@ mod admin;
 mod enable;
 mod events;
 mod io;
+mod options;
 mod queues;
 mod rig;
 mod saved;

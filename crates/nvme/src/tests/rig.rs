@@ -10,7 +10,10 @@ use vfiod_tasks::Runtime;
 use vfiod_testing::driver::{GuestMemory, Interrupt};
 use vfiod_testing::{Driver, eventually};
 
+use crate::common::Common;
 use crate::controller::Nvme;
+use crate::identity::Identity;
+use crate::namespace::Namespace;
 use crate::spec::registers::{DOORBELLS, FATAL, READY};
 
 /// Where the host's memory is, and how much.
@@ -104,7 +107,9 @@ pub(super) fn nvme() -> Nvme {
 /// A controller with a back end.
 pub(super) fn with(backend: Arc<dyn Backend>) -> Nvme {
     let uuid = uuid::Uuid::from_u128(0x1234_5678_9abc_def0_1234_5678_9abc_def0);
-    Nvme::with_disk(Disk::new(backend), 512, "serial-1".to_owned(), uuid).unwrap()
+    let identity = Identity::named("serial-1".to_owned(), uuid);
+    let namespace = Namespace::new(1, uuid.into(), Disk::new(backend), 512, false).unwrap();
+    Nvme::new(identity, Common::new(vec![namespace]))
 }
 
 impl Host {

@@ -1,0 +1,136 @@
+//! A completion queue under threads: those who post, and a host that looks only when it is interrupted.
+
+use std::os::fd::OwnedFd;
+
+use futures_util::future::FutureExt;
+use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+use vfiod_core::dma::{Attachment, Backing, MapRequest, Perm, Space};
+use vfiod_sync::{Arc, Condvar, Mutex, lock};
+
+use super::{CompletionQueue, Layout};
+use crate::spec::{Completion, Status};
+use crate::vectors::{Raise, Vectors};
+
+const LEN: u64 = 4096;
+
+/// What a host sees of an interrupt: the pin, and how many messages came.
+#[derive(Default)]
+struct Line {
+    state: Mutex<(bool, u32)>,
+    changed: Condvar,
+}
+
+impl Raise for Line {
+    fn set(&self, _vector: u16, active: bool) {
+        let mut state = lock(&self.state);
+        *state = (active, state.1 + u32::from(active));
+        self.changed.notify_all();
+    }
+}
+
+impl Line {
+    /// Waits for a message after `seen` of them.
+    fn wait(&self, seen: u32) -> u32 {
+        let mut state = lock(&self.state);
+        while state.1 == seen {
+            state = self.changed.wait(state).expect("not poisoned");
+        }
+        state.1
+    }
+}
+
+/// A queue in a host's memory.
+struct Rig {
+    memory: OwnedFd,
+    dma: Attachment,
+    queue: CompletionQueue,
+    vectors: Vectors,
+    line: Line,
+    freed: Condvar,
+    frees: Mutex<u32>,
+}
+
+impl Rig {
+    fn new(entries: u32) -> Arc<Self> {
+        let memory = memfd_create("model", MemfdFlags::CLOEXEC).expect("memfd");
+        ftruncate(&memory, LEN).expect("size");
+        let space = Space::default();
+        let fd = memory.try_clone().expect("a descriptor");
+        let (perm, backing) = (Perm::READ | Perm::WRITE, Backing::File { fd, offset: 0 });
+        space.map(None, MapRequest { iova: 0, size: LEN, perm, backing }).expect("maps");
+        Arc::new(Self {
+            memory,
+            dma: Attachment::new(&space),
+            queue: CompletionQueue::new(Layout { base: 0, entries, vector: Some(0) }),
+            vectors: Vectors::new(1),
+            line: Line::default(),
+            freed: Condvar::new(),
+            frees: Mutex::new(0),
+        })
+    }
+
+    /// Posts completions with these identifiers, each when there is a place.
+    fn post(&self, ids: std::ops::Range<u16>) {
+        for id in ids {
+            let mut frees = lock(&self.frees);
+            while self.queue.reserve(1) == 0 {
+                frees = self.freed.wait(frees).expect("not poisoned");
+            }
+            drop(frees);
+            let completion =
+                Completion { result: 0, head: 0, queue: 1, id, status: Status::SUCCESS };
+            let completions = [completion];
+            let posted = self.queue.post(&self.dma, &completions, &self.vectors, &self.line);
+            // Memory that is mapped makes nobody wait.
+            posted.now_or_never().expect("at once").expect("is posted");
+        }
+    }
+
+    /// The identifier of the entry at a place, if it has this phase tag.
+    fn entry(&self, at: u32, phase: bool) -> Option<u16> {
+        let mut bytes = [0; 4];
+        rustix::io::pread(&self.memory, &mut bytes, u64::from(at) * 16 + 12).expect("reads");
+        let last = u32::from_le_bytes(bytes);
+        ((last >> 16 & 1 == 1) == phase).then_some(last as u16)
+    }
+
+    /// Takes `count` entries, looking only after an interrupt.
+    fn host(&self, count: usize) -> Vec<u16> {
+        let (mut head, mut phase, mut interrupts) = (0, true, 0);
+        let mut ids = Vec::new();
+        while ids.len() < count {
+            interrupts = self.line.wait(interrupts);
+            while let Some(id) = self.entry(head, phase) {
+                ids.push(id);
+                head += 1;
+                if head == self.queue.layout.entries {
+                    (head, phase) = (0, !phase);
+                }
+            }
+            let awaited =
+                self.queue.set_head(head, &self.vectors, &self.line).expect("a sound value");
+            if awaited {
+                *lock(&self.frees) += 1;
+                self.freed.notify_all();
+            }
+        }
+        ids
+    }
+}
+
+/// Every completion arrives once, no interrupt is missing, none is written over one that was not taken,
+/// and the pin falls in the end.
+#[test]
+fn completions_arrive_once_and_the_pin_falls() {
+    for round in 0..300 {
+        let rig = Rig::new(3);
+        let mut ids = std::thread::scope(|threads| {
+            threads.spawn(|| rig.post(0..20));
+            threads.spawn(|| rig.post(100..120));
+            rig.host(40)
+        });
+        ids.sort_unstable();
+        assert!(ids.into_iter().eq((0..20).chain(100..120)), "round {round}");
+        assert!(!lock(&rig.line.state).0, "round {round}: the pin is still high");
+    }
+}

@@ -1,0 +1,115 @@
+//! Options: which are refused, and what a disk in a file keeps.
+
+use std::io::Write as _;
+use std::path::Path;
+
+use vfiod_config::ConfiguredModel;
+use vfiod_core::{DeviceSpec, Registry};
+use vfiod_pci::Function;
+
+use super::rig::{BASE, Command, DATA, Host, pattern};
+use crate::controller::Nvme;
+use crate::options::NvmeOptions;
+
+fn options(text: &str) -> NvmeOptions {
+    serde_json::from_str(text).unwrap()
+}
+
+fn file(path: &Path) -> NvmeOptions {
+    NvmeOptions { file: Some(path.to_owned()), ..NvmeOptions::default() }
+}
+
+/// What the model is refused with: when it is made, or registered.
+fn refusal(options: NvmeOptions) -> String {
+    match Nvme::configured(options) {
+        Err(error) => error.to_string(),
+        Ok(nvme) => {
+            let device = Box::new(Function::new(nvme).unwrap());
+            let spec = DeviceSpec { name: "disk".to_owned(), ..DeviceSpec::default() };
+            match Registry::new().register(spec, device) {
+                Err(error) => error.to_string(),
+                Ok(_) => "accepted".to_owned(),
+            }
+        }
+    }
+}
+
+#[test]
+fn options_that_cannot_be_name_what_is_wrong() {
+    for (text, expected) in [
+        (r#"{"file": "a", "memory": 512}"#, "`file` and `memory`"),
+        (r#"{"readonly": true}"#, "`file`"),
+        (r#"{"locks": false}"#, "`file`"),
+        (r#"{"direct": true}"#, "`file`"),
+        (r#"{"block_size": 520}"#, "512 or 4096"),
+        (r#"{"memory": 0}"#, "multiple of 512"),
+        (r#"{"memory": 512, "block_size": 4096}"#, "has no block"),
+        (r#"{"memory": 8192, "block_size": 4096}"#, "accepted"),
+        (r#"{"serial": ""}"#, "printable ASCII"),
+        (r#"{"serial": "123456789012345678901"}"#, "20"),
+        (r#"{"serial": "ß"}"#, "printable ASCII"),
+        (r#"{"uuid": "none"}"#, "UUID"),
+        (r#"{"file": "/nowhere/disk.img"}"#, "/nowhere/disk.img"),
+        (r#"{"file": "/dev/null"}"#, "neither a regular file nor a block device"),
+    ] {
+        let error = refusal(options(text));
+        assert!(error.contains(expected), "{text}: {error}");
+    }
+    let empty = tempfile::NamedTempFile::new().unwrap();
+    assert!(refusal(file(empty.path())).contains("truncate"), "an empty image");
+    empty.as_file().set_len(1000).unwrap();
+    assert!(refusal(file(empty.path())).contains("multiple of the block size"));
+    empty.as_file().set_len(1 << 20).unwrap();
+    assert_eq!(refusal(file(empty.path())), "accepted");
+}
+
+#[test]
+fn image_keeps_what_was_written_and_is_used_once() {
+    let image = tempfile::NamedTempFile::new().unwrap();
+    image.as_file().set_len(1 << 20).unwrap();
+    let named = NvmeOptions {
+        serial: Some("DISK 1".to_owned()),
+        uuid: Some("6d3a4e0c-5f4b-4d57-9a3e-0f6f6c1d2b7a".to_owned()),
+        ..file(image.path())
+    };
+    let data = pattern(3, 8192);
+    for round in 0..2 {
+        let mut host = Host::new(Nvme::configured(named.clone()).unwrap());
+        let error = refusal(file(image.path()));
+        assert!(error.contains("in use"), "{error}");
+        let controller = host.identify(1, 0).unwrap();
+        assert_eq!(controller[4..24], *b"DISK 1              ");
+        assert_eq!(host.identify(0, 1).unwrap()[104..108], [0x6d, 0x3a, 0x4e, 0x0c]);
+        host.create_pair(1, 64, 1);
+        if round == 0 {
+            host.memory.put(DATA - BASE, &data);
+            assert_eq!(host.perform(1, Command::io(1, 9, 16, (DATA, DATA + 4096))), Ok(0));
+            assert_eq!(host.perform(1, Command::new(0).namespace(1)), Ok(0));
+        } else {
+            assert_eq!(host.perform(1, Command::io(2, 9, 16, (DATA, DATA + 4096))), Ok(0));
+            assert_eq!(host.memory.get(DATA - BASE, 8192), data);
+        }
+    }
+    // Raw from the first block on, for any other tool.
+    let bytes = std::fs::read(image.path()).unwrap();
+    assert_eq!(bytes[9 * 512..9 * 512 + 8192], data);
+    assert_eq!(bytes.len(), 1 << 20);
+}
+
+#[test]
+fn read_only_image_is_read_and_not_written() {
+    let mut image = tempfile::NamedTempFile::new().unwrap();
+    let bytes = pattern(5, 1 << 20);
+    image.write_all(&bytes).unwrap();
+    let options = NvmeOptions { readonly: true, ..file(image.path()) };
+    let mut host = Host::new(Nvme::configured(options).unwrap());
+    assert_eq!(host.identify(0, 1).unwrap()[99], 1, "write protected");
+    assert_eq!(host.log(2, 512).unwrap()[0], 8, "read-only");
+    host.create_pair(1, 64, 1);
+    assert_eq!(host.perform(1, Command::io(2, 3, 1, (DATA, 0))), Ok(0));
+    assert_eq!(host.memory.get(DATA - BASE, 512), bytes[1536..2048]);
+    assert_eq!(host.perform(1, Command::io(1, 3, 1, (DATA, 0))), Err(0x20));
+    assert_eq!(host.perform(1, Command::io(8, 3, 1, (0, 0))), Err(0x20));
+    assert_eq!(host.perform(1, Command::new(0).namespace(1)), Ok(0));
+    assert!(std::fs::read(image.path()).unwrap() == bytes);
+}
