@@ -49,4 +49,6 @@ grep -q "all of it was read" "$WORK/vm.out"
 stop_server
 # The file that was removed has given its 64 MiB back: what is left is 24 MiB and the file system's own.
 [ $(($(stat -c %b "$WORK/disk.img") / 2048)) -lt 48 ]
+# Who the disk is was kept, from inside the sandbox.
+grep -q E2E-1 "$WORK/disk.img.vfiod"
 if command -v e2fsck >/dev/null; then e2fsck -fn "$WORK/disk.img"; fi

@@ -16,4 +16,4 @@ mod transfer;
 mod vectors;
 
 pub use controller::Nvme;
-pub use options::NvmeOptions;
+pub use options::{IdentityOption, NvmeOptions};

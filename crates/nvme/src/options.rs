@@ -1,16 +1,19 @@
 //! Options of the model: which disk, and what it is called.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 use vfiod_config::{ConfiguredModel, Needs};
 use vfiod_core::{Errno, Error, Result};
-use vfiod_disk::{DirectIo, Disk, Image, ImageOptions, Memory};
+use vfiod_disk::{
+    DirectIo, Disk, Identify, Identity as DiskIdentity, Image, ImageOptions, Memory, Metadata,
+    MetadataOptions,
+};
 
 use crate::controller::Nvme;
-use crate::identity::Identity;
+use crate::identity::{Identity, MODEL};
 use crate::namespace::{Namespace, NamespaceIdentity};
 
 /// Bytes of a disk in memory whose size is not said.
@@ -38,11 +41,31 @@ pub struct NvmeOptions {
     /// Whether the image is locked; true by default. Without locks nothing keeps others from writing to
     /// it meanwhile.
     pub locks: Option<bool>,
-    /// The serial number, up to 20 printable ASCII characters; by default a random one with each start.
+    /// Where it is kept who the disk is; by default beside the image, `disk.img.vfiod`.
+    #[schemars(extend("x-path" = true))]
+    pub metadata: Option<PathBuf>,
+    /// Who the disk is: who it was, unless it is a copy (auto); who it was (keep); somebody new (new).
+    pub identity: IdentityOption,
+    /// The serial number, up to 20 printable ASCII characters; it is kept. By default a random one, made
+    /// with the disk.
     pub serial: Option<String>,
-    /// The UUID of the disk, by which hosts know it; by default a random one with each start.
+    /// The UUID of the disk, which is its NGUID as well; it is kept. By default random ones, made with the
+    /// disk.
     #[schemars(extend("x-values" = "a UUID"))]
     pub uuid: Option<String>,
+}
+
+/// Who a disk is to be.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum IdentityOption {
+    /// Who it was; a new disk and a copy are somebody new.
+    #[default]
+    Auto,
+    /// Who it was, also if it is a copy.
+    Keep,
+    /// Somebody new.
+    New,
 }
 
 impl ConfiguredModel for Nvme {
@@ -78,22 +101,26 @@ impl NvmeOptions {
     /// # Errors
     /// `EINVAL`.
     fn check(&self) -> Result<()> {
-        let Self { file, memory, readonly, direct, locks, serial, .. } = self;
+        let Self { file, memory, readonly, direct, locks, metadata, identity, .. } = self;
         if file.is_some() && memory.is_some() {
             return Err(invalid("`file` and `memory` name two disks; give one of them".to_owned()));
         }
-        if file.is_none() && (*readonly || direct.is_some() || locks.is_some()) {
-            let what = "`readonly`, `direct` and `locks` are about an image; `file` names it";
+        let named = metadata.is_some() || *identity != IdentityOption::Auto;
+        if file.is_none() && (*readonly || direct.is_some() || locks.is_some() || named) {
+            let what = "`readonly`, `direct`, `locks`, `metadata` and `identity` are about an image; \
+                        `file` names it";
+            return Err(invalid(what.to_owned()));
+        }
+        if *readonly && named {
+            let what = "nothing is kept of an image that is `readonly`; leave `metadata` and \
+                        `identity` out";
             return Err(invalid(what.to_owned()));
         }
         if !matches!(self.block_size(), 512 | 4096) {
             let what = format!("`block_size` is {}; must be 512 or 4096", self.block_size());
             return Err(invalid(what));
         }
-        if let Some(serial) = serial {
-            Identity::named(serial.clone(), Uuid::nil()).check()?;
-        }
-        self.uuid()?;
+        self.renamed(DiskIdentity::random())?;
         match memory {
             // Made to see whether it can be.
             Some(bytes) => Memory::new(*bytes).map(drop),
@@ -104,39 +131,75 @@ impl NvmeOptions {
     /// Opens the disk, and says what it is called.
     ///
     /// # Errors
-    /// Those of [`Image::open`] and [`Memory::new`].
+    /// Those of [`Image::open`], [`Metadata::open`] and [`Memory::new`].
     pub(crate) fn open(&self) -> Result<(Identity, Namespace)> {
-        let block_size = self.block_size();
-        let disk = match &self.file {
-            None => Disk::new(Memory::new(self.memory.unwrap_or(MEMORY))?),
-            Some(path) => {
-                let direct = match self.direct {
-                    None => DirectIo::Auto,
-                    Some(true) => DirectIo::Required,
-                    Some(false) => DirectIo::Off,
-                };
-                let options = ImageOptions {
-                    read_only: self.readonly,
-                    block: block_size,
-                    direct,
-                    unlocked: self.locks == Some(false),
-                    ..ImageOptions::new(path)
-                };
-                Disk::new(Image::open(&options)?)
+        let (disk, block_size, named) = match &self.file {
+            None => {
+                let disk = Disk::new(Memory::new(self.memory.unwrap_or(MEMORY))?);
+                (disk, self.block_size(), DiskIdentity::random())
             }
+            Some(path) => self.open_image(path)?,
         };
-        let uuid = self.uuid()?.unwrap_or_else(Uuid::new_v4);
-        let random = || Uuid::new_v4().simple().to_string()[..20].to_uppercase();
-        let serial = self.serial.clone().unwrap_or_else(random);
-        Ok((
-            Identity::named(serial, uuid),
-            Namespace::new(1, uuid.into(), disk, block_size, self.torn_writes)?,
-        ))
+        let named = self.renamed(named)?;
+        let identity = Identity {
+            serial: named.serial,
+            model: MODEL.to_owned(),
+            subsystem_name: named.nqn,
+            controller: named.controller,
+        };
+        let ids = NamespaceIdentity { nguid: named.nguid, uuid: named.uuid.into_bytes() };
+        Ok((identity, Namespace::new(1, ids, disk, block_size, self.torn_writes)?))
     }
-}
 
-impl From<Uuid> for NamespaceIdentity {
-    fn from(uuid: Uuid) -> Self {
-        Self { nguid: uuid.into_bytes(), uuid: uuid.into_bytes() }
+    /// Opens an image and what is kept beside it.
+    fn open_image(&self, path: &Path) -> Result<(Disk, u32, DiskIdentity)> {
+        let beside = || self.metadata.clone().unwrap_or_else(|| Metadata::beside(path));
+        let block_size = match self.block_size {
+            Some(block_size) => block_size,
+            // Several may read an image, which has one owner.
+            None if self.readonly => self.block_size(),
+            None => Metadata::stored_block(&beside())?.unwrap_or(self.block_size()),
+        };
+        let direct = match self.direct {
+            None => DirectIo::Auto,
+            Some(true) => DirectIo::Required,
+            Some(false) => DirectIo::Off,
+        };
+        let options = ImageOptions {
+            read_only: self.readonly,
+            block: block_size,
+            direct,
+            unlocked: self.locks == Some(false),
+            ..ImageOptions::new(path)
+        };
+        let image = Image::open(&options)?;
+        let identity = if self.readonly {
+            DiskIdentity::random()
+        } else {
+            let identify = match self.identity {
+                IdentityOption::Auto => Identify::Auto,
+                IdentityOption::Keep => Identify::Keep,
+                IdentityOption::New => Identify::New,
+            };
+            let options = MetadataOptions { path: self.metadata.clone(), identify };
+            let metadata = Metadata::open(&image, &options)?;
+            let named = self.renamed(metadata.identity())?;
+            metadata.change(|stored| stored.identity = named)?;
+            metadata.identity()
+        };
+        Ok((Disk::new(image), block_size, identity))
+    }
+
+    /// An identity with the names that the options give.
+    fn renamed(&self, identity: DiskIdentity) -> Result<DiskIdentity> {
+        let mut identity = identity;
+        if let Some(serial) = &self.serial {
+            identity.serial.clone_from(serial);
+        }
+        if let Some(uuid) = self.uuid()? {
+            (identity.uuid, identity.nguid) = (uuid, uuid.into_bytes());
+        }
+        identity.check()?;
+        Ok(identity)
     }
 }

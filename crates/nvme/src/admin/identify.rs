@@ -8,7 +8,8 @@ use crate::common::{Common, ERROR_ENTRIES};
 use crate::controller::{MAX_NAMESPACES, MAX_TRANSFER_PAGES, Nvme, VENDOR};
 use crate::namespace::Namespace;
 use crate::spec::identify::{
-    self, LEN, OAES_NAMESPACE, ONCS_DATASET_MANAGEMENT, ONCS_SELECT, ONCS_WRITE_ZEROES, Structure,
+    self, LEN, OAES_NAMESPACE, ONCS_COMPARE, ONCS_DATASET_MANAGEMENT, ONCS_SELECT, ONCS_VERIFY,
+    ONCS_WRITE_ZEROES, Structure,
 };
 use crate::spec::registers::VERSION;
 use crate::spec::submission::ALL_NAMESPACES;
@@ -108,7 +109,8 @@ impl Common {
     /// ONCS.
     fn io_commands(&self) -> u16 {
         let has = |deallocates: bool| u16::from(deallocates) * ONCS_DATASET_MANAGEMENT;
-        has(self.deallocates()) | ONCS_WRITE_ZEROES | ONCS_SELECT
+        let always = ONCS_COMPARE | ONCS_WRITE_ZEROES | ONCS_SELECT | ONCS_VERIFY;
+        has(self.deallocates()) | always
     }
 
     /// Whether every namespace gives space back.

@@ -90,8 +90,8 @@ pub struct Nvme {
 impl Nvme {
     /// A controller whose disk is opened when it is registered.
     pub(crate) fn configured_with(options: NvmeOptions) -> Self {
-        let identity = Identity::named(String::new(), uuid::Uuid::nil());
-        Self { options: Some(options), ..Self::new(identity, Common::new(Vec::new())) }
+        let unnamed = Self::new(Identity::default(), Common::new(Vec::new()));
+        Self { options: Some(options), ..unnamed }
     }
 
     /// A controller with these namespaces.

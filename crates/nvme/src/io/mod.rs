@@ -65,6 +65,8 @@ impl IoQueue {
             Io::Flush => self.flush(namespace).await,
             Io::Read => self.read(namespace, command).await,
             Io::Write => self.write(namespace, command).await,
+            Io::Compare => self.compare(namespace, command).await,
+            Io::Verify => self.verify(namespace, command).await,
             Io::WriteZeroes => self.write_zeroes(namespace, command).await,
             Io::DatasetManagement => self.manage_dataset(namespace, command).await,
         }
@@ -100,6 +102,11 @@ impl IoQueue {
         media: Status,
     ) -> Result<Done, Status> {
         let done = namespace.channel()?.start(request).await;
+        self.judge(namespace, done, media)
+    }
+
+    /// What a request has come to.
+    fn judge(&self, namespace: &Namespace, done: Done, media: Status) -> Result<Done, Status> {
         match done.result {
             Ok(()) => Ok(done),
             Err(failure) => {
@@ -170,6 +177,25 @@ impl IoQueue {
         Ok(0)
     }
 
+    /// Compare (NVM command set 3.2.1).
+    async fn compare(&self, namespace: &Namespace, command: &Submission) -> Outcome {
+        let (offset, pieces) = self.locate(namespace, command).await?;
+        let (dma, memory) = (self.task.dma(), &self.common.bounce);
+        let data = transfer::begin(dma, memory, &pieces, Direction::FromHost);
+        let (buffer, _bounced) = self.reach(data).await?.split();
+        let done = namespace.channel()?.compare(offset, buffer).await;
+        self.judge(namespace, done, Status::READ_ERROR)?;
+        Ok(0)
+    }
+
+    /// Verify (NVM command set 3.2.5): reads blocks, and gives the host none.
+    async fn verify(&self, namespace: &Namespace, command: &Submission) -> Outcome {
+        let (offset, len) = namespace.range(command.first_block(), command.blocks())?;
+        let done = namespace.channel()?.verify(offset, len).await;
+        self.judge(namespace, done, Status::READ_ERROR)?;
+        Ok(0)
+    }
+
     /// Write Zeroes (NVM command set 3.2.8).
     async fn write_zeroes(&self, namespace: &Namespace, command: &Submission) -> Outcome {
         self.writable(namespace)?;
@@ -195,6 +221,7 @@ fn status_of(kind: FailureKind, media: Status) -> Status {
         FailureKind::ReadOnly => Status::WRITE_PROTECTED,
         FailureKind::Memory => Status::DATA_TRANSFER,
         FailureKind::OutOfRange => Status::LBA_OUT_OF_RANGE,
-        FailureKind::Different | FailureKind::Unsupported | FailureKind::Other => Status::INTERNAL,
+        FailureKind::Different => Status::COMPARE_FAILURE,
+        FailureKind::Unsupported | FailureKind::Other => Status::INTERNAL,
     }
 }

@@ -77,7 +77,11 @@ impl Controller<'_> {
     }
 }
 
-/// ONCS (5.17.2.1): Dataset Management.
+/// ONCS (5.17.2.1): Compare.
+pub(crate) const ONCS_COMPARE: u16 = 1;
+/// ONCS: Verify.
+pub(crate) const ONCS_VERIFY: u16 = 1 << 7;
+/// ONCS: Dataset Management.
 pub(crate) const ONCS_DATASET_MANAGEMENT: u16 = 1 << 2;
 /// ONCS: Write Zeroes.
 pub(crate) const ONCS_WRITE_ZEROES: u16 = 1 << 3;

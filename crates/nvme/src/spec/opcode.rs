@@ -51,8 +51,10 @@ pub(crate) enum Io {
     Flush,
     Write,
     Read,
+    Compare,
     WriteZeroes,
     DatasetManagement,
+    Verify,
 }
 
 /// The I/O commands that there are; which of them a disk has, ONCS says.
@@ -60,8 +62,10 @@ pub(crate) const IO: &[Command<Io>] = &[
     row(0x00, Io::Flush, false),
     row(0x01, Io::Write, true),
     row(0x02, Io::Read, false),
+    row(0x05, Io::Compare, false),
     row(0x08, Io::WriteZeroes, true),
     row(0x09, Io::DatasetManagement, true),
+    row(0x0c, Io::Verify, false),
 ];
 
 /// The command of an opcode.

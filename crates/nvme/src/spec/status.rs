@@ -57,8 +57,11 @@ impl Status {
     /// Unrecovered Read Error.
     pub(crate) const READ_ERROR: Self = media(0x81);
 
-    /// Whether the media failed, rather than the host: SCT is 2.
+    pub(crate) const COMPARE_FAILURE: Self = Self(2 << 8 | 0x85 | DO_NOT_RETRY);
+
+    /// Whether the media failed, rather than the host: SCT is 2, and it is not that a compare has found
+    /// other data.
     pub(crate) fn is_media(self) -> bool {
-        self.0 >> 8 & 7 == 2
+        self.0 >> 8 & 7 == 2 && self != Self::COMPARE_FAILURE
     }
 }

@@ -7,8 +7,10 @@ use super::rig::{BASE, BLOCKS, Command, DATA, Held, Host, nvme, pattern, with};
 const FLUSH: u8 = 0;
 const WRITE: u8 = 1;
 const READ: u8 = 2;
+const COMPARE: u8 = 5;
 const ZEROES: u8 = 8;
 const DATASET: u8 = 9;
+const VERIFY: u8 = 12;
 
 fn host() -> Host {
     let mut host = Host::new(nvme());
@@ -89,7 +91,7 @@ fn fields_that_are_not_allowed_get_their_status() {
     let mut host = host();
     let data = (DATA, DATA + 4096);
     let at = |opcode, first, blocks| Command::io(opcode, first, blocks, data);
-    for opcode in [READ, WRITE] {
+    for opcode in [READ, WRITE, COMPARE] {
         for (what, command, expected) in [
             ("the last block", at(opcode, BLOCKS - 1, 1), Ok(0)),
             ("past the end", at(opcode, BLOCKS - 1, 2), Err(0x80)),
@@ -110,8 +112,12 @@ fn fields_that_are_not_allowed_get_their_status() {
             assert_eq!(host.perform(1, command), expected, "{opcode}: {what}");
         }
     }
-    let zeroes = Command::io(ZEROES, BLOCKS - 1, 2, (0, 0));
-    assert_eq!(host.perform(1, zeroes), Err(0x80));
+    for opcode in [ZEROES, VERIFY] {
+        for (first, blocks, expected) in [(BLOCKS - 1, 2, Err(0x80)), (0, BLOCKS as u32, Ok(0))] {
+            let command = Command::io(opcode, first, blocks, (0, 0));
+            assert_eq!(host.perform(1, command), expected, "{opcode}");
+        }
+    }
 }
 
 #[test]
@@ -203,13 +209,15 @@ fn failures_of_the_disk_have_their_statuses_and_are_logged() {
         (WRITE, Errno::NOSPC, 0x81, false),
         (WRITE, Errno::DQUOT, 0x81, false),
         (READ, Errno::NODEV, 0x281, true),
+        (COMPARE, Errno::IO, 0x281, true),
+        (VERIFY, Errno::IO, 0x281, true),
         (READ, Errno::FAULT, 0x04, false),
         (READ, Errno::NOTSUP, 0x06, false),
     ] {
         disk.fail(Some(errno));
-        assert_eq!(host.perform(1, Command::io(opcode, 3, 1, (DATA, 0))), Err(status), "{errno}");
+        assert_eq!(host.perform(1, Command::io(opcode, 3, 1, (DATA + 8192, 0))), Err(status), "{errno}");
         disk.fail(None);
-        assert_eq!(host.perform(1, Command::io(opcode, 3, 1, (DATA, 0))), Ok(0), "after {errno}");
+        assert_eq!(host.perform(1, Command::io(opcode, 3, 1, (DATA + 8192, 0))), Ok(0), "after {errno}");
         expected = (expected.0 + u8::from(media), expected.1 + 1);
         assert_eq!(count(&mut host), expected, "{opcode}, {errno}");
         // The newest entry; to read it adds none.
@@ -283,4 +291,26 @@ fn failed_sync_ends_writes_and_is_told_once() {
         assert_eq!(host.log(2, 512).unwrap()[0], 8, "read-only");
     }
     assert!(host.peek(0).is_none());
+}
+
+/// Compare tells any byte that differs, wherever it is, and is no error of the media.
+#[test]
+fn compare_finds_every_difference() {
+    let mut host = host();
+    for (blocks, offset) in [(1, 0), (9, 4), (300, 512), (2048, 4092)] {
+        let len = u64::from(blocks) * 512;
+        let data = pattern(len, len as usize);
+        let (prps, pieces) = scattered(&host, offset, len);
+        fill(&host, &pieces, &data);
+        assert_eq!(host.perform(1, Command::io(WRITE, 7, blocks, prps)), Ok(0));
+        let compare = Command::io(COMPARE, 7, blocks, prps);
+        assert_eq!(host.perform(1, compare), Ok(0));
+        for at in [0, len / 2, len - 1] {
+            let mut other = data.clone();
+            other[at as usize] ^= 0x10;
+            fill(&host, &pieces, &other);
+            assert_eq!(host.perform(1, compare), Err(0x285), "{blocks} blocks, byte {at}");
+        }
+    }
+    assert_eq!(host.log(2, 512).unwrap()[160], 0, "media errors");
 }

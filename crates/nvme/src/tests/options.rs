@@ -9,7 +9,7 @@ use vfiod_pci::Function;
 
 use super::rig::{BASE, Command, DATA, Host, pattern};
 use crate::controller::Nvme;
-use crate::options::NvmeOptions;
+use crate::options::{IdentityOption, NvmeOptions};
 
 fn options(text: &str) -> NvmeOptions {
     serde_json::from_str(text).unwrap()
@@ -41,6 +41,9 @@ fn options_that_cannot_be_name_what_is_wrong() {
         (r#"{"readonly": true}"#, "`file`"),
         (r#"{"locks": false}"#, "`file`"),
         (r#"{"direct": true}"#, "`file`"),
+        (r#"{"identity": "new"}"#, "`file`"),
+        (r#"{"metadata": "a"}"#, "`file`"),
+        (r#"{"file": "a", "readonly": true, "identity": "new"}"#, "readonly"),
         (r#"{"block_size": 520}"#, "512 or 4096"),
         (r#"{"memory": 0}"#, "multiple of 512"),
         (r#"{"memory": 512, "block_size": 4096}"#, "has no block"),
@@ -55,7 +58,8 @@ fn options_that_cannot_be_name_what_is_wrong() {
         let error = refusal(options(text));
         assert!(error.contains(expected), "{text}: {error}");
     }
-    let empty = tempfile::NamedTempFile::new().unwrap();
+    let place = tempfile::tempdir().unwrap();
+    let empty = tempfile::NamedTempFile::new_in(&place).unwrap();
     assert!(refusal(file(empty.path())).contains("truncate"), "an empty image");
     empty.as_file().set_len(1000).unwrap();
     assert!(refusal(file(empty.path())).contains("multiple of the block size"));
@@ -63,9 +67,63 @@ fn options_that_cannot_be_name_what_is_wrong() {
     assert_eq!(refusal(file(empty.path())), "accepted");
 }
 
+/// Serial number, subsystem and namespace identifiers, as the host sees them.
+fn names(options: NvmeOptions) -> Vec<u8> {
+    let mut host = Host::new(Nvme::configured(options).unwrap());
+    let controller = host.identify(1, 0).unwrap();
+    let ids = host.identify(3, 1).unwrap();
+    [&controller[4..24], &controller[768..1024], &ids[4..20], &ids[24..40]].concat()
+}
+
+/// A disk has its names for ever, and a copy of its image other ones.
+#[test]
+fn names_are_kept_beside_the_image_and_a_copy_has_its_own() {
+    let place = tempfile::tempdir().unwrap();
+    let at = |name: &str| place.path().join(name);
+    std::fs::write(at("disk.img"), vec![0; 1 << 20]).unwrap();
+    let first = names(file(&at("disk.img")));
+    assert_eq!(names(file(&at("disk.img"))), first);
+    // Moved with what is kept beside it.
+    std::fs::rename(at("disk.img"), at("moved.img")).unwrap();
+    std::fs::rename(at("disk.img.vfiod"), at("moved.img.vfiod")).unwrap();
+    assert_eq!(names(file(&at("moved.img"))), first);
+    // Copied with it.
+    std::fs::copy(at("moved.img"), at("copy.img")).unwrap();
+    std::fs::copy(at("moved.img.vfiod"), at("copy.img.vfiod")).unwrap();
+    let copy = names(file(&at("copy.img")));
+    let different = |n: usize, len: usize| assert_ne!(copy[n..n + len], first[n..n + len]);
+    different(0, 20);
+    different(20, 256);
+    different(276, 16);
+    different(292, 16);
+    let new = NvmeOptions { identity: IdentityOption::New, ..file(&at("copy.img")) };
+    assert_ne!(names(new), copy);
+    // What an option says is kept.
+    let named = NvmeOptions { serial: Some("DISK-7".to_owned()), ..file(&at("moved.img")) };
+    let named = names(named);
+    assert!(named.starts_with(b"DISK-7 ") && named[20..] == first[20..]);
+    assert_eq!(names(file(&at("moved.img"))), named);
+}
+
+#[test]
+fn stored_format_that_differs_is_refused_and_otherwise_used() {
+    let place = tempfile::tempdir().unwrap();
+    let path = place.path().join("disk.img");
+    std::fs::write(&path, vec![0; 1 << 20]).unwrap();
+    let large = NvmeOptions { block_size: Some(4096), torn_writes: true, ..file(&path) };
+    let size = |options: NvmeOptions| {
+        Host::new(Nvme::configured(options).unwrap()).identify(0, 1).unwrap()[130]
+    };
+    assert_eq!(size(large.clone()), 12);
+    assert_eq!(size(NvmeOptions { block_size: None, ..large.clone() }), 12);
+    let error = refusal(NvmeOptions { block_size: Some(512), ..large });
+    assert!(error.contains("blocks of 4096 bytes, not 512"), "{error}");
+}
+
 #[test]
 fn image_keeps_what_was_written_and_is_used_once() {
-    let image = tempfile::NamedTempFile::new().unwrap();
+    let place = tempfile::tempdir().unwrap();
+    let image = tempfile::NamedTempFile::new_in(&place).unwrap();
     image.as_file().set_len(1 << 20).unwrap();
     let named = NvmeOptions {
         serial: Some("DISK 1".to_owned()),

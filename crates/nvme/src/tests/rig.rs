@@ -12,8 +12,8 @@ use vfiod_testing::{Driver, eventually};
 
 use crate::common::Common;
 use crate::controller::Nvme;
-use crate::identity::Identity;
-use crate::namespace::Namespace;
+use crate::identity::{Identity, MODEL};
+use crate::namespace::{Namespace, NamespaceIdentity};
 use crate::spec::registers::{DOORBELLS, FATAL, READY};
 
 /// Where the host's memory is, and how much.
@@ -107,8 +107,14 @@ pub(super) fn nvme() -> Nvme {
 /// A controller with a back end.
 pub(super) fn with(backend: Arc<dyn Backend>) -> Nvme {
     let uuid = uuid::Uuid::from_u128(0x1234_5678_9abc_def0_1234_5678_9abc_def0);
-    let identity = Identity::named("serial-1".to_owned(), uuid);
-    let namespace = Namespace::new(1, uuid.into(), Disk::new(backend), 512, false).unwrap();
+    let identity = Identity {
+        serial: "serial-1".to_owned(),
+        model: MODEL.to_owned(),
+        subsystem_name: format!("nqn.2014-08.org.nvmexpress:uuid:{uuid}"),
+        controller: 1,
+    };
+    let ids = NamespaceIdentity { nguid: uuid.into_bytes(), uuid: uuid.into_bytes() };
+    let namespace = Namespace::new(1, ids, Disk::new(backend), 512, false).unwrap();
     Nvme::new(identity, Common::new(vec![namespace]))
 }
 
