@@ -215,9 +215,17 @@ fn failures_of_the_disk_have_their_statuses_and_are_logged() {
         (READ, Errno::NOTSUP, 0x06, false),
     ] {
         disk.fail(Some(errno));
-        assert_eq!(host.perform(1, Command::io(opcode, 3, 1, (DATA + 8192, 0))), Err(status), "{errno}");
+        assert_eq!(
+            host.perform(1, Command::io(opcode, 3, 1, (DATA + 8192, 0))),
+            Err(status),
+            "{errno}"
+        );
         disk.fail(None);
-        assert_eq!(host.perform(1, Command::io(opcode, 3, 1, (DATA + 8192, 0))), Ok(0), "after {errno}");
+        assert_eq!(
+            host.perform(1, Command::io(opcode, 3, 1, (DATA + 8192, 0))),
+            Ok(0),
+            "after {errno}"
+        );
         expected = (expected.0 + u8::from(media), expected.1 + 1);
         assert_eq!(count(&mut host), expected, "{opcode}, {errno}");
         // The newest entry; to read it adds none.
