@@ -226,6 +226,9 @@ impl DmaChannel {
         drop(state);
         deliver(waiting);
         self.forget();
+        if let Some(twin) = &self.twin {
+            twin.drain(self);
+        }
     }
 
     /// Has the second socket and the timer served no more.
@@ -451,6 +454,24 @@ impl TwinSocket {
         match self.held.charge(incoming.memory() + self.outgoing.held()) {
             Ok(()) => true,
             Err(exceeded) => close(&exceeded),
+        }
+    }
+}
+
+impl TwinSocket {
+    /// Takes what had arrived before the socket was shut down: the client's own end of the connection may
+    /// be among it, which has no end as long as that lies there.
+    fn drain(&self, channel: &DmaChannel) {
+        let socket = self.outgoing.socket();
+        let mut bytes = [0; 4096];
+        loop {
+            let mut lent = Lent::default();
+            let received = socket.receive(&mut bytes, &mut lent, Wait::No);
+            // Too many that do not close end the connection elsewhere.
+            let _ = socket.closer().close_all(lent.fds, &channel.payer);
+            if !matches!(received, Ok(Received::Bytes(_))) {
+                return;
+            }
         }
     }
 }

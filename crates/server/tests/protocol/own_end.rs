@@ -1,7 +1,7 @@
 //! Clients that die and leave their own end of the connection where the server does not read it: in what
 //! they have sent behind requests whose replies nobody takes. Each client is a process of its own.
 
-use std::io::{IoSlice, Read};
+use std::io::{IoSlice, Read, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -106,7 +106,9 @@ fn dies_for_another_test() {
     let socket = Socket::connect(path, PATIENCE).unwrap();
     let (channel, how) = (std::io::stdin(), how.into_string().unwrap());
     let capabilities = Capabilities {
-        twin_socket: (how == "twin").then_some(TwinSocket { supported: true, fd_index: None }),
+        twin_socket: how
+            .ends_with("twin")
+            .then_some(TwinSocket { supported: true, fd_index: None }),
         ..Capabilities::default()
     };
     let version = Version { major: 0, minor: 0, capabilities };
@@ -155,6 +157,17 @@ fn dies_for_another_test() {
             assert!(try_send(&socket, &read(0), Some(end)));
         }
         "twin" => send_byte(twin.unwrap(), end, SendFlags::empty()),
+        "broken twin" => {
+            // No header, and something behind it.
+            let mut twin = twin.map(UnixStream::from).unwrap();
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+            let mut control = SendAncillaryBuffer::new(&mut space);
+            let ends = [end];
+            assert!(control.push(SendAncillaryMessage::ScmRights(&ends)));
+            twin.write_all(&[1; 15]).unwrap();
+            let last = [IoSlice::new(&[1])];
+            while sendmsg(&twin, &last, &mut control, SendFlags::NOSIGNAL).is_ok() {}
+        }
         "hands over" => send_byte(&channel, end, SendFlags::empty()),
         other => panic!("{other}"),
     }
@@ -199,6 +212,11 @@ fn clients_that_send_each_others_ends_are_seen_to_die() {
 #[test]
 fn client_that_sends_its_own_end_on_its_second_socket_is_seen_to_die() {
     assert_seen_to_go("twin", OpenPolicy::Single);
+}
+
+#[test]
+fn client_that_sends_its_own_end_behind_what_ends_its_second_socket_is_seen_to_die() {
+    assert_seen_to_go("broken twin", OpenPolicy::Single);
 }
 
 /// There is no room for what is in front of the client's own end.
