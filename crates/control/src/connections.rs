@@ -10,6 +10,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, UnixListener, UnixStream};
+use vfiod_quota::Lines;
 
 use crate::access::{Access, Identified};
 use crate::paced::Paced;
@@ -92,6 +93,7 @@ fn host(address: IpAddr) -> IpAddr {
 /// Serves whoever connects and gets a place, without end.
 pub(crate) async fn serve(listener: impl Listener, router: Router, places: Places, limits: Limits) {
     let rejections = Places::by_user(MAX_REJECTIONS);
+    let refusals = Lines::default();
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(limits.idle).max_buf_size(BUFFER);
     let reject = |stream, peer, problem| {
@@ -113,7 +115,9 @@ pub(crate) async fn serve(listener: impl Listener, router: Router, places: Place
         };
         let Identified { peer, refused } = listener.identify(&stream, number);
         if let Some(name) = refused {
-            tracing::warn!(peer = name, "the control API was refused to a peer");
+            if let Some(suppressed) = refusals.pass(0) {
+                tracing::warn!(peer = name, suppressed, "the control API was refused to a peer");
+            }
             let detail = format!(
                 "{name} may not use the control API; the configuration's `users` and `groups` under \
                  [control] say who may"
@@ -167,6 +171,8 @@ async fn turn_away(mut stream: impl AsyncRead + AsyncWrite + Unpin, problem: Pro
 mod tests {
     use std::path::Path;
     use std::sync::Arc;
+    use std::sync::atomic::{AtomicU64, Ordering};
+    use std::time::Instant;
 
     use tokio::io::{AsyncBufReadExt, BufReader};
     use vfiod_config::{Config, Models};
@@ -212,6 +218,76 @@ mod tests {
         let mut rest = String::new();
         stream.read_to_string(&mut rest).await.unwrap();
         rest
+    }
+
+    /// Refuses everybody; who that was is told.
+    struct RefusesAll(UnixListener, tokio::sync::mpsc::UnboundedSender<u64>);
+
+    impl Listener for RefusesAll {
+        type Stream = UnixStream;
+
+        async fn accept(&self) -> std::io::Result<UnixStream> {
+            Ok(self.0.accept().await?.0)
+        }
+
+        fn identify(&self, _: &UnixStream, number: u64) -> Identified {
+            self.1.send(number).unwrap();
+            Identified { peer: Peer::Host(Ipv4Addr::LOCALHOST.into()), refused: Some("x".into()) }
+        }
+    }
+
+    /// Counts lines of the log, and those that they say were suppressed.
+    #[derive(Clone, Default)]
+    struct Log(Arc<(AtomicU64, AtomicU64)>);
+
+    impl tracing::field::Visit for Log {
+        fn record_u64(&mut self, field: &tracing::field::Field, value: u64) {
+            assert_eq!(field.name(), "suppressed");
+            self.0.1.fetch_add(value, Ordering::SeqCst);
+        }
+        fn record_debug(&mut self, _: &tracing::field::Field, _: &dyn std::fmt::Debug) {}
+    }
+
+    impl tracing::Subscriber for Log {
+        fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
+            metadata.target() == "vfiod_control::connections"
+                && *metadata.level() == tracing::Level::WARN
+        }
+        fn event(&self, event: &tracing::Event<'_>) {
+            self.0.0.fetch_add(1, Ordering::SeqCst);
+            event.record(&mut self.clone());
+        }
+        fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+            tracing::span::Id::from_u64(1)
+        }
+        fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+        fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+        fn enter(&self, _: &tracing::span::Id) {}
+        fn exit(&self, _: &tracing::span::Id) {}
+    }
+
+    #[test]
+    fn peers_that_may_not_use_the_api_do_not_fill_the_log() {
+        const PEERS: u64 = 2000;
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("control");
+        let log = Log::default();
+        let _log = tracing::subscriber::set_default(log.clone());
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let start = Instant::now();
+        runtime.block_on(async {
+            let (told, mut refused) = tokio::sync::mpsc::unbounded_channel();
+            let listener = RefusesAll(UnixListener::bind(&path).unwrap(), told);
+            tokio::spawn(serve(listener, Router::new(), Places::by_user(8), Limits::DEFAULT));
+            for peer in 0..PEERS {
+                drop(UnixStream::connect(&path).await.unwrap());
+                assert_eq!(refused.recv().await, Some(peer));
+            }
+        });
+        let (lines, suppressed) = (log.0.0.load(Ordering::SeqCst), log.0.1.load(Ordering::SeqCst));
+        // Twenty in each second of which there was a part.
+        assert!(lines <= 20 * (start.elapsed().as_secs() + 2), "{lines} lines");
+        assert!(lines > 0 && lines + suppressed <= PEERS, "{lines} and {suppressed}");
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::any::Any;
 use std::sync::Arc;
 use std::time::Duration;
 
+use vfiod_quota::Lines;
 use vfiod_tasks::Waiters;
 
 use crate::contain::{Panicked, contain};
@@ -66,6 +67,8 @@ pub(crate) struct Registered {
     pub(crate) state_policy: StatePolicy,
     /// Whose state the device has.
     pub(crate) retained: Mutex<Retained>,
+    /// Lines of the log about that: users can take turns as fast as they like.
+    pub(crate) users: Lines,
     pub(crate) location: Option<String>,
     pub(crate) token: Option<Token>,
     pub(crate) set: Arc<Set>,
@@ -456,9 +459,13 @@ impl Registered {
     fn open_with_memory(self: &Arc<Self>, user: &Owner) -> Result<()> {
         let retains = self.state_policy == StatePolicy::Retain;
         let is_own = retains && lock(&self.retained).is_for(user);
-        if retains && !is_own {
+        if retains
+            && !is_own
+            && let Some(suppressed) = self.users.pass(0)
+        {
             tracing::info!(
-                device = self.name(), %user, "the retained state is another user's: device reset"
+                device = self.name(), %user, suppressed,
+                "the retained state is another user's: device reset"
             );
         }
         // Reset a failed device even if its state is retained: that state cannot be trusted.

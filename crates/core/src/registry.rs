@@ -7,6 +7,7 @@ use std::hash::{BuildHasherDefault, DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
 
+use vfiod_quota::Lines;
 use vfiod_tasks::{Runtime, Waiters};
 
 use crate::contain::{Panicked, contain};
@@ -356,6 +357,7 @@ impl Registry {
                 open_policy: open,
                 state_policy: state,
                 retained: Mutex::default(),
+                users: Lines::default(),
                 location,
                 token,
                 set: set.clone(),

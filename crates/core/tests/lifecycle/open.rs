@@ -190,6 +190,52 @@ fn retained_state_is_reset_for_another_user() {
 
 /// The device is busy with a reset that its user has asked for; a second open of it waits, and gives up
 /// after some time. An open of the neighbour that were held up would take as long.
+/// Counts lines of the log that say that a retained state was reset.
+struct Resets(Arc<AtomicUsize>);
+
+impl tracing::field::Visit for Resets {
+    fn record_debug(&mut self, field: &tracing::field::Field, value: &dyn std::fmt::Debug) {
+        let is_reset = field.name() == "message" && format!("{value:?}").contains("another user's");
+        self.0.fetch_add(usize::from(is_reset), Ordering::SeqCst);
+    }
+}
+
+impl tracing::Subscriber for Resets {
+    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
+        *metadata.level() <= tracing::Level::INFO
+    }
+    fn event(&self, event: &tracing::Event<'_>) {
+        event.record(&mut Resets(self.0.clone()));
+    }
+    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        tracing::span::Id::from_u64(1)
+    }
+    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+    fn enter(&self, _: &tracing::span::Id) {}
+    fn exit(&self, _: &tracing::span::Id) {}
+}
+
+#[test]
+fn users_who_take_turns_at_a_retained_state_do_not_fill_the_log() {
+    const TURNS: u32 = 20_000;
+    let rig = Rig::new();
+    let spec = DeviceSpec { state: StatePolicy::Retain, ..spec("a") };
+    let a = rig.add(spec, rig.probe("a"));
+    let lines = Arc::new(AtomicUsize::new(0));
+    let start = Instant::now();
+    tracing::subscriber::with_default(Resets(lines.clone()), || {
+        for turn in 0..TURNS {
+            drop(a.device().open(user("x", turn % 2)).unwrap());
+        }
+    });
+    rig.journal.take();
+    let lines = lines.load(Ordering::SeqCst);
+    // Twenty in each second of which there was a part.
+    let most = 20 * (start.elapsed().as_secs() as usize + 2);
+    assert!((1..=most).contains(&lines), "{lines} lines");
+}
+
 #[test]
 fn open_of_a_busy_device_does_not_hold_up_its_neighbour() {
     let rig = Rig::new();
