@@ -18,7 +18,9 @@
 //! reply's `argsz` is what is needed.
 //!
 //! A hot reset resets every member, open or not. It is for who has all members open that are
-//! open at all: connections of one process count as one owner's.
+//! open at all: connections of one process count as one owner's. Another owner that has just ended
+//! counts until its file is released, a moment later: ask for [`HOT_RESET_INFO`] again until it says
+//! [`info_flag::ALLOWED`].
 //!
 //! | errno of a hot reset | when |
 //! | --- | --- |
