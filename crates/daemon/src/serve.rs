@@ -168,7 +168,7 @@ fn raise_descriptor_limit() {
 }
 
 /// Waits until the daemon is to finish, and reloads the configuration when it is asked to.
-fn wait(signals: &Signals, manager: &Manager) {
+fn wait(signals: &Signals, manager: &Arc<Manager>) {
     let stack = manager.stack();
     let watchdog = notify::watchdog_interval();
     let idle = watchdog.unwrap_or(Duration::from_secs(3600));
@@ -194,10 +194,19 @@ fn wait(signals: &Signals, manager: &Manager) {
     }
 }
 
-fn reload(manager: &Manager) {
+/// Reloads on a thread of its own: a path of the file may be in a directory that somebody holds up, and
+/// the daemon is to finish all the same when it is asked to.
+fn reload(manager: &Arc<Manager>) {
     notify::reloading();
-    if let Err(error) = manager.reload(InUsePolicy::Refuse) {
-        tracing::error!(%error, "the configuration was not reloaded");
+    let reloading = manager.clone();
+    let reload = move || {
+        if let Err(error) = reloading.reload(InUsePolicy::Refuse) {
+            tracing::error!(%error, "the configuration was not reloaded");
+        }
+        notify::ready(&format!("serving {} devices", reloading.devices().len()));
+    };
+    if let Err(error) = std::thread::Builder::new().name("reload".into()).spawn(reload) {
+        tracing::error!(%error, "no thread can be started: the configuration was not reloaded");
+        notify::ready(&format!("serving {} devices", manager.devices().len()));
     }
-    notify::ready(&format!("serving {} devices", manager.devices().len()));
 }

@@ -5,11 +5,11 @@ use std::fmt;
 use std::ops::Range;
 
 use vfiod_config::{BuildError, Config, Models, OptionSetting, Options, ParentConfig, Problem};
-use vfiod_core::{Device, Token};
+use vfiod_core::{Device, Result, Token};
 use vfiod_mdev::{Parent, ParentSpec};
 use vfiod_pci::{BusKind, Fitting, Role, Sriov};
 
-use crate::paths::{self, NamedPath};
+use crate::paths::{self, Found, NamedPath};
 use crate::plan::{self, DevicePlan, SriovPlan};
 
 /// What the virtual functions of each physical function share with it, by its name.
@@ -18,12 +18,33 @@ pub(crate) type Siblings = HashMap<String, Sriov>;
 /// Finds the mistakes of a configuration that only show when its devices and parents are made, and what is
 /// in the way of its paths. The span of a mistake is empty where only its key says where it is.
 pub fn find_mistakes(config: &Config, models: &Models) -> Vec<Problem> {
-    mistakes_beyond(&[], config, models)
+    let paths = paths::of(config, models);
+    let found: Vec<_> = paths.iter().map(|path| Found::of(path, true)).collect();
+    mistakes(&paths, found, config, models)
 }
 
-/// As [`find_mistakes`]; what is at the paths of `known` is not looked at, as they are in use already.
+/// As [`find_mistakes`]; what is at the paths of `known` is not looked at, as they are in use already. The
+/// others are looked at by threads that may be lost.
+///
+/// # Errors
+/// `ETIMEDOUT`: somebody holds up the directory of a path.
 pub(crate) fn mistakes_beyond(
     known: &[NamedPath],
+    config: &Config,
+    models: &Models,
+) -> Result<Vec<Problem>> {
+    let paths = paths::of(config, models);
+    let find = |path: &NamedPath| match known.contains(path) {
+        true => Ok(Found::of(path, false)),
+        false => Found::on_another_thread(path),
+    };
+    let found = paths.iter().map(find).collect::<Result<_>>()?;
+    Ok(mistakes(&paths, found, config, models))
+}
+
+fn mistakes(
+    paths: &[NamedPath],
+    found: Vec<Found>,
     config: &Config,
     models: &Models,
 ) -> Vec<Problem> {
@@ -43,9 +64,8 @@ pub(crate) fn mistakes_beyond(
             problems.push(mistake(error, key, &parent.options, &parent.span));
         }
     }
-    let paths = paths::of(config, models);
-    problems.extend(paths::collisions(&paths));
-    problems.extend(paths::obstacles(paths.iter().filter(|named| !known.contains(named))));
+    problems.extend(paths::collisions(paths, &found));
+    problems.extend(found.into_iter().filter_map(|found| found.obstacle));
     problems
 }
 

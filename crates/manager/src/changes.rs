@@ -149,7 +149,7 @@ impl Manager {
         }
         let by_key = |problems: vfiod_config::Problems| invalid(problems.by_key());
         let new = old.with_device(name, section, &self.models).map_err(by_key)?;
-        let mistakes = self.mistakes(&old, &new);
+        let mistakes = self.mistakes(&old, &new)?;
         if !mistakes.is_empty() {
             return Err(invalid(new.problems(mistakes).by_key()));
         }
@@ -236,7 +236,7 @@ impl Manager {
             error => invalid(error),
         })?;
         let mut mistakes = fixed(old.config(), &new);
-        mistakes.extend(self.mistakes(&old, &new));
+        mistakes.extend(self.mistakes(&old, &new)?);
         if !mistakes.is_empty() {
             return Err(invalid(new.problems(mistakes)));
         }
@@ -300,7 +300,10 @@ impl Manager {
     }
 
     /// The mistakes that a change would make.
-    fn mistakes(&self, old: &Document, new: &Document) -> Vec<Problem> {
+    ///
+    /// # Errors
+    /// `ETIMEDOUT`: somebody holds up a directory that is new.
+    fn mistakes(&self, old: &Document, new: &Document) -> Result<Vec<Problem>> {
         let known = paths::of(old.config(), &self.models);
         build::mistakes_beyond(&known, new.config(), &self.models)
     }

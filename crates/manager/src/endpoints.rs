@@ -11,7 +11,7 @@ use vfiod_core::{DeviceRef, Result};
 use vfiod_mdev::{Endpoint, NoEndpoint};
 use vfiod_quota::{Resource, Usage};
 use vfiod_server::{
-    ConnectionInfo, ConnectionTotals, Departures, Listener, Served, Site, SocketAccess,
+    ConnectionInfo, ConnectionTotals, Departures, Listener, Publisher, Served, Site, SocketAccess,
 };
 
 use crate::sockets::{access_of, prepare};
@@ -35,6 +35,13 @@ struct Open {
     serving: bool,
 }
 
+impl Open {
+    fn take_prepared(&mut self, uuid: Uuid) -> Option<(Uuid, Listener, DeviceRef)> {
+        let at = self.prepared.iter().position(|(prepared, ..)| *prepared == uuid)?;
+        Some(self.prepared.swap_remove(at))
+    }
+}
+
 impl Endpoints {
     /// Sockets in a directory, which is made if need be; without one, instances have none. Sockets
     /// of instances of a daemon that was killed are removed.
@@ -47,7 +54,8 @@ impl Endpoints {
     ) -> anyhow::Result<Arc<Self>> {
         if let Some(path) = &directory {
             check(path, access, Site::Free)?;
-            remove_left_behind(path);
+            let place = path.clone();
+            vfiod_sockets::in_directory(path, move || remove_left_behind(&place))?;
         }
         let access = access_of(access);
         Ok(Arc::new(Self { directory, access, open: Mutex::default() }))
@@ -76,7 +84,10 @@ impl Endpoints {
         let mut listener = Listener::prepare(path, self.access, Site::Free)?;
         let mut open = self.open();
         if open.published {
+            // Without the table's lock, and once for all: sockets stay published.
+            drop(open);
             listener.publish()?;
+            open = self.open();
         }
         if open.serving {
             let served = stack.server().serve(listener, device.clone())?;
@@ -94,7 +105,10 @@ impl Endpoints {
     pub(super) fn publish(&self) -> Result<()> {
         let mut open = self.open();
         open.published = true;
-        open.prepared.iter_mut().try_for_each(|(_, listener, _)| listener.publish())
+        let listeners = open.prepared.iter().map(|(_, listener, _)| listener);
+        let publishers: Vec<_> = listeners.filter_map(Listener::publisher).collect();
+        drop(open);
+        publishers.iter().try_for_each(Publisher::publish)
     }
 
     /// Serves every instance, and from now on each as soon as it is created.
@@ -140,11 +154,12 @@ struct SocketEndpoint {
 
 impl Endpoint for SocketEndpoint {
     fn stop_listening(&mut self) {
+        // Dropped with the table unlocked: it may take a moment to remove a name.
         let mut open = self.endpoints.open();
-        open.prepared.retain(|(uuid, ..)| *uuid != self.uuid);
-        if let Some(served) = open.served.get_mut(&self.uuid) {
-            served.stop_listening();
-        }
+        let prepared = open.take_prepared(self.uuid);
+        let listening = open.served.get_mut(&self.uuid).and_then(Served::take_listening);
+        drop(open);
+        drop((prepared, listening));
     }
 }
 
@@ -152,10 +167,10 @@ impl Drop for SocketEndpoint {
     fn drop(&mut self) {
         // Ended with the table unlocked, as that takes a moment.
         let mut open = self.endpoints.open();
-        open.prepared.retain(|(uuid, ..)| *uuid != self.uuid);
+        let prepared = open.take_prepared(self.uuid);
         let served = open.served.remove(&self.uuid);
         drop(open);
-        drop(served);
+        drop((prepared, served));
     }
 }
 

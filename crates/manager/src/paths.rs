@@ -11,6 +11,7 @@ use uuid::Uuid;
 use vfiod_config::{
     Config, ModelInfo, Models, OptionSetting, PathKind, Problem, SocketAccess, SocketConfig, place,
 };
+use vfiod_core::{Error, Result};
 
 /// `f_type` of the kernel's own file systems, in which no file can be made: procfs and sysfs.
 const KERNEL: [i64; 2] = [0x9fa0, 0x6265_6572];
@@ -37,6 +38,15 @@ pub(crate) struct NamedPath {
     pub(crate) key: String,
     pub(crate) path: PathBuf,
     pub(crate) role: Role,
+}
+
+/// What was found of a path.
+#[derive(Debug)]
+pub(crate) struct Found {
+    /// Where it is, whichever path leads there.
+    place: PathBuf,
+    /// What is in the way there.
+    pub(crate) obstacle: Option<Problem>,
 }
 
 impl Role {
@@ -114,15 +124,16 @@ fn options(key: &str, info: Option<&ModelInfo>, given: &[OptionSetting]) -> Vec<
 }
 
 /// What `paths` say that cannot all be: two things at one path, or something beneath what is no directory.
-pub(crate) fn collisions(paths: &[NamedPath]) -> Vec<Problem> {
-    let mut taken: HashMap<PathBuf, Vec<&NamedPath>> = HashMap::new();
-    for named in paths.iter().filter(|named| named.role != Role::Present) {
-        taken.entry(whole_place(named)).or_default().push(named);
+/// `found` has what was found of each.
+pub(crate) fn collisions(paths: &[NamedPath], found: &[Found]) -> Vec<Problem> {
+    let paths = || paths.iter().zip(found).filter(|(named, _)| named.role != Role::Present);
+    let mut taken: HashMap<&Path, Vec<&NamedPath>> = HashMap::new();
+    for (named, Found { place, .. }) in paths() {
+        taken.entry(place).or_default().push(named);
     }
     let mut problems = Vec::new();
-    for named in paths.iter().filter(|named| named.role != Role::Present) {
-        let place = whole_place(named);
-        let before = taken[&place].iter().take_while(|other| **other != named);
+    for (named, Found { place, .. }) in paths() {
+        let before = taken[&**place].iter().take_while(|other| **other != named);
         let clashes = |other: &&&NamedPath| {
             let roles = [other.role, named.role];
             roles.iter().any(|role| role.alone().is_some())
@@ -142,7 +153,7 @@ pub(crate) fn collisions(paths: &[NamedPath]) -> Vec<Problem> {
         });
         if let Some(what) = what.next() {
             problems.push(problem(named, what, "choose another directory"));
-        } else if let Some(sockets) = kept_for_instances(&place, &taken) {
+        } else if let Some(sockets) = kept_for_instances(place, &taken) {
             let what = format!(
                 "{} is kept for an instance: `{}` is the directory of their sockets, UUID.sock",
                 named.path.display(),
@@ -167,7 +178,7 @@ fn whole_place(named: &NamedPath) -> PathBuf {
 /// The directory of instances' sockets, if `place` is that of one of them.
 fn kept_for_instances<'t>(
     place: &Path,
-    taken: &HashMap<PathBuf, Vec<&'t NamedPath>>,
+    taken: &HashMap<&Path, Vec<&'t NamedPath>>,
 ) -> Option<&'t NamedPath> {
     let uuid = place.file_name()?.to_str()?.strip_suffix(".sock")?;
     Uuid::try_parse(uuid).ok()?;
@@ -175,13 +186,28 @@ fn kept_for_instances<'t>(
     above.iter().find(|other| other.key == "mdev.sockets").copied()
 }
 
-/// What is in the way of `paths` now.
-pub(crate) fn obstacles<'p>(paths: impl Iterator<Item = &'p NamedPath>) -> Vec<Problem> {
-    let obstacle = |named: &NamedPath| {
-        let (what, help) = obstacle(named)?;
-        Some(problem(named, what, help))
-    };
-    paths.filter_map(obstacle).collect()
+impl Found {
+    /// Looks where a path leads, and what is in its way.
+    pub(crate) fn of(named: &NamedPath, obstacles: bool) -> Self {
+        let obstacle = if obstacles { obstacle(named) } else { None };
+        let obstacle = obstacle.map(|(what, help)| problem(named, what, help));
+        Self { place: whole_place(named), obstacle }
+    }
+
+    /// As [`Found::of`], by a thread that may be lost.
+    ///
+    /// # Errors
+    /// `ETIMEDOUT`: somebody holds up the directory of the path.
+    pub(crate) fn on_another_thread(named: &NamedPath) -> Result<Self> {
+        let directory = named.path.parent().unwrap_or(Path::new("/"));
+        let looked_at = named.clone();
+        vfiod_sockets::in_directory(directory, move || Self::of(&looked_at, true)).map_err(
+            |error| {
+                let what = format!("{}: cannot look at {}", named.key, named.path.display());
+                Error::new(error.errno(), what).because(error)
+            },
+        )
+    }
 }
 
 fn problem(named: &NamedPath, what: String, help: &str) -> Problem {

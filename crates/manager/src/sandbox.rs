@@ -44,7 +44,7 @@ pub fn rules(config: &Config, models: &Models, file: Option<&Path>) -> Rules {
         match wanted {
             Wanted::Path(_, path) => {
                 // Whoever uses it says what is wrong with it.
-                let _ = fs::create_dir_all(&path);
+                let _ = vfiod_sockets::make_directory(&path);
                 rules.allow(path);
             }
             Wanted::ModelPath(_, _, path) => drop(rules.allow(path)),
@@ -89,7 +89,10 @@ pub(crate) fn check(old: &Config, new: &Config, models: &Models) -> Result<()> {
         };
         match wanted {
             Wanted::Path(key, path) => {
-                if let Err(outside) = vfiod_sandbox::check(path) {
+                let place = path.clone();
+                let checked =
+                    vfiod_sockets::in_directory(path, move || vfiod_sandbox::check(&place))?;
+                if let Err(outside) = checked {
                     return denied(format!("{key}: {outside}"));
                 }
             }

@@ -137,12 +137,20 @@ impl Stack {
     /// # Errors
     /// Errors of the kernel, with the device's name; somebody listens there since it was prepared.
     pub(crate) fn publish(&self) -> anyhow::Result<()> {
-        let mut running = vfiod_sync::lock(&self.running);
-        for device in running.iter_mut().flat_map(|unit| &mut unit.devices) {
-            if let Some(Source::Listener(listener)) = &mut device.source {
-                let name = || format!("device {}", device.registration.device().name());
-                listener.publish().with_context(name)?;
+        let running = vfiod_sync::lock(&self.running);
+        let publisher = |device: &Running| match &device.source {
+            Some(Source::Listener(listener)) => {
+                let name = device.registration.device().name().to_owned();
+                listener.publisher().map(|publisher| (name, publisher))
             }
+            _ => None,
+        };
+        let devices = running.iter().flat_map(|unit| &unit.devices);
+        let publishers: Vec<_> = devices.filter_map(publisher).collect();
+        // Without the lock: somebody may hold up a socket's directory.
+        drop(running);
+        for (name, publisher) in publishers {
+            publisher.publish().with_context(|| format!("device {name}"))?;
         }
         Ok(())
     }

@@ -6,7 +6,7 @@ use std::path::Path;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, Shutdown, SocketFlags, SocketType};
 use vfiod_core::{Error, Result};
-use vfiod_sockets::{NamedSocket, Site, SocketAccess};
+use vfiod_sockets::{NamedSocket, Publisher, Site, SocketAccess};
 
 use crate::closer::Closer;
 
@@ -48,6 +48,14 @@ impl Listener {
         match &mut self.0 {
             Kind::Named(socket) => socket.publish(),
             Kind::Passed(_) => Ok(()),
+        }
+    }
+
+    /// What gives a prepared socket its name, without being the socket; `None` if it was passed.
+    pub fn publisher(&self) -> Option<Publisher> {
+        match &self.0 {
+            Kind::Named(socket) => Some(socket.publisher()),
+            Kind::Passed(_) => None,
         }
     }
 

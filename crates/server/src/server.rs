@@ -71,6 +71,15 @@ pub struct Served {
     accept: Option<Watch>,
 }
 
+/// What takes clients of a device. Dropping it removes the socket, if it was made here.
+pub struct Listening(Watch);
+
+impl Drop for Listening {
+    fn drop(&mut self) {
+        self.0.forget();
+    }
+}
+
 fn ledger(options: ServerOptions) -> Arc<Ledger> {
     let mut limits = options.limits;
     limits.set_common(Resource::Threads, options.max_threads as u64);
@@ -232,9 +241,13 @@ impl Served {
     /// Takes no further clients and removes the socket, if it was made here; those who are
     /// connected stay.
     pub fn stop_listening(&mut self) {
-        if let Some(accept) = self.accept.take() {
-            accept.forget();
-        }
+        drop(self.take_listening());
+    }
+
+    /// What takes clients, which ends when it is dropped, as [`Served::stop_listening`] does: for
+    /// whoever holds a lock meanwhile, as the drop may wait two seconds for the socket's directory.
+    pub fn take_listening(&mut self) -> Option<Listening> {
+        self.accept.take().map(Listening)
     }
 
     /// Stops listening, ends every connection, and waits, no longer than `patience`, until their

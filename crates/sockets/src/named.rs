@@ -4,11 +4,14 @@ use std::fs;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, RenameFlags, Uid};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use vfiod_dma::{Error, Result};
+
+use crate::directory::{directory_of, in_directory, make_directory, remove_in};
 
 /// Longest path in bytes: `sun_path` less the NUL that some clients need.
 const MAX_PATH: usize = 107;
@@ -48,15 +51,26 @@ pub enum Site {
     Trial,
 }
 
-/// A listening socket at a path. Dropping it closes it and removes its name.
+/// A listening socket at a path. Dropping it closes it and removes its name. If somebody holds up its
+/// directory, the drop waits two seconds at most, and the name is removed later.
 #[derive(Debug)]
 pub struct NamedSocket {
     fd: OwnedFd,
+    name: Arc<Name>,
+}
+
+/// The names of a socket. They change by calls in its directory, one after the other.
+#[derive(Debug)]
+struct Name {
     path: PathBuf,
     /// Where it is until it is published.
-    first: Option<PathBuf>,
+    first: Mutex<Option<PathBuf>>,
     identity: Identity,
 }
+
+/// Publishes a socket, without being the socket.
+#[derive(Clone, Debug)]
+pub struct Publisher(Arc<Name>);
 
 /// Which file it is.
 pub(crate) type Identity = (u64, u64);
@@ -77,8 +91,8 @@ impl NamedSocket {
     /// # Errors
     /// `EADDRINUSE`: somebody listens at the path; `EEXIST`: there is a file that is no socket;
     /// `ENAMETOOLONG`: over 107 bytes; `EISDIR`: it is written like a directory's; `ENOTDIR`: a file is in place of a directory; `EPERM`:
-    /// somebody put another file in the socket's place meanwhile; what `mkdir`, `bind`, `chmod` or
-    /// `chown` says.
+    /// somebody put another file in the socket's place meanwhile; `ETIMEDOUT`: somebody holds up the
+    /// directory, which is waited for two seconds; what `mkdir`, `bind`, `chmod` or `chown` says.
     pub fn prepare(path: impl AsRef<Path>, access: SocketAccess, site: Site) -> Result<Self> {
         let path = path.as_ref();
         let failed = |errno: Errno, what: &str| failed(path, errno, what);
@@ -91,6 +105,17 @@ impl NamedSocket {
         let Some(name) = name else {
             return Err(failed(Errno::ISDIR, "cannot use as a socket's path:"));
         };
+        let (place, name) = (path.to_owned(), name.to_string_lossy().into_owned());
+        in_directory(directory_of(path), move || Self::prepare_there(&place, &name, access, site))
+            .map_err(|error| {
+            let what = format!("cannot make the socket {}", path.display());
+            Error::new(error.errno(), what).because(error)
+        })?
+    }
+
+    /// [`NamedSocket::prepare`], on a thread that may be lost.
+    fn prepare_there(path: &Path, name: &str, access: SocketAccess, site: Site) -> Result<Self> {
+        let failed = |errno: Errno, what: &str| failed(path, errno, what);
         let directory = site_directory(path, site)?;
         match stale(path) {
             Err(error) if error.errno() == Errno::ADDRINUSE && site == Site::OwnUntilPublished => {}
@@ -100,17 +125,17 @@ impl NamedSocket {
         let opened = rustix::fs::open(&directory, flags, Mode::empty())
             .map_err(|errno| failed(errno, "cannot use the directory of"))?;
         let fd = stream_socket().map_err(|errno| failed(errno, "cannot make a socket for"))?;
-        let first = bind_first(&fd, &opened, &directory, &name.to_string_lossy())
+        let first = bind_first(&fd, &opened, &directory, name)
             .map_err(|errno| failed(errno, "cannot bind"))?;
         let file = open_bound(&opened, &first).map_err(|errno| failed(errno, "cannot look at"))?;
         let stat = rustix::fs::fstat(&file).map_err(|errno| failed(errno, "cannot look at"))?;
         // From here on the file is removed if anything fails.
-        let socket = Self {
-            fd,
+        let name = Name {
             path: path.to_owned(),
-            first: Some(directory.join(&first)),
+            first: Mutex::new(Some(directory.join(&first))),
             identity: (stat.st_dev, stat.st_ino),
         };
+        let socket = Self { fd, name: Arc::new(name) };
         if let Some(mode) = access.mode {
             // No kernel before Linux 6.6 changes the mode by such a descriptor itself.
             let place = format!("/proc/self/fd/{}", file.as_raw_fd());
@@ -131,18 +156,62 @@ impl NamedSocket {
     /// Gives the socket its name, once. Does nothing if it has it.
     ///
     /// # Errors
-    /// `EADDRINUSE`: somebody listens at the path; `EEXIST`: there is a file that is no socket; what
-    /// `rename` says. The socket can be published later.
+    /// `EADDRINUSE`: somebody listens at the path; `EEXIST`: there is a file that is no socket; `ETIMEDOUT`:
+    /// somebody holds up the directory, which is waited for two seconds; what `rename` says. The socket
+    /// can be published later.
     pub fn publish(&mut self) -> Result<()> {
-        let Some(first) = &self.first else { return Ok(()) };
-        rename(first, &self.path, self.identity)?;
-        self.first = None;
-        Ok(())
+        self.publisher().publish()
+    }
+
+    /// What publishes the socket where that is somewhere else.
+    pub fn publisher(&self) -> Publisher {
+        Publisher(self.name.clone())
     }
 
     /// Where clients connect once it is published.
     pub fn path(&self) -> &Path {
-        &self.path
+        &self.name.path
+    }
+}
+
+impl Publisher {
+    /// [`NamedSocket::publish`]. The name of a socket that has been dropped does not stay.
+    ///
+    /// # Errors
+    /// As [`NamedSocket::publish`].
+    pub fn publish(&self) -> Result<()> {
+        let name = self.0.clone();
+        if name.first().is_none() {
+            return Ok(());
+        }
+        in_directory(directory_of(&self.0.path), move || name.publish()).map_err(|error| {
+            let what = format!("cannot give the socket {} its name", self.0.path.display());
+            Error::new(error.errno(), what).because(error)
+        })?
+    }
+}
+
+impl Name {
+    /// The lock is not held over a call.
+    fn first(&self) -> MutexGuard<'_, Option<PathBuf>> {
+        self.first.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn publish(&self) -> Result<()> {
+        let Some(first) = self.first().clone() else { return Ok(()) };
+        rename(&first, &self.path, self.identity)?;
+        *self.first() = None;
+        Ok(())
+    }
+
+    fn remove(&self) {
+        let first = self.first().clone();
+        let path = first.as_ref().unwrap_or(&self.path);
+        // Another program may have taken the path in the meantime: that file is not ours.
+        let ours = identity(path).is_ok_and(|found| found == self.identity);
+        if ours && let Err(error) = fs::remove_file(path) {
+            tracing::warn!(path = %path.display(), %error, "cannot remove the socket");
+        }
     }
 }
 
@@ -154,11 +223,10 @@ impl AsFd for NamedSocket {
 
 impl Drop for NamedSocket {
     fn drop(&mut self) {
-        let path = self.first.as_ref().unwrap_or(&self.path);
-        // Another program may have taken the path in the meantime: that file is not ours.
-        let ours = identity(path).is_ok_and(|found| found == self.identity);
-        if ours && let Err(error) = fs::remove_file(path) {
-            tracing::warn!(path = %path.display(), %error, "cannot remove the socket");
+        let name = self.name.clone();
+        if !remove_in(directory_of(&self.name.path), move || name.remove()) {
+            let path = self.name.path.display();
+            tracing::warn!(%path, "a socket keeps its name for now: somebody holds up its directory, or no thread can be started");
         }
     }
 }
@@ -169,19 +237,11 @@ fn failed(path: &Path, errno: Errno, what: &str) -> Error {
 
 /// The directory where the socket is made.
 fn site_directory(path: &Path, site: Site) -> Result<PathBuf> {
-    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-    let mut directory = parent.unwrap_or(Path::new("."));
+    let mut directory = directory_of(path);
     if site != Site::Trial {
-        // `create_dir_all` says EEXIST of a file in place of the directory.
-        return match fs::create_dir_all(directory) {
+        return match make_directory(directory) {
             Ok(()) => Ok(directory.to_owned()),
-            Err(error) => {
-                let errno = match Errno::from_io_error(&error) {
-                    Some(Errno::EXIST) | None => Errno::NOTDIR,
-                    Some(errno) => errno,
-                };
-                Err(failed(path, errno, "cannot make the directory of").because(error))
-            }
+            Err(errno) => Err(failed(path, errno, "cannot make the directory of")),
         };
     }
     loop {

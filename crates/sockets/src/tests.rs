@@ -52,8 +52,9 @@ fn a_name_that_is_there_accepts_connections_with_its_mode() {
         let mut sockets = Vec::new();
         for round in 0..200 {
             let access = SocketAccess { mode: Some(0o640), ..SocketAccess::default() };
-            let socket = NamedSocket::bind(&path, access).unwrap();
+            // The client may see the name before this thread knows that it is there.
             let before = seen.load(Ordering::Relaxed);
+            let socket = NamedSocket::bind(&path, access).unwrap();
             while round % 20 == 0 && seen.load(Ordering::Relaxed) == before {
                 assert!(!client.is_finished(), "the client failed");
                 thread::yield_now();
