@@ -1,6 +1,6 @@
 //! A device with a bit of everything, served on a socket of its own.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -90,7 +90,8 @@ pub(crate) const EOPNOTSUPP: u32 = 95;
 pub(crate) const ETIMEDOUT: u64 = 110;
 
 /// Stalls that were begun and have not been released.
-static STALLS: Mutex<BTreeSet<u64>> = Mutex::new(BTreeSet::new());
+/// Those that are wanted, and whether a device is in them.
+static STALLS: Mutex<BTreeMap<u64, bool>> = Mutex::new(BTreeMap::new());
 static LAST_STALL: AtomicU64 = AtomicU64::new(0);
 
 /// The longest stall, where whoever began it does not come to its end.
@@ -101,7 +102,9 @@ pub(crate) struct Stall(u64);
 
 impl Stall {
     pub(crate) fn new() -> Self {
-        Self(LAST_STALL.fetch_add(1, Ordering::SeqCst) + 1)
+        let number = LAST_STALL.fetch_add(1, Ordering::SeqCst) + 1;
+        STALLS.lock().unwrap().insert(number, false);
+        Self(number)
     }
 
     /// What is written to [`KNOBS`].
@@ -111,13 +114,16 @@ impl Stall {
     }
 
     pub(crate) fn await_begin(&self) {
-        eventually("the stall begins", || STALLS.lock().unwrap().contains(&self.0));
+        eventually("the stall begins", || STALLS.lock().unwrap()[&self.0]);
     }
 
     fn hold(number: u64) {
-        STALLS.lock().unwrap().insert(number);
+        // One that a client asked for when nobody wants it any more is over at once.
+        if let Some(begun) = STALLS.lock().unwrap().get_mut(&number) {
+            *begun = true;
+        }
         let start = Instant::now();
-        while STALLS.lock().unwrap().contains(&number) && start.elapsed() < LONGEST_STALL {
+        while STALLS.lock().unwrap().contains_key(&number) && start.elapsed() < LONGEST_STALL {
             std::thread::sleep(Duration::from_millis(1));
         }
     }
