@@ -12,7 +12,7 @@ use vfiod_disk::{
     Request,
 };
 use vfiod_dma::{Attachment, Backing, Hold, MapRequest, Perm, Space};
-use vfiod_tasks::Runtime;
+use vfiod_tasks::{Runtime, Workers};
 
 const RW: Perm = Perm::READ.union(Perm::WRITE);
 
@@ -465,5 +465,40 @@ fn guest_memory_that_was_never_touched_stays_so_when_it_is_written_to_a_disk() {
             assert_eq!(kind(&done), None);
         }
         assert_eq!(allocated(&rig.memory), 0, "{}", rig.image.how());
+    }
+}
+
+/// Through the page cache the kernel copies a read and a write of one block at the same time.
+#[test]
+fn read_beside_a_write_of_a_block_has_all_of_the_old_or_of_the_new() {
+    const BLOCK: usize = 64 << 10;
+    let directory = directory();
+    let path = image_in(directory.path(), 1 << 20);
+    for options in ways(&path) {
+        let rig = rig(&options);
+        let _workers = Workers::start(&rig.runtime, 2).unwrap();
+        let writer = rig.disk.connect(&rig.runtime).unwrap();
+        let written = rig.runtime.spawn(async move {
+            for round in 0..400u32 {
+                let buffer = Buffer::Own(vec![round as u8; BLOCK]);
+                let done = writer.start(Request::Write { offset: 0, buffer, durable: false }).await;
+                done.result.unwrap();
+            }
+        });
+        let reader = rig.channel.clone();
+        let read = rig.runtime.spawn(async move {
+            let mut reads = 0;
+            while !written.is_finished() {
+                let read = Request::Read { offset: 0, buffer: Buffer::Own(vec![0xee; BLOCK]) };
+                let done = reader.start(read).await;
+                let Some(Buffer::Own(bytes)) = done.buffer else { panic!("no buffer") };
+                let torn = bytes.iter().position(|byte| *byte != bytes[0]);
+                assert_eq!(torn, None, "read {reads} is torn");
+                reads += 1;
+            }
+            reads
+        });
+        let reads = rig.runtime.block_on(None, read.result()).unwrap().unwrap();
+        assert!(reads > 0);
     }
 }
