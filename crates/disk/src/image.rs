@@ -323,8 +323,13 @@ fn limits_of(
     let device = if is_device { of(|stat| stat.st_rdev) } else { of(|stat| stat.st_dev) };
     let file_block = u32::try_from(of(|stat| stat.st_blksize as u64)).unwrap_or(0);
     let file_block = file_block.clamp(512, 1 << 20).next_power_of_two();
-    let sector = queue_limit(device, "physical_block_size").unwrap_or(512);
-    let sector = if is_device { sector } else { sector.min(file_block) };
+    let sector = if is_device {
+        // Also in a sandbox, where `/sys` cannot be read.
+        rustix::fs::ioctl_blkpbszget(file).ok()
+    } else {
+        queue_limit(device, "physical_block_size").map(|sector| sector.min(file_block))
+    };
+    let sector = sector.unwrap_or(512);
     let granularity = if options.read_only {
         None
     } else if is_device {

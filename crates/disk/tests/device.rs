@@ -91,7 +91,7 @@ fn device_is_used_directly_where_its_sectors_are_as_small_as_the_blocks() {
         let image = Image::open(&options(&device.device, block)).unwrap();
         assert_eq!(image.is_direct(), direct, "{sector} {block}: {}", image.how());
         let limits = image.limits();
-        assert_eq!(limits.capacity, 16 << 20);
+        assert_eq!((limits.capacity, limits.atomic_write), (16 << 20, sector));
         assert_eq!(limits.block, if direct { sector } else { 512 });
         assert!(limits.deallocate.is_some(), "a loop device on a file punches holes");
         check(image, block as usize);
