@@ -69,17 +69,18 @@ impl Wanted {
         format: Option<LogFormat>,
         default: &str,
     ) -> anyhow::Result<()> {
-        let filter = &self.filter(configured, default)?;
-        // The FUSE library logs each request at debug; only who names it wants that.
-        let filter = if filter.contains("fuser") {
-            EnvFilter::builder().parse(filter)?
-        } else {
-            EnvFilter::builder().parse(filter)?.add_directive("fuser=warn".parse()?)
-        };
+        let filter = parse(&self.filter(configured, default)?)?;
         let lines = lines(self.format.or(format).unwrap_or_default(), queue::Queue::get()?);
         let _ = tracing_subscriber::registry().with(filter).with(lines).try_init();
         Ok(())
     }
+}
+
+/// The FUSE library logs each request at debug, and warns of each that the view does not have, such as the
+/// `ioctl` of `isatty`, which any local user can make. Only who names the library wants that.
+fn parse(filter: &str) -> anyhow::Result<EnvFilter> {
+    let parsed = EnvFilter::builder().parse(filter)?;
+    Ok(if filter.contains("fuser") { parsed } else { parsed.add_directive("fuser=error".parse()?) })
 }
 
 /// Prints to standard error why the program fails.
@@ -117,6 +118,20 @@ mod tests {
     use tracing::level_filters::LevelFilter;
 
     use super::*;
+
+    #[test]
+    fn warnings_of_the_fuse_library_are_for_who_names_it() {
+        let warns = |filter: &str| {
+            let registry = tracing_subscriber::registry().with(parse(filter).unwrap());
+            tracing::subscriber::with_default(
+                registry,
+                || tracing::enabled!(target: "fuser", tracing::Level::WARN),
+            )
+        };
+        assert!(!warns("info"));
+        assert!(!warns("trace"));
+        assert!(warns("info,fuser=debug"));
+    }
 
     /// Whoever asks whether a level is on reads one number; it must say no where nobody wants it.
     #[test]
