@@ -142,9 +142,19 @@ impl Socket {
     /// # Errors
     /// [`Error::Closed`], [`Error::Timeout`], [`Error::Protocol`]: a size that makes no sense.
     pub fn receive_message(&self) -> Result<RawMessage> {
-        let mut head = [0; HEADER_LEN];
         let mut fds = Vec::new();
-        self.receive_exactly(&mut head, &mut fds)?;
+        let (header, payload) = self.receive_message_with(&mut fds)?;
+        Ok(RawMessage { header, payload, fds })
+    }
+
+    /// Receives one message: its header, and what was behind it. Descriptors that came along are added to
+    /// `fds`, also where it fails: their close may not return.
+    ///
+    /// # Errors
+    /// As [`Socket::receive_message`].
+    pub fn receive_message_with(&self, fds: &mut Vec<OwnedFd>) -> Result<(Header, Vec<u8>)> {
+        let mut head = [0; HEADER_LEN];
+        self.receive_exactly(&mut head, fds)?;
         let header = Header::parse(&head)
             .ok_or_else(|| Error::Protocol("a header that cannot be read".to_owned()))?;
         let size = header.size as usize;
@@ -152,8 +162,14 @@ impl Socket {
             return Err(Error::Protocol(format!("a message of {size} bytes")));
         }
         let mut payload = vec![0; size - HEADER_LEN];
-        self.receive_exactly(&mut payload, &mut fds)?;
-        Ok(RawMessage { header, payload, fds })
+        self.receive_exactly(&mut payload, fds)?;
+        Ok((header, payload))
+    }
+}
+
+impl From<Socket> for OwnedFd {
+    fn from(socket: Socket) -> Self {
+        socket.fd
     }
 }
 

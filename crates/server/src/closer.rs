@@ -41,8 +41,9 @@ const LIMIT: usize = 1024;
 
 type Relief = Box<dyn FnOnce() + Send>;
 
-/// Closes descriptors that the clients of one device have sent.
-pub(crate) struct Closer {
+/// Closes descriptors that the clients of one device have sent, without waiting for a close that does not
+/// return.
+pub struct Closer {
     device: String,
     /// Descriptors whose close has not returned.
     outstanding: AtomicUsize,
@@ -51,6 +52,12 @@ pub(crate) struct Closer {
     progress: AtomicU64,
     state: Mutex<State>,
     quiet: Quiet,
+}
+
+impl std::fmt::Debug for Closer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Closer").field("outstanding", &self.outstanding).finish_non_exhaustive()
+    }
 }
 
 #[derive(Default)]
@@ -63,13 +70,14 @@ struct State {
 }
 
 /// Whether no call on a descriptor, its last close included, can wait for another process. Decided
-/// by calls that cannot wait either.
-pub(crate) fn is_safe(fd: impl AsFd) -> bool {
+/// by calls that cannot wait either. So it is with eventfds and with memory (memfd, tmpfs, hugetlbfs).
+pub fn is_safe(fd: impl AsFd) -> bool {
     MemoryKind::of(&fd).cannot_block() || is_eventfd(fd)
 }
 
 impl Closer {
-    pub(crate) fn new(device: &str) -> Arc<Self> {
+    /// A closer of a device of this name, which is for the log.
+    pub fn new(device: &str) -> Arc<Self> {
         Arc::new(Self {
             device: device.to_owned(),
             outstanding: AtomicUsize::new(0),
@@ -82,7 +90,7 @@ impl Closer {
 
     /// Closes a descriptor of a client: at once if that cannot wait for another process, otherwise on
     /// another thread. Returns whether it was closed at once.
-    pub(crate) fn close(self: &Arc<Self>, fd: OwnedFd, payer: Option<&Payer>) -> bool {
+    pub fn close(self: &Arc<Self>, fd: OwnedFd, payer: Option<&Payer>) -> bool {
         let safe = is_safe(&fd);
         if !safe {
             self.close_elsewhere(fd, payer);
@@ -102,7 +110,7 @@ impl Closer {
 
     /// Closes a connected UNIX socket of the server. What its peer has sent and nobody has received
     /// is dropped by that close, descriptors included, whose own close may wait.
-    pub(crate) fn close_socket(self: &Arc<Self>, socket: OwnedFd, payer: Option<&Payer>) {
+    pub fn close_socket(self: &Arc<Self>, socket: OwnedFd, payer: Option<&Payer>) {
         self.close_socket_with(socket, payer, drop);
     }
 
@@ -222,7 +230,7 @@ impl Closer {
     }
 
     /// Whether so many descriptors are to be closed that no others may be taken.
-    pub(crate) fn is_saturated(&self) -> bool {
+    pub fn is_saturated(&self) -> bool {
         let count = self.outstanding.load(Ordering::SeqCst);
         if count < MANY {
             return false;

@@ -33,19 +33,11 @@ enum Kind {
     /// One for the client.
     Ours { fd: OwnedFd, passed: Passed },
     /// A client's file, where the operator accepts files that can block.
-    File { fd: Option<OwnedFd>, closer: CloserRef, charge: Charge },
+    File { fd: Option<OwnedFd>, closer: Arc<Closer>, charge: Charge },
     /// A client's, which no command can ask for.
     Refused,
     /// A client's, more than it may have.
     Excess(Exceeded),
-}
-
-struct CloserRef(Arc<Closer>);
-
-impl std::fmt::Debug for CloserRef {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Closer")
-    }
 }
 
 impl Descriptor {
@@ -81,7 +73,7 @@ impl Descriptor {
         }
         Self(match payer.charge(Resource::Descriptors, 1) {
             Ok(charge) if is_safe => Kind::Safe { fd, _charge: charge },
-            Ok(charge) => Kind::File { fd: Some(fd), closer: CloserRef(closer.clone()), charge },
+            Ok(charge) => Kind::File { fd: Some(fd), closer: closer.clone(), charge },
             Err(exceeded) => {
                 if !is_safe {
                     closer.close_elsewhere(fd, Some(payer));
@@ -157,7 +149,7 @@ pub(crate) fn of_request(request: Request<'_, Descriptor>) -> Result<Request<'_,
 
 impl Drop for Descriptor {
     fn drop(&mut self) {
-        if let Kind::File { fd, closer: CloserRef(closer), charge } = &mut self.0
+        if let Kind::File { fd, closer, charge } = &mut self.0
             && let Some(fd) = fd.take()
         {
             closer.close_elsewhere(fd, Some(charge.payer()));

@@ -57,6 +57,7 @@ mod unread_bytes;
 
 pub use clients::{ConnectionInfo, ConnectionTotals};
 pub use clock::now;
+pub use closer::{Closer, is_safe};
 pub use dispatch::{ClientLink, Refused, Target};
 pub use listener::Listener;
 pub use server::{Departures, Listening, Served, Server, ServerOptions};

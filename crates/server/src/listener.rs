@@ -81,8 +81,11 @@ impl Listener {
         }
     }
 
-    /// The next client; `EAGAIN` where there is none.
-    pub(crate) fn accept(&self) -> Result<OwnedFd, Errno> {
+    /// The next client, without waiting.
+    ///
+    /// # Errors
+    /// `EAGAIN`: there is none; else those of `accept`.
+    pub fn accept(&self) -> Result<OwnedFd, Errno> {
         accept(self.as_fd())
     }
 }

@@ -26,7 +26,7 @@ use crate::sync::{Arc, thread};
 /// A write also wakes whoever watches the eventfd, with nothing that could interrupt it: a client can
 /// have it watched so often that this takes very long ([`SlowCalls`]). Its user owes that time.
 #[derive(Debug)]
-pub(super) struct EventFd {
+pub struct EventFd {
     fd: OwnedFd,
     /// What the client is charged for it.
     charge: Option<Charge>,
@@ -50,7 +50,7 @@ thread_local! {
 
 /// What became of a signal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Signalled {
+pub enum Signalled {
     /// The counter is above 0: whoever waits for it finds it readable.
     Yes,
     /// The counter is above 0, but the write had to be interrupted: the client has filled the counter
@@ -62,9 +62,13 @@ pub(super) enum Signalled {
 }
 
 impl EventFd {
-    /// Checks a descriptor of a client that pays for it. `EINVAL` if it is anything but an eventfd;
-    /// `EMFILE`: the payer's user has as many descriptors as it may have.
-    pub(super) fn new(fd: OwnedFd, payer: Option<&Payer>) -> Result<Self> {
+    /// Checks a descriptor of a client that pays for it. What is no eventfd is closed, which may wait for
+    /// another process: see [`is_eventfd`].
+    ///
+    /// # Errors
+    /// `EINVAL`: it is anything but an eventfd; `EMFILE`: the payer's user has as many descriptors as it
+    /// may have.
+    pub fn new(fd: OwnedFd, payer: Option<&Payer>) -> Result<Self> {
         if !is_eventfd(&fd) {
             return Err(Error::new(Errno::INVAL, "a descriptor for an interrupt is no eventfd"));
         }
@@ -74,7 +78,7 @@ impl EventFd {
 
     /// Adds 1, unless the counter is full: it is readable then, too. Takes some milliseconds if
     /// the client blocks it, but not for each of several; no lock may be held.
-    pub(super) fn signal(&self) -> Signalled {
+    pub fn signal(&self) -> Signalled {
         let careful = || CAREFUL_UNTIL.get().is_some_and(|until| Instant::now() < until);
         let write = || if careful() { self.write_if_room() } else { self.write() };
         let guarded = || watchdog::guarded(write).unwrap_or_else(|| self.write_if_room());
@@ -132,7 +136,7 @@ impl EventFd {
     }
 
     /// Takes the counter without waiting. Returns whether it was above 0.
-    pub(super) fn take(&self) -> bool {
+    pub fn take(&self) -> bool {
         self.timed(|| drain(&self.fd)).0.unwrap_or(false)
     }
 }

@@ -28,7 +28,7 @@ pub(crate) mod watchdog;
 
 pub use self::batch::IrqBatch;
 pub(crate) use self::eventfd::drain;
-pub use self::eventfd::is_eventfd;
+pub use self::eventfd::{EventFd, Signalled, is_eventfd};
 pub use self::index::IrqVector;
 pub use self::saved::{FdToken, IrqState, SavedEventFd, VectorState};
 pub use self::set::{IrqSet, UnmaskFd};

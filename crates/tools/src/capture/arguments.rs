@@ -12,6 +12,8 @@ Example:
   qemu-system-x86_64 … -device vfio-user-pci,socket='{\"type\": \"unix\", \"path\": \"/run/captured.sock\"}'
   vfiod replay edu.capture --device edu
 
+The client's memory must be a memfd, or a file of a tmpfs or hugetlbfs.
+
 The file contains guest data: what the guest wrote to the device, and the memory that the device
 read and wrote. Look at it before you give it to others.")]
 pub(crate) struct Capture {

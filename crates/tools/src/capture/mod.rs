@@ -8,7 +8,8 @@
 //!
 //! # What it does not capture
 //! More than one connection; the input of a server that does not record it; that a back end takes no
-//! more output.
+//! more output; memory that may block, such as a file on a disk: a DMA_MAP of that is refused (`ENODEV`), also
+//! where the server would take it.
 
 pub(crate) mod arguments;
 pub(crate) mod format;
@@ -19,14 +20,16 @@ pub(crate) mod withhold;
 
 use std::fs::OpenOptions;
 use std::io::BufWriter;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use rustix::net::SocketFlags;
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
 use vfiod_daemon::output;
-use vfiod_sockets::{NamedSocket, SocketAccess};
+use vfiod_server::{Listener, SocketAccess};
 
 use self::arguments::Capture;
 use self::format::Writer;
@@ -35,8 +38,7 @@ use self::proxy::{Closed, Proxy};
 /// Runs `vfiod capture`.
 pub(crate) fn run(args: &Capture) -> anyhow::Result<()> {
     let path = args.listen.clone().unwrap_or_else(|| with_suffix(&args.socket));
-    let listener = NamedSocket::bind(&path, SocketAccess::default())?;
-    rustix::io::ioctl_fionbio(&listener, false)?;
+    let listener = Listener::bind(&path, SocketAccess::default())?;
     let file = OpenOptions::new()
         .write(true)
         .create_new(true)
@@ -54,8 +56,7 @@ pub(crate) fn run(args: &Capture) -> anyhow::Result<()> {
         args.file.display(),
         args.socket.display()
     ))?;
-    let client = rustix::net::accept_with(&listener, SocketFlags::CLOEXEC)
-        .context("cannot accept a client")?;
+    let client = accept(&listener).context("cannot accept a client")?;
     let server = UnixStream::connect(&args.socket)
         .with_context(|| format!("cannot connect to {}", args.socket.display()))?;
     // One client is captured; others shall see that there is nobody.
@@ -65,6 +66,21 @@ pub(crate) fn run(args: &Capture) -> anyhow::Result<()> {
         Closed::ByServer => tracing::warn!("the server closed the connection"),
     }
     output::print(&format!("captured in {}; it contains guest data\n", args.file.display()))
+}
+
+/// Waits for a client.
+fn accept(listener: &Listener) -> rustix::io::Result<OwnedFd> {
+    loop {
+        match listener.accept() {
+            Err(Errno::AGAIN) => {}
+            Err(Errno::INTR | Errno::CONNABORTED) => continue,
+            accepted => return accepted,
+        }
+        match poll(&mut [PollFd::new(listener, PollFlags::IN)], None) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
 }
 
 fn with_suffix(socket: &Path) -> PathBuf {

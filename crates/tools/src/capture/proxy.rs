@@ -1,27 +1,36 @@
 //! Relays messages and eventfds between a client and a server, and writes them down.
+//!
+//! Nothing here waits for a descriptor that a peer has sent: what can make its close, a look at it or an access
+//! wait for another process is closed elsewhere ([`Closer`]) and refused, as the server does it; eventfds are
+//! signalled and read as it does, too.
 
 use std::collections::VecDeque;
-use std::io::{IoSlice, Write};
+use std::io::{IoSlice, IoSliceMut, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
-use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd};
-use rustix::io::Errno;
+use anyhow::{Context, bail};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::io::{Errno, ReadWriteFlags, preadv2};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 use vfiod_client::{RawMessage, Socket};
+use vfiod_core::irq::{EventFd, Signalled, is_eventfd};
+use vfiod_server::{Closer, is_safe};
 use vfiod_wire::payload::{IrqSet, irq_flag};
-use vfiod_wire::{Command, HEADER_LEN, Kind};
+use vfiod_wire::{Command, HEADER_LEN, Header, Kind};
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::format::{Event, Signal, Writer};
 use super::inputs::Inputs;
-use super::memory::Memory;
+use super::memory::{self, Memory};
 use super::withhold;
 
 /// How long the rest of a message may take.
 const TIMEOUT: Duration = Duration::from_secs(5);
+/// As many descriptors as Linux passes with one message.
+const MAX_FDS: usize = 253;
 
 /// One end: a socket, and what it has not taken yet.
 struct End {
@@ -44,7 +53,7 @@ impl End {
 
     fn flush(&mut self) -> rustix::io::Result<()> {
         while let Some((message, fds)) = self.queue.front() {
-            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(64))];
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
             let mut control = SendAncillaryBuffer::new(&mut space);
             let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
             if self.sent == 0 && !fds.is_empty() {
@@ -82,7 +91,24 @@ struct Relay {
     /// The client signals it, to unmask.
     unmask: bool,
     from: OwnedFd,
-    to: OwnedFd,
+    /// `None`: its client let a signal block, and gets no others.
+    to: Option<EventFd>,
+}
+
+/// Takes the counter of an eventfd without waiting, whatever its flags are; `None` where it is 0.
+fn take(fd: &OwnedFd) -> Option<u64> {
+    let mut counter = [0; 8];
+    match preadv2(fd, &mut [IoSliceMut::new(&mut counter)], u64::MAX, ReadWriteFlags::NOWAIT) {
+        Ok(_) => Some(u64::from_ne_bytes(counter)),
+        // Before Linux 5.7: its flags are those that its maker has given it, unless a peer changes them.
+        Err(Errno::OPNOTSUPP) => {
+            let mut fds = [PollFd::new(fd, PollFlags::IN)];
+            let is_ready = poll(&mut fds, Some(&Timespec::default())).is_ok_and(|ready| ready > 0);
+            let read = is_ready.then(|| rustix::io::read(fd, &mut counter))?;
+            read.is_ok().then(|| u64::from_ne_bytes(counter))
+        }
+        Err(_) => None,
+    }
 }
 
 /// What is captured.
@@ -90,6 +116,7 @@ pub(crate) struct Proxy<W> {
     client: End,
     server: End,
     writer: Writer<W>,
+    closer: Arc<Closer>,
     start: Instant,
     memory: Memory,
     inputs: Inputs,
@@ -111,8 +138,9 @@ impl<W: Write> Proxy<W> {
             client: End::new(client)?,
             server: End::new(server)?,
             writer,
+            closer: Closer::new("capture"),
             start: Instant::now(),
-            memory: Memory::default(),
+            memory: Memory::new(),
             inputs: Inputs::new(),
             held: None,
             relays: Vec::new(),
@@ -126,7 +154,45 @@ impl<W: Write> Proxy<W> {
 
     /// Relays until one side closes its connection.
     pub(crate) fn run(mut self) -> anyhow::Result<Closed> {
+        let closed = self.relay_all();
+        // What was not received of it may have descriptors.
+        for end in [self.client, self.server] {
+            self.closer.close_socket(end.socket.into(), None);
+        }
+        closed
+    }
+
+    /// Receives a message.
+    fn receive(&self, socket: &Socket) -> vfiod_client::Result<RawMessage> {
+        let mut fds = Vec::new();
+        match socket.receive_message_with(&mut fds) {
+            Ok((header, payload)) => Ok(RawMessage { header, payload, fds }),
+            Err(error) => {
+                self.discard(fds);
+                Err(error)
+            }
+        }
+    }
+
+    /// Closes descriptors of a peer.
+    fn discard(&self, fds: impl IntoIterator<Item = OwnedFd>) {
+        fds.into_iter().for_each(|fd| _ = self.closer.close(fd, None));
+    }
+
+    /// Refuses a request of the client, which the server does not get.
+    fn refuse(&mut self, header: &Header, errno: Errno, why: &str) {
+        tracing::warn!(command = header.command, %errno, "a request of the client was refused: {why}");
+        if header.kind() == Kind::Command {
+            // The end of a stream is found by reading it.
+            let _ = self.client.send(memory::error(header, errno), Vec::new());
+        }
+    }
+
+    fn relay_all(&mut self) -> anyhow::Result<Closed> {
         loop {
+            if self.closer.is_saturated() {
+                bail!("a peer has sent many descriptors whose close does not return");
+            }
             let mut fds = vec![self.client.poll(), self.server.poll()];
             fds.extend(self.relays.iter().map(|relay| PollFd::new(&relay.from, PollFlags::IN)));
             let due = self.inputs.due();
@@ -135,7 +201,7 @@ impl<W: Write> Proxy<W> {
                 tv_sec: left.as_secs() as i64,
                 tv_nsec: left.subsec_nanos().into(),
             });
-            match rustix::event::poll(&mut fds, timeout.as_ref()) {
+            match poll(&mut fds, timeout.as_ref()) {
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(errno) => return Err(errno).context("cannot wait for messages"),
             }
@@ -160,14 +226,14 @@ impl<W: Write> Proxy<W> {
             }
             let readable = PollFlags::IN | PollFlags::HUP | PollFlags::ERR;
             if ready[1].intersects(readable) {
-                match self.server.socket.receive_message() {
+                match self.receive(&self.server.socket) {
                     Ok(message) => self.relay_reply(message)?,
                     Err(vfiod_client::Error::Closed) => return Ok(Closed::ByServer),
                     Err(error) => return Err(error).context("the server"),
                 }
             }
             if ready[0].intersects(readable) {
-                match self.client.socket.receive_message() {
+                match self.receive(&self.client.socket) {
                     Ok(message) => self.relay_request(message)?,
                     Err(vfiod_client::Error::Closed) => {
                         self.collect_inputs()?;
@@ -196,7 +262,7 @@ impl<W: Write> Proxy<W> {
             if !self.inputs.is_asked() {
                 return Ok(());
             }
-            match self.server.socket.receive_message() {
+            match self.receive(&self.server.socket) {
                 Ok(message) => self.relay_reply(message)?,
                 // What was recorded is lost with the server; a replay finds that out.
                 Err(_) => return Ok(()),
@@ -206,14 +272,19 @@ impl<W: Write> Proxy<W> {
 
     fn signal(&mut self, at: usize) -> anyhow::Result<()> {
         let relay = &self.relays[at];
-        let mut count = [0; 8];
-        // Non-blocking: another reader of the same eventfd may have been first.
-        let Ok(_) = rustix::io::read(&relay.from, &mut count) else { return Ok(()) };
-        let count = u64::from_ne_bytes(count);
+        // Another reader of the same eventfd may have been first.
+        let Some(count) = take(&relay.from) else { return Ok(()) };
         let signal = Signal { index: relay.index, vector: relay.vector, count };
         let event = if relay.unmask { Event::Unmask(signal) } else { Event::Signal(signal) };
-        // Fails only where the counter is full, and then it is readable anyway.
-        let _ = rustix::io::write(&relay.to, &count.to_ne_bytes());
+        let signalled = relay.to.as_ref().map(EventFd::signal);
+        if matches!(signalled, Some(Signalled::Blocked | Signalled::Slow)) {
+            tracing::warn!(
+                index = signal.index,
+                vector = signal.vector,
+                "an eventfd cannot be signalled"
+            );
+            self.relays[at].to = None;
+        }
         self.record(&event)
     }
 
@@ -227,14 +298,29 @@ impl<W: Write> Proxy<W> {
         };
         match command {
             Some(Command::DmaMap) => {
-                if let Some(fd) = fds.pop() {
-                    self.memory.map(&payload, fd);
+                let fd = fds.pop();
+                self.discard(fds.drain(..));
+                if fd.as_ref().is_some_and(|fd| !is_safe(fd)) {
+                    self.discard(fd);
+                    self.refuse(&header, Errno::NODEV, "a file that is no memory");
+                    return Ok(());
                 }
-                fds.clear();
+                if let Some(Err(error)) = fd.map(|fd| self.memory.map(&payload, fd)) {
+                    self.refuse(&header, error.errno(), error.message());
+                    return Ok(());
+                }
             }
-            Some(Command::DmaUnmap) => self.memory.unmap(&payload),
+            Some(Command::DmaUnmap) => {
+                self.memory.unmap(&payload);
+                self.discard(fds.drain(..));
+            }
+            Some(Command::DeviceSetIrqs) if !fds.iter().all(is_eventfd) => {
+                self.discard(fds);
+                self.refuse(&header, Errno::INVAL, "a descriptor for an interrupt is no eventfd");
+                return Ok(());
+            }
             Some(Command::DeviceSetIrqs) => fds = self.relay(&payload, fds)?,
-            _ => fds.clear(),
+            _ => self.discard(fds.drain(..)),
         }
         self.inputs.request(&header);
         self.record(&Event::Client { message: bytes.clone(), eventfds: fds.len() as u8 })?;
@@ -266,13 +352,15 @@ impl<W: Write> Proxy<W> {
             let fd = eventfd(0, flags).context("cannot make an eventfd")?;
             ours.push(fd.try_clone().context("cannot duplicate an eventfd")?);
             let (from, to) = if unmask { (theirs, fd) } else { (fd, theirs) };
+            let to = Some(EventFd::new(to, None)?);
             self.relays.push(Relay { index: set.index, vector, unmask, from, to });
         }
         Ok(ours)
     }
 
     fn relay_reply(&mut self, message: RawMessage) -> anyhow::Result<()> {
-        let RawMessage { header, payload, .. } = message;
+        let RawMessage { header, payload, fds } = message;
+        self.discard(fds);
         if let Kind::Command = header.kind() {
             let message = [header.as_bytes(), &payload].concat();
             self.record(&Event::Server { message: message.clone() })?;
