@@ -373,14 +373,16 @@ impl Payer {
     /// Who pays for what `user` takes at the device of `account`.
     pub fn new(account: Arc<Account>, user: User) -> Self {
         // Lines about connections of accounts without a name are limited all together.
-        let logged = match user {
-            User::Account(_) => user,
-            User::Connection(_) => User::Connection(0),
-        };
+        let logged = user.or_unnamed();
         let mut users = lock(&account.ledger.users);
         let (standing, logged) = (users.of(user), users.of(logged));
         drop(users);
         Self { account, user, standing, logged }
+    }
+
+    /// The user.
+    pub fn user(&self) -> User {
+        self.user
     }
 
     /// What the user owes, at whatever device.

@@ -12,6 +12,16 @@ pub enum User {
 }
 
 impl User {
+    /// The user, or one for all connections whose account the kernel cannot name: where it is about how many
+    /// there are, they are one, who could be as many as they like otherwise.
+    #[must_use]
+    pub fn or_unnamed(self) -> Self {
+        match self {
+            Self::Account(_) => self,
+            Self::Connection(_) => Self::Connection(0),
+        }
+    }
+
     /// The user of a connection whose client runs as `uid`, as the kernel says. A client whose account it
     /// does not name, or names by [`overflow_uid`], is a user of its own.
     pub fn of(uid: Option<u32>, connection: u64) -> Self {

@@ -13,6 +13,7 @@ use crate::closer::Closer;
 use crate::connection::Connection;
 use crate::listener::Listener;
 use crate::message_log::errno_name;
+use crate::peer;
 use crate::pool::{Alarm, Interest, Pool, Source, Watch, Worker};
 
 /// How long to wait where the kernel has no memory, or no descriptor, for a connection.
@@ -113,7 +114,8 @@ impl Acceptor {
                 return Accepted::Pause;
             }
         };
-        if !self.clients.has_room() {
+        let has_room = peer::user_of(&fd).map(|user| self.clients.has_room(user));
+        if has_room == Ok(false) {
             self.clients.quiet.warn(|suppressed| {
                 tracing::warn!(device, suppressed, "too many connections: one was closed");
             });

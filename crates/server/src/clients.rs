@@ -1,5 +1,7 @@
 //! The connections to one device, and what they share.
 
+use std::cmp::Reverse;
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -129,6 +131,8 @@ fn wake(newcomers: impl IntoIterator<Item = Weak<dyn Client>>) {
 
 /// A connection, to the others.
 pub(crate) trait Client: Send + Sync {
+    /// Whose it is; see [`User::or_unnamed`].
+    fn user(&self) -> User;
     /// Whether it has the device open.
     fn has_session(&self) -> bool;
     /// Whether its client has hung up, though what it sent before may not be handled yet.
@@ -180,6 +184,49 @@ pub(crate) enum Departure {
     UnderWay,
     /// A file was released since the attempt to open began.
     Over,
+}
+
+/// How many connections to a device its users have, where there is no room for a further one.
+///
+/// Who connects again and again makes room of its own: a user takes the place of another one only who
+/// has as many connections at least, the new one included. So however many one user makes, another one
+/// keeps its connection until it has said what it wants.
+struct Comparison {
+    newcomer: User,
+    of: HashMap<User, usize>,
+}
+
+impl Comparison {
+    fn new(connections: &[(u64, Arc<dyn Client>)], newcomer: User) -> Self {
+        let mut of = HashMap::from([(newcomer, 1)]);
+        connections.iter().for_each(|(_, client)| *of.entry(client.user()).or_default() += 1);
+        Self { newcomer, of }
+    }
+
+    fn count(&self, user: User) -> usize {
+        self.of.get(&user).copied().unwrap_or(0)
+    }
+
+    /// The connections that may make room for the new one: they do not have the device open. First those of
+    /// the user who has most of all, of each user the oldest first.
+    fn in_place_of<'a>(&self, connections: &'a [(u64, Arc<dyn Client>)]) -> Vec<&'a dyn Client> {
+        let new = self.count(self.newcomer);
+        let may = |user| user == self.newcomer || self.count(user) >= new;
+        let silent = connections.iter().map(|(_, client)| &**client);
+        let mut silent: Vec<_> = silent.filter(|c| may(c.user()) && !c.has_session()).collect();
+        // Stable: they are in the order in which they came.
+        silent.sort_by_key(|client| {
+            let user = client.user();
+            (Reverse(self.count(user)), user != self.newcomer)
+        });
+        silent
+    }
+
+    /// Whether another user has more connections than that of the new one.
+    fn has_fewer(&self) -> bool {
+        let new = self.count(self.newcomer);
+        self.of.values().any(|count| *count > new)
+    }
 }
 
 /// The right to open the device, for one connection at a time.
@@ -330,9 +377,9 @@ impl Clients {
         totals
     }
 
-    /// Whether a further client can be served, if need be in place of one that has been there
-    /// longest without having said what it wants.
-    pub(crate) fn has_room(&self) -> bool {
+    /// Whether a further client of `newcomer` can be served, if need be in place of another one
+    /// ([`Comparison::in_place_of`]).
+    pub(crate) fn has_room(&self, newcomer: User) -> bool {
         if self.count.load(Ordering::Relaxed) < self.max_connections {
             return true;
         }
@@ -341,11 +388,14 @@ impl Clients {
         if connections.len() >= self.max_connections * 2 + MAX_LEAVING {
             return false;
         }
-        let silent = connections.iter().find(|(_, c)| !c.has_session() && !c.is_departing());
-        if let Some((_, silent)) = silent {
+        let compared = Comparison::new(&connections, newcomer);
+        let mut replaced = compared.in_place_of(&connections).into_iter();
+        if let Some(silent) = replaced.find(|client| !client.is_departing()) {
             silent.end();
+            return true;
         }
-        silent.is_some()
+        // Those of a user who has more of them are about to go.
+        compared.has_fewer()
     }
 
     /// Who pays for what a connection of `user` takes up.
@@ -353,8 +403,8 @@ impl Clients {
         Payer::new(self.account.clone(), user)
     }
 
-    /// A place for a further connection, if need be that of one to this device that has been there
-    /// longest without having said what it wants.
+    /// A place for a further connection, if need be that of another one to this device
+    /// ([`Comparison::in_place_of`]).
     ///
     /// # Errors
     /// The user has as many as it may have.
@@ -364,8 +414,9 @@ impl Clients {
             Err(full) => full,
         };
         let connections = self.connections();
-        let mut silent = connections.iter().filter(|(_, c)| !c.has_session());
-        let given = silent.find_map(|(_, c)| Some((c, c.give_place(payer)?)));
+        let compared = Comparison::new(&connections, payer.user().or_unnamed());
+        let mut replaced = compared.in_place_of(&connections).into_iter();
+        let given = replaced.find_map(|client| Some((client, client.give_place(payer)?)));
         given.map(|(silent, place)| (silent.end(), place).1).ok_or(full)
     }
 
@@ -478,6 +529,64 @@ mod tests {
         assert!(Place::new(&new).is_err(), "it has all that its user may have");
         assert_eq!(all(&silent).len(), 2);
         assert_eq!(account.ledger().usage(Resource::Descriptors).used, 3 * FDS_OF_CONNECTION);
+    }
+
+    struct Fake {
+        user: User,
+        has_session: bool,
+    }
+
+    impl Client for Fake {
+        fn user(&self) -> User {
+            self.user
+        }
+
+        fn has_session(&self) -> bool {
+            self.has_session
+        }
+
+        fn is_departing(&self) -> bool {
+            false
+        }
+
+        fn end(&self) {}
+
+        fn wake(&self) {}
+
+        fn give_place(&self, _: &Payer) -> Option<Place> {
+            None
+        }
+
+        fn info(&self) -> ConnectionInfo {
+            unreachable!("nobody looks at it")
+        }
+    }
+
+    /// Which of these connections may make room for one of `newcomer`, in which order. In capitals: the
+    /// device is open.
+    fn replaced(connections: &str, newcomer: char) -> String {
+        let user = |name: char| User::Account(name.to_ascii_lowercase().into());
+        let fake = |name: char| Fake { user: user(name), has_session: name.is_uppercase() };
+        let clients: Vec<(u64, Arc<dyn Client>)> =
+            (0..).zip(connections.chars().map(|name| Arc::new(fake(name)) as _)).collect();
+        let compared = Comparison::new(&clients, user(newcomer));
+        let name = |client: &dyn Client| match client.user() {
+            User::Account(name) => char::from_u32(name).unwrap(),
+            User::Connection(_) => unreachable!("all have accounts"),
+        };
+        compared.in_place_of(&clients).into_iter().map(name).collect()
+    }
+
+    #[test]
+    fn user_with_more_connections_than_another_takes_none_of_its() {
+        assert_eq!(replaced("aab", 'a'), "aa");
+        assert_eq!(replaced("aaab", 'b'), "aaab", "first of whom has most");
+        assert_eq!(replaced("aab", 'b'), "baa", "its own, where both have as many then");
+        assert_eq!(replaced("ab", 'c'), "ab", "the oldest, where each has one");
+        assert_eq!(replaced("AAAb", 'a'), "", "it has others than those that are silent");
+        assert_eq!(replaced("AAab", 'a'), "a");
+        assert_eq!(replaced("AAab", 'b'), "ab");
+        assert_eq!(replaced("", 'a'), "");
     }
 
     #[test]

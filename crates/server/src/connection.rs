@@ -15,7 +15,7 @@ use vfiod_core::dma::AcceptedFiles;
 use vfiod_core::{Error, Owner, Token};
 use vfiod_protocol::limits::MAX_STRAY_REPLIES;
 use vfiod_protocol::{Call, Event, Request};
-use vfiod_quota::{Exceeded, Payer};
+use vfiod_quota::{Exceeded, Payer, User};
 use vfiod_sync::{Mutex, MutexGuard, lock};
 use vfiod_wire::Command;
 
@@ -648,6 +648,10 @@ impl Connection {
 }
 
 impl Client for Connection {
+    fn user(&self) -> User {
+        self.held.payer().user().or_unnamed()
+    }
+
     fn has_session(&self) -> bool {
         self.session.get().is_some()
     }

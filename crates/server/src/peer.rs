@@ -22,9 +22,7 @@ use crate::outgoing::Outgoing;
 /// # Errors
 /// Those of `getsockopt` for the credentials.
 pub(crate) fn owner(outgoing: &Arc<Outgoing>, connection: ConnectionId) -> Result<Owner, Errno> {
-    let peer = getsockopt(outgoing.socket(), PeerCredentials)
-        .map_err(|errno| Errno::from_raw_os_error(errno as i32))?;
-    let credentials = Credentials { pid: peer.pid(), uid: peer.uid(), gid: peer.gid() };
+    let credentials = credentials(outgoing.socket())?;
     // Weak: records of events keep owners, and must not keep the socket open. Whoever has the
     // file has the socket, too ([`crate::opened::Opened`]).
     let outgoing = Arc::downgrade(outgoing);
@@ -33,6 +31,20 @@ pub(crate) fn owner(outgoing: &Arc<Outgoing>, connection: ConnectionId) -> Resul
         process.unwrap_or(OwnerIdentity::Connection(connection))
     };
     Ok(Owner::deferred(identity).with_credentials(credentials))
+}
+
+fn credentials(socket: &impl AsFd) -> Result<Credentials, Errno> {
+    let peer = getsockopt(socket, PeerCredentials)
+        .map_err(|errno| Errno::from_raw_os_error(errno as i32))?;
+    Ok(Credentials { pid: peer.pid(), uid: peer.uid(), gid: peer.gid() })
+}
+
+/// Whom a connection counts for that has just been accepted; see [`User::or_unnamed`].
+///
+/// # Errors
+/// Those of `getsockopt` for the credentials.
+pub(crate) fn user_of(socket: &impl AsFd) -> Result<User, Errno> {
+    Ok(User::of(Some(credentials(socket)?.uid), 0).or_unnamed())
 }
 
 /// Whom a connection counts for.
