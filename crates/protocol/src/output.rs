@@ -148,13 +148,15 @@ impl<D> Output<D> {
         Some(Chunk { bytes: &self.buffer[self.start..self.start + len], fds })
     }
 
-    /// The first `bytes` bytes of [`Output::chunk`] were sent, and with them its descriptors.
-    /// Returns those, as they are no longer needed here.
+    /// The first `bytes` bytes of [`Output::chunk`] were sent, or all of it if that is more, and with them its
+    /// descriptors. Returns those, as they are no longer needed here.
     pub fn sent(&mut self, bytes: usize) -> Vec<D> {
+        let of_chunk = self.chunk().map_or(0, |chunk| chunk.bytes.len());
+        // Not past the descriptors of the next one.
+        let bytes = bytes.min(of_chunk);
         if bytes == 0 {
             return Vec::new();
         }
-        let bytes = bytes.min(self.len());
         let fds = match self.fds.front() {
             Some((at, _)) if *at == self.position => self.fds.pop_front(),
             _ => None,
@@ -340,5 +342,25 @@ impl<D> Output<D> {
         self.put(header.as_bytes());
         self.put(fixed);
         self.put(data);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_sent_ends_before_the_next_descriptors() {
+        let request = Header::command(1, Command::DeviceGetRegionInfo, 0, false);
+        let mut output = Output::default();
+        for fd in ['a', 'b'] {
+            output.reply_with_fds(&request, &[0; 8], vec![fd]);
+        }
+        let all = output.len();
+        assert_eq!(output.sent(all), ['a']);
+        assert_eq!(output.chunk().map(|chunk| chunk.fds.to_vec()), Some(vec!['b']));
+        assert_eq!((output.sent(all), output.is_empty()), (vec!['b'], true));
+        output.reply(&request, &[], &[]);
+        assert_eq!(output.chunk().map(|chunk| chunk.bytes.len()), Some(HEADER_LEN));
     }
 }

@@ -318,3 +318,22 @@ fn two_hundred_clients_leave_no_descriptor_open() {
     (0..200).for_each(round);
     eventually("all descriptors are closed", || open_descriptors() <= before);
 }
+
+/// What it is sent is dropped, descriptors included.
+#[test]
+fn client_that_takes_no_replies_asks_for_descriptors_and_ends_as_any_other() {
+    let rig = Rig::new();
+    let socket = negotiated(&rig);
+    rustix::net::shutdown(&socket, rustix::net::Shutdown::Read).unwrap();
+    let info =
+        message(4, Command::DeviceGetRegionInfo, [64u32, 0, SPARSE, 0, 0, 0, 0, 0].as_bytes());
+    for round in 1..=3 {
+        socket.send(&info.repeat(3), &[]).unwrap();
+        eventually("they are handled", || {
+            rig.served.as_ref().unwrap().clients()[0].messages == 1 + 3 * round
+        });
+    }
+    drop(socket);
+    eventually("its connection has ended", || rig.connections() == 0);
+    rig.client().device_info().unwrap();
+}
