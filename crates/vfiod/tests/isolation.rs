@@ -51,6 +51,7 @@ attacks! {
     clients_that_stall_harm_no_neighbour: "stall",
     clients_that_flood_harm_no_neighbour: "flood",
     clients_that_read_no_replies_harm_no_neighbour: "unread-replies",
+    clients_that_read_no_descriptors_harm_no_neighbour: "unread-descriptors",
     eventfds_that_block_harm_no_neighbour: "blocked-eventfd",
     memory_that_blocks_harms_no_neighbour: "blocked-memory",
     eventfds_that_signal_themselves_harm_no_neighbour: "eventfd-loop",

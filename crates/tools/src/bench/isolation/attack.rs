@@ -15,6 +15,8 @@ pub(crate) enum Attack {
     Flood,
     /// 32 clients that ask for 1 MiB again and again and read no reply.
     UnreadReplies,
+    /// 16 clients that ask for descriptors again and again, read no reply, and go.
+    UnreadDescriptors,
     /// Eventfds of interrupts and doorbells that are full, and block whoever writes or reads them.
     BlockedEventfd,
     /// Memory that a client punches holes into while the device reads it, and files of a kind that
@@ -61,6 +63,7 @@ impl Attack {
             Self::Stall => "stall",
             Self::Flood => "flood",
             Self::UnreadReplies => "unread-replies",
+            Self::UnreadDescriptors => "unread-descriptors",
             Self::BlockedEventfd => "blocked-eventfd",
             Self::BlockedMemory => "blocked-memory",
             Self::EventfdLoop => "eventfd-loop",

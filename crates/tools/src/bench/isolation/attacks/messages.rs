@@ -1,12 +1,13 @@
 //! Attacks by messages, all of them well-formed.
 
+use std::collections::VecDeque;
 use std::sync::{Arc, Barrier};
 use std::thread::sleep;
 use std::time::Duration;
 
 use vfiod_client::{Client, Socket};
 use vfiod_wire::Command;
-use vfiod_wire::payload::RegionAccess;
+use vfiod_wire::payload::{RegionAccess, RegionInfo, RegionIoFds};
 use zerocopy::IntoBytes;
 
 use super::super::stage::{BOARD, MANY, SLOW, SLOW_ONE};
@@ -14,6 +15,8 @@ use super::{EDU, Lane, MEMORY, REGISTERS, Target, lane, message, negotiated, no_
 
 const BATCH: u16 = 256;
 const GREEDY: usize = 32;
+/// Clients of each lane that ask for descriptors.
+const ASKING: usize = 8;
 const USERS: usize = 12;
 
 pub(super) fn flood(target: &Target) -> Vec<Lane> {
@@ -75,6 +78,35 @@ pub(super) fn unread_replies(target: &Target) -> Vec<Lane> {
         sleep(Duration::from_millis(2));
         Ok(())
     })]
+}
+
+pub(super) fn unread_descriptors(target: &Target) -> Vec<Lane> {
+    let info = RegionInfo { argsz: 4096, index: MEMORY, ..RegionInfo::default() };
+    let info = message(1, Command::DeviceGetRegionInfo, info.as_bytes(), false);
+    let doorbells = RegionIoFds { argsz: 1 << 16, index: REGISTERS, ..RegionIoFds::default() };
+    let doorbells = message(2, Command::DeviceGetRegionIoFds, doorbells.as_bytes(), false);
+    let asking = |requests: Vec<u8>| {
+        let (target, mut asked) = (target.clone(), VecDeque::new());
+        lane(move || {
+            // Those that go leave unread what they have got.
+            if asked.len() >= ASKING {
+                asked.pop_front();
+            }
+            while asked.len() < ASKING {
+                // As many as it gets: what it has not read is its user's.
+                let Ok(socket) = negotiated(&target, BOARD) else { break };
+                no_waiting(&socket)?;
+                asked.push_back(socket);
+            }
+            for socket in &asked {
+                // As much as the server takes.
+                let _ = socket.send(&requests, &[]);
+            }
+            sleep(Duration::from_millis(2));
+            Ok(())
+        })
+    };
+    vec![asking(info.repeat(BATCH.into())), asking(doorbells.repeat(BATCH.into()))]
 }
 
 pub(super) fn slow_device(target: &Target) -> Vec<Lane> {

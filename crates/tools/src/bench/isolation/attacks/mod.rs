@@ -66,6 +66,7 @@ pub(super) fn lanes(attack: Attack, directory: &Path) -> anyhow::Result<Vec<Lane
         Attack::Stall => clients::stall(&target),
         Attack::Flood => messages::flood(&target),
         Attack::UnreadReplies => messages::unread_replies(&target),
+        Attack::UnreadDescriptors => messages::unread_descriptors(&target),
         Attack::BlockedEventfd => interrupts::blocked(&target),
         Attack::BlockedMemory => memory::blocked(&target)?,
         Attack::EventfdLoop => interrupts::loops(&target),
