@@ -4,16 +4,20 @@
 mod process;
 
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::Command as Process;
+use std::sync::Mutex;
+use std::thread;
 use std::time::Duration;
 
 use process::api::ask;
 use process::{Daemon, good, until, vfiod};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::Errno;
-use rustix::process::Signal;
+use rustix::process::{Signal, Uid, getuid};
+use rustix::thread::set_thread_res_uid;
 use tempfile::TempDir;
 use vfiod_client::{Client, Options, Socket};
 use vfiod_wire::payload::{RegionAccess, RegionInfo};
@@ -25,6 +29,9 @@ const MEMORY: u32 = 0;
 const REGISTERS: u32 = 2;
 /// What the documentation says that a connection may have.
 const MOST: usize = 32;
+/// Accounts that have no other process.
+const GREEDY: u32 = 48_218;
+const STRANGER: u32 = 48_219;
 const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A daemon with multi-open devices `d0`, `d1`, … of the model bench, and with so many descriptors.
@@ -35,14 +42,22 @@ struct Rig {
 
 impl Rig {
     fn new(devices: usize, descriptors: u64) -> Self {
+        Self::with(devices, descriptors, "")
+    }
+
+    /// As [`Rig::new`], with these keys. Everybody may connect.
+    fn with(devices: usize, descriptors: u64, keys: &str) -> Self {
         let directory = tempfile::tempdir().unwrap();
+        let everybody = std::fs::Permissions::from_mode(0o755);
+        std::fs::set_permissions(directory.path(), everybody).unwrap();
         let at = |name: &str| directory.path().join(name);
-        let mut text = format!("[control]\nsocket = {:?}\n", at("control"));
+        let mut text = format!("{keys}[control]\nsocket = {:?}\n", at("control"));
         for number in 0..devices {
             let device = format!("d{number}");
             let socket = at(&device);
             text += &format!(
-                "[device.{device}]\nmodel = \"bench\"\nopen = \"multi\"\nsocket = {socket:?}\n"
+                "[device.{device}]\nmodel = \"bench\"\nopen = \"multi\"\n\
+                 socket = {{ path = {socket:?}, mode = \"0666\" }}\n"
             );
         }
         std::fs::write(at("c.toml"), text).unwrap();
@@ -191,6 +206,56 @@ fn descriptors_that_an_ended_client_has_not_read_stay_charged_until_it_reads_or_
     until("they are charged", || rig.descriptors(1)[0] == 2 + u64::from(UNREAD));
     let (status, said) = rig.daemon.terminate(Signal::TERM);
     assert_eq!(status.code(), Some(0), "{said}");
+}
+
+/// One user has as many connections to a device as it takes to have all that it may have; the device of another
+/// one has next to nothing for itself.
+#[test]
+fn descriptors_that_one_user_does_not_read_leave_those_of_another_user() {
+    const DESCRIPTORS: u64 = 400;
+    const CONNECTIONS: usize = 16;
+    const REQUESTS: u16 = 50;
+    if !getuid().is_root() {
+        eprintln!("SKIPPED: only root can be several users");
+        return;
+    }
+    let limits = format!("[limits]\ndescriptors = {DESCRIPTORS}\nreserved_descriptors = 2\n");
+    let rig = Rig::with(2, 1024, &limits);
+    let as_user = |uid, work: &(dyn Fn() + Sync)| {
+        let become_user = || {
+            let uid = Uid::from_raw(uid);
+            set_thread_res_uid(uid, uid, uid).unwrap();
+            work();
+        };
+        thread::scope(|scope| scope.spawn(become_user).join().unwrap());
+    };
+    let greedy = Mutex::new(Vec::new());
+    as_user(GREEDY, &|| {
+        let path = rig.path("d0");
+        let mut greedy = greedy.lock().unwrap();
+        // It may have no further connection either, once what it has not read is all.
+        let clients = (0..CONNECTIONS).map_while(|_| {
+            let client = Client::connect(&path).ok()?;
+            ask_for(client.socket(), REQUESTS);
+            Some(client)
+        });
+        greedy.extend(clients);
+    });
+    until("the daemon has nothing to do", || rig.daemon.is_asleep());
+    // Its half of what is common, but for less than a connection needs.
+    let common = DESCRIPTORS - 2 * (2 + 4);
+    let [_, used] = rig.descriptors(0);
+    assert!((common / 2 - 2..=common / 2).contains(&used), "{used} of {common}");
+    as_user(STRANGER, &|| get_all(&rig, 1));
+    let (mut unread, mut refused) = (0, Vec::new());
+    for client in greedy.into_inner().unwrap() {
+        let (with, errnos) = read(client.socket(), REQUESTS);
+        assert!(with <= MOST, "{with} unread descriptors");
+        unread += with;
+        refused.extend(errnos);
+    }
+    assert!(unread > MOST && refused.contains(&Errno::MFILE), "{unread} unread, {refused:?}");
+    until("all is given back", || rig.descriptors(0) == [0, 0]);
 }
 
 /// Another process of the daemon's user, here the test, uses up what the kernel allows the user.
