@@ -33,13 +33,16 @@ impl Lingering {
         self.socket.lock().unwrap().take().unwrap()
     }
 
-    /// Sends the socket with a byte, and closes it here.
+    /// Sends the socket with a byte to somebody who does not read yet, and closes it here: whoever reads it
+    /// has the last descriptor of it when this returns.
     pub(crate) fn send_by(&self, channel: impl AsFd) {
-        self.send_with(|fd| send_byte(channel, fd, SendFlags::empty()));
+        let fd = self.take();
+        send_byte(channel, fd.as_fd(), SendFlags::empty());
     }
 
     /// Has the socket sent, and closes it here: on a thread of its own, in case that whoever got it
     /// has closed it before.
+    #[allow(dead_code)] // by `tests/protocol` alone
     pub(crate) fn send_with<R>(&self, send: impl FnOnce(BorrowedFd<'_>) -> R) -> R {
         let fd = self.take();
         let sent = send(fd.as_fd());
