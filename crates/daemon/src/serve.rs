@@ -22,6 +22,8 @@ use crate::{logging, notify, output};
 const DEFAULT_LOG: &str = "info";
 /// How long clients have to close their devices once the daemon is asked to finish.
 const GRACE: Duration = Duration::from_secs(2);
+/// What those can do who may list a directory of sockets.
+const HOLD_UP: &str = "and so keep sockets from being made and removed there: chmod 0711";
 /// How often the end of the only connection is looked for.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
@@ -62,6 +64,12 @@ pub(crate) fn run(
                 "{program}: in use now, as if it were served already: {in_use}\n"
             ));
         }
+        for directory in vfiod_manager::listable_directories(&config, models) {
+            let directory = directory.display();
+            logging::print_error(&format!(
+                "{program}: warning: others may list {directory}, {HOLD_UP}\n"
+            ));
+        }
         return output::print(&format!("the configuration is right: {}\n", found.join(", ")));
     }
     notify::connect();
@@ -71,6 +79,10 @@ pub(crate) fn run(
     let mut confined = Confined::enter(args, &source, models, program)?;
     logs.start(config.log.as_deref(), config.log_format, DEFAULT_LOG)?;
     confined.log();
+    for directory in vfiod_manager::listable_directories(&config, models) {
+        let directory = directory.display();
+        tracing::warn!(%directory, "others may list this directory of sockets, {HOLD_UP}");
+    }
     raise_descriptor_limit();
     // Before the first socket is there: whoever sees one may send a signal already.
     let signals = Signals::catch_with_reload().context("cannot catch signals")?;

@@ -1,7 +1,7 @@
 //! Every path that a configuration makes or takes, and for whom: what is in the way there, and which of
 //! them are in each other's way.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fs;
 use std::io;
 use std::os::unix::fs::FileTypeExt;
@@ -184,6 +184,20 @@ fn kept_for_instances<'t>(
     Uuid::try_parse(uuid).ok()?;
     let above = taken.get(place.parent()?)?;
     above.iter().find(|other| other.key == "mdev.sockets").copied()
+}
+
+/// The directories of a configuration's sockets that others than root and this user may list, by which
+/// they can hold up what is made and removed there.
+pub fn listable_directories(config: &Config, models: &Models) -> BTreeSet<PathBuf> {
+    let directory = |NamedPath { path, role, .. }: NamedPath| match role {
+        Role::Socket(_) | Role::Option(PathKind::Socket) => {
+            std::path::absolute(path).ok()?.parent().map(Path::to_owned)
+        }
+        _ => None,
+    };
+    let directories = of(config, models).into_iter().filter_map(directory);
+    let directories = directories.chain(config.mdev.sockets.clone());
+    directories.filter(|directory| vfiod_sockets::is_listable_by_others(directory)).collect()
 }
 
 impl Found {

@@ -156,3 +156,23 @@ fn directory_above_that_somebody_holds_up_matters_only_to_what_is_missing_in_it(
     process::connect(sockets.join("stays")).unwrap().device_info().unwrap();
     finish(daemon, held);
 }
+
+#[test]
+fn directory_of_sockets_that_others_may_list_is_named_by_check_and_log() {
+    use std::os::unix::fs::PermissionsExt;
+    let (sockets, others) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (sockets, others) = (sockets.path(), others.path());
+    let warning = format!("others may list {}", sockets.display());
+    std::fs::set_permissions(others, PermissionsExt::from_mode(0o711)).unwrap();
+    for (mode, warned) in [(0o711, false), (0o755, true)] {
+        std::fs::set_permissions(sockets, PermissionsExt::from_mode(mode)).unwrap();
+        let (status, log) = serve(sockets, others).terminate(Signal::TERM);
+        assert_eq!(status.code(), Some(0), "{log}");
+        assert_eq!(log.contains("others may list this directory"), warned, "{mode:o}: {log}");
+        let file = others.join("vfiod.toml");
+        let checked = run(["serve", "--check", file.to_str().unwrap()]);
+        assert!(checked.status.success(), "{checked:?}");
+        let said = String::from_utf8_lossy(&checked.stderr);
+        assert_eq!(said.contains(&warning), warned, "{mode:o}: {said}");
+    }
+}

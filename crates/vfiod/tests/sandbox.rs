@@ -29,6 +29,9 @@ impl Stage {
     /// `prepare` may change the directory and the command before the daemon is started.
     fn start_with(more: &str, prepare: impl FnOnce(&Path, &mut Command)) -> Self {
         let directory = tempfile::tempdir().unwrap();
+        // Otherwise a warning says that others may list it.
+        let passable = std::os::unix::fs::PermissionsExt::from_mode(0o711);
+        std::fs::set_permissions(directory.path(), passable).unwrap();
         let at = |name: &str| directory.path().join(name);
         write(directory.path(), more);
         let mut command = vfiod(["serve"]);

@@ -56,6 +56,9 @@ impl Served {
     /// Serves an intruder. `more` is added to the configuration.
     fn start(more: &str, arguments: &[&str]) -> Self {
         let (directory, outside) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        // Otherwise a warning says that others may list it.
+        let passable = std::os::unix::fs::PermissionsExt::from_mode(0o711);
+        std::fs::set_permissions(directory.path(), passable).unwrap();
         let at = |name: &str| directory.path().join(name);
         let text = format!(
             "[device.intruder]\nmodel = \"intruder\"\nsocket = {:?}\n{more}",
