@@ -21,7 +21,7 @@ use crate::sync::{Arc, thread};
 /// A write to an eventfd blocks while its counter is at the maximum and `O_NONBLOCK` is off. That
 /// flag belongs to the description, which the client shares, so it is not set here behind the
 /// client's back (its own reads would start to fail), and would not stay set either. A write that
-/// a client blocks is interrupted by the [`watchdog`].
+/// a client blocks is interrupted by the `watchdog`.
 ///
 /// A write also wakes whoever watches the eventfd, with nothing that could interrupt it: a client can
 /// have it watched so often that this takes very long ([`SlowCalls`]). Its user owes that time.
