@@ -175,6 +175,7 @@ mod tests {
     use std::time::Instant;
 
     use tokio::io::{AsyncBufReadExt, BufReader};
+    use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
     use vfiod_config::{Config, Models};
     use vfiod_manager::Manager;
 
@@ -248,22 +249,16 @@ mod tests {
         fn record_debug(&mut self, _: &tracing::field::Field, _: &dyn std::fmt::Debug) {}
     }
 
-    impl tracing::Subscriber for Log {
-        fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
-            metadata.target() == "vfiod_control::connections"
+    impl<S: tracing::Subscriber> Layer<S> for Log {
+        fn on_event(&self, event: &tracing::Event<'_>, _: Context<'_, S>) {
+            let metadata = event.metadata();
+            if metadata.target() == "vfiod_control::connections"
                 && *metadata.level() == tracing::Level::WARN
+            {
+                self.0.0.fetch_add(1, Ordering::SeqCst);
+                event.record(&mut self.clone());
+            }
         }
-        fn event(&self, event: &tracing::Event<'_>) {
-            self.0.0.fetch_add(1, Ordering::SeqCst);
-            event.record(&mut self.clone());
-        }
-        fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
-            tracing::span::Id::from_u64(1)
-        }
-        fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
-        fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
-        fn enter(&self, _: &tracing::span::Id) {}
-        fn exit(&self, _: &tracing::span::Id) {}
     }
 
     #[test]
@@ -272,7 +267,8 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("control");
         let log = Log::default();
-        let _log = tracing::subscriber::set_default(log.clone());
+        let _log =
+            tracing::subscriber::set_default(tracing_subscriber::registry().with(log.clone()));
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let start = Instant::now();
         runtime.block_on(async {

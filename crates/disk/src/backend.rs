@@ -2,7 +2,6 @@
 
 use std::fmt;
 use std::future::Future;
-use std::ops::Range;
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -129,7 +128,7 @@ impl Buffer {
         match self {
             Self::Own(own) => own[at..at + bytes.len()].copy_from_slice(bytes),
             Self::Guest(holds) => {
-                for (hold, at, part) in parts(holds, at, bytes.len()) {
+                for (hold, at, part) in Hold::parts(holds, at, bytes.len()) {
                     hold.write(at, &bytes[part])?;
                 }
             }
@@ -146,7 +145,7 @@ impl Buffer {
         match self {
             Self::Own(own) => bytes.copy_from_slice(&own[at..at + bytes.len()]),
             Self::Guest(holds) => {
-                for (hold, at, part) in parts(holds, at, bytes.len()) {
+                for (hold, at, part) in Hold::parts(holds, at, bytes.len()) {
                     hold.read(at, &mut bytes[part])?;
                 }
             }
@@ -161,22 +160,6 @@ impl Buffer {
         }
         Ok(())
     }
-}
-
-/// The parts of a range of several holds: the hold, the offset in it, and which bytes of the range.
-fn parts(
-    holds: &[Hold],
-    offset: usize,
-    len: usize,
-) -> impl Iterator<Item = (&Hold, usize, Range<usize>)> {
-    let (mut skip, mut done) = (offset, 0);
-    holds.iter().filter_map(move |hold| {
-        let at = skip.min(hold.len());
-        skip -= at;
-        let part = done..done + (hold.len() - at).min(len - done);
-        done = part.end;
-        (!part.is_empty()).then_some((hold, at, part))
-    })
 }
 
 /// What a back end can do. All in bytes.

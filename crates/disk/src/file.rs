@@ -18,7 +18,9 @@ use vfiod_dma::{Errno, Error, Hold, Result};
 use vfiod_io::{Allocation, Ring, RuntimeRing};
 use vfiod_tasks::{Runtime, WeakRuntime};
 
-use crate::backend::{Buffer, Channel, Done, Failure, FailureKind, Pending, Request};
+use crate::backend::{
+    Backend, Buffer, Channel, Done, Failure, FailureKind, Limits, Pending, Request,
+};
 use crate::continued::Continued;
 use crate::image::Image;
 use crate::pool::Pool;
@@ -33,6 +35,16 @@ pub(crate) struct FileChannel {
     rings: Arc<RuntimeRing>,
     runtime: WeakRuntime,
     bounce: Arc<Pool>,
+}
+
+impl Backend for Image {
+    fn limits(&self) -> Limits {
+        self.limits_now()
+    }
+
+    fn connect(self: Arc<Self>, runtime: &Runtime) -> Result<Arc<dyn Channel>> {
+        Ok(Arc::new(FileChannel::new(self, runtime)?))
+    }
 }
 
 /// What is to be done after the kernel has returned.

@@ -9,10 +9,8 @@ use std::time::Duration;
 use rustix::fs::{AtFlags, FallocateFlags, FileType, Mode, OFlags, SeekFrom, StatxFlags};
 use vfiod_dma::{Errno, Error, Hold, Result};
 use vfiod_sync::atomic::{AtomicBool, Ordering};
-use vfiod_tasks::Runtime;
 
-use crate::backend::{Backend, Channel, Limits};
-use crate::file::FileChannel;
+use crate::backend::Limits;
 use crate::lock::{NotLocked, holder, lock_image};
 
 /// Whether the page cache is passed by.
@@ -168,6 +166,13 @@ impl Image {
     /// Whether the page cache is passed by.
     pub fn is_direct(&self) -> bool {
         self.direct.is_some()
+    }
+
+    /// What it can do, with the size that it has now.
+    pub(crate) fn limits_now(&self) -> Limits {
+        let size = self.size();
+        let capacity = size - size % u64::from(self.options.block);
+        Limits { capacity, max_range: capacity, ..self.limits.clone() }
     }
 
     /// Its size now; 0 if it cannot be asked for.
@@ -360,24 +365,12 @@ fn punches_holes(file: &OwnedFd, size: u64) -> bool {
     rustix::fs::fallocate(file, mode, behind, 1 << 20).is_ok()
 }
 
-impl Backend for Image {
-    fn limits(&self) -> Limits {
-        let size = self.size();
-        let capacity = size - size % u64::from(self.options.block);
-        Limits { capacity, max_range: capacity, ..self.limits.clone() }
-    }
-
-    fn connect(self: Arc<Self>, runtime: &Runtime) -> Result<Arc<dyn Channel>> {
-        Ok(Arc::new(FileChannel::new(self, runtime)?))
-    }
-}
-
 impl fmt::Debug for Image {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Image")
             .field("path", &self.options.path)
             .field("io", &self.how())
-            .field("limits", &self.limits())
+            .field("limits", &self.limits_now())
             .finish_non_exhaustive()
     }
 }

@@ -142,6 +142,23 @@ impl Hold {
         Ok(())
     }
 
+    /// The parts of a range of several holds, one behind the other: the hold, the offset in it, and which
+    /// bytes of the range. They end where the holds do.
+    pub fn parts(
+        holds: &[Self],
+        offset: usize,
+        len: usize,
+    ) -> impl Iterator<Item = (&Self, usize, Range<usize>)> {
+        let (mut skip, mut done) = (offset, 0);
+        holds.iter().filter_map(move |hold| {
+            let at = skip.min(hold.len());
+            skip -= at;
+            let part = done..done + (hold.len() - at).min(len - done);
+            done = part.end;
+            (!part.is_empty()).then_some((hold, at, part))
+        })
+    }
+
     /// Copies out, from an offset in bytes.
     ///
     /// # Errors

@@ -5,8 +5,6 @@
 //! Whether the memory was a hole or the client has truncated its file is found out by the copy
 //! between the two.
 
-use std::ops::Range;
-
 use vfiod_buffer::Aligned;
 use vfiod_dma::{Errno, Hold};
 
@@ -50,7 +48,7 @@ impl Bounce {
     /// As [`Hold::read`].
     pub(crate) fn take(&mut self, holds: &[Hold], offset: usize) -> Result<(), Errno> {
         let piece = self.bytes();
-        for (hold, at, part) in parts(holds, offset, piece.len()) {
+        for (hold, at, part) in Hold::parts(holds, offset, piece.len()) {
             hold.read(at, &mut piece[part]).map_err(|error| error.errno())?;
         }
         Ok(())
@@ -62,25 +60,9 @@ impl Bounce {
     /// As [`Hold::write`].
     pub(crate) fn put(&mut self, holds: &[Hold], offset: usize, len: usize) -> Result<(), Errno> {
         let piece = self.bytes();
-        for (hold, at, part) in parts(holds, offset, len.min(piece.len())) {
+        for (hold, at, part) in Hold::parts(holds, offset, len.min(piece.len())) {
             hold.write(at, &piece[part]).map_err(|error| error.errno())?;
         }
         Ok(())
     }
-}
-
-/// The parts of a range of several holds: the hold, the offset in it, and which bytes of the range.
-fn parts(
-    holds: &[Hold],
-    offset: usize,
-    len: usize,
-) -> impl Iterator<Item = (&Hold, usize, Range<usize>)> {
-    let (mut skip, mut done) = (offset, 0);
-    holds.iter().filter_map(move |hold| {
-        let at = skip.min(hold.len());
-        skip -= at;
-        let part = done..done + (hold.len() - at).min(len - done);
-        done = part.end;
-        (!part.is_empty()).then_some((hold, at, part))
-    })
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
+use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 use uuid::Uuid;
 use vfiod_config::{Document, Models};
 use vfiod_core::{DeviceRef, Errno, File, Owner, Result};
@@ -110,23 +111,13 @@ fn reload_that_cannot_open_a_new_socket_leaves_every_device_open_to_its_users() 
 /// Removes an instance as soon as it is logged that there is one, as another thread may do then.
 struct RemovesAtOnce(Arc<Manager>, Uuid);
 
-impl tracing::Subscriber for RemovesAtOnce {
-    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
-        metadata.target() == "vfiod_manager::manager"
-    }
-    fn event(&self, event: &tracing::Event<'_>) {
-        let has_type = event.fields().any(|field| field.name() == "mdev_type");
-        if has_type {
+impl<S: tracing::Subscriber> Layer<S> for RemovesAtOnce {
+    fn on_event(&self, event: &tracing::Event<'_>, _: Context<'_, S>) {
+        let is_managers = event.metadata().target() == "vfiod_manager::manager";
+        if is_managers && event.fields().any(|field| field.name() == "mdev_type") {
             self.0.remove(self.1, Removal::Refuse).expect("it is there");
         }
     }
-    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
-        tracing::span::Id::from_u64(1)
-    }
-    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
-    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
-    fn enter(&self, _: &tracing::span::Id) {}
-    fn exit(&self, _: &tracing::span::Id) {}
 }
 
 #[test]
@@ -139,6 +130,7 @@ fn create_returns_what_it_made_though_that_has_been_removed() {
     let (parent, type_id) = ("pins".to_owned(), "gpio-16".to_owned());
     let new = NewInstance { parent, type_id, uuid: Some(uuid), attributes: Vec::new() };
     let remover = RemovesAtOnce(manager.clone(), uuid);
+    let remover = tracing_subscriber::registry().with(remover);
     let created = tracing::subscriber::with_default(remover, || manager.create(new));
     assert_eq!(created.expect("it was created").uuid(), uuid);
     assert_eq!(manager.find_instance(uuid).err().map(|error| error.errno()), Some(Errno::NOENT));

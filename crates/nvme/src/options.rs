@@ -5,14 +5,12 @@ use std::path::{Path, PathBuf};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
-use vfiod_config::{ConfiguredModel, Needs};
 use vfiod_core::{Errno, Error, Result};
 use vfiod_disk::{
     DirectIo, Disk, Identify, Identity as DiskIdentity, Image, ImageOptions, Memory, Metadata,
     MetadataOptions,
 };
 
-use crate::controller::Nvme;
 use crate::identity::{Identity, MODEL};
 use crate::namespace::{Namespace, NamespaceIdentity};
 
@@ -68,18 +66,6 @@ pub enum IdentityOption {
     New,
 }
 
-impl ConfiguredModel for Nvme {
-    type Options = NvmeOptions;
-
-    const SUMMARY: &'static str = "NVMe controller with one disk; Linux: nvme";
-    const NEEDS: Needs = Needs { system_calls: vfiod_disk::SYSTEM_CALLS, ..Needs::NONE };
-
-    fn configured(options: NvmeOptions) -> Result<Self> {
-        options.check()?;
-        Ok(Self::configured_with(options))
-    }
-}
-
 fn invalid(what: String) -> Error {
     Error::new(Errno::INVAL, what)
 }
@@ -100,7 +86,7 @@ impl NvmeOptions {
     ///
     /// # Errors
     /// `EINVAL`.
-    fn check(&self) -> Result<()> {
+    pub(crate) fn check(&self) -> Result<()> {
         let Self { file, memory, readonly, direct, locks, metadata, identity, .. } = self;
         if file.is_some() && memory.is_some() {
             return Err(invalid("`file` and `memory` name two disks; give one of them".to_owned()));

@@ -5,6 +5,8 @@
 //! thread lets go of the state, and others take in what arrives: the replies are delivered, the
 //! requests wait their turn. The file is released when the last thread lets go of the connection.
 
+mod negotiation;
+
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
@@ -35,11 +37,11 @@ use crate::message_log::Message;
 use crate::outgoing::Outgoing;
 use crate::pace::DebtPause;
 use crate::peer;
-use crate::pending_open::{Attempt, PendingOpen};
+use crate::pending_open::PendingOpen;
 use crate::pool::{Interest, LINGER, Residence, Source, Watch, Worker};
 use crate::progress::{Handled, Step, Turn};
 use crate::serving::{self, Guarded, Next, Serving};
-use crate::session::{Link, Parts, Session};
+use crate::session::{Link, Session};
 use crate::transport::{Lent, Received, Socket, Wait};
 use crate::unread::DENIED;
 
@@ -571,60 +573,6 @@ impl Connection {
             if command == Command::Version {
                 Client::end(self);
             }
-        }
-    }
-
-    /// Handles VERSION.
-    fn negotiate(&self, state: &mut State, mut open: PendingOpen) -> Result<Step, End> {
-        let itself: Weak<dyn Client> = self.itself.clone();
-        let attempt = open.attempt(&self.clients, &self.owner, self.number, &itself);
-        let (outcome, _opening) = match attempt {
-            Attempt::Opened(file, opening) => {
-                (Session::new(file, &open.proposed, self.parts()), Some(opening))
-            }
-            Attempt::Failed(error) => (Err(error), None),
-            // Nobody is left who waits; and the end of the stream would wake it again at once.
-            Attempt::Parked if self.outgoing.socket().peer_has_closed() => return Err(End::Closed),
-            Attempt::Parked => {
-                if let Some(this) = self.itself.upgrade() {
-                    let source: Arc<dyn Source> = this;
-                    open.wake_at_deadline(&self.watch, &source);
-                }
-                *lock(&self.waiting_open) = Some(open);
-                return Ok(Step::Parked);
-            }
-        };
-        let Some(reply) = state.pending_reply(open.request) else { return Ok(Step::Done) };
-        let (session, twin) = match outcome {
-            Ok(made) => made,
-            Err(error) => {
-                reply.refuse(error.errno().raw_os_error().unsigned_abs());
-                self.refused(Some(Command::Version), error.errno(), &error, &mut open.message);
-                open.message.end(state.output());
-                return Ok(Step::Done);
-            }
-        };
-        let (device, connection) = (self.clients.device.name(), self.number);
-        let dialect = session.dialect.name();
-        tracing::debug!(device, connection, owner = %self.owner, dialect, "connection opened");
-        if self.session.set(session).is_ok() {
-            reply.negotiated(twin);
-        }
-        open.message.end(state.output());
-        Ok(Step::Done)
-    }
-
-    /// What a session takes of this.
-    fn parts(&self) -> Parts<'_> {
-        Parts {
-            clients: &self.clients,
-            outgoing: &self.outgoing,
-            blocked: self.itself.clone(),
-            pool: self.watch.pool(),
-            counters: &self.counters,
-            counted: &self.counted,
-            number: self.number,
-            payer: self.held.payer(),
         }
     }
 

@@ -6,6 +6,7 @@ use std::sync::mpsc::channel;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 use vfiod_core::{Credentials, DeviceSpec, Errno, OpenPolicy, Owner, OwnerIdentity, StatePolicy};
 
 use crate::rig::{Fault, REGISTERS, Rig, Slot, errno, open, owner, spec};
@@ -188,8 +189,6 @@ fn retained_state_is_reset_for_another_user() {
     assert_eq!(resets(owner("first")), 1, "of whom nothing is known");
 }
 
-/// The device is busy with a reset that its user has asked for; a second open of it waits, and gives up
-/// after some time. An open of the neighbour that were held up would take as long.
 /// Counts lines of the log that say that a retained state was reset.
 struct Resets(Arc<AtomicUsize>);
 
@@ -200,20 +199,12 @@ impl tracing::field::Visit for Resets {
     }
 }
 
-impl tracing::Subscriber for Resets {
-    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
-        *metadata.level() <= tracing::Level::INFO
+impl<S: tracing::Subscriber> Layer<S> for Resets {
+    fn on_event(&self, event: &tracing::Event<'_>, _: Context<'_, S>) {
+        if *event.metadata().level() <= tracing::Level::INFO {
+            event.record(&mut Self(self.0.clone()));
+        }
     }
-    fn event(&self, event: &tracing::Event<'_>) {
-        event.record(&mut Resets(self.0.clone()));
-    }
-    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
-        tracing::span::Id::from_u64(1)
-    }
-    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
-    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
-    fn enter(&self, _: &tracing::span::Id) {}
-    fn exit(&self, _: &tracing::span::Id) {}
 }
 
 #[test]
@@ -224,7 +215,8 @@ fn users_who_take_turns_at_a_retained_state_do_not_fill_the_log() {
     let a = rig.add(spec, rig.probe("a"));
     let lines = Arc::new(AtomicUsize::new(0));
     let start = Instant::now();
-    tracing::subscriber::with_default(Resets(lines.clone()), || {
+    let log = tracing_subscriber::registry().with(Resets(lines.clone()));
+    tracing::subscriber::with_default(log, || {
         for turn in 0..TURNS {
             drop(a.device().open(user("x", turn % 2)).unwrap());
         }
@@ -236,6 +228,8 @@ fn users_who_take_turns_at_a_retained_state_do_not_fill_the_log() {
     assert!((1..=most).contains(&lines), "{lines} lines");
 }
 
+/// The device is busy with a reset that its user has asked for; a second open of it waits, and gives up
+/// after some time. An open of the neighbour that were held up would take as long.
 #[test]
 fn open_of_a_busy_device_does_not_hold_up_its_neighbour() {
     let rig = Rig::new();

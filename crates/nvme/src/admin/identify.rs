@@ -2,10 +2,10 @@
 
 use vfiod_pci::Cx;
 
-use super::features::{CRITICAL, WARNING};
 use super::{ABORT_LIMIT, AdminQueue, MAX_EVENT_REQUESTS};
 use crate::common::{Common, ERROR_ENTRIES};
 use crate::controller::{MAX_NAMESPACES, MAX_TRANSFER_PAGES, Nvme, VENDOR};
+use crate::features::{CRITICAL, WARNING};
 use crate::namespace::Namespace;
 use crate::spec::identify::{
     self, LEN, OAES_NAMESPACE, ONCS_COMPARE, ONCS_DATASET_MANAGEMENT, ONCS_SELECT, ONCS_VERIFY,

@@ -3,8 +3,8 @@
 use vfiod_sync::lock;
 
 use super::AdminQueue;
-use super::features::TEMPERATURE;
 use crate::controller::MAX_TRANSFER;
+use crate::features::TEMPERATURE;
 use crate::identity::FIRMWARE;
 use crate::spec::feature::{FEATURES, Feature};
 use crate::spec::log::{self, PAGES, Page, WARNING_READ_ONLY, WARNING_TEMPERATURE};

@@ -1,7 +1,7 @@
 //! Admin commands (5).
 
 pub(crate) mod events;
-pub(crate) mod features;
+mod features;
 mod identify;
 mod logs;
 mod queues;

@@ -9,8 +9,8 @@ use vfiod_sync::lock;
 use super::{Nvme, Properties, VECTORS, new_queues};
 use crate::admin::MAX_EVENT_REQUESTS;
 use crate::admin::events::{Events, PENDING, TYPES};
-use crate::admin::features::Features;
 use crate::common::{COUNTERS, ERROR_ENTRIES};
+use crate::features::Features;
 use crate::queues::{CompletionQueue, Layout, Queues, SubmissionQueue};
 use crate::spec::log::ERROR_LEN;
 use crate::spec::registers::{

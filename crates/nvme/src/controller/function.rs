@@ -1,0 +1,166 @@
+//! What the controller is as a PCI function (PCIe transport 3.1).
+
+use std::sync::Arc;
+
+use vfiod_config::{ConfiguredModel, Needs};
+use vfiod_core::region::Doorbell;
+use vfiod_pci::prelude::*;
+use vfiod_sync::atomic::Ordering;
+
+use super::{Nvme, Properties, VECTORS, VENDOR, Write};
+use crate::admin::events::Events;
+use crate::common::Common;
+use crate::features::Features;
+use crate::options::NvmeOptions;
+use crate::spec::registers::{
+    AQA_WRITABLE, BASE_WRITABLE, DOORBELLS, FATAL, QUEUES, SHUTDOWN, SHUTTING_DOWN, SIZE,
+};
+
+/// The device identifier.
+const DEVICE: u16 = 0x7e33;
+/// Mass storage, non-volatile memory, NVM Express I/O controller (PCIe transport 3.1.1).
+const CLASS: u32 = 0x01_08_02;
+/// The BAR of the MSI-X table, and where its pending bits are.
+const TABLE_BAR: u8 = 4;
+const PENDING_BITS: u32 = 0x800;
+
+impl ConfiguredModel for Nvme {
+    type Options = NvmeOptions;
+
+    const SUMMARY: &'static str = "NVMe controller with one disk; Linux: nvme";
+    const NEEDS: Needs = Needs { system_calls: vfiod_disk::SYSTEM_CALLS, ..Needs::NONE };
+
+    fn configured(options: NvmeOptions) -> Result<Self> {
+        options.check()?;
+        Ok(Self::configured_with(options))
+    }
+}
+
+impl Model for Nvme {
+    type State = Works<HasState>;
+
+    fn spec(&self) -> FunctionSpec {
+        let doorbells = (0..2 * QUEUES as u64).map(|n| Doorbell::message(DOORBELLS + 4 * n, 4));
+        let vectors = VECTORS as u16;
+        FunctionSpec::new(VENDOR, DEVICE)
+            .class(CLASS)
+            .subsystem(VENDOR, DEVICE)
+            .revision(1)
+            .pin(Pin::A)
+            .bar(0, doorbells.fold(Bar::memory64(SIZE), Bar::doorbell))
+            .bar(TABLE_BAR, Bar::memory32(4096))
+            .capability(Capability::PowerManagement)
+            .capability(Capability::Msi { vectors: 32 })
+            .capability(Capability::Msix {
+                vectors,
+                table: (TABLE_BAR, 0),
+                pba: (TABLE_BAR, PENDING_BITS),
+            })
+            .capability(Capability::Express)
+    }
+
+    fn init(&mut self, cx: &Cx<Self>) -> Result<()> {
+        if let Some(options) = &self.options {
+            let (identity, namespace) = options.open()?;
+            (self.identity, self.common) = (identity, Arc::new(Common::new(vec![namespace])));
+            self.options = None;
+        }
+        cx.set_data_path(self.doorbells.clone());
+        self.common.counters.power_cycles.fetch_add(1, Ordering::Relaxed);
+        self.common.namespaces.iter().try_for_each(|namespace| namespace.connect(cx.runtime()))
+    }
+
+    fn read(&mut self, _cx: &Cx<Self>, bar: u8, offset: u64, data: &mut [u8]) {
+        let range = offset..offset + data.len() as u64;
+        if bar == 0 && Properties::find_register(range).is_some() {
+            self.properties.read_register(offset, data);
+        } else {
+            // What is reserved, and doorbells.
+            data.fill(0);
+        }
+    }
+
+    fn read_traits(&self, bar: u8, offset: u64, len: usize) -> ReadTraits {
+        if bar == 0 {
+            return Properties::register_traits(offset, len);
+        }
+        ReadTraits { effect: ReadEffect::None, volatile: 0 }
+    }
+
+    fn write(&mut self, cx: &Cx<Self>, bar: u8, offset: u64, data: &[u8]) {
+        if bar != 0 {
+            return;
+        }
+        let Some(write) = self.properties.decode_write(offset, data) else { return };
+        let properties = &mut self.properties;
+        let is_enabled = properties.configuration().enabled();
+        match write {
+            Write::Mask(bits) => self.set_mask(self.properties.mask | bits),
+            Write::Unmask(bits) => self.set_mask(self.properties.mask & !bits),
+            Write::Configure(value) => self.configure(cx, value),
+            // While it is enabled they stay what they are.
+            Write::Entries(_) | Write::Submissions(_) | Write::Completions(_) if is_enabled => {}
+            Write::Entries(entries) => properties.entries = entries & AQA_WRITABLE,
+            Write::Submissions(base) => properties.submissions = base & BASE_WRITABLE,
+            Write::Completions(base) => properties.completions = base & BASE_WRITABLE,
+        }
+    }
+
+    fn reset(&mut self, _cx: &Cx<Self>) {
+        let Self {
+            options: _,
+            identity: _,
+            properties,
+            queues,
+            doorbells,
+            common,
+            features,
+            events,
+            told_of_sync,
+        } = self;
+        *told_of_sync = false;
+        doorbells.set(None);
+        *queues = None;
+        properties.reset_registers();
+        *features = Features::default();
+        features.apply(common);
+        *events = Events::default();
+        common.forget_errors();
+    }
+}
+
+impl Worker for Nvme {
+    /// Tasks finish what they have begun: the kernel may still write the guest's memory, and what the
+    /// disk was asked for must not be done after what comes next.
+    fn quiesce(&mut self, _cx: &Cx<Self>, why: Why) -> Quiesce {
+        if let Some(queues) = &self.queues {
+            if why.ends() {
+                queues.stop();
+            } else {
+                queues.pause(true);
+            }
+        }
+        Quiesce::Finish
+    }
+
+    fn resume(&mut self, cx: &Cx<Self>) {
+        let status = self.properties.status;
+        if status & SHUTDOWN == SHUTTING_DOWN {
+            self.finish_shutdown(cx);
+        }
+        let Some(queues) = &self.queues else { return };
+        if !self.configuration().enabled() {
+            return self.finish_disabling(cx);
+        }
+        if status & FATAL != 0 {
+            return;
+        }
+        if queues.is_stopped() {
+            // Closed, with its state retained.
+            self.renew_queues(cx);
+        }
+        let Some(queues) = &self.queues else { return };
+        queues.pause(false);
+        (0..QUEUES).for_each(|id| self.start(cx, id));
+    }
+}

@@ -1,0 +1,154 @@
+//! The values of features (5.27.1).
+
+use vfiod_sync::atomic::Ordering;
+
+use crate::common::Common;
+use crate::spec::feature::{EVENT_NAMESPACE, EVENT_SMART, Feature};
+use crate::spec::registers::{IO_QUEUES, QUEUES};
+use crate::spec::{Outcome, Status};
+
+/// The temperature that the controller reports, in kelvins: it has no sensor.
+pub(crate) const TEMPERATURE: u16 = 298;
+/// WCTEMP and CCTEMP, in kelvins.
+pub(crate) const WARNING: u16 = 343;
+pub(crate) const CRITICAL: u16 = 353;
+vfiod_pci::image! {
+    /// The values of the features that the host can change.
+    #[derive(Copy)]
+    pub struct Features {
+        pub(crate) arbitration: u32,
+        pub(crate) power: u32,
+        /// Temperature thresholds, over and under.
+        pub(crate) over: u32,
+        pub(crate) under: u32,
+        pub(crate) error_recovery: u32,
+        pub(crate) write_cache: u32,
+        pub(crate) coalescing: u32,
+        pub(crate) atomicity: u32,
+        pub(crate) events: u32,
+        /// Coalescing Disable, a bit for each vector.
+        pub(crate) uncoalesced: [u32; 3],
+    }
+}
+
+impl Default for Features {
+    fn default() -> Self {
+        Self {
+            arbitration: 0,
+            power: 0,
+            over: WARNING.into(),
+            under: 0,
+            error_recovery: 0,
+            write_cache: 1,
+            coalescing: 0,
+            atomicity: 0,
+            events: 0,
+            uncoalesced: [0; 3],
+        }
+    }
+}
+
+impl Features {
+    /// Whether these are values that can be set.
+    pub(crate) fn is_sound(&self) -> bool {
+        let Self { power, over, under, write_cache, atomicity, events, .. } = *self;
+        power & !0xe0 == 0
+            && over <= 0xffff
+            && under <= 0xffff
+            && write_cache <= 1
+            && atomicity <= 1
+            && events & !(EVENT_SMART | EVENT_NAMESPACE) == 0
+    }
+
+    /// Makes those act that act in tasks.
+    pub(crate) fn apply(&self, common: &Common) {
+        common.write_cache.store(self.write_cache != 0, Ordering::SeqCst);
+    }
+
+    /// Whether the temperature passes a threshold.
+    pub(crate) fn temperature_warns(&self) -> bool {
+        let temperature = u32::from(TEMPERATURE);
+        temperature >= self.over || temperature <= self.under
+    }
+
+    /// The value of a feature; dword 11 says which part of it.
+    pub(crate) fn get(&self, feature: Feature, dword: u32) -> Outcome {
+        Ok(match feature {
+            Feature::Arbitration => self.arbitration,
+            Feature::PowerManagement => self.power,
+            Feature::TemperatureThreshold => match threshold(dword)? {
+                Threshold::Over => self.over,
+                Threshold::Under => self.under,
+            },
+            Feature::ErrorRecovery => self.error_recovery,
+            Feature::VolatileWriteCache => self.write_cache,
+            Feature::NumberOfQueues => (IO_QUEUES as u32 - 1) << 16 | (IO_QUEUES as u32 - 1),
+            Feature::InterruptCoalescing => self.coalescing,
+            Feature::InterruptVectorConfiguration => {
+                let vector = vector(dword)?;
+                let bit = self.uncoalesced[vector / 32] >> (vector % 32) & 1;
+                vector as u32 | bit << 16
+            }
+            Feature::WriteAtomicityNormal => self.atomicity,
+            Feature::AsynchronousEventConfiguration => self.events,
+        })
+    }
+
+    /// Sets a feature to dword 11. Returns the command's result.
+    pub(crate) fn set(&mut self, feature: Feature, dword: u32) -> Outcome {
+        match feature {
+            Feature::Arbitration => self.arbitration = dword & 0xffff_ff07,
+            // There is one power state.
+            Feature::PowerManagement if dword & 0x1f != 0 => return Err(Status::INVALID_FIELD),
+            Feature::PowerManagement => self.power = dword & 0xe0,
+            Feature::TemperatureThreshold => match threshold(dword)? {
+                Threshold::Over => self.over = dword & 0xffff,
+                Threshold::Under => self.under = dword & 0xffff,
+            },
+            // DULBE: not offered.
+            Feature::ErrorRecovery if dword & 1 << 16 != 0 => return Err(Status::INVALID_FIELD),
+            Feature::ErrorRecovery => self.error_recovery = dword & 0xffff,
+            Feature::VolatileWriteCache => self.write_cache = dword & 1,
+            Feature::NumberOfQueues => {
+                if dword & 0xffff == 0xffff || dword >> 16 == 0xffff {
+                    return Err(Status::INVALID_FIELD);
+                }
+                return self.get(feature, dword);
+            }
+            Feature::InterruptCoalescing => self.coalescing = dword & 0xffff,
+            Feature::InterruptVectorConfiguration => {
+                let vector = vector(dword)?;
+                let (word, bit) = (&mut self.uncoalesced[vector / 32], 1 << (vector % 32));
+                *word = if dword & 1 << 16 != 0 { *word | bit } else { *word & !bit };
+            }
+            Feature::WriteAtomicityNormal => self.atomicity = dword & 1,
+            Feature::AsynchronousEventConfiguration => {
+                if dword & !(EVENT_SMART | EVENT_NAMESPACE) != 0 {
+                    return Err(Status::INVALID_FIELD);
+                }
+                self.events = dword;
+            }
+        }
+        Ok(0)
+    }
+}
+
+enum Threshold {
+    Over,
+    Under,
+}
+
+/// Which threshold is meant: the composite temperature is the only one.
+fn threshold(dword: u32) -> Result<Threshold, Status> {
+    match (dword >> 16 & 0xf, dword >> 20 & 3) {
+        (0 | 0xf, 0) => Ok(Threshold::Over),
+        (0 | 0xf, 1) => Ok(Threshold::Under),
+        _ => Err(Status::INVALID_FIELD),
+    }
+}
+
+/// Which vector is meant.
+fn vector(dword: u32) -> Result<usize, Status> {
+    let vector = (dword & 0xffff) as usize;
+    if vector < QUEUES { Ok(vector) } else { Err(Status::INVALID_FIELD) }
+}
