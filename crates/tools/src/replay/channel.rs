@@ -55,6 +55,8 @@ struct Sent {
     header: Header,
     payload: Vec<u8>,
     origin: Option<Origin>,
+    /// The client has sent something since then.
+    is_followed: bool,
 }
 
 impl Sent {
@@ -132,7 +134,7 @@ impl State {
             let transfer = self.requests.transfer_of(header.id);
             let waiting = transfer.and_then(|transfer| self.waiting.get(&transfer));
             let origin = waiting.and_then(|(_, origin)| origin.clone());
-            let message = Sent { header, payload, origin };
+            let message = Sent { header, payload, origin, is_followed: false };
             let repeats = |exchange: &&mut Exchange| {
                 exchange.sent.is_none()
                     && exchange.command == header.command
@@ -222,7 +224,7 @@ impl Channel {
             is_first && sent.header.command == captured.command && sent.payload == payload
         })?;
         drop(tasks);
-        let Sent { header, payload, origin } = state.sent.remove(at)?;
+        let Sent { header, payload, origin, .. } = state.sent.remove(at)?;
         state.exchanges.push(Exchange {
             captured: captured.id,
             command: header.command,
@@ -240,9 +242,15 @@ impl Channel {
         lock(&self.state).sent.pop_front().map(drop)
     }
 
-    /// How many messages the device has sent that the capture does not have.
+    /// The capture goes on with a message of the client.
+    pub(super) fn client_speaks(&self) {
+        lock(&self.state).sent.iter_mut().for_each(|sent| sent.is_followed = true);
+    }
+
+    /// How many messages the device has sent that the capture does not have. What it sends after the client's
+    /// last message may be missing there: the client had left, perhaps, before it was sent.
     pub(super) fn left_over(&self) -> usize {
-        lock(&self.state).sent.len()
+        lock(&self.state).sent.iter().filter(|sent| sent.is_followed).count()
     }
 
     /// The client's reply to a message. Returns the header of the reply to the device's message;

@@ -288,6 +288,7 @@ fn step(
         Event::Client { message, eventfds } => {
             let header = Header::parse(message).context("a message without a header")?;
             anyhow::ensure!(header.size as usize == message.len(), "a message of another size");
+            player.client_speaks();
             if matches!(header.kind(), Kind::Reply(_)) {
                 player.dma_reply(header, &message[HEADER_LEN..])?;
                 return Ok(None);

@@ -237,6 +237,11 @@ impl Player {
         }
     }
 
+    /// The capture goes on with a message of the client.
+    pub(super) fn client_speaks(&self) {
+        self.dma.client_speaks();
+    }
+
     /// The client's next message, to which eventfds belong.
     pub(super) fn client(&mut self, message: &[u8], eventfds: u8) -> anyhow::Result<()> {
         let command =
