@@ -38,6 +38,11 @@ impl GuestMemory {
         Ok(Self { file: Arc::new(file), size, windows: Arc::default() })
     }
 
+    /// The first `size` bytes of a file that somebody has made, for example a memfd.
+    pub fn from_file(file: File, size: u64) -> Self {
+        Self { file: Arc::new(file), size, windows: Arc::default() }
+    }
+
     /// Size in bytes.
     pub fn size(&self) -> u64 {
         self.size

@@ -1,0 +1,64 @@
+//! A server in this process, whose device is a controller with a disk in memory.
+
+use std::path::PathBuf;
+
+use vfiod_config::ConfiguredModel;
+use vfiod_core::{DeviceSpec, Registration, Registry};
+use vfiod_nvme::{Nvme, NvmeOptions};
+use vfiod_nvme_driver::{Buffer, Controller, Options};
+use vfiod_pci::Function;
+use vfiod_server::{Listener, Served, Server, ServerOptions, SocketAccess};
+use vfiod_tasks::Workers;
+
+/// Blocks of the disk, of 512 bytes each.
+pub(crate) const BLOCKS: u64 = 8192;
+
+pub(crate) struct Rig {
+    pub(crate) socket: PathBuf,
+    // In the order in which they end.
+    _served: Served,
+    _server: Server,
+    _registration: Registration,
+    _workers: Workers,
+    _directory: tempfile::TempDir,
+}
+
+impl Rig {
+    pub(crate) fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("disk.sock");
+        let options = NvmeOptions { memory: Some(BLOCKS * 512), ..NvmeOptions::default() };
+        let registry = Registry::new();
+        let model = Nvme::configured(options).unwrap();
+        let spec = DeviceSpec { name: "disk".to_owned(), ..DeviceSpec::default() };
+        let registration =
+            registry.register(spec, Box::new(Function::new(model).unwrap())).unwrap();
+        let workers = Workers::start(registry.runtime(), 1).unwrap();
+        let server = Server::new(ServerOptions::default()).unwrap();
+        let listener = Listener::bind(&socket, SocketAccess::default()).unwrap();
+        let served = server.serve(listener, registration.device().clone()).unwrap();
+        Self {
+            socket,
+            _served: served,
+            _server: server,
+            _registration: registration,
+            _workers: workers,
+            _directory: directory,
+        }
+    }
+
+    pub(crate) fn connect(&self) -> Controller {
+        Controller::connect(&self.socket, &Options::default()).unwrap()
+    }
+}
+
+/// Bytes that differ from place to place.
+pub(crate) fn pattern(seed: u64, len: usize) -> Vec<u8> {
+    (0..len as u64).map(|n| (n.wrapping_mul(31) ^ (n >> 8) ^ seed.wrapping_mul(97)) as u8).collect()
+}
+
+pub(crate) fn content(buffer: &Buffer) -> Vec<u8> {
+    let mut bytes = vec![0; buffer.len()];
+    buffer.read(0, &mut bytes);
+    bytes
+}
