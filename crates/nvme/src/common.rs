@@ -7,6 +7,7 @@ use vfiod_sync::{Mutex, lock};
 
 use crate::namespace::Namespace;
 use crate::spec::log::{ERROR_LEN, ErrorEntry, Health};
+use crate::spec::table::Needs;
 use crate::spec::{Status, Submission};
 use crate::transfer::BounceMemory;
 
@@ -46,6 +47,16 @@ impl Common {
     /// Whether some namespace has a volatile write cache.
     pub(crate) fn has_write_cache(&self) -> bool {
         self.namespaces.iter().any(|namespace| namespace.limits.volatile)
+    }
+
+    /// Whether the disks can do what a row of a table needs.
+    pub(crate) fn has(&self, needs: Needs) -> bool {
+        match needs {
+            Needs::Deallocation => {
+                self.namespaces.iter().all(|namespace| namespace.limits.deallocate.is_some())
+            }
+            Needs::WriteCache => self.has_write_cache(),
+        }
     }
 
     /// Whether some namespace cannot be written, or not any more.

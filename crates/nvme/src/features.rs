@@ -91,6 +91,8 @@ impl Features {
             }
             Feature::WriteAtomicityNormal => self.atomicity,
             Feature::AsynchronousEventConfiguration => self.events,
+            // In a buffer: see `Timestamp`.
+            Feature::Timestamp => return Err(Status::INTERNAL),
         })
     }
 
@@ -128,6 +130,7 @@ impl Features {
                 }
                 self.events = dword;
             }
+            Feature::Timestamp => return Err(Status::INTERNAL),
         }
         Ok(0)
     }

@@ -13,6 +13,7 @@ mod queues;
 mod spec;
 #[cfg(test)]
 mod tests;
+mod timestamp;
 mod transfer;
 mod vectors;
 

@@ -7,39 +7,18 @@ use crate::common::{Common, ERROR_ENTRIES};
 use crate::controller::{MAX_NAMESPACES, MAX_TRANSFER_PAGES, Nvme, VENDOR};
 use crate::features::{CRITICAL, WARNING};
 use crate::namespace::Namespace;
-use crate::spec::identify::{
-    self, LEN, OAES_NAMESPACE, ONCS_COMPARE, ONCS_DATASET_MANAGEMENT, ONCS_SELECT, ONCS_VERIFY,
-    ONCS_WRITE_ZEROES, Structure,
-};
+use crate::spec::feature::FEATURES;
+use crate::spec::identify::{self, LEN, OAES_NAMESPACE, ONCS_SELECT, Structure};
+use crate::spec::identify_list::{STRUCTURES, Structures};
+use crate::spec::log::{EXTENDED_DATA, PAGES};
+use crate::spec::opcode::{ADMIN, IO};
 use crate::spec::registers::VERSION;
 use crate::spec::submission::ALL_NAMESPACES;
+use crate::spec::table::Needs;
 use crate::spec::{Outcome, Status, Submission};
 
-/// The structures of Identify (figure 273), by CNS.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Structures {
-    Namespace,
-    Controller,
-    ActiveNamespaces,
-    Descriptors,
-    /// Of an I/O command set, which CSI names.
-    CommandSetNamespace,
-    CommandSetController,
-    CommandSetActiveNamespaces,
-    IndependentNamespace,
-}
-
-/// The structures that there are, by CNS.
-pub(crate) const STRUCTURES: &[(u8, Structures)] = &[
-    (0x00, Structures::Namespace),
-    (0x01, Structures::Controller),
-    (0x02, Structures::ActiveNamespaces),
-    (0x03, Structures::Descriptors),
-    (0x05, Structures::CommandSetNamespace),
-    (0x06, Structures::CommandSetController),
-    (0x07, Structures::CommandSetActiveNamespaces),
-    (0x08, Structures::IndependentNamespace),
-];
+/// CNTID: the controller that is asked.
+const OWN_CONTROLLER: u16 = 0xffff;
 
 impl AdminQueue {
     pub(super) async fn identify(&self, command: &Submission) -> Outcome {
@@ -49,9 +28,7 @@ impl AdminQueue {
     }
 
     async fn structure(&self, command: &Submission) -> Result<Structure, Status> {
-        let cns = command.dword(10) as u8;
-        let find = STRUCTURES.iter().find(|(known, _)| *known == cns);
-        let (_, which) = find.ok_or(Status::INVALID_FIELD)?;
+        let which = STRUCTURES.find(command.dword(10) as u8, |needs| self.common.has(needs))?;
         let set = (command.dword(11) >> 24) as u8;
         let is_nvm = || if set == 0 { Ok(()) } else { Err(Status::INVALID_FIELD) };
         Ok(match which {
@@ -72,6 +49,14 @@ impl AdminQueue {
             Structures::CommandSetController => {
                 is_nvm()?;
                 self.common.identify_nvm_controller()
+            }
+            Structures::CommandSets => {
+                let controller = (command.dword(10) >> 16) as u16;
+                let own = self.task.step(|nvme, _| nvme.identity.controller).await;
+                if controller != own && controller != OWN_CONTROLLER {
+                    return Err(Status::INVALID_FIELD);
+                }
+                identify::command_sets()
             }
             Structures::ActiveNamespaces => self.list(command)?,
             Structures::CommandSetActiveNamespaces => {
@@ -106,20 +91,28 @@ impl AdminQueue {
 }
 
 impl Common {
-    /// ONCS.
-    fn io_commands(&self) -> u16 {
-        let has = |deallocates: bool| u16::from(deallocates) * ONCS_DATASET_MANAGEMENT;
-        let always = ONCS_COMPARE | ONCS_WRITE_ZEROES | ONCS_SELECT | ONCS_VERIFY;
-        has(self.deallocates()) | always
+    /// OACS.
+    fn admin_commands(&self) -> u16 {
+        let offered = ADMIN.offered(|needs| self.has(needs));
+        offered.fold(0, |all, (_, command)| all | command.optional)
     }
 
-    /// Whether every namespace gives space back.
-    pub(crate) fn deallocates(&self) -> bool {
-        self.namespaces.iter().all(|namespace| namespace.limits.deallocate.is_some())
+    /// ONCS.
+    fn io_commands(&self) -> u16 {
+        let commands = IO.offered(|needs| self.has(needs)).map(|(_, command)| command.optional);
+        let features = FEATURES.offered(|needs| self.has(needs));
+        let features = features.map(|(_, feature)| feature.optional());
+        commands.chain(features).fold(ONCS_SELECT, |all, bit| all | bit)
+    }
+
+    /// LPA.
+    fn log_attributes(&self) -> u8 {
+        let offered = PAGES.offered(|needs| self.has(needs));
+        offered.fold(EXTENDED_DATA, |all, (_, page)| all | page.attributes())
     }
 
     fn identify_nvm_controller(&self) -> Structure {
-        let ranges = if self.deallocates() { 255 } else { 0 };
+        let ranges = if self.has(Needs::Deallocation) { 255 } else { 0 };
         identify::nvm_controller(0, ranges, 0)
     }
 }
@@ -138,9 +131,10 @@ impl Nvme {
             id: identity.controller,
             version: VERSION,
             events: OAES_NAMESPACE,
-            admin_commands: 0,
+            admin_commands: common.admin_commands(),
             abort_limit: ABORT_LIMIT,
             event_limit: MAX_EVENT_REQUESTS as u8 - 1,
+            log_attributes: common.log_attributes(),
             error_entries: ERROR_ENTRIES as u8 - 1,
             warning_temperature: WARNING,
             critical_temperature: CRITICAL,

@@ -3,12 +3,13 @@
 use vfiod_sync::lock;
 
 use super::AdminQueue;
+use crate::common::Common;
 use crate::controller::MAX_TRANSFER;
 use crate::features::TEMPERATURE;
 use crate::identity::FIRMWARE;
-use crate::spec::feature::{FEATURES, Feature};
-use crate::spec::log::{self, PAGES, Page, WARNING_READ_ONLY, WARNING_TEMPERATURE};
-use crate::spec::opcode::{ADMIN, Command, IO, Io};
+use crate::spec::feature::{self, FEATURES};
+use crate::spec::log::{PAGES, Page, WARNING_READ_ONLY, WARNING_TEMPERATURE};
+use crate::spec::opcode::{ADMIN, IO};
 use crate::spec::submission::ALL_NAMESPACES;
 use crate::spec::{Outcome, Status, Submission, put, put_text};
 
@@ -19,7 +20,7 @@ impl AdminQueue {
     pub(super) async fn get_log_page(&self, command: &Submission) -> Outcome {
         let dword = command.dword(10);
         let id = dword as u8;
-        let page = log::find(id).ok_or(Status::INVALID_LOG)?;
+        let page = PAGES.find(id, |needs| self.common.has(needs))?;
         let dwords = u64::from(dword >> 16) | u64::from(command.dword(11) & 0xffff) << 16;
         let len = (dwords + 1) * 4;
         let offset = u64::from(command.dword(12)) | u64::from(command.dword(13)) << 32;
@@ -45,7 +46,6 @@ impl AdminQueue {
 
     async fn page(&self, page: Page) -> Vec<u8> {
         match page {
-            Page::SupportedLogPages => supported_pages(),
             Page::ErrorInformation => lock(&self.common.errors).page().as_flattened().to_vec(),
             Page::Smart => {
                 let warns = self.task.step(|nvme, _| nvme.features.temperature_warns()).await;
@@ -65,40 +65,38 @@ impl AdminQueue {
             }
             // None has changed since the controller was made.
             Page::ChangedNamespaces | Page::ManagementEffects => vec![0; 4096],
-            Page::CommandEffects => command_effects(self.common.deallocates()),
-            Page::FeatureEffects => feature_effects(self.common.has_write_cache()),
+            Page::CommandEffects => self.common.command_effects(),
+            Page::FeatureEffects => self.common.feature_effects(),
+            Page::SupportedLogPages => self.common.supported_pages(),
         }
     }
 }
 
-/// Supported Log Pages (5.16.1.1).
-fn supported_pages() -> Vec<u8> {
-    let mut page = vec![0; 1024];
-    PAGES.iter().for_each(|(id, _)| page[4 * usize::from(*id)] = 1);
-    page
+impl Common {
+    /// Supported Log Pages (5.16.1.1).
+    fn supported_pages(&self) -> Vec<u8> {
+        entries(1024, PAGES.offered(|needs| self.has(needs)).map(|(id, _)| (id, 1)))
+    }
+
+    /// Commands Supported and Effects (5.16.1.6): of admin commands, then of I/O commands.
+    fn command_effects(&self) -> Vec<u8> {
+        let admin = ADMIN.offered(|needs| self.has(needs));
+        let io = IO.offered(|needs| self.has(needs));
+        let mut page = entries(1024, admin.map(|(opcode, command)| (opcode, command.effects)));
+        page.extend(entries(3072, io.map(|(opcode, command)| (opcode, command.effects))));
+        page
+    }
+
+    /// Feature Identifiers Supported and Effects (5.16.1).
+    fn feature_effects(&self) -> Vec<u8> {
+        let offered = FEATURES.offered(|needs| self.has(needs));
+        entries(1024, offered.map(|(id, _)| (id, feature::EFFECTS)))
+    }
 }
 
-/// Commands Supported and Effects (5.16.1.6).
-fn command_effects(deallocates: bool) -> Vec<u8> {
-    fn add<C>(page: &mut [u8], command: &Command<C>) {
-        let effects = 1 | u32::from(command.changes_blocks) << 1;
-        put(page, 4 * usize::from(command.opcode), effects.to_le_bytes());
-    }
-    let mut page = vec![0; 4096];
-    let (admin, io) = page.split_at_mut(1024);
-    ADMIN.iter().for_each(|command| add(admin, command));
-    let is_offered =
-        |command: &&Command<Io>| deallocates || command.command != Io::DatasetManagement;
-    IO.iter().filter(is_offered).for_each(|command| add(io, command));
-    page
-}
-
-/// Feature Identifiers Supported and Effects (5.16.1.17): all are the controller's.
-fn feature_effects(write_cache: bool) -> Vec<u8> {
-    let mut page = vec![0; 1024];
-    let is_offered = |feature: Feature| write_cache || feature != Feature::VolatileWriteCache;
-    for (id, _) in FEATURES.iter().filter(|(_, feature)| is_offered(*feature)) {
-        put(&mut page, 4 * usize::from(*id), (1_u32 | 1 << 21).to_le_bytes());
-    }
+/// A page of so many bytes with a dword for each identifier.
+fn entries(len: usize, values: impl Iterator<Item = (u8, u32)>) -> Vec<u8> {
+    let mut page = vec![0; len];
+    values.for_each(|(id, value)| put(&mut page, 4 * usize::from(id), value.to_le_bytes()));
     page
 }

@@ -96,10 +96,8 @@ impl AdminQueue {
     }
 
     async fn perform(&self, command: &Submission) -> Ended {
-        let admin = match opcode::find(opcode::ADMIN, command.opcode()) {
-            Some(admin) => command.check().map(|()| admin),
-            None => Err(Status::INVALID_OPCODE),
-        };
+        let admin = opcode::ADMIN.find(command.opcode(), |needs| self.common.has(needs));
+        let admin = admin.and_then(|admin| command.check().map(|()| admin.command));
         let outcome = match admin {
             Ok(Admin::AsynchronousEventRequest) => match self.request_event(command.id()).await {
                 Ok(()) => return Ended::Silently,
@@ -135,6 +133,16 @@ impl AdminQueue {
         self.reach(async {
             let pieces = prp::pieces(dma, page, command.prps(), bytes.len()).await?;
             transfer::scatter(dma, &pieces, bytes).await
+        })
+        .await
+    }
+
+    /// Takes data of the host.
+    async fn receive(&self, command: &Submission, bytes: &mut [u8]) -> Result<(), Status> {
+        let (dma, page) = (self.task.dma(), self.queues.page);
+        self.reach(async {
+            let pieces = prp::pieces(dma, page, command.prps(), bytes.len()).await?;
+            transfer::gather(dma, &pieces, bytes).await
         })
         .await
     }

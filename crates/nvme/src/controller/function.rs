@@ -15,6 +15,7 @@ use crate::options::NvmeOptions;
 use crate::spec::registers::{
     AQA_WRITABLE, BASE_WRITABLE, DOORBELLS, FATAL, QUEUES, SHUTDOWN, SHUTTING_DOWN, SIZE,
 };
+use crate::timestamp::Timestamp;
 
 /// The device identifier.
 const DEVICE: u16 = 0x7e33;
@@ -116,8 +117,10 @@ impl Model for Nvme {
             common,
             features,
             events,
+            timestamp,
             told_of_sync,
         } = self;
+        *timestamp = Timestamp::reset();
         *told_of_sync = false;
         doorbells.set(None);
         *queues = None;

@@ -17,6 +17,7 @@ use crate::queues::{CompletionQueue, Layout, Queues, SubmissionQueue};
 use crate::spec::registers::{
     CC_WRITABLE, FATAL, QUEUES, READY, SHUT_DOWN, SHUTDOWN, SHUTTING_DOWN, TIMEOUT, admin_entries,
 };
+use crate::timestamp::Timestamp;
 
 impl Nvme {
     /// The host writes CC.
@@ -63,6 +64,7 @@ impl Nvme {
         self.features = Features::default();
         self.features.apply(&self.common);
         self.events = Events::default();
+        self.timestamp = Timestamp::reset();
         self.properties.mask = 0;
         self.properties.status = READY;
         let queues = Arc::new(queues);

@@ -21,6 +21,7 @@ use crate::spec::registers::{
     AQA_WRITABLE, BASE_WRITABLE, CAP, CC_WRITABLE, CRTO, Configuration, FATAL, QUEUES, READY,
     SHUTDOWN, VERSION,
 };
+use crate::timestamp::Timestamp;
 
 /// The interrupt vectors: one for each queue pair.
 pub(crate) const VECTORS: usize = QUEUES;
@@ -72,6 +73,7 @@ pub struct Nvme {
     pub(crate) common: Arc<Common>,
     pub(crate) features: Features,
     pub(crate) events: Events,
+    pub(crate) timestamp: Timestamp,
     /// The host was told that a sync has failed: once.
     pub(crate) told_of_sync: bool,
 }
@@ -94,6 +96,7 @@ impl Nvme {
             common: Arc::new(common),
             features: Features::default(),
             events: Events::default(),
+            timestamp: Timestamp::reset(),
             told_of_sync: false,
         }
     }

@@ -16,6 +16,7 @@ use crate::spec::log::ERROR_LEN;
 use crate::spec::registers::{
     CC_WRITABLE, Configuration, FATAL, LARGEST_PAGE, MAX_ENTRIES, QUEUES, READY, SHUTDOWN,
 };
+use crate::timestamp::Timestamp;
 
 /// Queues by number: serde has no arrays of 65.
 type Table<T> = [[T; 13]; 5];
@@ -37,14 +38,16 @@ vfiod_pci::image! {
         submissions: Table<SubmissionImage>,
         completions: Table<CompletionImage>,
         counters: [u64; COUNTERS],
+        /// What the host's clock is ahead of that of this machine, in milliseconds.
+        timestamp: u64,
         #[serde(with = "hex::serde")]
         errors: [u8; ERROR_LEN * ERROR_ENTRIES],
         /// 1: there are queues.
         has_queues: u32,
         /// 1: the host was told that a sync has failed.
         told_of_sync: u32,
-        /// 0.
-        reserved: u32,
+        /// 1: the host has set its clock.
+        timestamp_is_set: u32,
         /// Of CC: the size of a memory page when it was enabled.
         page: u32,
     }
@@ -256,6 +259,7 @@ impl Save for Nvme {
             common,
             features,
             events,
+            timestamp,
             told_of_sync,
         } = self;
         let (submissions, completions) = save_queues(queues.as_deref());
@@ -268,10 +272,11 @@ impl Save for Nvme {
             submissions,
             completions,
             counters: common.counters.save(),
+            timestamp: timestamp.ahead,
             errors,
             has_queues: queues.is_some().into(),
             told_of_sync: (*told_of_sync).into(),
-            reserved: 0,
+            timestamp_is_set: timestamp.is_set.into(),
             page: queues.as_ref().map_or(0, |queues| queues.page.ilog2() - 12),
         }
     }
@@ -287,7 +292,8 @@ impl Save for Nvme {
             errors,
             has_queues,
             told_of_sync,
-            reserved,
+            timestamp,
+            timestamp_is_set,
             page,
         } = image;
         let mut properties = Properties::power_on();
@@ -304,8 +310,9 @@ impl Save for Nvme {
             1 => ready && page <= LARGEST_PAGE,
             _ => false,
         };
-        if told_of_sync > 1 || reserved != 0 {
-            return Err(bad(format!("told_of_sync {told_of_sync}, reserved {reserved}")));
+        if told_of_sync > 1 || timestamp_is_set > 1 {
+            let what = format!("told_of_sync {told_of_sync}, timestamp_is_set {timestamp_is_set}");
+            return Err(bad(what));
         }
         if !sound || status & SHUTDOWN == SHUTDOWN {
             let cc = properties.configuration & CC_WRITABLE;
@@ -333,6 +340,7 @@ impl Save for Nvme {
         self.features.apply(&self.common);
         self.events = events;
         self.told_of_sync = told_of_sync == 1;
+        self.timestamp = Timestamp { ahead: timestamp, is_set: timestamp_is_set == 1 };
         self.common.counters.restore(counters);
         let (entries, _) = errors.as_chunks::<ERROR_LEN>();
         let mut page = [[0; ERROR_LEN]; ERROR_ENTRIES];

@@ -52,7 +52,7 @@ fn is_logged(status: Status) -> bool {
 
 impl IoQueue {
     async fn perform(&self, command: &Submission) -> Outcome {
-        let io = opcode::find(opcode::IO, command.opcode()).ok_or(Status::INVALID_OPCODE)?;
+        let io = opcode::IO.find(command.opcode(), |needs| self.common.has(needs))?.command;
         command.check()?;
         if io == Io::Flush && command.namespace() == ALL_NAMESPACES {
             for namespace in &self.common.namespaces {

@@ -1,5 +1,8 @@
 //! Features (5.27.1): which there are, and what of them can be changed.
 
+use super::status::Status;
+use super::table::{Needs, Row, Table, refused, row, row_if};
+
 /// Features by their identifiers (figure 317).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Feature {
@@ -13,27 +16,69 @@ pub(crate) enum Feature {
     InterruptVectorConfiguration,
     WriteAtomicityNormal,
     AsynchronousEventConfiguration,
+    Timestamp,
 }
 
-/// The features that there are, by identifier. All can be changed, and none can be saved. The write
-/// cache is there only if a namespace has one.
-pub(crate) const FEATURES: &[(u8, Feature)] = &[
-    (0x01, Feature::Arbitration),
-    (0x02, Feature::PowerManagement),
-    (0x04, Feature::TemperatureThreshold),
-    (0x05, Feature::ErrorRecovery),
-    (0x06, Feature::VolatileWriteCache),
-    (0x07, Feature::NumberOfQueues),
-    (0x08, Feature::InterruptCoalescing),
-    (0x09, Feature::InterruptVectorConfiguration),
-    (0x0a, Feature::WriteAtomicityNormal),
-    (0x0b, Feature::AsynchronousEventConfiguration),
+impl Feature {
+    /// The bit of ONCS (5.17.2.1) that says that it is there; 0: another field does, or it is mandatory.
+    pub(crate) fn optional(self) -> u16 {
+        u16::from(self == Self::Timestamp) << 6
+    }
+}
+
+const ROWS: &[Row<Feature>] = &[
+    row(0x01, "Arbitration", "5.27.1.1", Feature::Arbitration),
+    row(0x02, "Power Management", "5.27.1.2", Feature::PowerManagement),
+    refused(0x03, "LBA Range Type", "NVM 4.1.3.1"),
+    row(0x04, "Temperature Threshold", "5.27.1.3", Feature::TemperatureThreshold),
+    row(0x05, "Error Recovery", "NVM 4.1.3.2", Feature::ErrorRecovery),
+    row_if(
+        0x06,
+        "Volatile Write Cache",
+        "5.27.1.4",
+        Needs::WriteCache,
+        Feature::VolatileWriteCache,
+    ),
+    row(0x07, "Number of Queues", "5.27.1.5", Feature::NumberOfQueues),
+    row(0x08, "Interrupt Coalescing", "5.27.1.6", Feature::InterruptCoalescing),
+    row(0x09, "Interrupt Vector Configuration", "5.27.1.7", Feature::InterruptVectorConfiguration),
+    row(0x0a, "Write Atomicity Normal", "NVM 4.1.3.3", Feature::WriteAtomicityNormal),
+    row(
+        0x0b,
+        "Asynchronous Event Configuration",
+        "5.27.1.8",
+        Feature::AsynchronousEventConfiguration,
+    ),
+    refused(0x0c, "Autonomous Power State Transition", "5.27.1.9"),
+    refused(0x0d, "Host Memory Buffer", "5.27.1.10"),
+    row(0x0e, "Timestamp", "5.27.1.11", Feature::Timestamp),
+    refused(0x0f, "Keep Alive Timer", "5.27.1.12"),
+    refused(0x10, "Host Controlled Thermal Management", "5.27.1.13"),
+    refused(0x11, "Non-Operational Power State Config", "5.27.1.14"),
+    refused(0x12, "Read Recovery Level Config", "5.27.1.15"),
+    refused(0x13, "Predictable Latency Mode Config", "5.27.1.16"),
+    refused(0x14, "Predictable Latency Mode Window", "5.27.1.17"),
+    refused(0x15, "LBA Status Information Report Interval", "NVM 4.1.3.4"),
+    refused(0x16, "Host Behavior Support", "5.27.1.18"),
+    refused(0x17, "Sanitize Config", "5.27.1.19"),
+    refused(0x18, "Endurance Group Event Configuration", "5.27.1.20"),
+    refused(0x19, "I/O Command Set Profile", "5.27.1.21"),
+    refused(0x1a, "Spinup Control", "5.27.1.22"),
+    refused(0x7d, "Enhanced Controller Metadata", "5.27.1.23"),
+    refused(0x7e, "Controller Metadata", "5.27.1.23"),
+    refused(0x7f, "Namespace Metadata", "5.27.1.23"),
+    refused(0x80, "Software Progress Marker", "5.27.1.24"),
+    refused(0x81, "Host Identifier", "5.27.1.25"),
+    refused(0x82, "Reservation Notification Mask", "5.27.1.26"),
+    refused(0x83, "Reservation Persistence", "5.27.1.27"),
+    refused(0x84, "Namespace Write Protection Config", "5.27.1.28"),
 ];
 
-/// The feature of an identifier.
-pub(crate) fn find(id: u8) -> Option<Feature> {
-    FEATURES.iter().find(|(known, _)| *known == id).map(|(_, feature)| *feature)
-}
+/// The features. All that are offered can be changed, and none can be saved.
+pub(crate) const FEATURES: Table<Feature> = Table { refusal: Status::INVALID_FIELD, rows: ROWS };
+
+/// Feature Identifiers Supported and Effects (figure 256): it is supported, and of the controller.
+pub(crate) const EFFECTS: u32 = 1 | 1 << 21;
 
 /// What Get Features asks for (5.15, Select).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -24,6 +24,8 @@ pub(crate) struct Controller<'a> {
     pub(crate) admin_commands: u16,
     pub(crate) abort_limit: u8,
     pub(crate) event_limit: u8,
+    /// LPA.
+    pub(crate) log_attributes: u8,
     pub(crate) error_entries: u8,
     pub(crate) warning_temperature: u16,
     pub(crate) critical_temperature: u16,
@@ -57,8 +59,7 @@ impl Controller<'_> {
         (data[258], data[259]) = (self.abort_limit, self.event_limit);
         // FRMW: one slot, which is read-only.
         data[260] = 1 << 1 | 1;
-        // LPA: command effects, extended data, supported log pages.
-        data[261] = 1 << 1 | 1 << 2 | 1 << 5;
+        data[261] = self.log_attributes;
         data[262] = self.error_entries;
         put(&mut data, 266, self.warning_temperature.to_le_bytes());
         put(&mut data, 268, self.critical_temperature.to_le_bytes());
@@ -77,14 +78,6 @@ impl Controller<'_> {
     }
 }
 
-/// ONCS (5.17.2.1): Compare.
-pub(crate) const ONCS_COMPARE: u16 = 1;
-/// ONCS: Verify.
-pub(crate) const ONCS_VERIFY: u16 = 1 << 7;
-/// ONCS: Dataset Management.
-pub(crate) const ONCS_DATASET_MANAGEMENT: u16 = 1 << 2;
-/// ONCS: Write Zeroes.
-pub(crate) const ONCS_WRITE_ZEROES: u16 = 1 << 3;
 /// ONCS: Save and Select fields of features.
 pub(crate) const ONCS_SELECT: u16 = 1 << 4;
 /// OAES: Namespace Attribute Notices.
@@ -169,6 +162,13 @@ pub(crate) fn descriptors(nguid: &[u8; 16], uuid: &[u8; 16]) -> Structure {
         data[at + 4..at + 4 + id.len()].copy_from_slice(id);
         at += 4 + id.len();
     }
+    data
+}
+
+/// I/O Command Set data structure (5.17.2): one combination, of the NVM command set alone.
+pub(crate) fn command_sets() -> Structure {
+    let mut data = [0; LEN];
+    data[0] = 1;
     data
 }
 

@@ -2,6 +2,7 @@
 
 use super::put;
 use super::status::Status;
+use super::table::{Row, Table, refused, row};
 
 /// Log pages by their identifiers (figure 202).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,22 +18,54 @@ pub(crate) enum Page {
     ManagementEffects,
 }
 
-/// The log pages that there are, by identifier.
-pub(crate) const PAGES: &[(u8, Page)] = &[
-    (0x00, Page::SupportedLogPages),
-    (0x01, Page::ErrorInformation),
-    (0x02, Page::Smart),
-    (0x03, Page::FirmwareSlot),
-    (0x04, Page::ChangedNamespaces),
-    (0x05, Page::CommandEffects),
-    (0x12, Page::FeatureEffects),
-    (0x13, Page::ManagementEffects),
+impl Page {
+    /// The bits of LPA (5.17.2.1) that say that it is there; 0: it is mandatory.
+    pub(crate) fn attributes(self) -> u8 {
+        match self {
+            Self::CommandEffects => 1 << 1,
+            // One bit for three pages, and for the scopes in the Commands Supported and Effects log.
+            Self::SupportedLogPages | Self::FeatureEffects | Self::ManagementEffects => 1 << 5,
+            Self::ErrorInformation | Self::Smart | Self::FirmwareSlot | Self::ChangedNamespaces => {
+                0
+            }
+        }
+    }
+}
+
+/// LPA: Get Log Page takes offsets, and lengths of 32 bits.
+pub(crate) const EXTENDED_DATA: u8 = 1 << 2;
+
+const ROWS: &[Row<Page>] = &[
+    row(0x00, "Supported Log Pages", "5.16.1.1", Page::SupportedLogPages),
+    row(0x01, "Error Information", "5.16.1.2", Page::ErrorInformation),
+    row(0x02, "SMART / Health Information", "5.16.1.3", Page::Smart),
+    row(0x03, "Firmware Slot Information", "5.16.1.4", Page::FirmwareSlot),
+    row(0x04, "Changed Namespace List", "5.16.1.5", Page::ChangedNamespaces),
+    row(0x05, "Commands Supported and Effects", "5.16.1.6", Page::CommandEffects),
+    refused(0x06, "Device Self-test", "5.16.1"),
+    refused(0x07, "Telemetry Host-Initiated", "5.16.1"),
+    refused(0x08, "Telemetry Controller-Initiated", "5.16.1"),
+    refused(0x09, "Endurance Group Information", "5.16.1"),
+    refused(0x0a, "Predictable Latency Per NVM Set", "5.16.1"),
+    refused(0x0b, "Predictable Latency Event Aggregate", "5.16.1"),
+    refused(0x0c, "Asymmetric Namespace Access", "5.16.1"),
+    refused(0x0d, "Persistent Event Log", "5.16.1"),
+    refused(0x0e, "LBA Status Information", "NVM 4.1.4.5"),
+    refused(0x0f, "Endurance Group Event Aggregate", "5.16.1"),
+    refused(0x10, "Media Unit Status", "5.16.1"),
+    refused(0x11, "Supported Capacity Configuration List", "5.16.1"),
+    row(0x12, "Feature Identifiers Supported and Effects", "5.16.1", Page::FeatureEffects),
+    row(0x13, "NVMe-MI Commands Supported and Effects", "5.16.1", Page::ManagementEffects),
+    refused(0x14, "Command and Feature Lockdown", "5.16.1"),
+    refused(0x15, "Boot Partition", "5.16.1"),
+    refused(0x16, "Rotational Media Information", "5.16.1"),
+    refused(0x70, "Discovery", "5.16.1"),
+    refused(0x80, "Reservation Notification", "5.16.1"),
+    refused(0x81, "Sanitize Status", "5.16.1"),
 ];
 
-/// The page of an identifier.
-pub(crate) fn find(id: u8) -> Option<Page> {
-    PAGES.iter().find(|(known, _)| *known == id).map(|(_, page)| *page)
-}
+/// The log pages.
+pub(crate) const PAGES: Table<Page> = Table { refusal: Status::INVALID_LOG, rows: ROWS };
 
 /// Bytes of an entry of the Error Information log.
 pub(crate) const ERROR_LEN: usize = 64;

@@ -4,11 +4,15 @@
 pub(crate) mod completion;
 pub(crate) mod feature;
 pub(crate) mod identify;
+pub(crate) mod identify_list;
 pub(crate) mod log;
 pub(crate) mod opcode;
 pub(crate) mod registers;
 pub(crate) mod status;
+#[cfg(test)]
+pub(crate) mod status_list;
 pub(crate) mod submission;
+pub(crate) mod table;
 
 pub(crate) use completion::Completion;
 pub(crate) use status::{Outcome, Status};

@@ -1,19 +1,32 @@
-//! Opcodes: of admin commands (5) and of I/O commands (NVM command set 3).
-//!
-//! The tables say what there is: Identify, the Commands Supported and Effects log and the dispatch of
-//! commands come from them.
+//! Opcodes: of admin commands (5) and of I/O commands (7, and NVM command set 3).
 
-/// A command of a table.
+use super::status::Status;
+use super::table::{Needs, Row, Table, refused, row, row_if};
+
+/// A command that is offered.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Command<C: 'static> {
-    pub(crate) opcode: u8,
     pub(crate) command: C,
-    /// LBCC: it may change what blocks contain (5.16.1.6).
-    pub(crate) changes_blocks: bool,
+    /// The bit of OACS or ONCS (5.17.2.1) that says that it is there; 0: it is mandatory.
+    pub(crate) optional: u16,
+    /// Its entry of the Commands Supported and Effects log.
+    pub(crate) effects: u32,
 }
 
-const fn row<C>(opcode: u8, command: C, changes_blocks: bool) -> Command<C> {
-    Command { opcode, command, changes_blocks }
+/// Commands Supported and Effects (figure 210): CSUPP.
+const SUPPORTED: u32 = 1;
+/// LBCC: it may change what blocks contain.
+const CHANGES_BLOCKS: u32 = 1 << 1;
+/// CSP: its scope is a namespace, or the controller.
+const OF_NAMESPACE: u32 = 1 << 20;
+const OF_CONTROLLER: u32 = 1 << 21;
+
+const fn admin(command: Admin) -> Command<Admin> {
+    Command { command, optional: 0, effects: SUPPORTED | OF_CONTROLLER }
+}
+
+const fn io(command: Io, optional: u16, effects: u32) -> Command<Io> {
+    Command { command, optional, effects: SUPPORTED | OF_NAMESPACE | effects }
 }
 
 /// Admin commands (figure 138).
@@ -31,21 +44,44 @@ pub(crate) enum Admin {
     AsynchronousEventRequest,
 }
 
-/// The admin commands that there are.
-pub(crate) const ADMIN: &[Command<Admin>] = &[
-    row(0x00, Admin::DeleteSubmissionQueue, false),
-    row(0x01, Admin::CreateSubmissionQueue, false),
-    row(0x02, Admin::GetLogPage, false),
-    row(0x04, Admin::DeleteCompletionQueue, false),
-    row(0x05, Admin::CreateCompletionQueue, false),
-    row(0x06, Admin::Identify, false),
-    row(0x08, Admin::Abort, false),
-    row(0x09, Admin::SetFeatures, false),
-    row(0x0a, Admin::GetFeatures, false),
-    row(0x0c, Admin::AsynchronousEventRequest, false),
+const ADMIN_ROWS: &[Row<Command<Admin>>] = &[
+    row(0x00, "Delete I/O Submission Queue", "5.7", admin(Admin::DeleteSubmissionQueue)),
+    row(0x01, "Create I/O Submission Queue", "5.5", admin(Admin::CreateSubmissionQueue)),
+    row(0x02, "Get Log Page", "5.16", admin(Admin::GetLogPage)),
+    row(0x04, "Delete I/O Completion Queue", "5.6", admin(Admin::DeleteCompletionQueue)),
+    row(0x05, "Create I/O Completion Queue", "5.4", admin(Admin::CreateCompletionQueue)),
+    row(0x06, "Identify", "5.17", admin(Admin::Identify)),
+    row(0x08, "Abort", "5.1", admin(Admin::Abort)),
+    row(0x09, "Set Features", "5.27", admin(Admin::SetFeatures)),
+    row(0x0a, "Get Features", "5.15", admin(Admin::GetFeatures)),
+    row(0x0c, "Asynchronous Event Request", "5.2", admin(Admin::AsynchronousEventRequest)),
+    refused(0x0d, "Namespace Management", "5.23"),
+    refused(0x10, "Firmware Commit", "5.12"),
+    refused(0x11, "Firmware Image Download", "5.13"),
+    refused(0x14, "Device Self-test", "5.8"),
+    refused(0x15, "Namespace Attachment", "5.22"),
+    refused(0x18, "Keep Alive", "5.18"),
+    refused(0x19, "Directive Send", "5.10"),
+    refused(0x1a, "Directive Receive", "5.9"),
+    refused(0x1c, "Virtualization Management", "5.28"),
+    refused(0x1d, "NVMe-MI Send", "5.21"),
+    refused(0x1e, "NVMe-MI Receive", "5.20"),
+    refused(0x20, "Capacity Management", "5.3"),
+    refused(0x24, "Lockdown", "5.19"),
+    refused(0x7c, "Doorbell Buffer Config", "5.11"),
+    refused(0x7f, "Fabrics Commands", "6"),
+    refused(0x80, "Format NVM", "5.14"),
+    refused(0x81, "Security Send", "5.26"),
+    refused(0x82, "Security Receive", "5.25"),
+    refused(0x84, "Sanitize", "5.24"),
+    refused(0x86, "Get LBA Status", "NVM 4.2.1"),
 ];
 
-/// I/O commands (NVM command set, figure 19).
+/// The admin commands.
+pub(crate) const ADMIN: Table<Command<Admin>> =
+    Table { refusal: Status::INVALID_OPCODE, rows: ADMIN_ROWS };
+
+/// I/O commands (figure 390, and NVM command set, figure 19).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Io {
     Flush,
@@ -57,18 +93,33 @@ pub(crate) enum Io {
     Verify,
 }
 
-/// The I/O commands that there are; which of them a disk has, ONCS says.
-pub(crate) const IO: &[Command<Io>] = &[
-    row(0x00, Io::Flush, false),
-    row(0x01, Io::Write, true),
-    row(0x02, Io::Read, false),
-    row(0x05, Io::Compare, false),
-    row(0x08, Io::WriteZeroes, true),
-    row(0x09, Io::DatasetManagement, true),
-    row(0x0c, Io::Verify, false),
+/// ONCS (5.17.2.1).
+const ONCS_COMPARE: u16 = 1;
+const ONCS_DATASET_MANAGEMENT: u16 = 1 << 2;
+const ONCS_WRITE_ZEROES: u16 = 1 << 3;
+const ONCS_VERIFY: u16 = 1 << 7;
+
+const IO_ROWS: &[Row<Command<Io>>] = &[
+    row(0x00, "Flush", "7.1", io(Io::Flush, 0, 0)),
+    row(0x01, "Write", "NVM 3.2.6", io(Io::Write, 0, CHANGES_BLOCKS)),
+    row(0x02, "Read", "NVM 3.2.4", io(Io::Read, 0, 0)),
+    refused(0x04, "Write Uncorrectable", "NVM 3.2.7"),
+    row(0x05, "Compare", "NVM 3.2.1", io(Io::Compare, ONCS_COMPARE, 0)),
+    row(0x08, "Write Zeroes", "NVM 3.2.8", io(Io::WriteZeroes, ONCS_WRITE_ZEROES, CHANGES_BLOCKS)),
+    row_if(
+        0x09,
+        "Dataset Management",
+        "NVM 3.2.3",
+        Needs::Deallocation,
+        io(Io::DatasetManagement, ONCS_DATASET_MANAGEMENT, CHANGES_BLOCKS),
+    ),
+    row(0x0c, "Verify", "NVM 3.2.5", io(Io::Verify, ONCS_VERIFY, 0)),
+    refused(0x0d, "Reservation Register", "7.3"),
+    refused(0x0e, "Reservation Report", "7.5"),
+    refused(0x11, "Reservation Acquire", "7.2"),
+    refused(0x15, "Reservation Release", "7.4"),
+    refused(0x19, "Copy", "NVM 3.2.2"),
 ];
 
-/// The command of an opcode.
-pub(crate) fn find<C: Copy>(table: &[Command<C>], opcode: u8) -> Option<C> {
-    table.iter().find(|command| command.opcode == opcode).map(|command| command.command)
-}
+/// The I/O commands.
+pub(crate) const IO: Table<Command<Io>> = Table { refusal: Status::INVALID_OPCODE, rows: IO_ROWS };

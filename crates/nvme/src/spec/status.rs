@@ -52,6 +52,7 @@ impl Status {
     pub(crate) const INVALID_LOG: Self = specific(0x09);
     pub(crate) const INVALID_QUEUE_DELETION: Self = specific(0x0c);
     pub(crate) const FEATURE_NOT_SAVEABLE: Self = specific(0x0d);
+    pub(crate) const FEATURE_NOT_OF_NAMESPACE: Self = specific(0x0f);
 
     pub(crate) const WRITE_FAULT: Self = media(0x80);
     /// Unrecovered Read Error.

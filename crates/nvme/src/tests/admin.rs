@@ -52,7 +52,7 @@ fn identify_of_what_is_not_there() {
     ] {
         assert_eq!(host.identify(cns, namespace), expected, "CNS {cns}, NSID {namespace:#x}");
     }
-    let offered = [0, 1, 2, 3, 5, 6, 7, 8];
+    let offered = [0, 1, 2, 3, 5, 6, 7, 8, 0x1c];
     for cns in (0..=255).filter(|cns| !offered.contains(cns)) {
         assert_eq!(host.identify(cns, 1), Err(0x02), "CNS {cns:#x}");
     }
@@ -85,7 +85,7 @@ fn every_opcode_that_is_not_offered_is_invalid() {
 }
 
 fn get(feature: u32, select: u32) -> Command {
-    Command::new(10).set(10, select << 8 | feature)
+    Command::new(10).set(10, select << 8 | feature).prps(DATA, 0)
 }
 
 fn set(feature: u32, value: u32) -> Command {
@@ -135,7 +135,7 @@ fn features_have_defaults_and_values_until_a_reset() {
 fn features_and_values_that_are_not_offered_are_invalid() {
     let mut host = Host::new(nvme());
     // A disk in memory has no volatile cache.
-    let offered = [1, 2, 4, 5, 7, 8, 9, 0xa, 0xb];
+    let offered = [1, 2, 4, 5, 7, 8, 9, 0xa, 0xb, 0xe];
     let effects = host.log(0x12, 1024).unwrap();
     for feature in 0..=255 {
         let known = offered.contains(&feature);

@@ -1,6 +1,7 @@
 //! Tests of the controller, by a host in process.
 
 mod admin;
+mod documents;
 mod enable;
 mod events;
 mod io;
@@ -8,6 +9,8 @@ mod options;
 mod queues;
 mod rig;
 mod saved;
+mod statuses;
+mod table;
 
 use vfiod_testing::Driver;
 

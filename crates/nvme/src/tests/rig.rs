@@ -317,6 +317,14 @@ pub(super) fn create_sq(id: usize, entries: u32, at: u64, completions: usize) ->
 pub(super) struct Held {
     disk: Arc<Memory>,
     state: Mutex<State>,
+    tells: Mutex<Tells>,
+}
+
+/// What a disk says of itself.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Tells {
+    pub(super) deallocate: bool,
+    pub(super) volatile: bool,
 }
 
 #[derive(Default)]
@@ -336,7 +344,13 @@ impl std::fmt::Debug for State {
 impl Held {
     pub(super) fn new() -> Arc<Self> {
         let disk = Memory::new(BLOCKS * 512).unwrap();
-        Arc::new(Self { disk, state: Mutex::default() })
+        let tells = Mutex::new(Tells { deallocate: true, volatile: true });
+        Arc::new(Self { disk, state: Mutex::default(), tells })
+    }
+
+    /// What it says of itself; before it is used.
+    pub(super) fn tell(&self, tells: Tells) {
+        *self.tells.lock().unwrap() = tells;
     }
 
     /// Holds requests back from now on, or not.
@@ -375,7 +389,10 @@ impl Held {
 
 impl Backend for Held {
     fn limits(&self) -> Limits {
-        Limits { volatile: true, max_range: 64 << 10, ..self.disk.limits() }
+        let Tells { deallocate, volatile } = *self.tells.lock().unwrap();
+        let limits = self.disk.limits();
+        let deallocate = limits.deallocate.filter(|_| deallocate);
+        Limits { volatile, max_range: 64 << 10, deallocate, ..limits }
     }
 
     fn connect(self: Arc<Self>, _runtime: &Runtime) -> Result<Arc<dyn Channel>> {

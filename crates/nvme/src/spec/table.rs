@@ -1,0 +1,95 @@
+//! What of the specifications there is. Each kind of thing that a host can ask for has one table: admin and
+//! I/O commands (`opcode`), features (`feature`), log pages (`log`), data structures of Identify
+//! (`identify_list`); `status` has what a command can end with.
+//!
+//! A table has a row for each identifier that the specifications assign, offered or not. The dispatch of
+//! commands, what Identify and the log pages tell of the controller, `docs/nvme.md` and the test that sends
+//! every identifier come from the same rows.
+
+use super::status::Status;
+
+/// What one disk can do, and another one cannot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Needs {
+    /// Blocks can be given back.
+    Deallocation,
+    /// What was written may be lost until it is flushed.
+    WriteCache,
+}
+
+/// Whether the controller offers something.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Offer<T> {
+    Always(T),
+    /// If all disks can do this.
+    If(Needs, T),
+    /// It is refused as if the specifications did not have it.
+    Never,
+}
+
+/// An identifier that the specifications assign.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Row<T: 'static> {
+    pub(crate) id: u8,
+    /// The specifications' name.
+    #[cfg_attr(not(test), expect(dead_code, reason = "for docs/nvme.md, which a test makes"))]
+    pub(crate) name: &'static str,
+    /// Where it is; of the base specification, unless another one is named.
+    #[cfg_attr(not(test), expect(dead_code, reason = "for docs/nvme.md, which a test makes"))]
+    pub(crate) section: &'static str,
+    pub(crate) offer: Offer<T>,
+}
+
+/// All identifiers of one kind.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Table<T: 'static> {
+    /// What a command ends with that asks for something that is not offered.
+    pub(crate) refusal: Status,
+    /// By identifier.
+    pub(crate) rows: &'static [Row<T>],
+}
+
+impl<T: Copy> Table<T> {
+    /// What an identifier stands for; `has` says what the disks can do.
+    ///
+    /// # Errors
+    /// The table's refusal: it is not offered.
+    pub(crate) fn find(&self, id: u8, has: impl Fn(Needs) -> bool) -> Result<T, Status> {
+        self.offered(has).find(|(known, _)| *known == id).map(|(_, what)| what).ok_or(self.refusal)
+    }
+
+    /// What is offered, by identifier.
+    pub(crate) fn offered(&self, has: impl Fn(Needs) -> bool) -> impl Iterator<Item = (u8, T)> {
+        self.rows.iter().filter_map(move |row| match row.offer {
+            Offer::Always(what) => Some((row.id, what)),
+            Offer::If(needs, what) => has(needs).then_some((row.id, what)),
+            Offer::Never => None,
+        })
+    }
+}
+
+/// A row of what is offered.
+pub(crate) const fn row<T: Copy>(
+    id: u8,
+    name: &'static str,
+    section: &'static str,
+    what: T,
+) -> Row<T> {
+    Row { id, name, section, offer: Offer::Always(what) }
+}
+
+/// A row of what is offered if the disks can do it.
+pub(crate) const fn row_if<T: Copy>(
+    id: u8,
+    name: &'static str,
+    section: &'static str,
+    needs: Needs,
+    what: T,
+) -> Row<T> {
+    Row { id, name, section, offer: Offer::If(needs, what) }
+}
+
+/// A row of what is not offered.
+pub(crate) const fn refused<T: Copy>(id: u8, name: &'static str, section: &'static str) -> Row<T> {
+    Row { id, name, section, offer: Offer::Never }
+}

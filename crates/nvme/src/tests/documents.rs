@@ -1,0 +1,75 @@
+//! `docs/nvme.md` has what the tables of `spec` say.
+
+use std::fmt::Write as _;
+
+use crate::spec::Status;
+use crate::spec::feature::FEATURES;
+use crate::spec::identify_list::STRUCTURES;
+use crate::spec::log::PAGES;
+use crate::spec::opcode::{ADMIN, IO};
+use crate::spec::status_list::STATUSES;
+use crate::spec::table::{Needs, Offer, Table};
+
+/// The specifications' name of a status.
+fn name(status: Status) -> &'static str {
+    let find = STATUSES.iter().find(|row| row.given == Some(status));
+    find.map(|row| row.name).expect("the list of statuses has it")
+}
+
+/// A table in Markdown, under a title.
+fn markdown<T>(title: &str, identifier: &str, table: &Table<T>) -> String {
+    let mut text =
+        format!("## {title}\n| {identifier} | | section | |\n| --- | --- | --- | --- |\n");
+    let refusal = name(table.refusal);
+    for row in table.rows {
+        let offer = match row.offer {
+            Offer::Always(_) => "tested".to_owned(),
+            Offer::If(Needs::Deallocation, _) => {
+                format!("tested; where a disk gives no space back refused: {refusal}")
+            }
+            Offer::If(Needs::WriteCache, _) => {
+                format!("tested; where no disk has a write cache refused: {refusal}")
+            }
+            Offer::Never => format!("refused: {refusal}"),
+        };
+        _ = writeln!(text, "| {:02X}h | {} | {} | {offer} |", row.id, row.name, row.section);
+    }
+    _ = writeln!(text, "| all others | reserved, or a vendor's | | refused: {refusal} |");
+    text
+}
+
+fn statuses() -> String {
+    let mut text =
+        "## Statuses\n| type | code | | | retry |\n| --- | --- | --- | --- | --- |\n".to_owned();
+    for row in STATUSES {
+        let (offer, retry) = match row.given {
+            Some(status) if status == Status::SUCCESS => ("tested", ""),
+            Some(status) if status.0 & 1 << 14 != 0 => ("tested", "no"),
+            Some(_) => ("tested", "yes"),
+            None => ("not given", ""),
+        };
+        let (kind, code) = (row.code >> 8, row.code & 0xff);
+        _ = writeln!(text, "| {kind} | {code:02X}h | {} | {offer} | {retry} |", row.name);
+    }
+    text
+}
+
+#[test]
+fn tables_of_what_is_offered_are_current() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/nvme.md");
+    let document = std::fs::read_to_string(path).unwrap_or_default();
+    let tables = [
+        markdown("Admin commands", "opcode", &ADMIN),
+        markdown("I/O commands", "opcode", &IO),
+        markdown("Features", "identifier", &FEATURES),
+        markdown("Log pages", "identifier", &PAGES),
+        markdown("Data structures of Identify", "CNS", &STRUCTURES),
+        statuses(),
+    ];
+    let missing: Vec<&String> = tables.iter().filter(|table| !document.contains(*table)).collect();
+    let texts = missing.iter().map(|table| table.as_str()).collect::<Vec<_>>().join("\n");
+    assert!(
+        missing.is_empty(),
+        "docs/nvme.md does not have these tables, of crates/nvme/src/spec:\n{texts}"
+    );
+}
