@@ -67,6 +67,10 @@ fn stat_of_memory(fd: BorrowedFd<'_>) -> Result<Option<Stat>> {
     match fcntl_get_seals(fd) {
         Ok(_) => Ok(Some(fstat(fd).map_err(cannot_look)?)),
         Err(Errno::INVAL) => Ok(None),
+        Err(Errno::BADF) => {
+            let what = "a descriptor for DMA must be an open file, which one with O_PATH is not";
+            Err(Error::new(Errno::BADF, what))
+        }
         Err(errno) => Err(cannot_look(errno)),
     }
 }

@@ -139,6 +139,21 @@ pub(crate) fn failed(access: Access, iova: u64) -> Error {
             Errno::FAULT,
             format!("the client's file does not reach to what is mapped at {iova:#x}"),
         ),
+        Access::Missing => Error::new(
+            Errno::FAULT,
+            format!(
+                "the client's file does not reach to what is mapped at {iova:#x}, or the kernel has no \
+                 page for it: a free huge page (vm.nr_hugepages), or room in its tmpfs"
+            ),
+        ),
+        Access::NoMemory => Error::new(
+            Errno::FAULT,
+            format!(
+                "the kernel has no page for what is missing in the client's file at {iova:#x}: no huge \
+                 page is free (vm.nr_hugepages), its tmpfs is full, or the daemon may not have more \
+                 memory"
+            ),
+        ),
         Access::ReadOnly => Error::new(
             Errno::ACCESS,
             format!("the client's file behind {iova:#x} is not open for writing"),

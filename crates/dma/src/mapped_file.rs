@@ -353,9 +353,9 @@ impl MappedFile {
             tries = if address > highest { 0 } else { tries + 1 };
             highest = highest.max(address | (sparse.page() - 1));
             if tries == TRIES {
-                return Err(Access::Gone);
+                return Err(Access::still_missing(sparse));
             }
-            sparse.fill(address, end).map_err(|_| Access::Gone)?;
+            sparse.fill(address, end).map_err(Access::of_fill)?;
             let done = self.copied(address, offset);
             let rest = &src[done..];
             // SAFETY: within the mapping, as `offset` and `src` were given to `write`.
@@ -377,15 +377,19 @@ impl MappedFile {
         mut fault: Fault,
         access: impl Fn() -> Result<R, Fault>,
     ) -> Result<R, Access> {
-        for _ in 0..TRIES {
+        let mut tries = 0;
+        loop {
             let (sparse, address) = self.hole(fault)?;
-            sparse.fill(address, address + 1).map_err(|_| Access::Gone)?;
+            if tries == TRIES {
+                return Err(Access::still_missing(sparse));
+            }
+            tries += 1;
+            sparse.fill(address, address + 1).map_err(Access::of_fill)?;
             match access() {
                 Ok(value) => return Ok(value),
                 Err(again) => fault = again,
             }
         }
-        Err(Access::Gone)
     }
 
     /// What is missing at a fault, if it may be a hole that is kept.
@@ -566,6 +570,10 @@ fn last_errno() -> Errno {
 pub(crate) enum Access {
     /// Outside the mapping, or cut off by the peer.
     Gone,
+    /// Cut off by the peer, or the kernel has no memory for it: it does not say which.
+    Missing,
+    /// The kernel has no memory to fill a hole with.
+    NoMemory,
     /// The file is not open for writing.
     ReadOnly,
     /// An atomic access that is not aligned to its size.
@@ -574,10 +582,23 @@ pub(crate) enum Access {
     Unsupported,
 }
 
+impl Access {
+    /// Why a hole could not be filled.
+    fn of_fill(errno: Errno) -> Self {
+        if errno == Errno::NOMEM { Self::NoMemory } else { Self::Gone }
+    }
+
+    /// What is missing although it was filled again and again: the client makes a hole of it each time.
+    /// Where no huge page is free, the kernel says that there is one already (seen with 6.18).
+    fn still_missing(sparse: &Sparse) -> Self {
+        if sparse.is_huge() { Self::NoMemory } else { Self::Gone }
+    }
+}
+
 impl From<Fault> for Access {
     fn from(fault: Fault) -> Self {
         match fault {
-            Fault::Missing(_) => Self::Gone,
+            Fault::Missing(_) => Self::Missing,
             Fault::Unsupported => Self::Unsupported,
         }
     }

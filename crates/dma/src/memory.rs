@@ -295,7 +295,9 @@ fn ended() -> Error {
 fn failed(access: Access) -> Error {
     let what = match access {
         // Its file is sealed: nobody can cut it, so this can only be the offset.
-        Access::Gone | Access::ReadOnly => "an access outside the shared memory",
+        Access::Gone | Access::Missing | Access::ReadOnly => "an access outside the shared memory",
+        // Its holes are not kept, so that none is filled by hand.
+        Access::NoMemory => "an access to shared memory that cannot be had",
         Access::Misaligned => "an atomic access that is not aligned",
         Access::Unsupported => "an atomic access that this architecture does not have",
     };

@@ -45,6 +45,11 @@ impl Sparse {
         Ok(Self { fd: fd.clone(), start, kind, page })
     }
 
+    /// Whether the file has huge pages.
+    pub(crate) fn is_huge(&self) -> bool {
+        self.kind == MemoryKind::Huge
+    }
+
     /// Bytes that are there or missing together: a power of two.
     pub(crate) fn page(&self) -> usize {
         self.page

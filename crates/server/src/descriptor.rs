@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use rustix::fs::readlink;
+use rustix::fs::{OFlags, fcntl_getfl, readlink};
 use vfiod_core::{Errno, Error};
 use vfiod_protocol::Request;
 use vfiod_quota::{Charge, Exceeded, Payer, Resource};
@@ -157,16 +157,20 @@ impl Drop for Descriptor {
     }
 }
 
-/// Whether a descriptor stands for something that has or had a path: not a socket, and nothing that
+/// Whether a descriptor stands for an open file that has or had a path: not a socket, and nothing that
 /// can hold one. `false` without `/proc`.
 fn has_path(fd: &OwnedFd) -> bool {
+    if fcntl_getfl(fd).is_ok_and(|flags| flags.contains(OFlags::PATH)) {
+        return false;
+    }
     let name = readlink(format!("/proc/self/fd/{}", fd.as_raw_fd()), Vec::new());
     name.is_ok_and(|name| name.as_bytes().starts_with(b"/"))
 }
 
 #[cfg(all(test, not(any(loom, shuttle))))]
 mod tests {
-    use rustix::event::epoll;
+    use rustix::event::{EventfdFlags, epoll, eventfd};
+    use rustix::fs::Mode;
     use rustix::process::{PidfdFlags, getpid, pidfd_open};
     use vfiod_quota::{Ledger, Limits, User};
 
@@ -184,9 +188,19 @@ mod tests {
         let socket = || std::os::unix::net::UnixStream::pair().unwrap().0.into();
         let epoll = || epoll::create(epoll::CreateFlags::CLOEXEC).unwrap();
         let pidfd = || pidfd_open(getpid(), PidfdFlags::empty()).unwrap();
+        let event = || eventfd(0, EventfdFlags::CLOEXEC).unwrap();
+        // It names the same file, but no call on the file works.
+        let path_of = |fd: OwnedFd| {
+            let name = format!("/proc/self/fd/{}", fd.as_raw_fd());
+            rustix::fs::open(name, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap()
+        };
+        let (path_of_event, path_of_memory) = (|| path_of(event()), || path_of(memory()));
         type Make<'a> = &'a dyn Fn() -> OwnedFd;
-        let makes: [(Make<'_>, bool, bool); 5] = [
+        let makes: [(Make<'_>, bool, bool); 8] = [
             (&memory, true, true),
+            (&event, true, true),
+            (&path_of_event, false, false),
+            (&path_of_memory, false, false),
             (&disk, false, true),
             (&socket, false, false),
             (&epoll, false, false),

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::readlink;
+use rustix::fs::{OFlags, fcntl_getfl, readlink};
 use rustix::io::{Errno, ReadWriteFlags, preadv2, write};
 use vfiod_quota::{Charge, Payer, Resource, SlowCalls};
 
@@ -169,16 +169,23 @@ impl AsFd for EventFd {
     }
 }
 
-/// Whether a descriptor is an eventfd. Asks nobody but the kernel, and so never waits.
+/// Whether a descriptor is an eventfd that can be signalled. Asks nobody but the kernel, and so never
+/// waits.
 ///
-/// By its name in `/proc`. Without `/proc`, a timerfd and a signalfd pass, too: no call on them can
+/// By its name in `/proc`, which a descriptor with `O_PATH` has as well: every read and write of that
+/// fails. Without `/proc`, a timerfd and a signalfd pass, too: no call on them can
 /// wait for another process either.
 pub fn is_eventfd(fd: impl AsFd) -> bool {
     let fd = fd.as_fd();
     match readlink(format!("/proc/self/fd/{}", fd.as_raw_fd()), Vec::new()) {
-        Ok(name) => name.as_bytes() == b"anon_inode:[eventfd]",
+        Ok(name) => name.as_bytes() == b"anon_inode:[eventfd]" && !is_path(fd),
         Err(_) => refuses_short_reads(fd),
     }
+}
+
+/// Whether a descriptor only names a file (`O_PATH`).
+fn is_path(fd: BorrowedFd<'_>) -> bool {
+    fcntl_getfl(fd).is_ok_and(|flags| flags.contains(OFlags::PATH))
 }
 
 /// Whether a read without waiting of less than a counter is malformed. Of a file whose reads can wait
@@ -317,6 +324,10 @@ mod tests {
             assert_eq!(EventFd::new(fd, None).unwrap_err().errno(), Errno::INVAL);
         }
         let event = eventfd(7, EventfdFlags::empty()).unwrap();
+        let name = format!("/proc/self/fd/{}", event.as_raw_fd());
+        let path = rustix::fs::open(name, OFlags::PATH, rustix::fs::Mode::empty()).unwrap();
+        assert!(!refuses_short_reads(path.as_fd()));
+        assert_eq!(EventFd::new(path, None).unwrap_err().errno(), Errno::INVAL, "O_PATH");
         assert!(is_eventfd(&event) && refuses_short_reads(event.as_fd()));
         assert_eq!(drain(&event), Ok(true), "its counter was not taken");
     }

@@ -223,8 +223,45 @@ fn what_a_client_makes_a_hole_of_again_is_read_and_written_right() {
     });
 }
 
+/// One test at a time has huge pages.
+static HUGE_PAGES: std::sync::Mutex<()> = std::sync::Mutex::new(());
+
+/// On a machine without huge pages, too: a file of them can be made and mapped.
+#[test]
+fn write_without_a_free_huge_page_says_so() {
+    let _all = HUGE_PAGES.lock();
+    let count = |name| {
+        let path = format!("/sys/kernel/mm/hugepages/hugepages-2048kB/{name}");
+        let count = std::fs::read_to_string(path).ok()?;
+        count.trim().parse::<u64>().ok()
+    };
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB;
+    let pages = count("nr_hugepages").zip(count("nr_overcommit_hugepages"));
+    let (Some((there, more)), Ok(fd)) = (pages, memfd_create("dma-no-huge", flags)) else {
+        eprintln!("SKIPPED: needs a kernel with pages of 2 MiB");
+        return;
+    };
+    let len = (there + more + 1) * 2 * MIB;
+    ftruncate(&fd, len).unwrap();
+    let (device, memory) = (TestDevice::new(), Memory(fd));
+    map(&device, &memory, 0, len, 0);
+    let mut pages = (0..len).step_by(2 << 20);
+    let refused = pages.find_map(|page| device.write(page, &[1]).err()).expect("too few pages");
+    assert_eq!(refused.errno(), Errno::FAULT);
+    assert!(refused.message().contains("vm.nr_hugepages"), "{refused}");
+    let refused = device.store(len - 8, 1u64, Ordering::SeqCst).unwrap_err();
+    assert!(refused.message().contains("vm.nr_hugepages"), "{refused}");
+    let mut at = [9];
+    if kept() {
+        // What is only read takes none.
+        device.read(len - 1, &mut at).unwrap();
+        assert_eq!(at, [0]);
+    }
+}
+
 #[test]
 fn holes_of_huge_pages_stay() {
+    let _all = HUGE_PAGES.lock();
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB;
     let free = std::fs::read_to_string("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages");
     let free = free.ok().and_then(|free| free.trim().parse().ok()).unwrap_or(0);
