@@ -7,11 +7,18 @@ use vfiod_sync::{Mutex, lock};
 pub(crate) trait Raise: Send + Sync {
     /// Sets the condition behind a vector: sends a message if it is true, and moves the pin.
     fn set(&self, vector: u16, active: bool);
+
+    /// Whether the host uses the pin, and so has to see each condition fall.
+    fn is_pin(&self) -> bool;
 }
 
 impl Raise for vfiod_pci::Interrupts {
     fn set(&self, vector: u16, active: bool) {
         vfiod_pci::Interrupts::set(self, vector.into(), active);
+    }
+
+    fn is_pin(&self) -> bool {
+        !self.uses_messages()
     }
 }
 

@@ -68,6 +68,13 @@ impl Interrupts {
         Interrupt { interrupts: self.clone(), vector }
     }
 
+    /// Whether the client has set up messages, MSI-X or MSI; otherwise interrupts are by INTx.
+    pub fn uses_messages(&self) -> bool {
+        let is_enabled =
+            |vectors: &[IrqVector]| vectors.first().is_some_and(IrqVector::is_index_enabled);
+        is_enabled(&self.inner.msix) || is_enabled(&self.inner.msi)
+    }
+
     /// The vector that a message goes to; `None` where the guest uses no messages, or the
     /// function has no such vector.
     fn message(&self, vector: u32) -> Option<&IrqVector> {

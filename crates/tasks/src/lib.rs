@@ -10,6 +10,7 @@ pub mod contain;
 mod coop;
 #[cfg(not(shuttle))]
 mod descriptor;
+pub mod event_index;
 #[cfg(all(test, shuttle))]
 mod model;
 mod parker;

@@ -5,6 +5,7 @@ mod features;
 mod identify;
 mod logs;
 mod queues;
+mod shadow;
 
 use std::sync::Arc;
 
@@ -17,6 +18,7 @@ use crate::common::Common;
 use crate::controller::{MAX_TRANSFER, Nvme};
 use crate::prp;
 use crate::queues::Queues;
+use crate::queues::completion::Reserved;
 use crate::queues::serve::{Ended, Execute, Running};
 use crate::spec::opcode::{self, Admin};
 use crate::spec::{Completion, Outcome, Status, Submission};
@@ -59,10 +61,16 @@ impl Execute for AdminQueue {
             .await;
         loop {
             // A place first: what is taken off the list is posted.
-            if admin.completions.reserve(1) == 0 {
+            let host = self.queues.host(self.task.dma());
+            let reserved = admin.completions.reserve(host, 1);
+            if reserved.as_ref().is_ok_and(|reserved| reserved.wakes) {
+                self.queues.ring_all();
+            }
+            match reserved {
+                Ok(Reserved { count: 1, .. }) => {}
                 // The task looks again when the host has taken an entry.
-                self.queues.keep_events();
-                return;
+                Ok(_) => return self.queues.keep_events(),
+                Err(_) => return self.task.step(|nvme, _| nvme.fail(&self.queues)).await,
             }
             let next = self.task.step(|nvme, _| nvme.events.next());
             let Some((id, outcome)) = next.await else {
@@ -77,9 +85,7 @@ impl Execute for AdminQueue {
                 status: outcome.err().unwrap_or(Status::SUCCESS),
             };
             let posted = self.reach(async {
-                let (vectors, interrupts) = (&self.queues.vectors, &self.queues.interrupts);
-                let (queue, completion) = (&admin.completions, [completion]);
-                let posted = queue.post(self.task.dma(), &completion, vectors, interrupts);
+                let posted = admin.completions.post(host, std::slice::from_ref(&completion));
                 posted.await.map_err(|_| Status::INTERNAL)
             });
             if posted.await.is_err() {
@@ -112,6 +118,7 @@ impl AdminQueue {
             Ok(Admin::SetFeatures) => self.set_features(command).await,
             Ok(Admin::GetFeatures) => self.get_features(command).await,
             Ok(Admin::Abort) => self.abort(command).await,
+            Ok(Admin::DoorbellBufferConfig) => self.configure_doorbell_buffers(command),
             Err(status) => Err(status),
         };
         Ended::With(outcome)

@@ -62,6 +62,8 @@ impl AdminQueue {
                 if self.queues.completion(id).is_some() {
                     return Err(Status::INVALID_QUEUE_IDENTIFIER);
                 }
+                let set = |pages| queue.set_pages(self.task.dma(), pages, id);
+                self.queues.with_pages(set).map_err(|_| Status::DATA_TRANSFER)?;
                 // What was rung before means another queue.
                 forget_rings(cx, [2 * id + 1]);
                 self.queues.add_completion(id, queue);
@@ -85,6 +87,8 @@ impl AdminQueue {
                 let completions = completions.ok_or(Status::INVALID_COMPLETION_QUEUE)?;
                 let (id, number) = (id as u16, completion_queue as u16);
                 let queue = SubmissionQueue::new(id, (base, entries), number, completions);
+                let set = |pages| queue.set_pages(self.task.dma(), pages);
+                self.queues.with_pages(set).map_err(|_| Status::DATA_TRANSFER)?;
                 nvme.start_queue(cx, &self.queues, Arc::new(queue));
                 Ok(0)
             })

@@ -11,7 +11,8 @@ use crate::admin::MAX_EVENT_REQUESTS;
 use crate::admin::events::{Events, PENDING, TYPES};
 use crate::common::{COUNTERS, ERROR_ENTRIES};
 use crate::features::Features;
-use crate::queues::{CompletionQueue, Layout, Queues, SubmissionQueue};
+use crate::queues::doorbell::Moved;
+use crate::queues::{CompletionQueue, Doorbell, Layout, Pages, Queues, SubmissionQueue};
 use crate::spec::log::ERROR_LEN;
 use crate::spec::registers::{
     CC_WRITABLE, Configuration, FATAL, LARGEST_PAGE, MAX_ENTRIES, QUEUES, READY, SHUTDOWN,
@@ -26,6 +27,8 @@ const _: () = assert!(13 * 5 == QUEUES);
 const PHASE: u32 = 1;
 /// The completion queue has a vector.
 const HAS_VECTOR: u32 = 2;
+/// No page: this is the address of none.
+const NO_PAGE: u64 = u64::MAX;
 /// No request.
 const NONE: u32 = u32::MAX;
 
@@ -50,6 +53,9 @@ vfiod_pci::image! {
         timestamp_is_set: u32,
         /// Of CC: the size of a memory page when it was enabled.
         page: u32,
+        /// The pages of shadow doorbells and of event indices; [`NO_PAGE`]: there are none.
+        shadow_doorbells: u64,
+        event_indices: u64,
     }
 
     /// A submission queue. No entries: there is none.
@@ -60,6 +66,7 @@ vfiod_pci::image! {
         head: u32,
         tail: u32,
         completion_queue: u32,
+        moved: MovedImage,
     }
 
     /// A completion queue. No entries: there is none.
@@ -71,7 +78,17 @@ vfiod_pci::image! {
         tail: u32,
         vector: u32,
         flags: u32,
+        /// 0.
         zero: u32,
+        moved: MovedImage,
+    }
+
+    /// How a doorbell has come to its value: how far it is past what was written to the register, and what
+    /// its page of shadow doorbells had.
+    #[derive(Copy)]
+    pub struct MovedImage {
+        lag: u32,
+        seen: u32,
     }
 
     /// Requests for events, and events.
@@ -87,35 +104,69 @@ fn bad(what: String) -> Error {
     Error::new(Errno::INVAL, what)
 }
 
+impl MovedImage {
+    const NOT: Self = Self { lag: 0, seen: 0 };
+
+    fn save(doorbell: &Doorbell) -> Self {
+        let Moved { lag, seen } = doorbell.moved();
+        Self { lag, seen }
+    }
+
+    /// A doorbell that has come so far: the `bell`th.
+    fn restored(&self, queues: &Queues, ring: (u32, u32), bell: usize) -> Result<Doorbell> {
+        let Self { lag, seen } = *self;
+        let pages = queues.pages();
+        if lag > ring.0 || (pages.is_none() && (lag, seen) != (0, 0)) {
+            return Err(bad(format!(
+                "doorbell {bell}: {lag} past its register, {seen} in its page"
+            )));
+        }
+        let pages = pages.map(|pages| (pages, bell));
+        Ok(Doorbell::restored(ring, Moved { lag, seen }, pages))
+    }
+}
+
 impl SubmissionImage {
-    const ABSENT: Self = Self { base: 0, entries: 0, head: 0, tail: 0, completion_queue: 0 };
+    const ABSENT: Self =
+        Self { base: 0, entries: 0, head: 0, tail: 0, completion_queue: 0, moved: MovedImage::NOT };
 
     fn save(queue: &SubmissionQueue) -> Self {
+        let tail = queue.tail();
         Self {
             base: queue.base,
             entries: queue.entries,
             head: queue.head(),
-            tail: queue.tail(),
+            tail: tail.value(),
             completion_queue: queue.completion_queue.into(),
+            moved: MovedImage::save(&tail),
         }
     }
 
     fn restored(&self, id: usize, queues: &Queues) -> Result<SubmissionQueue> {
-        let Self { base, entries, head, tail, completion_queue } = *self;
+        let Self { base, entries, head, tail, completion_queue, moved } = *self;
         check_ring(&format!("submission queue {id}"), queues, base, entries, &[head, tail])?;
         let completions = queues.completion(completion_queue as usize);
         let is_own = (completion_queue == 0) == (id == 0);
         let completions = completions.filter(|_| is_own).ok_or_else(|| {
             bad(format!("submission queue {id}: completion queue {completion_queue} is not there"))
         })?;
+        let tail = moved.restored(queues, (entries, tail), 2 * id)?;
         let (id, number) = (id as u16, completion_queue as u16);
         Ok(SubmissionQueue::restored(id, (base, entries), number, completions, (head, tail)))
     }
 }
 
 impl CompletionImage {
-    const ABSENT: Self =
-        Self { base: 0, entries: 0, head: 0, tail: 0, vector: 0, flags: 0, zero: 0 };
+    const ABSENT: Self = Self {
+        base: 0,
+        entries: 0,
+        head: 0,
+        tail: 0,
+        vector: 0,
+        flags: 0,
+        zero: 0,
+        moved: MovedImage::NOT,
+    };
 
     fn save(queue: &CompletionQueue) -> Self {
         let state = queue.state();
@@ -124,22 +175,24 @@ impl CompletionImage {
         Self {
             base,
             entries,
-            head: state.head,
+            head: state.head.value(),
             tail: state.tail,
             vector: vector.unwrap_or(0).into(),
             flags: (u32::from(state.phase) * PHASE) | has_vector,
             zero: 0,
+            moved: MovedImage::save(&state.head),
         }
     }
 
     fn restored(&self, id: usize, queues: &Queues) -> Result<CompletionQueue> {
-        let Self { base, entries, head, tail, vector, flags, zero } = *self;
+        let Self { base, entries, head, tail, vector, flags, zero, moved } = *self;
         check_ring(&format!("completion queue {id}"), queues, base, entries, &[head, tail])?;
         if vector as usize >= VECTORS || flags & !(PHASE | HAS_VECTOR) != 0 || zero != 0 {
             return Err(bad(format!("completion queue {id}: vector {vector}, flags {flags:#x}")));
         }
         let vector = (flags & HAS_VECTOR != 0).then_some(vector as u16);
         let layout = Layout { base, entries, vector };
+        let head = moved.restored(queues, (entries, head), 2 * id + 1)?;
         Ok(CompletionQueue::restored(layout, head, tail, flags & PHASE != 0))
     }
 }
@@ -263,6 +316,7 @@ impl Save for Nvme {
             told_of_sync,
         } = self;
         let (submissions, completions) = save_queues(queues.as_deref());
+        let pages = queues.as_ref().and_then(|queues| queues.pages());
         let mut errors = [0; ERROR_LEN * ERROR_ENTRIES];
         errors.copy_from_slice(lock(&common.errors).page().as_flattened());
         NvmeImage {
@@ -278,6 +332,8 @@ impl Save for Nvme {
             told_of_sync: (*told_of_sync).into(),
             timestamp_is_set: timestamp.is_set.into(),
             page: queues.as_ref().map_or(0, |queues| queues.page.ilog2() - 12),
+            shadow_doorbells: pages.map_or(NO_PAGE, |pages| pages.doorbells),
+            event_indices: pages.map_or(NO_PAGE, |pages| pages.events),
         }
     }
 
@@ -295,6 +351,8 @@ impl Save for Nvme {
             timestamp,
             timestamp_is_set,
             page,
+            shadow_doorbells,
+            event_indices,
         } = image;
         let mut properties = Properties::power_on();
         properties.restore_registers(properties_image)?;
@@ -314,12 +372,22 @@ impl Save for Nvme {
             let what = format!("told_of_sync {told_of_sync}, timestamp_is_set {timestamp_is_set}");
             return Err(bad(what));
         }
+        let pages = Pages { doorbells: shadow_doorbells, events: event_indices };
+        let no_pages = (shadow_doorbells, event_indices) == (NO_PAGE, NO_PAGE);
+        let is_aligned = |at: u64| at.is_multiple_of(4096 << page.min(LARGEST_PAGE));
+        let aligned = is_aligned(shadow_doorbells) && is_aligned(event_indices);
+        if !no_pages && (has_queues != 1 || !aligned || shadow_doorbells == event_indices) {
+            return Err(bad(format!("shadow doorbells that cannot be: {pages:x?}")));
+        }
         if !sound || status & SHUTDOWN == SHUTDOWN {
             let cc = properties.configuration & CC_WRITABLE;
             return Err(bad(format!("CC {cc:#x} with CSTS {status:#x} and queues: {has_queues}")));
         }
         let queues = if has_queues == 1 {
             let queues = new_queues(Configuration(page << 7), cx.interrupts());
+            if !no_pages {
+                queues.restore_pages(pages);
+            }
             restore_queues(&queues, &submissions, &completions)?;
             queues.vectors.restore_mask(properties.mask);
             if status & SHUTDOWN != 0 {

@@ -5,11 +5,12 @@
 //! then raises the interrupt. So no two write one place, and no entry is written over one that the host
 //! has not taken.
 
-use vfiod_core::Result;
-use vfiod_core::dma::{Attachment, Reach};
+use vfiod_core::dma::{Attachment, Batch, Reach};
+use vfiod_core::{Errno, Result};
 use vfiod_sync::atomic::Ordering;
 use vfiod_sync::{Mutex, lock};
 
+use super::doorbell::{Doorbell, InvalidValue, Pages};
 use crate::spec::Completion;
 use crate::spec::completion::{BEFORE_PHASE, LEN};
 use crate::vectors::{Raise, Vectors};
@@ -30,11 +31,19 @@ pub(crate) struct CompletionQueue {
     state: Mutex<State>,
 }
 
+/// What a queue reaches its host by.
+#[derive(Clone, Copy)]
+pub(crate) struct Host<'a> {
+    pub(crate) dma: &'a Attachment,
+    pub(crate) vectors: &'a Vectors,
+    pub(crate) raise: &'a dyn Raise,
+}
+
 /// How far a queue has come.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct State {
-    /// The next entry that the host takes.
-    pub(crate) head: u32,
+    /// Its doorbell: the next entry that the host takes.
+    pub(crate) head: Doorbell,
     /// The next place that is written.
     pub(crate) tail: u32,
     /// The phase tag of an entry that is written there.
@@ -50,41 +59,102 @@ pub(crate) struct State {
 /// A place that was taken, and its phase tag.
 pub(crate) type Place = (u64, bool);
 
-/// A doorbell's value is none of the queue.
+/// Places that were reserved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct InvalidValue;
+pub(crate) struct Reserved {
+    pub(crate) count: u32,
+    /// The host has taken entries: others that wait for places are to look.
+    pub(crate) wakes: bool,
+}
 
 impl CompletionQueue {
     pub(crate) fn new(layout: Layout) -> Self {
-        Self::restored(layout, 0, 0, true)
+        Self::restored(layout, Doorbell::new(layout.entries, 0), 0, true)
     }
 
     /// A queue that has come so far.
-    pub(crate) fn restored(layout: Layout, head: u32, tail: u32, phase: bool) -> Self {
-        let signalled = head != tail;
+    pub(crate) fn restored(layout: Layout, head: Doorbell, tail: u32, phase: bool) -> Self {
+        let signalled = head.value() != tail;
         let state = State { head, tail, phase, reserved: 0, awaited: false, signalled };
         Self { layout, state: Mutex::new(state) }
     }
 
     /// How far it has come.
     pub(crate) fn state(&self) -> State {
-        *lock(&self.state)
+        lock(&self.state).clone()
     }
 
     fn used(&self, state: &State) -> u32 {
-        (state.tail + self.layout.entries - state.head) % self.layout.entries
+        (state.tail + self.layout.entries - state.head.value()) % self.layout.entries
     }
 
-    /// Reserves up to `most` places; returns how many. If there are fewer, the caller is among those
-    /// whom [`CompletionQueue::set_head`] says are to look again.
-    pub(crate) fn reserve(&self, most: u32) -> u32 {
+    /// Reserves up to `most` places. If there are fewer, the caller is among those who are to look again
+    /// when the host has taken entries: [`CompletionQueue::set_head`] and this say when. The host is asked
+    /// to write the register then.
+    ///
+    /// # Errors
+    /// Those of the memory of shadow doorbells.
+    pub(crate) fn reserve(&self, host: Host<'_>, most: u32) -> Result<Reserved> {
         let mut state = lock(&self.state);
-        // One entry is left free: a full queue could not be told from an empty one (3.3.1.2).
-        let free = self.layout.entries - 1 - self.used(&state) - state.reserved;
-        let reserved = free.min(most);
-        state.reserved += reserved;
-        state.awaited |= reserved < most;
-        reserved
+        let others = std::mem::take(&mut state.awaited);
+        let (mut count, mut moved) = (0, false);
+        loop {
+            // One entry is left free: a full queue could not be told from an empty one (3.3.1.2).
+            let free = self.layout.entries - 1 - self.used(&state) - state.reserved;
+            let more = free.min(most - count);
+            state.reserved += more;
+            count += more;
+            if count == most {
+                break;
+            }
+            state.awaited = true;
+            if !self.follow(&mut state, host)? {
+                break;
+            }
+            moved = true;
+        }
+        state.awaited = count < most || (others && !moved);
+        Ok(Reserved { count, wakes: others && moved })
+    }
+
+    /// Looks how far the host has come, and asks it to tell what there is to know: that it has taken any
+    /// entry, if somebody waits for places; that it has taken the last one, if the pin is to fall then.
+    /// Returns whether it has taken entries.
+    fn follow(&self, state: &mut State, host: Host<'_>) -> Result<bool> {
+        let mut moved = false;
+        loop {
+            let (entries, limit) = (self.layout.entries, self.used(state));
+            let follows_pin = limit > 0 && self.layout.vector.is_some() && host.raise.is_pin();
+            let event = match () {
+                () if state.awaited => Some(state.head.value()),
+                () if follows_pin => Some((state.tail + entries - 1) % entries),
+                () => None,
+            };
+            let looked = match event {
+                Some(event) => state.head.ask(host.dma, event, limit),
+                None => state.head.look(host.dma, limit),
+            };
+            match looked {
+                Ok(true) => {
+                    moved = true;
+                    self.taken(state, host);
+                }
+                Ok(false) => return Ok(moved),
+                // The host lets the device reach no memory for now.
+                Err(error) if error.errno() == Errno::PERM => return Ok(moved),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// The host has taken entries: with the last one its interrupt falls.
+    fn taken(&self, state: &mut State, host: Host<'_>) {
+        if state.head.value() == state.tail
+            && std::mem::take(&mut state.signalled)
+            && let Some(vector) = self.layout.vector
+        {
+            host.vectors.taken(host.raise, vector);
+        }
     }
 
     /// Gives reserved places back. Returns whether somebody waits for them.
@@ -105,7 +175,9 @@ impl CompletionQueue {
     }
 
     fn next(&self, state: &mut State) -> Place {
-        let place = (self.layout.base + u64::from(state.tail) * LEN as u64, state.phase);
+        // Past the end of all memory nothing can be written.
+        let at = self.layout.base.saturating_add(u64::from(state.tail) * LEN as u64);
+        let place = (at, state.phase);
         state.reserved -= 1;
         state.tail += 1;
         if state.tail == self.layout.entries {
@@ -117,60 +189,64 @@ impl CompletionQueue {
     /// Writes completions, for each of which a place is reserved, then interrupts.
     ///
     /// # Errors
-    /// Those of the memory: the host waits for an entry that does not come.
-    pub(crate) async fn post(
-        &self,
-        dma: &Attachment,
-        completions: &[Completion],
-        vectors: &Vectors,
-        raise: &dyn Raise,
-    ) -> Result<()> {
-        for (place, completion) in self.take(completions.len()).iter().zip(completions) {
-            let (bytes, last) = completion.encode(place.1);
-            if !write_mapped(dma, place.0, &bytes, last)? {
-                dma.write(place.0, &bytes).await?;
-                dma.write(place.0 + BEFORE_PHASE as u64, &last.to_le_bytes()).await?;
-            }
+    /// Those of the memory: the host waits for an entry that does not come, or is not heard any more.
+    pub(crate) async fn post(&self, host: Host<'_>, completions: &[Completion]) -> Result<()> {
+        let places = self.take(completions.len());
+        let all = || places.iter().copied().zip(completions);
+        let written = write_mapped(host.dma, all())?;
+        for ((place, phase), completion) in all().skip(written) {
+            let (bytes, last) = completion.encode(phase);
+            host.dma.write(place, &bytes).await?;
+            host.dma.write(place.saturating_add(BEFORE_PHASE as u64), &last.to_le_bytes()).await?;
         }
-        self.signal(vectors, raise);
-        Ok(())
+        self.signal(host)
     }
 
     /// Interrupts, unless the host has taken all entries already.
-    fn signal(&self, vectors: &Vectors, raise: &dyn Raise) {
-        let Some(vector) = self.layout.vector else { return };
+    fn signal(&self, host: Host<'_>) -> Result<()> {
+        let Some(vector) = self.layout.vector else { return Ok(()) };
         let mut state = lock(&self.state);
-        if state.head == state.tail {
-            return;
+        if state.head.has_pages() && host.raise.is_pin() {
+            self.follow(&mut state, host)?;
         }
-        let first = !std::mem::replace(&mut state.signalled, true);
-        vectors.entries(raise, vector, first);
+        if state.head.value() != state.tail {
+            let first = !std::mem::replace(&mut state.signalled, true);
+            host.vectors.entries(host.raise, vector, first);
+        }
+        Ok(())
     }
 
-    /// The host has taken entries up to `head`. Returns whether somebody waits for places.
+    /// The host has written the register: it has taken entries up to `head`. Returns whether those who wait
+    /// for places are to look again.
     ///
     /// # Errors
     /// The value is past the end, or past the last entry.
-    pub(crate) fn set_head(
-        &self,
-        head: u32,
-        vectors: &Vectors,
-        raise: &dyn Raise,
-    ) -> Result<bool, InvalidValue> {
+    pub(crate) fn set_head(&self, host: Host<'_>, head: u32) -> Result<bool, InvalidValue> {
         let mut state = lock(&self.state);
-        let entries = self.layout.entries;
-        if head >= entries || (head + entries - state.head) % entries > self.used(&state) {
-            return Err(InvalidValue);
-        }
-        let moved = state.head != head;
-        state.head = head;
-        if head == state.tail
-            && std::mem::take(&mut state.signalled)
-            && let Some(vector) = self.layout.vector
-        {
-            vectors.taken(raise, vector);
-        }
-        Ok(moved && std::mem::take(&mut state.awaited))
+        let limit = self.used(&state);
+        let moved = state.head.write(host.dma, head, limit)?;
+        self.taken(&mut state, host);
+        let wakes = moved && std::mem::take(&mut state.awaited);
+        // Where its page cannot be reached, a queue's task finds that out.
+        let moved = self.follow(&mut state, host).unwrap_or(false);
+        Ok(wakes | (moved && std::mem::take(&mut state.awaited)))
+    }
+
+    /// Whether the host has stored a value that is none of the queue, since this was asked last.
+    pub(crate) fn take_invalid(&self) -> bool {
+        lock(&self.state).head.take_invalid()
+    }
+
+    /// From now on its doorbell, the one of queue `id`, is in these pages, too.
+    ///
+    /// # Errors
+    /// Those of the memory.
+    pub(crate) fn set_pages(&self, dma: &Attachment, pages: Pages, id: usize) -> Result<()> {
+        lock(&self.state).head.set_pages(dma, pages, 2 * id + 1)
+    }
+
+    pub(crate) fn end_pages(&self) {
+        lock(&self.state).head.end_pages();
     }
 
     /// The queue ends: its vector knows of no entries of it any more.
@@ -182,12 +258,22 @@ impl CompletionQueue {
     }
 }
 
-/// Whether the entry was written, its phase tag last; otherwise the memory is reached by message.
-fn write_mapped(dma: &Attachment, at: u64, bytes: &[u8; BEFORE_PHASE], last: u32) -> Result<bool> {
-    let mut batch = dma.batch()?;
-    if batch.write(at, bytes)? == Reach::Message {
-        return Ok(false);
+/// Writes entries as long as their memory is mapped, the phase tag of each last. Returns how many.
+fn write_mapped<'a>(
+    dma: &Attachment,
+    entries: impl Iterator<Item = (Place, &'a Completion)>,
+) -> Result<usize> {
+    let (mut batch, mut written): (Batch<'_>, usize) = (dma.batch()?, 0);
+    for ((place, phase), completion) in entries {
+        let (bytes, last) = completion.encode(phase);
+        if batch.write(place, &bytes)? == Reach::Message {
+            break;
+        }
+        let at = place.saturating_add(BEFORE_PHASE as u64);
+        if batch.store(at, last.to_le(), Ordering::SeqCst)? == Reach::Message {
+            break;
+        }
+        written += 1;
     }
-    let stored = batch.store(at + BEFORE_PHASE as u64, last.to_le(), Ordering::SeqCst)?;
-    Ok(stored == Reach::Mapped)
+    Ok(written)
 }

@@ -1,6 +1,7 @@
 //! The queues of a controller that is enabled (3.3), and the doorbells (PCIe transport 3.1.2).
 
 pub(crate) mod completion;
+pub(crate) mod doorbell;
 pub(crate) mod serve;
 pub(crate) mod submission;
 #[cfg(test)]
@@ -8,14 +9,16 @@ mod tests;
 
 use std::sync::Arc;
 
-use vfiod_core::DataPath;
 use vfiod_core::dma::Attachment;
+use vfiod_core::{DataPath, Result};
 use vfiod_pci::Interrupts;
 use vfiod_sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use vfiod_sync::{Mutex, lock};
 use vfiod_tasks::Waiters;
 
-pub(crate) use self::completion::{CompletionQueue, InvalidValue, Layout};
+pub(crate) use self::completion::{CompletionQueue, Host, Layout};
+use self::doorbell::InvalidValue;
+pub(crate) use self::doorbell::{Doorbell, Pages};
 pub(crate) use self::submission::SubmissionQueue;
 use crate::spec::registers::QUEUES;
 use crate::vectors::Vectors;
@@ -39,6 +42,8 @@ pub(crate) struct Queues {
     /// No command is read until the controller is disabled: it is shut down.
     closed: AtomicBool,
     changed: Waiters,
+    /// The pages of shadow doorbells, if the host has set them (5.11).
+    pages: Mutex<Option<Pages>>,
     /// Commands that were read and have not completed.
     commands: AtomicU32,
     /// Doorbell errors that the host has not been told of.
@@ -60,6 +65,7 @@ impl Queues {
             paused: AtomicBool::new(false),
             closed: AtomicBool::new(false),
             changed: Waiters::new(),
+            pages: Mutex::new(None),
             commands: AtomicU32::new(0),
             invalid_register: AtomicBool::new(false),
             invalid_value: AtomicBool::new(false),
@@ -93,6 +99,7 @@ impl Queues {
     pub(crate) fn remove_completion(&self, id: usize) {
         let queue = lock(&self.completions[id]).take();
         if let Some(queue) = queue {
+            queue.end_pages();
             queue.end(&self.vectors, &self.interrupts);
         }
     }
@@ -100,6 +107,57 @@ impl Queues {
     /// The submission queues that there are.
     pub(crate) fn all_submissions(&self) -> impl Iterator<Item = Arc<SubmissionQueue>> {
         self.submissions.iter().filter_map(|queue| lock(queue).clone())
+    }
+
+    /// The completion queues that there are, with their numbers.
+    fn all_completions(&self) -> impl Iterator<Item = (usize, Arc<CompletionQueue>)> {
+        let queue = |(id, queue): (usize, &Mutex<Option<_>>)| Some((id, lock(queue).clone()?));
+        self.completions.iter().enumerate().filter_map(queue)
+    }
+
+    /// What completion queues reach the host by.
+    pub(crate) fn host<'a>(&'a self, dma: &'a Attachment) -> Host<'a> {
+        Host { dma, vectors: &self.vectors, raise: &self.interrupts }
+    }
+
+    /// The pages of shadow doorbells.
+    pub(crate) fn pages(&self) -> Option<Pages> {
+        *lock(&self.pages)
+    }
+
+    /// From now on the doorbells of all queues are in these pages, too; not if the work is to end.
+    ///
+    /// # Errors
+    /// Those of the memory.
+    pub(crate) fn set_pages(&self, dma: &Attachment, pages: Pages) -> Result<()> {
+        let mut own = lock(&self.pages);
+        if self.is_stopped() {
+            return Ok(());
+        }
+        *own = Some(pages);
+        self.all_submissions().try_for_each(|queue| queue.set_pages(dma, pages))?;
+        self.all_completions().try_for_each(|(id, queue)| queue.set_pages(dma, pages, id))
+    }
+
+    /// Lets `set` set the pages of a queue that is being created, if there are any.
+    ///
+    /// # Errors
+    /// Those of `set`.
+    pub(crate) fn with_pages(&self, set: impl FnOnce(Pages) -> Result<()>) -> Result<()> {
+        let own = lock(&self.pages);
+        own.filter(|_| !self.is_stopped()).map_or(Ok(()), set)
+    }
+
+    /// What was restored.
+    pub(crate) fn restore_pages(&self, pages: Pages) {
+        *lock(&self.pages) = Some(pages);
+    }
+
+    /// The pages of shadow doorbells are the host's again. When this returns nobody reads or writes them.
+    fn end_pages(&self) {
+        *lock(&self.pages) = None;
+        self.all_submissions().for_each(|queue| queue.end_pages());
+        self.all_completions().for_each(|(_, queue)| queue.end_pages());
     }
 
     /// Whether there are I/O queues.
@@ -112,9 +170,10 @@ impl Queues {
         self.all_submissions().for_each(|queue| queue.bell.ring(None));
     }
 
-    /// Ends the work: tasks finish what they have begun, and post nothing more.
+    /// Ends the work: tasks finish what they have begun, and post nothing more. Shadow doorbells end.
     pub(crate) fn stop(&self) {
         self.stopped.store(true, Ordering::SeqCst);
+        self.end_pages();
         self.changed.wake_all();
         self.ring_all();
     }
@@ -177,13 +236,12 @@ impl Queues {
     }
 
     /// A doorbell was written: those of submission queues have even numbers.
-    fn doorbell(&self, bell: usize, value: u32) {
+    fn doorbell(&self, dma: &Attachment, bell: usize, value: u32) {
         let result = if bell.is_multiple_of(2) {
-            self.submission(bell / 2).map(|queue| queue.set_tail(value))
+            self.submission(bell / 2).map(|queue| queue.set_tail(dma, value))
         } else {
             self.completion(bell / 2).map(|queue| {
-                let awaited = queue.set_head(value, &self.vectors, &self.interrupts)?;
-                if awaited {
+                if queue.set_head(self.host(dma), value)? {
                     self.ring_all();
                 }
                 Ok(())
@@ -195,17 +253,25 @@ impl Queues {
             None => &self.invalid_register,
         };
         event.store(true, Ordering::SeqCst);
+        self.ring_admin();
+    }
+
+    fn ring_admin(&self) {
         if let Some(admin) = self.submission(0) {
             admin.bell.ring(None);
         }
     }
 
+    /// A page of shadow doorbells had a value that is none of its queue.
+    pub(crate) fn notice_invalid_value(&self) {
+        self.invalid_value.store(true, Ordering::SeqCst);
+        self.ring_admin();
+    }
+
     /// Lets the admin queue look whether events can be posted.
     pub(crate) fn notice_events(&self) {
         self.keep_events();
-        if let Some(admin) = self.submission(0) {
-            admin.bell.ring(None);
-        }
+        self.ring_admin();
     }
 
     /// The admin queue is to look for events when it is rung next.
@@ -246,11 +312,11 @@ impl Doorbells {
 }
 
 impl DataPath for Doorbells {
-    fn doorbell(&self, bell: usize, value: Option<u64>, _dma: &Attachment) {
+    fn doorbell(&self, bell: usize, value: Option<u64>, dma: &Attachment) {
         let queues = lock(&self.queues).clone();
         // Doorbells have no eventfds, so that the value is known.
         if let (Some(queues), Some(value)) = (queues, value) {
-            queues.doorbell(bell, value as u32);
+            queues.doorbell(dma, bell, value as u32);
         }
     }
 }

@@ -6,10 +6,11 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::future::FutureExt;
 use futures_util::stream::{FuturesUnordered, StreamExt};
-use vfiod_core::Errno;
+use vfiod_core::{Errno, Result};
 use vfiod_pci::Task;
 use vfiod_tasks::race;
 
@@ -19,6 +20,11 @@ use crate::spec::{Completion, Outcome, Submission};
 
 /// The most commands that are read at once.
 const BATCH: u32 = 32;
+/// How often a queue that has nothing to do looks at its shadow doorbell before it asks to be told: some ten
+/// microseconds.
+const LOOKS: u32 = 200;
+/// How long a queue waits before it looks whether the host lets the device reach memory again.
+const FORBIDDEN: Duration = Duration::from_millis(10);
 
 /// What becomes of a command.
 pub(crate) enum Ended {
@@ -68,27 +74,43 @@ pub(crate) async fn serve(
         if ends && running.is_empty() {
             return;
         }
+        let mut next = Next::Wait;
         if !ends && queues.is_reading() {
             execute.events().await;
-            match read(&task, &queues, &queue).await {
-                Ok(commands) => execute.execute_all(commands, &mut |command| running.push(command)),
+            let read = read(&task, &queues, &queue).await.and_then(|(commands, next)| {
+                execute.execute_all(commands, &mut |command| running.push(command));
+                match next {
+                    Next::Wait => prepare(&task, &queues, &queue, running.is_empty()),
+                    next => Ok(next),
+                }
+            });
+            next = match read {
+                Ok(next) => next,
                 Err(error) => {
                     let (queue, error) = (queue.id, error.to_string());
                     fail(&task, &queues, queue, "cannot read commands", &error).await;
                     continue;
                 }
-            }
+            };
         }
         if running.is_empty() {
             pause(&task, &queues).await;
-            queue.bell.wait().await;
+            match next {
+                Next::Read => {}
+                Next::Wait => _ = queue.bell.wait().await,
+                Next::Poll(time) => race(task.task().sleep(time), rung(&queue)).await,
+            }
             continue;
         }
-        let rung = async {
-            queue.bell.wait_for(|| queue.bell.is_rung().then_some(())).await;
+        let woken = async {
+            match next {
+                Next::Read => {}
+                Next::Wait => rung(&queue).await,
+                Next::Poll(time) => race(task.task().sleep(time), rung(&queue)).await,
+            }
             None
         };
-        if let Some(first) = race(running.next(), rung).await {
+        if let Some(first) = race(running.next(), woken).await {
             let mut ended = vec![first];
             while let Some(Some(next)) = running.next().now_or_never() {
                 ended.push(next);
@@ -96,6 +118,44 @@ pub(crate) async fn serve(
             post(&task, &queues, &queue, ended).await;
         }
     }
+}
+
+/// What a task does when it has read what there was.
+enum Next {
+    /// It reads again.
+    Read,
+    /// It waits for the bell.
+    Wait,
+    /// It reads again after this time, or when the bell rings.
+    Poll(Duration),
+}
+
+async fn rung(queue: &SubmissionQueue) {
+    queue.bell.wait_for(|| queue.bell.is_rung().then_some(())).await;
+}
+
+/// Gets ready to wait when all was read. A queue with a shadow doorbell asks the host to ring; one that has
+/// nothing to do looks for a while before.
+fn prepare(
+    task: &Task<Nvme>,
+    queues: &Queues,
+    queue: &SubmissionQueue,
+    is_idle: bool,
+) -> Result<Next> {
+    if !queue.has_pages() {
+        return Ok(Next::Wait);
+    }
+    for _ in 0..if is_idle { LOOKS } else { 0 } {
+        if queue.look(task.dma())? || queue.bell.is_rung() {
+            return Ok(Next::Read);
+        }
+        std::hint::spin_loop();
+    }
+    let is_new = queue.ask(task.dma())?;
+    if queue.take_invalid() {
+        queues.notice_invalid_value();
+    }
+    Ok(if is_new { Next::Read } else { Next::Wait })
 }
 
 /// Ends the task if the device is to quiesce; it has nothing under way.
@@ -107,34 +167,52 @@ async fn pause(task: &Task<Nvme>, queues: &Queues) {
     }
 }
 
-/// Reads the next commands, as many as have a place for their completions.
+/// Reads the next commands, as many as have a place for their completions, and says what comes then.
 async fn read(
     task: &Task<Nvme>,
     queues: &Queues,
     queue: &SubmissionQueue,
-) -> vfiod_core::Result<Vec<Submission>> {
-    let most = queue.waiting().min(BATCH);
+) -> Result<(Vec<Submission>, Next)> {
+    let nothing = |next| Ok((Vec::new(), next));
+    match queue.look(task.dma()) {
+        Ok(_) => {}
+        Err(error) if error.errno() == Errno::PERM => return nothing(Next::Poll(FORBIDDEN)),
+        Err(error) => return Err(error),
+    }
+    let waiting = queue.waiting();
+    let most = waiting.min(BATCH);
     if most == 0 {
-        return Ok(Vec::new());
+        return nothing(Next::Wait);
     }
     let count = queues.begin(most);
-    let reserved = queue.completions.reserve(count);
-    queues.end(count - reserved);
-    if reserved == 0 {
-        return Ok(Vec::new());
+    let reserved = queue.completions.reserve(queues.host(task.dma()), count);
+    let places = reserved.as_ref().map_or(0, |reserved| reserved.count);
+    queues.end(count - places);
+    if reserved?.wakes {
+        queues.ring_all();
     }
-    let commands = race(async { Some(queue.read(task.dma(), reserved).await) }, async {
+    if queue.completions.take_invalid() {
+        queues.notice_invalid_value();
+    }
+    if places == 0 {
+        return nothing(Next::Wait);
+    }
+    let commands = race(async { Some(queue.read(task.dma(), places).await) }, async {
         queues.stop_requested().await;
         None
     });
     let result = match commands.await {
-        Some(Ok(commands)) => return Ok(commands),
-        // The host lets the device reach no memory: it rings again when it does.
-        Some(Err(error)) if error.errno() != Errno::PERM => Err(error),
-        _ => Ok(Vec::new()),
+        Some(Ok(commands)) => {
+            let reads_on = waiting > BATCH && places == BATCH;
+            return Ok((commands, if reads_on { Next::Read } else { Next::Wait }));
+        }
+        // The host lets the device reach no memory for now.
+        Some(Err(error)) if error.errno() == Errno::PERM => nothing(Next::Poll(FORBIDDEN)),
+        Some(Err(error)) => Err(error),
+        None => nothing(Next::Wait),
     };
-    queues.end(reserved);
-    if queue.completions.release(reserved) {
+    queues.end(places);
+    if queue.completions.release(places) {
         queues.ring_all();
     }
     result
@@ -165,10 +243,7 @@ async fn post(
     }
     if !queues.is_stopped() && !completions.is_empty() {
         let posted = race(
-            async {
-                let interrupts = &queues.interrupts;
-                queue.completions.post(task.dma(), &completions, &queues.vectors, interrupts).await
-            },
+            async { queue.completions.post(queues.host(task.dma()), &completions).await },
             async {
                 queues.stop_requested().await;
                 Ok(())

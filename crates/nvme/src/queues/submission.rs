@@ -5,9 +5,11 @@ use std::sync::Arc;
 use vfiod_core::Result;
 use vfiod_core::dma::{Attachment, Reach};
 use vfiod_sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use vfiod_sync::{Mutex, lock};
 use vfiod_tasks::Bell;
 
-use super::completion::{CompletionQueue, InvalidValue};
+use super::completion::CompletionQueue;
+use super::doorbell::{Doorbell, InvalidValue, Pages};
 use crate::spec::Submission;
 use crate::spec::submission::LEN;
 
@@ -24,8 +26,8 @@ pub(crate) struct SubmissionQueue {
     pub(crate) bell: Bell,
     /// The next command that is read.
     head: AtomicU32,
-    /// The value of its doorbell.
-    tail: AtomicU32,
+    /// Its doorbell: how far the host has submitted commands.
+    tail: Mutex<Doorbell>,
     deleted: AtomicBool,
 }
 
@@ -36,7 +38,8 @@ impl SubmissionQueue {
         completion_queue: u16,
         completions: Arc<CompletionQueue>,
     ) -> Self {
-        Self::restored(id, (base, entries), completion_queue, completions, (0, 0))
+        let tail = Doorbell::new(entries, 0);
+        Self::restored(id, (base, entries), completion_queue, completions, (0, tail))
     }
 
     /// A queue that has come so far.
@@ -45,7 +48,7 @@ impl SubmissionQueue {
         (base, entries): (u64, u32),
         completion_queue: u16,
         completions: Arc<CompletionQueue>,
-        (head, tail): (u32, u32),
+        (head, tail): (u32, Doorbell),
     ) -> Self {
         Self {
             id,
@@ -55,7 +58,7 @@ impl SubmissionQueue {
             completion_queue,
             bell: Bell::new(),
             head: AtomicU32::new(head),
-            tail: AtomicU32::new(tail),
+            tail: Mutex::new(tail),
             deleted: AtomicBool::new(false),
         }
     }
@@ -64,29 +67,79 @@ impl SubmissionQueue {
         self.head.load(Ordering::Acquire)
     }
 
-    pub(crate) fn tail(&self) -> u32 {
-        self.tail.load(Ordering::Acquire)
+    /// Its doorbell, as it is now.
+    pub(crate) fn tail(&self) -> Doorbell {
+        lock(&self.tail).clone()
     }
 
-    /// The host has submitted commands up to `tail`.
+    /// How far the doorbell can move: all entries but one can be in use (3.3.1.2). Its task moves the head
+    /// forwards at the same time, which makes this more.
+    fn limit(&self, tail: &Doorbell) -> u32 {
+        self.entries - 1 - self.unread(tail)
+    }
+
+    fn unread(&self, tail: &Doorbell) -> u32 {
+        (tail.value() + self.entries - self.head()) % self.entries
+    }
+
+    /// The host has written the register: it has submitted commands up to `tail`.
     ///
     /// # Errors
     /// The value is past the end, or before what was submitted already.
-    pub(crate) fn set_tail(&self, tail: u32) -> Result<(), InvalidValue> {
-        // Its task moves the head forwards at the same time, which makes what was submitted less.
-        let head = self.head();
-        let distance = |to: u32| (to + self.entries - head) % self.entries;
-        if tail >= self.entries || distance(tail) < distance(self.tail()) {
-            return Err(InvalidValue);
-        }
-        self.tail.store(tail, Ordering::Release);
+    pub(crate) fn set_tail(&self, dma: &Attachment, tail: u32) -> Result<(), InvalidValue> {
+        let mut doorbell = lock(&self.tail);
+        let limit = self.limit(&doorbell);
+        doorbell.write(dma, tail, limit)?;
+        drop(doorbell);
         self.bell.ring(None);
         Ok(())
     }
 
+    /// Looks for commands in the page of shadow doorbells. Returns whether there are new ones.
+    ///
+    /// # Errors
+    /// Those of the memory.
+    pub(crate) fn look(&self, dma: &Attachment) -> Result<bool> {
+        let mut doorbell = lock(&self.tail);
+        let limit = self.limit(&doorbell);
+        doorbell.look(dma, limit)
+    }
+
+    /// Asks the host to write the register with the next command, and looks for commands once more. Returns
+    /// whether there are new ones; if not, the task can sleep.
+    ///
+    /// # Errors
+    /// Those of the memory.
+    pub(crate) fn ask(&self, dma: &Attachment) -> Result<bool> {
+        let mut doorbell = lock(&self.tail);
+        let (event, limit) = (doorbell.value(), self.limit(&doorbell));
+        doorbell.ask(dma, event, limit)
+    }
+
+    /// Whether the host has stored a value that is none of the queue, since this was asked last.
+    pub(crate) fn take_invalid(&self) -> bool {
+        lock(&self.tail).take_invalid()
+    }
+
+    /// From now on its doorbell is in these pages, too.
+    ///
+    /// # Errors
+    /// Those of the memory.
+    pub(crate) fn set_pages(&self, dma: &Attachment, pages: Pages) -> Result<()> {
+        lock(&self.tail).set_pages(dma, pages, 2 * usize::from(self.id))
+    }
+
+    pub(crate) fn end_pages(&self) {
+        lock(&self.tail).end_pages();
+    }
+
+    pub(crate) fn has_pages(&self) -> bool {
+        lock(&self.tail).has_pages()
+    }
+
     /// How many commands were submitted and not read.
     pub(crate) fn waiting(&self) -> u32 {
-        (self.tail() + self.entries - self.head()) % self.entries
+        self.unread(&lock(&self.tail))
     }
 
     /// Reads the next `count` commands, each once, and moves the head past them.
@@ -109,7 +162,8 @@ impl SubmissionQueue {
     }
 
     fn at(&self, head: u32, n: u32) -> u64 {
-        self.base + u64::from((head + n) % self.entries) * LEN as u64
+        // Past the end of all memory nothing can be read.
+        self.base.saturating_add(u64::from((head + n) % self.entries) * LEN as u64)
     }
 
     /// Whether they were read; otherwise some are reached by message.

@@ -1,13 +1,15 @@
-//! A completion queue under threads: those who post, and a host that looks only when it is interrupted.
+//! A completion queue under threads: those who post, and a host that looks only when it is interrupted. The
+//! pages of shadow doorbells after the end of the work.
 
 use std::os::fd::OwnedFd;
 
 use futures_util::future::FutureExt;
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+use vfiod_core::Context;
 use vfiod_core::dma::{Attachment, Backing, MapRequest, Perm, Space};
 use vfiod_sync::{Arc, Condvar, Mutex, lock};
 
-use super::{CompletionQueue, Layout};
+use super::{CompletionQueue, Host, Layout, Pages, Queues, SubmissionQueue};
 use crate::spec::{Completion, Status};
 use crate::vectors::{Raise, Vectors};
 
@@ -25,6 +27,10 @@ impl Raise for Line {
         let mut state = lock(&self.state);
         *state = (active, state.1 + u32::from(active));
         self.changed.notify_all();
+    }
+
+    fn is_pin(&self) -> bool {
+        true
     }
 }
 
@@ -69,18 +75,22 @@ impl Rig {
         })
     }
 
+    fn reach(&self) -> Host<'_> {
+        Host { dma: &self.dma, vectors: &self.vectors, raise: &self.line }
+    }
+
     /// Posts completions with these identifiers, each when there is a place.
     fn post(&self, ids: std::ops::Range<u16>) {
         for id in ids {
             let mut frees = lock(&self.frees);
-            while self.queue.reserve(1) == 0 {
+            while self.queue.reserve(self.reach(), 1).expect("reaches memory").count == 0 {
                 frees = self.freed.wait(frees).expect("not poisoned");
             }
             drop(frees);
             let completion =
                 Completion { result: 0, head: 0, queue: 1, id, status: Status::SUCCESS };
             let completions = [completion];
-            let posted = self.queue.post(&self.dma, &completions, &self.vectors, &self.line);
+            let posted = self.queue.post(self.reach(), &completions);
             // Memory that is mapped makes nobody wait.
             posted.now_or_never().expect("at once").expect("is posted");
         }
@@ -107,8 +117,7 @@ impl Rig {
                     (head, phase) = (0, !phase);
                 }
             }
-            let awaited =
-                self.queue.set_head(head, &self.vectors, &self.line).expect("a sound value");
+            let awaited = self.queue.set_head(self.reach(), head).expect("a sound value");
             if awaited {
                 *lock(&self.frees) += 1;
                 self.freed.notify_all();
@@ -133,4 +142,37 @@ fn completions_arrive_once_and_the_pin_falls() {
         assert!(ids.into_iter().eq((0..20).chain(100..120)), "round {round}");
         assert!(!lock(&rig.line.state).0, "round {round}: the pin is still high");
     }
+}
+
+/// Who still has the queues of a controller whose work has ended reaches the pages no more, and no queue gets
+/// them.
+#[test]
+fn queues_that_were_stopped_reach_no_page() {
+    let rig = Rig::new(4);
+    let interrupts = vfiod_pci::Interrupts::new(Context::detached("queues", &[]));
+    let queues = Queues::new(LEN / 4, 1, interrupts);
+    let completions = Arc::new(CompletionQueue::new(rig.queue.layout));
+    let submissions = Arc::new(SubmissionQueue::new(0, (0, 4), 0, completions.clone()));
+    queues.add_completion(0, completions.clone());
+    queues.add_submission(submissions.clone());
+    let pages = Pages { doorbells: LEN / 2, events: LEN / 4 * 3 };
+    let fill = || rustix::io::pwrite(&rig.memory, &[0x55; LEN as usize], 0).expect("writes");
+    let page = || {
+        let mut bytes = [0; LEN as usize / 2];
+        rustix::io::pread(&rig.memory, &mut bytes, LEN / 2).expect("reads");
+        bytes
+    };
+    fill();
+    queues.set_pages(&rig.dma, pages).expect("reaches memory");
+    assert_ne!(page(), [0x55; LEN as usize / 2]);
+    queues.stop();
+    fill();
+    assert!(queues.set_pages(&rig.dma, pages).is_ok());
+    queues.with_pages(|_| unreachable!("they have ended")).expect("does nothing");
+    queues.doorbell(&rig.dma, 0, 1);
+    assert!(!submissions.look(&rig.dma).expect("reaches memory"));
+    assert!(!submissions.ask(&rig.dma).expect("reaches memory"));
+    assert_eq!(completions.reserve(rig.reach(), 4).expect("reaches memory").count, 3);
+    assert_eq!((queues.pages(), submissions.waiting()), (None, 1));
+    assert_eq!(page(), [0x55; LEN as usize / 2], "pages that are left alone");
 }

@@ -29,6 +29,12 @@ const fn io(command: Io, optional: u16, effects: u32) -> Command<Io> {
     Command { command, optional, effects: SUPPORTED | OF_NAMESPACE | effects }
 }
 
+/// OACS (5.17.2.1).
+const OACS_DOORBELL_BUFFER_CONFIG: u16 = 1 << 8;
+
+const DOORBELL_BUFFER_CONFIG: Command<Admin> =
+    Command { optional: OACS_DOORBELL_BUFFER_CONFIG, ..admin(Admin::DoorbellBufferConfig) };
+
 /// Admin commands (figure 138).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Admin {
@@ -42,6 +48,7 @@ pub(crate) enum Admin {
     SetFeatures,
     GetFeatures,
     AsynchronousEventRequest,
+    DoorbellBufferConfig,
 }
 
 const ADMIN_ROWS: &[Row<Command<Admin>>] = &[
@@ -68,7 +75,7 @@ const ADMIN_ROWS: &[Row<Command<Admin>>] = &[
     refused(0x1e, "NVMe-MI Receive", "5.20"),
     refused(0x20, "Capacity Management", "5.3"),
     refused(0x24, "Lockdown", "5.19"),
-    refused(0x7c, "Doorbell Buffer Config", "5.11"),
+    row(0x7c, "Doorbell Buffer Config", "5.11", DOORBELL_BUFFER_CONFIG),
     refused(0x7f, "Fabrics Commands", "6"),
     refused(0x80, "Format NVM", "5.14"),
     refused(0x81, "Security Send", "5.26"),

@@ -1,5 +1,6 @@
 //! A host in process: a small driver of the controller, with memory and queues of its own.
 
+use std::sync::atomic::{Ordering, fence};
 use std::sync::{Arc, Mutex};
 
 use vfiod_core::dma::{Completion, Perm};
@@ -7,6 +8,7 @@ use vfiod_core::{Error, Result};
 use vfiod_disk::{Backend, Channel, Disk, Done, Limits, Memory, Pending, Request};
 use vfiod_pci::irq_index::MSIX;
 use vfiod_tasks::Runtime;
+use vfiod_tasks::event_index::is_past_event;
 use vfiod_testing::driver::{GuestMemory, Interrupt};
 use vfiod_testing::{Driver, eventually};
 
@@ -97,6 +99,21 @@ pub(super) struct Host {
     pairs: Vec<Option<Pair>>,
     pub(super) interrupts: Vec<Interrupt>,
     next_id: u16,
+    /// The pages of shadow doorbells and of event indices, once they are set.
+    shadow: Option<(u64, u64)>,
+    /// Doorbell registers that were written.
+    pub(super) registers: std::cell::Cell<u32>,
+}
+
+/// The ways of a host to move a doorbell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Way {
+    /// The register alone.
+    Register,
+    /// The page, and the register if that is asked for.
+    Page,
+    /// The page, and the register always.
+    Both,
 }
 
 /// A controller with a disk in memory.
@@ -128,11 +145,56 @@ impl Host {
 
     /// A host that has not touched its controller.
     pub(super) fn disabled(nvme: Nvme) -> Self {
-        let device = Driver::new(nvme);
+        let mut host = Self::without_interrupts(Driver::new(nvme));
+        host.interrupts = (0..4).map(|vector| host.device.interrupt(MSIX, vector)).collect();
+        host
+    }
+
+    /// A host that has set up no interrupts.
+    pub(super) fn without_interrupts(device: Driver) -> Self {
         device.enable();
         let memory = device.map(BASE, LEN, Perm::READ | Perm::WRITE);
-        let interrupts = (0..4).map(|vector| device.interrupt(MSIX, vector)).collect();
-        Self { device, memory, pairs: vec![None; 66], interrupts, next_id: 0 }
+        let (pairs, interrupts, registers) = (vec![None; 66], Vec::new(), Default::default());
+        Self { device, memory, pairs, interrupts, next_id: 0, shadow: None, registers }
+    }
+
+    /// Sets the pages of shadow doorbells: the status.
+    pub(super) fn set_pages(&mut self, doorbells: u64, events: u64) -> Result<u32, u16> {
+        let result = self.admin(Command::new(0x7c).prps(doorbells, events));
+        if result.is_ok() {
+            self.shadow = Some((doorbells, events));
+        }
+        result
+    }
+
+    /// A number of 4 bytes in the host's memory.
+    pub(super) fn word(&self, at: u64) -> u32 {
+        let bytes = self.memory.get(at - BASE, 4);
+        u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
+    }
+
+    /// Moves a doorbell: that of a submission queue has twice its number. As Linux, by the register alone
+    /// where there are no pages.
+    pub(super) fn move_doorbell(&self, bell: usize, value: u32, way: Way) {
+        let mut writes = way != Way::Page;
+        if let (Some((doorbells, events)), Way::Page | Way::Both) = (self.shadow, way) {
+            let offset = 4 * bell as u64;
+            let old = self.word(doorbells + offset);
+            fence(Ordering::SeqCst);
+            self.memory.put(doorbells + offset - BASE, &value.to_le_bytes());
+            fence(Ordering::SeqCst);
+            let event = self.word(events + offset);
+            writes |= is_past_event(event as u16, old as u16, value as u16);
+        }
+        if writes || self.shadow.is_none() {
+            self.registers.set(self.registers.get() + 1);
+            self.device.write32(0, DOORBELLS + 4 * bell as u64, value);
+        }
+    }
+
+    /// How Linux moves a doorbell.
+    fn usual_way(queue: usize) -> Way {
+        if queue == 0 { Way::Register } else { Way::Page }
     }
 
     /// Goes on with the device of another driver, to which the state of this one was restored.
@@ -159,8 +221,10 @@ impl Host {
         self.forget_queues();
     }
 
-    fn forget_queues(&mut self) {
+    /// What was set up is gone.
+    pub(super) fn forget_queues(&mut self) {
         self.pairs.fill(None);
+        self.shadow = None;
     }
 
     pub(super) fn status(&self) -> u32 {
@@ -204,8 +268,12 @@ impl Host {
     }
 
     pub(super) fn ring(&self, queue: usize) {
+        self.ring_by(queue, Self::usual_way(queue));
+    }
+
+    pub(super) fn ring_by(&self, queue: usize, way: Way) {
         let tail = self.pairs[queue].expect("a queue").tail;
-        self.device.write32(0, DOORBELLS + 8 * queue as u64, tail);
+        self.move_doorbell(2 * queue, tail, way);
     }
 
     /// The next completion of a queue, if it is there.
@@ -237,8 +305,12 @@ impl Host {
 
     /// Says that the completions that were taken may be written over.
     pub(super) fn release(&self, queue: usize) {
+        self.release_by(queue, Self::usual_way(queue));
+    }
+
+    pub(super) fn release_by(&self, queue: usize, way: Way) {
         let head = self.pairs[queue].expect("a queue").head;
-        self.device.write32(0, DOORBELLS + 8 * queue as u64 + 4, head);
+        self.move_doorbell(2 * queue + 1, head, way);
     }
 
     /// Waits for the next completion of a queue and takes it.

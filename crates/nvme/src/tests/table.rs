@@ -60,6 +60,12 @@ fn admin_works(host: &mut Host, command: Admin) {
             assert_eq!(host.admin(delete_sq), Err(0x101), "it is not there");
             assert_eq!(host.admin(delete_cq), Ok(0));
         }
+        Admin::DoorbellBufferConfig => {
+            // A page of zeroes gets the values of the doorbells.
+            host.memory.put(DATA - BASE, &[0; 8192]);
+            assert_eq!(host.set_pages(DATA, DATA + 4096), Ok(0));
+            assert_ne!(host.memory.get(DATA - BASE, 4096), [0; 4096]);
+        }
         Admin::GetLogPage => assert_eq!(host.log(2, 512).unwrap()[3], 100),
         Admin::Identify => assert!(host.identify(1, 0).unwrap()[4..].starts_with(b"serial-1")),
         Admin::Abort | Admin::AsynchronousEventRequest => {

@@ -1,12 +1,14 @@
 //! Small programs of a few threads and tasks.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use vfiod_sync::atomic::{AtomicUsize, Ordering};
+use vfiod_sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use vfiod_sync::model::{join, join_all, spawn};
 use vfiod_sync::{Condvar, Mutex, lock, wait};
 
+use crate::event_index::{SharedIndex, ask, is_past_event};
 use crate::{Bell, Ended, ManualClock, Runtime, Task, Waiters, Workers};
 
 fn start(workers: usize) -> (Runtime, Workers) {
@@ -216,6 +218,65 @@ fn clock_is_moved_while_a_task_begins_to_sleep() {
     drop(workers);
 }
 
+/// An index in shared memory, and the index at whose passing the other party rings.
+#[derive(Default)]
+struct SharedMemory {
+    index: AtomicU32,
+    event: AtomicU32,
+}
+
+impl SharedIndex for &SharedMemory {
+    type Error = Infallible;
+
+    fn publish(&mut self, event: u32) -> Result<(), Infallible> {
+        self.event.store(event, Ordering::SeqCst);
+        Ok(())
+    }
+
+    fn load(&mut self) -> Result<u32, Infallible> {
+        Ok(self.index.load(Ordering::SeqCst))
+    }
+}
+
+/// A task serves what another party stores to shared memory. It sleeps where it finds nothing; the other
+/// party rings only if it moves past the event index. Rings for other reasons, such as messages, come
+/// meanwhile.
+fn store_to_shared_memory_wakes_a_task_that_falls_asleep() {
+    const LAST: u32 = 3;
+    let (runtime, workers) = start(1);
+    let memory = Arc::new(SharedMemory::default());
+    let bell = Arc::new(Bell::new());
+    let (stores, rings) = (memory.clone(), bell.clone());
+    let host = spawn(move || {
+        for index in 1..=LAST {
+            stores.index.store(index, Ordering::SeqCst);
+            let event = stores.event.load(Ordering::SeqCst);
+            if is_past_event(event as u16, index as u16 - 1, index as u16) {
+                rings.ring(None);
+            }
+        }
+    });
+    let messages = bell.clone();
+    let other = spawn(move || messages.ring(None));
+    let task = runtime.spawn(async move {
+        let mut seen = 0;
+        while seen < LAST {
+            bell.take();
+            let Ok(mut index) = SharedIndex::load(&mut &*memory);
+            if index == seen {
+                Ok(index) = ask(&mut &*memory, seen);
+            }
+            if index == seen {
+                bell.wait_for(|| bell.is_rung().then_some(())).await;
+            }
+            seen = index;
+        }
+    });
+    result(&runtime, &task).expect("ends");
+    join_all([host, other]);
+    drop(workers);
+}
+
 vfiod_sync::checks! {
     ring_wakes_a_worker: 2000,
     newest_value_arrives: 2000,
@@ -228,4 +289,5 @@ vfiod_sync::checks! {
     ring_wakes_a_thread_without_workers: 2000,
     thread_goes_on_without_the_workers: 2000,
     clock_is_moved_while_a_task_begins_to_sleep: 2000,
+    store_to_shared_memory_wakes_a_task_that_falls_asleep: 2000,
 }

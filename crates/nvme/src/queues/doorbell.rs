@@ -1,0 +1,378 @@
+//! A doorbell: an index that the host moves. It does so by the register (PCIe transport 3.1.2) and, once
+//! there are shadow doorbells (5.11, B.5), by its entry of a page of its own memory as well.
+//!
+//! Both ways mean one value. A host writes its page first, and the register only if it has passed the
+//! *event index*, which the controller keeps in a second page. The register's message may arrive late, when
+//! the page is further on already: then it says nothing new. Some hosts leave the page out on some queues
+//! (Linux and SPDK on the admin queue), or at some times: then the register is ahead, and the page is made
+//! to say the same. What tells the two apart is where the register was written last: what lies between that
+//! and the newest value is late, everything else is ahead.
+//!
+//! Limit: a host that has moved a queue by more than its size through the page alone, and then writes the
+//! register alone, is heard when it writes either of them again. To make this rare, the event index follows
+//! at least twice in each round, after which a host writes the register.
+
+use vfiod_core::dma::{Attachment, Batch, Reach};
+use vfiod_core::{Errno, Error, Result};
+use vfiod_sync::atomic::{Ordering, fence};
+use vfiod_tasks::event_index::{SharedIndex, ask};
+
+/// Bytes of an entry of either page (CAP.DSTRD is 0).
+const ENTRY: u64 = 4;
+
+/// Where the page of shadow doorbells is, and that of the event indices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Pages {
+    pub(crate) doorbells: u64,
+    pub(crate) events: u64,
+}
+
+impl Pages {
+    fn entry(self, bell: usize) -> Shadow {
+        let offset = bell as u64 * ENTRY;
+        let (at, event_at) = (self.doorbells + offset, self.events + offset);
+        Shadow { at, event_at, seen: 0, event: None, since_event: 0 }
+    }
+}
+
+/// A doorbell's value is none of the queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct InvalidValue;
+
+/// A doorbell.
+#[derive(Clone, Debug)]
+pub(crate) struct Doorbell {
+    /// Entries of the queue.
+    entries: u32,
+    value: u32,
+    /// How far the value is past the last one that was written to the register: up to `entries`.
+    lag: u32,
+    shadow: Option<Shadow>,
+    /// The host has stored a value that is none of the queue, of which it was not told.
+    invalid: bool,
+}
+
+/// A doorbell's entries of the two pages.
+#[derive(Clone, Debug)]
+struct Shadow {
+    at: u64,
+    event_at: u64,
+    /// What was there last.
+    seen: u32,
+    /// The event index; `None`: unknown.
+    event: Option<u32>,
+    /// How far the value has moved since the event index was stored.
+    since_event: u32,
+}
+
+/// What is saved of a doorbell besides its value.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Moved {
+    pub(crate) lag: u32,
+    pub(crate) seen: u32,
+}
+
+fn by_message() -> Error {
+    Error::new(Errno::OPNOTSUPP, "shadow doorbells are reached by message now")
+}
+
+impl Doorbell {
+    pub(crate) fn new(entries: u32, value: u32) -> Self {
+        Self { entries, value, lag: 0, shadow: None, invalid: false }
+    }
+
+    /// A doorbell that has come so far, and its entries of the pages, if there are any.
+    pub(crate) fn restored(
+        (entries, value): (u32, u32),
+        moved: Moved,
+        pages: Option<(Pages, usize)>,
+    ) -> Self {
+        let shadow =
+            |(pages, bell): (Pages, usize)| Shadow { seen: moved.seen, ..pages.entry(bell) };
+        Self { lag: moved.lag, shadow: pages.map(shadow), ..Self::new(entries, value) }
+    }
+
+    pub(crate) fn moved(&self) -> Moved {
+        Moved { lag: self.lag, seen: self.shadow.as_ref().map_or(0, |shadow| shadow.seen) }
+    }
+
+    /// The newest value.
+    pub(crate) fn value(&self) -> u32 {
+        self.value
+    }
+
+    /// From now on it is in these pages, too. Both entries get the newest value: the host has not used them.
+    ///
+    /// # Errors
+    /// Those of the memory.
+    pub(crate) fn set_pages(&mut self, dma: &Attachment, pages: Pages, bell: usize) -> Result<()> {
+        let mut shadow = pages.entry(bell);
+        let mut batch = dma.batch()?;
+        for at in [shadow.at, shadow.event_at] {
+            store(&mut batch, at, self.value)?;
+        }
+        (shadow.seen, shadow.event) = (self.value, Some(self.value));
+        (self.lag, self.shadow) = (0, Some(shadow));
+        Ok(())
+    }
+
+    /// The pages are the host's again: neither is read or written any more.
+    pub(crate) fn end_pages(&mut self) {
+        self.shadow = None;
+    }
+
+    pub(crate) fn has_pages(&self) -> bool {
+        self.shadow.is_some()
+    }
+
+    /// Whether the host has stored a value that is none of the queue, since this was asked last.
+    pub(crate) fn take_invalid(&mut self) -> bool {
+        std::mem::take(&mut self.invalid)
+    }
+
+    /// How far a value is ahead of the newest one.
+    fn ahead(&self, value: u32) -> u32 {
+        (value + self.entries - self.value) % self.entries
+    }
+
+    /// The host has written the register. The value can be at most `limit` ahead. Returns whether there is
+    /// a new one.
+    ///
+    /// # Errors
+    /// It is none of the queue, or too far ahead.
+    pub(crate) fn write(
+        &mut self,
+        dma: &Attachment,
+        value: u32,
+        limit: u32,
+    ) -> Result<bool, InvalidValue> {
+        if value >= self.entries {
+            return Err(InvalidValue);
+        }
+        let before = self.value;
+        // What the host has stored before. Where its page cannot be read, the queue's task finds that out.
+        _ = self.look(dma, limit);
+        let behind = self.behind(value);
+        if behind <= self.lag {
+            self.lag = behind;
+            return Ok(self.value != before);
+        }
+        let ahead = self.ahead(value);
+        if ahead > limit - (self.value + self.entries - before) % self.entries {
+            return Err(InvalidValue);
+        }
+        (self.value, self.lag) = (value, 0);
+        self.tell_page(dma, ahead);
+        Ok(true)
+    }
+
+    /// How far a value is behind the newest one.
+    fn behind(&self, value: u32) -> u32 {
+        (self.value + self.entries - value) % self.entries
+    }
+
+    /// The register alone was written: the page says the same, unless the host has stored something since.
+    fn tell_page(&mut self, dma: &Attachment, ahead: u32) {
+        let Some(shadow) = &mut self.shadow else { return };
+        shadow.since_event += ahead;
+        let (old, new) = (shadow.seen.to_le(), self.value.to_le());
+        // It fails only where the page cannot be reached, which the queue's task finds out.
+        let was = dma.batch().and_then(|mut batch| batch.compare_exchange(shadow.at, old, new));
+        if was.is_ok_and(|was| was == old) {
+            shadow.seen = self.value;
+        }
+    }
+
+    /// Looks into the page. The value can be at most `limit` ahead. Returns whether there is a new one.
+    ///
+    /// # Errors
+    /// Those of the memory.
+    pub(crate) fn look(&mut self, dma: &Attachment, limit: u32) -> Result<bool> {
+        let Some(shadow) = &self.shadow else { return Ok(false) };
+        let mut batch = dma.batch()?;
+        let now = load(&mut batch, shadow.at)?;
+        self.judge(&mut batch, now, limit)
+    }
+
+    /// Asks to be told when the host moves past `event`, and looks once more. Returns whether there is a
+    /// new value: if not, the host writes the register when it moves past `event`.
+    ///
+    /// # Errors
+    /// Those of the memory.
+    pub(crate) fn ask(&mut self, dma: &Attachment, event: u32, limit: u32) -> Result<bool> {
+        let Some(shadow) = &mut self.shadow else { return Ok(false) };
+        let mut batch = dma.batch()?;
+        if shadow.event == Some(event) && shadow.since_event == 0 {
+            // It asks for that already.
+            fence(Ordering::SeqCst);
+            let now = load(&mut batch, shadow.at)?;
+            return self.judge(&mut batch, now, limit);
+        }
+        let now = ask(&mut InPage { batch: &mut batch, shadow }, event)?;
+        self.judge(&mut batch, now, limit)
+    }
+
+    /// What the page says.
+    fn judge(&mut self, batch: &mut Batch<'_>, now: u32, limit: u32) -> Result<bool> {
+        let ahead = if now < self.entries { self.ahead(now) } else { u32::MAX };
+        let Some(shadow) = &mut self.shadow else { return Ok(false) };
+        if now == std::mem::replace(&mut shadow.seen, now) {
+            return Ok(false);
+        }
+        if ahead > limit {
+            self.invalid = true;
+            return Ok(false);
+        }
+        self.value = now;
+        self.lag = (self.lag + ahead).min(self.entries);
+        shadow.since_event += ahead;
+        if shadow.since_event >= self.entries / 2 {
+            InPage { batch, shadow }.publish(now)?;
+        }
+        Ok(ahead > 0)
+    }
+}
+
+/// A doorbell's entries, reached.
+struct InPage<'a, 'b> {
+    batch: &'a mut Batch<'b>,
+    shadow: &'a mut Shadow,
+}
+
+impl SharedIndex for InPage<'_, '_> {
+    type Error = Error;
+
+    fn publish(&mut self, event: u32) -> Result<()> {
+        store(self.batch, self.shadow.event_at, event)?;
+        (self.shadow.event, self.shadow.since_event) = (Some(event), 0);
+        Ok(())
+    }
+
+    fn load(&mut self) -> Result<u32> {
+        load(self.batch, self.shadow.at)
+    }
+}
+
+fn load(batch: &mut Batch<'_>, at: u64) -> Result<u32> {
+    batch.load(at)?.map(u32::from_le).ok_or_else(by_message)
+}
+
+fn store(batch: &mut Batch<'_>, at: u64, value: u32) -> Result<()> {
+    match batch.store(at, value.to_le(), Ordering::SeqCst)? {
+        Reach::Mapped => Ok(()),
+        Reach::Message => Err(by_message()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::OwnedFd;
+
+    use vfiod_core::dma::{Backing, MapRequest, Perm, Space};
+
+    use super::*;
+
+    /// The pages of a host, the doorbells first.
+    fn pages() -> (OwnedFd, Attachment) {
+        let memory = rustix::fs::memfd_create("pages", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+        rustix::fs::ftruncate(&memory, 8192).unwrap();
+        let space = Space::default();
+        let backing = Backing::File { fd: memory.try_clone().unwrap(), offset: 0 };
+        let request = MapRequest { iova: 0, size: 8192, perm: Perm::READ | Perm::WRITE, backing };
+        space.map(None, request).unwrap();
+        (memory, Attachment::new(&space))
+    }
+
+    /// What a host does, or the controller.
+    #[derive(Clone, Copy, Debug)]
+    enum Step {
+        /// The host stores to the page.
+        Page(u32),
+        /// It writes the register.
+        Register(u32),
+        /// The controller looks.
+        Look,
+        Ask,
+    }
+    use Step::{Ask, Look, Page, Register};
+
+    /// The values after each step; `None`: it was none of the queue.
+    fn play(steps: &[Step]) -> Vec<Option<u32>> {
+        let (memory, dma) = pages();
+        let mut bell = Doorbell::new(8, 5);
+        bell.set_pages(&dma, super::Pages { doorbells: 0, events: 4096 }, 3).unwrap();
+        let mut values = Vec::new();
+        for step in steps {
+            let valid = match *step {
+                Page(value) => {
+                    rustix::io::pwrite(&memory, &value.to_le_bytes(), 12).unwrap();
+                    continue;
+                }
+                Register(value) => bell.write(&dma, value, 7).is_ok(),
+                Look => bell.look(&dma, 7).is_ok(),
+                Ask => bell.ask(&dma, bell.value(), 7).is_ok(),
+            };
+            values.push((valid && !bell.take_invalid()).then_some(bell.value()));
+        }
+        values
+    }
+
+    #[test]
+    fn register_and_page_mean_one_value() {
+        let rows: &[(&str, &[Step], &[u32])] = &[
+            ("by the page", &[Page(6), Look, Page(1), Look], &[6, 1]),
+            ("late register", &[Page(6), Look, Page(1), Look, Register(6), Look], &[6, 1, 1, 1]),
+            (
+                "two late registers",
+                &[Page(6), Page(7), Page(2), Look, Register(6), Register(7), Page(3), Ask],
+                &[2, 2, 2, 3],
+            ),
+            ("always both", &[Page(6), Register(6), Page(7), Look, Register(7)], &[6, 7, 7]),
+            (
+                "register again",
+                &[Register(6), Register(6), Page(7), Look, Register(6)],
+                &[6, 6, 7, 7],
+            ),
+            (
+                "register alone",
+                &[Register(7), Look, Register(1), Ask, Page(2), Look],
+                &[7, 7, 1, 1, 2],
+            ),
+            (
+                "the page left out",
+                &[Page(6), Look, Register(0), Look, Page(1), Look, Register(3), Page(4), Ask],
+                &[6, 0, 0, 1, 3, 4],
+            ),
+            ("register that is ahead of the page", &[Page(6), Register(0), Look], &[0, 0]),
+        ];
+        for (what, steps, values) in rows {
+            let expected: Vec<Option<u32>> = values.iter().copied().map(Some).collect();
+            assert_eq!(play(steps), expected, "{what}");
+        }
+        assert_eq!(play(&[Page(8), Look, Look, Page(6), Look]), [None, Some(5), Some(6)]);
+        assert_eq!(play(&[Register(8), Page(6), Look]), [None, Some(6)]);
+    }
+
+    #[test]
+    fn page_and_event_index_begin_with_the_value_and_follow_it() {
+        let (memory, dma) = pages();
+        let words = || {
+            [12, 4096 + 12].map(|at| {
+                let mut bytes = [0; 4];
+                rustix::io::pread(&memory, &mut bytes, at).unwrap();
+                u32::from_le_bytes(bytes)
+            })
+        };
+        let mut bell = Doorbell::new(8, 5);
+        bell.set_pages(&dma, super::Pages { doorbells: 0, events: 4096 }, 3).unwrap();
+        assert_eq!(words(), [5, 5]);
+        assert!(bell.write(&dma, 7, 7).unwrap());
+        assert_eq!(words(), [7, 5], "the page says what the register says");
+        assert!(!bell.ask(&dma, 7, 7).unwrap());
+        assert_eq!(words(), [7, 7]);
+        bell.end_pages();
+        bell.write(&dma, 1, 7).unwrap();
+        assert!(!bell.ask(&dma, 1, 7).unwrap());
+        assert_eq!(words(), [7, 7], "the pages are the host's again");
+    }
+}
