@@ -119,6 +119,8 @@ pub enum Reset {
     Device,
     /// The function-level reset of PCI Express.
     Function,
+    /// All devices that can only be reset together: an extension of vfiod's.
+    Set,
     /// A normal shutdown (3.6.1), then CC.EN becomes 0.
     Shutdown,
 }
@@ -226,6 +228,7 @@ impl Controller {
     pub fn disable(&mut self, reset: Reset) -> Result<()> {
         match reset {
             Reset::Device => self.link.client().reset()?,
+            Reset::Set => self.link.client().hot_reset()?,
             Reset::Function => self.reset_function()?,
             Reset::Controller => {}
             Reset::Shutdown => {

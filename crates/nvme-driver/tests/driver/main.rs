@@ -1,6 +1,7 @@
 //! The driver and the controller of `vfiod-nvme`, over a socket.
 
 mod commands;
+mod content;
 mod queues;
 mod resets;
 mod rig;

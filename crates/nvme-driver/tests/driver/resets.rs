@@ -4,6 +4,9 @@ use vfiod_nvme_driver::{Command, Data, Error, Reset, Waiting, opcode};
 
 use crate::rig::{Rig, content, pattern};
 
+pub(crate) const RESETS: [Reset; 5] =
+    [Reset::Controller, Reset::Device, Reset::Function, Reset::Set, Reset::Shutdown];
+
 /// After each kind of reset what was completed is there, queues that were made before fail, and new ones
 /// work.
 #[test]
@@ -12,7 +15,7 @@ fn every_reset_ends_queues_and_keeps_the_disk() {
     let mut controller = rig.connect();
     let disk = controller.namespace(1).unwrap();
     let memory = controller.memory().clone();
-    for reset in [Reset::Controller, Reset::Device, Reset::Function, Reset::Shutdown] {
+    for reset in RESETS {
         let mut queue = controller.create_queue(8, Waiting::Interrupts).unwrap();
         let buffer = memory.allocate(512).unwrap();
         buffer.write(0, &pattern(reset as u64, 512));

@@ -1,6 +1,7 @@
 //! A server in this process, whose device is a controller with a disk in memory.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use vfiod_config::ConfiguredModel;
 use vfiod_core::{DeviceSpec, Registration, Registry};
@@ -25,9 +26,14 @@ pub(crate) struct Rig {
 
 impl Rig {
     pub(crate) fn new() -> Self {
+        Self::with(|_| NvmeOptions { memory: Some(BLOCKS * 512), ..NvmeOptions::default() })
+    }
+
+    /// A server whose disk has these options; they may name files in a directory of its own.
+    pub(crate) fn with(options: impl FnOnce(&Path) -> NvmeOptions) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let socket = directory.path().join("disk.sock");
-        let options = NvmeOptions { memory: Some(BLOCKS * 512), ..NvmeOptions::default() };
+        let options = options(directory.path());
         let registry = Registry::new();
         let model = Nvme::configured(options).unwrap();
         let spec = DeviceSpec { name: "disk".to_owned(), ..DeviceSpec::default() };
@@ -49,6 +55,18 @@ impl Rig {
 
     pub(crate) fn connect(&self) -> Controller {
         Controller::connect(&self.socket, &Options::default()).unwrap()
+    }
+
+    /// Connects as soon as the client before has been noticed to be gone.
+    pub(crate) fn connect_again(&self) -> Controller {
+        let start = Instant::now();
+        loop {
+            match Controller::connect(&self.socket, &Options::default()) {
+                Ok(controller) => return controller,
+                Err(error) if start.elapsed() > Duration::from_secs(20) => panic!("{error}"),
+                Err(_) => std::thread::sleep(Duration::from_millis(1)),
+            }
+        }
     }
 }
 
