@@ -208,7 +208,8 @@ fn a_file_that_is_too_large_or_no_text_is_not_read() {
     let path = directory.path().join("c.toml");
     let load = |path: &std::path::Path| Document::load(path, &catalogue(), Vec::new()).unwrap_err();
     std::fs::write(&path, vec![b'#'; (1 << 20) + 1]).unwrap();
-    assert!(matches!(load(&path), LoadError::TooLarge(_, 1_048_576)));
+    let is_too_large = matches!(load(&path), LoadError::TooLarge(_, 1_048_576));
+    assert!(is_too_large, "a file of 1 MiB and a byte is read");
     for (path, expected) in [("/dev/zero", "a device"), ("/", "a directory")] {
         let LoadError::Unreadable(_, error) = load(path.as_ref()) else { panic!("it is read") };
         assert_eq!(error.to_string(), format!("it is {expected}, not a file"));

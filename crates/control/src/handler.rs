@@ -209,6 +209,24 @@ mod tests {
 
     use super::*;
 
+    /// Waits for a reply that says that the deadline is over. Bounded, as without one it never comes.
+    async fn in_time(run: impl Future<Output = Answer<()>>) -> Problem {
+        let run = tokio::time::timeout(Duration::from_secs(60), run).await;
+        run.expect("a request without a deadline").unwrap_err()
+    }
+
+    /// What takes all threads delays the others' replies, and keeps none back.
+    #[test]
+    fn request_for_which_no_thread_becomes_free_is_refused_at_its_deadline() {
+        let manager = Manager::start(Config::default(), &Models::new(), None).unwrap();
+        let api = Api::new(Arc::new(manager), Threads::default(), Places::by_user(8));
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let (permits, deadline) = (Arc::new(Semaphore::new(0)), Duration::from_millis(10));
+        let request = run(&api, permits, (), deadline, "it", |_| Ok(()));
+        let refused = runtime.block_on(in_time(request));
+        assert_eq!(refused.errno.as_deref(), Some("ETIMEDOUT"), "{refused:?}");
+    }
+
     #[test]
     fn operation_over_its_deadline_is_reported_and_keeps_its_thread_until_it_ends() {
         let manager = Manager::start(Config::default(), &Models::new(), None).unwrap();
@@ -224,7 +242,7 @@ mod tests {
         let deadline = Duration::from_millis(10);
         let permits = api.operations.clone();
         let refused =
-            runtime.block_on(run(&api, permits, running, deadline, "it", blocked)).unwrap_err();
+            runtime.block_on(in_time(run(&api, permits, running, deadline, "it", blocked)));
         assert_eq!(refused.errno.as_deref(), Some("ETIMEDOUT"), "{refused:?}");
         assert_eq!(api.operations.available_permits(), OPERATIONS - 1);
         for _ in 1..OPERATIONS_ON_ONE {

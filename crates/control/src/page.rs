@@ -70,7 +70,7 @@ mod tests {
             // One that has gone meanwhile.
             tokio::spawn(ask(now)).abort();
             for one in all {
-                assert_eq!(&*one.await.unwrap(), b"page 1");
+                assert_eq!(&*one.await.unwrap(), b"page 1", "what all get who ask at once");
             }
             assert_eq!(&*ask(now).await, b"page 1");
             assert_eq!(&*ask(Instant::now() + FRESH).await, b"page 2");

@@ -223,7 +223,7 @@ fn device_that_retains_its_state_retains_the_newest_rings() {
     drop(file);
     rig.rings();
     let file = rig.open();
-    assert_eq!(rig.rings(), [(1, Some(4))]);
+    assert_eq!(rig.rings(), [(1, Some(4))], "the newest ring");
     file.reset().expect("resets");
     drop(file);
     let _file = rig.open();

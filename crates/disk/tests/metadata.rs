@@ -77,7 +77,7 @@ fn copy_of_a_disk_is_another_disk() {
     copy(&path, &copied);
     let other = try_open(&copied, Identify::Auto).unwrap();
     let theirs = other.identity();
-    assert_ne!(theirs.serial, made.serial);
+    assert_ne!(theirs.serial, made.serial, "serial numbers of two disks");
     assert_ne!(theirs.nqn, made.nqn);
     assert_ne!(theirs.nguid, made.nguid);
     assert_ne!(theirs.uuid, made.uuid);

@@ -336,14 +336,14 @@ mod tests {
         let blocks = || rustix::fs::fstat(memory.fd()).unwrap().st_blocks;
         let before = blocks();
         memory.clear().unwrap();
-        assert_eq!(blocks(), before);
+        assert_eq!(blocks(), before, "blocks of the file");
         let mut bytes = vec![1; 3 << 20];
         memory.read(5 << 20, &mut bytes).unwrap();
         assert!(bytes.iter().all(|byte| *byte == 0));
         for place in places {
             let mut byte = [1];
             rustix::io::pread(memory.fd(), &mut byte, place).unwrap();
-            assert_eq!(byte, [0], "{place:#x}");
+            assert_eq!(byte, [0], "a client's byte at {place:#x}");
         }
         memory.store(8, 7u64, Ordering::SeqCst).unwrap();
         assert_eq!(memory.load::<u64>(8).unwrap(), 7);

@@ -357,7 +357,7 @@ mod tests {
             output.reply_with_fds(&request, &[0; 8], vec![fd]);
         }
         let all = output.len();
-        assert_eq!(output.sent(all), ['a']);
+        assert_eq!(output.sent(all), ['a'], "descriptors that were sent");
         assert_eq!(output.chunk().map(|chunk| chunk.fds.to_vec()), Some(vec!['b']));
         assert_eq!((output.sent(all), output.is_empty()), (vec!['b'], true));
         output.reply(&request, &[], &[]);

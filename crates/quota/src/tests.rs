@@ -43,6 +43,17 @@ fn share_of_a_device_is_there_whatever_others_take() {
     assert_eq!(mine.usage(WHAT), Usage { used: 0, limit: 3 });
 }
 
+/// Shares are no part of what is common: whoever takes all of that has not taken them.
+#[test]
+fn shares_are_left_of_a_total_whatever_is_taken_of_what_is_common() {
+    let ledger = ledger(Size::Total(16), Share::Demanded(3));
+    let (mine, other) = (open(&ledger), open(&ledger));
+    let all = [take_all(&other, ALICE), take_all(&other, BOB), take_all(&other, CAROL)];
+    let of_others: usize = all.iter().map(Vec::len).sum();
+    assert_eq!(of_others, 3 + 10, "what others have of 16, of which 3 are this device's");
+    assert_eq!(take_all(&mine, CAROL).len(), 3);
+}
+
 #[test]
 fn half_of_what_is_common_is_left_to_another_user() {
     let ledger = ledger(Size::Common(10), Share::Demanded(0));

@@ -129,7 +129,11 @@ mod tests {
         assert_eq!(user(&owner(0), 1), User::Account(0));
         assert_eq!(user(&owner(1000), 1), user(&owner(1000), 2));
         let nobody = vfiod_quota::overflow_uid();
-        assert_ne!(user(&owner(nobody), 1), user(&owner(nobody), 2));
+        assert_ne!(
+            user(&owner(nobody), 1),
+            user(&owner(nobody), 2),
+            "clients that the kernel cannot name are one user"
+        );
     }
 
     #[test]

@@ -195,7 +195,7 @@ fn user_who_takes_all_places_leaves_some_to_others_and_to_operators() {
             assert!(watches.len() <= 300, "this user has all places");
         }
     });
-    assert_eq!(greedy.0.len(), 112);
+    assert_eq!(greedy.0.len(), 112, "connections of one user");
     assert!(greedy.1.contains("503"), "{}", greedy.1);
     let command = |uid: u32| {
         let mut command = Command::new(served.edu.with_file_name("../vfiod"));

@@ -613,7 +613,7 @@ fn who_may_not_is_refused() {
             .output()
             .unwrap();
         let err = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(output.status.code(), Some(code), "{err}");
+        assert_eq!(output.status.code(), Some(code), "uid {uid} with `{allowed}`: {err}");
         assert!(err.contains(says), "{err}");
     }
 }

@@ -87,7 +87,7 @@ fn card_whose_terminal_a_program_does_not_let_close_is_closed_and_removed() {
     drop(client);
 
     // Closed, and opened again with a terminal of its own.
-    drop(connect(path("card")).unwrap());
+    drop(connect(path("card")).expect("the card can be opened again"));
     good(at(&control, &["del", "card", "--deadline", "1s"]));
     connect(path("neighbour")).unwrap().device_info().unwrap();
     assert!(reader.try_wait().unwrap().is_none(), "the read went on all the time");

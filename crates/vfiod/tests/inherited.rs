@@ -158,7 +158,7 @@ fn bound_socket_that_does_not_listen_is_a_mistake() {
         let mut command = vfiod(["serve", "--device", "edu", "--fd", "0"]);
         let output = command.stdin(Stdio::from(socket)).output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.code(), Some(2), "{said}");
+        assert_eq!(output.status.code(), Some(2), "it is served as a connection: {said}");
         assert!(said.contains("neither listens nor is connected; call listen()"), "{said}");
     }
 }

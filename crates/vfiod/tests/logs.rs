@@ -140,7 +140,10 @@ fn trace_has_every_message_with_its_fields() {
 
     // What is not at the level trace has its data in fields, too.
     let lines = objects(&log);
-    let event = |message: &str| lines.iter().find(|line| line["message"] == message).unwrap();
+    let event = |message: &str| {
+        let found = lines.iter().find(|line| line["message"] == message);
+        found.unwrap_or_else(|| panic!("no line `{message}` in:\n{log}"))
+    };
     has(
         event("refused"),
         &[
@@ -342,7 +345,7 @@ fn text_of_a_refused_client_is_cut_at_every_level() {
     let traced = |line: &str| line.contains("TRACE") && line.contains("\"errno\":\"EINVAL\"");
     assert!(log.lines().any(traced), "{log}");
     assert!(log.contains(&"x".repeat(100)), "{log}");
-    assert!(!log.contains(&"x".repeat(300)), "{log}");
+    assert!(!log.contains(&"x".repeat(300)), "the text is not cut: {log}");
 }
 
 #[test]
@@ -383,9 +386,10 @@ fn lines_for_the_journal_have_priorities() {
     let (code, text) = log("right", true, &serve);
     assert_ne!(code, Some(0), "{text}");
     let levels: BTreeSet<_> = text.lines().map(|line| line.get(..3).unwrap_or(line)).collect();
-    assert_eq!(levels, BTreeSet::from(["<3>", "<4>"]), "{text}");
+    let expected = BTreeSet::from(["<3>", "<4>"]);
+    assert_eq!(levels, expected, "priorities of a warning and of the failure: {text}");
     assert!(text.contains("<4> WARN vfiod_"), "the journal has its own time: {text}");
     // Standard error is another file by now.
     let (_, text) = log("wrong", false, &serve);
-    assert!(!text.contains("<4>") && !text.is_empty(), "{text}");
+    assert!(!text.contains("<4>") && !text.is_empty(), "priorities in a file: {text}");
 }

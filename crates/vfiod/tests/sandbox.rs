@@ -88,7 +88,7 @@ fn device_with_a_socket_outside_is_refused_unless_the_configuration_allows_its_d
             "device.x.socket: {place} is outside the daemon's sandbox; add its directory to `paths` \
              under [sandbox] and restart the daemon"
         )),
-        "{said}"
+        "no reason and remedy: {said}"
     );
     assert!(!socket.exists());
 

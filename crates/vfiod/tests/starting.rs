@@ -111,7 +111,8 @@ fn configuration_that_is_no_file_is_refused_and_not_waited_for() {
     rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, mode, 0).unwrap();
     for (name, what) in [("/dev/zero", "device"), ("/", "directory"), (&*fifo, "pipe (FIFO)")] {
         let said = bad(2, ["serve", "--check", name]);
-        assert!(said.contains(&format!("{name}: it is a {what}, not a file")), "{said}");
+        let is_refused = said.contains(&format!("{name}: it is a {what}, not a file"));
+        assert!(is_refused, "{name} is not refused for what it is: {said}");
     }
     assert!(good(["serve", "--check", &right]).starts_with("the configuration is right"));
 }
@@ -249,5 +250,5 @@ fn socket_of_an_instance_of_a_killed_daemon_is_removed_by_the_next_one() {
     let mdev = directory.path().join("run/mdev");
     assert_eq!(names(&mdev), [format!("{}.sock", uuid.trim())]);
     let _daemon = Daemon::serving(vfiod(["serve", &config]), &[&sockets[3]]);
-    assert_eq!(names(&mdev), Vec::<String>::new());
+    assert_eq!(names(&mdev), Vec::<String>::new(), "sockets that the next daemon has left");
 }

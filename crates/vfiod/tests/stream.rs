@@ -123,7 +123,7 @@ fn reply(stream: &mut UnixStream) -> Option<Header> {
         {
             return None;
         }
-        Err(error) => panic!("{error}"),
+        Err(error) => panic!("neither a reply nor the end of the connection: {error}"),
     }
     let header = Header::parse(&header).unwrap();
     stream.read_exact(&mut vec![0; header.size as usize - 16]).unwrap();

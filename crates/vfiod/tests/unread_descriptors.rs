@@ -245,7 +245,7 @@ fn descriptors_that_one_user_does_not_read_leave_those_of_another_user() {
     // Its half of what is common, but for less than a connection needs.
     let common = DESCRIPTORS - 2 * (2 + 4);
     let [_, used] = rig.descriptors(0);
-    assert!((common / 2 - 2..=common / 2).contains(&used), "{used} of {common}");
+    assert!((common / 2 - 2..=common / 2).contains(&used), "one user has {used} of {common}");
     as_user(STRANGER, &|| get_all(&rig, 1));
     let (mut unread, mut refused) = (0, Vec::new());
     for client in greedy.into_inner().unwrap() {

@@ -187,7 +187,8 @@ fn turning_it_off_is_logged() {
         let served = Served::start(more, arguments);
         let log = served.log();
         let line = log.lines().find(|line| line.contains("WARN")).unwrap_or_default();
-        assert!(line.contains("the sandbox is turned off") && line.contains(reason), "{log}");
+        let is_told = line.contains("the sandbox is turned off") && line.contains(reason);
+        assert!(is_told, "no warning that the sandbox is turned off {reason}: {log}");
         let status = Path::new("/proc").join(served.child.id().to_string()).join("status");
         let status = std::fs::read_to_string(status).unwrap();
         assert!(status.lines().any(|line| line == "NoNewPrivs:\t0"), "{status}");

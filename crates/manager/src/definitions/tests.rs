@@ -288,7 +288,7 @@ fn what_is_no_file_is_a_damaged_definition_that_stays() {
             assert_eq!(damaged.set_aside_as, None);
             (damaged.path.clone(), damaged.why.strip_prefix("it cannot be read: ").unwrap())
         });
-        assert_eq!(found.collect::<Vec<_>>(), expected);
+        assert_eq!(found.collect::<Vec<_>>(), expected, "the damaged definitions");
     }
     assert_eq!(errno(place.store.get(A, None)), Errno::BADMSG);
     assert_eq!(errno(place.store.define(&Definition::new(B, "serial", "t"))), Errno::EXIST);

@@ -12,7 +12,8 @@ use crate::rig::*;
 fn set_up(client: &mut Client, index: u32, start: u32, events: &[OwnedFd]) {
     let fds: Vec<BorrowedFd<'_>> = events.iter().map(AsFd::as_fd).collect();
     let count = events.len() as u32;
-    client.set_irqs(index, start, count, IrqAction::Trigger, IrqData::EventFds(&fds)).unwrap();
+    let set = client.set_irqs(index, start, count, IrqAction::Trigger, IrqData::EventFds(&fds));
+    set.expect("the vectors get their eventfds");
 }
 
 fn trigger(client: &mut Client, vector: u64) {
