@@ -95,8 +95,9 @@ fn trace_has_every_message_with_its_fields() {
     };
     for line in &messages {
         assert_eq!(line["level"], "TRACE");
-        assert!(line["micros"].as_f64().is_some_and(|micros| micros > 0.0), "{line}");
-        assert!(line["connection"].is_u64(), "{line}");
+        let micros = line["micros"].as_f64();
+        assert!(micros.is_some_and(|micros| micros > 0.0), "no field `micros`: {line}");
+        assert!(line["connection"].is_u64(), "no field `connection`: {line}");
         assert!(line.get("span").is_none() && line.get("spans").is_none(), "{line}");
     }
     let any = |_: &Value| true;
