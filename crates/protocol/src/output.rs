@@ -357,8 +357,9 @@ mod tests {
             output.reply_with_fds(&request, &[0; 8], vec![fd]);
         }
         let all = output.len();
-        assert_eq!(output.sent(all), ['a'], "descriptors that were sent");
-        assert_eq!(output.chunk().map(|chunk| chunk.fds.to_vec()), Some(vec!['b']));
+        assert_eq!(output.sent(all), ['a']);
+        let next = output.chunk().map(|chunk| chunk.fds.to_vec());
+        assert_eq!(next, Some(vec!['b']), "descriptors of the next reply");
         assert_eq!((output.sent(all), output.is_empty()), (vec!['b'], true));
         output.reply(&request, &[], &[]);
         assert_eq!(output.chunk().map(|chunk| chunk.bytes.len()), Some(HEADER_LEN));

@@ -169,7 +169,7 @@ fn out_of_band_bytes_are_bytes_of_the_stream_like_others() {
                 sent => assert_eq!(sent, Ok(1)),
             }
             stream.write_all(&whole[at + 1..]).unwrap();
-            let header = reply(&mut stream).expect("a reply");
+            let header = reply(&mut stream).expect("the connection has ended in place of a reply");
             assert_eq!(header.kind(), Kind::Reply(Ok(())), "byte {at}");
         }
     }

@@ -120,7 +120,8 @@ fn read(socket: &Socket, replies: u16) -> (usize, Vec<Errno>) {
 /// A second socket, and descriptors of a region.
 fn get_all(rig: &Rig, device: usize) {
     let path = rig.path(&format!("d{device}"));
-    let mut client = Client::connect_with(path, Options::default().twin_socket()).unwrap();
+    let client = Client::connect_with(path, Options::default().twin_socket());
+    let mut client = client.expect("another client gets a connection");
     assert!(client.has_twin_socket());
     // More than may be unread: each is read before the next one is asked for.
     for _ in 0..2 * MOST {
