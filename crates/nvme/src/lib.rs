@@ -8,8 +8,10 @@ mod identity;
 mod io;
 mod namespace;
 mod options;
+mod piece;
 mod prp;
 mod queues;
+mod sgl;
 mod spec;
 #[cfg(test)]
 mod tests;

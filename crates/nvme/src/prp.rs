@@ -1,13 +1,10 @@
 //! Physical Region Pages (4.1.1): where the data of a command is.
 
-use vfiod_buffer::push;
 use vfiod_core::Result as CoreResult;
 use vfiod_core::dma::Attachment;
 
+use crate::piece::{self, Piece};
 use crate::spec::Status;
-
-/// A piece of guest memory: address and length in bytes, not 0.
-pub(crate) type Piece = (u64, usize);
 
 /// Bytes of an entry.
 const ENTRY: u64 = 8;
@@ -78,13 +75,7 @@ fn entry(pieces: &mut Vec<Piece>, address: u64, page: u64, left: &mut usize) -> 
 }
 
 fn add(pieces: &mut Vec<Piece>, address: u64, len: usize) -> Result<(), Status> {
-    if let Some((before, so_far)) = pieces.last_mut()
-        && before.checked_add(*so_far as u64) == Some(address)
-    {
-        *so_far += len;
-        return Ok(());
-    }
-    push(pieces, (address, len)).map_err(|_| Status::INTERNAL)
+    piece::add(pieces, Piece::Memory(address, len))
 }
 
 async fn read_list(dma: &Attachment, at: u64, count: usize) -> CoreResult<Vec<u64>> {
@@ -121,16 +112,24 @@ mod tests {
         Attachment::new(&space)
     }
 
-    fn find(words: &[(u64, u64)], prps: (u64, u64), len: usize) -> Result<Vec<Piece>, Status> {
+    /// Addresses and lengths of what is found.
+    type Found = Vec<(u64, usize)>;
+
+    fn find(words: &[(u64, u64)], prps: (u64, u64), len: usize) -> Result<Found, Status> {
         let dma = memory(words);
         let runtime = Arc::new(Runtime::new().unwrap());
-        runtime.block_on(None, async move { pieces(&dma, PAGE, prps, len).await }).unwrap()
+        let found = runtime.block_on(None, async move { pieces(&dma, PAGE, prps, len).await });
+        let place = |piece| match piece {
+            Piece::Memory(address, len) => (address, len),
+            Piece::Discarded(_) => unreachable!("a PRP is an address"),
+        };
+        found.unwrap().map(|pieces| pieces.into_iter().map(place).collect())
     }
 
     #[test]
     fn pieces_of_every_form() {
         let list = [(0x2ff0, 0x10000), (0x2ff8, 0x3000), (0x3000, 0x12000), (0x3008, 0x13000)];
-        type Row<'a> = (&'a str, (u64, u64), usize, &'a [Piece]);
+        type Row<'a> = (&'a str, (u64, u64), usize, &'a [(u64, usize)]);
         let rows: [Row<'_>; 7] = [
             ("nothing", (3, 7), 0, &[]),
             ("within a page", (0x1004, 1), 512, &[(0x1004, 512)]),

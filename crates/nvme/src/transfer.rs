@@ -8,9 +8,11 @@ use vfiod_disk::Buffer;
 use vfiod_sync::{Mutex, lock};
 use vfiod_tasks::Waiters;
 
-use crate::prp::Piece;
+use crate::piece::Piece;
 use crate::spec::Status;
 
+/// Pieces of guest memory that a back end is given; data in more of them goes through a buffer.
+const MAX_HOLDS: usize = 512;
 /// Bytes of buffers that a controller may have at the same time.
 const MAX_BOUNCE: usize = 16 << 20;
 
@@ -74,7 +76,14 @@ pub(crate) async fn begin<'a>(
 ) -> Result<Data<'a>, Status> {
     let perm = if direction == Direction::ToHost { Perm::WRITE } else { Perm::READ };
     let mut holds = Vec::new();
-    for &(at, len) in pieces {
+    if pieces.len() > MAX_HOLDS {
+        return bounce(dma, memory, pieces, direction).await;
+    }
+    for piece in pieces {
+        let &Piece::Memory(at, len) = piece else {
+            drop(holds);
+            return bounce(dma, memory, pieces, direction).await;
+        };
         match dma.hold(at, len, perm) {
             Ok(hold) => push(&mut holds, hold).map_err(|_| Status::INTERNAL)?,
             Err(error) if error.errno() == Errno::OPNOTSUPP => {
@@ -93,7 +102,7 @@ async fn bounce<'a>(
     pieces: &[Piece],
     direction: Direction,
 ) -> Result<Data<'a>, Status> {
-    let len = pieces.iter().map(|(_, len)| len).sum();
+    let len = pieces.iter().map(Piece::len).sum();
     let bounced = Some(memory.take(len).await);
     let mut bytes = zeroed(len).map_err(|_| Status::INTERNAL)?;
     if direction == Direction::FromHost {
@@ -135,9 +144,11 @@ pub(crate) async fn gather(
     pieces: &[Piece],
     mut bytes: &mut [u8],
 ) -> Result<(), Status> {
-    for &(at, len) in pieces {
-        let (now, rest) = bytes.split_at_mut(len);
-        dma.read(at, now).await.map_err(|_| Status::DATA_TRANSFER)?;
+    for piece in pieces {
+        let (now, rest) = bytes.split_at_mut(piece.len());
+        if let Piece::Memory(at, _) = *piece {
+            dma.read(at, now).await.map_err(|_| Status::DATA_TRANSFER)?;
+        }
         bytes = rest;
     }
     Ok(())
@@ -152,9 +163,11 @@ pub(crate) async fn scatter(
     pieces: &[Piece],
     mut bytes: &[u8],
 ) -> Result<(), Status> {
-    for &(at, len) in pieces {
-        let (now, rest) = bytes.split_at(len);
-        dma.write(at, now).await.map_err(|_| Status::DATA_TRANSFER)?;
+    for piece in pieces {
+        let (now, rest) = bytes.split_at(piece.len());
+        if let Piece::Memory(at, _) = *piece {
+            dma.write(at, now).await.map_err(|_| Status::DATA_TRANSFER)?;
+        }
         bytes = rest;
     }
     Ok(())

@@ -7,6 +7,7 @@ use crate::common::{Common, ERROR_ENTRIES};
 use crate::controller::{MAX_NAMESPACES, MAX_TRANSFER_PAGES, Nvme, VENDOR};
 use crate::features::{CRITICAL, WARNING};
 use crate::namespace::Namespace;
+use crate::sgl;
 use crate::spec::feature::FEATURES;
 use crate::spec::identify::{self, LEN, OAES_NAMESPACE, ONCS_SELECT, Structure};
 use crate::spec::identify_list::{STRUCTURES, Structures};
@@ -142,6 +143,7 @@ impl Nvme {
             io_commands: common.io_commands(),
             write_cache: common.has_write_cache(),
             atomic_blocks: atomic.unwrap_or(0),
+            sgl_support: sgl::SUPPORT,
             subsystem_name: &identity.subsystem_name,
         }
         .encode()

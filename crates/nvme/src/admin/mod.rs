@@ -103,7 +103,7 @@ impl AdminQueue {
 
     async fn perform(&self, command: &Submission) -> Ended {
         let admin = opcode::ADMIN.find(command.opcode(), |needs| self.common.has(needs));
-        let admin = admin.and_then(|admin| command.check().map(|()| admin.command));
+        let admin = admin.and_then(|admin| command.check_admin().map(|()| admin.command));
         let outcome = match admin {
             Ok(Admin::AsynchronousEventRequest) => match self.request_event(command.id()).await {
                 Ok(()) => return Ended::Silently,

@@ -4,9 +4,7 @@ use vfiod_disk::Request;
 
 use super::IoQueue;
 use crate::namespace::Namespace;
-use crate::prp;
 use crate::spec::{Outcome, Status, Submission};
-use crate::transfer;
 
 /// Bytes of a range.
 const RANGE: usize = 16;
@@ -28,13 +26,7 @@ impl IoQueue {
             self.writable(namespace)?;
         }
         let count = (command.dword(10) & 0xff) as usize + 1;
-        let mut bytes = vec![0; count * RANGE];
-        let (dma, page) = (self.task.dma(), self.queues.page);
-        self.reach(async {
-            let pieces = prp::pieces(dma, page, command.prps(), bytes.len()).await?;
-            transfer::gather(dma, &pieces, &mut bytes).await
-        })
-        .await?;
+        let bytes = self.receive(command, count * RANGE).await?;
         let ranges: Vec<(u64, u64)> = bytes.chunks_exact(RANGE).map(decode).collect();
         // All are judged before the first one changes anything.
         for (first, blocks) in &ranges {

@@ -12,9 +12,11 @@ use vfiod_tasks::race;
 use crate::common::Common;
 use crate::controller::{MAX_TRANSFER, Nvme};
 use crate::namespace::Namespace;
+use crate::piece::Piece;
 use crate::prp;
 use crate::queues::Queues;
 use crate::queues::serve::{Ended, Execute, Running};
+use crate::sgl;
 use crate::spec::opcode::{self, Io};
 use crate::spec::submission::ALL_NAMESPACES;
 use crate::spec::{Outcome, Status, Submission};
@@ -53,7 +55,7 @@ fn is_logged(status: Status) -> bool {
 impl IoQueue {
     async fn perform(&self, command: &Submission) -> Outcome {
         let io = opcode::IO.find(command.opcode(), |needs| self.common.has(needs))?.command;
-        command.check()?;
+        command.check_io()?;
         if io == Io::Flush && command.namespace() == ALL_NAMESPACES {
             for namespace in &self.common.namespaces {
                 self.flush(namespace).await?;
@@ -132,20 +134,41 @@ impl IoQueue {
         &self,
         namespace: &Namespace,
         command: &Submission,
-    ) -> Result<(u64, Vec<prp::Piece>), Status> {
+        direction: Direction,
+    ) -> Result<(u64, Vec<Piece>), Status> {
         let blocks = command.blocks();
         if blocks << namespace.block_shift > MAX_TRANSFER {
             return Err(Status::INVALID_FIELD);
         }
         let (offset, len) = namespace.range(command.first_block(), blocks)?;
-        let page = self.queues.page;
-        let pieces = prp::pieces(self.task.dma(), page, command.prps(), len as usize);
-        Ok((offset, self.reach(pieces).await?))
+        Ok((offset, self.pieces(command, len as usize, direction).await?))
+    }
+
+    /// The pieces of so many bytes of data.
+    async fn pieces(
+        &self,
+        command: &Submission,
+        len: usize,
+        direction: Direction,
+    ) -> Result<Vec<Piece>, Status> {
+        let (dma, page) = (self.task.dma(), self.queues.page);
+        if command.has_sgl() {
+            return self.reach(sgl::pieces(dma, command.sgl(), len, direction)).await;
+        }
+        self.reach(prp::pieces(dma, page, command.prps(), len)).await
+    }
+
+    /// Data that says what is to be done.
+    async fn receive(&self, command: &Submission, len: usize) -> Result<Vec<u8>, Status> {
+        let mut bytes = vec![0; len];
+        let pieces = self.pieces(command, len, Direction::FromHost).await?;
+        self.reach(transfer::gather(self.task.dma(), &pieces, &mut bytes)).await?;
+        Ok(bytes)
     }
 
     /// Read (NVM command set 3.2.4).
     async fn read(&self, namespace: &Namespace, command: &Submission) -> Outcome {
-        let (offset, pieces) = self.locate(namespace, command).await?;
+        let (offset, pieces) = self.locate(namespace, command, Direction::ToHost).await?;
         let (dma, memory) = (self.task.dma(), &self.common.bounce);
         let data = transfer::begin(dma, memory, &pieces, Direction::ToHost);
         let (buffer, bounced) = self.reach(data).await?.split();
@@ -162,7 +185,7 @@ impl IoQueue {
     /// Write (NVM command set 3.2.6).
     async fn write(&self, namespace: &Namespace, command: &Submission) -> Outcome {
         let writable = self.writable(namespace);
-        let (offset, pieces) = self.locate(namespace, command).await?;
+        let (offset, pieces) = self.locate(namespace, command, Direction::FromHost).await?;
         writable?;
         let (dma, memory) = (self.task.dma(), &self.common.bounce);
         let data = transfer::begin(dma, memory, &pieces, Direction::FromHost);
@@ -179,7 +202,7 @@ impl IoQueue {
 
     /// Compare (NVM command set 3.2.1).
     async fn compare(&self, namespace: &Namespace, command: &Submission) -> Outcome {
-        let (offset, pieces) = self.locate(namespace, command).await?;
+        let (offset, pieces) = self.locate(namespace, command, Direction::FromHost).await?;
         let (dma, memory) = (self.task.dma(), &self.common.bounce);
         let data = transfer::begin(dma, memory, &pieces, Direction::FromHost);
         let (buffer, _bounced) = self.reach(data).await?.split();

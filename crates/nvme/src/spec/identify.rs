@@ -35,6 +35,8 @@ pub(crate) struct Controller<'a> {
     pub(crate) write_cache: bool,
     /// AWUN and AWUPF, 0's based.
     pub(crate) atomic_blocks: u16,
+    /// SGLS.
+    pub(crate) sgl_support: u32,
     pub(crate) subsystem_name: &'a str,
 }
 
@@ -71,6 +73,7 @@ impl Controller<'_> {
         data[525] = u8::from(self.write_cache) | 3 << 1;
         put(&mut data, 526, self.atomic_blocks.to_le_bytes());
         put(&mut data, 528, self.atomic_blocks.to_le_bytes());
+        put(&mut data, 536, self.sgl_support.to_le_bytes());
         let name = self.subsystem_name.as_bytes();
         let len = name.len().min(255);
         data[768..768 + len].copy_from_slice(&name[..len]);

@@ -35,6 +35,14 @@ impl Status {
     /// Command Sequence Error.
     pub(crate) const SEQUENCE_ERROR: Self = generic(0x0c);
     pub(crate) const INVALID_NAMESPACE: Self = generic(0x0b);
+    /// Invalid SGL Segment Descriptor.
+    pub(crate) const SGL_SEGMENT: Self = generic(0x0d);
+    /// Invalid Number of SGL Descriptors.
+    pub(crate) const SGL_COUNT: Self = generic(0x0e);
+    /// Data SGL Length Invalid.
+    pub(crate) const DATA_SGL_LENGTH: Self = generic(0x0f);
+    /// SGL Descriptor Type Invalid.
+    pub(crate) const SGL_TYPE: Self = generic(0x11);
     /// PRP Offset Invalid.
     pub(crate) const INVALID_PRP_OFFSET: Self = generic(0x13);
     pub(crate) const WRITE_PROTECTED: Self = generic(0x20);

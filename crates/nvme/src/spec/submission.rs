@@ -42,9 +42,13 @@ impl Submission {
         self.dword(0) >> 8 & 3
     }
 
-    /// PSDT: 0 where the data pointer has PRPs.
-    pub(crate) fn pointer_kind(&self) -> u32 {
+    fn pointer_kind(&self) -> u32 {
         self.dword(0) >> 14 & 3
+    }
+
+    /// Whether the data pointer is an SGL; otherwise it is PRPs.
+    pub(crate) fn has_sgl(&self) -> bool {
+        self.pointer_kind() == PointerKind::Sgl as u32
     }
 
     /// NSID.
@@ -72,16 +76,42 @@ impl Submission {
         self.dword(12) & 1 << 30 != 0
     }
 
-    /// Whether what every command has is sound: no fused operation, and PRPs.
+    /// SGL1: the descriptor in the command.
+    pub(crate) fn sgl(&self) -> [u8; 16] {
+        let mut bytes = [0; 16];
+        bytes.copy_from_slice(&self.0[24..40]);
+        bytes
+    }
+
+    /// Whether what every admin command has is sound: no fused operation, and PRPs.
     ///
     /// # Errors
     /// Invalid Field in Command.
-    pub(crate) fn check(&self) -> Result<(), Status> {
-        if self.fused() != 0 || self.pointer_kind() != 0 {
+    pub(crate) fn check_admin(&self) -> Result<(), Status> {
+        if self.pointer_kind() != PointerKind::Prps as u32 {
+            return Err(Status::INVALID_FIELD);
+        }
+        self.check_io()
+    }
+
+    /// Whether what every I/O command has is sound: no fused operation, and PRPs, or an SGL beside a
+    /// pointer to metadata that is none.
+    ///
+    /// # Errors
+    /// Invalid Field in Command.
+    pub(crate) fn check_io(&self) -> Result<(), Status> {
+        if self.fused() != 0 || self.pointer_kind() > PointerKind::Sgl as u32 {
             return Err(Status::INVALID_FIELD);
         }
         Ok(())
     }
+}
+
+/// PSDT.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum PointerKind {
+    Prps = 0,
+    Sgl = 1,
 }
 
 impl std::fmt::Debug for Submission {

@@ -9,6 +9,7 @@ mod options;
 mod queues;
 mod rig;
 mod saved;
+mod sgl;
 mod shadow;
 mod statuses;
 mod table;

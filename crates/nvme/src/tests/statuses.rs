@@ -5,6 +5,11 @@ use vfiod_core::Errno;
 use super::rig::{Command, DATA, Held, Host, create_cq, create_sq, with};
 use crate::spec::status_list::STATUSES;
 
+/// A read of a block, whose SGL is a descriptor of this type.
+fn sgl(address: u64, len: u32, kind: u32) -> Command {
+    Command::io(2, 0, 1, (address, u64::from(len) | u64::from(kind) << 56)).set(0, 1 << 14 | 2)
+}
+
 /// What a host sees when a disk fails a command once.
 fn failing(host: &mut Host, disk: &Held, opcode: u8, errno: Errno) -> u16 {
     disk.fail(Some(errno));
@@ -36,6 +41,10 @@ fn every_status_of_the_list_is_given() {
             }
             0x0b => io(&mut host, read((DATA, 0)).namespace(0)),
             0x0c => admin(&mut host, Command::new(9).set(10, 7)),
+            0x0d => io(&mut host, sgl(DATA, 0, 0x30)),
+            0x0e => io(&mut host, sgl(DATA, 0x10_0000, 0x30)),
+            0x0f => io(&mut host, sgl(DATA, 511, 0)),
+            0x11 => io(&mut host, sgl(DATA, 512, 0x40)),
             0x13 => io(&mut host, read((DATA + 1, 0))),
             0x20 => failing(&mut host, &disk, 1, Errno::ROFS),
             0x80 => io(&mut host, Command::io(2, u64::MAX, 1, (DATA, 0))),

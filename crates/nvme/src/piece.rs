@@ -1,0 +1,37 @@
+//! Where the data of a command is, piece by piece.
+
+use vfiod_buffer::push;
+
+use crate::spec::Status;
+
+/// A piece of the data of a command, in the order of the data. Its length is in bytes, and not 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Piece {
+    /// Guest memory, from an address on.
+    Memory(u64, usize),
+    /// What the host does not want of what is read (SGL bit bucket).
+    Discarded(usize),
+}
+
+impl Piece {
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            Self::Memory(_, len) | Self::Discarded(len) => *len,
+        }
+    }
+}
+
+/// Adds a piece; one that adjoins the one before becomes part of it.
+///
+/// # Errors
+/// Internal Error: no memory.
+pub(crate) fn add(pieces: &mut Vec<Piece>, piece: Piece) -> Result<(), Status> {
+    if let (Some(Piece::Memory(before, so_far)), Piece::Memory(address, len)) =
+        (pieces.last_mut(), piece)
+        && before.checked_add(*so_far as u64) == Some(address)
+    {
+        *so_far += len;
+        return Ok(());
+    }
+    push(pieces, piece).map_err(|_| Status::INTERNAL)
+}
