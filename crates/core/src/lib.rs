@@ -91,6 +91,7 @@ pub mod state;
 mod stop;
 mod task;
 mod timeout;
+mod turns;
 
 pub use vfiod_dma as dma;
 pub use vfiod_dma::{error, memory};

@@ -3,7 +3,8 @@
 //! A set is idle, or one thread is opening, closing, resetting or saving a member of it. That thread
 //! takes the lock, waits until the set is idle, marks it, and drops the lock: callbacks of devices
 //! and waits happen with the mark and without the lock. So the lock is held for bookkeeping only,
-//! and status can be read while a device is slow.
+//! and status can be read while a device is slow. Threads that wait have their turns in an order
+//! (`turns.rs`): one that gives up its mark does not get it again before those that wait.
 //!
 //! | set is | open | release | reset of the set | join, leave | status |
 //! | --- | --- | --- | --- | --- | --- |
@@ -15,6 +16,7 @@
 //! with `EBUSY`, a release and a leave are deferred until it has given up its mark.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::convert::Infallible;
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -24,6 +26,7 @@ use crate::held::{self, Held};
 use crate::ids::{FileId, IdSequence, Owner, SetId, SetNumber};
 use crate::sync::{self, Condvar, Mutex, MutexGuard, lock};
 use crate::timeout::Timeout;
+use crate::turns::{Place, Purpose, Turns};
 
 /// How long an open or a reset waits for another operation of the set. A request of a client has
 /// four seconds in all.
@@ -45,10 +48,20 @@ pub(crate) enum Phase {
     Saving,
 }
 
+impl Phase {
+    fn purpose(self) -> Purpose {
+        match self {
+            Self::Resetting | Self::Saving => Purpose::Whole,
+            Self::Idle | Self::Opening | Self::Closing => Purpose::Member,
+        }
+    }
+}
+
 impl fmt::Display for Phase {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Idle => "idle",
+            // Whoever waits for it is told so only where it is not its turn.
+            Self::Idle => "wanted by others, who have waited longer",
             Self::Opening => "being opened",
             Self::Closing => "being closed",
             Self::Resetting => "being reset",
@@ -76,15 +89,14 @@ pub(crate) struct Set<D> {
     id: Option<(SetId, SetNumber)>,
     name: OnceLock<String>,
     state: Mutex<SetState<D>>,
-    /// Signalled when the set becomes idle; used with `state`.
+    /// Signalled when it may be another thread's turn; used with `state`.
     idle: Condvar,
 }
 
 /// Everything that the set lock protects; see [`SetGuard`].
 struct SetState<D> {
     phase: Phase,
-    /// Threads that wait until the set is idle.
-    waiting: usize,
+    turns: Turns,
     members: Vec<Option<Member<D>>>,
     vacant: Vec<usize>,
     open_members: usize,
@@ -97,7 +109,7 @@ impl<D> Default for SetState<D> {
     fn default() -> Self {
         Self {
             phase: Phase::Idle,
-            waiting: 0,
+            turns: Turns::default(),
             members: Vec::new(),
             vacant: Vec::new(),
             open_members: 0,
@@ -157,14 +169,40 @@ impl<D: SetDevice> Set<D> {
         SetGuard { set: self, state: Some(lock(&self.state)) }
     }
 
-    /// Takes the set lock at a moment when the set is idle. The calling thread must not have marked
-    /// it.
+    /// Takes the set lock at a moment when the set is idle, in the calling thread's turn. The thread must
+    /// not have marked it.
     pub(crate) fn lock_idle(&self) -> SetGuard<'_, D> {
-        let mut guard = self.lock();
-        while guard.state().phase != Phase::Idle {
-            guard.wait_idle(Duration::MAX);
-        }
+        let Ok(guard) = self.lock_in_turn(Purpose::Member, |_| Ok::<_, Infallible>(Duration::MAX));
         guard
+    }
+
+    /// Takes the set lock when the set is idle and it is the calling thread's turn. `wait` gets what the set
+    /// is busy with, and says how long to wait from now on, or why not.
+    fn lock_in_turn<E>(
+        &self,
+        purpose: Purpose,
+        mut wait: impl FnMut(Phase) -> Result<Duration, E>,
+    ) -> Result<SetGuard<'_, D>, E> {
+        let mut guard = self.lock();
+        if guard.state().phase == Phase::Idle && guard.state().turns.is_empty() {
+            return Ok(guard);
+        }
+        let place = guard.state().turns.enter(purpose);
+        let outcome = loop {
+            if guard.is_turn_of(place) {
+                break Ok(());
+            }
+            match wait(guard.state().phase) {
+                Ok(time) => guard.wait(&self.idle, time),
+                Err(error) => break Err(error),
+            }
+        };
+        guard.state().turns.leave(place);
+        // The next one has its turn at once if this one does not mark the set.
+        if !guard.state().turns.is_empty() {
+            self.idle.notify_all();
+        }
+        outcome.map(|()| guard)
     }
 
     /// Whether the calling thread has marked the set.
@@ -180,14 +218,10 @@ impl<D: SetDevice> Set<D> {
         Transition { set: self, held: Some(Held::new(self)) }
     }
 
-    /// Takes the set lock at a moment when the set is idle, if there is one within [`WAIT`]. Otherwise
-    /// returns what the set is busy with; at once, if the calling thread itself has marked it.
+    /// Takes the set lock to open a member, at a moment when the set is idle, if the calling thread has its
+    /// turn within [`WAIT`]. Otherwise returns what the set is busy with; at once, if the thread itself has
+    /// marked it.
     pub(crate) fn try_lock_idle(&self) -> Result<SetGuard<'_, D>, Phase> {
-        let mut guard = self.lock();
-        if guard.state().phase == Phase::Idle {
-            return Ok(guard);
-        }
-        drop(guard);
         self.try_lock_idle_within(&mut Timeout::new(WAIT))
     }
 
@@ -196,21 +230,33 @@ impl<D: SetDevice> Set<D> {
         &self,
         timeout: &mut Timeout,
     ) -> Result<SetGuard<'_, D>, Phase> {
-        let mut guard = self.lock();
-        while guard.state().phase != Phase::Idle {
+        self.try_lock_in_turn(Purpose::Member, timeout)
+    }
+
+    fn try_lock_in_turn(
+        &self,
+        purpose: Purpose,
+        timeout: &mut Timeout,
+    ) -> Result<SetGuard<'_, D>, Phase> {
+        self.lock_in_turn(purpose, |phase| {
             // In a model no time passes, and only a deadlock is too long.
             let time = if cfg!(any(loom, shuttle)) { Some(Duration::MAX) } else { timeout.left() };
-            let Some(time) = time.filter(|_| !self.is_mine()) else {
-                return Err(guard.state().phase);
-            };
-            guard.wait_idle(time);
-        }
-        Ok(guard)
+            time.filter(|_| !self.is_mine()).ok_or(phase)
+        })
     }
 
     /// Marks the set, or not, as [`Set::try_lock_idle`].
     pub(crate) fn try_begin(&self, phase: Phase) -> Result<Transition<'_, D>, Phase> {
-        Ok(self.try_lock_idle()?.mark(phase))
+        self.try_begin_within(phase, &mut Timeout::new(WAIT))
+    }
+
+    /// Marks the set, or not, as [`Set::try_lock_idle_within`].
+    pub(crate) fn try_begin_within(
+        &self,
+        phase: Phase,
+        timeout: &mut Timeout,
+    ) -> Result<Transition<'_, D>, Phase> {
+        Ok(self.try_lock_in_turn(phase.purpose(), timeout)?.mark(phase))
     }
 }
 
@@ -231,14 +277,16 @@ impl<D: SetDevice> Transition<'_, D> {
 
 impl<D: SetDevice> Drop for Transition<'_, D> {
     fn drop(&mut self) {
-        let waiting = {
+        let is_awaited = {
             let mut guard = self.set.lock();
             let state = guard.state();
-            state.phase = Phase::Idle;
-            state.waiting
+            if std::mem::take(&mut state.phase).purpose() == Purpose::Whole {
+                state.turns.whole_is_over();
+            }
+            !state.turns.is_empty()
         };
         // Signalling costs a system call even if no thread waits.
-        if waiting > 0 {
+        if is_awaited {
             self.set.idle.notify_all();
         }
         // The set is idle, so that what was deferred can mark it.
@@ -346,12 +394,15 @@ impl<'a, D: SetDevice> SetGuard<'a, D> {
         failed.cloned().collect()
     }
 
-    /// Waits until the set may have become idle, or for a time.
-    fn wait_idle(&mut self, time: Duration) {
-        self.state().waiting += 1;
-        let set = self.set;
-        self.wait(&set.idle, time);
-        self.state().waiting -= 1;
+    fn is_turn_of(&mut self, place: Place) -> bool {
+        let state = self.state();
+        state.phase == Phase::Idle && state.turns.is_next(place)
+    }
+
+    /// The places of the threads that wait for a member.
+    #[cfg(shuttle)]
+    pub(crate) fn waiting(&mut self) -> Vec<Place> {
+        self.state().turns.members().collect()
     }
 
     /// Drops the lock until `signal`, or for a time ([`Duration::MAX`]: for ever).

@@ -18,6 +18,7 @@
 //! | a thread that waits runs a task that does any of that, too: nobody waits for itself | [`scenarios_stop`] |
 //! | an address space of a device is left to no other user than its own | [`scenarios_space`] |
 //! | no ring of a doorbell is lost while work is stopped and resumed | [`scenarios_work`] |
+//! | an open that waits is before any further reset or save of the set | [`scenarios_set`] |
 //! | no deadlock | the checker |
 //!
 //! `ci/model-checks.sh` runs them.
@@ -30,6 +31,8 @@ mod scenarios;
 mod scenarios_hot_reset;
 #[cfg(shuttle)]
 mod scenarios_irq;
+#[cfg(shuttle)]
+mod scenarios_set;
 #[cfg(shuttle)]
 mod scenarios_space;
 #[cfg(shuttle)]
