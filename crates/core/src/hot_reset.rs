@@ -13,7 +13,7 @@
 //! 5. Every member resumes.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::device::{ResetCause, Why};
 use crate::device_ref::DeviceRef;
@@ -23,7 +23,7 @@ use crate::file::File;
 use crate::file_state::FileShared;
 use crate::ids::Owner;
 use crate::registered::{Member, Registered, SetGuard, Transition};
-use crate::set::Phase;
+use crate::set::{Phase, WAIT};
 use crate::stop::{LIMIT, Stop};
 use crate::timeout::Timeout;
 
@@ -138,6 +138,15 @@ impl File {
         self.reset_set_with(&[])
     }
 
+    /// Resets the set as [`File::reset_set`] does, but waits no longer than `limit` for the set and the
+    /// members together.
+    ///
+    /// # Errors
+    /// As [`File::reset_set`].
+    pub fn reset_set_within(&self, limit: Duration) -> Result<()> {
+        self.reset_presenting(&[], limit)
+    }
+
     /// Resets the set as [`File::reset_set`] does, for a caller that presents files of other owners
     /// to prove that it may reset their devices, too, as kernel users do with group descriptors.
     /// Files of devices outside the set, and revoked files, prove nothing.
@@ -145,11 +154,17 @@ impl File {
     /// # Errors
     /// As [`File::reset_set`].
     pub fn reset_set_with(&self, files: &[&File]) -> Result<()> {
+        self.reset_presenting(files, WAIT + LIMIT)
+    }
+
+    fn reset_presenting(&self, files: &[&File], limit: Duration) -> Result<()> {
         let (device, file) = self.parts();
-        let resetting = device.begin_reset()?;
+        let end = Instant::now() + limit;
+        let resetting = device.begin_reset(limit)?;
         // With the set marked: a revoked file is released only after the reset.
         device.may_reset(file)?;
-        reset(&resetting, &Authority::Owner(&file.owner, files))
+        let left = end.saturating_duration_since(Instant::now());
+        reset(&resetting, &Authority::Owner(&file.owner, files), left)
     }
 }
 
@@ -172,17 +187,19 @@ impl DeviceRef {
     /// the set did not become idle, or a member did not quiesce. `ENODEV`: the device has been
     /// unregistered. Errors of the member that could not be reset; `EIO`: it panicked.
     pub fn reset_set(&self, in_use: InUse) -> Result<()> {
-        let resetting = self.registered.begin_reset()?;
+        let resetting = self.registered.begin_reset(WAIT)?;
         if resetting.lock().find(&self.registered).is_none() {
             return Err(self.registered.is_gone());
         }
-        reset(&resetting, &Authority::Administrator(in_use))
+        reset(&resetting, &Authority::Administrator(in_use), LIMIT)
     }
 }
 
 impl Registered {
-    fn begin_reset(&self) -> Result<Transition<'_>> {
-        self.set.try_begin(Phase::Resetting).map_err(|phase| self.set_is(phase))
+    fn begin_reset(&self, limit: Duration) -> Result<Transition<'_>> {
+        let mut timeout = Timeout::new(WAIT.min(limit));
+        let resetting = self.set.try_begin_within(Phase::Resetting, &mut timeout);
+        resetting.map_err(|phase| self.set_is(phase))
     }
 
     fn may_reset(&self, file: &FileShared) -> Result<()> {
@@ -190,14 +207,15 @@ impl Registered {
     }
 }
 
-fn reset(resetting: &Transition<'_>, authority: &Authority<'_>) -> Result<()> {
+/// Resets the members. Waits for them no longer than `limit`, and [`LIMIT`].
+fn reset(resetting: &Transition<'_>, authority: &Authority<'_>, limit: Duration) -> Result<()> {
     let mut members: Vec<_> = {
         let mut guard = resetting.lock();
         authority.check(&mut guard)?;
         guard.members().map(|member| member.device.clone()).collect()
     };
     members.sort_by_key(|member| member.shares_memory());
-    Stopped::stop(&members)?.reset(resetting)
+    Stopped::stop(&members, limit.min(LIMIT))?.reset(resetting)
 }
 
 /// The members of a set, all of them quiesced. They resume when this is dropped.
@@ -208,10 +226,10 @@ struct Stopped {
 
 impl Stopped {
     /// `EBUSY`: a call takes too long, or a device does not quiesce; those that were stopped resume.
-    fn stop(members: &[Arc<Registered>]) -> Result<Self> {
-        let mut timeout = Timeout::new(LIMIT);
+    fn stop(members: &[Arc<Registered>], limit: Duration) -> Result<Self> {
+        let mut timeout = Timeout::new(limit);
         let Some(first) = members.first() else { return Ok(Self { stops: Vec::new() }) };
-        let deadline = first.environment.runtime.now() + LIMIT;
+        let deadline = first.environment.runtime.now() + limit;
         let mut stopped = Self { stops: Vec::new() };
         stopped.quiesce(members, &mut timeout, deadline).map_err(|error| {
             let what = format!("hot reset abandoned: {error}; nothing was reset");

@@ -13,6 +13,7 @@ use vfiod_sync::{Condvar, Mutex, lock};
 
 use crate::closer::Closer;
 use crate::gate::Gate;
+use crate::holders::ServedDevices;
 use crate::limits::{MAX_LEAVING, MAX_LINES, Quiet};
 use crate::opening_queue::OpeningQueue;
 
@@ -176,7 +177,7 @@ impl Place {
 }
 
 /// Whether a client that has hung up has the device open.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Departure {
     /// No.
     None,
@@ -267,6 +268,8 @@ pub(crate) struct Clients {
     pub(crate) refusals: Quiet,
     max_connections: usize,
     pub(crate) account: Arc<Account>,
+    /// This device and the others of the server.
+    pub(crate) served: Arc<ServedDevices>,
     connections: Mutex<List>,
     count: AtomicUsize,
     /// Signalled when a connection and its file are gone, if somebody waits for that.
@@ -322,9 +325,10 @@ impl Clients {
         max_threads: usize,
         max_connections: usize,
         account: Arc<Account>,
+        served: &Arc<ServedDevices>,
     ) -> Arc<Self> {
         let closer = Closer::new(device.name());
-        Arc::new(Self {
+        let clients = Arc::new(Self {
             device,
             closer,
             poll,
@@ -335,12 +339,20 @@ impl Clients {
             refusals: Quiet::up_to(MAX_LINES),
             max_connections: max_connections.max(1),
             account,
+            served: served.clone(),
             connections: Mutex::default(),
             count: AtomicUsize::new(0),
             departed: Condvar::new(),
             awaiting: AtomicUsize::new(0),
             stopped: AtomicBool::new(false),
-        })
+        });
+        served.add(&clients);
+        clients
+    }
+
+    /// How many connections have ended, with their files.
+    pub(crate) fn departures(&self) -> u64 {
+        lock(&self.connections).departures
     }
 
     /// Every connection there is. Not to be dropped with `connections` locked: the last owner of
@@ -435,9 +447,9 @@ impl Clients {
         Some(Opening { clients: self.clone(), departures: list.departures })
     }
 
-    /// After the open of connection `number` was refused: whether that is worth another attempt,
-    /// because a client that has hung up has the device open.
-    fn await_departure(
+    /// After the open of connection `number`, or its reset of the set, was refused: whether that is worth
+    /// another attempt, because a client that has hung up has the device open. `departures` is from before.
+    pub(crate) fn await_departure(
         &self,
         number: u64,
         newcomer: &Weak<dyn Client>,
@@ -504,6 +516,12 @@ impl Clients {
         self.stopped.store(true, Ordering::SeqCst);
         // The threads that serve them see the end of the stream and release the files.
         self.connections().iter().for_each(|(_, connection)| connection.end());
+    }
+}
+
+impl Drop for Clients {
+    fn drop(&mut self) {
+        self.served.forget_dropped(self.device.id());
     }
 }
 

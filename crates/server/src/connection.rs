@@ -6,6 +6,7 @@
 //! requests wait their turn. The file is released when the last thread lets go of the connection.
 
 mod negotiation;
+mod waiting;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -32,6 +33,7 @@ use crate::dma_channel::Blocked;
 use crate::end::End;
 use crate::gate::Gate;
 use crate::held_memory::HeldMemory;
+use crate::hot_reset;
 use crate::limits::{BUSY_STREAK, CHUNK, CROWDED_TURN, REPLY_BATCH, SMALL_CHUNK};
 use crate::message_log::Message;
 use crate::outgoing::Outgoing;
@@ -39,7 +41,7 @@ use crate::pace::DebtPause;
 use crate::peer;
 use crate::pending_open::PendingOpen;
 use crate::pool::{Interest, LINGER, Residence, Source, Watch, Worker};
-use crate::progress::{Handled, Step, Turn};
+use crate::progress::{Handled, Step, Turn, Unanswered};
 use crate::serving::{self, Guarded, Next, Serving};
 use crate::session::{Link, Session};
 use crate::transport::{Lent, Received, Socket, Wait};
@@ -58,6 +60,8 @@ pub(crate) struct Connection {
     direct: DirectWrite,
     /// VERSION, while it waits for another client of the device.
     waiting_open: Mutex<Option<PendingOpen>>,
+    /// A request, while it waits for other clients of the set.
+    parked: Mutex<Option<waiting::Parked>>,
     counters: Arc<Counters>,
     log: ConnectionLog,
     /// It has sent a descriptor that cannot be closed at once, and the device had too many of them.
@@ -107,6 +111,7 @@ impl Connection {
             session: OnceLock::new(),
             direct: DirectWrite::default(),
             waiting_open: Mutex::default(),
+            parked: Mutex::default(),
             counters: Arc::default(),
             unwelcome: AtomicBool::new(false),
             process: PeerProcess::default(),
@@ -310,16 +315,16 @@ impl Connection {
                 Ok(Step::Idle) => break Ok(()),
                 Ok(Step::Done) => handled = Handled::All,
                 Ok(Step::Parked) => {
-                    let sent = self.send(&mut state, Wait::No);
-                    let parked = sent.map(|_| Turn::Blocked(Interest::HangUp));
-                    return (state, parked.map_err(End::from));
+                    let sent = self.send(&mut state, Wait::No).map_err(End::from);
+                    let interest = sent.and_then(|_| self.take_while_parked(&mut state));
+                    return (state, interest.map(Turn::Blocked));
                 }
-                Ok(Step::Waits(waiting, request, deadline, message)) => {
+                Ok(Step::Waits(unanswered)) => {
                     handled = Handled::All;
                     if let Err(error) = self.send(&mut state, wait) {
                         return (state, Err(error.into()));
                     }
-                    state = self.wait_for(state, waiting, request, deadline, message);
+                    state = self.wait_for(state, unanswered);
                 }
                 Err(end) => break Err(end),
             }
@@ -431,6 +436,8 @@ impl Connection {
             if let Some(open) = waiting {
                 return self.negotiate(state, open);
             }
+        } else if state.pending().is_some() {
+            return self.step_parked();
         }
         let Some(event) = state.next()? else { return Ok(Step::Idle) };
         let is_access = match &event {
@@ -474,12 +481,13 @@ impl Connection {
             return self.negotiate(state, open);
         };
         let Call { request, reply, bytes, deadline } = call;
-        let waiting = match session.dma.shares_socket() {
+        let waiting = match session.dma.shares_socket() || hot_reset::is_asked_by(&request) {
             true => Waiting::of(&request, &reply),
             false => Ok(None),
         };
-        if let Ok(Some(waiting)) = waiting {
-            return Ok(Step::Waits(waiting, bytes.start, deadline, message));
+        if let Ok(Some(what)) = waiting {
+            let (request, patience) = (bytes.start, None);
+            return Ok(Step::Waits(Unanswered { what, request, deadline, message, patience }));
         }
         let entered = message.enter();
         let link = Link { session, outgoing: &self.outgoing, pool: self.watch.pool() };
@@ -495,36 +503,6 @@ impl Connection {
         drop(entered);
         message.end(state.output());
         Ok(Step::Done)
-    }
-
-    /// Carries out a request that may wait for the client. Others take in what arrives meanwhile.
-    fn wait_for<'a>(
-        &'a self,
-        mut state: MutexGuard<'a, State>,
-        waiting: Waiting,
-        request: u64,
-        deadline: vfiod_protocol::Time,
-        mut message: Message,
-    ) -> MutexGuard<'a, State> {
-        let Some(session) = self.session.get() else { return state };
-        // Those that were received together with the request make no event.
-        self.complete_dma(&mut state, session);
-        self.serving.wait();
-        drop(state);
-        let _ = self.watch.rearm(self, Interest::Read);
-        let entered = message.enter();
-        let outcome = waiting.run(&session.opened.file, deadline);
-        drop(entered);
-        let mut state = lock(&self.state);
-        self.serving.resume();
-        message.replies_from(state.output());
-        if let Some(reply) = state.pending_reply(request)
-            && let Err(Refused { command, error }) = waiting.reply(reply, outcome)
-        {
-            self.refused(command, error.errno(), &error, &mut message);
-        }
-        message.end(state.output());
-        state
     }
 
     /// Takes in the replies to DMA requests that have been received, from behind other messages,
@@ -616,7 +594,7 @@ impl Client for Connection {
     }
 
     fn wake(&self) {
-        // Nothing was sent to a client that waits for VERSION, so there is room.
+        // Where there is no room yet, as a client does not take replies, it waits for that anyway.
         serving::wake(self, &self.watch, Interest::Both);
     }
 

@@ -10,6 +10,7 @@ use vfiod_core::dma::{Backing, DmaPeer, MapRequest, Perm};
 use vfiod_core::{Error, File, IrqIndex, RegionIndex, irq};
 use vfiod_protocol::{Access, IrqData, Reply, Request, Time};
 use vfiod_wire::payload::{DmaMap, IoFd, SparseArea, region_flag};
+use vfiod_wire::set::HOT_RESET;
 use vfiod_wire::{Command, FeatureOp, IrqAction, MultiWrites, UnmapScope};
 
 use crate::clock::now;
@@ -109,8 +110,15 @@ impl Waiting {
             Self::Reset => file.reset().map(|()| Vec::new()),
             Self::Unmap(scope) => unmap(file, *scope, deadline),
             Self::FeatureGet(index, data, room) => feature_get(file, *index, data, *room),
-            Self::FeatureSet(index, data) => feature_set(file, *index, data).map(|()| Vec::new()),
+            Self::FeatureSet(index, data) => {
+                feature_set(file, *index, data, deadline).map(|()| Vec::new())
+            }
         }
+    }
+
+    /// Whether it resets the set.
+    pub(crate) fn is_hot_reset(&self) -> bool {
+        matches!(self, Self::FeatureSet(HOT_RESET, _))
     }
 
     /// Answers it.
@@ -246,7 +254,7 @@ impl<L: ClientLink> Target<'_, L> {
                     }
                     Err(error) => refuse(reply, error),
                 },
-                FeatureOp::Set => finish(reply, feature_set(self.file(), index, data)),
+                FeatureOp::Set => finish(reply, feature_set(self.file(), index, data, deadline)),
             },
         }
     }
@@ -409,8 +417,8 @@ fn feature_get(file: &File, index: u16, data: &[u8], room: usize) -> Result<Vec<
     }
 }
 
-fn feature_set(file: &File, index: u16, data: &[u8]) -> Result<(), Error> {
-    let own = hot_reset::set(file, index, data)
+fn feature_set(file: &File, index: u16, data: &[u8], deadline: Time) -> Result<(), Error> {
+    let own = hot_reset::set(file, index, data, deadline)
         .or_else(|| dirty_log::set(file, index, data))
         .or_else(|| input_log::set(file, index, data))
         .or_else(|| space::set(file, index, data));

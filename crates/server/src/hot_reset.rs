@@ -3,7 +3,11 @@
 
 use rustix::io::Errno;
 use vfiod_core::{Error, File, Result, SetMember};
+use vfiod_protocol::{Request, Time};
+use vfiod_wire::FeatureOp;
 use vfiod_wire::set::{self, HOT_RESET, HOT_RESET_INFO, SetInfo};
+
+use crate::clock::now;
 
 /// Whether an index is one of these: (get, set).
 pub(crate) fn probe(index: u16) -> Option<(bool, bool)> {
@@ -12,6 +16,11 @@ pub(crate) fn probe(index: u16) -> Option<(bool, bool)> {
         HOT_RESET => Some((false, true)),
         _ => None,
     }
+}
+
+/// Whether a request is a hot reset.
+pub(crate) fn is_asked_by<D>(request: &Request<'_, D>) -> bool {
+    matches!(request, Request::DeviceFeature { index: HOT_RESET, op: FeatureOp::Set, .. })
 }
 
 /// Gets one of these.
@@ -24,10 +33,10 @@ pub(crate) fn get(file: &File, index: u16) -> Option<Result<Vec<u8>>> {
 }
 
 /// Sets one of these.
-pub(crate) fn set(file: &File, index: u16, data: &[u8]) -> Option<Result<()>> {
+pub(crate) fn set(file: &File, index: u16, data: &[u8], deadline: Time) -> Option<Result<()>> {
     match index {
         HOT_RESET => Some(match set::check_hot_reset(data) {
-            Ok(()) => file.reset_set(),
+            Ok(()) => file.reset_set_within(deadline.left(now())),
             Err(error) => Err(Error::new(Errno::INVAL, error.what).because(error)),
         }),
         HOT_RESET_INFO => {

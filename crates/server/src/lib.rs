@@ -24,6 +24,7 @@ mod end;
 mod eventfds;
 mod gate;
 mod held_memory;
+mod holders;
 mod hot_reset;
 mod input_log;
 mod interest;
@@ -36,6 +37,7 @@ mod opened;
 mod opening_queue;
 mod outgoing;
 mod pace;
+mod patience;
 mod peer;
 mod pending_open;
 #[cfg(not(shuttle))]

@@ -1,7 +1,6 @@
 //! Opening the device for a VERSION, which may have to wait for another client.
 
 use std::sync::{Arc, Weak};
-use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use vfiod_core::{Error, File, Owner, Token};
@@ -9,11 +8,7 @@ use vfiod_wire::Capabilities;
 
 use crate::clients::{Client, Clients, Departure, Opening};
 use crate::message_log::Message;
-use crate::pool::{Alarm, Source, Watch};
-
-/// How long a client waits for another one to have opened the device, and for the file of one that
-/// has hung up to be released.
-const OPEN_TIMEOUT: Duration = Duration::from_secs(2);
+use crate::patience::Patience;
 
 /// A VERSION that has no reply yet.
 pub(crate) struct PendingOpen {
@@ -21,9 +16,7 @@ pub(crate) struct PendingOpen {
     pub(crate) request: u64,
     pub(crate) proposed: Box<Capabilities>,
     token: Option<Token>,
-    deadline: Instant,
-    /// Goes off at the deadline.
-    alarm: Option<Alarm>,
+    pub(crate) patience: Patience,
     /// What is to be logged of it.
     pub(crate) message: Message,
 }
@@ -45,16 +38,7 @@ impl PendingOpen {
         token: Option<Token>,
         message: Message,
     ) -> Self {
-        let deadline = Instant::now() + OPEN_TIMEOUT;
-        Self { request, proposed, token, deadline, alarm: None, message }
-    }
-
-    /// Wakes a source at the deadline.
-    pub(crate) fn wake_at_deadline(&mut self, watch: &Watch, source: &Arc<dyn Source>) {
-        if self.alarm.is_none() {
-            let left = self.deadline.saturating_duration_since(Instant::now());
-            self.alarm = Some(watch.pool().wake_after(left, watch, source));
-        }
+        Self { request, proposed, token, patience: Patience::new(), message }
     }
 
     /// Checks that a client takes DMA messages of a sensible size.
@@ -81,7 +65,7 @@ impl PendingOpen {
             return Attempt::Failed(error);
         }
         loop {
-            let in_time = Instant::now() < self.deadline;
+            let in_time = !self.patience.is_over();
             let Some(opening) = clients.begin_open(number, itself, in_time) else {
                 return match in_time {
                     true => Attempt::Parked,

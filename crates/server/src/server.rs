@@ -12,6 +12,7 @@ use crate::acceptor::{Acceptor, Reserve};
 use crate::clients::{Clients, ConnectionInfo, ConnectionTotals};
 use crate::connection::Connection;
 use crate::embedded::serve_in_tasks;
+use crate::holders::ServedDevices;
 use crate::limits::{MAX_CONNECTIONS, MAX_THREADS_PER_DEVICE, Quiet};
 use crate::listener::{Listener, check_stream};
 use crate::pool::{Interest, Pool, Source, Watch};
@@ -59,6 +60,7 @@ pub struct Server {
     options: ServerOptions,
     reserve: Arc<Reserve>,
     ledger: Arc<Ledger>,
+    served: Arc<ServedDevices>,
     shortfalls: Quiet,
     /// Of an embedded server: the task that serves.
     _serving: Option<Task<()>>,
@@ -108,7 +110,15 @@ impl Server {
         let pool = Pool::new(options.max_threads).map_err(failed)?;
         let reserve = Arc::new(Reserve::new().map_err(failed)?);
         let ledger = ledger(options);
-        Ok(Self { pool, options, reserve, ledger, shortfalls: Quiet::default(), _serving: None })
+        Ok(Self {
+            pool,
+            options,
+            reserve,
+            ledger,
+            served: Arc::default(),
+            shortfalls: Quiet::default(),
+            _serving: None,
+        })
     }
 
     /// Makes a server without threads and without devices: whoever runs `runtime` serves its
@@ -128,7 +138,15 @@ impl Server {
         let serving = Some(serve_in_tasks(&pool, runtime).map_err(failed)?);
         let options = ServerOptions { poll: Duration::ZERO, ..options };
         let ledger = ledger(options);
-        Ok(Self { pool, options, reserve, ledger, shortfalls: Quiet::default(), _serving: serving })
+        Ok(Self {
+            pool,
+            options,
+            reserve,
+            ledger,
+            served: Arc::default(),
+            shortfalls: Quiet::default(),
+            _serving: serving,
+        })
     }
 
     /// Serves a device to every client that connects. What it lacks of a share that was not demanded is
@@ -187,7 +205,15 @@ impl Server {
             self.pool.allow_threads(threads.unwrap_or(usize::MAX));
         }
         let ServerOptions { poll, min_transfer, max_connections, .. } = self.options;
-        Ok(Clients::new(device, poll, min_transfer, threads, max_connections, account))
+        Ok(Clients::new(
+            device,
+            poll,
+            min_transfer,
+            threads,
+            max_connections,
+            account,
+            &self.served,
+        ))
     }
 
     /// What the devices have of a resource beyond their shares.

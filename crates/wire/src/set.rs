@@ -18,14 +18,14 @@
 //! reply's `argsz` is what is needed.
 //!
 //! A hot reset resets every member, open or not. It is for who has all members open that are
-//! open at all: connections of one process count as one owner's. Another owner that has just ended
-//! counts until its file is released, a moment later: ask for [`HOT_RESET_INFO`] again until it says
-//! [`info_flag::ALLOWED`].
+//! open at all: connections of one process count as one owner's. Another owner that has ended does not
+//! count: the reset waits until its file is released, two seconds at most. [`HOT_RESET_INFO`] shows the file
+//! until then.
 //!
 //! | errno of a hot reset | when |
 //! | --- | --- |
 //! | `EINVAL` | another owner has a member open; unknown flags; the wrong size |
-//! | `EBUSY` | a member did not quiesce; nothing was reset |
+//! | `EBUSY` | a member was being opened or closed for too long, or did not quiesce; nothing was reset |
 //! | anything else | a member could not be reset: it and those reset before it fail with `EIO` until one of their resets succeeds |
 
 use zerocopy::{FromBytes, IntoBytes};

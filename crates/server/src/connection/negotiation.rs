@@ -29,7 +29,7 @@ impl Connection {
             Attempt::Parked => {
                 if let Some(this) = self.itself.upgrade() {
                     let source: Arc<dyn Source> = this;
-                    open.wake_at_deadline(&self.watch, &source);
+                    open.patience.wake_at_deadline(&self.watch, &source);
                 }
                 *lock(&self.waiting_open) = Some(open);
                 return Ok(Step::Parked);

@@ -6,8 +6,9 @@ use std::process::{Child, Command as Process, Stdio};
 use std::sync::Arc;
 
 use vfiod_client::{Client, Error};
-use vfiod_core::{DeviceSpec, OpenPolicy, Registration, Registry, SetId, SetObject, StatePolicy};
+use vfiod_core::{DeviceSpec, OpenPolicy, Registration, SetId, SetObject, StatePolicy};
 use vfiod_server::{Served, Server, ServerOptions};
+use vfiod_tasks::Workers;
 use vfiod_wire::Command;
 use vfiod_wire::payload::{Feature, feature_flag};
 use vfiod_wire::set::{HOT_RESET, HOT_RESET_INFO, SetMember};
@@ -24,17 +25,18 @@ impl SetObject for Slot {
 }
 
 /// Two racks in one slot.
-struct Pair {
-    paths: [PathBuf; 2],
-    devices: [(Registration, Served); 2],
+pub(crate) struct Pair {
+    pub(crate) paths: [PathBuf; 2],
+    pub(crate) devices: [(Registration, Served); 2],
     _server: Server,
+    _workers: Workers,
     _dir: tempfile::TempDir,
 }
 
 impl Pair {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let (registry, slot) = (Registry::new(), Arc::new(Slot));
+        let ((registry, workers), slot) = (registry(), Arc::new(Slot));
         let server = Server::new(ServerOptions::default()).unwrap();
         let paths = ["a", "b"].map(|name| dir.path().join(name));
         let devices = [0, 1].map(|function| {
@@ -49,10 +51,10 @@ impl Pair {
             };
             serve(&registry, &server, spec, &paths[function])
         });
-        Self { paths, devices, _server: server, _dir: dir }
+        Self { paths, devices, _server: server, _workers: workers, _dir: dir }
     }
 
-    fn client(&self, device: usize) -> Client {
+    pub(crate) fn client(&self, device: usize) -> Client {
         connect(&self.paths[device]).unwrap()
     }
 
@@ -76,9 +78,21 @@ pub(crate) struct Stranger(Child);
 
 impl Stranger {
     pub(crate) fn holding(path: &Path) -> Self {
+        Self::doing(path, "")
+    }
+
+    /// With the device amid an access, until the stall is dropped.
+    pub(crate) fn stalling(path: &Path, stall: &Stall) -> Self {
+        let stranger = Self::doing(path, &stall.number().to_string());
+        stall.await_begin();
+        stranger
+    }
+
+    fn doing(path: &Path, stall: &str) -> Self {
         let mut child = Process::new(std::env::current_exe().unwrap())
             .args(["--exact", "hot_reset::holds_for_another_test", "--nocapture"])
             .env("VFIOD_TEST_HOLDS", path)
+            .env("VFIOD_TEST_STALL", stall)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -101,18 +115,21 @@ impl Drop for Stranger {
 #[test]
 fn holds_for_another_test() {
     let Some(path) = std::env::var_os("VFIOD_TEST_HOLDS") else { return };
-    let client = connect(path).unwrap();
+    let mut client = connect(path).unwrap();
+    if let Ok(stall) = std::env::var("VFIOD_TEST_STALL").unwrap().parse() {
+        client.submit(Command::RegionWrite, &stall_payload(stall), &[]).unwrap();
+    }
     println!("holding");
     let _ = std::io::stdin().lines().next();
     drop(client);
 }
 
-fn fill(client: &mut Client) {
+pub(crate) fn fill(client: &mut Client) {
     client.region_write(PLAIN, 0, &[0xff; 16]).unwrap();
     client.region_write(SPARSE, 0, &[0xff; 16]).unwrap();
 }
 
-fn is_clear(client: &mut Client) -> bool {
+pub(crate) fn is_clear(client: &mut Client) -> bool {
     try_is_clear(client).unwrap()
 }
 

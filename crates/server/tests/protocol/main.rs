@@ -3,6 +3,7 @@
 
 mod containers;
 mod control;
+mod departing_owner;
 mod device_feature;
 mod device_reset;
 mod dialects;

@@ -109,8 +109,12 @@ impl Stall {
 
     /// What is written to [`KNOBS`].
     pub(crate) fn payload(&self) -> Vec<u8> {
-        let access = RegionAccess { offset: STALL, region: KNOBS, count: 8 };
-        [access.as_bytes(), &self.0.to_ne_bytes()].concat()
+        stall_payload(self.0)
+    }
+
+    /// For a client in another process: see [`stall_payload`].
+    pub(crate) fn number(&self) -> u64 {
+        self.0
     }
 
     pub(crate) fn await_begin(&self) {
@@ -133,6 +137,12 @@ impl Drop for Stall {
     fn drop(&mut self) {
         STALLS.lock().unwrap().remove(&self.0);
     }
+}
+
+/// What is written to [`KNOBS`] for the stall of this number.
+pub(crate) fn stall_payload(number: u64) -> Vec<u8> {
+    let access = RegionAccess { offset: STALL, region: KNOBS, count: 8 };
+    [access.as_bytes(), &number.to_ne_bytes()].concat()
 }
 
 struct Rack {
