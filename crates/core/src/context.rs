@@ -43,7 +43,7 @@ pub(crate) trait Home: Send + Sync {
 /// It can keep the device's [`Context`]: to start tasks, to raise interrupts, to ask for a reset.
 pub trait DataPath: Send + Sync {
     /// A doorbell was rung: its value has changed. `value` is the newest value, if it is known. Rings
-    /// may merge or be spurious; none is lost. `bell` counts the doorbells of the device's
+    /// may merge or be spurious; none is lost. Called for one ring of a doorbell at a time. `bell` counts the doorbells of the device's
     /// description, region by region.
     ///
     /// `dma` reaches guest memory, in batches.

@@ -29,13 +29,17 @@ struct Seen {
     quiesced: AtomicBool,
     /// The newest value of the doorbell.
     value: AtomicU64,
+    /// The value that was handled last.
+    last: AtomicU64,
     /// Those who wait for a newer value.
     handled: Waiters,
 }
 
 impl Seen {
     fn handle(&self, ring: Ring) {
-        self.value.fetch_max(ring.value.expect("each ring has a value"), SeqCst);
+        let value = ring.value.expect("each ring has a value");
+        self.value.fetch_max(value, SeqCst);
+        self.last.store(value, SeqCst);
         self.handled.wake_all();
     }
 }
@@ -260,6 +264,24 @@ fn no_ring_is_lost_by_a_data_path() {
     fixture.work.deliver_rings(|_, ring| deliver(&fixture.seen)(ring));
     join(rings);
     fixture.until_handled(2);
+    assert_eq!(fixture.seen.last.load(SeqCst), 2, "an older value was delivered after the newest");
+}
+
+/// Two clients ring a doorbell at the same time: what the data path got last is what counts as the newest.
+fn data_path_has_the_newest_value() {
+    let fixture = Fixture::new();
+    let rings = [1, 2].map(|value| {
+        let (work, seen) = (fixture.work.clone(), fixture.seen.clone());
+        spawn(move || {
+            work.ring_through(0, Some(value), |ring| {
+                point();
+                seen.handle(ring);
+            });
+        })
+    });
+    join_all(rings);
+    let newest = fixture.work.newest_ring(0).and_then(|ring| ring.value);
+    assert_eq!(Some(fixture.seen.last.load(SeqCst)), newest, "an older value was delivered last");
 }
 
 /// A doorbell is rung while the device resumes: it reaches the data path when `resume` has returned.
@@ -380,6 +402,7 @@ vfiod_sync::checks! {
     no_ring_is_lost_by_a_task_that_finishes: 1000,
     ring_at_an_opening_gate_wakes_the_task: 1000,
     no_ring_is_lost_by_a_data_path: 1000,
+    data_path_has_the_newest_value: 1000,
     no_ring_passes_before_the_resume: 1000,
     two_who_close_both_see_it_idle: 1000,
     task_panics_while_the_gate_closes: 1000,

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 
 use pin_project_lite::pin_project;
 use vfiod_sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use vfiod_sync::{Mutex, lock};
+use vfiod_sync::{FairMutex, Mutex, lock};
 use vfiod_tasks::contain::Panicked;
 use vfiod_tasks::{Bell, Ended, Job, Ring, Runtime, Sleep, Timeout, Waiters};
 
@@ -62,6 +62,11 @@ struct Doorbell {
     bell: Bell,
     /// Closed while the doorbell's queue is stopped; counts the calls of the data path for it.
     gate: gate::Gate,
+    /// Held from the taking of a ring until the data path has it: another thread, which takes a newer
+    /// value, must not be faster.
+    delivery: FairMutex<()>,
+    /// A ring was left to whoever holds `delivery`.
+    left: AtomicBool,
 }
 
 #[derive(Default)]
@@ -293,7 +298,7 @@ impl Work {
     /// Opens the gate as [`Work::reopen`], in two steps: first for tasks, then, when `resume` has
     /// returned, for calls and rings. Rings that come meanwhile are remembered.
     pub fn reopen_after<R>(&self, rings: Rings, resume: impl FnOnce() -> R) -> R {
-        for Doorbell { bell, gate } in &self.shared.bells {
+        for Doorbell { bell, gate, .. } in &self.shared.bells {
             match rings {
                 Rings::Repeat => bell.repeat_silently(),
                 Rings::RepeatAll => {
@@ -321,18 +326,33 @@ impl Work {
 
     /// Delivers the pending rings to a data path, inside the gate: those that came while it, or the
     /// doorbell's queue, was stopped.
+    ///
+    /// A data path may call this, too, for a ring that it is just getting: what another thread, or this
+    /// one further down its stack, is delivering to is left to that delivery, which looks again.
     pub fn deliver_rings(&self, mut deliver: impl FnMut(usize, Ring)) {
-        for at in 0..self.shared.bells.len() {
-            self.deliver_pending(at, |ring| deliver(at, ring));
+        for (at, doorbell) in self.shared.bells.iter().enumerate() {
+            doorbell.left.swap(true, Ordering::AcqRel);
+            self.deliver_left(doorbell, |ring| deliver(at, ring));
         }
     }
 
+    /// Delivers what was left to whoever delivers a ring of the doorbell, unless a further one does.
+    #[cold]
+    fn deliver_left(&self, doorbell: &Doorbell, mut deliver: impl FnMut(Ring)) {
+        while doorbell.has_left() {
+            let Some(turn) = doorbell.delivery.try_lock_for(Duration::ZERO) else { return };
+            doorbell.left.swap(false, Ordering::AcqRel);
+            self.deliver_pending(doorbell, &mut deliver);
+            drop(turn);
+        }
+    }
+
+    /// Delivers a ring that is pending. `delivery` is held.
     #[inline]
-    fn deliver_pending(&self, at: usize, deliver: impl FnOnce(Ring)) {
-        let Doorbell { bell, gate } = &self.shared.bells[at];
+    fn deliver_pending(&self, doorbell: &Doorbell, deliver: impl FnOnce(Ring)) {
         if let Some(_inside) = self.enter()
-            && let Some(_queue) = gate.pass()
-            && let Some(ring) = bell.take()
+            && let Some(_queue) = doorbell.gate.pass()
+            && let Some(ring) = doorbell.bell.take()
         {
             deliver(ring);
         }
@@ -370,13 +390,19 @@ impl Work {
         }
     }
 
-    /// Rings a doorbell that reaches a data path: `deliver` is called inside the gate. At a closed
-    /// gate the ring is remembered.
+    /// Rings a doorbell that reaches a data path: `deliver` is called inside the gate, for one thread at a
+    /// time, each with a value newer than the one before. At a closed gate the ring is remembered. Waits while
+    /// another thread delivers a ring of the doorbell: a data path must not call this.
     #[inline]
-    pub fn ring_through(&self, bell: usize, value: Option<u64>, deliver: impl FnOnce(Ring)) {
-        let Some(Doorbell { bell: doorbell, .. }) = self.shared.bells.get(bell) else { return };
-        doorbell.ring_silently(value);
-        self.deliver_pending(bell, deliver);
+    pub fn ring_through(&self, bell: usize, value: Option<u64>, mut deliver: impl FnMut(Ring)) {
+        let Some(doorbell) = self.shared.bells.get(bell) else { return };
+        doorbell.bell.ring_silently(value);
+        let turn = doorbell.delivery.lock();
+        self.deliver_pending(doorbell, &mut deliver);
+        drop(turn);
+        if doorbell.has_left() {
+            self.deliver_left(doorbell, deliver);
+        }
     }
 }
 
@@ -532,6 +558,13 @@ impl Drop for Unmade {
 }
 
 impl Doorbell {
+    /// Whether a ring was left to the delivery that has just ended. Reads and writes, so that who leaves one
+    /// after this finds the delivery ended.
+    #[inline]
+    fn has_left(&self) -> bool {
+        self.left.fetch_or(false, Ordering::AcqRel)
+    }
+
     fn wake_if_rung(&self) {
         if self.bell.is_rung() {
             self.bell.wake();
@@ -647,7 +680,7 @@ impl Task {
     /// A doorbell that the device does not have is never rung.
     pub async fn bell(&self, bell: usize) -> Ring {
         let Some(doorbell) = self.work.bells.get(bell) else { return std::future::pending().await };
-        let Doorbell { bell, gate } = doorbell;
+        let Doorbell { bell, gate, .. } = doorbell;
         let take = || match self.work.gate.state() {
             GateState::Resuming => None,
             _ if !self.may_begin_or_ends() || gate.state() != GateState::Open => None,

@@ -277,6 +277,22 @@ fn data_path_is_rung_inside_the_gate_only() {
     assert_eq!(taken(&work), [(0, Ring { value: Some(2) })]);
 }
 
+/// A data path may resume one of its queues.
+#[test]
+fn ring_that_comes_amid_a_delivery_is_left_to_it() {
+    let (_, work) = new();
+    let queue = work.queue([0], []);
+    let mut values = Vec::new();
+    work.ring_through(0, Some(1), |ring| {
+        values.push(ring.value);
+        if values.len() == 1 {
+            queue.resume(Rings::Repeat);
+            assert_eq!(taken(&work), [], "two deliveries at a time");
+        }
+    });
+    assert_eq!(values, [Some(1), Some(1)], "the ring is lost");
+}
+
 #[test]
 fn panic_of_a_task_is_reported_with_its_name_before_the_device_is_idle() {
     let (runtime, work, panics) = with_panics();
