@@ -13,6 +13,7 @@ use vfiod_config::TIME_HELP;
 use vfiod_core::{DeviceRef, OpenPause};
 use vfiod_manager::{EventKind, InUsePolicy, Manager, Removing, Watch, request_close};
 
+use crate::caller;
 use crate::handler::{
     Answer, Api, Asked, CONFIGURATION, Given, Named, NoBody, Shared, look, operate,
 };
@@ -132,7 +133,7 @@ async fn change(manager: &Arc<Api>, change: Removing, grace: Option<Duration>) -
         .await;
     };
     // What has begun goes on, also if the one who asked has gone.
-    let changed = tokio::spawn(change_after(manager.clone(), change, grace));
+    let changed = caller::spawn(change_after(manager.clone(), change, grace));
     changed.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
 }
 

@@ -13,7 +13,8 @@ use tokio::net::{TcpListener, UnixListener, UnixStream};
 use vfiod_quota::Lines;
 
 use crate::access::{Access, Identified};
-use crate::paced::Paced;
+use crate::caller::{Caller, Pace};
+use crate::paced::{Paced, Socket};
 use crate::places::{Peer, Places};
 use crate::problem::Problem;
 
@@ -35,21 +36,18 @@ pub(crate) struct Limits {
     /// How long a connection may be without a request before it is closed. The head of a request must
     /// have arrived within this time. A reply may take longer, and a watch has no end.
     pub(crate) idle: Duration,
-    /// How long a peer may take to read a reply; `None`: as long as it likes.
-    pub(crate) reply: Option<Duration>,
+    /// How long a peer may take to read a reply that is no watch.
+    pub(crate) reply: Duration,
 }
 
 impl Limits {
-    /// For users of the control API, who keep their own places only.
     pub(crate) const DEFAULT: Self =
-        Self { connections: 256, idle: Duration::from_secs(30), reply: None };
-    /// For whoever reaches the address of the metrics.
-    pub(crate) const METRICS: Self = Self { reply: Some(Self::DEFAULT.idle), ..Self::DEFAULT };
+        Self { connections: 256, idle: Duration::from_secs(30), reply: Duration::from_secs(30) };
 }
 
 /// Where connections come from.
 pub(crate) trait Listener {
-    type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
+    type Stream: Socket;
 
     async fn accept(&self) -> std::io::Result<Self::Stream>;
     /// Who is at the other end of the connection of this number, and whether they may use the API.
@@ -96,6 +94,8 @@ pub(crate) async fn serve(listener: impl Listener, router: Router, places: Place
     let refusals = Lines::default();
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(limits.idle).max_buf_size(BUFFER);
+    // Who sends no more, as `nc -N` does behind its request, still waits for the reply.
+    http.half_close(true);
     let reject = |stream, peer, problem| {
         let Ok(place) = rejections.take(peer) else { return };
         tokio::spawn(async move {
@@ -133,19 +133,24 @@ pub(crate) async fn serve(listener: impl Listener, router: Router, places: Place
             }
         };
         let service = TowerToHyperService::new(router.clone());
-        let stream = TokioIo::new(Paced::new(stream, limits.reply));
-        let connection = http.serve_connection(stream, service);
-        tokio::spawn(async move {
+        let pace = Pace::default();
+        let (stream, line) = Paced::new(stream, limits.reply, pace.clone());
+        let connection = http.serve_connection(TokioIo::new(stream), service);
+        let serving = async move {
             tokio::select! {
+                // What has arrived is begun, also if its sender has gone.
+                biased;
                 result = connection => if let Err(error) = result {
                     tracing::debug!(%error, "a connection has ended");
                 },
+                () = line.hung_up() => tracing::debug!("a connection has ended: its peer has gone"),
                 () = place.lost() => {
                     tracing::debug!("a connection has ended: another one needs its place");
                 }
             }
             drop(place);
-        });
+        };
+        tokio::spawn(Caller::new(peer, pace).scope(serving));
     }
 }
 
@@ -311,8 +316,46 @@ mod tests {
     }
 
     #[test]
+    fn peer_that_sends_no_more_gets_its_reply() {
+        with_api(Limits::DEFAULT, async |path| {
+            for _ in 0..20 {
+                let mut stream = UnixStream::connect(&path).await.unwrap();
+                stream
+                    .write_all(b"GET /api/v1/devices HTTP/1.1\r\nhost: vfiod\r\n\r\n")
+                    .await
+                    .unwrap();
+                stream.shutdown().await.unwrap();
+                let reply = rest(&mut BufReader::new(stream)).await;
+                assert!(reply.starts_with("HTTP/1.1 200") && reply.ends_with("[]"), "{reply}");
+            }
+        });
+    }
+
+    #[test]
+    fn watch_whose_peer_has_gone_ends_whether_or_not_it_had_stopped_sending() {
+        let limits = Limits { connections: 8, ..Limits::DEFAULT };
+        with_api(limits, async |path| {
+            // So often that seeing it by what is written to them would take too long.
+            for sends_no_more in [false, true].repeat(5) {
+                let mut watches = Vec::new();
+                while let (status, mut watch) = ask(&path, "events").await
+                    && status.contains("200")
+                {
+                    if sends_no_more {
+                        watch.shutdown().await.unwrap();
+                    }
+                    watches.push(watch);
+                }
+                assert_eq!(watches.len(), 5);
+                drop(watches);
+                while !ask(&path, "devices").await.0.contains("200") {}
+            }
+        });
+    }
+
+    #[test]
     fn peer_that_takes_no_replies_is_disconnected_in_time() {
-        let (reply, idle) = (Some(Duration::from_millis(100)), Duration::from_millis(500));
+        let (reply, idle) = (Duration::from_millis(100), Duration::from_millis(500));
         let limits = Limits { reply, idle, ..Limits::DEFAULT };
         with_api(limits, async |path| {
             let mut stream = UnixStream::connect(&path).await.unwrap();

@@ -11,6 +11,7 @@ use serde::de::IntoDeserializer;
 use serde::de::value::Error;
 use utoipa::IntoParams;
 
+use crate::caller;
 use crate::handler::{Asked, PREFIX, Shared};
 use crate::problem::Problem;
 use crate::view::{EventKind, Record};
@@ -79,6 +80,8 @@ pub(crate) async fn events(
     Asked(wanted): Asked<Wanted>,
 ) -> Result<Response, Problem> {
     let filter = wanted.filter()?;
+    // Who is slow loses events, not the watch.
+    caller::may_take_its_time();
     let watch = manager.watch();
     // Drop the manager, so that a watcher does not keep the daemon from ending.
     drop(manager);

@@ -13,14 +13,17 @@ use std::time::Duration;
 use axum::Json;
 use axum::extract::{FromRequestParts, State};
 use axum::http::StatusCode;
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Notify;
+use tokio::time::Instant;
 use vfiod_core::{DeviceId, Errno, Error};
 use vfiod_manager::Manager;
 
 pub(crate) use crate::body::{Given, NoBody};
+use crate::caller;
 use crate::places::Places;
 use crate::problem::Problem;
 use crate::releases::Releases;
+use crate::shares::{Share, Shares};
 use crate::threads::Threads;
 
 /// Where every path of this version begins.
@@ -45,8 +48,8 @@ pub(crate) struct Api {
     manager: Arc<Manager>,
     threads: Threads,
     places: Places,
-    looks: Arc<Semaphore>,
-    operations: Arc<Semaphore>,
+    looks: Shares,
+    operations: Shares,
     /// Operations that run, by what they are on.
     running: Arc<Mutex<HashMap<String, usize>>>,
     releases: Arc<Releases>,
@@ -59,8 +62,8 @@ impl Api {
             manager,
             threads,
             places,
-            looks: Arc::new(Semaphore::new(LOOKS)),
-            operations: Arc::new(Semaphore::new(OPERATIONS)),
+            looks: Shares::new(LOOKS),
+            operations: Shares::new(OPERATIONS),
             running: Arc::default(),
             releases: Arc::default(),
         })
@@ -128,7 +131,7 @@ pub(crate) async fn look<T: Send + 'static>(
     api: &Arc<Api>,
     look: impl FnOnce(&Arc<Manager>) -> Result<T, Error> + Send + 'static,
 ) -> Answer<T> {
-    run(api, api.looks.clone(), (), LOOK_DEADLINE, "this", look).await
+    run(api, &api.looks, (), LOOK_DEADLINE, "this", look).await
 }
 
 /// Runs an operation that may wait for the device, instance or definition `subject`, but not for its users.
@@ -139,7 +142,7 @@ pub(crate) async fn operate<T: Send + 'static>(
     operation: impl FnOnce(&Arc<Manager>) -> Result<T, Error> + Send + 'static,
 ) -> Answer<T> {
     let running = api.begin(subject)?;
-    run(api, api.operations.clone(), running, OPERATION_DEADLINE, subject, operation).await
+    run(api, &api.operations, running, OPERATION_DEADLINE, subject, operation).await
 }
 
 /// Runs an operation that may wait for `subject`, and replies with no content.
@@ -154,23 +157,28 @@ pub(crate) async fn done(
 
 async fn run<T: Send + 'static>(
     api: &Arc<Api>,
-    permits: Arc<Semaphore>,
+    shares: &Shares,
     running: impl Send + 'static,
     deadline: Duration,
     subject: &str,
     operation: impl FnOnce(&Arc<Manager>) -> Result<T, Error> + Send + 'static,
 ) -> Answer<T> {
-    let manager = api.manager.clone();
-    let run = async {
-        let permit = permits.acquire_owned().await;
-        let run = move || {
-            // Held until it has ended, also if nobody waits for that any more.
-            let _held: (Result<OwnedSemaphorePermit, _>, _) = (permit, running);
-            operation(&manager)
-        };
-        api.threads.run(run).await
+    let end = Instant::now() + deadline;
+    let Ok(share) = tokio::time::timeout_at(end, shares.take(caller::peer())).await else {
+        let what = format!(
+            "{subject} has not begun within {} s: earlier requests take all threads that there are \
+             for this user; try again when one of them has ended",
+            deadline.as_secs()
+        );
+        return Err(Error::new(Errno::AGAIN, what).into());
     };
-    match tokio::time::timeout(deadline, run).await {
+    let manager = api.manager.clone();
+    let run = api.threads.run(move || {
+        // Held until it has ended, also if nobody waits for that any more.
+        let _held: (Share, _) = (share, running);
+        operation(&manager)
+    });
+    match tokio::time::timeout_at(end, run).await {
         Ok(Ok(Some(result))) => Ok(Json(result?)),
         Ok(Ok(None)) => {
             tracing::error!("an operation of the control API has panicked");
@@ -206,8 +214,11 @@ mod tests {
     use std::sync::mpsc;
 
     use vfiod_config::{Config, Models};
+    use vfiod_quota::User;
 
     use super::*;
+    use crate::caller::{Caller, Pace};
+    use crate::places::Peer;
 
     /// Waits for a reply that says that the deadline is over. Bounded, as without one it never comes.
     async fn in_time(run: impl Future<Output = Answer<()>>) -> Problem {
@@ -221,10 +232,10 @@ mod tests {
         let manager = Manager::start(Config::default(), &Models::new(), None).unwrap();
         let api = Api::new(Arc::new(manager), Threads::default(), Places::by_user(8));
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
-        let (permits, deadline) = (Arc::new(Semaphore::new(0)), Duration::from_millis(10));
-        let request = run(&api, permits, (), deadline, "it", |_| Ok(()));
+        let (shares, deadline) = (Shares::new(0), Duration::from_millis(10));
+        let request = run(&api, &shares, (), deadline, "it", |_| Ok(()));
         let refused = runtime.block_on(in_time(request));
-        assert_eq!(refused.errno.as_deref(), Some("ETIMEDOUT"), "{refused:?}");
+        assert_eq!(refused.errno.as_deref(), Some("EAGAIN"), "it has not begun: {refused:?}");
     }
 
     #[test]
@@ -240,11 +251,10 @@ mod tests {
             Ok(())
         };
         let deadline = Duration::from_millis(10);
-        let permits = api.operations.clone();
+        let shares = &api.operations;
         let refused =
-            runtime.block_on(in_time(run(&api, permits, running, deadline, "it", blocked)));
+            runtime.block_on(in_time(run(&api, shares, running, deadline, "it", blocked)));
         assert_eq!(refused.errno.as_deref(), Some("ETIMEDOUT"), "{refused:?}");
-        assert_eq!(api.operations.available_permits(), OPERATIONS - 1);
         for _ in 1..OPERATIONS_ON_ONE {
             std::mem::forget(api.begin("it").unwrap());
         }
@@ -252,7 +262,40 @@ mod tests {
         api.begin("another").unwrap();
         drop(go_on);
         threads.settle(Duration::from_secs(60));
-        assert_eq!(api.operations.available_permits(), OPERATIONS);
         api.begin("it").unwrap();
+    }
+
+    #[test]
+    fn operations_of_one_user_that_do_not_end_keep_nobody_else_from_theirs() {
+        let manager = Manager::start(Config::default(), &Models::new(), None).unwrap();
+        let threads = Threads::default();
+        let api = Api::new(Arc::new(manager), threads.clone(), Places::by_user(8));
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let (go_on, wait) = mpsc::channel::<()>();
+        let wait = Arc::new(Mutex::new(wait));
+        let caller = |uid| Caller::new(Peer::User(User::Account(uid)), Pace::default());
+        let deadline = Duration::from_millis(10);
+        runtime.block_on(async {
+            let refusals = async {
+                let mut refusals = Vec::new();
+                for _ in 0..OPERATIONS {
+                    let wait = wait.clone();
+                    let blocked = move |_: &Arc<Manager>| {
+                        let _ = wait.lock().unwrap().recv();
+                        Ok(())
+                    };
+                    let refused = run(&api, &api.operations, (), deadline, "it", blocked).await;
+                    refusals.push(refused.unwrap_err().errno.unwrap());
+                }
+                refusals
+            };
+            let refusals = caller(1000).scope(refusals).await;
+            assert_eq!(refusals.iter().filter(|errno| *errno == "ETIMEDOUT").count(), 28);
+            assert_eq!(refusals.last().unwrap(), "EAGAIN", "it has not begun");
+            let done = caller(1001).scope(operate(&api, "another", |_| Ok(5)));
+            assert_eq!(done.await.unwrap().0, 5);
+        });
+        drop(go_on);
+        threads.settle(Duration::from_secs(60));
     }
 }

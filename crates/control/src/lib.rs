@@ -10,6 +10,7 @@
 
 mod access;
 mod body;
+mod caller;
 mod changes;
 pub mod client;
 mod connections;
@@ -28,6 +29,7 @@ pub mod request;
 mod routes;
 mod server;
 mod service;
+mod shares;
 mod threads;
 pub mod view;
 mod words;

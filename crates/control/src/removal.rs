@@ -9,6 +9,7 @@ use uuid::Uuid;
 use vfiod_manager::Manager;
 use vfiod_mdev::PendingRemoval;
 
+use crate::caller;
 use crate::changes::{FIRST_PAUSE, LONGEST_PAUSE, REQUEST_WAIT};
 use crate::handler::{Api, operate};
 use crate::problem::Problem;
@@ -20,9 +21,9 @@ pub(crate) async fn begin(api: &Arc<Api>, uuid: Uuid, end: Option<Instant>) -> R
     let begin = move |manager: &Arc<Manager>| manager.begin_removal(uuid);
     let Json(pending) = operate(api, &subject, begin).await?;
     match (pending, end) {
-        (Some(pending), _) => drop(tokio::spawn(finish(api.clone(), uuid, pending, end))),
+        (Some(pending), _) => drop(caller::spawn(finish(api.clone(), uuid, pending, end))),
         // Whoever was first removes it, as soon as nobody has it open.
-        (None, Some(end)) => drop(tokio::spawn(revoke(api.clone(), uuid, end))),
+        (None, Some(end)) => drop(caller::spawn(revoke(api.clone(), uuid, end))),
         (None, None) => {}
     }
     Ok(())

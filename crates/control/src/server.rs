@@ -79,7 +79,7 @@ impl Metrics {
     /// No thread or no descriptor left.
     pub fn start(manager: Arc<Manager>, listener: StdTcpListener) -> anyhow::Result<Self> {
         let address = listener.local_addr()?;
-        let limits = Limits::METRICS;
+        let limits = Limits::DEFAULT;
         let places = Places::by_host(limits.connections);
         let service = Service::start("metrics", |threads| {
             let router = routes::metrics_router(manager, threads, places.clone());
