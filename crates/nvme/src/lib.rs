@@ -3,6 +3,7 @@
 mod admin;
 mod common;
 mod controller;
+mod failures;
 mod features;
 mod identity;
 mod io;

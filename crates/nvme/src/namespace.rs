@@ -3,9 +3,9 @@
 use std::sync::{Arc, OnceLock};
 
 use vfiod_core::{Errno, Error, Result};
-use vfiod_disk::{Disk, DiskChannel, Limits};
-
-use vfiod_tasks::Runtime;
+use vfiod_disk::{Disk, DiskChannel, Limits, Metadata};
+use vfiod_sync::atomic::{AtomicU32, Ordering};
+use vfiod_tasks::{Runtime, Waiters};
 
 use crate::spec::Status;
 use crate::spec::identify;
@@ -17,6 +17,38 @@ pub(crate) struct NamespaceIdentity {
     pub(crate) uuid: [u8; 16],
 }
 
+/// A command of a namespace is under way.
+#[derive(Debug)]
+pub(crate) struct InUse<'a>(&'a Namespace);
+
+impl Drop for InUse<'_> {
+    fn drop(&mut self) {
+        let before = self.0.users.fetch_sub(1, Ordering::SeqCst);
+        if before == FORMATTING | 1 {
+            self.0.unused.wake_all();
+        }
+    }
+}
+
+/// A namespace is being formatted.
+#[derive(Debug)]
+pub(crate) struct Formatting<'a>(&'a Namespace);
+
+impl Formatting<'_> {
+    /// Waits until the commands have ended that had begun before.
+    pub(crate) async fn alone(&self) {
+        let users = &self.0.users;
+        let alone = || (users.load(Ordering::SeqCst) == FORMATTING).then_some(());
+        self.0.unused.wait_for(alone).await;
+    }
+}
+
+impl Drop for Formatting<'_> {
+    fn drop(&mut self) {
+        self.0.users.fetch_and(!FORMATTING, Ordering::SeqCst);
+    }
+}
+
 /// An active namespace of a controller.
 #[derive(Debug)]
 pub(crate) struct Namespace {
@@ -24,10 +56,22 @@ pub(crate) struct Namespace {
     pub(crate) identity: NamespaceIdentity,
     pub(crate) limits: Limits,
     /// A block has 2^n bytes.
-    pub(crate) block_shift: u32,
+    block_shift: AtomicU32,
+    /// Blocks that power failures tear are accepted.
+    torn_writes: bool,
     pub(crate) disk: Disk,
+    /// Where its format is kept.
+    pub(crate) metadata: Option<Arc<Metadata>>,
     channel: OnceLock<Arc<DiskChannel>>,
+    /// Commands that use it, and whether it is being formatted.
+    users: AtomicU32,
+    unused: Waiters,
 }
+
+/// The block sizes of its formats (NVM command set 4.1.5.1, LBAF0 and LBAF1).
+pub(crate) const BLOCK_SIZES: [u32; 2] = [512, 4096];
+/// A bit of `Namespace::users`.
+const FORMATTING: u32 = 1 << 31;
 
 impl Namespace {
     /// A namespace on a disk.
@@ -60,13 +104,66 @@ impl Namespace {
         if limits.capacity < block_size.into() {
             return bad(format!("a disk of {} bytes has no block", limits.capacity));
         }
-        let (block_shift, channel) = (block_size.ilog2(), OnceLock::new());
-        Ok(Self { id, identity, limits, block_shift, disk, channel })
+        Ok(Self {
+            id,
+            identity,
+            limits,
+            block_shift: AtomicU32::new(block_size.ilog2()),
+            torn_writes,
+            disk,
+            metadata: None,
+            channel: OnceLock::new(),
+            users: AtomicU32::new(0),
+            unused: Waiters::new(),
+        })
+    }
+
+    /// Keeps its format there.
+    pub(crate) fn kept_in(self, metadata: Option<Metadata>) -> Self {
+        Self { metadata: metadata.map(Arc::new), ..self }
+    }
+
+    pub(crate) fn block_shift(&self) -> u32 {
+        self.block_shift.load(Ordering::SeqCst)
+    }
+
+    /// Whether it can be formatted with blocks of this size: the disk takes and writes them whole, and
+    /// ends with one.
+    pub(crate) fn can_have(&self, block_size: u32) -> bool {
+        let Limits { block, atomic_write, capacity, .. } = self.limits;
+        let is_whole = block_size <= atomic_write || self.torn_writes;
+        block_size >= block && is_whole && capacity.is_multiple_of(block_size.into())
+    }
+
+    /// Changes the size of its blocks. No command uses it.
+    pub(crate) fn set_block_size(&self, block_size: u32) {
+        self.block_shift.store(block_size.ilog2(), Ordering::SeqCst);
+    }
+
+    /// Begins a command: what a block is stays so until it has ended.
+    ///
+    /// # Errors
+    /// Format In Progress.
+    pub(crate) fn enter(&self) -> std::result::Result<InUse<'_>, Status> {
+        let users = self.users.fetch_add(1, Ordering::SeqCst);
+        let in_use = InUse(self);
+        if users & FORMATTING != 0 { Err(Status::FORMAT_IN_PROGRESS) } else { Ok(in_use) }
+    }
+
+    /// Lets no command begin from now on, until the result is dropped.
+    ///
+    /// # Errors
+    /// Format In Progress: of another controller.
+    pub(crate) fn begin_format(&self) -> std::result::Result<Formatting<'_>, Status> {
+        if self.users.fetch_or(FORMATTING, Ordering::SeqCst) & FORMATTING != 0 {
+            return Err(Status::FORMAT_IN_PROGRESS);
+        }
+        Ok(Formatting(self))
     }
 
     /// Its blocks.
     pub(crate) fn blocks(&self) -> u64 {
-        self.limits.capacity >> self.block_shift
+        self.limits.capacity >> self.block_shift()
     }
 
     /// Connects it to its disk, once.
@@ -93,7 +190,8 @@ impl Namespace {
     pub(crate) fn range(&self, first: u64, blocks: u64) -> std::result::Result<(u64, u64), Status> {
         match first.checked_add(blocks) {
             Some(end) if end <= self.blocks() => {
-                Ok((first << self.block_shift, blocks << self.block_shift))
+                let shift = self.block_shift();
+                Ok((first << shift, blocks << shift))
             }
             _ => Err(Status::LBA_OUT_OF_RANGE),
         }
@@ -101,7 +199,7 @@ impl Namespace {
 
     /// Bytes as blocks, for a field of 16 bits: at least one.
     fn in_blocks(&self, bytes: u32) -> u16 {
-        u16::try_from(bytes >> self.block_shift).unwrap_or(u16::MAX).max(1)
+        u16::try_from(bytes >> self.block_shift()).unwrap_or(u16::MAX).max(1)
     }
 
     /// Blocks that are written whole or not at all, 0's based.
@@ -111,9 +209,15 @@ impl Namespace {
 
     /// What Identify Namespace says of it.
     pub(crate) fn identify(&self) -> identify::Namespace {
+        let shift = self.block_shift();
+        let has = |size: u32| size.ilog2() == shift;
+        let shift_of = |size: u32| if has(size) || self.can_have(size) { size.ilog2() } else { 0 };
         identify::Namespace {
             blocks: self.blocks(),
-            block_shift: self.block_shift as u8,
+            formats: BLOCK_SIZES.map(|size| shift_of(size) as u8),
+            format: BLOCK_SIZES.into_iter().position(has).unwrap_or(0) as u8,
+            copy_blocks: self.copy_blocks(),
+            copy_ranges: crate::io::copy::MAX_RANGES as u8,
             write_granularity: self.in_blocks(self.limits.preferred_write),
             deallocate_granularity: self.limits.deallocate.map(|bytes| self.in_blocks(bytes)),
             deallocated_reads_zero: self.limits.deallocated_reads_zero,

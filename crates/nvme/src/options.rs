@@ -119,10 +119,10 @@ impl NvmeOptions {
     /// # Errors
     /// Those of [`Image::open`], [`Metadata::open`] and [`Memory::new`].
     pub(crate) fn open(&self) -> Result<(Identity, Namespace)> {
-        let (disk, block_size, named) = match &self.file {
+        let (disk, block_size, named, metadata) = match &self.file {
             None => {
                 let disk = Disk::new(Memory::new(self.memory.unwrap_or(MEMORY))?);
-                (disk, self.block_size(), DiskIdentity::random())
+                (disk, self.block_size(), DiskIdentity::random(), None)
             }
             Some(path) => self.open_image(path)?,
         };
@@ -134,11 +134,12 @@ impl NvmeOptions {
             controller: named.controller,
         };
         let ids = NamespaceIdentity { nguid: named.nguid, uuid: named.uuid.into_bytes() };
-        Ok((identity, Namespace::new(1, ids, disk, block_size, self.torn_writes)?))
+        let namespace = Namespace::new(1, ids, disk, block_size, self.torn_writes)?;
+        Ok((identity, namespace.kept_in(metadata)))
     }
 
     /// Opens an image and what is kept beside it.
-    fn open_image(&self, path: &Path) -> Result<(Disk, u32, DiskIdentity)> {
+    fn open_image(&self, path: &Path) -> Result<(Disk, u32, DiskIdentity, Option<Metadata>)> {
         let beside = || self.metadata.clone().unwrap_or_else(|| Metadata::beside(path));
         let block_size = match self.block_size {
             Some(block_size) => block_size,
@@ -159,8 +160,8 @@ impl NvmeOptions {
             ..ImageOptions::new(path)
         };
         let image = Image::open(&options)?;
-        let identity = if self.readonly {
-            DiskIdentity::random()
+        let (identity, metadata) = if self.readonly {
+            (DiskIdentity::random(), None)
         } else {
             let identify = match self.identity {
                 IdentityOption::Auto => Identify::Auto,
@@ -171,9 +172,9 @@ impl NvmeOptions {
             let metadata = Metadata::open(&image, &options)?;
             let named = self.renamed(metadata.identity())?;
             metadata.change(|stored| stored.identity = named)?;
-            metadata.identity()
+            (metadata.identity(), Some(metadata))
         };
-        Ok((Disk::new(image), block_size, identity))
+        Ok((Disk::new(image), block_size, identity, metadata))
     }
 
     /// An identity with the names that the options give.

@@ -32,7 +32,7 @@ pub(crate) struct Bounced<'a> {
 
 impl BounceMemory {
     /// Waits until a buffer of `len` bytes may be made. One alone may be of any length.
-    async fn take(&self, len: usize) -> Bounced<'_> {
+    pub(crate) async fn take(&self, len: usize) -> Bounced<'_> {
         let take = || {
             let mut used = lock(&self.used);
             let fits = *used == 0 || *used + len <= MAX_BOUNCE;

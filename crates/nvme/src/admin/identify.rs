@@ -2,10 +2,11 @@
 
 use vfiod_pci::Cx;
 
-use super::{ABORT_LIMIT, AdminQueue, MAX_EVENT_REQUESTS};
+use super::{ABORT_LIMIT, AdminQueue, MAX_EVENT_REQUESTS, firmware};
 use crate::common::{Common, ERROR_ENTRIES};
 use crate::controller::{MAX_NAMESPACES, MAX_TRANSFER_PAGES, Nvme, VENDOR};
 use crate::features::{CRITICAL, WARNING};
+use crate::io::copy;
 use crate::namespace::Namespace;
 use crate::sgl;
 use crate::spec::feature::FEATURES;
@@ -143,6 +144,8 @@ impl Nvme {
             io_commands: common.io_commands(),
             write_cache: common.has_write_cache(),
             atomic_blocks: atomic.unwrap_or(0),
+            firmware_granularity: firmware::GRANULARITY,
+            copy_formats: copy::FORMATS,
             sgl_support: sgl::SUPPORT,
             subsystem_name: &identity.subsystem_name,
         }

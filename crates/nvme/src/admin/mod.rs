@@ -2,6 +2,8 @@
 
 pub(crate) mod events;
 mod features;
+mod firmware;
+mod format;
 mod identify;
 mod logs;
 mod queues;
@@ -10,7 +12,7 @@ mod shadow;
 use std::sync::Arc;
 
 use vfiod_pci::Task;
-use vfiod_sync::atomic::Ordering;
+use vfiod_sync::atomic::{AtomicUsize, Ordering};
 use vfiod_tasks::race;
 
 use self::events::Event;
@@ -35,12 +37,44 @@ pub(crate) struct AdminQueue {
     task: Task<Nvme>,
     queues: Arc<Queues>,
     common: Arc<Common>,
+    aborts: Aborts,
+}
+
+/// The opcode of Abort.
+const ABORT: u8 = 0x08;
+
+/// How many Aborts are under way.
+#[derive(Clone, Default)]
+struct Aborts(Arc<AtomicUsize>);
+
+/// An Abort that is under way.
+struct UnderWay(Aborts);
+
+impl Aborts {
+    /// Counts one more, until the result is dropped; `None`: there are as many as ACL allows.
+    fn begin(&self) -> Option<UnderWay> {
+        let place = UnderWay(self.clone());
+        (self.0.fetch_add(1, Ordering::SeqCst) <= usize::from(ABORT_LIMIT)).then_some(place)
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.0.0.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 impl Execute for AdminQueue {
     fn execute(&self, command: Submission) -> Running {
         let queue = self.clone();
-        Box::pin(async move { (command.id(), queue.perform(&command).await) })
+        let abort = (command.opcode() == ABORT).then(|| self.aborts.begin());
+        Box::pin(async move {
+            let ended = match abort {
+                Some(None) => Ended::With(Err(Status::ABORT_LIMIT)),
+                Some(Some(_)) | None => queue.perform(&command).await,
+            };
+            (command.id(), ended)
+        })
     }
 
     /// Posts the events that the host is to be told of, as long as there are requests and places.
@@ -98,7 +132,7 @@ impl Execute for AdminQueue {
 
 impl AdminQueue {
     pub(crate) fn new(task: Task<Nvme>, queues: Arc<Queues>, common: Arc<Common>) -> Self {
-        Self { task, queues, common }
+        Self { task, queues, common, aborts: Aborts::default() }
     }
 
     async fn perform(&self, command: &Submission) -> Ended {
@@ -117,6 +151,9 @@ impl AdminQueue {
             Ok(Admin::GetLogPage) => self.get_log_page(command).await,
             Ok(Admin::SetFeatures) => self.set_features(command).await,
             Ok(Admin::GetFeatures) => self.get_features(command).await,
+            Ok(Admin::FirmwareImageDownload) => self.download_firmware(command).await,
+            Ok(Admin::FirmwareCommit) => self.commit_firmware(command),
+            Ok(Admin::FormatNvm) => self.format(command).await,
             Ok(Admin::Abort) => self.abort(command).await,
             Ok(Admin::DoorbellBufferConfig) => self.configure_doorbell_buffers(command),
             Err(status) => Err(status),

@@ -1,16 +1,18 @@
 //! I/O commands (NVM command set 3).
 
+pub(crate) mod copy;
 mod dataset;
 
 use std::sync::Arc;
 
-use vfiod_disk::{Channel, Done, FailureKind, Request};
+use vfiod_disk::{Channel, Done, Failure, FailureKind, Request};
 use vfiod_pci::Task;
 use vfiod_sync::atomic::Ordering;
 use vfiod_tasks::race;
 
 use crate::common::Common;
-use crate::controller::{MAX_TRANSFER, Nvme};
+use crate::controller::{MAX_NAMESPACES, MAX_TRANSFER, Nvme};
+use crate::failures::{self, is_logged};
 use crate::namespace::Namespace;
 use crate::piece::Piece;
 use crate::prp;
@@ -46,10 +48,28 @@ impl Execute for IoQueue {
     }
 }
 
-/// Whether a failure is kept in the Error Information log: not those that the host alone has made.
-fn is_logged(status: Status) -> bool {
-    let others = [Status::DATA_TRANSFER, Status::INTERNAL, Status::CAPACITY_EXCEEDED];
-    status.is_media() || others.contains(&status)
+/// What a command ends with whose request has failed; `media` where the media did. The host is told of a
+/// sync that has failed.
+pub(crate) fn judge(
+    common: &Common,
+    queues: &Queues,
+    namespace: &Namespace,
+    failure: &Failure,
+    media: Status,
+) -> Status {
+    let (namespace, error) = (namespace.id, failure.error.to_string());
+    tracing::debug!(namespace, error, "a command fails");
+    if failure.kind == FailureKind::SyncFailed {
+        common.sync_failed.store(true, Ordering::SeqCst);
+        queues.notice_events();
+    }
+    failures::status_of(failure.kind, media)
+}
+
+/// What a command ends with whose namespace is not active (4.1.1, NSID).
+pub(crate) fn absent(id: u32) -> Status {
+    let is_valid = (1..=MAX_NAMESPACES).contains(&id);
+    if is_valid { Status::INVALID_FIELD } else { Status::INVALID_NAMESPACE }
 }
 
 impl IoQueue {
@@ -58,11 +78,13 @@ impl IoQueue {
         command.check_io()?;
         if io == Io::Flush && command.namespace() == ALL_NAMESPACES {
             for namespace in &self.common.namespaces {
+                let _in_use = namespace.enter()?;
                 self.flush(namespace).await?;
             }
             return Ok(0);
         }
         let namespace = self.namespace(command.namespace())?;
+        let _in_use = namespace.enter()?;
         match io {
             Io::Flush => self.flush(namespace).await,
             Io::Read => self.read(namespace, command).await,
@@ -70,20 +92,14 @@ impl IoQueue {
             Io::Compare => self.compare(namespace, command).await,
             Io::Verify => self.verify(namespace, command).await,
             Io::WriteZeroes => self.write_zeroes(namespace, command).await,
+            Io::Copy => self.copy(namespace, command).await,
             Io::DatasetManagement => self.manage_dataset(namespace, command).await,
         }
     }
 
-    /// The namespace of a command (4.1.1, NSID).
+    /// The namespace of a command.
     fn namespace(&self, id: u32) -> Result<&Namespace, Status> {
-        match self.common.namespace(id) {
-            Some(namespace) => Ok(namespace),
-            // Within NN, but not active.
-            None if (1..=crate::controller::MAX_NAMESPACES).contains(&id) => {
-                Err(Status::INVALID_FIELD)
-            }
-            None => Err(Status::INVALID_NAMESPACE),
-        }
+        self.common.namespace(id).ok_or_else(|| absent(id))
     }
 
     /// Waits for guest memory, unless the controller stops: then nobody waits for what comes of it.
@@ -111,15 +127,7 @@ impl IoQueue {
     fn judge(&self, namespace: &Namespace, done: Done, media: Status) -> Result<Done, Status> {
         match done.result {
             Ok(()) => Ok(done),
-            Err(failure) => {
-                let (namespace, error) = (namespace.id, failure.error.to_string());
-                tracing::debug!(namespace, error, "a command fails");
-                if failure.kind == FailureKind::SyncFailed {
-                    self.common.sync_failed.store(true, Ordering::SeqCst);
-                    self.queues.notice_events();
-                }
-                Err(status_of(failure.kind, media))
-            }
+            Err(failure) => Err(judge(&self.common, &self.queues, namespace, &failure, media)),
         }
     }
 
@@ -137,7 +145,7 @@ impl IoQueue {
         direction: Direction,
     ) -> Result<(u64, Vec<Piece>), Status> {
         let blocks = command.blocks();
-        if blocks << namespace.block_shift > MAX_TRANSFER {
+        if blocks << namespace.block_shift() > MAX_TRANSFER {
             return Err(Status::INVALID_FIELD);
         }
         let (offset, len) = namespace.range(command.first_block(), blocks)?;
@@ -206,9 +214,15 @@ impl IoQueue {
         let (dma, memory) = (self.task.dma(), &self.common.bounce);
         let data = transfer::begin(dma, memory, &pieces, Direction::FromHost);
         let (buffer, _bounced) = self.reach(data).await?.split();
+        let len = buffer.len() as u64;
         let done = namespace.channel()?.compare(offset, buffer).await;
-        self.judge(namespace, done, Status::READ_ERROR)?;
-        Ok(0)
+        let judged = self.judge(namespace, done, Status::READ_ERROR).map(drop);
+        // Blocks that differ were read as well.
+        if matches!(judged, Ok(()) | Err(Status::COMPARE_FAILURE)) {
+            self.common.counters.reads.fetch_add(1, Ordering::Relaxed);
+            self.common.counters.read.fetch_add(len, Ordering::Relaxed);
+        }
+        judged.map(|()| 0)
     }
 
     /// Verify (NVM command set 3.2.5): reads blocks, and gives the host none.
@@ -216,6 +230,7 @@ impl IoQueue {
         let (offset, len) = namespace.range(command.first_block(), command.blocks())?;
         let done = namespace.channel()?.verify(offset, len).await;
         self.judge(namespace, done, Status::READ_ERROR)?;
+        self.common.counters.read.fetch_add(len, Ordering::Relaxed);
         Ok(0)
     }
 
@@ -233,18 +248,5 @@ impl IoQueue {
     /// Whether a namespace can be written.
     fn writable(&self, namespace: &Namespace) -> Result<(), Status> {
         if namespace.limits.read_only { Err(Status::WRITE_PROTECTED) } else { Ok(()) }
-    }
-}
-
-/// What a command ends with whose request has failed; `media` where the media did.
-fn status_of(kind: FailureKind, media: Status) -> Status {
-    match kind {
-        FailureKind::Medium | FailureKind::Gone | FailureKind::SyncFailed => media,
-        FailureKind::NoSpace => Status::CAPACITY_EXCEEDED,
-        FailureKind::ReadOnly => Status::WRITE_PROTECTED,
-        FailureKind::Memory => Status::DATA_TRANSFER,
-        FailureKind::OutOfRange => Status::LBA_OUT_OF_RANGE,
-        FailureKind::Different => Status::COMPARE_FAILURE,
-        FailureKind::Unsupported | FailureKind::Other => Status::INTERNAL,
     }
 }

@@ -35,6 +35,10 @@ pub(crate) struct Controller<'a> {
     pub(crate) write_cache: bool,
     /// AWUN and AWUPF, 0's based.
     pub(crate) atomic_blocks: u16,
+    /// FWUG.
+    pub(crate) firmware_granularity: u8,
+    /// OCFS.
+    pub(crate) copy_formats: u16,
     /// SGLS.
     pub(crate) sgl_support: u32,
     pub(crate) subsystem_name: &'a str,
@@ -74,6 +78,8 @@ impl Controller<'_> {
         put(&mut data, 526, self.atomic_blocks.to_le_bytes());
         put(&mut data, 528, self.atomic_blocks.to_le_bytes());
         put(&mut data, 536, self.sgl_support.to_le_bytes());
+        data[319] = self.firmware_granularity;
+        put(&mut data, 534, self.copy_formats.to_le_bytes());
         let name = self.subsystem_name.as_bytes();
         let len = name.len().min(255);
         data[768..768 + len].copy_from_slice(&name[..len]);
@@ -90,8 +96,14 @@ pub(crate) const OAES_NAMESPACE: u32 = 1 << 8;
 #[derive(Clone, Debug)]
 pub(crate) struct Namespace {
     pub(crate) blocks: u64,
-    /// LBADS: a block has 2^n bytes.
-    pub(crate) block_shift: u8,
+    /// LBADS of each format: a block has 2^n bytes; 0: the disk cannot have it.
+    pub(crate) formats: [u8; 2],
+    /// FLBAS: which of them it has.
+    pub(crate) format: u8,
+    /// MSSRL and MCL: blocks that a command copies.
+    pub(crate) copy_blocks: u16,
+    /// MSRC, as a count: ranges that it copies them from.
+    pub(crate) copy_ranges: u8,
     /// The preferred write granularity, in blocks.
     pub(crate) write_granularity: u16,
     /// The granularity of deallocation, in blocks; `None`: it is not offered.
@@ -117,7 +129,10 @@ impl Namespace {
         }
         put(&mut data, 34, self.atomic_blocks.to_le_bytes());
         put(&mut data, 36, self.atomic_blocks.to_le_bytes());
-        let bytes = u128::from(self.blocks) << self.block_shift;
+        // NLBAF, 0's based, and FLBAS.
+        data[25] = self.formats.len() as u8 - 1;
+        data[26] = self.format;
+        let bytes = u128::from(self.blocks) << self.formats[usize::from(self.format)];
         put(&mut data, 48, bytes.to_le_bytes());
         let granularity = self.write_granularity.max(1) - 1;
         let deallocate = self.deallocate_granularity.unwrap_or(1).max(1) - 1;
@@ -133,7 +148,12 @@ impl Namespace {
         }
         data[99] = u8::from(self.write_protected);
         data[104..120].copy_from_slice(&self.nguid);
-        data[128 + 2] = self.block_shift;
+        put(&mut data, 74, self.copy_blocks.to_le_bytes());
+        put(&mut data, 76, u32::from(self.copy_blocks).to_le_bytes());
+        data[80] = self.copy_ranges - 1;
+        for (n, shift) in self.formats.into_iter().enumerate() {
+            data[128 + 4 * n + 2] = shift;
+        }
         data
     }
 

@@ -17,12 +17,23 @@ pub(crate) struct Command<C: 'static> {
 const SUPPORTED: u32 = 1;
 /// LBCC: it may change what blocks contain.
 const CHANGES_BLOCKS: u32 = 1 << 1;
+/// NCC: it may change what a namespace can do.
+const CHANGES_NAMESPACE: u32 = 1 << 2;
+/// CSE: no other command of the namespace is to be outstanding.
+const ALONE: u32 = 1 << 16;
 /// CSP: its scope is a namespace, or the controller.
 const OF_NAMESPACE: u32 = 1 << 20;
 const OF_CONTROLLER: u32 = 1 << 21;
 
+/// What Format NVM does.
+const FORMATS: u32 = SUPPORTED | CHANGES_BLOCKS | CHANGES_NAMESPACE | ALONE | OF_NAMESPACE;
+
 const fn admin(command: Admin) -> Command<Admin> {
     Command { command, optional: 0, effects: SUPPORTED | OF_CONTROLLER }
+}
+
+const fn firmware(command: Admin) -> Command<Admin> {
+    Command { optional: OACS_FIRMWARE, ..admin(command) }
 }
 
 const fn io(command: Io, optional: u16, effects: u32) -> Command<Io> {
@@ -49,7 +60,14 @@ pub(crate) enum Admin {
     GetFeatures,
     AsynchronousEventRequest,
     DoorbellBufferConfig,
+    FirmwareCommit,
+    FirmwareImageDownload,
+    FormatNvm,
 }
+
+/// OACS (5.17.2.1).
+const OACS_FORMAT: u16 = 1 << 1;
+const OACS_FIRMWARE: u16 = 1 << 2;
 
 const ADMIN_ROWS: &[Row<Command<Admin>>] = &[
     row(0x00, "Delete I/O Submission Queue", "5.7", admin(Admin::DeleteSubmissionQueue)),
@@ -63,8 +81,8 @@ const ADMIN_ROWS: &[Row<Command<Admin>>] = &[
     row(0x0a, "Get Features", "5.15", admin(Admin::GetFeatures)),
     row(0x0c, "Asynchronous Event Request", "5.2", admin(Admin::AsynchronousEventRequest)),
     refused(0x0d, "Namespace Management", "5.23"),
-    refused(0x10, "Firmware Commit", "5.12"),
-    refused(0x11, "Firmware Image Download", "5.13"),
+    row(0x10, "Firmware Commit", "5.12", firmware(Admin::FirmwareCommit)),
+    row(0x11, "Firmware Image Download", "5.13", firmware(Admin::FirmwareImageDownload)),
     refused(0x14, "Device Self-test", "5.8"),
     refused(0x15, "Namespace Attachment", "5.22"),
     refused(0x18, "Keep Alive", "5.18"),
@@ -77,7 +95,12 @@ const ADMIN_ROWS: &[Row<Command<Admin>>] = &[
     refused(0x24, "Lockdown", "5.19"),
     row(0x7c, "Doorbell Buffer Config", "5.11", DOORBELL_BUFFER_CONFIG),
     refused(0x7f, "Fabrics Commands", "6"),
-    refused(0x80, "Format NVM", "5.14"),
+    row(
+        0x80,
+        "Format NVM",
+        "5.14",
+        Command { command: Admin::FormatNvm, optional: OACS_FORMAT, effects: FORMATS },
+    ),
     refused(0x81, "Security Send", "5.26"),
     refused(0x82, "Security Receive", "5.25"),
     refused(0x84, "Sanitize", "5.24"),
@@ -98,6 +121,7 @@ pub(crate) enum Io {
     WriteZeroes,
     DatasetManagement,
     Verify,
+    Copy,
 }
 
 /// ONCS (5.17.2.1).
@@ -105,6 +129,7 @@ const ONCS_COMPARE: u16 = 1;
 const ONCS_DATASET_MANAGEMENT: u16 = 1 << 2;
 const ONCS_WRITE_ZEROES: u16 = 1 << 3;
 const ONCS_VERIFY: u16 = 1 << 7;
+const ONCS_COPY: u16 = 1 << 8;
 
 const IO_ROWS: &[Row<Command<Io>>] = &[
     row(0x00, "Flush", "7.1", io(Io::Flush, 0, 0)),
@@ -125,7 +150,7 @@ const IO_ROWS: &[Row<Command<Io>>] = &[
     refused(0x0e, "Reservation Report", "7.5"),
     refused(0x11, "Reservation Acquire", "7.2"),
     refused(0x15, "Reservation Release", "7.4"),
-    refused(0x19, "Copy", "NVM 3.2.2"),
+    row(0x19, "Copy", "NVM 3.2.2", io(Io::Copy, ONCS_COPY, CHANGES_BLOCKS)),
 ];
 
 /// The I/O commands.

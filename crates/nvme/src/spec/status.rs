@@ -49,6 +49,7 @@ impl Status {
     pub(crate) const LBA_OUT_OF_RANGE: Self = generic(0x80);
     /// Capacity Exceeded: works again when there is space.
     pub(crate) const CAPACITY_EXCEEDED: Self = Self(0x81);
+    pub(crate) const FORMAT_IN_PROGRESS: Self = Self(0x84);
     pub(crate) const NAMESPACE_NOT_READY: Self = Self(0x82);
 
     pub(crate) const INVALID_COMPLETION_QUEUE: Self = specific(0x00);
@@ -58,6 +59,11 @@ impl Status {
     pub(crate) const EVENT_LIMIT: Self = specific(0x05);
     pub(crate) const INVALID_VECTOR: Self = specific(0x08);
     pub(crate) const INVALID_LOG: Self = specific(0x09);
+    pub(crate) const ABORT_LIMIT: Self = Self(1 << 8 | 0x03);
+    pub(crate) const INVALID_FIRMWARE_SLOT: Self = specific(0x06);
+    pub(crate) const INVALID_FIRMWARE_IMAGE: Self = specific(0x07);
+    pub(crate) const INVALID_FORMAT: Self = specific(0x0a);
+    pub(crate) const COMMAND_SIZE_LIMIT: Self = specific(0x83);
     pub(crate) const INVALID_QUEUE_DELETION: Self = specific(0x0c);
     pub(crate) const FEATURE_NOT_SAVEABLE: Self = specific(0x0d);
     pub(crate) const FEATURE_NOT_OF_NAMESPACE: Self = specific(0x0f);
@@ -67,6 +73,11 @@ impl Status {
     pub(crate) const READ_ERROR: Self = media(0x81);
 
     pub(crate) const COMPARE_FAILURE: Self = Self(2 << 8 | 0x85 | DO_NOT_RETRY);
+
+    /// The same, and to try again is of no use.
+    pub(crate) const fn for_good(self) -> Self {
+        Self(self.0 | DO_NOT_RETRY)
+    }
 
     /// Whether the media failed, rather than the host: SCT is 2, and it is not that a compare has found
     /// other data.

@@ -17,7 +17,9 @@ fn identify_gives_every_structure_that_is_offered() {
     assert_eq!((controller[512], controller[513]), (0x66, 0x44));
     assert!(controller[768..].starts_with(b"nqn.2014-08.org.nvmexpress:uuid:12345678-"));
     let namespace = host.identify(0, 1).unwrap();
-    assert_eq!((number(&namespace[..8]), namespace[130]), (BLOCKS, 9));
+    assert_eq!((number(&namespace[..8]), namespace[26], namespace[130]), (BLOCKS, 0, 9));
+    // The other format: blocks of 4 KiB.
+    assert_eq!((namespace[25], namespace[134]), (1, 12));
     let list = host.identify(2, 0).unwrap();
     assert_eq!((number(&list[..4]), list[4..].iter().all(|byte| *byte == 0)), (1, true));
     assert_eq!(host.identify(2, 1).unwrap(), [0; 4096]);
@@ -70,7 +72,8 @@ fn every_opcode_that_is_not_offered_is_invalid() {
     let effects = host.log(5, 4096).unwrap();
     let offered =
         |table: usize, opcode: u8| effects[table * 1024 + 4 * usize::from(opcode)] & 1 != 0;
-    let (admin, io) = ([0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 0x7c], [0, 1, 2, 5, 8, 9, 12]);
+    let admin = [0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 0x10, 0x11, 0x7c, 0x80];
+    let io = [0, 1, 2, 5, 8, 9, 12, 0x19];
     for opcode in 0..=255 {
         assert_eq!(offered(0, opcode), admin.contains(&opcode), "admin {opcode:#x}");
         assert_eq!(offered(1, opcode), io.contains(&opcode), "I/O {opcode:#x}");
@@ -221,4 +224,37 @@ fn data_that_cannot_be_written_is_a_transfer_error() {
         let command = Command::new(6).prps(prps.0, prps.1).set(10, 1);
         assert_eq!(host.admin(command), Err(expected), "{prps:x?}");
     }
+}
+
+/// The firmware is this program: an image can be given, and none is accepted.
+#[test]
+fn firmware_takes_no_image() {
+    let mut host = Host::new(nvme());
+    let download = |dwords: u32| Command::new(0x11).prps(DATA, DATA + 4096).set(10, dwords - 1);
+    assert_eq!(host.admin(download(1)), Ok(0));
+    assert_eq!(host.admin(download(1024).set(11, 1)), Ok(0));
+    assert_eq!(host.admin(download(262_145)), Err(0x02), "more than MDTS");
+    assert_eq!(host.admin(download(1).prps(1 << 40, 0)), Err(0x04));
+    let commit = |slot: u32, action: u32| Command::new(0x10).set(10, action << 3 | slot);
+    for (slot, action, expected) in [
+        (0, 0, Err(0x107)),
+        (0, 1, Err(0x107)),
+        (1, 0, Err(0x106)),
+        (1, 1, Err(0x106)),
+        (2, 2, Err(0x106)),
+        (7, 3, Err(0x106)),
+        (1, 2, Ok(0)),
+        (1, 3, Ok(0)),
+        (0, 2, Ok(0)),
+        (1, 4, Err(0x02)),
+        (0, 6, Err(0x02)),
+        (1, 7, Err(0x02)),
+    ] {
+        assert_eq!(host.admin(commit(slot, action)), expected, "slot {slot}, action {action}");
+    }
+    let slots = host.log(3, 512).unwrap();
+    assert_eq!((slots[0], &slots[8..16]), (1, &b"0.1.0   "[..]));
+    assert!(slots[16..].iter().all(|byte| *byte == 0), "other slots are empty");
+    let controller = host.identify(1, 0).unwrap();
+    assert_eq!((controller[260], controller[319]), (3, 0xff), "one slot, read-only");
 }

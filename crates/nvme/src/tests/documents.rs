@@ -2,6 +2,10 @@
 
 use std::fmt::Write as _;
 
+use vfiod_core::Errno;
+use vfiod_disk::FailureKind;
+
+use crate::failures::{FAILURES, is_logged, status_of};
 use crate::spec::Status;
 use crate::spec::feature::FEATURES;
 use crate::spec::identify_list::STRUCTURES;
@@ -54,6 +58,70 @@ fn statuses() -> String {
     text
 }
 
+fn failures() -> String {
+    let mut text =
+        "## Failures of a disk\n| the kernel says | a read ends with | a write ends with | \
+                    error log | media errors | Linux gives its user | and then |\n\
+                    | --- | --- | --- | --- | --- | --- | --- |\n"
+            .to_owned();
+    let given = |status: Status| {
+        let without = |row: &&crate::spec::status_list::Row| row.code == status.0 & 0x7ff;
+        let name = STATUSES.iter().find(without).expect("the list of statuses has it").name;
+        let retry = if status.0 & 1 << 14 != 0 { "do not retry" } else { "retry" };
+        format!("{name}; {retry}")
+    };
+    for row in FAILURES {
+        let errnos = row.errnos.iter().map(|errno| name_of(*errno));
+        let cause = Some(row.cause).filter(|cause| !cause.is_empty());
+        let causes = errnos.chain(cause).collect::<Vec<_>>().join(", ");
+        let read = status_of(row.kind, Status::READ_ERROR);
+        let write = status_of(row.kind, Status::WRITE_FAULT);
+        let yes = |yes| if yes { "yes" } else { "no" };
+        let (logged, media) = (yes(is_logged(write)), yes(write.is_media()));
+        let read = if row.kind == FailureKind::SyncFailed {
+            "reads go on".to_owned()
+        } else {
+            given(read)
+        };
+        let (write, linux, then) = (given(write), linux(write), row.then);
+        _ = writeln!(
+            text,
+            "| {causes} | {read} | {write} | {logged} | {media} | {linux} | {then} |"
+        );
+    }
+    text
+}
+
+fn name_of(errno: Errno) -> &'static str {
+    let names = [
+        (Errno::IO, "`EIO`"),
+        (Errno::NOSPC, "`ENOSPC`"),
+        (Errno::DQUOT, "`EDQUOT`"),
+        (Errno::FBIG, "`EFBIG`"),
+        (Errno::ROFS, "`EROFS`"),
+        (Errno::BADF, "`EBADF`"),
+        (Errno::PERM, "`EPERM`"),
+        (Errno::NODEV, "`ENODEV`"),
+        (Errno::NXIO, "`ENXIO`"),
+        (Errno::NOMEDIUM, "`ENOMEDIUM`"),
+        (Errno::FAULT, "`EFAULT`"),
+        (Errno::ACCESS, "`EACCES`"),
+        (Errno::OPNOTSUPP, "`EOPNOTSUPP`"),
+        (Errno::NOSYS, "`ENOSYS`"),
+    ];
+    names.into_iter().find(|(known, _)| *known == errno).expect("a name").1
+}
+
+/// What Linux' driver (`nvme_error_status`) makes of a status.
+fn linux(status: Status) -> &'static str {
+    match status.0 & 0x7ff {
+        0x280 | 0x281 => "`ENODATA`",
+        0x81 => "`ENOSPC`",
+        0x80 => "`EREMOTEIO`",
+        _ => "`EIO`",
+    }
+}
+
 #[test]
 fn tables_of_what_is_offered_are_current() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/nvme.md");
@@ -65,6 +133,7 @@ fn tables_of_what_is_offered_are_current() {
         markdown("Log pages", "identifier", &PAGES),
         markdown("Data structures of Identify", "CNS", &STRUCTURES),
         statuses(),
+        failures(),
     ];
     let missing: Vec<&String> = tables.iter().filter(|table| !document.contains(*table)).collect();
     let texts = missing.iter().map(|table| table.as_str()).collect::<Vec<_>>().join("\n");

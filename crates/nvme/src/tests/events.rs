@@ -1,6 +1,6 @@
 //! Asynchronous events and Abort.
 
-use super::rig::{Command, DATA, Host, nvme};
+use super::rig::{Command, DATA, Held, Host, nvme, with};
 
 const REQUEST: u8 = 12;
 
@@ -88,6 +88,41 @@ fn abort_of_each_kind() {
     assert_eq!((entries[0].id, entries[0].result, entries[0].status), (command, 0, 0));
     assert_eq!((entries[1].id, entries[1].status), (ids[1], 0x07));
     assert_eq!(host.admin(abort(0, ids[1])), Ok(1), "it has completed");
+}
+
+/// A command that the disk has begun completes, and Abort says that it was too late.
+#[test]
+fn abort_of_what_the_disk_does_is_too_late() {
+    let disk = Held::new();
+    let mut host = Host::new(with(disk.clone()));
+    host.create_pair(1, 16, 1);
+    disk.hold(true);
+    let read = host.submit(1, Command::io(2, 0, 1, (DATA, 0)));
+    vfiod_testing::eventually("a read that is held", || disk.waiting() == 1);
+    for _ in 0..3 {
+        assert_eq!(host.admin(abort(1, read)), Ok(1));
+    }
+    assert!(host.peek(1).is_none());
+    disk.release();
+    let entry = host.wait(1);
+    assert_eq!((entry.id, entry.status), (read, 0));
+    assert_eq!(host.admin(abort(1, read)), Ok(1), "it has completed");
+}
+
+/// As many at once as Identify says, and the others are refused.
+#[test]
+fn aborts_beyond_the_limit_are_refused() {
+    let mut host = Host::new(nvme());
+    let limit = usize::from(host.identify(1, 0).unwrap()[258]) + 1;
+    for _ in 0..3 {
+        let count = limit + 3;
+        (0..count).for_each(|_| _ = host.put(0, abort(0, 0xfff0)));
+        host.ring(0);
+        let entries: Vec<_> = (0..count).map(|_| host.wait(0)).collect();
+        let refused = entries.iter().filter(|entry| entry.status == 0x103).count();
+        let done = entries.iter().filter(|entry| (entry.status, entry.result) == (0, 1)).count();
+        assert_eq!((done, refused), (limit, 3), "{entries:x?}");
+    }
 }
 
 /// Events wait for a place in the admin completion queue.

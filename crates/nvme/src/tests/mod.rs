@@ -1,9 +1,12 @@
 //! Tests of the controller, by a host in process.
 
 mod admin;
+mod copy;
 mod documents;
 mod enable;
 mod events;
+mod failures;
+mod format;
 mod io;
 mod options;
 mod queues;

@@ -20,7 +20,7 @@ fn file(path: &Path) -> NvmeOptions {
 }
 
 /// What the model is refused with: when it is made, or registered.
-fn refusal(options: NvmeOptions) -> String {
+pub(super) fn refusal(options: NvmeOptions) -> String {
     match Nvme::configured(options) {
         Err(error) => error.to_string(),
         Ok(nvme) => {
@@ -112,7 +112,8 @@ fn stored_format_that_differs_is_refused_and_otherwise_used() {
     std::fs::write(&path, vec![0; 1 << 20]).unwrap();
     let large = NvmeOptions { block_size: Some(4096), torn_writes: true, ..file(&path) };
     let size = |options: NvmeOptions| {
-        Host::new(Nvme::configured(options).unwrap()).identify(0, 1).unwrap()[130]
+        let namespace = Host::new(Nvme::configured(options).unwrap()).identify(0, 1).unwrap();
+        namespace[130 + 4 * usize::from(namespace[26])]
     };
     assert_eq!(size(large.clone()), 12);
     assert_eq!(size(NvmeOptions { block_size: None, ..large.clone() }), 12);

@@ -5,7 +5,9 @@ use std::sync::{Arc, Mutex};
 
 use vfiod_core::dma::{Completion, Perm};
 use vfiod_core::{Error, Result};
-use vfiod_disk::{Backend, Channel, Disk, Done, Limits, Memory, Pending, Request};
+use vfiod_disk::{
+    Backend, Channel, Disk, Done, Failure, FailureKind, Limits, Memory, Pending, Request,
+};
 use vfiod_pci::irq_index::MSIX;
 use vfiod_tasks::Runtime;
 use vfiod_tasks::event_index::is_past_event;
@@ -82,6 +84,7 @@ pub(super) struct Entry {
     pub(super) id: u16,
     /// Type and code, without Do Not Retry.
     pub(super) status: u16,
+    pub(super) full_status: u16,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -300,6 +303,7 @@ impl Host {
             queue: word(10),
             id: word(12),
             status: last >> 1 & 0x7ff,
+            full_status: last >> 1,
         })
     }
 
@@ -323,10 +327,15 @@ impl Host {
 
     /// Performs a command: its result, or its status.
     pub(super) fn perform(&mut self, queue: usize, command: Command) -> Result<u32, u16> {
+        self.perform_fully(queue, command).map_err(|status| status & 0x7ff)
+    }
+
+    /// Performs a command: its result, or its status with More and Do Not Retry.
+    pub(super) fn perform_fully(&mut self, queue: usize, command: Command) -> Result<u32, u16> {
         let id = self.submit(queue, command);
         let entry = self.wait(queue);
         assert_eq!((entry.id, entry.queue), (id, queue as u16), "{command:x?}");
-        if entry.status == 0 { Ok(entry.result) } else { Err(entry.status) }
+        if entry.status == 0 { Ok(entry.result) } else { Err(entry.full_status) }
     }
 
     pub(super) fn admin(&mut self, command: Command) -> Result<u32, u16> {
@@ -402,7 +411,7 @@ pub(super) struct Tells {
 #[derive(Default)]
 struct State {
     holds: bool,
-    fails: Option<vfiod_core::Errno>,
+    fails: Option<(Option<FailureKind>, vfiod_core::Errno)>,
     waiting: Vec<(Request, Completion<Done>)>,
     seen: Vec<String>,
 }
@@ -432,7 +441,12 @@ impl Held {
 
     /// Fails requests from now on, or not.
     pub(super) fn fail(&self, errno: Option<vfiod_core::Errno>) {
-        self.state.lock().unwrap().fails = errno;
+        self.fail_as(None, errno);
+    }
+
+    /// Fails requests from now on with a kind that the errno does not stand for, or not.
+    pub(super) fn fail_as(&self, kind: Option<FailureKind>, errno: Option<vfiod_core::Errno>) {
+        self.state.lock().unwrap().fails = errno.map(|errno| (kind, errno));
     }
 
     /// How many are held back.
@@ -490,12 +504,14 @@ impl Channel for Held {
     fn start(&self, request: Request) -> Pending {
         let mut state = self.state.lock().unwrap();
         state.seen.push(describe(&request));
-        if let Some(errno) = state.fails {
+        if let Some((kind, errno)) = state.fails {
             let buffer = match request {
                 Request::Read { buffer, .. } | Request::Write { buffer, .. } => Some(buffer),
                 _ => None,
             };
-            let result = Err(Error::new(errno, "asked to fail").into());
+            let mut failure = Failure::from(Error::new(errno, "asked to fail"));
+            failure.kind = kind.unwrap_or(failure.kind);
+            let result = Err(failure);
             return Box::pin(std::future::ready(Done { result, buffer }));
         }
         if !state.holds {

@@ -49,6 +49,23 @@ fn every_status_of_the_list_is_given() {
             0x20 => failing(&mut host, &disk, 1, Errno::ROFS),
             0x80 => io(&mut host, Command::io(2, u64::MAX, 1, (DATA, 0))),
             0x81 => failing(&mut host, &disk, 1, Errno::NOSPC),
+            0x84 => {
+                disk.hold(true);
+                let read = host.submit(1, read((DATA, 0)));
+                vfiod_testing::eventually("a read that is held", || disk.waiting() == 1);
+                let format = host.submit(0, Command::new(0x80).namespace(1));
+                // A write of more than MDTS is refused, one way or another, and reaches no disk.
+                let refused = Command::io(1, 0, 4000, (DATA, 0));
+                let mut seen = 0x02;
+                while seen == 0x02 {
+                    seen = io(&mut host, refused);
+                }
+                disk.hold(false);
+                disk.release();
+                assert_eq!(host.wait(1).id, read);
+                assert_eq!(host.wait(0).id, format);
+                seen
+            }
             0x100 => admin(&mut host, create_sq(2, 16, DATA, 2)),
             0x101 => admin(&mut host, create_cq(0, 16, DATA, 1)),
             0x102 => admin(&mut host, create_cq(2, 1, DATA, 1)),
@@ -56,11 +73,24 @@ fn every_status_of_the_list_is_given() {
                 (0..4).for_each(|_| _ = host.submit(0, Command::new(12)));
                 admin(&mut host, Command::new(12))
             }
+            0x103 => {
+                (0..5).for_each(|_| _ = host.put(0, Command::new(8)));
+                host.ring(0);
+                (0..5).map(|_| host.wait(0).status).max().unwrap()
+            }
+            0x106 => admin(&mut host, Command::new(0x10).set(10, 1)),
+            0x107 => admin(&mut host, Command::new(0x10)),
             0x108 => admin(&mut host, create_cq(2, 16, DATA, 65)),
             0x109 => admin(&mut host, Command::new(2).set(10, 0xff)),
+            0x10a => admin(&mut host, Command::new(0x80).namespace(1).set(10, 2)),
             0x10c => admin(&mut host, Command::new(4).set(10, 1)),
             0x10d => admin(&mut host, Command::new(9).set(10, 1 << 31 | 1)),
             0x10f => admin(&mut host, Command::new(9).namespace(1).set(10, 1)),
+            0x183 => {
+                let range = [&[0; 16][..], &4096_u16.to_le_bytes(), &[0; 14]].concat();
+                host.memory.put(DATA - super::rig::BASE, &range);
+                io(&mut host, Command::new(0x19).namespace(1).prps(DATA, 0))
+            }
             0x280 => failing(&mut host, &disk, 1, Errno::IO),
             0x281 => failing(&mut host, &disk, 2, Errno::IO),
             0x285 => {

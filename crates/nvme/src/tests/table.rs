@@ -76,6 +76,20 @@ fn admin_works(host: &mut Host, command: Admin) {
             assert_eq!((entries[0].status, entries[0].result), (0, 0), "aborted");
             assert_eq!((entries[1].id, entries[1].status), (request, 0x07));
         }
+        // An image is taken, and no slot for it.
+        Admin::FirmwareCommit | Admin::FirmwareImageDownload => {
+            assert_eq!(host.admin(Command::new(0x11).prps(DATA, 0)), Ok(0));
+            assert_eq!(host.admin(Command::new(0x10)), Err(0x107));
+        }
+        Admin::FormatNvm => {
+            // Shadow doorbells may be at `DATA`.
+            let at = DATA + (1 << 20);
+            host.memory.put(at - BASE, &[1; 512]);
+            assert_eq!(host.perform(1, Command::io(1, 0, 1, (at, 0))), Ok(0));
+            assert_eq!(host.admin(Command::new(0x80).namespace(1)), Ok(0));
+            assert_eq!(host.perform(1, Command::io(2, 0, 1, (at, 0))), Ok(0));
+            assert_eq!(host.memory.get(at - BASE, 512), [0; 512]);
+        }
         Admin::SetFeatures | Admin::GetFeatures => {
             for value in [7, 0] {
                 assert_eq!(host.admin(Command::new(9).set(10, 1).set(11, value)), Ok(0));
@@ -146,6 +160,15 @@ fn io_works(host: &mut Host, disk: &Held, opcode: u8, command: Io) {
         Io::WriteZeroes => {
             assert_eq!(host.perform(1, at(opcode)), Ok(0));
             assert_eq!(holds(host), [0; 4096]);
+        }
+        Io::Copy => {
+            let range = [&[0; 8][..], &8_u64.to_le_bytes(), &[7], &[0; 15]].concat();
+            host.memory.put(DATA - BASE, &range);
+            let command = Command::new(opcode).namespace(1).prps(DATA, 0).set(10, 80);
+            assert_eq!(host.perform(1, command), Ok(0));
+            fill(host, 0xee);
+            assert_eq!(host.perform(1, Command::io(READ, 80, 8, (DATA, 0))), Ok(0));
+            assert_eq!(host.memory.get(DATA - BASE, 4096), [1; 4096]);
         }
         Io::DatasetManagement => {
             let range = [&[0; 4][..], &8_u32.to_le_bytes(), &8_u64.to_le_bytes()].concat();

@@ -1,0 +1,98 @@
+//! Format NVM (5.14).
+
+use vfiod_core::dma::Completion;
+use vfiod_core::{Errno, Error, Result as CoreResult};
+use vfiod_disk::{Channel, Done, Request};
+
+use super::AdminQueue;
+use crate::io::{absent, judge};
+use crate::namespace::{BLOCK_SIZES, Namespace};
+use crate::spec::submission::ALL_NAMESPACES;
+use crate::spec::{Outcome, Status, Submission};
+
+/// Bytes that are erased before the command looks whether the controller stops.
+const PART: u64 = 64 << 20;
+
+impl AdminQueue {
+    /// Erases a namespace, or all, and gives it another block size. Its commands that come meanwhile end
+    /// with Format In Progress. Secure Erase (user data) does no more than what is done anyway.
+    pub(super) async fn format(&self, command: &Submission) -> Outcome {
+        let dword = command.dword(10);
+        let (format, protection, erase) = (dword & 0xf, dword >> 5 & 7, dword >> 9 & 7);
+        let upper = dword >> 12 & 3;
+        if erase > 1 {
+            return Err(Status::INVALID_FIELD);
+        }
+        let block_size = BLOCK_SIZES.get(format as usize).filter(|_| upper == 0 && protection == 0);
+        let block_size = *block_size.ok_or(Status::INVALID_FORMAT)?;
+        let id = command.namespace();
+        let is_meant = |namespace: &&Namespace| id == ALL_NAMESPACES || namespace.id == id;
+        let meant: Vec<&Namespace> = self.common.namespaces.iter().filter(is_meant).collect();
+        if meant.is_empty() {
+            return Err(absent(id));
+        }
+        // All are judged before the first one is erased.
+        for namespace in &meant {
+            if namespace.limits.read_only {
+                return Err(Status::WRITE_PROTECTED);
+            }
+            if !namespace.can_have(block_size) {
+                return Err(Status::INVALID_FORMAT);
+            }
+        }
+        for namespace in meant {
+            self.format_one(namespace, block_size).await?;
+        }
+        Ok(0)
+    }
+
+    async fn format_one(&self, namespace: &Namespace, block_size: u32) -> Result<(), Status> {
+        let formatting = namespace.begin_format()?;
+        // What was begun counts in blocks of the old size.
+        self.reach(async {
+            formatting.alone().await;
+            Ok(())
+        })
+        .await?;
+        let channel = namespace.channel()?;
+        let (mut offset, capacity) = (0, namespace.limits.capacity);
+        let deallocate = namespace.limits.deallocate.is_some();
+        while offset < capacity {
+            if self.queues.is_stopped() {
+                return Err(Status::ABORT_REQUESTED);
+            }
+            let len = PART.min(capacity - offset);
+            let request = Request::Zero { offset, len, deallocate, durable: false };
+            self.judge(namespace, channel.start(request).await)?;
+            offset += len;
+        }
+        self.judge(namespace, channel.start(Request::Flush).await)?;
+        let stored = store(namespace, block_size).await;
+        stored.map_err(|error| {
+            let (namespace, error) = (namespace.id, error.to_string());
+            tracing::warn!(namespace, error, "formatted, but the block size cannot be kept");
+            Status::INTERNAL
+        })?;
+        namespace.set_block_size(block_size);
+        Ok(())
+    }
+
+    fn judge(&self, namespace: &Namespace, done: Done) -> Result<(), Status> {
+        let media = Status::WRITE_FAULT;
+        done.result.map_err(|failure| judge(&self.common, &self.queues, namespace, &failure, media))
+    }
+}
+
+/// Keeps the block size beside the image. The file is synced, on a thread of its own.
+async fn store(namespace: &Namespace, block_size: u32) -> CoreResult<()> {
+    let Some(metadata) = namespace.metadata.clone() else { return Ok(()) };
+    let (completion, reply) = Completion::new();
+    let store = move || metadata.change(|stored| stored.block = block_size);
+    let thread = std::thread::Builder::new().name("format".to_owned());
+    let started = thread.spawn(move || completion.complete(store()));
+    started.map_err(|error| {
+        let errno = error.raw_os_error().map_or(Errno::AGAIN, Errno::from_raw_os_error);
+        Error::new(errno, "no thread to keep the block size").because(error)
+    })?;
+    reply.await
+}

@@ -1,0 +1,74 @@
+//! Copy (NVM command set 3.2.2).
+
+use vfiod_buffer::{list_for, zeroed};
+use vfiod_disk::{Buffer, Request};
+
+use super::IoQueue;
+use crate::controller::MAX_TRANSFER;
+use crate::namespace::Namespace;
+use crate::spec::{Outcome, Status, Submission};
+
+/// Bytes of a source range of format 0.
+const RANGE: usize = 32;
+/// Source ranges that a command may have.
+pub(crate) const MAX_RANGES: usize = 128;
+/// OCFS: format 0.
+pub(crate) const FORMATS: u16 = 1;
+
+impl IoQueue {
+    /// Copies ranges to one place. All are read before the first block is written: they may overlap it.
+    /// Dword 0 of a failure is 0: it may be that no range was copied.
+    pub(super) async fn copy(&self, namespace: &Namespace, command: &Submission) -> Outcome {
+        self.writable(namespace)?;
+        let dword = command.dword(12);
+        if dword >> 8 & 0xf != 0 {
+            return Err(Status::INVALID_FIELD);
+        }
+        let count = (dword & 0xff) as usize + 1;
+        if count > MAX_RANGES {
+            return Err(Status::COMMAND_SIZE_LIMIT);
+        }
+        let bytes = self.receive(command, count * RANGE).await?;
+        let ranges: Vec<(u64, u64)> = bytes.chunks_exact(RANGE).map(decode).collect();
+        let most = u64::from(namespace.copy_blocks());
+        // No sum of them overflows: there are few, of 16 bits each.
+        let blocks = ranges.iter().map(|(_, blocks)| blocks).sum();
+        if blocks > most {
+            return Err(Status::COMMAND_SIZE_LIMIT);
+        }
+        let (to, len) = namespace.range(command.first_block(), blocks)?;
+        for (first, blocks) in &ranges {
+            namespace.range(*first, *blocks)?;
+        }
+        let bounce = self.common.bounce.take(2 * len as usize);
+        let _bounced = self.reach(async { Ok(bounce.await) }).await?;
+        let mut data = list_for(len as usize).map_err(|_| Status::INTERNAL)?;
+        for (first, blocks) in ranges {
+            let (offset, len) = namespace.range(first, blocks)?;
+            let buffer = Buffer::Own(zeroed(len as usize).map_err(|_| Status::INTERNAL)?);
+            let request = Request::Read { offset, buffer };
+            let done = self.request(namespace, request, Status::READ_ERROR).await?;
+            match done.buffer {
+                Some(Buffer::Own(part)) => data.extend_from_slice(&part),
+                _ => return Err(Status::INTERNAL),
+            }
+        }
+        let durable = command.durable() || self.common.write_through();
+        let request = Request::Write { offset: to, buffer: Buffer::Own(data), durable };
+        self.request(namespace, request, Status::WRITE_FAULT).await?;
+        Ok(0)
+    }
+}
+
+impl Namespace {
+    /// MCL and MSSRL: blocks that one command copies, from one range or several.
+    pub(crate) fn copy_blocks(&self) -> u16 {
+        (MAX_TRANSFER >> self.block_shift()) as u16
+    }
+}
+
+/// The first block and the number of blocks of a range.
+fn decode(range: &[u8]) -> (u64, u64) {
+    let number = |bytes: &[u8]| bytes.iter().rev().fold(0, |all, byte| all << 8 | u64::from(*byte));
+    (number(&range[8..16]), number(&range[16..18]) + 1)
+}
