@@ -23,7 +23,7 @@ const STATE_OPEN: u32 = 1;
 const STATE_PLUGGED: u32 = 2;
 /// The version of the Management Complex that these commands are those of.
 const MC_VERSION: (u32, u32, u32) = (10, 20, 0);
-/// Most sessions of one container.
+/// Most sessions of one container. Each of its portals can have an equal share of them.
 const MAX_SESSIONS: usize = 1024;
 /// Most objects of one container.
 const MAX_OBJECTS: usize = 1024;
@@ -52,7 +52,7 @@ struct State {
     /// The container that this one is in.
     parent: Option<Weak<Container>>,
     objects: BTreeMap<ObjectId, Object>,
-    sessions: BTreeMap<Token, Session>,
+    sessions: BTreeMap<Token, Opened>,
     last_token: u16,
     irq: Irq,
     /// Portals are numbered as they come.
@@ -70,6 +70,15 @@ struct Object {
     used: bool,
     /// A container in this one.
     child: Option<Weak<Container>>,
+}
+
+/// A session, which ends with the user of the portal by which it was opened. It can be used by every
+/// portal of the container.
+#[derive(Debug)]
+struct Opened {
+    session: Session,
+    /// The portal's object. `None`: it was restored.
+    by: Option<ObjectId>,
 }
 
 /// What a token stands for.
@@ -208,7 +217,7 @@ impl Container {
         }
     }
 
-    /// Resets an object: its sessions are closed and it is disabled.
+    /// Resets an object: its sessions and those of its portal are closed, and it is disabled.
     pub(crate) fn reset_object(&self, id: ObjectId) {
         self.state().reset_object(id);
     }
@@ -250,28 +259,32 @@ impl Container {
         }
     }
 
-    /// Carries out a command that came through a portal of this container.
+    /// Carries out a command that came through the portal of an object of this container, or through its
+    /// own.
     pub(crate) fn execute(
         self: &Arc<Self>,
+        portal: ObjectId,
         header: Header,
         request: Request,
     ) -> std::result::Result<Response, Status> {
         let mut state = self.state();
         // What needs no session.
         match request {
-            Request::OpenContainer { id } if id == self.id => return state.open(Session::Own),
+            Request::OpenContainer { id } if id == self.id => {
+                return state.open(portal, Session::Own);
+            }
             Request::OpenContainer { id } => {
                 let object = state.objects.get(&ObjectId { kind: Kind::Dprc, id });
                 let child = object.and_then(|object| object.child.clone());
                 let container = child.ok_or(Status::ConfigurationError)?;
-                return state.open(Session::Child { id, container });
+                return state.open(portal, Session::Child { id, container });
             }
             Request::OpenObject { kind, id } => {
                 let id = ObjectId { kind, id };
                 if !state.objects.contains_key(&id) {
                     return Err(Status::ConfigurationError);
                 }
-                return state.open(Session::Object(id));
+                return state.open(portal, Session::Object(id));
             }
             Request::ContainerId => return Ok(Response::done().halves(0, self.id, 0)),
             Request::KindVersion { kind } => {
@@ -286,7 +299,8 @@ impl Container {
             _ => {}
         }
         let token = header.token();
-        let session = state.sessions.get(&token).cloned().ok_or(Status::AuthenticationError)?;
+        let opened = state.sessions.get(&token).ok_or(Status::AuthenticationError)?;
+        let session = opened.session.clone();
         if request == Request::Close {
             state.sessions.remove(&token);
             return Ok(Response::done());
@@ -375,15 +389,19 @@ impl State {
         Ok(())
     }
 
-    fn open(&mut self, session: Session) -> std::result::Result<Response, Status> {
-        if self.sessions.len() >= MAX_SESSIONS {
+    fn open(&mut self, by: ObjectId, session: Session) -> std::result::Result<Response, Status> {
+        // Whoever has one portal leaves room for those who have the others.
+        let portals = 1 + self.objects.values().filter(|object| object.portal.is_some()).count();
+        let share = (MAX_SESSIONS / portals).max(1);
+        let own = self.sessions.values().filter(|opened| opened.by == Some(by)).count();
+        if own >= share || self.sessions.len() >= MAX_SESSIONS {
             return Err(Status::NoResource);
         }
         loop {
             self.last_token = self.last_token.wrapping_add(1);
             let token = Token(self.last_token);
             if token.0 != 0 && !self.sessions.contains_key(&token) {
-                self.sessions.insert(token, session);
+                self.sessions.insert(token, Opened { session, by: Some(by) });
                 return Ok(Response::token(token));
             }
         }
@@ -392,8 +410,9 @@ impl State {
     fn describe(&self, index: u32) -> std::result::Result<Response, Status> {
         let at = usize::try_from(index).unwrap_or(usize::MAX);
         let (id, object) = self.objects.iter().nth(at).ok_or(Status::ConfigurationError)?;
-        let opened = |session: &Session| matches!(session, Session::Object(open) if open == id);
-        let open = object.used || self.sessions.values().any(opened);
+        let is_of =
+            |opened: &Opened| matches!(&opened.session, Session::Object(open) if open == id);
+        let open = object.used || self.sessions.values().any(is_of);
         let state = STATE_PLUGGED | if open { STATE_OPEN } else { 0 };
         let counts = u32::from(id.kind.irqs()) << 16 | u32::from(id.kind.regions()) << 24;
         let (major, minor) = id.kind.version();
@@ -474,8 +493,10 @@ impl State {
         Ok(response)
     }
 
+    /// Closes the sessions of an object, and those that were opened by its portal, and disables it.
     fn reset_object(&mut self, id: ObjectId) {
-        self.sessions.retain(|_, session| !matches!(session, Session::Object(open) if *open == id));
+        let is_of = |opened: &Opened| matches!(opened.session, Session::Object(open) if open == id);
+        self.sessions.retain(|_, opened| !is_of(opened) && opened.by != Some(id));
         if let Some(object) = self.objects.get_mut(&id) {
             object.enabled = false;
         }
@@ -529,7 +550,7 @@ impl Drop for Plugged {
         if let Some(child) = &child {
             // It may live on, out of reach.
             state.sessions.retain(
-                |_, session| !matches!(session, Session::Child { container, .. } if container.ptr_eq(child)),
+                |_, opened| !matches!(&opened.session, Session::Child { container, .. } if container.ptr_eq(child)),
             );
         }
         state.report(Event::ObjectRemoved);

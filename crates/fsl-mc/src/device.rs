@@ -86,7 +86,8 @@ impl Device for ContainerDevice {
 
     fn write(&mut self, _region: RegionIndex, offset: u64, data: &[u8]) -> Result<()> {
         let Self { container, portal, plugged: _ } = self;
-        portal.write(offset, data, |header, request| container.execute(header, request))
+        let own = container.object_id();
+        portal.write(offset, data, |header, request| container.execute(own, header, request))
     }
 
     fn reset(&mut self, _cause: ResetCause) -> Result<()> {
@@ -154,8 +155,8 @@ impl Device for ObjectDevice {
 
     fn write(&mut self, _region: RegionIndex, offset: u64, data: &[u8]) -> Result<()> {
         let Self { plugged, portal } = self;
-        let container = plugged.container();
-        portal.write(offset, data, |header, request| container.execute(header, request))
+        let (container, own) = (plugged.container(), plugged.id());
+        portal.write(offset, data, |header, request| container.execute(own, header, request))
     }
 
     fn reset(&mut self, _cause: ResetCause) -> Result<()> {

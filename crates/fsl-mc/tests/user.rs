@@ -286,6 +286,31 @@ fn sessions_run_out() {
     send(&mut dprc, OPEN, 0, &[2]).unwrap();
 }
 
+/// Who has one portal can neither keep others from opening sessions, nor leave any behind.
+#[test]
+fn sessions_of_one_portal_leave_those_of_others_and_end_with_it() {
+    let mut rig = Rig::new();
+    // Its first open resets the container.
+    let mut dprc = rig.client("dprc.2");
+    let (mut greedy, mut other) = (rig.plug(Kind::Dpmcp, 1), rig.plug(Kind::Dpmcp, 2));
+    let open_all = |portal: &mut Client| {
+        (0..).map_while(|_| send(portal, OPEN, 0, &[2]).ok()).map(|(token, _)| token).collect()
+    };
+    let left: Vec<u16> = open_all(&mut greedy);
+    let tokens: Vec<u16> = open_all(&mut other);
+    let own: Vec<u16> = open_all(&mut dprc);
+    assert_eq!([left.len(), tokens.len(), own.len()], [341; 3]);
+    // Each serves at every portal, as long as there is somebody at the one where it was opened.
+    send(&mut other, OBJECT_COUNT, left[0], &[]).unwrap();
+    drop(greedy);
+    let mut greedy = rig.client("dpmcp.1");
+    for token in left {
+        assert_eq!(send(&mut other, OBJECT_COUNT, token, &[]), Err(AUTH_ERR), "{token}");
+    }
+    send(&mut greedy, OBJECT_COUNT, tokens[0], &[]).unwrap();
+    assert_eq!(open_all(&mut greedy).len(), 341);
+}
+
 #[test]
 fn closing_a_container_resets_it() {
     let mut rig = Rig::new();

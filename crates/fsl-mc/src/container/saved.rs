@@ -9,7 +9,7 @@ use vfiod_sync::MutexGuard;
 use zerocopy::little_endian::{U16, U32};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use super::{Container, Irq, MAX_OBJECTS, MAX_SESSIONS, Session, State, Token};
+use super::{Container, Irq, MAX_OBJECTS, MAX_SESSIONS, Opened, Session, State, Token};
 use crate::object::{Kind, ObjectId};
 
 /// The text form.
@@ -139,7 +139,7 @@ impl ContainerImage {
 }
 
 impl Container {
-    fn object_id(&self) -> ObjectId {
+    pub(crate) fn object_id(&self) -> ObjectId {
         ObjectId { kind: Kind::Dprc, id: self.id }
     }
 
@@ -168,9 +168,9 @@ impl Container {
             container: self.object_id(),
             sessions: sessions
                 .iter()
-                .map(|(token, session)| SessionState {
+                .map(|(token, opened)| SessionState {
                     token: token.0,
-                    opens: session.opens(self.object_id()),
+                    opens: opened.session.opens(self.object_id()),
                 })
                 .collect(),
             last_token,
@@ -201,8 +201,8 @@ impl Container {
         image.enabled = enabled.into();
         image.sessions = (sessions.len() as u32).into();
         image.objects = (objects.len() as u32).into();
-        for (into, (token, session)) in image.session.iter_mut().zip(sessions) {
-            let ObjectId { kind, id } = session.opens(self.object_id());
+        for (into, (token, opened)) in image.session.iter_mut().zip(sessions) {
+            let ObjectId { kind, id } = opened.session.opens(self.object_id());
             into.id = id.into();
             into.token = token.0.into();
             into.kind = kind as u8;
@@ -245,7 +245,7 @@ impl Container {
 /// The saved part of a container's state.
 struct Parts<'a> {
     objects: &'a BTreeMap<ObjectId, super::Object>,
-    sessions: &'a BTreeMap<Token, Session>,
+    sessions: &'a BTreeMap<Token, Opened>,
     last_token: u16,
     irq: Irq,
     portals: u32,
@@ -303,7 +303,7 @@ impl State {
         &self,
         own: ObjectId,
         saved: &[SessionState],
-    ) -> Result<BTreeMap<Token, Session>> {
+    ) -> Result<BTreeMap<Token, Opened>> {
         if saved.len() > MAX_SESSIONS {
             return Err(damaged(format!("{} sessions; the limit is {MAX_SESSIONS}", saved.len())));
         }
@@ -317,7 +317,9 @@ impl State {
                 },
                 None => return Err(damaged(format!("a session of {opens}, which is not there"))),
             };
-            if token == 0 || sessions.insert(Token(token), session).is_some() {
+            // Which portal has opened it is not saved: it ends with the container.
+            let opened = Opened { session, by: None };
+            if token == 0 || sessions.insert(Token(token), opened).is_some() {
                 return Err(damaged(format!("token {token} twice, or 0")));
             }
         }
