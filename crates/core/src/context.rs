@@ -5,11 +5,12 @@ use std::fmt;
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
+use vfiod_quota::Lines;
 use vfiod_tasks::Runtime;
 use vfiod_tasks::contain::Panicked;
 
 use crate::description::{Description, DeviceFlags};
-use crate::dma::{AcceptedFiles, Attachment, Space};
+use crate::dma::{AcceptedFiles, Attachment, Flights, Space};
 use crate::error::{Errno, Error, Result};
 use crate::ids::DeviceId;
 use crate::input_log::InputLog;
@@ -77,6 +78,8 @@ struct ContextInner {
     serves_directly: AtomicBool,
     input_log: InputLog,
     quiesces: QuiesceCounters,
+    /// Lines of the log that a guest can cause.
+    guest_lines: Lines,
     home: Arc<OnceLock<Weak<dyn Home>>>,
 }
 
@@ -161,6 +164,7 @@ impl Context {
             serves_directly: AtomicBool::new(true),
             input_log: InputLog::default(),
             quiesces: QuiesceCounters::default(),
+            guest_lines: Lines::up_to(1),
             home,
         };
         Self { inner: Arc::new(inner) }
@@ -258,6 +262,18 @@ impl Context {
     pub fn set_data_path(&self, path: Arc<dyn DataPath>) {
         let before = lock(&self.inner.data_path).replace(path);
         debug_assert!(before.is_none() && self.inner.works, "once, and by a worker");
+    }
+
+    /// Whether a line that a guest can cause may be logged now: one a second of each device. Returns how
+    /// many were not since the last one. A guest can do whatever it does again and again.
+    pub fn may_log(&self) -> Option<u64> {
+        self.inner.guest_lines.pass(0)
+    }
+
+    /// Counts requests of the device to something else than guest memory, such as a disk: while one is
+    /// under way the device is not idle, so that it is not opened or reset before that has ended.
+    pub fn flights(&self) -> Flights {
+        self.inner.dma.flights()
     }
 
     /// Takes the data path that [`crate::Device::init`] has set.

@@ -95,6 +95,16 @@ pub enum Request {
     },
 }
 
+impl Request {
+    /// Its buffer, if it has one.
+    pub fn into_buffer(self) -> Option<Buffer> {
+        match self {
+            Self::Read { buffer, .. } | Self::Write { buffer, .. } => Some(buffer),
+            Self::Flush | Self::Zero { .. } | Self::Deallocate { .. } => None,
+        }
+    }
+}
+
 /// What is read into, or written from.
 #[derive(Debug)]
 pub enum Buffer {

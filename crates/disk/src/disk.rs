@@ -6,12 +6,13 @@
 //! | a flush ends after a sync that began after it; a failed sync is not forgotten | `syncs.rs` |
 //! | a long deallocation delays nobody: it is done in pieces | `pieces.rs` |
 //! | what has begun goes on when nobody waits for it, with its locks | `continued.rs` |
+//! | what has not begun, or has further pieces, ends when nobody wants it | `interest.rs` |
 
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
-use vfiod_dma::{Errno, Error, Result};
+use vfiod_dma::{Errno, Error, Flight, Flights, Result};
 use vfiod_sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use vfiod_sync::{Mutex, lock};
 use vfiod_tasks::{Runtime, Waiters, WeakRuntime, yield_now};
@@ -20,6 +21,7 @@ use crate::backend::{
     Backend, Buffer, Channel, Done, Failure, FailureKind, Limits, Pending, Request,
 };
 use crate::continued::Continued;
+use crate::interest::Interest;
 use crate::pieces::PieceSize;
 use crate::pool::Pool;
 use crate::ranges::Ranges;
@@ -50,19 +52,22 @@ struct Shared {
 }
 
 /// Counts a request for as long as it is in flight.
-struct InFlight(Arc<Shared>);
+struct InFlight {
+    shared: Arc<Shared>,
+    _of_device: Option<Flight>,
+}
 
 impl InFlight {
-    fn new(shared: &Arc<Shared>) -> Self {
+    fn new(shared: &Arc<Shared>, device: Option<&Flights>) -> Self {
         shared.in_flight.fetch_add(1, Ordering::SeqCst);
-        Self(shared.clone())
+        Self { shared: shared.clone(), _of_device: device.map(Flights::begin) }
     }
 }
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        if self.0.in_flight.fetch_sub(1, Ordering::SeqCst) == 1 {
-            self.0.ended.wake_all();
+        if self.shared.in_flight.fetch_sub(1, Ordering::SeqCst) == 1 {
+            self.shared.ended.wake_all();
         }
     }
 }
@@ -101,11 +106,25 @@ impl Disk {
     /// # Errors
     /// As [`Backend::connect`].
     pub fn connect(&self, runtime: &Runtime) -> Result<Arc<DiskChannel>> {
+        self.channel(runtime, None)
+    }
+
+    /// The way of a controller whose requests these are: the device is not idle before they have ended,
+    /// those included that nobody waits for any more. So an old write never lands after the next user's.
+    ///
+    /// # Errors
+    /// As [`Backend::connect`].
+    pub fn connect_device(&self, runtime: &Runtime, device: Flights) -> Result<Arc<DiskChannel>> {
+        self.channel(runtime, Some(device))
+    }
+
+    fn channel(&self, runtime: &Runtime, device: Option<Flights>) -> Result<Arc<DiskChannel>> {
         let inner = self.shared.backend.clone().connect(runtime)?;
         Ok(Arc::new(DiskChannel {
             inner,
             shared: self.shared.clone(),
             runtime: runtime.downgrade(),
+            device,
             compares: Pool::new(COMPARED, COMPARES),
         }))
     }
@@ -144,6 +163,8 @@ pub struct DiskChannel {
     inner: Arc<dyn Channel>,
     shared: Arc<Shared>,
     runtime: WeakRuntime,
+    /// What is not idle before all requests have ended.
+    device: Option<Flights>,
     compares: Arc<Pool>,
 }
 
@@ -162,14 +183,15 @@ fn refuse(kind: FailureKind, errno: Errno, what: String, buffer: Option<Buffer>)
 impl DiskChannel {
     /// Reads a range and compares it with a buffer, guest memory that is held for reading.
     /// [`FailureKind::Different`]: they are not equal.
-    pub fn compare(&self, offset: u64, with: Buffer) -> Pending {
+    pub fn compare(&self, interest: &Interest, offset: u64, with: Buffer) -> Pending {
         let Some(range) = self.range(offset, with.len() as u64) else {
             return self.refuse_range(offset, with.len() as u64, Some(with));
         };
         let (lock, channel) = (self.shared.ranges.enter(range, false), self.parts());
+        let interest = interest.clone();
         self.go_on(async move {
             lock.granted().await;
-            let (result, with) = channel.compare(offset, with).await;
+            let (result, with) = channel.compare(&interest, offset, with).await;
             Done { result, buffer: Some(with) }
         })
     }
@@ -197,7 +219,7 @@ impl DiskChannel {
         let durable = durable || self.is_write_through();
         self.go_on(async move {
             lock.granted().await;
-            if let (Err(failure), _) = channel.compare(offset, with).await {
+            if let (Err(failure), _) = channel.compare(&Interest::default(), offset, with).await {
                 return Done { result: Err(failure), buffer: Some(buffer) };
             }
             let write = Request::Write { offset, buffer, durable: false };
@@ -208,21 +230,28 @@ impl DiskChannel {
     }
 
     /// Reads a range, and throws away what it has.
-    pub fn verify(&self, offset: u64, len: u64) -> Pending {
+    pub fn verify(&self, interest: &Interest, offset: u64, len: u64) -> Pending {
         if self.range(offset, len).is_none() {
             return self.refuse_range(offset, len, None);
         }
         let (channel, ranges) = (self.parts(), self.shared.ranges.clone());
+        let interest = interest.clone();
         self.go_on(async move {
             let mut done = 0;
             while done < len {
                 let (at, part) = (offset + done, (len - done).min(VERIFIED));
                 let lock = ranges.enter(at..at + part, false);
                 lock.granted().await;
-                if let Err(failure) = channel.verify(at, part as usize).await {
-                    return Done { result: Err(failure), buffer: None };
+                let result = match interest.lasts() {
+                    Ok(()) => channel.verify(at, part as usize).await,
+                    ended => ended,
+                };
+                if result.is_err() {
+                    return Done { result, buffer: None };
                 }
                 done += part;
+                // Others have their turn, also with a back end that never waits.
+                yield_now().await;
             }
             Done { result: Ok(()), buffer: None }
         })
@@ -270,7 +299,7 @@ impl DiskChannel {
 
     /// The future of a request, which goes on if it is dropped, and counts as in flight.
     fn go_on(&self, steps: impl Future<Output = Done> + Send + 'static) -> Pending {
-        let in_flight = InFlight::new(&self.shared);
+        let in_flight = InFlight::new(&self.shared, self.device.as_ref());
         Continued::pending(&self.runtime, async move {
             let done = steps.await;
             drop(in_flight);
@@ -281,6 +310,7 @@ impl DiskChannel {
     /// A request of one range that the back end does in one step.
     fn in_one_step(
         &self,
+        interest: &Interest,
         range: Range<u64>,
         exclusive: bool,
         request: Request,
@@ -292,12 +322,15 @@ impl DiskChannel {
         } else {
             Entered::Waiting(request)
         };
-        let channel = self.parts();
+        let (channel, interest) = (self.parts(), interest.clone());
         self.go_on(async move {
             let pending = match entered {
                 Entered::Started(pending) => pending,
                 Entered::Waiting(request) => {
                     lock.granted().await;
+                    if let Err(failure) = interest.lasts() {
+                        return Done { result: Err(failure), buffer: request.into_buffer() };
+                    }
                     channel.inner.start(request)
                 }
             };
@@ -310,17 +343,22 @@ impl DiskChannel {
     /// A request that is done in pieces, each of which `make` makes.
     fn in_pieces(
         &self,
+        interest: &Interest,
         range: Range<u64>,
         durable: bool,
         make: impl Fn(u64, u64) -> Request + Send + 'static,
     ) -> Pending {
         let (channel, shared) = (self.parts(), self.shared.clone());
+        let interest = interest.clone();
         self.go_on(async move {
             let mut at = range.start;
             while at < range.end {
                 let (piece, began) = (shared.piece.next(at, range.end), std::time::Instant::now());
                 let lock = shared.ranges.enter(at..at + piece, true);
                 lock.granted().await;
+                if let Err(failure) = interest.lasts() {
+                    return Done { result: Err(failure), buffer: None };
+                }
                 let done = channel.inner.start(make(at, piece)).await;
                 drop(lock);
                 if done.result.is_err() {
@@ -342,19 +380,34 @@ fn failed(failure: Failure, buffer: Option<Buffer>) -> Pending {
 
 impl Channel for DiskChannel {
     fn start(&self, request: Request) -> Pending {
+        self.start_within(&Interest::default(), request)
+    }
+
+    fn gather(&self, start: &mut dyn FnMut()) {
+        self.inner.gather(start);
+    }
+}
+
+impl DiskChannel {
+    /// [`Channel::start`], of a request that is wanted as long as `interest` has not ended.
+    pub fn start_within(&self, interest: &Interest, request: Request) -> Pending {
         let write_through = self.is_write_through();
         match request {
             Request::Read { offset, buffer } => match self.range(offset, buffer.len() as u64) {
-                Some(range) => {
-                    self.in_one_step(range, false, Request::Read { offset, buffer }, false)
-                }
+                Some(range) => self.in_one_step(
+                    interest,
+                    range,
+                    false,
+                    Request::Read { offset, buffer },
+                    false,
+                ),
                 None => self.refuse_range(offset, buffer.len() as u64, Some(buffer)),
             },
             Request::Write { offset, buffer, durable } => {
                 match self.may_change(offset, buffer.len() as u64) {
                     Ok(range) => {
                         let write = Request::Write { offset, buffer, durable: false };
-                        self.in_one_step(range, true, write, durable || write_through)
+                        self.in_one_step(interest, range, true, write, durable || write_through)
                     }
                     Err(failure) => failed(failure, Some(buffer)),
                 }
@@ -369,25 +422,27 @@ impl Channel for DiskChannel {
             }
             Request::Zero { offset, len, deallocate, durable } => {
                 match self.may_change(offset, len) {
-                    Ok(range) => {
-                        self.in_pieces(range, durable || write_through, move |offset, len| {
-                            Request::Zero { offset, len, deallocate, durable: false }
-                        })
-                    }
+                    Ok(range) => self.in_pieces(
+                        interest,
+                        range,
+                        durable || write_through,
+                        move |offset, len| Request::Zero {
+                            offset,
+                            len,
+                            deallocate,
+                            durable: false,
+                        },
+                    ),
                     Err(failure) => failed(failure, None),
                 }
             }
             Request::Deallocate { offset, len } => match self.may_change(offset, len) {
-                Ok(range) => self.in_pieces(range, write_through, |offset, len| {
+                Ok(range) => self.in_pieces(interest, range, write_through, |offset, len| {
                     Request::Deallocate { offset, len }
                 }),
                 Err(failure) => failed(failure, None),
             },
         }
-    }
-
-    fn gather(&self, start: &mut dyn FnMut()) {
-        self.inner.gather(start);
     }
 }
 
@@ -421,10 +476,18 @@ impl Parts {
         self.read(offset, bytes).await.0
     }
 
-    async fn compare(&self, offset: u64, with: Buffer) -> (Result<(), Failure>, Buffer) {
+    async fn compare(
+        &self,
+        interest: &Interest,
+        offset: u64,
+        with: Buffer,
+    ) -> (Result<(), Failure>, Buffer) {
         let mut expected = self.compares.take().await;
         let (len, mut done) = (with.len(), 0);
         while done < len {
+            if let Err(failure) = interest.lasts() {
+                return (Err(failure), with);
+            }
             let part = (len - done).min(COMPARED);
             let bytes = match vfiod_buffer::zeroed(part) {
                 Ok(bytes) => bytes,

@@ -6,6 +6,7 @@ mod disk;
 mod file;
 mod identity;
 mod image;
+mod interest;
 mod lock;
 mod memory;
 mod metadata;
@@ -23,6 +24,7 @@ pub use backend::{Backend, Buffer, Channel, Done, Failure, FailureKind, Limits, 
 pub use disk::{Disk, DiskChannel};
 pub use identity::Identity;
 pub use image::{DirectIo, Image, ImageOptions};
+pub use interest::Interest;
 pub use memory::Memory;
 pub use metadata::{Identify, Metadata, MetadataOptions, Stored};
 pub use null::Null;

@@ -6,9 +6,10 @@ use std::task::{Context, Poll, Waker};
 
 use vfiod_disk::test::{Kind, SECTOR, TestDisk, own};
 use vfiod_disk::{
-    Backend, Buffer, Channel, Disk, DiskChannel, Done, FailureKind, Memory, Pending, Request,
+    Backend, Buffer, Channel, Disk, DiskChannel, Done, FailureKind, Interest, Memory, Pending,
+    Request,
 };
-use vfiod_dma::Errno;
+use vfiod_dma::{Attachment, Errno};
 use vfiod_tasks::Runtime;
 
 struct Rig {
@@ -235,11 +236,11 @@ fn compare_and_write_is_one_step() {
     let old: Vec<u8> = (0..len).map(|at| (at / 7) as u8).collect();
     let write_old = Request::Write { offset: 512, buffer: own(&old), durable: false };
     assert_eq!(kind(rig.run(write_old)), None);
-    assert_eq!(kind(rig.wait(rig.channel.compare(512, own(&old)))), None);
+    assert_eq!(kind(rig.wait(rig.channel.compare(&Interest::default(), 512, own(&old)))), None);
     // The last byte differs, in a later piece than the first.
     let mut different = old.clone();
     *different.last_mut().unwrap() ^= 1;
-    let compared = rig.wait(rig.channel.compare(512, own(&different)));
+    let compared = rig.wait(rig.channel.compare(&Interest::default(), 512, own(&different)));
     assert_eq!(kind(compared), Some(FailureKind::Different));
     let new = own(&vec![5; len]);
     let refused = rig.wait(rig.channel.compare_and_write(512, own(&different), new, false));
@@ -275,8 +276,14 @@ fn requests_outside_the_disk_or_of_one_that_is_read_only_are_refused() {
         for request in [zero(n, 2, false), deallocate(n, 2)] {
             assert_eq!(kind(rig.run(request)), outside);
         }
-        assert_eq!(kind(rig.wait(rig.channel.verify(sector(n), 1024))), outside);
-        assert_eq!(kind(rig.wait(rig.channel.compare(sector(n), own(&[0; 1024])))), outside);
+        assert_eq!(
+            kind(rig.wait(rig.channel.verify(&Interest::default(), sector(n), 1024))),
+            outside
+        );
+        assert_eq!(
+            kind(rig.wait(rig.channel.compare(&Interest::default(), sector(n), own(&[0; 1024])))),
+            outside
+        );
     }
     assert_eq!(rig.test.started(), 0);
     rig.test.set_limits(|limits| limits.read_only = true);
@@ -284,9 +291,12 @@ fn requests_outside_the_disk_or_of_one_that_is_read_only_are_refused() {
     assert!(rig.disk.refresh().read_only);
     assert_eq!(kind(rig.run(write(0, 1, 1))), Some(FailureKind::ReadOnly));
     assert_eq!(bytes(rig.run(read(0, 1))), [1; SECTOR]);
-    assert_eq!(kind(rig.wait(rig.channel.verify(0, 4096))), None);
+    assert_eq!(kind(rig.wait(rig.channel.verify(&Interest::default(), 0, 4096))), None);
     rig.test.fail(Kind::Read, Errno::IO, 1);
-    assert_eq!(kind(rig.wait(rig.channel.verify(0, 4096))), Some(FailureKind::Medium));
+    assert_eq!(
+        kind(rig.wait(rig.channel.verify(&Interest::default(), 0, 4096))),
+        Some(FailureKind::Medium)
+    );
 }
 
 #[test]
@@ -314,6 +324,55 @@ fn long_deallocation_is_done_in_pieces_that_let_others_through() {
     let before = rig.test.started();
     assert_eq!(kind(rig.run(zero(0, sectors, false))), Some(FailureKind::NoSpace));
     assert_eq!(rig.test.started(), before + 1);
+}
+
+/// What is done in pieces ends with the piece that the back end has; what waits for its range, or has it
+/// but was not begun, is not begun.
+#[test]
+fn nothing_new_is_begun_when_nobody_wants_it_any_more() {
+    let sectors = (64 << 20) / SECTOR;
+    let rig = rig(sectors);
+    let interest = Interest::new();
+    rig.test.hold(true);
+    let whole = deallocate(0, sectors / 2);
+    let long = [
+        rig.channel.start_within(&interest, whole),
+        rig.channel.verify(&interest, sector(sectors / 2), sector(1 << 10)),
+        rig.channel.compare(&interest, sector(sectors - 512), own(&vec![0; 512 * SECTOR])),
+    ];
+    let spawn = |pending| rig.runtime.spawn(pending);
+    let long = long.map(spawn);
+    rig.runtime.run_until_idle();
+    let behind = spawn(rig.channel.start_within(&interest, write(0, 1, 1)));
+    rig.runtime.run_until_idle();
+    let begun = rig.held();
+    assert_eq!(begun.len(), 3, "{begun:?}");
+    interest.end();
+    rig.test.finish_all();
+    for pending in long.into_iter().chain([behind]) {
+        assert_eq!(kind(rig.wait(pending.result()).unwrap()), Some(FailureKind::Other));
+    }
+    assert_eq!((rig.test.started(), rig.disk.in_flight()), (3, 0));
+    // Others have the disk as ever.
+    assert_eq!(kind(rig.run(write(0, 2, 1))), None);
+    assert_eq!(bytes(rig.run(read(0, 1))), [2; SECTOR]);
+}
+
+#[test]
+fn device_is_not_idle_before_its_requests_have_ended() {
+    let rig = rig(64);
+    let device = Attachment::detached();
+    let channel = rig.disk.connect_device(&rig.runtime, device.flights()).unwrap();
+    rig.test.hold(true);
+    drop([deallocate(0, 8), write(16, 1, 1), Request::Flush].map(|request| channel.start(request)));
+    rig.runtime.run_until_idle();
+    for left in (0..3).rev() {
+        assert_eq!(device.in_flight(), left + 1);
+        let first = rig.test.held()[0].id;
+        assert!(rig.test.finish(first));
+        rig.runtime.run_until_idle();
+    }
+    assert_eq!(device.in_flight(), 0);
 }
 
 /// Random writes and flushes with power cuts: each sector has what it had at the last flush that

@@ -13,7 +13,7 @@ use vfiod_sync::{Arc, Mutex, lock};
 use crate::dirty::Writing;
 use crate::error::{Errno, Error, Result};
 use crate::hold::{Hold, Segment};
-use crate::in_flight::InFlight;
+use crate::in_flight::{Flights, InFlight};
 use crate::map::{Map, Source, last_of};
 use crate::request::Perm;
 use crate::shared::{Reading, Shard};
@@ -147,7 +147,13 @@ impl Attachment {
         }
     }
 
-    /// How many accesses are in flight that hold no lock: holds, requests by message, large copies.
+    /// Counts what the device has begun elsewhere.
+    pub fn flights(&self) -> Flights {
+        Flights::new(&self.inner.in_flight)
+    }
+
+    /// How many accesses are in flight that hold no lock: holds, requests by message, large copies, and
+    /// what [`Attachment::flights`] counts.
     pub fn in_flight(&self) -> usize {
         self.inner.in_flight.count()
     }

@@ -1,4 +1,4 @@
-//! How many asynchronous accesses a device has in flight, and waiting until there are none.
+//! How many asynchronous accesses and requests a device has in flight, and waiting until there are none.
 
 use std::task::{Poll, Waker};
 use std::time::Instant;
@@ -21,10 +21,29 @@ struct Waiters {
     threads: usize,
 }
 
-/// One access in flight, until it is dropped.
+/// One access or request in flight, until it is dropped.
 #[derive(Debug)]
-pub(crate) struct Flight {
+pub struct Flight {
     of: Arc<InFlight>,
+}
+
+/// Counts requests of a device to something else than memory, such as a disk, that are to have ended
+/// before the device is idle: otherwise what one user has begun could end amid what the next one does.
+/// Gives no access to memory.
+#[derive(Clone, Debug)]
+pub struct Flights {
+    of: Arc<InFlight>,
+}
+
+impl Flights {
+    pub(crate) fn new(of: &Arc<InFlight>) -> Self {
+        Self { of: of.clone() }
+    }
+
+    /// Counts a request, until what is returned is dropped.
+    pub fn begin(&self) -> Flight {
+        self.of.begin()
+    }
 }
 
 impl InFlight {

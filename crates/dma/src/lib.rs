@@ -67,6 +67,7 @@ pub use self::error::{Errno, Error, Result};
 pub use self::fault::Scalar;
 pub use self::files::{AcceptedFiles, MemoryKind};
 pub use self::hold::{Hold, HoldSegment};
+pub use self::in_flight::{Flight, Flights};
 pub use self::listener::{Delay, Listener, Listening};
 pub use self::peer::{Completion, DmaPeer, Reply};
 pub use self::request::{Backing, MapOwner, MapRequest, Perm};

@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, OnceLock};
 
+use vfiod_core::dma::Flights;
 use vfiod_core::{Errno, Error, Result};
 use vfiod_disk::{Disk, DiskChannel, Limits, Metadata};
 use vfiod_sync::atomic::{AtomicU32, Ordering};
@@ -166,14 +167,14 @@ impl Namespace {
         self.limits.capacity >> self.block_shift()
     }
 
-    /// Connects it to its disk, once.
+    /// Connects it to its disk, once. The controller is not idle before its requests have ended.
     ///
     /// # Errors
     /// Those of the disk.
-    pub(crate) fn connect(&self, runtime: &Runtime) -> Result<()> {
+    pub(crate) fn connect(&self, runtime: &Runtime, controller: Flights) -> Result<()> {
         if self.channel.get().is_none() {
             // The same device is not registered twice at the same time.
-            _ = self.channel.set(self.disk.connect(runtime)?);
+            _ = self.channel.set(self.disk.connect_device(runtime, controller)?);
         }
         Ok(())
     }

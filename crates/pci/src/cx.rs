@@ -50,6 +50,18 @@ impl<M> Cx<M> {
         self.context().runtime()
     }
 
+    /// Whether a line of the log that a guest can cause may be logged now
+    /// ([`vfiod_core::Context::may_log`]).
+    pub fn may_log(&self) -> Option<u64> {
+        self.context().may_log()
+    }
+
+    /// Counts requests of the device to something else than guest memory, such as a disk
+    /// ([`vfiod_core::Context::flights`]).
+    pub fn flights(&self) -> vfiod_core::dma::Flights {
+        self.context().flights()
+    }
+
     /// The memory that a BAR shares with clients ([`crate::Bar::shared`]), by offsets in the BAR. The
     /// core zeroes it before a reset. It belongs to the current opening of the device: accesses after
     /// its last close fail with `ENODEV`, so each opening has to ask for it.

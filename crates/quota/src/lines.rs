@@ -9,8 +9,10 @@ use rustix::time::{ClockId, clock_gettime};
 const MOST: u64 = 20;
 
 /// Lets so many lines a second through for one user, on whatever connections, and counts the others.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Lines {
+    /// Most lines in a second.
+    most: u64,
     /// Second of the last line in the upper half, and how many there were in it in the lower one.
     last: AtomicU64,
     suppressed: AtomicU64,
@@ -21,7 +23,18 @@ fn second() -> u64 {
     clock_gettime(ClockId::MonotonicCoarse).tv_sec as u64 + 1
 }
 
+impl Default for Lines {
+    fn default() -> Self {
+        Self::up_to(MOST)
+    }
+}
+
 impl Lines {
+    /// Lets up to `most` lines a second through.
+    pub fn up_to(most: u64) -> Self {
+        Self { most, last: AtomicU64::new(0), suppressed: AtomicU64::new(0) }
+    }
+
     /// Whether a line may be logged now, before which `suppressed` others were not. Returns how many were
     /// not, of this user's in all since its last one; those are told then.
     pub fn pass(&self, suppressed: u64) -> Option<u64> {
@@ -36,7 +49,7 @@ impl Lines {
     fn pass_at(&self, suppressed: u64, second: u64) -> Option<u64> {
         let next = |last: u64| match (last >> 32 == second, last & u64::from(u32::MAX)) {
             (false, _) => Some((second << 32) | 1),
-            (true, count) => (count < MOST).then_some((second << 32) | (count + 1)),
+            (true, count) => (count < self.most).then_some((second << 32) | (count + 1)),
         };
         if self.last.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next).is_err() {
             self.suppressed.fetch_add(suppressed + 1, Ordering::Relaxed);

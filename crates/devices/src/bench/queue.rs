@@ -183,7 +183,10 @@ impl Bench {
         let (disk, ring) = match (self.disk(), self.ring(cx)) {
             (Ok(disk), Ok(ring)) => (disk, ring),
             (Err(error), _) | (_, Err(error)) => {
-                tracing::warn!(device = cx.name(), queue = index, %error, "queue disabled");
+                if let Some(suppressed) = cx.may_log() {
+                    let device = cx.name();
+                    tracing::warn!(device, queue = index, %error, suppressed, "queue disabled");
+                }
                 let queue = &mut self.queues[index];
                 queue.enabled = 0;
                 queue.fault();

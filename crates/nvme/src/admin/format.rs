@@ -63,7 +63,8 @@ impl AdminQueue {
             }
             let len = PART.min(capacity - offset);
             let request = Request::Zero { offset, len, deallocate, durable: false };
-            self.judge(namespace, channel.start(request).await)?;
+            let done = channel.start_within(&self.queues.interest, request).await;
+            self.judge(namespace, done)?;
             offset += len;
         }
         self.judge(namespace, channel.start(Request::Flush).await)?;

@@ -11,6 +11,7 @@ use super::{Nvme, Properties, VECTORS, VENDOR, Write};
 use crate::admin::events::Events;
 use crate::common::Common;
 use crate::features::Features;
+use crate::namespace::Namespace;
 use crate::options::NvmeOptions;
 use crate::spec::registers::{
     AQA_WRITABLE, BASE_WRITABLE, DOORBELLS, FATAL, QUEUES, SHUTDOWN, SHUTTING_DOWN, SIZE,
@@ -68,7 +69,8 @@ impl Model for Nvme {
         }
         cx.set_data_path(self.doorbells.clone());
         self.common.counters.power_cycles.fetch_add(1, Ordering::Relaxed);
-        self.common.namespaces.iter().try_for_each(|namespace| namespace.connect(cx.runtime()))
+        let connect = |namespace: &Namespace| namespace.connect(cx.runtime(), cx.flights());
+        self.common.namespaces.iter().try_for_each(connect)
     }
 
     fn read(&mut self, _cx: &Cx<Self>, bar: u8, offset: u64, data: &mut [u8]) {

@@ -169,14 +169,25 @@ impl Nvme {
             if let Some(queues) = queues {
                 queues.idle().await;
             }
+            let mut failed = None;
             for namespace in &common.namespaces {
                 let Ok(channel) = namespace.channel() else { continue };
                 if let Err(failure) = channel.start(Request::Flush).await.result {
-                    let (namespace, error) = (namespace.id, failure.error.to_string());
-                    tracing::warn!(namespace, error, "the flush of a shutdown has failed");
+                    failed = Some((namespace.id, failure.error.to_string()));
                 }
             }
-            task.last_step(|nvme, _| {
+            task.last_step(|nvme, cx| {
+                if let Some((namespace, error)) = &failed
+                    && let Some(suppressed) = cx.may_log()
+                {
+                    tracing::warn!(
+                        device = cx.name(),
+                        namespace,
+                        error,
+                        suppressed,
+                        "the flush of a shutdown has failed"
+                    );
+                }
                 let status = &mut nvme.properties.status;
                 if *status & SHUTDOWN == SHUTTING_DOWN {
                     *status = *status & !SHUTDOWN | SHUT_DOWN;

@@ -5,7 +5,7 @@ mod dataset;
 
 use std::sync::Arc;
 
-use vfiod_disk::{Channel, Done, Failure, FailureKind, Request};
+use vfiod_disk::{Done, Failure, FailureKind, Request};
 use vfiod_pci::Task;
 use vfiod_sync::atomic::Ordering;
 use vfiod_tasks::race;
@@ -119,7 +119,7 @@ impl IoQueue {
         request: Request,
         media: Status,
     ) -> Result<Done, Status> {
-        let done = namespace.channel()?.start(request).await;
+        let done = namespace.channel()?.start_within(&self.queues.interest, request).await;
         self.judge(namespace, done, media)
     }
 
@@ -215,7 +215,7 @@ impl IoQueue {
         let data = transfer::begin(dma, memory, &pieces, Direction::FromHost);
         let (buffer, _bounced) = self.reach(data).await?.split();
         let len = buffer.len() as u64;
-        let done = namespace.channel()?.compare(offset, buffer).await;
+        let done = namespace.channel()?.compare(&self.queues.interest, offset, buffer).await;
         let judged = self.judge(namespace, done, Status::READ_ERROR).map(drop);
         // Blocks that differ were read as well.
         if matches!(judged, Ok(()) | Err(Status::COMPARE_FAILURE)) {
@@ -228,7 +228,7 @@ impl IoQueue {
     /// Verify (NVM command set 3.2.5): reads blocks, and gives the host none.
     async fn verify(&self, namespace: &Namespace, command: &Submission) -> Outcome {
         let (offset, len) = namespace.range(command.first_block(), command.blocks())?;
-        let done = namespace.channel()?.verify(offset, len).await;
+        let done = namespace.channel()?.verify(&self.queues.interest, offset, len).await;
         self.judge(namespace, done, Status::READ_ERROR)?;
         self.common.counters.read.fetch_add(len, Ordering::Relaxed);
         Ok(0)

@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use vfiod_core::dma::Attachment;
 use vfiod_core::{DataPath, Result};
+use vfiod_disk::Interest;
 use vfiod_pci::Interrupts;
 use vfiod_sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use vfiod_sync::{Mutex, lock};
@@ -35,6 +36,8 @@ pub(crate) struct Queues {
     completions: [Mutex<Option<Arc<CompletionQueue>>>; QUEUES],
     pub(crate) vectors: Vectors,
     pub(crate) interrupts: Interrupts,
+    /// What requests to disks belong to.
+    pub(crate) interest: Interest,
     /// No command is read and no completion posted any more.
     stopped: AtomicBool,
     /// No command is read for now; those that were read are finished.
@@ -61,6 +64,7 @@ impl Queues {
             completions: [const { Mutex::new(None) }; QUEUES],
             vectors: Vectors::new(vectors),
             interrupts,
+            interest: Interest::new(),
             stopped: AtomicBool::new(false),
             paused: AtomicBool::new(false),
             closed: AtomicBool::new(false),
@@ -170,9 +174,11 @@ impl Queues {
         self.all_submissions().for_each(|queue| queue.bell.ring(None));
     }
 
-    /// Ends the work: tasks finish what they have begun, and post nothing more. Shadow doorbells end.
+    /// Ends the work: tasks finish what they have begun, and post nothing more. Shadow doorbells end. Of
+    /// commands that take long only what the disk does now is finished.
     pub(crate) fn stop(&self) {
         self.stopped.store(true, Ordering::SeqCst);
+        self.interest.end();
         self.end_pages();
         self.changed.wake_all();
         self.ring_all();

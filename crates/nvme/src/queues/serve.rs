@@ -259,10 +259,17 @@ async fn post(
 
 /// The controller cannot go on: fatal status (9.5).
 async fn fail(task: &Task<Nvme>, queues: &Arc<Queues>, queue: u16, what: &str, error: &str) {
-    let name = task.step(|nvme, cx| {
+    task.step(|nvme, cx| {
         nvme.fail(queues);
-        cx.name().to_owned()
-    });
-    let device = name.await;
-    tracing::warn!(device, queue, error, "{what}; the controller shows fatal status");
+        if let Some(suppressed) = cx.may_log() {
+            tracing::warn!(
+                device = cx.name(),
+                queue,
+                error,
+                suppressed,
+                "{what}; the controller shows fatal status"
+            );
+        }
+    })
+    .await;
 }

@@ -1,5 +1,7 @@
 //! I/O queues: how they are created and deleted, and how they go round.
 
+use vfiod_core::dma::Perm;
+
 use super::rig::{Command, DATA, Held, Host, create_cq, create_sq, nvme, with};
 
 fn delete_sq(id: u32) -> Command {
@@ -168,6 +170,49 @@ fn delete_waits_for_commands_that_the_disk_has() {
     assert_eq!(host.peek(1).map(|entry| (entry.id, entry.status)), Some((read, 0)));
 }
 
+/// Two ranges that are deallocated by one command, as one is held by the disk.
+fn deallocate_two_ranges(host: &mut Host, disk: &Held) {
+    host.create_pair(1, 64, 1);
+    let ranges: Vec<u8> = [0u64, 1024]
+        .iter()
+        .flat_map(|first| [&[0; 4][..], &256u32.to_le_bytes(), &first.to_le_bytes()].concat())
+        .collect();
+    host.memory.put(DATA - super::rig::BASE, &ranges);
+    disk.hold(true);
+    host.submit(1, Command::new(9).namespace(1).prps(DATA, 0).set(10, 1).set(11, 4));
+    vfiod_testing::eventually("the first range is held", || disk.waiting() == 1);
+}
+
+const FIRST_RANGE: [&str; 1] = ["deallocate 0 131072"];
+
+/// Nobody gets the device while the disk does what was asked for before; it would change what the next
+/// user writes. What was not begun is not done at all.
+#[test]
+fn disk_has_done_with_one_user_before_the_next_one_has_the_device() {
+    let disk = Held::new();
+    let mut host = Host::new(with(disk.clone()));
+    deallocate_two_ranges(&mut host, &disk);
+    // The task is given up after two seconds, its request is not.
+    assert!(host.device.file().reset().is_err());
+    assert!(host.device.file().reset().is_err(), "reset while the disk changes something");
+    disk.hold(false);
+    disk.release();
+    vfiod_testing::eventually("it can be reset", || host.device.file().reset().is_ok());
+    assert_eq!(disk.seen(), FIRST_RANGE);
+}
+
+#[test]
+fn commands_that_take_long_end_soon_when_the_controller_is_disabled() {
+    let disk = Held::new();
+    let mut host = Host::new(with(disk.clone()));
+    deallocate_two_ranges(&mut host, &disk);
+    host.device.write32(0, 0x14, super::rig::ENABLE & !1);
+    disk.hold(false);
+    disk.release();
+    host.await_status(1, 0);
+    assert_eq!(disk.seen(), FIRST_RANGE);
+}
+
 /// A held command delays none of the same queue, and those that end first complete first.
 #[test]
 fn held_command_does_not_hold_up_others() {
@@ -189,11 +234,7 @@ fn held_command_does_not_hold_up_others() {
 fn queue_memory_that_vanishes_is_fatal() {
     for which in [0, 1] {
         let mut host = Host::new(nvme());
-        let _rings = host.device.map(
-            1 << 40,
-            1 << 16,
-            vfiod_core::dma::Perm::READ | vfiod_core::dma::Perm::WRITE,
-        );
+        let _rings = host.device.map(1 << 40, 1 << 16, Perm::READ | Perm::WRITE);
         host.renew_pair(1, 16, 16);
         let (own, other) = (Host::at(1), (1 << 40, (1 << 40) + 0x8000));
         let (submissions, completions) =
@@ -207,6 +248,75 @@ fn queue_memory_that_vanishes_is_fatal() {
         host.enable();
         assert!(host.identify(1, 0).is_ok());
     }
+}
+
+/// An entry would be past the end of all addresses.
+#[test]
+fn queue_that_does_not_fit_below_the_end_of_all_addresses_is_fatal() {
+    let mut host = Host::new(nvme());
+    let page = 0_u64.wrapping_sub(4096);
+    let entries = host.device.map(page, 4096, Perm::READ | Perm::WRITE);
+    host.renew_pair(1, 16, 512);
+    assert_eq!(host.admin(create_cq(1, 512, page, 1)), Ok(0));
+    assert_eq!(host.admin(create_sq(1, 16, Host::at(1).0, 1)), Ok(0));
+    for n in 0..4096 / 16 {
+        host.submit(1, Command::io(2, 0, 1, (DATA, 0)));
+        vfiod_testing::eventually("an entry", || entries.get(16 * n + 14, 1)[0] & 1 == 1);
+    }
+    host.submit(1, Command::io(2, 0, 1, (DATA, 0)));
+    host.await_fatal();
+    host.disable();
+    // The same with submissions.
+    host.enable();
+    host.renew_pair(1, 128, 128);
+    assert_eq!(host.admin(create_cq(1, 128, Host::at(1).1, 1)), Ok(0));
+    assert_eq!(host.admin(create_sq(1, 128, page, 1)), Ok(0));
+    host.device.write32(0, 0x1008, 100);
+    host.await_fatal();
+    host.disable();
+}
+
+/// Counts lines of the log.
+struct Lines(std::sync::atomic::AtomicUsize);
+
+impl tracing::Subscriber for &'static Lines {
+    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
+        *metadata.level() <= tracing::Level::WARN
+    }
+    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        tracing::span::Id::from_u64(1)
+    }
+    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+    fn event(&self, _: &tracing::Event<'_>) {
+        self.0.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+    }
+    fn enter(&self, _: &tracing::span::Id) {}
+    fn exit(&self, _: &tracing::span::Id) {}
+}
+
+#[test]
+fn controller_that_its_host_lets_fail_again_and_again_does_not_fill_the_log() {
+    static LINES: Lines = Lines(std::sync::atomic::AtomicUsize::new(0));
+    let lines = || LINES.0.load(std::sync::atomic::Ordering::SeqCst);
+    let device = vfiod_testing::Driver::without_workers(nvme());
+    device.enable();
+    let start = std::time::Instant::now();
+    tracing::subscriber::with_default(&LINES, || {
+        for _ in 0..200 {
+            // There is no memory where the queues are.
+            device.write32(0, 0x24, 0x000f_000f);
+            device.write32(0, 0x14, super::rig::ENABLE);
+            device.write32(0, 0x1000, 1);
+            device.settle();
+            assert_eq!(device.read32(0, 0x1c) & 2, 2, "fatal");
+            device.write32(0, 0x14, 0);
+            device.settle();
+            assert_eq!(device.read32(0, 0x1c), 0);
+        }
+    });
+    let most = start.elapsed().as_secs() as usize + 2;
+    assert!((1..=most).contains(&lines()), "{} lines, at most {most}", lines());
 }
 
 #[test]
