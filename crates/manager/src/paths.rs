@@ -7,6 +7,7 @@ use std::io;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
+use serde_json::Value;
 use uuid::Uuid;
 use vfiod_config::{
     Config, ModelInfo, Models, OptionSetting, PathKind, Problem, SocketAccess, SocketConfig, place,
@@ -115,12 +116,18 @@ fn named(key: &str, path: PathBuf, role: Role) -> NamedPath {
 
 /// The paths among the options of a device or a parent.
 fn options(key: &str, info: Option<&ModelInfo>, given: &[OptionSetting]) -> Vec<NamedPath> {
-    let path = |set: &OptionSetting| {
+    let paths = |set: &OptionSetting| {
         let option = info?.options.iter().find(|option| option.name == set.name)?;
-        let (path, role) = (PathBuf::from(set.value.as_str()?), Role::Option(option.path?));
-        Some(NamedPath { key: format!("{key}.options.{}", set.name), path, role })
+        let (key, role) = (format!("{key}.options.{}", set.name), Role::Option(option.path?));
+        // An option is a path, or a list of them.
+        let texts = match &set.value {
+            Value::Array(texts) => texts.as_slice(),
+            text => std::slice::from_ref(text),
+        };
+        let named = |text: &str| NamedPath { key: key.clone(), path: PathBuf::from(text), role };
+        Some(texts.iter().filter_map(Value::as_str).map(named).collect::<Vec<_>>())
     };
-    given.iter().filter_map(path).collect()
+    given.iter().filter_map(paths).flatten().collect()
 }
 
 /// What `paths` say that cannot all be: two things at one path, or something beneath what is no directory.

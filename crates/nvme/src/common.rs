@@ -14,10 +14,19 @@ use crate::transfer::BounceMemory;
 /// Entries of the Error Information log that are kept (ELPE, as a count).
 pub(crate) const ERROR_ENTRIES: usize = 8;
 
+/// The largest number that a namespace can have, unless the options say so.
+pub(crate) const MAX_NAMESPACES: u32 = 16;
+/// Commands that may be under way, unless the options say so.
+pub(crate) const MAX_COMMANDS: u32 = 1024;
+
 /// What the tasks share. It lasts as long as the device.
 #[derive(Debug)]
 pub(crate) struct Common {
     pub(crate) namespaces: Vec<Namespace>,
+    /// NN: the largest number that a namespace can have.
+    pub(crate) max_namespaces: u32,
+    /// Commands that may have been read and not have completed.
+    pub(crate) max_commands: u32,
     pub(crate) bounce: BounceMemory,
     pub(crate) counters: Counters,
     pub(crate) errors: Mutex<ErrorLog>,
@@ -31,12 +40,19 @@ impl Common {
     pub(crate) fn new(namespaces: Vec<Namespace>) -> Self {
         Self {
             namespaces,
+            max_namespaces: MAX_NAMESPACES,
+            max_commands: MAX_COMMANDS,
             bounce: BounceMemory::default(),
             counters: Counters::default(),
             errors: Mutex::default(),
             write_cache: AtomicBool::new(true),
             sync_failed: AtomicBool::new(false),
         }
+    }
+
+    /// Whether a namespace can have this number.
+    pub(crate) fn can_be_namespace(&self, id: u32) -> bool {
+        (1..=self.max_namespaces).contains(&id)
     }
 
     /// An active namespace.

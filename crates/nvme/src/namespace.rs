@@ -162,6 +162,11 @@ impl Namespace {
         Ok(Formatting(self))
     }
 
+    /// Whether it has an identifier of another namespace.
+    pub(crate) fn has_id_of(&self, other: &Self) -> bool {
+        self.identity.nguid == other.identity.nguid || self.identity.uuid == other.identity.uuid
+    }
+
     /// Its blocks.
     pub(crate) fn blocks(&self) -> u64 {
         self.limits.capacity >> self.block_shift()

@@ -11,8 +11,10 @@ use vfiod_disk::{
     MetadataOptions,
 };
 
+use crate::common::{Common, MAX_COMMANDS, MAX_NAMESPACES};
 use crate::identity::{Identity, MODEL};
 use crate::namespace::{Namespace, NamespaceIdentity};
+use crate::transfer::{BounceMemory, MAX_BOUNCE};
 
 /// Bytes of a disk in memory whose size is not said.
 const MEMORY: u64 = 64 << 20;
@@ -25,6 +27,19 @@ pub struct NvmeOptions {
     /// memory, and new with each start.
     #[schemars(extend("x-path" = "file"))]
     pub file: Option<PathBuf>,
+    /// Further images, each a namespace of its own: 2, 3 and so on. What the other options say of an image
+    /// is true of each.
+    #[schemars(extend("x-path" = "file", "x-values" = "a list of paths"))]
+    pub files: Vec<PathBuf>,
+    /// The largest number that a namespace can have; 16 by default.
+    #[schemars(extend("x-values" = "1 to 1024"))]
+    pub namespaces: Option<u32>,
+    /// Commands that are carried out at the same time; others wait in their queues; 1024 by default.
+    #[schemars(extend("x-values" = "1 to 65536"))]
+    pub commands: Option<u32>,
+    /// Bytes of buffers for data that a disk cannot move by itself; 16 MiB by default.
+    #[schemars(extend("x-values" = "at least 65536"))]
+    pub buffers: Option<usize>,
     /// Size in bytes of the disk in memory; 64 MiB by default.
     pub memory: Option<u64>,
     /// Bytes of a block: 512 or 4096; 512 by default.
@@ -88,6 +103,12 @@ impl NvmeOptions {
     /// `EINVAL`.
     pub(crate) fn check(&self) -> Result<()> {
         let Self { file, memory, readonly, direct, locks, metadata, identity, .. } = self;
+        if file.is_none() && !self.files.is_empty() {
+            let what =
+                "`files` are the second image and those behind it; `file` names the first one";
+            return Err(invalid(what.to_owned()));
+        }
+        self.check_limits()?;
         if file.is_some() && memory.is_some() {
             return Err(invalid("`file` and `memory` name two disks; give one of them".to_owned()));
         }
@@ -114,11 +135,74 @@ impl NvmeOptions {
         }
     }
 
-    /// Opens the disk, and says what it is called.
+    /// That the limits are some.
+    fn check_limits(&self) -> Result<()> {
+        let (max, given) = (self.max_namespaces(), 1 + self.files.len());
+        let outside = |name: &str, value: u64, is: &str| {
+            Err(invalid(format!("`{name}` is {value}; must be {is}")))
+        };
+        if !(1..=1024).contains(&max) {
+            return outside("namespaces", max.into(), "1 to 1024");
+        }
+        if given > max as usize {
+            let what =
+                format!("`file` and `files` are {given} namespaces, and `namespaces` allows {max}");
+            return Err(invalid(what));
+        }
+        match self.commands {
+            None | Some(1..=0x1_0000) => {}
+            Some(commands) => return outside("commands", commands.into(), "1 to 65536"),
+        }
+        match self.buffers {
+            Some(bytes) if bytes < 0x1_0000 => {
+                outside("buffers", bytes as u64, "at least 65536 bytes")
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn max_namespaces(&self) -> u32 {
+        self.namespaces.unwrap_or(MAX_NAMESPACES)
+    }
+
+    /// Opens the disks, and says what the controller is called.
     ///
     /// # Errors
-    /// Those of [`Image::open`], [`Metadata::open`] and [`Memory::new`].
-    pub(crate) fn open(&self) -> Result<(Identity, Namespace)> {
+    /// Those of [`Image::open`], [`Metadata::open`] and [`Memory::new`]. `EINVAL`: two namespaces have one
+    /// identifier.
+    pub(crate) fn open(&self) -> Result<(Identity, Common)> {
+        let (identity, first) = self.open_first()?;
+        let mut namespaces = vec![first];
+        // The serial number and the UUID are those of the first one.
+        let others = Self { serial: None, uuid: None, metadata: None, ..self.clone() };
+        for (number, path) in (2..).zip(&self.files) {
+            let opened = others.open_image(path).and_then(|(disk, block_size, named, metadata)| {
+                let ids = NamespaceIdentity { nguid: named.nguid, uuid: named.uuid.into_bytes() };
+                let namespace = Namespace::new(number, ids, disk, block_size, self.torn_writes)?;
+                Ok(namespace.kept_in(metadata))
+            });
+            let failed = |error: Error| {
+                Error::new(error.errno(), format!("namespace {number}")).because(error)
+            };
+            let namespace = opened.map_err(failed)?;
+            if let Some(twin) = namespaces.iter().find(|other| other.has_id_of(&namespace)) {
+                let (path, twin) = (path.display(), twin.id);
+                let what =
+                    format!("{path}: it has the identifiers of namespace {twin}; name it once");
+                return Err(invalid(what));
+            }
+            namespaces.push(namespace);
+        }
+        let common = Common {
+            max_namespaces: self.max_namespaces(),
+            max_commands: self.commands.unwrap_or(MAX_COMMANDS),
+            bounce: BounceMemory::new(self.buffers.unwrap_or(MAX_BOUNCE)),
+            ..Common::new(namespaces)
+        };
+        Ok((identity, common))
+    }
+
+    fn open_first(&self) -> Result<(Identity, Namespace)> {
         let (disk, block_size, named, metadata) = match &self.file {
             None => {
                 let disk = Disk::new(Memory::new(self.memory.unwrap_or(MEMORY))?);

@@ -5,6 +5,7 @@ use vfiod_buffer::{push, zeroed};
 use vfiod_core::Errno;
 use vfiod_core::dma::{Attachment, Perm};
 use vfiod_disk::Buffer;
+use vfiod_sync::atomic::{AtomicUsize, Ordering};
 use vfiod_sync::{Mutex, lock};
 use vfiod_tasks::Waiters;
 
@@ -13,14 +14,34 @@ use crate::spec::Status;
 
 /// Pieces of guest memory that a back end is given; data in more of them goes through a buffer.
 const MAX_HOLDS: usize = 512;
-/// Bytes of buffers that a controller may have at the same time.
-const MAX_BOUNCE: usize = 16 << 20;
+/// Bytes of buffers that a controller may have at the same time, unless the options say so.
+pub(crate) const MAX_BOUNCE: usize = 16 << 20;
 
 /// The buffers of a controller.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct BounceMemory {
+    limit: usize,
     used: Mutex<usize>,
+    /// Commands that wait for buffers.
+    waiting: AtomicUsize,
     released: Waiters,
+}
+
+impl Default for BounceMemory {
+    fn default() -> Self {
+        Self::new(MAX_BOUNCE)
+    }
+}
+
+/// A command that waits for a buffer.
+struct Waiting<'a>(&'a BounceMemory);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        if self.0.waiting.fetch_sub(1, Ordering::SeqCst) == 1 {
+            self.0.released.wake_all();
+        }
+    }
 }
 
 /// Bytes of buffers that are in use.
@@ -31,13 +52,31 @@ pub(crate) struct Bounced<'a> {
 }
 
 impl BounceMemory {
+    /// Buffers of `limit` bytes.
+    pub(crate) fn new(limit: usize) -> Self {
+        let (used, waiting) = (Mutex::default(), AtomicUsize::new(0));
+        Self { limit, used, waiting, released: Waiters::new() }
+    }
+
+    /// Whether no command waits for a buffer. Otherwise no more are read.
+    pub(crate) fn is_enough(&self) -> bool {
+        self.waiting.load(Ordering::SeqCst) == 0
+    }
+
+    /// Waits until no command waits for a buffer.
+    pub(crate) async fn enough(&self) {
+        self.released.wait_for(|| self.is_enough().then_some(())).await;
+    }
+
     /// Waits until a buffer of `len` bytes may be made. One alone may be of any length.
     pub(crate) async fn take(&self, len: usize) -> Bounced<'_> {
         let take = || {
             let mut used = lock(&self.used);
-            let fits = *used == 0 || *used + len <= MAX_BOUNCE;
+            let fits = *used == 0 || *used + len <= self.limit;
             fits.then(|| *used += len)
         };
+        self.waiting.fetch_add(1, Ordering::SeqCst);
+        let _waiting = Waiting(self);
         self.released.wait_for(take).await;
         Bounced { memory: self, len }
     }

@@ -2,7 +2,7 @@
 
 use super::AdminQueue;
 use super::events::Event;
-use crate::controller::{MAX_NAMESPACES, Nvme};
+use crate::controller::Nvme;
 use crate::features::Features;
 use crate::spec::feature::{CAPABILITIES, FEATURES, Feature, Select};
 use crate::spec::submission::ALL_NAMESPACES;
@@ -45,7 +45,7 @@ impl AdminQueue {
         }
         match command.namespace() {
             0 | ALL_NAMESPACES => {}
-            id if (1..=MAX_NAMESPACES).contains(&id) => {
+            id if self.common.can_be_namespace(id) => {
                 return Err(Status::FEATURE_NOT_OF_NAMESPACE);
             }
             _ => return Err(Status::INVALID_NAMESPACE),

@@ -29,7 +29,7 @@ impl AdminQueue {
         let is_meant = |namespace: &&Namespace| id == ALL_NAMESPACES || namespace.id == id;
         let meant: Vec<&Namespace> = self.common.namespaces.iter().filter(is_meant).collect();
         if meant.is_empty() {
-            return Err(absent(id));
+            return Err(absent(&self.common, id));
         }
         // All are judged before the first one is erased.
         for namespace in &meant {

@@ -4,7 +4,7 @@ use vfiod_pci::Cx;
 
 use super::{ABORT_LIMIT, AdminQueue, MAX_EVENT_REQUESTS, firmware};
 use crate::common::{Common, ERROR_ENTRIES};
-use crate::controller::{MAX_NAMESPACES, MAX_TRANSFER_PAGES, Nvme, VENDOR};
+use crate::controller::{MAX_TRANSFER_PAGES, Nvme, VENDOR};
 use crate::features::{CRITICAL, WARNING};
 use crate::io::copy;
 use crate::namespace::Namespace;
@@ -75,7 +75,7 @@ impl AdminQueue {
     /// The namespace of a command; `None`: it is not active.
     fn allocated(&self, command: &Submission) -> Result<Option<&Namespace>, Status> {
         let id = command.namespace();
-        if !(1..=MAX_NAMESPACES).contains(&id) {
+        if !self.common.can_be_namespace(id) {
             return Err(Status::INVALID_NAMESPACE);
         }
         Ok(self.common.namespace(id))
@@ -140,7 +140,7 @@ impl Nvme {
             error_entries: ERROR_ENTRIES as u8 - 1,
             warning_temperature: WARNING,
             critical_temperature: CRITICAL,
-            namespaces: MAX_NAMESPACES,
+            namespaces: common.max_namespaces,
             io_commands: common.io_commands(),
             write_cache: common.has_write_cache(),
             atomic_blocks: atomic.unwrap_or(0),

@@ -9,7 +9,6 @@ use vfiod_sync::atomic::Ordering;
 
 use super::{Nvme, Properties, VECTORS, VENDOR, Write};
 use crate::admin::events::Events;
-use crate::common::Common;
 use crate::features::Features;
 use crate::namespace::Namespace;
 use crate::options::NvmeOptions;
@@ -29,7 +28,7 @@ const PENDING_BITS: u32 = 0x800;
 impl ConfiguredModel for Nvme {
     type Options = NvmeOptions;
 
-    const SUMMARY: &'static str = "NVMe controller with one disk; Linux: nvme";
+    const SUMMARY: &'static str = "NVMe controller with one disk or several; Linux: nvme";
     const NEEDS: Needs = Needs { system_calls: vfiod_disk::SYSTEM_CALLS, ..Needs::NONE };
 
     fn configured(options: NvmeOptions) -> Result<Self> {
@@ -63,8 +62,8 @@ impl Model for Nvme {
 
     fn init(&mut self, cx: &Cx<Self>) -> Result<()> {
         if let Some(options) = &self.options {
-            let (identity, namespace) = options.open()?;
-            (self.identity, self.common) = (identity, Arc::new(Common::new(vec![namespace])));
+            let (identity, common) = options.open()?;
+            (self.identity, self.common) = (identity, Arc::new(common));
             self.options = None;
         }
         cx.set_data_path(self.doorbells.clone());

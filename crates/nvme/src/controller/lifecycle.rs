@@ -7,7 +7,7 @@ use vfiod_core::work::TaskHandle;
 use vfiod_disk::{Channel, Request};
 use vfiod_pci::prelude::*;
 
-use super::{Nvme, forget_rings, new_queues};
+use super::{Nvme, forget_rings};
 use crate::admin::AdminQueue;
 use crate::admin::events::Events;
 use crate::features::Features;
@@ -52,7 +52,7 @@ impl Nvme {
             self.properties.status |= FATAL;
             return;
         };
-        let queues = new_queues(configuration, cx.interrupts());
+        let queues = self.new_queues(configuration, cx.interrupts());
         let layout =
             Layout { base: self.properties.completions, entries: completions, vector: Some(0) };
         let completion_queue = Arc::new(CompletionQueue::new(layout));

@@ -22,11 +22,10 @@ use crate::spec::registers::{
     SHUTDOWN, VERSION,
 };
 use crate::timestamp::Timestamp;
+use crate::vectors::Vectors;
 
 /// The interrupt vectors: one for each queue pair.
 pub(crate) const VECTORS: usize = QUEUES;
-/// NN: the largest number that a namespace can have.
-pub(crate) const MAX_NAMESPACES: u32 = 16;
 /// MDTS, as a power of two of pages of 4 KiB.
 pub(crate) const MAX_TRANSFER_PAGES: u8 = 8;
 /// Bytes of data that a command may have.
@@ -128,9 +127,12 @@ impl Nvme {
     }
 }
 
-/// The queues of a controller with this configuration.
-fn new_queues(configuration: Configuration, interrupts: &Interrupts) -> Queues {
-    Queues::new(4096 << configuration.page(), VECTORS, interrupts.clone())
+impl Nvme {
+    /// Queues for a controller with this configuration.
+    fn new_queues(&self, configuration: Configuration, interrupts: &Interrupts) -> Queues {
+        let (page, vectors) = (4096 << configuration.page(), Vectors::new(VECTORS));
+        Queues::new(page, self.common.max_commands, vectors, interrupts.clone())
+    }
 }
 
 /// Forgets what doorbells were rung with: that was meant for other queues.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use vfiod_pci::prelude::*;
 use vfiod_sync::lock;
 
-use super::{Nvme, Properties, VECTORS, new_queues};
+use super::{Nvme, Properties, VECTORS};
 use crate::admin::MAX_EVENT_REQUESTS;
 use crate::admin::events::{Events, PENDING, TYPES};
 use crate::common::{COUNTERS, ERROR_ENTRIES};
@@ -284,7 +284,8 @@ impl Nvme {
     pub(super) fn renew_queues(&mut self, cx: &Cx<Self>) {
         let Some(before) = &self.queues else { return };
         let (submissions, completions) = save_queues(Some(before));
-        let queues = new_queues(Configuration((before.page.ilog2() - 12) << 7), cx.interrupts());
+        let queues =
+            self.new_queues(Configuration((before.page.ilog2() - 12) << 7), cx.interrupts());
         if let Err(error) = restore_queues(&queues, &submissions, &completions) {
             tracing::error!(device = cx.name(), %error, "cannot go on with the queues");
             self.properties.status |= FATAL;
@@ -384,7 +385,7 @@ impl Save for Nvme {
             return Err(bad(format!("CC {cc:#x} with CSTS {status:#x} and queues: {has_queues}")));
         }
         let queues = if has_queues == 1 {
-            let queues = new_queues(Configuration(page << 7), cx.interrupts());
+            let queues = self.new_queues(Configuration(page << 7), cx.interrupts());
             if !no_pages {
                 queues.restore_pages(pages);
             }

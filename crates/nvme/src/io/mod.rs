@@ -11,7 +11,7 @@ use vfiod_sync::atomic::Ordering;
 use vfiod_tasks::race;
 
 use crate::common::Common;
-use crate::controller::{MAX_NAMESPACES, MAX_TRANSFER, Nvme};
+use crate::controller::{MAX_TRANSFER, Nvme};
 use crate::failures::{self, is_logged};
 use crate::namespace::Namespace;
 use crate::piece::Piece;
@@ -46,6 +46,14 @@ impl Execute for IoQueue {
             (command.id(), Ended::With(outcome))
         })
     }
+
+    fn is_ready(&self) -> bool {
+        self.common.bounce.is_enough()
+    }
+
+    async fn ready(&self) {
+        self.common.bounce.enough().await;
+    }
 }
 
 /// What a command ends with whose request has failed; `media` where the media did. The host is told of a
@@ -67,9 +75,8 @@ pub(crate) fn judge(
 }
 
 /// What a command ends with whose namespace is not active (4.1.1, NSID).
-pub(crate) fn absent(id: u32) -> Status {
-    let is_valid = (1..=MAX_NAMESPACES).contains(&id);
-    if is_valid { Status::INVALID_FIELD } else { Status::INVALID_NAMESPACE }
+pub(crate) fn absent(common: &Common, id: u32) -> Status {
+    if common.can_be_namespace(id) { Status::INVALID_FIELD } else { Status::INVALID_NAMESPACE }
 }
 
 impl IoQueue {
@@ -99,7 +106,7 @@ impl IoQueue {
 
     /// The namespace of a command.
     fn namespace(&self, id: u32) -> Result<&Namespace, Status> {
-        self.common.namespace(id).ok_or_else(|| absent(id))
+        self.common.namespace(id).ok_or_else(|| absent(&self.common, id))
     }
 
     /// Waits for guest memory, unless the controller stops: then nobody waits for what comes of it.

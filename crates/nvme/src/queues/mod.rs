@@ -24,9 +24,6 @@ pub(crate) use self::submission::SubmissionQueue;
 use crate::spec::registers::QUEUES;
 use crate::vectors::Vectors;
 
-/// Commands of a controller that were read and have not completed.
-const MAX_COMMANDS: u32 = 1024;
-
 /// The queues of a controller from one enable to the next disable. Tasks that still run when the
 /// controller has been disabled keep these, and reach nothing of what is enabled next.
 pub(crate) struct Queues {
@@ -47,8 +44,9 @@ pub(crate) struct Queues {
     changed: Waiters,
     /// The pages of shadow doorbells, if the host has set them (5.11).
     pages: Mutex<Option<Pages>>,
-    /// Commands that were read and have not completed.
+    /// Commands that were read and have not completed, and how many there may be.
     commands: AtomicU32,
+    max_commands: u32,
     /// Doorbell errors that the host has not been told of.
     invalid_register: AtomicBool,
     invalid_value: AtomicBool,
@@ -57,12 +55,17 @@ pub(crate) struct Queues {
 }
 
 impl Queues {
-    pub(crate) fn new(page: u64, vectors: usize, interrupts: Interrupts) -> Self {
+    pub(crate) fn new(
+        page: u64,
+        max_commands: u32,
+        vectors: Vectors,
+        interrupts: Interrupts,
+    ) -> Self {
         Self {
             page,
             submissions: [const { Mutex::new(None) }; QUEUES],
             completions: [const { Mutex::new(None) }; QUEUES],
-            vectors: Vectors::new(vectors),
+            vectors,
             interrupts,
             interest: Interest::new(),
             stopped: AtomicBool::new(false),
@@ -71,6 +74,7 @@ impl Queues {
             changed: Waiters::new(),
             pages: Mutex::new(None),
             commands: AtomicU32::new(0),
+            max_commands,
             invalid_register: AtomicBool::new(false),
             invalid_value: AtomicBool::new(false),
             events: AtomicBool::new(false),
@@ -217,17 +221,20 @@ impl Queues {
     pub(crate) fn begin(&self, most: u32) -> u32 {
         let mut begun = 0;
         _ = self.commands.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |commands| {
-            begun = most.min(MAX_COMMANDS.saturating_sub(commands));
+            begun = most.min(self.max_commands.saturating_sub(commands));
             Some(commands + begun)
         });
         begun
     }
 
     /// Counts commands that have ended, and lets those look again who wait for a place among
-    /// [`MAX_COMMANDS`], or for the end of all.
+    /// those that there may be, or for the end of all.
     pub(crate) fn end(&self, count: u32) {
+        if count == 0 {
+            return;
+        }
         let before = self.commands.fetch_sub(count, Ordering::SeqCst);
-        if before >= MAX_COMMANDS {
+        if before >= self.max_commands {
             self.ring_all();
         }
         if before == count {

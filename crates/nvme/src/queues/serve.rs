@@ -47,6 +47,16 @@ pub(crate) trait Execute: Send + Sync + 'static {
         commands.into_iter().for_each(|command| running(self.execute(command)));
     }
 
+    /// Whether more commands may be read.
+    fn is_ready(&self) -> bool {
+        true
+    }
+
+    /// Waits until more commands may be read.
+    fn ready(&self) -> impl Future<Output = ()> + Send {
+        std::future::ready(())
+    }
+
     /// Called each time before the task waits: events that are to be posted, as completions of commands
     /// that ended silently.
     fn events(&self) -> impl Future<Output = ()> + Send {
@@ -75,7 +85,9 @@ pub(crate) async fn serve(
             return;
         }
         let mut next = Next::Wait;
-        if !ends && queues.is_reading() {
+        if !ends && queues.is_reading() && !execute.is_ready() {
+            next = Next::Hold;
+        } else if !ends && queues.is_reading() {
             execute.events().await;
             let read = read(&task, &queues, &queue).await.and_then(|(commands, next)| {
                 execute.execute_all(commands, &mut |command| running.push(command));
@@ -95,19 +107,11 @@ pub(crate) async fn serve(
         }
         if running.is_empty() {
             pause(&task, &queues).await;
-            match next {
-                Next::Read => {}
-                Next::Wait => _ = queue.bell.wait().await,
-                Next::Poll(time) => race(task.task().sleep(time), rung(&queue)).await,
-            }
+            wait(&task, &queue, &execute, next).await;
             continue;
         }
         let woken = async {
-            match next {
-                Next::Read => {}
-                Next::Wait => rung(&queue).await,
-                Next::Poll(time) => race(task.task().sleep(time), rung(&queue)).await,
-            }
+            wait(&task, &queue, &execute, next).await;
             None
         };
         if let Some(first) = race(running.next(), woken).await {
@@ -128,10 +132,19 @@ enum Next {
     Wait,
     /// It reads again after this time, or when the bell rings.
     Poll(Duration),
+    /// It reads when there is room for what is under way already.
+    Hold,
 }
 
-async fn rung(queue: &SubmissionQueue) {
-    queue.bell.wait_for(|| queue.bell.is_rung().then_some(())).await;
+/// Waits for what comes next. A ring is left for the task to take.
+async fn wait(task: &Task<Nvme>, queue: &SubmissionQueue, execute: &impl Execute, next: Next) {
+    let rung = queue.bell.wait_for(|| queue.bell.is_rung().then_some(()));
+    match next {
+        Next::Read => {}
+        Next::Wait => rung.await,
+        Next::Poll(time) => race(task.task().sleep(time), rung).await,
+        Next::Hold => race(execute.ready(), rung).await,
+    }
 }
 
 /// Gets ready to wait when all was read. A queue with a shadow doorbell asks the host to ring; one that has

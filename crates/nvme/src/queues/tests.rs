@@ -150,7 +150,7 @@ fn completions_arrive_once_and_the_pin_falls() {
 fn queues_that_were_stopped_reach_no_page() {
     let rig = Rig::new(4);
     let interrupts = vfiod_pci::Interrupts::new(Context::detached("queues", &[]));
-    let queues = Queues::new(LEN / 4, 1, interrupts);
+    let queues = Queues::new(LEN / 4, 16, Vectors::new(1), interrupts);
     let completions = Arc::new(CompletionQueue::new(rig.queue.layout));
     let submissions = Arc::new(SubmissionQueue::new(0, (0, 4), 0, completions.clone()));
     queues.add_completion(0, completions.clone());
@@ -173,6 +173,6 @@ fn queues_that_were_stopped_reach_no_page() {
     assert!(!submissions.look(&rig.dma).expect("reaches memory"));
     assert!(!submissions.ask(&rig.dma).expect("reaches memory"));
     assert_eq!(completions.reserve(rig.reach(), 4).expect("reaches memory").count, 3);
-    assert_eq!((queues.pages(), submissions.waiting()), (None, 1));
     assert_eq!(page(), [0x55; LEN as usize / 2], "pages that are left alone");
+    assert_eq!((queues.pages(), submissions.waiting()), (None, 1));
 }

@@ -8,6 +8,8 @@ mod events;
 mod failures;
 mod format;
 mod io;
+mod limits;
+mod namespaces;
 mod options;
 mod queues;
 mod rig;

@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{Ordering, fence};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use vfiod_core::dma::{Completion, Perm};
 use vfiod_core::{Error, Result};
@@ -126,6 +127,19 @@ pub(super) fn nvme() -> Nvme {
 
 /// A controller with a back end.
 pub(super) fn with(backend: Arc<dyn Backend>) -> Nvme {
+    with_common(Common::new(vec![namespace(1, backend)]))
+}
+
+/// A namespace with a back end.
+pub(super) fn namespace(id: u32, backend: Arc<dyn Backend>) -> Namespace {
+    let uuid =
+        uuid::Uuid::from_u128(0x1234_5678_9abc_def0_1234_5678_9abc_def0 + u128::from(id) - 1);
+    let ids = NamespaceIdentity { nguid: uuid.into_bytes(), uuid: uuid.into_bytes() };
+    Namespace::new(id, ids, Disk::new(backend), 512, false).unwrap()
+}
+
+/// A controller with namespaces and limits.
+pub(super) fn with_common(common: Common) -> Nvme {
     let uuid = uuid::Uuid::from_u128(0x1234_5678_9abc_def0_1234_5678_9abc_def0);
     let identity = Identity {
         serial: "serial-1".to_owned(),
@@ -133,9 +147,7 @@ pub(super) fn with(backend: Arc<dyn Backend>) -> Nvme {
         subsystem_name: format!("nqn.2014-08.org.nvmexpress:uuid:{uuid}"),
         controller: 1,
     };
-    let ids = NamespaceIdentity { nguid: uuid.into_bytes(), uuid: uuid.into_bytes() };
-    let namespace = Namespace::new(1, ids, Disk::new(backend), 512, false).unwrap();
-    Nvme::new(identity, Common::new(vec![namespace]))
+    Nvme::new(identity, common)
 }
 
 impl Host {
@@ -159,6 +171,17 @@ impl Host {
         let memory = device.map(BASE, LEN, Perm::READ | Perm::WRITE);
         let (pairs, interrupts, registers) = (vec![None; 66], Vec::new(), Default::default());
         Self { device, memory, pairs, interrupts, next_id: 0, shadow: None, registers }
+    }
+
+    /// Waits until the tasks of the controller have not been run for this time.
+    pub(super) fn rest(&self, time: Duration) {
+        let polls =
+            || -> u64 { self.device.device().status().tasks.iter().map(|task| task.polls).sum() };
+        eventually("tasks that have nothing to do rest", || {
+            let before = polls();
+            std::thread::sleep(time);
+            polls() == before
+        });
     }
 
     /// Sets the pages of shadow doorbells: the status.
