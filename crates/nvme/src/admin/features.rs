@@ -70,7 +70,7 @@ impl Nvme {
     fn set_feature(&mut self, feature: Feature, dword: u32) -> Outcome {
         let warned = self.features.temperature_warns();
         let result = self.features.set(feature, dword)?;
-        self.features.apply(&self.common);
+        self.apply_features();
         if self.features.temperature_warns() && !warned {
             self.events.raise(Event::Temperature, self.features.events);
         }

@@ -118,6 +118,15 @@ impl Nvme {
         queues.stop();
     }
 
+    /// Makes those features act that act in tasks.
+    pub(crate) fn apply_features(&self) {
+        self.features.apply(&self.common);
+        if let Some(queues) = &self.queues {
+            let Features { coalescing, uncoalesced, .. } = self.features;
+            queues.vectors.coalesce(&queues.interrupts, coalescing, uncoalesced);
+        }
+    }
+
     /// Which vectors the host has masked.
     fn set_mask(&mut self, mask: u32) {
         self.properties.mask = mask;

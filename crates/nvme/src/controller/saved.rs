@@ -295,6 +295,7 @@ impl Nvme {
         let queues = Arc::new(queues);
         self.doorbells.set(Some(queues.clone()));
         self.queues = Some(queues);
+        self.apply_features();
     }
 }
 
@@ -406,7 +407,7 @@ impl Save for Nvme {
         self.properties = properties;
         self.queues = queues;
         self.features = features;
-        self.features.apply(&self.common);
+        self.apply_features();
         self.events = events;
         self.told_of_sync = told_of_sync == 1;
         self.timestamp = Timestamp { ahead: timestamp, is_set: timestamp_is_set == 1 };

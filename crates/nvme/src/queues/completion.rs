@@ -5,15 +5,17 @@
 //! then raises the interrupt. So no two write one place, and no entry is written over one that the host
 //! has not taken.
 
+use std::time::Duration;
+
 use vfiod_core::dma::{Attachment, Batch, Reach};
 use vfiod_core::{Errno, Result};
 use vfiod_sync::atomic::Ordering;
 use vfiod_sync::{Mutex, lock};
 
 use super::doorbell::{Doorbell, InvalidValue, Pages};
-use crate::spec::Completion;
 use crate::spec::completion::{BEFORE_PHASE, LEN};
-use crate::vectors::{Raise, Vectors};
+use crate::spec::{Completion, Status};
+use crate::vectors::{Posted, Raise, Vectors};
 
 /// What does not change about a queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +39,8 @@ pub(crate) struct Host<'a> {
     pub(crate) dma: &'a Attachment,
     pub(crate) vectors: &'a Vectors,
     pub(crate) raise: &'a dyn Raise,
+    /// Interrupts may wait for others (5.27.1.6): those of I/O queues.
+    pub(crate) coalesces: bool,
 }
 
 /// How far a queue has come.
@@ -186,11 +190,16 @@ impl CompletionQueue {
         place
     }
 
-    /// Writes completions, for each of which a place is reserved, then interrupts.
+    /// Writes completions, for each of which a place is reserved, then interrupts. If the interrupt waits for
+    /// others, the caller flushes the vector ([`Vectors::flush`]) after the time that is returned.
     ///
     /// # Errors
     /// Those of the memory: the host waits for an entry that does not come, or is not heard any more.
-    pub(crate) async fn post(&self, host: Host<'_>, completions: &[Completion]) -> Result<()> {
+    pub(crate) async fn post(
+        &self,
+        host: Host<'_>,
+        completions: &[Completion],
+    ) -> Result<Option<Duration>> {
         let places = self.take(completions.len());
         let all = || places.iter().copied().zip(completions);
         let written = write_mapped(host.dma, all())?;
@@ -199,21 +208,23 @@ impl CompletionQueue {
             host.dma.write(place, &bytes).await?;
             host.dma.write(place.saturating_add(BEFORE_PHASE as u64), &last.to_le_bytes()).await?;
         }
-        self.signal(host)
+        let is_error = |completion: &Completion| completion.status != Status::SUCCESS;
+        let can_wait = host.coalesces && !completions.iter().any(is_error);
+        self.signal(host, completions.len() as u32, can_wait)
     }
 
     /// Interrupts, unless the host has taken all entries already.
-    fn signal(&self, host: Host<'_>) -> Result<()> {
-        let Some(vector) = self.layout.vector else { return Ok(()) };
+    fn signal(&self, host: Host<'_>, count: u32, can_wait: bool) -> Result<Option<Duration>> {
+        let Some(vector) = self.layout.vector else { return Ok(None) };
         let mut state = lock(&self.state);
         if state.head.has_pages() && host.raise.is_pin() {
             self.follow(&mut state, host)?;
         }
-        if state.head.value() != state.tail {
-            let first = !std::mem::replace(&mut state.signalled, true);
-            host.vectors.entries(host.raise, vector, first);
+        if state.head.value() == state.tail {
+            return Ok(None);
         }
-        Ok(())
+        let first = !std::mem::replace(&mut state.signalled, true);
+        Ok(host.vectors.entries(host.raise, vector, Posted { count, first, can_wait }))
     }
 
     /// The host has written the register: it has taken entries up to `head`. Returns whether those who wait

@@ -125,7 +125,7 @@ impl Queues {
 
     /// What completion queues reach the host by.
     pub(crate) fn host<'a>(&'a self, dma: &'a Attachment) -> Host<'a> {
-        Host { dma, vectors: &self.vectors, raise: &self.interrupts }
+        Host { dma, vectors: &self.vectors, raise: &self.interrupts, coalesces: false }
     }
 
     /// The pages of shadow doorbells.

@@ -6,7 +6,7 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::future::FutureExt;
 use futures_util::stream::{FuturesUnordered, StreamExt};
@@ -14,7 +14,7 @@ use vfiod_core::{Errno, Result};
 use vfiod_pci::Task;
 use vfiod_tasks::race;
 
-use super::{Queues, SubmissionQueue};
+use super::{Host, Queues, SubmissionQueue};
 use crate::controller::Nvme;
 use crate::spec::{Completion, Outcome, Submission};
 
@@ -77,10 +77,14 @@ pub(crate) async fn serve(
     execute: impl Execute,
 ) {
     let mut running = FuturesUnordered::<Running>::new();
+    let mut held = Held::default();
     loop {
         // What is rung from here on rings again.
         queue.bell.take();
         let ends = queues.is_stopped() || queue.is_deleted();
+        if (ends && running.is_empty()) || held.is_over(&task) {
+            held.flush(&queues, &queue);
+        }
         if ends && running.is_empty() {
             return;
         }
@@ -106,12 +110,15 @@ pub(crate) async fn serve(
             };
         }
         if running.is_empty() {
-            pause(&task, &queues).await;
-            wait(&task, &queue, &execute, next).await;
+            if queues.is_paused() {
+                held.flush(&queues, &queue);
+                pause(&task).await;
+            }
+            held.or(&task, wait(&task, &queue, &execute, next)).await;
             continue;
         }
         let woken = async {
-            wait(&task, &queue, &execute, next).await;
+            held.or(&task, wait(&task, &queue, &execute, next)).await;
             None
         };
         if let Some(first) = race(running.next(), woken).await {
@@ -119,7 +126,38 @@ pub(crate) async fn serve(
             while let Some(Some(next)) = running.next().now_or_never() {
                 ended.push(next);
             }
-            post(&task, &queues, &queue, ended).await;
+            if let Some(time) = post(&task, &queues, &queue, ended).await {
+                held.until(task.task().runtime().now() + time);
+            }
+        }
+    }
+}
+
+/// An interrupt that waits for others, and until when.
+#[derive(Default)]
+struct Held(Option<Instant>);
+
+impl Held {
+    fn until(&mut self, time: Instant) {
+        self.0 = Some(self.0.map_or(time, |before| before.min(time)));
+    }
+
+    fn is_over(&self, task: &Task<Nvme>) -> bool {
+        self.0.is_some_and(|time| task.task().runtime().now() >= time)
+    }
+
+    /// It waits no longer.
+    fn flush(&mut self, queues: &Queues, queue: &SubmissionQueue) {
+        if let (Some(_), Some(vector)) = (self.0.take(), queue.completions.layout.vector) {
+            queues.vectors.flush(&queues.interrupts, vector);
+        }
+    }
+
+    /// Waits for `wait`, but not longer than the interrupt waits.
+    async fn or(&self, task: &Task<Nvme>, wait: impl Future<Output = ()>) {
+        match self.0 {
+            Some(time) => race(wait, task.task().runtime().sleep_until(time)).await,
+            None => wait.await,
         }
     }
 }
@@ -172,12 +210,10 @@ fn prepare(
 }
 
 /// Ends the task if the device is to quiesce; it has nothing under way.
-async fn pause(task: &Task<Nvme>, queues: &Queues) {
-    if queues.is_paused() {
-        // A step comes after the call that asked for the pause, when the gate has been closed.
-        task.step(|_, _| ()).await;
-        task.task().pause_point().await;
-    }
+async fn pause(task: &Task<Nvme>) {
+    // A step comes after the call that asked for the pause, when the gate has been closed.
+    task.step(|_, _| ()).await;
+    task.task().pause_point().await;
 }
 
 /// Reads the next commands, as many as have a place for their completions, and says what comes then.
@@ -231,13 +267,14 @@ async fn read(
     result
 }
 
-/// Posts what commands resulted in.
+/// Posts what commands resulted in. Returns how long their interrupt waits for others, if it does.
 async fn post(
     task: &Task<Nvme>,
     queues: &Arc<Queues>,
     queue: &SubmissionQueue,
     ended: Vec<(u16, Ended)>,
-) {
+) -> Option<Duration> {
+    let mut held = None;
     let count = ended.len() as u32;
     let completion = |(id, ended): (u16, Ended)| match ended {
         Ended::Silently => None,
@@ -255,19 +292,21 @@ async fn post(
         queues.ring_all();
     }
     if !queues.is_stopped() && !completions.is_empty() {
-        let posted = race(
-            async { queue.completions.post(queues.host(task.dma()), &completions).await },
-            async {
-                queues.stop_requested().await;
-                Ok(())
-            },
-        );
-        if let Err(error) = posted.await {
-            let error = error.to_string();
-            fail(task, queues, queue.id, "cannot write completions", &error).await;
+        let host = Host { coalesces: queue.id != 0, ..queues.host(task.dma()) };
+        let posted = race(async { queue.completions.post(host, &completions).await }, async {
+            queues.stop_requested().await;
+            Ok(None)
+        });
+        match posted.await {
+            Ok(time) => held = time,
+            Err(error) => {
+                let error = error.to_string();
+                fail(task, queues, queue.id, "cannot write completions", &error).await;
+            }
         }
     }
     queues.end(count);
+    held
 }
 
 /// The controller cannot go on: fatal status (9.5).

@@ -76,7 +76,7 @@ impl Rig {
     }
 
     fn reach(&self) -> Host<'_> {
-        Host { dma: &self.dma, vectors: &self.vectors, raise: &self.line }
+        Host { dma: &self.dma, vectors: &self.vectors, raise: &self.line, coalesces: false }
     }
 
     /// Posts completions with these identifiers, each when there is a place.
