@@ -35,7 +35,7 @@ pub struct OptionInfo {
     pub default: String,
     /// What it does.
     pub summary: String,
-    /// What is at the path that it is, if it is one.
+    /// What is at the path that it is, or at each of a list of them, if it is one.
     #[serde(skip)]
     pub path: Option<PathKind>,
 }

@@ -340,3 +340,38 @@ fn called(kind: fs::FileType) -> &'static str {
         _ => "a device",
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use vfiod_config::{Needs, OptionInfo};
+
+    use super::*;
+
+    #[test]
+    fn each_path_of_a_list_is_one() {
+        let option = |name: &str, path| OptionInfo {
+            name: name.to_owned(),
+            values: String::new(),
+            default: String::new(),
+            summary: String::new(),
+            path,
+        };
+        let options = vec![option("files", Some(PathKind::File)), option("names", None)];
+        let (name, summary) = ("disk".to_owned(), String::new());
+        let info = ModelInfo { name, summary, options, needs: Needs::NONE };
+        let set = |name: &str, value| OptionSetting { name: name.to_owned(), value, span: 0..0 };
+        let given = [
+            set("files", serde_json::json!(["/a", 7, "/b"])),
+            set("names", serde_json::json!(["/c"])),
+        ];
+        let found = super::options("device.x", Some(&info), &given);
+        let file = |path: &str| NamedPath {
+            key: "device.x.options.files".to_owned(),
+            path: path.into(),
+            role: Role::Option(PathKind::File),
+        };
+        assert_eq!(found, [file("/a"), file("/b")]);
+        let one = [set("files", serde_json::json!("/a"))];
+        assert_eq!(super::options("device.x", Some(&info), &one), [file("/a")]);
+    }
+}
