@@ -332,7 +332,7 @@ impl<D> Connection<D> {
 
     /// How much memory the input and the output that are left over take, in bytes.
     pub fn held(&self) -> usize {
-        self.input.len() + self.output.len()
+        self.input.len() + self.output.memory()
     }
 
     /// Moves out the message of a request that has its reply.

@@ -115,6 +115,11 @@ impl<D> Output<D> {
         self.end - self.start
     }
 
+    /// How much memory what is to be sent takes, in bytes.
+    pub fn memory(&self) -> usize {
+        if self.is_empty() { 0 } else { self.buffer.len() }
+    }
+
     /// Position of the next byte to be sent, in all that was ever put in here.
     pub fn position(&self) -> u64 {
         self.position
@@ -348,6 +353,19 @@ impl<D> Output<D> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn memory_of_what_waits_is_that_of_its_buffer_until_all_is_sent() {
+        let mut output = Output::<()>::default();
+        let data = vec![0; 1 << 20];
+        output.reply(&Header::command(1, Command::RegionRead, 0, false), &[], &data);
+        // A reply that is a little longer than a power of two.
+        assert!(output.len() < output.memory() && output.memory() >= output.buffer.capacity());
+        output.sent(output.len() - 1);
+        assert!(output.memory() > data.len(), "one byte keeps all of it");
+        output.sent(1);
+        assert_eq!(output.memory(), 0, "the buffer is for others");
+    }
 
     #[test]
     fn what_is_sent_ends_before_the_next_descriptors() {

@@ -154,9 +154,9 @@ impl Outgoing {
         lock(&self.backlog).taken
     }
 
-    /// Bytes that wait for the peer to take them.
+    /// Memory of what waits for the peer to take it, in bytes.
     pub(crate) fn held(&self) -> usize {
-        lock(&self.backlog).output.len()
+        lock(&self.backlog).output.memory()
     }
 
     /// Whether something waits for the peer to take it.
