@@ -160,6 +160,24 @@ pub struct Payer {
     logged: Arc<Standing>,
 }
 
+/// What a charge may be taken of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Need {
+    /// All that there is.
+    Must,
+    /// Half of everything: the device's share, the common part, and what one user may have of that.
+    Spare,
+}
+
+impl Need {
+    fn of(self, amount: u64) -> u64 {
+        match self {
+            Self::Must => amount,
+            Self::Spare => amount / 2,
+        }
+    }
+}
+
 /// What was taken. Dropping it gives it back.
 #[derive(Debug)]
 #[must_use]
@@ -319,12 +337,18 @@ impl Account {
     }
 
     /// Takes more: of the share what there is, the rest of the common part. Returns both.
-    fn take(&self, resource: Resource, user: User, amount: u64) -> Result<(u64, u64), Exceeded> {
+    fn take(
+        &self,
+        resource: Resource,
+        user: User,
+        amount: u64,
+        need: Need,
+    ) -> Result<(u64, u64), Exceeded> {
         let mut used = lock(&self.used[resource]);
-        let own = amount.min(self.shares[resource] - *used);
+        let own = amount.min(need.of(self.shares[resource]).saturating_sub(*used));
         if own < amount {
             let mut common = lock(&self.ledger.common[resource]);
-            let size = self.ledger.limits[resource].common(common.reserved);
+            let size = need.of(self.ledger.limits[resource].common(common.reserved));
             if !common.take(user, amount - own, size) {
                 return Err(self.exceeded(resource, amount, size, common.used));
             }
@@ -405,7 +429,20 @@ impl Payer {
     /// # Errors
     /// The user may not have as much.
     pub fn charge(&self, resource: Resource, amount: u64) -> Result<Charge, Exceeded> {
-        let (own, common) = self.account.take(resource, self.user, amount)?;
+        self.charge_by(resource, amount, Need::Must)
+    }
+
+    /// Takes `amount` of a resource for what could be done without, and leaves half for what could not: of
+    /// the device's share, of the common part, and of what the user may have of that.
+    ///
+    /// # Errors
+    /// There is not as much to spare.
+    pub fn charge_spare(&self, resource: Resource, amount: u64) -> Result<Charge, Exceeded> {
+        self.charge_by(resource, amount, Need::Spare)
+    }
+
+    fn charge_by(&self, resource: Resource, amount: u64, need: Need) -> Result<Charge, Exceeded> {
+        let (own, common) = self.account.take(resource, self.user, amount, need)?;
         Ok(Charge { payer: self.clone(), resource, own, common })
     }
 
@@ -459,10 +496,22 @@ impl Charge {
     /// # Errors
     /// The user may not have as much; the charge is as before then.
     pub fn resize(&mut self, amount: u64) -> Result<(), Exceeded> {
+        self.resize_by(amount, Need::Must)
+    }
+
+    /// Makes it `amount`, more or less than it is. More is taken as by [`Payer::charge_spare`].
+    ///
+    /// # Errors
+    /// There is not as much to spare; the charge is as before then.
+    pub fn resize_spare(&mut self, amount: u64) -> Result<(), Exceeded> {
+        self.resize_by(amount, Need::Spare)
+    }
+
+    fn resize_by(&mut self, amount: u64, need: Need) -> Result<(), Exceeded> {
         let now = self.amount();
         let Payer { account, user, .. } = &self.payer;
         if amount > now {
-            let (own, common) = account.take(self.resource, *user, amount - now)?;
+            let (own, common) = account.take(self.resource, *user, amount - now, need)?;
             self.own += own;
             self.common += common;
             return Ok(());

@@ -68,6 +68,27 @@ fn half_of_what_is_common_is_left_to_another_user() {
 }
 
 #[test]
+fn what_could_be_done_without_leaves_half_of_everything_to_what_could_not() {
+    let ledger = ledger(Size::Common(40), Share::Demanded(6));
+    let device = open(&ledger);
+    let spare = |user| {
+        let payer = Payer::new(device.clone(), user);
+        std::iter::from_fn(|| payer.charge_spare(WHAT, 1).ok()).collect::<Vec<_>>()
+    };
+    let mut alice = spare(ALICE);
+    assert_eq!(alice.len(), 6 / 2 + 40 / 4);
+    assert!(alice[0].resize_spare(2).is_err() && alice[0].amount() == 1);
+    let [bob, carol] = [BOB, CAROL].map(spare);
+    assert_eq!((bob.len(), carol.len()), (40 / 4, 0), "half of what is common, by all");
+    // What they need is there: the rest of the share, and of what a user may have.
+    let needed = take_all(&device, ALICE);
+    assert_eq!(needed.len(), 3 + 10);
+    drop(needed);
+    alice[0].resize(2).unwrap();
+    alice[0].resize_spare(1).unwrap();
+}
+
+#[test]
 fn connections_of_unknown_accounts_are_users_of_their_own() {
     let ledger = ledger(Size::Common(4), Share::Demanded(0));
     let device = open(&ledger);

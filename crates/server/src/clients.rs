@@ -148,20 +148,17 @@ pub(crate) trait Client: Send + Sync {
     fn info(&self) -> ConnectionInfo;
 }
 
-/// Descriptors of a connection: its socket, and one by which its process may have to be watched.
-const FDS_OF_CONNECTION: u64 = 2;
-
-/// A connection's place among those that a user may have, with its descriptors.
+/// A connection's place among those that a user may have, with the descriptor of its socket.
 pub(crate) struct Place {
     connection: Charge,
-    descriptors: Charge,
+    descriptor: Charge,
 }
 
 impl Place {
     fn new(payer: &Payer) -> Result<Self, Exceeded> {
         Ok(Self {
             connection: payer.charge(Resource::Connections, 1)?,
-            descriptors: payer.charge(Resource::Descriptors, FDS_OF_CONNECTION)?,
+            descriptor: payer.charge(Resource::Descriptors, 1)?,
         })
     }
 
@@ -169,7 +166,7 @@ impl Place {
     /// user may have.
     pub(crate) fn transfer(&mut self, from: &Payer, to: &Payer) -> Result<(), Exceeded> {
         self.connection.transfer(to)?;
-        self.descriptors.transfer(to).inspect_err(|_| {
+        self.descriptor.transfer(to).inspect_err(|_| {
             // Fails only where others have taken all that is common since: then it stays as it is.
             let _ = self.connection.transfer(from);
         })
@@ -546,7 +543,7 @@ mod tests {
         }
         assert!(Place::new(&new).is_err(), "it has all that its user may have");
         assert_eq!(all(&silent).len(), 2);
-        assert_eq!(account.ledger().usage(Resource::Descriptors).used, 3 * FDS_OF_CONNECTION);
+        assert_eq!(account.ledger().usage(Resource::Descriptors).used, 3);
     }
 
     struct Fake {
@@ -611,7 +608,7 @@ mod tests {
     fn place_stays_where_the_other_user_may_not_have_it() {
         let mut limits = Limits::of_process(1);
         limits.set(Resource::Connections, Limit::new(Size::Common(100), Share::Demanded(0)));
-        limits.set(Resource::Descriptors, Limit::new(Size::Common(4), Share::Demanded(0)));
+        limits.set(Resource::Descriptors, Limit::new(Size::Common(2), Share::Demanded(0)));
         let account = Ledger::new(limits).open("x").unwrap().account;
         let [silent, new] = [1, 2].map(|id| Payer::new(account.clone(), User::Account(id)));
         let mut place = Place::new(&silent).unwrap();

@@ -26,7 +26,7 @@ use vfiod_quota::{Charge, Payer, Resource};
 use vfiod_sync::{Mutex, lock};
 
 use crate::limits::Quiet;
-use crate::unread::{self, Passed};
+use crate::unread::{self, Leftover};
 
 /// Threads of a device that close descriptors. Nobody is charged for the first of them.
 const MAX_THREADS: usize = 4;
@@ -62,8 +62,8 @@ impl std::fmt::Debug for Closer {
 
 #[derive(Default)]
 struct State {
-    /// With what was passed to the peer of a socket, and may not have been read.
-    queue: VecDeque<(OwnedFd, Vec<Passed>)>,
+    /// With what the peer of a socket may not have read.
+    queue: VecDeque<(OwnedFd, Option<Leftover>)>,
     threads: usize,
     /// To be called when no longer saturated.
     relief: Vec<Relief>,
@@ -114,21 +114,21 @@ impl Closer {
         self.close_socket_with(socket, payer, drop);
     }
 
-    /// [`Closer::close_socket`], of a socket whose peer may not have read what was `passed`: then it is
-    /// kept until that is so.
+    /// [`Closer::close_socket`], of a socket whose peer may not have read all: then it is kept until that is
+    /// so.
     pub(crate) fn close_socket_of(
         self: &Arc<Self>,
         socket: OwnedFd,
         payer: Option<&Payer>,
-        passed: Vec<Passed>,
+        leftover: Leftover,
     ) {
-        if passed.is_empty() {
+        if !leftover.is_left(&socket) {
             return self.close_socket(socket, payer);
         }
         let _ = rustix::net::shutdown(&socket, Shutdown::Both);
         match rustix::io::ioctl_fionread(&socket) {
-            Ok(0) => unread::close_when_read(socket, passed),
-            _ => self.enqueue(socket, payer, passed),
+            Ok(0) => unread::close_when_read(socket, leftover),
+            _ => self.enqueue(socket, payer, Some(leftover)),
         }
     }
 
@@ -150,10 +150,10 @@ impl Closer {
     /// Closes a descriptor on another thread. Without a payer, or where its user may have no further
     /// thread, the descriptor waits for one that is there.
     pub(crate) fn close_elsewhere(self: &Arc<Self>, fd: OwnedFd, payer: Option<&Payer>) {
-        self.enqueue(fd, payer, Vec::new());
+        self.enqueue(fd, payer, None);
     }
 
-    fn enqueue(self: &Arc<Self>, fd: OwnedFd, payer: Option<&Payer>, passed: Vec<Passed>) {
+    fn enqueue(self: &Arc<Self>, fd: OwnedFd, payer: Option<&Payer>, leftover: Option<Leftover>) {
         if self.outstanding.fetch_add(1, Ordering::SeqCst) == 0 {
             self.set_progress();
         }
@@ -170,7 +170,7 @@ impl Closer {
             });
         }
         let mut state = lock(&self.state);
-        state.queue.push_back((fd, passed));
+        state.queue.push_back((fd, leftover));
         let charge = match state.threads {
             0 => None,
             MAX_THREADS => return,
@@ -197,17 +197,18 @@ impl Closer {
     fn run(&self, _charge: Option<Charge>) {
         loop {
             let mut state = lock(&self.state);
-            let Some((fd, passed)) = state.queue.pop_front() else {
+            let Some((fd, leftover)) = state.queue.pop_front() else {
                 state.threads -= 1;
                 return;
             };
             drop(state);
             // May never return.
-            if passed.is_empty() {
-                drop(fd);
-            } else {
-                unread::drop_received(&fd);
-                unread::close_when_read(fd, passed);
+            match leftover {
+                None => drop(fd),
+                Some(leftover) => {
+                    unread::drop_received(&fd);
+                    unread::close_when_read(fd, leftover);
+                }
             }
             self.set_progress();
             self.outstanding.fetch_sub(1, Ordering::SeqCst);
@@ -357,7 +358,7 @@ mod tests {
         rustix::io::write(&ours, b"x").unwrap();
         let lingering = Lingering::new();
         lingering.send_by(&theirs);
-        closer.close_socket_of(ours, Some(&payer), passed);
+        closer.close_socket_of(ours, Some(&payer), Leftover::new(passed, None));
         assert_eq!(closer.outstanding.load(Ordering::SeqCst), 1);
         drop(lingering);
         eventually("what it received is closed", || closer.outstanding.load(Ordering::SeqCst) == 0);

@@ -315,14 +315,14 @@ impl Connection {
                 Ok(Step::Idle) => break Ok(()),
                 Ok(Step::Done) => handled = Handled::All,
                 Ok(Step::Parked) => {
-                    let sent = self.send(&mut state, Wait::No).map_err(End::from);
+                    let sent = self.send(&mut state, Wait::No);
                     let interest = sent.and_then(|_| self.take_while_parked(&mut state));
                     return (state, interest.map(Turn::Blocked));
                 }
                 Ok(Step::Waits(unanswered)) => {
                     handled = Handled::All;
-                    if let Err(error) = self.send(&mut state, wait) {
-                        return (state, Err(error.into()));
+                    if let Err(end) = self.send(&mut state, wait) {
+                        return (state, Err(end));
                     }
                     state = self.wait_for(state, unanswered);
                 }
@@ -342,12 +342,12 @@ impl Connection {
                         break Ok(());
                     }
                     Ok(false) => {}
-                    Err(error) => return (state, Err(error.into())),
+                    Err(end) => return (state, Err(end)),
                 }
             }
         };
         let sent = self.send(&mut state, wait);
-        let outcome = outcome.and_then(|()| sent.map_err(End::from));
+        let outcome = outcome.and(sent);
         (state, outcome.map(|_| Turn::Handled(handled)))
     }
 
@@ -522,10 +522,15 @@ impl Connection {
     }
 
     /// Sends the replies collected. Returns whether the client does not take them.
-    fn send(&self, state: &mut State, wait: Wait) -> Result<bool, Errno> {
+    fn send(&self, state: &mut State, wait: Wait) -> Result<bool, End> {
         let output = state.output();
         if output.is_empty() {
             return Ok(false);
+        }
+        if !self.outgoing.socket().buffer().is_paid() {
+            // A session has paid.
+            let paid = self.outgoing.socket().buffer().pay_spare(self.held.payer());
+            paid.map_err(End::Unsendable)?;
         }
         count(&self.counters.sent, output.len());
         let sent = self.outgoing.send(output, wait);
@@ -539,7 +544,7 @@ impl Connection {
                 }
                 Ok(false)
             }
-            sent => sent,
+            sent => Ok(sent?),
         }
     }
 

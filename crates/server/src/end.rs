@@ -23,6 +23,8 @@ pub(crate) enum End {
     Abandoned,
     #[error("it keeps too much waiting: {0}")]
     Memory(#[from] Exceeded),
+    #[error("nothing can be sent to it: {0}")]
+    Unsendable(Exceeded),
     #[error("the device was revoked")]
     Revoked,
     #[error("the server stops serving it")]

@@ -47,6 +47,7 @@ mod poller;
 mod poller;
 mod pool;
 mod progress;
+mod send_buffer;
 mod server;
 mod serving;
 mod session;

@@ -7,7 +7,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use vfiod_core::dma::DmaPeer;
 use vfiod_core::{Error, File, RegionIndex};
 use vfiod_protocol::Dialect;
-use vfiod_quota::{Charge, Payer, Resource};
+use vfiod_quota::Payer;
 use vfiod_wire::Capabilities;
 
 use crate::clients::{Clients, Counted, Counters};
@@ -27,8 +27,6 @@ pub(crate) struct Session {
     pub(crate) dialect: Dialect,
     pub(crate) dma: Arc<DmaChannel>,
     pub(crate) eventfds: EventFds,
-    /// For the descriptor of the second socket.
-    _twin: Option<Charge>,
 }
 
 /// A session, for carrying out its requests.
@@ -78,7 +76,7 @@ impl Session {
     ///
     /// # Errors
     /// `EMFILE`, `ENFILE`, `ENOMEM`, `ENOSPC`: the second socket cannot be made or watched, or the payer's
-    /// user has as many descriptors as it may have.
+    /// user has as many descriptors, or as much memory, as it may have.
     pub(crate) fn new(
         file: File,
         proposed: &Capabilities,
@@ -87,14 +85,14 @@ impl Session {
         let Parts { clients, outgoing, blocked, pool, counters, counted, number, payer } =
             connection;
         let failed = |errno| Error::new(errno, "cannot make the second socket");
-        let mut charge = None;
+        outgoing.socket().buffer().pay(payer)?;
         let (ours, theirs) = if proposed.wants_twin_socket() {
-            charge = Some(payer.charge(Resource::Descriptors, 1)?);
             let (ours, theirs) =
                 socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
                     .map_err(failed)?;
             let socket = Socket::new(ours, LINGER, clients.closer.clone()).map_err(failed)?;
             socket.set_payer(payer);
+            socket.buffer().pay(payer)?;
             let theirs = outgoing.pass(vec![theirs], payer)?.pop();
             (Some(socket), theirs)
         } else {
@@ -119,7 +117,6 @@ impl Session {
             dialect: Dialect::of(proposed),
             dma,
             eventfds: EventFds::new(payer.clone()),
-            _twin: charge,
         };
         Ok((session, theirs))
     }

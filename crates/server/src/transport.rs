@@ -21,7 +21,8 @@ use vfiod_quota::{Payer, SlowCalls};
 use crate::closer::Closer;
 use crate::descriptor::Descriptor;
 use crate::limits::MAX_FDS;
-use crate::unread::{Passed, Unread};
+use crate::send_buffer::SendBuffer;
+use crate::unread::{Leftover, Passed, Unread};
 
 /// Whether a call may sleep.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,10 +32,6 @@ pub(crate) enum Wait {
     /// Not at all.
     No,
 }
-
-/// What a socket holds for a peer that is slow, or that gets a large reply: half of the largest
-/// takes fewer turns of both sides than the default, and more would be no faster.
-const SEND_BUFFER: usize = 512 << 10;
 
 /// What a receive brought.
 #[derive(Debug)]
@@ -74,6 +71,7 @@ pub(crate) struct Socket {
     /// Who pays for a thread that closes it, once that is known.
     payer: OnceLock<Payer>,
     unread: Unread,
+    buffer: SendBuffer,
     linger: Duration,
     /// Whether sends that sleep are bounded yet.
     calls: SlowCalls,
@@ -86,7 +84,9 @@ impl Socket {
         let sends_linger = AtomicBool::new(false);
         let payer = OnceLock::new();
         let (calls, unread) = (SlowCalls::default(), Unread::default());
-        let socket = Self { fd: Some(fd), closer, payer, unread, linger, calls, sends_linger };
+        let buffer = SendBuffer::of(&fd)?;
+        let fd = Some(fd);
+        let socket = Self { fd, closer, payer, unread, buffer, linger, calls, sends_linger };
         sockopt::set_socket_timeout(&socket, Timeout::Recv, Some(linger))?;
         // An urgent byte is data as any other: the kernel would drop it in a receive, and close
         // descriptors that came with it.
@@ -117,6 +117,11 @@ impl Socket {
     /// What the peer may not have read.
     pub(crate) fn unread(&self) -> &Unread {
         &self.unread
+    }
+
+    /// What the kernel keeps of what was sent. Nothing may be sent before somebody pays for that.
+    pub(crate) fn buffer(&self) -> &SendBuffer {
+        &self.buffer
     }
 
     /// Looks whether the peer has read the descriptors that it was passed.
@@ -273,12 +278,11 @@ impl Socket {
         loop {
             match self.timed(|| send(flags), |bytes| *bytes) {
                 Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) if self.buffer.grow(self) => {}
                 Err(Errno::AGAIN)
                     if wait == Wait::Linger && flags.contains(SendFlags::DONTWAIT) =>
                 {
                     sockopt::set_socket_timeout(self, Timeout::Send, Some(self.linger))?;
-                    // The kernel cuts it to what is allowed (net.core.wmem_max).
-                    sockopt::set_socket_send_buffer_size(self, SEND_BUFFER)?;
                     self.sends_linger.store(true, Ordering::Relaxed);
                     flags.remove(SendFlags::DONTWAIT);
                 }
@@ -324,8 +328,8 @@ impl AsFd for Socket {
 impl Drop for Socket {
     fn drop(&mut self) {
         if let Some(fd) = self.fd.take() {
-            let passed = self.unread.take(&fd);
-            self.closer.close_socket_of(fd, self.payer.get(), passed);
+            let leftover = Leftover::new(self.unread.take(&fd), self.buffer.take());
+            self.closer.close_socket_of(fd, self.payer.get(), leftover);
         }
     }
 }

@@ -1,16 +1,15 @@
-//! Descriptors that were sent to a client, which may not have read them.
+//! What was sent to a client, which may not have read it: descriptors, and the kernel's memory.
 //!
-//! Until it has, the kernel counts them for the user of this process, all clients and all its other
-//! processes together, and fails to send another one beyond `RLIMIT_NOFILE` of them (`ETOOMANYREFS`). So
+//! Until it has read a descriptor, the kernel counts it for the user of this process, all clients and all its
+//! other processes together, and fails to send another one beyond `RLIMIT_NOFILE` of them (`ETOOMANYREFS`). So
 //! each is charged to its client from when its reply is made until it is known to be read: when the
 //! socket is found to hold nothing unread, which is looked at before the next descriptor is sent and
 //! when no thread serves the connection any more. A client that reads a reply before it asks again
 //! never has more than one reply's descriptors.
 //!
-//! To close a socket does not take away what its peer has not read. So a socket that has unread
-//! descriptors at the end of its connection is kept, shut down, with what is charged for them, until
-//! the client has read them or has closed its end. Nobody waits for that. The socket itself needs
-//! no charge: what was passed is not among the descriptors of this process any more.
+//! To close a socket does not take away what its peer has not read. So a socket of which something is not read
+//! at the end of its connection is kept, shut down, with what is charged for that ([`Leftover`]), until
+//! the client has read it or has closed its end. Nobody waits for that.
 
 use std::io::IoSliceMut;
 use std::mem::MaybeUninit;
@@ -27,7 +26,8 @@ use vfiod_sync::{Mutex, lock};
 use vfiod_wire::Command;
 
 use crate::limits::MAX_FDS;
-use crate::unread_bytes::all_is_read;
+use crate::send_buffer::Paid;
+use crate::unread_bytes::unread_bytes;
 
 /// Descriptors that one connection may have unread; more if they are of one reply.
 const MAX_UNREAD: usize = 32;
@@ -104,7 +104,7 @@ impl Unread {
             return;
         }
         let mut state = lock(&self.state);
-        if !state.sent.is_empty() && all_is_read(socket).unwrap_or(true) {
+        if !state.sent.is_empty() && unread_bytes(socket).unwrap_or(0) == 0 {
             state.sent = Vec::new();
         }
     }
@@ -133,9 +133,35 @@ impl Unread {
     }
 }
 
+/// What is charged for what may not have been read at the end of a connection.
+#[derive(Debug)]
+pub(crate) struct Leftover {
+    passed: Vec<Passed>,
+    /// `None`: nothing was sent.
+    paid: Option<Paid>,
+}
+
+impl Leftover {
+    pub(crate) fn new(passed: Vec<Passed>, paid: Option<Paid>) -> Self {
+        Self { passed, paid }
+    }
+
+    /// Whether the peer has not read all of it. What it has read is not charged any more.
+    pub(crate) fn is_left(&self, socket: &OwnedFd) -> bool {
+        let unread = match (&self.paid, self.passed.is_empty()) {
+            (None, true) => 0,
+            _ => unread_bytes(socket).unwrap_or(0),
+        };
+        if let Some(paid) = &self.paid {
+            paid.shrink(unread);
+        }
+        unread > 0
+    }
+}
+
 /// Sockets of connections that have ended, with what was not read.
 struct Kept {
-    sockets: Vec<(OwnedFd, Vec<Passed>)>,
+    sockets: Vec<(OwnedFd, Leftover)>,
     /// Whether a thread looks at them.
     watched: bool,
 }
@@ -146,12 +172,12 @@ static KEPT: std::sync::Mutex<Kept> =
 
 /// Closes the socket of a connection that has ended once its peer has read what was passed, or has
 /// closed its end. The socket is shut down, and nothing that it has received is left in it.
-pub(crate) fn close_when_read(socket: OwnedFd, passed: Vec<Passed>) {
-    if passed.is_empty() || all_is_read(&socket).unwrap_or(true) {
+pub(crate) fn close_when_read(socket: OwnedFd, leftover: Leftover) {
+    if !leftover.is_left(&socket) {
         return;
     }
     let mut kept = KEPT.lock().unwrap_or_else(PoisonError::into_inner);
-    kept.sockets.push((socket, passed));
+    kept.sockets.push((socket, leftover));
     if !kept.watched {
         let thread = thread::Builder::new().name("unread-fds".to_owned()).stack_size(STACK);
         // Where none can be started, the next socket tries again.
@@ -163,7 +189,7 @@ fn look_at_kept() {
     loop {
         thread::sleep(LOOK);
         let mut kept = KEPT.lock().unwrap_or_else(PoisonError::into_inner);
-        kept.sockets.retain(|(socket, _)| !all_is_read(socket).unwrap_or(true));
+        kept.sockets.retain(|(socket, leftover)| leftover.is_left(socket));
         if kept.sockets.is_empty() {
             *kept = Kept { sockets: Vec::new(), watched: false };
             return;

@@ -9,7 +9,7 @@ use process::api::ask;
 use process::{Daemon, bad, good, vfiod};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, fstat, ftruncate, memfd_create};
-use rustix::io::{Errno, pwrite};
+use rustix::io::{Errno, ioctl_fionread, pwrite};
 use rustix::process::Signal;
 use tempfile::TempDir;
 use vfiod_client::{Client, IrqAction, IrqData};
@@ -22,6 +22,8 @@ const MSI: u32 = 1;
 const PAGE: u64 = 0x1000;
 /// Devices whose clients take what they get. One more is a stranger's.
 const GREEDY: usize = 8;
+/// Memory that a connection is charged for what the kernel may keep for it.
+const SOCKET: u64 = 11_123;
 
 const EDU: &str = "model = \"edu\"";
 
@@ -185,7 +187,7 @@ fn memory_that_clients_keep_waiting_leaves_a_share_to_a_stranger() {
     let message = write(SHARE as usize / 2);
     let (first, last) = message.split_at(message.len() - 1);
     stranger.socket().send(first, &[]).unwrap();
-    process::until("it is kept", || rig.limit(GREEDY, "memory")[0] == first.len() as u64);
+    process::until("it is kept", || rig.limit(GREEDY, "memory")[0] == SOCKET + first.len() as u64);
     stranger.socket().send(last, &[]).unwrap();
     assert_eq!(stranger.socket().receive_message().unwrap().header.id, 7);
     let (_, said) = rig.daemon.terminate(Signal::TERM);
@@ -226,10 +228,46 @@ fn memory_that_waits_on_second_sockets_leaves_a_share_to_a_stranger() {
     });
 }
 
+/// Clients take no replies, and most connections have ended. What lies in the kernel is the daemon's memory.
+#[test]
+fn replies_that_clients_do_not_read_are_kept_within_the_limit_of_memory() {
+    const MEMORY: u64 = 24_000_000;
+    const CLIENTS: usize = 150;
+    const REPLY: u32 = 200_000;
+    let limits = format!("[limits]\nmemory = {MEMORY}\nreserved_memory = 100_000\n");
+    let rig = Rig::with(&limits, &["model = \"bench\"", "model = \"bench\""]);
+    let read = RegionAccess { offset: 0, region: 0, count: REPLY };
+    let header = Header::command(7, Command::RegionRead, RegionAccess::LEN, false);
+    let request = [header.as_bytes(), read.as_bytes()].concat();
+    // What makes no sense ends a connection once what was sent before it has its reply.
+    let nonsense = [0xff; 16];
+    let unread = |client: &Client| ioctl_fionread(client.socket().as_fd()).unwrap();
+    let has_ended = |client: &Client| {
+        let mut fds = [PollFd::new(client.socket(), PollFlags::HUP)];
+        poll(&mut fds, Some(&Timespec::default())).unwrap() == 1
+    };
+    let mut clients = Vec::new();
+    for _ in 0..CLIENTS {
+        // Once its user has all that it may have, a connection ends.
+        let Ok(client) = process::connect(rig.path("d0")) else { break };
+        let _ = client.socket().send(&[&request[..], &nonsense].concat(), &[]);
+        process::until("something lies there", || unread(&client) > 0 || has_ended(&client));
+        clients.push(client);
+    }
+    let kept: u64 = clients.iter().map(unread).sum();
+    assert!(kept > 1_000_000 && kept <= MEMORY / 2, "{kept} bytes lie in the kernel");
+    // Another device has its share.
+    rig.connect(1).device_info().unwrap();
+    drop(clients);
+    process::until("it is given back", || rig.limit(0, "memory")[0] == 0);
+    rig.connect(0).device_info().unwrap();
+}
+
 /// Each client maps the same page again and again.
 #[test]
 fn dma_mappings_that_clients_make_leave_a_share_of_memory_to_a_stranger() {
-    const SHARE: u64 = 1 << 16;
+    const FOR_MAPPINGS: u64 = 1 << 16;
+    const SHARE: u64 = SOCKET + FOR_MAPPINGS;
     /// What a mapping is charged as.
     const MAPPING: u64 = 128;
     let rig = Rig::new(GREEDY + 1, &format!("memory = 2_000_000\nreserved_memory = {SHARE}"));
@@ -251,10 +289,10 @@ fn dma_mappings_that_clients_make_leave_a_share_of_memory_to_a_stranger() {
     greedy[0].dma_unmap(0, PAGE).unwrap();
     greedy[0].dma_map(0, PAGE, Some((memory().as_fd(), 0))).unwrap();
     let mut stranger = rig.connect(GREEDY);
-    assert_eq!(map_all(&mut stranger, SHARE / MAPPING), None);
+    assert_eq!(map_all(&mut stranger, FOR_MAPPINGS / MAPPING), None);
     assert_eq!(rig.limit(GREEDY, "memory")[0], SHARE);
     stranger.dma_unmap_all().unwrap();
-    assert_eq!(rig.limit(GREEDY, "memory")[0], 0);
+    assert_eq!(rig.limit(GREEDY, "memory")[0], SOCKET);
     drop(greedy);
     process::until("it is given back", || rig.limit(0, "memory")[2] == 0);
 }
@@ -262,7 +300,7 @@ fn dma_mappings_that_clients_make_leave_a_share_of_memory_to_a_stranger() {
 /// The device writes where its client tells it, in places of which each needs a part of its own in the log.
 #[test]
 fn log_of_written_pages_is_of_its_clients_memory() {
-    const SHARE: u64 = 60_000;
+    const SHARE: u64 = SOCKET + 60_000;
     /// What is charged at once: for 64 mappings, and for 64 parts of the log.
     const MAPPINGS: u64 = 64 * 128;
     const LOG: u64 = 64 * 640;
@@ -272,7 +310,7 @@ fn log_of_written_pages_is_of_its_clients_memory() {
     const CONFIG: u32 = 7;
     const REGISTERS: u32 = 0;
     let edu = "model = \"edu\"\noptions = { dma_mask = 0xff_ffff_ffff }";
-    let limits = format!("[limits]\nmemory = 130_000\nreserved_memory = {SHARE}\n");
+    let limits = format!("[limits]\nmemory = {}\nreserved_memory = {SHARE}\n", 2 * SHARE + 10_000);
     let rig = Rig::with(&limits, &[edu, edu]);
     let mut client = rig.connect(0);
     client.region_write(CONFIG, 4, &[6]).unwrap();
@@ -291,7 +329,7 @@ fn log_of_written_pages_is_of_its_clients_memory() {
             command[0] & 1 == 0
         });
     };
-    let used = || rig.limit(0, "memory")[0];
+    let used = || rig.limit(0, "memory")[0] - SOCKET;
     assert_eq!(used(), 2 * MAPPINGS);
     let range = DmaLoggingRange { iova: 0, length: PAGE };
     let control = DmaLoggingControl { page_size: PAGE, num_ranges: 1, reserved: 0 };

@@ -4,6 +4,9 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vfiod_client::{Client, GuestMemory, Options, RawMessage, Socket};
+use vfiod_core::OpenPolicy;
+use vfiod_server::ServerOptions;
+use vfiod_server::quota::{Limit, Resource, Share, Size};
 use vfiod_wire::payload::{DmaAccess, DmaMap, RegionAccess, dma_flag};
 use vfiod_wire::{Capabilities, Command, Kind, TwinSocket, Version};
 use zerocopy::{FromBytes, IntoBytes};
@@ -221,7 +224,11 @@ fn writes_to_a_client_that_takes_nothing_are_not_queued_for_ever() {
     const BEFORE: u64 = 0;
     const BLOCKED: u64 = 0x10_0000;
     const AFTER: u64 = 0x20_0000;
-    let rig = Rig::new();
+    let mut options = ServerOptions::default();
+    // No room for a large socket buffer.
+    let memory = Limit::new(Size::Common(0), Share::Demanded(300 << 10));
+    options.limits.set(Resource::Memory, memory);
+    let rig = Rig::with(OpenPolicy::Multi, options);
     let socket = rig.socket();
     let capabilities = Capabilities {
         twin_socket: Some(TwinSocket { supported: true, fd_index: None }),
@@ -260,7 +267,7 @@ fn writes_to_a_client_that_takes_nothing_are_not_queued_for_ever() {
         });
         assert_eq!(errno, ETIMEDOUT);
     };
-    // More than a socket holds by default.
+    // More than the socket holds.
     (0..40).for_each(|_| write(BEFORE));
     (0..10).for_each(|_| write(BLOCKED));
     // What was queued before arrives when the client takes it.
