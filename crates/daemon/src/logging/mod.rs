@@ -85,7 +85,8 @@ fn parse(filter: &str) -> anyhow::Result<EnvFilter> {
 
 /// Prints to standard error why the program fails.
 pub(crate) fn print_error(text: &str) {
-    let mut text = text.as_bytes().to_vec();
+    // It may have a server's words.
+    let mut text = crate::output::plain(text).as_bytes().to_vec();
     if journal::is_standard_error() {
         text = queue::prioritize(&text, journal::priority(tracing::Level::ERROR));
     }

@@ -1,6 +1,7 @@
 //! Names and UUIDs for the shell, out of the running daemon. Without an answer there is no candidate.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap_complete::CompletionCandidate;
 use serde::de::DeserializeOwned;
@@ -11,7 +12,10 @@ use vfiod_control::view;
 fn ask<T: DeserializeOwned + Default>(kind: &str) -> T {
     let socket = std::env::var_os("VFIOD_CONTROL").map(PathBuf::from);
     let socket = socket.unwrap_or_else(|| vfiod_control::DEFAULT_SOCKET.into());
-    let answer = Client::connect(&socket).and_then(|mut client| client.get(&path([kind])));
+    // Nobody waits for candidates.
+    let patience = Duration::from_secs(2);
+    let answer = Client::connect(&socket)
+        .and_then(|client| client.with_patience(patience).get(&path([kind])));
     answer.unwrap_or_default()
 }
 

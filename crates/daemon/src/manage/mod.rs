@@ -423,7 +423,7 @@ fn not_found(detail: String) -> Failure {
 fn is_not_there(error: &anyhow::Error) -> bool {
     let status = |failure: &Failure| match failure {
         Failure::Refused { status, .. } => Some(*status),
-        Failure::NoDaemon(..) => None,
+        Failure::NoDaemon(..) | Failure::Silent(..) | Failure::TooLong(_) => None,
     };
     let status = error.downcast_ref::<Failure>().and_then(status);
     matches!(status, Some(hyper::StatusCode::NOT_FOUND | hyper::StatusCode::NOT_IMPLEMENTED))

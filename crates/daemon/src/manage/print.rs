@@ -11,7 +11,8 @@ fn word(value: &Value) -> String {
         Value::Null => "-".to_owned(),
         Value::Bool(true) => "yes".to_owned(),
         Value::Bool(false) => "no".to_owned(),
-        Value::String(text) => text.clone(),
+        // A name with more lines than one would look like several things.
+        Value::String(text) => text.replace('\n', "\\n"),
         Value::Number(number) => number.to_string(),
         Value::Array(list) => match list.iter().map(word).collect::<Vec<_>>().join(" ") {
             none if none.is_empty() => "-".to_owned(),

@@ -37,7 +37,7 @@ pub(crate) fn run(args: &Probe) -> anyhow::Result<()> {
         .recv_timeout(timeout)
         .map_err(|_| anyhow!("the server did not reply within {}", args.timeout))
         .and_then(|result| result)
-        .map_err(|error| in_use::explained(error, args))
+        .map_err(|error| in_use::explained(error, args, timeout))
         .with_context(|| format!("cannot probe {}", args.socket.display()))?;
     if args.json {
         output::print_json(&report)
