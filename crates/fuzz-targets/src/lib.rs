@@ -9,6 +9,7 @@ mod drivers;
 mod errors;
 mod messages;
 mod models;
+mod nvme;
 mod protocol;
 mod stranger;
 mod wire;
@@ -38,7 +39,7 @@ impl Target {
 
 /// Every target.
 pub const TARGETS: &[Target] =
-    &[WIRE_DECODE, PROTOCOL, CONNECTION, CLIENTS, CONTROL, MODEL, RESTORE, CAPTURE];
+    &[WIRE_DECODE, PROTOCOL, CONNECTION, CLIENTS, CONTROL, MODEL, RESTORE, NVME, CAPTURE];
 
 /// The decoder of messages.
 pub const WIRE_DECODE: Target = Target::new("wire_decode", wire::decode);
@@ -54,6 +55,8 @@ pub const CONTROL: Target = Target::new("control", control::play);
 pub const MODEL: Target = Target::new("model", models::operate);
 /// Device models' saved states, damaged.
 pub const RESTORE: Target = Target::new("restore", models::restore);
+/// The host of an NVMe controller.
+pub const NVME: Target = Target::new("nvme", nvme::play);
 /// The replay of a captured session.
 pub const CAPTURE: Target = Target::new("capture", capture::replay);
 
