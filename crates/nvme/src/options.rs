@@ -8,7 +8,7 @@ use uuid::Uuid;
 use vfiod_core::{Errno, Error, Result};
 use vfiod_disk::{
     DirectIo, Disk, Identify, Identity as DiskIdentity, Image, ImageOptions, Memory, Metadata,
-    MetadataOptions,
+    MetadataOptions, Null,
 };
 
 use crate::common::{Common, MAX_COMMANDS, MAX_NAMESPACES};
@@ -42,6 +42,9 @@ pub struct NvmeOptions {
     pub buffers: Option<usize>,
     /// Size in bytes of the disk in memory; 64 MiB by default.
     pub memory: Option<u64>,
+    /// Size in bytes of a disk that reads as zeroes and forgets what is written: to measure what is in front
+    /// of a disk. A read leaves the guest's memory as it is.
+    pub null: Option<u64>,
     /// Bytes of a block: 512 or 4096; 512 by default.
     #[schemars(extend("x-values" = "512 or 4096"))]
     pub block_size: Option<u32>,
@@ -102,15 +105,17 @@ impl NvmeOptions {
     /// # Errors
     /// `EINVAL`.
     pub(crate) fn check(&self) -> Result<()> {
-        let Self { file, memory, readonly, direct, locks, metadata, identity, .. } = self;
+        let Self { file, memory, null, readonly, direct, locks, metadata, identity, .. } = self;
         if file.is_none() && !self.files.is_empty() {
             let what =
                 "`files` are the second image and those behind it; `file` names the first one";
             return Err(invalid(what.to_owned()));
         }
         self.check_limits()?;
-        if file.is_some() && memory.is_some() {
-            return Err(invalid("`file` and `memory` name two disks; give one of them".to_owned()));
+        let named_disks = [file.is_some(), memory.is_some(), null.is_some()];
+        if named_disks.iter().filter(|named| **named).count() > 1 {
+            let what = "`file`, `memory` and `null` name several disks; give one of them";
+            return Err(invalid(what.to_owned()));
         }
         let named = metadata.is_some() || *identity != IdentityOption::Auto;
         if file.is_none() && (*readonly || direct.is_some() || locks.is_some() || named) {
@@ -128,11 +133,9 @@ impl NvmeOptions {
             return Err(invalid(what));
         }
         self.renamed(DiskIdentity::random())?;
-        match memory {
-            // Made to see whether it can be.
-            Some(bytes) => Memory::new(*bytes).map(drop),
-            None => Ok(()),
-        }
+        // Made to see whether it can be.
+        memory.map_or(Ok(()), |bytes| Memory::new(bytes).map(drop))?;
+        null.map_or(Ok(()), |bytes| Null::new(bytes, false).map(drop))
     }
 
     /// That the limits are some.
@@ -205,7 +208,10 @@ impl NvmeOptions {
     fn open_first(&self) -> Result<(Identity, Namespace)> {
         let (disk, block_size, named, metadata) = match &self.file {
             None => {
-                let disk = Disk::new(Memory::new(self.memory.unwrap_or(MEMORY))?);
+                let disk = match self.null {
+                    Some(bytes) => Disk::new(Null::new(bytes, false)?),
+                    None => Disk::new(Memory::new(self.memory.unwrap_or(MEMORY))?),
+                };
                 (disk, self.block_size(), DiskIdentity::random(), None)
             }
             Some(path) => self.open_image(path)?,

@@ -44,6 +44,20 @@ fn every_measure_of_the_bench_device() {
 }
 
 #[test]
+fn nvme_controller_is_measured() {
+    let figures = figures(&["--nvme", "--poll", "20us"]);
+    let jobs: Vec<_> = figures.iter().map(|figure| figure["job"].as_str().unwrap()).collect();
+    assert_eq!(jobs.len(), 4, "{jobs:?}");
+    for figure in &figures {
+        for name in ["iops", "latency", "client_cpu"] {
+            assert!(figure[name]["median"].as_f64().unwrap() > 0.0, "{name}: {figure}");
+        }
+        // The kernel tells it in steps that are longer than these rounds.
+        assert!(figure["server_cpu"]["median"].as_f64().unwrap() >= 0.0, "{figure}");
+    }
+}
+
+#[test]
 fn both_ends_on_one_cpu_polling() {
     let figures = figures(&["--serve", "--cpu", "0", "--poll", "20us", "--only", "read.4B"]);
     assert_eq!(figures.len(), 2);

@@ -37,7 +37,10 @@ pub(super) fn refusal(options: NvmeOptions) -> String {
 #[test]
 fn options_that_cannot_be_name_what_is_wrong() {
     for (text, expected) in [
-        (r#"{"file": "a", "memory": 512}"#, "`file` and `memory`"),
+        (r#"{"file": "a", "memory": 512}"#, "`file`, `memory` and `null`"),
+        (r#"{"memory": 512, "null": 512}"#, "`file`, `memory` and `null`"),
+        (r#"{"null": 100}"#, "multiple of 512"),
+        (r#"{"null": 1099511627776}"#, "accepted"),
         (r#"{"readonly": true}"#, "`file`"),
         (r#"{"locks": false}"#, "`file`"),
         (r#"{"direct": true}"#, "`file`"),

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::Args;
+use clap::{ArgGroup, Args};
 
 pub(crate) use super::isolation::{Attack, BenchAttack};
 
@@ -18,10 +18,12 @@ fn named_socket(text: &str) -> Result<(String, PathBuf), String> {
 
 /// Arguments of `bench`.
 #[derive(Debug, Args)]
+#[group(skip)]
+#[command(group = ArgGroup::new("own_server").args(["serve", "nvme"]))]
 pub(crate) struct Bench {
     /// The server's socket.
-    #[arg(required_unless_present_any = ["serve", "idle", "instances", "isolation"],
-        conflicts_with_all = ["serve", "idle", "instances", "isolation"])]
+    #[arg(required_unless_present_any = ["serve", "idle", "instances", "isolation", "nvme"],
+        conflicts_with_all = ["serve", "idle", "instances", "isolation", "nvme"])]
     pub socket: Option<PathBuf>,
 
     /// Measure another server in the same slices: its name for the table, and its socket.
@@ -81,6 +83,16 @@ pub(crate) struct Bench {
         value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub victims: u32,
 
+    /// Instead, drive an NVMe controller of a daemon of its own, whose disk is nothing, by the driver in
+    /// user space: reads of 4 KiB at random places, in turns with several depths and queues.
+    #[arg(long, conflicts_with_all = ["serve", "idle", "instances", "isolation", "busy", "against"])]
+    pub nvme: bool,
+
+    /// With --nvme, the disk is this image or block device instead, which is only read; `fio` takes turns
+    /// with it, if it is installed.
+    #[arg(long, value_name = "FILE", requires = "nvme")]
+    pub file: Option<PathBuf>,
+
     /// Serve the bench device in a process of its own, and measure that.
     #[arg(long, conflicts_with = "region")]
     pub serve: bool,
@@ -102,8 +114,8 @@ pub(crate) struct Bench {
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..=60_000))]
     pub time_ms: u64,
 
-    /// The server's polling time with --serve, e.g. `50us`; `0` never.
-    #[arg(long, value_name = "TIME", requires = "serve")]
+    /// The server's polling time with --serve or --nvme, e.g. `50us`; `0` never.
+    #[arg(long, value_name = "TIME", requires = "own_server")]
     pub poll: Option<String>,
 
     /// Poll the socket instead of sleeping in the client.

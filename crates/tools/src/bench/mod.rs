@@ -14,6 +14,7 @@ mod interleave;
 mod isolation;
 mod many;
 mod measures;
+mod nvme;
 mod random;
 mod raw;
 mod session;
@@ -57,11 +58,14 @@ pub(crate) fn run(args: &Bench) -> anyhow::Result<()> {
             output::print(&many::text(&many))
         };
     }
+    if args.nvme {
+        return nvme::measure(directory.path(), args, poll_argument(args)?);
+    }
     if args.isolation {
         return measure_isolation(directory.path(), args);
     }
     let floor_socket = directory.path().join("floor.sock");
-    let poll = args.poll.as_deref().map(|poll| time_argument("--poll", poll)).transpose()?;
+    let poll = poll_argument(args)?;
 
     // Children keep the CPU that they were started on.
     pin(args.server_cpu.or(args.cpu))?;
@@ -111,6 +115,10 @@ pub(crate) fn run(args: &Bench) -> anyhow::Result<()> {
         bail!("{failed} measures failed");
     }
     Ok(())
+}
+
+fn poll_argument(args: &Bench) -> anyhow::Result<Option<Duration>> {
+    Ok(args.poll.as_deref().map(|poll| time_argument("--poll", poll)).transpose()?)
 }
 
 fn measure_isolation(directory: &Path, args: &Bench) -> anyhow::Result<()> {
@@ -203,8 +211,13 @@ impl Process {
     }
 
     fn server(socket: &Path, poll: Option<Duration>) -> anyhow::Result<Self> {
+        Self::device(socket, poll, &["bench", "--open", "multi"])
+    }
+
+    /// Serves the device of these arguments.
+    fn device(socket: &Path, poll: Option<Duration>, device: &[&str]) -> anyhow::Result<Self> {
         let mut command = own()?;
-        command.args(["--log", "error", "serve", "--device", "bench", "--open", "multi"]);
+        command.args(["--log", "error", "serve", "--device"]).args(device);
         command.arg("--socket-path").arg(socket);
         if let Some(poll) = poll {
             command.args(["--poll", &format!("{}us", poll.as_micros())]);
