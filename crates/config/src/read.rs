@@ -62,7 +62,7 @@ fn read_with(
         return Err(errors.iter().map(syntax).collect());
     }
     let problems = RefCell::default();
-    let config = Reader { text, models }.file(Section::top(&document, &problems), check);
+    let config = Reader::new(text, models).file(Section::top(&document, &problems), check);
     let problems = problems.into_inner();
     if problems.is_empty() { Ok(config) } else { Err(problems) }
 }
@@ -358,7 +358,7 @@ impl Reader<'_> {
             }
         };
         let key = match &socket {
-            SocketConfig::Path(path, _) => format!("path {}", values::place(path).display()),
+            SocketConfig::Path(path, _) => format!("path {}", self.place_of(path).display()),
             other => format!("{other:?}"),
         };
         if let Some(other) = sockets.take(key, &span, &device.path) {

@@ -1,10 +1,13 @@
 //! The reader of a file, and what its parts have in common.
 
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::ops::Range;
+use std::path::{Path, PathBuf};
 
 use crate::model::Models;
 use crate::section::At;
+use crate::values;
 
 /// Names of things of one kind, and where each was given.
 pub(crate) type Names<'a> = Vec<At<&'a str>>;
@@ -13,6 +16,25 @@ pub(crate) type Names<'a> = Vec<At<&'a str>>;
 pub(crate) struct Reader<'t> {
     pub(crate) text: &'t str,
     pub(crate) models: &'t Models,
+    /// The places of directories: each is looked at once.
+    places: RefCell<HashMap<PathBuf, PathBuf>>,
+}
+
+impl<'t> Reader<'t> {
+    pub(crate) fn new(text: &'t str, models: &'t Models) -> Self {
+        Self { text, models, places: RefCell::default() }
+    }
+
+    /// The place of a file, as [`values::place`].
+    pub(crate) fn place_of(&self, path: &Path) -> PathBuf {
+        let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+        let (Some(name), Some(directory)) = (absolute.file_name(), absolute.parent()) else {
+            return absolute;
+        };
+        let mut places = self.places.borrow_mut();
+        let known = places.entry(directory.to_owned());
+        known.or_insert_with(|| values::directory_place(directory)).join(name)
+    }
 }
 
 /// Who took what, and where.

@@ -30,12 +30,24 @@ pub fn mode(text: &str) -> Option<u32> {
 }
 
 /// The place of a file, whichever path leads there: its directory without links and `..`, as far as
-/// it exists.
+/// it exists. Waits two seconds at most for a directory that somebody holds up; then links in it are
+/// taken for directories.
 pub fn place(path: &Path) -> PathBuf {
     let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
     let (Some(name), Some(directory)) = (absolute.file_name(), absolute.parent()) else {
         return absolute;
     };
+    directory_place(directory).join(name)
+}
+
+/// [`place`] of a directory with an absolute path; links and `..` in all of it are followed.
+pub(crate) fn directory_place(directory: &Path) -> PathBuf {
+    let looked_at = directory.to_owned();
+    let found = vfiod_directories::in_directory(directory, move || find(&looked_at));
+    found.unwrap_or_else(|_| directory.to_owned())
+}
+
+fn find(directory: &Path) -> PathBuf {
     // What is missing will be made, and has no links.
     let mut missing = Vec::new();
     let mut existing = directory;
@@ -55,7 +67,7 @@ pub fn place(path: &Path) -> PathBuf {
             component => found.push(component),
         }
     }
-    found.join(name)
+    found
 }
 
 /// The bytes of a UUID in its usual form: 36 characters, with hyphens.

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use anyhow::Context;
 use vfiod_config::{MdevConfig, Models, UsageError};
 use vfiod_core::{Errno, Error};
+use vfiod_directories::{directory_of, in_directory, in_directory_to_disk, make_private_directory};
 use vfiod_manager::Source;
 use vfiod_mdev_sysfs::{MountPoint, MountedView};
 use vfiod_sandbox::{Helper, Report};
@@ -44,7 +45,7 @@ impl Confined {
         let config = source.config();
         if let MdevConfig { sysfs: Some(root), definitions, .. } = &config.mdev {
             // Before any directory is made.
-            vfiod_mdev_sysfs::check(root, definitions.as_deref()).map_err(mistake)?;
+            look_for_view(root, definitions.as_deref()).map_err(mistake)?;
         }
         let off = match (args.no_sandbox, config.sandbox.enabled) {
             (true, _) => Some(Off::CommandLine),
@@ -54,9 +55,11 @@ impl Confined {
         if let Some(off) = off {
             return Ok(Self { view: mount(&config.mdev)?, sandbox: Err(off), _helper: None });
         }
-        let rules = vfiod_manager::sandbox_rules(config, models, args.config.as_deref());
+        let rules = vfiod_manager::sandbox_rules(config, models, args.config.as_deref())?;
         let mut view = mount(&config.mdev)?;
         let helper = view.as_mut().map(|view| helper(view, program)).transpose()?;
+        // What they started would not be in the sandbox.
+        vfiod_directories::settle();
         let report = rules.enter().context("the sandbox")?;
         Ok(Self { view, sandbox: Ok(report), _helper: helper })
     }
@@ -86,14 +89,27 @@ impl Confined {
     }
 }
 
+/// Mounts the view. Nobody waits for ever for a directory that somebody holds up.
 fn mount(config: &MdevConfig) -> anyhow::Result<Option<MountedView>> {
     let MdevConfig { sysfs: Some(root), definitions, .. } = config else { return Ok(None) };
     if let Some(definitions) = definitions {
         // What the view links to has to be there.
-        std::fs::create_dir_all(definitions)
+        let place = definitions.clone();
+        let make = move || {
+            make_private_directory(&place).map_err(|errno| Error::new(errno, "it cannot be made"))
+        };
+        in_directory(directory_of(definitions), make)
+            .and_then(|made| made)
             .with_context(|| format!("cannot make the directory {}", definitions.display()))?;
     }
-    MountedView::new(root, definitions.as_deref()).map(Some).map_err(mistake)
+    let (directory, definitions) = (root.clone(), definitions.clone());
+    let mount = move || MountedView::new(&directory, definitions.as_deref());
+    in_directory_to_disk(root, mount).and_then(|mounted| mounted).map(Some).map_err(mistake)
+}
+
+fn look_for_view(root: &Path, definitions: Option<&Path>) -> vfiod_core::Result<()> {
+    let (directory, definitions) = (root.to_owned(), definitions.map(Path::to_owned));
+    in_directory(root, move || vfiod_mdev_sysfs::check(&directory, definitions.as_deref()))?
 }
 
 /// Checks that the view can be mounted. Returns where it is mounted already: as a rule the daemon runs whose
@@ -103,7 +119,7 @@ fn mount(config: &MdevConfig) -> anyhow::Result<Option<MountedView>> {
 /// As when it is mounted.
 pub(crate) fn check(config: &MdevConfig) -> anyhow::Result<Option<String>> {
     let MdevConfig { sysfs: Some(root), definitions, .. } = config else { return Ok(None) };
-    match vfiod_mdev_sysfs::check(root, definitions.as_deref()) {
+    match look_for_view(root, definitions.as_deref()) {
         Err(error) if error.errno() == Errno::BUSY => Ok(Some(root.display().to_string())),
         checked => checked.map(|()| None).map_err(mistake),
     }

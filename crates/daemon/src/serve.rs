@@ -9,7 +9,9 @@ use anyhow::Context;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use vfiod_config::{Config, ControlConfig, Models};
 use vfiod_control::{Control, Metrics};
-use vfiod_manager::{EventLog, InUsePolicy, Manager, PassedSockets};
+use vfiod_manager::{
+    EventLog, InUsePolicy, Listable, Manager, PassedSockets, listable_directories,
+};
 use vfiod_mdev_sysfs::{MountedView, View};
 
 use crate::cli::Serve;
@@ -22,8 +24,6 @@ use crate::{logging, notify, output};
 const DEFAULT_LOG: &str = "info";
 /// How long clients have to close their devices once the daemon is asked to finish.
 const GRACE: Duration = Duration::from_secs(2);
-/// What those can do who may list a directory of sockets.
-const HOLD_UP: &str = "and so keep sockets from being made and removed there: chmod 0711";
 /// How often the end of the only connection is looked for.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
@@ -64,10 +64,11 @@ pub(crate) fn run(
                 "{program}: in use now, as if it were served already: {in_use}\n"
             ));
         }
-        for directory in vfiod_manager::listable_directories(&config, models) {
+        for Listable { directory, holds, right } in listable_directories(&config, models) {
             let directory = directory.display();
             logging::print_error(&format!(
-                "{program}: warning: others may list {directory}, {HOLD_UP}\n"
+                "{program}: warning: others may list {directory}, and so keep {holds} from being made and \
+                 removed there: chmod {right}\n"
             ));
         }
         return output::print(&format!("the configuration is right: {}\n", found.join(", ")));
@@ -79,9 +80,13 @@ pub(crate) fn run(
     let mut confined = Confined::enter(args, &source, models, program)?;
     logs.start(config.log.as_deref(), config.log_format, DEFAULT_LOG)?;
     confined.log();
-    for directory in vfiod_manager::listable_directories(&config, models) {
+    for Listable { directory, holds, right } in listable_directories(&config, models) {
         let directory = directory.display();
-        tracing::warn!(%directory, "others may list this directory of sockets, {HOLD_UP}");
+        tracing::warn!(
+            %directory,
+            "others may list this directory of {holds}, and so keep them from being made and removed there: \
+             chmod {right}"
+        );
     }
     raise_descriptor_limit();
     // Before the first socket is there: whoever sees one may send a signal already.

@@ -18,27 +18,23 @@ pub(crate) type Siblings = HashMap<String, Sriov>;
 /// Finds the mistakes of a configuration that only show when its devices and parents are made, and what is
 /// in the way of its paths. The span of a mistake is empty where only its key says where it is.
 pub fn find_mistakes(config: &Config, models: &Models) -> Vec<Problem> {
-    let paths = paths::of(config, models);
-    let found: Vec<_> = paths.iter().map(|path| Found::of(path, true)).collect();
-    mistakes(&paths, found, config, models)
+    mistakes_beyond(&[], config, models).unwrap_or_else(|error| {
+        let (key, what) = (String::new(), format!("{error:#}"));
+        vec![Problem { span: 0..0, key, what, help: None }]
+    })
 }
 
-/// As [`find_mistakes`]; what is at the paths of `known` is not looked at, as they are in use already. The
-/// others are looked at by threads that may be lost.
+/// As [`find_mistakes`]; what is at the paths of `known` is not looked at, as they are in use already.
 ///
 /// # Errors
-/// `ETIMEDOUT`: somebody holds up the directory of a path.
+/// `ETIMEDOUT`: somebody holds up the directory of another path.
 pub(crate) fn mistakes_beyond(
     known: &[NamedPath],
     config: &Config,
     models: &Models,
 ) -> Result<Vec<Problem>> {
     let paths = paths::of(config, models);
-    let find = |path: &NamedPath| match known.contains(path) {
-        true => Ok(Found::of(path, false)),
-        false => Found::on_another_thread(path),
-    };
-    let found = paths.iter().map(find).collect::<Result<_>>()?;
+    let found = paths::look(&paths, |path| known.contains(path))?;
     Ok(mistakes(&paths, found, config, models))
 }
 

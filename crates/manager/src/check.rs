@@ -7,6 +7,7 @@ use anyhow::Context;
 use rustix::fs::{Access, AtFlags, CWD};
 use vfiod_config::{Config, Models, PathKind, SocketAccess};
 use vfiod_core::{Errno, Error};
+use vfiod_directories::in_directory;
 use vfiod_server::Site;
 
 use crate::paths::{self, NamedPath, Role};
@@ -39,7 +40,11 @@ pub fn check(config: &Config, models: &Models) -> anyhow::Result<Vec<String>> {
         endpoints::check(directory, config.mdev.access, Site::Trial)?;
     }
     if let Some(directory) = &config.mdev.definitions {
-        check_directory(directory).context("mdev.definitions")?;
+        let place = directory.clone();
+        in_directory(directory, move || check_directory(&place))
+            .map_err(anyhow::Error::new)
+            .and_then(|checked| checked)
+            .context("mdev.definitions")?;
     }
     Ok(in_use)
 }

@@ -55,7 +55,7 @@ impl Endpoints {
         if let Some(path) = &directory {
             check(path, access, Site::Free)?;
             let place = path.clone();
-            vfiod_sockets::in_directory(path, move || remove_left_behind(&place))?;
+            vfiod_directories::in_directory(path, move || remove_left_behind(&place))?;
         }
         let access = access_of(access);
         Ok(Arc::new(Self { directory, access, open: Mutex::default() }))

@@ -53,6 +53,6 @@ pub use self::events::{EventKind, Record, Watch};
 pub use self::inherited::PassedSockets;
 pub use self::leaving::{Leaving, request_close};
 pub use self::manager::{Manager, NewInstance, Source};
-pub use self::paths::listable_directories;
+pub use self::paths::{Listable, listable_directories};
 pub use self::sandbox::rules as sandbox_rules;
 pub use self::stack::{About, Stack};

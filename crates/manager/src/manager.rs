@@ -225,6 +225,9 @@ impl Manager {
             }
             self.stack.stop(grace);
         });
+        if let Some(definitions) = &self.definitions {
+            definitions.unlock();
+        }
     }
 
     /// The devices of the configuration.

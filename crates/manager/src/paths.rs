@@ -1,7 +1,7 @@
 //! Every path that a configuration makes or takes, and for whom: what is in the way there, and which of
 //! them are in each other's way.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
 use std::io;
 use std::os::unix::fs::FileTypeExt;
@@ -13,6 +13,7 @@ use vfiod_config::{
     Config, ModelInfo, Models, OptionSetting, PathKind, Problem, SocketAccess, SocketConfig, place,
 };
 use vfiod_core::{Error, Result};
+use vfiod_directories::{directory_of, in_directory, is_listable_by_others, is_passable_by_others};
 
 /// `f_type` of the kernel's own file systems, in which no file can be made: procfs and sysfs.
 const KERNEL: [i64; 2] = [0x9fa0, 0x6265_6572];
@@ -193,42 +194,122 @@ fn kept_for_instances<'t>(
     above.iter().find(|other| other.key == "mdev.sockets").copied()
 }
 
-/// The directories of a configuration's sockets that others than root and this user may list, by which
-/// they can hold up what is made and removed there.
-pub fn listable_directories(config: &Config, models: &Models) -> BTreeSet<PathBuf> {
-    let directory = |NamedPath { path, role, .. }: NamedPath| match role {
-        Role::Socket(_) | Role::Option(PathKind::Socket) => {
-            std::path::absolute(path).ok()?.parent().map(Path::to_owned)
+/// A directory that others than root and this user may list, by which they can hold up what is made and
+/// removed there.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Listable {
+    /// Where it is.
+    pub directory: PathBuf,
+    /// What the daemon has there.
+    pub holds: &'static str,
+    /// The mode that it should have.
+    pub right: &'static str,
+}
+
+impl Listable {
+    const PASSABLE: &str = "0711";
+    const PRIVATE: &str = "0700";
+
+    fn new(directory: &Path, holds: &'static str) -> Self {
+        let right = if holds == "definitions" { Self::PRIVATE } else { Self::PASSABLE };
+        Self { directory: directory.to_owned(), holds, right }
+    }
+}
+
+/// The directories of a configuration's sockets, definitions, links and files that others than root and this
+/// user may list.
+pub fn listable_directories(config: &Config, models: &Models) -> BTreeSet<Listable> {
+    let mut wanted = BTreeSet::new();
+    for NamedPath { path, role, .. } in of(config, models) {
+        let holds = match role {
+            Role::Socket(_) | Role::Option(PathKind::Socket) => "sockets",
+            Role::Option(PathKind::Link) => "links",
+            Role::Option(PathKind::File) => "files",
+            _ => continue,
+        };
+        let Ok(path) = std::path::absolute(path) else { continue };
+        // Nothing is made beside a device node.
+        let is_node = || path.starts_with("/dev") && holds == "files";
+        if let Some(directory) = path.parent().filter(|_| !is_node()) {
+            wanted.insert(Listable::new(directory, holds));
         }
-        _ => None,
+    }
+    let mdev = &config.mdev;
+    wanted.extend(mdev.sockets.iter().map(|sockets| Listable::new(sockets, "sockets")));
+    let wanted = wanted.into_iter().filter(|wanted| {
+        let directory = wanted.directory.clone();
+        // Where somebody holds it up, whoever uses it says so.
+        in_directory(&wanted.directory, move || is_listable_by_others(&directory)).unwrap_or(false)
+    });
+    let definitions = mdev.definitions.iter().flat_map(|place| listable_definitions(place));
+    wanted.chain(definitions).collect()
+}
+
+/// What is listable of a directory of definitions: itself, and those of parents in it.
+fn listable_definitions(definitions: &Path) -> Vec<Listable> {
+    let place = definitions.to_owned();
+    let look = move || {
+        let mut all = vec![place.clone()];
+        if is_passable_by_others(&place)
+            && let Ok(entries) = fs::read_dir(&place)
+        {
+            all.extend(entries.flatten().map(|entry| entry.path()).filter(|path| path.is_dir()));
+        }
+        all.retain(|directory| is_listable_by_others(directory));
+        all
     };
-    let directories = of(config, models).into_iter().filter_map(directory);
-    let directories = directories.chain(config.mdev.sockets.clone());
-    directories.filter(|directory| vfiod_sockets::is_listable_by_others(directory)).collect()
+    let listable = in_directory(definitions, look).unwrap_or_default();
+    listable.iter().map(|directory| Listable::new(directory, "definitions")).collect()
 }
 
 impl Found {
+    /// What is known of a path that was not looked at.
+    fn unseen(named: &NamedPath) -> Self {
+        let place = std::path::absolute(&named.path).unwrap_or_else(|_| named.path.clone());
+        Self { place, obstacle: None }
+    }
+
     /// Looks where a path leads, and what is in its way.
-    pub(crate) fn of(named: &NamedPath, obstacles: bool) -> Self {
+    fn of(named: &NamedPath, obstacles: bool) -> Self {
         let obstacle = if obstacles { obstacle(named) } else { None };
         let obstacle = obstacle.map(|(what, help)| problem(named, what, help));
         Self { place: whole_place(named), obstacle }
     }
+}
 
-    /// As [`Found::of`], by a thread that may be lost.
-    ///
-    /// # Errors
-    /// `ETIMEDOUT`: somebody holds up the directory of the path.
-    pub(crate) fn on_another_thread(named: &NamedPath) -> Result<Self> {
-        let directory = named.path.parent().unwrap_or(Path::new("/"));
-        let looked_at = named.clone();
-        vfiod_sockets::in_directory(directory, move || Self::of(&looked_at, true)).map_err(
-            |error| {
-                let what = format!("{}: cannot look at {}", named.key, named.path.display());
-                Error::new(error.errno(), what).because(error)
-            },
-        )
+/// Looks where paths lead, and what is in the way of those that are not known, by threads that may be lost: one
+/// for each directory.
+///
+/// # Errors
+/// `ETIMEDOUT`: somebody holds up the directory of a path that is not known.
+pub(crate) fn look(
+    paths: &[NamedPath],
+    is_known: impl Fn(&NamedPath) -> bool,
+) -> Result<Vec<Found>> {
+    let mut directories: BTreeMap<&Path, Vec<(usize, NamedPath, bool)>> = BTreeMap::new();
+    for (at, named) in paths.iter().enumerate() {
+        let directory = directories.entry(directory_of(&named.path)).or_default();
+        directory.push((at, named.clone(), is_known(named)));
     }
+    let mut all = BTreeMap::new();
+    for (directory, there) in directories {
+        let new = there.iter().find(|(.., is_known)| !is_known).map(|(at, ..)| &paths[*at]);
+        let places: Vec<_> = there.iter().map(|(at, ..)| *at).collect();
+        let look = move || -> Vec<_> {
+            there.iter().map(|(_, named, is_known)| Found::of(named, !is_known)).collect()
+        };
+        let found = match (in_directory(directory, look), new) {
+            (Ok(found), _) => found,
+            (Err(error), Some(named)) => {
+                let what = format!("{}: cannot look at {}", named.key, named.path.display());
+                return Err(Error::new(error.errno(), what).because(error));
+            }
+            // They are in use: whatever is new is compared with them as they are written.
+            (Err(_), None) => places.iter().map(|at| Found::unseen(&paths[*at])).collect(),
+        };
+        all.extend(places.into_iter().zip(found));
+    }
+    Ok(all.into_values().collect())
 }
 
 fn problem(named: &NamedPath, what: String, help: &str) -> Problem {

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use vfiod_config::{Config, ModelInfo, Models, Needs, SocketAccess};
 use vfiod_core::{Errno, Error, Result};
+use vfiod_directories::{directory_of, in_directory, make_directory, make_private_directory};
 use vfiod_sandbox::Rules;
 
 use crate::paths::{self, NamedPath, Role};
@@ -38,13 +39,22 @@ enum Wanted {
 /// a directory that does not exist cannot be allowed.
 ///
 /// `file` is where the configuration was read from.
-pub fn rules(config: &Config, models: &Models, file: Option<&Path>) -> Rules {
+///
+/// # Errors
+/// `ETIMEDOUT`: somebody holds up a directory in which one is to be made.
+pub fn rules(config: &Config, models: &Models, file: Option<&Path>) -> Result<Rules> {
     let mut rules = Rules::new();
     for wanted in wanted(config, models) {
         match wanted {
-            Wanted::Path(_, path) => {
-                // Whoever uses it says what is wrong with it.
-                let _ = vfiod_sockets::make_directory(&path);
+            Wanted::Path(key, path) => {
+                let (place, is_private) = (path.clone(), key == "mdev.definitions");
+                let make = move || match is_private {
+                    true => make_private_directory(&place),
+                    false => make_directory(&place),
+                };
+                // Whoever uses it says what is wrong with it, but that it cannot even be looked at.
+                let _ = in_directory(directory_of(&path), make)
+                    .map_err(|error| cannot_be_made(&key, &path, error))?;
                 rules.allow(path);
             }
             Wanted::ModelPath(_, _, path) => drop(rules.allow(path)),
@@ -70,7 +80,12 @@ pub fn rules(config: &Config, models: &Models, file: Option<&Path>) -> Rules {
             file.parent().filter(|above| !SHARED.iter().any(|s| Path::new(s) == *above));
         rules.allow_reading(directory.unwrap_or(&file));
     }
-    rules
+    Ok(rules)
+}
+
+fn cannot_be_made(key: &str, path: &Path, error: Error) -> Error {
+    let what = format!("{key}: cannot look for the directory {}", path.display());
+    Error::new(error.errno(), what).because(error)
 }
 
 /// Checks that what `new` needs and `old` does not is allowed in the sandbox of this process.
@@ -90,8 +105,7 @@ pub(crate) fn check(old: &Config, new: &Config, models: &Models) -> Result<()> {
         match wanted {
             Wanted::Path(key, path) => {
                 let place = path.clone();
-                let checked =
-                    vfiod_sockets::in_directory(path, move || vfiod_sandbox::check(&place))?;
+                let checked = in_directory(path, move || vfiod_sandbox::check(&place))?;
                 if let Err(outside) = checked {
                     return denied(format!("{key}: {outside}"));
                 }
@@ -134,10 +148,15 @@ fn wanted(config: &Config, models: &Models) -> BTreeSet<Wanted> {
         match role {
             Role::Socket(access) => {
                 all.extend(of_access(&key, access));
-                all.insert(Wanted::Path(key, directory_of(&path)));
+                all.insert(Wanted::Path(key, absolute_directory(&path)));
             }
             Role::Directory => drop(all.insert(Wanted::Path(key, path))),
-            Role::Option(_) => drop(all.insert(Wanted::Path(key, named(&path)))),
+            Role::Option(_) => {
+                let looked_at = path.clone();
+                let named = in_directory(directory_of(&path), move || named(&looked_at));
+                let named = named.unwrap_or_else(|_| absolute_directory(&path));
+                all.insert(Wanted::Path(key, named));
+            }
             // Mounted before the sandbox is entered; allowed as it is.
             Role::View | Role::Present => {}
         }
@@ -177,7 +196,7 @@ fn of_model(key: &str, info: &ModelInfo) -> Vec<Wanted> {
     calls.chain(paths).collect()
 }
 
-fn directory_of(path: &Path) -> PathBuf {
+fn absolute_directory(path: &Path) -> PathBuf {
     let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
     absolute.parent().map_or_else(|| absolute.clone(), Path::to_owned)
 }
@@ -193,6 +212,6 @@ fn named(path: &Path) -> PathBuf {
         {
             std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
         }
-        _ => directory_of(path),
+        _ => absolute_directory(path),
     }
 }

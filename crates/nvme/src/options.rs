@@ -6,6 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 use vfiod_core::{Errno, Error, Result};
+use vfiod_directories::{directory_of, in_directory_to_disk};
 use vfiod_disk::{
     DirectIo, Disk, Identify, Identity as DiskIdentity, Image, ImageOptions, Memory, Metadata,
     MetadataOptions, Null,
@@ -214,7 +215,15 @@ impl NvmeOptions {
                 };
                 (disk, self.block_size(), DiskIdentity::random(), None)
             }
-            Some(path) => self.open_image(path)?,
+            Some(path) => {
+                let (options, place) = (self.clone(), path.clone());
+                // By a thread that may be lost: somebody may hold up the directory.
+                in_directory_to_disk(directory_of(path), move || options.open_image(&place))
+                    .map_err(|error| {
+                        let what = format!("image {}: cannot be opened", path.display());
+                        Error::new(error.errno(), what).because(error)
+                    })??
+            }
         };
         let named = self.renamed(named)?;
         let identity = Identity {

@@ -5,7 +5,8 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 use std::time::Duration;
 
-use crate::directory::{directory_of, in_directory};
+use vfiod_directories::{directory_of, in_directory};
+
 use crate::named::{self, SUFFIX};
 
 /// How old a socket under its first name must be to be a leftover: making one takes less than a

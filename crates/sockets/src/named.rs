@@ -9,9 +9,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, RenameFlags, Uid};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use vfiod_directories::{directory_of, in_directory, make_directory, remove_in};
 use vfiod_dma::{Error, Result};
-
-use crate::directory::{directory_of, in_directory, make_directory, remove_in};
 
 /// Longest path in bytes: `sun_path` less the NUL that some clients need.
 const MAX_PATH: usize = 107;

@@ -22,9 +22,12 @@ use rustix::fs::{MemfdFlags, fstat, ftruncate, memfd_create};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use vfiod_core::region::SparseArea;
+use vfiod_directories::{directory_of, in_directory};
 use vfiod_io::RuntimeRing;
 use vfiod_pci::BarKind;
 use vfiod_pci::prelude::*;
+
+use crate::RateLimiter;
 
 use self::doorbells::Doorbells;
 use self::measure::Measurement;
@@ -83,6 +86,8 @@ pub struct Bench {
     /// There when a queue has needed them.
     disk: Option<Disk>,
     ring: Option<Arc<RuntimeRing>>,
+    /// A guest can enable a queue again and again that lacks them.
+    warnings: RateLimiter,
 }
 
 impl Bench {
@@ -101,6 +106,7 @@ impl Bench {
             doorbells: Arc::new(Doorbells::new()),
             disk: None,
             ring: None,
+            warnings: RateLimiter::default(),
         }
     }
 
@@ -118,11 +124,12 @@ impl Bench {
         }
         let disk = match &self.options.disk {
             Some(path) => {
-                let file =
-                    OpenOptions::new().read(true).write(true).open(path).map_err(|error| {
-                        let what = format!("cannot open {}: {error}", path.display());
-                        Error::new(Errno::from_io_error(&error).unwrap_or(Errno::IO), what)
-                    })?;
+                let place = path.clone();
+                let open = move || OpenOptions::new().read(true).write(true).open(place);
+                let file = in_directory(directory_of(path), open)?.map_err(|error| {
+                    let what = format!("cannot open {}: {error}", path.display());
+                    Error::new(Errno::from_io_error(&error).unwrap_or(Errno::IO), what)
+                })?;
                 let file = OwnedFd::from(file);
                 let stat = fstat(&file).map_err(|e| Error::new(e, "cannot look at the disk"))?;
                 Disk { file: Arc::new(file), len: u64::try_from(stat.st_size).unwrap_or(0) }
@@ -281,7 +288,16 @@ impl Model for Bench {
 
     fn reset(&mut self, _cx: &Cx<Self>) {
         self.delay();
-        let Self { options: _, memory, measurement, queues, doorbells: _, disk, ring: _ } = self;
+        let Self {
+            options: _,
+            memory,
+            measurement,
+            queues,
+            doorbells: _,
+            disk,
+            ring: _,
+            warnings: _,
+        } = self;
         if let Memory::Own { bytes, written: written @ true } = memory {
             bytes.fill(0);
             *written = false;
@@ -340,8 +356,16 @@ impl Save for Bench {
     type Image = BenchImage;
 
     fn save(&self) -> BenchImage {
-        let Self { options: _, memory: _, measurement, queues, doorbells: _, disk: _, ring: _ } =
-            self;
+        let Self {
+            options: _,
+            memory: _,
+            measurement,
+            queues,
+            doorbells: _,
+            disk: _,
+            ring: _,
+            warnings: _,
+        } = self;
         let queue = |half: usize, n: usize| queues[half * QUEUES / 2 + n].save_registers();
         BenchImage {
             measurement: measurement.save_registers(),

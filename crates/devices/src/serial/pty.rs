@@ -16,6 +16,7 @@ use rustix::fs::OFlags;
 use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, ptsname, unlockpt};
 use rustix::termios::{OptionalActions, tcgetattr, tcsetattr};
 use vfiod_core::{Errno, Error, Result};
+use vfiod_directories::{directory_of, in_directory, remove_in};
 use vfiod_tasks::{Descriptor, Runtime};
 
 /// Where the kernel has its pseudo-terminals.
@@ -184,7 +185,8 @@ fn make() -> Result<(OwnedFd, PathBuf), Errno> {
     Ok((master, OsString::from_vec(path.into_bytes()).into()))
 }
 
-/// A symbolic link to a terminal.
+/// A symbolic link to a terminal. It is made and removed by a thread that may be lost: somebody may hold up
+/// its directory.
 #[derive(Debug)]
 struct Link {
     path: PathBuf,
@@ -192,26 +194,45 @@ struct Link {
 }
 
 impl Link {
-    /// Replaces a link to a terminal, and nothing else.
+    /// Replaces a link to a terminal, and nothing else. Waits two seconds at most.
+    ///
+    /// # Errors
+    /// `ETIMEDOUT`: somebody holds up its directory; `EEXIST` and what else the file system says.
     fn make(path: &Path, target: &Path) -> Result<Self> {
-        let failed = |error: std::io::Error| {
-            let errno = Errno::from_io_error(&error).unwrap_or(Errno::IO);
+        let failed = |errno: Errno| {
             let what = format!("serial: cannot link {} to a pseudo-terminal", path.display());
-            Error::new(errno, what).because(error)
+            Error::new(errno, what)
         };
-        if std::fs::read_link(path).is_ok_and(|old| old.starts_with(TERMINALS)) {
-            std::fs::remove_file(path).map_err(failed)?;
-        }
-        std::os::unix::fs::symlink(target, path).map_err(failed)?;
-        Ok(Self { path: path.to_owned(), target: target.to_owned() })
+        let (link, target) = (path.to_owned(), target.to_owned());
+        let make = move || -> std::io::Result<Self> {
+            if std::fs::read_link(&link).is_ok_and(|old| old.starts_with(TERMINALS)) {
+                std::fs::remove_file(&link)?;
+            }
+            std::os::unix::fs::symlink(&target, &link)?;
+            // One that comes too late is dropped, and the link removed.
+            Ok(Self { path: link, target })
+        };
+        let made = in_directory(directory_of(path), make)
+            .map_err(|error| failed(error.errno()).because(error))?;
+        made.map_err(|error| {
+            failed(Errno::from_io_error(&error).unwrap_or(Errno::IO)).because(error)
+        })
     }
 }
 
 impl Drop for Link {
     fn drop(&mut self) {
-        // Unless another one has taken its place.
-        if std::fs::read_link(&self.path).is_ok_and(|now| now == self.target) {
-            let _ = std::fs::remove_file(&self.path);
+        let Self { path, target } = self;
+        let (link, target) = (path.clone(), std::mem::take(target));
+        let remove = move || {
+            // Unless another one has taken its place.
+            if std::fs::read_link(&link).is_ok_and(|now| now == target) {
+                let _ = std::fs::remove_file(&link);
+            }
+        };
+        if !remove_in(directory_of(path), remove) {
+            let path = path.display();
+            tracing::warn!(%path, "a link stays for now: somebody holds up its directory, or no thread can be started");
         }
     }
 }

@@ -2,14 +2,14 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::{FlockOperation, flock};
 use uuid::Uuid;
 use vfiod_config::open_regular;
 use vfiod_core::{Errno, Error, Result};
+use vfiod_directories::{directory_of, make_private_directory};
 
 use super::{Damaged, Definition, file};
 
@@ -20,34 +20,45 @@ const OWN: &str = ".vfiod";
 const NEW: &str = "new";
 const DAMAGED: &str = "damaged";
 
-/// A directory of definitions, locked.
+/// A directory of definitions. Its methods wait for the directory, and are called by threads that may be
+/// lost; changes come one after the other.
 #[derive(Debug)]
 pub(super) struct Directory {
     path: PathBuf,
-    /// Holds the lock on the directory.
-    lock: File,
-    /// Changes by this process come one after the other.
-    changing: Mutex<()>,
 }
 
-impl Drop for Directory {
-    /// A process that is being started has a copy of the descriptor, which would keep the lock.
-    fn drop(&mut self) {
-        if let Err(error) = flock(&self.lock, FlockOperation::Unlock) {
+/// The lock of a directory, against other daemons.
+#[derive(Debug)]
+pub(super) struct Lock {
+    path: PathBuf,
+    file: File,
+}
+
+impl Lock {
+    /// Gives up the lock. Another process, or a thread that does not end, may have a copy of the descriptor,
+    /// which would keep it.
+    pub(super) fn release(&self) {
+        if let Err(error) = flock(&self.file, FlockOperation::Unlock) {
             tracing::warn!(path = %self.path.display(), %error, "cannot unlock the definitions");
         }
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        self.release();
     }
 }
 
 impl Directory {
     /// # Errors
     /// `EBUSY`: locked by another daemon; or errors of the file system.
-    pub(super) fn open(path: &Path) -> Result<Self> {
+    pub(super) fn open(path: &Path) -> Result<(Self, Lock)> {
         make(path).map_err(|error| failed("make", path, error))?;
         // Whoever changes to another directory later still finds it.
         let path = path.canonicalize().map_err(|error| failed("find", path, error))?;
-        let lock = File::open(&path).map_err(|error| failed("open", &path, error))?;
-        match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+        let file = File::open(&path).map_err(|error| failed("open", &path, error))?;
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
             Err(Errno::WOULDBLOCK) => {
                 let what = format!(
@@ -58,9 +69,14 @@ impl Directory {
             }
             Err(errno) => return Err(failed("lock", &path, errno.into())),
         }
-        let directory = Self { path, lock, changing: Mutex::new(()) };
+        let (lock, directory) = (Lock { path: path.clone(), file }, Self { path });
         directory.clean()?;
-        Ok(directory)
+        Ok((directory, lock))
+    }
+
+    /// Where it is.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
     }
 
     /// Removes what an interrupted write left behind.
@@ -74,11 +90,6 @@ impl Directory {
             tracing::info!(path = %path.display(), "removed what an interrupted write left");
         }
         Ok(())
-    }
-
-    /// Held over a change that reads first.
-    pub(super) fn change(&self) -> MutexGuard<'_, ()> {
-        self.changing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Names of parents that have or had definitions, in order.
@@ -221,7 +232,6 @@ impl Directory {
     /// # Errors
     /// `EEXIST`; or errors of the file system.
     pub(super) fn create(&self, definition: &Definition) -> Result<()> {
-        let _one_at_a_time = self.change();
         let path = self.file(&definition.parent, definition.uuid);
         self.write(definition, |new| match fs::hard_link(new, &path) {
             Ok(()) => discard(new),
@@ -239,7 +249,7 @@ impl Directory {
         })
     }
 
-    /// Writes a definition in the place of the one that is there. Called with [`Self::change`].
+    /// Writes a definition in the place of the one that is there.
     ///
     /// # Errors
     /// Errors of the file system.
@@ -342,22 +352,12 @@ fn discard(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Makes a directory and those above it, so that they last.
+/// Makes a directory and those above it, so that they last. Whoever may list it, or open a file in it, could
+/// hold it up: others may do neither.
 fn make(path: &Path) -> io::Result<()> {
-    if path.is_dir() {
-        return Ok(());
-    }
-    let above = path.parent().filter(|above| !above.as_os_str().is_empty());
-    let above = above.unwrap_or(Path::new("."));
-    make(above)?;
-    if fs::symlink_metadata(path).is_ok() {
-        return Err(io::ErrorKind::NotADirectory.into());
-    }
-    match fs::DirBuilder::new().mode(0o755).create(path) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
-        Err(error) => Err(error),
-        Ok(()) => sync(above),
-    }
+    let missing: Vec<_> = path.ancestors().take_while(|path| !path.is_dir()).collect();
+    make_private_directory(path)?;
+    missing.into_iter().rev().try_for_each(|made| sync(directory_of(made)))
 }
 
 fn sync(directory: &Path) -> io::Result<()> {

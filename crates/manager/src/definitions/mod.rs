@@ -8,7 +8,8 @@
 //!
 //! The directory is the truth. Nothing is cached, because mdevctl may use the same directory (it
 //! looks for `etc/mdevctl.d` below `MDEVCTL_ENV_ROOT`): every call reads what is there now.
-//! mdevctl passes over `.vfiod`, which has directories only, without a word.
+//! mdevctl passes over `.vfiod`, which has directories only, without a word. Directories that the store makes
+//! have mode 0700: who may list one, or read a file in it, can hold up changes there.
 //!
 //! # What lasts
 //! Every change is one rename, link or removal of a whole and synced file, and is on the disk when
@@ -33,12 +34,14 @@ mod killed;
 mod tests;
 
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 use vfiod_core::{Errno, Error, Result};
+use vfiod_directories::{in_directory, in_directory_to_disk};
 
-use self::directory::Directory;
+use self::directory::{Directory, Lock};
 
 /// Whether an instance is started with the daemon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -130,10 +133,16 @@ pub struct Listing {
     pub damaged: Vec<Damaged>,
 }
 
-/// The store. Its methods may be called by any thread; they wait for the disk.
+/// The store. Its methods may be called by any thread. They wait for the disk and for the directory, but not
+/// for ever for one that somebody holds up: two seconds to read, six to change (`ETIMEDOUT`). A change that
+/// has begun by then is made later.
 #[derive(Debug)]
 pub(crate) struct Definitions {
-    directory: Directory,
+    directory: Arc<Directory>,
+    /// Against another daemon.
+    lock: Lock,
+    /// Changes by this process come one after the other.
+    changing: Mutex<()>,
 }
 
 impl Definitions {
@@ -143,7 +152,15 @@ impl Definitions {
     /// # Errors
     /// `EBUSY`: another daemon uses it; or errors of the file system.
     pub(crate) fn open(dir: &Path) -> Result<Self> {
-        Ok(Self { directory: Directory::open(dir)? })
+        let place = dir.to_owned();
+        let (directory, lock) =
+            in_directory_to_disk(dir, move || Directory::open(&place)).map_err(held_up)??;
+        Ok(Self { directory: Arc::new(directory), lock, changing: Mutex::default() })
+    }
+
+    /// Lets another daemon use the directory.
+    pub(crate) fn unlock(&self) {
+        self.lock.release();
     }
 
     /// Every definition. Damaged files are set aside, and do not keep the others from being read.
@@ -151,26 +168,7 @@ impl Definitions {
     /// # Errors
     /// Errors of the file system at the directory itself.
     pub(crate) fn list(&self) -> Result<Listing> {
-        let mut listing = Listing::default();
-        for parent in self.directory.parents()? {
-            for uuid in self.directory.files(&parent)? {
-                match self.directory.read(&parent, uuid) {
-                    Ok(Some(definition)) => listing.definitions.push(definition),
-                    Ok(None) => {}
-                    Err(damaged) => listing.damaged.push(damaged),
-                }
-            }
-        }
-        // Until somebody has looked after them.
-        for damaged in self.directory.damaged()? {
-            if !listing.damaged.iter().any(|known| known.set_aside_as == damaged.set_aside_as) {
-                listing.damaged.push(damaged);
-            }
-        }
-        let key = |definition: &Definition| (definition.parent.clone(), definition.uuid);
-        listing.definitions.sort_by_cached_key(key);
-        listing.damaged.sort_by(|a, b| a.path.cmp(&b.path));
-        Ok(listing)
+        self.read(list)
     }
 
     /// The definition of a UUID, if there is one; under this parent, if one is named.
@@ -178,15 +176,8 @@ impl Definitions {
     /// # Errors
     /// `EINVAL`: two parents have it and none is named; `EBADMSG`: its file is damaged.
     pub(crate) fn get(&self, uuid: Uuid, parent: Option<&str>) -> Result<Option<Definition>> {
-        match self.find(uuid, parent)? {
-            Some(parent) => self.directory.read(&parent, uuid).map_err(|damaged| {
-                let Damaged { path, why, set_aside_as } = damaged;
-                let place = set_aside_as
-                    .map_or_else(String::new, |at| format!("; set aside as {}", at.display()));
-                Error::new(Errno::BADMSG, format!("{}: {why}{place}", path.display()))
-            }),
-            None => Ok(None),
-        }
+        let parent = parent.map(str::to_owned);
+        self.read(move |directory| get(directory, uuid, parent.as_deref()))
     }
 
     /// Adds a definition.
@@ -196,7 +187,9 @@ impl Definitions {
     /// an attribute with an impossible name; or errors of the file system.
     pub(crate) fn define(&self, definition: &Definition) -> Result<()> {
         definition.validate()?;
-        self.directory.create(definition)
+        let _one_at_a_time = vfiod_sync::lock(&self.changing);
+        let definition = definition.clone();
+        self.change(move |directory| directory.create(&definition))
     }
 
     /// Changes a definition; returns it as it is now. If `change` fails, nothing has changed.
@@ -211,7 +204,7 @@ impl Definitions {
         parent: Option<&str>,
         change: impl FnOnce(&mut Definition) -> Result<()>,
     ) -> Result<Definition> {
-        let _one_at_a_time = self.directory.change();
+        let _one_at_a_time = vfiod_sync::lock(&self.changing);
         let old = self.get(uuid, parent)?.ok_or_else(|| undefined(uuid, parent))?;
         let mut new = old.clone();
         change(&mut new)?;
@@ -221,7 +214,8 @@ impl Definitions {
             return Err(Error::new(Errno::INVAL, what));
         }
         if new != old {
-            self.directory.replace(&new)?;
+            let written = new.clone();
+            self.change(move |directory| directory.replace(&written))?;
         }
         Ok(new)
     }
@@ -232,11 +226,12 @@ impl Definitions {
     /// `ENOENT`: there is none; `EINVAL`: two parents have it and none is named; or errors of the
     /// file system.
     pub(crate) fn undefine(&self, uuid: Uuid, parent: Option<&str>) -> Result<()> {
-        let _one_at_a_time = self.directory.change();
-        match self.find(uuid, parent)? {
-            Some(found) if self.directory.remove(&found, uuid)? => Ok(()),
-            _ => Err(undefined(uuid, parent)),
-        }
+        let _one_at_a_time = vfiod_sync::lock(&self.changing);
+        let parent = parent.map(str::to_owned);
+        self.change(move |directory| match find(directory, uuid, parent.as_deref())? {
+            Some(found) if directory.remove(&found, uuid)? => Ok(()),
+            _ => Err(undefined(uuid, parent.as_deref())),
+        })
     }
 
     /// Every parent that has a definition of a UUID.
@@ -244,24 +239,81 @@ impl Definitions {
     /// # Errors
     /// Errors of the file system.
     pub(crate) fn parents_of(&self, uuid: Uuid) -> Result<Vec<String>> {
-        let mut found = self.directory.parents()?;
-        found.retain(|parent| self.directory.has(parent, uuid));
-        Ok(found)
+        self.read(move |directory| parents_of(directory, uuid))
     }
 
-    /// The one parent that has a definition of this UUID.
-    fn find(&self, uuid: Uuid, parent: Option<&str>) -> Result<Option<String>> {
-        if let Some(parent) = parent {
-            check_name("parent", parent)?;
-            return Ok(Some(parent.to_owned()));
-        }
-        let mut found = self.parents_of(uuid)?;
-        if found.len() > 1 {
-            let what = format!("{uuid} is defined under {}; name the parent", found.join(" and "));
-            return Err(Error::new(Errno::INVAL, what));
-        }
-        Ok(found.pop())
+    fn read<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Directory) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let directory = self.directory.clone();
+        in_directory(self.directory.path(), move || work(&directory)).map_err(held_up)?
     }
+
+    fn change<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Directory) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let directory = self.directory.clone();
+        in_directory_to_disk(self.directory.path(), move || work(&directory)).map_err(held_up)?
+    }
+}
+
+fn held_up(error: Error) -> Error {
+    Error::new(error.errno(), "the definitions cannot be reached").because(error)
+}
+
+fn list(directory: &Directory) -> Result<Listing> {
+    let mut listing = Listing::default();
+    for parent in directory.parents()? {
+        for uuid in directory.files(&parent)? {
+            match directory.read(&parent, uuid) {
+                Ok(Some(definition)) => listing.definitions.push(definition),
+                Ok(None) => {}
+                Err(damaged) => listing.damaged.push(damaged),
+            }
+        }
+    }
+    // Until somebody has looked after them.
+    for damaged in directory.damaged()? {
+        if !listing.damaged.iter().any(|known| known.set_aside_as == damaged.set_aside_as) {
+            listing.damaged.push(damaged);
+        }
+    }
+    let key = |definition: &Definition| (definition.parent.clone(), definition.uuid);
+    listing.definitions.sort_by_cached_key(key);
+    listing.damaged.sort_by(|a, b| a.path.cmp(&b.path));
+    Ok(listing)
+}
+
+fn get(directory: &Directory, uuid: Uuid, parent: Option<&str>) -> Result<Option<Definition>> {
+    let Some(parent) = find(directory, uuid, parent)? else { return Ok(None) };
+    directory.read(&parent, uuid).map_err(|damaged| {
+        let Damaged { path, why, set_aside_as } = damaged;
+        let place =
+            set_aside_as.map_or_else(String::new, |at| format!("; set aside as {}", at.display()));
+        Error::new(Errno::BADMSG, format!("{}: {why}{place}", path.display()))
+    })
+}
+
+fn parents_of(directory: &Directory, uuid: Uuid) -> Result<Vec<String>> {
+    let mut found = directory.parents()?;
+    found.retain(|parent| directory.has(parent, uuid));
+    Ok(found)
+}
+
+/// The one parent that has a definition of this UUID.
+fn find(directory: &Directory, uuid: Uuid, parent: Option<&str>) -> Result<Option<String>> {
+    if let Some(parent) = parent {
+        check_name("parent", parent)?;
+        return Ok(Some(parent.to_owned()));
+    }
+    let mut found = parents_of(directory, uuid)?;
+    if found.len() > 1 {
+        let what = format!("{uuid} is defined under {}; name the parent", found.join(" and "));
+        return Err(Error::new(Errno::INVAL, what));
+    }
+    Ok(found.pop())
 }
 
 fn undefined(uuid: Uuid, parent: Option<&str>) -> Error {

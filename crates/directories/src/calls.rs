@@ -12,15 +12,16 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{CWD, FileType, Mode};
 use rustix::io::Errno;
 use vfiod_dma::{Error, Result};
 
 /// How long a call is waited for.
 const LIMIT: Duration = Duration::from_secs(2);
+/// How long a call is waited for that may also wait for a disk.
+const DISK_LIMIT: Duration = Duration::from_secs(6);
 /// How long the removal of a name is waited for while a call in another directory takes longer than
 /// [`LIMIT`]: many directories that are held up do not add up.
 const LIMIT_AMONG_STUCK: Duration = Duration::from_millis(100);
@@ -28,35 +29,45 @@ const LIMIT_AMONG_STUCK: Duration = Duration::from_millis(100);
 const MAX_THREADS: usize = 256;
 /// Stack of such a thread, bytes.
 const STACK: usize = 512 << 10;
-/// Whoever may pass through a directory of this mode may not list it.
-const PASSABLE: Mode = Mode::RWXU.union(Mode::XGRP).union(Mode::XOTH);
 
-type Job = Box<dyn FnOnce() + Send>;
+/// What is to be done, and how long that may take.
+struct Job {
+    work: Box<dyn FnOnce() + Send>,
+    limit: Duration,
+}
 
 /// What is to be done in one directory. There is one as long as it has a thread or jobs.
 #[derive(Default)]
 struct Queue {
     jobs: VecDeque<Job>,
-    has_thread: bool,
-    /// When the call began that is being made.
-    since: Option<Instant>,
+    thread: Option<JoinHandle<()>>,
+    /// By when the call should have returned that is being made.
+    due: Option<Instant>,
 }
 
 impl Queue {
     fn is_stuck(&self) -> bool {
-        self.since.is_some_and(|since| since.elapsed() >= LIMIT)
+        self.due.is_some_and(|due| due <= Instant::now())
     }
 }
 
-static QUEUES: LazyLock<Mutex<HashMap<PathBuf, Queue>>> = LazyLock::new(Mutex::default);
+type Queues = HashMap<PathBuf, Queue>;
+
+static QUEUES: LazyLock<Mutex<Queues>> = LazyLock::new(Mutex::default);
+/// Threads that have nothing to do any more, and are about to end.
+static ENDING: Mutex<Vec<JoinHandle<()>>> = Mutex::new(Vec::new());
 
 thread_local! {
     /// Whether this thread may be lost.
     static MAY_BE_LOST: Cell<bool> = const { Cell::new(false) };
 }
 
-fn queues() -> MutexGuard<'static, HashMap<PathBuf, Queue>> {
+fn queues() -> MutexGuard<'static, Queues> {
     QUEUES.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn ending() -> MutexGuard<'static, Vec<JoinHandle<()>>> {
+    ENDING.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Makes calls that look up, make or remove names in a directory. Waits for no longer than two seconds,
@@ -66,6 +77,26 @@ fn queues() -> MutexGuard<'static, HashMap<PathBuf, Queue>> {
 /// # Errors
 /// `ETIMEDOUT`: the directory is held up; `EAGAIN`: no thread can be started.
 pub fn in_directory<T: Send + 'static>(
+    directory: &Path,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T> {
+    within(LIMIT, directory, work)
+}
+
+/// Makes calls as [`in_directory`] that may also wait for a disk: for what is written to last. Waits for no
+/// longer than six seconds.
+///
+/// # Errors
+/// As [`in_directory`].
+pub fn in_directory_to_disk<T: Send + 'static>(
+    directory: &Path,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T> {
+    within(DISK_LIMIT, directory, work)
+}
+
+fn within<T: Send + 'static>(
+    limit: Duration,
     directory: &Path,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T> {
@@ -85,14 +116,15 @@ pub fn in_directory<T: Send + 'static>(
     };
     let mut queues = queues();
     if queues.get(directory).is_some_and(Queue::is_stuck) {
-        return Err(held_up(directory));
+        return Err(held_up(directory, limit));
     }
-    enqueue(&mut queues, directory, Box::new(job)).map_err(|errno| {
+    let job = Job { work: Box::new(job), limit };
+    enqueue(&mut queues, directory, job).map_err(|errno| {
         drop(take(&work));
         Error::new(errno, format!("cannot start a thread for calls in {}", directory.display()))
     })?;
     drop(queues);
-    match receiver.recv_timeout(LIMIT) {
+    match receiver.recv_timeout(limit) {
         Ok(Ok(done)) => Ok(done),
         Ok(Err(panic)) => resume_unwind(panic),
         Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
@@ -101,7 +133,7 @@ pub fn in_directory<T: Send + 'static>(
             match receiver.try_recv() {
                 Ok(Ok(done)) => Ok(done),
                 Ok(Err(panic)) => resume_unwind(panic),
-                Err(_) => Err(held_up(directory)),
+                Err(_) => Err(held_up(directory, limit)),
             }
         }
     }
@@ -109,7 +141,7 @@ pub fn in_directory<T: Send + 'static>(
 
 /// Removes a name from a directory. It is waited for as in [`in_directory`], and done later if the directory
 /// is held up. Returns whether it is done.
-pub(crate) fn remove_in(directory: &Path, removal: impl FnOnce() + Send + 'static) -> bool {
+pub fn remove_in(directory: &Path, removal: impl FnOnce() + Send + 'static) -> bool {
     if MAY_BE_LOST.get() {
         removal();
         return true;
@@ -125,7 +157,8 @@ pub(crate) fn remove_in(directory: &Path, removal: impl FnOnce() + Send + 'stati
         true => LIMIT_AMONG_STUCK,
         false => LIMIT,
     };
-    let enqueued = enqueue(&mut queues, directory, Box::new(job));
+    let job = Job { work: Box::new(job), limit: LIMIT };
+    let enqueued = enqueue(&mut queues, directory, job);
     drop(queues);
     enqueued.is_ok() && !is_stuck && receiver.recv_timeout(limit).is_ok()
 }
@@ -134,15 +167,11 @@ pub(crate) fn remove_in(directory: &Path, removal: impl FnOnce() + Send + 'stati
 ///
 /// # Errors
 /// `EAGAIN`: no thread can be started.
-fn enqueue(
-    queues: &mut HashMap<PathBuf, Queue>,
-    directory: &Path,
-    job: Job,
-) -> std::result::Result<(), Errno> {
-    let threads = queues.values().filter(|queue| queue.has_thread).count();
+fn enqueue(queues: &mut Queues, directory: &Path, job: Job) -> std::result::Result<(), Errno> {
+    let threads = queues.values().filter(|queue| queue.thread.is_some()).count();
     let queue = queues.entry(directory.to_owned()).or_default();
     queue.jobs.push_back(job);
-    if queue.has_thread {
+    if queue.thread.is_some() {
         return Ok(());
     }
     let place = directory.to_owned();
@@ -150,8 +179,8 @@ fn enqueue(
         let thread = thread::Builder::new().name("directory".to_owned()).stack_size(STACK);
         thread.spawn(move || work_off(&place))
     });
-    if let Some(Ok(_)) = started {
-        queue.has_thread = true;
+    if let Some(Ok(thread)) = started {
+        queue.thread = Some(thread);
         return Ok(());
     }
     queues.remove(directory);
@@ -164,74 +193,48 @@ fn work_off(directory: &Path) {
         let mut queues = queues();
         let Some(queue) = queues.get_mut(directory) else { return };
         let Some(job) = queue.jobs.pop_front() else {
-            queues.remove(directory);
+            let ended = queues.remove(directory).and_then(|queue| queue.thread);
+            let mut ending = ending();
+            ending.retain(|thread| !thread.is_finished());
+            ending.extend(ended);
             return;
         };
-        queue.since = Some(Instant::now());
+        queue.due = Some(Instant::now() + job.limit);
         drop(queues);
         // May never return.
-        job();
+        (job.work)();
     }
 }
 
-fn held_up(directory: &Path) -> Error {
+/// Waits until the threads of these calls have ended, but not for one whose call does not return. Before the
+/// process has other threads: a sandbox that applies to one thread applies to all that are started by it.
+pub fn settle() {
+    let start = Instant::now();
+    let threads = || std::fs::read_dir("/proc/self/task").map_or(1, Iterator::count);
+    while start.elapsed() < LIMIT {
+        let ended = std::mem::take(&mut *ending());
+        ended.into_iter().for_each(|thread| drop(thread.join()));
+        // The kernel shows a thread for a moment after its end; those of others stay.
+        let is_over = start.elapsed() >= LIMIT_AMONG_STUCK || threads() == 1;
+        if queues().is_empty() && ending().is_empty() && is_over {
+            return;
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+fn held_up(directory: &Path, limit: Duration) -> Error {
     let place = directory.display();
     let what = format!(
         "{place} is held up: a call there has not returned for {} s. Whoever may list a directory can \
          hold it up: end the process that does, and let others only pass through it (chmod 0711 {place})",
-        LIMIT.as_secs()
+        limit.as_secs()
     );
     Error::new(Errno::TIMEDOUT, what)
 }
 
-/// The directory of a path.
-pub(crate) fn directory_of(path: &Path) -> &Path {
-    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-    parent.unwrap_or(Path::new("."))
-}
-
-/// Makes a directory that is missing, and those above it. Others may pass through it, and not list it.
-/// One that is there is left alone: nothing waits for a lock of a directory then.
-///
-/// # Errors
-/// `ENOTDIR`: a file is in place of a directory; what `stat` or `mkdir` says.
-pub fn make_directory(path: &Path) -> std::result::Result<(), Errno> {
-    let is_there = || match rustix::fs::stat(path) {
-        Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::Directory => Ok(true),
-        Ok(_) => Err(Errno::NOTDIR),
-        Err(Errno::NOENT) => Ok(false),
-        Err(errno) => Err(errno),
-    };
-    if is_there()? {
-        return Ok(());
-    }
-    let above = directory_of(path);
-    if above != Path::new(".") {
-        make_directory(above)?;
-    }
-    match rustix::fs::mkdirat(CWD, path, PASSABLE) {
-        // Somebody else has made it, or it is a link to nothing.
-        Err(Errno::EXIST) if is_there()? => Ok(()),
-        Err(Errno::EXIST) => Err(Errno::NOTDIR),
-        made => made,
-    }
-}
-
-/// Whether others than root and the user of this process may list a directory, and so hold up what is made
-/// and removed there. `false` where it cannot be looked at.
-pub fn is_listable_by_others(directory: &Path) -> bool {
-    let Ok(stat) = rustix::fs::stat(directory) else { return false };
-    let (user, group) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
-    let mode = Mode::from_raw_mode(stat.st_mode);
-    let is_trusted = |owner: u32, ours: u32| owner == 0 || owner == ours;
-    mode.contains(Mode::ROTH)
-        || (mode.contains(Mode::RGRP) && !is_trusted(stat.st_gid, group))
-        || !is_trusted(stat.st_uid, user)
-}
-
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
     use std::sync::mpsc::channel;
 
     use super::*;
@@ -283,7 +286,7 @@ mod tests {
         let (order, made) = channel();
         thread::scope(|scope| {
             scope.spawn(|| assert!(in_directory(place, move || resumed.recv().is_err()).is_err()));
-            while queues().get(place).is_none_or(|queue| queue.since.is_none()) {
+            while queues().get(place).is_none_or(|queue| queue.due.is_none()) {
                 thread::yield_now();
             }
             let given_up = order.clone();
@@ -303,24 +306,5 @@ mod tests {
         let panicked = catch_unwind(|| in_directory(place, || panic!("as it should")));
         assert!(panicked.is_err());
         assert_eq!(in_directory(place, || 1).unwrap(), 1);
-    }
-
-    #[test]
-    fn directories_that_are_made_can_be_passed_and_not_listed_by_others() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("a/b");
-        make_directory(&path).unwrap();
-        for made in [&path, &directory.path().join("a")] {
-            let mode = std::fs::metadata(made).unwrap().permissions().mode();
-            assert_eq!(mode & 0o777 & !0o711, 0, "{mode:o}");
-            assert!(!is_listable_by_others(made));
-        }
-        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).unwrap();
-        make_directory(&path).unwrap();
-        let mode = std::fs::metadata(&path).unwrap().permissions().mode();
-        assert_eq!(mode & 0o777, 0o755, "that of others is left alone");
-        assert!(is_listable_by_others(&path));
-        std::os::unix::fs::symlink("nothing", directory.path().join("link")).unwrap();
-        assert_eq!(make_directory(&directory.path().join("link")), Err(Errno::NOTDIR));
     }
 }
