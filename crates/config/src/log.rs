@@ -24,7 +24,7 @@ const LEVELS: [&str; 5] = ["error", "warn", "info", "debug", "trace"];
 
 /// The crates of this project, as log lines name them. What begins like one and is none is a mistake;
 /// any other name may be that of a library, or of somebody's model.
-const CRATES: [&str; 28] = [
+const CRATES: [&str; 30] = [
     "vfiod",
     "vfiod_buffer",
     "vfiod_client",
@@ -33,6 +33,7 @@ const CRATES: [&str; 28] = [
     "vfiod_core",
     "vfiod_daemon",
     "vfiod_devices",
+    "vfiod_directories",
     "vfiod_disk",
     "vfiod_dma",
     "vfiod_fsl_mc",
@@ -42,6 +43,7 @@ const CRATES: [&str; 28] = [
     "vfiod_mdev",
     "vfiod_mdev_sysfs",
     "vfiod_nvme",
+    "vfiod_nvme_driver",
     "vfiod_pci",
     "vfiod_protocol",
     "vfiod_quota",

@@ -1,5 +1,6 @@
 //! How much devices may take, of the configuration and of what the process has.
 
+use rustix::process::getrlimit;
 use vfiod_config::{Config, UsageError};
 use vfiod_quota::{Ledger, Limits, Resource, Share, Size};
 
@@ -29,13 +30,15 @@ pub(crate) fn limits(config: &Config) -> Limits {
     limits
 }
 
-/// Checks that each device of a configuration can have the shares that it demands.
+/// Checks that each device of a configuration can have the shares that it demands, and that the process may
+/// have the descriptors that it needs.
 ///
 /// # Errors
 /// The first device that cannot, and what all of them demand.
 pub(crate) fn check(config: &Config) -> Result<(), UsageError> {
     let ledger = Ledger::new(limits(config));
     let units = plan::units(config);
+    check_descriptors(units.iter().map(|unit| unit.sockets().len()).sum())?;
     let names = units.iter().flat_map(|unit| unit.sockets().into_iter().map(|_| unit.name()));
     let opened: Result<Vec<_>, _> = names.map(|name| ledger.open(name)).collect();
     match opened {
@@ -47,4 +50,19 @@ pub(crate) fn check(config: &Config) -> Result<(), UsageError> {
             )))
         }
     }
+}
+
+/// Checks that the process may open what it needs itself, and a socket for each device.
+fn check_descriptors(devices: usize) -> Result<(), UsageError> {
+    let Size::Total(left) = Limits::of_process(devices)[Resource::Descriptors].size else {
+        return Ok(());
+    };
+    if left >= devices.max(1) as u64 {
+        return Ok(());
+    }
+    let most = getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX);
+    Err(UsageError(format!(
+        "this process may open {most} descriptors (RLIMIT_NOFILE): too few for itself and {devices} devices; \
+         raise its hard limit: `ulimit -Hn`, or LimitNOFILE= of its unit"
+    )))
 }

@@ -99,3 +99,35 @@ fn processor_time_beyond_its_limit_is_a_request_to_finish() {
     assert!(said.contains("SIGXCPU") && said.contains("finished"), "{said}");
     assert!(!at("small").exists(), "the sockets are removed");
 }
+
+#[test]
+fn process_that_may_open_too_few_descriptors_is_refused_by_check_and_start() {
+    let directory = tempfile::tempdir().unwrap();
+    let config = configure(directory.path());
+    let start = |descriptors: u64, args: &[&str]| {
+        let program = vfiod(args);
+        let mut command = Command::new("bash");
+        command.args(["-c", &format!("ulimit -n {descriptors} && exec \"$0\" \"$@\"")]);
+        command.arg(program.get_program()).args(program.get_args());
+        command
+    };
+    for args in [&["serve", &config][..], &["serve", "--check", &config]] {
+        let output = start(65, args).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{said}");
+        assert!(
+            said.contains(
+                "may open 65 descriptors (RLIMIT_NOFILE): too few for itself and 2 devices"
+            ),
+            "{said}"
+        );
+    }
+    let output = start(66, &["serve", "--check", &config]).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let sockets = [directory.path().join("large"), directory.path().join("small")];
+    let command = start(66, &["serve", &config, "--log", "warn"]);
+    let daemon = Daemon::serving(command, &[&sockets[0], &sockets[1]]);
+    let (status, log) = daemon.terminate(Signal::TERM);
+    assert_eq!(status.code(), Some(0), "{log}");
+    assert!(log.contains("a device lacks some of its share"), "{log}");
+}

@@ -27,8 +27,6 @@ use vfiod_io::RuntimeRing;
 use vfiod_pci::BarKind;
 use vfiod_pci::prelude::*;
 
-use crate::RateLimiter;
-
 use self::doorbells::Doorbells;
 use self::measure::Measurement;
 use self::queue::{CONTROL, Disk, Queue};
@@ -86,8 +84,6 @@ pub struct Bench {
     /// There when a queue has needed them.
     disk: Option<Disk>,
     ring: Option<Arc<RuntimeRing>>,
-    /// A guest can enable a queue again and again that lacks them.
-    warnings: RateLimiter,
 }
 
 impl Bench {
@@ -106,7 +102,6 @@ impl Bench {
             doorbells: Arc::new(Doorbells::new()),
             disk: None,
             ring: None,
-            warnings: RateLimiter::default(),
         }
     }
 
@@ -288,16 +283,7 @@ impl Model for Bench {
 
     fn reset(&mut self, _cx: &Cx<Self>) {
         self.delay();
-        let Self {
-            options: _,
-            memory,
-            measurement,
-            queues,
-            doorbells: _,
-            disk,
-            ring: _,
-            warnings: _,
-        } = self;
+        let Self { options: _, memory, measurement, queues, doorbells: _, disk, ring: _ } = self;
         if let Memory::Own { bytes, written: written @ true } = memory {
             bytes.fill(0);
             *written = false;
@@ -356,16 +342,8 @@ impl Save for Bench {
     type Image = BenchImage;
 
     fn save(&self) -> BenchImage {
-        let Self {
-            options: _,
-            memory: _,
-            measurement,
-            queues,
-            doorbells: _,
-            disk: _,
-            ring: _,
-            warnings: _,
-        } = self;
+        let Self { options: _, memory: _, measurement, queues, doorbells: _, disk: _, ring: _ } =
+            self;
         let queue = |half: usize, n: usize| queues[half * QUEUES / 2 + n].save_registers();
         BenchImage {
             measurement: measurement.save_registers(),
