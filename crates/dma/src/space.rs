@@ -553,6 +553,9 @@ impl Space {
     }
 
     /// The mappings, ascending by address. Mappers wait meanwhile.
+    ///
+    /// # Panics
+    /// There is no memory for the list: clients choose how long it is. See [`Space::try_snapshot`].
     pub fn mappings(&self) -> Vec<MappingInfo> {
         self.snapshot().mappings
     }
@@ -579,32 +582,44 @@ impl Space {
     }
 
     /// The mappings and the descriptors behind them. Mappers wait meanwhile.
+    ///
+    /// # Panics
+    /// There is no memory for the lists: clients choose how long they are. See [`Space::try_snapshot`].
     pub fn snapshot(&self) -> Snapshot {
+        self.try_snapshot().expect("memory for a list of all mappings")
+    }
+
+    /// [`Space::snapshot`], for whoever goes on without it.
+    ///
+    /// # Errors
+    /// `ENOMEM`: there is no memory for the lists, of which clients choose how long they are.
+    pub fn try_snapshot(&self) -> Result<Snapshot> {
         let control = lock(&self.inner.control);
         self.inner.map.look(|map| {
             let mut descriptors: Vec<Arc<OwnedFd>> = Vec::new();
-            let places: Vec<Option<(usize, u64)>> = map
-                .sources
-                .iter()
-                .map(|source| {
-                    let Some(Source::File(file)) = source else { return None };
-                    let known = descriptors.iter().position(|fd| Arc::ptr_eq(fd, &file.fd));
-                    let at = known.unwrap_or_else(|| {
-                        descriptors.push(file.fd.clone());
-                        descriptors.len() - 1
-                    });
-                    Some((at, file.offset))
-                })
-                .collect();
-            let mappings = map.table.iter().map(|(iova, mapping)| MappingInfo {
+            let mut places = vfiod_buffer::list_for(map.sources.len())?;
+            for source in &map.sources {
+                places.push(match source {
+                    Some(Source::File(file)) => {
+                        let known = descriptors.iter().position(|fd| Arc::ptr_eq(fd, &file.fd));
+                        let at = known.unwrap_or(descriptors.len());
+                        if known.is_none() {
+                            vfiod_buffer::push(&mut descriptors, file.fd.clone())?;
+                        }
+                        Some((at, file.offset))
+                    }
+                    _ => None,
+                });
+            }
+            let mut mappings = vfiod_buffer::list_for(map.table.len())?;
+            mappings.extend(map.table.iter().map(|(iova, mapping)| MappingInfo {
                 iova,
                 last: mapping.last,
                 perm: mapping.perm(),
                 owner: control.owner(mapping.owner),
                 file: places[mapping.source as usize].map(|(at, from)| (at, from + mapping.offset)),
-            });
-            let mappings = mappings.collect();
-            Snapshot { descriptors, mappings }
+            }));
+            Ok(Snapshot { descriptors, mappings })
         })
     }
 

@@ -75,6 +75,7 @@ fn pieces_that_there_is_no_memory_for_fail_and_their_owner_can_go() {
     // What is small works.
     assert_eq!(outcome(device.write(MESSAGES, &bytes[..100])), Ok(()));
     assert_eq!(outcome(device.write(7, &bytes[..100])), Ok(()));
+    assert_eq!(space.try_snapshot().map(drop).map_err(|error| error.errno()), Err(Errno::NOMEM));
     let summary = space.summary(1);
     assert_eq!((summary.mappings, summary.first[0].iova), (PIECES as usize + 2, 0));
     space.drop_owner(greedy);

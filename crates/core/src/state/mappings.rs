@@ -160,8 +160,11 @@ struct MappedFile {
 }
 
 /// Saves the mappings of a space. Each descriptor is kept once.
+///
+/// # Errors
+/// `ENOMEM`: there is no memory for a list of the mappings; what `keep` says.
 fn save(space: &Space, keep: &mut dyn KeepDescriptors) -> Result<Vec<MappingState>> {
-    let snapshot = space.snapshot();
+    let snapshot = space.try_snapshot()?;
     let descriptors = snapshot.descriptors.iter();
     let tokens = descriptors.map(|fd| keep.keep(fd.as_fd())).collect::<Result<Vec<_>>>()?;
     let mapping = |info: &crate::dma::MappingInfo| MappingState {
@@ -172,7 +175,11 @@ fn save(space: &Space, keep: &mut dyn KeepDescriptors) -> Result<Vec<MappingStat
         owner: info.owner.map(|MapOwner(file)| FileId(file)),
         file: info.file.map(|(at, offset)| MappedFile { fd: tokens[at], offset }),
     };
-    Ok(snapshot.mappings.iter().map(mapping).collect())
+    let mut mappings = Vec::new();
+    let none = |_| Error::new(Errno::NOMEM, "no memory for a list of the mappings");
+    mappings.try_reserve_exact(snapshot.mappings.len()).map_err(none)?;
+    mappings.extend(snapshot.mappings.iter().map(mapping));
+    Ok(mappings)
 }
 
 /// Restores mappings to a space without any. After an error it has none again.
