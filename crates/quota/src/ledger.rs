@@ -139,7 +139,8 @@ struct Common {
     users: HashMap<User, u64>,
 }
 
-/// What a device has. It is given back when nobody has the account or a charge of it any more.
+/// What a device has. It is given back when the account is [closed](Account::close), or when nobody has it or a
+/// charge of it any more; of what is in use then each part when its charge is dropped.
 #[derive(Debug)]
 pub struct Account {
     ledger: Arc<Ledger>,
@@ -147,7 +148,15 @@ pub struct Account {
     /// The shares, and what the device takes itself.
     reserved: PerResource<u64>,
     /// What is in use of the shares.
-    used: PerResource<Mutex<u64>>,
+    used: PerResource<Mutex<Own>>,
+}
+
+/// What is in use of a device's share of a resource.
+#[derive(Debug, Default)]
+struct Own {
+    used: u64,
+    /// The device is there no more: what is given back is for others.
+    is_closed: bool,
 }
 
 /// An account, and the user who is charged for what is beyond its shares.
@@ -333,7 +342,20 @@ impl Account {
 
     /// How much of the device's share of a resource is in use.
     pub fn usage(&self, resource: Resource) -> Usage {
-        Usage { used: *lock(&self.used[resource]), limit: self.shares[resource] }
+        Usage { used: lock(&self.used[resource]).used, limit: self.shares[resource] }
+    }
+
+    /// Closes the account of a device that is there no more: what is not in use of its shares is for others,
+    /// and so is each charge of them once it is given back. What is still charged is of the common part.
+    pub fn close(&self) {
+        for resource in Resource::ALL {
+            let mut own = lock(&self.used[resource]);
+            if !std::mem::replace(&mut own.is_closed, true) {
+                let mut common = lock(&self.ledger.common[resource]);
+                common.reserved -= self.reserved[resource] - own.used;
+                common.shares -= self.shares[resource] - own.used;
+            }
+        }
     }
 
     /// Takes more: of the share what there is, the rest of the common part. Returns both.
@@ -344,8 +366,9 @@ impl Account {
         amount: u64,
         need: Need,
     ) -> Result<(u64, u64), Exceeded> {
-        let mut used = lock(&self.used[resource]);
-        let own = amount.min(need.of(self.shares[resource]).saturating_sub(*used));
+        let mut of_share = lock(&self.used[resource]);
+        let share = if of_share.is_closed { 0 } else { self.shares[resource] };
+        let own = amount.min(need.of(share).saturating_sub(of_share.used));
         if own < amount {
             let mut common = lock(&self.ledger.common[resource]);
             let size = need.of(self.ledger.limits[resource].common(common.reserved));
@@ -353,7 +376,7 @@ impl Account {
                 return Err(self.exceeded(resource, amount, size, common.used));
             }
         }
-        *used += own;
+        of_share.used += own;
         Ok((own, amount - own))
     }
 
@@ -378,18 +401,20 @@ impl Account {
             lock(&self.ledger.common[resource]).give_back(user, common);
         }
         if own > 0 {
-            *lock(&self.used[resource]) -= own;
+            let mut of_share = lock(&self.used[resource]);
+            of_share.used -= own;
+            if of_share.is_closed {
+                let mut common = lock(&self.ledger.common[resource]);
+                common.reserved -= own;
+                common.shares -= own;
+            }
         }
     }
 }
 
 impl Drop for Account {
     fn drop(&mut self) {
-        for resource in Resource::ALL {
-            let mut common = lock(&self.ledger.common[resource]);
-            common.reserved -= self.reserved[resource];
-            common.shares -= self.shares[resource];
-        }
+        self.close();
     }
 }
 

@@ -220,6 +220,31 @@ fn there_is_something_for_the_clients_of_very_many_devices() {
     drop((devices, last));
 }
 
+/// Such as for a descriptor that a client of the device has not read yet.
+#[test]
+fn closed_account_keeps_of_its_share_what_is_in_use_until_that_is_given_back() {
+    let ledger = ledger(Size::Total(20), Share::Demanded(8));
+    let device = open(&ledger);
+    let payer = Payer::new(device.clone(), ALICE);
+    let (mut kept, other) = (payer.charge(WHAT, 3).unwrap(), payer.charge(WHAT, 2).unwrap());
+    for _ in 0..2 {
+        device.close();
+        assert_eq!(ledger.usage(WHAT), Usage { used: 0, limit: 20 - 5 });
+    }
+    drop(other);
+    assert_eq!(ledger.usage(WHAT), Usage { used: 0, limit: 20 - 3 });
+    kept.resize(4).unwrap();
+    assert_eq!(ledger.usage(WHAT), Usage { used: 1, limit: 20 - 3 });
+    assert!(kept.is_common());
+    kept.resize(2).unwrap();
+    assert_eq!(ledger.usage(WHAT), Usage { used: 0, limit: 20 - 2 });
+    // The next device of this name has a share of its own.
+    let next = open(&ledger);
+    assert_eq!(next.usage(WHAT), Usage { used: 0, limit: 8 });
+    drop((device, payer, kept));
+    assert_eq!(ledger.usage(WHAT), Usage { used: 0, limit: 20 - 8 });
+}
+
 #[test]
 fn account_lives_as_long_as_its_charges() {
     let ledger = ledger(Size::Total(20), Share::Demanded(4));

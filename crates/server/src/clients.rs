@@ -517,8 +517,11 @@ impl Clients {
 }
 
 impl Drop for Clients {
+    /// Nobody is a client any more. What one has left unread, or a descriptor that cannot be closed, is
+    /// charged to the account for as long as it is there; the rest is for other devices.
     fn drop(&mut self) {
         self.served.forget_dropped(self.device.id());
+        self.account.close();
     }
 }
 

@@ -66,6 +66,24 @@ fn what_clients_do_not_read_is_charged_also_after_the_end_of_their_connections()
 }
 
 #[test]
+fn device_that_is_gone_leaves_its_share_to_others_though_a_client_has_not_read_all() {
+    const TOTAL: u64 = 1000;
+    let mut options = ServerOptions::default();
+    let shared = Limit::new(Size::Total(TOTAL), Share::Demanded(400));
+    options.limits.set(Resource::Descriptors, shared);
+    let mut rig = Rig::with(OpenPolicy::Multi, options);
+    let common = |rig: &Rig| rig.server.usage(Resource::Descriptors).limit;
+    assert_eq!(common(&rig), TOTAL - 400);
+    let client = negotiated(&rig);
+    client.send(&read(1), &[]).unwrap();
+    eventually("a part lies there", || unread(&client) > 0);
+    assert!(rig.served.take().unwrap().finish(PATIENCE), "the connection has not ended");
+    eventually("the share is there for others", || common(&rig) == TOTAL - 1);
+    drop(client);
+    eventually("all is", || common(&rig) == TOTAL);
+}
+
+#[test]
 fn who_has_no_memory_to_spare_is_served_through_a_small_buffer() {
     const CLIENTS: usize = 30;
     let rig = rig(8 << 20);
