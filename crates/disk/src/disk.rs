@@ -242,10 +242,7 @@ impl DiskChannel {
                 let (at, part) = (offset + done, (len - done).min(VERIFIED));
                 let lock = ranges.enter(at..at + part, false);
                 lock.granted().await;
-                let result = match interest.lasts() {
-                    Ok(()) => channel.verify(at, part as usize).await,
-                    ended => ended,
-                };
+                let result = channel.verify(&interest, at, part as usize).await;
                 if result.is_err() {
                     return Done { result, buffer: None };
                 }
@@ -469,9 +466,10 @@ impl Parts {
         (done.result, bytes)
     }
 
-    async fn verify(&self, offset: u64, len: usize) -> Result<(), Failure> {
+    async fn verify(&self, interest: &Interest, offset: u64, len: usize) -> Result<(), Failure> {
         // The place counts; where there is no memory, others end first.
         let _place = self.compares.take().await;
+        interest.lasts()?;
         let bytes = vfiod_buffer::zeroed(len).map_err(Error::from)?;
         self.read(offset, bytes).await.0
     }

@@ -358,6 +358,25 @@ fn nothing_new_is_begun_when_nobody_wants_it_any_more() {
     assert_eq!(bytes(rig.run(read(0, 1))), [2; SECTOR]);
 }
 
+/// Of many at the same time only those have begun that have a place.
+#[test]
+fn verify_that_waits_for_a_place_is_not_begun_when_nobody_wants_it_any_more() {
+    let rig = rig(40 * 128);
+    let interest = Interest::new();
+    rig.test.hold(true);
+    let verify = |n: u64| rig.runtime.spawn(rig.channel.verify(&interest, n << 16, 1 << 16));
+    let pending: Vec<_> = (0..40).map(verify).collect();
+    rig.runtime.run_until_idle();
+    let begun = rig.held().len();
+    assert!((1..40).contains(&begun), "{begun} begun");
+    interest.end();
+    rig.test.finish_all();
+    for pending in pending {
+        _ = rig.wait(pending.result());
+    }
+    assert_eq!(rig.test.started(), begun as u64);
+}
+
 #[test]
 fn device_is_not_idle_before_its_requests_have_ended() {
     let rig = rig(64);
