@@ -228,6 +228,7 @@ impl Manager {
         if let Some(definitions) = &self.definitions {
             definitions.unlock();
         }
+        self.stack.server().log_suppressed();
     }
 
     /// The devices of the configuration.

@@ -98,13 +98,33 @@ pub struct Ledger {
 }
 
 /// What is kept of a user without a connection, for a while.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Standing {
+    user: User,
     debt: Debt,
     lines: Lines,
 }
 
+impl Drop for Standing {
+    fn drop(&mut self) {
+        self.log_suppressed();
+    }
+}
+
 impl Standing {
+    fn new(user: User) -> Self {
+        Self { user, debt: Debt::default(), lines: Lines::default() }
+    }
+
+    /// Logs how many lines about the user were not logged, and counted in none after them.
+    fn log_suppressed(&self) {
+        let suppressed = self.lines.take_suppressed();
+        if suppressed > 0 {
+            let user = self.user;
+            tracing::warn!(%user, suppressed, "lines about a user were not logged, as they were too many");
+        }
+    }
+
     fn matters(&self) -> bool {
         self.debt.pause().is_some() || self.lines.is_recent()
     }
@@ -123,7 +143,7 @@ impl Users {
             self.of.retain(|_, user| Arc::strong_count(user) > 1 || user.matters());
             self.room = 2 * self.of.len() + 64;
         }
-        self.of.entry(user).or_default().clone()
+        self.of.entry(user).or_insert_with(|| Arc::new(Standing::new(user))).clone()
     }
 }
 
@@ -244,6 +264,13 @@ impl Ledger {
             account.shares[resource] = got;
         }
         Ok(Opened { account: Arc::new(account), shortfalls })
+    }
+
+    /// Logs how many lines about each user were not logged, and counted in none after them: before the end of
+    /// the process.
+    pub fn log_suppressed(&self) {
+        let users: Vec<_> = lock(&self.users).of.values().cloned().collect();
+        users.iter().for_each(|user| user.log_suppressed());
     }
 
     /// How much there is of a resource in all, for the devices that have an account.

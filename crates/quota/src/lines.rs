@@ -41,6 +41,11 @@ impl Lines {
         self.pass_at(suppressed, second())
     }
 
+    /// How many lines were not logged since the last one. They are not returned again.
+    pub(crate) fn take_suppressed(&self) -> u64 {
+        self.suppressed.swap(0, Ordering::Relaxed)
+    }
+
     /// Whether there was a line in this second or the last one.
     pub(crate) fn is_recent(&self) -> bool {
         (self.last.load(Ordering::Relaxed) >> 32) + 1 >= second()
@@ -55,7 +60,7 @@ impl Lines {
             self.suppressed.fetch_add(suppressed + 1, Ordering::Relaxed);
             return None;
         }
-        Some(suppressed + self.suppressed.swap(0, Ordering::Relaxed))
+        Some(suppressed + self.take_suppressed())
     }
 }
 

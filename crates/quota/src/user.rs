@@ -1,5 +1,6 @@
 //! Who takes something: an account, unless the kernel cannot name it.
 
+use std::fmt;
 use std::sync::OnceLock;
 
 /// Who takes something.
@@ -9,6 +10,15 @@ pub enum User {
     Account(u32),
     /// One connection, whose account the kernel cannot name.
     Connection(u64),
+}
+
+impl fmt::Display for User {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Account(uid) => write!(f, "uid {uid}"),
+            Self::Connection(_) => f.write_str("connections without an account"),
+        }
+    }
 }
 
 impl User {

@@ -216,6 +216,12 @@ impl Server {
         ))
     }
 
+    /// Logs how many lines about each user were not logged, and counted in none after them: before the end of
+    /// the process.
+    pub fn log_suppressed(&self) {
+        self.ledger.log_suppressed();
+    }
+
     /// What the devices have of a resource beyond their shares.
     pub fn usage(&self, resource: Resource) -> Usage {
         self.ledger.usage(resource)
