@@ -122,7 +122,17 @@ impl Acceptor {
             self.clients.closer.close_socket(fd, None);
             return Accepted::Nobody;
         }
-        match Connection::new(fd, &self.clients, pool.reserve()) {
+        // Watched from now on, though it is served first: where the kernel watches no more descriptors
+        // (fs.epoll.max_user_watches), that ends a new connection, and never one that has the device open.
+        let connection = Connection::new(fd, &self.clients, pool.reserve());
+        let watched = connection.and_then(|made| {
+            if let Ok(connection) = &made {
+                let source: Arc<dyn Source> = connection.clone();
+                connection.watch().arm(&source, Interest::Closed)?;
+            }
+            Ok(made)
+        });
+        match watched {
             Ok(Ok(connection)) => return Accepted::Client(connection),
             Ok(Err(full)) => self.clients.quiet.warn(|suppressed| {
                 tracing::warn!(device, suppressed, "a new connection was closed: {full}");

@@ -321,6 +321,37 @@ fn unsolicited_replies_end_the_connection_only_at_their_limit() {
     rig.assert_alive();
 }
 
+/// Descriptors that this process has watched by `epoll`.
+fn watched() -> usize {
+    let fds = std::fs::read_dir("/proc/self/fdinfo").unwrap();
+    // One that is gone again has nothing.
+    let texts = fds.map(|fd| std::fs::read_to_string(fd.unwrap().path()).unwrap_or_default());
+    texts.map(|text| text.lines().filter(|line| line.starts_with("tfd:")).count()).sum()
+}
+
+/// Where the kernel watches no more, a client is refused, and does not lose what it has opened.
+#[test]
+fn connection_is_watched_before_it_is_served() {
+    if !alone("isolation::connection_is_watched_before_it_is_served") {
+        return;
+    }
+    let rig = Rig::new();
+    rig.assert_alive();
+    rig.wait_idle();
+    let before = watched();
+    let (socket, stall) = (rig.socket(), Stall::new());
+    let stalling = message(1, Command::RegionWrite, &stall.payload());
+    socket.send(&[version_message(), stalling].concat(), &[]).unwrap();
+    // The thread that has accepted it has not come back yet.
+    stall.await_begin();
+    assert_eq!(watched(), before + 1);
+    drop(stall);
+    (0..2).for_each(|_| drop(socket.receive_message().unwrap()));
+    drop(socket);
+    rig.wait_idle();
+    eventually("it is watched no more", || watched() == before);
+}
+
 /// The clients of one device are all of one user, who has half of what is common.
 #[test]
 fn connections_that_a_user_takes_leave_a_share_to_each_device() {
