@@ -411,12 +411,12 @@ mod tests {
     fn every_truncation_and_every_flipped_bit_is_found() {
         let bytes = print(&contents()).unwrap();
         for len in 0..bytes.len() {
-            assert!(parse(&bytes[..len]).is_err(), "{len} bytes of {}", bytes.len());
+            assert!(parse(&bytes[..len]).is_err(), "{len} bytes of {} are believed", bytes.len());
         }
         let mut flipped = bytes.clone();
         for bit in 0..bytes.len() * 8 {
             flipped[bit / 8] ^= 1 << (bit % 8);
-            assert!(parse(&flipped).is_err(), "bit {bit}");
+            assert!(parse(&flipped).is_err(), "what has bit {bit} flipped is believed");
             flipped[bit / 8] ^= 1 << (bit % 8);
         }
         parse(&flipped).unwrap();
