@@ -391,7 +391,8 @@ fn changes_that_wait_for_users_hold_up_no_others() {
     stage.good(&["del", "new"]);
     let refused = |args: Vec<String>| {
         let said = bad(4, args);
-        assert!(said.contains("a is being removed: its users are asked to close it"), "{said}");
+        let is_claimed = said.contains("a is being removed: its users are asked to close it");
+        assert!(is_claimed, "not refused as one that is being removed: {said}");
         assert!(said.contains("nothing was changed"), "{said}");
     };
     refused(stage.args(&["del", "a"]));
