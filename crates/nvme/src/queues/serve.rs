@@ -95,9 +95,10 @@ pub(crate) async fn serve(
             execute.events().await;
             let read = read(&task, &queues, &queue).await.and_then(|(commands, next)| {
                 execute.execute_all(commands, &mut |command| running.push(command));
-                match next {
-                    Next::Wait => prepare(&task, &queues, &queue, running.is_empty()),
-                    next => Ok(next),
+                let Next::Wait = next else { return Ok(next) };
+                match prepare(&task, &queues, &queue, running.is_empty()) {
+                    Err(error) if error.errno() == Errno::PERM => Ok(Next::Poll(FORBIDDEN)),
+                    next => next,
                 }
             });
             next = match read {

@@ -222,6 +222,21 @@ fn pages_that_vanish_are_fatal_until_a_reset() {
     assert!(host.identify(1, 0).is_ok());
 }
 
+/// The host rings nothing again when it lets the device reach memory again.
+#[test]
+fn commands_wait_while_the_device_may_not_reach_memory() {
+    let mut host = host(&[16]);
+    for n in 0..20 {
+        host.rest(Duration::from_millis(5));
+        host.device.set_config16(4, 3);
+        let id = host.submit(1, read(n));
+        std::thread::sleep(Duration::from_millis(1));
+        assert_eq!(host.peek(1), None);
+        host.device.set_config16(4, 7);
+        assert_eq!(host.wait(1).id, id);
+    }
+}
+
 #[test]
 fn value_in_a_page_that_is_none_of_the_queue_is_an_event() {
     let mut host = host(&[16]);
