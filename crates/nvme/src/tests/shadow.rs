@@ -249,44 +249,68 @@ fn value_in_a_page_that_is_none_of_the_queue_is_an_event() {
     assert_eq!(host.perform(1, read(0)), Ok(0));
 }
 
-/// The pin is asserted while there are entries, also where the host takes them by the page.
+/// The pin is asserted while there are entries, whichever way the host takes them by.
 #[test]
-fn pin_falls_when_the_host_has_taken_the_last_entry_by_the_page() {
-    let mut host = Host::without_interrupts(Driver::new(nvme()));
-    let pin = host.device.interrupt(INTX, 0);
-    host.enable();
-    let admin = |host: &mut Host, command| {
-        assert_eq!(host.admin(command), Ok(0));
-        pin.wait();
-        host.device.mask_pin(false);
-    };
-    let (submissions, completions) = Host::at(1);
-    host.renew_pair(1, 64, 64);
-    admin(&mut host, create_cq(1, 64, completions, 1));
-    admin(&mut host, create_sq(1, 64, submissions, 1));
-    host.set_pages(DOORBELLS, EVENTS).unwrap();
-    pin.wait();
-    host.device.mask_pin(false);
-    for round in 0..100 {
-        let depth = 1 + round % 7;
-        (0..depth).for_each(|n| _ = host.submit(1, read(n)));
-        let mut taken = 0;
-        while taken < depth {
+fn pin_falls_when_the_host_has_taken_the_last_entry() {
+    for by_page in [false, true] {
+        let mut host = Host::without_interrupts(Driver::new(nvme()));
+        let pin = host.device.interrupt(INTX, 0);
+        host.enable();
+        let admin = |host: &mut Host, command| {
+            assert_eq!(host.admin(command), Ok(0));
             pin.wait();
-            while let Some(entry) = host.poll(1) {
-                assert_eq!(entry.status, 0);
-                taken += 1;
-            }
-            host.release(1);
+            host.device.mask_pin(false);
+        };
+        let (submissions, completions) = Host::at(1);
+        host.renew_pair(1, 64, 64);
+        admin(&mut host, create_cq(1, 64, completions, 1));
+        admin(&mut host, create_sq(1, 64, submissions, 1));
+        if by_page {
+            host.set_pages(DOORBELLS, EVENTS).unwrap();
+            pin.wait();
             host.device.mask_pin(false);
         }
-        host.device.mask_pin(false);
-        pin.count();
-        // With the last entry taken it is not asserted any more: an unmask triggers it no more.
-        host.device.mask_pin(true);
-        host.device.mask_pin(false);
-        assert_eq!(pin.count(), 0, "round {round}");
+        for round in 0..100 {
+            let depth = 1 + round % 7;
+            (0..depth).for_each(|n| _ = host.submit(1, read(n)));
+            let mut taken = 0;
+            while taken < depth {
+                pin.wait();
+                while let Some(entry) = host.poll(1) {
+                    assert_eq!(entry.status, 0);
+                    taken += 1;
+                }
+                host.release(1);
+                host.device.mask_pin(false);
+            }
+            host.device.mask_pin(false);
+            pin.count();
+            // With the last entry taken it is not asserted any more: an unmask triggers it no more.
+            host.device.mask_pin(true);
+            host.device.mask_pin(false);
+            assert_eq!(pin.count(), 0, "round {round}, by the page: {by_page}");
+        }
     }
+}
+
+/// A queue that is created in the place of another one begins at 0, whatever the pages have of that one.
+#[test]
+fn recreated_queue_begins_anew_in_the_pages() {
+    let mut host = host(&[]);
+    for round in 0..6 {
+        host.create_pair(1, 64, 1);
+        for n in 0..round * 5 {
+            assert_eq!(host.perform(1, read(n)), Ok(0));
+        }
+        assert_eq!(host.admin(Command::new(0).set(10, 1)), Ok(0));
+        assert_eq!(host.admin(Command::new(4).set(10, 1)), Ok(0));
+        // Too late: nobody looks there.
+        host.memory.put(DOORBELLS + 8 - BASE, &[0x55; 8]);
+    }
+    host.create_pair(1, 64, 1);
+    assert_eq!((host.word(DOORBELLS + 8), host.word(EVENTS + 12)), (0, 0));
+    assert!(host.peek(1).is_none());
+    assert_eq!(host.perform(1, read(0)), Ok(0));
 }
 
 /// What the host has stored to the page while the controller was being moved is not lost.
