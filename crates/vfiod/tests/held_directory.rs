@@ -285,8 +285,10 @@ fn start_below_a_directory_that_somebody_holds_up_is_refused_with_its_name() {
         let file = others.join("vfiod.toml");
         std::fs::write(&file, text).unwrap();
         let mount = others.join(number.to_string());
+        // Dropped last: it ends once the lock is free.
+        let daemon;
         let Some(held) = Held::new(above, &mount) else { return };
-        let daemon = Daemon::start(vfiod(["serve", file.to_str().unwrap(), "--log", "info"]));
+        daemon = Daemon::start(vfiod(["serve", file.to_str().unwrap(), "--log", "info"]));
         until("the main thread has ended", || daemon.has_ended());
         held.release();
         let (status, said) = daemon.finish();

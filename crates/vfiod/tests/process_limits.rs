@@ -111,7 +111,7 @@ fn process_that_may_open_too_few_descriptors_is_refused_by_check_and_start() {
         command.arg(program.get_program()).args(program.get_args());
         command
     };
-    for args in [&["serve", &config][..], &["serve", "--check", &config]] {
+    for args in [&["serve", "--check", &config][..], &["serve", &config]] {
         let output = start(65, args).output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(2), "{said}");
