@@ -400,7 +400,7 @@ impl<'a, D: SetDevice> SetGuard<'a, D> {
     }
 
     /// The places of the threads that wait for a member.
-    #[cfg(shuttle)]
+    #[cfg(all(test, shuttle))]
     pub(crate) fn waiting(&mut self) -> Vec<Place> {
         self.state().turns.members().collect()
     }
