@@ -11,6 +11,7 @@ mod io;
 mod limits;
 mod namespaces;
 mod options;
+mod power;
 mod queues;
 mod rig;
 mod saved;
