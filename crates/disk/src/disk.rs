@@ -196,15 +196,17 @@ impl DiskChannel {
         })
     }
 
-    /// Compares a range with `with`, and if they are equal writes `buffer`, of the same length, which
-    /// comes back: in one step, as far as any other request of the disk can tell.
-    /// [`FailureKind::Different`]: they are not equal, and nothing was written.
+    /// Compares a range with `with`, and if they are equal calls `equal` and writes `buffer`, of the same
+    /// length, which comes back: in one step, as far as any other request of the disk can tell. A failure
+    /// without a call of `equal` is one of the comparison, and nothing was written.
+    /// [`FailureKind::Different`]: they are not equal.
     pub fn compare_and_write(
         &self,
         offset: u64,
         with: Buffer,
         buffer: Buffer,
         durable: bool,
+        equal: impl FnOnce() + Send + 'static,
     ) -> Pending {
         let len = buffer.len() as u64;
         if with.len() as u64 != len {
@@ -222,6 +224,7 @@ impl DiskChannel {
             if let (Err(failure), _) = channel.compare(&Interest::default(), offset, with).await {
                 return Done { result: Err(failure), buffer: Some(buffer) };
             }
+            equal();
             let write = Request::Write { offset, buffer, durable: false };
             let done = channel.inner.start(write).await;
             drop(lock);

@@ -2,6 +2,7 @@
 
 pub(crate) mod copy;
 mod dataset;
+mod fused;
 
 use std::sync::Arc;
 
@@ -20,7 +21,7 @@ use crate::queues::Queues;
 use crate::queues::serve::{Ended, Execute, Running};
 use crate::sgl;
 use crate::spec::opcode::{self, Io};
-use crate::spec::submission::ALL_NAMESPACES;
+use crate::spec::submission::{ALL_NAMESPACES, Fused};
 use crate::spec::{Outcome, Status, Submission};
 use crate::transfer::{self, Direction};
 
@@ -38,11 +39,7 @@ impl Execute for IoQueue {
         let queue = self.clone();
         Box::pin(async move {
             let outcome = queue.perform(&command).await;
-            if let Err(status) = outcome
-                && is_logged(status)
-            {
-                queue.common.log_error(queue.id, &command, status);
-            }
+            queue.log(&command, outcome);
             (command.id(), Ended::With(outcome))
         })
     }
@@ -53,6 +50,20 @@ impl Execute for IoQueue {
 
     async fn ready(&self) {
         self.common.bounce.enough().await;
+    }
+
+    fn execute_all(&self, commands: Vec<Submission>, running: &mut dyn FnMut(Running)) {
+        let mut commands = commands.into_iter().peekable();
+        while let Some(command) = commands.next() {
+            match command.fused() {
+                Fused::First => match commands.next_if(|next| next.fused() == Fused::Second) {
+                    Some(second) => self.execute_pair([command, second], running),
+                    None => self.execute_half(&command, running),
+                },
+                Fused::Second => self.execute_half(&command, running),
+                Fused::No | Fused::Reserved => running(self.execute(command)),
+            }
+        }
     }
 }
 
@@ -80,6 +91,15 @@ pub(crate) fn absent(common: &Common, id: u32) -> Status {
 }
 
 impl IoQueue {
+    /// Keeps what a command has failed with, if that is to be kept.
+    fn log(&self, command: &Submission, outcome: Outcome) {
+        if let Err(status) = outcome
+            && is_logged(status)
+        {
+            self.common.log_error(self.id, command, status);
+        }
+    }
+
     async fn perform(&self, command: &Submission) -> Outcome {
         let io = opcode::IO.find(command.opcode(), |needs| self.common.has(needs))?.command;
         command.check_io()?;

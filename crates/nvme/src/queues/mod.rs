@@ -233,13 +233,18 @@ impl Queues {
         if count == 0 {
             return;
         }
-        let before = self.commands.fetch_sub(count, Ordering::SeqCst);
-        if before >= self.max_commands {
+        if self.count_ended(count) {
             self.ring_all();
         }
+    }
+
+    /// Counts commands that have ended, at least one. Returns whether somebody may wait for their places.
+    fn count_ended(&self, count: u32) -> bool {
+        let before = self.commands.fetch_sub(count, Ordering::SeqCst);
         if before == count {
             self.changed.wake_all();
         }
+        before >= self.max_commands
     }
 
     /// Waits until no command is under way.

@@ -25,6 +25,8 @@ const BATCH: u32 = 32;
 const LOOKS: u32 = 200;
 /// How long a queue waits before it looks whether the host lets the device reach memory again.
 const FORBIDDEN: Duration = Duration::from_millis(10);
+/// How long a queue waits that has one place for two commands of a fused operation.
+const HALF: Duration = Duration::from_millis(1);
 
 /// What becomes of a command.
 pub(crate) enum Ended {
@@ -247,12 +249,21 @@ async fn read(
     if places == 0 {
         return nothing(Next::Wait);
     }
-    let commands = race(async { Some(queue.read(task.dma(), places).await) }, async {
+    // Where there is never place for two, they are read one by one, and are no pair.
+    let pairs = queue.completions.layout.entries > 2 && queues.max_commands > 1;
+    let commands = race(async { Some(queue.read(task.dma(), places, pairs).await) }, async {
         queues.stop_requested().await;
         None
     });
     let result = match commands.await {
         Some(Ok(commands)) => {
+            let left = places - commands.len() as u32;
+            if left > 0 {
+                leave(queues, queue, left);
+                // There is no place for the second of two that belong together; others may take this one.
+                let next = if commands.is_empty() { Next::Poll(HALF) } else { Next::Read };
+                return Ok((commands, next));
+            }
             let reads_on = waiting > BATCH && places == BATCH;
             return Ok((commands, if reads_on { Next::Read } else { Next::Wait }));
         }
@@ -266,6 +277,15 @@ async fn read(
         queues.ring_all();
     }
     result
+}
+
+/// Gives back places for commands that were not read, and lets other queues look again.
+fn leave(queues: &Queues, queue: &SubmissionQueue, count: u32) {
+    let wait = queues.count_ended(count);
+    if queue.completions.release(count) || wait {
+        let others = queues.all_submissions().filter(|other| other.id != queue.id);
+        others.for_each(|other| other.bell.ring(None));
+    }
 }
 
 /// Posts what commands resulted in. Returns how long their interrupt waits for others, if it does.

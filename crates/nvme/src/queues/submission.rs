@@ -11,7 +11,7 @@ use vfiod_tasks::Bell;
 use super::completion::CompletionQueue;
 use super::doorbell::{Doorbell, InvalidValue, Pages};
 use crate::spec::Submission;
-use crate::spec::submission::LEN;
+use crate::spec::submission::{Fused, LEN};
 
 /// A submission queue. Its task alone reads commands and moves the head.
 #[derive(Debug)]
@@ -142,11 +142,18 @@ impl SubmissionQueue {
         self.unread(&lock(&self.tail))
     }
 
-    /// Reads the next `count` commands, each once, and moves the head past them.
+    /// Reads the next `count` commands, each once, and moves the head past them. The first one of a fused
+    /// operation is left for the next time if it is the last of them and there are more, so that the second
+    /// one is read with it; unless `pairs` is `false`.
     ///
     /// # Errors
     /// Those of the memory; nothing is read then.
-    pub(crate) async fn read(&self, dma: &Attachment, count: u32) -> Result<Vec<Submission>> {
+    pub(crate) async fn read(
+        &self,
+        dma: &Attachment,
+        count: u32,
+        pairs: bool,
+    ) -> Result<Vec<Submission>> {
         let head = self.head();
         let mut commands = Vec::with_capacity(count as usize);
         if !self.read_mapped(dma, head, count, &mut commands)? {
@@ -157,6 +164,11 @@ impl SubmissionQueue {
                 commands.push(Submission::new(bytes));
             }
         }
+        let is_half = commands.last().is_some_and(|last| last.fused() == Fused::First);
+        if pairs && is_half && count < self.waiting() {
+            commands.pop();
+        }
+        let count = commands.len() as u32;
         self.head.store((head + count) % self.entries, Ordering::Release);
         Ok(commands)
     }

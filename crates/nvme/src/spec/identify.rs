@@ -73,10 +73,14 @@ impl Controller<'_> {
         (data[512], data[513]) = (0x66, 0x44);
         put(&mut data, 516, self.namespaces.to_le_bytes());
         put(&mut data, 520, self.io_commands.to_le_bytes());
+        // FUSES: Compare and Write.
+        data[522] = 1;
         // VWC: present or not; Flush of every namespace is supported.
         data[525] = u8::from(self.write_cache) | 3 << 1;
         put(&mut data, 526, self.atomic_blocks.to_le_bytes());
         put(&mut data, 528, self.atomic_blocks.to_le_bytes());
+        // ACWU: as for power failures.
+        put(&mut data, 532, self.atomic_blocks.to_le_bytes());
         put(&mut data, 536, self.sgl_support.to_le_bytes());
         data[319] = self.firmware_granularity;
         put(&mut data, 534, self.copy_formats.to_le_bytes());
@@ -129,6 +133,7 @@ impl Namespace {
         }
         put(&mut data, 34, self.atomic_blocks.to_le_bytes());
         put(&mut data, 36, self.atomic_blocks.to_le_bytes());
+        put(&mut data, 38, self.atomic_blocks.to_le_bytes());
         // NLBAF, 0's based, and FLBAS.
         data[25] = self.formats.len() as u8 - 1;
         data[26] = self.format;

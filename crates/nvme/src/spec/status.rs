@@ -34,6 +34,10 @@ impl Status {
     pub(crate) const ABORT_REQUESTED: Self = Self(0x07);
     /// Command Sequence Error.
     pub(crate) const SEQUENCE_ERROR: Self = generic(0x0c);
+    /// Command Aborted due to Failed Fused Command.
+    pub(crate) const FAILED_FUSED: Self = Self(0x09);
+    /// Command Aborted due to Missing Fused Command.
+    pub(crate) const MISSING_FUSED: Self = Self(0x0a);
     pub(crate) const INVALID_NAMESPACE: Self = generic(0x0b);
     /// Invalid SGL Segment Descriptor.
     pub(crate) const SGL_SEGMENT: Self = generic(0x0d);

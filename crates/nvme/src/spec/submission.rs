@@ -37,9 +37,14 @@ impl Submission {
         (self.dword(0) >> 16) as u16
     }
 
-    /// FUSE: 0, the first (1) or second (2) command of a fused operation.
-    pub(crate) fn fused(&self) -> u32 {
-        self.dword(0) >> 8 & 3
+    /// FUSE.
+    pub(crate) fn fused(&self) -> Fused {
+        match self.dword(0) >> 8 & 3 {
+            0 => Fused::No,
+            1 => Fused::First,
+            2 => Fused::Second,
+            _ => Fused::Reserved,
+        }
     }
 
     fn pointer_kind(&self) -> u32 {
@@ -100,11 +105,20 @@ impl Submission {
     /// # Errors
     /// Invalid Field in Command.
     pub(crate) fn check_io(&self) -> Result<(), Status> {
-        if self.fused() != 0 || self.pointer_kind() > PointerKind::Sgl as u32 {
+        if self.fused() != Fused::No || self.pointer_kind() > PointerKind::Sgl as u32 {
             return Err(Status::INVALID_FIELD);
         }
         Ok(())
     }
+}
+
+/// FUSE: whether a command is one of two of a fused operation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fused {
+    No,
+    First,
+    Second,
+    Reserved,
 }
 
 /// PSDT.

@@ -78,7 +78,7 @@ fn every_opcode_that_is_not_offered_is_invalid() {
         assert_eq!(offered(0, opcode), admin.contains(&opcode), "admin {opcode:#x}");
         assert_eq!(offered(1, opcode), io.contains(&opcode), "I/O {opcode:#x}");
         // A fused command, an admin command with an SGL, and an SGL of metadata have an invalid field.
-        for (bits, is_io) in [(1 << 8, true), (1 << 14, false), (2 << 14, true), (3 << 14, true)] {
+        for (bits, is_io) in [(1 << 8, false), (3 << 8, true), (1 << 14, false), (2 << 14, true)] {
             let command = Command::new(opcode).namespace(1).set(0, u32::from(opcode) | bits);
             let expected = |known: bool| Err(if known { 0x02 } else { 0x01 });
             assert_eq!(host.admin(command), expected(admin.contains(&opcode)), "{opcode:#x}");

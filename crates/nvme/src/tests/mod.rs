@@ -7,6 +7,7 @@ mod enable;
 mod events;
 mod failures;
 mod format;
+mod fused;
 mod io;
 mod limits;
 mod namespaces;

@@ -39,6 +39,14 @@ fn every_status_of_the_list_is_given() {
                 let entries = [host.wait(0), host.wait(0)];
                 entries.iter().find(|entry| entry.id != abort).unwrap().status
             }
+            0x09 => {
+                host.memory.put(DATA - super::rig::BASE, &[0x77; 512]);
+                host.put(1, Command::io(5, 0, 1, (DATA, 0)).set(0, 1 << 8 | 5));
+                let write = host.submit(1, Command::io(1, 0, 1, (DATA, 0)).set(0, 2 << 8 | 1));
+                let entries = [host.wait(1), host.wait(1)];
+                entries.iter().find(|entry| entry.id == write).unwrap().status
+            }
+            0x0a => io(&mut host, Command::io(5, 0, 1, (DATA, 0)).set(0, 1 << 8 | 5)),
             0x0b => io(&mut host, read((DATA, 0)).namespace(0)),
             0x0c => admin(&mut host, Command::new(9).set(10, 7)),
             0x0d => io(&mut host, sgl(DATA, 0, 0x30)),

@@ -1,0 +1,128 @@
+//! Fused operations (base 6.2, NVM command set 2.1.5): Compare and Write, one step for whatever else uses the
+//! disk. Both are in one queue, one behind the other; the queue reads them together.
+
+use std::sync::Arc;
+
+use vfiod_core::dma::Completion;
+use vfiod_disk::FailureKind;
+use vfiod_sync::atomic::{AtomicBool, Ordering};
+
+use super::{IoQueue, judge};
+use crate::namespace::Namespace;
+use crate::queues::serve::{Ended, Running};
+use crate::spec::opcode::{self, Io};
+use crate::spec::{Outcome, Status, Submission};
+use crate::transfer::{self, Direction};
+
+impl IoQueue {
+    /// Begins both commands.
+    pub(super) fn execute_pair(&self, pair: [Submission; 2], running: &mut dyn FnMut(Running)) {
+        let [first, second] = pair;
+        let (queue, second_id) = (self.clone(), second.id());
+        let (completion, reply) = Completion::new();
+        running(Box::pin(async move {
+            let (outcome, of_second) = queue.perform_pair(&first, &second).await;
+            for (command, outcome) in [(&first, outcome), (&second, of_second)] {
+                queue.log(command, outcome);
+            }
+            completion.complete(Ok(of_second));
+            (first.id(), Ended::With(outcome))
+        }));
+        running(Box::pin(async move {
+            // What ends the first one without a result ends this one.
+            let outcome = reply.await.unwrap_or(Err(Status::ABORT_REQUESTED));
+            (second_id, Ended::With(outcome))
+        }));
+    }
+
+    /// Begins a command whose other half is not there.
+    pub(super) fn execute_half(&self, command: &Submission, running: &mut dyn FnMut(Running)) {
+        let id = command.id();
+        let outcome = Err(Status::MISSING_FUSED);
+        running(Box::pin(async move { (id, Ended::With(outcome)) }));
+    }
+
+    async fn perform_pair(&self, first: &Submission, second: &Submission) -> (Outcome, Outcome) {
+        let find = |command: &Submission| {
+            let io = opcode::IO.find(command.opcode(), |needs| self.common.has(needs));
+            io.map(|io| io.command)
+        };
+        let is_pair = find(first) == Ok(Io::Compare) && find(second) == Ok(Io::Write);
+        let place = |of: &Submission| (of.namespace(), of.first_block(), of.blocks());
+        if !is_pair || place(first) != place(second) {
+            return (Err(Status::INVALID_FIELD), Err(Status::INVALID_FIELD));
+        }
+        match self.compare_and_write(first, second).await {
+            Ok(()) => (Ok(0), Ok(0)),
+            Err(Failed::First(status)) => (Err(status), Err(Status::FAILED_FUSED)),
+            // Nothing was compared.
+            Err(Failed::SecondUnbegun(status)) => (Err(Status::FAILED_FUSED), Err(status)),
+            Err(Failed::Second(status)) => (Ok(0), Err(status)),
+        }
+    }
+
+    async fn compare_and_write(
+        &self,
+        first: &Submission,
+        second: &Submission,
+    ) -> Result<(), Failed> {
+        let namespace = self.namespace(first.namespace()).map_err(Failed::First)?;
+        let _in_use = namespace.enter().map_err(Failed::First)?;
+        let (dma, memory) = (self.task.dma(), &self.common.bounce);
+        let direction = Direction::FromHost;
+        let (offset, pieces) =
+            self.locate(namespace, first, direction).await.map_err(Failed::First)?;
+        let data = self.reach(transfer::begin(dma, memory, &pieces, direction)).await;
+        let (with, _bounced) = data.map_err(Failed::First)?.split();
+        self.writable(namespace).map_err(Failed::SecondUnbegun)?;
+        let located = self.locate(namespace, second, direction).await;
+        let (_, pieces) = located.map_err(Failed::SecondUnbegun)?;
+        let data = self.reach(transfer::begin(dma, memory, &pieces, direction)).await;
+        let (buffer, _bounced) = data.map_err(Failed::SecondUnbegun)?.split();
+        self.perform_both(namespace, offset, (with, buffer), second.durable()).await
+    }
+
+    async fn perform_both(
+        &self,
+        namespace: &Namespace,
+        offset: u64,
+        (with, buffer): (vfiod_disk::Buffer, vfiod_disk::Buffer),
+        durable: bool,
+    ) -> Result<(), Failed> {
+        let len = buffer.len() as u64;
+        let durable = durable || self.common.write_through();
+        let equal = Arc::new(AtomicBool::new(false));
+        let found = equal.clone();
+        let was_equal = move || found.store(true, Ordering::SeqCst);
+        let channel = namespace.channel().map_err(Failed::First)?;
+        let done = channel.compare_and_write(offset, with, buffer, durable, was_equal).await;
+        let was_equal = equal.load(Ordering::SeqCst);
+        let counters = &self.common.counters;
+        let Err(failure) = done.result else {
+            counters.reads.fetch_add(1, Ordering::Relaxed);
+            counters.read.fetch_add(len, Ordering::Relaxed);
+            counters.writes.fetch_add(1, Ordering::Relaxed);
+            counters.written.fetch_add(len, Ordering::Relaxed);
+            return Ok(());
+        };
+        // Before a disk that takes no writes any more is asked, nothing is compared.
+        let writes = was_equal || failure.kind == FailureKind::SyncFailed;
+        let media = if writes { Status::WRITE_FAULT } else { Status::READ_ERROR };
+        let status = judge(&self.common, &self.queues, namespace, &failure, media);
+        Err(match (was_equal, writes) {
+            (true, _) => Failed::Second(status),
+            (false, true) => Failed::SecondUnbegun(status),
+            (false, false) => Failed::First(status),
+        })
+    }
+}
+
+/// Which of two commands has failed.
+#[derive(Clone, Copy, Debug)]
+enum Failed {
+    First(Status),
+    /// The second one, after the first one has succeeded.
+    Second(Status),
+    /// The second one, before the first one was begun.
+    SecondUnbegun(Status),
+}
