@@ -86,7 +86,7 @@ pub const KEYS: &[Keys] = &[
     keys(
         "limits",
         &["memory", "reserved_memory"],
-        "bytes that are kept for clients: requests that wait, replies that they do not take, data of DMA by message, DMA mappings (128 bytes each)",
+        "bytes that are kept for clients: requests that wait, replies that they do not take, those that lie unread in the kernel (11 KiB for each connection, and up to 1.1 MiB for one that gets large replies), data of DMA by message, DMA mappings (128 bytes each). Where the daemon is in a memory group, set it to half of what that may have",
         "1 GiB, 8 MiB",
     ),
     keys(
