@@ -69,7 +69,7 @@ id-ns: 0
 nsze : 0x20000
 ncap : 0x20000
 nuse : 0x20000
-nlbaf : 0
+nlbaf : 1
 flbas : 0
 list: 0
 /dev/nvme0n1 /dev/ng0n1 E2E-CLI vfiod NVMe disk 0x1 67.11 MB / 67.11 MB 512 B + 0 B
