@@ -10,6 +10,7 @@ use crate::command::{Command, Completion, opcode};
 use crate::error::{Error, Result};
 use crate::link::{CSTS, FATAL, Link};
 use crate::memory::{BASE, Data, Memory};
+use crate::namespace::Namespace;
 use crate::pair::Pair;
 use crate::queue::{Queue, Waiting};
 
@@ -80,34 +81,6 @@ pub struct Info {
     pub write_cache: bool,
     /// The most I/O queues.
     pub queues: u16,
-}
-
-/// A namespace.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Namespace {
-    /// Its number.
-    pub id: u32,
-    /// How many blocks it has.
-    pub blocks: u64,
-    /// Bytes of a block.
-    pub block_size: u32,
-}
-
-impl Namespace {
-    /// A command that moves data from or to blocks.
-    ///
-    /// # Errors
-    /// [`Error::Unsupported`]: no whole number of blocks, from 1 to 65,536.
-    pub fn transfer(&self, opcode: u8, first: u64, data: &Data) -> Result<Command> {
-        let (len, block) = (data.range.len(), self.block_size as usize);
-        let count = len / block;
-        if !len.is_multiple_of(block) || !(1..=65_536).contains(&count) {
-            let what = format!("{len} bytes are no 1 to 65,536 blocks of {block} bytes");
-            return Err(Error::Unsupported(what));
-        }
-        Ok(Command::new(opcode).namespace(self.id).blocks(first, count as u32))
-    }
 }
 
 /// A way to reset a controller.

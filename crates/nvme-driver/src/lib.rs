@@ -19,11 +19,13 @@ mod controller;
 mod error;
 mod link;
 mod memory;
+mod namespace;
 mod pair;
 mod queue;
 
 pub use command::{Command, Completion, Status, opcode};
-pub use controller::{Controller, Info, Namespace, Options, Reset};
+pub use controller::{Controller, Info, Options, Reset};
 pub use error::{Error, Result};
 pub use memory::{Buffer, Data, Memory};
+pub use namespace::Namespace;
 pub use queue::{Queue, Waiting};

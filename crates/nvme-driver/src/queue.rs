@@ -6,10 +6,10 @@ use rustix::event::EventfdFlags;
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use crate::command::{Command, Completion, opcode};
-use crate::controller::Namespace;
 use crate::error::{Error, Result};
 use crate::link::Link;
 use crate::memory::{Data, Memory};
+use crate::namespace::Namespace;
 use crate::pair::Pair;
 
 /// How a queue waits for completions.

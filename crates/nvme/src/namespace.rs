@@ -11,6 +11,9 @@ use vfiod_tasks::{Runtime, Waiters};
 use crate::spec::Status;
 use crate::spec::identify;
 
+/// Source ranges that a Copy command may have (MSRC).
+pub(crate) const MAX_COPY_RANGES: usize = 128;
+
 /// What a namespace is called, by whatever host and for ever.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct NamespaceIdentity {
@@ -223,7 +226,7 @@ impl Namespace {
             formats: BLOCK_SIZES.map(|size| shift_of(size) as u8),
             format: BLOCK_SIZES.into_iter().position(has).unwrap_or(0) as u8,
             copy_blocks: self.copy_blocks(),
-            copy_ranges: crate::io::copy::MAX_RANGES as u8,
+            copy_ranges: MAX_COPY_RANGES as u8,
             write_granularity: self.in_blocks(self.limits.preferred_write),
             deallocate_granularity: self.limits.deallocate.map(|bytes| self.in_blocks(bytes)),
             deallocated_reads_zero: self.limits.deallocated_reads_zero,

@@ -13,9 +13,9 @@ use vfiod_sync::{Condvar, Mutex, lock};
 
 use crate::closer::Closer;
 use crate::gate::Gate;
-use crate::holders::ServedDevices;
 use crate::limits::{MAX_LEAVING, MAX_LINES, Quiet};
 use crate::opening_queue::OpeningQueue;
+use crate::served_devices::ServedDevices;
 
 /// One connection as it is at a moment, for people.
 #[derive(Clone, Debug)]
@@ -266,7 +266,7 @@ pub(crate) struct Clients {
     max_connections: usize,
     pub(crate) account: Arc<Account>,
     /// This device and the others of the server.
-    pub(crate) served: Arc<ServedDevices>,
+    pub(crate) served: Arc<ServedDevices<Self>>,
     connections: Mutex<List>,
     count: AtomicUsize,
     /// Signalled when a connection and its file are gone, if somebody waits for that.
@@ -322,7 +322,7 @@ impl Clients {
         max_threads: usize,
         max_connections: usize,
         account: Arc<Account>,
-        served: &Arc<ServedDevices>,
+        served: &Arc<ServedDevices<Self>>,
     ) -> Arc<Self> {
         let closer = Closer::new(device.name());
         let clients = Arc::new(Self {
@@ -343,7 +343,7 @@ impl Clients {
             awaiting: AtomicUsize::new(0),
             stopped: AtomicBool::new(false),
         });
-        served.add(&clients);
+        served.add(clients.device.id(), &clients);
         clients
     }
 

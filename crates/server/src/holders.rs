@@ -1,38 +1,11 @@
 //! Who has other members of a device's set open, and bars its reset: one who has hung up is waited for.
 
-use std::collections::HashMap;
 use std::sync::{Arc, Weak};
 
-use vfiod_core::{DeviceId, File};
-use vfiod_sync::{Mutex, lock};
+use vfiod_core::File;
 
 use crate::clients::{Client, Clients, Departure};
-
-/// The devices of a server. One can be served on several sockets.
-#[derive(Default)]
-pub(crate) struct ServedDevices(Mutex<HashMap<DeviceId, Vec<Weak<Clients>>>>);
-
-impl ServedDevices {
-    pub(crate) fn add(&self, clients: &Arc<Clients>) {
-        let mut served = lock(&self.0);
-        served.entry(clients.device.id()).or_default().push(Arc::downgrade(clients));
-    }
-
-    /// Forgets the clients of a device that are being dropped.
-    pub(crate) fn forget_dropped(&self, device: DeviceId) {
-        let mut served = lock(&self.0);
-        let Some(of) = served.get_mut(&device) else { return };
-        of.retain(|clients| clients.strong_count() > 0);
-        if of.is_empty() {
-            served.remove(&device);
-        }
-    }
-
-    fn clients_of(&self, device: DeviceId) -> Vec<Arc<Clients>> {
-        let served = lock(&self.0);
-        served.get(&device).into_iter().flatten().filter_map(Weak::upgrade).collect()
-    }
-}
+use crate::served_devices::ServedDevices;
 
 /// The members of a set that other owners have open, at a moment: for each, its clients, and how many of
 /// them had departed by then.
@@ -40,7 +13,7 @@ pub(crate) struct Holders(Vec<Vec<(Arc<Clients>, u64)>>);
 
 impl Holders {
     /// Those that bar a reset of the set by `file`.
-    pub(crate) fn of(file: &File, served: &ServedDevices) -> Self {
+    pub(crate) fn of(file: &File, served: &ServedDevices<Clients>) -> Self {
         // Without members the reset fails as well.
         let members = file.set_members().unwrap_or_default().into_iter();
         let count = |clients: Arc<Clients>| {

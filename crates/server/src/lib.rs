@@ -48,6 +48,7 @@ mod poller;
 mod pool;
 mod progress;
 mod send_buffer;
+mod served_devices;
 mod server;
 mod serving;
 mod session;

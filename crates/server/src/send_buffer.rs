@@ -23,13 +23,13 @@ use vfiod_sync::{Mutex, lock};
 
 /// Sizes of the buffer, as the kernel counts: its bookkeeping included. The first is the kernel's least. The
 /// last holds half of the largest reply or more: a larger one is no faster.
-const SIZES: [usize; 4] = [4608, 64 << 10, 256 << 10, 1 << 20];
+pub(crate) const SIZES: [usize; 4] = [4608, 64 << 10, 256 << 10, 1 << 20];
 
 /// What a buffer of this size can take in the kernel. A send that begins below the size may go beyond it by
 /// one piece, which is half of the size at most, and not more than 36 KiB. Pages and what the kernel keeps
 /// beside the data are counted by the size; the last part is for the kernel's lists of small ones, and for
 /// rounding.
-const fn most_of(size: usize) -> u64 {
+pub(crate) const fn most_of(size: usize) -> u64 {
     let piece = if size / 2 < 36 << 10 { size / 2 } else { 36 << 10 };
     (size + piece + size / 40 + (4 << 10)) as u64
 }
@@ -128,68 +128,5 @@ impl SendBuffer {
     /// What was charged, at the end.
     pub(crate) fn take(&mut self) -> Option<Paid> {
         self.paid.take()
-    }
-}
-
-#[cfg(all(test, not(any(loom, shuttle))))]
-mod tests {
-    use std::os::fd::OwnedFd;
-    use std::os::unix::net::UnixStream;
-
-    use vfiod_quota::{Ledger, Limit, Limits, Share, Size, User};
-
-    use super::*;
-    use crate::closer::Closer;
-    use crate::pool::LINGER;
-    use crate::transport::{Socket, Wait};
-    use crate::unread_bytes::unread_bytes;
-
-    /// A socket for which a user pays who can spare half of so much memory.
-    fn socket(memory: u64) -> (Socket, UnixStream, Payer) {
-        let (ours, theirs) = UnixStream::pair().unwrap();
-        let mut limits = Limits::of_process(1);
-        limits.set(Resource::Memory, Limit::new(Size::Common(0), Share::Demanded(memory)));
-        let payer = Payer::new(Ledger::new(limits).open("x").unwrap().account, User::Account(0));
-        let socket = Socket::new(OwnedFd::from(ours), LINGER, Closer::new("x")).unwrap();
-        socket.buffer().pay(&payer).unwrap();
-        (socket, theirs, payer)
-    }
-
-    fn charged(payer: &Payer) -> u64 {
-        payer.account().usage(Resource::Memory).used
-    }
-
-    /// Messages of many sizes, as many as the kernel takes, in buffers of all sizes.
-    #[test]
-    fn kernel_keeps_no_more_than_is_charged() {
-        for memory in SIZES.map(|size| 2 * most_of(size)) {
-            for len in [1, 100, 2000, 2240, 3000, 4096, 33_000, 100_000, 1 << 20] {
-                let (socket, _theirs, payer) = socket(memory);
-                let message = vec![7; len];
-                while socket.send(&message, &[], Wait::No).unwrap() > 0 {}
-                let (kept, charged) = (unread_bytes(&socket).unwrap() as u64, charged(&payer));
-                assert!(kept <= charged && charged <= memory / 2, "{len}: {kept} of {charged}");
-                assert!(kept > memory / 8, "{len}: only {kept} of {memory}");
-            }
-        }
-    }
-
-    #[test]
-    fn buffer_grows_only_where_something_does_not_fit() {
-        let (socket, theirs, payer) = socket(64 << 20);
-        let least = charged(&payer);
-        assert_eq!(least, most_of(SIZES[0]));
-        let mut bytes = vec![0; 4096];
-        for _ in 0..1000 {
-            assert_eq!(socket.send(&bytes[..2000], &[], Wait::No).unwrap(), 2000);
-            assert_eq!(rustix::io::read(&theirs, &mut *bytes).unwrap(), 2000);
-        }
-        assert_eq!(charged(&payer), least);
-        while socket.send(&bytes, &[], Wait::No).unwrap() > 0 {}
-        assert!(charged(&payer) > least);
-        // It was closed by its peer: nothing is left.
-        drop(theirs);
-        drop(socket);
-        assert_eq!(charged(&payer), 0);
     }
 }

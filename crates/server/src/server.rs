@@ -12,10 +12,10 @@ use crate::acceptor::{Acceptor, Reserve};
 use crate::clients::{Clients, ConnectionInfo, ConnectionTotals};
 use crate::connection::Connection;
 use crate::embedded::serve_in_tasks;
-use crate::holders::ServedDevices;
 use crate::limits::{MAX_CONNECTIONS, MAX_THREADS_PER_DEVICE, Quiet};
 use crate::listener::{Listener, check_stream};
 use crate::pool::{Interest, Pool, Source, Watch};
+use crate::served_devices::ServedDevices;
 
 /// How a server works.
 #[derive(Clone, Copy, Debug)]
@@ -60,7 +60,7 @@ pub struct Server {
     options: ServerOptions,
     reserve: Arc<Reserve>,
     ledger: Arc<Ledger>,
-    served: Arc<ServedDevices>,
+    served: Arc<ServedDevices<Clients>>,
     shortfalls: Quiet,
     /// Of an embedded server: the task that serves.
     _serving: Option<Task<()>>,
@@ -80,12 +80,6 @@ impl Drop for Listening {
     fn drop(&mut self) {
         self.0.forget();
     }
-}
-
-fn ledger(options: ServerOptions) -> Arc<Ledger> {
-    let mut limits = options.limits;
-    limits.set_common(Resource::Threads, options.max_threads as u64);
-    Ledger::new(limits)
 }
 
 /// The clients of a device that have hung up. Does not keep the device served.
@@ -109,16 +103,7 @@ impl Server {
         let failed = |errno| Error::new(errno, "cannot start the server's threads");
         let pool = Pool::new(options.max_threads).map_err(failed)?;
         let reserve = Arc::new(Reserve::new().map_err(failed)?);
-        let ledger = ledger(options);
-        Ok(Self {
-            pool,
-            options,
-            reserve,
-            ledger,
-            served: Arc::default(),
-            shortfalls: Quiet::default(),
-            _serving: None,
-        })
+        Ok(Self::with(pool, options, reserve, None))
     }
 
     /// Makes a server without threads and without devices: whoever runs `runtime` serves its
@@ -137,16 +122,26 @@ impl Server {
         let reserve = Arc::new(Reserve::new().map_err(failed)?);
         let serving = Some(serve_in_tasks(&pool, runtime).map_err(failed)?);
         let options = ServerOptions { poll: Duration::ZERO, ..options };
-        let ledger = ledger(options);
-        Ok(Self {
+        Ok(Self::with(pool, options, reserve, serving))
+    }
+
+    fn with(
+        pool: Pool,
+        options: ServerOptions,
+        reserve: Arc<Reserve>,
+        serving: Option<Task<()>>,
+    ) -> Self {
+        let mut limits = options.limits;
+        limits.set_common(Resource::Threads, options.max_threads as u64);
+        Self {
             pool,
             options,
             reserve,
-            ledger,
+            ledger: Ledger::new(limits),
             served: Arc::default(),
             shortfalls: Quiet::default(),
             _serving: serving,
-        })
+        }
     }
 
     /// Serves a device to every client that connects. What it lacks of a share that was not demanded is

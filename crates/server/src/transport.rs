@@ -333,3 +333,64 @@ impl Drop for Socket {
         }
     }
 }
+
+#[cfg(all(test, not(any(loom, shuttle))))]
+mod tests {
+    use std::os::unix::net::UnixStream;
+
+    use vfiod_quota::{Ledger, Limit, Limits, Resource, Share, Size, User};
+
+    use super::*;
+    use crate::pool::LINGER;
+    use crate::send_buffer::{SIZES, most_of};
+    use crate::unread_bytes::unread_bytes;
+
+    /// A socket for which a user pays who can spare half of so much memory.
+    fn socket(memory: u64) -> (Socket, UnixStream, Payer) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let mut limits = Limits::of_process(1);
+        limits.set(Resource::Memory, Limit::new(Size::Common(0), Share::Demanded(memory)));
+        let payer = Payer::new(Ledger::new(limits).open("x").unwrap().account, User::Account(0));
+        let socket = Socket::new(OwnedFd::from(ours), LINGER, Closer::new("x")).unwrap();
+        socket.buffer().pay(&payer).unwrap();
+        (socket, theirs, payer)
+    }
+
+    fn charged(payer: &Payer) -> u64 {
+        payer.account().usage(Resource::Memory).used
+    }
+
+    /// Messages of many sizes, as many as the kernel takes, in buffers of all sizes.
+    #[test]
+    fn kernel_keeps_no_more_than_is_charged() {
+        for memory in SIZES.map(|size| 2 * most_of(size)) {
+            for len in [1, 100, 2000, 2240, 3000, 4096, 33_000, 100_000, 1 << 20] {
+                let (socket, _theirs, payer) = socket(memory);
+                let message = vec![7; len];
+                while socket.send(&message, &[], Wait::No).unwrap() > 0 {}
+                let (kept, charged) = (unread_bytes(&socket).unwrap() as u64, charged(&payer));
+                assert!(kept <= charged && charged <= memory / 2, "{len}: {kept} of {charged}");
+                assert!(kept > memory / 8, "{len}: only {kept} of {memory}");
+            }
+        }
+    }
+
+    #[test]
+    fn buffer_grows_only_where_something_does_not_fit() {
+        let (socket, theirs, payer) = socket(64 << 20);
+        let least = charged(&payer);
+        assert_eq!(least, most_of(SIZES[0]));
+        let mut bytes = vec![0; 4096];
+        for _ in 0..1000 {
+            assert_eq!(socket.send(&bytes[..2000], &[], Wait::No).unwrap(), 2000);
+            assert_eq!(rustix::io::read(&theirs, &mut *bytes).unwrap(), 2000);
+        }
+        assert_eq!(charged(&payer), least);
+        while socket.send(&bytes, &[], Wait::No).unwrap() > 0 {}
+        assert!(charged(&payer) > least);
+        // It was closed by its peer: nothing is left.
+        drop(theirs);
+        drop(socket);
+        assert_eq!(charged(&payer), 0);
+    }
+}

@@ -11,6 +11,7 @@ use std::thread;
 use std::time::Duration;
 
 use process::api::ask;
+use process::random::Random;
 use process::{Daemon, until, vfiod};
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -32,18 +33,6 @@ struct Known {
 
 fn uuid(name: u64) -> String {
     format!("83b8f4f2-509f-382f-3c1e-0000000000{name:02x}")
-}
-
-/// xorshift64*: the same sequence each time.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) % limit
-    }
 }
 
 /// Defines, changes and removes, until the daemon is gone.

@@ -8,6 +8,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
+use process::random::Random;
 use process::{Daemon, PATIENCE, until, vfiod};
 use rustix::process::Signal;
 use vfiod_nvme_driver::{Controller, Data, Error, Namespace, Options, Queue, Result};
@@ -31,18 +32,6 @@ struct Known {
     completed: u64,
     /// No later one was submitted.
     submitted: u64,
-}
-
-/// xorshift64*: the same sequence each time.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) % limit
-    }
 }
 
 /// The bytes of a version of a block.

@@ -4,28 +4,12 @@ use std::sync::Arc;
 
 use loom::thread;
 
+use super::no_device::NoDevice;
 use crate::file_state::FileShared;
 use crate::ids::{FileId, Owner, SetId, SetObject};
-use crate::set::{Set, SetDevice, SetTable};
+use crate::set::SetTable;
 
 struct Slot;
-
-/// The table of sets never asks a device.
-enum NoDevice {}
-
-impl SetDevice for NoDevice {
-    fn set(&self) -> &Set<Self> {
-        match *self {}
-    }
-
-    fn slot(&self) -> usize {
-        match *self {}
-    }
-
-    fn needs_reset(&self) -> bool {
-        match *self {}
-    }
-}
 
 impl SetObject for Slot {
     fn set_name(&self) -> String {

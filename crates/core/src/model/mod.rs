@@ -25,6 +25,8 @@
 
 #[cfg(loom)]
 mod exhaustive;
+#[cfg(any(loom, shuttle))]
+mod no_device;
 #[cfg(shuttle)]
 mod scenarios;
 #[cfg(shuttle)]

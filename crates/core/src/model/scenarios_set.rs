@@ -5,25 +5,9 @@ use std::sync::Arc;
 
 use vfiod_sync::model::{join_all, spawn};
 
-use crate::set::{Phase, Set, SetDevice};
+use super::no_device::NoDevice;
+use crate::set::{Phase, Set};
 use crate::sync::{Mutex, lock};
-
-/// A set's turns do not depend on its devices.
-enum NoDevice {}
-
-impl SetDevice for NoDevice {
-    fn set(&self) -> &Set<Self> {
-        match *self {}
-    }
-
-    fn slot(&self) -> usize {
-        match *self {}
-    }
-
-    fn needs_reset(&self) -> bool {
-        match *self {}
-    }
-}
 
 /// Resets in a row by two threads, while others open and release members, and one joins.
 pub(crate) fn open_waits_for_one_reset() {

@@ -5,13 +5,11 @@ use vfiod_disk::{Buffer, Request};
 
 use super::IoQueue;
 use crate::controller::MAX_TRANSFER;
-use crate::namespace::Namespace;
+use crate::namespace::{MAX_COPY_RANGES, Namespace};
 use crate::spec::{Outcome, Status, Submission};
 
 /// Bytes of a source range of format 0.
 const RANGE: usize = 32;
-/// Source ranges that a command may have.
-pub(crate) const MAX_RANGES: usize = 128;
 /// OCFS: format 0.
 pub(crate) const FORMATS: u16 = 1;
 
@@ -25,7 +23,7 @@ impl IoQueue {
             return Err(Status::INVALID_FIELD);
         }
         let count = (dword & 0xff) as usize + 1;
-        if count > MAX_RANGES {
+        if count > MAX_COPY_RANGES {
             return Err(Status::COMMAND_SIZE_LIMIT);
         }
         let bytes = self.receive(command, count * RANGE).await?;
