@@ -206,6 +206,27 @@ impl NvmeOptions {
         Ok((identity, common))
     }
 
+    /// What a controller is made of whose only disk is one of the caller's.
+    ///
+    /// # Errors
+    /// As [`Nvme::with_backend`](crate::Nvme::with_backend).
+    pub(crate) fn with_disk(&self, disk: Disk) -> Result<(Identity, Common)> {
+        self.check()?;
+        if self.file.is_some() || self.memory.is_some() || self.null.is_some() {
+            let what =
+                "`file`, `memory` and `null` name a disk; this controller has one of its own";
+            return Err(invalid(what.to_owned()));
+        }
+        let (identity, namespace) = self.first(disk, self.block_size(), DiskIdentity::random())?;
+        let common = Common {
+            max_namespaces: self.max_namespaces(),
+            max_commands: self.commands.unwrap_or(MAX_COMMANDS),
+            bounce: BounceMemory::new(self.buffers.unwrap_or(MAX_BOUNCE)),
+            ..Common::new(vec![namespace])
+        };
+        Ok((identity, common))
+    }
+
     fn open_first(&self) -> Result<(Identity, Namespace)> {
         let (disk, block_size, named, metadata) = match &self.file {
             None => {
@@ -225,6 +246,17 @@ impl NvmeOptions {
                     })??
             }
         };
+        let (identity, namespace) = self.first(disk, block_size, named)?;
+        Ok((identity, namespace.kept_in(metadata)))
+    }
+
+    /// The first namespace, and the controller, which has its name.
+    fn first(
+        &self,
+        disk: Disk,
+        block_size: u32,
+        named: DiskIdentity,
+    ) -> Result<(Identity, Namespace)> {
         let named = self.renamed(named)?;
         let identity = Identity {
             serial: named.serial,
@@ -233,8 +265,7 @@ impl NvmeOptions {
             controller: named.controller,
         };
         let ids = NamespaceIdentity { nguid: named.nguid, uuid: named.uuid.into_bytes() };
-        let namespace = Namespace::new(1, ids, disk, block_size, self.torn_writes)?;
-        Ok((identity, namespace.kept_in(metadata)))
+        Ok((identity, Namespace::new(1, ids, disk, block_size, self.torn_writes)?))
     }
 
     /// Opens an image and what is kept beside it.

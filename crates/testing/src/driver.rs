@@ -16,7 +16,7 @@ use vfiod_core::{
     RegionIndex, Registration, Registry, Result, Saved, StatePolicy,
 };
 use vfiod_pci::{Function, Model};
-use vfiod_tasks::{Runtime, Workers};
+use vfiod_tasks::{ManualClock, Runtime, Workers};
 
 /// The region of configuration space (`VFIO_PCI_CONFIG_REGION_INDEX`).
 pub const CONFIG: RegionIndex = RegionIndex(7);
@@ -50,6 +50,19 @@ impl Driver {
     /// If the model refuses to be registered or opened.
     pub fn with_policy<M: Model>(model: M, state: StatePolicy) -> Self {
         let (registration, runtime) = register(function(model), state);
+        let workers = Workers::start(&runtime, 1).expect("a thread for the device's tasks");
+        let file = open(&registration).expect("it can be opened");
+        Self { file, registration, runtime, workers: Some(workers) }
+    }
+
+    /// Registers a model and opens it. The time of its tasks is that of `clock`, which a test moves.
+    ///
+    /// # Panics
+    /// If the model refuses to be registered or opened.
+    pub fn with_clock<M: Model>(model: M, clock: &ManualClock) -> Self {
+        let runtime = Runtime::with_clock(clock).expect("a runtime");
+        let registry = Registry::with_runtime(runtime.clone(), None);
+        let registration = register_in(&registry, function(model), StatePolicy::Reset);
         let workers = Workers::start(&runtime, 1).expect("a thread for the device's tasks");
         let file = open(&registration).expect("it can be opened");
         Self { file, registration, runtime, workers: Some(workers) }
@@ -329,10 +342,13 @@ fn function<M: Model>(model: M) -> Box<dyn Device> {
 }
 
 fn register(device: Box<dyn Device>, state: StatePolicy) -> (Registration, Runtime) {
-    let spec = DeviceSpec { name: "subject".to_owned(), state, ..DeviceSpec::default() };
     let registry = Registry::new();
-    let registration = registry.register(spec, device);
-    (registration.expect("it can be registered"), registry.runtime().clone())
+    (register_in(&registry, device, state), registry.runtime().clone())
+}
+
+fn register_in(registry: &Registry, device: Box<dyn Device>, state: StatePolicy) -> Registration {
+    let spec = DeviceSpec { name: "subject".to_owned(), state, ..DeviceSpec::default() };
+    registry.register(spec, device).expect("it can be registered")
 }
 
 fn open(registration: &Registration) -> Result<File> {

@@ -2,6 +2,7 @@
 
 mod commands;
 mod content;
+mod killed;
 mod queues;
 mod resets;
 mod rig;

@@ -32,10 +32,18 @@ impl Rig {
     /// A server whose disk has these options; they may name files in a directory of its own.
     pub(crate) fn with(options: impl FnOnce(&Path) -> NvmeOptions) -> Self {
         let directory = tempfile::tempdir().unwrap();
+        let model = Nvme::configured(options(directory.path())).unwrap();
+        Self::in_directory(model, directory)
+    }
+
+    /// A server of this controller.
+    pub(crate) fn of(model: Nvme) -> Self {
+        Self::in_directory(model, tempfile::tempdir().unwrap())
+    }
+
+    fn in_directory(model: Nvme, directory: tempfile::TempDir) -> Self {
         let socket = directory.path().join("disk.sock");
-        let options = options(directory.path());
         let registry = Registry::new();
-        let model = Nvme::configured(options).unwrap();
         let spec = DeviceSpec { name: "disk".to_owned(), ..DeviceSpec::default() };
         let registration =
             registry.register(spec, Box::new(Function::new(model).unwrap())).unwrap();
@@ -79,4 +87,13 @@ pub(crate) fn content(buffer: &Buffer) -> Vec<u8> {
     let mut bytes = vec![0; buffer.len()];
     buffer.read(0, &mut bytes);
     bytes
+}
+
+/// Waits until a condition holds that others bring about.
+pub(crate) fn until(what: &str, mut done: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !done() {
+        assert!(start.elapsed() < Duration::from_secs(60), "never: {what}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }

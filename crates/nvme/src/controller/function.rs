@@ -120,6 +120,8 @@ impl Model for Nvme {
             events,
             timestamp,
             told_of_sync,
+            // The task of one has ended.
+            shutdowns: _,
         } = self;
         *timestamp = Timestamp::reset();
         *told_of_sync = false;

@@ -1,5 +1,6 @@
 //! How the controller is enabled, disabled and shut down (3.5, 3.6).
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,6 +11,7 @@ use vfiod_pci::prelude::*;
 use super::{Nvme, forget_rings};
 use crate::admin::AdminQueue;
 use crate::admin::events::Events;
+use crate::common::Common;
 use crate::features::Features;
 use crate::io::IoQueue;
 use crate::queues::serve::{serve, task_name};
@@ -18,6 +20,9 @@ use crate::spec::registers::{
     CC_WRITABLE, FATAL, QUEUES, READY, SHUT_DOWN, SHUTDOWN, SHUTTING_DOWN, TIMEOUT, admin_entries,
 };
 use crate::timestamp::Timestamp;
+
+/// How long the host waits for the end of work: CAP.TO.
+const WAIT: Duration = Duration::from_millis(500 * TIMEOUT);
 
 impl Nvme {
     /// The host writes CC.
@@ -123,20 +128,16 @@ impl Nvme {
         let tasks: Vec<TaskHandle> = queues.all_submissions().filter_map(name).collect();
         let queues = queues.clone();
         cx.ensure_task("disable", |task| async move {
-            let limit = Duration::from_millis(500) * TIMEOUT as u32;
-            let gone = async {
+            let mut gone = pin!(async {
                 for task in &tasks {
                     task.gone().await;
                 }
                 queues.idle().await;
-            };
-            if task.task().timeout(limit, gone).await.is_err() {
+            });
+            if task.task().timeout(WAIT, gone.as_mut()).await.is_err() {
                 // The host has waited as long as CAP.TO says. Memory may still be written.
                 task.step(|nvme, _| nvme.properties.status |= FATAL).await;
-                for task in &tasks {
-                    task.gone().await;
-                }
-                queues.idle().await;
+                gone.await;
             }
             task.last_step(|nvme, cx| nvme.disabled(cx)).await;
         });
@@ -157,43 +158,82 @@ impl Nvme {
     /// CC.SHN asks for a shutdown (3.6): what was read is finished, and what was written is made durable.
     fn shut_down(&mut self, cx: &Cx<Self>) {
         self.properties.status |= SHUTTING_DOWN;
+        self.shutdowns = self.shutdowns.wrapping_add(1);
         if let Some(queues) = &self.queues {
             queues.close();
         }
         self.finish_shutdown(cx);
     }
 
+    /// Finishes a shutdown, in a task. The one of an earlier shutdown, which a reset has cut off, may still
+    /// wait for its flush, which covers nothing of what was written since: then it begins anew.
     pub(super) fn finish_shutdown(&self, cx: &Cx<Self>) {
-        let (queues, common) = (self.queues.clone(), self.common.clone());
+        let common = self.common.clone();
         cx.ensure_task("shutdown", |task| async move {
-            if let Some(queues) = queues {
-                queues.idle().await;
+            loop {
+                let asked = task.step(|nvme, _| (nvme.shutdowns, nvme.queues.clone())).await;
+                let (number, queues) = asked;
+                let mut finished = pin!(flush_all(queues, &common));
+                let flushed = task.task().timeout(WAIT, finished.as_mut()).await;
+                let failed = match flushed {
+                    Ok(failed) => failed,
+                    Err(_) => {
+                        // The host has waited as long as CAP.TO says.
+                        let fail = |nvme: &mut Self, _: &Cx<Self>| {
+                            if nvme.is_in_shutdown(number) {
+                                nvme.properties.status |= FATAL;
+                            }
+                        };
+                        task.step(fail).await;
+                        finished.await
+                    }
+                };
+                task.step(|nvme, cx| nvme.end_shutdown(cx, &task, number, failed)).await;
             }
-            let mut failed = None;
-            for namespace in &common.namespaces {
-                let Ok(channel) = namespace.channel() else { continue };
-                if let Err(failure) = channel.start(Request::Flush).await.result {
-                    failed = Some((namespace.id, failure.error.to_string()));
-                }
-            }
-            task.last_step(|nvme, cx| {
-                if let Some((namespace, error)) = &failed
-                    && let Some(suppressed) = cx.may_log()
-                {
-                    tracing::warn!(
-                        device = cx.name(),
-                        namespace,
-                        error,
-                        suppressed,
-                        "the flush of a shutdown has failed"
-                    );
-                }
-                let status = &mut nvme.properties.status;
-                if *status & SHUTDOWN == SHUTTING_DOWN {
-                    *status = *status & !SHUTDOWN | SHUT_DOWN;
-                }
-            })
-            .await;
         });
     }
+
+    /// Whether this shutdown is under way.
+    fn is_in_shutdown(&self, number: u32) -> bool {
+        self.shutdowns == number && self.properties.status & SHUTDOWN == SHUTTING_DOWN
+    }
+
+    /// All is durable, or has failed. Ends the task if no other shutdown was asked for meanwhile.
+    fn end_shutdown(&mut self, cx: &Cx<Self>, task: &Task<Self>, number: u32, failed: Failed) {
+        for (namespace, error) in failed {
+            if let Some(suppressed) = cx.may_log() {
+                tracing::warn!(
+                    device = cx.name(),
+                    namespace,
+                    error,
+                    suppressed,
+                    "the flush of a shutdown has failed"
+                );
+            }
+        }
+        if self.is_in_shutdown(number) {
+            self.properties.status = self.properties.status & !SHUTDOWN | SHUT_DOWN;
+        }
+        if self.shutdowns == number {
+            task.task().cancel();
+        }
+    }
+}
+
+/// Namespaces whose flush has failed, and how.
+type Failed = Vec<(u32, String)>;
+
+/// Waits until no command is under way, then makes durable what was written.
+async fn flush_all(queues: Option<Arc<Queues>>, common: &Common) -> Failed {
+    if let Some(queues) = queues {
+        queues.idle().await;
+    }
+    let mut failed = Vec::new();
+    for namespace in &common.namespaces {
+        let Ok(channel) = namespace.channel() else { continue };
+        if let Err(failure) = channel.start(Request::Flush).await.result {
+            failed.push((namespace.id, failure.error.to_string()));
+        }
+    }
+    failed
 }

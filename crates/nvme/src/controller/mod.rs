@@ -8,6 +8,7 @@ mod saved;
 use std::sync::Arc;
 
 use vfiod_core::work::{Close, Rings};
+use vfiod_disk::{Backend, Disk};
 use vfiod_pci::Interrupts;
 use vfiod_pci::prelude::*;
 
@@ -75,6 +76,8 @@ pub struct Nvme {
     pub(crate) timestamp: Timestamp,
     /// The host was told that a sync has failed: once.
     pub(crate) told_of_sync: bool,
+    /// Counts shutdowns that the host has asked for.
+    shutdowns: u32,
 }
 
 impl Nvme {
@@ -82,6 +85,16 @@ impl Nvme {
     pub(crate) fn configured_with(options: NvmeOptions) -> Self {
         let unnamed = Self::new(Identity::default(), Common::new(Vec::new()));
         Self { options: Some(options), ..unnamed }
+    }
+
+    /// A controller whose only namespace is kept by a back end of the caller's. Its names are new with each
+    /// call, unless the options give them.
+    ///
+    /// # Errors
+    /// `EINVAL`: the options contradict each other, name a disk, or their block size is none of the back end.
+    pub fn with_backend(options: &NvmeOptions, backend: Arc<dyn Backend>) -> Result<Self> {
+        let (identity, common) = options.with_disk(Disk::new(backend))?;
+        Ok(Self::new(identity, common))
     }
 
     /// A controller with these namespaces.
@@ -97,6 +110,7 @@ impl Nvme {
             events: Events::default(),
             timestamp: Timestamp::reset(),
             told_of_sync: false,
+            shutdowns: 0,
         }
     }
 

@@ -316,6 +316,8 @@ impl Save for Nvme {
             events,
             timestamp,
             told_of_sync,
+            // A shutdown that is under way begins anew.
+            shutdowns: _,
         } = self;
         let (submissions, completions) = save_queues(queues.as_deref());
         let pages = queues.as_ref().and_then(|queues| queues.pages());

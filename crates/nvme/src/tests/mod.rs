@@ -8,6 +8,7 @@ mod events;
 mod failures;
 mod format;
 mod fused;
+mod held;
 mod io;
 mod limits;
 mod namespaces;
