@@ -21,7 +21,7 @@ use crate::controller::{MAX_TRANSFER, Nvme};
 use crate::prp;
 use crate::queues::Queues;
 use crate::queues::completion::Reserved;
-use crate::queues::serve::{Ended, Execute, Running};
+use crate::queues::serve::{Ended, Execute, Running, wait_for_memory};
 use crate::spec::opcode::{self, Admin};
 use crate::spec::{Completion, Outcome, Status, Submission};
 use crate::transfer;
@@ -119,7 +119,8 @@ impl Execute for AdminQueue {
                 status: outcome.err().unwrap_or(Status::SUCCESS),
             };
             let posted = self.reach(async {
-                let posted = admin.completions.post(host, std::slice::from_ref(&completion));
+                let wait = || wait_for_memory(&self.task);
+                let posted = admin.completions.post(host, std::slice::from_ref(&completion), wait);
                 posted.await.map_err(|_| Status::INTERNAL)
             });
             if posted.await.is_err() {

@@ -191,22 +191,26 @@ impl CompletionQueue {
     }
 
     /// Writes completions, for each of which a place is reserved, then interrupts. If the interrupt waits for
-    /// others, the caller flushes the vector ([`Vectors::flush`]) after the time that is returned.
+    /// others, the caller flushes the vector ([`Vectors::flush`]) after the time that is returned. While the
+    /// host lets the device reach no memory, `wait` is awaited before it is tried again.
     ///
     /// # Errors
     /// Those of the memory: the host waits for an entry that does not come, or is not heard any more.
-    pub(crate) async fn post(
+    pub(crate) async fn post<W: Future<Output = ()>>(
         &self,
         host: Host<'_>,
         completions: &[Completion],
+        wait: impl Fn() -> W,
     ) -> Result<Option<Duration>> {
         let places = self.take(completions.len());
-        let all = || places.iter().copied().zip(completions);
-        let written = write_mapped(host.dma, all())?;
-        for ((place, phase), completion) in all().skip(written) {
-            let (bytes, last) = completion.encode(phase);
-            host.dma.write(place, &bytes).await?;
-            host.dma.write(place.saturating_add(BEFORE_PHASE as u64), &last.to_le_bytes()).await?;
+        let all = places.iter().copied().zip(completions);
+        // The host may have taken what was written before the memory was out of reach: that is done.
+        let mut written = 0;
+        while let Err(error) = write(host.dma, all.clone(), &mut written).await {
+            if error.errno() != Errno::PERM {
+                return Err(error);
+            }
+            wait().await;
         }
         let is_error = |completion: &Completion| completion.status != Status::SUCCESS;
         let can_wait = host.coalesces && !completions.iter().any(is_error);
@@ -269,12 +273,29 @@ impl CompletionQueue {
     }
 }
 
-/// Writes entries as long as their memory is mapped, the phase tag of each last. Returns how many.
+/// Writes entries, but for those that were `written`, the phase tag of each last.
+async fn write<'a>(
+    dma: &Attachment,
+    entries: impl Iterator<Item = (Place, &'a Completion)> + Clone,
+    written: &mut usize,
+) -> Result<()> {
+    write_mapped(dma, entries.clone().skip(*written), written)?;
+    for ((place, phase), completion) in entries.skip(*written) {
+        let (bytes, last) = completion.encode(phase);
+        dma.write(place, &bytes).await?;
+        dma.write(place.saturating_add(BEFORE_PHASE as u64), &last.to_le_bytes()).await?;
+        *written += 1;
+    }
+    Ok(())
+}
+
+/// Writes entries as long as their memory is mapped, and counts them.
 fn write_mapped<'a>(
     dma: &Attachment,
     entries: impl Iterator<Item = (Place, &'a Completion)>,
-) -> Result<usize> {
-    let (mut batch, mut written): (Batch<'_>, usize) = (dma.batch()?, 0);
+    written: &mut usize,
+) -> Result<()> {
+    let mut batch: Batch<'_> = dma.batch()?;
     for ((place, phase), completion) in entries {
         let (bytes, last) = completion.encode(phase);
         if batch.write(place, &bytes)? == Reach::Message {
@@ -284,7 +305,7 @@ fn write_mapped<'a>(
         if batch.store(at, last.to_le(), Ordering::SeqCst)? == Reach::Message {
             break;
         }
-        written += 1;
+        *written += 1;
     }
-    Ok(written)
+    Ok(())
 }

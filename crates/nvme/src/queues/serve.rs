@@ -288,6 +288,11 @@ fn leave(queues: &Queues, queue: &SubmissionQueue, count: u32) {
     }
 }
 
+/// Waits until it is time to look whether the host lets the device reach memory again.
+pub(crate) async fn wait_for_memory(task: &Task<Nvme>) {
+    task.task().sleep(FORBIDDEN).await;
+}
+
 /// Posts what commands resulted in. Returns how long their interrupt waits for others, if it does.
 async fn post(
     task: &Task<Nvme>,
@@ -314,10 +319,12 @@ async fn post(
     }
     if !queues.is_stopped() && !completions.is_empty() {
         let host = Host { coalesces: queue.id != 0, ..queues.host(task.dma()) };
-        let posted = race(async { queue.completions.post(host, &completions).await }, async {
-            queues.stop_requested().await;
-            Ok(None)
-        });
+        let wait = || wait_for_memory(task);
+        let posted =
+            race(async { queue.completions.post(host, &completions, wait).await }, async {
+                queues.stop_requested().await;
+                Ok(None)
+            });
         match posted.await {
             Ok(time) => held = time,
             Err(error) => {

@@ -90,7 +90,7 @@ impl Rig {
             let completion =
                 Completion { result: 0, head: 0, queue: 1, id, status: Status::SUCCESS };
             let completions = [completion];
-            let posted = self.queue.post(self.reach(), &completions);
+            let posted = self.queue.post(self.reach(), &completions, std::future::pending);
             // Memory that is mapped makes nobody wait.
             posted.now_or_never().expect("at once").expect("is posted");
         }

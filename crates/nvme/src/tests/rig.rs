@@ -293,6 +293,12 @@ impl Host {
         self.next_id
     }
 
+    /// Where the last command of a queue is.
+    pub(super) fn last(&self, queue: usize) -> u64 {
+        let Pair { entries, tail, .. } = self.pairs[queue].expect("a queue");
+        Self::at(queue).0 + 64 * u64::from((tail + entries.0 - 1) % entries.0)
+    }
+
     pub(super) fn ring(&self, queue: usize) {
         self.ring_by(queue, Self::usual_way(queue));
     }
