@@ -299,6 +299,41 @@ pub(crate) enum Manage {
         #[command(flatten)]
         daemon: Daemon,
     },
+    /// Give a running QEMU a device, by its monitor: `-qmp unix:SOCKET,server=on,wait=off`.
+    Attach {
+        /// The socket of QEMU's monitor.
+        #[arg(long, value_name = "SOCKET")]
+        qmp: PathBuf,
+        /// The device: its name, or the path of its socket (with a slash in it), which no daemon is asked
+        /// for.
+        #[arg(value_name = "DEVICE|PATH", add = ArgValueCandidates::new(complete::devices))]
+        device: String,
+        /// What it is called in QEMU; otherwise as here.
+        #[arg(long)]
+        id: Option<String>,
+        /// The bus that it is plugged into, such as a PCIe root port; otherwise the first port that is free.
+        #[arg(long, value_name = "PORT")]
+        bus: Option<String>,
+        #[command(flatten)]
+        daemon: Daemon,
+    },
+    /// Take a device from a running QEMU, by its monitor. Refused for a device with MSI-X: QEMU would abort.
+    Detach {
+        /// The socket of QEMU's monitor.
+        #[arg(long, value_name = "SOCKET")]
+        qmp: PathBuf,
+        /// The device's name.
+        #[arg(add = ArgValueCandidates::new(complete::devices))]
+        device: String,
+        /// What it is called in QEMU; otherwise as here.
+        #[arg(long)]
+        id: Option<String>,
+        /// How long the guest has to give it back.
+        #[arg(long, value_name = "TIME", default_value = "30s")]
+        timeout: String,
+        #[command(flatten)]
+        daemon: Daemon,
+    },
     /// Print what there is, then the events of the daemon as they happen.
     Watch {
         /// Only those about this device, by its name or number.

@@ -1,8 +1,10 @@
 //! The commands that ask a running daemon: each is one or two calls of its API.
 
 mod arguments;
+mod attach;
 mod complete;
 mod print;
+mod qmp;
 
 use std::time::Duration;
 
@@ -12,7 +14,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use uuid::Uuid;
-use vfiod_config::UsageError;
+use vfiod_config::{UsageError, time_argument};
 use vfiod_control::client::{Client, Failure, encoded, path};
 use vfiod_control::request::{
     AddDevice, ChangeInstance, Create, Define, DefineInstance, Modify, Socket,
@@ -158,6 +160,13 @@ pub(crate) fn run(command: Manage) -> anyhow::Result<()> {
             let revoked: view::Revoked =
                 client.send(Method::DELETE, &path(["devices", &what, "files"]))?;
             answer(&daemon, &revoked, |revoked| format!("{}\n", revoked.files))
+        }
+        Manage::Attach { qmp, device, id, bus, daemon } => {
+            attach::attach(&qmp, &device, id, bus, &daemon)
+        }
+        Manage::Detach { qmp, device, id, timeout, daemon } => {
+            let timeout = time_argument("--timeout", &timeout)?;
+            attach::detach(&qmp, &device, id, timeout, &daemon)
         }
         Manage::Watch { device, kinds, daemon } => {
             connect(&daemon)?.watch(&events(device, &kinds), |event| {
