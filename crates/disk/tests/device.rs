@@ -27,7 +27,11 @@ struct Loop {
 impl Loop {
     /// A device with sectors of this size; `None`, and said so, where none can be made.
     fn new(sector: u32) -> Option<Self> {
-        let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        Self::in_directory(sector, tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap())
+    }
+
+    /// One whose file is here.
+    fn in_directory(sector: u32, directory: tempfile::TempDir) -> Option<Self> {
         let file = directory.path().join("disk.img");
         File::create(&file).unwrap().set_len(16 << 20).unwrap();
         let mut command = Command::new("losetup");
@@ -83,6 +87,7 @@ fn check(image: std::sync::Arc<Image>, block: usize) {
     }
 }
 
+/// cloud-hypervisor#7720, #8051: sectors of 4 KiB, and blocks of 512 bytes.
 #[test]
 fn device_is_used_directly_where_its_sectors_are_as_small_as_the_blocks() {
     let _alone = alone();
@@ -193,5 +198,41 @@ fn writes_go_on_when_a_full_file_system_has_space_again() {
         assert_eq!(write(1 << 20).0, None);
         assert_eq!(run(Request::Flush).0, None);
         assert!(disk.sync_failure().is_none());
+    }
+}
+
+/// firecracker#2172: a flush is a sync of the image, and completes when that has returned. What the kernel has
+/// taken into its cache cannot be written to this device; it tells so when it is asked to sync, and then only.
+#[test]
+fn flush_is_a_sync_of_the_image() {
+    let _alone = alone();
+    for threads in [None, Some(2)] {
+        for durable in [false, true] {
+            let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+            let Some(_mount) = Mount::tmpfs(directory.path(), "1M") else { return };
+            let Some(device) = Loop::in_directory(512, directory) else { return };
+            let runtime = Runtime::new().unwrap();
+            let image =
+                ImageOptions { threads, direct: DirectIo::Off, ..options(&device.device, 512) };
+            let disk = Disk::new(Image::open(&image).unwrap());
+            let channel = disk.connect(&runtime).unwrap();
+            let run = |request| {
+                let done = runtime.block_on(None, channel.start(request)).unwrap();
+                done.result.err().map(|failure| failure.kind)
+            };
+            let write = |durable| {
+                let buffer = Buffer::Own(vec![5; 4 << 20]);
+                run(Request::Write { offset: 0, buffer, durable })
+            };
+            if durable {
+                assert_eq!(write(true), Some(FailureKind::SyncFailed));
+            } else {
+                assert_eq!(write(false), None);
+                assert_eq!(run(Request::Flush), Some(FailureKind::SyncFailed));
+            }
+            // And never again is one reported that would cover what was lost.
+            assert_eq!(run(Request::Flush), Some(FailureKind::SyncFailed));
+            assert_eq!(write(false), Some(FailureKind::SyncFailed));
+        }
     }
 }

@@ -468,6 +468,7 @@ fn guest_memory_that_was_never_touched_stays_so_when_it_is_written_to_a_disk() {
     }
 }
 
+/// Seen on QEMU's model: a read beside a write of one block gave half of each.
 /// Through the page cache the kernel copies a read and a write of one block at the same time.
 #[test]
 fn read_beside_a_write_of_a_block_has_all_of_the_old_or_of_the_new() {

@@ -102,6 +102,7 @@ fn image_that_qemu_has_is_refused_until_qemu_has_ended() {
     Image::open(&writer(&path)).unwrap();
 }
 
+/// cloud-hypervisor#7553: who reads a snapshot goes on.
 #[test]
 fn readers_share_an_image_with_qemu() {
     let _alone = alone();
