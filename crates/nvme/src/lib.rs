@@ -12,7 +12,6 @@ mod options;
 mod piece;
 mod prp;
 mod queues;
-mod rate;
 mod sgl;
 mod spec;
 #[cfg(test)]

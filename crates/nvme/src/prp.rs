@@ -87,9 +87,9 @@ async fn read_list(dma: &Attachment, at: u64, count: usize) -> CoreResult<Vec<u6
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
+    use std::sync::{Arc, Mutex};
 
-    use vfiod_core::dma::{Backing, MapRequest, Perm, Space};
+    use vfiod_core::dma::{Backing, Completion, DmaPeer, MapRequest, Perm, Space};
     use vfiod_tasks::Runtime;
 
     use super::*;
@@ -171,5 +171,54 @@ mod tests {
         for (what, prps, len, expected) in rows {
             assert_eq!(find(&words, prps, len), expected, "{what}");
         }
+    }
+
+    /// A host that writes over what was read, at once, and remembers what that was.
+    #[derive(Default)]
+    struct Changes {
+        memory: Mutex<Vec<u8>>,
+        reads: Mutex<Vec<(u64, usize)>>,
+    }
+
+    impl DmaPeer for Changes {
+        fn start_read(&self, iova: u64, len: usize, completion: Completion<Vec<u8>>) {
+            self.reads.lock().unwrap().push((iova, len));
+            let mut memory = self.memory.lock().unwrap();
+            let bytes = &mut memory[iova as usize..iova as usize + len];
+            let read = bytes.to_vec();
+            bytes.fill(0xff);
+            drop(memory);
+            completion.complete(Ok(read));
+        }
+
+        fn start_write(&self, _iova: u64, _data: Vec<u8>, completion: Completion<()>) {
+            completion.complete(Ok(()));
+        }
+    }
+
+    /// Each byte of a list is read once: what the host makes of it afterwards changes nothing.
+    #[test]
+    fn lists_are_read_once() {
+        let host = Arc::new(Changes::default());
+        let mut memory = vec![0; 64 * PAGE as usize];
+        for (at, value) in
+            [(0x2ff0, 0x10000_u64), (0x2ff8, 0x3000), (0x3000, 0x12000), (0x3008, 0x14000)]
+        {
+            memory[at..at + 8].copy_from_slice(&value.to_le_bytes());
+        }
+        *host.memory.lock().unwrap() = memory;
+        let space = Space::default();
+        let (perm, backing) = (Perm::READ | Perm::WRITE, Backing::Peer(host.clone()));
+        space.map(None, MapRequest { iova: 0, size: 64 * PAGE, perm, backing }).unwrap();
+        let dma = Attachment::new(&space);
+        let runtime = Arc::new(Runtime::new().unwrap());
+        let len = 3 * 4096 + 8;
+        let found =
+            runtime.block_on(None, async move { pieces(&dma, PAGE, (0x1000, 0x2ff0), len).await });
+        let place = |at, len| Piece::Memory(at, len);
+        let expected =
+            [place(0x1000, 4096), place(0x10000, 4096), place(0x12000, 4096), place(0x14000, 8)];
+        assert_eq!(found.unwrap().as_deref(), Ok(&expected[..]));
+        assert_eq!(*host.reads.lock().unwrap(), [(0x2ff0, 16), (0x3000, 16)]);
     }
 }

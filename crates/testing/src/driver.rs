@@ -78,18 +78,6 @@ impl Driver {
         Self::of_device(function(model))
     }
 
-    /// As [`Driver::without_workers`]. The time of the device's tasks is that of `clock`.
-    ///
-    /// # Panics
-    /// If the model refuses to be registered or opened.
-    pub fn without_workers_at<M: Model>(model: M, clock: &ManualClock) -> Self {
-        let runtime = Runtime::with_clock(clock).expect("a runtime");
-        let registry = Registry::with_runtime(runtime.clone(), None);
-        let registration = register_in(&registry, function(model), StatePolicy::Reset);
-        let file = open(&registration).expect("it can be opened");
-        Self { file, registration, runtime, workers: None }
-    }
-
     /// Registers a device of any bus and opens it; as [`Driver::without_workers`]. What is about BARs
     /// and configuration space is for PCI functions only.
     ///
@@ -99,11 +87,6 @@ impl Driver {
         let (registration, runtime) = register(device, StatePolicy::Reset);
         let file = open(&registration).expect("it can be opened");
         Self { file, registration, runtime, workers: None }
-    }
-
-    /// Whether threads run the tasks of the device.
-    pub fn has_workers(&self) -> bool {
-        self.workers.is_some()
     }
 
     /// Runs the tasks of a device without workers until each waits for something.
@@ -309,7 +292,7 @@ impl Driver {
         let copy = fd.try_clone().expect("a second descriptor");
         let backing = Backing::File { fd: copy, offset: 0 };
         self.file.dma_map(MapRequest { iova, size: len, perm, backing }).expect("it can be mapped");
-        GuestMemory { fd, len }
+        GuestMemory { fd: Arc::new(fd), len }
     }
 
     /// Maps guest memory that is reached by messages (DMA_READ, DMA_WRITE).
@@ -372,10 +355,10 @@ fn open(registration: &Registration) -> Result<File> {
     registration.device().open(Owner::in_process("driver"))
 }
 
-/// A memfd that stands for the memory of a guest.
-#[derive(Debug)]
+/// A memfd that stands for the memory of a guest. A clone is the same.
+#[derive(Clone, Debug)]
 pub struct GuestMemory {
-    fd: OwnedFd,
+    fd: Arc<OwnedFd>,
     len: u64,
 }
 

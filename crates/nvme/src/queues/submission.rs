@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use vfiod_core::Result;
-use vfiod_core::dma::{Attachment, Reach};
+use vfiod_core::dma::{Attachment, Batch, Reach};
 use vfiod_sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use vfiod_sync::{Mutex, lock};
 use vfiod_tasks::Bell;
@@ -12,6 +12,18 @@ use super::completion::CompletionQueue;
 use super::doorbell::{Doorbell, InvalidValue, Pages};
 use crate::spec::Submission;
 use crate::spec::submission::{Fused, LEN};
+
+/// Memory that entries are read of.
+trait Entries {
+    /// Reads an entry, if it is mapped.
+    fn read(&mut self, at: u64, entry: &mut [u8; LEN]) -> Result<Reach>;
+}
+
+impl Entries for Batch<'_> {
+    fn read(&mut self, at: u64, entry: &mut [u8; LEN]) -> Result<Reach> {
+        Batch::read(self, at, entry)
+    }
+}
 
 /// A submission queue. Its task alone reads commands and moves the head.
 #[derive(Debug)]
@@ -156,7 +168,8 @@ impl SubmissionQueue {
     ) -> Result<Vec<Submission>> {
         let head = self.head();
         let mut commands = Vec::with_capacity(count as usize);
-        if !self.read_mapped(dma, head, count, &mut commands)? {
+        let is_mapped = self.read_mapped(&mut dma.batch()?, head, count, &mut commands)?;
+        if !is_mapped {
             commands.clear();
             for n in 0..count {
                 let mut bytes = [0; LEN];
@@ -181,15 +194,14 @@ impl SubmissionQueue {
     /// Whether they were read; otherwise some are reached by message.
     fn read_mapped(
         &self,
-        dma: &Attachment,
+        memory: &mut impl Entries,
         head: u32,
         count: u32,
         commands: &mut Vec<Submission>,
     ) -> Result<bool> {
-        let mut batch = dma.batch()?;
         for n in 0..count {
             let mut bytes = [0; LEN];
-            if batch.read(self.at(head, n), &mut bytes)? == Reach::Message {
+            if memory.read(self.at(head, n), &mut bytes)? == Reach::Message {
                 return Ok(false);
             }
             commands.push(Submission::new(bytes));
@@ -205,5 +217,40 @@ impl SubmissionQueue {
 
     pub(crate) fn is_deleted(&self) -> bool {
         self.deleted.load(Ordering::SeqCst)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Layout;
+    use super::*;
+
+    /// Memory of a host that writes over each entry when it was read.
+    struct Changes {
+        entries: Vec<[u8; LEN]>,
+        reads: Vec<u64>,
+    }
+
+    impl Entries for Changes {
+        fn read(&mut self, at: u64, entry: &mut [u8; LEN]) -> Result<Reach> {
+            self.reads.push(at);
+            let place = &mut self.entries[at as usize / LEN];
+            *entry = std::mem::replace(place, [0xff; LEN]);
+            Ok(Reach::Mapped)
+        }
+    }
+
+    /// Each entry of memory that is mapped is read once: what the host makes of it afterwards changes nothing.
+    #[test]
+    fn mapped_entries_are_read_once() {
+        let layout = Layout { base: 0, entries: 8, vector: None };
+        let completions = Arc::new(CompletionQueue::new(layout));
+        let queue = SubmissionQueue::new(1, (0, 8), 1, completions);
+        let mut memory = Changes { entries: (0..8).map(|n| [n; LEN]).collect(), reads: Vec::new() };
+        let mut commands = Vec::new();
+        assert!(queue.read_mapped(&mut memory, 6, 5, &mut commands).unwrap());
+        assert_eq!(memory.reads, [6, 7, 0, 1, 2].map(|n| n * LEN as u64));
+        let opcodes: Vec<u8> = commands.iter().map(Submission::opcode).collect();
+        assert_eq!(opcodes, [6, 7, 0, 1, 2]);
     }
 }

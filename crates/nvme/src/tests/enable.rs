@@ -23,6 +23,7 @@ fn properties_read_as_the_specification_says() {
     assert_eq!((device.config32(8) >> 8, device.config8(0x3d)), (0x01_08_02, 1));
 }
 
+/// propolis#1199: Windows reads the address of the admin queue back.
 #[test]
 fn admin_queue_registers_read_back_in_halves_and_stay_while_enabled() {
     let mut host = Host::disabled(nvme());

@@ -16,6 +16,7 @@ fn abort(queue: u32, id: u16) -> Command {
     Command::new(8).set(10, queue | u32::from(id) << 16)
 }
 
+/// propolis#1199: a request that is told that it cannot be comes again at once, without end.
 #[test]
 fn requests_stay_outstanding_up_to_the_limit() {
     let mut host = Host::new(nvme());
@@ -51,6 +52,7 @@ fn doorbell_errors_are_told_once_until_the_log_is_read() {
     assert_eq!((entries[1].id, entries[1].result), (ids[1], 0x1_0100));
 }
 
+/// openvmm#3886, spdk#2067: no event without its bit.
 #[test]
 fn temperature_events_come_only_if_they_were_asked_for() {
     for configured in [false, true] {
@@ -72,6 +74,7 @@ fn temperature_events_come_only_if_they_were_asked_for() {
     }
 }
 
+/// spdk#1883, spdk#1864: every result of an Abort; bit 0 says that nothing was aborted.
 #[test]
 fn abort_of_each_kind() {
     let mut host = Host::new(nvme());

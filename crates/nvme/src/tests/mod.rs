@@ -15,7 +15,6 @@ mod namespaces;
 mod options;
 mod power;
 mod queues;
-mod rates;
 mod reports;
 mod rig;
 mod saved;

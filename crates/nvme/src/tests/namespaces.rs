@@ -22,6 +22,7 @@ fn host() -> (Host, [std::sync::Arc<Held>; 2]) {
     (host, disks)
 }
 
+/// spdk#2067: the active list ends with zeroes, and what is not active is all zeroes.
 #[test]
 fn each_number_has_its_status() {
     let (mut host, _) = host();

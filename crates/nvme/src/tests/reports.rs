@@ -274,3 +274,68 @@ fn completions_wait_while_the_device_may_not_reach_memory() {
         assert_eq!(host.perform(1, read(0)), Ok(0));
     }
 }
+
+/// A guest that changes an entry, a list of PRPs and an SGL in mapped memory while they are judged: each command
+/// is what it was at one moment, and no byte beside its data changes.
+#[test]
+fn memory_that_changes_amid_a_command_is_judged_as_it_was_read() {
+    const PAGE: u64 = 4096;
+    let mut host = Host::new(nvme());
+    host.create_pair(1, 4, 1);
+    host.memory.put(DATA - BASE, &[7; 4096]);
+    for block in 0..32 {
+        assert_eq!(host.perform(1, Command::io(1, 8 * block, 8, (DATA, 0))), Ok(0));
+    }
+    // Data goes to the third page behind this, or to an address that is not allowed: by a list of PRPs, and by
+    // a segment whose descriptor is longer or shorter than the data.
+    let (list, segment, data) = (DATA, DATA + PAGE, DATA + 4 * PAGE);
+    let descriptor = |len: u32| [&data.to_le_bytes()[..], &len.to_le_bytes(), &[0; 4]].concat();
+    let entry = Host::at(1).0;
+    let writes = [
+        (list, data.to_le_bytes().to_vec(), (data + 1).to_le_bytes().to_vec()),
+        (segment, descriptor(4096), descriptor(511)),
+        // The first block of the command, in each of the places of the queue.
+        (entry + 44, vec![0], vec![0xff]),
+    ];
+    host.memory.put(list + 8 - BASE, &(data + 8 * PAGE).to_le_bytes());
+    let prps = Command::io(READ, 0, 24, (data + 16 * PAGE, list));
+    let sgl = (segment, u64::from(16_u32) | 0x30 << 56);
+    let sgl = Command::io(READ, 0, 8, sgl).set(0, 1 << 14 | u32::from(READ));
+    let memory = host.memory.clone();
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    let ordering = std::sync::atomic::Ordering::SeqCst;
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(ordering) {
+                for (at, one, other) in &writes {
+                    memory.put(at - BASE, other);
+                    memory.put(at - BASE, one);
+                }
+            }
+        });
+        let mut seen = HashSet::new();
+        // Until something was changed, on a machine that lets the other thread wait.
+        for round in 0..100_000 {
+            let both = seen.contains(&Ok(0)) && seen.len() > 2;
+            if round >= 300 && both {
+                break;
+            }
+            let command = [prps, sgl][round % 2];
+            // What is beside the third page, which data would reach that begins at the other address.
+            host.memory.put(data - PAGE - BASE, &[0x55; 3 * PAGE as usize]);
+            let outcome = host.perform(1, command).map_err(|status| (round % 2, status));
+            let around = host.memory.get(data - PAGE - BASE, 3 * PAGE as usize);
+            let (before, rest) = around.split_at(PAGE as usize);
+            let (inside, behind) = rest.split_at(PAGE as usize);
+            assert!(before.iter().chain(behind).all(|byte| *byte == 0x55), "round {round}");
+            let expected = if outcome.is_ok() { 7 } else { 0x55 };
+            assert!(inside.iter().all(|byte| *byte == expected), "round {round}: {outcome:x?}");
+            seen.insert(outcome);
+        }
+        stop.store(true, ordering);
+        let may: HashSet<_> =
+            [Ok(0), Err((0, 0x13)), Err((1, 0x0f)), Err((0, 0x80)), Err((1, 0x80))].into();
+        assert!(seen.is_subset(&may), "{seen:x?}");
+        assert!(seen.contains(&Ok(0)) && seen.len() > 2, "nothing was changed: {seen:x?}");
+    });
+}

@@ -9,7 +9,10 @@ use vfiod_disk::Memory;
 use vfiod_pci::irq_index::INTX;
 use vfiod_testing::{Driver, eventually};
 
-use super::rig::{BASE, BLOCKS, Command, DATA, Host, LEN, Way, create_cq, create_sq, nvme, with};
+use super::rig::{
+    BASE, BLOCKS, Command, DATA, ENABLE, Host, LEN, Way, create_cq, create_sq, nvme, with,
+};
+use crate::spec::registers::{SHUT_DOWN, SHUTDOWN};
 
 const PAGE: u64 = 4096;
 /// Where the pages are.
@@ -61,7 +64,7 @@ fn commands_by_shadow_doorbells_complete_at_every_depth() {
     assert!(registers < moved, "each of {moved} doorbells was asked for");
 }
 
-/// Each queue by the register alone, by the page, and by both, in turns.
+/// Each queue by the register alone, by the page, and by both, in turns (openvmm#1582, spdk#2147).
 #[test]
 fn both_ways_of_each_queue_mean_one_value() {
     let mut host = host(&[16, 32, 64]);
@@ -88,7 +91,8 @@ fn both_ways_of_each_queue_mean_one_value() {
     }
 }
 
-/// A completion queue, of one usable place or of a few, shared by four submission queues.
+/// A completion queue, of one usable place or of a few, shared by four submission queues (propolis#1008, #1023,
+/// #1026, #1043).
 #[test]
 fn shared_completion_queue_that_is_full_completes_everything() {
     for entries in [2, 16] {
@@ -162,7 +166,8 @@ fn pages_that_cannot_be_used_are_refused() {
 /// of them changes.
 #[test]
 fn pages_end_with_every_kind_of_reset() {
-    for way in 0..5 {
+    // openvmm#4080, #4011, #3915.
+    for way in 0..6 {
         let mut host = host(&[64, 64]);
         for n in 0..20 {
             host.submit(1, read(n));
@@ -179,6 +184,11 @@ fn pages_end_with_every_kind_of_reset() {
             }
             3 => {
                 host.device.file().reset_set().unwrap();
+            }
+            4 => {
+                host.device.write32(0, 0x14, ENABLE | 1 << 14);
+                host.await_status(SHUTDOWN, SHUT_DOWN);
+                host.disable();
             }
             _ => {
                 let Host { device, .. } = host;
@@ -249,7 +259,7 @@ fn value_in_a_page_that_is_none_of_the_queue_is_an_event() {
     assert_eq!(host.perform(1, read(0)), Ok(0));
 }
 
-/// The pin is asserted while there are entries, whichever way the host takes them by.
+/// The pin is asserted while there are entries, whichever way the host takes them by (spdk#2009).
 #[test]
 fn pin_falls_when_the_host_has_taken_the_last_entry() {
     for by_page in [false, true] {
