@@ -53,6 +53,14 @@ impl Command {
         self
     }
 
+    /// Command Dword `n`, 0 to 15.
+    ///
+    /// # Panics
+    /// There is no Dword `n`.
+    pub fn get(&self, n: usize) -> u32 {
+        self.0[n]
+    }
+
     /// Sets the namespace.
     #[must_use]
     pub fn namespace(self, id: u32) -> Self {

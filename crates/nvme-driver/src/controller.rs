@@ -179,6 +179,14 @@ impl Controller {
         &self.info
     }
 
+    /// Reads 8 bytes of the controller's registers (3.1.3).
+    ///
+    /// # Errors
+    /// [`Error::Client`].
+    pub fn register(&self, offset: u64) -> Result<u64> {
+        self.link.read64(offset)
+    }
+
     /// Memory for data.
     pub fn memory(&self) -> &Memory {
         &self.memory

@@ -4,5 +4,6 @@ mod commands;
 mod content;
 mod killed;
 mod queues;
+mod reports;
 mod resets;
 mod rig;

@@ -21,7 +21,7 @@ pub(crate) struct Rig {
     _server: Server,
     _registration: Registration,
     _workers: Workers,
-    _directory: tempfile::TempDir,
+    _directories: [tempfile::TempDir; 2],
 }
 
 impl Rig {
@@ -36,13 +36,22 @@ impl Rig {
         Self::in_directory(model, directory)
     }
 
+    /// The same, whose directory is in this one.
+    pub(crate) fn with_in(place: &str, options: impl FnOnce(&Path) -> NvmeOptions) -> Self {
+        let directory = tempfile::tempdir_in(place).unwrap();
+        let model = Nvme::configured(options(directory.path())).unwrap();
+        Self::in_directory(model, directory)
+    }
+
     /// A server of this controller.
     pub(crate) fn of(model: Nvme) -> Self {
         Self::in_directory(model, tempfile::tempdir().unwrap())
     }
 
     fn in_directory(model: Nvme, directory: tempfile::TempDir) -> Self {
-        let socket = directory.path().join("disk.sock");
+        // The name of a socket has a limit.
+        let sockets = tempfile::tempdir().unwrap();
+        let socket = sockets.path().join("disk.sock");
         let registry = Registry::new();
         let spec = DeviceSpec { name: "disk".to_owned(), ..DeviceSpec::default() };
         let registration =
@@ -57,7 +66,7 @@ impl Rig {
             _server: server,
             _registration: registration,
             _workers: workers,
-            _directory: directory,
+            _directories: [sockets, directory],
         }
     }
 
