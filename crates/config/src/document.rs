@@ -3,13 +3,13 @@
 //! Every change is a change of the text, which is then read again: whatever a file may not say, a
 //! change may not do, with the same words.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
-use toml_edit::{DocumentMut, InlineTable, Item, Table};
+use toml_edit::{DocumentMut, InlineTable, Item, Table, TableLike};
 
 use crate::load_error::LoadError;
 use crate::model::Models;
@@ -36,6 +36,8 @@ pub struct Document {
     overrides: Vec<(&'static str, &'static str, String)>,
     /// Devices that were added while the daemon ran.
     added: BTreeSet<String>,
+    /// Devices of the file whose options an operation has changed, and what the file says of them.
+    operated: BTreeMap<String, Options>,
 }
 
 impl Document {
@@ -92,7 +94,14 @@ impl Document {
         let text = toml.to_string();
         let config = read::read_running(&text, models)
             .map_err(|problems| Problems::new(file, &text, problems))?;
-        Ok(Self { path: None, toml, config, overrides, added: BTreeSet::new() })
+        Ok(Self {
+            path: None,
+            toml,
+            config,
+            overrides,
+            added: BTreeSet::new(),
+            operated: BTreeMap::new(),
+        })
     }
 
     /// What it says.
@@ -134,7 +143,8 @@ impl Document {
         read::span_of(&self.text(), key)
     }
 
-    /// Reads the file again. Devices that were added while the daemon ran stay.
+    /// Reads the file again. Devices that were added while the daemon ran stay, and so do options that an
+    /// operation has changed, unless the file says something else of that device than it did.
     ///
     /// # Errors
     /// [`LoadError`]; a device of the file has the name of one that was added.
@@ -158,8 +168,60 @@ impl Document {
             let device = self.toml["device"][name].clone();
             new.insert(name, device);
         }
+        for (name, of_file) in &self.operated {
+            if self.added.contains(name) || new.options_of(name).as_ref() != Some(of_file) {
+                continue;
+            }
+            let now = self.toml["device"][name].get("options").cloned();
+            if let Some(device) = new.device_mut(name) {
+                device.remove("options");
+                now.map(|now| device.insert("options", now));
+            }
+            new.operated.insert(name.clone(), of_file.clone());
+        }
         new.read_again(models)?;
         Ok(new)
+    }
+
+    /// Changes the options of a device by what differs between those of what runs and those of what is to
+    /// run.
+    ///
+    /// # Errors
+    /// Every mistake that the device has then.
+    pub fn with_options(
+        &self,
+        name: &str,
+        before: &Options,
+        after: &Options,
+        models: &Models,
+    ) -> Result<Self, Problems> {
+        let mut new = self.clone();
+        let of_file = self.options_of(name).unwrap_or_default();
+        let Some(device) = new.device_mut(name) else { return Ok(new) };
+        let empty = || Item::Value(InlineTable::new().into());
+        let options = device.entry("options").or_insert_with(empty);
+        let keys: BTreeSet<&String> = before.keys().chain(after.keys()).collect();
+        let differs = |key: &&String| before.get(*key) != after.get(*key);
+        if let Some(options) = options.as_table_like_mut() {
+            for key in keys.into_iter().filter(differs) {
+                match after.get(key).and_then(value_of) {
+                    Some(value) => drop(options.insert(key, Item::Value(value))),
+                    None => drop(options.remove(key)),
+                }
+            }
+        }
+        new.operated.entry(name.to_owned()).or_insert(of_file);
+        new.read_again(models)?;
+        Ok(new)
+    }
+
+    fn device_mut(&mut self, name: &str) -> Option<&mut dyn TableLike> {
+        self.toml.get_mut("device")?.as_table_like_mut()?.get_mut(name)?.as_table_like_mut()
+    }
+
+    fn options_of(&self, name: &str) -> Option<Options> {
+        let device = self.config.devices.iter().find(|device| device.name == name)?;
+        Some(device.options.iter().map(|set| (set.name.clone(), set.value.clone())).collect())
     }
 
     /// Adds a device: the keys of its section, as JSON.
@@ -201,6 +263,7 @@ impl Document {
             devices.remove(name);
         }
         new.added.remove(name);
+        new.operated.remove(name);
         new.read_again(models)?;
         Ok(new)
     }

@@ -93,6 +93,7 @@ mod log;
 mod manage;
 mod model;
 mod nearest;
+mod operations;
 mod options;
 mod problem;
 mod read;
@@ -112,6 +113,9 @@ pub use self::load_error::LoadError;
 pub use self::log::{LogFormat, check_filter};
 pub use self::model::{ConfiguredModel, ConfiguredParent, ModelInfo, Models, Needs, NoOptions};
 pub use self::nearest::{nearest, suggestion};
+pub use self::operations::{
+    Ending, ModelOperation, Operated, OperatedModel, OperationInfo, Planned,
+};
 pub use self::options::{ModelOptions, OptionInfo, Options, PathKind};
 pub use self::problem::{Problem, Problems};
 pub use self::regular_file::open_regular;

@@ -5,12 +5,14 @@
 //! may be written, and [`Default`] the default.
 
 use serde::Serialize;
-use vfiod_core::Device;
+use serde_json::Value;
+use vfiod_core::{Device, DeviceRef, Errno, Error};
 use vfiod_mdev::{Parent, ParentSpec};
 use vfiod_pci::{Fitting, Function, Model};
 
 use crate::build_error::BuildError;
 use crate::nearest::nearest;
+use crate::operations::{self, OperatedModel, OperationInfo, Operations, Planned};
 use crate::options::{self, ModelOptions, OptionInfo, Options};
 
 /// A PCI model that a configuration file can name.
@@ -86,6 +88,9 @@ pub struct ModelInfo {
     pub summary: String,
     /// Its options, in the order of the structure's fields.
     pub options: Vec<OptionInfo>,
+    /// What an operator can ask of a device that runs.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub operations: Vec<OperationInfo>,
     /// What it needs of the kernel.
     #[serde(skip)]
     pub needs: Needs,
@@ -109,6 +114,7 @@ type BuildParent =
 pub struct Models {
     models: Vec<(ModelInfo, Build)>,
     parents: Vec<(ModelInfo, BuildParent)>,
+    operations: Vec<Operations>,
 }
 
 impl Models {
@@ -135,6 +141,17 @@ impl Models {
         self
     }
 
+    /// Adds a model with operations. A later one of the same name replaces an earlier one.
+    #[must_use]
+    pub fn operated<M: OperatedModel>(self, name: &str) -> Self {
+        let mut models = self.model::<M>(name);
+        if let Some((info, _)) = models.models.last_mut() {
+            info.operations = operations::help::<M::Operation>();
+        }
+        models.operations.push(Operations::of::<M>());
+        models
+    }
+
     /// Adds a parent of mediated devices. A later one of the same name replaces an earlier one.
     #[must_use]
     pub fn parent<P: ConfiguredParent>(mut self, name: &str) -> Self {
@@ -159,6 +176,31 @@ impl Models {
     /// Every parent, in the order in which they were added.
     pub fn parents(&self) -> impl Iterator<Item = &ModelInfo> + Clone {
         self.parents.iter().map(|(info, _)| info)
+    }
+
+    fn operations_of(&self, device: &DeviceRef) -> Result<&Operations, Error> {
+        let operations = self.operations.iter().find(|operations| operations.are_of(device));
+        operations.ok_or_else(|| {
+            let what = format!("{} is of a model that has no operations", device.name());
+            Error::new(Errno::OPNOTSUPP, what)
+        })
+    }
+
+    /// A JSON schema of the operations of a device, whoever made it.
+    ///
+    /// # Errors
+    /// `EOPNOTSUPP`: its model has none.
+    pub fn operations_schema(&self, device: &DeviceRef) -> Result<Value, Error> {
+        Ok(self.operations_of(device)?.schema())
+    }
+
+    /// Judges an operation of a device, whoever made it, and says which options it leads to.
+    ///
+    /// # Errors
+    /// `EOPNOTSUPP`: its model has none; `EINVAL`: it has no such one; as [`OperatedModel::plan`], and as
+    /// [`DeviceRef::step`].
+    pub fn plan_operation(&self, device: &DeviceRef, operation: Value) -> Result<Planned, Error> {
+        self.operations_of(device)?.plan(device, operation)
     }
 
     /// Makes a device that fits in with what is around it.
@@ -192,7 +234,8 @@ impl Models {
 
 fn describe<O: ModelOptions>(name: &str, summary: &str, needs: Needs) -> ModelInfo {
     let (name, summary) = (name.to_owned(), summary.to_owned());
-    ModelInfo { name, summary, options: options::help::<O>(), needs }
+    let (options, operations) = (options::help::<O>(), Vec::new());
+    ModelInfo { name, summary, options, operations, needs }
 }
 
 fn find<'t, B>(table: &'t [(ModelInfo, B)], name: &str) -> Result<&'t (ModelInfo, B), BuildError> {

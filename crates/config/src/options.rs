@@ -57,22 +57,40 @@ pub enum PathKind {
 
 /// The options of a structure, in the order of its fields.
 pub(crate) fn help<O: ModelOptions>() -> Vec<OptionInfo> {
-    let settings = SchemaSettings::default().with(|settings| settings.inline_subschemas = true);
-    let schema = settings.into_generator().into_root_schema_for::<O>();
     let defaults = serde_json::to_value(O::default()).unwrap_or_default();
-    let properties = schema.get("properties").and_then(Value::as_object);
+    let mut options = described(schema_of::<O>().as_value(), |_, _| String::new());
+    options.iter_mut().for_each(|option| option.default = written(&defaults[&option.name]));
+    options
+}
+
+/// The schema of a type, without references.
+pub(crate) fn schema_of<T: JsonSchema>() -> schemars::Schema {
+    let settings = SchemaSettings::default().with(|settings| settings.inline_subschemas = true);
+    settings.into_generator().into_root_schema_for::<T>()
+}
+
+/// The fields of a structure, in their order. `default` says what each is if it is left out, from its schema
+/// and whether it must be there.
+pub(crate) fn described(
+    structure: &Value,
+    default: impl Fn(&Value, bool) -> String,
+) -> Vec<OptionInfo> {
+    let required = |name: &String| {
+        let required = structure["required"].as_array();
+        required.is_some_and(|required| required.iter().any(|other| other == name))
+    };
     let option = |(name, schema): (&String, &Value)| OptionInfo {
         name: name.clone(),
         values: values(schema),
-        default: written(&defaults[name]),
+        default: default(schema, required(name)),
         summary: summary(schema["description"].as_str().unwrap_or_default()),
         path: path_kind(schema),
     };
-    properties.into_iter().flatten().map(option).collect()
+    structure["properties"].as_object().into_iter().flatten().map(option).collect()
 }
 
 /// The first sentence of a doc comment, without its full stop and its capital.
-fn summary(description: &str) -> String {
+pub(crate) fn summary(description: &str) -> String {
     let text = description.split_whitespace().collect::<Vec<_>>().join(" ");
     let sentence = text.split_once(". ").map_or(text.as_str(), |(first, _)| first);
     let sentence = sentence.trim_end_matches('.');
@@ -166,7 +184,7 @@ fn number(schema: &Value) -> String {
 }
 
 /// A default as one would write it.
-fn written(value: &Value) -> String {
+pub(crate) fn written(value: &Value) -> String {
     match value {
         Value::Null => "none".to_owned(),
         Value::String(text) => text.clone(),

@@ -39,6 +39,9 @@ const OPERATIONS_ON_ONE: usize = 4;
 const LOOK_DEADLINE: Duration = Duration::from_secs(5);
 /// How long an operation may take. What gives users time is several of them, with waits in between.
 const OPERATION_DEADLINE: Duration = Duration::from_secs(10);
+/// How long a request waits for what is still to end after its operation. With the operation itself it is less
+/// than what our client waits for a reply.
+const ENDING_DEADLINE: Duration = Duration::from_secs(15);
 
 /// The subject of changes of the configuration, which are made one at a time.
 pub(crate) const CONFIGURATION: &str = "the configuration";
@@ -143,6 +146,20 @@ pub(crate) async fn operate<T: Send + 'static>(
 ) -> Answer<T> {
     let running = api.begin(subject)?;
     run(api, &api.operations, running, OPERATION_DEADLINE, subject, operation).await
+}
+
+/// Waits for what is still to end after an operation on `subject`, without a thread.
+pub(crate) async fn ended(
+    subject: &str,
+    ending: impl Future<Output = ()> + Send,
+) -> Result<(), Problem> {
+    tokio::time::timeout(ENDING_DEADLINE, ending).await.map_err(|_| {
+        let what = format!(
+            "{subject}: done, but what was begun before has not ended within {} s; it goes on",
+            ENDING_DEADLINE.as_secs()
+        );
+        Error::new(Errno::TIMEDOUT, what).into()
+    })
 }
 
 /// Runs an operation that may wait for `subject`, and replies with no content.

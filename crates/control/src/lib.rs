@@ -18,6 +18,7 @@ mod events;
 mod handler;
 mod look;
 mod metrics;
+mod operations;
 mod paced;
 mod page;
 mod places;

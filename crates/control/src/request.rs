@@ -107,6 +107,11 @@ pub struct AddDevice {
     pub vf_token: Option<String>,
 }
 
+/// An operation of a device: an object with one key, its name, whose value is an object of its arguments.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[schema(value_type = Object)]
+pub struct Operation(pub Map<String, Value>);
+
 /// Where clients connect.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(untagged, expecting = "a path, or an object of `path`, `mode`, `owner` and `group`")]

@@ -26,6 +26,7 @@ use crate::handler::{
 };
 use crate::look as views;
 use crate::metrics;
+use crate::operations;
 use crate::page::Page;
 use crate::places::Places;
 use crate::problem::Problem;
@@ -115,6 +116,7 @@ fn paths() -> OpenApiRouter<Arc<Api>> {
         .routes(routes!(changes::reload))
         .routes(routes!(changes::configuration))
         .routes(routes!(device_files))
+        .routes(routes!(operations::operations, operations::carry_out))
         .routes(routes!(sets))
         .routes(routes!(set))
         .routes(routes!(reset_set))

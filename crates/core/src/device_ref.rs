@@ -1,11 +1,12 @@
 //! A registered device, as the program sees it.
 
+use std::any::{Any, TypeId};
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::context::QuiesceTimes;
-use crate::device::Description;
+use crate::device::{Description, Device};
 use crate::dma::{MappingInfo, Summary};
 use crate::error::{Errno, Error, Result};
 use crate::file_state::FileStatus;
@@ -14,8 +15,10 @@ use crate::input_log::InputLog;
 use crate::irq::{IrqIndex, VectorCounters};
 use crate::region::{Region, RegionIndex};
 use crate::registered::Registered;
+use crate::set::WAIT;
 use crate::state::ReadTraits;
 use crate::sync::lock;
+use crate::timeout::Timeout;
 use crate::work::TaskInfo;
 
 /// A registered device. Keeps it allocated, not registered.
@@ -92,6 +95,48 @@ impl DeviceRef {
                 let what = format!("{} has no {len} bytes at {offset:#x} of {region}", self.name());
                 Err(Error::new(Errno::INVAL, what))
             }
+        }
+    }
+
+    /// Whether it is a device of this type.
+    pub fn is<D: Device>(&self) -> bool {
+        self.registered.device_type == TypeId::of::<D>()
+    }
+
+    /// Calls `step` with the device, which is of type `D`, under its lock, whether it is open or not: for
+    /// whoever manages the device. As in every call of the device, nothing in it may wait. Waits for two
+    /// seconds at most while another call runs, or while the device is stopped for a reset, a save or a close.
+    ///
+    /// Takes the device lock: not to be called from a device callback.
+    ///
+    /// # Errors
+    /// `EINVAL`: it is of another type; `ENODEV`: it has been unregistered; `EIO`: it is in the error state,
+    /// or `step` has panicked; `EBUSY`: it is busy or stopped for too long.
+    pub fn step<D: Device, R>(&self, step: impl FnOnce(&mut D) -> R) -> Result<R> {
+        let device = &self.registered;
+        let name = self.name();
+        let mut found = false;
+        let call = |any: &mut dyn Device| {
+            found = true;
+            if device.is_in_error_state() {
+                return Err(device.has_failed());
+            }
+            let any: &mut dyn Any = any;
+            let other = || Error::new(Errno::INVAL, format!("{name} is another kind of device"));
+            any.downcast_mut().map(step).ok_or_else(other)
+        };
+        let result = device.call_within(&mut Timeout::new(WAIT), call).unwrap_or_else(|| {
+            let what = format!("{name} is busy, or has been stopped for too long; try again");
+            Err(Error::new(Errno::BUSY, what))
+        });
+        if device.context.reset_requested() {
+            device.function_reset_if_requested();
+        }
+        match result {
+            Err(error) if error.errno() == Errno::NODEV && !found => {
+                Err(Error::new(Errno::NODEV, format!("{name} has been unregistered")))
+            }
+            result => result,
         }
     }
 

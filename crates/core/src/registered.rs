@@ -1,6 +1,6 @@
 //! A registered device: what the core knows of it, and how the core calls it.
 
-use std::any::Any;
+use std::any::{Any, TypeId};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -63,6 +63,8 @@ pub(crate) struct Registered {
     /// Not in the context, which it can keep.
     pub(crate) data_path: Option<Arc<dyn DataPath>>,
     pub(crate) description: Description,
+    /// The type of the device in `model`.
+    pub(crate) device_type: TypeId,
     pub(crate) open_policy: OpenPolicy,
     pub(crate) state_policy: StatePolicy,
     /// Whose state the device has.

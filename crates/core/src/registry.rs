@@ -1,5 +1,6 @@
 //! The registry: every device of a process, and the way to open one.
 
+use std::any::Any;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::fmt;
@@ -317,6 +318,7 @@ impl Registry {
         let DeviceSpec { name, id, set, open, state, location, token } = spec;
         check_device_name(&name)?;
         let device = candidate.0.as_mut().expect("not admitted yet");
+        let device_type = (&**device as &dyn Any).type_id();
         let description = contain(|| device.describe()).map_err(|panic| refused(&name, panic))?;
         let works = contain(|| device.as_worker().is_some());
         let works = works.map_err(|panic| refused(&name, panic))?;
@@ -354,6 +356,7 @@ impl Registry {
                 context,
                 data_path,
                 description,
+                device_type,
                 open_policy: open,
                 state_policy: state,
                 retained: Mutex::default(),

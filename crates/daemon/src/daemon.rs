@@ -5,7 +5,9 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{ArgMatches, Args, FromArgMatches};
-use vfiod_config::{ConfiguredModel, ConfiguredParent, LoadError, Models, UsageError};
+use vfiod_config::{
+    ConfiguredModel, ConfiguredParent, LoadError, Models, OperatedModel, UsageError,
+};
 use vfiod_control::client::Failure;
 
 use crate::cli::{self, Cli, Command};
@@ -109,6 +111,11 @@ impl Daemon {
     /// Serves a model under a name.
     pub fn model<M: ConfiguredModel>(self, name: &str) -> Self {
         Self { models: self.models.model::<M>(name), ..self }
+    }
+
+    /// Serves a model with operations under a name.
+    pub fn operated<M: OperatedModel>(self, name: &str) -> Self {
+        Self { models: self.models.operated::<M>(name), ..self }
     }
 
     /// Serves a parent of mediated devices under a name.

@@ -9,7 +9,7 @@ use anyhow::Context;
 use clap_complete::Shell;
 use clap_complete::env::Shells;
 use clap_mangen::roff::{Inline, Roff, bold, italic, roman};
-use vfiod_config::{KEYS, Keys, ModelInfo, Models, UsageError};
+use vfiod_config::{KEYS, Keys, ModelInfo, Models, OptionInfo, UsageError};
 
 use crate::output;
 
@@ -108,19 +108,29 @@ fn describe<'a>(page: &mut Roff, table: &str, models: impl Iterator<Item = &'a M
         tagged(page, [bold(&*model.name)], |page| {
             page.text([roman(&*model.summary)]);
         });
-        if model.options.is_empty() {
-            continue;
+        if !model.options.is_empty() {
+            page.control("RS", []);
+            page.text([roman("In "), bold(format!("[{table}]")), roman(":")]);
+            list(page, &model.options);
+            page.control("RE", []);
         }
-        page.control("RS", []);
-        page.text([roman("In "), bold(format!("[{table}]")), roman(":")]);
-        for option in &model.options {
-            let tag = [bold(&*option.name), roman(format!(" = {}", option.values))];
-            tagged(page, tag, |page| {
-                let summary = option.summary.trim_end_matches('.');
-                page.text([roman(format!("{summary}. Default: {}.", option.default))]);
-            });
+        for operation in &model.operations {
+            page.control("RS", []);
+            let summary = format!(": {}.", operation.summary);
+            page.text([roman("Operation "), bold(&*operation.name), roman(summary)]);
+            list(page, &operation.arguments);
+            page.control("RE", []);
         }
-        page.control("RE", []);
+    }
+}
+
+fn list(page: &mut Roff, options: &[OptionInfo]) {
+    for option in options {
+        let tag = [bold(&*option.name), roman(format!(" = {}", option.values))];
+        tagged(page, tag, |page| {
+            let summary = option.summary.trim_end_matches('.');
+            page.text([roman(format!("{summary}. Default: {}.", option.default))]);
+        });
     }
 }
 

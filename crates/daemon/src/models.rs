@@ -27,5 +27,16 @@ fn describe(text: &mut String, models: &[&ModelInfo]) {
             let _ = writeln!(text, "    {} = {}", option.name, option.values);
             let _ = writeln!(text, "        {} [default: {}]", option.summary, option.default);
         }
+        for operation in &model.operations {
+            let _ = writeln!(text, "    operation {}: {}", operation.name, operation.summary);
+            for argument in &operation.arguments {
+                let _ = writeln!(text, "        {} = {}", argument.name, argument.values);
+                let _ = writeln!(
+                    text,
+                    "            {} [default: {}]",
+                    argument.summary, argument.default
+                );
+            }
+        }
     }
 }

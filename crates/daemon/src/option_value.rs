@@ -16,11 +16,19 @@ pub fn option_value(text: &str) -> serde_json::Value {
 
 /// Checks that each option is given once: which of two values counts would be a guess.
 pub(crate) fn no_option_twice<'a>(names: impl Iterator<Item = &'a str>) -> Result<(), UsageError> {
+    no_argument_twice("--option", names)
+}
+
+/// Checks that each argument of `what` is given once.
+pub(crate) fn no_argument_twice<'a>(
+    what: &str,
+    names: impl Iterator<Item = &'a str>,
+) -> Result<(), UsageError> {
     let mut seen = BTreeSet::new();
     for name in names {
         if !seen.insert(name) {
             return Err(UsageError(format!(
-                "--option {name}: it is given twice; leave one of them out"
+                "{what} {name}: it is given twice; leave one of them out"
             )));
         }
     }

@@ -303,7 +303,7 @@ impl Manager {
     ///
     /// # Errors
     /// `ETIMEDOUT`: somebody holds up a directory that is new.
-    fn mistakes(&self, old: &Document, new: &Document) -> Result<Vec<Problem>> {
+    pub(crate) fn mistakes(&self, old: &Document, new: &Document) -> Result<Vec<Problem>> {
         let known = paths::of(old.config(), &self.models);
         build::mistakes_beyond(&known, new.config(), &self.models)
     }

@@ -36,6 +36,7 @@ mod inherited;
 mod leaving;
 mod limits;
 mod manager;
+mod operations;
 mod paths;
 mod plan;
 mod sandbox;

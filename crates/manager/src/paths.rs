@@ -439,7 +439,8 @@ mod tests {
         };
         let options = vec![option("files", Some(PathKind::File)), option("names", None)];
         let (name, summary) = ("disk".to_owned(), String::new());
-        let info = ModelInfo { name, summary, options, needs: Needs::NONE };
+        let operations = Vec::new();
+        let info = ModelInfo { name, summary, options, operations, needs: Needs::NONE };
         let set = |name: &str, value| OptionSetting { name: name.to_owned(), value, span: 0..0 };
         let given = [
             set("files", serde_json::json!(["/a", 7, "/b"])),

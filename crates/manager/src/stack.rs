@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::Context;
+use serde_json::Value;
 use vfiod_config::{Config, Models};
 use vfiod_core::event::Observer;
 use vfiod_core::{Device, DeviceRef, DeviceSpec, OpenPause, Registration, Registry};
@@ -344,6 +345,24 @@ impl Stack {
     /// The plans of all that runs, in the order in which they were started.
     pub(crate) fn plans(&self) -> Vec<Unit> {
         vfiod_sync::lock(&self.running).iter().map(|unit| unit.plan.clone()).collect()
+    }
+
+    /// What runs is from now on what a configuration says of a device, whose options an operation has
+    /// changed.
+    pub(crate) fn set_options(&self, name: &str, options: &[(String, Value)]) {
+        let set = |plan: &mut DevicePlan| {
+            if plan.name == name {
+                plan.options = options.to_vec();
+            }
+        };
+        for unit in vfiod_sync::lock(&self.running).iter_mut() {
+            if let Unit::Device(plan) = &mut unit.plan {
+                set(plan);
+                if let SriovPlan::Virtual(physical) = &mut plan.sriov {
+                    set(physical);
+                }
+            }
+        }
     }
 
     /// Refuses opens of every device of a unit.

@@ -12,4 +12,5 @@ mod register;
 mod release;
 mod rig;
 mod shared_memory;
+mod step;
 mod unregister;

@@ -259,6 +259,19 @@ pub(crate) enum Manage {
         #[command(flatten)]
         daemon: Daemon,
     },
+    /// Let a device do what its model offers (see the command `devices`), while it runs.
+    Operate {
+        /// Its name.
+        #[arg(add = ArgValueCandidates::new(complete::devices))]
+        name: String,
+        /// The operation.
+        operation: String,
+        /// An argument of it, e.g. `size=4096`; as many as it has.
+        #[arg(value_name = "KEY=VALUE", value_parser = setting)]
+        arguments: Vec<Setting>,
+        #[command(flatten)]
+        daemon: Daemon,
+    },
     /// Read the configuration file again: add, remove and change what differs.
     Reload {
         /// Ask users of what is to be removed to close it, and revoke their files after this time.

@@ -12,19 +12,18 @@ use anyhow::bail;
 use hyper::Method;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde_json::Value;
+use serde_json::{Map, Value};
 use uuid::Uuid;
 use vfiod_config::{UsageError, time_argument};
 use vfiod_control::client::{Client, Failure, encoded, path};
 use vfiod_control::request::{
-    AddDevice, ChangeInstance, Create, Define, DefineInstance, Modify, Socket,
+    AddDevice, ChangeInstance, Create, Define, DefineInstance, Modify, Operation, Socket,
 };
 use vfiod_control::view::{self, EventKind, Owner, Start};
 
 pub(crate) use self::arguments::Manage;
 use self::arguments::{Daemon, Kind, RevokeKind, Users, What};
-use crate::option_value::no_option_twice;
-use crate::option_value::option_value;
+use crate::option_value::{no_argument_twice, no_option_twice, option_value};
 use crate::output;
 
 /// How often a removal is looked after: the first interval, and the longest.
@@ -123,6 +122,9 @@ pub(crate) fn run(command: Manage) -> anyhow::Result<()> {
             }
             let removed: view::Changes = connect(&daemon)?.send(Method::DELETE, &path)?;
             answer(&daemon, &removed, changes)
+        }
+        Manage::Operate { name, operation, arguments, daemon } => {
+            operate(&name, operation, arguments, &daemon)
         }
         Manage::Reload { deadline, daemon } => {
             let path = with_deadline(path(["reload"]), deadline.as_deref());
@@ -465,6 +467,25 @@ fn remove(uuid: Uuid, users: &Users, daemon: &Daemon) -> anyhow::Result<()> {
         }
         pause = (pause * 2).min(POLL_INTERVALS.1);
     }
+}
+
+fn operate(
+    name: &str,
+    operation: String,
+    arguments: Vec<view::Setting>,
+    daemon: &Daemon,
+) -> anyhow::Result<()> {
+    no_argument_twice(&operation, arguments.iter().map(|set| set.name.as_str()))?;
+    let values: Map<String, Value> =
+        arguments.into_iter().map(|set| (set.name, option_value(&set.value))).collect();
+    let body = Operation(Map::from_iter([(operation, values.into())]));
+    let result: Value =
+        connect(daemon)?.call(Method::POST, &path(["devices", name, "operations"]), Some(&body))?;
+    answer(daemon, &result, |result| match result {
+        Value::Null => String::new(),
+        Value::Object(_) => tree(name, result),
+        other => format!("{other}\n"),
+    })
 }
 
 /// An event in a line.
