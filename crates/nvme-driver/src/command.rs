@@ -21,6 +21,7 @@ pub mod opcode {
     pub const SET_FEATURES: u8 = 0x09;
     pub const GET_FEATURES: u8 = 0x0a;
     pub const ASYNCHRONOUS_EVENT_REQUEST: u8 = 0x0c;
+    pub const DOORBELL_BUFFER_CONFIG: u8 = 0x7c;
 
     pub const FLUSH: u8 = 0x00;
     pub const WRITE: u8 = 0x01;

@@ -4,12 +4,14 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use rustix::fd::AsFd;
+use rustix::process::Pid;
 use vfiod_client::{Client, GuestMemory};
 
 use crate::command::{Command, Completion, opcode};
 use crate::error::{Error, Result};
 use crate::link::{CSTS, FATAL, Link};
-use crate::memory::{BASE, Data, Memory};
+use crate::memory::{BASE, Data, Memory, PAGE};
 use crate::namespace::Namespace;
 use crate::pair::Pair;
 use crate::queue::{Queue, Waiting};
@@ -53,14 +55,31 @@ pub struct Options {
     /// Whether the server gets the memory's descriptor, as it does by default. Otherwise it reaches it by
     /// messages, which are answered while a queue waits.
     pub shared_memory: bool,
+    /// How the controller learns of commands; by registers.
+    pub doorbells: Doorbells,
     /// How long a command may take; 30 s.
     pub timeout: Duration,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { memory: 64 << 20, shared_memory: true, timeout: Duration::from_secs(30) }
+        Self {
+            memory: 64 << 20,
+            shared_memory: true,
+            doorbells: Doorbells::Registers,
+            timeout: Duration::from_secs(30),
+        }
     }
+}
+
+/// How the controller learns of commands of I/O queues, and of completions that were taken.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Doorbells {
+    /// By a message for each.
+    #[default]
+    Registers,
+    /// By memory (Doorbell Buffer Config, 5.11), and by a message where the controller asks for it.
+    Shadow,
 }
 
 /// What Identify Controller says.
@@ -108,6 +127,7 @@ pub struct Controller {
     /// By number - 1: which I/O queues the controller has.
     queues: Vec<bool>,
     max_entries: u32,
+    doorbells: Doorbells,
     /// How long the controller may take to be ready: CAP.TO.
     ready_timeout: Duration,
 }
@@ -167,11 +187,21 @@ impl Controller {
             },
             queues: Vec::new(),
             max_entries: (capabilities & 0xffff) as u32 + 1,
+            doorbells: options.doorbells,
             ready_timeout: Duration::from_millis(500) * (capabilities >> 24 & 0xff) as u32,
         };
         controller.reset(Reset::Controller)?;
         controller.identify_controller()?;
         Ok(controller)
+    }
+
+    /// The process that listened on the server's socket.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn server_process(&self) -> Result<Pid> {
+        let peer = rustix::net::sockopt::socket_peercred(self.link.client().socket().as_fd());
+        Ok(peer.map_err(|error| Error::io("cannot tell who the server is", error))?.pid)
     }
 
     /// What the controller says about itself.
@@ -245,6 +275,19 @@ impl Controller {
         let queues = (allotted & 0xffff).min(allotted >> 16) + 1;
         self.info.queues = queues as u16;
         self.queues.resize(queues as usize, false);
+        if self.doorbells == Doorbells::Shadow {
+            self.configure_shadow_doorbells()?;
+        }
+        Ok(())
+    }
+
+    fn configure_shadow_doorbells(&mut self) -> Result<()> {
+        // PRP1 has the doorbells, PRP2 the event indices: two pages one after the other.
+        let pages = self.memory.allocate(2 * PAGE as usize)?;
+        pages.zero();
+        let command = Command::new(opcode::DOORBELL_BUFFER_CONFIG);
+        self.admin(command, Some(Data::of(&pages)))?;
+        self.link.set_shadow(pages);
         Ok(())
     }
 

@@ -24,7 +24,7 @@ mod pair;
 mod queue;
 
 pub use command::{Command, Completion, Status, opcode};
-pub use controller::{Controller, Info, Options, Reset};
+pub use controller::{Controller, Doorbells, Info, Options, Reset};
 pub use error::{Error, Result};
 pub use memory::{Buffer, Data, Memory};
 pub use namespace::Namespace;

@@ -1,6 +1,6 @@
 //! The connection to the controller, which all its queues share.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering, fence};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -10,7 +10,7 @@ use rustix::io::Errno;
 use vfiod_client::{Client, IrqAction, IrqData};
 
 use crate::error::{Error, Result};
-use crate::memory::Buffer;
+use crate::memory::{Buffer, PAGE};
 
 /// The registers of the controller: BAR 0.
 const REGISTERS: u32 = 0;
@@ -28,6 +28,27 @@ pub(crate) const CSTS: u64 = 0x1c;
 /// CSTS.CFS: fatal status.
 pub(crate) const FATAL: u32 = 1 << 1;
 
+/// Stores a doorbell to its shadow, and returns whether the register is to be written as well: the value has
+/// moved past the event index (B.5).
+pub(crate) fn store_shadow(
+    pages: &Buffer,
+    (pair, completions): (u16, bool),
+    old: u32,
+    new: u32,
+) -> bool {
+    let at = 8 * usize::from(pair) + 4 * usize::from(completions);
+    pages.store32(at, new);
+    // The controller stores the event index, and then looks at the doorbell once more.
+    fence(Ordering::SeqCst);
+    let event = pages.load32(PAGE as usize + at);
+    is_past_event(event as u16, old as u16, new as u16)
+}
+
+/// Whether a doorbell that moves from `old` to `new` moves past the event index.
+fn is_past_event(event: u16, old: u16, new: u16) -> bool {
+    new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
+}
+
 #[derive(Debug)]
 pub(crate) struct Link {
     client: Mutex<Client>,
@@ -35,6 +56,8 @@ pub(crate) struct Link {
     socket: OwnedFd,
     /// Counts resets: a queue of another one is of no use.
     generation: AtomicU64,
+    /// The page of shadow doorbells, and behind it that of the event indices, while there are any.
+    shadow: Mutex<Option<Arc<Buffer>>>,
     /// Buffers that the controller may still reach, although their users have gone.
     kept: Mutex<Vec<Arc<Buffer>>>,
     /// The server reaches the memory by messages, which must be answered while one waits.
@@ -49,6 +72,7 @@ impl Link {
             socket: socket.map_err(|error| Error::io("cannot copy a socket", error))?,
             client: Mutex::new(client),
             generation: AtomicU64::new(0),
+            shadow: Mutex::default(),
             kept: Mutex::default(),
             by_message,
             timeout,
@@ -96,6 +120,16 @@ impl Link {
         Ok(self.client().region_post(REGISTERS, offset, &value.to_le_bytes())?)
     }
 
+    /// From now on, until the next reset, new queues have shadow doorbells.
+    pub(crate) fn set_shadow(&self, pages: Arc<Buffer>) {
+        *self.shadow.lock().unwrap_or_else(PoisonError::into_inner) = Some(pages);
+    }
+
+    /// The pages of shadow doorbells.
+    pub(crate) fn shadow(&self) -> Option<Arc<Buffer>> {
+        self.shadow.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// Lets a vector signal an eventfd.
     pub(crate) fn set_vector(&self, vector: u16, event: BorrowedFd<'_>) -> Result<()> {
         let (vector, data) = (vector.into(), IrqData::EventFds(&[event]));
@@ -115,6 +149,7 @@ impl Link {
     /// The controller was reset: it reaches nothing any more of what it was given.
     pub(crate) fn next_generation(&self) {
         self.generation.fetch_add(1, Ordering::SeqCst);
+        *self.shadow.lock().unwrap_or_else(PoisonError::into_inner) = None;
         self.kept.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 

@@ -1,6 +1,7 @@
 //! Memory of the driver that the controller reaches.
 
 use std::ops::Range;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::fd::BorrowedFd;
@@ -107,6 +108,13 @@ impl Buffer {
     pub(crate) fn load32(&self, offset: usize) -> u32 {
         let at = self.place(offset, 4);
         u32::from_le(self.memory.shared.load(at).expect("a buffer is inside the memory"))
+    }
+
+    /// Writes an aligned dword in one piece; what was written before it is there before.
+    pub(crate) fn store32(&self, offset: usize, value: u32) {
+        let at = self.place(offset, 4);
+        let stored = self.memory.shared.store(at, value.to_le(), Ordering::Release);
+        stored.expect("a buffer is inside the memory");
     }
 
     pub(crate) fn zero(&self) {

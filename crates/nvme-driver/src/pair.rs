@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::command::{COMPLETION, Command, Completion, SUBMISSION};
 use crate::error::{Error, Result};
-use crate::link::{Link, Wait};
+use crate::link::{Link, Wait, store_shadow};
 use crate::memory::{Buffer, Data, Memory, PAGE};
 use rustix::fd::BorrowedFd;
 
@@ -22,6 +22,8 @@ pub(crate) struct Pair {
     memory: Memory,
     pub(crate) id: u16,
     generation: u64,
+    /// Shadow doorbells; the admin queue has none.
+    shadow: Option<Arc<Buffer>>,
     entries: u32,
     pub(crate) submissions: Arc<Buffer>,
     pub(crate) completions: Arc<Buffer>,
@@ -62,6 +64,7 @@ impl Pair {
             memory: memory.clone(),
             id,
             generation: link.generation(),
+            shadow: if id == 0 { None } else { link.shadow() },
             entries,
             submissions,
             completions,
@@ -128,7 +131,7 @@ impl Pair {
     pub(crate) fn ring(&mut self) -> Result<()> {
         if self.rung != self.tail {
             self.check()?;
-            self.link.ring(self.id, false, self.tail)?;
+            self.write_doorbell(false, self.rung, self.tail)?;
             self.rung = self.tail;
         }
         Ok(())
@@ -162,10 +165,18 @@ impl Pair {
         }
         let taken = (self.head + self.entries - self.released) % self.entries;
         if taken > 0 && (now || taken >= self.entries / 2) {
-            self.link.ring(self.id, true, self.head)?;
+            self.write_doorbell(true, self.released, self.head)?;
             self.released = self.head;
         }
         Ok(())
+    }
+
+    fn write_doorbell(&self, completions: bool, old: u32, new: u32) -> Result<()> {
+        let by_register = match &self.shadow {
+            Some(pages) => store_shadow(pages, (self.id, completions), old, new),
+            None => true,
+        };
+        if by_register { self.link.ring(self.id, completions, new) } else { Ok(()) }
     }
 
     /// A completion, if one is there.

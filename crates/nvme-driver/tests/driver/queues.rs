@@ -1,6 +1,6 @@
 //! Many commands at once, on many queues.
 
-use vfiod_nvme_driver::{Command, Data, Error, Waiting, opcode};
+use vfiod_nvme_driver::{Command, Data, Doorbells, Error, Reset, Waiting, opcode};
 
 use crate::rig::{Rig, content, pattern};
 
@@ -8,8 +8,18 @@ use crate::rig::{Rig, content, pattern};
 /// command.
 #[test]
 fn full_queues_wrap() {
+    full_queues_wrap_by(Doorbells::Registers);
+}
+
+/// The same, where most doorbells are in memory alone. After a reset they are in new pages.
+#[test]
+fn full_queues_with_shadow_doorbells_wrap() {
+    full_queues_wrap_by(Doorbells::Shadow);
+}
+
+fn full_queues_wrap_by(doorbells: Doorbells) {
     let rig = Rig::new();
-    let mut controller = rig.connect();
+    let mut controller = rig.connect_by(doorbells);
     for (entries, waiting) in
         [(2, Waiting::Polling), (5, Waiting::Interrupts), (64, Waiting::Polling)]
     {
@@ -43,6 +53,7 @@ fn full_queues_wrap() {
             }
         }
         controller.delete_queue(queue).unwrap();
+        controller.reset(Reset::Controller).unwrap();
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use vfiod_config::ConfiguredModel;
 use vfiod_core::{DeviceSpec, Registration, Registry};
 use vfiod_nvme::{Nvme, NvmeOptions};
-use vfiod_nvme_driver::{Buffer, Controller, Options};
+use vfiod_nvme_driver::{Buffer, Controller, Doorbells, Options};
 use vfiod_pci::Function;
 use vfiod_server::{Listener, Served, Server, ServerOptions, SocketAccess};
 use vfiod_tasks::Workers;
@@ -72,6 +72,12 @@ impl Rig {
 
     pub(crate) fn connect(&self) -> Controller {
         Controller::connect(&self.socket, &Options::default()).unwrap()
+    }
+
+    pub(crate) fn connect_by(&self, doorbells: Doorbells) -> Controller {
+        let mut options = Options::default();
+        options.doorbells = doorbells;
+        Controller::connect(&self.socket, &options).unwrap()
     }
 
     /// Connects as soon as the client before has been noticed to be gone.

@@ -11,7 +11,7 @@ use crate::admin::MAX_EVENT_REQUESTS;
 use crate::admin::events::{Events, PENDING, TYPES};
 use crate::common::{COUNTERS, ERROR_ENTRIES};
 use crate::features::Features;
-use crate::queues::doorbell::Moved;
+use crate::queues::doorbell::{FAR, Moved};
 use crate::queues::{CompletionQueue, Doorbell, Layout, Pages, Queues, SubmissionQueue};
 use crate::spec::log::ERROR_LEN;
 use crate::spec::registers::{
@@ -116,7 +116,7 @@ impl MovedImage {
     fn restored(&self, queues: &Queues, ring: (u32, u32), bell: usize) -> Result<Doorbell> {
         let Self { lag, seen } = *self;
         let pages = queues.pages();
-        if lag > ring.0 || (pages.is_none() && (lag, seen) != (0, 0)) {
+        if lag >= FAR || (pages.is_none() && (lag, seen) != (0, 0)) {
             return Err(bad(format!(
                 "doorbell {bell}: {lag} past its register, {seen} in its page"
             )));

@@ -5,12 +5,14 @@
 //! *event index*, which the controller keeps in a second page. The register's message may arrive late, when
 //! the page is further on already: then it says nothing new. Some hosts leave the page out on some queues
 //! (Linux and SPDK on the admin queue), or at some times: then the register is ahead, and the page is made
-//! to say the same. What tells the two apart is where the register was written last: what lies between that
-//! and the newest value is late, everything else is ahead.
+//! to say the same. What tells the two apart is where the register was written last, and how far the newest value
+//! is past that, in rounds, too: messages come in the order of the writes, so the register has moved to the next
+//! place where it has this value. Up to the newest value it is late, behind that it is ahead. What is late must
+//! never pass for ahead, as old entries of the queue would be taken for new commands.
 //!
 //! Limit: a host that has moved a queue by more than its size through the page alone, and then writes the
-//! register alone, is heard when it writes either of them again. To make this rare, the event index follows
-//! at least twice in each round, after which a host writes the register.
+//! register alone, may not be heard until it stores to the page again. To make this rare, the event index
+//! follows at least twice in each round, after which a host writes the register.
 
 use vfiod_core::dma::{Attachment, Batch, Reach};
 use vfiod_core::{Errno, Error, Result};
@@ -19,6 +21,8 @@ use vfiod_tasks::event_index::{SharedIndex, ask};
 
 /// Bytes of an entry of either page (CAP.DSTRD is 0).
 const ENTRY: u64 = 4;
+/// A lag that does not come: a host writes the register in each round.
+pub(crate) const FAR: u32 = 1 << 30;
 
 /// Where the page of shadow doorbells is, and that of the event indices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,7 +49,7 @@ pub(crate) struct Doorbell {
     /// Entries of the queue.
     entries: u32,
     value: u32,
-    /// How far the value is past the last one that was written to the register: up to `entries`.
+    /// How far the value is past the last one that was written to the register, below [`FAR`].
     lag: u32,
     shadow: Option<Shadow>,
     /// The host has stored a value that is none of the queue, of which it was not told.
@@ -152,12 +156,12 @@ impl Doorbell {
         let before = self.value;
         // What the host has stored before. Where its page cannot be read, the queue's task finds that out.
         _ = self.look(dma, limit);
-        let behind = self.behind(value);
-        if behind <= self.lag {
-            self.lag = behind;
+        let step = self.register_step(value);
+        if step <= self.lag {
+            self.lag -= step;
             return Ok(self.value != before);
         }
-        let ahead = self.ahead(value);
+        let ahead = step - self.lag;
         if ahead > limit - (self.value + self.entries - before) % self.entries {
             return Err(InvalidValue);
         }
@@ -166,9 +170,19 @@ impl Doorbell {
         Ok(true)
     }
 
-    /// How far a value is behind the newest one.
-    fn behind(&self, value: u32) -> u32 {
-        (self.value + self.entries - value) % self.entries
+    /// How far the register has moved that has this value now.
+    fn register_step(&self, value: u32) -> u32 {
+        let register = (self.value + self.entries - self.lag % self.entries) % self.entries;
+        (value + self.entries - register) % self.entries
+    }
+
+    /// The value is further past the register.
+    fn outrun_register(&mut self, ahead: u32) {
+        self.lag += ahead;
+        if self.lag >= FAR {
+            // Whole rounds less: the register's value is still known.
+            self.lag -= FAR / 2 / self.entries * self.entries;
+        }
     }
 
     /// The register alone was written: the page says the same, unless the host has stored something since.
@@ -224,12 +238,14 @@ impl Doorbell {
             return Ok(false);
         }
         self.value = now;
-        self.lag = (self.lag + ahead).min(self.entries);
         shadow.since_event += ahead;
-        if shadow.since_event >= self.entries / 2 {
-            InPage { batch, shadow }.publish(now)?;
-        }
-        Ok(ahead > 0)
+        let published = if shadow.since_event >= self.entries / 2 {
+            InPage { batch, shadow }.publish(now)
+        } else {
+            Ok(())
+        };
+        self.outrun_register(ahead);
+        published.map(|()| ahead > 0)
     }
 }
 
@@ -344,6 +360,22 @@ mod tests {
                 &[6, 0, 0, 1, 3, 4],
             ),
             ("register that is ahead of the page", &[Page(6), Register(0), Look], &[0, 0]),
+            (
+                "registers that are late by more than a round",
+                &[
+                    Page(1),
+                    Look,
+                    Page(5),
+                    Look,
+                    Page(1),
+                    Look,
+                    Register(1),
+                    Register(5),
+                    Register(1),
+                    Register(2),
+                ],
+                &[1, 5, 1, 1, 1, 1, 2],
+            ),
         ];
         for (what, steps, values) in rows {
             let expected: Vec<Option<u32>> = values.iter().copied().map(Some).collect();
