@@ -4,9 +4,13 @@ mod process;
 
 use process::{Daemon, bad, good, vfiod};
 
-fn figures(args: &[&str]) -> Vec<serde_json::Value> {
+fn json(args: &[&str]) -> serde_json::Value {
     let short = ["bench", "--json", "--rounds", "1", "--time-ms", "5", "--windows", "1,40"];
     serde_json::from_str(&good(short.iter().chain(args))).unwrap()
+}
+
+fn figures(args: &[&str]) -> Vec<serde_json::Value> {
+    json(args).as_array().unwrap().clone()
 }
 
 #[test]
@@ -45,16 +49,44 @@ fn every_measure_of_the_bench_device() {
 
 #[test]
 fn nvme_controller_is_measured() {
-    let figures = figures(&["--nvme", "--poll", "20us"]);
+    let figures = figures(&["--nvme", "--poll", "20us", "--controllers", "3"]);
     let jobs: Vec<_> = figures.iter().map(|figure| figure["job"].as_str().unwrap()).collect();
-    assert_eq!(jobs.len(), 4, "{jobs:?}");
+    assert_eq!(jobs.len(), 11, "{jobs:?}");
     for figure in &figures {
+        let is_idle = figure["job"] == "enabled and idle";
         for name in ["iops", "latency", "client_cpu"] {
-            assert!(figure[name]["median"].as_f64().unwrap() > 0.0, "{name}: {figure}");
+            let median = figure[name]["median"].as_f64();
+            assert_eq!(median.is_some_and(|median| median > 0.0), !is_idle, "{name}: {figure}");
         }
         // The kernel tells it in steps that are longer than these rounds.
-        assert!(figure["server_cpu"]["median"].as_f64().unwrap() >= 0.0, "{figure}");
+        assert!(figure["server_share"]["median"].as_f64().unwrap() >= 0.0, "{figure}");
     }
+}
+
+#[test]
+fn nvme_controller_of_an_image_is_measured_beside_another_server() {
+    let directory = tempfile::tempdir().unwrap();
+    let [image, socket] = ["image", "s"].map(|name| directory.path().join(name));
+    std::fs::write(&image, vec![0; 1 << 20]).unwrap();
+    let path = socket.to_str().unwrap();
+    let other = ["serve", "--device", "nvme", "--option", "null=1048576", "--socket-path", path];
+    let _daemon = Daemon::serving(vfiod(other), &[&socket]);
+    let [file, against] = [image.to_str().unwrap().to_owned(), format!("other={path}")];
+    let figures = figures(&["--nvme", "--file", &file, "--against", &against, "--only", "128 KiB"]);
+    let of = |name: Option<&str>| figures.iter().any(|figure| figure["of"].as_str() == name);
+    assert!(of(None) && of(Some("other")), "{figures:?}");
+}
+
+#[test]
+fn idle_nvme_controllers_and_a_long_command_are_measured() {
+    let directory = tempfile::tempdir().unwrap();
+    let image = directory.path().join("image");
+    let idle = json(&["--nvme", "--idle", "3", "--seconds", "1"]);
+    assert!(idle["all_enabled"]["threads"].as_u64().unwrap() > 0, "{idle}");
+    let path = image.to_str().unwrap();
+    let delays = json(&["--nvme", "--deallocate", path, "--size-mib", "8"]);
+    assert!(delays[0]["meanwhile"]["reads"].as_u64().unwrap() > 0, "{delays}");
+    assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0, "the image is removed");
 }
 
 #[test]

@@ -27,6 +27,7 @@ pub(crate) struct Bench {
     pub socket: Option<PathBuf>,
 
     /// Measure another server in the same slices: its name for the table, and its socket.
+    /// With --nvme, another NVMe controller, which the driver is to drive as well.
     #[arg(long, value_name = "NAME=SOCKET", conflicts_with_all = ["idle", "instances"],
         value_parser = named_socket)]
     pub against: Vec<(String, PathBuf)>,
@@ -42,7 +43,8 @@ pub(crate) struct Bench {
         value_parser = clap::value_parser!(u64).range(100..=1_000_000))]
     pub clients: Option<u64>,
 
-    /// Instead, tell what so many served devices cost that nobody uses.
+    /// Instead, tell what so many served devices cost that nobody uses; with --nvme, so many controllers that
+    /// a driver has enabled.
     #[arg(long, value_name = "DEVICES", conflicts_with = "serve",
         value_parser = clap::value_parser!(u64).range(2..=1_000_000))]
     pub idle: Option<u64>,
@@ -73,8 +75,9 @@ pub(crate) struct Bench {
     #[arg(long, requires = "isolation")]
     pub list: bool,
 
-    /// With --isolation, how long each attack is measured, half of it at each daemon.
-    #[arg(long, requires = "isolation", default_value_t = 16,
+    /// With --isolation, how long each attack is measured, half of it at each daemon; with --nvme --idle, how
+    /// long the daemon's processor time is.
+    #[arg(long, default_value_t = 16,
         value_parser = clap::value_parser!(u64).range(1..=86_400))]
     pub seconds: u64,
 
@@ -85,13 +88,28 @@ pub(crate) struct Bench {
 
     /// Instead, drive an NVMe controller of a daemon of its own, whose disk is nothing, by the driver in
     /// user space: reads of 4 KiB at random places, in turns with several depths and queues.
-    #[arg(long, conflicts_with_all = ["serve", "idle", "instances", "isolation", "busy", "against"])]
+    #[arg(long, conflicts_with_all = ["serve", "instances", "isolation", "busy"])]
     pub nvme: bool,
 
     /// With --nvme, the disk is this image or block device instead, which is only read; `fio` takes turns
     /// with it, if it is installed.
     #[arg(long, value_name = "FILE", requires = "nvme")]
     pub file: Option<PathBuf>,
+
+    /// With --nvme, also measure so many controllers of one daemon at the same time.
+    #[arg(long, value_name = "N", requires = "nvme", conflicts_with_all = ["idle", "deallocate"],
+        value_parser = clap::value_parser!(u32).range(2..=1000))]
+    pub controllers: Option<u32>,
+
+    /// With --nvme, tell instead how long reads of one queue wait while another one deallocates the whole
+    /// disk. This image is made for it, and removed; it must not be there.
+    #[arg(long, value_name = "FILE", requires = "nvme", conflicts_with_all = ["file", "idle", "against"])]
+    pub deallocate: Option<PathBuf>,
+
+    /// With --deallocate, the size of the image in MiB.
+    #[arg(long, value_name = "MIB", requires = "deallocate", default_value_t = 1024,
+        value_parser = clap::value_parser!(u64).range(1..=1_048_576))]
+    pub size_mib: u64,
 
     /// Serve the bench device in a process of its own, and measure that.
     #[arg(long, conflicts_with = "region")]
@@ -136,7 +154,7 @@ pub(crate) struct Bench {
     #[arg(long, value_name = "BYTES", default_value_t = 0, requires = "region")]
     pub offset: u64,
 
-    /// Only the measures whose name contains this.
+    /// Only the measures, with --nvme the jobs, whose name contains this.
     #[arg(long, value_name = "TEXT")]
     pub only: Option<String>,
 

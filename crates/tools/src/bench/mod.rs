@@ -40,6 +40,9 @@ use vfiod_daemon::output;
 /// Runs `vfiod bench`.
 pub(crate) fn run(args: &Bench) -> anyhow::Result<()> {
     let directory = tempfile::Builder::new().prefix("vfiod-bench-").tempdir()?;
+    if args.nvme {
+        return nvme::run(directory.path(), args, poll_argument(args)?);
+    }
     if let Some(devices) = args.idle {
         if let Some(clients) = args.clients {
             let connected = idle::measure_clients(directory.path(), devices, clients)?;
@@ -57,9 +60,6 @@ pub(crate) fn run(args: &Bench) -> anyhow::Result<()> {
         } else {
             output::print(&many::text(&many))
         };
-    }
-    if args.nvme {
-        return nvme::measure(directory.path(), args, poll_argument(args)?);
     }
     if args.isolation {
         return measure_isolation(directory.path(), args);
