@@ -442,3 +442,59 @@ fn untouched_memory_that_is_written_to_a_disk_stays_untouched() {
         assert!(filled <= 64 * 4096, "{filled} bytes were filled");
     }
 }
+
+/// Space is given back in the units that Identify names, and counts as free; deallocated blocks read as zeroes,
+/// and no block beside them.
+#[test]
+fn space_is_freed_in_the_units_that_identify_names() {
+    const MIB: usize = 1 << 20;
+    let place = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let path = place.path().join("disk.img");
+    File::create(&path).unwrap().set_len(4 << 20).unwrap();
+    let options = NvmeOptions { file: Some(path.clone()), ..NvmeOptions::default() };
+    let rig = Rig::of(vfiod_config::ConfiguredModel::configured(options).unwrap());
+    let mut controller = rig.connect();
+    let disk = controller.namespace(1).unwrap();
+    let identified = controller.identify(0, 1).unwrap();
+    let blocks =
+        |at: usize| 1 + u64::from(u16::from_le_bytes([identified[at], identified[at + 1]]));
+    // NPDG and NPDA, NPWG and NPWA and NOWS; NSFEAT says that they are there, and DLFEAT what is read.
+    let (unit, write) = (blocks(68), blocks(64));
+    assert_eq!((blocks(70), blocks(66), blocks(72)), (unit, write, write));
+    assert_eq!(identified[24] & 1 << 4, 1 << 4, "NSFEAT");
+    if controller.info().io_commands & 1 << 2 == 0 {
+        eprintln!("SKIPPED: no holes can be punched in {}", path.display());
+        return;
+    }
+    assert_eq!(identified[33], 1 | 1 << 3, "DLFEAT");
+    let mut queue = controller.create_queue(16, Waiting::Polling).unwrap();
+    let buffer = controller.memory().allocate(MIB).unwrap();
+    buffer.write(0, &[7; MIB]);
+    queue.write(&disk, 0, Data::of(&buffer)).unwrap();
+    queue.flush(&disk).unwrap();
+    let allocated = || std::fs::metadata(&path).unwrap().blocks() * 512;
+    let before = allocated();
+    let ranges = controller.memory().allocate(16).unwrap();
+    let mut freed = |first: u64, count: u64| {
+        let range = [&[0; 4][..], &(count as u32).to_le_bytes(), &first.to_le_bytes()].concat();
+        ranges.write(0, &range);
+        let command = Command::new(opcode::DATASET_MANAGEMENT).namespace(1).dword(11, 4);
+        queue.perform(command, Some(Data::of(&ranges))).unwrap();
+        queue.flush(&disk).unwrap();
+        before - allocated()
+    };
+    let bytes = unit * 512;
+    if unit > 1 {
+        assert_eq!(freed(unit, unit - 1), 0, "less than a unit");
+    }
+    assert_eq!(freed(4 * unit, unit), bytes, "a unit");
+    // From amid a unit to amid another one: the whole ones between.
+    assert_eq!(freed(8 * unit + unit / 2, 4 * unit), bytes + bytes * if unit > 1 { 3 } else { 4 });
+    queue.read(&disk, 0, Data::of(&buffer)).unwrap();
+    let ranges =
+        [unit..unit + unit - 1, 4 * unit..5 * unit, 8 * unit + unit / 2..12 * unit + unit / 2];
+    for (block, data) in (0..).zip(content(&buffer).chunks_exact(512)) {
+        let is_freed = ranges.iter().any(|range| range.contains(&block));
+        assert_eq!(data, [if is_freed { 0 } else { 7 }; 512], "block {block}");
+    }
+}

@@ -6,7 +6,7 @@ use super::{ABORT_LIMIT, AdminQueue, MAX_EVENT_REQUESTS, firmware};
 use crate::common::{Common, ERROR_ENTRIES};
 use crate::controller::{MAX_TRANSFER_PAGES, Nvme, VENDOR};
 use crate::features::{CRITICAL, WARNING};
-use crate::io::copy;
+use crate::io::{MAX_ZEROES_PAGES, copy, dataset};
 use crate::namespace::Namespace;
 use crate::sgl;
 use crate::spec::feature::FEATURES;
@@ -114,8 +114,12 @@ impl Common {
     }
 
     fn identify_nvm_controller(&self) -> Structure {
-        let ranges = if self.has(Needs::Deallocation) { 255 } else { 0 };
-        identify::nvm_controller(0, ranges, 0)
+        let deallocates = self.has(Needs::Deallocation);
+        let ranges = if deallocates { dataset::ADVISED_RANGES } else { 0 };
+        // The limit is one in blocks, of which those of one namespace may be larger.
+        let largest = self.namespaces.iter().map(Namespace::block_shift).max().unwrap_or(0);
+        let blocks = if deallocates { dataset::ADVISED_BYTES >> largest } else { 0 };
+        identify::nvm_controller(MAX_ZEROES_PAGES, ranges, blocks as u32)
     }
 }
 

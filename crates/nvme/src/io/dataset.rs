@@ -8,6 +8,10 @@ use crate::spec::{Outcome, Status, Submission};
 
 /// Bytes of a range.
 const RANGE: usize = 16;
+/// DMRL and DMRSL: ranges of a command, and bytes of each, that a host is asked to keep to, so that a command ends
+/// long before it is given up. What exceeds them is done all the same: hosts of before 2.0 know of no limits.
+pub(crate) const ADVISED_RANGES: u8 = 64;
+pub(crate) const ADVISED_BYTES: u64 = 1 << 30;
 /// AD: the ranges are to be deallocated.
 const DEALLOCATE: u32 = 1 << 2;
 

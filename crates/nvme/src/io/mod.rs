@@ -1,7 +1,7 @@
 //! I/O commands (NVM command set 3).
 
 pub(crate) mod copy;
-mod dataset;
+pub(crate) mod dataset;
 mod fused;
 
 use std::sync::Arc;
@@ -24,6 +24,10 @@ use crate::spec::opcode::{self, Io};
 use crate::spec::submission::{ALL_NAMESPACES, Fused};
 use crate::spec::{Outcome, Status, Submission};
 use crate::transfer::{self, Direction};
+
+/// WZSL: bytes that one Write Zeroes may be for, as a power of two of pages of 4 KiB.
+pub(crate) const MAX_ZEROES_PAGES: u8 = 13;
+const MAX_ZEROES: u64 = 4096 << MAX_ZEROES_PAGES;
 
 /// The commands of one I/O queue.
 #[derive(Clone)]
@@ -264,6 +268,9 @@ impl IoQueue {
     /// Write Zeroes (NVM command set 3.2.8).
     async fn write_zeroes(&self, namespace: &Namespace, command: &Submission) -> Outcome {
         self.writable(namespace)?;
+        if command.blocks() << namespace.block_shift() > MAX_ZEROES {
+            return Err(Status::INVALID_FIELD);
+        }
         let (offset, len) = namespace.range(command.first_block(), command.blocks())?;
         let deallocate = command.dword(12) & 1 << 25 != 0 && namespace.limits.deallocate.is_some();
         let durable = command.durable() || self.common.write_through();

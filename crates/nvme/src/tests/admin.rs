@@ -29,7 +29,9 @@ fn identify_gives_every_structure_that_is_offered() {
     assert_eq!(descriptors[4..20], namespace[104..120]);
     assert_eq!((descriptors[20], descriptors[21], descriptors[40]), (3, 16, 4));
     assert_eq!(host.identify(5, 1).unwrap(), [0; 4096]);
-    assert_eq!(host.identify(6, 0).unwrap()[3], 255, "DMRL");
+    // WZSL: 32 MiB; DMRL; DMRSL: 1 GiB.
+    let limits = host.identify(6, 0).unwrap();
+    assert_eq!((limits[1], limits[3], number(&limits[4..8])), (13, 64, 1 << 21));
     assert_eq!(host.identify(7, 0).unwrap(), list);
     assert_eq!(host.identify(8, 1).unwrap()[14], 1, "ready");
 }

@@ -34,6 +34,17 @@ enum Way {
     Set,
 }
 
+/// Lets go what the disk holds, also where a test fails: otherwise the last close waits for a time that does not
+/// pass.
+struct Released<'a>(&'a Held);
+
+impl Drop for Released<'_> {
+    fn drop(&mut self) {
+        self.0.hold(false);
+        self.0.release();
+    }
+}
+
 /// Does something that waits for the device, and lets time pass meanwhile.
 fn with_time_passing<R: Send>(clock: &ManualClock, call: impl FnOnce() -> R + Send) -> R {
     std::thread::scope(|scope| {
@@ -76,6 +87,7 @@ fn held_read_ends_before_any_reset_has_succeeded() {
         let mut host = Host::without_interrupts(Driver::with_clock(with(disk.clone()), &clock));
         host.enable();
         let mut host = holding(host, &disk, DATA);
+        let _released = Released(&disk);
         let (_, completions) = Host::at(1);
         let device = &host.device;
         with_time_passing(&clock, || {
@@ -140,6 +152,7 @@ fn work_that_does_not_end_within_cap_to_is_fatal() {
             holding(host, &disk, DATA)
         });
         let host = host.as_mut().unwrap();
+        let _released = Released(&disk);
         let timeout = Duration::from_millis(500) * (host.device.read64(0, 0) >> 24 & 0xff) as u32;
         let (task, cc) =
             if shutdown { ("shutdown", ENABLE | 1 << 14) } else { ("disable", ENABLE & !1) };

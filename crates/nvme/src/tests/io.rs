@@ -248,6 +248,27 @@ fn counters_tell_what_was_moved() {
     assert_eq!([32, 48, 64, 80].map(|at| health[at]), [1, 3, 3, 3]);
 }
 
+/// A Write Zeroes is for as many bytes as WZSL says. What DMRL and DMRSL advise may be exceeded.
+#[test]
+fn commands_that_take_long_have_their_limits() {
+    let disk = vfiod_disk::Null::new(1 << 40, false).unwrap();
+    for block_size in [512, 4096_u32] {
+        let mut host = Host::new(with(disk.clone()));
+        host.create_pair(1, 64, 1);
+        let format = u32::from(block_size == 4096);
+        assert_eq!(host.admin(Command::new(0x80).namespace(1).set(10, format)), Ok(0));
+        let limits = host.identify(6, 0).unwrap();
+        let range = u32::from_le_bytes([limits[4], limits[5], limits[6], limits[7]]);
+        assert_eq!(u64::from(range) * u64::from(block_size), 1 << 30, "DMRSL");
+        let most = (4096 << limits[1]) / block_size;
+        let zeroes = |blocks| Command::io(ZEROES, 7, blocks, (0, 0));
+        assert_eq!(host.perform(1, zeroes(most)), Ok(0));
+        if most < 0x1_0000 {
+            assert_eq!(host.perform(1, zeroes(most + 1)), Err(0x02));
+        }
+    }
+}
+
 /// Commands at depth 32 on several queues, to neighbouring blocks: each block has what was written to it.
 #[test]
 fn neighbouring_writes_of_all_queues() {

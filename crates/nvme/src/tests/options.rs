@@ -5,9 +5,11 @@ use std::path::Path;
 
 use vfiod_config::ConfiguredModel;
 use vfiod_core::{DeviceSpec, Registry};
+use vfiod_disk::test::TestDisk;
 use vfiod_pci::Function;
 
-use super::rig::{BASE, Command, DATA, Host, pattern};
+use super::rig::{BASE, Command, DATA, Host, namespace, pattern, with_common};
+use crate::common::Common;
 use crate::controller::Nvme;
 use crate::options::{IdentityOption, NvmeOptions};
 
@@ -180,4 +182,42 @@ fn read_only_image_is_read_and_not_written() {
     assert_eq!(host.perform(1, Command::io(8, 3, 1, (0, 0))), Err(0x20));
     assert_eq!(host.perform(1, Command::new(0).namespace(1)), Ok(0));
     assert!(std::fs::read(image.path()).unwrap() == bytes);
+}
+
+/// Blocks that the disk does not write whole when power fails are refused, unless the operator says what is
+/// given up; what Identify promises is what the disk keeps.
+#[test]
+fn blocks_that_a_power_failure_may_tear_are_refused() {
+    let disk = |atomic| {
+        let disk = TestDisk::new(1 << 20);
+        disk.set_limits(|limits| limits.atomic_write = atomic);
+        disk
+    };
+    let large = NvmeOptions { block_size: Some(4096), ..NvmeOptions::default() };
+    let error = Nvme::with_backend(&large, disk(512)).unwrap_err().to_string();
+    assert!(error.contains("only 512 bytes whole") && error.contains("`torn_writes`"), "{error}");
+    let torn = NvmeOptions { torn_writes: true, ..large.clone() };
+    let small = NvmeOptions::default();
+    // Options and what the disk writes whole; blocks that are written whole, 0's based; LBADS of both formats.
+    for (options, atomic, blocks, formats) in [
+        (&torn, 512, 0, [9, 12]),
+        (&large, 4096, 0, [9, 12]),
+        (&small, 512, 0, [9, 0]),
+        (&small, 4096, 7, [9, 12]),
+    ] {
+        let mut host = Host::new(Nvme::with_backend(options, disk(atomic)).unwrap());
+        let (controller, namespace) = (host.identify(1, 0).unwrap(), host.identify(0, 1).unwrap());
+        // AWUN and AWUPF; NAWUN, NAWUPF and NACWU, which NSFEAT says are there.
+        assert_eq!([526, 528].map(|at| controller[at]), [blocks; 2], "{options:?}, {atomic}");
+        assert_eq!([34, 36, 38].map(|at| namespace[at]), [blocks; 3], "{options:?}, {atomic}");
+        assert_eq!([130, 134].map(|at| namespace[at]), formats, "{options:?}, {atomic}");
+        let format = Command::new(0x80).namespace(1).set(10, 1);
+        let outcome = if formats[1] == 0 { Err(0x10a) } else { Ok(0) };
+        assert_eq!(host.admin(format), outcome, "{options:?}, {atomic}");
+    }
+    // Of several namespaces the least is promised.
+    let namespaces =
+        [4096, 512].into_iter().zip(1..).map(|(atomic, id)| namespace(id, disk(atomic)));
+    let mut host = Host::new(with_common(Common::new(namespaces.collect())));
+    assert_eq!([526, 528].map(|at| host.identify(1, 0).unwrap()[at]), [0; 2]);
 }
