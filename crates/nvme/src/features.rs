@@ -76,6 +76,10 @@ impl Features {
         Ok(match feature {
             Feature::Arbitration => self.arbitration,
             Feature::PowerManagement => self.power,
+            // All sensors at once: for Set Features only.
+            Feature::TemperatureThreshold if dword >> 16 & 0xf == ALL_SENSORS => {
+                return Err(Status::INVALID_FIELD);
+            }
             Feature::TemperatureThreshold => match threshold(dword)? {
                 Threshold::Over => self.over,
                 Threshold::Under => self.under,
@@ -141,11 +145,14 @@ enum Threshold {
     Under,
 }
 
+/// TMPSEL: every sensor.
+const ALL_SENSORS: u32 = 0xf;
+
 /// Which threshold is meant: the composite temperature is the only one.
 fn threshold(dword: u32) -> Result<Threshold, Status> {
     match (dword >> 16 & 0xf, dword >> 20 & 3) {
-        (0 | 0xf, 0) => Ok(Threshold::Over),
-        (0 | 0xf, 1) => Ok(Threshold::Under),
+        (0 | ALL_SENSORS, 0) => Ok(Threshold::Over),
+        (0 | ALL_SENSORS, 1) => Ok(Threshold::Under),
         _ => Err(Status::INVALID_FIELD),
     }
 }

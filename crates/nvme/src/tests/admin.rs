@@ -166,6 +166,10 @@ fn features_and_values_that_are_not_offered_are_invalid() {
         assert_eq!(host.admin(set(feature, value)), Err(0x02), "{feature:#x} = {value:#x}");
     }
     assert_eq!(host.admin(get(1, 4)), Err(0x02), "a reserved select");
+    let all_sensors = 0xf << 16;
+    assert_eq!(host.admin(set(4, all_sensors | 350)), Ok(0));
+    let of_all = get(4, 0).set(11, all_sensors);
+    assert_eq!(host.admin(of_all), Err(0x02), "one temperature of all sensors");
     host.create_pair(1, 16, 1);
     assert_eq!(host.admin(set(7, 0)), Err(0x0c), "queues were created");
 }
