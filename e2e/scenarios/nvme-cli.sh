@@ -5,7 +5,7 @@ start_server "
 [device.disk]
 model = \"nvme\"
 socket = { path = \"$WORK/disk.sock\" }
-options = { file = \"$WORK/disk.img\", serial = \"E2E-CLI\" }" disk.sock
+options = { file = \"$WORK/disk.img\", serial = \"E2E-CLI\", torn_writes = true }" disk.sock
 "$HARNESS_DIR/build-initramfs.sh" --output "$WORK/initramfs" --only \
     --module nvme --module nvme-core --tool /usr/sbin/nvme
 
@@ -28,9 +28,9 @@ lines "^(sn|mn|mdts|ver|sqes|cqes|vwc) " id-ctrl /dev/nvme0
 lines "^(nsze|ncap|nuse|nlbaf|flbas) " id-ns /dev/nvme0n1
 lines "E2E-CLI" list
 lines "^(critical_warning|media_errors)" smart-log /dev/nvme0
-lines "^nothing" error-log /dev/nvme0
+lines "^Error Log Entries" error-log /dev/nvme0
 # Without -c it maps the registers, which the kernel does not let it.
-lines "^nothing" effects-log /dev/nvme0 -c 0
+lines "^(ACS|IOCS)[0-9]" effects-log /dev/nvme0 -c 0
 lines "value" get-feature /dev/nvme0 -f 7
 lines "value" set-feature /dev/nvme0 -f 0x0b -V 0x100
 lines "value" get-feature /dev/nvme0 -f 0x0b
@@ -47,10 +47,29 @@ status compare /dev/nvme0n1 -s 8 -c 7 -z 4096 -d /tmp/zeroes
 status write /dev/nvme0n1 -s 8 -c 7 -z 4096 -d /tmp/data
 status dsm /dev/nvme0n1 -n 1 -d -s 8 -b 8
 status compare /dev/nvme0n1 -s 8 -c 7 -z 4096 -d /tmp/zeroes
+status write /dev/nvme0n1 -s 8 -c 7 -z 4096 -d /tmp/data
+status copy /dev/nvme0n1 -d 64 -s 8,8 -b 3,7
+status compare /dev/nvme0n1 -s 68 -c 7 -z 4096 -d /tmp/data
+status copy /dev/nvme0n1 -d 131068 -s 8 -b 7
 status verify /dev/nvme0n1 -s 0 -c 7
+status verify /dev/nvme0n1 -s 131071 -c 7
 status flush /dev/nvme0n1 -n 1
+status get-feature /dev/nvme0 -f 3
+status get-log /dev/nvme0 -i 0x70 -l 512
 status create-ns /dev/nvme0 -s 100 -c 100 -f 0
+status delete-ns /dev/nvme0 -n 1
+status attach-ns /dev/nvme0 -n 1 -c 0
+status device-self-test /dev/nvme0 -n 1 -s 1
+status sanitize /dev/nvme0 -a 2
 status write-uncor /dev/nvme0n1 -s 0 -c 0
+status format /dev/nvme0n1 -l 7 -f
+status format /dev/nvme0n1 -l 1 -f
+lines "^(nsze|ncap|nuse|flbas) " id-ns /dev/nvme0n1
+echo "blocks of $(cat /sys/block/nvme0n1/queue/logical_block_size), $(cat /sys/block/nvme0n1/size) sectors"
+status read /dev/nvme0n1 -s 1 -c 0 -z 4096 -d /tmp/read
+cmp /tmp/zeroes /tmp/read && echo "read: zeroes"
+status format /dev/nvme0n1 -l 0 -f
+echo "blocks of $(cat /sys/block/nvme0n1/queue/logical_block_size), $(cat /sys/block/nvme0n1/size) sectors"
 echo "--- end"
 ' --initramfs "$WORK/initramfs" --socket "$WORK/disk.sock"
 stop_server
@@ -77,7 +96,30 @@ smart-log: 0
 critical_warning : 0
 media_errors : 0
 error-log: 0
+Error Log Entries for device:nvme0 entries:8
 effects-log: 0
+ACS0 [Delete I/O Submission Queue ] 00200001
+ACS1 [Create I/O Submission Queue ] 00200001
+ACS2 [Get Log Page ] 00200001
+ACS4 [Delete I/O Completion Queue ] 00200001
+ACS5 [Create I/O Completion Queue ] 00200001
+ACS6 [Identify ] 00200001
+ACS8 [Abort ] 00200001
+ACS9 [Set Features ] 00200001
+ACS10 [Get Features ] 00200001
+ACS12 [Asynchronous Event Request ] 00200001
+ACS16 [Firmware Commit ] 00200001
+ACS17 [Firmware Image Download ] 00200001
+ACS124 [Doorbell Buffer Config ] 00200001
+ACS128 [Format NVM ] 00110007
+IOCS0 [Flush ] 00100001
+IOCS1 [Write ] 00100003
+IOCS2 [Read ] 00100001
+IOCS5 [Compare ] 00100001
+IOCS8 [Write Zeroes ] 00100003
+IOCS9 [Dataset Management ] 00100003
+IOCS12 [Verify ] 00100001
+IOCS25 [Copy ] 00100003
 get-feature: 0
 get-feature:0x07 (Number of Queues), Current value:0x003f003f
 set-feature: 0
@@ -96,8 +138,31 @@ compare: done
 write: done
 dsm: done
 compare: done
+write: done
+copy: done
+compare: done
+copy: refused (0x4080)
 verify: done
+verify: refused (0x4080)
 flush: done
+get-feature: refused (0x4002)
+get-log: refused (0x4109)
 create-ns: refused (0x4001)
+delete-ns: refused (0x4001)
+attach-ns: refused (0x4001)
+device-self-test: refused (0x4001)
+sanitize: refused (0x4001)
 write-uncor: refused (0x4001)
+format: refused (0x410a)
+format: done
+id-ns: 0
+nsze : 0x4000
+ncap : 0x4000
+nuse : 0x4000
+flbas : 0x1
+blocks of 4096, 131072 sectors
+read: done
+read: zeroes
+format: done
+blocks of 512, 131072 sectors
 END
