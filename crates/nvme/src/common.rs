@@ -1,11 +1,13 @@
 //! What the tasks of a controller share besides its queues: namespaces, counters, the error log.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use vfiod_sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use vfiod_sync::{Mutex, lock};
 
 use crate::namespace::Namespace;
+use crate::rate::{RateLimit, RateLimits};
 use crate::spec::log::{ERROR_LEN, ErrorEntry, Health};
 use crate::spec::table::Needs;
 use crate::spec::{Status, Submission};
@@ -28,6 +30,8 @@ pub(crate) struct Common {
     /// Commands that may have been read and not have completed.
     pub(crate) max_commands: u32,
     pub(crate) bounce: BounceMemory,
+    /// How many commands and bytes per second.
+    pub(crate) rate: Arc<RateLimit>,
     pub(crate) counters: Counters,
     pub(crate) errors: Mutex<ErrorLog>,
     /// The volatile write cache is in use (feature 06h).
@@ -43,6 +47,7 @@ impl Common {
             max_namespaces: MAX_NAMESPACES,
             max_commands: MAX_COMMANDS,
             bounce: BounceMemory::default(),
+            rate: Arc::new(RateLimit::new(RateLimits::default())),
             counters: Counters::default(),
             errors: Mutex::default(),
             write_cache: AtomicBool::new(true),

@@ -12,6 +12,7 @@ mod options;
 mod piece;
 mod prp;
 mod queues;
+mod rate;
 mod sgl;
 mod spec;
 #[cfg(test)]

@@ -8,8 +8,8 @@ use vfiod_disk::{Disk, DiskChannel, Limits, Metadata};
 use vfiod_sync::atomic::{AtomicU32, Ordering};
 use vfiod_tasks::{Runtime, Waiters};
 
-use crate::spec::Status;
 use crate::spec::identify;
+use crate::spec::{Status, Submission};
 
 /// Source ranges that a Copy command may have (MSRC).
 pub(crate) const MAX_COPY_RANGES: usize = 128;
@@ -204,6 +204,11 @@ impl Namespace {
             }
             _ => Err(Status::LBA_OUT_OF_RANGE),
         }
+    }
+
+    /// Whether a Write Zeroes command is to deallocate its blocks (DEAC), and the disk does that.
+    pub(crate) fn deallocates(&self, command: &Submission) -> bool {
+        command.dword(12) & 1 << 25 != 0 && self.limits.deallocate.is_some()
     }
 
     /// Bytes as blocks, for a field of 16 bits: at least one.

@@ -1,6 +1,7 @@
 //! Options of the model: which disk, and what it is called.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -15,6 +16,7 @@ use vfiod_disk::{
 use crate::common::{Common, MAX_COMMANDS, MAX_NAMESPACES};
 use crate::identity::{Identity, MODEL};
 use crate::namespace::{Namespace, NamespaceIdentity};
+use crate::rate::{RateLimit, RateLimits};
 use crate::transfer::{BounceMemory, MAX_BOUNCE};
 
 /// Bytes of a disk in memory whose size is not said.
@@ -41,6 +43,17 @@ pub struct NvmeOptions {
     /// Bytes of buffers for data that a disk cannot move by itself; 16 MiB by default.
     #[schemars(extend("x-values" = "at least 65536"))]
     pub buffers: Option<usize>,
+    /// I/O commands per second, of all queues together; no limit by default. What exceeds it waits in its
+    /// queue.
+    pub iops: Option<u64>,
+    /// I/O commands that are carried out at once after a pause; those of a tenth of a second by default.
+    #[schemars(extend("x-values" = "at least 1"))]
+    pub iops_burst: Option<u64>,
+    /// Bytes per second that are read and written, by all queues together; no limit by default.
+    pub bandwidth: Option<u64>,
+    /// Bytes that are read and written at once after a pause; those of a tenth of a second by default.
+    #[schemars(extend("x-values" = "at least 1"))]
+    pub bandwidth_burst: Option<u64>,
     /// Size in bytes of the disk in memory; 64 MiB by default.
     pub memory: Option<u64>,
     /// Size in bytes of a disk that reads as zeroes and forgets what is written: to measure what is in front
@@ -153,6 +166,7 @@ impl NvmeOptions {
                 format!("`file` and `files` are {given} namespaces, and `namespaces` allows {max}");
             return Err(invalid(what));
         }
+        self.rate_limits().check()?;
         match self.commands {
             None | Some(1..=0x1_0000) => {}
             Some(commands) => return outside("commands", commands.into(), "1 to 65536"),
@@ -165,16 +179,22 @@ impl NvmeOptions {
         }
     }
 
+    /// How many commands and bytes per second.
+    pub(crate) fn rate_limits(&self) -> RateLimits {
+        let Self { iops, iops_burst, bandwidth, bandwidth_burst, .. } = *self;
+        RateLimits { iops, iops_burst, bandwidth, bandwidth_burst }
+    }
+
     fn max_namespaces(&self) -> u32 {
         self.namespaces.unwrap_or(MAX_NAMESPACES)
     }
 
-    /// Opens the disks, and says what the controller is called.
+    /// Opens the disks, of which a host has as much as `rate` allows, and says what the controller is called.
     ///
     /// # Errors
     /// Those of [`Image::open`], [`Metadata::open`] and [`Memory::new`]. `EINVAL`: two namespaces have one
     /// identifier.
-    pub(crate) fn open(&self) -> Result<(Identity, Common)> {
+    pub(crate) fn open(&self, rate: Arc<RateLimit>) -> Result<(Identity, Common)> {
         let (identity, first) = self.open_first()?;
         let mut namespaces = vec![first];
         // The serial number and the UUID are those of the first one.
@@ -201,6 +221,7 @@ impl NvmeOptions {
             max_namespaces: self.max_namespaces(),
             max_commands: self.commands.unwrap_or(MAX_COMMANDS),
             bounce: BounceMemory::new(self.buffers.unwrap_or(MAX_BOUNCE)),
+            rate,
             ..Common::new(namespaces)
         };
         Ok((identity, common))

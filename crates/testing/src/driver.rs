@@ -78,6 +78,18 @@ impl Driver {
         Self::of_device(function(model))
     }
 
+    /// As [`Driver::without_workers`]. The time of the device's tasks is that of `clock`.
+    ///
+    /// # Panics
+    /// If the model refuses to be registered or opened.
+    pub fn without_workers_at<M: Model>(model: M, clock: &ManualClock) -> Self {
+        let runtime = Runtime::with_clock(clock).expect("a runtime");
+        let registry = Registry::with_runtime(runtime.clone(), None);
+        let registration = register_in(&registry, function(model), StatePolicy::Reset);
+        let file = open(&registration).expect("it can be opened");
+        Self { file, registration, runtime, workers: None }
+    }
+
     /// Registers a device of any bus and opens it; as [`Driver::without_workers`]. What is about BARs
     /// and configuration space is for PCI functions only.
     ///
@@ -87,6 +99,11 @@ impl Driver {
         let (registration, runtime) = register(device, StatePolicy::Reset);
         let file = open(&registration).expect("it can be opened");
         Self { file, registration, runtime, workers: None }
+    }
+
+    /// Whether threads run the tasks of the device.
+    pub fn has_workers(&self) -> bool {
+        self.workers.is_some()
     }
 
     /// Runs the tasks of a device without workers until each waits for something.

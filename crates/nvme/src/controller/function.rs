@@ -62,7 +62,7 @@ impl Model for Nvme {
 
     fn init(&mut self, cx: &Cx<Self>) -> Result<()> {
         if let Some(options) = &self.options {
-            let (identity, common) = options.open()?;
+            let (identity, common) = options.open(self.common.rate.clone())?;
             (self.identity, self.common) = (identity, Arc::new(common));
             self.options = None;
         }

@@ -18,6 +18,7 @@ use crate::features::Features;
 use crate::identity::Identity;
 use crate::options::NvmeOptions;
 use crate::queues::{Doorbells, Queues};
+use crate::rate::RateLimit;
 use crate::spec::registers::{
     AQA_WRITABLE, BASE_WRITABLE, CAP, CC_WRITABLE, CRTO, Configuration, FATAL, QUEUES, READY,
     SHUTDOWN, VERSION,
@@ -83,7 +84,9 @@ pub struct Nvme {
 impl Nvme {
     /// A controller whose disk is opened when it is registered.
     pub(crate) fn configured_with(options: NvmeOptions) -> Self {
-        let unnamed = Self::new(Identity::default(), Common::new(Vec::new()));
+        let rate = Arc::new(RateLimit::new(options.rate_limits()));
+        let common = Common { rate, ..Common::new(Vec::new()) };
+        let unnamed = Self::new(Identity::default(), common);
         Self { options: Some(options), ..unnamed }
     }
 

@@ -19,6 +19,7 @@ use crate::piece::Piece;
 use crate::prp;
 use crate::queues::Queues;
 use crate::queues::serve::{Ended, Execute, Running};
+use crate::rate::RateLimit;
 use crate::sgl;
 use crate::spec::opcode::{self, Io};
 use crate::spec::submission::{ALL_NAMESPACES, Fused};
@@ -54,6 +55,26 @@ impl Execute for IoQueue {
 
     async fn ready(&self) {
         self.common.bounce.enough().await;
+    }
+
+    fn rate(&self) -> Option<&Arc<RateLimit>> {
+        Some(&self.common.rate).filter(|rate| rate.is_limited())
+    }
+
+    /// Those that the disk reads or writes; of a Copy they are known later.
+    fn bytes(&self, command: &Submission) -> u64 {
+        let Ok(io) = opcode::IO.find(command.opcode(), |needs| self.common.has(needs)) else {
+            return 0;
+        };
+        let Some(namespace) = self.common.namespace(command.namespace()) else { return 0 };
+        let bytes = command.blocks() << namespace.block_shift();
+        match io.command {
+            // Larger ones are refused.
+            Io::Read | Io::Write | Io::Compare => bytes.min(MAX_TRANSFER),
+            Io::Verify => bytes,
+            Io::WriteZeroes if !namespace.deallocates(command) => bytes,
+            Io::WriteZeroes | Io::Flush | Io::Copy | Io::DatasetManagement => 0,
+        }
     }
 
     fn execute_all(&self, commands: Vec<Submission>, running: &mut dyn FnMut(Running)) {
@@ -272,7 +293,7 @@ impl IoQueue {
             return Err(Status::INVALID_FIELD);
         }
         let (offset, len) = namespace.range(command.first_block(), command.blocks())?;
-        let deallocate = command.dword(12) & 1 << 25 != 0 && namespace.limits.deallocate.is_some();
+        let deallocate = namespace.deallocates(command);
         let durable = command.durable() || self.common.write_through();
         let request = Request::Zero { offset, len, deallocate, durable };
         self.request(namespace, request, Status::WRITE_FAULT).await?;

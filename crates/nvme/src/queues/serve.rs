@@ -16,6 +16,7 @@ use vfiod_tasks::race;
 
 use super::{Host, Queues, SubmissionQueue};
 use crate::controller::Nvme;
+use crate::rate::{Allowed, Place, RateLimit};
 use crate::spec::{Completion, Outcome, Submission};
 
 /// The most commands that are read at once.
@@ -59,6 +60,16 @@ pub(crate) trait Execute: Send + Sync + 'static {
         std::future::ready(())
     }
 
+    /// What limits how many commands are read per second, if anything does.
+    fn rate(&self) -> Option<&Arc<RateLimit>> {
+        None
+    }
+
+    /// How many bytes of that a command takes when it is read.
+    fn bytes(&self, _command: &Submission) -> u64 {
+        0
+    }
+
     /// Called each time before the task waits: events that are to be posted, as completions of commands
     /// that ended silently.
     fn events(&self) -> impl Future<Output = ()> + Send {
@@ -80,6 +91,7 @@ pub(crate) async fn serve(
 ) {
     let mut running = FuturesUnordered::<Running>::new();
     let mut held = Held::default();
+    let mut turn = Turn::default();
     loop {
         // What is rung from here on rings again.
         queue.bell.take();
@@ -91,11 +103,16 @@ pub(crate) async fn serve(
             return;
         }
         let mut next = Next::Wait;
-        if !ends && queues.is_reading() && !execute.is_ready() {
-            next = Next::Hold;
-        } else if !ends && queues.is_reading() {
+        let reads = !ends && queues.is_reading();
+        if !reads || !execute.is_ready() {
+            turn = Turn::default();
+            if reads {
+                next = Next::Hold;
+            }
+        } else {
             execute.events().await;
-            let read = read(&task, &queues, &queue).await.and_then(|(commands, next)| {
+            let read = read(&task, &queues, &queue, &execute, &mut turn).await;
+            let read = read.and_then(|(commands, next)| {
                 execute.execute_all(commands, &mut |command| running.push(command));
                 let Next::Wait = next else { return Ok(next) };
                 match prepare(&task, &queues, &queue, running.is_empty()) {
@@ -165,6 +182,19 @@ impl Held {
     }
 }
 
+/// How far a queue has come among those whose commands are limited.
+struct Turn {
+    place: Option<Place>,
+    /// How many commands it needs to read at once.
+    least: u32,
+}
+
+impl Default for Turn {
+    fn default() -> Self {
+        Self { place: None, least: 1 }
+    }
+}
+
 /// What a task does when it has read what there was.
 enum Next {
     /// It reads again.
@@ -173,6 +203,8 @@ enum Next {
     Wait,
     /// It reads again after this time, or when the bell rings.
     Poll(Duration),
+    /// It reads when others have read: the bell rings then.
+    Turn,
     /// It reads when there is room for what is under way already.
     Hold,
 }
@@ -182,7 +214,7 @@ async fn wait(task: &Task<Nvme>, queue: &SubmissionQueue, execute: &impl Execute
     let rung = queue.bell.wait_for(|| queue.bell.is_rung().then_some(()));
     match next {
         Next::Read => {}
-        Next::Wait => rung.await,
+        Next::Wait | Next::Turn => rung.await,
         Next::Poll(time) => race(task.task().sleep(time), rung).await,
         Next::Hold => race(execute.ready(), rung).await,
     }
@@ -223,7 +255,9 @@ async fn pause(task: &Task<Nvme>) {
 async fn read(
     task: &Task<Nvme>,
     queues: &Queues,
-    queue: &SubmissionQueue,
+    queue: &Arc<SubmissionQueue>,
+    execute: &impl Execute,
+    turn: &mut Turn,
 ) -> Result<(Vec<Submission>, Next)> {
     let nothing = |next| Ok((Vec::new(), next));
     match queue.look(task.dma()) {
@@ -232,9 +266,27 @@ async fn read(
         Err(error) => return Err(error),
     }
     let waiting = queue.waiting();
-    let most = waiting.min(BATCH);
+    let mut most = waiting.min(BATCH);
+    let Turn { place, least } = std::mem::take(turn);
     if most == 0 {
         return nothing(Next::Wait);
+    }
+    // Dropped where nothing is read: others have their turn.
+    let mut limited = None;
+    if let Some(rate) = execute.rate() {
+        let mut place = place;
+        let now = task.task().runtime().now();
+        match rate.ask(&mut place, queue, now, (least, most)) {
+            Allowed::Commands(allowed) => (most, limited) = (allowed, place),
+            Allowed::After(time) => {
+                *turn = Turn { place, least };
+                return nothing(Next::Poll(time));
+            }
+            Allowed::InTurn => {
+                *turn = Turn { place, least };
+                return nothing(Next::Turn);
+            }
+        }
     }
     let count = queues.begin(most);
     let reserved = queue.completions.reserve(queues.host(task.dma()), count);
@@ -257,14 +309,23 @@ async fn read(
     });
     let result = match commands.await {
         Some(Ok(commands)) => {
+            if let Some(place) = limited {
+                let bytes = commands.iter().map(|command| execute.bytes(command)).sum();
+                place.spend(commands.len() as u64, bytes);
+                if commands.is_empty() && most == 1 {
+                    // The first one of two that belong together: next time both.
+                    turn.least = 2;
+                }
+            }
             let left = places - commands.len() as u32;
             if left > 0 {
                 leave(queues, queue, left);
                 // There is no place for the second of two that belong together; others may take this one.
-                let next = if commands.is_empty() { Next::Poll(HALF) } else { Next::Read };
+                let waits = commands.is_empty() && turn.least == 1;
+                let next = if waits { Next::Poll(HALF) } else { Next::Read };
                 return Ok((commands, next));
             }
-            let reads_on = waiting > BATCH && places == BATCH;
+            let reads_on = waiting > most && places == most;
             return Ok((commands, if reads_on { Next::Read } else { Next::Wait }));
         }
         // The host lets the device reach no memory for now.

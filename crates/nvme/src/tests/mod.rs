@@ -15,6 +15,7 @@ mod namespaces;
 mod options;
 mod power;
 mod queues;
+mod rates;
 mod reports;
 mod rig;
 mod saved;

@@ -10,8 +10,8 @@ use vfiod_disk::{
     Backend, Channel, Disk, Done, Failure, FailureKind, Limits, Memory, Pending, Request,
 };
 use vfiod_pci::irq_index::MSIX;
-use vfiod_tasks::Runtime;
 use vfiod_tasks::event_index::is_past_event;
+use vfiod_tasks::{ManualClock, Runtime};
 use vfiod_testing::driver::{GuestMemory, Interrupt};
 use vfiod_testing::{Driver, eventually};
 
@@ -173,6 +173,20 @@ impl Host {
         Self { device, memory, pairs, interrupts, next_id: 0, shadow: None, registers }
     }
 
+    /// A host whose controller is enabled, and whose time passes with a clock.
+    pub(super) fn with_clock(nvme: Nvme, clock: &ManualClock) -> Self {
+        let mut host = Self::without_interrupts(Driver::without_workers_at(nvme, clock));
+        host.enable();
+        host
+    }
+
+    /// Where no worker does it, runs the tasks of the controller until each waits for something.
+    pub(super) fn settle(&self) {
+        if !self.device.has_workers() {
+            self.device.settle();
+        }
+    }
+
     /// Waits until the tasks of the controller have not been run for this time.
     pub(super) fn rest(&self, time: Duration) {
         let polls =
@@ -259,7 +273,10 @@ impl Host {
 
     /// Waits until these bits of CSTS are so.
     pub(super) fn await_status(&self, bits: u32, value: u32) {
-        eventually(&format!("CSTS & {bits:#x} is {value:#x}"), || self.status() & bits == value);
+        eventually(&format!("CSTS & {bits:#x} is {value:#x}"), || {
+            self.settle();
+            self.status() & bits == value
+        });
     }
 
     /// Where a pair's submissions and completions are.
@@ -348,7 +365,10 @@ impl Host {
 
     /// Waits for the next completion of a queue and takes it.
     pub(super) fn wait(&mut self, queue: usize) -> Entry {
-        eventually("a completion", || self.peek(queue).is_some());
+        eventually("a completion", || {
+            self.settle();
+            self.peek(queue).is_some()
+        });
         let entry = self.poll(queue).unwrap();
         self.release(queue);
         entry
