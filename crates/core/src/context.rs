@@ -9,6 +9,7 @@ use vfiod_quota::Lines;
 use vfiod_tasks::Runtime;
 use vfiod_tasks::contain::Panicked;
 
+use crate::common::CommonObjects;
 use crate::description::{Description, DeviceFlags};
 use crate::dma::{AcceptedFiles, Attachment, Flights, Space};
 use crate::error::{Errno, Error, Result};
@@ -78,6 +79,8 @@ struct ContextInner {
     serves_directly: AtomicBool,
     input_log: InputLog,
     quiesces: QuiesceCounters,
+    /// What the devices of the registry have in common.
+    common: Arc<CommonObjects>,
     /// Lines of the log that a guest can cause.
     guest_lines: Lines,
     home: Arc<OnceLock<Weak<dyn Home>>>,
@@ -124,7 +127,7 @@ impl Context {
         let (flags, regions) = (DeviceFlags::empty(), Vec::new());
         let description = Description { flags, regions, irqs: irqs.to_vec() };
         let (id, files) = (DeviceId(u64::MAX), AcceptedFiles::default());
-        Self::new(id, name.to_owned(), &description, false, runtime, files)
+        Self::new(id, name.to_owned(), &description, false, (runtime, files, Arc::default()))
     }
 
     pub(crate) fn new(
@@ -132,8 +135,7 @@ impl Context {
         name: String,
         description: &Description,
         works: bool,
-        runtime: Runtime,
-        files: AcceptedFiles,
+        (runtime, files, common): (Runtime, AcceptedFiles, Arc<CommonObjects>),
     ) -> Self {
         let home = Arc::<OnceLock<Weak<dyn Home>>>::default();
         let owner = home.clone();
@@ -164,6 +166,7 @@ impl Context {
             serves_directly: AtomicBool::new(true),
             input_log: InputLog::default(),
             quiesces: QuiesceCounters::default(),
+            common,
             guest_lines: Lines::up_to(1),
             home,
         };
@@ -305,6 +308,13 @@ impl Context {
     /// What runs the device's tasks.
     pub fn runtime(&self) -> &Runtime {
         self.inner.work.runtime()
+    }
+
+    /// The object of this type that all devices of the registry have in common: made when the first of them
+    /// asks for it, there as long as the registry or somebody who uses it. Of a context outside any registry
+    /// it is its own.
+    pub fn common<T: Default + Send + Sync + 'static>(&self) -> Arc<T> {
+        self.inner.common.get()
     }
 
     /// Finds a task of the device by its name, for [`crate::Worker::resume`]. Cancelled tasks are

@@ -4,6 +4,7 @@ use std::sync::{Arc, OnceLock, Weak};
 
 use vfiod_tasks::Runtime;
 
+use crate::common::CommonObjects;
 use crate::dma::{AcceptedFiles, Space};
 use crate::error::Result;
 use crate::event::Observer;
@@ -28,6 +29,8 @@ pub(crate) struct Environment {
     accepted_files: OnceLock<AcceptedFiles>,
     file_ids: IdSequence,
     event_numbers: IdSequence,
+    /// What devices have in common.
+    pub(crate) common: Arc<CommonObjects>,
 }
 
 impl Environment {
@@ -39,6 +42,7 @@ impl Environment {
             accepted_files: OnceLock::new(),
             file_ids: IdSequence::new(),
             event_numbers: IdSequence::new(),
+            common: Arc::default(),
         })
     }
 

@@ -60,6 +60,7 @@
 //! and neither does a doorbell of a device that works. Tasks are polled without any of these locks.
 
 mod backoff;
+mod common;
 mod context;
 mod description;
 pub mod device;

@@ -334,7 +334,8 @@ impl Registry {
         let mut reserved_id = ReservedId { registry: &self.inner, id, visible: false };
         let environment = &self.inner.environment;
         let (runtime, files) = (environment.runtime.clone(), environment.accepted_files());
-        let context = Context::new(id, name.clone(), &description, works, runtime, files);
+        let surroundings = (runtime, files, environment.common.clone());
+        let context = Context::new(id, name.clone(), &description, works, surroundings);
         let initialised = contain(|| device.init(&context));
         // Taken also if the device is refused: the data path can keep the context.
         let data_path = context.take_data_path();

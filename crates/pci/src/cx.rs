@@ -62,6 +62,12 @@ impl<M> Cx<M> {
         self.context().flights()
     }
 
+    /// The object of this type that all devices of the registry have in common
+    /// ([`vfiod_core::Context::common`]).
+    pub fn common<T: Default + Send + Sync + 'static>(&self) -> Arc<T> {
+        self.context().common()
+    }
+
     /// The memory that a BAR shares with clients ([`crate::Bar::shared`]), by offsets in the BAR. The
     /// core zeroes it before a reset. It belongs to the current opening of the device: accesses after
     /// its last close fail with `ENODEV`, so each opening has to ask for it.
