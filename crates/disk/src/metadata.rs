@@ -10,7 +10,7 @@
 //! identity. If it is not there any more, the image was moved to another file system, or restored: it
 //! stays who it was. A copy on another machine cannot be told from a move to there.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
@@ -29,6 +29,10 @@ use crate::image::Image;
 const VERSION: u32 = 1;
 /// No file is longer.
 const LONGEST: u64 = 64 << 10;
+/// The last number that a controller can have.
+const LAST_CONTROLLER: u16 = 0xffef;
+/// Controllers whose numbers are kept.
+const MOST_CONTROLLERS: usize = 64;
 /// The first line of a file, without the checksum's eight digits.
 const BEGIN: &str = "vfiod-disk 1 crc32c ";
 
@@ -44,6 +48,31 @@ pub struct Stored {
     pub features: BTreeMap<String, u64>,
     /// Counters, by the controller's names.
     pub counters: BTreeMap<String, u64>,
+    /// The numbers of controllers that share the disk, by the names of their devices.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub controllers: BTreeMap<String, u16>,
+}
+
+impl Stored {
+    /// The number of the controller that is called so, which it keeps from now on; `taken` are those of
+    /// controllers that are there. `None`: none is left.
+    pub fn keep_controller(&mut self, name: &str, taken: &[u16]) -> Option<u16> {
+        if let Some(id) = self.controllers.get(name).filter(|id| !taken.contains(id)) {
+            return Some(*id);
+        }
+        let is_free =
+            |id: &u16| !taken.contains(id) && !self.controllers.values().any(|kept| kept == id);
+        let first = self.identity.controller;
+        let id = (first..=LAST_CONTROLLER).chain(1..first).find(is_free)?;
+        if self.controllers.len() >= MOST_CONTROLLERS {
+            // Those that are not there are forgotten.
+            self.controllers.retain(|_, id| taken.contains(id));
+        }
+        if self.controllers.len() < MOST_CONTROLLERS {
+            self.controllers.insert(name.to_owned(), id);
+        }
+        Some(id)
+    }
 }
 
 /// What the file has beyond that.
@@ -180,7 +209,9 @@ impl Metadata {
             }
             None => {
                 let (features, counters) = (BTreeMap::new(), BTreeMap::new());
-                Contents { image: mark, disk: Stored { identity, block, features, counters } }
+                let controllers = BTreeMap::new();
+                let disk = Stored { identity, block, features, counters, controllers };
+                Contents { image: mark, disk }
             }
         };
         if known.as_ref() != Some(&contents) {
@@ -317,6 +348,14 @@ fn parse(bytes: &[u8]) -> Result<Contents, String> {
     }
     let contents: Contents = serde_json::from_slice(body).map_err(|error| error.to_string())?;
     contents.disk.identity.check().map_err(|error| error.message().to_owned())?;
+    let ids: BTreeSet<u16> = contents.disk.controllers.values().copied().collect();
+    let known = |id: &u16| (1..=LAST_CONTROLLER).contains(id);
+    if ids.len() != contents.disk.controllers.len() || !ids.iter().all(known) {
+        return Err(format!(
+            "controllers {:?}: each a number of its own",
+            contents.disk.controllers
+        ));
+    }
     let block = contents.disk.block;
     if !block.is_power_of_two() || block < 512 {
         return Err(format!("blocks of {block} bytes: a power of two from 512 on"));
@@ -392,6 +431,7 @@ mod tests {
             block: 4096,
             features: [("write-cache".to_owned(), 1)].into(),
             counters: [("reads".to_owned(), u64::MAX)].into(),
+            controllers: [("disk".to_owned(), 1), ("other".to_owned(), 2)].into(),
         };
         Contents { image: Mark { path: "/images/disk.img".into(), file }, disk }
     }
@@ -434,6 +474,8 @@ mod tests {
             ("\"block\": 4096", "\"block\": -1", "invalid value"),
             ("\"block\": 4096", "\"block\": 4096, \"more\": 1", "unknown field"),
             ("\"controller\": 1", "\"controller\": 0", "controller number 0"),
+            ("\"other\": 2", "\"other\": 1", "each a number of its own"),
+            ("\"other\": 2", "\"other\": 0", "each a number of its own"),
             ("\"VFIOD", "\"Grüße", "serial number"),
             ("{", "[", "expected"),
         ] {

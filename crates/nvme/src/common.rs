@@ -11,6 +11,7 @@ use crate::rate::{RateLimit, RateLimits};
 use crate::spec::log::{ERROR_LEN, ErrorEntry, Health};
 use crate::spec::table::Needs;
 use crate::spec::{Status, Submission};
+use crate::subsystem::Seat;
 use crate::transfer::BounceMemory;
 
 /// Entries of the Error Information log that are kept (ELPE, as a count).
@@ -38,6 +39,8 @@ pub(crate) struct Common {
     pub(crate) write_cache: AtomicBool,
     /// A sync has failed of which the host was not told.
     pub(crate) sync_failed: AtomicBool,
+    /// `None`: the controller is the only one of its subsystem.
+    pub(crate) seat: Option<Seat>,
 }
 
 impl Common {
@@ -52,7 +55,13 @@ impl Common {
             errors: Mutex::default(),
             write_cache: AtomicBool::new(true),
             sync_failed: AtomicBool::new(false),
+            seat: None,
         }
+    }
+
+    /// Of a controller with this place.
+    pub(crate) fn of_subsystem(self, seat: Seat) -> Self {
+        Self { seat: Some(seat), ..self }
     }
 
     /// Whether a namespace can have this number.

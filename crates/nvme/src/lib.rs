@@ -15,6 +15,7 @@ mod queues;
 mod rate;
 mod sgl;
 mod spec;
+mod subsystem;
 #[cfg(test)]
 mod tests;
 mod timestamp;

@@ -1,11 +1,13 @@
-//! A namespace: a disk, in blocks.
+//! A namespace: a disk, in blocks, and what its controllers have in common.
 
-use std::sync::{Arc, OnceLock};
+use std::ops::Deref;
+use std::sync::{Arc, OnceLock, Weak};
 
 use vfiod_core::dma::Flights;
 use vfiod_core::{Errno, Error, Result};
 use vfiod_disk::{Disk, DiskChannel, Limits, Metadata};
-use vfiod_sync::atomic::{AtomicU32, Ordering};
+use vfiod_sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use vfiod_sync::{Mutex, lock};
 use vfiod_tasks::{Runtime, Waiters};
 
 use crate::spec::identify;
@@ -23,7 +25,7 @@ pub(crate) struct NamespaceIdentity {
 
 /// A command of a namespace is under way.
 #[derive(Debug)]
-pub(crate) struct InUse<'a>(&'a Namespace);
+pub(crate) struct InUse<'a>(&'a Volume);
 
 impl Drop for InUse<'_> {
     fn drop(&mut self) {
@@ -36,7 +38,7 @@ impl Drop for InUse<'_> {
 
 /// A namespace is being formatted.
 #[derive(Debug)]
-pub(crate) struct Formatting<'a>(&'a Namespace);
+pub(crate) struct Formatting<'a>(&'a Volume);
 
 impl Formatting<'_> {
     /// Waits until the commands have ended that had begun before.
@@ -53,10 +55,15 @@ impl Drop for Formatting<'_> {
     }
 }
 
-/// An active namespace of a controller.
+/// A controller that is told what another one has made of a namespace of both.
+pub(crate) trait Neighbour: std::fmt::Debug + Send + Sync {
+    /// A sync of the disk has failed.
+    fn sync_failed(&self);
+}
+
+/// What the controllers of a namespace have in common: the disk, its format, and who uses it.
 #[derive(Debug)]
-pub(crate) struct Namespace {
-    pub(crate) id: u32,
+pub(crate) struct Volume {
     pub(crate) identity: NamespaceIdentity,
     pub(crate) limits: Limits,
     /// A block has 2^n bytes.
@@ -66,10 +73,30 @@ pub(crate) struct Namespace {
     pub(crate) disk: Disk,
     /// Where its format is kept.
     pub(crate) metadata: Option<Arc<Metadata>>,
-    channel: OnceLock<Arc<DiskChannel>>,
-    /// Commands that use it, and whether it is being formatted.
+    /// Commands of all controllers that use it, and whether it is being formatted.
     users: AtomicU32,
     unused: Waiters,
+    /// Several controllers may have it (NMIC).
+    pub(crate) is_shared: bool,
+    neighbours: Mutex<Vec<Weak<dyn Neighbour>>>,
+    /// All of them were told that a sync has failed.
+    told_of_sync: AtomicBool,
+}
+
+/// An active namespace of a controller.
+#[derive(Debug)]
+pub(crate) struct Namespace {
+    pub(crate) id: u32,
+    volume: Arc<Volume>,
+    channel: OnceLock<Arc<DiskChannel>>,
+}
+
+impl Deref for Namespace {
+    type Target = Volume;
+
+    fn deref(&self) -> &Volume {
+        &self.volume
+    }
 }
 
 /// The block sizes of its formats (NVM command set 4.1.5.1, LBAF0 and LBAF1).
@@ -77,13 +104,12 @@ pub(crate) const BLOCK_SIZES: [u32; 2] = [512, 4096];
 /// A bit of `Namespace::users`.
 const FORMATTING: u32 = 1 << 31;
 
-impl Namespace {
-    /// A namespace on a disk.
+impl Volume {
+    /// A disk as a namespace.
     ///
     /// # Errors
     /// `EINVAL`: no block size of NVMe, or the disk cannot have such blocks.
     pub(crate) fn new(
-        id: u32,
         identity: NamespaceIdentity,
         disk: Disk,
         block_size: u32,
@@ -109,22 +135,43 @@ impl Namespace {
             return bad(format!("a disk of {} bytes has no block", limits.capacity));
         }
         Ok(Self {
-            id,
             identity,
             limits,
             block_shift: AtomicU32::new(block_size.ilog2()),
             torn_writes,
             disk,
             metadata: None,
-            channel: OnceLock::new(),
             users: AtomicU32::new(0),
             unused: Waiters::new(),
+            is_shared: false,
+            neighbours: Mutex::default(),
+            told_of_sync: AtomicBool::new(false),
         })
     }
 
     /// Keeps its format there.
     pub(crate) fn kept_in(self, metadata: Option<Metadata>) -> Self {
         Self { metadata: metadata.map(Arc::new), ..self }
+    }
+
+    /// Several controllers may have it.
+    pub(crate) fn shared(self) -> Self {
+        Self { is_shared: true, ..self }
+    }
+
+    /// Tells a controller from now on what others make of it, as long as it is there.
+    pub(crate) fn tell(&self, neighbour: &Arc<dyn Neighbour>) {
+        let mut neighbours = lock(&self.neighbours);
+        neighbours.retain(|known| known.strong_count() > 0);
+        neighbours.push(Arc::downgrade(neighbour));
+    }
+
+    /// Tells every controller, once, that a sync has failed.
+    pub(crate) fn sync_failed(&self) {
+        if !self.told_of_sync.swap(true, Ordering::SeqCst) {
+            let all: Vec<_> = lock(&self.neighbours).iter().filter_map(Weak::upgrade).collect();
+            all.iter().for_each(|neighbour| neighbour.sync_failed());
+        }
     }
 
     pub(crate) fn block_shift(&self) -> u32 {
@@ -168,6 +215,13 @@ impl Namespace {
     /// Whether it has an identifier of another namespace.
     pub(crate) fn has_id_of(&self, other: &Self) -> bool {
         self.identity.nguid == other.identity.nguid || self.identity.uuid == other.identity.uuid
+    }
+}
+
+impl Namespace {
+    /// A namespace of this number.
+    pub(crate) fn new(id: u32, volume: Arc<Volume>) -> Self {
+        Self { id, volume, channel: OnceLock::new() }
     }
 
     /// Its blocks.
@@ -238,6 +292,7 @@ impl Namespace {
             write_protected: self.limits.read_only,
             atomic_blocks: self.atomic_blocks(),
             nguid: self.identity.nguid,
+            shared: self.is_shared,
         }
     }
 }

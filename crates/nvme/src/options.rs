@@ -15,8 +15,9 @@ use vfiod_disk::{
 
 use crate::common::{Common, MAX_COMMANDS, MAX_NAMESPACES};
 use crate::identity::{Identity, MODEL};
-use crate::namespace::{Namespace, NamespaceIdentity};
+use crate::namespace::{Namespace, NamespaceIdentity, Volume};
 use crate::rate::{RateLimit, RateLimits};
+use crate::subsystem::Seat;
 use crate::transfer::{BounceMemory, MAX_BOUNCE};
 
 /// Bytes of a disk in memory whose size is not said.
@@ -34,6 +35,9 @@ pub struct NvmeOptions {
     /// is true of each.
     #[schemars(extend("x-path" = "file", "x-values" = "a list of paths"))]
     pub files: Vec<PathBuf>,
+    /// Another controller of this daemon, which has this option as well, may use the same images. Nothing fences
+    /// a host.
+    pub shared: bool,
     /// The largest number that a namespace can have; 16 by default.
     #[schemars(extend("x-values" = "1 to 1024"))]
     pub namespaces: Option<u32>,
@@ -98,6 +102,17 @@ pub enum IdentityOption {
     New,
 }
 
+/// What lets two controllers use an image.
+fn may_be_shared(error: Error) -> Error {
+    if error.errno() != Errno::BUSY {
+        return error;
+    }
+    let what = format!(
+        "{error}; two controllers of one daemon share it with `shared = true` in the options of both"
+    );
+    Error::new(Errno::BUSY, what)
+}
+
 fn invalid(what: String) -> Error {
     Error::new(Errno::INVAL, what)
 }
@@ -135,6 +150,10 @@ impl NvmeOptions {
         if file.is_none() && (*readonly || direct.is_some() || locks.is_some() || named) {
             let what = "`readonly`, `direct`, `locks`, `metadata` and `identity` are about an image; \
                         `file` names it";
+            return Err(invalid(what.to_owned()));
+        }
+        if self.shared && file.is_none() {
+            let what = "`shared` is about images; `file` names the first one";
             return Err(invalid(what.to_owned()));
         }
         if *readonly && named {
@@ -189,42 +208,51 @@ impl NvmeOptions {
         self.namespaces.unwrap_or(MAX_NAMESPACES)
     }
 
-    /// Opens the disks, of which a host has as much as `rate` allows, and says what the controller is called.
+    /// Opens the disks, and says what the subsystem is called.
     ///
     /// # Errors
     /// Those of [`Image::open`], [`Metadata::open`] and [`Memory::new`]. `EINVAL`: two namespaces have one
     /// identifier.
-    pub(crate) fn open(&self, rate: Arc<RateLimit>) -> Result<(Identity, Common)> {
+    pub(crate) fn open(&self) -> Result<(Identity, Vec<Arc<Volume>>)> {
         let (identity, first) = self.open_first()?;
-        let mut namespaces = vec![first];
+        let mut volumes = vec![first];
         // The serial number and the UUID are those of the first one.
         let others = Self { serial: None, uuid: None, metadata: None, ..self.clone() };
         for (number, path) in (2..).zip(&self.files) {
             let opened = others.open_image(path).and_then(|(disk, block_size, named, metadata)| {
                 let ids = NamespaceIdentity { nguid: named.nguid, uuid: named.uuid.into_bytes() };
-                let namespace = Namespace::new(number, ids, disk, block_size, self.torn_writes)?;
-                Ok(namespace.kept_in(metadata))
+                let volume = Volume::new(ids, disk, block_size, self.torn_writes)?;
+                Ok(volume.kept_in(metadata))
             });
             let failed = |error: Error| {
                 Error::new(error.errno(), format!("namespace {number}")).because(error)
             };
-            let namespace = opened.map_err(failed)?;
-            if let Some(twin) = namespaces.iter().find(|other| other.has_id_of(&namespace)) {
-                let (path, twin) = (path.display(), twin.id);
+            let volume = opened.map_err(failed)?;
+            if let Some(twin) = volumes.iter().position(|other| other.has_id_of(&volume)) {
+                let (path, twin) = (path.display(), twin + 1);
                 let what =
                     format!("{path}: it has the identifiers of namespace {twin}; name it once");
                 return Err(invalid(what));
             }
-            namespaces.push(namespace);
+            volumes.push(volume);
         }
-        let common = Common {
+        let share = |volume: Volume| if self.shared { volume.shared() } else { volume };
+        Ok((identity, volumes.into_iter().map(|volume| Arc::new(share(volume))).collect()))
+    }
+
+    /// What the tasks of a controller share that has this place, and of which a host has as much as `rate`
+    /// allows.
+    pub(crate) fn common(&self, seat: Seat, rate: Arc<RateLimit>) -> Common {
+        Common { rate, ..self.limited(seat.namespaces()) }.of_subsystem(seat)
+    }
+
+    fn limited(&self, namespaces: Vec<Namespace>) -> Common {
+        Common {
             max_namespaces: self.max_namespaces(),
             max_commands: self.commands.unwrap_or(MAX_COMMANDS),
             bounce: BounceMemory::new(self.buffers.unwrap_or(MAX_BOUNCE)),
-            rate,
             ..Common::new(namespaces)
-        };
-        Ok((identity, common))
+        }
     }
 
     /// What a controller is made of whose only disk is one of the caller's.
@@ -238,17 +266,58 @@ impl NvmeOptions {
                 "`file`, `memory` and `null` name a disk; this controller has one of its own";
             return Err(invalid(what.to_owned()));
         }
-        let (identity, namespace) = self.first(disk, self.block_size(), DiskIdentity::random())?;
-        let common = Common {
-            max_namespaces: self.max_namespaces(),
-            max_commands: self.commands.unwrap_or(MAX_COMMANDS),
-            bounce: BounceMemory::new(self.buffers.unwrap_or(MAX_BOUNCE)),
-            ..Common::new(vec![namespace])
-        };
-        Ok((identity, common))
+        let (identity, volume) = self.first(disk, self.block_size(), DiskIdentity::random())?;
+        Ok((identity, self.limited(vec![Namespace::new(1, Arc::new(volume))])))
     }
 
-    fn open_first(&self) -> Result<(Identity, Namespace)> {
+    /// The images.
+    pub(crate) fn images(&self) -> impl Iterator<Item = &Path> {
+        self.file.iter().chain(&self.files).map(PathBuf::as_path)
+    }
+
+    /// The first option that is another one than in `other`, of those that are about images, but for the
+    /// images themselves.
+    pub(crate) fn differs(&self, other: &Self) -> Option<&'static str> {
+        // Each controller has its own of some.
+        let Self {
+            file: _,
+            files: _,
+            shared: _,
+            namespaces: _,
+            commands: _,
+            buffers: _,
+            memory: _,
+            null: _,
+            iops: _,
+            iops_burst: _,
+            bandwidth: _,
+            bandwidth_burst: _,
+            block_size,
+            torn_writes,
+            readonly,
+            direct,
+            locks,
+            metadata,
+            identity,
+            serial,
+            uuid,
+        } = self;
+        let same = [
+            ("namespaces", self.max_namespaces() == other.max_namespaces()),
+            ("block_size", *block_size == other.block_size),
+            ("torn_writes", *torn_writes == other.torn_writes),
+            ("readonly", *readonly == other.readonly),
+            ("direct", *direct == other.direct),
+            ("locks", *locks == other.locks),
+            ("metadata", *metadata == other.metadata),
+            ("identity", *identity == other.identity),
+            ("serial", *serial == other.serial),
+            ("uuid", *uuid == other.uuid),
+        ];
+        same.into_iter().find(|(_, is_same)| !is_same).map(|(option, _)| option)
+    }
+
+    fn open_first(&self) -> Result<(Identity, Volume)> {
         let (disk, block_size, named, metadata) = match &self.file {
             None => {
                 let disk = match self.null {
@@ -267,8 +336,8 @@ impl NvmeOptions {
                     })??
             }
         };
-        let (identity, namespace) = self.first(disk, block_size, named)?;
-        Ok((identity, namespace.kept_in(metadata)))
+        let (identity, volume) = self.first(disk, block_size, named)?;
+        Ok((identity, volume.kept_in(metadata)))
     }
 
     /// The first namespace, and the controller, which has its name.
@@ -277,7 +346,7 @@ impl NvmeOptions {
         disk: Disk,
         block_size: u32,
         named: DiskIdentity,
-    ) -> Result<(Identity, Namespace)> {
+    ) -> Result<(Identity, Volume)> {
         let named = self.renamed(named)?;
         let identity = Identity {
             serial: named.serial,
@@ -286,7 +355,7 @@ impl NvmeOptions {
             controller: named.controller,
         };
         let ids = NamespaceIdentity { nguid: named.nguid, uuid: named.uuid.into_bytes() };
-        Ok((identity, Namespace::new(1, ids, disk, block_size, self.torn_writes)?))
+        Ok((identity, Volume::new(ids, disk, block_size, self.torn_writes)?))
     }
 
     /// Opens an image and what is kept beside it.
@@ -310,7 +379,7 @@ impl NvmeOptions {
             unlocked: self.locks == Some(false),
             ..ImageOptions::new(path)
         };
-        let image = Image::open(&options)?;
+        let image = Image::open(&options).map_err(may_be_shared)?;
         let (identity, metadata) = if self.readonly {
             (DiskIdentity::random(), None)
         } else {

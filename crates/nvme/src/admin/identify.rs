@@ -18,6 +18,7 @@ use crate::spec::registers::VERSION;
 use crate::spec::submission::ALL_NAMESPACES;
 use crate::spec::table::Needs;
 use crate::spec::{Outcome, Status, Submission};
+use crate::subsystem::Seat;
 
 /// CNTID: the controller that is asked.
 const OWN_CONTROLLER: u16 = 0xffff;
@@ -61,6 +62,12 @@ impl AdminQueue {
                 identify::command_sets()
             }
             Structures::ActiveNamespaces => self.list(command)?,
+            Structures::AttachedControllers => {
+                let namespace = self.allocated(command)?;
+                let controllers = self.controllers(command).await;
+                identify::controllers(controllers.filter(|_| namespace.is_some()))
+            }
+            Structures::Controllers => identify::controllers(self.controllers(command).await),
             Structures::CommandSetActiveNamespaces => {
                 is_nvm()?;
                 self.list(command)?
@@ -70,6 +77,16 @@ impl AdminQueue {
                 identify::descriptors(&namespace.identity.nguid, &namespace.identity.uuid)
             }
         })
+    }
+
+    /// The controllers of the subsystem from the number on that the command names (CNTID). Each has all
+    /// namespaces.
+    async fn controllers(&self, command: &Submission) -> impl Iterator<Item = u16> + use<> {
+        let first = (command.dword(10) >> 16) as u16;
+        let own = self.task.step(|nvme, _| nvme.identity.controller).await;
+        let seat = self.common.seat.as_ref();
+        let all = seat.map_or_else(|| vec![own], Seat::controllers);
+        all.into_iter().filter(move |id| *id >= first)
     }
 
     /// The namespace of a command; `None`: it is not active.
@@ -117,7 +134,7 @@ impl Common {
         let deallocates = self.has(Needs::Deallocation);
         let ranges = if deallocates { dataset::ADVISED_RANGES } else { 0 };
         // The limit is one in blocks, of which those of one namespace may be larger.
-        let largest = self.namespaces.iter().map(Namespace::block_shift).max().unwrap_or(0);
+        let largest = self.namespaces.iter().map(|one| one.block_shift()).max().unwrap_or(0);
         let blocks = if deallocates { dataset::ADVISED_BYTES >> largest } else { 0 };
         identify::nvm_controller(MAX_ZEROES_PAGES, ranges, blocks as u32)
     }
@@ -134,6 +151,7 @@ impl Nvme {
             model: &identity.model,
             firmware: crate::identity::FIRMWARE,
             max_transfer: MAX_TRANSFER_PAGES,
+            shared: common.seat.as_ref().is_some_and(Seat::is_shared),
             id: identity.controller,
             version: VERSION,
             events: OAES_NAMESPACE,

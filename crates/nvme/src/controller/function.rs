@@ -9,12 +9,15 @@ use vfiod_sync::atomic::Ordering;
 
 use super::{Nvme, Properties, VECTORS, VENDOR, Write};
 use crate::admin::events::Events;
+use crate::common::Common;
 use crate::features::Features;
-use crate::namespace::Namespace;
+use crate::namespace::{Namespace, Neighbour};
 use crate::options::NvmeOptions;
+use crate::queues::Doorbells;
 use crate::spec::registers::{
     AQA_WRITABLE, BASE_WRITABLE, DOORBELLS, FATAL, QUEUES, SHUTDOWN, SHUTTING_DOWN, SIZE,
 };
+use crate::subsystem::Subsystems;
 use crate::timestamp::Timestamp;
 
 /// The device identifier.
@@ -24,6 +27,20 @@ const CLASS: u32 = 0x01_08_02;
 /// The BAR of the MSI-X table, and where its pending bits are.
 const TABLE_BAR: u8 = 4;
 const PENDING_BITS: u32 = 0x800;
+
+/// What a controller is told by others that have a namespace in common with it.
+#[derive(Debug)]
+struct ToldByOthers {
+    common: Arc<Common>,
+    doorbells: Arc<Doorbells>,
+}
+
+impl Neighbour for ToldByOthers {
+    fn sync_failed(&self) {
+        self.common.sync_failed.store(true, Ordering::SeqCst);
+        self.doorbells.notice_events();
+    }
+}
 
 impl ConfiguredModel for Nvme {
     type Options = NvmeOptions;
@@ -62,14 +79,24 @@ impl Model for Nvme {
 
     fn init(&mut self, cx: &Cx<Self>) -> Result<()> {
         if let Some(options) = &self.options {
-            let (identity, common) = options.open(self.common.rate.clone())?;
-            (self.identity, self.common) = (identity, Arc::new(common));
+            let seat = cx.common::<Subsystems>().enter(options, cx.name())?;
+            let (identity, rate) = (seat.identity(), self.common.rate.clone());
+            (self.identity, self.common) = (identity, Arc::new(options.common(seat, rate)));
             self.options = None;
         }
         cx.set_data_path(self.doorbells.clone());
         self.common.counters.power_cycles.fetch_add(1, Ordering::Relaxed);
-        let connect = |namespace: &Namespace| namespace.connect(cx.runtime(), cx.flights());
-        self.common.namespaces.iter().try_for_each(connect)
+        let neighbour: Arc<dyn Neighbour> = Arc::new(ToldByOthers {
+            common: self.common.clone(),
+            doorbells: self.doorbells.clone(),
+        });
+        let connect = |namespace: &Namespace| {
+            namespace.tell(&neighbour);
+            namespace.connect(cx.runtime(), cx.flights())
+        };
+        self.common.namespaces.iter().try_for_each(connect)?;
+        self.neighbour = Some(neighbour);
+        Ok(())
     }
 
     fn read(&mut self, _cx: &Cx<Self>, bar: u8, offset: u64, data: &mut [u8]) {
@@ -116,6 +143,7 @@ impl Model for Nvme {
             queues,
             doorbells,
             common,
+            neighbour: _,
             features,
             events,
             timestamp,

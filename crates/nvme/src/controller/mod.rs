@@ -16,6 +16,7 @@ use crate::admin::events::Events;
 use crate::common::Common;
 use crate::features::Features;
 use crate::identity::Identity;
+use crate::namespace::Neighbour;
 use crate::options::NvmeOptions;
 use crate::queues::{Doorbells, Queues};
 use crate::rate::RateLimit;
@@ -72,6 +73,8 @@ pub struct Nvme {
     queues: Option<Arc<Queues>>,
     doorbells: Arc<Doorbells>,
     pub(crate) common: Arc<Common>,
+    /// Told by controllers that have a namespace in common with this one.
+    neighbour: Option<Arc<dyn Neighbour>>,
     pub(crate) features: Features,
     pub(crate) events: Events,
     pub(crate) timestamp: Timestamp,
@@ -109,6 +112,7 @@ impl Nvme {
             queues: None,
             doorbells: Arc::default(),
             common: Arc::new(common),
+            neighbour: None,
             features: Features::default(),
             events: Events::default(),
             timestamp: Timestamp::reset(),

@@ -312,6 +312,7 @@ impl Save for Nvme {
             queues,
             doorbells: _,
             common,
+            neighbour: _,
             features,
             events,
             timestamp,

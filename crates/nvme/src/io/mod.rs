@@ -101,11 +101,12 @@ pub(crate) fn judge(
     failure: &Failure,
     media: Status,
 ) -> Status {
-    let (namespace, error) = (namespace.id, failure.error.to_string());
-    tracing::debug!(namespace, error, "a command fails");
+    let error = failure.error.to_string();
+    tracing::debug!(namespace = namespace.id, error, "a command fails");
     if failure.kind == FailureKind::SyncFailed {
         common.sync_failed.store(true, Ordering::SeqCst);
         queues.notice_events();
+        namespace.sync_failed();
     }
     failures::status_of(failure.kind, media)
 }

@@ -329,6 +329,16 @@ impl Doorbells {
     }
 }
 
+impl Doorbells {
+    /// Lets the admin queue look whether events can be posted, if the controller is enabled.
+    pub(crate) fn notice_events(&self) {
+        let queues = lock(&self.queues).clone();
+        if let Some(queues) = queues {
+            queues.notice_events();
+        }
+    }
+}
+
 impl DataPath for Doorbells {
     fn doorbell(&self, bell: usize, value: Option<u64>, dma: &Attachment) {
         let queues = lock(&self.queues).clone();

@@ -18,6 +18,8 @@ pub(crate) struct Controller<'a> {
     pub(crate) firmware: &'a str,
     /// MDTS: as a power of two of pages of 4 KiB.
     pub(crate) max_transfer: u8,
+    /// CMIC: the subsystem may have several controllers.
+    pub(crate) shared: bool,
     pub(crate) id: u16,
     pub(crate) version: u32,
     pub(crate) events: u32,
@@ -52,6 +54,7 @@ impl Controller<'_> {
         put_text(&mut data, 4, 20, self.serial);
         put_text(&mut data, 24, 40, self.model);
         put_text(&mut data, 64, 8, self.firmware);
+        data[76] = u8::from(self.shared) << 1;
         data[77] = self.max_transfer;
         put(&mut data, 78, self.id.to_le_bytes());
         put(&mut data, 80, self.version.to_le_bytes());
@@ -117,6 +120,8 @@ pub(crate) struct Namespace {
     /// NAWUN and NAWUPF, 0's based.
     pub(crate) atomic_blocks: u16,
     pub(crate) nguid: [u8; 16],
+    /// NMIC: several controllers may have it.
+    pub(crate) shared: bool,
 }
 
 impl Namespace {
@@ -151,6 +156,7 @@ impl Namespace {
         ] {
             put(&mut data, at, blocks.to_le_bytes());
         }
+        data[30] = u8::from(self.shared);
         data[99] = u8::from(self.write_protected);
         data[104..120].copy_from_slice(&self.nguid);
         put(&mut data, 74, self.copy_blocks.to_le_bytes());
@@ -165,6 +171,7 @@ impl Namespace {
     /// I/O Command Set Independent Identify Namespace (5.17.2.8).
     pub(crate) fn encode_independent(&self) -> Structure {
         let mut data = [0; LEN];
+        data[1] = u8::from(self.shared);
         data[8] = u8::from(self.write_protected);
         // NSTAT: ready.
         data[14] = 1;
@@ -197,6 +204,18 @@ pub(crate) fn descriptors(nguid: &[u8; 16], uuid: &[u8; 16]) -> Structure {
 pub(crate) fn command_sets() -> Structure {
     let mut data = [0; LEN];
     data[0] = 1;
+    data
+}
+
+/// A list of controllers (5.17.2): how many, then their numbers, ascending.
+pub(crate) fn controllers(ids: impl Iterator<Item = u16>) -> Structure {
+    let mut data = [0; LEN];
+    let mut count = 0_u16;
+    for (entry, id) in data[2..].chunks_exact_mut(2).zip(ids) {
+        entry.copy_from_slice(&id.to_le_bytes());
+        count += 1;
+    }
+    put(&mut data, 0, count.to_le_bytes());
     data
 }
 

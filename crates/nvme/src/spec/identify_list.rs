@@ -15,6 +15,8 @@ pub(crate) enum Structures {
     CommandSetController,
     CommandSetActiveNamespaces,
     IndependentNamespace,
+    AttachedControllers,
+    Controllers,
     CommandSets,
 }
 
@@ -40,8 +42,8 @@ const ROWS: &[Row<Structures>] = &[
     ),
     refused(0x10, "Allocated Namespace ID list", "5.17.2"),
     refused(0x11, "Namespace of an Allocated Namespace ID", "5.17.2"),
-    refused(0x12, "Namespace Attached Controller list", "5.17.2"),
-    refused(0x13, "Controller list", "5.17.2"),
+    row(0x12, "Namespace Attached Controller list", "5.17.2", Structures::AttachedControllers),
+    row(0x13, "Controller list", "5.17.2", Structures::Controllers),
     refused(0x14, "Primary Controller Capabilities", "5.17.2"),
     refused(0x15, "Secondary Controller list", "5.17.2"),
     refused(0x16, "Namespace Granularity List", "5.17.2"),

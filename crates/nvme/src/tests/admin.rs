@@ -56,7 +56,7 @@ fn identify_of_what_is_not_there() {
     ] {
         assert_eq!(host.identify(cns, namespace), expected, "CNS {cns}, NSID {namespace:#x}");
     }
-    let offered = [0, 1, 2, 3, 5, 6, 7, 8, 0x1c];
+    let offered = [0, 1, 2, 3, 5, 6, 7, 8, 0x12, 0x13, 0x1c];
     for cns in (0..=255).filter(|cns| !offered.contains(cns)) {
         assert_eq!(host.identify(cns, 1), Err(0x02), "CNS {cns:#x}");
     }

@@ -21,6 +21,7 @@ mod rig;
 mod saved;
 mod sgl;
 mod shadow;
+mod shared;
 mod statuses;
 mod table;
 

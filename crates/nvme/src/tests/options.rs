@@ -49,6 +49,8 @@ fn options_that_cannot_be_name_what_is_wrong() {
         (r#"{"identity": "new"}"#, "`file`"),
         (r#"{"metadata": "a"}"#, "`file`"),
         (r#"{"file": "a", "readonly": true, "identity": "new"}"#, "readonly"),
+        (r#"{"shared": true}"#, "`file` names the first one"),
+        (r#"{"memory": 1048576, "shared": true}"#, "`file` names the first one"),
         (r#"{"files": ["a"]}"#, "`file` names the first one"),
         (r#"{"namespaces": 0}"#, "1 to 1024"),
         (r#"{"namespaces": 1025}"#, "1 to 1024"),

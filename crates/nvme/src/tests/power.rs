@@ -8,7 +8,8 @@
 use vfiod_disk::test::{SECTOR, TestDisk};
 use vfiod_testing::eventually;
 
-use super::rig::{BASE, Command, DATA, Host, with};
+use super::rig::{BASE, Command, DATA, Host};
+use super::shared::neighbours;
 
 /// Blocks that are written. As many behind them are the sources of copies.
 const BLOCKS: usize = 16;
@@ -41,7 +42,8 @@ enum Outstanding {
 }
 
 struct Round {
-    host: Host,
+    /// Queues are those of the first host, of the second one, and so on.
+    hosts: Vec<Host>,
     disk: std::sync::Arc<TestDisk>,
     blocks: Vec<Block>,
     outstanding: Vec<(usize, u16, Outstanding)>,
@@ -52,22 +54,30 @@ struct Round {
 }
 
 impl Round {
-    fn new(through: bool) -> Self {
+    fn new<const N: usize>(through: bool) -> Self {
         let sources = BLOCKS * SECTOR;
         let disk = TestDisk::with_image([vec![0; sources], vec![SOURCE; sources]].concat());
-        let mut host = Host::new(with(disk.clone()));
-        (1..=QUEUES).for_each(|id| host.create_pair(id, 64, 1));
-        if through {
-            assert_eq!(host.admin(Command::new(9).set(10, 6)), Ok(0));
+        let mut hosts: Vec<Host> = neighbours::<N>(disk.clone()).into();
+        for host in &mut hosts {
+            (1..=QUEUES).for_each(|id| host.create_pair(id, 64, 1));
+            if through {
+                assert_eq!(host.admin(Command::new(9).set(10, 6)), Ok(0));
+            }
         }
         disk.hold(true);
         let block = || Block { given: vec![0], completed: 0, durable: 0, busy: false };
         let blocks = (0..BLOCKS).map(|_| block()).collect();
-        Self { host, disk, blocks, outstanding: Vec::new(), through, flushed: 0, forced: 0 }
+        Self { hosts, disk, blocks, outstanding: Vec::new(), through, flushed: 0, forced: 0 }
+    }
+
+    /// The host of a queue.
+    fn host(&mut self, queue: usize) -> &mut Host {
+        let count = self.hosts.len();
+        &mut self.hosts[queue % count]
     }
 
     fn submit(&mut self, queue: usize, command: Command, what: Outstanding) {
-        let id = self.host.submit(queue, command);
+        let id = self.host(queue).submit(queue, command);
         self.outstanding.push((queue, id, what));
     }
 
@@ -81,15 +91,17 @@ impl Round {
             return;
         }
         let at = DATA + 4096 * u64::from(step);
+        let queue = 1 + next(QUEUES);
+        let memory = &self.host(queue).memory;
         let (byte, opcode) = [(step, 1), (0, 8), (SOURCE, 0x19), (step, 1)][next(4)];
         let forced = if next(3) == 0 { FORCED } else { 0 };
         let command = if opcode == 0x19 {
             let from = [&[0; 8][..], &(BLOCKS as u64).to_le_bytes(), &[count as u8 - 1], &[0; 15]];
-            self.host.memory.put(at - BASE, &from.concat());
+            memory.put(at - BASE, &from.concat());
             let command = Command::new(opcode).namespace(1).prps(at, 0);
             command.set(10, first as u32).set(12, forced)
         } else {
-            self.host.memory.put(at - BASE, &vec![byte; count * SECTOR]);
+            memory.put(at - BASE, &vec![byte; count * SECTOR]);
             let command = Command::io(opcode, first as u64, count as u32, (at, 0));
             command.set(12, forced | (count as u32 - 1))
         };
@@ -98,7 +110,7 @@ impl Round {
             block.busy = true;
         }
         let durable = forced != 0 || self.through;
-        self.submit(1 + next(QUEUES), command, Outstanding::Write { blocks, durable });
+        self.submit(queue, command, Outstanding::Write { blocks, durable });
     }
 
     fn flush(&mut self, next: &mut impl FnMut(usize) -> usize) {
@@ -110,8 +122,8 @@ impl Round {
     /// Takes what has completed.
     fn take(&mut self) {
         for queue in 1..=QUEUES {
-            while let Some(entry) = self.host.poll(queue) {
-                self.host.release(queue);
+            while let Some(entry) = self.host(queue).poll(queue) {
+                self.host(queue).release(queue);
                 assert_eq!(entry.status, 0);
                 let is_this =
                     |(of, id, _): &(usize, u16, Outstanding)| (*of, *id) == (queue, entry.id);
@@ -162,10 +174,20 @@ impl Round {
 
 #[test]
 fn power_cut_leaves_what_a_host_relies_on() {
+    cut::<1>();
+}
+
+/// Each host has a controller of its own: a Flush on one covers what has completed on the other.
+#[test]
+fn power_cut_leaves_what_hosts_of_two_controllers_rely_on() {
+    cut::<2>();
+}
+
+fn cut<const N: usize>() {
     let mut next = random(11);
     let (mut flushed, mut forced) = (0, 0);
     for round in 0..60 {
-        let mut this = Round::new(round % 4 == 3);
+        let mut this = Round::new::<N>(round % 4 == 3);
         for step in 1..50 {
             match next(8) {
                 0..4 => this.write(step, &mut next),

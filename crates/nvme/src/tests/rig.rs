@@ -18,7 +18,7 @@ use vfiod_testing::{Driver, eventually};
 use crate::common::Common;
 use crate::controller::Nvme;
 use crate::identity::{Identity, MODEL};
-use crate::namespace::{Namespace, NamespaceIdentity};
+use crate::namespace::{Namespace, NamespaceIdentity, Volume};
 use crate::spec::registers::{DOORBELLS, FATAL, READY};
 
 /// Where the host's memory is, and how much.
@@ -132,10 +132,15 @@ pub(super) fn with(backend: Arc<dyn Backend>) -> Nvme {
 
 /// A namespace with a back end.
 pub(super) fn namespace(id: u32, backend: Arc<dyn Backend>) -> Namespace {
+    Namespace::new(id, Arc::new(volume(id, backend)))
+}
+
+/// What the controllers of a namespace with a back end have in common.
+pub(super) fn volume(id: u32, backend: Arc<dyn Backend>) -> Volume {
     let uuid =
         uuid::Uuid::from_u128(0x1234_5678_9abc_def0_1234_5678_9abc_def0 + u128::from(id) - 1);
     let ids = NamespaceIdentity { nguid: uuid.into_bytes(), uuid: uuid.into_bytes() };
-    Namespace::new(id, ids, Disk::new(backend), 512, false).unwrap()
+    Volume::new(ids, Disk::new(backend), 512, false).unwrap()
 }
 
 /// A controller with namespaces and limits.
