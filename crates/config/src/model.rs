@@ -4,8 +4,10 @@
 //! from that structure: the doc comment of a field is its summary, its type gives the values that
 //! may be written, and [`Default`] the default.
 
+use schemars::generate::SchemaSettings;
+use schemars::{Schema, SchemaGenerator};
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::{Map, Value};
 use vfiod_core::{Device, DeviceRef, Errno, Error};
 use vfiod_mdev::{Parent, ParentSpec};
 use vfiod_pci::{Fitting, Function, Model};
@@ -25,6 +27,12 @@ pub trait ConfiguredModel: Model + 'static {
 
     /// What the model needs of the kernel beyond what every device may do.
     const NEEDS: Needs = Needs::NONE;
+
+    /// The schema of what the model reports of itself ([`vfiod_core::Report::Status`]), for the document of
+    /// the API. `None`: it reports nothing.
+    fn status_schema(_generator: &mut SchemaGenerator) -> Option<Schema> {
+        None
+    }
 
     /// Makes the model. The options have been read and are each within the range of their type.
     ///
@@ -96,6 +104,7 @@ pub struct ModelInfo {
     pub needs: Needs,
 }
 
+type StatusSchema = fn(&mut SchemaGenerator) -> Option<Schema>;
 type Build = fn(&ModelInfo, &Options, Fitting) -> Result<Box<dyn Device>, BuildError>;
 type BuildParent =
     fn(&ModelInfo, &str, &Options) -> Result<(ParentSpec, Box<dyn Parent>), BuildError>;
@@ -113,6 +122,7 @@ type BuildParent =
 #[derive(Clone, Debug, Default)]
 pub struct Models {
     models: Vec<(ModelInfo, Build)>,
+    statuses: Vec<(String, StatusSchema)>,
     parents: Vec<(ModelInfo, BuildParent)>,
     operations: Vec<Operations>,
 }
@@ -138,6 +148,8 @@ impl Models {
         let info = describe::<M::Options>(name, M::SUMMARY, M::NEEDS);
         self.models.retain(|(known, _)| known.name != name);
         self.models.push((info, build::<M>));
+        self.statuses.retain(|(known, _)| known != name);
+        self.statuses.push((name.to_owned(), M::status_schema));
         self
     }
 
@@ -171,6 +183,19 @@ impl Models {
     /// Every model, in the order in which they were added.
     pub fn models(&self) -> impl Iterator<Item = &ModelInfo> + Clone {
         self.models.iter().map(|(info, _)| info)
+    }
+
+    /// The schemas of what models report of themselves, and those that they refer to, by names in the
+    /// components of an OpenAPI document.
+    pub fn status_schemas(&self) -> (Vec<Value>, Map<String, Value>) {
+        let at = |settings: &mut SchemaSettings| {
+            settings.definitions_path = "/components/schemas".into();
+        };
+        let mut generator =
+            SchemaSettings::draft2020_12().with(at).for_serialize().into_generator();
+        let schemas = self.statuses.iter().filter_map(|(_, schema)| schema(&mut generator));
+        let schemas = schemas.map(Value::from).collect();
+        (schemas, generator.take_definitions(true))
     }
 
     /// Every parent, in the order in which they were added.

@@ -14,6 +14,7 @@ mod caller;
 mod changes;
 pub mod client;
 mod connections;
+mod document;
 mod events;
 mod handler;
 mod look;
@@ -41,7 +42,7 @@ pub use self::server::{Control, Metrics, listen_for_metrics};
 /// Where a daemon's control socket is unless somebody says otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/vfiod/control.sock";
 
-/// The API's document (OpenAPI 3.1).
-pub fn openapi() -> utoipa::openapi::OpenApi {
-    routes::document()
+/// The API's document (OpenAPI 3.1) of a program with these models.
+pub fn openapi(models: &vfiod_config::Models) -> serde_json::Value {
+    document::with_statuses(&routes::document(), models)
 }

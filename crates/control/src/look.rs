@@ -97,6 +97,7 @@ pub(crate) fn device(manager: &Manager, device: &DeviceRef) -> Device {
         dma: dma(device),
         connections: manager.connections(device).iter().map(connection).collect(),
         limits: Resource::ALL.map(|resource| limit(manager, device, resource)).into(),
+        model_status: device.model_status(),
     }
 }
 
@@ -233,6 +234,7 @@ fn state(device: &DeviceRef) -> (DeviceState, usize) {
     let status = device.status();
     let state = match &status {
         status if status.leaving => DeviceState::Leaving,
+        status if status.failed && device.is_stuck() => DeviceState::Stuck,
         status if status.failed => DeviceState::Failed,
         status if status.files.is_empty() => DeviceState::Idle,
         _ => DeviceState::Open,

@@ -20,6 +20,7 @@ use vfiod_mdev::Removal;
 
 use crate::body::LARGEST;
 use crate::changes;
+use crate::document::with_statuses;
 use crate::events;
 use crate::handler::{
     Answer, Api, Asked, Given, Named, NoBody, PREFIX, Shared, done, look, operate,
@@ -55,7 +56,7 @@ pub(crate) fn router(
     places: Places,
 ) -> (axum::Router, utoipa::openapi::OpenApi) {
     let (router, document) = paths().split_for_parts();
-    let served = document.clone();
+    let served = with_statuses(&document, manager.models());
     let answer = move || std::future::ready(Json(served.clone()));
     let router = router
         .route(&format!("{PREFIX}/openapi.json"), axum::routing::get(answer))

@@ -39,6 +39,8 @@ pub enum DeviceState {
     Open,
     /// It is in the error state until it is reset.
     Failed,
+    /// It is in the error state, and some of its work does not end: it cannot be reset before that.
+    Stuck,
     /// It is being unregistered.
     Leaving,
 }
@@ -74,6 +76,10 @@ pub struct Device {
     /// What its clients have of what all devices share.
     #[serde(default)]
     pub limits: Vec<Limit>,
+    /// What its model reports of itself, if it reports anything.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Object)]
+    pub model_status: Option<serde_json::Value>,
 }
 
 /// How much is in use of something that all devices share.

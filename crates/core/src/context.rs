@@ -18,6 +18,7 @@ use crate::input_log::InputLog;
 use crate::irq::{IrqInfo, IrqSet};
 use crate::memory::SharedMemory;
 use crate::opening::Openings;
+use crate::report::{Report, SharedReport};
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::{Mutex, lock};
 use crate::work::{Close, Queue, Rings, Task, TaskHandle, TaskInfo, Work, WorkLimits};
@@ -75,6 +76,8 @@ struct ContextInner {
     /// Set by [`crate::Device::init`], until the registered device takes it: from here it could
     /// keep itself alive, because it can have a clone of this.
     data_path: Mutex<Option<Arc<dyn DataPath>>>,
+    /// Set by [`crate::Device::init`] as well, and taken for the same reason.
+    report: Mutex<Option<SharedReport>>,
     reset_requested: AtomicBool,
     serves_directly: AtomicBool,
     input_log: InputLog,
@@ -162,6 +165,7 @@ impl Context {
             work,
             works,
             data_path: Mutex::default(),
+            report: Mutex::default(),
             reset_requested: AtomicBool::new(false),
             serves_directly: AtomicBool::new(true),
             input_log: InputLog::default(),
@@ -282,6 +286,18 @@ impl Context {
     /// Takes the data path that [`crate::Device::init`] has set.
     pub(crate) fn take_data_path(&self) -> Option<Arc<dyn DataPath>> {
         lock(&self.inner.data_path).take()
+    }
+
+    /// Sets what the device reports of itself to its operator. To be called once, in
+    /// [`crate::Device::init`]; a device that does not call it reports nothing.
+    pub fn set_report(&self, report: Arc<impl Report>) {
+        let before = lock(&self.inner.report).replace(report);
+        debug_assert!(before.is_none(), "once");
+    }
+
+    /// Takes what [`crate::Device::init`] has set.
+    pub(crate) fn take_report(&self) -> Option<SharedReport> {
+        lock(&self.inner.report).take()
     }
 
     /// Asks for a reset of the device ([`crate::ResetCause::Function`]). It follows after the call,

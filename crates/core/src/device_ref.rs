@@ -5,6 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::contain::contain;
 use crate::context::QuiesceTimes;
 use crate::device::{Description, Device};
 use crate::dma::{MappingInfo, Summary};
@@ -163,6 +164,27 @@ impl DeviceRef {
             failed: device.is_in_error_state(),
             failure: lock(&device.failure).clone(),
             tasks: device.context.tasks(),
+        }
+    }
+
+    /// Whether the device is stuck: in the error state, and some of its work does not end. Takes no lock
+    /// of the device.
+    pub fn is_stuck(&self) -> bool {
+        self.registered.is_stuck()
+    }
+
+    /// What the device reports of itself ([`crate::Report`]), if it reports anything. Takes no lock of the
+    /// device, and waits for nothing.
+    pub fn model_status(&self) -> Option<serde_json::Value> {
+        let report = self.registered.report.as_ref()?;
+        let status = contain(|| report.status());
+        let status = status.map_err(|panic| panic.to_string());
+        match status.and_then(|status| status.map_err(|error| error.to_string())) {
+            Ok(status) => Some(status),
+            Err(error) => {
+                tracing::error!(device = self.name(), error, "the device cannot report its status");
+                None
+            }
         }
     }
 

@@ -85,6 +85,7 @@ mod policy;
 pub mod region;
 mod registered;
 pub mod registry;
+mod report;
 pub mod set;
 pub mod work;
 
@@ -117,6 +118,7 @@ pub use open_pause::OpenPause;
 pub use policy::{OpenPolicy, StatePolicy};
 pub use region::{Region, RegionFlags, RegionIndex};
 pub use registry::{DeviceSpec, Registration, Registry, check_device_name};
+pub use report::Report;
 pub use task::DeviceTask;
 
 pub use state::{

@@ -19,6 +19,7 @@ use crate::ids::{DeviceId, Owner, SetKey};
 use crate::irq::IrqBatch;
 use crate::opening::Last;
 use crate::policy::{OpenPolicy, Retained, StatePolicy};
+use crate::report::SharedReport;
 use crate::set::{self, SetDevice};
 use crate::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use crate::sync::{self, Condvar, FairGuard, FairMutex, Mutex, lock};
@@ -62,6 +63,8 @@ pub(crate) struct Registered {
     pub(crate) context: Context,
     /// Not in the context, which it can keep.
     pub(crate) data_path: Option<Arc<dyn DataPath>>,
+    /// Not in the context, either.
+    pub(crate) report: Option<SharedReport>,
     pub(crate) description: Description,
     /// The type of the device in `model`.
     pub(crate) device_type: TypeId,

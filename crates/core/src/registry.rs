@@ -337,8 +337,8 @@ impl Registry {
         let surroundings = (runtime, files, environment.common.clone());
         let context = Context::new(id, name.clone(), &description, works, surroundings);
         let initialised = contain(|| device.init(&context));
-        // Taken also if the device is refused: the data path can keep the context.
-        let data_path = context.take_data_path();
+        // Taken also if the device is refused: both can keep the context.
+        let (data_path, report) = (context.take_data_path(), context.take_report());
         initialised.map_err(|panic| refused(&name, panic))??;
 
         let set = match &set {
@@ -356,6 +356,7 @@ impl Registry {
                 environment: self.inner.environment.clone(),
                 context,
                 data_path,
+                report,
                 description,
                 device_type,
                 open_policy: open,

@@ -170,7 +170,7 @@ impl Daemon {
             Command::SandboxHelper(args) => confine::serve_as_helper(&args),
             Command::Devices { json } => models::list(&self.models, json),
             Command::Completions { shell } => generate::completions(shell, &self.name),
-            Command::Openapi => output::print_json(&vfiod_control::openapi()),
+            Command::Openapi => output::print_json(&vfiod_control::openapi(&self.models)),
             Command::Man { directory } => {
                 generate::man_pages(self.command(), &self.models, &directory)
             }

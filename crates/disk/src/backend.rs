@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::future::Future;
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -15,12 +16,30 @@ pub trait Backend: fmt::Debug + Send + Sync + 'static {
     /// when the operator says so); all else stays.
     fn limits(&self) -> Limits;
 
+    /// What it is, for the operator.
+    fn about(&self) -> About {
+        About::default()
+    }
+
     /// Where a controller whose tasks run in `runtime` starts its requests. Called at the first
     /// command of an opening; the result is dropped when the controller is closed or removed.
     ///
     /// # Errors
     /// `EMFILE` and the like: no descriptors are left.
     fn connect(self: Arc<Self>, runtime: &Runtime) -> Result<Arc<dyn Channel>>;
+}
+
+/// What a back end is, for the operator.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct About {
+    /// In a word: `file`, `block device`, `memory`, `null`. Empty: it does not say.
+    pub kind: &'static str,
+    /// Where its bytes are, if that is a path.
+    pub path: Option<PathBuf>,
+    /// Whether the page cache is passed by, where there is one.
+    pub direct: Option<bool>,
+    /// Whether it is locked against other programs, where it can be.
+    pub locked: Option<bool>,
 }
 
 /// One controller's way to a back end. Requests may be started from any thread, in any number.
@@ -31,6 +50,11 @@ pub trait Channel: fmt::Debug + Send + Sync + 'static {
     ///
     /// Does not block.
     fn start(&self, request: Request) -> Pending;
+
+    /// Who does the requests, for the operator: `io_uring`, `threads`. `None`: they are done at once.
+    fn engine(&self) -> Option<&'static str> {
+        None
+    }
 
     /// Calls `start`, which starts several requests: they may be handed to the kernel together.
     fn gather(&self, start: &mut dyn FnMut()) {

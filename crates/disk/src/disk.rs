@@ -18,7 +18,7 @@ use vfiod_sync::{Mutex, lock};
 use vfiod_tasks::{Runtime, Waiters, WeakRuntime, yield_now};
 
 use crate::backend::{
-    Backend, Buffer, Channel, Done, Failure, FailureKind, Limits, Pending, Request,
+    About, Backend, Buffer, Channel, Done, Failure, FailureKind, Limits, Pending, Request,
 };
 use crate::continued::Continued;
 use crate::interest::Interest;
@@ -92,6 +92,11 @@ impl Disk {
     /// What the disk can do, as of the last [`Disk::refresh`].
     pub fn limits(&self) -> Limits {
         lock(&self.shared.limits).clone()
+    }
+
+    /// What keeps its bytes, for the operator.
+    pub fn about(&self) -> About {
+        self.shared.backend.about()
     }
 
     /// Asks the back end what it can do now: its capacity may have changed.
@@ -381,6 +386,10 @@ fn failed(failure: Failure, buffer: Option<Buffer>) -> Pending {
 impl Channel for DiskChannel {
     fn start(&self, request: Request) -> Pending {
         self.start_within(&Interest::default(), request)
+    }
+
+    fn engine(&self) -> Option<&'static str> {
+        self.inner.engine()
     }
 
     fn gather(&self, start: &mut dyn FnMut()) {

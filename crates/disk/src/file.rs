@@ -19,7 +19,7 @@ use vfiod_io::{Allocation, Ring, RuntimeRing};
 use vfiod_tasks::{Runtime, WeakRuntime};
 
 use crate::backend::{
-    Backend, Buffer, Channel, Done, Failure, FailureKind, Limits, Pending, Request,
+    About, Backend, Buffer, Channel, Done, Failure, FailureKind, Limits, Pending, Request,
 };
 use crate::continued::Continued;
 use crate::image::Image;
@@ -40,6 +40,15 @@ pub(crate) struct FileChannel {
 impl Backend for Image {
     fn limits(&self) -> Limits {
         self.limits_now()
+    }
+
+    fn about(&self) -> About {
+        About {
+            kind: if self.is_device() { "block device" } else { "file" },
+            path: Some(self.path().to_owned()),
+            direct: Some(self.is_direct()),
+            locked: Some(self.is_locked()),
+        }
     }
 
     fn connect(self: Arc<Self>, runtime: &Runtime) -> Result<Arc<dyn Channel>> {
@@ -387,6 +396,10 @@ fn in_guest(error: Error) -> Failure {
 }
 
 impl Channel for FileChannel {
+    fn engine(&self) -> Option<&'static str> {
+        Some(if self.ring().is_io_uring() { "io_uring" } else { "threads" })
+    }
+
     fn start(&self, request: Request) -> Pending {
         let channel = self.clone();
         match request {

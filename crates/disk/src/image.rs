@@ -189,6 +189,12 @@ impl Image {
         self.is_device
     }
 
+    /// Whether other programs are kept from using it: by locks, or by the kernel, which opens a block
+    /// device for us alone.
+    pub(crate) fn is_locked(&self) -> bool {
+        self.is_device || !self.options.unlocked
+    }
+
     pub(crate) fn path(&self) -> &Path {
         &self.options.path
     }

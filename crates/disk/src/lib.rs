@@ -20,7 +20,9 @@ pub mod test;
 /// The system calls that requests to an [`Image`] need beyond those of every daemon, by number.
 pub use vfiod_io::SYSTEM_CALLS;
 
-pub use backend::{Backend, Buffer, Channel, Done, Failure, FailureKind, Limits, Pending, Request};
+pub use backend::{
+    About, Backend, Buffer, Channel, Done, Failure, FailureKind, Limits, Pending, Request,
+};
 pub use disk::{Disk, DiskChannel};
 pub use identity::Identity;
 pub use image::{DirectIo, Image, ImageOptions};

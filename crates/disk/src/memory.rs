@@ -10,7 +10,7 @@ use vfiod_dma::{Errno, Error, Result};
 use vfiod_sync::{Mutex, lock};
 use vfiod_tasks::Runtime;
 
-use crate::backend::{Backend, Buffer, Channel, Done, Limits, Pending, Request};
+use crate::backend::{About, Backend, Buffer, Channel, Done, Limits, Pending, Request};
 
 /// Bytes that are allocated together.
 const PIECE: u64 = 64 << 10;
@@ -143,6 +143,10 @@ impl Backend for Memory {
             deallocated_reads_zero: true,
             max_range: self.capacity,
         }
+    }
+
+    fn about(&self) -> About {
+        About { kind: "memory", ..About::default() }
     }
 
     fn connect(self: Arc<Self>, _runtime: &Runtime) -> Result<Arc<dyn Channel>> {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use vfiod_dma::{Errno, Error, Result};
 use vfiod_tasks::Runtime;
 
-use crate::backend::{Backend, Buffer, Channel, Done, Limits, Pending, Request};
+use crate::backend::{About, Backend, Buffer, Channel, Done, Limits, Pending, Request};
 
 const BLOCK: u32 = 512;
 
@@ -55,6 +55,10 @@ impl Backend for Null {
             deallocated_reads_zero: true,
             max_range: self.capacity,
         }
+    }
+
+    fn about(&self) -> About {
+        About { kind: "null", ..About::default() }
     }
 
     fn connect(self: Arc<Self>, _runtime: &Runtime) -> Result<Arc<dyn Channel>> {

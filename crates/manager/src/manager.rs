@@ -236,6 +236,11 @@ impl Manager {
         &self.stack
     }
 
+    /// The models that devices can be made of.
+    pub fn models(&self) -> &Models {
+        &self.models
+    }
+
     /// Parents and instances, for those who look often.
     pub fn bus(&self) -> &Bus {
         &self.bus

@@ -13,6 +13,7 @@ mod piece;
 mod prp;
 mod queues;
 mod rate;
+mod report;
 mod sgl;
 mod spec;
 mod subsystem;
@@ -24,3 +25,6 @@ mod vectors;
 
 pub use controller::Nvme;
 pub use options::{IdentityOption, NvmeOptions};
+pub use report::{
+    CompletionQueueStatus, ControllerState, NamespaceStatus, NvmeStatus, SubmissionQueueStatus,
+};

@@ -241,6 +241,11 @@ impl Namespace {
         Ok(())
     }
 
+    /// Whether it is being formatted.
+    pub(crate) fn is_formatting(&self) -> bool {
+        self.users.load(Ordering::Relaxed) & FORMATTING != 0
+    }
+
     /// Where requests are started.
     pub(crate) fn channel(&self) -> std::result::Result<&Arc<DiskChannel>, Status> {
         self.channel.get().ok_or(Status::NAMESPACE_NOT_READY)

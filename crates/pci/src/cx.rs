@@ -5,7 +5,7 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 
 use vfiod_core::memory::SharedMemory;
-use vfiod_core::{Context, InputLog, Result};
+use vfiod_core::{Context, InputLog, Report, Result};
 use vfiod_tasks::Runtime;
 
 use crate::interrupts::Interrupts;
@@ -83,6 +83,12 @@ impl<M> Cx<M> {
     /// accesses there, and records what arrives.
     pub fn input_log(&self) -> &InputLog {
         self.context().input_log()
+    }
+
+    /// Sets what the device reports of itself to its operator. To be called once, in
+    /// [`crate::Model::init`]; a model that does not call it reports nothing.
+    pub fn set_report(&self, report: Arc<impl Report>) {
+        self.context().set_report(report);
     }
 
     pub(crate) fn context(&self) -> &Context {

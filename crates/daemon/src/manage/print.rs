@@ -110,7 +110,7 @@ fn field<'a>(key: &str, value: &'a Value) -> Branch<'a> {
 
 /// An element of a list: in one line if it has nothing but words in it.
 fn element(value: &Value) -> Branch<'_> {
-    const TITLES: [&str; 5] = ["name", "uuid", "number", "iova", "type"];
+    const TITLES: [&str; 5] = ["name", "number", "uuid", "iova", "type"];
     let Value::Object(fields) = value else { return Branch { line: word(value), below: None } };
     let title = TITLES.into_iter().find(|key| fields.contains_key(*key));
     let empty = |value: &Value| value.as_array().is_some_and(Vec::is_empty);

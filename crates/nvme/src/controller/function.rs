@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use schemars::{Schema, SchemaGenerator};
 use vfiod_config::{ConfiguredModel, Needs};
 use vfiod_core::region::Doorbell;
 use vfiod_pci::prelude::*;
@@ -14,6 +15,7 @@ use crate::features::Features;
 use crate::namespace::{Namespace, Neighbour};
 use crate::options::NvmeOptions;
 use crate::queues::Doorbells;
+use crate::report::{NvmeReport, NvmeStatus};
 use crate::spec::registers::{
     AQA_WRITABLE, BASE_WRITABLE, DOORBELLS, FATAL, QUEUES, SHUTDOWN, SHUTTING_DOWN, SIZE,
 };
@@ -47,6 +49,10 @@ impl ConfiguredModel for Nvme {
 
     const SUMMARY: &'static str = "NVMe controller with one disk or several; Linux: nvme";
     const NEEDS: Needs = Needs { system_calls: vfiod_disk::SYSTEM_CALLS, ..Needs::NONE };
+
+    fn status_schema(generator: &mut SchemaGenerator) -> Option<Schema> {
+        Some(generator.subschema_for::<NvmeStatus>())
+    }
 
     fn configured(options: NvmeOptions) -> Result<Self> {
         options.check()?;
@@ -85,6 +91,8 @@ impl Model for Nvme {
             self.options = None;
         }
         cx.set_data_path(self.doorbells.clone());
+        let (common, shown) = (self.common.clone(), self.shown.clone());
+        cx.set_report(Arc::new(NvmeReport { identity: self.identity.clone(), common, shown }));
         self.common.counters.power_cycles.fetch_add(1, Ordering::Relaxed);
         let neighbour: Arc<dyn Neighbour> = Arc::new(ToldByOthers {
             common: self.common.clone(),
@@ -142,6 +150,7 @@ impl Model for Nvme {
             properties,
             queues,
             doorbells,
+            shown: _,
             common,
             neighbour: _,
             features,
@@ -160,6 +169,7 @@ impl Model for Nvme {
         features.apply(common);
         *events = Events::default();
         common.forget_errors();
+        self.show();
     }
 }
 

@@ -36,6 +36,7 @@ impl Nvme {
             (true, false) => self.disable(cx),
             _ => {}
         }
+        self.show();
         let is_running = self.properties.status & SHUTDOWN == 0;
         if new.shutdown() != 0 && old.shutdown() == 0 && is_running {
             self.shut_down(cx);
@@ -54,7 +55,7 @@ impl Nvme {
                 aqa = self.properties.entries,
                 "cannot be enabled so; the controller shows fatal status"
             );
-            self.properties.status |= FATAL;
+            self.set_status(0, FATAL);
             return;
         };
         let queues = self.new_queues(configuration, cx.interrupts());
@@ -71,10 +72,10 @@ impl Nvme {
         self.events = Events::default();
         self.timestamp = Timestamp::reset();
         self.properties.mask = 0;
-        self.properties.status = READY;
         let queues = Arc::new(queues);
         self.doorbells.set(Some(queues.clone()));
         self.queues = Some(queues);
+        self.set_status(!READY, READY);
         self.start(cx, 0);
     }
 
@@ -117,7 +118,7 @@ impl Nvme {
                 queues.stop();
                 self.finish_disabling(cx);
             }
-            None => self.properties.status &= !(READY | FATAL | SHUTDOWN),
+            None => self.set_status(READY | FATAL | SHUTDOWN, 0),
         }
     }
 
@@ -136,7 +137,7 @@ impl Nvme {
             });
             if task.task().timeout(WAIT, gone.as_mut()).await.is_err() {
                 // The host has waited as long as CAP.TO says. Memory may still be written.
-                task.step(|nvme, _| nvme.properties.status |= FATAL).await;
+                task.step(|nvme, _| nvme.set_status(0, FATAL)).await;
                 gone.await;
             }
             task.last_step(|nvme, cx| nvme.disabled(cx)).await;
@@ -149,7 +150,7 @@ impl Nvme {
             // Their interrupts fall.
             (0..QUEUES).for_each(|id| queues.remove_completion(id));
         }
-        self.properties.status = 0;
+        self.set_status(!0, 0);
         if self.configuration().enabled() {
             self.enable(cx);
         }
@@ -157,7 +158,7 @@ impl Nvme {
 
     /// CC.SHN asks for a shutdown (3.6): what was read is finished, and what was written is made durable.
     fn shut_down(&mut self, cx: &Cx<Self>) {
-        self.properties.status |= SHUTTING_DOWN;
+        self.set_status(0, SHUTTING_DOWN);
         self.shutdowns = self.shutdowns.wrapping_add(1);
         if let Some(queues) = &self.queues {
             queues.close();
@@ -181,7 +182,7 @@ impl Nvme {
                         // The host has waited as long as CAP.TO says.
                         let fail = |nvme: &mut Self, _: &Cx<Self>| {
                             if nvme.is_in_shutdown(number) {
-                                nvme.properties.status |= FATAL;
+                                nvme.set_status(0, FATAL);
                             }
                         };
                         task.step(fail).await;
@@ -212,7 +213,7 @@ impl Nvme {
             }
         }
         if self.is_in_shutdown(number) {
-            self.properties.status = self.properties.status & !SHUTDOWN | SHUT_DOWN;
+            self.set_status(SHUTDOWN, SHUT_DOWN);
         }
         if self.shutdowns == number {
             task.task().cancel();

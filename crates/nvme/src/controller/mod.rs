@@ -20,6 +20,7 @@ use crate::namespace::Neighbour;
 use crate::options::NvmeOptions;
 use crate::queues::{Doorbells, Queues};
 use crate::rate::RateLimit;
+use crate::report::Shown;
 use crate::spec::registers::{
     AQA_WRITABLE, BASE_WRITABLE, CAP, CC_WRITABLE, CRTO, Configuration, FATAL, QUEUES, READY,
     SHUTDOWN, VERSION,
@@ -72,6 +73,8 @@ pub struct Nvme {
     /// `None`: not enabled. They are still there while the controller is being disabled.
     queues: Option<Arc<Queues>>,
     doorbells: Arc<Doorbells>,
+    /// What the operator is shown of registers and queues.
+    shown: Arc<Shown>,
     pub(crate) common: Arc<Common>,
     /// Told by controllers that have a namespace in common with this one.
     neighbour: Option<Arc<dyn Neighbour>>,
@@ -111,6 +114,7 @@ impl Nvme {
             properties: Properties::power_on(),
             queues: None,
             doorbells: Arc::default(),
+            shown: Arc::default(),
             common: Arc::new(common),
             neighbour: None,
             features: Features::default(),
@@ -134,9 +138,21 @@ impl Nvme {
     /// The controller cannot go on: it shows fatal status until it is disabled (9.5).
     pub(crate) fn fail(&mut self, queues: &Arc<Queues>) {
         if self.queues.as_ref().is_some_and(|own| Arc::ptr_eq(own, queues)) {
-            self.properties.status |= FATAL;
+            self.set_status(0, FATAL);
         }
         queues.stop();
+    }
+
+    /// Clears bits of CSTS, then sets others.
+    fn set_status(&mut self, clear: u32, set: u32) {
+        self.properties.status = self.properties.status & !clear | set;
+        self.show();
+    }
+
+    /// Shows the operator what CC, CSTS and the queues are now. To be called whenever one has changed.
+    fn show(&self) {
+        let Properties { configuration, status, .. } = self.properties;
+        self.shown.set(Configuration(configuration), status, self.queues.clone());
     }
 
     /// Makes those features act that act in tasks.

@@ -288,13 +288,14 @@ impl Nvme {
             self.new_queues(Configuration((before.page.ilog2() - 12) << 7), cx.interrupts());
         if let Err(error) = restore_queues(&queues, &submissions, &completions) {
             tracing::error!(device = cx.name(), %error, "cannot go on with the queues");
-            self.properties.status |= FATAL;
+            self.set_status(0, FATAL);
             return;
         }
         queues.vectors.restore_mask(self.properties.mask);
         let queues = Arc::new(queues);
         self.doorbells.set(Some(queues.clone()));
         self.queues = Some(queues);
+        self.show();
         self.apply_features();
     }
 }
@@ -311,6 +312,7 @@ impl Save for Nvme {
             properties,
             queues,
             doorbells: _,
+            shown: _,
             common,
             neighbour: _,
             features,
@@ -409,6 +411,7 @@ impl Save for Nvme {
         self.doorbells.set(heard);
         self.properties = properties;
         self.queues = queues;
+        self.show();
         self.features = features;
         self.apply_features();
         self.events = events;

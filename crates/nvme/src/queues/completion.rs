@@ -10,7 +10,7 @@ use std::time::Duration;
 use vfiod_core::dma::{Attachment, Batch, Reach};
 use vfiod_core::{Errno, Result};
 use vfiod_sync::atomic::Ordering;
-use vfiod_sync::{Mutex, lock};
+use vfiod_sync::{Mutex, lock, try_lock};
 
 use super::doorbell::{Doorbell, InvalidValue, Pages};
 use crate::spec::completion::{BEFORE_PHASE, LEN};
@@ -86,6 +86,13 @@ impl CompletionQueue {
     /// How far it has come.
     pub(crate) fn state(&self) -> State {
         lock(&self.state).clone()
+    }
+
+    /// For the operator, without waiting for whoever uses the queue: how many entries the host has not taken,
+    /// and whether the doorbell is in pages.
+    pub(crate) fn try_view(&self) -> Option<(u32, bool)> {
+        let state = try_lock(&self.state)?;
+        Some((self.used(&state), state.head.has_pages()))
     }
 
     fn used(&self, state: &State) -> u32 {

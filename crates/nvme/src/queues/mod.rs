@@ -118,7 +118,7 @@ impl Queues {
     }
 
     /// The completion queues that there are, with their numbers.
-    fn all_completions(&self) -> impl Iterator<Item = (usize, Arc<CompletionQueue>)> {
+    pub(crate) fn all_completions(&self) -> impl Iterator<Item = (usize, Arc<CompletionQueue>)> {
         let queue = |(id, queue): (usize, &Mutex<Option<_>>)| Some((id, lock(queue).clone()?));
         self.completions.iter().enumerate().filter_map(queue)
     }
@@ -225,6 +225,11 @@ impl Queues {
             Some(commands + begun)
         });
         begun
+    }
+
+    /// Commands that were read and have not completed.
+    pub(crate) fn under_way(&self) -> u32 {
+        self.commands.load(Ordering::Relaxed)
     }
 
     /// Counts commands that have ended, and lets those look again who wait for a place among

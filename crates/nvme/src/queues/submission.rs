@@ -5,7 +5,7 @@ use std::sync::Arc;
 use vfiod_core::Result;
 use vfiod_core::dma::{Attachment, Batch, Reach};
 use vfiod_sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use vfiod_sync::{Mutex, lock};
+use vfiod_sync::{Mutex, lock, try_lock};
 use vfiod_tasks::Bell;
 
 use super::completion::CompletionQueue;
@@ -147,6 +147,13 @@ impl SubmissionQueue {
 
     pub(crate) fn has_pages(&self) -> bool {
         lock(&self.tail).has_pages()
+    }
+
+    /// For the operator, without waiting for whoever uses the doorbell: how many commands were submitted and
+    /// not read, and whether the doorbell is in pages.
+    pub(crate) fn try_view(&self) -> Option<(u32, bool)> {
+        let tail = try_lock(&self.tail)?;
+        Some((self.unread(&tail), tail.has_pages()))
     }
 
     /// How many commands were submitted and not read.

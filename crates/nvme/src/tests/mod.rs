@@ -22,6 +22,7 @@ mod saved;
 mod sgl;
 mod shadow;
 mod shared;
+mod shown;
 mod statuses;
 mod table;
 
