@@ -6,6 +6,7 @@
 //! Accesses to memory that a client has mapped, doorbells by eventfd, and bytes that a device copies from
 //! and to mapped memory: nothing is done for these that a counter would not slow down.
 
+use std::collections::BTreeMap;
 use std::fmt::{self, Debug};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,7 +17,7 @@ use prometheus_client::encoding::{
 };
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
-use vfiod_core::{DeviceRef, IrqIndex};
+use vfiod_core::{DeviceRef, IrqIndex, Metric, MetricValue};
 use vfiod_manager::{Counters, Manager};
 use vfiod_server::ConnectionTotals;
 
@@ -163,7 +164,63 @@ impl Collector for Devices {
 
         let interrupts = devices.iter().flat_map(interrupts);
         let help = "Interrupts: signalled, held (by a mask), lost (not set up)";
-        family(&mut encoder, "interrupts", help, MetricType::Counter, interrupts)
+        family(&mut encoder, "interrupts", help, MetricType::Counter, interrupts)?;
+
+        let of_models = devices.iter().flat_map(|device| {
+            let metrics = device.model_metrics().into_iter();
+            metrics.map(|metric| (device.name().to_owned(), metric))
+        });
+        Families::sorted(of_models).encode(&mut encoder)
+    }
+}
+
+/// The metrics that models report, by name: those of one name have to stand together.
+#[derive(Default)]
+struct Families(BTreeMap<&'static str, Vec<(String, Metric)>>);
+
+impl Families {
+    fn sorted(metrics: impl Iterator<Item = (String, Metric)>) -> Self {
+        let mut families = Self::default();
+        for (device, metric) in metrics {
+            families.0.entry(metric.name).or_default().push((device, metric));
+        }
+        families
+    }
+
+    fn encode(self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        for (name, metrics) in self.0 {
+            let Some((_, first)) = metrics.first() else { continue };
+            let (help, kind) = (first.help, kind_of(&first.value));
+            let mut family = encoder.encode_descriptor(name, help, None, kind)?;
+            // One name is of one kind, whatever models say.
+            let metrics =
+                metrics.iter().filter(|(_, one)| kind_of(&one.value).as_str() == kind.as_str());
+            for (device, Metric { labels, value, .. }) in metrics {
+                let labels = labels.iter().map(|(name, value)| (*name, value.as_str()));
+                let labels: Vec<_> =
+                    [("device", device.as_str())].into_iter().chain(labels).collect();
+                let mut metric = family.encode_family(&labels)?;
+                match value {
+                    MetricValue::Counter(value) => {
+                        metric.encode_counter::<NoLabelSet, _, f64>(value, None)?;
+                    }
+                    MetricValue::Gauge(value) => metric.encode_gauge(value)?,
+                    MetricValue::Histogram { buckets, sum } => {
+                        let count = buckets.iter().map(|(_, count)| count).sum();
+                        metric.encode_histogram::<NoLabelSet>(*sum, count, buckets, None)?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn kind_of(value: &MetricValue) -> MetricType {
+    match value {
+        MetricValue::Counter(_) => MetricType::Counter,
+        MetricValue::Gauge(_) => MetricType::Gauge,
+        MetricValue::Histogram { .. } => MetricType::Histogram,
     }
 }
 

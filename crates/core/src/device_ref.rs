@@ -16,6 +16,7 @@ use crate::input_log::InputLog;
 use crate::irq::{IrqIndex, VectorCounters};
 use crate::region::{Region, RegionIndex};
 use crate::registered::Registered;
+use crate::report::Metrics;
 use crate::set::WAIT;
 use crate::state::ReadTraits;
 use crate::sync::lock;
@@ -186,6 +187,15 @@ impl DeviceRef {
                 None
             }
         }
+    }
+
+    /// The device's own metrics. Takes no lock of the device, and waits for nothing.
+    pub fn model_metrics(&self) -> Metrics {
+        let Some(report) = &self.registered.report else { return Metrics::default() };
+        contain(|| report.metrics()).unwrap_or_else(|panic| {
+            tracing::error!(device = self.name(), error = %panic, "the device cannot report metrics");
+            Metrics::default()
+        })
     }
 
     /// Revokes a file: the core calls [`crate::Device::release`] for it, and every later operation on it

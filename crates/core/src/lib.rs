@@ -118,7 +118,7 @@ pub use open_pause::OpenPause;
 pub use policy::{OpenPolicy, StatePolicy};
 pub use region::{Region, RegionFlags, RegionIndex};
 pub use registry::{DeviceSpec, Registration, Registry, check_device_name};
-pub use report::Report;
+pub use report::{Labels, Metric, MetricValue, Metrics, Report};
 pub use task::DeviceTask;
 
 pub use state::{

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use vfiod_sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use vfiod_sync::{Mutex, lock};
 
+use crate::counters::Counters;
 use crate::namespace::Namespace;
 use crate::rate::{RateLimit, RateLimits};
 use crate::spec::log::{ERROR_LEN, ErrorEntry, Health};
@@ -126,53 +127,19 @@ impl Common {
 
     /// The SMART / Health Information log, but for what the features decide.
     pub(crate) fn health(&self) -> Health {
-        let Counters { read, written, reads, writes, power_cycles, media_errors, errors } =
-            &self.counters;
+        let counters = &self.counters;
+        let [read, written, reads, writes] = counters.moved_ever();
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         Health {
             critical_warning: 0,
             temperature: 0,
-            read: get(read),
-            written: get(written),
-            reads: get(reads),
-            writes: get(writes),
-            power_cycles: get(power_cycles),
-            media_errors: get(media_errors),
-            errors: get(errors),
-        }
-    }
-}
-
-/// What is counted, for the SMART log.
-#[derive(Debug, Default)]
-pub(crate) struct Counters {
-    /// Bytes.
-    pub(crate) read: AtomicU64,
-    pub(crate) written: AtomicU64,
-    /// Commands.
-    pub(crate) reads: AtomicU64,
-    pub(crate) writes: AtomicU64,
-    pub(crate) power_cycles: AtomicU64,
-    pub(crate) media_errors: AtomicU64,
-    pub(crate) errors: AtomicU64,
-}
-
-/// How many counters there are.
-pub(crate) const COUNTERS: usize = 7;
-
-impl Counters {
-    fn all(&self) -> [&AtomicU64; COUNTERS] {
-        let Self { read, written, reads, writes, power_cycles, media_errors, errors } = self;
-        [read, written, reads, writes, power_cycles, media_errors, errors]
-    }
-
-    pub(crate) fn save(&self) -> [u64; COUNTERS] {
-        self.all().map(|counter| counter.load(Ordering::Relaxed))
-    }
-
-    pub(crate) fn restore(&self, saved: [u64; COUNTERS]) {
-        for (counter, value) in self.all().into_iter().zip(saved) {
-            counter.store(value, Ordering::Relaxed);
+            read,
+            written,
+            reads,
+            writes,
+            power_cycles: get(&counters.power_cycles),
+            media_errors: get(&counters.media_errors),
+            errors: get(&counters.errors),
         }
     }
 }

@@ -3,6 +3,7 @@
 mod admin;
 mod common;
 mod controller;
+mod counters;
 mod failures;
 mod features;
 mod identity;
@@ -26,5 +27,6 @@ mod vectors;
 pub use controller::Nvme;
 pub use options::{IdentityOption, NvmeOptions};
 pub use report::{
-    CompletionQueueStatus, ControllerState, NamespaceStatus, NvmeStatus, SubmissionQueueStatus,
+    CompletionQueueStatus, ControllerState, CounterStatus, NamespaceStatus, NvmeStatus,
+    SubmissionQueueStatus, TimeStatus,
 };

@@ -1,15 +1,17 @@
 //! What the operator is shown of a controller. It is read without the device lock, so that also a controller
 //! that is busy or stuck is shown; what somebody else uses at that moment is left out.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use schemars::JsonSchema;
 use serde::Serialize;
-use vfiod_core::Report;
+use vfiod_core::{Metrics, Report};
 use vfiod_disk::{About, Channel};
 use vfiod_sync::{Mutex, lock};
 
 use crate::common::Common;
+use crate::counters::{AllTimes, BOUNDS, Counters, QueueCounters, TIMED, bound, label};
 use crate::identity::Identity;
 use crate::namespace::Namespace;
 use crate::queues::{CompletionQueue, Queues, SubmissionQueue};
@@ -24,6 +26,31 @@ struct Registers {
     is_enabled: bool,
     status: u32,
     queues: Option<Arc<Queues>>,
+}
+
+impl ControllerState {
+    const ALL: [Self; 7] = [
+        Self::Disabled,
+        Self::Enabling,
+        Self::Enabled,
+        Self::Disabling,
+        Self::ShuttingDown,
+        Self::ShutDown,
+        Self::Fatal,
+    ];
+
+    /// Its name, as a label.
+    fn label(self) -> &'static str {
+        match self {
+            Self::Disabled => "disabled",
+            Self::Enabling => "enabling",
+            Self::Enabled => "enabled",
+            Self::Disabling => "disabling",
+            Self::ShuttingDown => "shutting_down",
+            Self::ShutDown => "shut_down",
+            Self::Fatal => "fatal",
+        }
+    }
 }
 
 impl Shown {
@@ -63,12 +90,46 @@ pub struct NvmeStatus {
     pub commands: u32,
     /// How many there may be.
     pub max_commands: u32,
+    /// What it has done since the device was registered.
+    pub counters: CounterStatus,
     /// Its submission queues; 0 is the admin queue.
     pub submission_queues: Vec<SubmissionQueueStatus>,
     /// Its completion queues.
     pub completion_queues: Vec<CompletionQueueStatus>,
     /// Its active namespaces.
     pub namespaces: Vec<NamespaceStatus>,
+}
+
+/// What a controller has done since the device was registered.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct CounterStatus {
+    /// Bytes that hosts have read.
+    pub read_bytes: u64,
+    /// Bytes that hosts have written.
+    pub written_bytes: u64,
+    /// Admin commands that have ended, by opcode.
+    pub admin_commands: BTreeMap<String, u64>,
+    /// I/O commands that have ended, by opcode.
+    pub io_commands: BTreeMap<String, u64>,
+    /// Commands that have failed, by status.
+    pub errors: BTreeMap<String, u64>,
+    /// How long I/O commands took, from when they were read from their queue.
+    pub times: BTreeMap<String, TimeStatus>,
+}
+
+/// How long commands took: so many at most so long.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct TimeStatus {
+    /// How many commands.
+    pub count: u64,
+    /// Microseconds of the average.
+    pub average_us: f64,
+    /// Microseconds within which half of them ended, rounded up to a power of two; `null`: more than 16
+    /// seconds.
+    pub median_us: Option<f64>,
+    /// Microseconds within which 99 % of them ended, rounded up to a power of two; `null`: more than 16
+    /// seconds.
+    pub p99_us: Option<f64>,
 }
 
 /// How far a controller is.
@@ -104,6 +165,10 @@ pub struct SubmissionQueueStatus {
     pub waiting: Option<u32>,
     /// Its doorbell is in the host's memory as well; `null`: in use, ask again.
     pub shadow_doorbell: Option<bool>,
+    /// Commands that were read and have not ended.
+    pub depth: u32,
+    /// Commands that have ended since the device was registered, of all queues that had the number.
+    pub commands: u64,
 }
 
 /// A completion queue.
@@ -172,12 +237,104 @@ impl Report for NvmeReport {
             controller_id: self.identity.controller,
             commands: queues.map_or(0, Queues::under_way),
             max_commands: self.common.max_commands,
-            submission_queues: submissions.map(|queue| submission_queue(&queue)).collect(),
+            counters: counters(&self.common.counters),
+            submission_queues: submissions
+                .map(|queue| submission_queue(&queue, &self.common.counters))
+                .collect(),
             completion_queues: completions
                 .map(|(id, queue)| completion_queue(id, &queue))
                 .collect(),
             namespaces: self.common.namespaces.iter().map(namespace).collect(),
         }
+    }
+
+    fn metrics(&self, metrics: &mut Metrics) {
+        let registers = self.shown.get();
+        let counters = &self.common.counters;
+        for state in ControllerState::ALL {
+            let labels = vec![("state", state.label().to_owned())];
+            let is_it = f64::from(u8::from(state == registers.state()));
+            metrics.gauge("nvme_state", "1: the controller is in this state", labels, is_it);
+        }
+        let queues = registers.queues.as_deref();
+        let count = queues.map_or(0, |queues| queues.all_submissions().count());
+        metrics.gauge("nvme_queues", "Submission queues", Vec::new(), count as f64);
+        let under_way = queues.map_or(0, Queues::under_way);
+        let help = "Commands that were read and have not completed";
+        metrics.gauge("nvme_commands_under_way", help, Vec::new(), under_way.into());
+        for (admin, kind) in [(true, "admin"), (false, "io")] {
+            for (name, count) in counters.commands(admin) {
+                let labels = vec![("queue", kind.to_owned()), ("command", label(name))];
+                metrics.counter("nvme_commands", "Commands that have ended", labels, count as f64);
+            }
+        }
+        for (name, count) in counters.failed() {
+            let labels = vec![("status", label(name))];
+            metrics.counter("nvme_errors", "Commands that have failed", labels, count as f64);
+        }
+        let [read, written, ..] = counters.moved();
+        metrics.counter("nvme_read_bytes", "Bytes read by hosts", Vec::new(), read as f64);
+        metrics.counter("nvme_written_bytes", "Bytes written by hosts", Vec::new(), written as f64);
+        for (name, times) in TIMED.into_iter().zip(counters.times()) {
+            let bounds = (0..=BOUNDS).map(|n| if n < BOUNDS { bound(n) } else { f64::INFINITY });
+            let buckets = bounds.zip(times.buckets).collect();
+            let help = "How long I/O commands took, from when they were read from their queue";
+            let (labels, sum) =
+                (vec![("command", name.to_owned())], times.nanoseconds as f64 / 1e9);
+            metrics.histogram("nvme_command_seconds", help, labels, buckets, sum);
+        }
+        for namespace in &self.common.namespaces {
+            let labels = || vec![("namespace", namespace.id.to_string())];
+            let capacity = namespace.limits.capacity as f64;
+            metrics.gauge("nvme_namespace_bytes", "Size of a namespace", labels(), capacity);
+            let failed = f64::from(u8::from(namespace.disk.sync_failure().is_some()));
+            let help = "1: a sync has failed, and the namespace takes no writes";
+            metrics.gauge("nvme_sync_failed", help, labels(), failed);
+        }
+    }
+}
+
+/// Bounds are in seconds.
+impl AllTimes {
+    fn count(&self) -> u64 {
+        self.buckets.iter().sum()
+    }
+
+    /// The bound within which this part of all ended; `None`: there is none.
+    fn within(&self, part: f64) -> Option<f64> {
+        let mut sum = 0;
+        let wanted = (self.count() as f64 * part).ceil() as u64;
+        let bucket = self.buckets.iter().position(|count| {
+            sum += count;
+            sum >= wanted
+        })?;
+        (bucket < BOUNDS).then(|| bound(bucket))
+    }
+}
+
+fn counters(counters: &Counters) -> CounterStatus {
+    let [read_bytes, written_bytes, ..] = counters.moved();
+    let named = |counts: Vec<(&str, u64)>| -> BTreeMap<String, u64> {
+        counts.into_iter().map(|(name, count)| (label(name), count)).collect()
+    };
+    let times = TIMED.into_iter().zip(counters.times()).filter(|(_, times)| times.count() > 0);
+    let time = |(name, times): (&str, AllTimes)| {
+        let (count, us) = (times.count(), 1e6);
+        let time = TimeStatus {
+            count,
+            average_us: (times.nanoseconds / count) as f64 / 1e3,
+            median_us: times.within(0.5).map(|seconds| seconds * us),
+            p99_us: times.within(0.99).map(|seconds| seconds * us),
+        };
+        (name.to_owned(), time)
+    };
+    CounterStatus {
+        read_bytes,
+        written_bytes,
+        admin_commands: named(counters.commands(true)),
+        io_commands: named(counters.commands(false)),
+        errors: named(counters.failed().collect()),
+        times: times.map(time).collect(),
     }
 }
 
@@ -196,14 +353,17 @@ impl Registers {
     }
 }
 
-fn submission_queue(queue: &SubmissionQueue) -> SubmissionQueueStatus {
+fn submission_queue(queue: &SubmissionQueue, counters: &Counters) -> SubmissionQueueStatus {
     let now = queue.try_view();
+    let counters = counters.find_queue(queue.id);
     SubmissionQueueStatus {
         number: queue.id,
         entries: queue.entries,
         completion_queue: queue.completion_queue,
         waiting: now.map(|(waiting, _)| waiting),
         shadow_doorbell: now.map(|(_, has_pages)| has_pages),
+        depth: counters.map_or(0, QueueCounters::depth),
+        commands: counters.map_or(0, QueueCounters::ended),
     }
 }
 

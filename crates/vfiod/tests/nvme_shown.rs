@@ -2,13 +2,15 @@
 
 mod process;
 
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use process::api::ask;
 use process::{Daemon, PATIENCE, good, until, vfiod};
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use vfiod_nvme_driver::{Controller, Data, Options, Waiting};
+use vfiod_nvme_driver::{Controller, Data, Options, Waiting, opcode};
 
 /// A daemon with a disk in a file and one in memory.
 struct Rig {
@@ -106,4 +108,57 @@ fn controller_is_shown_with_queues_and_namespaces() {
     assert!(tree.contains(&format!("owner pid {},", std::process::id())), "{tree}");
     controller.close().unwrap();
     until("the end of the queues", || rig.status("disk")["controller"] != "enabled");
+}
+
+/// The metrics, a line each.
+fn metrics(rig: &Rig) -> Vec<String> {
+    let mut stream = UnixStream::connect(rig.at("control")).unwrap();
+    let request = "GET /metrics HTTP/1.1\r\nhost: vfiod\r\nconnection: close\r\n\r\n";
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer.lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn commands_and_their_times_are_metrics() {
+    let rig = Rig::new();
+    let mut controller = rig.connect("disk.sock");
+    let mut queue = controller.create_queue(32, Waiting::Interrupts).unwrap();
+    let disk = controller.namespace(1).unwrap();
+    let buffer = controller.memory().allocate(4096).unwrap();
+    queue.write(&disk, 0, Data::of(&buffer)).unwrap();
+    (0..3).for_each(|_| queue.read(&disk, 0, Data::of(&buffer)).unwrap());
+    let beyond = disk.transfer(opcode::READ, 1 << 30, &Data::of(&buffer)).unwrap();
+    queue.perform(beyond, Some(Data::of(&buffer))).unwrap_err();
+
+    let lines = metrics(&rig);
+    for line in [
+        "# TYPE vfiod_nvme_commands counter",
+        "vfiod_nvme_commands_total{device=\"disk\",queue=\"io\",command=\"read\"} 4.0",
+        "vfiod_nvme_commands_total{device=\"disk\",queue=\"io\",command=\"write\"} 1.0",
+        "vfiod_nvme_errors_total{device=\"disk\",status=\"lba_out_of_range\"} 1.0",
+        "vfiod_nvme_read_bytes_total{device=\"disk\"} 12288.0",
+        "vfiod_nvme_read_bytes_total{device=\"ram\"} 0.0",
+        "vfiod_nvme_state{device=\"disk\",state=\"enabled\"} 1.0",
+        "vfiod_nvme_state{device=\"ram\",state=\"disabled\"} 1.0",
+        "vfiod_nvme_queues{device=\"disk\"} 2.0",
+        "vfiod_nvme_sync_failed{device=\"disk\",namespace=\"1\"} 0.0",
+        "# TYPE vfiod_nvme_command_seconds histogram",
+        "vfiod_nvme_command_seconds_count{device=\"disk\",command=\"read\"} 4",
+        "vfiod_nvme_command_seconds_bucket{le=\"+Inf\",device=\"disk\",command=\"read\"} 4",
+    ] {
+        assert!(lines.iter().any(|known| known == line), "{line} is not in:\n{}", lines.join("\n"));
+    }
+    // Families stand together: one help each.
+    let helps = lines.iter().filter(|line| line.starts_with("# HELP vfiod_nvme_commands "));
+    assert_eq!(helps.count(), 1);
+    // Buckets are cumulative.
+    let of_reads = lines.iter().filter(|line| {
+        line.starts_with("vfiod_nvme_command_seconds_bucket")
+            && line.contains("device=\"disk\",command=\"read\"")
+    });
+    let counts = of_reads.map(|line| line.rsplit(' ').next().unwrap().parse().unwrap());
+    let counts: Vec<u64> = counts.collect();
+    assert!(counts.len() > 20 && counts.is_sorted() && counts[counts.len() - 1] == 4, "{counts:?}");
 }

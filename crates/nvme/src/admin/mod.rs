@@ -18,10 +18,11 @@ use vfiod_tasks::race;
 use self::events::Event;
 use crate::common::Common;
 use crate::controller::{MAX_TRANSFER, Nvme};
+use crate::counters::{Counters, QueueCounters};
 use crate::prp;
 use crate::queues::Queues;
 use crate::queues::completion::Reserved;
-use crate::queues::serve::{Ended, Execute, Running, wait_for_memory};
+use crate::queues::serve::{Command, Ended, Execute, Running, wait_for_memory};
 use crate::spec::opcode::{self, Admin};
 use crate::spec::{Completion, Outcome, Status, Submission};
 use crate::transfer;
@@ -37,6 +38,7 @@ pub(crate) struct AdminQueue {
     task: Task<Nvme>,
     queues: Arc<Queues>,
     common: Arc<Common>,
+    counters: Arc<QueueCounters>,
     aborts: Aborts,
 }
 
@@ -73,8 +75,12 @@ impl Execute for AdminQueue {
                 Some(None) => Ended::With(Err(Status::ABORT_LIMIT)),
                 Some(Some(_)) | None => queue.perform(&command).await,
             };
-            (command.id(), ended)
+            Command::of(&command, ended)
         })
+    }
+
+    fn counters(&self) -> (&Counters, &QueueCounters) {
+        (&self.common.counters, &self.counters)
     }
 
     /// Posts the events that the host is to be told of, as long as there are requests and places.
@@ -133,7 +139,8 @@ impl Execute for AdminQueue {
 
 impl AdminQueue {
     pub(crate) fn new(task: Task<Nvme>, queues: Arc<Queues>, common: Arc<Common>) -> Self {
-        Self { task, queues, common, aborts: Aborts::default() }
+        let counters = common.counters.of_queue(0);
+        Self { task, queues, common, counters, aborts: Aborts::default() }
     }
 
     async fn perform(&self, command: &Submission) -> Ended {

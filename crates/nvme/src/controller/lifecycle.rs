@@ -89,7 +89,9 @@ impl Nvme {
                 let admin = AdminQueue::new(task.clone(), queues.clone(), common);
                 serve(task, queues, queue, admin).await;
             } else {
-                let io = IoQueue { id, task: task.clone(), queues: queues.clone(), common };
+                let counters = common.counters.of_queue(id);
+                let own = (task.clone(), queues.clone());
+                let io = IoQueue { id, task: own.0, queues: own.1, common, counters };
                 serve(task, queues, queue, io).await;
             }
         });

@@ -9,7 +9,8 @@ use vfiod_sync::lock;
 use super::{Nvme, Properties, VECTORS};
 use crate::admin::MAX_EVENT_REQUESTS;
 use crate::admin::events::{Events, PENDING, TYPES};
-use crate::common::{COUNTERS, ERROR_ENTRIES};
+use crate::common::ERROR_ENTRIES;
+use crate::counters::SAVED;
 use crate::features::Features;
 use crate::queues::doorbell::{FAR, Moved};
 use crate::queues::{CompletionQueue, Doorbell, Layout, Pages, Queues, SubmissionQueue};
@@ -40,7 +41,7 @@ vfiod_pci::image! {
         events: EventsImage,
         submissions: Table<SubmissionImage>,
         completions: Table<CompletionImage>,
-        counters: [u64; COUNTERS],
+        counters: [u64; SAVED],
         /// What the host's clock is ahead of that of this machine, in milliseconds.
         timestamp: u64,
         #[serde(with = "hex::serde")]

@@ -9,7 +9,7 @@ use vfiod_sync::atomic::{AtomicBool, Ordering};
 
 use super::{IoQueue, judge};
 use crate::namespace::Namespace;
-use crate::queues::serve::{Ended, Running};
+use crate::queues::serve::{Command, Running};
 use crate::spec::opcode::{self, Io};
 use crate::spec::{Outcome, Status, Submission};
 use crate::transfer::{self, Direction};
@@ -18,7 +18,7 @@ impl IoQueue {
     /// Begins both commands.
     pub(super) fn execute_pair(&self, pair: [Submission; 2], running: &mut dyn FnMut(Running)) {
         let [first, second] = pair;
-        let (queue, second_id) = (self.clone(), second.id());
+        let (queue, second_command) = (self.clone(), second);
         let (completion, reply) = Completion::new();
         running(Box::pin(async move {
             let (outcome, of_second) = queue.perform_pair(&first, &second).await;
@@ -26,20 +26,19 @@ impl IoQueue {
                 queue.log(command, outcome);
             }
             completion.complete(Ok(of_second));
-            (first.id(), Ended::With(outcome))
+            Command::with(&first, outcome)
         }));
         running(Box::pin(async move {
             // What ends the first one without a result ends this one.
             let outcome = reply.await.unwrap_or(Err(Status::ABORT_REQUESTED));
-            (second_id, Ended::With(outcome))
+            Command::with(&second_command, outcome)
         }));
     }
 
     /// Begins a command whose other half is not there.
     pub(super) fn execute_half(&self, command: &Submission, running: &mut dyn FnMut(Running)) {
-        let id = command.id();
-        let outcome = Err(Status::MISSING_FUSED);
-        running(Box::pin(async move { (id, Ended::With(outcome)) }));
+        let (command, outcome) = (*command, Err(Status::MISSING_FUSED));
+        running(Box::pin(async move { Command::with(&command, outcome) }));
     }
 
     async fn perform_pair(&self, first: &Submission, second: &Submission) -> (Outcome, Outcome) {
@@ -97,12 +96,12 @@ impl IoQueue {
         let channel = namespace.channel().map_err(Failed::First)?;
         let done = channel.compare_and_write(offset, with, buffer, durable, was_equal).await;
         let was_equal = equal.load(Ordering::SeqCst);
-        let counters = &self.common.counters;
+        let counters = &self.counters;
         let Err(failure) = done.result else {
-            counters.reads.fetch_add(1, Ordering::Relaxed);
-            counters.read.fetch_add(len, Ordering::Relaxed);
-            counters.writes.fetch_add(1, Ordering::Relaxed);
-            counters.written.fetch_add(len, Ordering::Relaxed);
+            counters.reads.add(1);
+            counters.read.add(len);
+            counters.writes.add(1);
+            counters.written.add(len);
             return Ok(());
         };
         // Before a disk that takes no writes any more is asked, nothing is compared.

@@ -13,12 +13,13 @@ use vfiod_tasks::race;
 
 use crate::common::Common;
 use crate::controller::{MAX_TRANSFER, Nvme};
+use crate::counters::{Counters, QueueCounters};
 use crate::failures::{self, is_logged};
 use crate::namespace::Namespace;
 use crate::piece::Piece;
 use crate::prp;
 use crate::queues::Queues;
-use crate::queues::serve::{Ended, Execute, Running};
+use crate::queues::serve::{Command, Execute, Running};
 use crate::rate::RateLimit;
 use crate::sgl;
 use crate::spec::opcode::{self, Io};
@@ -37,6 +38,7 @@ pub(crate) struct IoQueue {
     pub(crate) task: Task<Nvme>,
     pub(crate) queues: Arc<Queues>,
     pub(crate) common: Arc<Common>,
+    pub(crate) counters: Arc<QueueCounters>,
 }
 
 impl Execute for IoQueue {
@@ -45,7 +47,7 @@ impl Execute for IoQueue {
         Box::pin(async move {
             let outcome = queue.perform(&command).await;
             queue.log(&command, outcome);
-            (command.id(), Ended::With(outcome))
+            Command::with(&command, outcome)
         })
     }
 
@@ -55,6 +57,10 @@ impl Execute for IoQueue {
 
     async fn ready(&self) {
         self.common.bounce.enough().await;
+    }
+
+    fn counters(&self) -> (&Counters, &QueueCounters) {
+        (&self.common.counters, &self.counters)
     }
 
     fn rate(&self) -> Option<&Arc<RateLimit>> {
@@ -237,9 +243,8 @@ impl IoQueue {
         let request = Request::Read { offset, buffer };
         let done = self.request(namespace, request, Status::READ_ERROR).await?;
         self.reach(transfer::finish(dma, &pieces, bounced, done.buffer)).await?;
-        let counters = &self.common.counters;
-        counters.reads.fetch_add(1, Ordering::Relaxed);
-        counters.read.fetch_add(len, Ordering::Relaxed);
+        self.counters.reads.add(1);
+        self.counters.read.add(len);
         Ok(0)
     }
 
@@ -255,9 +260,8 @@ impl IoQueue {
         let durable = command.durable() || self.common.write_through();
         let request = Request::Write { offset, buffer, durable };
         self.request(namespace, request, Status::WRITE_FAULT).await?;
-        let counters = &self.common.counters;
-        counters.writes.fetch_add(1, Ordering::Relaxed);
-        counters.written.fetch_add(len, Ordering::Relaxed);
+        self.counters.writes.add(1);
+        self.counters.written.add(len);
         Ok(0)
     }
 
@@ -272,8 +276,8 @@ impl IoQueue {
         let judged = self.judge(namespace, done, Status::READ_ERROR).map(drop);
         // Blocks that differ were read as well.
         if matches!(judged, Ok(()) | Err(Status::COMPARE_FAILURE)) {
-            self.common.counters.reads.fetch_add(1, Ordering::Relaxed);
-            self.common.counters.read.fetch_add(len, Ordering::Relaxed);
+            self.counters.reads.add(1);
+            self.counters.read.add(len);
         }
         judged.map(|()| 0)
     }
@@ -283,7 +287,7 @@ impl IoQueue {
         let (offset, len) = namespace.range(command.first_block(), command.blocks())?;
         let done = namespace.channel()?.verify(&self.queues.interest, offset, len).await;
         self.judge(namespace, done, Status::READ_ERROR)?;
-        self.common.counters.read.fetch_add(len, Ordering::Relaxed);
+        self.counters.read.add(len);
         Ok(0)
     }
 

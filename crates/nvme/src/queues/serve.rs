@@ -6,6 +6,7 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use futures_util::future::FutureExt;
@@ -16,6 +17,7 @@ use vfiod_tasks::race;
 
 use super::{Host, Queues, SubmissionQueue};
 use crate::controller::Nvme;
+use crate::counters::{Counters, QueueCounters};
 use crate::rate::{Allowed, Place, RateLimit};
 use crate::spec::{Completion, Outcome, Submission};
 
@@ -37,8 +39,41 @@ pub(crate) enum Ended {
     Silently,
 }
 
-/// A command that is under way: its identifier, and what becomes of it.
-pub(crate) type Running = Pin<Box<dyn Future<Output = (u16, Ended)> + Send>>;
+/// A command that has ended: its identifier and opcode, and what becomes of it.
+pub(crate) struct Command {
+    id: u16,
+    opcode: u8,
+    ended: Ended,
+}
+
+impl Command {
+    pub(crate) fn of(command: &Submission, ended: Ended) -> Self {
+        Self { id: command.id(), opcode: command.opcode(), ended }
+    }
+
+    /// A command that completes with this.
+    pub(crate) fn with(command: &Submission, outcome: Outcome) -> Self {
+        Self::of(command, Ended::With(outcome))
+    }
+}
+
+/// A command that is under way.
+pub(crate) type Running = Pin<Box<dyn Future<Output = Command> + Send>>;
+
+/// A command that is under way, and since when.
+struct Timed {
+    began: Instant,
+    running: Running,
+}
+
+impl Future for Timed {
+    type Output = (Instant, Command);
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let began = self.began;
+        self.running.as_mut().poll(context).map(|command| (began, command))
+    }
+}
 
 /// What is done with the commands of a queue.
 pub(crate) trait Execute: Send + Sync + 'static {
@@ -49,6 +84,9 @@ pub(crate) trait Execute: Send + Sync + 'static {
     fn execute_all(&self, commands: Vec<Submission>, running: &mut dyn FnMut(Running)) {
         commands.into_iter().for_each(|command| running(self.execute(command)));
     }
+
+    /// The counters of the controller, and those of the queue.
+    fn counters(&self) -> (&Counters, &QueueCounters);
 
     /// Whether more commands may be read.
     fn is_ready(&self) -> bool {
@@ -89,7 +127,8 @@ pub(crate) async fn serve(
     queue: Arc<SubmissionQueue>,
     execute: impl Execute,
 ) {
-    let mut running = FuturesUnordered::<Running>::new();
+    let mut running = FuturesUnordered::<Timed>::new();
+    let (of_all, counters) = execute.counters();
     let mut held = Held::default();
     let mut turn = Turn::default();
     loop {
@@ -113,7 +152,12 @@ pub(crate) async fn serve(
             execute.events().await;
             let read = read(&task, &queues, &queue, &execute, &mut turn).await;
             let read = read.and_then(|(commands, next)| {
-                execute.execute_all(commands, &mut |command| running.push(command));
+                if !commands.is_empty() {
+                    let began = task.task().runtime().now();
+                    let begin = |running: Running| Timed { began, running };
+                    execute.execute_all(commands, &mut |command| running.push(begin(command)));
+                    counters.set_depth(running.len());
+                }
                 let Next::Wait = next else { return Ok(next) };
                 match prepare(&task, &queues, &queue, running.is_empty()) {
                     Err(error) if error.errno() == Errno::PERM => Ok(Next::Poll(FORBIDDEN)),
@@ -146,6 +190,14 @@ pub(crate) async fn serve(
             while let Some(Some(next)) = running.next().now_or_never() {
                 ended.push(next);
             }
+            let now = task.task().runtime().now();
+            for (began, command) in &ended {
+                counters.count(command.opcode, now.saturating_duration_since(*began));
+                if let Ended::With(outcome) = command.ended {
+                    of_all.count_failed(outcome);
+                }
+            }
+            counters.set_depth(running.len());
             if let Some(time) = post(&task, &queues, &queue, ended).await {
                 held.until(task.task().runtime().now() + time);
             }
@@ -359,11 +411,11 @@ async fn post(
     task: &Task<Nvme>,
     queues: &Arc<Queues>,
     queue: &SubmissionQueue,
-    ended: Vec<(u16, Ended)>,
+    ended: Vec<(Instant, Command)>,
 ) -> Option<Duration> {
     let mut held = None;
     let count = ended.len() as u32;
-    let completion = |(id, ended): (u16, Ended)| match ended {
+    let completion = |(_, Command { id, ended, .. }): (Instant, Command)| match ended {
         Ended::Silently => None,
         Ended::With(outcome) => Some(Completion {
             result: outcome.unwrap_or(0),

@@ -9,7 +9,6 @@ pub(crate) mod log;
 pub(crate) mod opcode;
 pub(crate) mod registers;
 pub(crate) mod status;
-#[cfg(test)]
 pub(crate) mod status_list;
 pub(crate) mod submission;
 pub(crate) mod table;

@@ -1,7 +1,7 @@
 //! Opcodes: of admin commands (5) and of I/O commands (7, and NVM command set 3).
 
 use super::status::Status;
-use super::table::{Needs, Row, Table, refused, row, row_if};
+use super::table::{Needs, Row, Table, places, refused, row, row_if};
 
 /// A command that is offered.
 #[derive(Clone, Copy, Debug)]
@@ -132,9 +132,9 @@ const ONCS_VERIFY: u16 = 1 << 7;
 const ONCS_COPY: u16 = 1 << 8;
 
 const IO_ROWS: &[Row<Command<Io>>] = &[
-    row(0x00, "Flush", "7.1", io(Io::Flush, 0, 0)),
-    row(0x01, "Write", "NVM 3.2.6", io(Io::Write, 0, CHANGES_BLOCKS)),
-    row(0x02, "Read", "NVM 3.2.4", io(Io::Read, 0, 0)),
+    row(FLUSH, "Flush", "7.1", io(Io::Flush, 0, 0)),
+    row(WRITE, "Write", "NVM 3.2.6", io(Io::Write, 0, CHANGES_BLOCKS)),
+    row(READ, "Read", "NVM 3.2.4", io(Io::Read, 0, 0)),
     refused(0x04, "Write Uncorrectable", "NVM 3.2.7"),
     row(0x05, "Compare", "NVM 3.2.1", io(Io::Compare, ONCS_COMPARE, 0)),
     row(0x08, "Write Zeroes", "NVM 3.2.8", io(Io::WriteZeroes, ONCS_WRITE_ZEROES, CHANGES_BLOCKS)),
@@ -152,6 +152,15 @@ const IO_ROWS: &[Row<Command<Io>>] = &[
     refused(0x15, "Reservation Release", "7.4"),
     row(0x19, "Copy", "NVM 3.2.2", io(Io::Copy, ONCS_COPY, CHANGES_BLOCKS)),
 ];
+
+/// Opcodes that are counted by themselves.
+pub(crate) const FLUSH: u8 = 0x00;
+pub(crate) const WRITE: u8 = 0x01;
+pub(crate) const READ: u8 = 0x02;
+
+/// The place of each opcode in its table.
+pub(crate) static ADMIN_PLACES: [u8; 256] = places(ADMIN_ROWS);
+pub(crate) static IO_PLACES: [u8; 256] = places(IO_ROWS);
 
 /// The I/O commands.
 pub(crate) const IO: Table<Command<Io>> = Table { refusal: Status::INVALID_OPCODE, rows: IO_ROWS };

@@ -32,7 +32,6 @@ pub(crate) enum Offer<T> {
 pub(crate) struct Row<T: 'static> {
     pub(crate) id: u8,
     /// The specifications' name.
-    #[cfg_attr(not(test), expect(dead_code, reason = "for docs/nvme.md, which a test makes"))]
     pub(crate) name: &'static str,
     /// Where it is; of the base specification, unless another one is named.
     #[cfg_attr(not(test), expect(dead_code, reason = "for docs/nvme.md, which a test makes"))]
@@ -66,6 +65,17 @@ impl<T: Copy> Table<T> {
             Offer::Never => None,
         })
     }
+}
+
+/// For each identifier the place of its row; the number of rows where there is none.
+pub(crate) const fn places<T: Copy>(rows: &[Row<T>]) -> [u8; 256] {
+    let mut places = [rows.len() as u8; 256];
+    let mut place = 0;
+    while place < rows.len() {
+        places[rows[place].id as usize] = place as u8;
+        place += 1;
+    }
+    places
 }
 
 /// A row of what is offered.
