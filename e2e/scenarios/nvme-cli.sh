@@ -1,17 +1,29 @@
-# nvme-cli in a guest: what it shows of our controller, what it does to the disk, and what is refused.
+# nvme-cli in a guest: what it shows of our controller, what it does to the disk, and what is refused. Then a disk
+# with two controllers: one subsystem with two paths, for Linux, which goes on by one when the other is gone.
 . "$(dirname "$0")/../scenario.sh"
-truncate -s 64M "$WORK/disk.img"
+truncate -s 64M "$WORK/disk.img" "$WORK/shared.img"
 start_server "
 [device.disk]
 model = \"nvme\"
 socket = { path = \"$WORK/disk.sock\" }
-options = { file = \"$WORK/disk.img\", serial = \"E2E-CLI\", torn_writes = true }" disk.sock
+options = { file = \"$WORK/disk.img\", serial = \"E2E-CLI\", torn_writes = true }
+[device.left]
+model = \"nvme\"
+socket = { path = \"$WORK/left.sock\" }
+options = { file = \"$WORK/shared.img\", serial = \"E2E-SHARED\", shared = true }
+[device.right]
+model = \"nvme\"
+socket = { path = \"$WORK/right.sock\" }
+options = { file = \"$WORK/shared.img\", serial = \"E2E-SHARED\", shared = true }" disk.sock left.sock right.sock
 "$HARNESS_DIR/build-initramfs.sh" --output "$WORK/initramfs" --only \
     --module nvme --module nvme-core --tool /usr/sbin/nvme
 
 # Each line of the output is what a command has ended with, and what matters of what it has printed.
 guest vm '
+# One at a time, so that it is known which number each gets.
+echo 0 >/sys/bus/pci/drivers_autoprobe
 modprobe nvme
+echo 0000:00:01.0 >/sys/bus/pci/drivers/nvme/bind
 for n in $(seq 100); do [ -b /dev/nvme0n1 ] && break; sleep 0.2; done
 lines() { # PATTERN COMMAND...
     local pattern=$1; shift
@@ -71,7 +83,25 @@ cmp /tmp/zeroes /tmp/read && echo "read: zeroes"
 status format /dev/nvme0n1 -l 0 -f
 echo "blocks of $(cat /sys/block/nvme0n1/queue/logical_block_size), $(cat /sys/block/nvme0n1/size) sectors"
 echo "--- end"
-' --initramfs "$WORK/initramfs" --socket "$WORK/disk.sock"
+for device in 2 3; do echo 0000:00:0$device.0 >/sys/bus/pci/drivers/nvme/bind; done
+subsystem=$(dirname "$(grep -l E2E-SHARED /sys/class/nvme-subsystem/*/serial)")
+echo "--- shared"
+echo "numbers $(cat "$subsystem"/nvme[0-9]/cntlid | tr "\n" " ")"
+disk=none
+for n in $(seq 300); do
+    disk=/dev/$(basename "$subsystem"/nvme*n1)
+    [ -b "$disk" ] && [ "$(ls -d "$subsystem"/nvme[0-9]/nvme*c*n1 | wc -l)" = 2 ] && break
+    sleep 0.2
+done
+echo "paths $(ls -d "$subsystem"/nvme[0-9]/nvme*c*n1 | wc -l)"
+echo "live $(nvme list-subsys "$disk" | grep -cE "pcie .*live")"
+dd if=/dev/urandom of=/tmp/data bs=4096 count=64 2>/dev/null
+dd if=/tmp/data of="$disk" bs=4096 oflag=direct conv=fsync 2>/dev/null
+echo 1 >/sys/bus/pci/devices/0000:00:02.0/remove
+dd if="$disk" of=/tmp/read bs=4096 count=64 iflag=direct 2>/dev/null
+cmp /tmp/data /tmp/read && echo "read by the other path: the same"
+echo "--- shared end"
+' --initramfs "$WORK/initramfs" --socket "$WORK/disk.sock" --socket "$WORK/left.sock" --socket "$WORK/right.sock"
 stop_server
 # The firmware revision is the version of vfiod.
 tr -d '\r' <"$WORK/vm.out" | sed -n '/^--- begin/,/^--- end/{/^---/!{/^.dev.nvme0n1/s/ [^ ]*$//;p}}' >"$WORK/said"
@@ -165,4 +195,11 @@ read: done
 read: zeroes
 format: done
 blocks of 512, 131072 sectors
+END
+tr -d '\r' <"$WORK/vm.out" | sed -n '/^--- shared$/,/^--- shared end/{/^---/!p}' | sed 's/ *$//' >"$WORK/said"
+diff - "$WORK/said" <<'END'
+numbers 1 2
+paths 2
+live 2
+read by the other path: the same
 END
