@@ -9,10 +9,13 @@ WORK=$(mktemp -d)
 export WORK
 EDU_TOOL=$CACHE_DIR/guest-edu
 SERVER_PID=''
+# What a scenario must undo before its server can end.
+UNDO=(true)
 
 finish() {
     local status=$?
     trap - EXIT
+    "${UNDO[@]}" 2>/dev/null || true
     jobs -p | xargs -r kill 2>/dev/null || true
     [ -z "$SERVER_PID" ] || kill -9 "$SERVER_PID" 2>/dev/null || true
     if [ "$status" != 0 ] && [ -r "$WORK/server.log" ]; then

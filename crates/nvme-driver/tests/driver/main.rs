@@ -7,3 +7,4 @@ mod queues;
 mod reports;
 mod resets;
 mod rig;
+mod verify;

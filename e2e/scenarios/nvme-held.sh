@@ -1,0 +1,52 @@
+# The host holds the disk's writes for longer than Linux waits for a command: the guest aborts, resets the controller,
+# which waits for what the disk still has, and goes on when the host does. Nothing is lost. The image's file system is
+# frozen for that, which root can do.
+. "$(dirname "$0")/../scenario.sh"
+[ "$(id -u)" = 0 ] || { echo "only root can freeze a file system"; exit 77; }
+mkdir "$WORK/held"
+truncate -s 64M "$WORK/held.img"
+rootfs_program /usr/sbin/mke2fs -q -t ext4 -F "$WORK/held.img"
+mount -o loop "$WORK/held.img" "$WORK/held" || { echo "no loop device can be mounted here"; exit 77; }
+freeze() { "${VFIOD_E2E_BUSYBOX:-$ROOTFS/usr/bin/busybox}" fsfreeze "$1" "$WORK/held"; }
+UNDO=(freeze --unfreeze)
+truncate -s 16M "$WORK/held/disk.img"
+start_server "
+[device.disk]
+model = \"nvme\"
+socket = { path = \"$WORK/disk.sock\" }
+options = { file = \"$WORK/held/disk.img\" }" disk.sock
+"$HARNESS_DIR/build-initramfs.sh" --output "$WORK/initramfs" --only --module nvme --module nvme-core
+
+guest vm '
+modprobe nvme_core io_timeout=2
+modprobe nvme
+fail() { echo "failed: $*"; dmesg | tail -n 20; exit 1; }
+for n in $(seq 100); do [ -b /dev/nvme0n1 ] && break; sleep 0.2; done
+blocks write /dev/nvme0n1 3 1 /tmp/table /tmp/stop >/tmp/out &
+pid=$!
+wait_for() { for n in $(seq 1200); do "$@" && return; sleep 0.1; done; fail "waited for $*"; }
+has_written() { [ "$(grep -c "has written" /tmp/out)" = 3 ]; }
+kernel_says() { dmesg | grep -q "$1"; }
+is_live() { [ "$(cat /sys/class/nvme/nvme0/state)" = live ]; }
+wait_for has_written
+echo "writing"
+wait_for kernel_says "timeout, abort"
+wait_for kernel_says "timeout, reset controller"
+echo "resetting"
+wait_for kernel_says "nvme nvme0: .*queues" # told once at first, and again after the reset
+wait_for is_live
+touch /tmp/stop
+wait $pid || fail "$(cat /tmp/out)"
+blocks check /dev/nvme0n1 /tmp/table || fail "after the reset"
+dmesg | grep "nvme nvme0"
+echo "recovered: all well"
+' --initramfs "$WORK/initramfs" --file "$CACHE_DIR/guest-blocks:/usr/bin/blocks" --socket "$WORK/disk.sock" &
+vm=$!
+said vm "^writing"
+freeze --freeze
+said vm "^resetting"
+freeze --unfreeze
+wait "$vm"
+cat "$WORK/vm.out"
+grep -q "recovered: all well" "$WORK/vm.out"
+stop_server
