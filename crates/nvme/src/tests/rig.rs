@@ -4,8 +4,9 @@ use std::sync::atomic::{Ordering, fence};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use vfiod_core::dma::{Completion, Perm};
+use vfiod_core::dma::Perm;
 use vfiod_core::{Error, Result};
+use vfiod_disk::test::TestDisk;
 use vfiod_disk::{
     Backend, Channel, Disk, Done, Failure, FailureKind, Limits, Memory, Pending, Request,
 };
@@ -447,12 +448,11 @@ pub(super) fn create_sq(id: usize, entries: u32, at: u64, completions: usize) ->
         .set(11, (completions as u32) << 16 | 1)
 }
 
-/// A disk in memory, each of whose requests can be held back.
+/// A disk for tests that tells what it was asked for, and fails requests with a kind of their own.
 #[derive(Debug)]
 pub(super) struct Held {
-    disk: Arc<Memory>,
+    disk: Arc<TestDisk>,
     state: Mutex<State>,
-    tells: Mutex<Tells>,
 }
 
 /// What a disk says of itself.
@@ -462,35 +462,34 @@ pub(super) struct Tells {
     pub(super) volatile: bool,
 }
 
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct State {
-    holds: bool,
     fails: Option<(Option<FailureKind>, vfiod_core::Errno)>,
-    waiting: Vec<(Request, Completion<Done>)>,
     seen: Vec<String>,
-}
-
-impl std::fmt::Debug for State {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("State").field("waiting", &self.waiting.len()).finish_non_exhaustive()
-    }
 }
 
 impl Held {
     pub(super) fn new() -> Arc<Self> {
-        let disk = Memory::new(BLOCKS * 512).unwrap();
-        let tells = Mutex::new(Tells { deallocate: true, volatile: true });
-        Arc::new(Self { disk, state: Mutex::default(), tells })
+        let disk = TestDisk::new(BLOCKS as usize * 512);
+        disk.set_limits(|limits| {
+            // Blocks of 4 KiB, too.
+            (limits.atomic_write, limits.max_range) = (4096, 64 << 10);
+            limits.deallocate = Some(64 << 10);
+        });
+        Arc::new(Self { disk, state: Mutex::default() })
     }
 
     /// What it says of itself; before it is used.
     pub(super) fn tell(&self, tells: Tells) {
-        *self.tells.lock().unwrap() = tells;
+        self.disk.set_limits(|limits| {
+            limits.volatile = tells.volatile;
+            limits.deallocate = limits.deallocate.filter(|_| tells.deallocate);
+        });
     }
 
     /// Holds requests back from now on, or not.
     pub(super) fn hold(&self, holds: bool) {
-        self.state.lock().unwrap().holds = holds;
+        self.disk.hold(holds);
     }
 
     /// Fails requests from now on, or not.
@@ -505,20 +504,12 @@ impl Held {
 
     /// How many are held back.
     pub(super) fn waiting(&self) -> usize {
-        self.state.lock().unwrap().waiting.len()
+        self.disk.held().len()
     }
 
     /// Performs those that are held back.
     pub(super) fn release(&self) {
-        let waiting = std::mem::take(&mut self.state.lock().unwrap().waiting);
-        for (request, completion) in waiting {
-            let mut done = self.disk.start(request);
-            let mut context = std::task::Context::from_waker(std::task::Waker::noop());
-            match done.as_mut().poll(&mut context) {
-                std::task::Poll::Ready(done) => completion.complete(Ok(done)),
-                std::task::Poll::Pending => unreachable!("a disk in memory does not wait"),
-            }
-        }
+        self.disk.held().iter().for_each(|held| _ = self.disk.finish(held.id));
     }
 
     /// What was asked for, in order, and forgets it.
@@ -529,10 +520,7 @@ impl Held {
 
 impl Backend for Held {
     fn limits(&self) -> Limits {
-        let Tells { deallocate, volatile } = *self.tells.lock().unwrap();
-        let limits = self.disk.limits();
-        let deallocate = limits.deallocate.filter(|_| deallocate);
-        Limits { volatile, max_range: 64 << 10, deallocate, ..limits }
+        self.disk.limits()
     }
 
     fn connect(self: Arc<Self>, _runtime: &Runtime) -> Result<Arc<dyn Channel>> {
@@ -558,23 +546,14 @@ impl Channel for Held {
     fn start(&self, request: Request) -> Pending {
         let mut state = self.state.lock().unwrap();
         state.seen.push(describe(&request));
-        if let Some((kind, errno)) = state.fails {
-            let buffer = match request {
-                Request::Read { buffer, .. } | Request::Write { buffer, .. } => Some(buffer),
-                _ => None,
-            };
-            let mut failure = Failure::from(Error::new(errno, "asked to fail"));
-            failure.kind = kind.unwrap_or(failure.kind);
-            let result = Err(failure);
-            return Box::pin(std::future::ready(Done { result, buffer }));
-        }
-        if !state.holds {
+        let Some((kind, errno)) = state.fails else {
             drop(state);
             return self.disk.start(request);
-        }
-        let (completion, reply) = Completion::new();
-        state.waiting.push((request, completion));
-        Box::pin(async move { reply.await.expect("it completes") })
+        };
+        let mut failure = Failure::from(Error::new(errno, "asked to fail"));
+        failure.kind = kind.unwrap_or(failure.kind);
+        let done = Done { result: Err(failure), buffer: request.into_buffer() };
+        Box::pin(std::future::ready(done))
     }
 }
 
