@@ -78,7 +78,8 @@ impl IoQueue {
         let (_, pieces) = located.map_err(Failed::SecondUnbegun)?;
         let data = self.reach(transfer::begin(dma, memory, &pieces, direction)).await;
         let (buffer, _bounced) = data.map_err(Failed::SecondUnbegun)?.split();
-        self.perform_both(namespace, offset, (with, buffer), second.durable()).await
+        let durable = first.durable() || second.durable();
+        self.perform_both(namespace, offset, (with, buffer), durable).await
     }
 
     async fn perform_both(

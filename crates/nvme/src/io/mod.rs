@@ -243,6 +243,7 @@ impl IoQueue {
         let request = Request::Read { offset, buffer };
         let done = self.request(namespace, request, Status::READ_ERROR).await?;
         self.reach(transfer::finish(dma, &pieces, bounced, done.buffer)).await?;
+        self.commit(namespace, command).await?;
         self.counters.reads.add(1);
         self.counters.read.add(len);
         Ok(0)
@@ -279,7 +280,18 @@ impl IoQueue {
             self.counters.reads.add(1);
             self.counters.read.add(len);
         }
-        judged.map(|()| 0)
+        judged?;
+        self.commit(namespace, command).await?;
+        Ok(0)
+    }
+
+    /// Force Unit Access of what was read: it is durable before the command completes (NVM command set 3.2.4).
+    /// The sync begins after the read, so that it covers what another command has written meanwhile.
+    async fn commit(&self, namespace: &Namespace, command: &Submission) -> Result<(), Status> {
+        if command.durable() && namespace.limits.volatile {
+            self.request(namespace, Request::Flush, Status::READ_ERROR).await?;
+        }
+        Ok(())
     }
 
     /// Verify (NVM command set 3.2.5): reads blocks, and gives the host none.
@@ -287,6 +299,7 @@ impl IoQueue {
         let (offset, len) = namespace.range(command.first_block(), command.blocks())?;
         let done = namespace.channel()?.verify(&self.queues.interest, offset, len).await;
         self.judge(namespace, done, Status::READ_ERROR)?;
+        self.commit(namespace, command).await?;
         self.counters.read.add(len);
         Ok(0)
     }

@@ -2,7 +2,7 @@
 
 use vfiod_core::Errno;
 
-use super::rig::{BASE, BLOCKS, Command, DATA, Held, Host, nvme, pattern, with};
+use super::rig::{BASE, BLOCKS, Command, DATA, Held, Host, Tells, nvme, pattern, with};
 
 const FLUSH: u8 = 0;
 const WRITE: u8 = 1;
@@ -139,6 +139,28 @@ fn flush_and_forced_writes_reach_the_disk() {
     assert_eq!(host.perform(1, Command::io(ZEROES, 2, 1, (0, 0))), Ok(0));
     let (write, zero) = ("write 512 512 false", "zero 1024 512 false false");
     assert_eq!(disk.seen(), [write, "flush", zero, "flush"]);
+}
+
+/// Force Unit Access of a read: what was read is durable when the command completes.
+#[test]
+fn forced_reads_make_durable_what_was_read() {
+    let disk = Held::new();
+    let mut host = Host::new(with(disk.clone()));
+    host.create_pair(1, 64, 1);
+    let at = |opcode| Command::io(opcode, 1, 1, (DATA, 0));
+    for opcode in [READ, COMPARE, VERIFY] {
+        assert_eq!(host.perform(1, at(opcode)), Ok(0));
+        assert_eq!(disk.seen(), ["read 512 512"], "opcode {opcode}");
+        assert_eq!(host.perform(1, at(opcode).set(12, 1 << 30)), Ok(0));
+        assert_eq!(disk.seen(), ["read 512 512", "flush"], "opcode {opcode}");
+    }
+    // Where nothing is volatile there is nothing to do.
+    let disk = Held::new();
+    disk.tell(Tells { deallocate: true, volatile: false });
+    let mut host = Host::new(with(disk.clone()));
+    host.create_pair(1, 64, 1);
+    assert_eq!(host.perform(1, at(READ).set(12, 1 << 30)), Ok(0));
+    assert_eq!(disk.seen(), ["read 512 512"]);
 }
 
 #[test]

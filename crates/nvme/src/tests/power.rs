@@ -2,7 +2,7 @@
 //!
 //! A host may rely on this (base 7.1, NVM command set 2.1.4 and 3.2.6): a Flush that has completed covers each
 //! write that had completed before it was submitted; a write with Force Unit Access, and any write while the
-//! volatile write cache is off, is durable when it completes. A block has what was durable last, or what any
+//! volatile write cache is off, is durable when it completes, and so is what was read with Force Unit Access. A block has what was durable last, or what any
 //! later write has given it, completed or not, and never parts of two.
 
 use vfiod_disk::test::{SECTOR, TestDisk};
@@ -37,8 +37,18 @@ struct Block {
 
 /// A command that is outstanding.
 enum Outstanding {
-    Write { blocks: std::ops::Range<usize>, durable: bool },
-    Flush { covered: Vec<usize> },
+    Write {
+        blocks: std::ops::Range<usize>,
+        durable: bool,
+    },
+    Flush {
+        covered: Vec<usize>,
+    },
+    /// A read with Force Unit Access: of these blocks, and what had completed of them.
+    Read {
+        first: usize,
+        covered: Vec<usize>,
+    },
 }
 
 struct Round {
@@ -119,6 +129,15 @@ impl Round {
         self.submit(1 + next(QUEUES), flush, Outstanding::Flush { covered });
     }
 
+    fn read(&mut self, next: &mut impl FnMut(usize) -> usize) {
+        let first = next(BLOCKS);
+        let count = (1 + next(4)).min(BLOCKS - first);
+        let covered = self.blocks[first..first + count].iter().map(|block| block.completed);
+        let what = Outstanding::Read { first, covered: covered.collect() };
+        let read = Command::io([2, 12][next(2)], first as u64, count as u32, (DATA, 0));
+        self.submit(1 + next(QUEUES), read.set(12, FORCED | (count as u32 - 1)), what);
+    }
+
     /// Takes what has completed.
     fn take(&mut self) {
         for queue in 1..=QUEUES {
@@ -137,6 +156,11 @@ impl Round {
                             if durable {
                                 block.durable = block.completed;
                             }
+                        }
+                    }
+                    Outstanding::Read { first, covered } => {
+                        for (block, covered) in self.blocks[first..].iter_mut().zip(covered) {
+                            block.durable = block.durable.max(covered);
                         }
                     }
                     Outstanding::Flush { covered } => {
@@ -191,7 +215,8 @@ fn cut<const N: usize>() {
         for step in 1..50 {
             match next(8) {
                 0..4 => this.write(step, &mut next),
-                4 => this.flush(&mut next),
+                4 if step % 2 == 0 => this.flush(&mut next),
+                4 => this.read(&mut next),
                 5 | 6 => this.finish(&mut next),
                 _ => this.wait(&mut next),
             }
