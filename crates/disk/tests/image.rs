@@ -314,6 +314,13 @@ fn zeroes_are_written_where_the_file_system_cannot_make_them() {
         return;
     };
     let path = image_in(directory.path(), 1 << 20);
+    let direct = ImageOptions { direct: DirectIo::Required, ..ImageOptions::new(&path) };
+    if let Err(error) = Image::open(&direct) {
+        // With the image, and the remedy.
+        let error = error.to_string();
+        assert!(error.contains(&path.display().to_string()), "{error}");
+        assert!(error.contains("without `direct` the page cache is used"), "{error}");
+    }
     for options in ways(&path) {
         std::fs::write(&path, vec![7; 1 << 20]).unwrap();
         let rig = rig(&options);

@@ -19,6 +19,20 @@ impl Piece {
             Self::Memory(_, len) | Self::Discarded(len) => *len,
         }
     }
+
+    /// Its first bytes, at most so many, and the rest.
+    pub(crate) fn split(self, most: usize) -> (Self, Option<Self>) {
+        match self {
+            Self::Memory(at, len) if len > most => {
+                let rest = Self::Memory(at.saturating_add(most as u64), len - most);
+                (Self::Memory(at, most), Some(rest))
+            }
+            Self::Discarded(len) if len > most => {
+                (Self::Discarded(most), Some(Self::Discarded(len - most)))
+            }
+            all => (all, None),
+        }
+    }
 }
 
 /// Adds a piece; one that adjoins the one before becomes part of it.

@@ -3,11 +3,15 @@
 
 use super::AdminQueue;
 use crate::controller::MAX_TRANSFER;
+use crate::prp;
 use crate::spec::{Outcome, Status, Submission};
+use crate::transfer;
 
 /// Commit Actions that replace the image of a slot, and those that activate one.
 const REPLACE: [u32; 2] = [0, 1];
 const ACTIVATE: [u32; 2] = [2, 3];
+/// Bytes that are taken at a time.
+const PART: usize = 4096;
 /// FWUG (5.17.2.1): pieces of an image begin and end anywhere.
 pub(crate) const GRANULARITY: u8 = 0xff;
 
@@ -18,9 +22,22 @@ impl AdminQueue {
         if len > MAX_TRANSFER {
             return Err(Status::INVALID_FIELD);
         }
-        let mut bytes = vec![0; len as usize];
-        self.receive(command, &mut bytes).await?;
-        Ok(0)
+        let (dma, page) = (self.task.dma(), self.queues.page);
+        self.reach(async {
+            // As many commands may be under way as a controller may have: none has memory for its piece.
+            let mut bytes = [0; PART];
+            for piece in prp::pieces(dma, page, command.prps(), len as usize).await? {
+                let mut left = Some(piece);
+                while let Some(now) = left {
+                    let (part, rest) = now.split(PART);
+                    let len = part.len();
+                    transfer::gather(dma, &[part], &mut bytes[..len]).await?;
+                    left = rest;
+                }
+            }
+            Ok(0)
+        })
+        .await
     }
 
     pub(super) fn commit_firmware(&self, command: &Submission) -> Outcome {

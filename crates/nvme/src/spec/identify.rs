@@ -1,5 +1,6 @@
 //! Identify data structures (5.17.2).
 
+use super::registers::TIMEOUT;
 use super::{put, put_text};
 
 /// Bytes of each of them.
@@ -58,9 +59,10 @@ impl Controller<'_> {
         data[77] = self.max_transfer;
         put(&mut data, 78, self.id.to_le_bytes());
         put(&mut data, 80, self.version.to_le_bytes());
-        // RTD3R and RTD3E: ten seconds, in microseconds.
+        // RTD3R and RTD3E, in microseconds. For a shutdown a host waits as long as RTD3E says: as long as the
+        // controller does before it shows fatal status (CAP.TO, in units of 500 ms).
         put(&mut data, 84, 10_000_000_u32.to_le_bytes());
-        put(&mut data, 88, 10_000_000_u32.to_le_bytes());
+        put(&mut data, 88, (TIMEOUT as u32 * 500_000).to_le_bytes());
         put(&mut data, 92, self.events.to_le_bytes());
         // CNTRLTYPE: I/O controller.
         data[111] = 1;

@@ -1,6 +1,9 @@
 //! Admin commands.
 
+use std::sync::Arc;
+
 use super::rig::{BASE, BLOCKS, Command, DATA, Held, Host, nvme, with};
+use super::shadow::Reads;
 
 fn number(bytes: &[u8]) -> u64 {
     bytes.iter().rev().fold(0, |all, byte| all << 8 | u64::from(*byte))
@@ -230,6 +233,23 @@ fn data_that_cannot_be_written_is_a_transfer_error() {
         let command = Command::new(6).prps(prps.0, prps.1).set(10, 1);
         assert_eq!(host.admin(command), Err(expected), "{prps:x?}");
     }
+}
+
+/// A host whose memory is reached by message may let a thousand downloads wait: none has memory for its data.
+#[test]
+fn firmware_image_is_taken_in_small_pieces() {
+    let (memory, at) = (Arc::new(Reads::default()), 1 << 41);
+    let mut host = Host::new(nvme());
+    host.device.map_peer(at, 1 << 20, memory.clone());
+    let pages: Vec<u8> = (1..256).flat_map(|n| (at + n * 4096_u64).to_le_bytes()).collect();
+    host.memory.put(DATA - BASE, &pages);
+    let download = Command::new(0x11).prps(at, DATA).set(10, (1 << 18) - 1);
+    assert_eq!(host.admin(download), Ok(0));
+    let seen = memory.seen.lock().unwrap();
+    assert_eq!(seen.iter().map(|(_, len)| len).sum::<usize>(), 1 << 20);
+    assert!(seen.iter().all(|(_, len)| *len <= 4096), "{seen:x?}");
+    let ascends = seen.iter().is_sorted_by(|(a, len), (b, _)| a + *len as u64 == *b);
+    assert!(ascends, "each byte once");
 }
 
 /// The firmware is this program: an image can be given, and none is accepted.

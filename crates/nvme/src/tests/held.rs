@@ -154,6 +154,9 @@ fn work_that_does_not_end_within_cap_to_is_fatal() {
         let host = host.as_mut().unwrap();
         let _released = Released(&disk);
         let timeout = Duration::from_millis(500) * (host.device.read64(0, 0) >> 24 & 0xff) as u32;
+        let rtd3e =
+            host.identify(1, 0).unwrap()[88..92].try_into().map(u32::from_le_bytes).unwrap();
+        assert_eq!(Duration::from_micros(rtd3e.into()), timeout, "RTD3E");
         let (task, cc) =
             if shutdown { ("shutdown", ENABLE | 1 << 14) } else { ("disable", ENABLE & !1) };
         host.device.write32(0, 0x14, cc);
