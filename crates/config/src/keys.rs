@@ -90,6 +90,12 @@ pub const KEYS: &[Keys] = &[
         "1 GiB, 8 MiB",
     ),
     keys(
+        "limits",
+        &["polled_devices"],
+        "devices whose doorbells are polled, such as NVMe controllers with `doorbells = \"mapped\"`; while one of them is enabled, one thread of the daemon takes a whole processor",
+        "4",
+    ),
+    keys(
         "",
         &["dma_files"],
         "what clients may map for DMA: `\"memory\"` (memfd, tmpfs, hugetlbfs) or `\"any\"` regular file. A client can pass a file whose file system does not answer, and with `\"any\"` block the daemon's threads for ever",

@@ -121,8 +121,8 @@ pub use self::problem::{Problem, Problems};
 pub use self::regular_file::open_regular;
 pub use self::types::{
     BridgeConfig, BusConfig, Config, ContainerConfig, ControlConfig, DEVICE_CONNECTIONS,
-    DeviceConfig, LimitsConfig, MdevConfig, ObjectConfig, OptionSetting, ParentConfig,
-    SandboxConfig, SlotConfig, SocketAccess, SocketConfig, SriovConfig,
+    DeviceConfig, LimitsConfig, MdevConfig, ObjectConfig, OptionSetting, POLLED_DEVICES,
+    ParentConfig, SandboxConfig, SlotConfig, SocketAccess, SocketConfig, SriovConfig,
 };
 pub use self::usage::{UsageError, time_argument};
 pub use self::values::{TIME_HELP, mode, place, time};

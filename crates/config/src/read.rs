@@ -166,6 +166,7 @@ impl Reader<'_> {
             common_connections: limits
                 .integer("common_connections", 0..=1 << 20)
                 .map(|at| at.value),
+            polled_devices: limits.integer("polled_devices", 0..=1024).map(|at| at.value as usize),
             ..LimitsConfig::default()
         };
         let reserved = &mut read.reserved;

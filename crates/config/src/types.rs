@@ -48,6 +48,9 @@ pub struct Config {
     pub sandbox: SandboxConfig,
 }
 
+/// Most devices whose doorbells are polled, where nothing is written.
+pub const POLLED_DEVICES: usize = 4;
+
 /// Most connections to one device, where nothing is written.
 pub const DEVICE_CONNECTIONS: usize = 256;
 
@@ -58,6 +61,8 @@ pub struct LimitsConfig {
     pub device_connections: Option<usize>,
     /// Connections of all devices beyond those that each has for its own clients.
     pub common_connections: Option<u64>,
+    /// Devices whose doorbells are polled.
+    pub polled_devices: Option<usize>,
     /// How much there is of the other resources in all.
     pub total: PerResource<Option<u64>>,
     /// How much each device has for its own clients. Of the rest a user has half at most.

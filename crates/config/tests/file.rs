@@ -31,6 +31,7 @@ fn everything_that_can_be_said() {
         limits.device_connections = 9
         limits.common_connections = 100
         limits.reserved_connections = 2
+        limits.polled_devices = 0
         limits.mappings = 3000
         limits.reserved_mappings = 30
         limits.reserved_address_space = 0x1_0000_0000
@@ -58,6 +59,7 @@ fn everything_that_can_be_said() {
     let mut limits = LimitsConfig {
         device_connections: Some(9),
         common_connections: Some(100),
+        polled_devices: Some(0),
         ..LimitsConfig::default()
     };
     limits.total[Resource::Mappings] = Some(3000);

@@ -5,7 +5,7 @@ use std::fmt;
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
-use vfiod_quota::Lines;
+use vfiod_quota::{Charge, Lines, Payer, Resource};
 use vfiod_tasks::Runtime;
 use vfiod_tasks::contain::Panicked;
 
@@ -18,6 +18,8 @@ use crate::input_log::InputLog;
 use crate::irq::{IrqInfo, IrqSet};
 use crate::memory::SharedMemory;
 use crate::opening::Openings;
+use crate::polled_doorbells::SharedDoorbell;
+use crate::region::RegionIndex;
 use crate::report::{Report, SharedReport};
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::{Mutex, lock};
@@ -34,6 +36,12 @@ pub(crate) trait Home: Send + Sync {
 
     /// Delivers the rings that came while the gate was closed to the data path.
     fn deliver_rings(self: Arc<Self>);
+
+    /// Rings a doorbell whose value in shared memory has changed.
+    fn ring_polled(self: Arc<Self>, bell: usize);
+
+    /// The doorbells of a region that are in its shared areas.
+    fn shared_doorbells(&self, region: RegionIndex) -> Vec<SharedDoorbell>;
 
     /// A task of the device has panicked.
     fn task_panicked(&self, task: &str, panic: Panicked);
@@ -86,6 +94,8 @@ struct ContextInner {
     common: Arc<CommonObjects>,
     /// Lines of the log that a guest can cause.
     guest_lines: Lines,
+    /// Who pays for what the device keeps for its user, while it is open.
+    payer: Mutex<Option<Payer>>,
     home: Arc<OnceLock<Weak<dyn Home>>>,
 }
 
@@ -116,6 +126,11 @@ impl QuiesceCounters {
         *lock(&self.0)
     }
 }
+
+/// Memory that a device keeps for its user, and that the user is charged for. Dropping it gives it back.
+#[derive(Debug, Default)]
+#[must_use]
+pub struct MemoryCharge(#[expect(dead_code, reason = "kept until it is dropped")] Option<Charge>);
 
 /// Tasks of one device at the same time.
 const MAX_TASKS: usize = 1024;
@@ -172,6 +187,7 @@ impl Context {
             quiesces: QuiesceCounters::default(),
             common,
             guest_lines: Lines::up_to(1),
+            payer: Mutex::new(None),
             home,
         };
         Self { inner: Arc::new(inner) }
@@ -275,6 +291,31 @@ impl Context {
     /// many were not since the last one. A guest can do whatever it does again and again.
     pub fn may_log(&self) -> Option<u64> {
         self.inner.guest_lines.pass(0)
+    }
+
+    /// Charges the user who has the device open for memory that the device keeps for it, until the result is
+    /// dropped. Nobody is charged where the device is used without a payer ([`crate::File::set_payer`]).
+    ///
+    /// # Errors
+    /// `ENOMEM`: more than the user may have (`limits.memory`).
+    pub fn charge_memory(&self, bytes: u64) -> Result<MemoryCharge> {
+        // Without the lock: a charge may wait for those of others.
+        let payer = lock(&self.inner.payer).clone();
+        let Some(payer) = payer else { return Ok(MemoryCharge(None)) };
+        let exceeded = |error: vfiod_quota::Exceeded| {
+            let what = format!("{}: no memory for what is kept for its user", self.name());
+            Error::new(error.errno(), what).because(error)
+        };
+        payer
+            .charge(Resource::Memory, bytes)
+            .map(|charge| MemoryCharge(Some(charge)))
+            .map_err(exceeded)
+    }
+
+    /// Sets who pays; `None`: the device is closed.
+    pub(crate) fn set_payer(&self, payer: Option<Payer>) {
+        let before = std::mem::replace(&mut *lock(&self.inner.payer), payer);
+        drop(before);
     }
 
     /// Counts requests of the device to something else than guest memory, such as a disk: while one is

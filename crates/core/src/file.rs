@@ -102,9 +102,10 @@ impl File {
         self.shared.set_link(link);
     }
 
-    /// Sets who pays for the descriptors and mappings that the client sets up from now on. Once for each
-    /// file; without it nobody does.
+    /// Sets who pays for the descriptors and mappings that the client sets up from now on, and for memory that
+    /// the device keeps for it. Once for each file; without it nobody does.
     pub fn set_payer(&self, payer: Payer) {
+        self.registered().context.set_payer(Some(payer.clone()));
         self.shared.set_payer(payer);
     }
 

@@ -82,6 +82,7 @@ mod model;
 mod open_pause;
 mod opening;
 mod policy;
+mod polled_doorbells;
 pub mod region;
 mod registered;
 pub mod registry;
@@ -99,7 +100,7 @@ pub use vfiod_dma as dma;
 pub use vfiod_dma::{error, memory};
 pub use vfiod_tasks::contain;
 
-pub use context::{Context, DataPath, QuiesceTimes};
+pub use context::{Context, DataPath, MemoryCharge, QuiesceTimes};
 pub use description::{Description, DeviceFlags};
 pub use device::{Admission, Device, Features, Quiesce, Request, ResetCause, Token, Why, Worker};
 pub use device_ref::{DeviceRef, Status};
@@ -116,6 +117,7 @@ pub use input_log::{InputCall, InputEntry, InputLog, InputPlace, InputSource, Re
 pub use irq::{IrqFlags, IrqIndex, IrqInfo};
 pub use open_pause::OpenPause;
 pub use policy::{OpenPolicy, StatePolicy};
+pub use polled_doorbells::PolledDoorbells;
 pub use region::{Region, RegionFlags, RegionIndex};
 pub use registry::{DeviceSpec, Registration, Registry, check_device_name};
 pub use report::{Labels, Metric, MetricValue, Metrics, Report};

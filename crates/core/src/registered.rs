@@ -19,6 +19,8 @@ use crate::ids::{DeviceId, Owner, SetKey};
 use crate::irq::IrqBatch;
 use crate::opening::Last;
 use crate::policy::{OpenPolicy, Retained, StatePolicy};
+use crate::polled_doorbells::{SharedDoorbell, shared_doorbells};
+use crate::region::RegionIndex;
 use crate::report::SharedReport;
 use crate::set::{self, SetDevice};
 use crate::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
@@ -513,6 +515,7 @@ impl Registered {
         self.context.openings().end(self.last_memory());
         self.context.input_log().stop_recording();
         self.context.renew_own_space();
+        self.context.set_payer(None);
         let failed = {
             let mut guard = closing.lock();
             guard.device_closed();
@@ -631,6 +634,14 @@ impl Home for Registered {
 
     fn deliver_rings(self: Arc<Self>) {
         self.deliver_pending_rings();
+    }
+
+    fn ring_polled(self: Arc<Self>, bell: usize) {
+        self.ring(bell, None);
+    }
+
+    fn shared_doorbells(&self, region: RegionIndex) -> Vec<SharedDoorbell> {
+        shared_doorbells(&self.description.regions, region)
     }
 }
 

@@ -110,6 +110,8 @@ impl Stack {
         options.limits = limits(config);
         let registry = observer.map_or_else(Registry::new, Registry::with_observer);
         registry.accept_files(config.dma_files);
+        let polled = config.limits.polled_devices.unwrap_or(vfiod_config::POLLED_DEVICES);
+        registry.runtime().limit_polled(polled);
         let workers = std::thread::available_parallelism().map_or(1, NonZero::get);
         let workers = Workers::start(registry.runtime(), workers.min(MAX_WORKERS))
             .context("cannot start the threads of tasks")?;

@@ -31,6 +31,10 @@ pub(crate) struct Common {
     pub(crate) max_namespaces: u32,
     /// Commands that may have been read and not have completed.
     pub(crate) max_commands: u32,
+    /// The doorbells are memory that the host maps.
+    pub(crate) mapped_doorbells: bool,
+    /// They are polled.
+    pub(crate) is_polled: AtomicBool,
     pub(crate) bounce: BounceMemory,
     /// How many commands and bytes per second.
     pub(crate) rate: Arc<RateLimit>,
@@ -50,6 +54,8 @@ impl Common {
             namespaces,
             max_namespaces: MAX_NAMESPACES,
             max_commands: MAX_COMMANDS,
+            mapped_doorbells: false,
+            is_polled: AtomicBool::new(false),
             bounce: BounceMemory::default(),
             rate: Arc::new(RateLimit::new(RateLimits::default())),
             counters: Counters::default(),
@@ -80,13 +86,14 @@ impl Common {
         self.namespaces.iter().any(|namespace| namespace.limits.volatile)
     }
 
-    /// Whether the disks can do what a row of a table needs.
+    /// Whether there is what a row of a table needs.
     pub(crate) fn has(&self, needs: Needs) -> bool {
         match needs {
             Needs::Deallocation => {
                 self.namespaces.iter().all(|namespace| namespace.limits.deallocate.is_some())
             }
             Needs::WriteCache => self.has_write_cache(),
+            Needs::DoorbellMessages => !self.mapped_doorbells,
         }
     }
 

@@ -25,7 +25,7 @@ mod transfer;
 mod vectors;
 
 pub use controller::Nvme;
-pub use options::{IdentityOption, NvmeOptions};
+pub use options::{DoorbellsOption, IdentityOption, NvmeOptions};
 pub use report::{
     CompletionQueueStatus, ControllerState, CounterStatus, NamespaceStatus, NvmeStatus,
     SubmissionQueueStatus, TimeStatus,

@@ -58,6 +58,9 @@ pub struct NvmeOptions {
     /// Bytes that are read and written at once after a pause; those of a tenth of a second by default.
     #[schemars(extend("x-values" = "at least 1"))]
     pub bandwidth_burst: Option<u64>,
+    /// How hosts move doorbells: by messages, or by stores to a page that they map (mapped). SPDK's driver needs
+    /// that. Such a controller is polled while it is enabled, which takes a processor.
+    pub doorbells: DoorbellsOption,
     /// Size in bytes of the disk in memory; 64 MiB by default.
     pub memory: Option<u64>,
     /// Size in bytes of a disk that reads as zeroes and forgets what is written: to measure what is in front
@@ -87,6 +90,17 @@ pub struct NvmeOptions {
     /// disk.
     #[schemars(extend("x-values" = "a UUID"))]
     pub uuid: Option<String>,
+}
+
+/// How hosts move doorbells.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum DoorbellsOption {
+    /// By messages, and by shadow doorbells where they set them.
+    #[default]
+    Messages,
+    /// By stores to a page that they map, and by messages.
+    Mapped,
 }
 
 /// Who a disk is to be.
@@ -250,6 +264,7 @@ impl NvmeOptions {
         Common {
             max_namespaces: self.max_namespaces(),
             max_commands: self.commands.unwrap_or(MAX_COMMANDS),
+            mapped_doorbells: self.doorbells == DoorbellsOption::Mapped,
             bounce: BounceMemory::new(self.buffers.unwrap_or(MAX_BOUNCE)),
             ..Common::new(namespaces)
         }
@@ -292,6 +307,7 @@ impl NvmeOptions {
             iops_burst: _,
             bandwidth: _,
             bandwidth_burst: _,
+            doorbells: _,
             block_size,
             torn_writes,
             readonly,

@@ -8,6 +8,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 use vfiod_core::{Metrics, Report};
 use vfiod_disk::{About, Channel};
+use vfiod_sync::atomic::Ordering;
 use vfiod_sync::{Mutex, lock};
 
 use crate::common::Common;
@@ -90,6 +91,8 @@ pub struct NvmeStatus {
     pub commands: u32,
     /// How many there may be.
     pub max_commands: u32,
+    /// Its doorbells are mapped, and a thread of the daemon polls them: it takes a whole processor.
+    pub polled: bool,
     /// What it has done since the device was registered.
     pub counters: CounterStatus,
     /// Its submission queues; 0 is the admin queue.
@@ -237,6 +240,7 @@ impl Report for NvmeReport {
             controller_id: self.identity.controller,
             commands: queues.map_or(0, Queues::under_way),
             max_commands: self.common.max_commands,
+            polled: self.common.is_polled.load(Ordering::Relaxed),
             counters: counters(&self.common.counters),
             submission_queues: submissions
                 .map(|queue| submission_queue(&queue, &self.common.counters))
@@ -361,7 +365,7 @@ fn submission_queue(queue: &SubmissionQueue, counters: &Counters) -> SubmissionQ
         entries: queue.entries,
         completion_queue: queue.completion_queue,
         waiting: now.map(|(waiting, _)| waiting),
-        shadow_doorbell: now.map(|(_, has_pages)| has_pages),
+        shadow_doorbell: now.map(|(_, is_shadowed)| is_shadowed),
         depth: counters.map_or(0, QueueCounters::depth),
         commands: counters.map_or(0, QueueCounters::ended),
     }
@@ -374,7 +378,7 @@ fn completion_queue(id: usize, queue: &CompletionQueue) -> CompletionQueueStatus
         entries: queue.layout.entries,
         vector: queue.layout.vector,
         waiting: now.map(|(waiting, _)| waiting),
-        shadow_doorbell: now.map(|(_, has_pages)| has_pages),
+        shadow_doorbell: now.map(|(_, is_shadowed)| is_shadowed),
     }
 }
 

@@ -1,14 +1,18 @@
 //! Moves the data of commands: holds of guest memory where it is mapped, buffers where it is reached by
 //! message.
 
+use std::time::Duration;
+
 use vfiod_buffer::{push, zeroed};
-use vfiod_core::Errno;
 use vfiod_core::dma::{Attachment, Perm};
+use vfiod_core::{Errno, MemoryCharge};
 use vfiod_disk::Buffer;
+use vfiod_pci::Task;
 use vfiod_sync::atomic::{AtomicUsize, Ordering};
 use vfiod_sync::{Mutex, lock};
-use vfiod_tasks::Waiters;
+use vfiod_tasks::{Waiters, race};
 
+use crate::controller::Nvme;
 use crate::piece::Piece;
 use crate::spec::Status;
 
@@ -16,6 +20,10 @@ use crate::spec::Status;
 const MAX_HOLDS: usize = 512;
 /// Bytes of buffers that a controller may have at the same time, unless the options say so.
 pub(crate) const MAX_BOUNCE: usize = 16 << 20;
+
+/// How long a command waits before it looks again whether its user may have the memory. Nobody tells when that
+/// has other memory back.
+const RETRY: Duration = Duration::from_millis(10);
 
 /// The buffers of a controller.
 #[derive(Debug)]
@@ -49,6 +57,8 @@ impl Drop for Waiting<'_> {
 pub(crate) struct Bounced<'a> {
     memory: &'a BounceMemory,
     len: usize,
+    /// What the user is charged.
+    _charge: MemoryCharge,
 }
 
 impl BounceMemory {
@@ -68,17 +78,28 @@ impl BounceMemory {
         self.released.wait_for(|| self.is_enough().then_some(())).await;
     }
 
-    /// Waits until a buffer of `len` bytes may be made. One alone may be of any length.
-    pub(crate) async fn take(&self, len: usize) -> Bounced<'_> {
+    /// Waits until a buffer of `len` bytes may be made, and the user who has the controller open may have it.
+    /// One alone may be of any length.
+    pub(crate) async fn take(&self, task: &Task<Nvme>, len: usize) -> Bounced<'_> {
         let take = || {
             let mut used = lock(&self.used);
             let fits = *used == 0 || *used + len <= self.limit;
-            fits.then(|| *used += len)
+            let charge = fits.then(|| task.charge_memory(len as u64).ok()).flatten()?;
+            *used += len;
+            Some(charge)
         };
         self.waiting.fetch_add(1, Ordering::SeqCst);
         let _waiting = Waiting(self);
-        self.released.wait_for(take).await;
-        Bounced { memory: self, len }
+        loop {
+            let taken = async { Some(self.released.wait_for(take).await) };
+            let retry = async {
+                task.task().sleep(RETRY).await;
+                None
+            };
+            if let Some(_charge) = race(taken, retry).await {
+                return Bounced { memory: self, len, _charge };
+            }
+        }
     }
 }
 
@@ -108,7 +129,7 @@ pub(crate) struct Data<'a> {
 /// # Errors
 /// Data Transfer Error; Internal Error: no memory.
 pub(crate) async fn begin<'a>(
-    dma: &Attachment,
+    task: &Task<Nvme>,
     memory: &'a BounceMemory,
     pieces: &[Piece],
     direction: Direction,
@@ -116,18 +137,18 @@ pub(crate) async fn begin<'a>(
     let perm = if direction == Direction::ToHost { Perm::WRITE } else { Perm::READ };
     let mut holds = Vec::new();
     if pieces.len() > MAX_HOLDS {
-        return bounce(dma, memory, pieces, direction).await;
+        return bounce(task, memory, pieces, direction).await;
     }
     for piece in pieces {
         let &Piece::Memory(at, len) = piece else {
             drop(holds);
-            return bounce(dma, memory, pieces, direction).await;
+            return bounce(task, memory, pieces, direction).await;
         };
-        match dma.hold(at, len, perm) {
+        match task.dma().hold(at, len, perm) {
             Ok(hold) => push(&mut holds, hold).map_err(|_| Status::INTERNAL)?,
             Err(error) if error.errno() == Errno::OPNOTSUPP => {
                 drop(holds);
-                return bounce(dma, memory, pieces, direction).await;
+                return bounce(task, memory, pieces, direction).await;
             }
             Err(_) => return Err(Status::DATA_TRANSFER),
         }
@@ -136,16 +157,16 @@ pub(crate) async fn begin<'a>(
 }
 
 async fn bounce<'a>(
-    dma: &Attachment,
+    task: &Task<Nvme>,
     memory: &'a BounceMemory,
     pieces: &[Piece],
     direction: Direction,
 ) -> Result<Data<'a>, Status> {
     let len = pieces.iter().map(Piece::len).sum();
-    let bounced = Some(memory.take(len).await);
+    let bounced = Some(memory.take(task, len).await);
     let mut bytes = zeroed(len).map_err(|_| Status::INTERNAL)?;
     if direction == Direction::FromHost {
-        gather(dma, pieces, &mut bytes).await?;
+        gather(task.dma(), pieces, &mut bytes).await?;
     }
     Ok(Data { buffer: Buffer::Own(bytes), bounced })
 }

@@ -5,7 +5,7 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 
 use vfiod_core::memory::SharedMemory;
-use vfiod_core::{Context, InputLog, Report, Result};
+use vfiod_core::{Context, InputLog, PolledDoorbells, Report, Result};
 use vfiod_tasks::Runtime;
 
 use crate::interrupts::Interrupts;
@@ -77,6 +77,15 @@ impl<M> Cx<M> {
     /// the like, at the first call in an opening.
     pub fn shared_memory(&self, bar: u8) -> Result<Arc<SharedMemory>> {
         self.context().shared_memory(bar.into())
+    }
+
+    /// Doorbells in the memory that a BAR shares, which are polled while the model asks for it
+    /// ([`vfiod_core::Context::poll_doorbells`]).
+    ///
+    /// # Errors
+    /// `EUSERS`: as many devices are polled as may be.
+    pub fn poll_doorbells(&self, bar: u8) -> Result<PolledDoorbells> {
+        self.context().poll_doorbells(bar.into())
     }
 
     /// The log of the device's input from outside, for captures: a model with a back end counts its

@@ -5,7 +5,7 @@ use std::future::Future;
 use std::sync::Arc;
 
 use vfiod_core::work::{Queue, Rings, TaskHandle};
-use vfiod_core::{DataPath, DeviceTask, Errno, Result};
+use vfiod_core::{DataPath, DeviceTask, Errno, MemoryCharge, Result};
 
 use crate::cx::Cx;
 use crate::function::Function;
@@ -127,6 +127,15 @@ impl<M: Worker> Task<M> {
     /// Guest memory. Fails with `EPERM` while the guest has not enabled bus mastering.
     pub fn dma(&self) -> &vfiod_core::dma::Attachment {
         self.task.dma()
+    }
+
+    /// Charges the user who has the device open for memory that the model keeps for it
+    /// ([`vfiod_core::Context::charge_memory`]).
+    ///
+    /// # Errors
+    /// `ENOMEM`: more than the user may have.
+    pub fn charge_memory(&self, bytes: u64) -> Result<MemoryCharge> {
+        self.task.context().charge_memory(bytes)
     }
 
     /// Waits for a ring of a doorbell, of a model without a data path. Returns the newest value,

@@ -82,9 +82,11 @@ impl Runtime {
     fn wait(&self, parker: &Parker, deadline: Option<Instant>) -> bool {
         let runtime = self.scheduler();
         if runtime.has_workers() {
+            runtime.looks_no_more();
             return parker.park(deadline);
         }
-        if runtime.run() != Ran::Nothing || !runtime.fall_asleep() {
+        if runtime.run() != Ran::Nothing || runtime.is_polled() || !runtime.fall_asleep() {
+            // What is polled tells nobody.
             return true;
         }
         let is_left = parker.park_or_collect(&runtime.reactor, deadline);

@@ -14,6 +14,7 @@ pub mod event_index;
 #[cfg(all(test, shuttle))]
 mod model;
 mod parker;
+mod pollers;
 mod race;
 #[cfg(not(shuttle))]
 mod reactor;
@@ -27,6 +28,7 @@ mod sleep;
 mod source;
 mod task;
 mod timers;
+mod turns;
 mod waiters;
 #[cfg(not(shuttle))]
 mod watchdog;
@@ -36,10 +38,12 @@ mod workers;
 pub use bell::{Bell, Ring};
 #[cfg(not(shuttle))]
 pub use descriptor::Descriptor;
+pub use pollers::{Poll, PollSeat, TooManyPolled};
 pub use race::{race, yield_now};
 pub use runtime::{Runtime, WeakRuntime};
 pub use sleep::{Elapsed, Sleep, Timeout};
 pub use task::{Ended, Job, Task};
 pub use timers::ManualClock;
+pub use turns::Group;
 pub use waiters::{WaitFor, Waiters};
 pub use workers::{Workers, worker_seat};

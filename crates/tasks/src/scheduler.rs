@@ -1,6 +1,6 @@
 //! The queue of tasks that are ready, and the threads that run them.
 
-use std::collections::VecDeque;
+use std::cell::Cell;
 use std::fmt;
 use std::sync::Arc;
 
@@ -9,17 +9,30 @@ use vfiod_sync::{Mutex, lock};
 
 use crate::blocked::Blocked;
 use crate::coop;
+use crate::pollers::Pollers;
 use crate::reactor::{Reactor, Wait};
 use crate::timers::{Clock, Timers};
+use crate::turns::{Group, Turns};
 
 /// Tasks that [`Scheduler::run`] runs before it returns to its caller.
 const RUN_AT_ONCE: usize = 256;
+/// How often a worker polls before it looks whether a timer or a descriptor has its turn: tens of microseconds.
+const POLLS_BETWEEN_EVENTS: u32 = 256;
+
+vfiod_sync::thread_local! {
+    /// The scheduler that the calling thread polls for, by its address: it looks for tasks after the one that it
+    /// runs, and polls again or sleeps. 0: for none.
+    // loom's and shuttle's macros take no `const`.
+    #[allow(clippy::missing_const_for_thread_local)]
+    static POLLS_FOR: Cell<usize> = Cell::new(0);
+}
 
 /// What a runtime is to its tasks and workers.
 pub(crate) struct Scheduler {
     pub(crate) reactor: Arc<Reactor>,
     pub(crate) timers: Arc<Timers>,
     pub(crate) blocked: Blocked,
+    pub(crate) pollers: Pollers,
     queue: Mutex<Queue>,
 }
 
@@ -29,7 +42,7 @@ pub(crate) struct Scheduler {
 /// queues a task afterwards wakes it.
 #[derive(Default)]
 struct Queue {
-    ready: VecDeque<Runnable>,
+    ready: Turns,
     /// Threads that run tasks and nothing else, asleep or not.
     workers: usize,
     /// Threads that sleep, or are about to, until there is a task: workers and others.
@@ -38,6 +51,10 @@ struct Queue {
     searching: usize,
     /// Calls of [`Scheduler::run`], each of which looks into the queue before it returns.
     runs: usize,
+    /// Something is polled.
+    polled: bool,
+    /// A worker polls. It looks into the queue after each round.
+    polling: bool,
     /// [`Reactor::wake`] was called, and nobody has collected it yet. Whoever does takes tasks
     /// from the queue, and wakes the next one if there are more.
     wake_sent: bool,
@@ -50,6 +67,8 @@ struct Queue {
 /// What a worker does next.
 pub(crate) enum Next {
     Run(Runnable),
+    /// [`Scheduler::poll`].
+    Poll,
     /// [`Scheduler::sleep`].
     Sleep,
     Stop,
@@ -75,23 +94,26 @@ impl Scheduler {
     pub(crate) fn new(clock: Clock) -> rustix::io::Result<Self> {
         let reactor = Arc::new(Reactor::new()?);
         let timers = Arc::new(Timers::new(clock, reactor.clone()));
-        Ok(Self { reactor, timers, blocked: Blocked::default(), queue: Mutex::default() })
+        let (blocked, pollers) = (Blocked::default(), Pollers::default());
+        Ok(Self { reactor, timers, blocked, pollers, queue: Mutex::default() })
     }
 
     /// Ends the runtime: no task runs any more.
     pub(crate) fn close(&self) {
-        let ready = {
-            let mut queue = lock(&self.queue);
-            queue.closed = true;
-            std::mem::take(&mut queue.ready)
-        };
-        // Drops futures: without the lock.
-        drop(ready);
+        lock(&self.queue).closed = true;
+        loop {
+            let ready = lock(&self.queue).ready.pop();
+            // Drops its future: without the lock.
+            let Some(ready) = ready else { break };
+            drop(ready);
+        }
         self.timers.clear();
+        self.pollers.clear();
+        self.polled_changed();
     }
 
-    /// Queues a task that is ready.
-    pub(crate) fn push(&self, runnable: Runnable) {
+    /// Queues a task that is ready, and may be one of a group.
+    pub(crate) fn push(&self, runnable: Runnable, group: Option<&Group>) {
         let mut queue = lock(&self.queue);
         if queue.closed {
             drop(queue);
@@ -99,8 +121,8 @@ impl Scheduler {
             drop(runnable);
             return;
         }
-        queue.ready.push_back(runnable);
-        let wake = queue.must_wake();
+        queue.ready.push(runnable, group);
+        let wake = queue.must_wake(self.looks_itself());
         drop(queue);
         if wake {
             self.reactor.wake();
@@ -114,11 +136,15 @@ impl Scheduler {
         if queue.stopping {
             return Next::Stop;
         }
-        let Some(runnable) = queue.ready.pop_front() else {
+        let Some(runnable) = queue.ready.pop() else {
+            if queue.polled && !queue.polling {
+                queue.polling = true;
+                return Next::Poll;
+            }
             queue.sleeping += 1;
             return Next::Sleep;
         };
-        let wake = queue.must_wake();
+        let wake = queue.must_wake(false);
         drop(queue);
         if wake {
             self.reactor.wake();
@@ -126,8 +152,85 @@ impl Scheduler {
         Next::Run(runnable)
     }
 
+    /// Whether the calling thread is a worker that polls between tasks: it looks for the next one by itself.
+    fn looks_itself(&self) -> bool {
+        POLLS_FOR.with(Cell::get) == std::ptr::from_ref(self).addr()
+    }
+
+    /// The calling thread is about to wait for something: it looks for no task meanwhile.
+    pub(crate) fn looks_no_more(&self) {
+        if self.looks_itself() {
+            POLLS_FOR.with(|polls| polls.set(0));
+            let wake = lock(&self.queue).must_wake(false);
+            if wake {
+                self.reactor.wake();
+            }
+        }
+    }
+
+    /// Lets a worker poll until there is a task, or nothing is polled any more.
+    pub(crate) fn poll(&self) {
+        POLLS_FOR.with(|polls| polls.set(std::ptr::from_ref(self).addr()));
+        let mut rounds = 0_u32;
+        loop {
+            self.pollers.poll();
+            rounds = rounds.wrapping_add(1);
+            if rounds.is_multiple_of(POLLS_BETWEEN_EVENTS) {
+                self.collect();
+            }
+            let mut queue = lock(&self.queue);
+            if !queue.ready.is_empty() || queue.stopping || !queue.polled {
+                queue.polling = false;
+                return;
+            }
+            drop(queue);
+            // Lets the others run in a model.
+            vfiod_sync::point();
+            std::hint::spin_loop();
+        }
+    }
+
+    /// What a worker does between two tasks: now and then it handles what has happened, and polls unless
+    /// another worker does. One that has polled does so each time.
+    pub(crate) fn look_around(&self, now_and_then: bool) {
+        if now_and_then {
+            self.collect();
+        }
+        if now_and_then || self.looks_itself() {
+            self.poll_once();
+        }
+    }
+
+    /// Polls unless a worker does, and anything is polled.
+    fn poll_once(&self) {
+        let polls = {
+            let queue = lock(&self.queue);
+            queue.polled && !queue.polling
+        };
+        if polls {
+            self.pollers.poll();
+        }
+    }
+
+    /// What is polled has changed.
+    pub(crate) fn polled_changed(&self) {
+        let mut queue = lock(&self.queue);
+        queue.polled = self.pollers.count() > 0;
+        let wake = queue.must_wake_to_poll();
+        drop(queue);
+        if wake {
+            self.reactor.wake();
+        }
+    }
+
+    /// Whether something is polled.
+    pub(crate) fn is_polled(&self) -> bool {
+        lock(&self.queue).polled
+    }
+
     /// Lets a worker sleep until something happens, and handles it.
     pub(crate) fn sleep(&self) {
+        POLLS_FOR.with(|polls| polls.set(0));
         let mut timer = false;
         self.reactor.collect(Wait::Event, |collected| {
             let mut queue = lock(&self.queue);
@@ -160,6 +263,7 @@ impl Scheduler {
         lock(&self.queue).runs += 1;
         let mut ran = 0;
         self.collect();
+        self.poll_once();
         loop {
             let mut queue = lock(&self.queue);
             if queue.ready.is_empty() && queue.wake_sent {
@@ -171,7 +275,7 @@ impl Scheduler {
             if ran == RUN_AT_ONCE || queue.ready.is_empty() {
                 queue.runs -= 1;
                 let more = !queue.ready.is_empty();
-                let wake = queue.must_wake();
+                let wake = queue.must_wake(false);
                 drop(queue);
                 if wake {
                     self.reactor.wake();
@@ -182,7 +286,7 @@ impl Scheduler {
                     _ => Ran::All,
                 };
             }
-            let runnable = queue.ready.pop_front();
+            let runnable = queue.ready.pop();
             drop(queue);
             runnable.into_iter().for_each(run_task);
             ran += 1;
@@ -220,7 +324,7 @@ impl Scheduler {
             if last {
                 queue.stopping = false;
             }
-            (last, !last && queue.stopping || queue.must_wake())
+            (last, !last && queue.stopping || queue.must_wake(false))
         };
         if wake {
             self.reactor.wake();
@@ -246,12 +350,21 @@ impl Scheduler {
 
 impl Queue {
     /// Whether the caller must call [`Reactor::wake`], the queue's lock dropped: there are tasks
-    /// that no worker will look for, and one sleeps or has yet to start.
-    fn must_wake(&mut self) -> bool {
+    /// that no worker will look for, and one sleeps or has yet to start. `looks_itself`: the caller has made
+    /// one ready, and will look for it.
+    fn must_wake(&mut self, looks_itself: bool) -> bool {
         let nobody_looks = self.workers == 0 && self.runs == 0;
         let wake = !self.wake_sent
-            && self.ready.len() > self.searching
+            && self.ready.len() > self.searching + usize::from(looks_itself)
             && (self.sleeping > 0 || nobody_looks);
+        self.wake_sent |= wake;
+        wake
+    }
+
+    /// As [`Queue::must_wake`]: something is polled, and no worker will do so unless it is woken.
+    fn must_wake_to_poll(&mut self) -> bool {
+        let nobody_polls = self.polled && !self.polling && self.searching == 0;
+        let wake = !self.wake_sent && nobody_polls && self.workers > 0 && self.sleeping > 0;
         self.wake_sent |= wake;
         wake
     }

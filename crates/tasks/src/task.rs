@@ -10,6 +10,7 @@ use vfiod_sync::{Mutex, lock};
 
 use crate::contain::{Panicked, contain};
 use crate::runtime::Runtime;
+use crate::turns::Group;
 use crate::waiters::Waiters;
 
 /// Why a task ended without a result.
@@ -112,8 +113,27 @@ impl Runtime {
         F::Output: Send + 'static,
         E: FnOnce(Result<F::Output, Ended>) + Send + 'static,
     {
+        self.spawn_among(None, future, end)
+    }
+
+    /// As [`Runtime::spawn_with`], a task of a group.
+    pub fn spawn_in<F, E>(&self, group: &Group, future: F, end: E) -> Job
+    where
+        F: Future + Send + 'static,
+        F::Output: Send + 'static,
+        E: FnOnce(Result<F::Output, Ended>) + Send + 'static,
+    {
+        self.spawn_among(Some(group.clone()), future, end)
+    }
+
+    fn spawn_among<F, E>(&self, group: Option<Group>, future: F, end: E) -> Job
+    where
+        F: Future + Send + 'static,
+        F::Output: Send + 'static,
+        E: FnOnce(Result<F::Output, Ended>) + Send + 'static,
+    {
         let scheduler = self.scheduler().clone();
-        let schedule = move |runnable| scheduler.push(runnable);
+        let schedule = move |runnable| scheduler.push(runnable, group.as_ref());
         let future = Contained { future: Some(future), end: Some(end) };
         let (runnable, handle) = async_task::spawn(future, schedule);
         runnable.schedule();

@@ -146,9 +146,11 @@ impl Pool {
                     }
                     from = From::Task;
                     tasks += 1;
-                    if tasks % TASKS_BETWEEN_EVENTS == 0 {
-                        self.runtime.collect();
-                    }
+                    self.runtime.look_around(tasks % TASKS_BETWEEN_EVENTS == 0);
+                }
+                Next::Poll => {
+                    self.runtime.poll();
+                    from = From::Task;
                 }
                 Next::Sleep => {
                     self.runtime.sleep();

@@ -106,6 +106,11 @@ impl Driver {
         self.workers.is_some()
     }
 
+    /// How many devices are polled now: this one, or none.
+    pub fn polled(&self) -> usize {
+        self.runtime.polled()
+    }
+
     /// Runs the tasks of a device without workers until each waits for something.
     pub fn settle(&self) {
         self.runtime.run_until_idle();

@@ -22,7 +22,7 @@ use pin_project_lite::pin_project;
 use vfiod_sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use vfiod_sync::{FairMutex, Mutex, lock};
 use vfiod_tasks::contain::Panicked;
-use vfiod_tasks::{Bell, Ended, Job, Ring, Runtime, Sleep, Timeout, Waiters};
+use vfiod_tasks::{Bell, Ended, Group, Job, Ring, Runtime, Sleep, Timeout, Waiters};
 
 use crate::error::{Errno, Error, Result};
 
@@ -49,6 +49,8 @@ pub struct Work {
 struct Shared {
     device: String,
     runtime: Runtime,
+    /// The device's tasks take their turns as one.
+    group: Group,
     on_panic: OnPanic,
     max_tasks: usize,
     gate: gate::Gate,
@@ -198,6 +200,7 @@ impl Work {
         let shared = Shared {
             device: device.to_owned(),
             runtime,
+            group: Group::new(),
             on_panic,
             max_tasks: limits.tasks,
             gate: gate::Gate::default(),
@@ -444,7 +447,7 @@ impl Shared {
         unmade.0 = None;
         let (work, ended) = (self.clone(), task.clone());
         let future = Accounted { future, task: Some(task.clone()) };
-        let job = self.runtime.spawn_with(future, move |outcome| {
+        let job = self.runtime.spawn_in(&self.group, future, move |outcome| {
             if let Err(Ended::Panicked(panic)) = outcome {
                 (work.on_panic)(&ended.name, panic);
             }

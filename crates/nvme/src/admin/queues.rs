@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::AdminQueue;
 use crate::controller::{VECTORS, forget_rings};
 use crate::queues::serve::task_name;
-use crate::queues::{CompletionQueue, Layout, SubmissionQueue};
+use crate::queues::{CompletionQueue, DoorbellPlace, Layout, SubmissionQueue};
 use crate::spec::registers::{IO_QUEUES, MAX_ENTRIES};
 use crate::spec::{Outcome, Status, Submission};
 
@@ -62,8 +62,8 @@ impl AdminQueue {
                 if self.queues.completion(id).is_some() {
                     return Err(Status::INVALID_QUEUE_IDENTIFIER);
                 }
-                let set = |pages| queue.set_pages(self.task.dma(), pages, id);
-                self.queues.with_pages(set).map_err(|_| Status::DATA_TRANSFER)?;
+                let set = |place: &DoorbellPlace| queue.set_place(self.task.dma(), place, id);
+                self.queues.with_place(set).map_err(|_| Status::DATA_TRANSFER)?;
                 // What was rung before means another queue.
                 forget_rings(cx, [2 * id + 1]);
                 self.queues.add_completion(id, queue);
@@ -87,8 +87,8 @@ impl AdminQueue {
                 let completions = completions.ok_or(Status::INVALID_COMPLETION_QUEUE)?;
                 let (id, number) = (id as u16, completion_queue as u16);
                 let queue = SubmissionQueue::new(id, (base, entries), number, completions);
-                let set = |pages| queue.set_pages(self.task.dma(), pages);
-                self.queues.with_pages(set).map_err(|_| Status::DATA_TRANSFER)?;
+                let set = |place: &DoorbellPlace| queue.set_place(self.task.dma(), place);
+                self.queues.with_place(set).map_err(|_| Status::DATA_TRANSFER)?;
                 nvme.start_queue(cx, &self.queues, Arc::new(queue));
                 Ok(0)
             })

@@ -1,7 +1,7 @@
 //! Doorbell Buffer Config (5.11).
 
 use super::AdminQueue;
-use crate::queues::Pages;
+use crate::queues::{DoorbellPlace, Pages};
 use crate::spec::{Outcome, Status, Submission};
 use vfiod_core::Result;
 use vfiod_core::dma::{Attachment, Perm};
@@ -23,7 +23,7 @@ impl AdminQueue {
                 Err(_) => return Err(Status::DATA_TRANSFER),
             }
         }
-        let set = self.queues.set_pages(dma, Pages { doorbells, events });
+        let set = self.queues.set_place(dma, DoorbellPlace::Shadow(Pages { doorbells, events }));
         set.map(|()| 0).map_err(|_| Status::DATA_TRANSFER)
     }
 }

@@ -65,13 +65,14 @@ impl Model for Nvme {
 
     fn spec(&self) -> FunctionSpec {
         let doorbells = (0..2 * QUEUES as u64).map(|n| Doorbell::message(DOORBELLS + 4 * n, 4));
+        let registers = Bar::memory64(SIZE).shared(self.shared_areas());
         let vectors = VECTORS as u16;
         FunctionSpec::new(VENDOR, DEVICE)
             .class(CLASS)
             .subsystem(VENDOR, DEVICE)
             .revision(1)
             .pin(Pin::A)
-            .bar(0, doorbells.fold(Bar::memory64(SIZE), Bar::doorbell))
+            .bar(0, doorbells.fold(registers, Bar::doorbell))
             .bar(TABLE_BAR, Bar::memory32(4096))
             .capability(Capability::PowerManagement)
             .capability(Capability::Msi { vectors: 32 })
@@ -90,6 +91,7 @@ impl Model for Nvme {
             (self.identity, self.common) = (identity, Arc::new(options.common(seat, rate)));
             self.options = None;
         }
+        self.take_poll_seat(cx)?;
         cx.set_data_path(self.doorbells.clone());
         let (common, shown) = (self.common.clone(), self.shown.clone());
         cx.set_report(Arc::new(NvmeReport { identity: self.identity.clone(), common, shown }));
@@ -159,6 +161,7 @@ impl Model for Nvme {
             told_of_sync,
             // The task of one has ended.
             shutdowns: _,
+            polled: _,
         } = self;
         *timestamp = Timestamp::reset();
         *told_of_sync = false;
@@ -169,6 +172,8 @@ impl Model for Nvme {
         features.apply(common);
         *events = Events::default();
         common.forget_errors();
+        // The page of doorbells was zeroed.
+        self.stop_polling();
         self.show();
     }
 }
@@ -180,6 +185,7 @@ impl Worker for Nvme {
         if let Some(queues) = &self.queues {
             if why.ends() {
                 queues.stop();
+                self.stop_polling();
             } else {
                 queues.pause(true);
             }
@@ -205,6 +211,9 @@ impl Worker for Nvme {
         }
         let Some(queues) = &self.queues else { return };
         queues.pause(false);
+        if let Err(error) = self.resume_polling() {
+            return self.cannot_poll(cx, &error);
+        }
         (0..QUEUES).for_each(|id| self.start(cx, id));
     }
 }

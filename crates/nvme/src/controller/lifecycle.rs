@@ -14,8 +14,9 @@ use crate::admin::events::Events;
 use crate::common::Common;
 use crate::features::Features;
 use crate::io::IoQueue;
+use crate::queues::doorbell::Moved;
 use crate::queues::serve::{serve, task_name};
-use crate::queues::{CompletionQueue, Layout, Queues, SubmissionQueue};
+use crate::queues::{CompletionQueue, Doorbell, Layout, Queues, SubmissionQueue};
 use crate::spec::registers::{
     CC_WRITABLE, FATAL, QUEUES, READY, SHUT_DOWN, SHUTDOWN, SHUTTING_DOWN, TIMEOUT, admin_entries,
 };
@@ -61,10 +62,20 @@ impl Nvme {
         let queues = self.new_queues(configuration, cx.interrupts());
         let layout =
             Layout { base: self.properties.completions, entries: completions, vector: Some(0) };
-        let completion_queue = Arc::new(CompletionQueue::new(layout));
+        if let Err(error) = self.clear_doorbells(cx).and_then(|()| self.map_doorbells(cx, &queues))
+        {
+            return self.cannot_poll(cx, &error);
+        }
+        let place = queues.place();
+        let doorbell = |entries, bell| {
+            Doorbell::restored((entries, 0), Moved::default(), (place.as_ref(), bell))
+        };
+        let (tail, head) = (doorbell(submissions, 0), doorbell(completions, 1));
+        let completion_queue = Arc::new(CompletionQueue::restored(layout, head, 0, true));
         queues.add_completion(0, completion_queue.clone());
         let memory = (self.properties.submissions, submissions);
-        queues.add_submission(Arc::new(SubmissionQueue::new(0, memory, 0, completion_queue)));
+        let submission_queue = SubmissionQueue::restored(0, memory, 0, completion_queue, (0, tail));
+        queues.add_submission(Arc::new(submission_queue));
         // What was rung before means other queues.
         forget_rings(cx, 0..2 * QUEUES);
         self.features = Features::default();
@@ -76,6 +87,9 @@ impl Nvme {
         self.doorbells.set(Some(queues.clone()));
         self.queues = Some(queues);
         self.set_status(!READY, READY);
+        if let Err(error) = self.start_polling() {
+            return self.cannot_poll(cx, &error);
+        }
         self.start(cx, 0);
     }
 
@@ -115,6 +129,7 @@ impl Nvme {
     /// CC.EN becomes 0 (3.7.2, Controller Reset): CSTS.RDY falls when all work has ended.
     fn disable(&mut self, cx: &Cx<Self>) {
         self.doorbells.set(None);
+        self.stop_polling();
         match &self.queues {
             Some(queues) => {
                 queues.stop();
@@ -153,6 +168,8 @@ impl Nvme {
             (0..QUEUES).for_each(|id| queues.remove_completion(id));
         }
         self.set_status(!0, 0);
+        // It fails where the device is not open, and its memory gone.
+        _ = self.clear_doorbells(cx);
         if self.configuration().enabled() {
             self.enable(cx);
         }
@@ -216,6 +233,8 @@ impl Nvme {
         }
         if self.is_in_shutdown(number) {
             self.set_status(SHUTDOWN, SHUT_DOWN);
+            // No command is read any more.
+            self.stop_polling();
         }
         if self.shutdowns == number {
             task.task().cancel();

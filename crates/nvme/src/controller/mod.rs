@@ -3,10 +3,12 @@
 
 mod function;
 mod lifecycle;
+mod mapped;
 mod saved;
 
 use std::sync::Arc;
 
+use vfiod_core::PolledDoorbells;
 use vfiod_core::work::{Close, Rings};
 use vfiod_disk::{Backend, Disk};
 use vfiod_pci::Interrupts;
@@ -17,7 +19,7 @@ use crate::common::Common;
 use crate::features::Features;
 use crate::identity::Identity;
 use crate::namespace::Neighbour;
-use crate::options::NvmeOptions;
+use crate::options::{DoorbellsOption, NvmeOptions};
 use crate::queues::{Doorbells, Queues};
 use crate::rate::RateLimit;
 use crate::report::Shown;
@@ -85,13 +87,16 @@ pub struct Nvme {
     pub(crate) told_of_sync: bool,
     /// Counts shutdowns that the host has asked for.
     shutdowns: u32,
+    /// Doorbells that the host maps, which are polled while the controller is enabled; `None`: it maps none.
+    polled: Option<PolledDoorbells>,
 }
 
 impl Nvme {
     /// A controller whose disk is opened when it is registered.
     pub(crate) fn configured_with(options: NvmeOptions) -> Self {
+        let mapped_doorbells = options.doorbells == DoorbellsOption::Mapped;
         let rate = Arc::new(RateLimit::new(options.rate_limits()));
-        let common = Common { rate, ..Common::new(Vec::new()) };
+        let common = Common { rate, mapped_doorbells, ..Common::new(Vec::new()) };
         let unnamed = Self::new(Identity::default(), common);
         Self { options: Some(options), ..unnamed }
     }
@@ -122,6 +127,7 @@ impl Nvme {
             timestamp: Timestamp::reset(),
             told_of_sync: false,
             shutdowns: 0,
+            polled: None,
         }
     }
 
@@ -139,6 +145,7 @@ impl Nvme {
     pub(crate) fn fail(&mut self, queues: &Arc<Queues>) {
         if self.queues.as_ref().is_some_and(|own| Arc::ptr_eq(own, queues)) {
             self.set_status(0, FATAL);
+            self.stop_polling();
         }
         queues.stop();
     }

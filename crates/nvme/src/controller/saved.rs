@@ -13,7 +13,9 @@ use crate::common::ERROR_ENTRIES;
 use crate::counters::SAVED;
 use crate::features::Features;
 use crate::queues::doorbell::{FAR, Moved};
-use crate::queues::{CompletionQueue, Doorbell, Layout, Pages, Queues, SubmissionQueue};
+use crate::queues::{
+    CompletionQueue, Doorbell, DoorbellPlace, Layout, Pages, Queues, SubmissionQueue,
+};
 use crate::spec::log::ERROR_LEN;
 use crate::spec::registers::{
     CC_WRITABLE, Configuration, FATAL, LARGEST_PAGE, MAX_ENTRIES, QUEUES, READY, SHUTDOWN,
@@ -116,14 +118,13 @@ impl MovedImage {
     /// A doorbell that has come so far: the `bell`th.
     fn restored(&self, queues: &Queues, ring: (u32, u32), bell: usize) -> Result<Doorbell> {
         let Self { lag, seen } = *self;
-        let pages = queues.pages();
-        if lag >= FAR || (pages.is_none() && (lag, seen) != (0, 0)) {
+        let place = queues.place();
+        if lag >= FAR || (place.is_none() && (lag, seen) != (0, 0)) {
             return Err(bad(format!(
                 "doorbell {bell}: {lag} past its register, {seen} in its page"
             )));
         }
-        let pages = pages.map(|pages| (pages, bell));
-        Ok(Doorbell::restored(ring, Moved { lag, seen }, pages))
+        Ok(Doorbell::restored(ring, Moved { lag, seen }, (place.as_ref(), bell)))
     }
 }
 
@@ -287,7 +288,9 @@ impl Nvme {
         let (submissions, completions) = save_queues(Some(before));
         let queues =
             self.new_queues(Configuration((before.page.ilog2() - 12) << 7), cx.interrupts());
-        if let Err(error) = restore_queues(&queues, &submissions, &completions) {
+        let restored = self.map_doorbells(cx, &queues);
+        let restored = restored.and_then(|()| restore_queues(&queues, &submissions, &completions));
+        if let Err(error) = restored {
             tracing::error!(device = cx.name(), %error, "cannot go on with the queues");
             self.set_status(0, FATAL);
             return;
@@ -322,9 +325,14 @@ impl Save for Nvme {
             told_of_sync,
             // A shutdown that is under way begins anew.
             shutdowns: _,
+            polled: _,
         } = self;
         let (submissions, completions) = save_queues(queues.as_deref());
-        let pages = queues.as_ref().and_then(|queues| queues.pages());
+        let pages = match queues.as_ref().and_then(|queues| queues.place()) {
+            Some(DoorbellPlace::Shadow(pages)) => Some(pages),
+            // What BAR 0 shares with the host is saved by the core.
+            Some(DoorbellPlace::Mapped(_)) | None => None,
+        };
         let mut errors = [0; ERROR_LEN * ERROR_ENTRIES];
         errors.copy_from_slice(lock(&common.errors).page().as_flattened());
         NvmeImage {
@@ -384,7 +392,13 @@ impl Save for Nvme {
         let no_pages = (shadow_doorbells, event_indices) == (NO_PAGE, NO_PAGE);
         let is_aligned = |at: u64| at.is_multiple_of(4096 << page.min(LARGEST_PAGE));
         let aligned = is_aligned(shadow_doorbells) && is_aligned(event_indices);
-        if !no_pages && (has_queues != 1 || !aligned || shadow_doorbells == event_indices) {
+        let has_shadow = !no_pages;
+        if has_shadow && self.polled.is_some() {
+            return Err(bad(
+                "shadow doorbells of a controller whose doorbells are mapped".to_owned()
+            ));
+        }
+        if has_shadow && (has_queues != 1 || !aligned || shadow_doorbells == event_indices) {
             return Err(bad(format!("shadow doorbells that cannot be: {pages:x?}")));
         }
         if !sound || status & SHUTDOWN == SHUTDOWN {
@@ -393,9 +407,10 @@ impl Save for Nvme {
         }
         let queues = if has_queues == 1 {
             let queues = self.new_queues(Configuration(page << 7), cx.interrupts());
-            if !no_pages {
-                queues.restore_pages(pages);
+            if has_shadow {
+                queues.begin_place(DoorbellPlace::Shadow(pages));
             }
+            self.map_doorbells(cx, &queues)?;
             restore_queues(&queues, &submissions, &completions)?;
             queues.vectors.restore_mask(properties.mask);
             if status & SHUTDOWN != 0 {

@@ -40,7 +40,7 @@ impl IoQueue {
         }
         // It is read and written.
         self.common.rate.spend(0, 2 * len);
-        let bounce = self.common.bounce.take(2 * len as usize);
+        let bounce = self.common.bounce.take(&self.task, 2 * len as usize);
         let _bounced = self.reach(async { Ok(bounce.await) }).await?;
         let mut data = list_for(len as usize).map_err(|_| Status::INTERNAL)?;
         for (first, blocks) in ranges {

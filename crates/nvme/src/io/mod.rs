@@ -237,7 +237,7 @@ impl IoQueue {
     async fn read(&self, namespace: &Namespace, command: &Submission) -> Outcome {
         let (offset, pieces) = self.locate(namespace, command, Direction::ToHost).await?;
         let (dma, memory) = (self.task.dma(), &self.common.bounce);
-        let data = transfer::begin(dma, memory, &pieces, Direction::ToHost);
+        let data = transfer::begin(&self.task, memory, &pieces, Direction::ToHost);
         let (buffer, bounced) = self.reach(data).await?.split();
         let len = buffer.len() as u64;
         let request = Request::Read { offset, buffer };
@@ -254,8 +254,8 @@ impl IoQueue {
         let writable = self.writable(namespace);
         let (offset, pieces) = self.locate(namespace, command, Direction::FromHost).await?;
         writable?;
-        let (dma, memory) = (self.task.dma(), &self.common.bounce);
-        let data = transfer::begin(dma, memory, &pieces, Direction::FromHost);
+        let memory = &self.common.bounce;
+        let data = transfer::begin(&self.task, memory, &pieces, Direction::FromHost);
         let (buffer, _bounced) = self.reach(data).await?.split();
         let len = buffer.len() as u64;
         let durable = command.durable() || self.common.write_through();
@@ -269,8 +269,8 @@ impl IoQueue {
     /// Compare (NVM command set 3.2.1).
     async fn compare(&self, namespace: &Namespace, command: &Submission) -> Outcome {
         let (offset, pieces) = self.locate(namespace, command, Direction::FromHost).await?;
-        let (dma, memory) = (self.task.dma(), &self.common.bounce);
-        let data = transfer::begin(dma, memory, &pieces, Direction::FromHost);
+        let memory = &self.common.bounce;
+        let data = transfer::begin(&self.task, memory, &pieces, Direction::FromHost);
         let (buffer, _bounced) = self.reach(data).await?.split();
         let len = buffer.len() as u64;
         let done = namespace.channel()?.compare(&self.queues.interest, offset, buffer).await;

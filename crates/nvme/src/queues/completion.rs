@@ -12,7 +12,7 @@ use vfiod_core::{Errno, Result};
 use vfiod_sync::atomic::Ordering;
 use vfiod_sync::{Mutex, lock, try_lock};
 
-use super::doorbell::{Doorbell, InvalidValue, Pages};
+use super::doorbell::{Doorbell, DoorbellPlace, InvalidValue};
 use crate::spec::completion::{BEFORE_PHASE, LEN};
 use crate::spec::{Completion, Status};
 use crate::vectors::{Posted, Raise, Vectors};
@@ -92,7 +92,7 @@ impl CompletionQueue {
     /// and whether the doorbell is in pages.
     pub(crate) fn try_view(&self) -> Option<(u32, bool)> {
         let state = try_lock(&self.state)?;
-        Some((self.used(&state), state.head.has_pages()))
+        Some((self.used(&state), state.head.is_shadowed()))
     }
 
     fn used(&self, state: &State) -> u32 {
@@ -228,7 +228,7 @@ impl CompletionQueue {
     fn signal(&self, host: Host<'_>, count: u32, can_wait: bool) -> Result<Option<Duration>> {
         let Some(vector) = self.layout.vector else { return Ok(None) };
         let mut state = lock(&self.state);
-        if state.head.has_pages() && host.raise.is_pin() {
+        if state.head.is_in_memory() && host.raise.is_pin() {
             self.follow(&mut state, host)?;
         }
         if state.head.value() == state.tail {
@@ -259,16 +259,21 @@ impl CompletionQueue {
         lock(&self.state).head.take_invalid()
     }
 
-    /// From now on its doorbell, the one of queue `id`, is in these pages, too.
+    /// From now on its doorbell, the one of queue `id`, is there, too.
     ///
     /// # Errors
     /// Those of the memory.
-    pub(crate) fn set_pages(&self, dma: &Attachment, pages: Pages, id: usize) -> Result<()> {
-        lock(&self.state).head.set_pages(dma, pages, 2 * id + 1)
+    pub(crate) fn set_place(
+        &self,
+        dma: &Attachment,
+        place: &DoorbellPlace,
+        id: usize,
+    ) -> Result<()> {
+        lock(&self.state).head.set_place(dma, place, 2 * id + 1)
     }
 
-    pub(crate) fn end_pages(&self) {
-        lock(&self.state).head.end_pages();
+    pub(crate) fn end_place(&self) {
+        lock(&self.state).head.end_place();
     }
 
     /// The queue ends: its vector knows of no entries of it any more.

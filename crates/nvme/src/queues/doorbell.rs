@@ -1,7 +1,10 @@
 //! A doorbell: an index that the host moves. It does so by the register (PCIe transport 3.1.2) and, once
 //! there are shadow doorbells (5.11, B.5), by its entry of a page of its own memory as well.
 //!
-//! Both ways mean one value. A host writes its page first, and the register only if it has passed the
+//! The register may be memory that the host maps. Then what a message says is there, too: it is the value,
+//! and the message says that it has changed.
+//!
+//! With shadow doorbells both ways mean one value. A host writes its page first, and the register only if it has passed the
 //! *event index*, which the controller keeps in a second page. The register's message may arrive late, when
 //! the page is further on already: then it says nothing new. Some hosts leave the page out on some queues
 //! (Linux and SPDK on the admin queue), or at some times: then the register is ahead, and the page is made
@@ -14,12 +17,17 @@
 //! register alone, may not be heard until it stores to the page again. To make this rare, the event index
 //! follows at least twice in each round, after which a host writes the register.
 
+use std::sync::Arc;
+
 use vfiod_core::dma::{Attachment, Batch, Reach};
+use vfiod_core::memory::SharedMemory;
 use vfiod_core::{Errno, Error, Result};
 use vfiod_sync::atomic::{Ordering, fence};
 use vfiod_tasks::event_index::{SharedIndex, ask};
 
-/// Bytes of an entry of either page (CAP.DSTRD is 0).
+use crate::spec::registers::DOORBELLS;
+
+/// Bytes of a doorbell, and of an entry of either page (CAP.DSTRD is 0).
 const ENTRY: u64 = 4;
 /// A lag that does not come: a host writes the register in each round.
 pub(crate) const FAR: u32 = 1 << 30;
@@ -39,6 +47,15 @@ impl Pages {
     }
 }
 
+/// Where the host moves doorbells besides, or instead of, by messages.
+#[derive(Clone, Debug)]
+pub(crate) enum DoorbellPlace {
+    /// Shadow doorbells.
+    Shadow(Pages),
+    /// The registers are BAR 0's memory, which the host maps.
+    Mapped(Arc<SharedMemory>),
+}
+
 /// A doorbell's value is none of the queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct InvalidValue;
@@ -52,6 +69,7 @@ pub(crate) struct Doorbell {
     /// How far the value is past the last one that was written to the register, below [`FAR`].
     lag: u32,
     shadow: Option<Shadow>,
+    mapped: Option<Mapped>,
     /// The host has stored a value that is none of the queue, of which it was not told.
     invalid: bool,
 }
@@ -69,6 +87,21 @@ struct Shadow {
     since_event: u32,
 }
 
+/// A register that the host maps.
+#[derive(Clone, Debug)]
+struct Mapped {
+    memory: Arc<SharedMemory>,
+    at: u64,
+    /// What was there last.
+    seen: u32,
+}
+
+impl Mapped {
+    fn new(memory: &Arc<SharedMemory>, bell: usize, seen: u32) -> Self {
+        Self { memory: memory.clone(), at: DOORBELLS + bell as u64 * ENTRY, seen }
+    }
+}
+
 /// What is saved of a doorbell besides its value.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Moved {
@@ -82,22 +115,32 @@ fn by_message() -> Error {
 
 impl Doorbell {
     pub(crate) fn new(entries: u32, value: u32) -> Self {
-        Self { entries, value, lag: 0, shadow: None, invalid: false }
+        Self { entries, value, lag: 0, shadow: None, mapped: None, invalid: false }
     }
 
-    /// A doorbell that has come so far, and its entries of the pages, if there are any.
+    /// A doorbell that has come so far, the `bell`th, and where it is besides.
     pub(crate) fn restored(
         (entries, value): (u32, u32),
         moved: Moved,
-        pages: Option<(Pages, usize)>,
+        (place, bell): (Option<&DoorbellPlace>, usize),
     ) -> Self {
-        let shadow =
-            |(pages, bell): (Pages, usize)| Shadow { seen: moved.seen, ..pages.entry(bell) };
-        Self { lag: moved.lag, shadow: pages.map(shadow), ..Self::new(entries, value) }
+        let mut doorbell = Self { lag: moved.lag, ..Self::new(entries, value) };
+        match place {
+            Some(DoorbellPlace::Shadow(pages)) => {
+                doorbell.shadow = Some(Shadow { seen: moved.seen, ..pages.entry(bell) });
+            }
+            Some(DoorbellPlace::Mapped(memory)) => {
+                doorbell.mapped = Some(Mapped::new(memory, bell, moved.seen));
+            }
+            None => {}
+        }
+        doorbell
     }
 
     pub(crate) fn moved(&self) -> Moved {
-        Moved { lag: self.lag, seen: self.shadow.as_ref().map_or(0, |shadow| shadow.seen) }
+        let shadow = self.shadow.as_ref().map(|shadow| shadow.seen);
+        let seen = shadow.or(self.mapped.as_ref().map(|mapped| mapped.seen));
+        Moved { lag: self.lag, seen: seen.unwrap_or(0) }
     }
 
     /// The newest value.
@@ -105,27 +148,52 @@ impl Doorbell {
         self.value
     }
 
-    /// From now on it is in these pages, too. Both entries get the newest value: the host has not used them.
+    /// From now on it is there, too. What is there gets the newest value: the host has not used it.
     ///
     /// # Errors
     /// Those of the memory.
-    pub(crate) fn set_pages(&mut self, dma: &Attachment, pages: Pages, bell: usize) -> Result<()> {
-        let mut shadow = pages.entry(bell);
-        let mut batch = dma.batch()?;
-        for at in [shadow.at, shadow.event_at] {
-            store(&mut batch, at, self.value)?;
+    pub(crate) fn set_place(
+        &mut self,
+        dma: &Attachment,
+        place: &DoorbellPlace,
+        bell: usize,
+    ) -> Result<()> {
+        match place {
+            DoorbellPlace::Shadow(pages) => {
+                let mut shadow = pages.entry(bell);
+                let mut batch = dma.batch()?;
+                for at in [shadow.at, shadow.event_at] {
+                    store(&mut batch, at, self.value)?;
+                }
+                (shadow.seen, shadow.event) = (self.value, Some(self.value));
+                (self.lag, self.shadow) = (0, Some(shadow));
+            }
+            DoorbellPlace::Mapped(memory) => {
+                let mapped = Mapped::new(memory, bell, self.value);
+                memory.store(mapped.at, self.value.to_le(), Ordering::SeqCst)?;
+                self.mapped = Some(mapped);
+            }
         }
-        (shadow.seen, shadow.event) = (self.value, Some(self.value));
-        (self.lag, self.shadow) = (0, Some(shadow));
         Ok(())
     }
 
-    /// The pages are the host's again: neither is read or written any more.
-    pub(crate) fn end_pages(&mut self) {
-        self.shadow = None;
+    /// What is there is the host's again: it is neither read nor written any more.
+    pub(crate) fn end_place(&mut self) {
+        (self.shadow, self.mapped, self.lag) = (None, None, 0);
     }
 
-    pub(crate) fn has_pages(&self) -> bool {
+    /// Whether it is in memory, where the host can be ahead of what it has told.
+    pub(crate) fn is_in_memory(&self) -> bool {
+        self.shadow.is_some() || self.mapped.is_some()
+    }
+
+    /// Whether the register is memory that the host maps.
+    pub(crate) fn is_mapped(&self) -> bool {
+        self.mapped.is_some()
+    }
+
+    /// Whether the host can be asked to write the register.
+    pub(crate) fn is_shadowed(&self) -> bool {
         self.shadow.is_some()
     }
 
@@ -150,10 +218,15 @@ impl Doorbell {
         value: u32,
         limit: u32,
     ) -> Result<bool, InvalidValue> {
+        let before = self.value;
+        if self.mapped.is_some() {
+            // It is there, or the host has stored another one since.
+            _ = self.look(dma, limit);
+            return if self.take_invalid() { Err(InvalidValue) } else { Ok(self.value != before) };
+        }
         if value >= self.entries {
             return Err(InvalidValue);
         }
-        let before = self.value;
         // What the host has stored before. Where its page cannot be read, the queue's task finds that out.
         _ = self.look(dma, limit);
         let step = self.register_step(value);
@@ -197,11 +270,16 @@ impl Doorbell {
         }
     }
 
-    /// Looks into the page. The value can be at most `limit` ahead. Returns whether there is a new one.
+    /// Looks whether the host has stored something. The value can be at most `limit` ahead. Returns whether there is a new one.
     ///
     /// # Errors
     /// Those of the memory.
     pub(crate) fn look(&mut self, dma: &Attachment, limit: u32) -> Result<bool> {
+        if let Some(mapped) = &mut self.mapped {
+            let now = u32::from_le(mapped.memory.load(mapped.at)?);
+            let seen = std::mem::replace(&mut mapped.seen, now);
+            return Ok(now != seen && self.advance(now, limit));
+        }
         let Some(shadow) = &self.shadow else { return Ok(false) };
         let mut batch = dma.batch()?;
         let now = load(&mut batch, shadow.at)?;
@@ -209,12 +287,12 @@ impl Doorbell {
     }
 
     /// Asks to be told when the host moves past `event`, and looks once more. Returns whether there is a
-    /// new value: if not, the host writes the register when it moves past `event`.
+    /// new value: if not, the host writes the register when it moves past `event`, or what it stores is polled.
     ///
     /// # Errors
     /// Those of the memory.
     pub(crate) fn ask(&mut self, dma: &Attachment, event: u32, limit: u32) -> Result<bool> {
-        let Some(shadow) = &mut self.shadow else { return Ok(false) };
+        let Some(shadow) = &mut self.shadow else { return self.look(dma, limit) };
         let mut batch = dma.batch()?;
         if shadow.event == Some(event) && shadow.since_event == 0 {
             // It asks for that already.
@@ -226,26 +304,35 @@ impl Doorbell {
         self.judge(&mut batch, now, limit)
     }
 
-    /// What the page says.
+    /// What the page of shadow doorbells says.
     fn judge(&mut self, batch: &mut Batch<'_>, now: u32, limit: u32) -> Result<bool> {
-        let ahead = if now < self.entries { self.ahead(now) } else { u32::MAX };
+        let before = self.value;
         let Some(shadow) = &mut self.shadow else { return Ok(false) };
         if now == std::mem::replace(&mut shadow.seen, now) {
             return Ok(false);
         }
-        if ahead > limit {
-            self.invalid = true;
-            return Ok(false);
-        }
-        self.value = now;
+        let moved = self.advance(now, limit);
+        let ahead = (self.value + self.entries - before) % self.entries;
+        let Some(shadow) = &mut self.shadow else { return Ok(false) };
         shadow.since_event += ahead;
-        let published = if shadow.since_event >= self.entries / 2 {
+        let published = if moved && shadow.since_event >= self.entries / 2 {
             InPage { batch, shadow }.publish(now)
         } else {
             Ok(())
         };
         self.outrun_register(ahead);
-        published.map(|()| ahead > 0)
+        published.map(|()| moved)
+    }
+
+    /// The host has stored a value. Returns whether it is a new one of the queue.
+    fn advance(&mut self, now: u32, limit: u32) -> bool {
+        let ahead = if now < self.entries { self.ahead(now) } else { u32::MAX };
+        if ahead > limit {
+            self.invalid = true;
+            return false;
+        }
+        self.value = now;
+        ahead > 0
     }
 }
 
@@ -288,6 +375,8 @@ mod tests {
 
     use super::*;
 
+    const PAGES: DoorbellPlace = DoorbellPlace::Shadow(Pages { doorbells: 0, events: 4096 });
+
     /// The pages of a host, the doorbells first.
     fn pages() -> (OwnedFd, Attachment) {
         let memory = rustix::fs::memfd_create("pages", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
@@ -316,7 +405,7 @@ mod tests {
     fn play(steps: &[Step]) -> Vec<Option<u32>> {
         let (memory, dma) = pages();
         let mut bell = Doorbell::new(8, 5);
-        bell.set_pages(&dma, super::Pages { doorbells: 0, events: 4096 }, 3).unwrap();
+        bell.set_place(&dma, &PAGES, 3).unwrap();
         let mut values = Vec::new();
         for step in steps {
             let valid = match *step {
@@ -386,6 +475,30 @@ mod tests {
     }
 
     #[test]
+    fn value_of_a_register_that_is_mapped_is_what_the_page_has() {
+        let (_, dma) = pages();
+        let memory = SharedMemory::new("bar", 0x2000).unwrap();
+        let mut bell = Doorbell::new(8, 5);
+        bell.set_place(&dma, &DoorbellPlace::Mapped(memory.clone()), 3).unwrap();
+        let page = |value: u32| memory.store(0x100c, value, Ordering::SeqCst).unwrap();
+        assert_eq!(memory.load::<u32>(0x100c).unwrap(), 5);
+        // Messages 6 and 7, and a store of 1 before the first of them is delivered.
+        page(1);
+        assert_eq!(bell.write(&dma, 6, 7), Ok(true));
+        assert_eq!((bell.value(), bell.write(&dma, 7, 7)), (1, Ok(false)));
+        page(9);
+        assert_eq!(bell.write(&dma, 9, 7), Err(InvalidValue));
+        assert_eq!(bell.write(&dma, 9, 7), Ok(false), "it was told of");
+        page(2);
+        assert!(bell.look(&dma, 7).unwrap());
+        assert_eq!((bell.value(), bell.is_shadowed()), (2, false));
+        bell.end_place();
+        page(3);
+        assert!(!bell.look(&dma, 7).unwrap());
+        assert_eq!(bell.value(), 2, "the page is the host's again");
+    }
+
+    #[test]
     fn page_and_event_index_begin_with_the_value_and_follow_it() {
         let (memory, dma) = pages();
         let words = || {
@@ -396,13 +509,13 @@ mod tests {
             })
         };
         let mut bell = Doorbell::new(8, 5);
-        bell.set_pages(&dma, super::Pages { doorbells: 0, events: 4096 }, 3).unwrap();
+        bell.set_place(&dma, &PAGES, 3).unwrap();
         assert_eq!(words(), [5, 5]);
         assert!(bell.write(&dma, 7, 7).unwrap());
         assert_eq!(words(), [7, 5], "the page says what the register says");
         assert!(!bell.ask(&dma, 7, 7).unwrap());
         assert_eq!(words(), [7, 7]);
-        bell.end_pages();
+        bell.end_place();
         bell.write(&dma, 1, 7).unwrap();
         assert!(!bell.ask(&dma, 1, 7).unwrap());
         assert_eq!(words(), [7, 7], "the pages are the host's again");

@@ -19,7 +19,7 @@ use vfiod_tasks::Waiters;
 
 pub(crate) use self::completion::{CompletionQueue, Host, Layout};
 use self::doorbell::InvalidValue;
-pub(crate) use self::doorbell::{Doorbell, Pages};
+pub(crate) use self::doorbell::{Doorbell, DoorbellPlace, Pages};
 pub(crate) use self::submission::SubmissionQueue;
 use crate::spec::registers::QUEUES;
 use crate::vectors::Vectors;
@@ -42,8 +42,9 @@ pub(crate) struct Queues {
     /// No command is read until the controller is disabled: it is shut down.
     closed: AtomicBool,
     changed: Waiters,
-    /// The pages of shadow doorbells, if the host has set them (5.11).
-    pages: Mutex<Option<Pages>>,
+    /// Where doorbells are, besides in messages: in pages of shadow doorbells, once the host has set them
+    /// (5.11), or in memory that the host maps.
+    place: Mutex<Option<DoorbellPlace>>,
     /// Commands that were read and have not completed, and how many there may be.
     commands: AtomicU32,
     max_commands: u32,
@@ -72,7 +73,7 @@ impl Queues {
             paused: AtomicBool::new(false),
             closed: AtomicBool::new(false),
             changed: Waiters::new(),
-            pages: Mutex::new(None),
+            place: Mutex::new(None),
             commands: AtomicU32::new(0),
             max_commands,
             invalid_register: AtomicBool::new(false),
@@ -107,7 +108,7 @@ impl Queues {
     pub(crate) fn remove_completion(&self, id: usize) {
         let queue = lock(&self.completions[id]).take();
         if let Some(queue) = queue {
-            queue.end_pages();
+            queue.end_place();
             queue.end(&self.vectors, &self.interrupts);
         }
     }
@@ -128,44 +129,44 @@ impl Queues {
         Host { dma, vectors: &self.vectors, raise: &self.interrupts, coalesces: false }
     }
 
-    /// The pages of shadow doorbells.
-    pub(crate) fn pages(&self) -> Option<Pages> {
-        *lock(&self.pages)
+    /// Where doorbells are, besides in messages.
+    pub(crate) fn place(&self) -> Option<DoorbellPlace> {
+        lock(&self.place).clone()
     }
 
-    /// From now on the doorbells of all queues are in these pages, too; not if the work is to end.
+    /// From now on the doorbells of all queues are there, too; not if the work is to end.
     ///
     /// # Errors
     /// Those of the memory.
-    pub(crate) fn set_pages(&self, dma: &Attachment, pages: Pages) -> Result<()> {
-        let mut own = lock(&self.pages);
+    pub(crate) fn set_place(&self, dma: &Attachment, place: DoorbellPlace) -> Result<()> {
+        let mut own = lock(&self.place);
         if self.is_stopped() {
             return Ok(());
         }
-        *own = Some(pages);
-        self.all_submissions().try_for_each(|queue| queue.set_pages(dma, pages))?;
-        self.all_completions().try_for_each(|(id, queue)| queue.set_pages(dma, pages, id))
+        let place = own.insert(place);
+        self.all_submissions().try_for_each(|queue| queue.set_place(dma, place))?;
+        self.all_completions().try_for_each(|(id, queue)| queue.set_place(dma, place, id))
     }
 
-    /// Lets `set` set the pages of a queue that is being created, if there are any.
+    /// Lets `set` tell a queue that is being created where its doorbell is, if it is anywhere.
     ///
     /// # Errors
     /// Those of `set`.
-    pub(crate) fn with_pages(&self, set: impl FnOnce(Pages) -> Result<()>) -> Result<()> {
-        let own = lock(&self.pages);
-        own.filter(|_| !self.is_stopped()).map_or(Ok(()), set)
+    pub(crate) fn with_place(&self, set: impl FnOnce(&DoorbellPlace) -> Result<()>) -> Result<()> {
+        let own = lock(&self.place);
+        own.as_ref().filter(|_| !self.is_stopped()).map_or(Ok(()), set)
     }
 
-    /// What was restored.
-    pub(crate) fn restore_pages(&self, pages: Pages) {
-        *lock(&self.pages) = Some(pages);
+    /// Where the doorbells are of queues that are added from now on.
+    pub(crate) fn begin_place(&self, place: DoorbellPlace) {
+        *lock(&self.place) = Some(place);
     }
 
-    /// The pages of shadow doorbells are the host's again. When this returns nobody reads or writes them.
-    fn end_pages(&self) {
-        *lock(&self.pages) = None;
-        self.all_submissions().for_each(|queue| queue.end_pages());
-        self.all_completions().for_each(|(_, queue)| queue.end_pages());
+    /// The memory of doorbells is the host's again. When this returns nobody reads or writes it.
+    fn end_place(&self) {
+        *lock(&self.place) = None;
+        self.all_submissions().for_each(|queue| queue.end_place());
+        self.all_completions().for_each(|(_, queue)| queue.end_place());
     }
 
     /// Whether there are I/O queues.
@@ -183,7 +184,7 @@ impl Queues {
     pub(crate) fn stop(&self) {
         self.stopped.store(true, Ordering::SeqCst);
         self.interest.end();
-        self.end_pages();
+        self.end_place();
         self.changed.wake_all();
         self.ring_all();
     }
@@ -347,9 +348,9 @@ impl Doorbells {
 impl DataPath for Doorbells {
     fn doorbell(&self, bell: usize, value: Option<u64>, dma: &Attachment) {
         let queues = lock(&self.queues).clone();
-        // Doorbells have no eventfds, so that the value is known.
-        if let (Some(queues), Some(value)) = (queues, value) {
-            queues.doorbell(dma, bell, value as u32);
+        if let Some(queues) = queues {
+            // A doorbell that was stored to through a mapping rings without a value, and is looked at.
+            queues.doorbell(dma, bell, value.unwrap_or(0) as u32);
         }
     }
 }

@@ -13,7 +13,7 @@ use futures_util::future::FutureExt;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use vfiod_core::{Errno, Result};
 use vfiod_pci::Task;
-use vfiod_tasks::race;
+use vfiod_tasks::{race, yield_now};
 
 use super::{Host, Queues, SubmissionQueue};
 use crate::controller::Nvme;
@@ -131,7 +131,13 @@ pub(crate) async fn serve(
     let (of_all, counters) = execute.counters();
     let mut held = Held::default();
     let mut turn = Turn::default();
+    let mut read_since = 0;
     loop {
+        if read_since >= BATCH {
+            // Others have their turn, also where the disk and the host never let this one wait.
+            read_since = 0;
+            yield_now().await;
+        }
         // What is rung from here on rings again.
         queue.bell.take();
         let ends = queues.is_stopped() || queue.is_deleted();
@@ -152,6 +158,7 @@ pub(crate) async fn serve(
             execute.events().await;
             let read = read(&task, &queues, &queue, &execute, &mut turn).await;
             let read = read.and_then(|(commands, next)| {
+                read_since += commands.len() as u32;
                 if !commands.is_empty() {
                     let began = task.task().runtime().now();
                     let begin = |running: Running| Timed { began, running };
@@ -280,7 +287,7 @@ fn prepare(
     queue: &SubmissionQueue,
     is_idle: bool,
 ) -> Result<Next> {
-    if !queue.has_pages() {
+    if !queue.is_shadowed() {
         return Ok(Next::Wait);
     }
     for _ in 0..if is_idle { LOOKS } else { 0 } {

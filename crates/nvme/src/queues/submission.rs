@@ -9,7 +9,7 @@ use vfiod_sync::{Mutex, lock, try_lock};
 use vfiod_tasks::Bell;
 
 use super::completion::CompletionQueue;
-use super::doorbell::{Doorbell, InvalidValue, Pages};
+use super::doorbell::{Doorbell, DoorbellPlace, InvalidValue};
 use crate::spec::Submission;
 use crate::spec::submission::{Fused, LEN};
 
@@ -101,13 +101,16 @@ impl SubmissionQueue {
     pub(crate) fn set_tail(&self, dma: &Attachment, tail: u32) -> Result<(), InvalidValue> {
         let mut doorbell = lock(&self.tail);
         let limit = self.limit(&doorbell);
-        doorbell.write(dma, tail, limit)?;
+        // Its task may have looked already, where the register is memory.
+        let is_new = doorbell.write(dma, tail, limit)? || !doorbell.is_mapped();
         drop(doorbell);
-        self.bell.ring(None);
+        if is_new {
+            self.bell.ring(None);
+        }
         Ok(())
     }
 
-    /// Looks for commands in the page of shadow doorbells. Returns whether there are new ones.
+    /// Looks for commands where the host stores its doorbell. Returns whether there are new ones.
     ///
     /// # Errors
     /// Those of the memory.
@@ -133,27 +136,27 @@ impl SubmissionQueue {
         lock(&self.tail).take_invalid()
     }
 
-    /// From now on its doorbell is in these pages, too.
+    /// From now on its doorbell is there, too.
     ///
     /// # Errors
     /// Those of the memory.
-    pub(crate) fn set_pages(&self, dma: &Attachment, pages: Pages) -> Result<()> {
-        lock(&self.tail).set_pages(dma, pages, 2 * usize::from(self.id))
+    pub(crate) fn set_place(&self, dma: &Attachment, place: &DoorbellPlace) -> Result<()> {
+        lock(&self.tail).set_place(dma, place, 2 * usize::from(self.id))
     }
 
-    pub(crate) fn end_pages(&self) {
-        lock(&self.tail).end_pages();
+    pub(crate) fn end_place(&self) {
+        lock(&self.tail).end_place();
     }
 
-    pub(crate) fn has_pages(&self) -> bool {
-        lock(&self.tail).has_pages()
+    pub(crate) fn is_shadowed(&self) -> bool {
+        lock(&self.tail).is_shadowed()
     }
 
     /// For the operator, without waiting for whoever uses the doorbell: how many commands were submitted and
     /// not read, and whether the doorbell is in pages.
     pub(crate) fn try_view(&self) -> Option<(u32, bool)> {
         let tail = try_lock(&self.tail)?;
-        Some((self.unread(&tail), tail.has_pages()))
+        Some((self.unread(&tail), tail.is_shadowed()))
     }
 
     /// How many commands were submitted and not read.

@@ -9,7 +9,7 @@ use vfiod_core::Context;
 use vfiod_core::dma::{Attachment, Backing, MapRequest, Perm, Space};
 use vfiod_sync::{Arc, Condvar, Mutex, lock};
 
-use super::{CompletionQueue, Host, Layout, Pages, Queues, SubmissionQueue};
+use super::{CompletionQueue, DoorbellPlace, Host, Layout, Pages, Queues, SubmissionQueue};
 use crate::spec::{Completion, Status};
 use crate::vectors::{Raise, Vectors};
 
@@ -155,7 +155,7 @@ fn queues_that_were_stopped_reach_no_page() {
     let submissions = Arc::new(SubmissionQueue::new(0, (0, 4), 0, completions.clone()));
     queues.add_completion(0, completions.clone());
     queues.add_submission(submissions.clone());
-    let pages = Pages { doorbells: LEN / 2, events: LEN / 4 * 3 };
+    let pages = DoorbellPlace::Shadow(Pages { doorbells: LEN / 2, events: LEN / 4 * 3 });
     let fill = || rustix::io::pwrite(&rig.memory, &[0x55; LEN as usize], 0).expect("writes");
     let page = || {
         let mut bytes = [0; LEN as usize / 2];
@@ -163,16 +163,17 @@ fn queues_that_were_stopped_reach_no_page() {
         bytes
     };
     fill();
-    queues.set_pages(&rig.dma, pages).expect("reaches memory");
+    queues.set_place(&rig.dma, pages.clone()).expect("reaches memory");
     assert_ne!(page(), [0x55; LEN as usize / 2]);
     queues.stop();
     fill();
-    assert!(queues.set_pages(&rig.dma, pages).is_ok());
-    queues.with_pages(|_| unreachable!("they have ended")).expect("does nothing");
+    assert!(queues.set_place(&rig.dma, pages).is_ok());
+    queues.with_place(|_| unreachable!("they have ended")).expect("does nothing");
     queues.doorbell(&rig.dma, 0, 1);
     assert!(!submissions.look(&rig.dma).expect("reaches memory"));
     assert!(!submissions.ask(&rig.dma).expect("reaches memory"));
     assert_eq!(completions.reserve(rig.reach(), 4).expect("reaches memory").count, 3);
     assert_eq!(page(), [0x55; LEN as usize / 2], "pages that are left alone");
-    assert_eq!((queues.pages(), submissions.waiting()), (None, 1));
+    assert!(queues.place().is_none());
+    assert_eq!(submissions.waiting(), 1);
 }

@@ -93,7 +93,7 @@ const ADMIN_ROWS: &[Row<Command<Admin>>] = &[
     refused(0x1e, "NVMe-MI Receive", "5.20"),
     refused(0x20, "Capacity Management", "5.3"),
     refused(0x24, "Lockdown", "5.19"),
-    row(0x7c, "Doorbell Buffer Config", "5.11", DOORBELL_BUFFER_CONFIG),
+    row_if(0x7c, "Doorbell Buffer Config", "5.11", Needs::DoorbellMessages, DOORBELL_BUFFER_CONFIG),
     refused(0x7f, "Fabrics Commands", "6"),
     row(
         0x80,

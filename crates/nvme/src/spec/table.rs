@@ -8,20 +8,22 @@
 
 use super::status::Status;
 
-/// What one disk can do, and another one cannot.
+/// What one controller or disk has, and another one has not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Needs {
     /// Blocks can be given back.
     Deallocation,
     /// What was written may be lost until it is flushed.
     WriteCache,
+    /// Doorbells come by messages, so that they can have shadows.
+    DoorbellMessages,
 }
 
 /// Whether the controller offers something.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Offer<T> {
     Always(T),
-    /// If all disks can do this.
+    /// If there is this.
     If(Needs, T),
     /// It is refused as if the specifications did not have it.
     Never,
@@ -49,7 +51,7 @@ pub(crate) struct Table<T: 'static> {
 }
 
 impl<T: Copy> Table<T> {
-    /// What an identifier stands for; `has` says what the disks can do.
+    /// What an identifier stands for; `has` says what there is.
     ///
     /// # Errors
     /// The table's refusal: it is not offered.
@@ -88,7 +90,7 @@ pub(crate) const fn row<T: Copy>(
     Row { id, name, section, offer: Offer::Always(what) }
 }
 
-/// A row of what is offered if the disks can do it.
+/// A row of what is offered if there is what it needs.
 pub(crate) const fn row_if<T: Copy>(
     id: u8,
     name: &'static str,

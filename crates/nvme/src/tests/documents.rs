@@ -34,6 +34,9 @@ fn markdown<T>(title: &str, identifier: &str, table: &Table<T>) -> String {
             Offer::If(Needs::WriteCache, _) => {
                 format!("tested; where no disk has a write cache refused: {refusal}")
             }
+            Offer::If(Needs::DoorbellMessages, _) => {
+                format!("tested; where doorbells are mapped refused: {refusal}")
+            }
             Offer::Never => format!("refused: {refusal}"),
         };
         _ = writeln!(text, "| {:02X}h | {} | {} | {offer} |", row.id, row.name, row.section);

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use vfiod_core::dma::{Completion, DmaPeer};
+use vfiod_quota::{Ledger, Limit, Limits, Payer, Resource, Share, Size, User};
 use vfiod_testing::eventually;
 
 use super::rig::{BASE, Command, DATA, Held, Host, namespace, with_common};
@@ -42,6 +43,31 @@ fn commands_beyond_the_limit_stay_in_their_queues_and_nobody_is_busy() {
             }
         }
     }
+}
+
+/// How often the task of the first I/O queue has run.
+fn polls(host: &Host) -> u64 {
+    let tasks = host.device.device().status().tasks;
+    tasks.iter().find(|task| task.name == "queue 1").expect("it is there").polls
+}
+
+/// A disk that never lets a queue's task wait does not keep it running.
+#[test]
+fn queue_that_always_has_commands_lets_others_have_their_turn() {
+    let mut host = Host::new(super::rig::nvme());
+    host.create_pair(1, 256, 1);
+    host.rest(Duration::from_millis(5));
+    let before = polls(&host);
+    for n in 0..224 {
+        host.put(1, Command::io(2, n, 1, (DATA, 0)));
+    }
+    host.ring(1);
+    for _ in 0..224 {
+        eventually("a completion", || host.peek(1).is_some());
+        assert_eq!(host.poll(1).map(|entry| entry.status), Some(0));
+    }
+    let turns = polls(&host) - before;
+    assert!(turns >= 224 / 32, "{turns} turns for 224 commands");
 }
 
 /// Memory that takes what is written to it.
@@ -90,4 +116,40 @@ fn commands_are_not_read_while_others_wait_for_buffers() {
     let statuses: Vec<_> = ended.into_iter().map(|(_, status)| status).collect();
     assert_eq!(statuses, [0, 0, 0, 0, 0, 0, 0, 0, 0, 0x01]);
     assert_eq!(host.wait(2).status, 0x01);
+}
+
+/// Data that goes through buffers is charged to the user who has the controller open, for as long as it is there.
+#[test]
+fn buffers_are_charged_and_a_command_waits_for_memory_of_its_user() {
+    let mut limits = Limits::of_process(1);
+    // Of what is common one user has half.
+    limits.set(Resource::Memory, Limit::new(Size::Common(0x2_0000), Share::Demanded(0)));
+    let ledger = Ledger::new(limits);
+    let used = || ledger.usage(Resource::Memory).used;
+    let payer = Payer::new(ledger.open("disk").unwrap().account, User::Account(1000));
+    let disk = Held::new();
+    let mut host = Host::new(with_common(common(&disk)));
+    host.device.map_peer(1 << 41, 1 << 20, Arc::new(Takes));
+    host.device.file().set_payer(payer.clone());
+    host.create_pair(1, 16, 1);
+    // Two pages that are reached by message.
+    let large = Command::io(2, 0, 16, (1 << 41, (1 << 41) + 4096));
+    disk.hold(true);
+    host.submit(1, large);
+    eventually("it is under way", || disk.waiting() == 1);
+    assert_eq!(used(), 8192);
+    disk.hold(false);
+    disk.release();
+    assert_eq!(host.wait(1).status, 0);
+    assert_eq!(used(), 0, "it is given back");
+    // The user has other memory.
+    let other = payer.charge(Resource::Memory, 0xf000).unwrap();
+    let before = polls(&host);
+    let id = host.submit(1, large);
+    eventually("it waits, and looks again", || polls(&host) > before + 3);
+    assert_eq!((host.peek(1), used()), (None, 0xf000));
+    assert!(host.identify(1, 0).is_ok(), "admin commands go on");
+    drop(other);
+    let entry = host.wait(1);
+    assert_eq!((entry.id, entry.status, used()), (id, 0, 0), "it has waited");
 }

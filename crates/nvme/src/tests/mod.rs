@@ -11,6 +11,7 @@ mod fused;
 mod held;
 mod io;
 mod limits;
+mod mapped;
 mod namespaces;
 mod options;
 mod power;
@@ -39,3 +40,10 @@ fn submit(device: &Driver) {
 }
 
 vfiod_testing::conformance!(rig::nvme(), dma = submit);
+
+/// With doorbells that the host maps.
+mod with_mapped_doorbells {
+    use super::{mapped, submit};
+
+    vfiod_testing::conformance!(mapped::nvme(), dma = submit);
+}

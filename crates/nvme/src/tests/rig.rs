@@ -5,7 +5,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use vfiod_core::dma::Perm;
-use vfiod_core::{Error, Result};
+use vfiod_core::memory::SharedMemory;
+use vfiod_core::{Error, RegionIndex, Result};
 use vfiod_disk::test::TestDisk;
 use vfiod_disk::{
     Backend, Channel, Disk, Done, Failure, FailureKind, Limits, Memory, Pending, Request,
@@ -108,6 +109,8 @@ pub(super) struct Host {
     shadow: Option<(u64, u64)>,
     /// Doorbell registers that were written.
     pub(super) registers: std::cell::Cell<u32>,
+    /// How doorbells are moved; `None`: as Linux does.
+    pub(super) way: Option<Way>,
 }
 
 /// The ways of a host to move a doorbell.
@@ -119,6 +122,8 @@ pub(super) enum Way {
     Page,
     /// The page, and the register always.
     Both,
+    /// A store to the register, which is mapped.
+    Store,
 }
 
 /// A controller with a disk in memory.
@@ -176,7 +181,7 @@ impl Host {
         device.enable();
         let memory = device.map(BASE, LEN, Perm::READ | Perm::WRITE);
         let (pairs, interrupts, registers) = (vec![None; 66], Vec::new(), Default::default());
-        Self { device, memory, pairs, interrupts, next_id: 0, shadow: None, registers }
+        Self { device, memory, pairs, interrupts, next_id: 0, shadow: None, registers, way: None }
     }
 
     /// A host whose controller is enabled, and whose time passes with a clock.
@@ -222,6 +227,12 @@ impl Host {
     /// Moves a doorbell: that of a submission queue has twice its number. As Linux, by the register alone
     /// where there are no pages.
     pub(super) fn move_doorbell(&self, bell: usize, value: u32, way: Way) {
+        if way == Way::Store {
+            return self
+                .page()
+                .store(DOORBELLS + 4 * bell as u64, value, Ordering::SeqCst)
+                .unwrap();
+        }
         let mut writes = way != Way::Page;
         if let (Some((doorbells, events)), Way::Page | Way::Both) = (self.shadow, way) {
             let offset = 4 * bell as u64;
@@ -238,9 +249,15 @@ impl Host {
         }
     }
 
-    /// How Linux moves a doorbell.
-    fn usual_way(queue: usize) -> Way {
-        if queue == 0 { Way::Register } else { Way::Page }
+    /// BAR 0, as a host has mapped it.
+    pub(super) fn page(&self) -> &SharedMemory {
+        let memory = self.device.file().shared_memory(RegionIndex(0));
+        memory.unwrap().expect("its doorbells are mapped")
+    }
+
+    /// How a doorbell is moved.
+    fn usual_way(&self, queue: usize) -> Way {
+        self.way.unwrap_or(if queue == 0 { Way::Register } else { Way::Page })
     }
 
     /// Goes on with the device of another driver, to which the state of this one was restored.
@@ -323,7 +340,7 @@ impl Host {
     }
 
     pub(super) fn ring(&self, queue: usize) {
-        self.ring_by(queue, Self::usual_way(queue));
+        self.ring_by(queue, self.usual_way(queue));
     }
 
     pub(super) fn ring_by(&self, queue: usize, way: Way) {
@@ -361,7 +378,7 @@ impl Host {
 
     /// Says that the completions that were taken may be written over.
     pub(super) fn release(&self, queue: usize) {
-        self.release_by(queue, Self::usual_way(queue));
+        self.release_by(queue, self.usual_way(queue));
     }
 
     pub(super) fn release_by(&self, queue: usize, way: Way) {

@@ -3,8 +3,8 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use vfiod_core::DescriptorTable;
 use vfiod_core::dma::{Completion, DmaPeer, Perm};
+use vfiod_core::{DescriptorTable, StatePolicy};
 use vfiod_disk::Memory;
 use vfiod_pci::irq_index::INTX;
 use vfiod_testing::{Driver, eventually};
@@ -12,7 +12,7 @@ use vfiod_testing::{Driver, eventually};
 use super::rig::{
     BASE, BLOCKS, Command, DATA, ENABLE, Host, LEN, Way, create_cq, create_sq, nvme, with,
 };
-use crate::spec::registers::{SHUT_DOWN, SHUTDOWN};
+use crate::spec::registers::{FATAL, READY, SHUT_DOWN, SHUTDOWN};
 
 const PAGE: u64 = 4096;
 /// Where the pages are.
@@ -260,6 +260,23 @@ fn value_in_a_page_that_is_none_of_the_queue_is_an_event() {
 }
 
 /// The pin is asserted while there are entries, whichever way the host takes them by (spdk#2009).
+/// A last close ends the pages, and the next opening by the same user finds the queues where they were.
+#[test]
+fn controller_that_keeps_its_state_goes_on_without_its_pages() {
+    let driver = Driver::with_policy(nvme(), StatePolicy::Retain);
+    let mut host = Host::without_interrupts(driver);
+    host.enable();
+    host.create_pair(1, 16, 1);
+    host.set_pages(DOORBELLS, EVENTS).unwrap();
+    for n in 0..5 {
+        assert_eq!(host.perform(1, read(n)), Ok(0));
+    }
+    let Host { device, .. } = host;
+    let host = Host::without_interrupts(device.reopen());
+    assert_eq!(host.status() & (READY | FATAL), READY, "fatal status, or not ready");
+}
+
+/// The pin is asserted while there are entries, whichever way the host takes them by.
 #[test]
 fn pin_falls_when_the_host_has_taken_the_last_entry() {
     for by_page in [false, true] {

@@ -22,7 +22,7 @@ fn host(able: bool) -> (Host, std::sync::Arc<Held>) {
 }
 
 fn offered<T: Copy>(table: &Table<T>, able: bool, id: u8) -> Option<T> {
-    table.find(id, |_: Needs| able).ok()
+    table.find(id, |needs| able || needs == Needs::DoorbellMessages).ok()
 }
 
 /// Identifiers in every table ascend: each is there once.

@@ -9,7 +9,7 @@ use vfiod_sync::model::{join, join_all, spawn};
 use vfiod_sync::{Condvar, Mutex, lock, wait};
 
 use crate::event_index::{SharedIndex, ask, is_past_event};
-use crate::{Bell, Ended, ManualClock, Runtime, Task, Waiters, Workers};
+use crate::{Bell, Ended, ManualClock, Poll, Runtime, Task, Waiters, Workers};
 
 fn start(workers: usize) -> (Runtime, Workers) {
     let runtime = Runtime::new().expect("starts");
@@ -277,6 +277,54 @@ fn store_to_shared_memory_wakes_a_task_that_falls_asleep() {
     drop(workers);
 }
 
+/// What [`store_is_seen_by_a_worker_that_polls`] polls.
+struct Page {
+    memory: Arc<SharedMemory>,
+    seen: AtomicU32,
+    bell: Arc<Bell>,
+}
+
+impl Poll for Page {
+    fn poll(&self) {
+        let index = self.memory.index.load(Ordering::SeqCst);
+        if self.seen.swap(index, Ordering::SeqCst) != index {
+            self.bell.ring(None);
+        }
+    }
+}
+
+/// A task serves what another party stores, which rings nothing: a worker polls. A message comes meanwhile, and
+/// a task of another device. At the end nothing is polled, and the workers end.
+fn store_is_seen_by_a_worker_that_polls() {
+    const LAST: u32 = 2;
+    let (runtime, workers) = start(2);
+    let (memory, bell) = (Arc::new(SharedMemory::default()), Arc::new(Bell::new()));
+    let seat = runtime.poll_seat().expect("there is no limit");
+    let page = Page { memory: memory.clone(), seen: AtomicU32::new(0), bell: bell.clone() };
+    seat.start(Arc::new(page));
+    let (stores, rings) = (memory.clone(), bell.clone());
+    let host = spawn(move || {
+        (1..=LAST).for_each(|index| stores.index.store(index, Ordering::SeqCst));
+    });
+    let other = spawn({
+        let runtime = runtime.clone();
+        move || {
+            rings.ring(None);
+            let neighbour = runtime.spawn(async { 7 });
+            assert_eq!(result(&runtime, &neighbour).expect("ends"), 7);
+        }
+    });
+    let task = runtime.spawn(async move {
+        while memory.index.load(Ordering::SeqCst) < LAST {
+            bell.wait().await;
+        }
+    });
+    result(&runtime, &task).expect("ends");
+    join_all([host, other]);
+    drop(seat);
+    drop(workers);
+}
+
 vfiod_sync::checks! {
     ring_wakes_a_worker: 2000,
     newest_value_arrives: 2000,
@@ -290,4 +338,5 @@ vfiod_sync::checks! {
     thread_goes_on_without_the_workers: 2000,
     clock_is_moved_while_a_task_begins_to_sleep: 2000,
     store_to_shared_memory_wakes_a_task_that_falls_asleep: 2000,
+    store_is_seen_by_a_worker_that_polls: 2000,
 }
