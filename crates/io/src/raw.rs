@@ -10,6 +10,7 @@
 
 use std::collections::VecDeque;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::sync::atomic::{Ordering, fence};
 
 use io_uring::{IoUring, opcode, squeue, types};
 use vfiod_dma::{Errno, Error, Result};
@@ -115,6 +116,17 @@ pub(crate) struct Uring {
     waiting: VecDeque<Request>,
     /// Entries that the kernel has not taken yet.
     unsubmitted: usize,
+    /// All that was handed over the last time had completed when the kernel returned, as from memory.
+    completes_at_once: bool,
+}
+
+/// What has come of handing requests over.
+#[derive(Default)]
+pub(crate) struct Submitted {
+    /// Requests that have completed already, with bytes or a negative errno.
+    pub(crate) completed: Vec<(Request, i64)>,
+    /// The owner is to look for completions, or to hand requests over again, although no event says so.
+    pub(crate) look_again: bool,
 }
 
 impl Uring {
@@ -139,6 +151,7 @@ impl Uring {
             free: Vec::new(),
             waiting: VecDeque::new(),
             unsubmitted: 0,
+            completes_at_once: false,
         })
     }
 
@@ -148,14 +161,46 @@ impl Uring {
     }
 
     /// Hands the queued requests to the kernel, as many as it has room for. The rest follows when
-    /// requests complete. `false`: the kernel took none for want of memory, and this is to be
-    /// called again.
+    /// requests complete. Takes those that the kernel does at once.
     #[must_use]
-    pub(crate) fn submit(&mut self) -> bool {
+    pub(crate) fn submit(&mut self) -> Submitted {
+        let mut submitted = Submitted::default();
+        loop {
+            // An event for what completes before the kernel returns would wake a task in vain. Where others
+            // are in flight, theirs must not be missed.
+            let silent = self.completes_at_once && self.in_kernel() == 0;
+            if silent {
+                self.ring.completion().disable_eventfd();
+            }
+            let taken = self.hand_over();
+            if silent {
+                self.ring.completion().enable_eventfd();
+                // What completes from here on makes an event, or is seen below.
+                fence(Ordering::SeqCst);
+            }
+            let returned = self.take_completed(&mut submitted.completed);
+            self.completes_at_once = self.in_kernel() == 0;
+            // The kernel looks whether it is to make an event after it has stored the completion, without a
+            // barrier between the two: one of another thread may be on its way, and make none.
+            submitted.look_again |= !taken || (silent && !self.completes_at_once);
+            // There is room for those that waited, or are to be repeated.
+            if !taken || returned == 0 || self.waiting.is_empty() {
+                return submitted;
+            }
+        }
+    }
+
+    /// Requests that the kernel has.
+    fn in_kernel(&self) -> usize {
+        self.in_flight.len() - self.free.len()
+    }
+
+    /// Hands the queued requests over. `false`: the kernel took none for want of memory.
+    fn hand_over(&mut self) -> bool {
         // No more than complete without the kernel having to keep completions for us.
         let room = self.ring.params().cq_entries() as usize;
         loop {
-            while self.in_flight.len() - self.free.len() < room
+            while self.in_kernel() < room
                 && !self.ring.submission().is_full()
                 && let Some(request) = self.waiting.pop_front()
             {
@@ -199,9 +244,17 @@ impl Uring {
     /// Takes what has completed, with bytes or a negative errno. Queues what is to be repeated.
     pub(crate) fn completed(&mut self) -> Vec<(Request, i64)> {
         let mut completed = Vec::new();
+        self.take_completed(&mut completed);
+        completed
+    }
+
+    /// The same; returns how many requests the kernel has returned.
+    fn take_completed(&mut self, completed: &mut Vec<(Request, i64)>) -> usize {
+        let mut returned = 0;
         let mut queue = self.ring.completion();
         queue.sync();
         for entry in queue {
+            returned += 1;
             let key = entry.user_data() as usize;
             if let Some(InFlight { mut request, .. }) =
                 self.in_flight.get_mut(key).and_then(Option::take)
@@ -213,20 +266,20 @@ impl Uring {
                 }
             }
         }
-        completed
+        returned
     }
 
     /// Requests that have not completed.
     pub(crate) fn len(&self) -> usize {
-        self.in_flight.len() - self.free.len() + self.waiting.len()
+        self.in_kernel() + self.waiting.len()
     }
 }
 
 impl Drop for Uring {
     fn drop(&mut self) {
-        if self.in_flight.len() > self.free.len() {
+        if self.in_kernel() > 0 {
             // The kernel may still use their memory, so that it must not be given back.
-            let count = self.in_flight.len() - self.free.len();
+            let count = self.in_kernel();
             tracing::warn!(count, "an io_uring ends before its requests; their memory is lost");
             std::mem::forget(std::mem::take(&mut self.in_flight));
         }

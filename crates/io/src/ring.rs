@@ -8,7 +8,7 @@ use vfiod_dma::{Completion, Errno, Hold, Reply, Result};
 use vfiod_sync::{Arc, Mutex, lock};
 
 use crate::pool::Pool;
-use crate::raw::Uring;
+use crate::raw::{Submitted, Uring};
 use crate::readiness;
 use crate::request::{Allocation, Buffer, Completed, Operation, Request};
 
@@ -43,11 +43,13 @@ struct Plugged {
 
 impl Inner {
     /// Hands requests to the kernel. If it takes none, the next call of `reap` tries again, which
-    /// this makes come.
-    fn submit(&self, ring: &mut Uring) {
-        if !ring.submit() {
+    /// this makes come. Returns those that it has done at once.
+    fn submit(&self, ring: &mut Uring) -> Vec<(Request, i64)> {
+        let Submitted { completed, look_again } = ring.submit();
+        if look_again {
             readiness::signal(&self.eventfd);
         }
+        completed
     }
 }
 
@@ -98,8 +100,8 @@ impl Ring {
         matches!(self.inner.engine, Engine::Uring(_))
     }
 
-    /// Becomes readable when requests have completed; [`Ring::reap`] is to be called then. Not to
-    /// be read.
+    /// Becomes readable when requests have completed; [`Ring::reap`] is to be called then. Requests that
+    /// the kernel has done when they are handed to it complete without that. Not to be read.
     pub fn fd(&self) -> &Arc<OwnedFd> {
         &self.inner.eventfd
     }
@@ -113,17 +115,17 @@ impl Ring {
         let completed = match &self.inner.engine {
             Engine::Uring(ring) => {
                 let mut plugged = lock(ring);
-                let completed = plugged.ring.completed();
+                let mut completed = plugged.ring.completed();
                 // There is room for those that waited.
                 if plugged.plugs == 0 {
-                    self.inner.submit(&mut plugged.ring);
+                    completed.extend(self.inner.submit(&mut plugged.ring));
                 }
                 completed
             }
             Engine::Threads(pool) => pool.completed(),
         };
         let count = completed.len();
-        completed.into_iter().for_each(|(request, result)| request.complete(result));
+        complete(completed);
         count
     }
 
@@ -156,9 +158,12 @@ impl Ring {
             Engine::Uring(ring) => {
                 let mut plugged = lock(ring);
                 plugged.ring.push(request);
-                if plugged.plugs == 0 {
-                    self.inner.submit(&mut plugged.ring);
-                }
+                let completed = match plugged.plugs {
+                    0 => self.inner.submit(&mut plugged.ring),
+                    _ => Vec::new(),
+                };
+                drop(plugged);
+                complete(completed);
             }
             Engine::Threads(pool) => pool.push(request),
         }
@@ -312,6 +317,11 @@ impl Ring {
     }
 }
 
+/// Wakes the tasks of requests that have completed. Without the ring's lock.
+fn complete(completed: Vec<(Request, i64)>) {
+    completed.into_iter().for_each(|(request, result)| request.complete(result));
+}
+
 struct Finished {
     result: Result<usize>,
     buffer: Buffer,
@@ -352,9 +362,12 @@ impl Drop for Plug<'_> {
         if let Engine::Uring(ring) = &self.ring.inner.engine {
             let mut plugged = lock(ring);
             plugged.plugs -= 1;
-            if plugged.plugs == 0 {
-                self.ring.inner.submit(&mut plugged.ring);
-            }
+            let completed = match plugged.plugs {
+                0 => self.ring.inner.submit(&mut plugged.ring),
+                _ => Vec::new(),
+            };
+            drop(plugged);
+            complete(completed);
         }
     }
 }

@@ -180,14 +180,17 @@ fn fill(controller: &Controller, queue: &mut Queue, disk: &Namespace) -> anyhow:
     let buffer = controller.memory().allocate(WRITE)?;
     buffer.write(0, &[0x5a; WRITE]);
     let blocks = (WRITE / disk.block_size as usize) as u64;
+    let mut under_way = 0;
     for at in 0..disk.blocks / blocks {
-        if queue.in_flight() == WRITES {
+        if under_way == WRITES {
             ensure_success("a write", queue.wait()?)?;
+            under_way -= 1;
         }
         let data = Data::of(&buffer);
         queue.submit(disk.transfer(opcode::WRITE, at * blocks, &data)?, Some(data))?;
+        under_way += 1;
     }
-    while queue.in_flight() > 0 {
+    for _ in 0..under_way {
         ensure_success("a write", queue.wait()?)?;
     }
     Ok(queue.flush(disk)?)
