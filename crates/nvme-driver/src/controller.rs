@@ -37,8 +37,9 @@ const SHUTDOWN: u32 = 3 << 2;
 const SHUT_DOWN: u32 = 2 << 2;
 /// Entries of the admin queues.
 const ADMIN_ENTRIES: u32 = 32;
-/// The command register of configuration space: memory and bus master.
-const PCI_COMMAND: (u64, u16) = (4, 6);
+/// The command register of configuration space: memory, bus master, and the pin disabled, which nobody hears.
+/// SPDK's target shows fatal status when it cannot signal a pin that is enabled.
+const PCI_COMMAND: (u64, u16) = (4, 0x406);
 /// The class of an NVMe I/O controller, and where it is in configuration space.
 const CLASS: (u64, [u8; 3]) = (9, [0x02, 0x08, 0x01]);
 /// The PCI Express capability, and where it has Device Control.

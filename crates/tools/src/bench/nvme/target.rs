@@ -98,9 +98,13 @@ impl Target {
         &self.sockets
     }
 
-    /// Plays one round of a job, if it has the controllers for it.
+    /// Plays one round of a job, if it has the controllers for it. Shadow doorbells are ours: others need not
+    /// have them.
     pub(super) fn play(&self, job: Job, budget: Duration) -> anyhow::Result<Option<Round>> {
-        if job.controllers > self.sockets.len() {
+        let is_foreign = self.name.is_some();
+        if job.controllers > self.sockets.len()
+            || (is_foreign && job.doorbells == Doorbells::Shadow)
+        {
             return Ok(None);
         }
         let Some(stopped) = &self._stopped else {
