@@ -81,6 +81,8 @@ pub enum Doorbells {
     Registers,
     /// By memory (Doorbell Buffer Config, 5.11), and by a message where the controller asks for it.
     Shadow,
+    /// By the registers' own page, which the server lets clients map and polls.
+    Mapped,
 }
 
 /// What Identify Controller says.
@@ -156,7 +158,11 @@ impl Controller {
     fn begin(mut client: Client, memory: Memory, options: &Options) -> Result<Self> {
         let descriptor = options.shared_memory.then(|| (memory.fd(), 0));
         client.dma_map(BASE, memory.size(), descriptor)?;
-        let link = Arc::new(Link::new(client, !options.shared_memory, options.timeout)?);
+        let mut link = Link::new(client, !options.shared_memory, options.timeout)?;
+        if options.doorbells == Doorbells::Mapped {
+            link.map_doorbells()?;
+        }
+        let link = Arc::new(link);
         let class: [u8; 3] = link.read_config(CLASS.0)?;
         if class != CLASS.1 {
             let what = format!("a device of class {class:02x?} is no NVMe controller");

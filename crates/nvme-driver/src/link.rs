@@ -8,6 +8,7 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::io::Errno;
 use vfiod_client::{Client, IrqAction, IrqData};
+use vfiod_dma::{Attachment, Backing, MapRequest, Perm, Space};
 
 use crate::error::{Error, Result};
 use crate::memory::{Buffer, PAGE};
@@ -56,6 +57,8 @@ pub(crate) struct Link {
     socket: OwnedFd,
     /// Counts resets: a queue of another one is of no use.
     generation: AtomicU64,
+    /// The page of doorbells, where it is mapped, at its offset in BAR 0.
+    mapped: Option<Attachment>,
     /// The page of shadow doorbells, and behind it that of the event indices, while there are any.
     shadow: Mutex<Option<Arc<Buffer>>>,
     /// Buffers that the controller may still reach, although their users have gone.
@@ -72,6 +75,7 @@ impl Link {
             socket: socket.map_err(|error| Error::io("cannot copy a socket", error))?,
             client: Mutex::new(client),
             generation: AtomicU64::new(0),
+            mapped: None,
             shadow: Mutex::default(),
             kept: Mutex::default(),
             by_message,
@@ -113,10 +117,37 @@ impl Link {
         Ok(self.client().region_write(CONFIG, offset, bytes)?)
     }
 
+    /// Maps the page of doorbells, so that no message is needed for them.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`]: the server does not let it be mapped; [`Error::Memory`].
+    pub(crate) fn map_doorbells(&mut self) -> Result<()> {
+        let region = self.client().region_info(REGISTERS)?;
+        let areas = &region.reply.areas;
+        let has_page = areas.iter().any(|area| {
+            area.offset <= DOORBELLS && area.offset.saturating_add(area.size) >= DOORBELLS + PAGE
+        });
+        let (Some(fd), true) = (region.fd, areas.is_empty() || has_page) else {
+            let what = "the page of doorbells cannot be mapped".to_owned();
+            return Err(Error::Unsupported(what));
+        };
+        let space = Space::default();
+        let backing = Backing::File { fd, offset: region.reply.info.offset + DOORBELLS };
+        let perm = Perm::READ | Perm::WRITE;
+        space.map(None, MapRequest { iova: DOORBELLS, size: PAGE, perm, backing })?;
+        self.mapped = Some(Attachment::new(&space));
+        Ok(())
+    }
+
     /// Writes a doorbell, of the submission queue or the completion queue of a pair. There is no reply: the
     /// order of messages is that of the writes.
     pub(crate) fn ring(&self, pair: u16, completions: bool, value: u32) -> Result<()> {
         let offset = DOORBELLS + 8 * u64::from(pair) + 4 * u64::from(completions);
+        if let Some(mapped) = &self.mapped {
+            // It is a file, which no message reaches.
+            let _mapped = mapped.batch()?.store(offset, value.to_le(), Ordering::SeqCst)?;
+            return Ok(());
+        }
         Ok(self.client().region_post(REGISTERS, offset, &value.to_le_bytes())?)
     }
 

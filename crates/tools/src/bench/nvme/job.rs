@@ -82,6 +82,7 @@ impl Job {
             (Waiting::Interrupts, _) => "interrupts",
             (_, Doorbells::Registers) => "polling",
             (_, Doorbells::Shadow) => "shadow doorbells",
+            (_, Doorbells::Mapped) => "mapped doorbells",
         };
         let queues = match controllers {
             1 => format!("{queues}"),

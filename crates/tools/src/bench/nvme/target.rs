@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use rustix::process::{Pid, Signal};
-use vfiod_nvme_driver::Doorbells;
+use vfiod_nvme_driver::{Controller, Doorbells, Error, Options};
 
 use super::job::{Job, Round};
 use super::play::{connect, play};
@@ -23,6 +23,8 @@ pub(super) struct Target {
     /// Of each of its controllers.
     sockets: Vec<PathBuf>,
     pid: u32,
+    /// How another server learns of commands: by mapped doorbells, if it has them.
+    doorbells: Option<Doorbells>,
     /// Another server runs only while it is measured: if it polls, it would take the processor from the
     /// others.
     _stopped: Option<Stopped>,
@@ -70,12 +72,19 @@ impl Target {
         pin(args.cpu)?;
         // They are started in the order of the file.
         floor::wait_for(&sockets[controllers - 1])?;
-        Ok(Self { name: None, sockets, pid: server.id(), _stopped: None, _own: Some(server) })
+        Ok(Self {
+            name: None,
+            sockets,
+            pid: server.id(),
+            doorbells: None,
+            _stopped: None,
+            _own: Some(server),
+        })
     }
 
     /// Another server, with one controller. It stands still from now on, but while it is measured.
     pub(super) fn other(name: &str, socket: &Path) -> anyhow::Result<Self> {
-        let controller = connect(socket, Doorbells::Registers)
+        let (controller, doorbells) = connect_mapped(socket)
             .with_context(|| format!("cannot drive the controller at {}", socket.display()))?;
         let pid = controller.server_process()?;
         controller.close()?;
@@ -85,6 +94,7 @@ impl Target {
             name: Some(name.to_owned()),
             sockets: vec![socket.to_owned()],
             pid: pid.as_raw_nonzero().get() as u32,
+            doorbells: Some(doorbells),
             _stopped: Some(stopped),
             _own: None,
         })
@@ -98,8 +108,7 @@ impl Target {
         &self.sockets
     }
 
-    /// Plays one round of a job, if it has the controllers for it. Shadow doorbells are ours: others need not
-    /// have them.
+    /// Plays one round of a job, if it has the controllers for it. Other servers need not have shadow doorbells.
     pub(super) fn play(&self, job: Job, budget: Duration) -> anyhow::Result<Option<Round>> {
         let is_foreign = self.name.is_some();
         if job.controllers > self.sockets.len()
@@ -107,6 +116,7 @@ impl Target {
         {
             return Ok(None);
         }
+        let job = Job { doorbells: self.doorbells.unwrap_or(job.doorbells), ..job };
         let Some(stopped) = &self._stopped else {
             return play(&self.sockets, self.pid, job, budget).map(Some);
         };
@@ -114,6 +124,19 @@ impl Target {
         let round = play(&self.sockets, self.pid, job, budget);
         stopped.signal(Signal::STOP)?;
         round.map(Some)
+    }
+}
+
+/// Connects by mapped doorbells, or by messages where there are none.
+fn connect_mapped(socket: &Path) -> anyhow::Result<(Controller, Doorbells)> {
+    let mut options = Options::default();
+    options.doorbells = Doorbells::Mapped;
+    match Controller::connect(socket, &options) {
+        Ok(controller) => Ok((controller, Doorbells::Mapped)),
+        Err(Error::Unsupported(_)) => {
+            Ok((connect(socket, Doorbells::Registers)?, Doorbells::Registers))
+        }
+        Err(error) => Err(error.into()),
     }
 }
 
