@@ -33,16 +33,17 @@ finish() {
 trap finish EXIT
 trap 'exit 1' INT TERM HUP
 
-# wait_for WHAT COMMAND...: until the command succeeds, two minutes at most: a guest boots meanwhile, on
+# wait_for WHAT COMMAND...: until the command succeeds, PATIENCE seconds at most: a guest boots meanwhile, on
 # a machine that may be busy or emulate it.
+PATIENCE=120
 wait_for() {
-    local what=$1 end=$((SECONDS + 120))
+    local what=$1 end=$((SECONDS + PATIENCE))
     shift
     while [ "$SECONDS" -lt "$end" ]; do
         if "$@" >/dev/null 2>&1; then return 0; fi
         sleep 0.1
     done
-    echo "waited two minutes in vain: $what"
+    echo "waited $PATIENCE seconds in vain: $what"
     return 1
 }
 

@@ -5,6 +5,8 @@
 #   reset    the machine is reset (system_reset) while Linux writes
 #   4096     the image is a block device with sectors of 4,096 bytes, of which firmware reads eighths (for root)
 . "$(dirname "$0")/../scenario.sh"
+# Firmware takes its time, up to three times.
+PATIENCE=300
 cat >"$WORK/script" <<'END'
 set -e
 modprobe -a nvme vfat
@@ -62,9 +64,12 @@ boot() { # KIND
 model = \"nvme\"
 socket = { path = \"$WORK/disk.sock\" }
 options = { file = \"$disk\", metadata = \"$WORK/disk.metadata\", torn_writes = true }" disk.sock
-    "$HARNESS_DIR/run-guest.sh" --firmware "$firmware" --timeout 300 --reboot --qmp "$WORK/qmp" \
+    "$HARNESS_DIR/run-guest.sh" --firmware "$firmware" --timeout 900 --reboot --qmp "$WORK/qmp" \
         --socket "$WORK/disk.sock" --prop bootindex=0 >"$WORK/vm.out" 2>&1 &
     local vm=$!
+    # Each start has its own time.
+    said vm "nothing written yet"
+    case $kind in *,reboot,*) said vm "data: OK" ;; esac
     case $kind in *,reset,*)
         said vm "writing until the reset"
         qmp '{"execute":"system_reset"}' >/dev/null ;;

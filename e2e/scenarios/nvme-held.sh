@@ -1,6 +1,6 @@
 # The host holds the disk's writes for longer than Linux waits for a command: the guest aborts, resets the controller,
 # which waits for what the disk still has, and goes on when the host does. Nothing is lost. The image's file system is
-# frozen for that, which root can do.
+# frozen for that, which root can do. VFIOD_IO_TIMEOUT is how many seconds Linux waits (3; by itself 30).
 . "$(dirname "$0")/../scenario.sh"
 [ "$(id -u)" = 0 ] || { echo "only root can freeze a file system"; exit 77; }
 mkdir "$WORK/held"
@@ -18,7 +18,6 @@ options = { file = \"$WORK/held/disk.img\" }" disk.sock
 "$HARNESS_DIR/build-initramfs.sh" --output "$WORK/initramfs" --only --module nvme --module nvme-core
 
 guest vm '
-modprobe nvme_core io_timeout=2
 modprobe nvme
 fail() { echo "failed: $*"; dmesg | tail -n 20; exit 1; }
 for n in $(seq 100); do [ -b /dev/nvme0n1 ] && break; sleep 0.2; done
@@ -40,7 +39,7 @@ wait $pid || fail "$(cat /tmp/out)"
 blocks check /dev/nvme0n1 /tmp/table || fail "after the reset"
 dmesg | grep "nvme nvme0"
 echo "recovered: all well"
-' --initramfs "$WORK/initramfs" --file "$CACHE_DIR/guest-blocks:/usr/bin/blocks" --socket "$WORK/disk.sock" &
+' --append "nvme_core.io_timeout=${VFIOD_IO_TIMEOUT:-3}" --initramfs "$WORK/initramfs" --file "$CACHE_DIR/guest-blocks:/usr/bin/blocks" --socket "$WORK/disk.sock" &
 vm=$!
 said vm "^writing"
 freeze --freeze

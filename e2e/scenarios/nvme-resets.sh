@@ -35,6 +35,7 @@ names >/tmp/names
 [ $(sort -u /tmp/names | wc -l) = 2 ] || fail "both disks have one name: $(cat /tmp/names)"
 cat /tmp/names | sed "s/^/named /"
 [ -e $one/iommu_group ] || fail "no IOMMU"
+echo "queues $(cat $one/nvme/nvme*/queue_count)"
 
 blocks write /dev/$(disk $one) 3 1 /tmp/table /tmp/stop >/tmp/one.out &
 pid=$!
@@ -64,7 +65,7 @@ dd if=/dev/$(disk $two) of=/dev/null bs=1M iflag=direct 2>/dev/null || fail "rea
 blocks check /dev/$(disk $one) /tmp/table || fail "the other disk has changed"
 names | diff /tmp/names - || fail "other names"
 echo "removed and found: all well"
-' --smp 2 --iommu --initramfs "$WORK/initramfs" --file "$CACHE_DIR/guest-blocks:/usr/bin/blocks" \
+' --smp 2,maxcpus=16 --iommu --initramfs "$WORK/initramfs" --file "$CACHE_DIR/guest-blocks:/usr/bin/blocks" \
     --socket "$WORK/one.sock" --socket "$WORK/two.sock"
 cat "$WORK/vm.out"
 grep -q "resets: all well" "$WORK/vm.out"
