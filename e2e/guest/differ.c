@@ -536,6 +536,13 @@ int main(int argc, char **argv)
         int done = send(number, &command);
         if (!command.admin)
             settle(number, &command, done);
+        else if (command.opcode == 0x09 && command.dword[10] >> 31) {
+            /* Who cannot save has not changed it either: without Save both have the value again. */
+            command.dword[10] &= ~(1u << 31);
+            snprintf(command.name, sizeof command.name, "Set Features %02x, save 0, dword 11 %x, namespace %x",
+                command.dword[10] & 0xff, command.dword[11], command.namespace);
+            send(number, &command);
+        }
     }
     for (uint64_t first = 0; first < blocks; first += 128) {
         struct command read = {.opcode = 0x02, .namespace = 1, .len = MOST, .to_host = 1};
