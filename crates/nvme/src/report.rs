@@ -17,6 +17,7 @@ use crate::identity::Identity;
 use crate::namespace::Namespace;
 use crate::queues::{CompletionQueue, Queues, SubmissionQueue};
 use crate::spec::registers::{Configuration, FATAL, READY, SHUT_DOWN, SHUTDOWN};
+use crate::subsystem::Seat;
 
 /// What the operator is shown of registers and queues.
 #[derive(Debug, Default)]
@@ -87,6 +88,8 @@ pub struct NvmeStatus {
     pub subsystem: String,
     /// Its number in the subsystem (CNTLID).
     pub controller_id: u16,
+    /// The devices that are the other controllers of its subsystem, and have its namespaces as well.
+    pub shared_with: Vec<String>,
     /// Commands that it has read and that have not completed.
     pub commands: u32,
     /// How many there may be.
@@ -238,6 +241,7 @@ impl Report for NvmeReport {
             serial: self.identity.serial.clone(),
             subsystem: self.identity.subsystem_name.clone(),
             controller_id: self.identity.controller,
+            shared_with: self.common.seat.as_ref().map_or_else(Vec::new, Seat::others),
             commands: queues.map_or(0, Queues::under_way),
             max_commands: self.common.max_commands,
             polled: self.common.is_polled.load(Ordering::Relaxed),

@@ -12,7 +12,7 @@ use std::sync::{Arc, Weak};
 use vfiod_core::{Errno, Error, Result};
 use vfiod_directories::{directory_of, in_directory, in_directory_to_disk};
 use vfiod_disk::Metadata;
-use vfiod_sync::{Mutex, lock};
+use vfiod_sync::{Mutex, lock, try_lock};
 
 use crate::identity::Identity;
 use crate::namespace::{Namespace, Volume};
@@ -76,6 +76,13 @@ impl Seat {
     /// The numbers of all controllers of the subsystem, ascending.
     pub(crate) fn controllers(&self) -> Vec<u16> {
         lock(&self.subsystem.controllers).keys().copied().collect()
+    }
+
+    /// The devices that are the other controllers of the subsystem; none while one takes its place.
+    pub(crate) fn others(&self) -> Vec<String> {
+        let Some(controllers) = try_lock(&self.subsystem.controllers) else { return Vec::new() };
+        let others = controllers.iter().filter(|(id, _)| **id != self.id);
+        others.map(|(_, name)| name.clone()).collect()
     }
 
     /// Whether the subsystem may have several controllers (CMIC).

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use process::{Daemon, PATIENCE, at, run, until, vfiod};
+use process::{Daemon, PATIENCE, at, good, run, until, vfiod};
 use rustix::process::Signal;
 use tempfile::TempDir;
 use vfiod_nvme_driver::{Controller, Data, Options, Queue, Reset, Waiting, opcode};
@@ -147,6 +147,12 @@ fn two_clients_see_one_subsystem_and_one_disk() {
         assert_eq!(controller.identify(1, 0).unwrap()[76], 2, "CMIC");
         assert_eq!(controller.identify(0, 1).unwrap()[30], 1, "NMIC");
         assert_eq!(controller.identify(0x13, 0).unwrap()[..6], [2, 0, 1, 0, 2, 0]);
+    }
+    for (name, other) in [("left", "right"), ("right", "left")] {
+        let shown = good(at(&rig.path("control"), &["show", name, "--json"]));
+        let shown: serde_json::Value = serde_json::from_str(&shown).unwrap();
+        let others = shown.pointer("/model_status/shared_with");
+        assert_eq!(others, Some(&serde_json::json!([other])), "{shown:#}");
     }
     let known = names(&mut left);
     let (mut left, mut right) = (Disk::new(left), Disk::new(right));

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use vfiod_core::work::TaskHandle;
-use vfiod_disk::{Channel, Request};
+use vfiod_disk::{Channel, FailureKind, Request};
 use vfiod_pci::prelude::*;
 
 use super::{Nvme, forget_rings};
@@ -254,6 +254,9 @@ async fn flush_all(queues: Option<Arc<Queues>>, common: &Common) -> Failed {
     for namespace in &common.namespaces {
         let Ok(channel) = namespace.channel() else { continue };
         if let Err(failure) = channel.start(Request::Flush).await.result {
+            if failure.kind == FailureKind::SyncFailed {
+                namespace.sync_failed();
+            }
             failed.push((namespace.id, failure.error.to_string()));
         }
     }

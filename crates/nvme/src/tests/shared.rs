@@ -134,6 +134,19 @@ fn failed_sync_of_one_is_told_to_both() {
     }
 }
 
+/// That of a shutdown as well, which is no command.
+#[test]
+fn failed_sync_of_a_shutdown_is_told_to_the_other() {
+    let disk = TestDisk::new(1 << 20);
+    let [first, mut second] = two(disk.clone());
+    assert_eq!(second.admin(Command::new(9).set(10, 0x0b).set(11, 0xff)), Ok(0));
+    let request = second.submit(0, Command::new(12));
+    disk.fail(Kind::Flush, Errno::IO, 1);
+    first.device.write32(0, 0x14, super::rig::ENABLE | 1 << 14);
+    let entry = second.wait(0);
+    assert_eq!((entry.id, entry.status, entry.result), (request, 0, 0x02_00_01));
+}
+
 /// What becomes of one controller leaves the commands of the other alone.
 #[test]
 fn reset_and_end_of_one_leave_commands_of_the_other_alone() {
@@ -220,7 +233,10 @@ fn number(seat: &Seat) -> u16 {
 }
 
 fn refusal(outcome: vfiod_core::Result<Seat>) -> String {
-    outcome.expect_err("it is refused").to_string()
+    match outcome {
+        Ok(seat) => panic!("accepted as controller {}", number(&seat)),
+        Err(error) => error.to_string(),
+    }
 }
 
 #[test]
