@@ -326,7 +326,8 @@ impl Reader<'_> {
                     word,
                     value.span(),
                     "an option cannot be this",
-                    "write a string, a number, true or false, or a list of these".to_owned(),
+                    "write a string, a number, true or false, or a list of these or of tables"
+                        .to_owned(),
                 ),
             }
         }
@@ -492,7 +493,17 @@ fn option_value(value: &Spanned<DeValue<'_>>) -> Option<serde_json::Value> {
             i64::from_str_radix(number.as_str(), number.radix()).ok()?.into()
         }
         DeValue::Boolean(value) => (*value).into(),
-        DeValue::Array(list) => list.iter().map(option_value).collect::<Option<Vec<_>>>()?.into(),
+        DeValue::Array(list) => list.iter().map(list_element).collect::<Option<Vec<_>>>()?.into(),
         DeValue::Float(_) | DeValue::Datetime(_) | DeValue::Table(_) => return None,
     })
+}
+
+/// What a list can have: what an option can be, or a table of that.
+fn list_element(value: &Spanned<DeValue<'_>>) -> Option<serde_json::Value> {
+    let DeValue::Table(table) = value.get_ref() else { return option_value(value) };
+    let entry = |(name, value): (&Spanned<_>, _)| {
+        Some((AsRef::<str>::as_ref(name.get_ref()).to_owned(), option_value(value)?))
+    };
+    let entries: Option<serde_json::Map<_, _>> = table.iter().map(entry).collect();
+    Some(entries?.into())
 }

@@ -177,7 +177,7 @@ impl DeviceRef {
     /// What the device reports of itself ([`crate::Report`]), if it reports anything. Takes no lock of the
     /// device, and waits for nothing.
     pub fn model_status(&self) -> Option<serde_json::Value> {
-        let report = self.registered.report.as_ref()?;
+        let report = lock(&self.registered.report).clone()?;
         let status = contain(|| report.status());
         let status = status.map_err(|panic| panic.to_string());
         match status.and_then(|status| status.map_err(|error| error.to_string())) {
@@ -191,7 +191,8 @@ impl DeviceRef {
 
     /// The device's own metrics. Takes no lock of the device, and waits for nothing.
     pub fn model_metrics(&self) -> Metrics {
-        let Some(report) = &self.registered.report else { return Metrics::default() };
+        let report = lock(&self.registered.report).clone();
+        let Some(report) = report else { return Metrics::default() };
         contain(|| report.metrics()).unwrap_or_else(|panic| {
             tracing::error!(device = self.name(), error = %panic, "the device cannot report metrics");
             Metrics::default()

@@ -357,7 +357,9 @@ impl Registered {
     /// Drops the device itself: from now on calls of it fail with `ENODEV`.
     pub(crate) fn drop_model(&self) {
         let model = self.model.lock().take();
-        if let Err(panic) = crate::contain::contain(|| drop(model)) {
+        // A handle of the device keeps what it reports, and that what the device has, such as an open file.
+        let report = crate::sync::lock(&self.report).take();
+        if let Err(panic) = crate::contain::contain(|| drop((model, report))) {
             tracing::error!(device = self.name(), error = %panic, "dropping the device failed");
         }
     }

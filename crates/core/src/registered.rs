@@ -65,8 +65,8 @@ pub(crate) struct Registered {
     pub(crate) context: Context,
     /// Not in the context, which it can keep.
     pub(crate) data_path: Option<Arc<dyn DataPath>>,
-    /// Not in the context, either.
-    pub(crate) report: Option<SharedReport>,
+    /// Not in the context, either. `None` once it is unregistered: it may keep what the device has.
+    pub(crate) report: Mutex<Option<SharedReport>>,
     pub(crate) description: Description,
     /// The type of the device in `model`.
     pub(crate) device_type: TypeId,

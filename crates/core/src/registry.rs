@@ -356,7 +356,7 @@ impl Registry {
                 environment: self.inner.environment.clone(),
                 context,
                 data_path,
-                report,
+                report: Mutex::new(report),
                 description,
                 device_type,
                 open_policy: open,

@@ -2,7 +2,7 @@
 
 use vfiod_config::{ConfiguredModel, Models, Needs, NoOptions};
 use vfiod_core::Result;
-use vfiod_nvme::Nvme;
+use vfiod_nvme::{Disks, Nvme};
 
 #[cfg(feature = "bench")]
 use crate::bench::{Bench, BenchOptions};
@@ -23,7 +23,8 @@ pub fn catalogue() -> Models {
         .model::<Nvme>("nvme")
         .parent::<EduParent>("edu")
         .parent::<GpioParent>("gpio")
-        .parent::<SerialParent>("serial");
+        .parent::<SerialParent>("serial")
+        .parent::<Disks>("nvme");
     #[cfg(feature = "bench")]
     let models = models.model::<Bench>("bench");
     models

@@ -13,7 +13,7 @@ use vfiod_sync::atomic::Ordering;
 use vfiod_sync::{Condvar, Mutex, lock, thread, wait, wait_until};
 
 use crate::instance::{self, Endpoint, Instance, Live, Removal, Shared};
-use crate::parent::{Capacity, NewInstance, Parent, ParentEntry, ParentSpec, TypeInfo};
+use crate::parent::{Capacity, End, NewInstance, Parent, ParentEntry, ParentSpec, TypeInfo};
 
 /// Parents and their instances. Cheap to clone.
 #[derive(Clone)]
@@ -68,6 +68,10 @@ impl ParentState {
         let left = match self.entry.spec.capacity {
             Capacity::Shared(units) => units.saturating_sub(self.taken.iter().sum()),
             Capacity::PerType(units) => units.saturating_sub(self.taken[mdev_type]),
+            Capacity::Own => {
+                let id = &self.entry.spec.types[mdev_type].id;
+                return contain(|| self.entry.ops.available(id)).unwrap_or(0);
+            }
         };
         left / self.entry.spec.types[mdev_type].takes
     }
@@ -136,7 +140,7 @@ impl Bus {
     /// Registers a parent.
     ///
     /// # Errors
-    /// `EINVAL`: the spec contradicts itself; `EEXIST`: the name is taken.
+    /// `EINVAL`: the spec contradicts itself; `EEXIST`: the name is taken; what [`Parent::start`] says.
     pub fn register(
         &self,
         spec: ParentSpec,
@@ -144,6 +148,9 @@ impl Bus {
     ) -> Result<ParentRegistration> {
         spec.validate()?;
         let name = spec.name.clone();
+        contain(|| parent.start()).unwrap_or_else(|panic| {
+            Err(Error::new(Errno::IO, format!("parent {name} failed")).because(panic))
+        })?;
         let mut state = lock(&self.inner.state);
         if state.parents.contains_key(&name) {
             let what = format!("there is a parent called {name} already");
@@ -242,7 +249,9 @@ impl Bus {
             let what = format!("there is an instance {uuid} already");
             return Err(Error::new(Errno::EXIST, what));
         };
-        if parent.available(mdev_type) == 0 {
+        // A parent that counts itself decides it when it makes the instance.
+        let counts = parent.entry.spec.capacity != Capacity::Own;
+        if counts && parent.available(mdev_type) == 0 {
             let what = format!("parent {name} has no {type_id} left");
             return Err(Error::new(Errno::USERS, what));
         }
@@ -297,9 +306,19 @@ impl Bus {
 
     /// Takes an instance apart, and frees its UUID.
     pub(crate) fn end(&self, shared: &Shared, live: Live, removal: Removal) {
-        live.end(removal);
+        self.take_apart(shared, live, removal);
         self.forget(shared);
         tracing::debug!(uuid = %shared.uuid, "removed");
+    }
+
+    /// Ends an instance, and tells its parent unless that is unregistered as well.
+    fn take_apart(&self, shared: &Shared, live: Live, removal: Removal) {
+        live.end(removal);
+        let parent = lock(&self.inner.state).parent_of(&shared.parent).map(|parent| parent.leaving);
+        // With its parent it ends for now: the next start may find what it leaves.
+        if parent == Some(false) {
+            shared.parent.ended(shared.mdev_type, shared.uuid, End::Removed);
+        }
     }
 
     /// Lets others remove an instance whose removal is given up.
@@ -490,8 +509,20 @@ impl Reserved<'_> {
         endpoint: impl FnOnce(&DeviceRef) -> Result<Box<dyn Endpoint>>,
     ) -> Result<Shared> {
         let mdev_type = &self.parent.spec.types[self.mdev_type];
-        let NewInstance { device, attributes } =
+        let new =
             instance::contained(mdev_type, || self.parent.ops.create(&create.type_id, self.uuid))?;
+        self.register(create, endpoint, new).inspect_err(|_| {
+            self.parent.ended(self.mdev_type, self.uuid, End::NotCreated);
+        })
+    }
+
+    fn register(
+        &self,
+        create: &Create,
+        endpoint: impl FnOnce(&DeviceRef) -> Result<Box<dyn Endpoint>>,
+        NewInstance { device, attributes }: NewInstance,
+    ) -> Result<Shared> {
+        let mdev_type = &self.parent.spec.types[self.mdev_type];
         for (name, value) in &create.attributes {
             instance::set(attributes.as_ref(), mdev_type, name, value)?;
         }

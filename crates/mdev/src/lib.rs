@@ -33,6 +33,8 @@ mod pending;
 
 pub use bus::{Bus, Create, CreationPause, ParentRegistration, ParentStatus, TypeStatus};
 pub use instance::{Endpoint, Instance, NoEndpoint, Removal, Stage};
-pub use parent::{AttributeInfo, Attributes, Capacity, NewInstance, Parent, ParentSpec, TypeInfo};
+pub use parent::{
+    AttributeInfo, Attributes, Capacity, End, NewInstance, Parent, ParentSpec, TypeInfo,
+};
 pub use pending::PendingRemoval;
 pub use uuid::Uuid;

@@ -3,11 +3,27 @@
 use std::sync::Arc;
 
 use uuid::Uuid;
+use vfiod_core::contain::contain;
 use vfiod_core::{Device, Errno, Error, Result};
 
 /// What makes mediated devices. The bus calls these methods with no lock held; a panic in one is
 /// an error of the call (`EIO`) and changes nothing.
 pub trait Parent: Send + Sync + 'static {
+    /// Called once, before the parent can be seen: the place to look at what it needs.
+    ///
+    /// # Errors
+    /// Whatever stands in the way; the parent is not registered then.
+    fn start(&self) -> Result<()> {
+        Ok(())
+    }
+
+    /// How many more instances of a type there can be, for a parent that counts them itself
+    /// ([`Capacity::Own`]). Called with the bus's lock held: must neither wait nor call the bus. What
+    /// it says may have changed when [`Parent::create`] is called, which then fails with `EUSERS`.
+    fn available(&self, _type_id: &str) -> u32 {
+        0
+    }
+
     /// Makes an instance of a type that [`ParentSpec::types`] names. The bus has counted it.
     ///
     /// # Errors
@@ -21,6 +37,19 @@ pub trait Parent: Send + Sync + 'static {
     /// # Errors
     /// `EINVAL`: not such a value, the message says what would be right.
     fn check_attribute(&self, type_id: &str, name: &str, value: &str) -> Result<()>;
+
+    /// An instance that [`Parent::create`] has made has ended, and is not unregistered with its parent. Its
+    /// device is unregistered; its UUID is free when this returns.
+    fn ended(&self, _type_id: &str, _uuid: Uuid, _why: End) {}
+}
+
+/// Why an instance has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// It could not be created after all; nobody has seen it.
+    NotCreated,
+    /// Somebody has removed it.
+    Removed,
 }
 
 /// What a parent made.
@@ -100,6 +129,8 @@ pub enum Capacity {
     Shared(u32),
     /// So many units for each type.
     PerType(u32),
+    /// As many as [`Parent::available`] says.
+    Own,
 }
 
 /// How a parent is registered.
@@ -117,6 +148,16 @@ pub struct ParentSpec {
 pub(crate) struct ParentEntry {
     pub(crate) spec: ParentSpec,
     pub(crate) ops: Box<dyn Parent>,
+}
+
+impl ParentEntry {
+    /// Tells the parent that an instance has ended; a panic changes nothing.
+    pub(crate) fn ended(&self, mdev_type: usize, uuid: Uuid, why: End) {
+        let mdev_type = &self.spec.types[mdev_type].id;
+        if let Err(panic) = contain(|| self.ops.ended(mdev_type, uuid, why)) {
+            tracing::error!(%uuid, mdev_type, error = %panic, "a parent failed at the end of an instance");
+        }
+    }
 }
 
 impl ParentSpec {

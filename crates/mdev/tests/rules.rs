@@ -13,8 +13,8 @@ use vfiod_core::{
     RegionIndex, Registry, ResetCause, Result,
 };
 use vfiod_mdev::{
-    AttributeInfo, Attributes, Bus, Capacity, Create, Endpoint, Instance, NewInstance, NoEndpoint,
-    Parent, ParentRegistration, ParentSpec, Removal, Stage, TypeInfo, Uuid,
+    AttributeInfo, Attributes, Bus, Capacity, Create, End, Endpoint, Instance, NewInstance,
+    NoEndpoint, Parent, ParentRegistration, ParentSpec, Removal, Stage, TypeInfo, Uuid,
 };
 
 const NOW: Option<Duration> = Some(Duration::ZERO);
@@ -28,6 +28,10 @@ struct Knobs {
     refuse: AtomicBool,
     /// Creation waits until this is filled.
     gate: Mutex<Option<mpsc::Receiver<()>>>,
+    /// Those that have ended, as the parent was told.
+    ended: Mutex<Vec<(String, Uuid, End)>>,
+    /// How many more of each type, where the parent counts.
+    room: AtomicUsize,
 }
 
 struct Counted(Arc<Knobs>);
@@ -106,6 +110,24 @@ fn check_colour(value: &str) -> Result<()> {
 }
 
 impl Parent for Shop {
+    fn start(&self) -> Result<()> {
+        assert!(!self.0.panic.load(Ordering::SeqCst), "the shop burns");
+        if self.0.refuse.load(Ordering::SeqCst) {
+            return Err(Error::new(Errno::NOENT, "the shop has no door"));
+        }
+        Ok(())
+    }
+
+    fn available(&self, type_id: &str) -> u32 {
+        assert_eq!(type_id, "narrow", "it panics for the other type");
+        self.0.room.load(Ordering::SeqCst) as u32
+    }
+
+    fn ended(&self, type_id: &str, uuid: Uuid, why: End) {
+        self.0.ended.lock().unwrap().push((type_id.to_owned(), uuid, why));
+        assert!(!self.0.panic.load(Ordering::SeqCst), "the shop burns");
+    }
+
     fn check_attribute(&self, _: &str, name: &str, value: &str) -> Result<()> {
         assert_eq!(name, "colour");
         check_colour(value)
@@ -621,4 +643,76 @@ fn instances_do_not_share_a_lock() {
         go_on.send(()).unwrap();
         assert_eq!(first.join().unwrap().set_members().unwrap().len(), 1);
     });
+}
+
+#[test]
+fn parent_is_told_of_instances_that_end_but_not_of_those_that_end_with_it() {
+    let Rig { bus, shop, knobs, .. } = rig();
+    let ended = || std::mem::take(&mut *knobs.ended.lock().unwrap());
+    let create =
+        |n: u128| bus.create(&Create::new("shop", "wide", uuid(n)), |_| Ok(Box::new(NoEndpoint)));
+    create(1).unwrap();
+    assert!(ended().is_empty());
+    bus.remove(uuid(1), Removal::Refuse).unwrap();
+    assert_eq!(ended(), [("wide".to_owned(), uuid(1), End::Removed)]);
+    create(1).unwrap();
+    bus.begin_removal(uuid(1)).unwrap().unwrap().finish_now();
+    assert_eq!(ended(), [("wide".to_owned(), uuid(1), End::Removed)]);
+    // What the parent itself refused it knows.
+    knobs.refuse.store(true, Ordering::SeqCst);
+    refused(create(2), Errno::NOMEM, "out of paint");
+    knobs.refuse.store(false, Ordering::SeqCst);
+    assert!(ended().is_empty());
+    let no_endpoint = bus
+        .create(&Create::new("shop", "narrow", uuid(2)), |_| Err(Error::new(Errno::MFILE, "none")));
+    refused(no_endpoint, Errno::MFILE, "none");
+    assert_eq!(ended(), [("narrow".to_owned(), uuid(2), End::NotCreated)]);
+    let colour = [("colour".to_owned(), "green".to_owned())].into();
+    let wrong = Create { attributes: colour, ..Create::new("shop", "wide", uuid(2)) };
+    refused(bus.create(&wrong, |_| Ok(Box::new(NoEndpoint))), Errno::INVAL, "green");
+    assert_eq!(ended(), [("wide".to_owned(), uuid(2), End::NotCreated)]);
+    // A panic keeps nothing from ending.
+    create(3).unwrap();
+    knobs.panic.store(true, Ordering::SeqCst);
+    bus.remove(uuid(3), Removal::Refuse).unwrap();
+    assert_eq!(ended().len(), 1);
+    knobs.panic.store(false, Ordering::SeqCst);
+    let file = open(&create(3).unwrap()).unwrap();
+    create(4).unwrap();
+    shop.unregister(NOW);
+    drop(file);
+    assert!(ended().is_empty());
+    assert!(bus.instances().is_empty());
+}
+
+#[test]
+fn parent_that_counts_itself_is_asked_how_many_more_there_can_be() {
+    let rig = rig_with(Capacity::Own);
+    let left = |mdev_type| rig.bus.available("shop", mdev_type);
+    assert_eq!(left("narrow"), Some(0));
+    rig.knobs.room.store(7, Ordering::SeqCst);
+    assert_eq!(left("narrow"), Some(7));
+    assert_eq!(left("wide"), Some(0), "it panics");
+    // It refuses what does not fit when it is to make it.
+    rig.knobs.room.store(0, Ordering::SeqCst);
+    rig.create("narrow", 1).unwrap();
+}
+
+#[test]
+fn parent_that_cannot_start_is_not_registered() {
+    let bus = Bus::new(Registry::new());
+    let knobs = Arc::<Knobs>::default();
+    let register = || {
+        let types = vec![mdev_type("narrow", 1)];
+        let spec = ParentSpec { name: "shop".to_owned(), types, capacity: Capacity::Own };
+        bus.register(spec, Box::new(Shop(knobs.clone())))
+    };
+    knobs.refuse.store(true, Ordering::SeqCst);
+    refused(register(), Errno::NOENT, "the shop has no door");
+    knobs.panic.store(true, Ordering::SeqCst);
+    refused(register(), Errno::IO, "parent shop failed");
+    assert!(bus.parents().is_empty());
+    knobs.refuse.store(false, Ordering::SeqCst);
+    knobs.panic.store(false, Ordering::SeqCst);
+    drop(register().unwrap());
 }

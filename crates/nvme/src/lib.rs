@@ -4,6 +4,7 @@ mod admin;
 mod common;
 mod controller;
 mod counters;
+mod disks;
 mod failures;
 mod features;
 mod identity;
@@ -25,6 +26,7 @@ mod transfer;
 mod vectors;
 
 pub use controller::Nvme;
+pub use disks::Disks;
 pub use options::{DoorbellsOption, IdentityOption, NvmeOptions};
 pub use report::{
     CompletionQueueStatus, ControllerState, CounterStatus, NamespaceStatus, NvmeStatus,

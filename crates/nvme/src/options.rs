@@ -14,6 +14,7 @@ use vfiod_disk::{
 };
 
 use crate::common::{Common, MAX_COMMANDS, MAX_NAMESPACES};
+use crate::disks::ManagedImage;
 use crate::identity::{Identity, MODEL};
 use crate::namespace::{Namespace, NamespaceIdentity, Volume};
 use crate::rate::{RateLimit, RateLimits};
@@ -220,6 +221,13 @@ impl NvmeOptions {
 
     fn max_namespaces(&self) -> u32 {
         self.namespaces.unwrap_or(MAX_NAMESPACES)
+    }
+
+    /// Of a disk whose image the parent of mediated devices looks after.
+    pub(crate) fn managed(image: &ManagedImage, limits: RateLimits) -> Self {
+        let RateLimits { iops, iops_burst, bandwidth, bandwidth_burst } = limits;
+        let file = Some(image.path());
+        Self { file, iops, iops_burst, bandwidth, bandwidth_burst, ..Self::default() }
     }
 
     /// Opens the disks, and says what the subsystem is called.

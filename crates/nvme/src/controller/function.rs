@@ -56,7 +56,7 @@ impl ConfiguredModel for Nvme {
 
     fn configured(options: NvmeOptions) -> Result<Self> {
         options.check()?;
-        Ok(Self::configured_with(options))
+        Ok(Self::configured_with(options, None))
     }
 }
 
@@ -85,10 +85,16 @@ impl Model for Nvme {
     }
 
     fn init(&mut self, cx: &Cx<Self>) -> Result<()> {
-        if let Some(options) = &self.options {
+        if let Some((options, image)) = &self.options {
+            if let Some(image) = image {
+                image.prepare()?;
+            }
             let seat = cx.common::<Subsystems>().enter(options, cx.name())?;
             let (identity, rate) = (seat.identity(), self.common.rate.clone());
             (self.identity, self.common) = (identity, Arc::new(options.common(seat, rate)));
+            if let (Some(image), Some(disk)) = (image, self.common.namespaces.first()) {
+                image.opened(disk.limits.capacity, &self.identity.serial, disk.identity.uuid);
+            }
             self.options = None;
         }
         self.take_poll_seat(cx)?;

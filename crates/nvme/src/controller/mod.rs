@@ -16,6 +16,7 @@ use vfiod_pci::prelude::*;
 
 use crate::admin::events::Events;
 use crate::common::Common;
+use crate::disks::ManagedImage;
 use crate::features::Features;
 use crate::identity::Identity;
 use crate::namespace::Neighbour;
@@ -69,7 +70,7 @@ impl Properties {
 #[derive(Debug)]
 pub struct Nvme {
     /// What the disk is opened with when the device is registered; `None`: it is open.
-    options: Option<NvmeOptions>,
+    options: Option<(NvmeOptions, Option<Arc<ManagedImage>>)>,
     pub(crate) identity: Identity,
     properties: Properties,
     /// `None`: not enabled. They are still there while the controller is being disabled.
@@ -92,13 +93,13 @@ pub struct Nvme {
 }
 
 impl Nvme {
-    /// A controller whose disk is opened when it is registered.
-    pub(crate) fn configured_with(options: NvmeOptions) -> Self {
+    /// A controller whose disk is opened when it is registered; `image`: whose image is looked after.
+    pub(crate) fn configured_with(options: NvmeOptions, image: Option<Arc<ManagedImage>>) -> Self {
         let mapped_doorbells = options.doorbells == DoorbellsOption::Mapped;
         let rate = Arc::new(RateLimit::new(options.rate_limits()));
         let common = Common { rate, mapped_doorbells, ..Common::new(Vec::new()) };
         let unnamed = Self::new(Identity::default(), common);
-        Self { options: Some(options), ..unnamed }
+        Self { options: Some((options, image)), ..unnamed }
     }
 
     /// A controller whose only namespace is kept by a back end of the caller's. Its names are new with each

@@ -1,0 +1,226 @@
+//! A disk of an instance: its image, and its attributes.
+
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
+
+use vfiod_core::{Errno, Error, Result};
+use vfiod_mdev::{AttributeInfo, Attributes, End, Uuid};
+use vfiod_sync::{Mutex, lock};
+
+use super::images::{Found, Images};
+use super::{Allocation, DiskType, OnRemove};
+use crate::rate::{RateLimit, RateLimits};
+
+/// The attributes of every type.
+pub(super) fn attributes() -> Vec<AttributeInfo> {
+    let attribute = |name: &str, values: &str, summary: &str, writable| AttributeInfo {
+        name: name.to_owned(),
+        values: values.to_owned(),
+        summary: summary.to_owned(),
+        writable,
+    };
+    let rate = "a number; 0: no limit";
+    vec![
+        attribute(
+            "allocation",
+            "sparse or full",
+            "how the image is made, if it is not there",
+            true,
+        ),
+        attribute(
+            "on_remove",
+            "keep or delete",
+            "what becomes of the image when it is removed",
+            true,
+        ),
+        attribute("iops", rate, "I/O commands per second", true),
+        attribute("bandwidth", rate, "bytes per second", true),
+        attribute("image", "a path", "its image", false),
+        attribute("size", "bytes", "bytes of the disk", false),
+        attribute("serial", "a string", "its serial number", false),
+        attribute("disk_uuid", "a UUID", "the UUID by which hosts know the disk", false),
+    ]
+}
+
+/// That an attribute can have a value.
+pub(super) fn check(name: &str, value: &str) -> Result<()> {
+    match name {
+        "allocation" => allocation(value).map(drop),
+        "on_remove" => on_remove(value).map(drop),
+        _ => rate(name, value).map(drop),
+    }
+}
+
+fn wrong(name: &str, value: &str, expected: &str) -> Error {
+    let value = value.escape_debug();
+    Error::new(Errno::INVAL, format!("`{name}` is `{value}`; must be {expected}"))
+}
+
+fn allocation(value: &str) -> Result<Allocation> {
+    match value.trim() {
+        "sparse" => Ok(Allocation::Sparse),
+        "full" => Ok(Allocation::Full),
+        _ => Err(wrong("allocation", value, "sparse or full")),
+    }
+}
+
+fn on_remove(value: &str) -> Result<OnRemove> {
+    match value.trim() {
+        "keep" => Ok(OnRemove::Keep),
+        "delete" => Ok(OnRemove::Delete),
+        _ => Err(wrong("on_remove", value, "keep or delete")),
+    }
+}
+
+fn rate(name: &str, value: &str) -> Result<u64> {
+    let expected = "a number from 0 to 2^64 - 1, where 0 is no limit";
+    value.trim().parse().map_err(|_| wrong(name, value, expected))
+}
+
+/// The image of an instance, which is made and opened when the instance is registered.
+#[derive(Debug)]
+pub(crate) struct ManagedImage {
+    images: Arc<Images>,
+    uuid: Uuid,
+    /// Bytes of an image that is made.
+    size: u64,
+    settings: Mutex<Settings>,
+    /// Bursts of the type.
+    of_type: RateLimits,
+    rate: OnceLock<Arc<RateLimit>>,
+    opened: OnceLock<Opened>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Settings {
+    allocation: Allocation,
+    on_remove: OnRemove,
+    limits: RateLimits,
+    /// `None`: nobody has looked.
+    found: Option<Found>,
+}
+
+/// What is known of a disk that is open.
+#[derive(Debug)]
+struct Opened {
+    size: u64,
+    serial: String,
+    uuid: Uuid,
+}
+
+impl ManagedImage {
+    pub(super) fn new(images: Arc<Images>, uuid: Uuid, disk: &DiskType) -> Self {
+        let DiskType { size, allocation, on_remove, .. } = *disk;
+        let of_type = disk.limits();
+        let settings = Settings { allocation, on_remove, limits: of_type, found: None };
+        Self {
+            images,
+            uuid,
+            size,
+            settings: Mutex::new(settings),
+            of_type,
+            rate: OnceLock::new(),
+            opened: OnceLock::new(),
+        }
+    }
+
+    /// What limits the controller.
+    pub(super) fn set_rate(&self, rate: Arc<RateLimit>) {
+        _ = self.rate.set(rate);
+    }
+
+    pub(crate) fn path(&self) -> PathBuf {
+        self.images.path(self.uuid)
+    }
+
+    /// Makes the image, unless it is there.
+    ///
+    /// # Errors
+    /// As [`Images::find_or_make`].
+    pub(crate) fn prepare(&self) -> Result<()> {
+        let allocation = lock(&self.settings).allocation;
+        let found = self.images.find_or_make(self.uuid, self.size, allocation)?;
+        lock(&self.settings).found = Some(found);
+        Ok(())
+    }
+
+    /// The disk is open.
+    pub(crate) fn opened(&self, size: u64, serial: &str, uuid: [u8; 16]) {
+        let (serial, uuid) = (serial.to_owned(), Uuid::from_bytes(uuid));
+        _ = self.opened.set(Opened { size, serial, uuid });
+    }
+
+    /// The instance has ended.
+    pub(super) fn ended(&self, why: End) {
+        let Settings { on_remove, found, .. } = *lock(&self.settings);
+        let deletes = match why {
+            End::NotCreated => found == Some(Found::Made),
+            End::Removed => on_remove == OnRemove::Delete,
+        };
+        if deletes {
+            self.images.delete(self.uuid);
+        } else {
+            self.images.release(self.uuid);
+        }
+    }
+
+    /// Sets a limit; bursts are those of the type.
+    fn limit(&self, change: impl FnOnce(&mut RateLimits)) {
+        let mut settings = lock(&self.settings);
+        change(&mut settings.limits);
+        let RateLimits { iops, bandwidth, .. } = settings.limits;
+        let burst = |rate: Option<u64>, burst| if rate == Some(0) { None } else { burst };
+        settings.limits.iops_burst = burst(iops, self.of_type.iops_burst);
+        settings.limits.bandwidth_burst = burst(bandwidth, self.of_type.bandwidth_burst);
+        if let Some(rate) = self.rate.get() {
+            rate.set(settings.limits);
+        }
+    }
+}
+
+impl Attributes for ManagedImage {
+    fn get(&self, name: &str) -> Result<String> {
+        let settings = *lock(&self.settings);
+        let opened = self.opened.get();
+        Ok(match name {
+            "allocation" => match settings.allocation {
+                Allocation::Sparse => "sparse".to_owned(),
+                Allocation::Full => "full".to_owned(),
+            },
+            "on_remove" => match settings.on_remove {
+                OnRemove::Keep => "keep".to_owned(),
+                OnRemove::Delete => "delete".to_owned(),
+            },
+            "iops" => settings.limits.iops.unwrap_or(0).to_string(),
+            "bandwidth" => settings.limits.bandwidth.unwrap_or(0).to_string(),
+            "image" => self.path().display().to_string(),
+            "size" => opened.map_or(self.size, |opened| opened.size).to_string(),
+            "serial" => opened.map_or_else(String::new, |opened| opened.serial.clone()),
+            _ => opened.map_or_else(String::new, |opened| opened.uuid.to_string()),
+        })
+    }
+
+    fn set(&self, name: &str, value: &str) -> Result<()> {
+        match name {
+            "allocation" => {
+                let allocation = allocation(value)?;
+                let mut settings = lock(&self.settings);
+                if settings.found.is_some() && settings.allocation != allocation {
+                    let what = "the image is there already; `allocation` is set when it is created or defined";
+                    return Err(Error::new(Errno::BUSY, what));
+                }
+                settings.allocation = allocation;
+            }
+            "on_remove" => lock(&self.settings).on_remove = on_remove(value)?,
+            "iops" => {
+                let iops = rate(name, value)?;
+                self.limit(|limits| limits.iops = Some(iops));
+            }
+            _ => {
+                let bandwidth = rate(name, value)?;
+                self.limit(|limits| limits.bandwidth = Some(bandwidth));
+            }
+        }
+        Ok(())
+    }
+}
