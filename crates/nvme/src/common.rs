@@ -3,10 +3,11 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use vfiod_sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use vfiod_sync::atomic::{AtomicBool, Ordering};
 use vfiod_sync::{Mutex, lock};
 
 use crate::counters::Counters;
+use crate::kept::Keeping;
 use crate::namespace::Namespace;
 use crate::rate::{RateLimit, RateLimits};
 use crate::spec::log::{ERROR_LEN, ErrorEntry, Health};
@@ -39,6 +40,8 @@ pub(crate) struct Common {
     /// How many commands and bytes per second.
     pub(crate) rate: Arc<RateLimit>,
     pub(crate) counters: Counters,
+    /// How they are kept.
+    pub(crate) keeping: Arc<Keeping>,
     pub(crate) errors: Mutex<ErrorLog>,
     /// The volatile write cache is in use (feature 06h).
     pub(crate) write_cache: AtomicBool,
@@ -59,6 +62,7 @@ impl Common {
             bounce: BounceMemory::default(),
             rate: Arc::new(RateLimit::new(RateLimits::default())),
             counters: Counters::default(),
+            keeping: Arc::default(),
             errors: Mutex::default(),
             write_cache: AtomicBool::new(true),
             sync_failed: AtomicBool::new(false),
@@ -134,9 +138,8 @@ impl Common {
 
     /// The SMART / Health Information log, but for what the features decide.
     pub(crate) fn health(&self) -> Health {
-        let counters = &self.counters;
-        let [read, written, reads, writes] = counters.moved_ever();
-        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let [read, written, reads, writes, cycles, media_errors, errors, unsafes, on, busy] =
+            self.counters.all();
         Health {
             critical_warning: 0,
             temperature: 0,
@@ -144,9 +147,12 @@ impl Common {
             written,
             reads,
             writes,
-            power_cycles: get(&counters.power_cycles),
-            media_errors: get(&counters.media_errors),
-            errors: get(&counters.errors),
+            busy_minutes: busy / 60_000,
+            power_cycles: cycles,
+            power_on_hours: on / 3600,
+            unsafe_shutdowns: unsafes,
+            media_errors,
+            errors,
         }
     }
 }

@@ -2,9 +2,10 @@
 //! processors share one, and nobody waits. They are added up when somebody looks.
 
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use vfiod_sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use vfiod_sync::{Mutex, lock};
 
 use crate::spec::Outcome;
 use crate::spec::opcode::{self, ADMIN, IO};
@@ -108,7 +109,7 @@ impl QueueCounters {
 
     /// Counts a command that has ended after this time.
     pub(crate) fn count(&self, opcode: u8, time: Duration) {
-        let is_admin = self.times.is_empty();
+        let is_admin = self.is_admin();
         let places = if is_admin { &opcode::ADMIN_PLACES } else { &opcode::IO_PLACES };
         self.commands[usize::from(places[usize::from(opcode)])].add(1);
         if !is_admin {
@@ -116,9 +117,8 @@ impl QueueCounters {
         }
     }
 
-    /// So many commands are under way.
-    pub(crate) fn set_depth(&self, depth: usize) {
-        self.depth.store(depth as u32, Ordering::Relaxed);
+    fn is_admin(&self) -> bool {
+        self.times.is_empty()
     }
 
     pub(crate) fn depth(&self) -> u32 {
@@ -146,13 +146,126 @@ pub(crate) struct Counters {
     failed: [AtomicU64; STATUSES.len()],
     /// What was counted before, or elsewhere: bytes read and written, commands that read and wrote.
     before: [AtomicU64; 4],
-    pub(crate) power_cycles: AtomicU64,
+    life: Mutex<Life>,
+    busy: Busy,
     pub(crate) media_errors: AtomicU64,
     pub(crate) errors: AtomicU64,
 }
 
-/// How many numbers are saved.
-pub(crate) const SAVED: usize = 7;
+/// How many numbers are kept.
+pub(crate) const KEPT: usize = 10;
+/// Of these the seconds with power.
+pub(crate) const POWER_ON: usize = 8;
+/// How many of them are in a saved state: not the times, which differ whenever somebody looks.
+pub(crate) const SAVED: usize = 8;
+
+/// The life of a controller, as SMART tells it. It has power while somebody has it open.
+#[derive(Debug, Default)]
+struct Life {
+    on_since: Option<Instant>,
+    on_before: Duration,
+    power_cycles: u64,
+    unsafe_shutdowns: u64,
+    /// It was not enabled yet with this power: what nobody has used is no power cycle.
+    is_fresh: bool,
+    /// It was enabled with this power, and not shut down since.
+    in_use: bool,
+}
+
+impl Life {
+    fn on(&self) -> Duration {
+        let now = self.on_since.map_or(Duration::ZERO, |since| since.elapsed());
+        self.on_before.saturating_add(now)
+    }
+}
+
+/// How long some I/O queue had commands. Queues that begin and end at the same moment may do this in any
+/// order, as sums do not depend on it.
+#[derive(Debug)]
+struct Busy {
+    epoch: Instant,
+    /// Queues that have commands.
+    queues: AtomicU32,
+    /// The nanoseconds of the ends less those of the beginnings, counted from the epoch: below 0 while busy.
+    sum: AtomicU64,
+    /// What was shown last, and what was counted before the epoch: milliseconds.
+    shown: AtomicU64,
+    before: AtomicU64,
+}
+
+impl Busy {
+    fn new() -> Self {
+        let zero = || AtomicU64::new(0);
+        let (epoch, queues) = (Instant::now(), AtomicU32::new(0));
+        Self { epoch, queues, sum: zero(), shown: zero(), before: zero() }
+    }
+
+    fn since_epoch(&self, time: Instant) -> u64 {
+        let time = time.saturating_duration_since(self.epoch);
+        // Never 0, so that a busy controller's sum is below 0.
+        u64::try_from(time.as_nanos()).unwrap_or(u64::MAX).saturating_add(1)
+    }
+
+    fn begin(&self, now: Instant) {
+        if self.queues.fetch_add(1, Ordering::Relaxed) == 0 {
+            self.sum.fetch_sub(self.since_epoch(now), Ordering::Relaxed);
+        }
+    }
+
+    fn end(&self, now: Instant) {
+        if self.queues.fetch_sub(1, Ordering::Relaxed) == 1 {
+            self.sum.fetch_add(self.since_epoch(now), Ordering::Relaxed);
+        }
+    }
+
+    fn milliseconds(&self) -> u64 {
+        let sum = self.sum.load(Ordering::Relaxed).cast_signed();
+        let sum = if sum < 0 {
+            sum.saturating_add_unsigned(self.since_epoch(Instant::now()))
+        } else {
+            sum
+        };
+        // Amid a begin or an end the sum may be of another moment; what was shown never becomes less.
+        let now = u64::try_from(sum).unwrap_or(0) / 1_000_000;
+        let shown = self.shown.fetch_max(now, Ordering::Relaxed).max(now);
+        self.before.load(Ordering::Relaxed).wrapping_add(shown)
+    }
+
+    fn restore(&self, milliseconds: u64) {
+        let counted = self.milliseconds().wrapping_sub(self.before.load(Ordering::Relaxed));
+        self.before.store(milliseconds.wrapping_sub(counted), Ordering::Relaxed);
+    }
+}
+
+/// How many commands of a queue are under way, as long as its task runs.
+pub(crate) struct Depth<'a> {
+    counters: &'a Counters,
+    queue: &'a QueueCounters,
+    is_busy: bool,
+}
+
+impl<'a> Depth<'a> {
+    pub(crate) fn new((counters, queue): (&'a Counters, &'a QueueCounters)) -> Self {
+        Self { counters, queue, is_busy: false }
+    }
+
+    /// So many are under way now.
+    pub(crate) fn set(&mut self, depth: usize, now: Instant) {
+        self.queue.depth.store(depth as u32, Ordering::Relaxed);
+        let is_busy = depth > 0 && !self.queue.is_admin();
+        match (std::mem::replace(&mut self.is_busy, is_busy), is_busy) {
+            (false, true) => self.counters.busy.begin(now),
+            (true, false) => self.counters.busy.end(now),
+            _ => {}
+        }
+    }
+}
+
+impl Drop for Depth<'_> {
+    fn drop(&mut self) {
+        self.set(0, Instant::now());
+    }
+}
 
 impl Default for Counters {
     fn default() -> Self {
@@ -160,7 +273,8 @@ impl Default for Counters {
             queues: [const { OnceLock::new() }; QUEUES],
             failed: [const { AtomicU64::new(0) }; STATUSES.len()],
             before: Default::default(),
-            power_cycles: AtomicU64::new(0),
+            life: Mutex::default(),
+            busy: Busy::new(),
             media_errors: AtomicU64::new(0),
             errors: AtomicU64::new(0),
         }
@@ -185,6 +299,52 @@ impl Counters {
 
     fn io_queues(&self) -> impl Iterator<Item = &QueueCounters> {
         self.queues[1..].iter().filter_map(|queue| queue.get().map(Arc::as_ref))
+    }
+
+    /// The controller has power from now on.
+    pub(crate) fn power_on(&self) {
+        let mut life = lock(&self.life);
+        life.is_fresh = true;
+        life.on_since = Some(Instant::now());
+    }
+
+    /// It has no power any more. If it was in use that is an unsafe shutdown.
+    pub(crate) fn power_off(&self) {
+        let mut life = lock(&self.life);
+        life.on_before = life.on();
+        life.on_since = None;
+        if std::mem::take(&mut life.in_use) {
+            life.unsafe_shutdowns = life.unsafe_shutdowns.wrapping_add(1);
+        }
+    }
+
+    /// The process has died while the controller was in use.
+    pub(crate) fn count_unsafe_shutdown(&self) {
+        let mut life = lock(&self.life);
+        life.unsafe_shutdowns = life.unsafe_shutdowns.wrapping_add(1);
+    }
+
+    /// The controller is enabled. Returns whether it was not in use before.
+    pub(crate) fn enabled(&self) -> bool {
+        let mut life = lock(&self.life);
+        if std::mem::take(&mut life.is_fresh) {
+            life.power_cycles = life.power_cycles.wrapping_add(1);
+        }
+        !std::mem::replace(&mut life.in_use, true)
+    }
+
+    /// The controller goes on where it was: with the same power, in use or not.
+    pub(crate) fn go_on(&self, in_use: bool) {
+        let mut life = lock(&self.life);
+        (life.is_fresh, life.in_use) = (false, in_use);
+    }
+
+    /// The controller is shut down. Returns whether it was in use.
+    pub(crate) fn shut_down(&self) -> bool {
+        std::mem::take(&mut lock(&self.life).in_use)
+    }
+    pub(crate) fn is_in_use(&self) -> bool {
+        lock(&self.life).in_use
     }
 
     /// Counts what a command has failed with.
@@ -254,21 +414,42 @@ impl Counters {
         sum
     }
 
-    pub(crate) fn save(&self) -> [u64; SAVED] {
+    /// What is kept: the numbers of SMART.
+    pub(crate) fn all(&self) -> [u64; KEPT] {
         let [read, written, reads, writes] = self.moved_ever();
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let Self { power_cycles, media_errors, errors, .. } = self;
-        [read, written, reads, writes, get(power_cycles), get(media_errors), get(errors)]
+        let (media_errors, errors) = (get(&self.media_errors), get(&self.errors));
+        let life = lock(&self.life);
+        let (cycles, on, unsafes) = (life.power_cycles, life.on().as_secs(), life.unsafe_shutdowns);
+        let busy = self.busy.milliseconds();
+        [read, written, reads, writes, cycles, media_errors, errors, unsafes, on, busy]
+    }
+
+    /// What is saved of them.
+    pub(crate) fn save(&self) -> [u64; SAVED] {
+        let [read, written, reads, writes, cycles, media_errors, errors, unsafes, ..] = self.all();
+        [read, written, reads, writes, cycles, media_errors, errors, unsafes]
+    }
+
+    /// What was kept, and the times with it.
+    pub(crate) fn restore_all(&self, kept: [u64; KEPT]) {
+        let [read, written, reads, writes, cycles, media_errors, errors, unsafes, on, busy] = kept;
+        self.restore([read, written, reads, writes, cycles, media_errors, errors, unsafes]);
+        let mut life = lock(&self.life);
+        life.on_before = Duration::from_secs(on);
+        life.on_since = life.on_since.map(|_| Instant::now());
+        self.busy.restore(busy);
     }
 
     pub(crate) fn restore(&self, saved: [u64; SAVED]) {
-        let [read, written, reads, writes, power_cycles, media_errors, errors] = saved;
+        let [read, written, reads, writes, cycles, media_errors, errors, unsafes] = saved;
         let counted = self.moved();
         let moved = [read, written, reads, writes];
         for ((before, value), counted) in self.before.iter().zip(moved).zip(counted) {
             before.store(value.wrapping_sub(counted), Ordering::Relaxed);
         }
-        self.power_cycles.store(power_cycles, Ordering::Relaxed);
+        let mut life = lock(&self.life);
+        (life.power_cycles, life.unsafe_shutdowns) = (cycles, unsafes);
         self.media_errors.store(media_errors, Ordering::Relaxed);
         self.errors.store(errors, Ordering::Relaxed);
     }
@@ -318,10 +499,50 @@ mod tests {
         let counters = Counters::default();
         counters.of_queue(1).read.add(7);
         counters.of_queue(64).read.add(2);
-        let saved = [100, 2, 3, 4, 5, 6, 7];
-        counters.restore(saved);
-        assert_eq!(counters.save(), saved);
+        let kept = [100, 2, 3, 4, 5, 6, 7, 8, 9, 10];
+        counters.restore_all(kept);
+        assert_eq!(counters.all(), kept);
         counters.of_queue(64).read.add(2);
         assert_eq!((counters.save()[0], counters.moved()[0]), (102, 11));
+    }
+
+    #[test]
+    fn busy_is_the_time_in_which_some_queue_has_commands() {
+        let busy = Busy::new();
+        let at = |seconds| busy.epoch + Duration::from_secs(seconds);
+        // Two queues: 1 to 4 and 3 to 6; then one: 10 to 12.
+        for (begins, time) in
+            [(true, 1), (true, 3), (false, 4), (false, 6), (true, 10), (false, 12)]
+        {
+            if begins { busy.begin(at(time)) } else { busy.end(at(time)) }
+        }
+        assert_eq!(busy.milliseconds(), 7000);
+        // Also if the end of one and the beginning of the next are counted the other way round.
+        busy.sum.fetch_sub(busy.since_epoch(at(20)), Ordering::Relaxed);
+        busy.sum.fetch_add(busy.since_epoch(at(15)), Ordering::Relaxed);
+        busy.sum.fetch_sub(busy.since_epoch(at(14)), Ordering::Relaxed);
+        assert_eq!(busy.milliseconds(), 7000, "it never becomes less");
+        busy.sum.fetch_add(busy.since_epoch(at(23)), Ordering::Relaxed);
+        assert_eq!(busy.milliseconds(), 11000);
+        busy.restore(50);
+        assert_eq!(busy.milliseconds(), 50);
+    }
+
+    #[test]
+    fn power_that_ends_in_use_is_an_unsafe_shutdown() {
+        let counters = Counters::default();
+        let life = || (counters.save()[4], counters.save()[7]);
+        counters.power_on();
+        counters.power_off();
+        assert_eq!(life(), (0, 0), "it was not used");
+        counters.power_on();
+        assert!(counters.enabled() && !counters.enabled());
+        counters.power_off();
+        assert_eq!((life(), counters.is_in_use()), ((1, 1), false));
+        counters.power_on();
+        counters.enabled();
+        assert!(counters.shut_down());
+        counters.power_off();
+        assert_eq!(life(), (2, 1), "it was shut down");
     }
 }

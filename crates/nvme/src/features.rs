@@ -48,11 +48,49 @@ impl Default for Features {
     }
 }
 
+/// Where a part of features is.
+type Part = fn(&mut Features) -> &mut u32;
+
+/// The parts of features that can be saved, by the names that they have where they are kept.
+const PARTS: [(&str, Part); 7] = [
+    ("arbitration", |features| &mut features.arbitration),
+    ("temperature_over", |features| &mut features.over),
+    ("temperature_under", |features| &mut features.under),
+    ("error_recovery", |features| &mut features.error_recovery),
+    ("write_cache", |features| &mut features.write_cache),
+    ("interrupt_coalescing", |features| &mut features.coalescing),
+    ("write_atomicity", |features| &mut features.atomicity),
+];
+
 impl Features {
+    /// What is kept: parts by name, and values; `None`: the default. Of what cannot be saved there is nothing.
+    pub(crate) fn stored(mut self) -> impl Iterator<Item = (&'static str, Option<u64>)> {
+        let mut default = Self::default();
+        PARTS.into_iter().map(move |(name, part)| {
+            let value = *part(&mut self);
+            (name, (value != *part(&mut default)).then_some(value.into()))
+        })
+    }
+
+    /// What was kept; `get` gives the value of a part. `None`: these are values that cannot be set.
+    pub(crate) fn loaded(get: impl Fn(&str) -> Option<u64>) -> Option<Self> {
+        let mut features = Self::default();
+        for (name, part) in PARTS {
+            if let Some(value) = get(name) {
+                *part(&mut features) = u32::try_from(value).ok()?;
+            }
+        }
+        features.is_sound().then_some(features)
+    }
+
     /// Whether these are values that can be set.
     pub(crate) fn is_sound(&self) -> bool {
-        let Self { power, over, under, write_cache, atomicity, events, .. } = *self;
+        let Self { arbitration, power, over, under, write_cache, atomicity, events, .. } = *self;
+        let Self { error_recovery, coalescing, .. } = *self;
         power & !0xe0 == 0
+            && arbitration & !0xffff_ff07 == 0
+            && error_recovery <= 0xffff
+            && coalescing <= 0xffff
             && over <= 0xffff
             && under <= 0xffff
             && write_cache <= 1

@@ -9,6 +9,7 @@ mod failures;
 mod features;
 mod identity;
 mod io;
+mod kept;
 mod namespace;
 mod options;
 mod piece;
@@ -29,6 +30,6 @@ pub use controller::Nvme;
 pub use disks::Disks;
 pub use options::{DoorbellsOption, IdentityOption, NvmeOptions};
 pub use report::{
-    CompletionQueueStatus, ControllerState, CounterStatus, NamespaceStatus, NvmeStatus,
+    CompletionQueueStatus, ControllerState, CounterStatus, LifeStatus, NamespaceStatus, NvmeStatus,
     SubmissionQueueStatus, TimeStatus,
 };

@@ -16,6 +16,7 @@ use vfiod_disk::{
 use crate::common::{Common, MAX_COMMANDS, MAX_NAMESPACES};
 use crate::disks::ManagedImage;
 use crate::identity::{Identity, MODEL};
+use crate::kept::Keeping;
 use crate::namespace::{Namespace, NamespaceIdentity, Volume};
 use crate::rate::{RateLimit, RateLimits};
 use crate::subsystem::Seat;
@@ -265,7 +266,9 @@ impl NvmeOptions {
     /// What the tasks of a controller share that has this place, and of which a host has as much as `rate`
     /// allows.
     pub(crate) fn common(&self, seat: Seat, rate: Arc<RateLimit>) -> Common {
-        Common { rate, ..self.limited(seat.namespaces()) }.of_subsystem(seat)
+        let controller = seat.identity().controller;
+        let keeping = Arc::new(Keeping::of(controller));
+        Common { rate, keeping, ..self.limited(seat.namespaces()) }.of_subsystem(seat)
     }
 
     fn limited(&self, namespaces: Vec<Namespace>) -> Common {

@@ -98,6 +98,8 @@ pub struct NvmeStatus {
     pub polled: bool,
     /// What it has done since the device was registered.
     pub counters: CounterStatus,
+    /// What SMART counts of its life, restarts of the daemon included where the disk is an image.
+    pub life: LifeStatus,
     /// Its submission queues; 0 is the admin queue.
     pub submission_queues: Vec<SubmissionQueueStatus>,
     /// Its completion queues.
@@ -121,6 +123,23 @@ pub struct CounterStatus {
     pub errors: BTreeMap<String, u64>,
     /// How long I/O commands took, from when they were read from their queue.
     pub times: BTreeMap<String, TimeStatus>,
+}
+
+/// What SMART counts of a controller's life.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct LifeStatus {
+    /// Times that it got power and was used: that somebody opened it and enabled it.
+    pub power_cycles: u64,
+    /// Hours with power.
+    pub power_on_hours: u64,
+    /// Times that it lost power without a shutdown.
+    pub unsafe_shutdowns: u64,
+    /// Seconds in which an I/O queue had commands.
+    pub busy_seconds: u64,
+    /// Errors of the media.
+    pub media_errors: u64,
+    /// Entries that were written to the Error Information log.
+    pub error_log_entries: u64,
 }
 
 /// How long commands took: so many at most so long.
@@ -246,6 +265,7 @@ impl Report for NvmeReport {
             max_commands: self.common.max_commands,
             polled: self.common.is_polled.load(Ordering::Relaxed),
             counters: counters(&self.common.counters),
+            life: life(&self.common.counters),
             submission_queues: submissions
                 .map(|queue| submission_queue(&queue, &self.common.counters))
                 .collect(),
@@ -291,6 +311,21 @@ impl Report for NvmeReport {
                 (vec![("command", name.to_owned())], times.nanoseconds as f64 / 1e9);
             metrics.histogram("nvme_command_seconds", help, labels, buckets, sum);
         }
+        let LifeStatus { power_cycles, unsafe_shutdowns, busy_seconds, media_errors, .. } =
+            life(counters);
+        let lives = [
+            ("nvme_power_cycles", "Times that the controller got power", power_cycles),
+            (
+                "nvme_unsafe_shutdowns",
+                "Times that it lost power without a shutdown",
+                unsafe_shutdowns,
+            ),
+            ("nvme_busy_seconds", "Time in which an I/O queue had commands", busy_seconds),
+            ("nvme_media_errors", "Errors of the media", media_errors),
+        ];
+        for (name, help, count) in lives {
+            metrics.counter(name, help, Vec::new(), count as f64);
+        }
         for namespace in &self.common.namespaces {
             let labels = || vec![("namespace", namespace.id.to_string())];
             let capacity = namespace.limits.capacity as f64;
@@ -299,6 +334,19 @@ impl Report for NvmeReport {
             let help = "1: a sync has failed, and the namespace takes no writes";
             metrics.gauge("nvme_sync_failed", help, labels(), failed);
         }
+    }
+}
+
+fn life(counters: &Counters) -> LifeStatus {
+    let [_, _, _, _, power_cycles, media_errors, error_log_entries, unsafe_shutdowns, on, busy] =
+        counters.all();
+    LifeStatus {
+        power_cycles,
+        power_on_hours: on / 3600,
+        unsafe_shutdowns,
+        busy_seconds: busy / 1000,
+        media_errors,
+        error_log_entries,
     }
 }
 

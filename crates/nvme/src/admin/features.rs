@@ -1,10 +1,12 @@
 //! Get Features (5.15) and Set Features (5.27).
 
+use vfiod_pci::Cx;
+
 use super::AdminQueue;
 use super::events::Event;
 use crate::controller::Nvme;
 use crate::features::Features;
-use crate::spec::feature::{CAPABILITIES, FEATURES, Feature, Select};
+use crate::spec::feature::{FEATURES, Feature, Select};
 use crate::spec::submission::ALL_NAMESPACES;
 use crate::spec::{Outcome, Status, Submission};
 use crate::timestamp::Timestamp;
@@ -32,15 +34,20 @@ impl AdminQueue {
         }
         match select {
             Select::Current => self.task.step(|nvme, _| nvme.features.get(feature, dword)).await,
-            Select::Default | Select::Saved => Features::default().get(feature, dword),
-            Select::Capabilities => Ok(CAPABILITIES),
+            Select::Default => Features::default().get(feature, dword),
+            Select::Saved => {
+                let saved = self.task.step(|nvme, _| nvme.saved_features).await;
+                saved.get(feature, dword)
+            }
+            Select::Capabilities => Ok(feature.capabilities()),
         }
     }
 
     pub(super) async fn set_features(&self, command: &Submission) -> Outcome {
         let feature = self.feature(command)?;
         let dword = command.dword(11);
-        if command.dword(10) & SAVE != 0 {
+        let saves = command.dword(10) & SAVE != 0;
+        if saves && !feature.is_saveable() {
             return Err(Status::FEATURE_NOT_SAVEABLE);
         }
         match command.namespace() {
@@ -60,9 +67,38 @@ impl AdminQueue {
             self.task.step(|nvme, _| nvme.timestamp = Timestamp::of_host(bytes)).await;
             return Ok(0);
         }
+        if saves {
+            self.save_feature(feature, dword).await?;
+        }
         let outcome = self.task.step(|nvme, _| nvme.set_feature(feature, dword)).await;
         self.queues.notice_events();
         outcome
+    }
+}
+
+impl AdminQueue {
+    /// Saves a feature. It lasts when this returns; if it cannot, nothing has changed.
+    async fn save_feature(&self, feature: Feature, dword: u32) -> Result<(), Status> {
+        let before = self.task.step(|nvme, _| nvme.saved_features).await;
+        let mut saved = before;
+        saved.set(feature, dword)?;
+        // Only what changes: another command may save another feature meanwhile.
+        if let Err(error) = self.common.keep_features(before, saved).await {
+            let error = error.to_string();
+            let log = move |_: &mut Nvme, cx: &Cx<Nvme>| {
+                if let Some(suppressed) = cx.may_log() {
+                    tracing::warn!(
+                        device = cx.name(),
+                        error,
+                        suppressed,
+                        "a feature cannot be saved"
+                    );
+                }
+            };
+            self.task.step(log).await;
+            return Err(Status::INTERNAL);
+        }
+        self.task.step(|nvme, _| nvme.saved_features.set(feature, dword)).await.map(drop)
     }
 }
 

@@ -1,11 +1,12 @@
 //! Format NVM (5.14).
 
-use vfiod_core::dma::Completion;
-use vfiod_core::{Errno, Error, Result as CoreResult};
 use vfiod_disk::{Channel, Done, Request};
+use vfiod_pci::Cx;
 
 use super::AdminQueue;
+use crate::controller::Nvme;
 use crate::io::{absent, judge};
+use crate::kept::change_metadata;
 use crate::namespace::{BLOCK_SIZES, Namespace};
 use crate::spec::submission::ALL_NAMESPACES;
 use crate::spec::{Outcome, Status, Submission};
@@ -68,12 +69,22 @@ impl AdminQueue {
             offset += len;
         }
         self.judge(namespace, channel.start(Request::Flush).await)?;
-        let stored = store(namespace, block_size).await;
-        stored.map_err(|error| {
+        if let Err(error) = store(namespace, block_size).await {
             let (namespace, error) = (namespace.id, error.to_string());
-            tracing::warn!(namespace, error, "formatted, but the block size cannot be kept");
-            Status::INTERNAL
-        })?;
+            let log = move |_: &mut Nvme, cx: &Cx<Nvme>| {
+                if let Some(suppressed) = cx.may_log() {
+                    tracing::warn!(
+                        device = cx.name(),
+                        namespace,
+                        error,
+                        suppressed,
+                        "formatted, but the block size cannot be kept"
+                    );
+                }
+            };
+            self.task.step(log).await;
+            return Err(Status::INTERNAL);
+        }
         namespace.set_block_size(block_size);
         Ok(())
     }
@@ -84,16 +95,8 @@ impl AdminQueue {
     }
 }
 
-/// Keeps the block size beside the image. The file is synced, on a thread of its own.
-async fn store(namespace: &Namespace, block_size: u32) -> CoreResult<()> {
+/// Keeps the block size beside the image.
+async fn store(namespace: &Namespace, block_size: u32) -> vfiod_core::Result<()> {
     let Some(metadata) = namespace.metadata.clone() else { return Ok(()) };
-    let (completion, reply) = Completion::new();
-    let store = move || metadata.change(|stored| stored.block = block_size);
-    let thread = std::thread::Builder::new().name("format".to_owned());
-    let started = thread.spawn(move || completion.complete(store()));
-    started.map_err(|error| {
-        let errno = error.raw_os_error().map_or(Errno::AGAIN, Errno::from_raw_os_error);
-        Error::new(errno, "no thread to keep the block size").because(error)
-    })?;
-    reply.await
+    change_metadata(metadata, move |stored| stored.block = block_size).await
 }

@@ -11,7 +11,7 @@ use vfiod_sync::atomic::Ordering;
 use super::{Nvme, Properties, VECTORS, VENDOR, Write};
 use crate::admin::events::Events;
 use crate::common::Common;
-use crate::features::Features;
+use crate::kept::{KeptAtEnd, keep_periodically};
 use crate::namespace::{Namespace, Neighbour};
 use crate::options::NvmeOptions;
 use crate::queues::Doorbells;
@@ -101,7 +101,8 @@ impl Model for Nvme {
         cx.set_data_path(self.doorbells.clone());
         let (common, shown) = (self.common.clone(), self.shown.clone());
         cx.set_report(Arc::new(NvmeReport { identity: self.identity.clone(), common, shown }));
-        self.common.counters.power_cycles.fetch_add(1, Ordering::Relaxed);
+        self.saved_features = self.common.load();
+        self.kept_at_end = Some(KeptAtEnd(self.common.clone()));
         let neighbour: Arc<dyn Neighbour> = Arc::new(ToldByOthers {
             common: self.common.clone(),
             doorbells: self.doorbells.clone(),
@@ -113,6 +114,19 @@ impl Model for Nvme {
         self.common.namespaces.iter().try_for_each(connect)?;
         self.neighbour = Some(neighbour);
         Ok(())
+    }
+
+    /// The controller has power.
+    fn open(&mut self, cx: &Cx<Self>) -> Result<()> {
+        self.common.counters.power_on();
+        self.keeper = Some(keep_periodically(&self.common, cx.runtime()));
+        Ok(())
+    }
+
+    fn close(&mut self, _cx: &Cx<Self>) {
+        self.keeper = None;
+        self.common.counters.power_off();
+        self.common.keep();
     }
 
     fn read(&mut self, _cx: &Cx<Self>, bar: u8, offset: u64, data: &mut [u8]) {
@@ -159,9 +173,12 @@ impl Model for Nvme {
             queues,
             doorbells,
             shown: _,
+            keeper: _,
+            kept_at_end: _,
             common,
             neighbour: _,
             features,
+            saved_features,
             events,
             timestamp,
             told_of_sync,
@@ -174,7 +191,7 @@ impl Model for Nvme {
         doorbells.set(None);
         *queues = None;
         properties.reset_registers();
-        *features = Features::default();
+        *features = *saved_features;
         features.apply(common);
         *events = Events::default();
         common.forget_errors();

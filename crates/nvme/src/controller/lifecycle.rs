@@ -12,7 +12,6 @@ use super::{Nvme, forget_rings};
 use crate::admin::AdminQueue;
 use crate::admin::events::Events;
 use crate::common::Common;
-use crate::features::Features;
 use crate::io::IoQueue;
 use crate::queues::doorbell::Moved;
 use crate::queues::serve::{serve, task_name};
@@ -78,7 +77,7 @@ impl Nvme {
         queues.add_submission(Arc::new(submission_queue));
         // What was rung before means other queues.
         forget_rings(cx, 0..2 * QUEUES);
-        self.features = Features::default();
+        self.features = self.saved_features;
         self.features.apply(&self.common);
         self.events = Events::default();
         self.timestamp = Timestamp::reset();
@@ -89,6 +88,9 @@ impl Nvme {
         self.set_status(!READY, READY);
         if let Err(error) = self.start_polling() {
             return self.cannot_poll(cx, &error);
+        }
+        if self.common.counters.enabled() {
+            self.common.keep();
         }
         self.start(cx, 0);
     }
@@ -235,6 +237,9 @@ impl Nvme {
             self.set_status(SHUTDOWN, SHUT_DOWN);
             // No command is read any more.
             self.stop_polling();
+            if self.common.counters.shut_down() {
+                self.common.keep();
+            }
         }
         if self.shutdowns == number {
             task.task().cancel();

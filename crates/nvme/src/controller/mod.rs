@@ -19,6 +19,7 @@ use crate::common::Common;
 use crate::disks::ManagedImage;
 use crate::features::Features;
 use crate::identity::Identity;
+use crate::kept::KeptAtEnd;
 use crate::namespace::Neighbour;
 use crate::options::{DoorbellsOption, NvmeOptions};
 use crate::queues::{Doorbells, Queues};
@@ -78,10 +79,15 @@ pub struct Nvme {
     doorbells: Arc<Doorbells>,
     /// What the operator is shown of registers and queues.
     shown: Arc<Shown>,
+    /// Keeps counters while somebody has the controller open.
+    keeper: Option<vfiod_tasks::Task<()>>,
+    kept_at_end: Option<KeptAtEnd>,
     pub(crate) common: Arc<Common>,
     /// Told by controllers that have a namespace in common with this one.
     neighbour: Option<Arc<dyn Neighbour>>,
     pub(crate) features: Features,
+    /// What features are after a reset: those that the host has saved.
+    pub(crate) saved_features: Features,
     pub(crate) events: Events,
     pub(crate) timestamp: Timestamp,
     /// The host was told that a sync has failed: once.
@@ -121,9 +127,12 @@ impl Nvme {
             queues: None,
             doorbells: Arc::default(),
             shown: Arc::default(),
+            keeper: None,
+            kept_at_end: None,
             common: Arc::new(common),
             neighbour: None,
             features: Features::default(),
+            saved_features: Features::default(),
             events: Events::default(),
             timestamp: Timestamp::reset(),
             told_of_sync: false,

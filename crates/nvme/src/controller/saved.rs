@@ -18,7 +18,8 @@ use crate::queues::{
 };
 use crate::spec::log::ERROR_LEN;
 use crate::spec::registers::{
-    CC_WRITABLE, Configuration, FATAL, LARGEST_PAGE, MAX_ENTRIES, QUEUES, READY, SHUTDOWN,
+    CC_WRITABLE, Configuration, FATAL, LARGEST_PAGE, MAX_ENTRIES, QUEUES, READY, SHUT_DOWN,
+    SHUTDOWN,
 };
 use crate::timestamp::Timestamp;
 
@@ -40,6 +41,7 @@ vfiod_pci::image! {
     pub struct NvmeImage {
         properties: <Properties as Registers>::Image,
         features: Features,
+        saved_features: Features,
         events: EventsImage,
         submissions: Table<SubmissionImage>,
         completions: Table<CompletionImage>,
@@ -300,6 +302,7 @@ impl Nvme {
         self.doorbells.set(Some(queues.clone()));
         self.queues = Some(queues);
         self.show();
+        self.common.counters.go_on(true);
         self.apply_features();
     }
 }
@@ -317,9 +320,12 @@ impl Save for Nvme {
             queues,
             doorbells: _,
             shown: _,
+            keeper: _,
+            kept_at_end: _,
             common,
             neighbour: _,
             features,
+            saved_features,
             events,
             timestamp,
             told_of_sync,
@@ -338,6 +344,7 @@ impl Save for Nvme {
         NvmeImage {
             properties: properties.save_registers(),
             features: *features,
+            saved_features: *saved_features,
             events: EventsImage::save(events),
             submissions,
             completions,
@@ -357,6 +364,7 @@ impl Save for Nvme {
         let NvmeImage {
             properties: properties_image,
             features,
+            saved_features,
             events,
             submissions,
             completions,
@@ -373,7 +381,7 @@ impl Save for Nvme {
         let mut properties = Properties::power_on();
         properties.restore_registers(properties_image)?;
         let events = events.restored()?;
-        if !features.is_sound() {
+        if !features.is_sound() || !saved_features.is_sound() {
             return Err(bad("features that cannot be set".to_owned()));
         }
         let (status, enabled) = (properties.status, properties.configuration().enabled());
@@ -428,12 +436,14 @@ impl Save for Nvme {
         self.properties = properties;
         self.queues = queues;
         self.show();
-        self.features = features;
+        (self.features, self.saved_features) = (features, saved_features);
         self.apply_features();
         self.events = events;
         self.told_of_sync = told_of_sync == 1;
         self.timestamp = Timestamp { ahead: timestamp, is_set: timestamp_is_set == 1 };
         self.common.counters.restore(counters);
+        let is_used = has_queues == 1 && status & SHUTDOWN != SHUT_DOWN;
+        self.common.counters.go_on(is_used);
         let (entries, _) = errors.as_chunks::<ERROR_LEN>();
         let mut page = [[0; ERROR_LEN]; ERROR_ENTRIES];
         page.copy_from_slice(entries);

@@ -17,7 +17,7 @@ use vfiod_tasks::{race, yield_now};
 
 use super::{Host, Queues, SubmissionQueue};
 use crate::controller::Nvme;
-use crate::counters::{Counters, QueueCounters};
+use crate::counters::{Counters, Depth, QueueCounters};
 use crate::rate::{Allowed, Place, RateLimit};
 use crate::spec::{Completion, Outcome, Submission};
 
@@ -129,6 +129,7 @@ pub(crate) async fn serve(
 ) {
     let mut running = FuturesUnordered::<Timed>::new();
     let (of_all, counters) = execute.counters();
+    let mut depth = Depth::new(execute.counters());
     let mut held = Held::default();
     let mut turn = Turn::default();
     let mut read_since = 0;
@@ -163,7 +164,7 @@ pub(crate) async fn serve(
                     let began = task.task().runtime().now();
                     let begin = |running: Running| Timed { began, running };
                     execute.execute_all(commands, &mut |command| running.push(begin(command)));
-                    counters.set_depth(running.len());
+                    depth.set(running.len(), began);
                 }
                 let Next::Wait = next else { return Ok(next) };
                 match prepare(&task, &queues, &queue, running.is_empty()) {
@@ -204,7 +205,7 @@ pub(crate) async fn serve(
                     of_all.count_failed(outcome);
                 }
             }
-            counters.set_depth(running.len());
+            depth.set(running.len(), now);
             if let Some(time) = post(&task, &queues, &queue, ended).await {
                 held.until(task.task().runtime().now() + time);
             }

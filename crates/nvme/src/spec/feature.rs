@@ -20,6 +20,29 @@ pub(crate) enum Feature {
 }
 
 impl Feature {
+    /// Whether the host can save it, so that it outlasts resets and power. What a host sets up anew each time
+    /// is not: the number of queues, vectors, events, the clock; nor the one power state.
+    pub(crate) fn is_saveable(self) -> bool {
+        match self {
+            Self::Arbitration
+            | Self::TemperatureThreshold
+            | Self::ErrorRecovery
+            | Self::VolatileWriteCache
+            | Self::InterruptCoalescing
+            | Self::WriteAtomicityNormal => true,
+            Self::PowerManagement
+            | Self::NumberOfQueues
+            | Self::InterruptVectorConfiguration
+            | Self::AsynchronousEventConfiguration
+            | Self::Timestamp => false,
+        }
+    }
+
+    /// Its capabilities (5.15): changeable, of the controller, and whether it can be saved.
+    pub(crate) fn capabilities(self) -> u32 {
+        1 << 2 | u32::from(self.is_saveable())
+    }
+
     /// The bit of ONCS (5.17.2.1) that says that it is there; 0: another field does, or it is mandatory.
     pub(crate) fn optional(self) -> u16 {
         u16::from(self == Self::Timestamp) << 6
@@ -74,7 +97,7 @@ const ROWS: &[Row<Feature>] = &[
     refused(0x84, "Namespace Write Protection Config", "5.27.1.28"),
 ];
 
-/// The features. All that are offered can be changed, and none can be saved.
+/// The features. All that are offered can be changed.
 pub(crate) const FEATURES: Table<Feature> = Table { refusal: Status::INVALID_FIELD, rows: ROWS };
 
 /// Feature Identifiers Supported and Effects (figure 256): it is supported, and of the controller.
@@ -85,7 +108,7 @@ pub(crate) const EFFECTS: u32 = 1 | 1 << 21;
 pub(crate) enum Select {
     Current,
     Default,
-    /// Nothing is saved, so that it is the default.
+    /// The default, if it was not saved.
     Saved,
     Capabilities,
 }
@@ -101,9 +124,6 @@ impl Select {
         }
     }
 }
-
-/// Capabilities of each feature: changeable, not saveable, of the controller.
-pub(crate) const CAPABILITIES: u32 = 1 << 2;
 
 /// Asynchronous Event Configuration (figure 324): SMART critical warnings.
 pub(crate) const EVENT_SMART: u32 = 0xff;

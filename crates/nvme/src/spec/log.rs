@@ -110,7 +110,12 @@ pub(crate) struct Health {
     pub(crate) written: u64,
     pub(crate) reads: u64,
     pub(crate) writes: u64,
+    /// Minutes in which an I/O queue had commands.
+    pub(crate) busy_minutes: u64,
     pub(crate) power_cycles: u64,
+    pub(crate) power_on_hours: u64,
+    /// Times that the controller lost power without a shutdown.
+    pub(crate) unsafe_shutdowns: u64,
     pub(crate) media_errors: u64,
     pub(crate) errors: u64,
 }
@@ -130,7 +135,10 @@ impl Health {
         put(&mut page, 48, self.written.div_ceil(512_000).to_le_bytes());
         put(&mut page, 64, self.reads.to_le_bytes());
         put(&mut page, 80, self.writes.to_le_bytes());
+        put(&mut page, 96, self.busy_minutes.to_le_bytes());
         put(&mut page, 112, self.power_cycles.to_le_bytes());
+        put(&mut page, 128, self.power_on_hours.to_le_bytes());
+        put(&mut page, 144, self.unsafe_shutdowns.to_le_bytes());
         put(&mut page, 160, self.media_errors.to_le_bytes());
         put(&mut page, 176, self.errors.to_le_bytes());
         page

@@ -22,17 +22,32 @@ fn name(status: Status) -> &'static str {
 
 /// A table in Markdown, under a title.
 fn markdown<T>(title: &str, identifier: &str, table: &Table<T>) -> String {
+    markdown_of(title, identifier, table, |_| false)
+}
+
+/// The same, where some things can be saved.
+fn markdown_of<T>(
+    title: &str,
+    identifier: &str,
+    table: &Table<T>,
+    is_saved: impl Fn(&T) -> bool,
+) -> String {
     let mut text =
         format!("## {title}\n| {identifier} | | section | |\n| --- | --- | --- | --- |\n");
     let refusal = name(table.refusal);
     for row in table.rows {
+        let saved = |what: &T| if is_saved(what) { "; the host can save it" } else { "" };
+        let saved = match &row.offer {
+            Offer::Always(what) | Offer::If(_, what) => saved(what),
+            Offer::Never => "",
+        };
         let offer = match row.offer {
-            Offer::Always(_) => "tested".to_owned(),
+            Offer::Always(_) => format!("tested{saved}"),
             Offer::If(Needs::Deallocation, _) => {
                 format!("tested; where a disk gives no space back refused: {refusal}")
             }
             Offer::If(Needs::WriteCache, _) => {
-                format!("tested; where no disk has a write cache refused: {refusal}")
+                format!("tested{saved}; where no disk has a write cache refused: {refusal}")
             }
             Offer::If(Needs::DoorbellMessages, _) => {
                 format!("tested; where doorbells are mapped refused: {refusal}")
@@ -132,7 +147,7 @@ fn tables_of_what_is_offered_are_current() {
     let tables = [
         markdown("Admin commands", "opcode", &ADMIN),
         markdown("I/O commands", "opcode", &IO),
-        markdown("Features", "identifier", &FEATURES),
+        markdown_of("Features", "identifier", &FEATURES, |feature| feature.is_saveable()),
         markdown("Log pages", "identifier", &PAGES),
         markdown("Data structures of Identify", "CNS", &STRUCTURES),
         statuses(),

@@ -10,6 +10,7 @@ mod format;
 mod fused;
 mod held;
 mod io;
+mod kept;
 mod limits;
 mod mapped;
 mod namespaces;

@@ -92,7 +92,7 @@ fn every_status_of_the_list_is_given() {
             0x109 => admin(&mut host, Command::new(2).set(10, 0xff)),
             0x10a => admin(&mut host, Command::new(0x80).namespace(1).set(10, 2)),
             0x10c => admin(&mut host, Command::new(4).set(10, 1)),
-            0x10d => admin(&mut host, Command::new(9).set(10, 1 << 31 | 1)),
+            0x10d => admin(&mut host, Command::new(9).set(10, 1 << 31 | 2)),
             0x10f => admin(&mut host, Command::new(9).namespace(1).set(10, 1)),
             0x183 => {
                 let range = [&[0; 16][..], &4096_u16.to_le_bytes(), &[0; 14]].concat();

@@ -281,7 +281,13 @@ fn every_feature_does_what_the_table_says() {
                 Some(feature) => {
                     feature_works(&mut host, id, feature);
                     let saved = set(id, 0).set(10, 1 << 31 | u32::from(id));
-                    assert_eq!(host.admin(saved), Err(0x10d), "{id:#x}");
+                    let expected = if feature.is_saveable() { Ok(0) } else { Err(0x10d) };
+                    assert_eq!(host.admin(saved), expected, "{id:#x}");
+                    let capabilities = 1 << 2 | u32::from(feature.is_saveable());
+                    assert_eq!(host.admin(get(id, 3)), Ok(capabilities), "{id:#x}");
+                    if feature.is_saveable() {
+                        assert_eq!(host.admin(get(id, 2)), Ok(0), "{id:#x}: what was saved");
+                    }
                     assert_eq!(host.admin(set(id, 0).namespace(1)), Err(0x10f), "{id:#x}");
                     assert_eq!(host.admin(set(id, 0).namespace(17)), Err(0x0b), "{id:#x}");
                 }
