@@ -5,7 +5,7 @@ mod process;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use process::{Daemon, bad, good, vfiod};
+use process::{Daemon, bad, good, vfiod, where_little_fits};
 
 const UUID: &str = "83b8f4f2-509f-382f-3c1e-e6bfe0fa1001";
 const OTHER: &str = "83b8f4f2-509f-382f-3c1e-e6bfe0fa1002";
@@ -141,37 +141,17 @@ fn refusal_says_the_cause_and_the_errno() {
     assert!(said.contains("Not a directory") || said.contains("not a directory"), "{said}");
 }
 
-/// A command that runs another one where a small file system is mounted on a directory. `None`: mounting
-/// is not allowed here.
-fn where_little_fits(directory: &Path) -> Option<Command> {
-    let unshare = || {
-        let mut command = Command::new("unshare");
-        if !rustix::process::geteuid().is_root() {
-            command.args(["--user", "--map-root-user"]);
-        }
-        command.args(["--mount", "sh", "-c"]);
-        command.arg("mount -t tmpfs -o size=32k none \"$1\" && shift && exec \"$@\"");
-        command.arg("sh").arg(directory);
-        command
-    };
-    let tried = unshare().arg("true").output();
-    if !tried.as_ref().is_ok_and(|output| output.status.success()) {
-        eprintln!("SKIPPED: no file system can be mounted here: {tried:?}");
-        return None;
-    }
-    Some(unshare())
-}
-
 #[test]
 fn full_disk_is_the_reason_that_a_definition_is_refused_for() {
     let probe = tempfile::tempdir().unwrap();
-    if where_little_fits(probe.path()).is_none() {
+    if where_little_fits(probe.path(), "size=32k").is_none() {
         return;
     }
     let rig = Rig::started(
         |_| {},
         |config| {
-            let mut command = where_little_fits(&config.with_file_name("definitions")).unwrap();
+            let mut command =
+                where_little_fits(&config.with_file_name("definitions"), "size=32k").unwrap();
             command.arg(env!("CARGO_BIN_EXE_vfiod")).args(["serve", "--no-sandbox"]).arg(config);
             command
         },

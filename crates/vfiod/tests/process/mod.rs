@@ -187,6 +187,27 @@ impl Drop for Daemon {
     }
 }
 
+/// A command that runs another one where a file system in memory with these options is mounted on a
+/// directory. `None`: mounting is not allowed here.
+pub(crate) fn where_little_fits(directory: &Path, options: &str) -> Option<Command> {
+    let unshare = || {
+        let mut command = Command::new("unshare");
+        if !rustix::process::geteuid().is_root() {
+            command.args(["--user", "--map-root-user"]);
+        }
+        command.args(["--mount", "sh", "-c"]);
+        command.arg("mount -t tmpfs -o \"$1\" none \"$2\" && shift 2 && exec \"$@\"");
+        command.arg("sh").arg(options).arg(directory);
+        command
+    };
+    let tried = unshare().arg("true").output();
+    if !tried.as_ref().is_ok_and(|output| output.status.success()) {
+        eprintln!("SKIPPED: no file system can be mounted here: {tried:?}");
+        return None;
+    }
+    Some(unshare())
+}
+
 /// Waits for something that must come.
 pub(crate) fn until(what: &str, mut done: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
