@@ -51,16 +51,17 @@ pub trait OperatedModel: ConfiguredModel {
     fn operate(device: &ModelRef<Self>, operation: Self::Operation) -> Result<Operated>;
 }
 
-/// What is still to end after an operation: it was carried out, and something that was begun before goes on.
-pub type Ending = Pin<Box<dyn Future<Output = ()> + Send>>;
+/// What is still to end after an operation: it was carried out, and something that was begun before goes on. An
+/// error is what then could not be done.
+pub type Ending = Pin<Box<dyn Future<Output = Result<()>> + Send>>;
 
 /// An operation that was carried out.
 #[derive(Default)]
 pub struct Operated {
     /// What came of it, in JSON.
     pub result: Value,
-    /// Whoever asked waits for this, and other operations and changes do not. Dropped unfinished where that
-    /// takes too long.
+    /// Whoever asked waits for this, and other operations and changes do not. Where that takes too long, it
+    /// goes on without them.
     pub ending: Option<Ending>,
 }
 

@@ -151,15 +151,21 @@ pub(crate) async fn operate<T: Send + 'static>(
 /// Waits for what is still to end after an operation on `subject`, without a thread.
 pub(crate) async fn ended(
     subject: &str,
-    ending: impl Future<Output = ()> + Send,
+    ending: impl Future<Output = Result<(), Error>> + Send + 'static,
 ) -> Result<(), Problem> {
-    tokio::time::timeout(ENDING_DEADLINE, ending).await.map_err(|_| {
-        let what = format!(
-            "{subject}: done, but what was begun before has not ended within {} s; it goes on",
-            ENDING_DEADLINE.as_secs()
-        );
-        Error::new(Errno::TIMEDOUT, what).into()
-    })
+    // It goes on, whoever waits for it.
+    let ending = tokio::spawn(ending);
+    match tokio::time::timeout(ENDING_DEADLINE, ending).await {
+        Ok(Ok(ended)) => Ok(ended?),
+        Ok(Err(panic)) => std::panic::resume_unwind(panic.into_panic()),
+        Err(_) => {
+            let what = format!(
+                "{subject}: done, but what was begun before has not ended within {} s; it goes on",
+                ENDING_DEADLINE.as_secs()
+            );
+            Err(Error::new(Errno::TIMEDOUT, what).into())
+        }
+    }
 }
 
 /// Runs an operation that may wait for `subject`, and replies with no content.

@@ -20,7 +20,7 @@ pub fn catalogue() -> Models {
         .model::<Gpio>("gpio")
         .model::<Edu>("edu")
         .model::<Serial>("serial")
-        .model::<Nvme>("nvme")
+        .operated::<Nvme>("nvme")
         .parent::<EduParent>("edu")
         .parent::<GpioParent>("gpio")
         .parent::<SerialParent>("serial")

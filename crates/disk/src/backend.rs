@@ -27,6 +27,19 @@ pub trait Backend: fmt::Debug + Send + Sync + 'static {
     /// # Errors
     /// `EMFILE` and the like: no descriptors are left.
     fn connect(self: Arc<Self>, runtime: &Runtime) -> Result<Arc<dyn Channel>>;
+
+    /// Gives it a size, where that can be chosen. What is cut off is lost, what is added reads as zeroes. No
+    /// request is under way behind the new end. May block.
+    ///
+    /// # Errors
+    /// `EOPNOTSUPP`: its size cannot be changed here.
+    fn set_size(&self, _bytes: u64) -> Result<()> {
+        let what = "its size cannot be changed here; change it where it is kept";
+        Err(Error::new(Errno::OPNOTSUPP, what))
+    }
+
+    /// Lets others use what keeps the bytes, before the last user has dropped this. No request comes any more.
+    fn release(&self) {}
 }
 
 /// What a back end is, for the operator.

@@ -13,7 +13,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use vfiod_dma::{Errno, Error, Flight, Flights, Result};
-use vfiod_sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use vfiod_sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use vfiod_sync::{Mutex, lock};
 use vfiod_tasks::{Runtime, Waiters, WeakRuntime, yield_now};
 
@@ -43,12 +43,27 @@ pub struct Disk {
 struct Shared {
     backend: Arc<dyn Backend>,
     limits: Mutex<Limits>,
+    /// Of the limits: requests look at it without a lock. It becomes smaller before the end is cut off.
+    capacity: AtomicU64,
     ranges: Arc<Ranges>,
     syncs: Arc<Syncs>,
     write_through: AtomicBool,
     piece: PieceSize,
     in_flight: AtomicUsize,
     ended: Waiters,
+}
+
+impl Shared {
+    /// Whether the disk goes as far as this.
+    fn has(&self, end: u64) -> bool {
+        end <= self.capacity.load(Ordering::SeqCst)
+    }
+
+    fn out_of_range(&self, offset: u64, len: u64) -> Failure {
+        let capacity = self.capacity.load(Ordering::SeqCst);
+        let what = format!("{len} bytes at {offset:#x} of a disk of {capacity}");
+        Failure { kind: FailureKind::OutOfRange, error: Error::new(Errno::NXIO, what) }
+    }
 }
 
 /// Counts a request for as long as it is in flight.
@@ -78,6 +93,7 @@ impl Disk {
         let limits = backend.limits();
         let shared = Shared {
             piece: PieceSize::new(u64::from(limits.deallocate.unwrap_or(limits.block))),
+            capacity: AtomicU64::new(limits.capacity),
             limits: Mutex::new(limits),
             backend,
             ranges: Arc::default(),
@@ -102,8 +118,46 @@ impl Disk {
     /// Asks the back end what it can do now: its capacity may have changed.
     pub fn refresh(&self) -> Limits {
         let limits = self.shared.backend.limits();
-        lock(&self.shared.limits).clone_from(&limits);
+        let mut own = lock(&self.shared.limits);
+        own.clone_from(&limits);
+        self.shared.capacity.store(limits.capacity, Ordering::SeqCst);
         limits
+    }
+
+    /// The size that what keeps the bytes has now. Changes nothing. May block.
+    pub fn size_now(&self) -> u64 {
+        self.shared.backend.limits().capacity
+    }
+
+    /// Makes the disk smaller as far as hosts can tell: requests behind the new end are out of range from now
+    /// on. Waits until none is under way there. A larger size changes nothing.
+    pub async fn cut(&self, bytes: u64) {
+        let shared = &self.shared;
+        let before = {
+            let mut limits = lock(&shared.limits);
+            let smaller = limits.capacity.min(bytes);
+            shared.capacity.store(smaller, Ordering::SeqCst);
+            std::mem::replace(&mut limits.capacity, smaller)
+        };
+        if bytes < before {
+            // Who enters this range later looks at the capacity after that.
+            shared.ranges.enter(bytes..before, true).granted().await;
+        }
+    }
+
+    /// Gives what keeps the bytes a size; a smaller one after [`Disk::cut`]. May block.
+    ///
+    /// # Errors
+    /// As [`Backend::set_size`]; the disk then has the size that the back end has.
+    pub fn set_size(&self, bytes: u64) -> Result<()> {
+        let set = self.shared.backend.set_size(bytes);
+        self.refresh();
+        set
+    }
+
+    /// Lets others use what keeps the bytes; see [`Backend::release`].
+    pub fn release(&self) {
+        self.shared.backend.release();
     }
 
     /// A controller's way to the disk; see [`Backend::connect`].
@@ -222,7 +276,11 @@ impl DiskChannel {
             Ok(range) => range,
             Err(failure) => return failed(failure, Some(buffer)),
         };
+        let end = range.end;
         let (lock, channel) = (self.shared.ranges.enter(range, true), self.parts());
+        if !self.shared.has(end) {
+            return self.refuse_range(offset, len, Some(buffer));
+        }
         let durable = durable || self.is_write_through();
         self.go_on(async move {
             lock.granted().await;
@@ -269,7 +327,7 @@ impl DiskChannel {
     /// The range, if it is within the disk.
     fn range(&self, offset: u64, len: u64) -> Option<Range<u64>> {
         let end = offset.checked_add(len)?;
-        (end <= lock(&self.shared.limits).capacity).then_some(offset..end)
+        self.shared.has(end).then_some(offset..end)
     }
 
     fn refuse_range(&self, offset: u64, len: u64, buffer: Option<Buffer>) -> Pending {
@@ -277,9 +335,7 @@ impl DiskChannel {
     }
 
     fn out_of_range(&self, offset: u64, len: u64) -> Failure {
-        let capacity = lock(&self.shared.limits).capacity;
-        let what = format!("{len} bytes at {offset:#x} of a disk of {capacity}");
-        Failure { kind: FailureKind::OutOfRange, error: Error::new(Errno::NXIO, what) }
+        self.shared.out_of_range(offset, len)
     }
 
     /// The range, if it is within the disk and may be changed.
@@ -321,7 +377,12 @@ impl DiskChannel {
         request: Request,
         durable: bool,
     ) -> Pending {
+        let (offset, len, end) = (range.start, range.end - range.start, range.end);
         let lock = self.shared.ranges.enter(range, exclusive);
+        // Whoever cuts the end off waits for those who have entered it, or they see that here.
+        if !self.shared.has(end) {
+            return self.refuse_range(offset, len, request.into_buffer());
+        }
         let entered = if lock.is_granted() {
             Entered::Started(self.inner.start(request))
         } else {
@@ -360,6 +421,10 @@ impl DiskChannel {
             while at < range.end {
                 let (piece, began) = (shared.piece.next(at, range.end), std::time::Instant::now());
                 let lock = shared.ranges.enter(at..at + piece, true);
+                if !shared.has(at + piece) {
+                    let failure = shared.out_of_range(at, piece);
+                    return Done { result: Err(failure), buffer: None };
+                }
                 lock.granted().await;
                 if let Err(failure) = interest.lasts() {
                     return Done { result: Err(failure), buffer: None };

@@ -54,6 +54,14 @@ impl Backend for Image {
     fn connect(self: Arc<Self>, runtime: &Runtime) -> Result<Arc<dyn Channel>> {
         Ok(Arc::new(FileChannel::new(self, runtime)?))
     }
+
+    fn set_size(&self, bytes: u64) -> Result<()> {
+        self.truncate(bytes)
+    }
+
+    fn release(&self) {
+        self.unlock();
+    }
 }
 
 /// What is to be done after the kernel has returned.

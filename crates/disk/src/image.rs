@@ -11,7 +11,7 @@ use vfiod_dma::{Errno, Error, Hold, Result};
 use vfiod_sync::atomic::{AtomicBool, Ordering};
 
 use crate::backend::Limits;
-use crate::lock::{NotLocked, holder, lock_image};
+use crate::lock::{NotLocked, holder, lock_image, unlock_image};
 
 /// Whether the page cache is passed by.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -173,6 +173,22 @@ impl Image {
         let size = self.size();
         let capacity = size - size % u64::from(self.options.block);
         Limits { capacity, max_range: capacity, ..self.limits.clone() }
+    }
+
+    /// Makes a regular file longer or shorter.
+    pub(crate) fn truncate(&self, bytes: u64) -> Result<()> {
+        let path = self.path();
+        if self.is_device {
+            let what = "a block device has the size that it has";
+            return Err(named(path, Errno::OPNOTSUPP, what));
+        }
+        rustix::fs::ftruncate(&self.file, bytes)
+            .map_err(|errno| named(path, errno, &format!("cannot be given {bytes} bytes")))
+    }
+
+    /// Gives the locks up. A block device is others' when its last descriptor is closed.
+    pub(crate) fn unlock(&self) {
+        unlock_image(&self.file);
     }
 
     /// Its size now; 0 if it cannot be asked for.

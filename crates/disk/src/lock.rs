@@ -72,11 +72,14 @@ fn is_free(file: &OwnedFd, byte: i64) -> Result<(), NotLocked> {
 /// Locks an image for reading, or for reading and writing, until the last descriptor of this open is
 /// closed. Does not wait. What fails leaves no locks.
 pub(crate) fn lock_image(file: &OwnedFd, read_only: bool) -> Result<(), NotLocked> {
-    lock_bytes(file, read_only).inspect_err(|_| {
-        let all = libc::flock { l_len: 0, ..flock(libc::F_UNLCK, 0) };
-        // They end with the descriptor in any case; until then they would be found by `holder`.
-        _ = fcntl(file, FcntlArg::F_OFD_SETLK(&all));
-    })
+    // They end with the descriptor in any case; until then they would be found by `holder`.
+    lock_bytes(file, read_only).inspect_err(|_| unlock_image(file))
+}
+
+/// Gives up all locks of an image.
+pub(crate) fn unlock_image(file: &OwnedFd) {
+    let all = libc::flock { l_len: 0, ..flock(libc::F_UNLCK, 0) };
+    _ = fcntl(file, FcntlArg::F_OFD_SETLK(&all));
 }
 
 fn lock_bytes(file: &OwnedFd, read_only: bool) -> Result<(), NotLocked> {

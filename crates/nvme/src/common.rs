@@ -9,6 +9,7 @@ use vfiod_sync::{Mutex, lock};
 use crate::counters::Counters;
 use crate::kept::Keeping;
 use crate::namespace::Namespace;
+use crate::namespaces::Namespaces;
 use crate::rate::{RateLimit, RateLimits};
 use crate::spec::log::{ERROR_LEN, ErrorEntry, Health};
 use crate::spec::table::Needs;
@@ -27,9 +28,10 @@ pub(crate) const MAX_COMMANDS: u32 = 1024;
 /// What the tasks share. It lasts as long as the device.
 #[derive(Debug)]
 pub(crate) struct Common {
-    pub(crate) namespaces: Vec<Namespace>,
-    /// NN: the largest number that a namespace can have.
-    pub(crate) max_namespaces: u32,
+    pub(crate) namespaces: Namespaces,
+    /// What all disks can do that there were at the start. It stays so: a host does not expect that commands
+    /// come and go.
+    pub(crate) offers: Offers,
     /// Commands that may have been read and not have completed.
     pub(crate) max_commands: u32,
     /// The doorbells are memory that the host maps.
@@ -52,10 +54,11 @@ pub(crate) struct Common {
 }
 
 impl Common {
-    pub(crate) fn new(namespaces: Vec<Namespace>) -> Self {
+    /// A controller with these namespaces, and numbers up to `most` for others.
+    pub(crate) fn new(most: u32, namespaces: Vec<Namespace>) -> Self {
         Self {
-            namespaces,
-            max_namespaces: MAX_NAMESPACES,
+            offers: Offers::of(&namespaces),
+            namespaces: Namespaces::new(most, namespaces),
             max_commands: MAX_COMMANDS,
             mapped_doorbells: false,
             is_polled: AtomicBool::new(false),
@@ -75,27 +78,15 @@ impl Common {
         Self { seat: Some(seat), ..self }
     }
 
-    /// Whether a namespace can have this number.
-    pub(crate) fn can_be_namespace(&self, id: u32) -> bool {
-        (1..=self.max_namespaces).contains(&id)
-    }
-
-    /// An active namespace.
-    pub(crate) fn namespace(&self, id: u32) -> Option<&Namespace> {
-        self.namespaces.iter().find(|namespace| namespace.id == id)
-    }
-
     /// Whether some namespace has a volatile write cache.
     pub(crate) fn has_write_cache(&self) -> bool {
-        self.namespaces.iter().any(|namespace| namespace.limits.volatile)
+        self.offers.write_cache
     }
 
     /// Whether there is what a row of a table needs.
     pub(crate) fn has(&self, needs: Needs) -> bool {
         match needs {
-            Needs::Deallocation => {
-                self.namespaces.iter().all(|namespace| namespace.limits.deallocate.is_some())
-            }
+            Needs::Deallocation => self.offers.deallocation,
             Needs::WriteCache => self.has_write_cache(),
             Needs::DoorbellMessages => !self.mapped_doorbells,
         }
@@ -103,10 +94,10 @@ impl Common {
 
     /// Whether some namespace cannot be written, or not any more.
     pub(crate) fn is_read_only(&self) -> bool {
-        let read_only = |namespace: &Namespace| {
+        let read_only = |namespace: Arc<Namespace>| {
             namespace.limits.read_only || namespace.disk.sync_failure().is_some()
         };
-        self.namespaces.iter().any(read_only)
+        self.namespaces.all().any(read_only)
     }
 
     /// Whether writes are to be durable before they complete.
@@ -153,6 +144,22 @@ impl Common {
             unsafe_shutdowns: unsafes,
             media_errors,
             errors,
+        }
+    }
+}
+
+/// What depends on the disks and is said of the controller.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Offers {
+    pub(crate) deallocation: bool,
+    write_cache: bool,
+}
+
+impl Offers {
+    fn of(namespaces: &[Namespace]) -> Self {
+        Self {
+            deallocation: namespaces.iter().all(|one| one.limits.deallocate.is_some()),
+            write_cache: namespaces.iter().any(|one| one.limits.volatile),
         }
     }
 }

@@ -71,7 +71,7 @@ impl Keeping {
 impl Common {
     /// Where things are kept, if anywhere: beside the first namespace's image.
     fn metadata(&self) -> Option<Arc<Metadata>> {
-        self.namespace(1)?.metadata.clone()
+        self.namespaces.get(1)?.metadata.clone()
     }
 
     /// Takes over what was kept: counters, and returns the features.
@@ -124,7 +124,7 @@ impl Common {
 
     /// Keeps the counters if they have changed. Waits for the disk, some seconds at most.
     pub(crate) fn keep_now(&self) {
-        let (Some(namespace), Some(metadata)) = (self.namespace(1), self.metadata()) else {
+        let (Some(namespace), Some(metadata)) = (self.namespaces.get(1), self.metadata()) else {
             return;
         };
         let now = (self.counters.all(), self.counters.is_in_use());

@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 mod admin;
+mod changes;
 mod common;
 mod controller;
 mod counters;
@@ -11,6 +12,8 @@ mod identity;
 mod io;
 mod kept;
 mod namespace;
+mod namespaces;
+mod operations;
 mod options;
 mod piece;
 mod prp;
@@ -28,6 +31,7 @@ mod vectors;
 
 pub use controller::Nvme;
 pub use disks::Disks;
+pub use operations::NvmeOperation;
 pub use options::{DoorbellsOption, IdentityOption, NvmeOptions};
 pub use report::{
     CompletionQueueStatus, ControllerState, CounterStatus, LifeStatus, NamespaceStatus, NvmeStatus,

@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock, Weak};
 use vfiod_core::dma::Flights;
 use vfiod_core::{Errno, Error, Result};
 use vfiod_disk::{Disk, DiskChannel, Limits, Metadata};
-use vfiod_sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use vfiod_sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use vfiod_sync::{Mutex, lock};
 use vfiod_tasks::{Runtime, Waiters};
 
@@ -30,7 +30,7 @@ pub(crate) struct InUse<'a>(&'a Volume);
 impl Drop for InUse<'_> {
     fn drop(&mut self) {
         let before = self.0.users.fetch_sub(1, Ordering::SeqCst);
-        if before == FORMATTING | 1 {
+        if before & COUNT == 1 && before != 1 {
             self.0.unused.wake_all();
         }
     }
@@ -44,7 +44,7 @@ impl Formatting<'_> {
     /// Waits until the commands have ended that had begun before.
     pub(crate) async fn alone(&self) {
         let users = &self.0.users;
-        let alone = || (users.load(Ordering::SeqCst) == FORMATTING).then_some(());
+        let alone = || (users.load(Ordering::SeqCst) & COUNT == 0).then_some(());
         self.0.unused.wait_for(alone).await;
     }
 }
@@ -52,6 +52,18 @@ impl Formatting<'_> {
 impl Drop for Formatting<'_> {
     fn drop(&mut self) {
         self.0.users.fetch_and(!FORMATTING, Ordering::SeqCst);
+        self.0.unused.wake_all();
+    }
+}
+
+/// A namespace is being given another size.
+#[derive(Debug)]
+pub(crate) struct Resizing(Arc<Volume>);
+
+impl Drop for Resizing {
+    fn drop(&mut self) {
+        self.0.users.fetch_and(!RESIZING, Ordering::SeqCst);
+        drop(InUse(&self.0));
     }
 }
 
@@ -59,6 +71,9 @@ impl Drop for Formatting<'_> {
 pub(crate) trait Neighbour: std::fmt::Debug + Send + Sync {
     /// A sync of the disk has failed.
     fn sync_failed(&self);
+
+    /// The namespace of this number has come, has gone, or has other attributes.
+    fn namespace_changed(&self, id: u32);
 }
 
 /// What the controllers of a namespace have in common: the disk, its format, and who uses it.
@@ -73,7 +88,10 @@ pub(crate) struct Volume {
     pub(crate) disk: Disk,
     /// Where its format is kept.
     pub(crate) metadata: Option<Arc<Metadata>>,
-    /// Commands of all controllers that use it, and whether it is being formatted.
+    /// Bytes that hosts see.
+    capacity: AtomicU64,
+    /// Commands of all controllers that use it, whether it is being formatted or given another size, and
+    /// whether it was removed.
     users: AtomicU32,
     unused: Waiters,
     /// Several controllers may have it (NMIC).
@@ -103,6 +121,12 @@ impl Deref for Namespace {
 pub(crate) const BLOCK_SIZES: [u32; 2] = [512, 4096];
 /// A bit of `Namespace::users`.
 const FORMATTING: u32 = 1 << 31;
+/// Another: it has gone, and what has begun ends.
+const REMOVED: u32 = 1 << 30;
+/// Another: it is being given another size, which counts as a command.
+const RESIZING: u32 = 1 << 29;
+/// How many commands there are.
+const COUNT: u32 = RESIZING - 1;
 
 impl Volume {
     /// A disk as a namespace.
@@ -136,6 +160,7 @@ impl Volume {
         }
         Ok(Self {
             identity,
+            capacity: AtomicU64::new(limits.capacity),
             limits,
             block_shift: AtomicU32::new(block_size.ilog2()),
             torn_writes,
@@ -181,9 +206,9 @@ impl Volume {
     /// Whether it can be formatted with blocks of this size: the disk takes and writes them whole, and
     /// ends with one.
     pub(crate) fn can_have(&self, block_size: u32) -> bool {
-        let Limits { block, atomic_write, capacity, .. } = self.limits;
+        let Limits { block, atomic_write, .. } = self.limits;
         let is_whole = block_size <= atomic_write || self.torn_writes;
-        block_size >= block && is_whole && capacity.is_multiple_of(block_size.into())
+        block_size >= block && is_whole && self.capacity().is_multiple_of(block_size.into())
     }
 
     /// Changes the size of its blocks. No command uses it.
@@ -194,18 +219,52 @@ impl Volume {
     /// Begins a command: what a block is stays so until it has ended.
     ///
     /// # Errors
-    /// Format In Progress.
+    /// Format In Progress. Invalid Field: the namespace is not active any more.
     pub(crate) fn enter(&self) -> std::result::Result<InUse<'_>, Status> {
         let users = self.users.fetch_add(1, Ordering::SeqCst);
         let in_use = InUse(self);
-        if users & FORMATTING != 0 { Err(Status::FORMAT_IN_PROGRESS) } else { Ok(in_use) }
+        match users {
+            removed if removed & REMOVED != 0 => Err(Status::INVALID_FIELD),
+            formatting if formatting & FORMATTING != 0 => Err(Status::FORMAT_IN_PROGRESS),
+            _ => Ok(in_use),
+        }
+    }
+
+    /// Whether it is not active any more.
+    pub(crate) fn is_removed(&self) -> bool {
+        self.users.load(Ordering::SeqCst) & REMOVED != 0
+    }
+
+    /// Lets no command begin from now on. Waits until those have ended that had begun, and all requests to
+    /// the disk; then the disk is free for others.
+    fn leave(self: Arc<Self>) -> impl Future<Output = ()> + Send + 'static {
+        self.users.fetch_or(REMOVED, Ordering::SeqCst);
+        async move {
+            let used = || self.users.load(Ordering::SeqCst) & (COUNT | FORMATTING);
+            self.unused.wait_for(|| (used() == 0).then_some(())).await;
+            self.disk.idle().await;
+            self.disk.release();
+        }
+    }
+
+    /// Its size in bytes.
+    pub(crate) fn capacity(&self) -> u64 {
+        self.capacity.load(Ordering::SeqCst)
+    }
+
+    /// Gives it another size, as far as hosts can tell.
+    pub(crate) fn set_capacity(&self, bytes: u64) {
+        self.capacity.store(bytes, Ordering::SeqCst);
     }
 
     /// Lets no command begin from now on, until the result is dropped.
     ///
     /// # Errors
-    /// Format In Progress: of another controller.
+    /// Format In Progress: of another controller. Invalid Field: the namespace is not active any more.
     pub(crate) fn begin_format(&self) -> std::result::Result<Formatting<'_>, Status> {
+        if self.is_removed() {
+            return Err(Status::INVALID_FIELD);
+        }
         if self.users.fetch_or(FORMATTING, Ordering::SeqCst) & FORMATTING != 0 {
             return Err(Status::FORMAT_IN_PROGRESS);
         }
@@ -224,9 +283,49 @@ impl Namespace {
         Self { id, volume, channel: OnceLock::new() }
     }
 
+    /// What its controllers have in common.
+    pub(crate) fn volume(&self) -> &Arc<Volume> {
+        &self.volume
+    }
+
+    /// Lets no command begin from now on. Waits until those have ended that had begun, and all requests to
+    /// the disk; then the disk is free for others.
+    pub(crate) fn leave(&self) -> impl Future<Output = ()> + Send + use<> {
+        self.volume.clone().leave()
+    }
+
+    /// Its attributes are others: all controllers are told that have it, but `by`, whose host knows.
+    pub(crate) fn has_changed(&self, by: Option<&Arc<dyn Neighbour>>) {
+        let all: Vec<_> = lock(&self.neighbours).iter().filter_map(Weak::upgrade).collect();
+        let is_by = |one: &Arc<dyn Neighbour>| by.is_some_and(|by| Arc::ptr_eq(by, one));
+        all.iter().filter(|one| !is_by(one)).for_each(|one| one.namespace_changed(self.id));
+    }
+
+    /// Begins to give it another size, until the result is dropped. It is not formatted, or free for others,
+    /// before that.
+    ///
+    /// # Errors
+    /// `EBUSY`: it is being formatted, or given another size; `ENOENT`: it was removed.
+    pub(crate) fn begin_resize(&self) -> Result<Resizing> {
+        let begin = |users: u32| {
+            (users & (FORMATTING | REMOVED | RESIZING) == 0).then_some((users | RESIZING) + 1)
+        };
+        match self.users.fetch_update(Ordering::SeqCst, Ordering::SeqCst, begin) {
+            Ok(_) => Ok(Resizing(self.volume.clone())),
+            Err(users) if users & REMOVED != 0 => {
+                Err(Error::new(Errno::NOENT, format!("there is no namespace {}", self.id)))
+            }
+            Err(users) => {
+                let does = if users & FORMATTING != 0 { "formatted" } else { "given another size" };
+                let what = format!("namespace {} is being {does}; try again", self.id);
+                Err(Error::new(Errno::BUSY, what))
+            }
+        }
+    }
+
     /// Its blocks.
     pub(crate) fn blocks(&self) -> u64 {
-        self.limits.capacity >> self.block_shift()
+        self.capacity() >> self.block_shift()
     }
 
     /// Connects it to its disk, once. The controller is not idle before its requests have ended.

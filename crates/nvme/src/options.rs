@@ -1,5 +1,6 @@
 //! Options of the model: which disk, and what it is called.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -18,6 +19,7 @@ use crate::disks::ManagedImage;
 use crate::identity::{Identity, MODEL};
 use crate::kept::Keeping;
 use crate::namespace::{Namespace, NamespaceIdentity, Volume};
+use crate::namespaces::MOST;
 use crate::rate::{RateLimit, RateLimits};
 use crate::subsystem::Seat;
 use crate::transfer::{BounceMemory, MAX_BOUNCE};
@@ -40,6 +42,10 @@ pub struct NvmeOptions {
     /// Another controller of this daemon, which has this option as well, may use the same images. Nothing fences
     /// a host.
     pub shared: bool,
+    /// The numbers of `files`, as many; 2, 3 and so on by default. Where a namespace was removed, or added with a
+    /// number, the others keep theirs.
+    #[schemars(extend("x-values" = "a list of numbers"))]
+    pub numbers: Vec<u32>,
     /// The largest number that a namespace can have; 16 by default.
     #[schemars(extend("x-values" = "1 to 1024"))]
     pub namespaces: Option<u32>,
@@ -133,6 +139,12 @@ fn invalid(what: String) -> Error {
     Error::new(Errno::INVAL, what)
 }
 
+/// The refusal of an image that a namespace has already.
+pub(crate) fn twins(path: &Path, twin: u32) -> Error {
+    let path = path.display();
+    invalid(format!("{path}: it has the identifiers of namespace {twin}; name it once"))
+}
+
 impl NvmeOptions {
     fn block_size(&self) -> u32 {
         self.block_size.unwrap_or(512)
@@ -193,7 +205,7 @@ impl NvmeOptions {
         let outside = |name: &str, value: u64, is: &str| {
             Err(invalid(format!("`{name}` is {value}; must be {is}")))
         };
-        if !(1..=1024).contains(&max) {
+        if !(1..=MOST).contains(&max) {
             return outside("namespaces", max.into(), "1 to 1024");
         }
         if given > max as usize {
@@ -202,6 +214,7 @@ impl NvmeOptions {
             return Err(invalid(what));
         }
         self.rate_limits().check()?;
+        self.check_numbers()?;
         match self.commands {
             None | Some(1..=0x1_0000) => {}
             Some(commands) => return outside("commands", commands.into(), "1 to 65536"),
@@ -220,7 +233,51 @@ impl NvmeOptions {
         RateLimits { iops, iops_burst, bandwidth, bandwidth_burst }
     }
 
-    fn max_namespaces(&self) -> u32 {
+    /// That the numbers of namespaces are some.
+    fn check_numbers(&self) -> Result<()> {
+        let (numbers, files, max) = (self.numbers.len(), self.files.len(), self.max_namespaces());
+        if numbers != 0 && numbers != files {
+            let what =
+                format!("`numbers` has {numbers}, and `files` has {files}; give one for each");
+            return Err(invalid(what));
+        }
+        let mut seen = BTreeSet::new();
+        for number in &self.numbers {
+            if !(2..=max).contains(number) {
+                let what = format!(
+                    "`numbers` has {number}; must be 2 to {max}, as `file` is 1 and `namespaces` is {max}"
+                );
+                return Err(invalid(what));
+            }
+            if !seen.insert(number) {
+                return Err(invalid(format!("`numbers` has {number} twice; give each once")));
+            }
+        }
+        Ok(())
+    }
+
+    /// The images of `files`, with their numbers.
+    pub(crate) fn numbered(&self) -> impl Iterator<Item = (u32, &PathBuf)> {
+        let number = |n: usize| self.numbers.get(n).copied().unwrap_or(n as u32 + 2);
+        self.files.iter().enumerate().map(move |(n, path)| (number(n), path))
+    }
+
+    /// The numbers of all namespaces, the first one's first.
+    pub(crate) fn numbers(&self) -> impl Iterator<Item = u32> {
+        std::iter::once(1).chain(self.numbered().map(|(number, _)| number))
+    }
+
+    /// Says which images `files` are, and which numbers they have.
+    pub(crate) fn set_numbered(&mut self, mut files: Vec<(u32, PathBuf)>) {
+        files.sort();
+        let is_usual = files.iter().zip(2..).all(|((number, _), usual)| *number == usual);
+        (self.numbers, self.files) = files.into_iter().unzip();
+        if is_usual {
+            self.numbers.clear();
+        }
+    }
+
+    pub(crate) fn max_namespaces(&self) -> u32 {
         self.namespaces.unwrap_or(MAX_NAMESPACES)
     }
 
@@ -239,28 +296,39 @@ impl NvmeOptions {
     pub(crate) fn open(&self) -> Result<(Identity, Vec<Arc<Volume>>)> {
         let (identity, first) = self.open_first()?;
         let mut volumes = vec![first];
-        // The serial number and the UUID are those of the first one.
-        let others = Self { serial: None, uuid: None, metadata: None, ..self.clone() };
-        for (number, path) in (2..).zip(&self.files) {
-            let opened = others.open_image(path).and_then(|(disk, block_size, named, metadata)| {
-                let ids = NamespaceIdentity { nguid: named.nguid, uuid: named.uuid.into_bytes() };
-                let volume = Volume::new(ids, disk, block_size, self.torn_writes)?;
-                Ok(volume.kept_in(metadata))
-            });
-            let failed = |error: Error| {
-                Error::new(error.errno(), format!("namespace {number}")).because(error)
-            };
-            let volume = opened.map_err(failed)?;
-            if let Some(twin) = volumes.iter().position(|other| other.has_id_of(&volume)) {
-                let (path, twin) = (path.display(), twin + 1);
-                let what =
-                    format!("{path}: it has the identifiers of namespace {twin}; name it once");
-                return Err(invalid(what));
+        for (number, path) in self.numbered() {
+            let volume = self.open_another(number, path)?;
+            let mut others = self.numbers().zip(&volumes);
+            if let Some((twin, _)) = others.find(|(_, other)| other.has_id_of(&volume)) {
+                return Err(twins(path, twin));
             }
             volumes.push(volume);
         }
         let share = |volume: Volume| if self.shared { volume.shared() } else { volume };
         Ok((identity, volumes.into_iter().map(|volume| Arc::new(share(volume))).collect()))
+    }
+
+    /// Opens an image that is not the first one: who the controller is, is kept beside that.
+    ///
+    /// # Errors
+    /// Those of [`Image::open`] and [`Metadata::open`].
+    pub(crate) fn open_another(&self, number: u32, path: &Path) -> Result<Volume> {
+        let others = Self { serial: None, uuid: None, metadata: None, ..self.clone() };
+        let (torn_writes, place) = (self.torn_writes, path.to_owned());
+        let open = move || {
+            let (disk, block_size, named, metadata) = others.open_image(&place)?;
+            let ids = NamespaceIdentity { nguid: named.nguid, uuid: named.uuid.into_bytes() };
+            let volume = Volume::new(ids, disk, block_size, torn_writes)?;
+            Ok(volume.kept_in(metadata))
+        };
+        // By a thread that may be lost: somebody may hold up the directory.
+        let opened = in_directory_to_disk(directory_of(path), open).map_err(|error| {
+            let what = format!("image {}: cannot be opened", path.display());
+            Error::new(error.errno(), what).because(error)
+        });
+        opened.flatten().map_err(|error| {
+            Error::new(error.errno(), format!("namespace {number}")).because(error)
+        })
     }
 
     /// What the tasks of a controller share that has this place, and of which a host has as much as `rate`
@@ -273,11 +341,10 @@ impl NvmeOptions {
 
     fn limited(&self, namespaces: Vec<Namespace>) -> Common {
         Common {
-            max_namespaces: self.max_namespaces(),
             max_commands: self.commands.unwrap_or(MAX_COMMANDS),
             mapped_doorbells: self.doorbells == DoorbellsOption::Mapped,
             bounce: BounceMemory::new(self.buffers.unwrap_or(MAX_BOUNCE)),
-            ..Common::new(namespaces)
+            ..Common::new(self.max_namespaces(), namespaces)
         }
     }
 
@@ -308,6 +375,7 @@ impl NvmeOptions {
         let Self {
             file: _,
             files: _,
+            numbers,
             shared: _,
             namespaces: _,
             commands: _,
@@ -330,6 +398,7 @@ impl NvmeOptions {
             uuid,
         } = self;
         let same = [
+            ("numbers", *numbers == other.numbers),
             ("namespaces", self.max_namespaces() == other.max_namespaces()),
             ("block_size", *block_size == other.block_size),
             ("torn_writes", *torn_writes == other.torn_writes),

@@ -272,7 +272,7 @@ impl Report for NvmeReport {
             completion_queues: completions
                 .map(|(id, queue)| completion_queue(id, &queue))
                 .collect(),
-            namespaces: self.common.namespaces.iter().map(namespace).collect(),
+            namespaces: self.common.namespaces.all().map(|one| namespace(&one)).collect(),
         }
     }
 
@@ -326,9 +326,9 @@ impl Report for NvmeReport {
         for (name, help, count) in lives {
             metrics.counter(name, help, Vec::new(), count as f64);
         }
-        for namespace in &self.common.namespaces {
+        for namespace in self.common.namespaces.all() {
             let labels = || vec![("namespace", namespace.id.to_string())];
-            let capacity = namespace.limits.capacity as f64;
+            let capacity = namespace.capacity() as f64;
             metrics.gauge("nvme_namespace_bytes", "Size of a namespace", labels(), capacity);
             let failed = f64::from(u8::from(namespace.disk.sync_failure().is_some()));
             let help = "1: a sync has failed, and the namespace takes no writes";
@@ -447,7 +447,7 @@ fn namespace(namespace: &Namespace) -> NamespaceStatus {
         engine: engine.map(str::to_owned),
         locked,
         block_size: 1 << namespace.block_shift(),
-        capacity: namespace.limits.capacity,
+        capacity: namespace.capacity(),
         read_only: namespace.limits.read_only,
         formatting: namespace.is_formatting(),
         in_flight: namespace.disk.in_flight(),

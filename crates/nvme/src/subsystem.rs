@@ -42,8 +42,8 @@ pub(crate) struct Subsystem {
     images: Vec<FileId>,
     /// What it is called, with the first controller's number.
     identity: Identity,
-    /// Namespaces 1, 2 and so on.
-    volumes: Vec<Arc<Volume>>,
+    /// Its namespaces, as the options number them. Of one that is not shared, they may have come and gone since.
+    volumes: Mutex<Vec<Arc<Volume>>>,
     /// Its controllers by number: the names of their devices.
     controllers: Mutex<BTreeMap<u16, String>>,
 }
@@ -69,8 +69,14 @@ impl Seat {
 
     /// The controller's namespaces.
     pub(crate) fn namespaces(&self) -> Vec<Namespace> {
-        let volumes = self.subsystem.volumes.iter().cloned();
-        (1..).zip(volumes).map(|(id, volume)| Namespace::new(id, volume)).collect()
+        let volumes = lock(&self.subsystem.volumes).clone();
+        let numbers = self.subsystem.options.numbers();
+        numbers.zip(volumes).map(|(id, volume)| Namespace::new(id, volume)).collect()
+    }
+
+    /// Forgets a namespace that was removed, so that its image is closed.
+    pub(crate) fn forget(&self, volume: &Arc<Volume>) {
+        lock(&self.subsystem.volumes).retain(|other| !Arc::ptr_eq(other, volume));
     }
 
     /// The numbers of all controllers of the subsystem, ascending.
@@ -105,7 +111,7 @@ impl Subsystems {
                 options: options.clone(),
                 images: Vec::new(),
                 identity,
-                volumes,
+                volumes: Mutex::new(volumes),
                 controllers: Mutex::default(),
             };
             return Arc::new(subsystem).take(name);
@@ -131,7 +137,8 @@ impl Subsystems {
             }
         }
         let (identity, volumes) = options.open()?;
-        let (options, controllers) = (options.clone(), Mutex::default());
+        let (options, volumes) = (options.clone(), Mutex::new(volumes));
+        let controllers = Mutex::default();
         let subsystem = Arc::new(Subsystem { options, images, identity, volumes, controllers });
         known.push(Arc::downgrade(&subsystem));
         subsystem.take(name)
@@ -165,7 +172,7 @@ impl Subsystem {
         let formatted = |volume: &Arc<Volume>| {
             options.block_size.is_some_and(|size| size.ilog2() != volume.block_shift())
         };
-        if self.volumes.iter().any(formatted) {
+        if lock(&self.volumes).iter().any(formatted) {
             let what =
                 "`block_size`: the disk was formatted with blocks of another size; leave it out";
             return Err(Error::new(Errno::INVAL, what));
@@ -176,7 +183,7 @@ impl Subsystem {
     /// Takes a place: that which the device of this name had before, if it is known.
     fn take(self: Arc<Self>, name: &str) -> Result<Seat> {
         let mut controllers = lock(&self.controllers);
-        let metadata = self.volumes.first().and_then(|volume| volume.metadata.clone());
+        let metadata = lock(&self.volumes).first().and_then(|volume| volume.metadata.clone());
         let id = match metadata {
             Some(metadata) if self.options.shared => {
                 let taken = controllers.keys().copied().collect();

@@ -100,6 +100,14 @@ impl Events {
         }
     }
 
+    /// The host has seen by itself what an event would tell.
+    /// Returns whether one was to come.
+    pub(super) fn forget(&mut self, event: Event) -> bool {
+        let was_pending = self.pending & event.bit() != 0;
+        self.pending &= !event.bit();
+        was_pending
+    }
+
     /// Something was wrong about a doorbell.
     pub(super) fn doorbell_errors(&mut self, register: bool, value: bool) {
         let pending = [(register, Event::InvalidDoorbell), (value, Event::InvalidDoorbellValue)];

@@ -52,7 +52,7 @@ impl AdminQueue {
         }
         match command.namespace() {
             0 | ALL_NAMESPACES => {}
-            id if self.common.can_be_namespace(id) => {
+            id if self.common.namespaces.can_have(id) => {
                 return Err(Status::FEATURE_NOT_OF_NAMESPACE);
             }
             _ => return Err(Status::INVALID_NAMESPACE),

@@ -1,5 +1,7 @@
 //! Format NVM (5.14).
 
+use std::sync::Arc;
+
 use vfiod_disk::{Channel, Done, Request};
 use vfiod_pci::Cx;
 
@@ -27,8 +29,8 @@ impl AdminQueue {
         let block_size = BLOCK_SIZES.get(format as usize).filter(|_| upper == 0 && protection == 0);
         let block_size = *block_size.ok_or(Status::INVALID_FORMAT)?;
         let id = command.namespace();
-        let is_meant = |namespace: &&Namespace| id == ALL_NAMESPACES || namespace.id == id;
-        let meant: Vec<&Namespace> = self.common.namespaces.iter().filter(is_meant).collect();
+        let is_meant = |namespace: &Arc<Namespace>| id == ALL_NAMESPACES || namespace.id == id;
+        let meant: Vec<_> = self.common.namespaces.all().filter(is_meant).collect();
         if meant.is_empty() {
             return Err(absent(&self.common, id));
         }
@@ -41,7 +43,7 @@ impl AdminQueue {
                 return Err(Status::INVALID_FORMAT);
             }
         }
-        for namespace in meant {
+        for namespace in &meant {
             self.format_one(namespace, block_size).await?;
         }
         Ok(0)
@@ -56,11 +58,14 @@ impl AdminQueue {
         })
         .await?;
         let channel = namespace.channel()?;
-        let (mut offset, capacity) = (0, namespace.limits.capacity);
+        let (mut offset, capacity) = (0, namespace.capacity());
         let deallocate = namespace.limits.deallocate.is_some();
         while offset < capacity {
             if self.queues.is_stopped() {
                 return Err(Status::ABORT_REQUESTED);
+            }
+            if namespace.is_removed() {
+                return Err(Status::INVALID_FIELD);
             }
             let len = PART.min(capacity - offset);
             let request = Request::Zero { offset, len, deallocate, durable: false };
@@ -86,6 +91,8 @@ impl AdminQueue {
             return Err(Status::INTERNAL);
         }
         namespace.set_block_size(block_size);
+        let own = self.task.step(|nvme, _| nvme.neighbour.clone()).await;
+        namespace.has_changed(own.as_ref());
         Ok(())
     }
 

@@ -1,5 +1,7 @@
 //! Identify (5.17).
 
+use std::sync::Arc;
+
 use vfiod_pci::Cx;
 
 use super::{ABORT_LIMIT, AdminQueue, MAX_EVENT_REQUESTS, firmware};
@@ -90,12 +92,12 @@ impl AdminQueue {
     }
 
     /// The namespace of a command; `None`: it is not active.
-    fn allocated(&self, command: &Submission) -> Result<Option<&Namespace>, Status> {
+    fn allocated(&self, command: &Submission) -> Result<Option<Arc<Namespace>>, Status> {
         let id = command.namespace();
-        if !self.common.can_be_namespace(id) {
+        if !self.common.namespaces.can_have(id) {
             return Err(Status::INVALID_NAMESPACE);
         }
-        Ok(self.common.namespace(id))
+        Ok(self.common.namespaces.get(id))
     }
 
     /// The active namespaces above that of the command.
@@ -104,7 +106,7 @@ impl AdminQueue {
         if after >= ALL_NAMESPACES - 1 {
             return Err(Status::INVALID_NAMESPACE);
         }
-        let ids = self.common.namespaces.iter().map(|namespace| namespace.id);
+        let ids = self.common.namespaces.all().map(|namespace| namespace.id);
         Ok(identify::list(ids.filter(|id| *id > after)))
     }
 }
@@ -134,7 +136,7 @@ impl Common {
         let deallocates = self.has(Needs::Deallocation);
         let ranges = if deallocates { dataset::ADVISED_RANGES } else { 0 };
         // The limit is one in blocks, of which those of one namespace may be larger.
-        let largest = self.namespaces.iter().map(|one| one.block_shift()).max().unwrap_or(0);
+        let largest = self.namespaces.all().map(|one| one.block_shift()).max().unwrap_or(0);
         let blocks = if deallocates { dataset::ADVISED_BYTES >> largest } else { 0 };
         identify::nvm_controller(MAX_ZEROES_PAGES, ranges, blocks as u32)
     }
@@ -143,7 +145,7 @@ impl Common {
 impl Nvme {
     fn identify_controller(&self) -> Structure {
         let (common, identity) = (&self.common, &self.identity);
-        let atomic = common.namespaces.iter().map(Namespace::atomic_blocks).min();
+        let atomic = common.namespaces.all().map(|namespace| namespace.atomic_blocks()).min();
         identify::Controller {
             vendor: VENDOR,
             subsystem_vendor: VENDOR,
@@ -162,7 +164,7 @@ impl Nvme {
             error_entries: ERROR_ENTRIES as u8 - 1,
             warning_temperature: WARNING,
             critical_temperature: CRITICAL,
-            namespaces: common.max_namespaces,
+            namespaces: common.namespaces.most(),
             io_commands: common.io_commands(),
             write_cache: common.has_write_cache(),
             atomic_blocks: atomic.unwrap_or(0),

@@ -1,13 +1,17 @@
 //! Get Log Page (5.16).
 
+use vfiod_pci::Cx;
 use vfiod_sync::lock;
 
 use super::AdminQueue;
+use super::events::Event;
+use crate::changes::Changed;
 use crate::common::Common;
-use crate::controller::MAX_TRANSFER;
+use crate::controller::{MAX_TRANSFER, Nvme};
 use crate::features::TEMPERATURE;
 use crate::identity::FIRMWARE;
 use crate::spec::feature::{self, FEATURES};
+use crate::spec::identify;
 use crate::spec::log::{PAGES, Page, WARNING_READ_ONLY, WARNING_TEMPERATURE};
 use crate::spec::opcode::{ADMIN, IO};
 use crate::spec::submission::ALL_NAMESPACES;
@@ -32,16 +36,49 @@ impl AdminQueue {
         if page == Page::Smart && !is_of_controller {
             return Err(Status::INVALID_FIELD);
         }
-        let bytes = self.page(page).await;
-        let from = usize::try_from(offset).ok().filter(|from| *from < bytes.len());
-        let from = from.ok_or(Status::INVALID_FIELD)?;
-        let to = bytes.len().min(from + len as usize);
-        self.send(command, &bytes[from..to]).await?;
-        if dword & RETAIN == 0 {
+        let is_read = dword & RETAIN == 0;
+        let taken = match page {
+            Page::ChangedNamespaces if is_read => Some(self.take_changes().await),
+            _ => None,
+        };
+        let bytes = match &taken {
+            Some(changed) => identify::list(changed.list.ids()).to_vec(),
+            None => self.page(page).await,
+        };
+        let sent = self.send_part(command, &bytes, (offset, len)).await;
+        if let (Err(_), Some(changed)) = (&sent, taken) {
+            // The host did not get it.
+            self.task.step(|nvme, _| nvme.changes.put_back(&changed)).await;
+            self.queues.notice_events();
+        }
+        sent?;
+        if is_read {
             self.task.step(|nvme, _| nvme.events.log_was_read(id.into())).await;
             self.queues.notice_events();
         }
         Ok(0)
+    }
+
+    async fn send_part(
+        &self,
+        command: &Submission,
+        bytes: &[u8],
+        (offset, len): (u64, u64),
+    ) -> Result<(), Status> {
+        let from = usize::try_from(offset).ok().filter(|from| *from < bytes.len());
+        let from = from.ok_or(Status::INVALID_FIELD)?;
+        let to = bytes.len().min(from + len as usize);
+        self.send(command, &bytes[from..to]).await
+    }
+
+    /// What has changed of namespaces, which the host is about to read: no event tells of that any more.
+    async fn take_changes(&self) -> Changed {
+        let take = |nvme: &mut Nvme, _: &Cx<Nvme>| {
+            let Changed { list, is_new } = nvme.changes.take();
+            let was_pending = nvme.events.forget(Event::NamespaceChanged);
+            Changed { list, is_new: is_new || was_pending }
+        };
+        self.task.step(take).await
     }
 
     async fn page(&self, page: Page) -> Vec<u8> {
@@ -63,8 +100,11 @@ impl AdminQueue {
                 put_text(&mut page, 8, 8, FIRMWARE);
                 page
             }
-            // None has changed since the controller was made.
-            Page::ChangedNamespaces | Page::ManagementEffects => vec![0; 4096],
+            Page::ChangedNamespaces => {
+                let changed = self.task.step(|nvme, _| nvme.changes.save()).await;
+                identify::list(changed.list.ids()).to_vec()
+            }
+            Page::ManagementEffects => vec![0; 4096],
             Page::CommandEffects => self.common.command_effects(),
             Page::FeatureEffects => self.common.feature_effects(),
             Page::SupportedLogPages => self.common.supported_pages(),

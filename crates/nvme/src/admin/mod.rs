@@ -94,6 +94,9 @@ impl Execute for AdminQueue {
         self.task
             .step(|nvme, _| {
                 nvme.events.doorbell_errors(register, value);
+                if nvme.changes.take_new() {
+                    nvme.events.raise(Event::NamespaceChanged, nvme.features.events);
+                }
                 if sync_failed && !std::mem::replace(&mut nvme.told_of_sync, true) {
                     nvme.events.raise(Event::Reliability, nvme.features.events);
                 }

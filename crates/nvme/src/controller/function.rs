@@ -10,9 +10,10 @@ use vfiod_sync::atomic::Ordering;
 
 use super::{Nvme, Properties, VECTORS, VENDOR, Write};
 use crate::admin::events::Events;
+use crate::changes::{Changed, Changes};
 use crate::common::Common;
 use crate::kept::{KeptAtEnd, keep_periodically};
-use crate::namespace::{Namespace, Neighbour};
+use crate::namespace::Neighbour;
 use crate::options::NvmeOptions;
 use crate::queues::Doorbells;
 use crate::report::{NvmeReport, NvmeStatus};
@@ -35,12 +36,17 @@ const PENDING_BITS: u32 = 0x800;
 struct ToldByOthers {
     common: Arc<Common>,
     doorbells: Arc<Doorbells>,
+    changes: Arc<Changes>,
 }
 
 impl Neighbour for ToldByOthers {
     fn sync_failed(&self) {
         self.common.sync_failed.store(true, Ordering::SeqCst);
         self.doorbells.notice_events();
+    }
+
+    fn namespace_changed(&self, id: u32) {
+        self.changes.note(id);
     }
 }
 
@@ -92,8 +98,8 @@ impl Model for Nvme {
             let seat = cx.common::<Subsystems>().enter(options, cx.name())?;
             let (identity, rate) = (seat.identity(), self.common.rate.clone());
             (self.identity, self.common) = (identity, Arc::new(options.common(seat, rate)));
-            if let (Some(image), Some(disk)) = (image, self.common.namespaces.first()) {
-                image.opened(disk.limits.capacity, &self.identity.serial, disk.identity.uuid);
+            if let (Some(image), Some(disk)) = (image, self.common.namespaces.get(1)) {
+                image.opened(disk.capacity(), &self.identity.serial, disk.identity.uuid);
             }
             self.options = None;
         }
@@ -106,12 +112,12 @@ impl Model for Nvme {
         let neighbour: Arc<dyn Neighbour> = Arc::new(ToldByOthers {
             common: self.common.clone(),
             doorbells: self.doorbells.clone(),
+            changes: self.changes.clone(),
         });
-        let connect = |namespace: &Namespace| {
+        self.common.namespaces.all().try_for_each(|namespace| {
             namespace.tell(&neighbour);
             namespace.connect(cx.runtime(), cx.flights())
-        };
-        self.common.namespaces.iter().try_for_each(connect)?;
+        })?;
         self.neighbour = Some(neighbour);
         Ok(())
     }
@@ -168,6 +174,7 @@ impl Model for Nvme {
     fn reset(&mut self, _cx: &Cx<Self>) {
         let Self {
             options: _,
+            running: _,
             identity: _,
             properties,
             queues,
@@ -182,6 +189,7 @@ impl Model for Nvme {
             events,
             timestamp,
             told_of_sync,
+            changes,
             // The task of one has ended.
             shutdowns: _,
             polled: _,
@@ -194,6 +202,7 @@ impl Model for Nvme {
         *features = *saved_features;
         features.apply(common);
         *events = Events::default();
+        changes.restore(Changed::default());
         common.forget_errors();
         // The page of doorbells was zeroed.
         self.stop_polling();

@@ -80,6 +80,8 @@ impl Nvme {
         self.features = self.saved_features;
         self.features.apply(&self.common);
         self.events = Events::default();
+        // A host that enables the controller looks at all that there is.
+        self.changes.take_new();
         self.timestamp = Timestamp::reset();
         self.properties.mask = 0;
         let queues = Arc::new(queues);
@@ -256,7 +258,7 @@ async fn flush_all(queues: Option<Arc<Queues>>, common: &Common) -> Failed {
         queues.idle().await;
     }
     let mut failed = Vec::new();
-    for namespace in &common.namespaces {
+    for namespace in common.namespaces.all() {
         let Ok(channel) = namespace.channel() else { continue };
         if let Err(failure) = channel.start(Request::Flush).await.result {
             if failure.kind == FailureKind::SyncFailed {

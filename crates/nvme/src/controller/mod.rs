@@ -15,6 +15,7 @@ use vfiod_pci::Interrupts;
 use vfiod_pci::prelude::*;
 
 use crate::admin::events::Events;
+use crate::changes::Changes;
 use crate::common::Common;
 use crate::disks::ManagedImage;
 use crate::features::Features;
@@ -72,6 +73,8 @@ impl Properties {
 pub struct Nvme {
     /// What the disk is opened with when the device is registered; `None`: it is open.
     options: Option<(NvmeOptions, Option<Arc<ManagedImage>>)>,
+    /// The options that make what runs.
+    pub(crate) running: NvmeOptions,
     pub(crate) identity: Identity,
     properties: Properties,
     /// `None`: not enabled. They are still there while the controller is being disabled.
@@ -84,7 +87,7 @@ pub struct Nvme {
     kept_at_end: Option<KeptAtEnd>,
     pub(crate) common: Arc<Common>,
     /// Told by controllers that have a namespace in common with this one.
-    neighbour: Option<Arc<dyn Neighbour>>,
+    pub(crate) neighbour: Option<Arc<dyn Neighbour>>,
     pub(crate) features: Features,
     /// What features are after a reset: those that the host has saved.
     pub(crate) saved_features: Features,
@@ -92,6 +95,8 @@ pub struct Nvme {
     pub(crate) timestamp: Timestamp,
     /// The host was told that a sync has failed: once.
     pub(crate) told_of_sync: bool,
+    /// What the host is to be told of namespaces.
+    pub(crate) changes: Arc<Changes>,
     /// Counts shutdowns that the host has asked for.
     shutdowns: u32,
     /// Doorbells that the host maps, which are polled while the controller is enabled; `None`: it maps none.
@@ -103,9 +108,9 @@ impl Nvme {
     pub(crate) fn configured_with(options: NvmeOptions, image: Option<Arc<ManagedImage>>) -> Self {
         let mapped_doorbells = options.doorbells == DoorbellsOption::Mapped;
         let rate = Arc::new(RateLimit::new(options.rate_limits()));
-        let common = Common { rate, mapped_doorbells, ..Common::new(Vec::new()) };
+        let common = Common { rate, mapped_doorbells, ..Common::new(0, Vec::new()) };
         let unnamed = Self::new(Identity::default(), common);
-        Self { options: Some((options, image)), ..unnamed }
+        Self { running: options.clone(), options: Some((options, image)), ..unnamed }
     }
 
     /// A controller whose only namespace is kept by a back end of the caller's. Its names are new with each
@@ -120,15 +125,18 @@ impl Nvme {
 
     /// A controller with these namespaces.
     pub(crate) fn new(identity: Identity, common: Common) -> Self {
+        let doorbells = Arc::<Doorbells>::default();
         Self {
             options: None,
+            running: NvmeOptions::default(),
             identity,
             properties: Properties::power_on(),
             queues: None,
-            doorbells: Arc::default(),
             shown: Arc::default(),
             keeper: None,
             kept_at_end: None,
+            changes: Arc::new(Changes::new(doorbells.clone())),
+            doorbells,
             common: Arc::new(common),
             neighbour: None,
             features: Features::default(),

@@ -9,6 +9,7 @@ use vfiod_sync::lock;
 use super::{Nvme, Properties, VECTORS};
 use crate::admin::MAX_EVENT_REQUESTS;
 use crate::admin::events::{Events, PENDING, TYPES};
+use crate::changes::{Changed, Set, WORDS};
 use crate::common::ERROR_ENTRIES;
 use crate::counters::SAVED;
 use crate::features::Features;
@@ -46,6 +47,11 @@ vfiod_pci::image! {
         submissions: Table<SubmissionImage>,
         completions: Table<CompletionImage>,
         counters: [u64; SAVED],
+        /// Namespaces that have changed since the host has read their list, a bit each.
+        changed_namespaces: [u64; WORDS],
+        /// The namespaces that there are, a bit each, and who they are.
+        namespaces: [u64; WORDS],
+        identities: u64,
         /// What the host's clock is ahead of that of this machine, in milliseconds.
         timestamp: u64,
         #[serde(with = "hex::serde")]
@@ -56,6 +62,10 @@ vfiod_pci::image! {
         told_of_sync: u32,
         /// 1: the host has set its clock.
         timestamp_is_set: u32,
+        /// 1: namespaces have changed of which no event tells.
+        has_new_changes: u32,
+        /// 0.
+        zero: u32,
         /// Of CC: the size of a memory page when it was enabled.
         page: u32,
         /// The pages of shadow doorbells and of event indices; [`NO_PAGE`]: there are none.
@@ -307,6 +317,28 @@ impl Nvme {
     }
 }
 
+impl Nvme {
+    /// That a state is of the namespaces that there are: the host goes on with them.
+    fn check_namespaces(&self, saved: &Set, identities: u64) -> Result<()> {
+        let own = self.common.namespaces.ids();
+        let words = |set: &Set| -> String {
+            set.ids().map(|id| id.to_string()).collect::<Vec<_>>().join(", ")
+        };
+        if *saved != own {
+            let (saved, own) = (words(saved), words(&own));
+            return Err(bad(format!(
+                "the state is of namespaces {saved}, and the controller has {own}; give it the same images"
+            )));
+        }
+        if identities != self.common.namespaces.digest() {
+            let what = "the state is of other images, or of images of other sizes or formats, than the \
+                        controller has; give it the same images";
+            return Err(bad(what.to_owned()));
+        }
+        Ok(())
+    }
+}
+
 impl Save for Nvme {
     const KIND: &'static str = "nvme";
     const VERSION: u32 = 1;
@@ -315,6 +347,7 @@ impl Save for Nvme {
     fn save(&self) -> NvmeImage {
         let Self {
             options: _,
+            running: _,
             identity: _,
             properties,
             queues,
@@ -332,6 +365,7 @@ impl Save for Nvme {
             // A shutdown that is under way begins anew.
             shutdowns: _,
             polled: _,
+            changes,
         } = self;
         let (submissions, completions) = save_queues(queues.as_deref());
         let pages = match queues.as_ref().and_then(|queues| queues.place()) {
@@ -341,8 +375,14 @@ impl Save for Nvme {
         };
         let mut errors = [0; ERROR_LEN * ERROR_ENTRIES];
         errors.copy_from_slice(lock(&common.errors).page().as_flattened());
+        let Changed { list, is_new } = changes.save();
         NvmeImage {
             properties: properties.save_registers(),
+            changed_namespaces: list.0,
+            namespaces: common.namespaces.ids().0,
+            identities: common.namespaces.digest(),
+            has_new_changes: is_new.into(),
+            zero: 0,
             features: *features,
             saved_features: *saved_features,
             events: EventsImage::save(events),
@@ -377,7 +417,13 @@ impl Save for Nvme {
             page,
             shadow_doorbells,
             event_indices,
+            changed_namespaces,
+            namespaces,
+            identities,
+            has_new_changes,
+            zero,
         } = image;
+        self.check_namespaces(&Set(namespaces), identities)?;
         let mut properties = Properties::power_on();
         properties.restore_registers(properties_image)?;
         let events = events.restored()?;
@@ -395,6 +441,11 @@ impl Save for Nvme {
         if told_of_sync > 1 || timestamp_is_set > 1 {
             let what = format!("told_of_sync {told_of_sync}, timestamp_is_set {timestamp_is_set}");
             return Err(bad(what));
+        }
+        let changed = Changed { list: Set(changed_namespaces), is_new: has_new_changes == 1 };
+        let can_change = |id| self.common.namespaces.can_have(id);
+        if has_new_changes > 1 || zero != 0 || !changed.list.ids().all(can_change) {
+            return Err(bad("changes of namespaces that cannot be".to_owned()));
         }
         let pages = Pages { doorbells: shadow_doorbells, events: event_indices };
         let no_pages = (shadow_doorbells, event_indices) == (NO_PAGE, NO_PAGE);
@@ -439,6 +490,7 @@ impl Save for Nvme {
         (self.features, self.saved_features) = (features, saved_features);
         self.apply_features();
         self.events = events;
+        self.changes.restore(changed);
         self.told_of_sync = told_of_sync == 1;
         self.timestamp = Timestamp { ahead: timestamp, is_set: timestamp_is_set == 1 };
         self.common.counters.restore(counters);

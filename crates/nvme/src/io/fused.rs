@@ -65,7 +65,7 @@ impl IoQueue {
         first: &Submission,
         second: &Submission,
     ) -> Result<(), Failed> {
-        let namespace = self.namespace(first.namespace()).map_err(Failed::First)?;
+        let namespace = &*self.namespace(first.namespace()).map_err(Failed::First)?;
         let _in_use = namespace.enter().map_err(Failed::First)?;
         let (task, memory) = (&self.task, &self.common.bounce);
         let direction = Direction::FromHost;

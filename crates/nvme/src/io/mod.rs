@@ -72,7 +72,7 @@ impl Execute for IoQueue {
         let Ok(io) = opcode::IO.find(command.opcode(), |needs| self.common.has(needs)) else {
             return 0;
         };
-        let Some(namespace) = self.common.namespace(command.namespace()) else { return 0 };
+        let Some(namespace) = self.common.namespaces.get(command.namespace()) else { return 0 };
         let bytes = command.blocks() << namespace.block_shift();
         match io.command {
             // Larger ones are refused.
@@ -119,7 +119,7 @@ pub(crate) fn judge(
 
 /// What a command ends with whose namespace is not active (4.1.1, NSID).
 pub(crate) fn absent(common: &Common, id: u32) -> Status {
-    if common.can_be_namespace(id) { Status::INVALID_FIELD } else { Status::INVALID_NAMESPACE }
+    if common.namespaces.can_have(id) { Status::INVALID_FIELD } else { Status::INVALID_NAMESPACE }
 }
 
 impl IoQueue {
@@ -136,13 +136,13 @@ impl IoQueue {
         let io = opcode::IO.find(command.opcode(), |needs| self.common.has(needs))?.command;
         command.check_io()?;
         if io == Io::Flush && command.namespace() == ALL_NAMESPACES {
-            for namespace in &self.common.namespaces {
+            for namespace in self.common.namespaces.all() {
                 let _in_use = namespace.enter()?;
-                self.flush(namespace).await?;
+                self.flush(&namespace).await?;
             }
             return Ok(0);
         }
-        let namespace = self.namespace(command.namespace())?;
+        let namespace = &*self.namespace(command.namespace())?;
         let _in_use = namespace.enter()?;
         match io {
             Io::Flush => self.flush(namespace).await,
@@ -157,8 +157,8 @@ impl IoQueue {
     }
 
     /// The namespace of a command.
-    fn namespace(&self, id: u32) -> Result<&Namespace, Status> {
-        self.common.namespace(id).ok_or_else(|| absent(&self.common, id))
+    fn namespace(&self, id: u32) -> Result<Arc<Namespace>, Status> {
+        self.common.namespaces.get(id).ok_or_else(|| absent(&self.common, id))
     }
 
     /// Waits for guest memory, unless the controller stops: then nobody waits for what comes of it.

@@ -12,7 +12,7 @@ use crate::common::Common;
 use crate::transfer::BounceMemory;
 
 fn common(disk: &Arc<Held>) -> Common {
-    Common::new(vec![namespace(1, disk.clone())])
+    Common::new(16, vec![namespace(1, disk.clone())])
 }
 
 #[test]

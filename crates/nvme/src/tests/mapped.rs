@@ -24,7 +24,7 @@ pub(super) fn nvme() -> Nvme {
 }
 
 fn with_disk(disk: Arc<Memory>) -> Nvme {
-    with_common(Common { mapped_doorbells: true, ..Common::new(vec![namespace(1, disk)]) })
+    with_common(Common { mapped_doorbells: true, ..Common::new(16, vec![namespace(1, disk)]) })
 }
 
 /// A host that stores to the page, with queue pairs of these entries.

@@ -14,6 +14,7 @@ mod kept;
 mod limits;
 mod mapped;
 mod namespaces;
+mod operations;
 mod options;
 mod power;
 mod queues;

@@ -17,7 +17,7 @@ fn at(opcode: u8, namespace: u32) -> Command {
 fn host() -> (Host, [std::sync::Arc<Held>; 2]) {
     let disks = [Held::new(), Held::new()];
     let namespaces = vec![namespace(1, disks[0].clone()), namespace(3, disks[1].clone())];
-    let mut host = Host::new(with_common(Common::new(namespaces)));
+    let mut host = Host::new(with_common(Common::new(16, namespaces)));
     host.create_pair(1, 64, 1);
     (host, disks)
 }

@@ -224,6 +224,6 @@ fn blocks_that_a_power_failure_may_tear_are_refused() {
     // Of several namespaces the least is promised.
     let namespaces =
         [4096, 512].into_iter().zip(1..).map(|(atomic, id)| namespace(id, disk(atomic)));
-    let mut host = Host::new(with_common(Common::new(namespaces.collect())));
+    let mut host = Host::new(with_common(Common::new(16, namespaces.collect())));
     assert_eq!([526, 528].map(|at| host.identify(1, 0).unwrap()[at]), [0; 2]);
 }

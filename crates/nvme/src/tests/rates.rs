@@ -20,7 +20,7 @@ struct Limited {
 
 impl Limited {
     fn new(limits: RateLimits) -> Self {
-        let common = Common::new(vec![namespace(1, Memory::new(BLOCKS * 512).unwrap())]);
+        let common = Common::new(16, vec![namespace(1, Memory::new(BLOCKS * 512).unwrap())]);
         let rate = common.rate.clone();
         rate.set(limits);
         let clock = ManualClock::new();

@@ -133,7 +133,7 @@ pub(super) fn nvme() -> Nvme {
 
 /// A controller with a back end.
 pub(super) fn with(backend: Arc<dyn Backend>) -> Nvme {
-    with_common(Common::new(vec![namespace(1, backend)]))
+    with_common(Common::new(16, vec![namespace(1, backend)]))
 }
 
 /// A namespace with a back end.
@@ -542,6 +542,15 @@ impl Backend for Held {
 
     fn connect(self: Arc<Self>, _runtime: &Runtime) -> Result<Arc<dyn Channel>> {
         Ok(self)
+    }
+
+    fn set_size(&self, bytes: u64) -> Result<()> {
+        self.state.lock().unwrap().seen.push(format!("size {bytes}"));
+        Ok(())
+    }
+
+    fn release(&self) {
+        self.state.lock().unwrap().seen.push("released".to_owned());
     }
 }
 

@@ -24,7 +24,7 @@ pub(super) fn neighbours<const N: usize>(backend: Arc<dyn Backend>) -> [Host; N]
     let volume = Arc::new(volume(1, backend).shared());
     [(); N].map(|()| {
         let namespace = Namespace::new(1, volume.clone());
-        Host::new(with_common(Common::new(vec![namespace])))
+        Host::new(with_common(Common::new(16, vec![namespace])))
     })
 }
 
