@@ -218,9 +218,7 @@ fn resize(device: &ModelRef<Nvme>, nsid: u32, size: Option<u64>, force: bool) ->
     let (namespace, path) = device.step(find)?;
     let namespace = namespace.ok_or_else(|| not_there(nsid))?;
     let on_disk = move |disk: Disk, call: fn(&Disk, u64) -> Result<u64>, bytes: u64| match &path {
-        Some(path) => {
-            in_directory_to_disk(directory_of(path), move || call(&disk, bytes)).flatten()
-        }
+        Some(path) => in_directory_to_disk(directory_of(path), move || call(&disk, bytes))?,
         None => call(&disk, bytes),
     };
     let resizing = namespace.begin_resize()?;

@@ -326,7 +326,7 @@ impl NvmeOptions {
             let what = format!("image {}: cannot be opened", path.display());
             Error::new(error.errno(), what).because(error)
         });
-        opened.flatten().map_err(|error| {
+        opened.and_then(std::convert::identity).map_err(|error| {
             Error::new(error.errno(), format!("namespace {number}")).because(error)
         })
     }

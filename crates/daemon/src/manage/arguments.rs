@@ -8,6 +8,7 @@ use uuid::Uuid;
 use vfiod_control::view::Setting;
 
 use super::complete;
+use super::namespace::Namespace;
 
 /// Which daemon, and how its answer looks.
 #[derive(Debug, Args)]
@@ -271,6 +272,11 @@ pub(crate) enum Manage {
         arguments: Vec<Setting>,
         #[command(flatten)]
         daemon: Daemon,
+    },
+    /// Add, remove or resize the namespaces of an NVMe controller that runs.
+    Namespace {
+        #[command(subcommand)]
+        what: Namespace,
     },
     /// Read the configuration file again: add, remove and change what differs.
     Reload {

@@ -3,6 +3,7 @@
 mod arguments;
 mod attach;
 mod complete;
+mod namespace;
 mod print;
 mod qmp;
 
@@ -126,6 +127,7 @@ pub(crate) fn run(command: Manage) -> anyhow::Result<()> {
         Manage::Operate { name, operation, arguments, daemon } => {
             operate(&name, operation, arguments, &daemon)
         }
+        Manage::Namespace { what } => namespace::run(what),
         Manage::Reload { deadline, daemon } => {
             let path = with_deadline(path(["reload"]), deadline.as_deref());
             let reloaded: view::Changes = connect(&daemon)?.send(Method::POST, &path)?;
@@ -469,6 +471,11 @@ fn remove(uuid: Uuid, users: &Users, daemon: &Daemon) -> anyhow::Result<()> {
     }
 }
 
+/// Lets a device carry out an operation: what came of it.
+fn call_operation(name: &str, operation: &Operation, daemon: &Daemon) -> anyhow::Result<Value> {
+    connect(daemon)?.call(Method::POST, &path(["devices", name, "operations"]), Some(operation))
+}
+
 fn operate(
     name: &str,
     operation: String,
@@ -479,8 +486,7 @@ fn operate(
     let values: Map<String, Value> =
         arguments.into_iter().map(|set| (set.name, option_value(&set.value))).collect();
     let body = Operation(Map::from_iter([(operation, values.into())]));
-    let result: Value =
-        connect(daemon)?.call(Method::POST, &path(["devices", name, "operations"]), Some(&body))?;
+    let result = call_operation(name, &body, daemon)?;
     answer(daemon, &result, |result| match result {
         Value::Null => String::new(),
         Value::Object(_) => tree(name, result),
