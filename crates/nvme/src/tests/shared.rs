@@ -80,12 +80,17 @@ fn fused_pairs_are_one_step_for_both() {
     }
 }
 
-/// A Format by one waits for the commands of the other that had begun, and ends those that come meanwhile.
+/// A Format by one waits for the commands of the other that had begun, and ends those that come meanwhile. The
+/// other's host is told that the namespace has changed.
 #[test]
 fn format_by_one_ends_commands_of_the_other_with_format_in_progress() {
     let disk = TestDisk::new(1 << 20);
     disk.set_limits(|limits| limits.atomic_write = 4096);
     let [mut first, mut second] = two(disk.clone());
+    let [_, event] = [&mut first, &mut second].map(|host| {
+        assert_eq!(host.admin(Command::new(9).set(10, 0x0b).set(11, 1 << 8)), Ok(0));
+        host.submit(0, Command::new(12))
+    });
     disk.hold(true);
     let begun = second.submit(1, io(READ, 3));
     eventually("a read that is held", || disk.held().len() == 1);
@@ -105,6 +110,12 @@ fn format_by_one_ends_commands_of_the_other_with_format_in_progress() {
     assert_eq!((entry.id, entry.status), (begun, 0));
     let entry = first.wait(0);
     assert_eq!((entry.id, entry.status), (format, 0));
+    let entry = second.wait(0);
+    assert_eq!((entry.id, entry.status, entry.result), (event, 0, 0x04_00_02));
+    assert_eq!(second.log(4, 8).unwrap(), [1, 0, 0, 0, 0, 0, 0, 0]);
+    // Who has formatted it knows.
+    assert_eq!(first.log(4, 8).unwrap(), [0; 8]);
+    assert!(first.peek(0).is_none());
     // Both have the new format.
     for host in [&mut first, &mut second] {
         assert_eq!(host.identify(0, 1).unwrap()[26], 1);
