@@ -204,8 +204,12 @@ impl Volume {
     }
 
     /// Whether it can be formatted with blocks of this size: the disk takes and writes them whole, and
-    /// ends with one.
+    /// ends with one. What several controllers may have keeps its size. The host of another one would go on
+    /// with the old size, and what it reads would be written behind its buffers.
     pub(crate) fn can_have(&self, block_size: u32) -> bool {
+        if self.is_shared && block_size != 1 << self.block_shift() {
+            return false;
+        }
         let Limits { block, atomic_write, .. } = self.limits;
         let is_whole = block_size <= atomic_write || self.torn_writes;
         block_size >= block && is_whole && self.capacity().is_multiple_of(block_size.into())

@@ -85,7 +85,6 @@ fn fused_pairs_are_one_step_for_both() {
 #[test]
 fn format_by_one_ends_commands_of_the_other_with_format_in_progress() {
     let disk = TestDisk::new(1 << 20);
-    disk.set_limits(|limits| limits.atomic_write = 4096);
     let [mut first, mut second] = two(disk.clone());
     let [_, event] = [&mut first, &mut second].map(|host| {
         assert_eq!(host.admin(Command::new(9).set(10, 0x0b).set(11, 1 << 8)), Ok(0));
@@ -94,7 +93,7 @@ fn format_by_one_ends_commands_of_the_other_with_format_in_progress() {
     disk.hold(true);
     let begun = second.submit(1, io(READ, 3));
     eventually("a read that is held", || disk.held().len() == 1);
-    let format = first.submit(0, Command::new(0x80).namespace(1).set(10, 1));
+    let format = first.submit(0, Command::new(0x80).namespace(1).set(10, 0));
     // Refused with one status or the other, and never begun.
     let refused = Command::io(READ, 0, 4000, (DATA, 0));
     let mut seen = 0x02;
@@ -116,12 +115,26 @@ fn format_by_one_ends_commands_of_the_other_with_format_in_progress() {
     // Who has formatted it knows.
     assert_eq!(first.log(4, 8).unwrap(), [0; 8]);
     assert!(first.peek(0).is_none());
-    // Both have the new format.
     for host in [&mut first, &mut second] {
-        assert_eq!(host.identify(0, 1).unwrap()[26], 1);
-        assert_eq!(host.perform(1, io(READ, 255)), Ok(0));
-        assert_eq!(host.perform(1, io(READ, 256)), Err(0x80));
+        assert_eq!(host.perform(1, io(READ, 3)), Ok(0));
     }
+}
+
+/// The host of the other one counts in blocks of the old size: a read of 8 of them would be written behind its
+/// buffers if one had 4,096 bytes.
+#[test]
+fn size_of_blocks_stays_where_two_controllers_have_them() {
+    let disk = TestDisk::new(1 << 20);
+    disk.set_limits(|limits| limits.atomic_write = 4096);
+    let [mut first, mut second] = two(disk);
+    let format = Command::new(0x80).namespace(1).set(10, 1);
+    assert_eq!(first.admin(format), Err(0x10a), "Invalid Format");
+    let namespace = first.identify(0, 1).unwrap();
+    let sizes = [namespace[128 + 2], namespace[132 + 2]];
+    assert_eq!((namespace[26], sizes), (0, [9, 0]), "the other format is not offered");
+    second.memory.put(DATA - BASE, &[7; 8192]);
+    assert_eq!(second.perform(1, io(READ, 3).set(12, 7)), Ok(0));
+    assert_eq!(second.memory.get(DATA - BASE, 8192), [[0; 4096], [7; 4096]].concat());
 }
 
 /// Both are told that a sync of one has failed, and neither can write any more.
