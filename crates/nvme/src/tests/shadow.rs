@@ -259,7 +259,6 @@ fn value_in_a_page_that_is_none_of_the_queue_is_an_event() {
     assert_eq!(host.perform(1, read(0)), Ok(0));
 }
 
-/// The pin is asserted while there are entries, whichever way the host takes them by (spdk#2009).
 /// A last close ends the pages, and the next opening by the same user finds the queues where they were.
 #[test]
 fn controller_that_keeps_its_state_goes_on_without_its_pages() {
@@ -275,14 +274,15 @@ fn controller_that_keeps_its_state_goes_on_without_its_pages() {
     for _ in 0..3 {
         assert_eq!(host.wait(1).status, 0);
     }
-    // A look at a page that the close takes away would be fatal, too.
+    // A look at a page that the close takes away would be fatal, too: it has looked when it has asked.
+    eventually("the queue asks to be told", || host.word(EVENTS + 8) == 3);
     host.rest(Duration::from_millis(5));
     let Host { device, .. } = host;
     let host = Host::without_interrupts(device.reopen());
     assert_eq!(host.status() & (READY | FATAL), READY, "fatal status, or not ready");
 }
 
-/// The pin is asserted while there are entries, whichever way the host takes them by.
+/// The pin is asserted while there are entries, whichever way the host takes them by (spdk#2009).
 #[test]
 fn pin_falls_when_the_host_has_taken_the_last_entry() {
     for by_page in [false, true] {
