@@ -381,11 +381,11 @@ impl File {
             // Without the device lock. A ring that comes while the device is stopped waits for it,
             // or is forgotten by a reset.
             self.registered().admit(&self.shared)?;
-            let rung = self.shared.take_ring(region, doorbell)?;
-            if rung && self.registered().context.serves_directly() {
-                self.registered().ring(self.bell(region, place), bell.datamatch);
-            }
-            return Ok(rung);
+            return self.shared.pass_ring(region, doorbell, || {
+                if self.registered().context.serves_directly() {
+                    self.registered().ring(self.bell(region, place), bell.datamatch);
+                }
+            });
         }
         // Taken with the device lock held and nothing being reset: what was rung during a hot
         // reset is still there at its end, to be forgotten.

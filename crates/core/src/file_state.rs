@@ -202,11 +202,28 @@ impl FileShared {
 
     /// Takes the counter of a doorbell's eventfd. Returns whether it was rung.
     pub(crate) fn take_ring(&self, region: RegionIndex, doorbell: usize) -> Result<bool> {
+        self.pass_ring(region, doorbell, || {})
+    }
+
+    /// Takes the counter of a doorbell's eventfd, and calls `ring` if it was rung. Returns whether it was.
+    ///
+    /// Nobody silences the doorbells between both: a reset forgets what was rung before, and the next ring
+    /// would come after it otherwise.
+    pub(crate) fn pass_ring(
+        &self,
+        region: RegionIndex,
+        doorbell: usize,
+        ring: impl FnOnce(),
+    ) -> Result<bool> {
         let made = lock(&self.doorbells);
         let Some(fd) = made.get(&region).and_then(|fds| fds.get(doorbell)) else {
             return Ok(false);
         };
-        self.drain_doorbell(fd).map_err(|errno| failed("read an eventfd", errno))
+        let rung = self.drain_doorbell(fd).map_err(|errno| failed("read an eventfd", errno))?;
+        if rung {
+            ring();
+        }
+        Ok(rung)
     }
 
     /// Drains the doorbells that were rung and not delivered.
