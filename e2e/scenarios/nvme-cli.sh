@@ -20,7 +20,12 @@ options = { file = \"$WORK/shared.img\", serial = \"E2E-SHARED\", shared = true 
 
 # Each line of the output is what a command has ended with, and what matters of what it has printed.
 guest vm '
-# One at a time, so that it is known which number each gets.
+# One at a time, so that it is known which number each gets. Coldplug has found all at once.
+modprobe -r nvme
+for n in $(seq 100); do
+    [ -z "$(ls /sys/class/nvme /sys/class/nvme-subsystem)" ] && break
+    sleep 0.2
+done
 echo 0 >/sys/bus/pci/drivers_autoprobe
 modprobe nvme
 echo 0000:00:01.0 >/sys/bus/pci/drivers/nvme/bind
