@@ -1,5 +1,5 @@
 # kill -9 of a QEMU whose guest writes to a file system: the other VM of the same daemon notices nothing, and the same
-# disk, in a QEMU of its own, has every file that was synced. The other VM's memory is not shared.
+# disk, in a QEMU of its own, has every file that was synced.
 . "$(dirname "$0")/../scenario.sh"
 truncate -s 128M "$WORK/mine.img"
 truncate -s 2M "$WORK/other.img"
@@ -33,7 +33,7 @@ while true; do
     dd if=/dev/zero of=/dev/nvme0n1 bs=1M count=2 oflag=direct 2>/dev/null || exit 1
     echo "round $n"
 done
-' --private-memory --initramfs "$WORK/initramfs" --file "$CACHE_DIR/guest-blocks:/usr/bin/blocks" \
+' --initramfs "$WORK/initramfs" --file "$CACHE_DIR/guest-blocks:/usr/bin/blocks" \
     --socket "$WORK/other.sock" --pid "$WORK/other.pid" &
 other=$!
 guest mine "$disk"'
