@@ -12,7 +12,7 @@ use serde_json::Value;
 use toml_edit::{DocumentMut, InlineTable, Item, Table, TableLike};
 
 use crate::load_error::LoadError;
-use crate::model::Models;
+use crate::models::Models;
 use crate::options::Options;
 use crate::problem::{Problem, Problems};
 use crate::read;

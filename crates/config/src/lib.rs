@@ -92,6 +92,7 @@ mod load_error;
 mod log;
 mod manage;
 mod model;
+mod models;
 mod nearest;
 mod operations;
 mod options;
@@ -111,7 +112,8 @@ pub use self::document::Document;
 pub use self::keys::{KEYS, Keys, keys_in_markdown};
 pub use self::load_error::LoadError;
 pub use self::log::{LogFormat, check_filter};
-pub use self::model::{ConfiguredModel, ConfiguredParent, ModelInfo, Models, Needs, NoOptions};
+pub use self::model::{ConfiguredModel, ConfiguredParent, Needs, NoOptions};
+pub use self::models::{ModelInfo, Models};
 pub use self::nearest::{nearest, suggestion};
 pub use self::operations::{
     Ending, ModelOperation, Operated, OperatedModel, OperationInfo, Planned,

@@ -12,7 +12,7 @@ use vfiod_core::{OpenPolicy, StatePolicy};
 use vfiod_quota::Resource;
 
 use crate::log::{LogFormat, check_filter};
-use crate::model::{ModelInfo, Models};
+use crate::models::{ModelInfo, Models};
 use crate::nearest::suggestion;
 use crate::problem::{Problem, line_of};
 use crate::reader::{Everything, Names, Reader, Taken, Wanted};

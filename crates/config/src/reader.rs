@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use crate::model::Models;
+use crate::models::Models;
 use crate::section::At;
 use crate::values;
 

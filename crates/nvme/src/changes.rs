@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use vfiod_sync::{Mutex, lock};
 
-use crate::namespaces::MOST;
+use crate::limits::LARGEST_NAMESPACE;
 use crate::queues::Doorbells;
 
 /// Words of a set of namespaces.
-pub(crate) const WORDS: usize = (MOST / 64) as usize;
+pub(crate) const WORDS: usize = (LARGEST_NAMESPACE / 64) as usize;
 
 /// A set of namespaces: a bit for each number, from 1 on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -17,7 +17,7 @@ pub(crate) struct Set(pub(crate) [u64; WORDS]);
 
 impl Set {
     fn place(id: u32) -> Option<(usize, u64)> {
-        let bit = id.checked_sub(1).filter(|bit| *bit < MOST)?;
+        let bit = id.checked_sub(1).filter(|bit| *bit < LARGEST_NAMESPACE)?;
         Some(((bit / 64) as usize, 1 << (bit % 64)))
     }
 
@@ -37,7 +37,7 @@ impl Set {
 
     /// The numbers, in their order.
     pub(crate) fn ids(&self) -> impl Iterator<Item = u32> {
-        (1..=MOST).filter(|id| self.contains(*id))
+        (1..=LARGEST_NAMESPACE).filter(|id| self.contains(*id))
     }
 }
 

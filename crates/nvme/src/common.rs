@@ -6,24 +6,22 @@ use std::sync::Arc;
 use vfiod_sync::atomic::{AtomicBool, Ordering};
 use vfiod_sync::{Mutex, lock};
 
+use crate::bounce::BounceMemory;
 use crate::counters::Counters;
-use crate::kept::Keeping;
+use crate::features::Features;
+use crate::keeping::Keeping;
+use crate::limits::{DEFAULT_BUFFERS, DEFAULT_COMMANDS};
 use crate::namespace::Namespace;
 use crate::namespaces::Namespaces;
+use crate::options::{DoorbellsOption, NvmeOptions};
 use crate::rate::{RateLimit, RateLimits};
 use crate::spec::log::{ERROR_LEN, ErrorEntry, Health};
 use crate::spec::table::Needs;
 use crate::spec::{Status, Submission};
 use crate::subsystem::Seat;
-use crate::transfer::BounceMemory;
 
 /// Entries of the Error Information log that are kept (ELPE, as a count).
 pub(crate) const ERROR_ENTRIES: usize = 8;
-
-/// The largest number that a namespace can have, unless the options say so.
-pub(crate) const MAX_NAMESPACES: u32 = 16;
-/// Commands that may be under way, unless the options say so.
-pub(crate) const MAX_COMMANDS: u32 = 1024;
 
 /// What the tasks share. It lasts as long as the device.
 #[derive(Debug)]
@@ -59,7 +57,7 @@ impl Common {
         Self {
             offers: Offers::of(&namespaces),
             namespaces: Namespaces::new(most, namespaces),
-            max_commands: MAX_COMMANDS,
+            max_commands: DEFAULT_COMMANDS,
             mapped_doorbells: false,
             is_polled: AtomicBool::new(false),
             bounce: BounceMemory::default(),
@@ -73,9 +71,27 @@ impl Common {
         }
     }
 
-    /// Of a controller with this place.
-    pub(crate) fn of_subsystem(self, seat: Seat) -> Self {
-        Self { seat: Some(seat), ..self }
+    /// A controller with these options and namespaces.
+    pub(crate) fn configured(options: &NvmeOptions, namespaces: Vec<Namespace>) -> Self {
+        Self {
+            max_commands: options.commands.unwrap_or(DEFAULT_COMMANDS),
+            mapped_doorbells: options.doorbells == DoorbellsOption::Mapped,
+            bounce: BounceMemory::new(options.buffers.unwrap_or(DEFAULT_BUFFERS)),
+            ..Self::new(options.max_namespaces(), namespaces)
+        }
+    }
+
+    /// A controller with these options and this place in its subsystem, of which a host has as much as `rate`
+    /// allows.
+    pub(crate) fn seated(options: &NvmeOptions, seat: Seat, rate: Arc<RateLimit>) -> Self {
+        let keeping = Arc::new(Keeping::of(seat.identity().controller));
+        let namespaces = seat.namespaces();
+        Self { rate, keeping, seat: Some(seat), ..Self::configured(options, namespaces) }
+    }
+
+    /// Makes those features act that act in tasks.
+    pub(crate) fn apply(&self, features: &Features) {
+        self.write_cache.store(features.write_cache != 0, Ordering::SeqCst);
     }
 
     /// Whether some namespace has a volatile write cache.

@@ -1,8 +1,5 @@
 //! The values of features (5.27.1).
 
-use vfiod_sync::atomic::Ordering;
-
-use crate::common::Common;
 use crate::spec::feature::{EVENT_NAMESPACE, EVENT_SMART, Feature};
 use crate::spec::registers::{IO_QUEUES, QUEUES};
 use crate::spec::{Outcome, Status};
@@ -96,11 +93,6 @@ impl Features {
             && write_cache <= 1
             && atomicity <= 1
             && events & !(EVENT_SMART | EVENT_NAMESPACE) == 0
-    }
-
-    /// Makes those act that act in tasks.
-    pub(crate) fn apply(&self, common: &Common) {
-        common.write_cache.store(self.write_cache != 0, Ordering::SeqCst);
     }
 
     /// Whether the temperature passes a threshold.

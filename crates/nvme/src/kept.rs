@@ -12,8 +12,8 @@ use vfiod_core::dma::Completion;
 use vfiod_core::{Errno, Error, Result};
 use vfiod_directories::{directory_of, in_directory_to_disk};
 use vfiod_disk::{Metadata, Stored};
-use vfiod_sync::atomic::{AtomicBool, Ordering};
-use vfiod_sync::{Mutex, lock};
+use vfiod_sync::atomic::Ordering;
+use vfiod_sync::lock;
 use vfiod_tasks::{Runtime, Task};
 
 use crate::common::Common;
@@ -42,31 +42,6 @@ const NAMES: [&str; KEPT] = [
 ];
 /// 1: the controller is in use.
 const IN_USE: &str = "in_use";
-
-/// How counters are kept.
-#[derive(Debug, Default)]
-pub(crate) struct Keeping {
-    /// CNTLID, which the names of what is kept begin with: other controllers of the subsystem have their own.
-    controller: u16,
-    /// What was kept last.
-    last: Mutex<Option<([u64; KEPT], bool)>>,
-    wanted: AtomicBool,
-    /// A thread keeps what is wanted.
-    runs: AtomicBool,
-    /// It has failed, and that was logged.
-    failed: AtomicBool,
-}
-
-impl Keeping {
-    /// How those of a controller with this number are kept.
-    pub(crate) fn of(controller: u16) -> Self {
-        Self { controller, ..Self::default() }
-    }
-
-    fn key(&self, name: &str) -> String {
-        format!("{}.{name}", self.controller)
-    }
-}
 
 impl Common {
     /// Where things are kept, if anywhere: beside the first namespace's image.

@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 mod admin;
+mod bounce;
 mod changes;
 mod common;
 mod controller;
@@ -10,9 +11,12 @@ mod failures;
 mod features;
 mod identity;
 mod io;
+mod keeping;
 mod kept;
+mod limits;
 mod namespace;
 mod namespaces;
+mod open;
 mod operations;
 mod options;
 mod piece;

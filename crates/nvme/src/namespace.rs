@@ -10,11 +10,9 @@ use vfiod_sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use vfiod_sync::{Mutex, lock};
 use vfiod_tasks::{Runtime, Waiters};
 
+use crate::limits::MAX_COPY_RANGES;
 use crate::spec::identify;
 use crate::spec::{Status, Submission};
-
-/// Source ranges that a Copy command may have (MSRC).
-pub(crate) const MAX_COPY_RANGES: usize = 128;
 
 /// What a namespace is called, by whatever host and for ever.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -5,11 +5,8 @@ use std::sync::Arc;
 use arc_swap::ArcSwapOption;
 
 use crate::changes::Set;
+use crate::limits::LARGEST_NAMESPACE;
 use crate::namespace::Namespace;
-
-/// The largest number that the options allow. So a list of namespaces, which has 1,024 entries, has a place for
-/// all.
-pub(crate) const MOST: u32 = 1024;
 
 /// A place for each number that a namespace can have. A look takes no lock.
 #[derive(Debug)]
@@ -20,7 +17,7 @@ pub(crate) struct Namespaces {
 impl Namespaces {
     /// Namespaces whose numbers are up to `most`.
     pub(crate) fn new(most: u32, namespaces: Vec<Namespace>) -> Self {
-        let places = (0..most.min(MOST)).map(|_| ArcSwapOption::empty()).collect();
+        let places = (0..most.min(LARGEST_NAMESPACE)).map(|_| ArcSwapOption::empty()).collect();
         let all = Self { places };
         for namespace in namespaces {
             all.add(Arc::new(namespace));

@@ -15,7 +15,8 @@ use vfiod_pci::{Cx, ModelRef};
 
 use crate::controller::Nvme;
 use crate::namespace::Namespace;
-use crate::options::{NvmeOptions, twins};
+use crate::open::twins;
+use crate::options::NvmeOptions;
 
 /// The operations.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]

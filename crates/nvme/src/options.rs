@@ -2,30 +2,15 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 use vfiod_core::{Errno, Error, Result};
-use vfiod_directories::{directory_of, in_directory_to_disk};
-use vfiod_disk::{
-    DirectIo, Disk, Identify, Identity as DiskIdentity, Image, ImageOptions, Memory, Metadata,
-    MetadataOptions, Null,
-};
+use vfiod_disk::{Identity as DiskIdentity, Memory, Null};
 
-use crate::common::{Common, MAX_COMMANDS, MAX_NAMESPACES};
-use crate::disks::ManagedImage;
-use crate::identity::{Identity, MODEL};
-use crate::kept::Keeping;
-use crate::namespace::{Namespace, NamespaceIdentity, Volume};
-use crate::namespaces::MOST;
-use crate::rate::{RateLimit, RateLimits};
-use crate::subsystem::Seat;
-use crate::transfer::{BounceMemory, MAX_BOUNCE};
-
-/// Bytes of a disk in memory whose size is not said.
-const MEMORY: u64 = 64 << 20;
+use crate::limits::{DEFAULT_NAMESPACES, LARGEST_NAMESPACE};
+use crate::rate::RateLimits;
 
 /// Options of the model.
 #[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
@@ -124,29 +109,13 @@ pub enum IdentityOption {
     New,
 }
 
-/// What lets two controllers use an image.
-fn may_be_shared(error: Error) -> Error {
-    if error.errno() != Errno::BUSY {
-        return error;
-    }
-    let what = format!(
-        "{error}; two controllers of one daemon share it with `shared = true` in the options of both"
-    );
-    Error::new(Errno::BUSY, what)
-}
-
-fn invalid(what: String) -> Error {
+pub(crate) fn invalid(what: String) -> Error {
     Error::new(Errno::INVAL, what)
 }
 
-/// The refusal of an image that a namespace has already.
-pub(crate) fn twins(path: &Path, twin: u32) -> Error {
-    let path = path.display();
-    invalid(format!("{path}: it has the identifiers of namespace {twin}; name it once"))
-}
-
 impl NvmeOptions {
-    fn block_size(&self) -> u32 {
+    /// The size of blocks, unless another one is kept.
+    pub(crate) fn block_size(&self) -> u32 {
         self.block_size.unwrap_or(512)
     }
 
@@ -205,7 +174,7 @@ impl NvmeOptions {
         let outside = |name: &str, value: u64, is: &str| {
             Err(invalid(format!("`{name}` is {value}; must be {is}")))
         };
-        if !(1..=MOST).contains(&max) {
+        if !(1..=LARGEST_NAMESPACE).contains(&max) {
             return outside("namespaces", max.into(), "1 to 1024");
         }
         if given > max as usize {
@@ -278,89 +247,13 @@ impl NvmeOptions {
     }
 
     pub(crate) fn max_namespaces(&self) -> u32 {
-        self.namespaces.unwrap_or(MAX_NAMESPACES)
+        self.namespaces.unwrap_or(DEFAULT_NAMESPACES)
     }
 
     /// Of a disk whose image the parent of mediated devices looks after.
-    pub(crate) fn managed(image: &ManagedImage, limits: RateLimits) -> Self {
+    pub(crate) fn managed(image: PathBuf, limits: RateLimits) -> Self {
         let RateLimits { iops, iops_burst, bandwidth, bandwidth_burst } = limits;
-        let file = Some(image.path());
-        Self { file, iops, iops_burst, bandwidth, bandwidth_burst, ..Self::default() }
-    }
-
-    /// Opens the disks, and says what the subsystem is called.
-    ///
-    /// # Errors
-    /// Those of [`Image::open`], [`Metadata::open`] and [`Memory::new`]. `EINVAL`: two namespaces have one
-    /// identifier.
-    pub(crate) fn open(&self) -> Result<(Identity, Vec<Arc<Volume>>)> {
-        let (identity, first) = self.open_first()?;
-        let mut volumes = vec![first];
-        for (number, path) in self.numbered() {
-            let volume = self.open_another(number, path)?;
-            let mut others = self.numbers().zip(&volumes);
-            if let Some((twin, _)) = others.find(|(_, other)| other.has_id_of(&volume)) {
-                return Err(twins(path, twin));
-            }
-            volumes.push(volume);
-        }
-        let share = |volume: Volume| if self.shared { volume.shared() } else { volume };
-        Ok((identity, volumes.into_iter().map(|volume| Arc::new(share(volume))).collect()))
-    }
-
-    /// Opens an image that is not the first one: who the controller is, is kept beside that.
-    ///
-    /// # Errors
-    /// Those of [`Image::open`] and [`Metadata::open`].
-    pub(crate) fn open_another(&self, number: u32, path: &Path) -> Result<Volume> {
-        let others = Self { serial: None, uuid: None, metadata: None, ..self.clone() };
-        let (torn_writes, place) = (self.torn_writes, path.to_owned());
-        let open = move || {
-            let (disk, block_size, named, metadata) = others.open_image(&place)?;
-            let ids = NamespaceIdentity { nguid: named.nguid, uuid: named.uuid.into_bytes() };
-            let volume = Volume::new(ids, disk, block_size, torn_writes)?;
-            Ok(volume.kept_in(metadata))
-        };
-        // By a thread that may be lost: somebody may hold up the directory.
-        let opened = in_directory_to_disk(directory_of(path), open).map_err(|error| {
-            let what = format!("image {}: cannot be opened", path.display());
-            Error::new(error.errno(), what).because(error)
-        });
-        opened.and_then(std::convert::identity).map_err(|error| {
-            Error::new(error.errno(), format!("namespace {number}")).because(error)
-        })
-    }
-
-    /// What the tasks of a controller share that has this place, and of which a host has as much as `rate`
-    /// allows.
-    pub(crate) fn common(&self, seat: Seat, rate: Arc<RateLimit>) -> Common {
-        let controller = seat.identity().controller;
-        let keeping = Arc::new(Keeping::of(controller));
-        Common { rate, keeping, ..self.limited(seat.namespaces()) }.of_subsystem(seat)
-    }
-
-    fn limited(&self, namespaces: Vec<Namespace>) -> Common {
-        Common {
-            max_commands: self.commands.unwrap_or(MAX_COMMANDS),
-            mapped_doorbells: self.doorbells == DoorbellsOption::Mapped,
-            bounce: BounceMemory::new(self.buffers.unwrap_or(MAX_BOUNCE)),
-            ..Common::new(self.max_namespaces(), namespaces)
-        }
-    }
-
-    /// What a controller is made of whose only disk is one of the caller's.
-    ///
-    /// # Errors
-    /// As [`Nvme::with_backend`](crate::Nvme::with_backend).
-    pub(crate) fn with_disk(&self, disk: Disk) -> Result<(Identity, Common)> {
-        self.check()?;
-        if self.file.is_some() || self.memory.is_some() || self.null.is_some() {
-            let what =
-                "`file`, `memory` and `null` name a disk; this controller has one of its own";
-            return Err(invalid(what.to_owned()));
-        }
-        let (identity, volume) = self.first(disk, self.block_size(), DiskIdentity::random())?;
-        Ok((identity, self.limited(vec![Namespace::new(1, Arc::new(volume))])))
+        Self { file: Some(image), iops, iops_burst, bandwidth, bandwidth_burst, ..Self::default() }
     }
 
     /// The images.
@@ -413,88 +306,8 @@ impl NvmeOptions {
         same.into_iter().find(|(_, is_same)| !is_same).map(|(option, _)| option)
     }
 
-    fn open_first(&self) -> Result<(Identity, Volume)> {
-        let (disk, block_size, named, metadata) = match &self.file {
-            None => {
-                let disk = match self.null {
-                    Some(bytes) => Disk::new(Null::new(bytes, false)?),
-                    None => Disk::new(Memory::new(self.memory.unwrap_or(MEMORY))?),
-                };
-                (disk, self.block_size(), DiskIdentity::random(), None)
-            }
-            Some(path) => {
-                let (options, place) = (self.clone(), path.clone());
-                // By a thread that may be lost: somebody may hold up the directory.
-                in_directory_to_disk(directory_of(path), move || options.open_image(&place))
-                    .map_err(|error| {
-                        let what = format!("image {}: cannot be opened", path.display());
-                        Error::new(error.errno(), what).because(error)
-                    })??
-            }
-        };
-        let (identity, volume) = self.first(disk, block_size, named)?;
-        Ok((identity, volume.kept_in(metadata)))
-    }
-
-    /// The first namespace, and the controller, which has its name.
-    fn first(
-        &self,
-        disk: Disk,
-        block_size: u32,
-        named: DiskIdentity,
-    ) -> Result<(Identity, Volume)> {
-        let named = self.renamed(named)?;
-        let identity = Identity {
-            serial: named.serial,
-            model: MODEL.to_owned(),
-            subsystem_name: named.nqn,
-            controller: named.controller,
-        };
-        let ids = NamespaceIdentity { nguid: named.nguid, uuid: named.uuid.into_bytes() };
-        Ok((identity, Volume::new(ids, disk, block_size, self.torn_writes)?))
-    }
-
-    /// Opens an image and what is kept beside it.
-    fn open_image(&self, path: &Path) -> Result<(Disk, u32, DiskIdentity, Option<Metadata>)> {
-        let beside = || self.metadata.clone().unwrap_or_else(|| Metadata::beside(path));
-        let block_size = match self.block_size {
-            Some(block_size) => block_size,
-            // Several may read an image, which has one owner.
-            None if self.readonly => self.block_size(),
-            None => Metadata::stored_block(&beside())?.unwrap_or(self.block_size()),
-        };
-        let direct = match self.direct {
-            None => DirectIo::Auto,
-            Some(true) => DirectIo::Required,
-            Some(false) => DirectIo::Off,
-        };
-        let options = ImageOptions {
-            read_only: self.readonly,
-            block: block_size,
-            direct,
-            unlocked: self.locks == Some(false),
-            ..ImageOptions::new(path)
-        };
-        let image = Image::open(&options).map_err(may_be_shared)?;
-        let (identity, metadata) = if self.readonly {
-            (DiskIdentity::random(), None)
-        } else {
-            let identify = match self.identity {
-                IdentityOption::Auto => Identify::Auto,
-                IdentityOption::Keep => Identify::Keep,
-                IdentityOption::New => Identify::New,
-            };
-            let options = MetadataOptions { path: self.metadata.clone(), identify };
-            let metadata = Metadata::open(&image, &options)?;
-            let named = self.renamed(metadata.identity())?;
-            metadata.change(|stored| stored.identity = named)?;
-            (metadata.identity(), Some(metadata))
-        };
-        Ok((Disk::new(image), block_size, identity, metadata))
-    }
-
     /// An identity with the names that the options give.
-    fn renamed(&self, identity: DiskIdentity) -> Result<DiskIdentity> {
+    pub(crate) fn renamed(&self, identity: DiskIdentity) -> Result<DiskIdentity> {
         let mut identity = identity;
         if let Some(serial) = &self.serial {
             identity.serial.clone_from(serial);

@@ -16,7 +16,7 @@ use vfiod_core::{Errno, Error, Result};
 use vfiod_sync::atomic::{AtomicBool, Ordering};
 use vfiod_sync::{Mutex, lock};
 
-use crate::controller::MAX_TRANSFER;
+use crate::limits::MAX_TRANSFER;
 use crate::queues::SubmissionQueue;
 
 /// Parts of a token that are counted: with a rate in tokens per second, one comes in each nanosecond for each

@@ -14,6 +14,7 @@ pub mod event_index;
 #[cfg(all(test, shuttle))]
 mod model;
 mod parker;
+mod poll_seat;
 mod pollers;
 mod race;
 #[cfg(not(shuttle))]
@@ -38,7 +39,8 @@ mod workers;
 pub use bell::{Bell, Ring};
 #[cfg(not(shuttle))]
 pub use descriptor::Descriptor;
-pub use pollers::{Poll, PollSeat, TooManyPolled};
+pub use poll_seat::{PollSeat, TooManyPolled};
+pub use pollers::Poll;
 pub use race::{race, yield_now};
 pub use runtime::{Runtime, WeakRuntime};
 pub use sleep::{Elapsed, Sleep, Timeout};

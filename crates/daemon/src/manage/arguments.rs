@@ -7,25 +7,9 @@ use clap_complete::engine::ArgValueCandidates;
 use uuid::Uuid;
 use vfiod_control::view::Setting;
 
+use super::asked::Daemon;
 use super::complete;
 use super::namespace::Namespace;
-
-/// Which daemon, and how its answer looks.
-#[derive(Debug, Args)]
-pub(crate) struct Daemon {
-    /// The daemon's control socket.
-    #[arg(
-        long,
-        value_name = "SOCKET",
-        env = "VFIOD_CONTROL",
-        default_value = vfiod_control::DEFAULT_SOCKET
-    )]
-    pub control: PathBuf,
-
-    /// Print JSON, as the API answers.
-    #[arg(long)]
-    pub json: bool,
-}
 
 /// Kinds of things in a daemon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -9,7 +9,7 @@ use vfiod_config::UsageError;
 use vfiod_control::client::path;
 use vfiod_control::view;
 
-use super::arguments::Daemon;
+use super::asked::Daemon;
 use super::qmp::{Failure, Monitor};
 use super::{answer, connect};
 

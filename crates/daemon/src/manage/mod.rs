@@ -1,6 +1,7 @@
 //! The commands that ask a running daemon: each is one or two calls of its API.
 
 mod arguments;
+mod asked;
 mod attach;
 mod complete;
 mod namespace;
@@ -23,7 +24,8 @@ use vfiod_control::request::{
 use vfiod_control::view::{self, EventKind, Owner, Start};
 
 pub(crate) use self::arguments::Manage;
-use self::arguments::{Daemon, Kind, RevokeKind, Users, What};
+use self::arguments::{Kind, RevokeKind, Users, What};
+use self::asked::Daemon;
 use crate::option_value::{no_argument_twice, no_option_twice, option_value};
 use crate::output;
 

@@ -7,7 +7,7 @@ use clap_complete::engine::ArgValueCandidates;
 use serde_json::{Value, json};
 use vfiod_control::request::Operation;
 
-use super::arguments::Daemon;
+use super::asked::Daemon;
 use super::{answer, call_operation, complete};
 
 /// What is to become of a namespace.

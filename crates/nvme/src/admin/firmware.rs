@@ -2,7 +2,7 @@
 //! that there is, which is read-only: an image is taken apart from nothing, and none is accepted.
 
 use super::AdminQueue;
-use crate::controller::MAX_TRANSFER;
+use crate::limits::MAX_TRANSFER;
 use crate::prp;
 use crate::spec::{Outcome, Status, Submission};
 use crate::transfer;

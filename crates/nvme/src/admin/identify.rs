@@ -6,9 +6,10 @@ use vfiod_pci::Cx;
 
 use super::{ABORT_LIMIT, AdminQueue, MAX_EVENT_REQUESTS, firmware};
 use crate::common::{Common, ERROR_ENTRIES};
-use crate::controller::{MAX_TRANSFER_PAGES, Nvme, VENDOR};
+use crate::controller::{Nvme, VENDOR};
 use crate::features::{CRITICAL, WARNING};
-use crate::io::{MAX_ZEROES_PAGES, copy, dataset};
+use crate::io::{copy, dataset};
+use crate::limits::{MAX_TRANSFER_PAGES, MAX_ZEROES_PAGES};
 use crate::namespace::Namespace;
 use crate::sgl;
 use crate::spec::feature::FEATURES;

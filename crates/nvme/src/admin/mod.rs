@@ -17,8 +17,9 @@ use vfiod_tasks::race;
 
 use self::events::Event;
 use crate::common::Common;
-use crate::controller::{MAX_TRANSFER, Nvme};
+use crate::controller::Nvme;
 use crate::counters::{Counters, QueueCounters};
+use crate::limits::MAX_TRANSFER;
 use crate::prp;
 use crate::queues::Queues;
 use crate::queues::completion::Reserved;

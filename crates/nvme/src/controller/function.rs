@@ -97,7 +97,8 @@ impl Model for Nvme {
             }
             let seat = cx.common::<Subsystems>().enter(options, cx.name())?;
             let (identity, rate) = (seat.identity(), self.common.rate.clone());
-            (self.identity, self.common) = (identity, Arc::new(options.common(seat, rate)));
+            (self.identity, self.common) =
+                (identity, Arc::new(Common::seated(options, seat, rate)));
             if let (Some(image), Some(disk)) = (image, self.common.namespaces.get(1)) {
                 image.opened(disk.capacity(), &self.identity.serial, disk.identity.uuid);
             }
@@ -200,7 +201,7 @@ impl Model for Nvme {
         *queues = None;
         properties.reset_registers();
         *features = *saved_features;
-        features.apply(common);
+        common.apply(features);
         *events = Events::default();
         changes.restore(Changed::default());
         common.forget_errors();

@@ -78,7 +78,7 @@ impl Nvme {
         // What was rung before means other queues.
         forget_rings(cx, 0..2 * QUEUES);
         self.features = self.saved_features;
-        self.features.apply(&self.common);
+        self.common.apply(&self.features);
         self.events = Events::default();
         // A host that enables the controller looks at all that there is.
         self.changes.take_new();

@@ -17,11 +17,11 @@ use vfiod_pci::prelude::*;
 use crate::admin::events::Events;
 use crate::changes::Changes;
 use crate::common::Common;
-use crate::disks::ManagedImage;
+use crate::disks::instance::ManagedImage;
 use crate::features::Features;
 use crate::identity::Identity;
 use crate::kept::KeptAtEnd;
-use crate::namespace::Neighbour;
+use crate::namespace::{Namespace, Neighbour};
 use crate::options::{DoorbellsOption, NvmeOptions};
 use crate::queues::{Doorbells, Queues};
 use crate::rate::RateLimit;
@@ -35,10 +35,6 @@ use crate::vectors::Vectors;
 
 /// The interrupt vectors: one for each queue pair.
 pub(crate) const VECTORS: usize = QUEUES;
-/// MDTS, as a power of two of pages of 4 KiB.
-pub(crate) const MAX_TRANSFER_PAGES: u8 = 8;
-/// Bytes of data that a command may have.
-pub(crate) const MAX_TRANSFER: u64 = 4096 << MAX_TRANSFER_PAGES;
 /// The vendor identifier 1234 belongs to nobody; virtual devices use it.
 pub(crate) const VENDOR: u16 = 0x1234;
 
@@ -119,8 +115,9 @@ impl Nvme {
     /// # Errors
     /// `EINVAL`: the options contradict each other, name a disk, or their block size is none of the back end.
     pub fn with_backend(options: &NvmeOptions, backend: Arc<dyn Backend>) -> Result<Self> {
-        let (identity, common) = options.with_disk(Disk::new(backend))?;
-        Ok(Self::new(identity, common))
+        let (identity, volume) = options.name_disk(Disk::new(backend))?;
+        let namespace = Namespace::new(1, Arc::new(volume));
+        Ok(Self::new(identity, Common::configured(options, vec![namespace])))
     }
 
     /// A controller with these namespaces.
@@ -182,7 +179,7 @@ impl Nvme {
 
     /// Makes those features act that act in tasks.
     pub(crate) fn apply_features(&self) {
-        self.features.apply(&self.common);
+        self.common.apply(&self.features);
         if let Some(queues) = &self.queues {
             let Features { coalescing, uncoalesced, .. } = self.features;
             queues.vectors.coalesce(&queues.interrupts, coalescing, uncoalesced);

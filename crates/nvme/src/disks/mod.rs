@@ -2,7 +2,7 @@
 //! `UUID.img`.
 
 mod images;
-mod instance;
+pub(crate) mod instance;
 #[cfg(test)]
 mod tests;
 
@@ -19,7 +19,7 @@ use vfiod_pci::Function;
 use vfiod_sync::{Mutex, lock};
 
 use self::images::{Images, LEAST_UNIT};
-pub(crate) use self::instance::ManagedImage;
+use self::instance::ManagedImage;
 use crate::controller::Nvme;
 use crate::options::NvmeOptions;
 use crate::rate::RateLimits;
@@ -184,7 +184,7 @@ impl Parent for Disks {
         let image = Arc::new(ManagedImage::new(self.images.clone(), uuid, disk));
         lock(&self.instances).insert(uuid, image.clone());
         let made = || -> Result<NewInstance> {
-            let options = NvmeOptions::managed(&image, disk.limits());
+            let options = NvmeOptions::managed(image.path(), disk.limits());
             let nvme = Nvme::configured_with(options, Some(image.clone()));
             image.set_rate(nvme.common.rate.clone());
             let attributes: Arc<dyn Attributes> = image.clone();

@@ -4,8 +4,8 @@ use vfiod_buffer::{list_for, zeroed};
 use vfiod_disk::{Buffer, Request};
 
 use super::IoQueue;
-use crate::controller::MAX_TRANSFER;
-use crate::namespace::{MAX_COPY_RANGES, Namespace};
+use crate::limits::{MAX_COPY_RANGES, MAX_TRANSFER};
+use crate::namespace::Namespace;
 use crate::spec::{Outcome, Status, Submission};
 
 /// Bytes of a source range of format 0.

@@ -12,9 +12,10 @@ use vfiod_sync::atomic::Ordering;
 use vfiod_tasks::race;
 
 use crate::common::Common;
-use crate::controller::{MAX_TRANSFER, Nvme};
+use crate::controller::Nvme;
 use crate::counters::{Counters, QueueCounters};
 use crate::failures::{self, is_logged};
+use crate::limits::{MAX_TRANSFER, MAX_ZEROES};
 use crate::namespace::Namespace;
 use crate::piece::Piece;
 use crate::prp;
@@ -26,10 +27,6 @@ use crate::spec::opcode::{self, Io};
 use crate::spec::submission::{ALL_NAMESPACES, Fused};
 use crate::spec::{Outcome, Status, Submission};
 use crate::transfer::{self, Direction};
-
-/// WZSL: bytes that one Write Zeroes may be for, as a power of two of pages of 4 KiB.
-pub(crate) const MAX_ZEROES_PAGES: u8 = 13;
-const MAX_ZEROES: u64 = 4096 << MAX_ZEROES_PAGES;
 
 /// The commands of one I/O queue.
 #[derive(Clone)]

@@ -8,8 +8,8 @@ use vfiod_quota::{Ledger, Limit, Limits, Payer, Resource, Share, Size, User};
 use vfiod_testing::eventually;
 
 use super::rig::{BASE, Command, DATA, Held, Host, namespace, with_common};
+use crate::bounce::BounceMemory;
 use crate::common::Common;
-use crate::transfer::BounceMemory;
 
 fn common(disk: &Arc<Held>) -> Common {
     Common::new(16, vec![namespace(1, disk.clone())])
