@@ -6,10 +6,11 @@ mod process;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
+use process::nvme::connect;
 use process::random::Random;
-use process::{Daemon, PATIENCE, bad, good, run, until, vfiod, where_little_fits};
+use process::{Daemon, bad, good, run, until, vfiod, where_little_fits};
 use rustix::process::Signal;
-use vfiod_nvme_driver::{Controller, Data, Options, Waiting, opcode};
+use vfiod_nvme_driver::{Controller, Data, Waiting, opcode};
 
 const UUID: &str = "83b8f4f2-509f-382f-3c1e-e6bfe0fa1001";
 const OTHER: &str = "83b8f4f2-509f-382f-3c1e-e6bfe0fa1002";
@@ -58,15 +59,7 @@ impl Rig {
     }
 
     fn connect(&self, uuid: &str) -> Controller {
-        let mut options = Options::default();
-        options.timeout = PATIENCE;
-        let socket = self.path("mdev").join(format!("{uuid}.sock"));
-        let mut controller = None;
-        until("the disk", || {
-            controller = Controller::connect(&socket, &options).ok();
-            controller.is_some()
-        });
-        controller.unwrap()
+        connect(&self.path("mdev").join(format!("{uuid}.sock")))
     }
 
     /// Removes an instance whose client has gone.

@@ -2,12 +2,11 @@
 
 mod process;
 
-use std::path::Path;
-
 use process::api::ask;
-use process::{Daemon, PATIENCE, until, vfiod};
+use process::nvme::connect;
+use process::{Daemon, until, vfiod};
 use rustix::process::Signal;
-use vfiod_nvme_driver::{Command, Controller, Data, Options, Waiting, opcode};
+use vfiod_nvme_driver::{Command, Controller, Data, Waiting, opcode};
 
 /// The feature Error Recovery, and the bit that saves it.
 const ERROR_RECOVERY: u32 = 0x05;
@@ -48,17 +47,6 @@ impl Rig {
         let get = |name: &str| life[name].as_u64().unwrap();
         (get("power_cycles"), get("unsafe_shutdowns"))
     }
-}
-
-fn connect(socket: &Path) -> Controller {
-    let mut options = Options::default();
-    options.timeout = PATIENCE;
-    let mut controller = None;
-    until("the disk", || {
-        controller = Controller::connect(socket, &options).ok();
-        controller.is_some()
-    });
-    controller.unwrap()
 }
 
 /// Writes a block, on a queue of its own.

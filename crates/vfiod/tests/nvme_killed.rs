@@ -4,14 +4,14 @@
 
 mod process;
 
-use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
+use process::nvme::connect;
 use process::random::Random;
-use process::{Daemon, PATIENCE, until, vfiod};
+use process::{Daemon, until, vfiod};
 use rustix::process::Signal;
-use vfiod_nvme_driver::{Controller, Data, Error, Namespace, Options, Queue, Result};
+use vfiod_nvme_driver::{Controller, Data, Error, Namespace, Queue, Result};
 use vfiod_nvme_driver::{Waiting, opcode};
 
 /// How often it is killed; `VFIOD_KILLS` says otherwise.
@@ -135,18 +135,6 @@ fn verify(shared: &Shared, controller: &mut Controller) {
         *known = Known { durable: found, completed: found, submitted: found };
     }
     controller.delete_queue(queue).unwrap();
-}
-
-/// Connects when the daemon has let the client before go.
-fn connect(socket: &Path) -> Controller {
-    let mut options = Options::default();
-    options.timeout = PATIENCE;
-    let mut controller = None;
-    until("the disk", || {
-        controller = Controller::connect(socket, &options).ok();
-        controller.is_some()
-    });
-    controller.unwrap()
 }
 
 /// By what hosts know the disk: Identify Controller, and the descriptors of the namespace.

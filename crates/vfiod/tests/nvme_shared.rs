@@ -2,14 +2,15 @@
 
 mod process;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use process::{Daemon, PATIENCE, at, good, run, until, vfiod};
+use process::nvme::connect;
+use process::{Daemon, at, good, run, vfiod};
 use rustix::process::Signal;
 use tempfile::TempDir;
-use vfiod_nvme_driver::{Controller, Data, Options, Queue, Reset, Waiting, opcode};
+use vfiod_nvme_driver::{Controller, Data, Queue, Reset, Waiting, opcode};
 
 const BLOCK: usize = 512;
 
@@ -75,18 +76,6 @@ impl Rig {
         assert!(!added, "{options:?}");
         said
     }
-}
-
-/// Connects when the daemon has let the client before go.
-fn connect(socket: &Path) -> Controller {
-    let mut options = Options::default();
-    options.timeout = PATIENCE;
-    let mut controller = None;
-    until("the disk", || {
-        controller = Controller::connect(socket, &options).ok();
-        controller.is_some()
-    });
-    controller.unwrap()
 }
 
 /// CNTLID.

@@ -7,10 +7,11 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use process::api::ask;
-use process::{Daemon, PATIENCE, good, until, vfiod};
+use process::nvme::connect;
+use process::{Daemon, good, until, vfiod};
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use vfiod_nvme_driver::{Controller, Data, Options, Waiting, opcode};
+use vfiod_nvme_driver::{Controller, Data, Waiting, opcode};
 
 /// A daemon with a disk in a file and one in memory.
 struct Rig {
@@ -44,9 +45,7 @@ impl Rig {
     }
 
     fn connect(&self, socket: &str) -> Controller {
-        let mut options = Options::default();
-        options.timeout = PATIENCE;
-        Controller::connect(self.at(socket), &options).unwrap()
+        connect(&self.at(socket))
     }
 
     /// What the API says of a device's model.

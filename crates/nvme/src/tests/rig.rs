@@ -397,6 +397,15 @@ impl Host {
         entry
     }
 
+    /// Waits until these commands of a queue have ended, each once and well.
+    pub(super) fn wait_all(&mut self, queue: usize, mut ids: Vec<u16>) {
+        while !ids.is_empty() {
+            let entry = self.wait(queue);
+            assert_eq!(entry.status, 0);
+            ids.remove(ids.iter().position(|id| *id == entry.id).expect("it completes once"));
+        }
+    }
+
     /// Performs a command: its result, or its status.
     pub(super) fn perform(&mut self, queue: usize, command: Command) -> Result<u32, u16> {
         self.perform_fully(queue, command).map_err(|status| status & 0x7ff)

@@ -49,17 +49,11 @@ fn save_amid_load_loses_and_repeats_nothing() {
     let mut host = Host::new(nvme());
     host.create_pair(1, 64, 1);
     for round in 0..20 {
-        let mut ids: Vec<u16> =
-            (0..40).map(|n| host.put(1, Command::io(2, n, 8, (DATA, 0)))).collect();
+        let ids = (0..40).map(|n| host.put(1, Command::io(2, n, 8, (DATA, 0)))).collect();
         host.ring(1);
         let saved = host.device.device().save(&mut DescriptorTable::new());
         saved.unwrap_or_else(|error| panic!("round {round}: {error}"));
-        while !ids.is_empty() {
-            let entry = host.wait(1);
-            assert_eq!(entry.status, 0);
-            let place = ids.iter().position(|id| *id == entry.id).expect("it completes once");
-            ids.remove(place);
-        }
+        host.wait_all(1, ids);
         assert!(host.peek(1).is_none());
     }
 }

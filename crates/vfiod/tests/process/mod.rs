@@ -2,6 +2,7 @@
 #![allow(dead_code)] // each test file uses a part
 
 pub(crate) mod api;
+pub(crate) mod nvme;
 pub(crate) mod random;
 
 use std::io::Read;
