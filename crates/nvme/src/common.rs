@@ -15,10 +15,10 @@ use crate::namespace::Namespace;
 use crate::namespaces::Namespaces;
 use crate::options::{DoorbellsOption, NvmeOptions};
 use crate::rate::{RateLimit, RateLimits};
-use crate::spec::log::{ERROR_LEN, ErrorEntry, Health};
-use crate::spec::table::Needs;
-use crate::spec::{Status, Submission};
 use crate::subsystem::Seat;
+use vfiod_nvme_spec::log::{ERROR_LEN, ErrorEntry, Health};
+use vfiod_nvme_spec::table::Needs;
+use vfiod_nvme_spec::{Status, Submission};
 
 /// Entries of the Error Information log that are kept (ELPE, as a count).
 pub(crate) const ERROR_ENTRIES: usize = 8;

@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 use vfiod_sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use vfiod_sync::{Mutex, lock};
 
-use crate::spec::Outcome;
-use crate::spec::opcode::{self, ADMIN, IO};
-use crate::spec::registers::QUEUES;
-use crate::spec::status_list::STATUSES;
+use vfiod_nvme_spec::Outcome;
+use vfiod_nvme_spec::opcode::{self, ADMIN, IO};
+use vfiod_nvme_spec::registers::QUEUES;
+use vfiod_nvme_spec::status_list::STATUSES;
 
 /// A number that one task at a time adds to, and others read.
 #[derive(Debug, Default)]

@@ -3,7 +3,7 @@
 use vfiod_core::Errno;
 use vfiod_disk::FailureKind;
 
-use crate::spec::Status;
+use vfiod_nvme_spec::Status;
 
 /// What a command ends with.
 #[derive(Clone, Copy, Debug)]

@@ -1,8 +1,8 @@
 //! The values of features (5.27.1).
 
-use crate::spec::feature::{EVENT_NAMESPACE, EVENT_SMART, Feature};
-use crate::spec::registers::{IO_QUEUES, QUEUES};
-use crate::spec::{Outcome, Status};
+use vfiod_nvme_spec::feature::{EVENT_NAMESPACE, EVENT_SMART, Feature};
+use vfiod_nvme_spec::registers::{IO_QUEUES, QUEUES};
+use vfiod_nvme_spec::{Outcome, Status};
 
 /// The temperature that the controller reports, in kelvins: it has no sensor.
 pub(crate) const TEMPERATURE: u16 = 298;

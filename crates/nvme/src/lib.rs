@@ -25,7 +25,6 @@ mod queues;
 mod rate;
 mod report;
 mod sgl;
-mod spec;
 mod subsystem;
 #[cfg(test)]
 mod tests;

@@ -11,8 +11,8 @@ use vfiod_sync::{Mutex, lock};
 use vfiod_tasks::{Runtime, Waiters};
 
 use crate::limits::MAX_COPY_RANGES;
-use crate::spec::identify;
-use crate::spec::{Status, Submission};
+use vfiod_nvme_spec::identify;
+use vfiod_nvme_spec::{Status, Submission};
 
 /// What a namespace is called, by whatever host and for ever.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

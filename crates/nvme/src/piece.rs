@@ -2,7 +2,7 @@
 
 use vfiod_buffer::push;
 
-use crate::spec::Status;
+use vfiod_nvme_spec::Status;
 
 /// A piece of the data of a command, in the order of the data. Its length is in bytes, and not 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

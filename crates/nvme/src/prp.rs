@@ -4,7 +4,7 @@ use vfiod_core::Result as CoreResult;
 use vfiod_core::dma::Attachment;
 
 use crate::piece::{self, Piece};
-use crate::spec::Status;
+use vfiod_nvme_spec::Status;
 
 /// Bytes of an entry.
 const ENTRY: u64 = 8;

@@ -16,8 +16,8 @@ use crate::counters::{AllTimes, BOUNDS, Counters, QueueCounters, TIMED, bound, l
 use crate::identity::Identity;
 use crate::namespace::Namespace;
 use crate::queues::{CompletionQueue, Queues, SubmissionQueue};
-use crate::spec::registers::{Configuration, FATAL, READY, SHUT_DOWN, SHUTDOWN};
 use crate::subsystem::Seat;
+use vfiod_nvme_spec::registers::{Configuration, FATAL, READY, SHUT_DOWN, SHUTDOWN};
 
 /// What the operator is shown of registers and queues.
 #[derive(Debug, Default)]

@@ -6,8 +6,8 @@
 use vfiod_core::dma::Attachment;
 
 use crate::piece::{self, Piece};
-use crate::spec::Status;
 use crate::transfer::Direction;
+use vfiod_nvme_spec::Status;
 
 /// Bytes of a descriptor.
 pub(crate) const DESCRIPTOR: usize = 16;

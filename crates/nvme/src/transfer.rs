@@ -10,7 +10,7 @@ use vfiod_pci::Task;
 use crate::bounce::{BounceMemory, Bounced};
 use crate::controller::Nvme;
 use crate::piece::Piece;
-use crate::spec::Status;
+use vfiod_nvme_spec::Status;
 
 /// Pieces of guest memory that a back end is given; data in more of them goes through a buffer.
 const MAX_HOLDS: usize = 512;

@@ -1,9 +1,9 @@
 //! Asynchronous events (5.2): requests that are outstanding, and what the host is to be told.
 
 use super::MAX_EVENT_REQUESTS;
-use crate::spec::feature::{EVENT_NAMESPACE, EVENT_SMART};
-use crate::spec::log::{WARNING_READ_ONLY, WARNING_TEMPERATURE};
-use crate::spec::{Outcome, Status};
+use vfiod_nvme_spec::feature::{EVENT_NAMESPACE, EVENT_SMART};
+use vfiod_nvme_spec::log::{WARNING_READ_ONLY, WARNING_TEMPERATURE};
+use vfiod_nvme_spec::{Outcome, Status};
 
 /// Events that there can be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -6,10 +6,10 @@ use super::AdminQueue;
 use super::events::Event;
 use crate::controller::Nvme;
 use crate::features::Features;
-use crate::spec::feature::{FEATURES, Feature, Select};
-use crate::spec::submission::ALL_NAMESPACES;
-use crate::spec::{Outcome, Status, Submission};
 use crate::timestamp::Timestamp;
+use vfiod_nvme_spec::feature::{FEATURES, Feature, Select};
+use vfiod_nvme_spec::submission::ALL_NAMESPACES;
+use vfiod_nvme_spec::{Outcome, Status, Submission};
 
 /// SV: the value is to be saved.
 const SAVE: u32 = 1 << 31;

@@ -4,8 +4,8 @@
 use super::AdminQueue;
 use crate::limits::MAX_TRANSFER;
 use crate::prp;
-use crate::spec::{Outcome, Status, Submission};
 use crate::transfer;
+use vfiod_nvme_spec::{Outcome, Status, Submission};
 
 /// Commit Actions that replace the image of a slot, and those that activate one.
 const REPLACE: [u32; 2] = [0, 1];

@@ -10,8 +10,8 @@ use crate::controller::Nvme;
 use crate::io::{absent, judge};
 use crate::kept::change_metadata;
 use crate::namespace::{BLOCK_SIZES, Namespace};
-use crate::spec::submission::ALL_NAMESPACES;
-use crate::spec::{Outcome, Status, Submission};
+use vfiod_nvme_spec::submission::ALL_NAMESPACES;
+use vfiod_nvme_spec::{Outcome, Status, Submission};
 
 /// Bytes that are erased before the command looks whether the controller stops.
 const PART: u64 = 64 << 20;

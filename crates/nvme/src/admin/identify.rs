@@ -12,16 +12,16 @@ use crate::io::{copy, dataset};
 use crate::limits::{MAX_TRANSFER_PAGES, MAX_ZEROES_PAGES};
 use crate::namespace::Namespace;
 use crate::sgl;
-use crate::spec::feature::FEATURES;
-use crate::spec::identify::{self, LEN, OAES_NAMESPACE, ONCS_SELECT, Structure};
-use crate::spec::identify_list::{STRUCTURES, Structures};
-use crate::spec::log::{EXTENDED_DATA, PAGES};
-use crate::spec::opcode::{ADMIN, IO};
-use crate::spec::registers::VERSION;
-use crate::spec::submission::ALL_NAMESPACES;
-use crate::spec::table::Needs;
-use crate::spec::{Outcome, Status, Submission};
 use crate::subsystem::Seat;
+use vfiod_nvme_spec::feature::FEATURES;
+use vfiod_nvme_spec::identify::{self, LEN, OAES_NAMESPACE, ONCS_SELECT, Structure};
+use vfiod_nvme_spec::identify_list::{STRUCTURES, Structures};
+use vfiod_nvme_spec::log::{EXTENDED_DATA, PAGES};
+use vfiod_nvme_spec::opcode::{ADMIN, IO};
+use vfiod_nvme_spec::registers::VERSION;
+use vfiod_nvme_spec::submission::ALL_NAMESPACES;
+use vfiod_nvme_spec::table::Needs;
+use vfiod_nvme_spec::{Outcome, Status, Submission};
 
 /// CNTID: the controller that is asked.
 const OWN_CONTROLLER: u16 = 0xffff;

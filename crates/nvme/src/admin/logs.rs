@@ -11,12 +11,12 @@ use crate::controller::Nvme;
 use crate::features::TEMPERATURE;
 use crate::identity::FIRMWARE;
 use crate::limits::MAX_TRANSFER;
-use crate::spec::feature::{self, FEATURES};
-use crate::spec::identify;
-use crate::spec::log::{PAGES, Page, WARNING_READ_ONLY, WARNING_TEMPERATURE};
-use crate::spec::opcode::{ADMIN, IO};
-use crate::spec::submission::ALL_NAMESPACES;
-use crate::spec::{Outcome, Status, Submission, put, put_text};
+use vfiod_nvme_spec::feature::{self, FEATURES};
+use vfiod_nvme_spec::identify;
+use vfiod_nvme_spec::log::{PAGES, Page, WARNING_READ_ONLY, WARNING_TEMPERATURE};
+use vfiod_nvme_spec::opcode::{ADMIN, IO};
+use vfiod_nvme_spec::submission::ALL_NAMESPACES;
+use vfiod_nvme_spec::{Outcome, Status, Submission, put, put_text};
 
 /// RAE: what the page tells of is still masked.
 const RETAIN: u32 = 1 << 15;

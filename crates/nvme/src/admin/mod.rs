@@ -24,9 +24,9 @@ use crate::prp;
 use crate::queues::Queues;
 use crate::queues::completion::Reserved;
 use crate::queues::serve::{Command, Ended, Execute, Running, wait_for_memory};
-use crate::spec::opcode::{self, Admin};
-use crate::spec::{Completion, Outcome, Status, Submission};
 use crate::transfer;
+use vfiod_nvme_spec::opcode::{self, Admin};
+use vfiod_nvme_spec::{Completion, Outcome, Status, Submission};
 
 /// Outstanding Asynchronous Event Requests (AERL, as a count).
 pub(crate) const MAX_EVENT_REQUESTS: usize = 4;

@@ -6,8 +6,8 @@ use super::AdminQueue;
 use crate::controller::{VECTORS, forget_rings};
 use crate::queues::serve::task_name;
 use crate::queues::{CompletionQueue, DoorbellPlace, Layout, SubmissionQueue};
-use crate::spec::registers::{IO_QUEUES, MAX_ENTRIES};
-use crate::spec::{Outcome, Status, Submission};
+use vfiod_nvme_spec::registers::{IO_QUEUES, MAX_ENTRIES};
+use vfiod_nvme_spec::{Outcome, Status, Submission};
 
 /// PC: the queue's memory is contiguous. CAP.CQR asks for that.
 const CONTIGUOUS: u32 = 1;

@@ -2,9 +2,9 @@
 
 use super::AdminQueue;
 use crate::queues::{DoorbellPlace, Pages};
-use crate::spec::{Outcome, Status, Submission};
 use vfiod_core::Result;
 use vfiod_core::dma::{Attachment, Perm};
+use vfiod_nvme_spec::{Outcome, Status, Submission};
 
 impl AdminQueue {
     /// Sets the pages of shadow doorbells, until the controller is reset. Pages that are reached by message

@@ -17,11 +17,11 @@ use crate::namespace::Neighbour;
 use crate::options::NvmeOptions;
 use crate::queues::Doorbells;
 use crate::report::{NvmeReport, NvmeStatus};
-use crate::spec::registers::{
-    AQA_WRITABLE, BASE_WRITABLE, DOORBELLS, FATAL, QUEUES, SHUTDOWN, SHUTTING_DOWN, SIZE,
-};
 use crate::subsystem::Subsystems;
 use crate::timestamp::Timestamp;
+use vfiod_nvme_spec::registers::{
+    AQA_WRITABLE, BASE_WRITABLE, DOORBELLS, FATAL, QUEUES, SHUTDOWN, SHUTTING_DOWN, SIZE,
+};
 
 /// The device identifier.
 const DEVICE: u16 = 0x7e33;

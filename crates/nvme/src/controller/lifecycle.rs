@@ -16,10 +16,10 @@ use crate::io::IoQueue;
 use crate::queues::doorbell::Moved;
 use crate::queues::serve::{serve, task_name};
 use crate::queues::{CompletionQueue, Doorbell, Layout, Queues, SubmissionQueue};
-use crate::spec::registers::{
+use crate::timestamp::Timestamp;
+use vfiod_nvme_spec::registers::{
     CC_WRITABLE, FATAL, QUEUES, READY, SHUT_DOWN, SHUTDOWN, SHUTTING_DOWN, TIMEOUT, admin_entries,
 };
-use crate::timestamp::Timestamp;
 
 /// How long the host waits for the end of work: CAP.TO.
 const WAIT: Duration = Duration::from_millis(500 * TIMEOUT);

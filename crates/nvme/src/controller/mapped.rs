@@ -6,7 +6,7 @@ use vfiod_sync::atomic::Ordering;
 
 use super::Nvme;
 use crate::queues::{DoorbellPlace, Queues};
-use crate::spec::registers::{DOORBELLS, FATAL, SHUT_DOWN, SHUTDOWN, SIZE};
+use vfiod_nvme_spec::registers::{DOORBELLS, FATAL, SHUT_DOWN, SHUTDOWN, SIZE};
 
 /// The page of doorbells, in BAR 0.
 const PAGE: SparseArea = SparseArea { offset: DOORBELLS, size: SIZE - DOORBELLS };

@@ -26,12 +26,12 @@ use crate::options::{DoorbellsOption, NvmeOptions};
 use crate::queues::{Doorbells, Queues};
 use crate::rate::RateLimit;
 use crate::report::Shown;
-use crate::spec::registers::{
+use crate::timestamp::Timestamp;
+use crate::vectors::Vectors;
+use vfiod_nvme_spec::registers::{
     AQA_WRITABLE, BASE_WRITABLE, CAP, CC_WRITABLE, CRTO, Configuration, FATAL, QUEUES, READY,
     SHUTDOWN, VERSION,
 };
-use crate::timestamp::Timestamp;
-use crate::vectors::Vectors;
 
 /// The interrupt vectors: one for each queue pair.
 pub(crate) const VECTORS: usize = QUEUES;

@@ -17,12 +17,12 @@ use crate::queues::doorbell::{FAR, Moved};
 use crate::queues::{
     CompletionQueue, Doorbell, DoorbellPlace, Layout, Pages, Queues, SubmissionQueue,
 };
-use crate::spec::log::ERROR_LEN;
-use crate::spec::registers::{
+use crate::timestamp::Timestamp;
+use vfiod_nvme_spec::log::ERROR_LEN;
+use vfiod_nvme_spec::registers::{
     CC_WRITABLE, Configuration, FATAL, LARGEST_PAGE, MAX_ENTRIES, QUEUES, READY, SHUT_DOWN,
     SHUTDOWN,
 };
-use crate::timestamp::Timestamp;
 
 /// Queues by number: serde has no arrays of 65.
 type Table<T> = [[T; 13]; 5];

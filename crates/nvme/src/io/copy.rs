@@ -6,7 +6,7 @@ use vfiod_disk::{Buffer, Request};
 use super::IoQueue;
 use crate::limits::{MAX_COPY_RANGES, MAX_TRANSFER};
 use crate::namespace::Namespace;
-use crate::spec::{Outcome, Status, Submission};
+use vfiod_nvme_spec::{Outcome, Status, Submission};
 
 /// Bytes of a source range of format 0.
 const RANGE: usize = 32;

@@ -4,7 +4,7 @@ use vfiod_disk::Request;
 
 use super::IoQueue;
 use crate::namespace::Namespace;
-use crate::spec::{Outcome, Status, Submission};
+use vfiod_nvme_spec::{Outcome, Status, Submission};
 
 /// Bytes of a range.
 const RANGE: usize = 16;

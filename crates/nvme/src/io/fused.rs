@@ -10,9 +10,9 @@ use vfiod_sync::atomic::{AtomicBool, Ordering};
 use super::{IoQueue, judge};
 use crate::namespace::Namespace;
 use crate::queues::serve::{Command, Running};
-use crate::spec::opcode::{self, Io};
-use crate::spec::{Outcome, Status, Submission};
 use crate::transfer::{self, Direction};
+use vfiod_nvme_spec::opcode::{self, Io};
+use vfiod_nvme_spec::{Outcome, Status, Submission};
 
 impl IoQueue {
     /// Begins both commands.

@@ -23,10 +23,10 @@ use crate::queues::Queues;
 use crate::queues::serve::{Command, Execute, Running};
 use crate::rate::RateLimit;
 use crate::sgl;
-use crate::spec::opcode::{self, Io};
-use crate::spec::submission::{ALL_NAMESPACES, Fused};
-use crate::spec::{Outcome, Status, Submission};
 use crate::transfer::{self, Direction};
+use vfiod_nvme_spec::opcode::{self, Io};
+use vfiod_nvme_spec::submission::{ALL_NAMESPACES, Fused};
+use vfiod_nvme_spec::{Outcome, Status, Submission};
 
 /// The commands of one I/O queue.
 #[derive(Clone)]

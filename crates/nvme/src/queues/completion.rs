@@ -13,9 +13,9 @@ use vfiod_sync::atomic::Ordering;
 use vfiod_sync::{Mutex, lock, try_lock};
 
 use super::doorbell::{Doorbell, DoorbellPlace, InvalidValue};
-use crate::spec::completion::{BEFORE_PHASE, LEN};
-use crate::spec::{Completion, Status};
 use crate::vectors::{Posted, Raise, Vectors};
+use vfiod_nvme_spec::completion::{BEFORE_PHASE, LEN};
+use vfiod_nvme_spec::{Completion, Status};
 
 /// What does not change about a queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -25,7 +25,7 @@ use vfiod_core::{Errno, Error, Result};
 use vfiod_sync::atomic::{Ordering, fence};
 use vfiod_tasks::event_index::{SharedIndex, ask};
 
-use crate::spec::registers::DOORBELLS;
+use vfiod_nvme_spec::registers::DOORBELLS;
 
 /// Bytes of a doorbell, and of an entry of either page (CAP.DSTRD is 0).
 const ENTRY: u64 = 4;

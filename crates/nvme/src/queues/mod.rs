@@ -21,8 +21,8 @@ pub(crate) use self::completion::{CompletionQueue, Host, Layout};
 use self::doorbell::InvalidValue;
 pub(crate) use self::doorbell::{Doorbell, DoorbellPlace, Pages};
 pub(crate) use self::submission::SubmissionQueue;
-use crate::spec::registers::QUEUES;
 use crate::vectors::Vectors;
+use vfiod_nvme_spec::registers::QUEUES;
 
 /// The queues of a controller from one enable to the next disable. Tasks that still run when the
 /// controller has been disabled keep these, and reach nothing of what is enabled next.

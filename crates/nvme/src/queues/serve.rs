@@ -19,7 +19,7 @@ use super::{Host, Queues, SubmissionQueue};
 use crate::controller::Nvme;
 use crate::counters::{Counters, Depth, QueueCounters};
 use crate::rate::{Allowed, Place, RateLimit};
-use crate::spec::{Completion, Outcome, Submission};
+use vfiod_nvme_spec::{Completion, Outcome, Submission};
 
 /// The most commands that are read at once.
 const BATCH: u32 = 32;
@@ -430,7 +430,7 @@ async fn post(
             head: queue.head() as u16,
             queue: queue.id,
             id,
-            status: outcome.err().unwrap_or(crate::spec::Status::SUCCESS),
+            status: outcome.err().unwrap_or(vfiod_nvme_spec::Status::SUCCESS),
         }),
     };
     let completions: Vec<Completion> = ended.into_iter().filter_map(completion).collect();

@@ -10,8 +10,8 @@ use vfiod_tasks::Bell;
 
 use super::completion::CompletionQueue;
 use super::doorbell::{Doorbell, DoorbellPlace, InvalidValue};
-use crate::spec::Submission;
-use crate::spec::submission::{Fused, LEN};
+use vfiod_nvme_spec::Submission;
+use vfiod_nvme_spec::submission::{Fused, LEN};
 
 /// Memory that entries are read of.
 trait Entries {

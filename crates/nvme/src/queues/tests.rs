@@ -10,8 +10,8 @@ use vfiod_core::dma::{Attachment, Backing, MapRequest, Perm, Space};
 use vfiod_sync::{Arc, Condvar, Mutex, lock};
 
 use super::{CompletionQueue, DoorbellPlace, Host, Layout, Pages, Queues, SubmissionQueue};
-use crate::spec::{Completion, Status};
 use crate::vectors::{Raise, Vectors};
+use vfiod_nvme_spec::{Completion, Status};
 
 const LEN: u64 = 4096;
 

@@ -1,4 +1,4 @@
-//! `docs/nvme.md` has what the tables of `spec` say.
+//! `docs/nvme.md` has what the tables of `vfiod-nvme-spec` say.
 
 use std::fmt::Write as _;
 
@@ -6,13 +6,13 @@ use vfiod_core::Errno;
 use vfiod_disk::FailureKind;
 
 use crate::failures::{FAILURES, is_logged, status_of};
-use crate::spec::Status;
-use crate::spec::feature::FEATURES;
-use crate::spec::identify_list::STRUCTURES;
-use crate::spec::log::PAGES;
-use crate::spec::opcode::{ADMIN, IO};
-use crate::spec::status_list::STATUSES;
-use crate::spec::table::{Needs, Offer, Table};
+use vfiod_nvme_spec::Status;
+use vfiod_nvme_spec::feature::FEATURES;
+use vfiod_nvme_spec::identify_list::STRUCTURES;
+use vfiod_nvme_spec::log::PAGES;
+use vfiod_nvme_spec::opcode::{ADMIN, IO};
+use vfiod_nvme_spec::status_list::STATUSES;
+use vfiod_nvme_spec::table::{Needs, Offer, Table};
 
 /// The specifications' name of a status.
 fn name(status: Status) -> &'static str {
@@ -83,7 +83,7 @@ fn failures() -> String {
                     | --- | --- | --- | --- | --- | --- | --- |\n"
             .to_owned();
     let given = |status: Status| {
-        let without = |row: &&crate::spec::status_list::Row| row.code == status.0 & 0x7ff;
+        let without = |row: &&vfiod_nvme_spec::status_list::Row| row.code == status.0 & 0x7ff;
         let name = STATUSES.iter().find(without).expect("the list of statuses has it").name;
         let retry = if status.0 & 1 << 14 != 0 { "do not retry" } else { "retry" };
         format!("{name}; {retry}")
@@ -157,6 +157,6 @@ fn tables_of_what_is_offered_are_current() {
     let texts = missing.iter().map(|table| table.as_str()).collect::<Vec<_>>().join("\n");
     assert!(
         missing.is_empty(),
-        "docs/nvme.md does not have these tables, of crates/nvme/src/spec:\n{texts}"
+        "docs/nvme.md does not have these tables, of crates/nvme-spec/src:\n{texts}"
     );
 }

@@ -3,7 +3,7 @@
 use vfiod_core::dma::Perm;
 
 use super::rig::{BASE, BLOCKS, Command, DATA, ENABLE, Held, Host, nvme, pattern, with};
-use crate::spec::registers::{FATAL, READY, SHUT_DOWN, SHUTDOWN};
+use vfiod_nvme_spec::registers::{FATAL, READY, SHUT_DOWN, SHUTDOWN};
 
 #[test]
 fn properties_read_as_the_specification_says() {

@@ -8,7 +8,7 @@ use super::rig::{Command, DATA, Held, Host, with};
 use crate::controller::Nvme;
 use crate::failures::{Ends, FAILURES, is_logged, status_of};
 use crate::options::NvmeOptions;
-use crate::spec::Status;
+use vfiod_nvme_spec::Status;
 
 const WRITE: u8 = 1;
 const READ: u8 = 2;

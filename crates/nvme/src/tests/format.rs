@@ -136,7 +136,7 @@ fn reset_ends_a_format_that_waits() {
     host.device.write32(0, 0x14, super::rig::ENABLE & !1);
     disk.hold(false);
     disk.release();
-    host.await_status(crate::spec::registers::READY, 0);
+    host.await_status(vfiod_nvme_spec::registers::READY, 0);
     host.enable();
     host.create_pair(1, 64, 1);
     assert_eq!(host.perform(1, Command::io(READ, 3, 1, (DATA, 0))), Ok(0));

@@ -9,7 +9,7 @@ use vfiod_tasks::ManualClock;
 use vfiod_testing::{Driver, eventually};
 
 use super::rig::{BASE, Command, DATA, ENABLE, Held, Host, with};
-use crate::spec::registers::{FATAL, READY, SHUT_DOWN, SHUTDOWN, SHUTTING_DOWN};
+use vfiod_nvme_spec::registers::{FATAL, READY, SHUT_DOWN, SHUTDOWN, SHUTTING_DOWN};
 
 const READ: u8 = 2;
 const WRITE: u8 = 1;

@@ -9,7 +9,7 @@ use vfiod_testing::{Driver, eventually};
 use super::rig::{Command, DATA, ENABLE, Held, Host, with};
 use crate::controller::Nvme;
 use crate::options::NvmeOptions;
-use crate::spec::registers::{SHUT_DOWN, SHUTDOWN};
+use vfiod_nvme_spec::registers::{SHUT_DOWN, SHUTDOWN};
 
 const WRITE: u8 = 1;
 const READ: u8 = 2;

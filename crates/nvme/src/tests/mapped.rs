@@ -16,7 +16,7 @@ use super::rig::{
 use crate::common::Common;
 use crate::controller::Nvme;
 use crate::options::{DoorbellsOption, NvmeOptions};
-use crate::spec::registers::{DOORBELLS, READY, SHUTDOWN};
+use vfiod_nvme_spec::registers::{DOORBELLS, READY, SHUTDOWN};
 
 /// A controller whose doorbells are mapped, with a disk in memory.
 pub(super) fn nvme() -> Nvme {

@@ -6,7 +6,7 @@ use std::collections::HashSet;
 use vfiod_testing::eventually;
 
 use super::rig::{BASE, Command, DATA, Held, Host, LEN, Way, create_cq, create_sq, nvme, with};
-use crate::spec::registers::{FATAL, READY};
+use vfiod_nvme_spec::registers::{FATAL, READY};
 
 const READ: u8 = 2;
 const FORMAT: u8 = 0x80;

@@ -21,7 +21,7 @@ use crate::common::Common;
 use crate::controller::Nvme;
 use crate::identity::{Identity, MODEL};
 use crate::namespace::{Namespace, NamespaceIdentity, Volume};
-use crate::spec::registers::{DOORBELLS, FATAL, READY};
+use vfiod_nvme_spec::registers::{DOORBELLS, FATAL, READY};
 
 /// Where the host's memory is, and how much.
 pub(super) const BASE: u64 = 1 << 32;

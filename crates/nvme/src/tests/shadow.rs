@@ -12,7 +12,7 @@ use vfiod_testing::{Driver, eventually};
 use super::rig::{
     BASE, BLOCKS, Command, DATA, ENABLE, Host, LEN, Way, create_cq, create_sq, nvme, with,
 };
-use crate::spec::registers::{FATAL, READY, SHUT_DOWN, SHUTDOWN};
+use vfiod_nvme_spec::registers::{FATAL, READY, SHUT_DOWN, SHUTDOWN};
 
 const PAGE: u64 = 4096;
 /// Where the pages are.

@@ -6,7 +6,7 @@ use vfiod_disk::FailureKind;
 use vfiod_testing::eventually;
 
 use super::rig::{BASE, BLOCKS, Command, DATA, ENABLE, Held, Host, LEN, with};
-use crate::spec::registers::{FATAL, READY, SHUT_DOWN, SHUTDOWN};
+use vfiod_nvme_spec::registers::{FATAL, READY, SHUT_DOWN, SHUTDOWN};
 
 const WRITE: u8 = 1;
 const READ: u8 = 2;

@@ -3,7 +3,7 @@
 use vfiod_core::Errno;
 
 use super::rig::{Command, DATA, Held, Host, create_cq, create_sq, with};
-use crate::spec::status_list::STATUSES;
+use vfiod_nvme_spec::status_list::STATUSES;
 
 /// A read of a block, whose SGL is a descriptor of this type.
 fn sgl(address: u64, len: u32, kind: u32) -> Command {

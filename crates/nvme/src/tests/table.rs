@@ -1,12 +1,12 @@
-//! Every opcode, feature, log page and structure: what the tables of `spec` offer works, and what they do not
+//! Every opcode, feature, log page and structure: what the tables of `vfiod-nvme-spec` offer works, and what they do not
 //! is refused; and the controller tells the host the same.
 
 use super::rig::{BASE, Command, DATA, Held, Host, Tells, create_cq, create_sq, with};
-use crate::spec::feature::{FEATURES, Feature};
-use crate::spec::identify_list::STRUCTURES;
-use crate::spec::log::PAGES;
-use crate::spec::opcode::{ADMIN, Admin, IO, Io};
-use crate::spec::table::{Needs, Table};
+use vfiod_nvme_spec::feature::{FEATURES, Feature};
+use vfiod_nvme_spec::identify_list::STRUCTURES;
+use vfiod_nvme_spec::log::PAGES;
+use vfiod_nvme_spec::opcode::{ADMIN, Admin, IO, Io};
+use vfiod_nvme_spec::table::{Needs, Table};
 
 /// Disks that can do everything, or nothing that some cannot.
 const DISKS: [bool; 2] = [true, false];

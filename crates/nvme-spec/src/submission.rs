@@ -3,22 +3,22 @@
 use super::status::Status;
 
 /// Bytes of an entry.
-pub(crate) const LEN: usize = 64;
+pub const LEN: usize = 64;
 /// Every active namespace.
-pub(crate) const ALL_NAMESPACES: u32 = u32::MAX;
+pub const ALL_NAMESPACES: u32 = u32::MAX;
 
 /// A command, as it was read: once.
 #[derive(Clone, Copy)]
-pub(crate) struct Submission([u8; LEN]);
+pub struct Submission([u8; LEN]);
 
 impl Submission {
     /// A command of the host's bytes.
-    pub(crate) fn new(bytes: [u8; LEN]) -> Self {
+    pub fn new(bytes: [u8; LEN]) -> Self {
         Self(bytes)
     }
 
     /// Command Dword `n`, 0 to 15.
-    pub(crate) fn dword(&self, n: usize) -> u32 {
+    pub fn dword(&self, n: usize) -> u32 {
         let mut bytes = [0; 4];
         bytes.copy_from_slice(&self.0[4 * n..4 * n + 4]);
         u32::from_le_bytes(bytes)
@@ -28,17 +28,17 @@ impl Submission {
         u64::from(self.dword(n)) | u64::from(self.dword(n + 1)) << 32
     }
 
-    pub(crate) fn opcode(&self) -> u8 {
+    pub fn opcode(&self) -> u8 {
         self.0[0]
     }
 
     /// CID.
-    pub(crate) fn id(&self) -> u16 {
+    pub fn id(&self) -> u16 {
         (self.dword(0) >> 16) as u16
     }
 
     /// FUSE.
-    pub(crate) fn fused(&self) -> Fused {
+    pub fn fused(&self) -> Fused {
         match self.dword(0) >> 8 & 3 {
             0 => Fused::No,
             1 => Fused::First,
@@ -52,37 +52,37 @@ impl Submission {
     }
 
     /// Whether the data pointer is an SGL; otherwise it is PRPs.
-    pub(crate) fn has_sgl(&self) -> bool {
+    pub fn has_sgl(&self) -> bool {
         self.pointer_kind() == PointerKind::Sgl as u32
     }
 
     /// NSID.
-    pub(crate) fn namespace(&self) -> u32 {
+    pub fn namespace(&self) -> u32 {
         self.dword(1)
     }
 
     /// PRP1 and PRP2.
-    pub(crate) fn prps(&self) -> (u64, u64) {
+    pub fn prps(&self) -> (u64, u64) {
         (self.qword(6), self.qword(8))
     }
 
     /// SLBA of the I/O commands that have one (NVM command set 3).
-    pub(crate) fn first_block(&self) -> u64 {
+    pub fn first_block(&self) -> u64 {
         self.qword(10)
     }
 
     /// NLB of those, as a count.
-    pub(crate) fn blocks(&self) -> u64 {
+    pub fn blocks(&self) -> u64 {
         u64::from(self.dword(12) & 0xffff) + 1
     }
 
     /// Force Unit Access.
-    pub(crate) fn durable(&self) -> bool {
+    pub fn durable(&self) -> bool {
         self.dword(12) & 1 << 30 != 0
     }
 
     /// SGL1: the descriptor in the command.
-    pub(crate) fn sgl(&self) -> [u8; 16] {
+    pub fn sgl(&self) -> [u8; 16] {
         let mut bytes = [0; 16];
         bytes.copy_from_slice(&self.0[24..40]);
         bytes
@@ -92,7 +92,7 @@ impl Submission {
     ///
     /// # Errors
     /// Invalid Field in Command.
-    pub(crate) fn check_admin(&self) -> Result<(), Status> {
+    pub fn check_admin(&self) -> Result<(), Status> {
         if self.pointer_kind() != PointerKind::Prps as u32 {
             return Err(Status::INVALID_FIELD);
         }
@@ -104,7 +104,7 @@ impl Submission {
     ///
     /// # Errors
     /// Invalid Field in Command.
-    pub(crate) fn check_io(&self) -> Result<(), Status> {
+    pub fn check_io(&self) -> Result<(), Status> {
         if self.fused() != Fused::No || self.pointer_kind() > PointerKind::Sgl as u32 {
             return Err(Status::INVALID_FIELD);
         }
@@ -114,7 +114,7 @@ impl Submission {
 
 /// FUSE: whether a command is one of two of a fused operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Fused {
+pub enum Fused {
     No,
     First,
     Second,
@@ -123,7 +123,7 @@ pub(crate) enum Fused {
 
 /// PSDT.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum PointerKind {
+pub enum PointerKind {
     Prps = 0,
     Sgl = 1,
 }

@@ -5,7 +5,7 @@ use super::table::{Needs, Row, Table, refused, row, row_if};
 
 /// Features by their identifiers (figure 317).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Feature {
+pub enum Feature {
     Arbitration,
     PowerManagement,
     TemperatureThreshold,
@@ -22,7 +22,7 @@ pub(crate) enum Feature {
 impl Feature {
     /// Whether the host can save it, so that it outlasts resets and power. What a host sets up anew each time
     /// is not: the number of queues, vectors, events, the clock; nor the one power state.
-    pub(crate) fn is_saveable(self) -> bool {
+    pub fn is_saveable(self) -> bool {
         match self {
             Self::Arbitration
             | Self::TemperatureThreshold
@@ -39,12 +39,12 @@ impl Feature {
     }
 
     /// Its capabilities (5.15): changeable, of the controller, and whether it can be saved.
-    pub(crate) fn capabilities(self) -> u32 {
+    pub fn capabilities(self) -> u32 {
         1 << 2 | u32::from(self.is_saveable())
     }
 
     /// The bit of ONCS (5.17.2.1) that says that it is there; 0: another field does, or it is mandatory.
-    pub(crate) fn optional(self) -> u16 {
+    pub fn optional(self) -> u16 {
         u16::from(self == Self::Timestamp) << 6
     }
 }
@@ -98,14 +98,14 @@ const ROWS: &[Row<Feature>] = &[
 ];
 
 /// The features. All that are offered can be changed.
-pub(crate) const FEATURES: Table<Feature> = Table { refusal: Status::INVALID_FIELD, rows: ROWS };
+pub const FEATURES: Table<Feature> = Table { refusal: Status::INVALID_FIELD, rows: ROWS };
 
 /// Feature Identifiers Supported and Effects (figure 256): it is supported, and of the controller.
-pub(crate) const EFFECTS: u32 = 1 | 1 << 21;
+pub const EFFECTS: u32 = 1 | 1 << 21;
 
 /// What Get Features asks for (5.15, Select).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Select {
+pub enum Select {
     Current,
     Default,
     /// The default, if it was not saved.
@@ -114,7 +114,7 @@ pub(crate) enum Select {
 }
 
 impl Select {
-    pub(crate) fn from_dword(dword: u32) -> Option<Self> {
+    pub fn from_dword(dword: u32) -> Option<Self> {
         match dword >> 8 & 7 {
             0 => Some(Self::Current),
             1 => Some(Self::Default),
@@ -126,6 +126,6 @@ impl Select {
 }
 
 /// Asynchronous Event Configuration (figure 324): SMART critical warnings.
-pub(crate) const EVENT_SMART: u32 = 0xff;
+pub const EVENT_SMART: u32 = 0xff;
 /// Namespace Attribute Notices.
-pub(crate) const EVENT_NAMESPACE: u32 = 1 << 8;
+pub const EVENT_NAMESPACE: u32 = 1 << 8;

@@ -5,13 +5,12 @@ use super::status::Status;
 
 /// A status that the specifications assign.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Row {
+pub struct Row {
     /// Its type and code.
-    pub(crate) code: u16,
-    pub(crate) name: &'static str,
+    pub code: u16,
+    pub name: &'static str,
     /// `None`: no command ends with it.
-    #[cfg_attr(not(test), expect(dead_code, reason = "for docs/nvme.md, which a test makes"))]
-    pub(crate) given: Option<Status>,
+    pub given: Option<Status>,
 }
 
 const fn given(status: Status, name: &'static str) -> Row {
@@ -23,7 +22,7 @@ const fn never(code: u16, name: &'static str) -> Row {
 }
 
 /// The statuses, by type and code.
-pub(crate) const STATUSES: &[Row] = &[
+pub const STATUSES: &[Row] = &[
     given(Status::SUCCESS, "Successful Completion"),
     given(Status::INVALID_OPCODE, "Invalid Command Opcode"),
     given(Status::INVALID_FIELD, "Invalid Field in Command"),

@@ -10,7 +10,7 @@ use super::status::Status;
 
 /// What one controller or disk has, and another one has not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Needs {
+pub enum Needs {
     /// Blocks can be given back.
     Deallocation,
     /// What was written may be lost until it is flushed.
@@ -21,7 +21,7 @@ pub(crate) enum Needs {
 
 /// Whether the controller offers something.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Offer<T> {
+pub enum Offer<T> {
     Always(T),
     /// If there is this.
     If(Needs, T),
@@ -31,23 +31,22 @@ pub(crate) enum Offer<T> {
 
 /// An identifier that the specifications assign.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Row<T: 'static> {
-    pub(crate) id: u8,
+pub struct Row<T: 'static> {
+    pub id: u8,
     /// The specifications' name.
-    pub(crate) name: &'static str,
+    pub name: &'static str,
     /// Where it is; of the base specification, unless another one is named.
-    #[cfg_attr(not(test), expect(dead_code, reason = "for docs/nvme.md, which a test makes"))]
-    pub(crate) section: &'static str,
-    pub(crate) offer: Offer<T>,
+    pub section: &'static str,
+    pub offer: Offer<T>,
 }
 
 /// All identifiers of one kind.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Table<T: 'static> {
+pub struct Table<T: 'static> {
     /// What a command ends with that asks for something that is not offered.
-    pub(crate) refusal: Status,
+    pub refusal: Status,
     /// By identifier.
-    pub(crate) rows: &'static [Row<T>],
+    pub rows: &'static [Row<T>],
 }
 
 impl<T: Copy> Table<T> {
@@ -55,12 +54,12 @@ impl<T: Copy> Table<T> {
     ///
     /// # Errors
     /// The table's refusal: it is not offered.
-    pub(crate) fn find(&self, id: u8, has: impl Fn(Needs) -> bool) -> Result<T, Status> {
+    pub fn find(&self, id: u8, has: impl Fn(Needs) -> bool) -> Result<T, Status> {
         self.offered(has).find(|(known, _)| *known == id).map(|(_, what)| what).ok_or(self.refusal)
     }
 
     /// What is offered, by identifier.
-    pub(crate) fn offered(&self, has: impl Fn(Needs) -> bool) -> impl Iterator<Item = (u8, T)> {
+    pub fn offered(&self, has: impl Fn(Needs) -> bool) -> impl Iterator<Item = (u8, T)> {
         self.rows.iter().filter_map(move |row| match row.offer {
             Offer::Always(what) => Some((row.id, what)),
             Offer::If(needs, what) => has(needs).then_some((row.id, what)),
@@ -70,7 +69,7 @@ impl<T: Copy> Table<T> {
 }
 
 /// For each identifier the place of its row; the number of rows where there is none.
-pub(crate) const fn places<T: Copy>(rows: &[Row<T>]) -> [u8; 256] {
+pub const fn places<T: Copy>(rows: &[Row<T>]) -> [u8; 256] {
     let mut places = [rows.len() as u8; 256];
     let mut place = 0;
     while place < rows.len() {
@@ -81,17 +80,12 @@ pub(crate) const fn places<T: Copy>(rows: &[Row<T>]) -> [u8; 256] {
 }
 
 /// A row of what is offered.
-pub(crate) const fn row<T: Copy>(
-    id: u8,
-    name: &'static str,
-    section: &'static str,
-    what: T,
-) -> Row<T> {
+pub const fn row<T: Copy>(id: u8, name: &'static str, section: &'static str, what: T) -> Row<T> {
     Row { id, name, section, offer: Offer::Always(what) }
 }
 
 /// A row of what is offered if there is what it needs.
-pub(crate) const fn row_if<T: Copy>(
+pub const fn row_if<T: Copy>(
     id: u8,
     name: &'static str,
     section: &'static str,
@@ -102,6 +96,6 @@ pub(crate) const fn row_if<T: Copy>(
 }
 
 /// A row of what is not offered.
-pub(crate) const fn refused<T: Copy>(id: u8, name: &'static str, section: &'static str) -> Row<T> {
+pub const fn refused<T: Copy>(id: u8, name: &'static str, section: &'static str) -> Row<T> {
     Row { id, name, section, offer: Offer::Never }
 }

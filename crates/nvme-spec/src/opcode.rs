@@ -5,12 +5,12 @@ use super::table::{Needs, Row, Table, places, refused, row, row_if};
 
 /// A command that is offered.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Command<C: 'static> {
-    pub(crate) command: C,
+pub struct Command<C: 'static> {
+    pub command: C,
     /// The bit of OACS or ONCS (5.17.2.1) that says that it is there; 0: it is mandatory.
-    pub(crate) optional: u16,
+    pub optional: u16,
     /// Its entry of the Commands Supported and Effects log.
-    pub(crate) effects: u32,
+    pub effects: u32,
 }
 
 /// Commands Supported and Effects (figure 210): CSUPP.
@@ -48,7 +48,7 @@ const DOORBELL_BUFFER_CONFIG: Command<Admin> =
 
 /// Admin commands (figure 138).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Admin {
+pub enum Admin {
     DeleteSubmissionQueue,
     CreateSubmissionQueue,
     GetLogPage,
@@ -108,12 +108,12 @@ const ADMIN_ROWS: &[Row<Command<Admin>>] = &[
 ];
 
 /// The admin commands.
-pub(crate) const ADMIN: Table<Command<Admin>> =
+pub const ADMIN: Table<Command<Admin>> =
     Table { refusal: Status::INVALID_OPCODE, rows: ADMIN_ROWS };
 
 /// I/O commands (figure 390, and NVM command set, figure 19).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Io {
+pub enum Io {
     Flush,
     Write,
     Read,
@@ -154,13 +154,13 @@ const IO_ROWS: &[Row<Command<Io>>] = &[
 ];
 
 /// Opcodes that are counted by themselves.
-pub(crate) const FLUSH: u8 = 0x00;
-pub(crate) const WRITE: u8 = 0x01;
-pub(crate) const READ: u8 = 0x02;
+pub const FLUSH: u8 = 0x00;
+pub const WRITE: u8 = 0x01;
+pub const READ: u8 = 0x02;
 
 /// The place of each opcode in its table.
-pub(crate) static ADMIN_PLACES: [u8; 256] = places(ADMIN_ROWS);
-pub(crate) static IO_PLACES: [u8; 256] = places(IO_ROWS);
+pub static ADMIN_PLACES: [u8; 256] = places(ADMIN_ROWS);
+pub static IO_PLACES: [u8; 256] = places(IO_ROWS);
 
 /// The I/O commands.
-pub(crate) const IO: Table<Command<Io>> = Table { refusal: Status::INVALID_OPCODE, rows: IO_ROWS };
+pub const IO: Table<Command<Io>> = Table { refusal: Status::INVALID_OPCODE, rows: IO_ROWS };

@@ -6,7 +6,7 @@ use super::table::{Row, Table, refused, row};
 
 /// Log pages by their identifiers (figure 202).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Page {
+pub enum Page {
     SupportedLogPages,
     ErrorInformation,
     Smart,
@@ -20,7 +20,7 @@ pub(crate) enum Page {
 
 impl Page {
     /// The bits of LPA (5.17.2.1) that say that it is there; 0: it is mandatory.
-    pub(crate) fn attributes(self) -> u8 {
+    pub fn attributes(self) -> u8 {
         match self {
             Self::CommandEffects => 1 << 1,
             // One bit for three pages, and for the scopes in the Commands Supported and Effects log.
@@ -33,7 +33,7 @@ impl Page {
 }
 
 /// LPA: Get Log Page takes offsets, and lengths of 32 bits.
-pub(crate) const EXTENDED_DATA: u8 = 1 << 2;
+pub const EXTENDED_DATA: u8 = 1 << 2;
 
 const ROWS: &[Row<Page>] = &[
     row(0x00, "Supported Log Pages", "5.16.1.1", Page::SupportedLogPages),
@@ -65,25 +65,25 @@ const ROWS: &[Row<Page>] = &[
 ];
 
 /// The log pages.
-pub(crate) const PAGES: Table<Page> = Table { refusal: Status::INVALID_LOG, rows: ROWS };
+pub const PAGES: Table<Page> = Table { refusal: Status::INVALID_LOG, rows: ROWS };
 
 /// Bytes of an entry of the Error Information log.
-pub(crate) const ERROR_LEN: usize = 64;
+pub const ERROR_LEN: usize = 64;
 
 /// An entry of the Error Information log (5.16.1.2).
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct ErrorEntry {
-    pub(crate) count: u64,
-    pub(crate) queue: u16,
-    pub(crate) command: u16,
-    pub(crate) status: Status,
-    pub(crate) block: u64,
-    pub(crate) namespace: u32,
-    pub(crate) opcode: u8,
+pub struct ErrorEntry {
+    pub count: u64,
+    pub queue: u16,
+    pub command: u16,
+    pub status: Status,
+    pub block: u64,
+    pub namespace: u32,
+    pub opcode: u8,
 }
 
 impl ErrorEntry {
-    pub(crate) fn encode(&self) -> [u8; ERROR_LEN] {
+    pub fn encode(&self) -> [u8; ERROR_LEN] {
         let mut entry = [0; ERROR_LEN];
         put(&mut entry, 0, self.count.to_le_bytes());
         put(&mut entry, 8, self.queue.to_le_bytes());
@@ -102,29 +102,29 @@ impl ErrorEntry {
 
 /// What the SMART / Health Information log counts (5.16.1.3).
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Health {
-    pub(crate) critical_warning: u8,
-    pub(crate) temperature: u16,
+pub struct Health {
+    pub critical_warning: u8,
+    pub temperature: u16,
     /// Bytes read and written.
-    pub(crate) read: u64,
-    pub(crate) written: u64,
-    pub(crate) reads: u64,
-    pub(crate) writes: u64,
+    pub read: u64,
+    pub written: u64,
+    pub reads: u64,
+    pub writes: u64,
     /// Minutes in which an I/O queue had commands.
-    pub(crate) busy_minutes: u64,
-    pub(crate) power_cycles: u64,
-    pub(crate) power_on_hours: u64,
+    pub busy_minutes: u64,
+    pub power_cycles: u64,
+    pub power_on_hours: u64,
     /// Times that the controller lost power without a shutdown.
-    pub(crate) unsafe_shutdowns: u64,
-    pub(crate) media_errors: u64,
-    pub(crate) errors: u64,
+    pub unsafe_shutdowns: u64,
+    pub media_errors: u64,
+    pub errors: u64,
 }
 
 /// Bytes of the SMART log.
-pub(crate) const HEALTH_LEN: usize = 512;
+pub const HEALTH_LEN: usize = 512;
 
 impl Health {
-    pub(crate) fn encode(&self) -> [u8; HEALTH_LEN] {
+    pub fn encode(&self) -> [u8; HEALTH_LEN] {
         let mut page = [0; HEALTH_LEN];
         page[0] = self.critical_warning;
         put(&mut page, 1, self.temperature.to_le_bytes());
@@ -146,6 +146,6 @@ impl Health {
 }
 
 /// SMART critical warning: the temperature passes a threshold.
-pub(crate) const WARNING_TEMPERATURE: u8 = 1 << 1;
+pub const WARNING_TEMPERATURE: u8 = 1 << 1;
 /// SMART critical warning: the media are read-only.
-pub(crate) const WARNING_READ_ONLY: u8 = 1 << 3;
+pub const WARNING_READ_ONLY: u8 = 1 << 3;

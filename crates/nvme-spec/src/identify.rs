@@ -4,51 +4,51 @@ use super::registers::TIMEOUT;
 use super::{put, put_text};
 
 /// Bytes of each of them.
-pub(crate) const LEN: usize = 4096;
+pub const LEN: usize = 4096;
 
 /// A data structure.
-pub(crate) type Structure = [u8; LEN];
+pub type Structure = [u8; LEN];
 
 /// Identify Controller (5.17.2.1). What is not here is 0: not offered or not reported.
 #[derive(Clone, Debug)]
-pub(crate) struct Controller<'a> {
-    pub(crate) vendor: u16,
-    pub(crate) subsystem_vendor: u16,
-    pub(crate) serial: &'a str,
-    pub(crate) model: &'a str,
-    pub(crate) firmware: &'a str,
+pub struct Controller<'a> {
+    pub vendor: u16,
+    pub subsystem_vendor: u16,
+    pub serial: &'a str,
+    pub model: &'a str,
+    pub firmware: &'a str,
     /// MDTS: as a power of two of pages of 4 KiB.
-    pub(crate) max_transfer: u8,
+    pub max_transfer: u8,
     /// CMIC: the subsystem may have several controllers.
-    pub(crate) shared: bool,
-    pub(crate) id: u16,
-    pub(crate) version: u32,
-    pub(crate) events: u32,
-    pub(crate) admin_commands: u16,
-    pub(crate) abort_limit: u8,
-    pub(crate) event_limit: u8,
+    pub shared: bool,
+    pub id: u16,
+    pub version: u32,
+    pub events: u32,
+    pub admin_commands: u16,
+    pub abort_limit: u8,
+    pub event_limit: u8,
     /// LPA.
-    pub(crate) log_attributes: u8,
-    pub(crate) error_entries: u8,
-    pub(crate) warning_temperature: u16,
-    pub(crate) critical_temperature: u16,
-    pub(crate) namespaces: u32,
-    pub(crate) io_commands: u16,
+    pub log_attributes: u8,
+    pub error_entries: u8,
+    pub warning_temperature: u16,
+    pub critical_temperature: u16,
+    pub namespaces: u32,
+    pub io_commands: u16,
     /// Some namespace has a volatile write cache.
-    pub(crate) write_cache: bool,
+    pub write_cache: bool,
     /// AWUN and AWUPF, 0's based.
-    pub(crate) atomic_blocks: u16,
+    pub atomic_blocks: u16,
     /// FWUG.
-    pub(crate) firmware_granularity: u8,
+    pub firmware_granularity: u8,
     /// OCFS.
-    pub(crate) copy_formats: u16,
+    pub copy_formats: u16,
     /// SGLS.
-    pub(crate) sgl_support: u32,
-    pub(crate) subsystem_name: &'a str,
+    pub sgl_support: u32,
+    pub subsystem_name: &'a str,
 }
 
 impl Controller<'_> {
-    pub(crate) fn encode(&self) -> Structure {
+    pub fn encode(&self) -> Structure {
         let mut data = [0; LEN];
         put(&mut data, 0, self.vendor.to_le_bytes());
         put(&mut data, 2, self.subsystem_vendor.to_le_bytes());
@@ -97,37 +97,37 @@ impl Controller<'_> {
 }
 
 /// ONCS: Save and Select fields of features.
-pub(crate) const ONCS_SELECT: u16 = 1 << 4;
+pub const ONCS_SELECT: u16 = 1 << 4;
 /// OAES: Namespace Attribute Notices.
-pub(crate) const OAES_NAMESPACE: u32 = 1 << 8;
+pub const OAES_NAMESPACE: u32 = 1 << 8;
 
 /// Identify Namespace of the NVM command set (NVM command set 4.1.5.1).
 #[derive(Clone, Debug)]
-pub(crate) struct Namespace {
-    pub(crate) blocks: u64,
+pub struct Namespace {
+    pub blocks: u64,
     /// LBADS of each format: a block has 2^n bytes; 0: the disk cannot have it.
-    pub(crate) formats: [u8; 2],
+    pub formats: [u8; 2],
     /// FLBAS: which of them it has.
-    pub(crate) format: u8,
+    pub format: u8,
     /// MSSRL and MCL: blocks that a command copies.
-    pub(crate) copy_blocks: u16,
+    pub copy_blocks: u16,
     /// MSRC, as a count: ranges that it copies them from.
-    pub(crate) copy_ranges: u8,
+    pub copy_ranges: u8,
     /// The preferred write granularity, in blocks.
-    pub(crate) write_granularity: u16,
+    pub write_granularity: u16,
     /// The granularity of deallocation, in blocks; `None`: it is not offered.
-    pub(crate) deallocate_granularity: Option<u16>,
-    pub(crate) deallocated_reads_zero: bool,
-    pub(crate) write_protected: bool,
+    pub deallocate_granularity: Option<u16>,
+    pub deallocated_reads_zero: bool,
+    pub write_protected: bool,
     /// NAWUN and NAWUPF, 0's based.
-    pub(crate) atomic_blocks: u16,
-    pub(crate) nguid: [u8; 16],
+    pub atomic_blocks: u16,
+    pub nguid: [u8; 16],
     /// NMIC: several controllers may have it.
-    pub(crate) shared: bool,
+    pub shared: bool,
 }
 
 impl Namespace {
-    pub(crate) fn encode(&self) -> Structure {
+    pub fn encode(&self) -> Structure {
         let mut data = [0; LEN];
         for at in [0, 8, 16] {
             put(&mut data, at, self.blocks.to_le_bytes());
@@ -171,7 +171,7 @@ impl Namespace {
     }
 
     /// I/O Command Set Independent Identify Namespace (5.17.2.8).
-    pub(crate) fn encode_independent(&self) -> Structure {
+    pub fn encode_independent(&self) -> Structure {
         let mut data = [0; LEN];
         data[1] = u8::from(self.shared);
         data[8] = u8::from(self.write_protected);
@@ -182,7 +182,7 @@ impl Namespace {
 }
 
 /// Identify Controller of the NVM command set (NVM command set 4.1.5.2): WZSL, DMRL, DMRSL.
-pub(crate) fn nvm_controller(write_zeroes_limit: u8, ranges: u8, range_blocks: u32) -> Structure {
+pub fn nvm_controller(write_zeroes_limit: u8, ranges: u8, range_blocks: u32) -> Structure {
     let mut data = [0; LEN];
     data[1] = write_zeroes_limit;
     data[3] = ranges;
@@ -191,7 +191,7 @@ pub(crate) fn nvm_controller(write_zeroes_limit: u8, ranges: u8, range_blocks: u
 }
 
 /// Namespace Identification Descriptor list (5.17.2.3): NGUID, UUID, command set identifier.
-pub(crate) fn descriptors(nguid: &[u8; 16], uuid: &[u8; 16]) -> Structure {
+pub fn descriptors(nguid: &[u8; 16], uuid: &[u8; 16]) -> Structure {
     let mut data = [0; LEN];
     let mut at = 0;
     for (kind, id) in [(2, nguid.as_slice()), (3, uuid), (4, &[0])] {
@@ -203,14 +203,14 @@ pub(crate) fn descriptors(nguid: &[u8; 16], uuid: &[u8; 16]) -> Structure {
 }
 
 /// I/O Command Set data structure (5.17.2): one combination, of the NVM command set alone.
-pub(crate) fn command_sets() -> Structure {
+pub fn command_sets() -> Structure {
     let mut data = [0; LEN];
     data[0] = 1;
     data
 }
 
 /// A list of controllers (5.17.2): how many, then their numbers, ascending.
-pub(crate) fn controllers(ids: impl Iterator<Item = u16>) -> Structure {
+pub fn controllers(ids: impl Iterator<Item = u16>) -> Structure {
     let mut data = [0; LEN];
     let mut count = 0_u16;
     for (entry, id) in data[2..].chunks_exact_mut(2).zip(ids) {
@@ -222,7 +222,7 @@ pub(crate) fn controllers(ids: impl Iterator<Item = u16>) -> Structure {
 }
 
 /// A list of namespaces (5.17.2.2): ascending, the rest 0.
-pub(crate) fn list(namespaces: impl Iterator<Item = u32>) -> Structure {
+pub fn list(namespaces: impl Iterator<Item = u32>) -> Structure {
     let mut data = [0; LEN];
     for (entry, namespace) in data.chunks_exact_mut(4).zip(namespaces) {
         entry.copy_from_slice(&namespace.to_le_bytes());

@@ -5,7 +5,7 @@ use super::table::{Row, Table, refused, row};
 
 /// Data structures, by CNS.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Structures {
+pub enum Structures {
     Namespace,
     Controller,
     ActiveNamespaces,
@@ -56,5 +56,4 @@ const ROWS: &[Row<Structures>] = &[
 ];
 
 /// The data structures.
-pub(crate) const STRUCTURES: Table<Structures> =
-    Table { refusal: Status::INVALID_FIELD, rows: ROWS };
+pub const STRUCTURES: Table<Structures> = Table { refusal: Status::INVALID_FIELD, rows: ROWS };
