@@ -1,13 +1,14 @@
 //! What a disk's controller asks of what keeps the disk's bytes.
 
 use std::fmt;
-use std::future::Future;
 use std::path::PathBuf;
-use std::pin::Pin;
 use std::sync::Arc;
 
 use vfiod_dma::{Errno, Error, Hold, Result};
+use vfiod_io::Holds;
 use vfiod_tasks::Runtime;
+
+use crate::pending::Pending;
 
 /// Keeps the bytes of one disk. Several controllers may use it at once: what one has written and
 /// completed, another one reads, and a flush by one covers what the others had completed before.
@@ -74,9 +75,6 @@ pub trait Channel: fmt::Debug + Send + Sync + 'static {
         start();
     }
 }
-
-/// A request that has been started.
-pub type Pending = Pin<Box<dyn Future<Output = Done> + Send>>;
 
 /// What became of a request.
 #[derive(Debug)]
@@ -147,7 +145,7 @@ impl Request {
 pub enum Buffer {
     /// Guest memory, in the order of the data: held for writing by a read, for reading by a write.
     /// Pieces are of any length but 0, at any address. The guest may change them meanwhile.
-    Guest(Vec<Hold>),
+    Guest(Holds),
     /// A buffer of the controller's.
     Own(Vec<u8>),
 }
@@ -164,6 +162,23 @@ impl Buffer {
     /// Whether it has no bytes.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// As a ring takes it.
+    pub(crate) fn into_io(self) -> vfiod_io::Buffer {
+        match self {
+            Self::Guest(holds) => vfiod_io::Buffer::Guest(holds),
+            Self::Own(bytes) => vfiod_io::Buffer::Own(bytes),
+        }
+    }
+
+    /// What a ring gives back. Empty: it was lost with the ring.
+    pub(crate) fn of_io(buffer: vfiod_io::Buffer) -> Self {
+        match buffer {
+            vfiod_io::Buffer::Guest(holds) => Self::Guest(holds),
+            vfiod_io::Buffer::Own(bytes) => Self::Own(bytes),
+            vfiod_io::Buffer::None | vfiod_io::Buffer::Aligned(_) => Self::Own(Vec::new()),
+        }
     }
 
     /// Copies bytes into it, from an offset in it.

@@ -5,21 +5,29 @@ use std::task::{Context, Poll};
 
 use vfiod_tasks::{Runtime, WeakRuntime};
 
-use crate::backend::{Done, Pending};
+use crate::backend::Done;
 
 /// A request of several steps. If it is dropped before its end, a task of the runtime does the rest:
 /// what holds a lock or an error does so until the kernel is done.
 pub(crate) struct Continued {
     runtime: WeakRuntime,
-    rest: Option<Pending>,
+    rest: Option<Pin<Box<dyn Future<Output = Done> + Send>>>,
 }
 
 impl Continued {
-    pub(crate) fn pending(
+    pub(crate) fn new(
         runtime: &WeakRuntime,
         steps: impl Future<Output = Done> + Send + 'static,
-    ) -> Pending {
-        Box::pin(Self { runtime: runtime.clone(), rest: Some(Box::pin(steps)) })
+    ) -> Self {
+        Self { runtime: runtime.clone(), rest: Some(Box::pin(steps)) }
+    }
+}
+
+/// Lets a task of the runtime do the rest of something that was dropped before its end.
+pub(crate) fn go_on(runtime: &WeakRuntime, rest: impl Future<Output = Done> + Send + 'static) {
+    let runtime: Option<Runtime> = runtime.upgrade();
+    if let Some(runtime) = runtime {
+        runtime.spawn(rest).detach();
     }
 }
 
@@ -38,9 +46,8 @@ impl Future for Continued {
 
 impl Drop for Continued {
     fn drop(&mut self) {
-        let runtime: Option<Runtime> = self.runtime.upgrade();
-        if let (Some(rest), Some(runtime)) = (self.rest.take(), runtime) {
-            runtime.spawn(rest).detach();
+        if let Some(rest) = self.rest.take() {
+            go_on(&self.runtime, rest);
         }
     }
 }

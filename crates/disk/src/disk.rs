@@ -18,13 +18,15 @@ use vfiod_sync::{Mutex, lock};
 use vfiod_tasks::{Runtime, Waiters, WeakRuntime, yield_now};
 
 use crate::backend::{
-    About, Backend, Buffer, Channel, Done, Failure, FailureKind, Limits, Pending, Request,
+    About, Backend, Buffer, Channel, Done, Failure, FailureKind, Limits, Request,
 };
 use crate::continued::Continued;
 use crate::interest::Interest;
+use crate::pending::Pending;
 use crate::pieces::PieceSize;
 use crate::pool::Pool;
 use crate::ranges::Ranges;
+use crate::started::{Started, Step};
 use crate::syncs::Syncs;
 
 /// Bytes that a compare reads at a time.
@@ -67,22 +69,23 @@ impl Shared {
 }
 
 /// Counts a request for as long as it is in flight.
-struct InFlight {
-    shared: Arc<Shared>,
+pub(crate) struct InFlight {
+    parts: Arc<Parts>,
     _of_device: Option<Flight>,
 }
 
 impl InFlight {
-    fn new(shared: &Arc<Shared>, device: Option<&Flights>) -> Self {
-        shared.in_flight.fetch_add(1, Ordering::SeqCst);
-        Self { shared: shared.clone(), _of_device: device.map(Flights::begin) }
+    fn new(parts: &Arc<Parts>) -> Self {
+        parts.shared.in_flight.fetch_add(1, Ordering::SeqCst);
+        Self { parts: parts.clone(), _of_device: parts.device.as_ref().map(Flights::begin) }
     }
 }
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        if self.shared.in_flight.fetch_sub(1, Ordering::SeqCst) == 1 {
-            self.shared.ended.wake_all();
+        let shared = &self.parts.shared;
+        if shared.in_flight.fetch_sub(1, Ordering::SeqCst) == 1 {
+            shared.ended.wake_all();
         }
     }
 }
@@ -179,13 +182,14 @@ impl Disk {
 
     fn channel(&self, runtime: &Runtime, device: Option<Flights>) -> Result<Arc<DiskChannel>> {
         let inner = self.shared.backend.clone().connect(runtime)?;
-        Ok(Arc::new(DiskChannel {
+        let parts = Arc::new(Parts {
             inner,
             shared: self.shared.clone(),
             runtime: runtime.downgrade(),
             device,
             compares: Pool::new(COMPARED, COMPARES),
-        }))
+        });
+        Ok(Arc::new(DiskChannel { parts }))
     }
 
     /// Whether every write is synced before it completes, as if each were durable (a volatile write
@@ -219,34 +223,21 @@ impl Disk {
 /// A request has its range until its future has returned, or was dropped and the request has ended:
 /// whoever starts requests polls all of them.
 pub struct DiskChannel {
-    inner: Arc<dyn Channel>,
-    shared: Arc<Shared>,
-    runtime: WeakRuntime,
-    /// What is not idle before all requests have ended.
-    device: Option<Flights>,
-    compares: Arc<Pool>,
+    parts: Arc<Parts>,
 }
 
-/// A request whose range is entered.
-enum Entered {
-    Started(Pending),
-    /// Another one is in front.
-    Waiting(Request),
-}
-
-fn refuse(kind: FailureKind, errno: Errno, what: String, buffer: Option<Buffer>) -> Pending {
-    let error = Error::new(errno, what);
-    Box::pin(std::future::ready(Done { result: Err(Failure { kind, error }), buffer }))
+fn refuse(kind: FailureKind, errno: Errno, what: String, buffer: Option<Buffer>) -> Started {
+    failed(Failure { kind, error: Error::new(errno, what) }, buffer)
 }
 
 impl DiskChannel {
     /// Reads a range and compares it with a buffer, guest memory that is held for reading.
     /// [`FailureKind::Different`]: they are not equal.
-    pub fn compare(&self, interest: &Interest, offset: u64, with: Buffer) -> Pending {
+    pub fn compare(&self, interest: &Interest, offset: u64, with: Buffer) -> Started {
         let Some(range) = self.range(offset, with.len() as u64) else {
             return self.refuse_range(offset, with.len() as u64, Some(with));
         };
-        let (lock, channel) = (self.shared.ranges.enter(range, false), self.parts());
+        let (lock, channel) = (self.parts.shared.ranges.enter(range, false), self.parts());
         let interest = interest.clone();
         self.go_on(async move {
             lock.granted().await;
@@ -266,7 +257,7 @@ impl DiskChannel {
         buffer: Buffer,
         durable: bool,
         equal: impl FnOnce() + Send + 'static,
-    ) -> Pending {
+    ) -> Started {
         let len = buffer.len() as u64;
         if with.len() as u64 != len {
             let what = format!("{} bytes to compare, {len} to write", with.len());
@@ -277,8 +268,8 @@ impl DiskChannel {
             Err(failure) => return failed(failure, Some(buffer)),
         };
         let end = range.end;
-        let (lock, channel) = (self.shared.ranges.enter(range, true), self.parts());
-        if !self.shared.has(end) {
+        let (lock, channel) = (self.parts.shared.ranges.enter(range, true), self.parts());
+        if !self.parts.shared.has(end) {
             return self.refuse_range(offset, len, Some(buffer));
         }
         let durable = durable || self.is_write_through();
@@ -296,11 +287,11 @@ impl DiskChannel {
     }
 
     /// Reads a range, and throws away what it has.
-    pub fn verify(&self, interest: &Interest, offset: u64, len: u64) -> Pending {
+    pub fn verify(&self, interest: &Interest, offset: u64, len: u64) -> Started {
         if self.range(offset, len).is_none() {
             return self.refuse_range(offset, len, None);
         }
-        let (channel, ranges) = (self.parts(), self.shared.ranges.clone());
+        let (channel, ranges) = (self.parts(), self.parts.shared.ranges.clone());
         let interest = interest.clone();
         self.go_on(async move {
             let mut done = 0;
@@ -321,51 +312,48 @@ impl DiskChannel {
     }
 
     fn is_write_through(&self) -> bool {
-        self.shared.write_through.load(Ordering::SeqCst)
+        self.parts.shared.write_through.load(Ordering::SeqCst)
     }
 
     /// The range, if it is within the disk.
     fn range(&self, offset: u64, len: u64) -> Option<Range<u64>> {
         let end = offset.checked_add(len)?;
-        self.shared.has(end).then_some(offset..end)
+        self.parts.shared.has(end).then_some(offset..end)
     }
 
-    fn refuse_range(&self, offset: u64, len: u64, buffer: Option<Buffer>) -> Pending {
+    fn refuse_range(&self, offset: u64, len: u64, buffer: Option<Buffer>) -> Started {
         failed(self.out_of_range(offset, len), buffer)
     }
 
     fn out_of_range(&self, offset: u64, len: u64) -> Failure {
-        self.shared.out_of_range(offset, len)
+        self.parts.shared.out_of_range(offset, len)
     }
 
     /// The range, if it is within the disk and may be changed.
     fn may_change(&self, offset: u64, len: u64) -> Result<Range<u64>, Failure> {
-        if lock(&self.shared.limits).read_only {
+        if lock(&self.parts.shared.limits).read_only {
             let error = Error::new(Errno::ROFS, "the disk is read-only");
             return Err(Failure { kind: FailureKind::ReadOnly, error });
         }
-        if let Some(failure) = self.shared.syncs.failure() {
+        if let Some(failure) = self.parts.shared.syncs.failure() {
             return Err(failure);
         }
         self.range(offset, len).ok_or_else(|| self.out_of_range(offset, len))
     }
 
-    fn parts(&self) -> Parts {
-        Parts {
-            inner: self.inner.clone(),
-            syncs: self.shared.syncs.clone(),
-            compares: self.compares.clone(),
-        }
+    fn parts(&self) -> Arc<Parts> {
+        self.parts.clone()
     }
 
     /// The future of a request, which goes on if it is dropped, and counts as in flight.
-    fn go_on(&self, steps: impl Future<Output = Done> + Send + 'static) -> Pending {
-        let in_flight = InFlight::new(&self.shared, self.device.as_ref());
-        Continued::pending(&self.runtime, async move {
+    fn go_on(&self, steps: impl Future<Output = Done> + Send + 'static) -> Started {
+        let in_flight = InFlight::new(&self.parts);
+        let rest = async move {
             let done = steps.await;
             drop(in_flight);
             done
-        })
+        };
+        Started::from(Pending::from(Continued::new(&self.parts.runtime, rest)))
     }
 
     /// A request of one range that the back end does in one step.
@@ -376,33 +364,29 @@ impl DiskChannel {
         exclusive: bool,
         request: Request,
         durable: bool,
-    ) -> Pending {
+    ) -> Started {
         let (offset, len, end) = (range.start, range.end - range.start, range.end);
-        let lock = self.shared.ranges.enter(range, exclusive);
+        let lock = self.parts.shared.ranges.enter(range, exclusive);
         // Whoever cuts the end off waits for those who have entered it, or they see that here.
-        if !self.shared.has(end) {
+        if !self.parts.shared.has(end) {
             return self.refuse_range(offset, len, request.into_buffer());
         }
-        let entered = if lock.is_granted() {
-            Entered::Started(self.inner.start(request))
-        } else {
-            Entered::Waiting(request)
-        };
-        let (channel, interest) = (self.parts(), interest.clone());
+        let parts = self.parts();
+        if lock.is_granted() {
+            let in_flight = InFlight::new(&parts);
+            let pending = parts.inner.start(request);
+            return Started::step(Step { pending, lock, durable, parts, in_flight });
+        }
+        // Another one is in front.
+        let interest = interest.clone();
         self.go_on(async move {
-            let pending = match entered {
-                Entered::Started(pending) => pending,
-                Entered::Waiting(request) => {
-                    lock.granted().await;
-                    if let Err(failure) = interest.lasts() {
-                        return Done { result: Err(failure), buffer: request.into_buffer() };
-                    }
-                    channel.inner.start(request)
-                }
-            };
-            let done = pending.await;
+            lock.granted().await;
+            if let Err(failure) = interest.lasts() {
+                return Done { result: Err(failure), buffer: request.into_buffer() };
+            }
+            let done = parts.inner.start(request).await;
             drop(lock);
-            channel.sync_if(durable, done).await
+            parts.sync_if(durable, done).await
         })
     }
 
@@ -413,8 +397,8 @@ impl DiskChannel {
         range: Range<u64>,
         durable: bool,
         make: impl Fn(u64, u64) -> Request + Send + 'static,
-    ) -> Pending {
-        let (channel, shared) = (self.parts(), self.shared.clone());
+    ) -> Started {
+        let (channel, shared) = (self.parts(), self.parts.shared.clone());
         let interest = interest.clone();
         self.go_on(async move {
             let mut at = range.start;
@@ -444,27 +428,27 @@ impl DiskChannel {
     }
 }
 
-fn failed(failure: Failure, buffer: Option<Buffer>) -> Pending {
-    Box::pin(std::future::ready(Done { result: Err(failure), buffer }))
+fn failed(failure: Failure, buffer: Option<Buffer>) -> Started {
+    Started::ended(Done { result: Err(failure), buffer })
 }
 
 impl Channel for DiskChannel {
     fn start(&self, request: Request) -> Pending {
-        self.start_within(&Interest::default(), request)
+        Pending::new(self.start_within(&Interest::default(), request))
     }
 
     fn engine(&self) -> Option<&'static str> {
-        self.inner.engine()
+        self.parts.inner.engine()
     }
 
     fn gather(&self, start: &mut dyn FnMut()) {
-        self.inner.gather(start);
+        self.parts.inner.gather(start);
     }
 }
 
 impl DiskChannel {
     /// [`Channel::start`], of a request that is wanted as long as `interest` has not ended.
-    pub fn start_within(&self, interest: &Interest, request: Request) -> Pending {
+    pub fn start_within(&self, interest: &Interest, request: Request) -> Started {
         let write_through = self.is_write_through();
         match request {
             Request::Read { offset, buffer } => match self.range(offset, buffer.len() as u64) {
@@ -488,9 +472,9 @@ impl DiskChannel {
             }
             Request::Flush => {
                 // Also where another one runs now: it may have begun before the writes had completed.
-                let (channel, sync) = (self.parts(), self.shared.syncs.next());
+                let (channel, sync) = (self.parts(), self.parts.shared.syncs.next());
                 self.go_on(async move {
-                    let result = channel.syncs.ended(sync, &channel.inner).await;
+                    let result = channel.sync(sync).await;
                     Done { result, buffer: None }
                 })
             }
@@ -521,17 +505,25 @@ impl DiskChannel {
 }
 
 /// What the steps of a request need of their channel.
-struct Parts {
+pub(crate) struct Parts {
     inner: Arc<dyn Channel>,
-    syncs: Arc<Syncs>,
+    shared: Arc<Shared>,
+    pub(crate) runtime: WeakRuntime,
+    /// What is not idle before all requests have ended.
+    device: Option<Flights>,
     compares: Arc<Pool>,
 }
 
 impl Parts {
+    /// Waits until a sync has ended, this one or a later one.
+    async fn sync(&self, sync: u64) -> Result<(), Failure> {
+        self.shared.syncs.ended(sync, &self.inner).await
+    }
+
     /// Syncs what a request has written, if it is to be durable.
-    async fn sync_if(&self, durable: bool, mut done: Done) -> Done {
+    pub(crate) async fn sync_if(&self, durable: bool, mut done: Done) -> Done {
         if durable && done.result.is_ok() {
-            done.result = self.syncs.ended(self.syncs.next(), &self.inner).await;
+            done.result = self.sync(self.shared.syncs.next()).await;
         }
         done
     }
@@ -596,6 +588,6 @@ impl fmt::Debug for Disk {
 
 impl fmt::Debug for DiskChannel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("DiskChannel").field("inner", &self.inner).finish_non_exhaustive()
+        f.debug_struct("DiskChannel").field("inner", &self.parts.inner).finish_non_exhaustive()
     }
 }

@@ -10,19 +10,23 @@
 //! | anything else | failed |
 
 use std::fmt;
+use std::ops::Deref;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use vfiod_dma::{Errno, Error, Hold, Result};
-use vfiod_io::{Allocation, Ring, RuntimeRing};
+use vfiod_dma::{Errno, Error, Result};
+use vfiod_io::{Allocation, Ring, RuntimeRing, Transfer};
 use vfiod_tasks::{Runtime, WeakRuntime};
 
 use crate::backend::{
-    About, Backend, Buffer, Channel, Done, Failure, FailureKind, Limits, Pending, Request,
+    About, Backend, Buffer, Channel, Done, Failure, FailureKind, Limits, Request,
 };
-use crate::continued::Continued;
+use crate::continued::{Continued, go_on};
 use crate::image::Image;
+use crate::pending::Pending;
 use crate::pool::Pool;
 
 /// Bytes of a bounce buffer. A multiple of what direct I/O asks for, whatever the disk.
@@ -31,10 +35,22 @@ const PIECE: usize = 64 << 10;
 /// One controller's way to an image. A clone is the same.
 #[derive(Clone)]
 pub(crate) struct FileChannel {
+    way: Arc<Way>,
+}
+
+pub(crate) struct Way {
     image: Arc<Image>,
     rings: Arc<RuntimeRing>,
     runtime: WeakRuntime,
     bounce: Arc<Pool>,
+}
+
+impl Deref for FileChannel {
+    type Target = Way;
+
+    fn deref(&self) -> &Way {
+        &self.way
+    }
 }
 
 impl Backend for Image {
@@ -113,6 +129,14 @@ impl Backoff {
     }
 }
 
+/// What has come of handing a request to the kernel as it is.
+enum Tried {
+    /// So many bytes are to be moved.
+    Begun(usize, Transfer),
+    /// The kernel would refuse it.
+    Refused(Buffer),
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Direction {
     Read,
@@ -126,7 +150,8 @@ impl FileChannel {
             None => RuntimeRing::of(runtime)?,
         };
         let bounce = Pool::new(PIECE, image.options.bounce / PIECE);
-        Ok(Self { image, rings, runtime: runtime.downgrade(), bounce })
+        let runtime = runtime.downgrade();
+        Ok(Self { way: Arc::new(Way { image, rings, runtime, bounce }) })
     }
 
     fn ring(&self) -> &Ring {
@@ -141,30 +166,30 @@ impl FileChannel {
         buffer: Buffer,
         durable: bool,
     ) -> Pending {
-        let started = self.start_as_it_is(direction, offset, buffer);
         let channel = self.clone();
-        Continued::pending(&self.runtime, async move {
-            let mut done = match started {
-                Ok((len, pending)) => {
-                    let (result, buffer) = pending.await;
-                    channel.go_on(direction, offset, len, result, buffer).await
-                }
-                Err(buffer) => channel.bounce(direction, offset, buffer).await,
-            };
-            if durable && done.result.is_ok() {
-                done.result = channel.flush().await;
+        match self.start_as_it_is(direction, offset, buffer) {
+            Tried::Begun(len, transfer) => {
+                let way = Transferred { channel, direction, offset, len, durable };
+                Pending::file(FileTransfer::Kernel(Some((transfer, way))))
             }
-            done
-        })
+            Tried::Refused(buffer) => Continued::new(&self.runtime, async move {
+                let done = channel.bounce(direction, offset, buffer).await;
+                channel.flush_if(durable, done).await
+            })
+            .into(),
+        }
+    }
+
+    /// Flushes what a request has written, if it is to be durable.
+    async fn flush_if(&self, durable: bool, mut done: Done) -> Done {
+        if durable && done.result.is_ok() {
+            done.result = self.flush().await;
+        }
+        done
     }
 
     /// Hands a request to the kernel, with its own buffer, if the kernel takes that.
-    fn start_as_it_is(
-        &self,
-        direction: Direction,
-        offset: u64,
-        buffer: Buffer,
-    ) -> Result<(usize, Moving), Buffer> {
+    fn start_as_it_is(&self, direction: Direction, offset: u64, buffer: Buffer) -> Tried {
         let len = buffer.len();
         let fits = match (&self.image.direct, &buffer) {
             (None, _) => true,
@@ -174,20 +199,15 @@ impl FileChannel {
             }
         };
         if !fits {
-            return Err(buffer);
+            return Tried::Refused(buffer);
         }
         let (ring, file) = (self.ring(), &self.image.file);
-        let moving: Moving = match (direction, buffer) {
-            (Direction::Read, Buffer::Guest(holds)) => {
-                guest(ring.read_to_holds(file, offset, holds))
-            }
-            (Direction::Write, Buffer::Guest(holds)) => {
-                guest(ring.write_from_holds(file, offset, holds))
-            }
-            (Direction::Read, Buffer::Own(bytes)) => own(ring.read(file, offset, bytes)),
-            (Direction::Write, Buffer::Own(bytes)) => own(ring.write(file, offset, bytes)),
+        let buffer = buffer.into_io();
+        let transfer = match direction {
+            Direction::Read => ring.read_into(file, offset, buffer),
+            Direction::Write => ring.write_from(file, offset, buffer),
         };
-        Ok((len, moving))
+        Tried::Begun(len, transfer)
     }
 
     /// What follows a first try.
@@ -214,8 +234,11 @@ impl FileChannel {
                 _ => return self.failed(result, offset, len, Some(buffer)),
             }
             match self.start_as_it_is(direction, offset, buffer) {
-                Ok((_, pending)) => (result, buffer) = pending.await,
-                Err(buffer) => return self.bounce(direction, offset, buffer).await,
+                Tried::Begun(_, transfer) => {
+                    let (moved, back) = transfer.await;
+                    (result, buffer) = (moved, Buffer::of_io(back));
+                }
+                Tried::Refused(buffer) => return self.bounce(direction, offset, buffer).await,
             }
         }
     }
@@ -381,21 +404,68 @@ impl FileChannel {
     }
 }
 
-/// A request that the kernel has: bytes moved, and the buffer that comes back.
-type Moving = std::pin::Pin<Box<dyn Future<Output = (Result<usize>, Buffer)> + Send>>;
-
-fn guest(moving: impl Future<Output = (Result<usize>, Vec<Hold>)> + Send + 'static) -> Moving {
-    Box::pin(async move {
-        let (result, holds) = moving.await;
-        (result, Buffer::Guest(holds))
-    })
+/// A read or write that the kernel has, with its own buffer. If it is dropped before its end, a task of the
+/// runtime does what is left.
+pub(crate) enum FileTransfer {
+    /// `None`: it has ended.
+    Kernel(Option<(Transfer, Transferred)>),
+    /// The kernel has not done it as it is.
+    Rest(Continued),
 }
 
-fn own(moving: impl Future<Output = (Result<usize>, Vec<u8>)> + Send + 'static) -> Moving {
-    Box::pin(async move {
-        let (result, bytes) = moving.await;
-        (result, Buffer::Own(bytes))
-    })
+/// What a request was for.
+pub(crate) struct Transferred {
+    channel: FileChannel,
+    direction: Direction,
+    offset: u64,
+    len: usize,
+    durable: bool,
+}
+
+impl Transferred {
+    /// Does what is left after the kernel has returned.
+    async fn finish(self, result: Result<usize>, buffer: Buffer) -> Done {
+        let Self { channel, direction, offset, len, durable } = self;
+        let done = channel.go_on(direction, offset, len, result, buffer).await;
+        channel.flush_if(durable, done).await
+    }
+}
+
+impl Future for FileTransfer {
+    type Output = Done;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Done> {
+        let this = &mut *self;
+        if let Self::Kernel(in_kernel) = this {
+            let Some((transfer, _)) = in_kernel else { return Poll::Pending };
+            let (result, buffer) = ready!(Pin::new(transfer).poll(cx));
+            let Some((_, way)) = in_kernel.take() else { return Poll::Pending };
+            let buffer = Buffer::of_io(buffer);
+            if matches!(result, Ok(moved) if moved == way.len) && !way.durable {
+                return Poll::Ready(Done { result: Ok(()), buffer: Some(buffer) });
+            }
+            let runtime = way.channel.runtime.clone();
+            *this = Self::Rest(Continued::new(&runtime, way.finish(result, buffer)));
+        }
+        match this {
+            Self::Kernel(_) => Poll::Pending,
+            Self::Rest(rest) => Pin::new(rest).poll(cx),
+        }
+    }
+}
+
+impl Drop for FileTransfer {
+    fn drop(&mut self) {
+        if let Self::Kernel(in_kernel) = self
+            && let Some((transfer, way)) = in_kernel.take()
+        {
+            let runtime = way.channel.runtime.clone();
+            go_on(&runtime, async move {
+                let (result, buffer) = transfer.await;
+                way.finish(result, Buffer::of_io(buffer)).await
+            });
+        }
+    }
 }
 
 /// Copying from or to guest memory has failed.
@@ -419,24 +489,27 @@ impl Channel for FileChannel {
             }
             Request::Flush => {
                 let flushed = self.ring().flush(&self.image.file);
-                Continued::pending(&self.runtime, async move {
+                Continued::new(&self.runtime, async move {
                     let result = flushed.await.map_err(Failure::from);
                     Done { result, buffer: None }
                 })
+                .into()
             }
             Request::Zero { offset, len, deallocate, durable } => {
-                Continued::pending(&self.runtime, async move {
+                Continued::new(&self.runtime, async move {
                     let mut result = channel.zero(offset, len, deallocate).await;
                     if durable && result.is_ok() {
                         result = channel.flush().await;
                     }
                     Done { result, buffer: None }
                 })
+                .into()
             }
-            Request::Deallocate { offset, len } => Continued::pending(&self.runtime, async move {
+            Request::Deallocate { offset, len } => Continued::new(&self.runtime, async move {
                 let result = channel.allocate(Allocation::PunchHole, offset, len).await;
                 Done { result, buffer: None }
-            }),
+            })
+            .into(),
         }
     }
 

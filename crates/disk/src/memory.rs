@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::future::ready;
 use std::sync::Arc;
 
 use vfiod_buffer::zeroed;
@@ -10,7 +9,8 @@ use vfiod_dma::{Errno, Error, Result};
 use vfiod_sync::{Mutex, lock};
 use vfiod_tasks::Runtime;
 
-use crate::backend::{About, Backend, Buffer, Channel, Done, Limits, Pending, Request};
+use crate::backend::{About, Backend, Buffer, Channel, Done, Limits, Request};
+use crate::pending::Pending;
 
 /// Bytes that are allocated together.
 const PIECE: u64 = 64 << 10;
@@ -156,7 +156,7 @@ impl Backend for Memory {
 
 impl Channel for Memory {
     fn start(&self, request: Request) -> Pending {
-        Box::pin(ready(self.perform(request)))
+        Pending::ended(self.perform(request))
     }
 }
 

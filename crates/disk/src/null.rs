@@ -1,12 +1,12 @@
 //! A disk that keeps nothing.
 
-use std::future::ready;
 use std::sync::Arc;
 
 use vfiod_dma::{Errno, Error, Result};
 use vfiod_tasks::Runtime;
 
-use crate::backend::{About, Backend, Buffer, Channel, Done, Limits, Pending, Request};
+use crate::backend::{About, Backend, Buffer, Channel, Done, Limits, Request};
+use crate::pending::Pending;
 
 const BLOCK: u32 = 512;
 
@@ -73,6 +73,6 @@ impl Channel for Null {
             Request::Write { buffer, .. } => (Ok(()), Some(buffer)),
             _ => (Ok(()), None),
         };
-        Box::pin(ready(Done { result: result.map_err(Into::into), buffer }))
+        Pending::ended(Done { result: result.map_err(Into::into), buffer })
     }
 }

@@ -5,6 +5,7 @@
 //! every later one, succeeds although data was lost. So no two run at once, and a failure is kept.
 //! Nobody's end loses a sync: the one that runs is kept here, and whoever waits polls it.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Wake, Waker};
 
@@ -12,7 +13,8 @@ use vfiod_dma::{Errno, Error};
 use vfiod_sync::{Mutex, lock};
 use vfiod_tasks::Waiters;
 
-use crate::backend::{Channel, Failure, FailureKind, Pending, Request};
+use crate::backend::{Channel, Failure, FailureKind, Request};
+use crate::pending::Pending;
 
 #[derive(Default)]
 pub(crate) struct Syncs {
@@ -46,7 +48,7 @@ impl State {
     /// Looks after the sync that runs. Returns whether it has ended.
     fn poll_running(&mut self, waker: &Waker) -> bool {
         let Some(running) = &mut self.running else { return false };
-        let Poll::Ready(done) = running.as_mut().poll(&mut Context::from_waker(waker)) else {
+        let Poll::Ready(done) = Pin::new(running).poll(&mut Context::from_waker(waker)) else {
             return false;
         };
         self.running = None;

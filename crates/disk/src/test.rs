@@ -2,14 +2,14 @@
 //! written is lost by a power cut unless it was synced.
 
 use std::fmt;
-use std::future::ready;
 use std::sync::Arc;
 
 use vfiod_dma::{Completion, Errno, Error, Result};
 use vfiod_sync::{Mutex, lock};
 use vfiod_tasks::{Runtime, Waiters};
 
-use crate::backend::{Backend, Buffer, Channel, Done, Failure, Limits, Pending, Request};
+use crate::backend::{Backend, Buffer, Channel, Done, Failure, Limits, Request};
+use crate::pending::Pending;
 
 /// What a power cut leaves whole: the old or the new bytes of each.
 pub const SECTOR: usize = 512;
@@ -342,13 +342,13 @@ impl Channel for TestDisk {
             let done = state.perform(id, request, None);
             drop(state);
             self.changed.wake_all();
-            return Box::pin(ready(done));
+            return Pending::ended(done);
         }
         let (completion, reply) = Completion::new();
         state.held.push(HeldRequest { id, request, completion });
         drop(state);
         self.changed.wake_all();
-        Box::pin(async move {
+        Pending::new(async move {
             reply.await.unwrap_or_else(|error| Done { result: Err(error.into()), buffer: None })
         })
     }

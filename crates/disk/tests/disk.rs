@@ -1,6 +1,6 @@
 //! What holds between the requests of a disk, by the test back end.
 
-use std::future::Future;
+use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
@@ -77,8 +77,8 @@ impl Rig {
 }
 
 /// Polls once, as a task that is about to wait does.
-fn poll(pending: &mut Pending) -> Option<Done> {
-    match pending.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+fn poll<F: Future<Output = Done> + Unpin>(pending: &mut F) -> Option<Done> {
+    match pin!(pending).poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(done) => Some(done),
         Poll::Pending => None,
     }

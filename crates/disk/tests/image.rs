@@ -7,9 +7,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+use smallvec::smallvec;
 use vfiod_disk::{
-    Backend, Buffer, Channel, DirectIo, Disk, DiskChannel, Done, FailureKind, Image, ImageOptions,
-    Request,
+    Backend, Buffer, Channel, DirectIo, Disk, DiskChannel, Done, FailureKind, Holds, Image,
+    ImageOptions, Request,
 };
 use vfiod_dma::{Attachment, Backing, Hold, MapRequest, Perm, Space};
 use vfiod_tasks::{Runtime, Workers};
@@ -120,7 +121,7 @@ fn image_has_what_a_model_has() {
             let cut = if next(2) == 0 { 1 + next(len - 1) } else { len };
             let range = offset..offset + len;
             let holds = |perm| {
-                let mut holds = vec![rig.hold(at, cut, perm)];
+                let mut holds: Holds = smallvec![rig.hold(at, cut, perm)];
                 if cut < len {
                     holds.push(rig.hold(at + 0x8_0000, len - cut, perm));
                 }
@@ -190,7 +191,7 @@ fn neighbouring_blocks_written_at_once_all_have_their_data() {
                 // A page of guest memory that direct I/O takes, or an address that it does not.
                 let at = n * 4096 + if round % 2 == 0 { 0 } else { 1 + n };
                 rig.fill(at, &[(round * 32 + n) as u8; 512]);
-                let buffer = Buffer::Guest(vec![rig.hold(at, 512, Perm::READ)]);
+                let buffer = Buffer::Guest(smallvec![rig.hold(at, 512, Perm::READ)]);
                 let offset = (round * 32 + n) * 512;
                 let write = Request::Write { offset, buffer, durable: false };
                 tasks.push(rig.runtime.spawn(channels[(n % 2) as usize].start(write)));
@@ -215,7 +216,8 @@ fn little_bounce_memory_makes_requests_wait_and_none_fail() {
         let rig = rig(&ImageOptions { bounce: 1, ..options });
         let tasks: Vec<_> = (0..32u64)
             .map(|n| {
-                let buffer = Buffer::Guest(vec![rig.hold(n * 0x1000 + 1, 0x2_0000, Perm::WRITE)]);
+                let buffer =
+                    Buffer::Guest(smallvec![rig.hold(n * 0x1000 + 1, 0x2_0000, Perm::WRITE)]);
                 let read = Request::Read { offset: n * 0x2_0000, buffer };
                 rig.runtime.spawn(rig.channel.start(read))
             })
@@ -244,7 +246,7 @@ fn image_that_has_become_smaller_fails_what_is_behind_its_end() {
             (500 << 10, true, None),
         ] {
             let at = if aligned { 0 } else { 3 };
-            let buffer = Buffer::Guest(vec![rig.hold(at, 4096, Perm::WRITE)]);
+            let buffer = Buffer::Guest(smallvec![rig.hold(at, 4096, Perm::WRITE)]);
             let done = rig.run(Request::Read { offset, buffer });
             assert_eq!((kind(&done), done.buffer.is_some()), (expected, true), "{offset} {at}");
         }
@@ -269,13 +271,14 @@ fn guest_memory_that_is_truncated_fails_the_request_only() {
         let (aligned, not) = (holds(0x8_0000), holds(0x9_0001));
         ftruncate(&*rig.memory, 0x8_0000).unwrap();
         for [write, read] in [aligned, not] {
-            let done = rig.run(Request::Read { offset: 0, buffer: Buffer::Guest(vec![write]) });
+            let done =
+                rig.run(Request::Read { offset: 0, buffer: Buffer::Guest(smallvec![write]) });
             assert_eq!(kind(&done), Some(FailureKind::Memory));
-            let buffer = Buffer::Guest(vec![read]);
+            let buffer = Buffer::Guest(smallvec![read]);
             let done = rig.run(Request::Write { offset: 0, buffer, durable: false });
             assert_eq!(kind(&done), Some(FailureKind::Memory));
         }
-        let buffer = Buffer::Guest(vec![rig.hold(0, 4096, Perm::READ)]);
+        let buffer = Buffer::Guest(smallvec![rig.hold(0, 4096, Perm::READ)]);
         assert_eq!(kind(&rig.run(Request::Write { offset: 0, buffer, durable: false })), None);
     }
 }
@@ -438,12 +441,12 @@ fn pages_that_a_guest_gave_back_and_filled_again_are_the_ones_that_are_used() {
                 }
                 std::fs::write(&path, vec![round; 1 << 20]).unwrap();
                 let (offset, len) = (part * 0x1_0000, 0x2000);
-                let buffer = Buffer::Guest(vec![rig.hold(at, len, Perm::WRITE)]);
+                let buffer = Buffer::Guest(smallvec![rig.hold(at, len, Perm::WRITE)]);
                 assert_eq!(kind(&rig.run(Request::Read { offset, buffer })), None);
                 assert!(rig.peek(at, len) == vec![round; len], "read in round {round}");
                 rustix::fs::fallocate(&*rig.memory, punch, at & !0xfff, 0x3000).unwrap();
                 rig.fill(at + 0x1000, &[!round; 0x1000]);
-                let buffer = Buffer::Guest(vec![rig.hold(at, len, Perm::READ)]);
+                let buffer = Buffer::Guest(smallvec![rig.hold(at, len, Perm::READ)]);
                 let write = Request::Write { offset, buffer, durable: true };
                 assert_eq!(kind(&rig.run(write)), None);
                 let expected = [[0; 0x1000], [!round; 0x1000]].concat();
@@ -467,7 +470,7 @@ fn guest_memory_that_was_never_touched_stays_so_when_it_is_written_to_a_disk() {
         }
         // Where direct I/O takes the address, and where it does not.
         for at in [0, 1] {
-            let buffer = Buffer::Guest(vec![rig.hold(at, (GUEST - 512) as usize, Perm::READ)]);
+            let buffer = Buffer::Guest(smallvec![rig.hold(at, (GUEST - 512) as usize, Perm::READ)]);
             let done = rig.run(Request::Write { offset: 0, buffer, durable: false });
             assert_eq!(kind(&done), None);
         }

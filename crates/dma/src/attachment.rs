@@ -6,13 +6,13 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
-use vfiod_buffer::{list_for, push};
+use vfiod_buffer::{NoMemory, list_for};
 use vfiod_sync::atomic::{AtomicU8, Ordering};
 use vfiod_sync::{Arc, Mutex, lock};
 
 use crate::dirty::Writing;
 use crate::error::{Errno, Error, Result};
-use crate::hold::{Hold, Segment};
+use crate::hold::{Hold, Segment, Segments};
 use crate::in_flight::{Flights, InFlight};
 use crate::map::{Map, Source, last_of};
 use crate::request::Perm;
@@ -262,17 +262,27 @@ impl Attachment {
             return Err(Error::new(Errno::INVAL, "a hold of 0 bytes"));
         }
         let last = last_of(iova, len)?;
-        let mut segments = Vec::new();
-        for (_, piece) in map.pieces(iova, len, perm, &mut self.shard().hint())? {
+        let (mut segments, mut by_message) = (Segments::new(), false);
+        let (mut hint, mut done) = (self.shard().hint(), 0);
+        while done < len {
+            let piece = map.piece(iova + done as u64, len - done, perm, &mut hint)?;
+            done += piece.len;
             let Source::File(file) = piece.source else {
-                return Err(Error::new(
-                    Errno::OPNOTSUPP,
-                    format!("memory at {iova:#x} is reached by messages and cannot be held"),
-                ));
+                by_message = true;
+                continue;
             };
             let segment = Segment { mapped: file.mapped.clone(), at: piece.at, len: piece.len };
-            push(&mut segments, segment)?;
+            let bytes = size_of::<Segment>().saturating_mul(segments.len() + 1);
+            segments.try_reserve(1).map_err(|_| NoMemory { bytes })?;
+            segments.push(segment);
         }
+        if by_message {
+            return Err(Error::new(
+                Errno::OPNOTSUPP,
+                format!("memory at {iova:#x} is reached by messages and cannot be held"),
+            ));
+        }
+        self.shard().set_hint(hint);
         let in_use = map.ranges.begin(iova, last);
         let flight = self.inner.in_flight.begin();
         let writing = perm.contains(Perm::WRITE).then(|| Writing::new(&map.dirty, iova, len));

@@ -4,6 +4,7 @@ use std::fmt;
 use std::ops::Range;
 use std::ptr::NonNull;
 
+use smallvec::SmallVec;
 use vfiod_sync::Arc;
 
 use crate::dirty::Writing;
@@ -31,11 +32,14 @@ pub struct Hold {
     _writing: Option<Writing>,
     _in_use: InUse,
     _flight: Flight,
-    segments: Vec<Segment>,
+    segments: Segments,
     iova: u64,
     len: usize,
     perm: Perm,
 }
+
+/// Most holds are of one mapping: that needs no memory.
+pub(crate) type Segments = SmallVec<[Segment; 1]>;
 
 /// A contiguous piece of a mapped file.
 #[derive(Debug)]
@@ -71,7 +75,7 @@ impl Hold {
     /// `EFAULT`: outside the mapped files; `EACCES`: a file is not open for writing.
     pub(crate) fn new(
         (writing, in_use, flight): (Option<Writing>, InUse, Flight),
-        segments: Vec<Segment>,
+        segments: Segments,
         iova: u64,
         len: usize,
         perm: Perm,

@@ -15,6 +15,7 @@ mod bounce;
 mod pool;
 mod raw;
 mod readiness;
+mod reply;
 mod request;
 mod ring;
 mod runtime_ring;
@@ -24,6 +25,7 @@ mod runtime_ring;
 pub const SYSTEM_CALLS: &[i64] =
     &[libc::SYS_io_uring_setup, libc::SYS_io_uring_enter, libc::SYS_io_uring_register];
 
-pub use request::Allocation;
+pub use reply::Transfer;
+pub use request::{Allocation, Buffer, Holds};
 pub use ring::{Plug, Ring};
 pub use runtime_ring::RuntimeRing;

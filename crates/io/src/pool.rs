@@ -203,9 +203,8 @@ impl Drop for Pool {
 
 #[cfg(all(test, not(any(loom, shuttle))))]
 mod tests {
-    use vfiod_dma::Completion;
-
     use super::*;
+    use crate::reply::pair;
     use crate::request::{Buffer, Operation};
 
     fn file() -> Arc<OwnedFd> {
@@ -214,7 +213,7 @@ mod tests {
 
     fn request(file: &Arc<OwnedFd>) -> Request {
         let (operation, file, buffer) = (Operation::Flush, file.clone(), Buffer::None);
-        let completion = Completion::new().0;
+        let completion = pair().0;
         Request { operation, file, buffer, done: 0, given_up: 0, bounce: None, completion }
     }
 

@@ -20,10 +20,29 @@ use crate::request::{Buffer, Operation, Progress, Request};
 /// Most pieces of one system call (`UIO_MAXIOV`); the rest of a request follows.
 const PIECES: usize = 1024;
 
-/// A request, and the list of its pieces that the kernel reads.
+/// A request, and where its pieces are.
 struct InFlight {
     request: Request,
-    pieces: Box<[libc::iovec]>,
+    pieces: Pieces,
+}
+
+/// The pieces of a request's buffer.
+enum Pieces {
+    None,
+    /// One needs no list that the kernel has to read. Its length is one of 32 bits.
+    One(*mut u8, u32),
+    Many(Box<[libc::iovec]>),
+}
+
+impl Pieces {
+    fn of(mut pieces: impl Iterator<Item = libc::iovec>) -> Self {
+        let Some(first) = pieces.next() else { return Self::None };
+        let second = pieces.next();
+        match (u32::try_from(first.iov_len), second) {
+            (Ok(len), None) => Self::One(first.iov_base.cast(), len),
+            _ => Self::Many(std::iter::once(first).chain(second).chain(pieces).collect()),
+        }
+    }
 }
 
 // SAFETY: the pieces point into what the request owns, which is `Send`; nobody uses them but the
@@ -40,25 +59,23 @@ impl InFlight {
             let iov_base = at.wrapping_add(skipped).cast();
             (skipped < len).then_some(libc::iovec { iov_base, iov_len: len - skipped })
         };
-        let pieces: Box<[libc::iovec]> = match (&mut request.bounce, &mut request.buffer) {
+        let pieces = match (&mut request.bounce, &mut request.buffer) {
             (Some(bounce), _) => {
                 let bytes = bounce.bytes();
-                Box::new([libc::iovec {
-                    iov_base: bytes.as_mut_ptr().cast(),
-                    iov_len: bytes.len(),
-                }])
+                let (iov_base, iov_len) = (bytes.as_mut_ptr().cast(), bytes.len());
+                Pieces::of(std::iter::once(libc::iovec { iov_base, iov_len }))
             }
-            (None, Buffer::None) => Box::default(),
+            (None, Buffer::None) => Pieces::None,
             (None, Buffer::Own(bytes)) => {
-                rest(bytes.as_mut_ptr(), bytes.len()).into_iter().collect()
+                Pieces::of(rest(bytes.as_mut_ptr(), bytes.len()).into_iter())
             }
             (None, Buffer::Aligned(bytes)) => {
-                rest(bytes.as_mut_ptr(), bytes.len()).into_iter().collect()
+                Pieces::of(rest(bytes.as_mut_ptr(), bytes.len()).into_iter())
             }
             (None, Buffer::Guest(holds)) => {
                 let segments = holds.iter().flat_map(|hold| hold.segments());
                 let pieces = segments.filter_map(|s| rest(s.as_ptr(), s.len()));
-                pieces.take(PIECES).collect()
+                Pieces::of(pieces.take(PIECES))
             }
         };
         Self { request, pieces }
@@ -67,26 +84,48 @@ impl InFlight {
     fn entry(&self, key: usize) -> squeue::Entry {
         let fd = types::Fd(self.request.file.as_raw_fd());
         let done = self.request.done as u64;
-        let (pieces, count) = (self.pieces.as_ptr(), self.pieces.len() as u32);
-        let entry = match self.request.operation {
-            Operation::Read(offset) => {
+        let list = self.list();
+        let (pieces, count) = (list.as_ptr(), list.len() as u32);
+        let entry = match (self.request.operation, &self.pieces) {
+            (Operation::Read(offset), Pieces::One(at, len)) => {
+                opcode::Read::new(fd, *at, *len).offset(offset + done).build()
+            }
+            (Operation::Write(offset), Pieces::One(at, len)) => {
+                opcode::Write::new(fd, *at, *len).offset(offset + done).build()
+            }
+            (Operation::Read(offset), _) => {
                 opcode::Readv::new(fd, pieces, count).offset(offset + done).build()
             }
-            Operation::Write(offset) => {
+            (Operation::Write(offset), _) => {
                 opcode::Writev::new(fd, pieces, count).offset(offset + done).build()
             }
-            Operation::Flush => opcode::Fsync::new(fd).flags(types::FsyncFlags::DATASYNC).build(),
-            Operation::Allocate { how, offset, len } => {
+            (Operation::Flush, _) => {
+                opcode::Fsync::new(fd).flags(types::FsyncFlags::DATASYNC).build()
+            }
+            (Operation::Allocate { how, offset, len }, _) => {
                 opcode::Fallocate::new(fd, len).offset(offset).mode(how.mode()).build()
             }
         };
         entry.user_data(key as u64)
     }
 
+    /// The list of its pieces, where there is one.
+    fn list(&self) -> &[libc::iovec] {
+        if let Pieces::Many(list) = &self.pieces { list } else { &[] }
+    }
+
     /// Asks the kernel by a system call. Returns bytes or a negative errno.
     fn perform(&self) -> i64 {
         let fd: RawFd = self.request.file.as_raw_fd();
-        let (pieces, count) = (self.pieces.as_ptr(), self.pieces.len() as libc::c_int);
+        let one;
+        let list = match self.pieces {
+            Pieces::One(at, len) => {
+                one = [libc::iovec { iov_base: at.cast(), iov_len: len as usize }];
+                &one[..]
+            }
+            _ => self.list(),
+        };
+        let (pieces, count) = (list.as_ptr(), list.len() as libc::c_int);
         let at = |offset: u64| (offset + self.request.done as u64) as i64;
         // SAFETY: the pieces are of the request's own buffer, which is here until the call has
         // returned. The kernel checks the addresses, which only it uses.
@@ -120,15 +159,6 @@ pub(crate) struct Uring {
     completes_at_once: bool,
 }
 
-/// What has come of handing requests over.
-#[derive(Default)]
-pub(crate) struct Submitted {
-    /// Requests that have completed already, with bytes or a negative errno.
-    pub(crate) completed: Vec<(Request, i64)>,
-    /// The owner is to look for completions, or to hand requests over again, although no event says so.
-    pub(crate) look_again: bool,
-}
-
 impl Uring {
     /// A plain ring with room for `entries` requests, whose completions make `eventfd` readable.
     ///
@@ -157,18 +187,24 @@ impl Uring {
 
     /// Queues a request; [`Uring::submit`] hands it to the kernel.
     pub(crate) fn push(&mut self, request: Request) {
-        self.waiting.push_back(request);
+        if self.waiting.is_empty() && self.has_room() {
+            self.enter(request);
+        } else {
+            self.waiting.push_back(request);
+        }
     }
 
     /// Hands the queued requests to the kernel, as many as it has room for. The rest follows when
-    /// requests complete. Takes those that the kernel does at once.
+    /// requests complete. Adds those that the kernel does at once to `completed`, with bytes or a negative
+    /// errno. Returns whether the owner is to look for completions, or to hand requests over again, although
+    /// no event says so.
     #[must_use]
-    pub(crate) fn submit(&mut self) -> Submitted {
-        let mut submitted = Submitted::default();
+    pub(crate) fn submit(&mut self, completed: &mut Vec<(Request, i64)>) -> bool {
+        let mut look_again = false;
         loop {
             // An event for what completes before the kernel returns would wake a task in vain. Where others
             // are in flight, theirs must not be missed.
-            let silent = self.completes_at_once && self.in_kernel() == 0;
+            let silent = self.completes_at_once && self.in_kernel() == self.unsubmitted;
             if silent {
                 self.ring.completion().disable_eventfd();
             }
@@ -178,30 +214,34 @@ impl Uring {
                 // What completes from here on makes an event, or is seen below.
                 fence(Ordering::SeqCst);
             }
-            let returned = self.take_completed(&mut submitted.completed);
+            let returned = self.completed(completed);
             self.completes_at_once = self.in_kernel() == 0;
             // The kernel looks whether it is to make an event after it has stored the completion, without a
             // barrier between the two: one of another thread may be on its way, and make none.
-            submitted.look_again |= !taken || (silent && !self.completes_at_once);
+            look_again |= !taken || (silent && !self.completes_at_once);
             // There is room for those that waited, or are to be repeated.
             if !taken || returned == 0 || self.waiting.is_empty() {
-                return submitted;
+                return look_again;
             }
         }
     }
 
-    /// Requests that the kernel has.
+    /// Whether there is a place for one more request in the submission queue, and for its completion, so that
+    /// the kernel does not have to keep that for us.
+    fn has_room(&mut self) -> bool {
+        let most = self.ring.params().cq_entries() as usize;
+        self.in_kernel() < most && !self.ring.submission().is_full()
+    }
+
+    /// Requests that the kernel has, or that are in the submission queue.
     fn in_kernel(&self) -> usize {
         self.in_flight.len() - self.free.len()
     }
 
     /// Hands the queued requests over. `false`: the kernel took none for want of memory.
     fn hand_over(&mut self) -> bool {
-        // No more than complete without the kernel having to keep completions for us.
-        let room = self.ring.params().cq_entries() as usize;
         loop {
-            while self.in_kernel() < room
-                && !self.ring.submission().is_full()
+            while self.has_room()
                 && let Some(request) = self.waiting.pop_front()
             {
                 self.enter(request);
@@ -230,7 +270,8 @@ impl Uring {
         });
         let entry = self.in_flight[key].insert(InFlight::new(request)).entry(key);
         // SAFETY: the entry's addresses are those of the request's own buffer and of its list of
-        // pieces, both on the heap; `in_flight` keeps them until the completion with this key.
+        // pieces, neither of which is in the request itself; `in_flight` keeps them until the completion with
+        // this key.
         let pushed = unsafe { self.ring.submission().push(&entry) };
         if pushed.is_ok() {
             self.unsubmitted += 1;
@@ -241,15 +282,9 @@ impl Uring {
         }
     }
 
-    /// Takes what has completed, with bytes or a negative errno. Queues what is to be repeated.
-    pub(crate) fn completed(&mut self) -> Vec<(Request, i64)> {
-        let mut completed = Vec::new();
-        self.take_completed(&mut completed);
-        completed
-    }
-
-    /// The same; returns how many requests the kernel has returned.
-    fn take_completed(&mut self, completed: &mut Vec<(Request, i64)>) -> usize {
+    /// Takes what has completed, with bytes or a negative errno. Queues what is to be repeated. Returns how
+    /// many requests the kernel has returned.
+    pub(crate) fn completed(&mut self, completed: &mut Vec<(Request, i64)>) -> usize {
         let mut returned = 0;
         let mut queue = self.ring.completion();
         queue.sync();

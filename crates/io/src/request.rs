@@ -3,11 +3,13 @@
 use std::os::fd::OwnedFd;
 
 use rustix::fs::FileType;
+use smallvec::SmallVec;
 use vfiod_buffer::Aligned;
-use vfiod_dma::{Completion, Errno, Error, Hold, Perm, Result};
+use vfiod_dma::{Errno, Error, Hold, Perm, Result};
 use vfiod_sync::Arc;
 
 use crate::bounce::Bounce;
+use crate::reply::Completion;
 
 /// What the kernel is to do with a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,25 +46,36 @@ impl Allocation {
     }
 }
 
+/// Holds of guest memory, in the order of the data. They need not adjoin. Most requests have one.
+pub type Holds = SmallVec<[Hold; 1]>;
+
 /// What data is read into, or written from.
 #[derive(Debug)]
-pub(crate) enum Buffer {
+pub enum Buffer {
+    /// No data. What comes back of a request whose ring has ended first.
     None,
+    /// Memory of our own.
     Own(Vec<u8>),
+    /// The same, as a file opened with `O_DIRECT` wants it.
     Aligned(Aligned),
-    /// Holds in the order of the data.
-    Guest(Vec<Hold>),
+    /// Guest memory.
+    Guest(Holds),
 }
 
 impl Buffer {
     /// Its length in bytes.
-    pub(crate) fn len(&self) -> usize {
+    pub fn len(&self) -> usize {
         match self {
             Self::None => 0,
             Self::Own(bytes) => bytes.len(),
             Self::Aligned(bytes) => bytes.len(),
             Self::Guest(holds) => holds.iter().map(Hold::len).sum(),
         }
+    }
+
+    /// Whether it has no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
     }
 
     pub(crate) fn into_own(self) -> Vec<u8> {
@@ -74,11 +87,7 @@ impl Buffer {
     }
 
     pub(crate) fn into_hold(self) -> Option<Hold> {
-        self.into_holds().pop()
-    }
-
-    pub(crate) fn into_holds(self) -> Vec<Hold> {
-        if let Self::Guest(holds) = self { holds } else { Vec::new() }
+        if let Self::Guest(mut holds) = self { holds.pop() } else { None }
     }
 }
 
@@ -96,7 +105,7 @@ pub(crate) struct Request {
     pub(crate) given_up: u32,
     /// What is moved instead of guest memory that the kernel cannot reach.
     pub(crate) bounce: Option<Bounce>,
-    pub(crate) completion: Completion<Completed>,
+    pub(crate) completion: Completion,
 }
 
 /// How often a request is repeated that the kernel gives up. Threads do not end as often.
@@ -208,12 +217,12 @@ impl Request {
                 Err(Error::new(errno, self.failure()))
             }
         };
-        self.completion.complete(Ok((result, self.buffer)));
+        self.completion.complete((result, self.buffer));
     }
 
     /// Ends the request without the kernel.
     pub(crate) fn refuse(self, error: Error) {
-        self.completion.complete(Ok((Err(error), self.buffer)));
+        self.completion.complete((Err(error), self.buffer));
     }
 
     fn failure(&self) -> &'static str {
@@ -239,7 +248,7 @@ mod tests {
     use super::*;
 
     fn request(file: OwnedFd, len: usize) -> Request {
-        let (completion, _reply) = Completion::new();
+        let (completion, _transfer) = crate::reply::pair();
         let (operation, buffer) = (Operation::Read(0), Buffer::Own(vec![0; len]));
         let (file, bounce) = (Arc::new(file), None);
         Request { operation, file, buffer, done: 0, given_up: 0, bounce, completion }

@@ -3,14 +3,16 @@
 use std::fmt;
 use std::os::fd::OwnedFd;
 
+use smallvec::smallvec;
 use vfiod_buffer::Aligned;
-use vfiod_dma::{Completion, Errno, Hold, Reply, Result};
+use vfiod_dma::{Errno, Hold, Result};
 use vfiod_sync::{Arc, Mutex, lock};
 
 use crate::pool::Pool;
-use crate::raw::{Submitted, Uring};
+use crate::raw::Uring;
 use crate::readiness;
-use crate::request::{Allocation, Buffer, Completed, Operation, Request};
+use crate::reply::{Spare, Transfer, pair};
+use crate::request::{Allocation, Buffer, Operation, Request};
 
 /// Threads of a ring that is none.
 const THREADS: usize = 4;
@@ -39,17 +41,37 @@ struct Plugged {
     ring: Uring,
     /// Plugs that live.
     plugs: usize,
+    /// What requests have in common with those who wait for them.
+    spare: Spare,
+    /// An empty list, whose memory is used again.
+    completed: Completed,
+}
+
+/// Requests that have completed, with bytes or a negative errno.
+type Completed = Vec<(Request, i64)>;
+
+impl Plugged {
+    /// Requests that have completed; the list comes back by [`Inner::complete`].
+    fn completed(&mut self) -> Completed {
+        std::mem::take(&mut self.completed)
+    }
+
+    /// Hands requests to the kernel, unless they are being gathered. If it takes none, the next call of
+    /// `reap` tries again, which this makes come. Adds those that it has done at once.
+    fn submit(&mut self, eventfd: &OwnedFd, completed: &mut Completed) {
+        if self.plugs == 0 && self.ring.submit(completed) {
+            readiness::signal(eventfd);
+        }
+    }
 }
 
 impl Inner {
-    /// Hands requests to the kernel. If it takes none, the next call of `reap` tries again, which
-    /// this makes come. Returns those that it has done at once.
-    fn submit(&self, ring: &mut Uring) -> Vec<(Request, i64)> {
-        let Submitted { completed, look_again } = ring.submit();
-        if look_again {
-            readiness::signal(&self.eventfd);
+    /// Wakes the tasks of requests that have completed. Without the ring's lock.
+    fn complete(&self, mut completed: Completed) {
+        completed.drain(..).for_each(|(request, result)| request.complete(result));
+        if let Engine::Uring(ring) = &self.engine {
+            lock(ring).completed = completed;
         }
-        completed
     }
 }
 
@@ -76,7 +98,12 @@ impl Ring {
     pub fn with_io_uring(entries: u32) -> Result<Self> {
         let eventfd = readiness::new()?;
         let ring = Uring::new(entries, &eventfd)?;
-        let engine = Engine::Uring(Box::new(Mutex::new(Plugged { ring, plugs: 0 })));
+        let engine = Engine::Uring(Box::new(Mutex::new(Plugged {
+            ring,
+            plugs: 0,
+            spare: Spare::default(),
+            completed: Vec::new(),
+        })));
         Ok(Self { inner: Arc::new(Inner { engine, eventfd }) })
     }
 
@@ -115,17 +142,16 @@ impl Ring {
         let completed = match &self.inner.engine {
             Engine::Uring(ring) => {
                 let mut plugged = lock(ring);
-                let mut completed = plugged.ring.completed();
+                let mut completed = plugged.completed();
+                plugged.ring.completed(&mut completed);
                 // There is room for those that waited.
-                if plugged.plugs == 0 {
-                    completed.extend(self.inner.submit(&mut plugged.ring));
-                }
+                plugged.submit(&self.inner.eventfd, &mut completed);
                 completed
             }
             Engine::Threads(pool) => pool.completed(),
         };
         let count = completed.len();
-        complete(completed);
+        self.inner.complete(completed);
         count
     }
 
@@ -146,90 +172,96 @@ impl Ring {
         Plug { ring: self }
     }
 
-    fn start(&self, operation: Operation, file: &Arc<OwnedFd>, buffer: Buffer) -> Reply<Completed> {
-        let (completion, reply) = Completion::new();
+    fn start(&self, operation: Operation, file: &Arc<OwnedFd>, buffer: Buffer) -> Transfer {
         let (file, bounce) = (file.clone(), None);
-        let request = Request { operation, file, buffer, done: 0, given_up: 0, bounce, completion };
-        if let Err(error) = request.check() {
-            request.refuse(error);
-            return reply;
-        }
+        let request = |completion| Request {
+            operation,
+            file,
+            buffer,
+            done: 0,
+            given_up: 0,
+            bounce,
+            completion,
+        };
         match &self.inner.engine {
             Engine::Uring(ring) => {
                 let mut plugged = lock(ring);
+                let (completion, transfer) = plugged.spare.pair();
+                let request = request(completion);
+                if let Err(error) = request.check() {
+                    drop(plugged);
+                    request.refuse(error);
+                    return transfer;
+                }
                 plugged.ring.push(request);
-                let completed = match plugged.plugs {
-                    0 => self.inner.submit(&mut plugged.ring),
-                    _ => Vec::new(),
-                };
-                drop(plugged);
-                complete(completed);
+                if plugged.plugs == 0 {
+                    let mut completed = plugged.completed();
+                    plugged.submit(&self.inner.eventfd, &mut completed);
+                    drop(plugged);
+                    self.inner.complete(completed);
+                }
+                transfer
             }
-            Engine::Threads(pool) => pool.push(request),
+            Engine::Threads(pool) => {
+                let (completion, transfer) = pair();
+                let request = request(completion);
+                match request.check() {
+                    Ok(()) => pool.push(request),
+                    Err(error) => request.refuse(error),
+                }
+                transfer
+            }
         }
-        reply
+    }
+
+    /// Starts to read a file from `offset`, in bytes, over the whole length of a buffer. The request has
+    /// begun when this returns; the future waits for it.
+    ///
+    /// Returns the bytes read, fewer than the buffer has at the end of the file, and the buffer.
+    ///
+    /// # Errors
+    /// `EACCES`: guest memory that is not held for writing; `EFAULT`: the client truncated its file;
+    /// `EINVAL`: past 2^63; what the file fails with; `EIO`: the ring has ended first.
+    pub fn read_into(&self, file: &Arc<OwnedFd>, offset: u64, buffer: Buffer) -> Transfer {
+        self.start(Operation::Read(offset), file, buffer)
+    }
+
+    /// Starts to write a buffer to a file at `offset`, in bytes. Otherwise as [`Ring::read_into`].
+    ///
+    /// # Errors
+    /// As [`Ring::read_into`]; `EACCES`: guest memory that is not held for reading.
+    pub fn write_from(&self, file: &Arc<OwnedFd>, offset: u64, buffer: Buffer) -> Transfer {
+        self.start(Operation::Write(offset), file, buffer)
     }
 
     /// Starts to read a file from `offset`, in bytes, into guest memory that is held for writing.
-    /// The request has begun when this returns; the future waits for it.
     ///
     /// Returns the bytes read, fewer than the hold has at the end of the file, and the hold.
     ///
     /// # Errors
-    /// `EACCES`: the memory is not held for writing; `EFAULT`: the client truncated its file;
-    /// `EINVAL`: past 2^63; what the file fails with.
+    /// As [`Ring::read_into`].
     pub fn read_to_guest(
         &self,
         file: &Arc<OwnedFd>,
         offset: u64,
         hold: Hold,
     ) -> impl Future<Output = (Result<usize>, Option<Hold>)> + Send + use<> {
-        let reply = self.start(Operation::Read(offset), file, Buffer::Guest(vec![hold]));
-        async move { finish(reply).await.map_buffer(Buffer::into_hold) }
+        let transfer = self.read_into(file, offset, Buffer::Guest(smallvec![hold]));
+        with_buffer(transfer, Buffer::into_hold)
     }
 
     /// Starts to write guest memory that is held for reading to a file at `offset`, in bytes.
     ///
     /// # Errors
-    /// As [`Ring::read_to_guest`]; `EACCES`: the memory is not held for reading.
+    /// As [`Ring::write_from`].
     pub fn write_from_guest(
         &self,
         file: &Arc<OwnedFd>,
         offset: u64,
         hold: Hold,
     ) -> impl Future<Output = (Result<usize>, Option<Hold>)> + Send + use<> {
-        let reply = self.start(Operation::Write(offset), file, Buffer::Guest(vec![hold]));
-        async move { finish(reply).await.map_buffer(Buffer::into_hold) }
-    }
-
-    /// Starts to read a file from `offset`, in bytes, into several holds, one after the other, which
-    /// come back in this order. Otherwise as [`Ring::read_to_guest`].
-    ///
-    /// # Errors
-    /// As [`Ring::read_to_guest`].
-    pub fn read_to_holds(
-        &self,
-        file: &Arc<OwnedFd>,
-        offset: u64,
-        holds: Vec<Hold>,
-    ) -> impl Future<Output = (Result<usize>, Vec<Hold>)> + Send + use<> {
-        let reply = self.start(Operation::Read(offset), file, Buffer::Guest(holds));
-        async move { finish(reply).await.map_buffer(Buffer::into_holds) }
-    }
-
-    /// Starts to write several holds, one after the other, to a file at `offset`, in bytes. They come
-    /// back in this order. Otherwise as [`Ring::write_from_guest`].
-    ///
-    /// # Errors
-    /// As [`Ring::write_from_guest`].
-    pub fn write_from_holds(
-        &self,
-        file: &Arc<OwnedFd>,
-        offset: u64,
-        holds: Vec<Hold>,
-    ) -> impl Future<Output = (Result<usize>, Vec<Hold>)> + Send + use<> {
-        let reply = self.start(Operation::Write(offset), file, Buffer::Guest(holds));
-        async move { finish(reply).await.map_buffer(Buffer::into_holds) }
+        let transfer = self.write_from(file, offset, Buffer::Guest(smallvec![hold]));
+        with_buffer(transfer, Buffer::into_hold)
     }
 
     /// Starts to read a file from `offset`, in bytes, over the whole length of a buffer, which
@@ -243,8 +275,8 @@ impl Ring {
         offset: u64,
         buffer: Vec<u8>,
     ) -> impl Future<Output = (Result<usize>, Vec<u8>)> + Send + use<> {
-        let reply = self.start(Operation::Read(offset), file, Buffer::Own(buffer));
-        async move { finish(reply).await.map_buffer(Buffer::into_own) }
+        let transfer = self.read_into(file, offset, Buffer::Own(buffer));
+        with_buffer(transfer, Buffer::into_own)
     }
 
     /// Starts to write a buffer, which comes back, to a file at `offset`, in bytes.
@@ -257,8 +289,8 @@ impl Ring {
         offset: u64,
         buffer: Vec<u8>,
     ) -> impl Future<Output = (Result<usize>, Vec<u8>)> + Send + use<> {
-        let reply = self.start(Operation::Write(offset), file, Buffer::Own(buffer));
-        async move { finish(reply).await.map_buffer(Buffer::into_own) }
+        let transfer = self.write_from(file, offset, Buffer::Own(buffer));
+        with_buffer(transfer, Buffer::into_own)
     }
 
     /// Starts to read a file from `offset`, in bytes, over the whole length of an aligned buffer, which
@@ -272,8 +304,8 @@ impl Ring {
         offset: u64,
         buffer: Aligned,
     ) -> impl Future<Output = (Result<usize>, Option<Aligned>)> + Send + use<> {
-        let reply = self.start(Operation::Read(offset), file, Buffer::Aligned(buffer));
-        async move { finish(reply).await.map_buffer(Buffer::into_aligned) }
+        let transfer = self.read_into(file, offset, Buffer::Aligned(buffer));
+        with_buffer(transfer, Buffer::into_aligned)
     }
 
     /// Starts to write an aligned buffer, which comes back unless the ring has ended first, to a file
@@ -287,8 +319,8 @@ impl Ring {
         offset: u64,
         buffer: Aligned,
     ) -> impl Future<Output = (Result<usize>, Option<Aligned>)> + Send + use<> {
-        let reply = self.start(Operation::Write(offset), file, Buffer::Aligned(buffer));
-        async move { finish(reply).await.map_buffer(Buffer::into_aligned) }
+        let transfer = self.write_from(file, offset, Buffer::Aligned(buffer));
+        with_buffer(transfer, Buffer::into_aligned)
     }
 
     /// Starts to make durable what has been written to a file and completed (`fdatasync`).
@@ -296,8 +328,8 @@ impl Ring {
     /// # Errors
     /// What the file fails with.
     pub fn flush(&self, file: &Arc<OwnedFd>) -> impl Future<Output = Result<()>> + Send + use<> {
-        let reply = self.start(Operation::Flush, file, Buffer::None);
-        async move { finish(reply).await.result.map(drop) }
+        let transfer = self.start(Operation::Flush, file, Buffer::None);
+        async move { transfer.await.0.map(drop) }
     }
 
     /// Starts to change what is allocated of a range of a file, in bytes.
@@ -312,34 +344,15 @@ impl Ring {
         offset: u64,
         len: u64,
     ) -> impl Future<Output = Result<()>> + Send + use<> {
-        let reply = self.start(Operation::Allocate { how, offset, len }, file, Buffer::None);
-        async move { finish(reply).await.result.map(drop) }
+        let transfer = self.start(Operation::Allocate { how, offset, len }, file, Buffer::None);
+        async move { transfer.await.0.map(drop) }
     }
 }
 
-/// Wakes the tasks of requests that have completed. Without the ring's lock.
-fn complete(completed: Vec<(Request, i64)>) {
-    completed.into_iter().for_each(|(request, result)| request.complete(result));
-}
-
-struct Finished {
-    result: Result<usize>,
-    buffer: Buffer,
-}
-
-impl Finished {
-    fn map_buffer<B>(self, f: impl FnOnce(Buffer) -> B) -> (Result<usize>, B) {
-        (self.result, f(self.buffer))
-    }
-}
-
-/// The result and the buffer of a request.
-async fn finish(reply: Reply<Completed>) -> Finished {
-    match reply.await {
-        Ok((result, buffer)) => Finished { result, buffer },
-        // The ring has ended first, and keeps the buffer for the kernel.
-        Err(error) => Finished { result: Err(error), buffer: Buffer::None },
-    }
+/// What a request comes to, with its buffer as `f` has it.
+async fn with_buffer<B>(transfer: Transfer, f: impl FnOnce(Buffer) -> B) -> (Result<usize>, B) {
+    let (result, buffer) = transfer.await;
+    (result, f(buffer))
 }
 
 impl fmt::Debug for Ring {
@@ -362,12 +375,12 @@ impl Drop for Plug<'_> {
         if let Engine::Uring(ring) = &self.ring.inner.engine {
             let mut plugged = lock(ring);
             plugged.plugs -= 1;
-            let completed = match plugged.plugs {
-                0 => self.ring.inner.submit(&mut plugged.ring),
-                _ => Vec::new(),
-            };
-            drop(plugged);
-            complete(completed);
+            if plugged.plugs == 0 {
+                let mut completed = plugged.completed();
+                plugged.submit(&self.ring.inner.eventfd, &mut completed);
+                drop(plugged);
+                self.ring.inner.complete(completed);
+            }
         }
     }
 }

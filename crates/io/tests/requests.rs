@@ -8,7 +8,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use vfiod_buffer::Aligned;
 use vfiod_dma::{Attachment, Backing, Errno, MapRequest, Perm, Space};
-use vfiod_io::{Allocation, Ring, RuntimeRing};
+use vfiod_io::{Allocation, Buffer, Holds, Ring, RuntimeRing};
 use vfiod_tasks::{Runtime, Workers};
 
 const RW: Perm = Perm::READ.union(Perm::WRITE);
@@ -208,18 +208,22 @@ fn several_holds_are_read_and_written_in_their_order() {
         rustix::io::pwrite(&*disk, &bytes, 0x1000).unwrap();
         let (requests, target) = (ring.clone(), disk.clone());
         run(&ring, async move {
-            let hold_all =
-                |perm| Vec::from(parts.map(|(at, len)| device.hold(at, len, perm).unwrap()));
-            let (read, holds) =
-                requests.read_to_holds(&target, 0x1000, hold_all(Perm::WRITE)).await;
+            let hold = |(at, len), perm| device.hold(at, len, perm).unwrap();
+            let hold_all = |perm| parts.map(|part| hold(part, perm)).into_iter().collect::<Holds>();
+            let into = Buffer::Guest(hold_all(Perm::WRITE));
+            let (read, Buffer::Guest(holds)) = requests.read_into(&target, 0x1000, into).await
+            else {
+                panic!("the holds come back")
+            };
             let order: Vec<u64> = holds.iter().map(|hold| hold.iova()).collect();
             assert_eq!((read.unwrap(), order), (len, parts.map(|(at, _)| at).to_vec()));
-            let (written, _) =
-                requests.write_from_holds(&target, 0x8_0000, hold_all(Perm::READ)).await;
+            let from = Buffer::Guest(hold_all(Perm::READ));
+            let (written, _) = requests.write_from(&target, 0x8_0000, from).await;
             assert_eq!(written.unwrap(), len);
             let mut holds = hold_all(Perm::READ);
             holds.insert(1, device.hold(0, 1, Perm::WRITE).unwrap());
-            let (refused, holds) = requests.write_from_holds(&target, 0, holds).await;
+            let (refused, buffer) = requests.write_from(&target, 0, Buffer::Guest(holds)).await;
+            let Buffer::Guest(holds) = buffer else { panic!("the holds come back") };
             assert_eq!((refused.unwrap_err().errno(), holds.len()), (Errno::ACCESS, 5));
         });
         let mut at = 0;

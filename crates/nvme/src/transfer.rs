@@ -1,10 +1,10 @@
 //! Moves the data of commands: holds of guest memory where it is mapped, buffers where it is reached by
 //! message.
 
-use vfiod_buffer::{push, zeroed};
+use vfiod_buffer::zeroed;
 use vfiod_core::Errno;
 use vfiod_core::dma::{Attachment, Perm};
-use vfiod_disk::Buffer;
+use vfiod_disk::{Buffer, Holds};
 use vfiod_pci::Task;
 
 use crate::bounce::{BounceMemory, Bounced};
@@ -39,7 +39,7 @@ pub(crate) async fn begin<'a>(
     direction: Direction,
 ) -> Result<Data<'a>, Status> {
     let perm = if direction == Direction::ToHost { Perm::WRITE } else { Perm::READ };
-    let mut holds = Vec::new();
+    let mut holds = Holds::new();
     if pieces.len() > MAX_HOLDS {
         return bounce(task, memory, pieces, direction).await;
     }
@@ -49,7 +49,10 @@ pub(crate) async fn begin<'a>(
             return bounce(task, memory, pieces, direction).await;
         };
         match task.dma().hold(at, len, perm) {
-            Ok(hold) => push(&mut holds, hold).map_err(|_| Status::INTERNAL)?,
+            Ok(hold) => {
+                holds.try_reserve(1).map_err(|_| Status::INTERNAL)?;
+                holds.push(hold);
+            }
             Err(error) if error.errno() == Errno::OPNOTSUPP => {
                 drop(holds);
                 return bounce(task, memory, pieces, direction).await;

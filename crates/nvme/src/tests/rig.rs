@@ -588,7 +588,7 @@ impl Channel for Held {
         let mut failure = Failure::from(Error::new(errno, "asked to fail"));
         failure.kind = kind.unwrap_or(failure.kind);
         let done = Done { result: Err(failure), buffer: request.into_buffer() };
-        Box::pin(std::future::ready(done))
+        Pending::ended(done)
     }
 }
 
