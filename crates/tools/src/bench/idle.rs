@@ -3,12 +3,16 @@
 use std::fmt::Write;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use serde::Serialize;
 
 use super::session::Session;
 use super::{Process, floor};
+
+/// How long a process may take to come to rest.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What a process takes.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
@@ -85,7 +89,7 @@ fn socket(directory: &Path, n: u64) -> PathBuf {
 }
 
 fn serve(directory: &Path, devices: u64) -> anyhow::Result<Taken> {
-    taken(start(directory, devices, "")?.id())
+    taken_at_rest(start(directory, devices, "")?.id())
 }
 
 fn start(directory: &Path, devices: u64, options: &str) -> anyhow::Result<Process> {
@@ -115,6 +119,37 @@ pub(super) fn taken(pid: u32) -> anyhow::Result<Taken> {
         descriptors: fs::read_dir(format!("/proc/{pid}/fd"))?.count() as u64,
         resident_kib: field("VmRSS:")?,
     })
+}
+
+/// What a process takes when nothing changes and none of its threads runs: what its start has begun is over,
+/// such as a thread that has given a socket its name.
+fn taken_at_rest(pid: u32) -> anyhow::Result<Taken> {
+    let deadline = Instant::now() + PATIENCE;
+    let mut last = taken(pid)?;
+    loop {
+        std::thread::sleep(Duration::from_millis(10));
+        let now = taken(pid)?;
+        let is_same = (now.threads, now.descriptors) == (last.threads, last.descriptors);
+        if is_same && is_asleep(pid)? {
+            return Ok(now);
+        }
+        ensure!(Instant::now() < deadline, "process {pid} does not come to rest");
+        last = now;
+    }
+}
+
+/// Whether no thread of a process runs, waits for a processor, or waits for a disk.
+fn is_asleep(pid: u32) -> anyhow::Result<bool> {
+    for task in fs::read_dir(format!("/proc/{pid}/task"))? {
+        // One that has ended meanwhile.
+        let Ok(stat) = fs::read_to_string(task?.path().join("stat")) else { continue };
+        // Behind the name, which may have any characters.
+        let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
+        if matches!(state, Some('R' | 'D')) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// What connected clients take that say nothing.

@@ -125,7 +125,7 @@ fn round(socket: &Path, before: Duration) -> anyhow::Result<Delays> {
     };
     let start = Instant::now();
     let mut waits = Vec::new();
-    while start.elapsed() < before {
+    while waits.is_empty() || start.elapsed() < before {
         waits.push(reads.next()?);
     }
     let before = Waits::of(waits)?;

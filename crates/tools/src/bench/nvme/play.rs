@@ -15,6 +15,9 @@ use crate::bench::random::Random;
 /// Bytes of memory of a controller's driver.
 const MEMORY: u64 = 16 << 20;
 
+/// How long a read may take.
+const LONGEST: Duration = Duration::from_secs(30);
+
 /// A queue, and what each of its commands reads into.
 struct Reader {
     queue: Queue,
@@ -83,7 +86,7 @@ impl Driven {
         Ok(Self { controllers, readers, random, commands: 0, latencies })
     }
 
-    /// Keeps every queue full for a while.
+    /// Keeps every queue full for a while, and until some command has ended.
     fn flood(&mut self, budget: Duration) -> anyhow::Result<()> {
         let start = Instant::now();
         for reader in &mut self.readers {
@@ -94,7 +97,8 @@ impl Driven {
         }
         let is_one = self.readers.len() == 1;
         let mut ended = Vec::new();
-        while start.elapsed() < budget {
+        while start.elapsed() < budget || self.commands == 0 {
+            ensure!(start.elapsed() < budget + LONGEST, "no read ends within {LONGEST:?}");
             for reader in &mut self.readers {
                 // One queue may wait. Several are looked at in turn.
                 let mut next =
@@ -118,7 +122,7 @@ impl Driven {
         Ok(())
     }
 
-    /// Reads `rate` times a second, one read at a time, and sleeps in between.
+    /// Reads `rate` times a second, one read at a time and at least once, and sleeps in between.
     fn trickle(&mut self, budget: Duration, rate: u32) -> anyhow::Result<()> {
         if rate == 0 {
             std::thread::sleep(budget);
@@ -126,7 +130,7 @@ impl Driven {
         }
         let (start, pause) = (Instant::now(), Duration::from_secs(1) / rate);
         let reader = &mut self.readers[0];
-        while start.elapsed() < budget {
+        while start.elapsed() < budget || self.commands == 0 {
             let due = start + pause * self.commands as u32;
             std::thread::sleep(due.saturating_duration_since(Instant::now()));
             let submitted = Instant::now();
