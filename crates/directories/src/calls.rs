@@ -5,12 +5,15 @@
 //! a FUSE server does not deliver, and no signal ends the wait. So such calls are made by threads that
 //! may be lost: one for each directory, which makes one call after the other. Nobody waits longer than
 //! [`LIMIT`] for it, and the end of the process does not wait at all.
+//!
+//! A disk that has much to write keeps a sync waiting for longer than that, and nobody has done anything wrong.
+//! So the time of a sync ([`syncing`]) does not count.
 
-use std::cell::Cell;
+use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -22,6 +25,8 @@ use vfiod_dma::{Error, Result};
 const LIMIT: Duration = Duration::from_secs(2);
 /// How long a call is waited for that may also wait for a disk.
 const DISK_LIMIT: Duration = Duration::from_secs(6);
+/// How long one sync is waited for.
+const SYNC_LIMIT: Duration = Duration::from_secs(60);
 /// How long the removal of a name is waited for while a call in another directory takes longer than
 /// [`LIMIT`]: many directories that are held up do not add up.
 const LIMIT_AMONG_STUCK: Duration = Duration::from_millis(100);
@@ -41,13 +46,29 @@ struct Job {
 struct Queue {
     jobs: VecDeque<Job>,
     thread: Option<JoinHandle<()>>,
-    /// By when the call should have returned that is being made.
+    /// By when the call should have returned that is being made, or its sync.
     due: Option<Instant>,
+    /// How long that call may take, but for its syncs.
+    limit: Duration,
+    /// The call that is being made waits for a disk.
+    is_syncing: bool,
+    /// When the last sync of a call ended.
+    synced: Option<Instant>,
 }
 
 impl Queue {
     fn is_stuck(&self) -> bool {
         self.due.is_some_and(|due| due <= Instant::now())
+    }
+
+    /// How long somebody waits on, who has waited since `start` and does so for `limit`.
+    fn left(&self, start: Instant, limit: Duration) -> Option<Duration> {
+        let now = Instant::now();
+        if self.is_syncing && !self.is_stuck() {
+            return Some(limit);
+        }
+        let since = self.synced.map_or(start, |synced| synced.max(start));
+        Some((since + limit).saturating_duration_since(now)).filter(|left| !left.is_zero())
     }
 }
 
@@ -58,8 +79,13 @@ static QUEUES: LazyLock<Mutex<Queues>> = LazyLock::new(Mutex::default);
 static ENDING: Mutex<Vec<JoinHandle<()>>> = Mutex::new(Vec::new());
 
 thread_local! {
-    /// Whether this thread may be lost.
-    static MAY_BE_LOST: Cell<bool> = const { Cell::new(false) };
+    /// The directory whose calls this thread makes, which may be lost.
+    static MAKES_CALLS_IN: RefCell<Option<PathBuf>> = const { RefCell::new(None) };
+}
+
+/// Whether this thread may be lost.
+fn may_be_lost() -> bool {
+    MAKES_CALLS_IN.with_borrow(Option::is_some)
 }
 
 fn queues() -> MutexGuard<'static, Queues> {
@@ -70,9 +96,9 @@ fn ending() -> MutexGuard<'static, Vec<JoinHandle<()>>> {
     ENDING.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Makes calls that look up, make or remove names in a directory. Waits for no longer than two seconds,
-/// and not at all if an earlier call in this directory takes longer. What has begun by then is done
-/// later, and its result dropped there.
+/// Makes calls that look up, make or remove names in a directory. Waits for no longer than two seconds, but for
+/// syncs ([`syncing`]), and not at all if an earlier call in this directory takes longer. What has begun by then
+/// is done later, and its result dropped there.
 ///
 /// # Errors
 /// `ETIMEDOUT`: the directory is held up; `EAGAIN`: no thread can be started.
@@ -83,8 +109,8 @@ pub fn in_directory<T: Send + 'static>(
     within(LIMIT, directory, work)
 }
 
-/// Makes calls as [`in_directory`] that may also wait for a disk: for what is written to last. Waits for no
-/// longer than six seconds.
+/// Makes calls as [`in_directory`] that may also wait for a disk: for space, or for what has to be read. Waits for
+/// no longer than six seconds, but for syncs.
 ///
 /// # Errors
 /// As [`in_directory`].
@@ -100,7 +126,7 @@ fn within<T: Send + 'static>(
     directory: &Path,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T> {
-    if MAY_BE_LOST.get() {
+    if may_be_lost() {
         return Ok(work());
     }
     let (sender, receiver) = mpsc::channel();
@@ -124,25 +150,58 @@ fn within<T: Send + 'static>(
         Error::new(errno, format!("cannot start a thread for calls in {}", directory.display()))
     })?;
     drop(queues);
-    match receiver.recv_timeout(limit) {
-        Ok(Ok(done)) => Ok(done),
-        Ok(Err(panic)) => resume_unwind(panic),
-        Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
-            drop(take(&work));
-            // It may have come at the last moment.
-            match receiver.try_recv() {
-                Ok(Ok(done)) => Ok(done),
-                Ok(Err(panic)) => resume_unwind(panic),
-                Err(_) => Err(held_up(directory, limit)),
-            }
-        }
+    let done = wait(&receiver, directory, limit).or_else(|| {
+        drop(take(&work));
+        // It may have come at the last moment.
+        receiver.try_recv().ok()
+    });
+    match done {
+        Some(Ok(done)) => Ok(done),
+        Some(Err(panic)) => resume_unwind(panic),
+        None => Err(held_up(directory, limit)),
     }
+}
+
+/// Waits for what a call in a directory sends: for no longer than `limit`, but for syncs of calls there.
+fn wait<T>(receiver: &Receiver<T>, directory: &Path, limit: Duration) -> Option<T> {
+    let start = Instant::now();
+    let mut time = limit;
+    loop {
+        match receiver.recv_timeout(time) {
+            Ok(sent) => return Some(sent),
+            Err(RecvTimeoutError::Disconnected) => return None,
+            Err(RecvTimeoutError::Timeout) => {}
+        }
+        time = queues().get(directory).and_then(|queue| queue.left(start, limit))?;
+    }
+}
+
+/// Waits for a disk amid a call in a directory: makes durable what was written. Nobody else can hold that up, so
+/// it may take a minute, and whoever waits for the call waits on.
+pub fn syncing<T>(sync: impl FnOnce() -> T) -> T {
+    let mark = |is_syncing: bool| {
+        MAKES_CALLS_IN.with_borrow(|directory| {
+            let mut queues = queues();
+            let queue = directory.as_ref().and_then(|directory| queues.get_mut(directory));
+            let Some(queue) = queue else { return };
+            let now = Instant::now();
+            let limit = if is_syncing { SYNC_LIMIT } else { queue.limit };
+            (queue.is_syncing, queue.due) = (is_syncing, Some(now + limit));
+            if !is_syncing {
+                queue.synced = Some(now);
+            }
+        });
+    };
+    mark(true);
+    let done = sync();
+    mark(false);
+    done
 }
 
 /// Removes a name from a directory. It is waited for as in [`in_directory`], and done later if the directory
 /// is held up. Returns whether it is done.
 pub fn remove_in(directory: &Path, removal: impl FnOnce() + Send + 'static) -> bool {
-    if MAY_BE_LOST.get() {
+    if may_be_lost() {
         removal();
         return true;
     }
@@ -160,7 +219,7 @@ pub fn remove_in(directory: &Path, removal: impl FnOnce() + Send + 'static) -> b
     let job = Job { work: Box::new(job), limit: LIMIT };
     let enqueued = enqueue(&mut queues, directory, job);
     drop(queues);
-    enqueued.is_ok() && !is_stuck && receiver.recv_timeout(limit).is_ok()
+    enqueued.is_ok() && !is_stuck && wait(&receiver, directory, limit).is_some()
 }
 
 /// Has a job done after those before it.
@@ -188,7 +247,7 @@ fn enqueue(queues: &mut Queues, directory: &Path, job: Job) -> std::result::Resu
 }
 
 fn work_off(directory: &Path) {
-    MAY_BE_LOST.set(true);
+    MAKES_CALLS_IN.set(Some(directory.to_owned()));
     loop {
         let mut queues = queues();
         let Some(queue) = queues.get_mut(directory) else { return };
@@ -199,7 +258,7 @@ fn work_off(directory: &Path) {
             ending.extend(ended);
             return;
         };
-        queue.due = Some(Instant::now() + job.limit);
+        (queue.limit, queue.due) = (job.limit, Some(Instant::now() + job.limit));
         drop(queues);
         // May never return.
         (job.work)();
@@ -298,6 +357,29 @@ mod tests {
         drop(resume);
         assert_eq!(made.iter().collect::<Vec<_>>(), ["first", "second"]);
         ends(place);
+    }
+
+    #[test]
+    fn time_of_a_sync_does_not_count_for_its_call_and_for_those_behind_it() {
+        let place = Path::new("/synced");
+        let (begun, begins) = channel();
+        thread::scope(|scope| {
+            let synced = scope.spawn(|| {
+                in_directory(place, move || {
+                    begun.send(()).unwrap();
+                    for _ in 0..2 {
+                        syncing(|| thread::sleep(LIMIT + Duration::from_millis(200)));
+                    }
+                    5
+                })
+            });
+            begins.recv().unwrap();
+            let removed = scope.spawn(|| remove_in(place, || {}));
+            assert_eq!(in_directory(place, || 6).unwrap(), 6);
+            assert!(removed.join().unwrap());
+            assert_eq!(synced.join().unwrap().unwrap(), 5);
+        });
+        assert_eq!(syncing(|| 7), 7, "outside of a call");
     }
 
     #[test]

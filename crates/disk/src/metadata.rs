@@ -19,6 +19,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, OFlags, StatxFlags};
 use serde::{Deserialize, Serialize};
+use vfiod_directories::syncing;
 use vfiod_dma::{Errno, Error, Result};
 use vfiod_sync::{Mutex, lock};
 
@@ -399,14 +400,15 @@ fn replace(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
         _ => {}
     }
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
-    let written = file.write_all(bytes).and_then(|()| file.sync_all());
+    let written = file.write_all(bytes).and_then(|()| syncing(|| file.sync_all()));
     let renamed = written.and_then(|()| std::fs::rename(&new, path));
     if renamed.is_err() {
         _ = std::fs::remove_file(&new);
     }
     renamed?;
     let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-    File::open(directory.unwrap_or(Path::new(".")))?.sync_all()
+    let directory = File::open(directory.unwrap_or(Path::new(".")))?;
+    syncing(|| directory.sync_all())
 }
 
 /// The checksum of iSCSI and others, bit by bit: the files are small.

@@ -9,7 +9,7 @@ use rustix::fs::{FlockOperation, flock};
 use uuid::Uuid;
 use vfiod_config::open_regular;
 use vfiod_core::{Errno, Error, Result};
-use vfiod_directories::{directory_of, make_private_directory};
+use vfiod_directories::{directory_of, make_private_directory, syncing};
 
 use super::{Damaged, Definition, file};
 
@@ -277,7 +277,7 @@ impl Directory {
             let mut file =
                 OpenOptions::new().write(true).create_new(true).mode(0o644).open(&new)?;
             file.write_all(&file::text(definition)?)?;
-            file.sync_all()
+            syncing(|| file.sync_all())
         })();
         if let Err(error) = written {
             // Half a file, on a full disk for instance: room for others.
@@ -361,7 +361,8 @@ fn make(path: &Path) -> io::Result<()> {
 }
 
 fn sync(directory: &Path) -> io::Result<()> {
-    File::open(directory)?.sync_all()
+    let directory = File::open(directory)?;
+    syncing(|| directory.sync_all())
 }
 
 fn failed(what: &str, path: &Path, error: io::Error) -> Error {

@@ -16,7 +16,9 @@ use std::sync::Arc;
 use rustix::fs::{AtFlags, CWD, FallocateFlags, FileType, Mode, OFlags, RenameFlags, Stat};
 use uuid::Uuid;
 use vfiod_core::{Errno, Error, Result};
-use vfiod_directories::{in_directory, in_directory_to_disk, make_private_directory, remove_in};
+use vfiod_directories::{
+    in_directory, in_directory_to_disk, make_private_directory, remove_in, syncing,
+};
 use vfiod_sync::{Mutex, lock};
 
 use super::Allocation;
@@ -273,7 +275,7 @@ impl Images {
         }
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         rustix::fs::open(&self.directory, flags, Mode::empty())
-            .and_then(rustix::fs::fsync)
+            .and_then(|directory| syncing(|| rustix::fs::fsync(directory)))
             .map_err(|errno| self.fails(errno, "cannot be written to last"))
     }
 
@@ -335,7 +337,7 @@ fn allocate(file: &OwnedFd, size: u64, allocation: Allocation) -> Result<(), Err
     if allocation == Allocation::Full {
         rustix::fs::fallocate(file, FallocateFlags::empty(), 0, size)?;
     }
-    rustix::fs::fsync(file)
+    syncing(|| rustix::fs::fsync(file))
 }
 
 /// An image that does not have its name yet; dropping it removes it.
