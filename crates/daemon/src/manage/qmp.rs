@@ -13,10 +13,12 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType};
-use serde_json::{Value, json};
+use serde_json::{Deserializer, Value, json};
 
 /// Bytes of the longest message, far more than QEMU says of a machine with hundreds of devices.
 const LONGEST: usize = 4 << 20;
+/// Bytes that are received at once.
+const PART: usize = 64 << 10;
 /// How long to wait before a monitor is tried again that has no place for one more connection.
 const RETRY: Duration = Duration::from_millis(10);
 
@@ -73,8 +75,8 @@ pub(super) struct Monitor {
     /// How long each reply may take.
     patience: Duration,
     received: Vec<u8>,
-    /// Of that: no message ends in it.
-    searched: usize,
+    /// Of that: what belongs to messages that were taken.
+    taken: usize,
     commands: u64,
     /// What QEMU calls its version.
     version: String,
@@ -90,7 +92,7 @@ impl Monitor {
             socket: socket.to_owned(),
             patience,
             received: Vec::new(),
-            searched: 0,
+            taken: 0,
             commands: 0,
             version: "of unknown version".to_owned(),
         };
@@ -145,52 +147,42 @@ impl Monitor {
 
     /// The next message.
     fn message(&mut self, deadline: Instant) -> Result<Value, Failure> {
-        let mut part = vec![0; 64 << 10];
+        // Also of what was received before: there may be events without end.
+        if Instant::now() >= deadline {
+            return Err(self.silent());
+        }
+        let mut stream = Stream { monitor: self, deadline, read: 0, failure: None };
+        let message = Deserializer::from_reader(&mut stream).into_iter::<Value>().next();
+        let failure = stream.failure.take();
+        match (failure, message) {
+            (Some(failure), _) => Err(failure),
+            (None, Some(Ok(message @ Value::Object(_)))) => Ok(message),
+            (None, Some(Ok(_))) => Err(self.is_not_qmp("a message that is no object")),
+            (None, Some(Err(error))) if !error.is_eof() => Err(self.is_not_qmp(&error.to_string())),
+            (None, Some(Err(_)) | None) => Err(Failure::Closed(self.socket.clone())),
+        }
+    }
+
+    /// Receives what comes next. At the end of the connection that is nothing.
+    fn receive(&mut self, deadline: Instant) -> Result<(), Failure> {
+        self.taken = 0;
+        self.received.resize(PART, 0);
         loop {
-            if let Some(message) = self.take_message()? {
-                return Ok(message);
-            }
-            if self.received.len() > LONGEST {
-                return Err(self.is_not_qmp("a message that does not end"));
-            }
             self.wait(PollFlags::IN, deadline)?;
-            match rustix::net::recv(&self.fd, &mut part[..], RecvFlags::empty()) {
-                Ok((0, _)) | Err(Errno::CONNRESET) => {
-                    return Err(Failure::Closed(self.socket.clone()));
+            match rustix::net::recv(&self.fd, &mut self.received[..], RecvFlags::empty()) {
+                Ok((count, _)) => {
+                    self.received.truncate(count);
+                    return Ok(());
                 }
-                Ok((count, _)) => self.received.extend_from_slice(&part[..count]),
+                Err(Errno::CONNRESET) => return Err(Failure::Closed(self.socket.clone())),
                 Err(Errno::AGAIN | Errno::INTR) => {}
                 Err(errno) => return Err(Failure::NotThere(self.socket.clone(), errno.into())),
             }
         }
     }
 
-    /// Takes the first message of what was received, if it is there as a whole. Each ends with a line.
-    fn take_message(&mut self) -> Result<Option<Value>, Failure> {
-        if !self.received[self.searched..].contains(&b'\n') {
-            self.searched = self.received.len();
-            return Ok(None);
-        }
-        let mut values = serde_json::Deserializer::from_slice(&self.received).into_iter::<Value>();
-        let next = values.next();
-        let end = values.byte_offset();
-        match next {
-            Some(Ok(value)) => {
-                self.received.drain(..end);
-                self.searched = 0;
-                Ok(Some(value))
-            }
-            // Of a message that has several lines the rest comes.
-            None => {
-                self.searched = self.received.len();
-                Ok(None)
-            }
-            Some(Err(error)) if error.is_eof() => {
-                self.searched = self.received.len();
-                Ok(None)
-            }
-            Some(Err(error)) => Err(self.is_not_qmp(&error.to_string())),
-        }
+    fn silent(&self) -> Failure {
+        Failure::Silent(self.socket.clone(), self.patience)
     }
 
     fn send(&self, text: &str, deadline: Instant) -> Result<(), Failure> {
@@ -210,15 +202,57 @@ impl Monitor {
     fn wait(&self, how: PollFlags, deadline: Instant) -> Result<(), Failure> {
         loop {
             let rest = deadline.saturating_duration_since(Instant::now());
-            let silent = || Failure::Silent(self.socket.clone(), self.patience);
             if rest.is_zero() {
-                return Err(silent());
+                return Err(self.silent());
             }
-            let timeout = Timespec::try_from(rest).map_err(|_| silent())?;
+            let timeout = Timespec::try_from(rest).map_err(|_| self.silent())?;
             match poll(&mut [PollFd::new(&self.fd.as_fd(), how)], Some(&timeout)) {
                 Ok(0) | Err(Errno::INTR) => {}
                 Ok(_) => return Ok(()),
                 Err(errno) => return Err(Failure::NotThere(self.socket.clone(), errno.into())),
+            }
+        }
+    }
+}
+
+/// A message as it comes: what follows it stays with the monitor.
+struct Stream<'a> {
+    monitor: &'a mut Monitor,
+    deadline: Instant,
+    /// Bytes of the message so far.
+    read: usize,
+    /// Why it does not come.
+    failure: Option<Failure>,
+}
+
+impl Stream<'_> {
+    fn next(&mut self) -> Result<Option<u8>, Failure> {
+        if self.read == LONGEST {
+            return Err(self.monitor.is_not_qmp("a message that does not end"));
+        }
+        if self.monitor.taken == self.monitor.received.len() {
+            self.monitor.receive(self.deadline)?;
+        }
+        let next = self.monitor.received.get(self.monitor.taken).copied();
+        self.monitor.taken += usize::from(next.is_some());
+        self.read += 1;
+        Ok(next)
+    }
+}
+
+impl io::Read for Stream<'_> {
+    /// Gives one byte at a time, which is what a parser asks for: nothing behind the message is taken.
+    fn read(&mut self, to: &mut [u8]) -> io::Result<usize> {
+        let Some(first) = to.first_mut() else { return Ok(0) };
+        match self.next() {
+            Ok(next) => {
+                *first = next.unwrap_or(0);
+                Ok(next.is_some().into())
+            }
+            Err(failure) => {
+                let error = io::Error::other(failure.to_string());
+                self.failure = Some(failure);
+                Err(error)
             }
         }
     }

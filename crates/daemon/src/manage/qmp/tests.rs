@@ -110,6 +110,41 @@ fn monitor_that_does_not_reply_is_given_up() {
     assert!(matches!(error.unwrap_err(), Failure::Silent(..)));
 }
 
+/// Also if what it says has arrived long ago.
+#[test]
+fn deadline_counts_for_messages_that_were_received_before() {
+    let (path, _directory) = peer(|peer| {
+        write!(peer, "{GREETING}\r\n")?;
+        let id = id_of_next(peer)?;
+        let events = "{\"event\": \"A\"}\r\n".repeat(100);
+        write!(peer, "{}\r\n{events}", json!({ "return": {}, "id": id }))
+    });
+    let mut monitor = Monitor::connect(&path, LONG).unwrap();
+    monitor.message(Instant::now() + LONG).unwrap();
+    let error = monitor.message(Instant::now()).unwrap_err();
+    assert!(matches!(error, Failure::Silent(..)), "{error}");
+}
+
+/// A line as long as a message may be, of the smallest messages there are, is no work that grows with its square:
+/// this would not end within the monitor's deadline.
+#[test]
+fn many_messages_in_one_line_are_taken_one_by_one() {
+    let result = command(LONG, |peer| {
+        greet(peer)?;
+        let id = id_of_next(peer)?;
+        let reply = json!({ "return": 5, "id": id });
+        write!(peer, "{}{reply}\r\n", "{}".repeat(1 << 20))
+    });
+    assert_eq!(result.unwrap(), json!(5));
+    let error = command(LONG, |peer| {
+        greet(peer)?;
+        id_of_next(peer)?;
+        writeln!(peer, "{}", "0 ".repeat(1 << 21))
+    });
+    let text = error.unwrap_err().to_string();
+    assert!(text.ends_with("a message that is no object"), "{text}");
+}
+
 #[test]
 fn monitor_whose_queue_is_full_is_given_up() {
     let directory = tempfile::tempdir().unwrap();
@@ -123,7 +158,7 @@ fn monitor_whose_queue_is_full_is_given_up() {
 
 #[test]
 fn message_that_does_not_end_is_given_up() {
-    for part in [&[b'['; 1 << 16][..], &[b' '; 1 << 16]] {
+    for part in [&[b'1'; 1 << 16][..], &[b' '; 1 << 16]] {
         let error = command(LONG, move |peer| {
             loop {
                 peer.write_all(part)?;
@@ -137,9 +172,15 @@ fn message_that_does_not_end_is_given_up() {
 #[test]
 fn what_is_no_qmp_is_said_to_be_none() {
     let nested = "[".repeat(1 << 16);
-    for said in
-        ["HTTP/1.1 400 Bad Request\r\n", "{}\r\n", "[]\n", "7\n", "\"\u{1b}[2J\"\n", &nested]
-    {
+    for said in [
+        "HTTP/1.1 400 Bad Request\r\n",
+        "{}\r\n",
+        "{HTTP",
+        "[]\n",
+        "7\n",
+        "\"\u{1b}[2J\"\n",
+        &nested,
+    ] {
         let text = format!("{said}\r\n");
         let error = command(LONG, move |peer| peer.write_all(text.as_bytes()));
         assert!(matches!(error.unwrap_err(), Failure::NotQmp(..)), "{said:.20}");
