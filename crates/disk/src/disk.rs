@@ -25,7 +25,7 @@ use crate::interest::Interest;
 use crate::pending::Pending;
 use crate::pieces::PieceSize;
 use crate::pool::Pool;
-use crate::ranges::Ranges;
+use crate::ranges::{Ranges, User};
 use crate::started::{Started, Step};
 use crate::syncs::Syncs;
 
@@ -143,8 +143,8 @@ impl Disk {
             std::mem::replace(&mut limits.capacity, smaller)
         };
         if bytes < before {
-            // Who enters this range later looks at the capacity after that.
-            shared.ranges.enter(bytes..before, true).granted().await;
+            // Who is granted this range later looks at the capacity after that.
+            shared.ranges.user().enter(bytes..before, true).granted().await;
         }
     }
 
@@ -187,6 +187,7 @@ impl Disk {
             shared: self.shared.clone(),
             runtime: runtime.downgrade(),
             device,
+            ranges: self.shared.ranges.user(),
             compares: Pool::new(COMPARED, COMPARES),
         });
         Ok(Arc::new(DiskChannel { parts }))
@@ -237,10 +238,14 @@ impl DiskChannel {
         let Some(range) = self.range(offset, with.len() as u64) else {
             return self.refuse_range(offset, with.len() as u64, Some(with));
         };
-        let (lock, channel) = (self.parts.shared.ranges.enter(range, false), self.parts());
+        let (lock, channel) = (self.parts.ranges.enter(range, false), self.parts());
         let interest = interest.clone();
         self.go_on(async move {
             lock.granted().await;
+            let len = with.len() as u64;
+            if let Err(failure) = channel.still_has(offset + len, offset, len) {
+                return Done { result: Err(failure), buffer: Some(with) };
+            }
             let (result, with) = channel.compare(&interest, offset, with).await;
             Done { result, buffer: Some(with) }
         })
@@ -268,13 +273,13 @@ impl DiskChannel {
             Err(failure) => return failed(failure, Some(buffer)),
         };
         let end = range.end;
-        let (lock, channel) = (self.parts.shared.ranges.enter(range, true), self.parts());
-        if !self.parts.shared.has(end) {
-            return self.refuse_range(offset, len, Some(buffer));
-        }
+        let (lock, channel) = (self.parts.ranges.enter(range, true), self.parts());
         let durable = durable || self.is_write_through();
         self.go_on(async move {
             lock.granted().await;
+            if let Err(failure) = channel.still_has(end, offset, len) {
+                return Done { result: Err(failure), buffer: Some(buffer) };
+            }
             if let (Err(failure), _) = channel.compare(&Interest::default(), offset, with).await {
                 return Done { result: Err(failure), buffer: Some(buffer) };
             }
@@ -291,15 +296,18 @@ impl DiskChannel {
         if self.range(offset, len).is_none() {
             return self.refuse_range(offset, len, None);
         }
-        let (channel, ranges) = (self.parts(), self.parts.shared.ranges.clone());
+        let channel = self.parts();
         let interest = interest.clone();
         self.go_on(async move {
             let mut done = 0;
             while done < len {
                 let (at, part) = (offset + done, (len - done).min(VERIFIED));
-                let lock = ranges.enter(at..at + part, false);
+                let lock = channel.ranges.enter(at..at + part, false);
                 lock.granted().await;
-                let result = channel.verify(&interest, at, part as usize).await;
+                let result = match channel.still_has(at + part, at, part) {
+                    Ok(()) => channel.verify(&interest, at, part as usize).await,
+                    Err(failure) => Err(failure),
+                };
                 if result.is_err() {
                     return Done { result, buffer: None };
                 }
@@ -366,13 +374,12 @@ impl DiskChannel {
         durable: bool,
     ) -> Started {
         let (offset, len, end) = (range.start, range.end - range.start, range.end);
-        let lock = self.parts.shared.ranges.enter(range, exclusive);
-        // Whoever cuts the end off waits for those who have entered it, or they see that here.
-        if !self.parts.shared.has(end) {
-            return self.refuse_range(offset, len, request.into_buffer());
-        }
+        let lock = self.parts.ranges.enter(range, exclusive);
         let parts = self.parts();
         if lock.is_granted() {
+            if let Err(failure) = parts.still_has(end, offset, len) {
+                return failed(failure, request.into_buffer());
+            }
             let in_flight = InFlight::new(&parts);
             let pending = parts.inner.start(request);
             return Started::step(Step { pending, lock, durable, parts, in_flight });
@@ -381,7 +388,8 @@ impl DiskChannel {
         let interest = interest.clone();
         self.go_on(async move {
             lock.granted().await;
-            if let Err(failure) = interest.lasts() {
+            let still = parts.still_has(end, offset, len);
+            if let Err(failure) = still.and_then(|()| interest.lasts()) {
                 return Done { result: Err(failure), buffer: request.into_buffer() };
             }
             let done = parts.inner.start(request).await;
@@ -404,13 +412,10 @@ impl DiskChannel {
             let mut at = range.start;
             while at < range.end {
                 let (piece, began) = (shared.piece.next(at, range.end), std::time::Instant::now());
-                let lock = shared.ranges.enter(at..at + piece, true);
-                if !shared.has(at + piece) {
-                    let failure = shared.out_of_range(at, piece);
-                    return Done { result: Err(failure), buffer: None };
-                }
+                let lock = channel.ranges.enter(at..at + piece, true);
                 lock.granted().await;
-                if let Err(failure) = interest.lasts() {
+                let still = channel.still_has(at + piece, at, piece);
+                if let Err(failure) = still.and_then(|()| interest.lasts()) {
                     return Done { result: Err(failure), buffer: None };
                 }
                 let done = channel.inner.start(make(at, piece)).await;
@@ -511,10 +516,18 @@ pub(crate) struct Parts {
     pub(crate) runtime: WeakRuntime,
     /// What is not idle before all requests have ended.
     device: Option<Flights>,
+    /// Its requests have turns with those of other channels.
+    ranges: Arc<User>,
     compares: Arc<Pool>,
 }
 
 impl Parts {
+    /// That the disk goes as far as this, for whoever was granted a range. Whoever cuts the end off makes the
+    /// capacity smaller first, then waits for those who were granted a range there.
+    fn still_has(&self, end: u64, offset: u64, len: u64) -> Result<(), Failure> {
+        if self.shared.has(end) { Ok(()) } else { Err(self.shared.out_of_range(offset, len)) }
+    }
+
     /// Waits until a sync has ended, this one or a later one.
     async fn sync(&self, sync: u64) -> Result<(), Failure> {
         self.shared.syncs.ended(sync, &self.inner).await

@@ -1,16 +1,24 @@
 //! Which ranges of a disk are being read and changed: what would see the half of another one waits.
 //!
-//! A range is entered when it is asked for, and is granted when no range that was entered before it,
-//! and that it must not overlap, is left. So ranges are granted in the order in which they were asked
-//! for, nobody is overtaken for ever, and there is no circle of waiters.
+//! A range is *in line* from some moment on, and is granted when no range that came in line before it, and
+//! that it must not overlap, is left. So ranges are granted in the order in which they came in line, nobody is
+//! overtaken for ever, and there is no circle of waiters.
+//!
+//! A range comes in line when it is asked for, unless its user has [`WAITING`] there that wait already: then it
+//! stays *behind* until one of these is granted, in the order of the user's. So whoever asks for a range
+//! waits for those in use and for a few of each other user, however many that one has asked for. Where the disk
+//! has one user only, nothing stays behind.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::poll_fn;
 use std::ops::Range;
 use std::sync::Arc;
 use std::task::{Poll, Waker};
 
 use vfiod_sync::{Mutex, lock};
+
+/// How many ranges of one user wait in line, if there are others.
+const WAITING: usize = 4;
 
 /// The ranges that are in use, or waited for.
 #[derive(Default)]
@@ -20,78 +28,243 @@ pub(crate) struct Ranges {
 
 #[derive(Default)]
 struct State {
+    /// How many users there are.
+    users: usize,
+    /// The number of the next user, range or turn.
     next: u64,
-    /// No range that is entered is longer.
+    line: Table,
+    /// Users who wait.
+    waiting: BTreeMap<u64, Waiting>,
+}
+
+/// What a user waits for.
+#[derive(Default)]
+struct Waiting {
+    /// Ranges in line that are not granted.
+    in_line: usize,
+    behind: Table,
+    /// Those behind by number, which is their order: where each begins.
+    order: BTreeMap<u64, u64>,
+}
+
+/// Ranges by begin and number.
+#[derive(Default)]
+struct Table {
+    /// No range that is in it is longer.
     longest: u64,
-    /// By begin and number.
-    entered: BTreeMap<(u64, u64), Entry>,
+    entries: BTreeMap<(u64, u64), Entry>,
 }
 
 struct Entry {
     end: u64,
     exclusive: bool,
+    user: u64,
+    /// Where it is in line.
+    turn: u64,
     /// Ranges in front of it that are left.
     before: usize,
     waker: Option<Waker>,
 }
 
-impl State {
+impl Table {
+    fn insert(&mut self, (start, number): (u64, u64), entry: Entry) {
+        self.longest = self.longest.max(entry.end - start);
+        self.entries.insert((start, number), entry);
+    }
+
+    fn remove(&mut self, key: (u64, u64)) -> Option<Entry> {
+        let entry = self.entries.remove(&key);
+        if self.entries.is_empty() {
+            self.longest = 0;
+        }
+        entry
+    }
+
     /// The ranges that this one must not be in use with.
     fn conflicting(
         &mut self,
         range: Range<u64>,
         exclusive: bool,
-    ) -> impl Iterator<Item = (u64, &mut Entry)> {
+    ) -> impl Iterator<Item = &mut Entry> {
         let from = (range.start.saturating_sub(self.longest), 0);
-        let entered = self.entered.range_mut(from..(range.end, 0));
-        entered.filter_map(move |((_, number), entry)| {
+        let entries = self.entries.range_mut(from..(range.end, 0));
+        entries.filter_map(move |(_, entry)| {
             let conflicts = entry.end > range.start && (exclusive || entry.exclusive);
-            conflicts.then_some((*number, entry))
+            conflicts.then_some(entry)
         })
+    }
+}
+
+impl State {
+    fn number(&mut self) -> u64 {
+        self.next += 1;
+        self.next
+    }
+
+    /// How many ranges of one user may wait in line.
+    fn limit(&self) -> usize {
+        if self.users > 1 { WAITING } else { usize::MAX }
+    }
+
+    fn enter(&mut self, user: u64, range: Range<u64>, exclusive: bool) -> u64 {
+        let (number, limit) = (self.number(), self.limit());
+        let key = (range.start, number);
+        let entry = Entry { end: range.end, exclusive, user, turn: 0, before: 0, waker: None };
+        if let Some(own) = self.waiting.get_mut(&user) {
+            // None passes one that it must not overlap: a long one would wait for ever behind short ones.
+            let must_wait = own.in_line >= limit
+                && self.line.conflicting(range.clone(), exclusive).next().is_some();
+            if must_wait || own.behind.conflicting(range, exclusive).next().is_some() {
+                own.behind.insert(key, entry);
+                own.order.insert(number, key.0);
+                return number;
+            }
+        }
+        self.enter_line(key, entry);
+        number
+    }
+
+    /// Puts a range in line. Returns who waits for it if it is granted at once.
+    fn enter_line(&mut self, key: (u64, u64), mut entry: Entry) -> Option<Waker> {
+        entry.turn = self.number();
+        entry.before = self.line.conflicting(key.0..entry.end, entry.exclusive).count();
+        let woken = if entry.before == 0 {
+            entry.waker.take()
+        } else {
+            self.waiting.entry(entry.user).or_default().in_line += 1;
+            None
+        };
+        self.line.insert(key, entry);
+        woken
+    }
+
+    /// A range of this user waits in line no more, or behind: others follow.
+    fn follow(&mut self, user: u64, woken: &mut Vec<Waker>) {
+        let limit = self.limit();
+        while let Some(own) = self.waiting.get_mut(&user) {
+            if own.in_line == 0 && own.order.is_empty() {
+                self.waiting.remove(&user);
+                return;
+            }
+            if own.in_line >= limit {
+                return;
+            }
+            let Some((number, start)) = own.order.pop_first() else { return };
+            if let Some(entry) = own.behind.remove((start, number)) {
+                woken.extend(self.enter_line((start, number), entry));
+            }
+        }
+    }
+
+    /// Takes a range out. Returns whom that lets go on.
+    fn leave(&mut self, user: u64, key: (u64, u64)) -> Vec<Waker> {
+        let mut woken = Vec::new();
+        let Some(left) = self.line.remove(key) else {
+            if let Some(own) = self.waiting.get_mut(&user) {
+                own.behind.remove(key);
+                own.order.remove(&key.1);
+            }
+            self.follow(user, &mut woken);
+            return woken;
+        };
+        let mut granted = Vec::new();
+        if left.before > 0 {
+            granted.push(user);
+        }
+        for entry in self.line.conflicting(key.0..left.end, left.exclusive) {
+            // Those in front do not wait for this one.
+            if entry.turn > left.turn {
+                entry.before -= 1;
+                if entry.before == 0 {
+                    woken.extend(entry.waker.take());
+                    granted.push(entry.user);
+                }
+            }
+        }
+        for user in &granted {
+            if let Some(own) = self.waiting.get_mut(user) {
+                own.in_line -= 1;
+            }
+        }
+        for user in BTreeSet::from_iter(granted) {
+            self.follow(user, &mut woken);
+        }
+        woken
+    }
+
+    fn find(&mut self, user: u64, key: (u64, u64)) -> Option<(&mut Entry, bool)> {
+        if let Some(entry) = self.line.entries.get_mut(&key) {
+            let is_granted = entry.before == 0;
+            return Some((entry, is_granted));
+        }
+        let entry = self.waiting.get_mut(&user)?.behind.entries.get_mut(&key)?;
+        Some((entry, false))
+    }
+}
+
+/// Whoever asks for ranges, and has turns with others.
+pub(crate) struct User {
+    ranges: Arc<Ranges>,
+    number: u64,
+}
+
+impl Drop for User {
+    fn drop(&mut self) {
+        lock(&self.ranges.state).users -= 1;
     }
 }
 
 /// A range in use, or waited for. Dropping it gives the range back.
 pub(crate) struct RangeLock {
-    ranges: Arc<Ranges>,
+    user: Arc<User>,
     start: u64,
     number: u64,
 }
 
 impl Ranges {
-    /// Enters a range; `exclusive`: nobody else may use any part of it. [`RangeLock::granted`] says when it
-    /// may be used.
-    pub(crate) fn enter(self: &Arc<Self>, range: Range<u64>, exclusive: bool) -> RangeLock {
+    /// Another user.
+    pub(crate) fn user(self: &Arc<Self>) -> Arc<User> {
         let mut state = lock(&self.state);
-        let before = state.conflicting(range.clone(), exclusive).count();
-        let number = state.next;
-        state.next += 1;
-        state.longest = state.longest.max(range.end - range.start);
-        let entry = Entry { end: range.end, exclusive, before, waker: None };
-        state.entered.insert((range.start, number), entry);
-        RangeLock { ranges: self.clone(), start: range.start, number }
+        state.users += 1;
+        Arc::new(User { number: state.number(), ranges: self.clone() })
     }
 
     /// How many ranges are in use or waited for.
     #[cfg(test)]
     fn len(&self) -> usize {
-        lock(&self.state).entered.len()
+        let state = lock(&self.state);
+        let behind = state.waiting.values().map(|user| user.behind.entries.len());
+        state.line.entries.len() + behind.sum::<usize>()
+    }
+}
+
+impl User {
+    /// Enters a range; `exclusive`: nobody else may use any part of it. [`RangeLock::granted`] says when it
+    /// may be used.
+    pub(crate) fn enter(self: &Arc<Self>, range: Range<u64>, exclusive: bool) -> RangeLock {
+        let start = range.start;
+        let number = lock(&self.ranges.state).enter(self.number, range, exclusive);
+        RangeLock { user: self.clone(), start, number }
     }
 }
 
 impl RangeLock {
+    fn key(&self) -> (u64, u64) {
+        (self.start, self.number)
+    }
+
     /// Whether the range may be used.
     pub(crate) fn is_granted(&self) -> bool {
-        let state = lock(&self.ranges.state);
-        state.entered.get(&(self.start, self.number)).is_none_or(|entry| entry.before == 0)
+        let mut state = lock(&self.user.ranges.state);
+        state.find(self.user.number, self.key()).is_none_or(|(_, granted)| granted)
     }
 
     /// Waits until the range may be used.
     pub(crate) async fn granted(&self) {
         poll_fn(|cx| {
-            let mut state = lock(&self.ranges.state);
-            match state.entered.get_mut(&(self.start, self.number)) {
-                Some(entry) if entry.before > 0 => {
+            let mut state = lock(&self.user.ranges.state);
+            match state.find(self.user.number, self.key()) {
+                Some((entry, false)) => {
                     entry.waker = Some(cx.waker().clone());
                     Poll::Pending
                 }
@@ -104,20 +277,7 @@ impl RangeLock {
 
 impl Drop for RangeLock {
     fn drop(&mut self) {
-        let mut state = lock(&self.ranges.state);
-        let Some(left) = state.entered.remove(&(self.start, self.number)) else { return };
-        let mut woken = Vec::new();
-        for (number, entry) in state.conflicting(self.start..left.end, left.exclusive) {
-            // Those in front do not wait for this one.
-            if number > self.number {
-                entry.before -= 1;
-                woken.extend(entry.waker.take_if(|_| entry.before == 0));
-            }
-        }
-        if state.entered.is_empty() {
-            state.longest = 0;
-        }
-        drop(state);
+        let woken = lock(&self.user.ranges.state).leave(self.user.number, self.key());
         woken.into_iter().for_each(Waker::wake);
     }
 }
@@ -129,11 +289,12 @@ mod tests {
     #[test]
     fn ranges_are_granted_in_their_order() {
         let ranges = Arc::new(Ranges::default());
-        let write = ranges.enter(8..16, true);
-        let beside = ranges.enter(16..24, true);
-        let read = ranges.enter(0..9, false);
-        let next = ranges.enter(15..17, true);
-        let last = ranges.enter(15..16, false);
+        let user = ranges.user();
+        let write = user.enter(8..16, true);
+        let beside = user.enter(16..24, true);
+        let read = user.enter(0..9, false);
+        let next = user.enter(15..17, true);
+        let last = user.enter(15..16, false);
         let granted = |locks: [&RangeLock; 5]| locks.map(RangeLock::is_granted);
         assert_eq!(
             granted([&write, &beside, &read, &next, &last]),
@@ -154,9 +315,10 @@ mod tests {
     #[test]
     fn readers_share_a_range() {
         let ranges = Arc::new(Ranges::default());
-        let [first, second] = [ranges.enter(0..8, false), ranges.enter(0..8, false)];
-        let write = ranges.enter(7..8, true);
-        let third = ranges.enter(0..8, false);
+        let user = ranges.user();
+        let [first, second] = [user.enter(0..8, false), user.enter(0..8, false)];
+        let write = user.enter(7..8, true);
+        let third = user.enter(0..8, false);
         assert!(first.is_granted() && second.is_granted() && !write.is_granted());
         assert!(!third.is_granted(), "a reader overtook a writer");
         drop(first);
@@ -167,10 +329,69 @@ mod tests {
         assert!(third.is_granted());
     }
 
+    /// How many of these are granted; those are given back.
+    fn give_back(locks: &mut Vec<RangeLock>) -> usize {
+        let before = locks.len();
+        let granted: Vec<bool> = locks.iter().map(RangeLock::is_granted).collect();
+        let mut granted = granted.into_iter();
+        locks.retain(|_| granted.next() != Some(true));
+        before - locks.len()
+    }
+
+    /// A thousand requests of one user, each for the whole disk, are a few in front of another user's, and
+    /// these are a few in front of them.
+    #[test]
+    fn users_have_turns_however_much_one_has_asked_for() {
+        let ranges = Arc::new(Ranges::default());
+        let (greedy, modest) = (ranges.user(), ranges.user());
+        let mut many: Vec<_> = (0..1000).map(|_| greedy.enter(0..1000, true)).collect();
+        for _ in 0..10 {
+            let one = modest.enter(7..8, false);
+            let mut turns = 0;
+            while !one.is_granted() {
+                assert_eq!(give_back(&mut many), 1);
+                turns += 1;
+                assert!(turns <= 1 + WAITING, "{turns} requests of another user were in front");
+            }
+            // The next one is asked for while this one is in use: the other user has turns all the same.
+            let next = modest.enter(0..1000, true);
+            drop(one);
+            let left = many.len();
+            while !next.is_granted() {
+                assert_eq!(give_back(&mut many), 1);
+            }
+            assert!(many.len() < left, "only one of the users has turns");
+        }
+        while !many.is_empty() {
+            assert_eq!(give_back(&mut many), 1);
+        }
+        assert_eq!(ranges.len(), 0);
+        assert!(lock(&ranges.state).waiting.is_empty());
+    }
+
+    /// What nobody is in the way of is granted, whatever else its user waits for; but nothing passes one that it
+    /// must not overlap.
+    #[test]
+    fn long_one_behind_is_passed_by_none_that_it_must_not_overlap() {
+        let ranges = Arc::new(Ranges::default());
+        let (user, _other) = (ranges.user(), ranges.user());
+        let used = user.enter(0..8, true);
+        let waiting: Vec<_> = (0..WAITING).map(|_| user.enter(0..8, true)).collect();
+        let long = user.enter(4..1000, true);
+        assert!(user.enter(1000..1001, true).is_granted(), "nobody is in its way");
+        let short: Vec<_> = (0..100).map(|_| user.enter(999..1000, false)).collect();
+        assert!(!short.iter().any(RangeLock::is_granted), "a short one passed a long one");
+        drop((used, waiting));
+        assert!(long.is_granted());
+        drop(long);
+        assert!(short.iter().all(RangeLock::is_granted));
+    }
+
     /// Random ranges: those that are granted never conflict, and all are granted in the end.
     #[test]
     fn ranges_in_use_never_conflict() {
         let ranges = Arc::new(Ranges::default());
+        let users = [ranges.user(), ranges.user(), ranges.user()];
         let mut held: Vec<(Range<u64>, bool, RangeLock)> = Vec::new();
         let mut random = 1u64;
         let mut next = move || {
@@ -180,7 +401,8 @@ mod tests {
         for _ in 0..20_000 {
             let (start, len, exclusive) = (next() % 64, 1 + next() % 16, next() % 2 == 0);
             let range = start..start + len;
-            held.push((range.clone(), exclusive, ranges.enter(range, exclusive)));
+            let user = &users[next() as usize % 3];
+            held.push((range.clone(), exclusive, user.enter(range, exclusive)));
             let granted: Vec<_> = held.iter().filter(|(.., lock)| lock.is_granted()).collect();
             for (i, (a, a_exclusive, _)) in granted.iter().enumerate() {
                 for (b, b_exclusive, _) in &granted[i + 1..] {
@@ -188,7 +410,7 @@ mod tests {
                     assert!(!overlap || !(*a_exclusive || *b_exclusive), "{a:?} beside {b:?}");
                 }
             }
-            while held.len() > 12 {
+            while held.len() > 48 {
                 let granted = held.iter().position(|(.., lock)| lock.is_granted());
                 held.swap_remove(granted.expect("nobody may go on"));
             }
@@ -197,5 +419,6 @@ mod tests {
             held.swap_remove(granted);
         }
         assert_eq!((held.len(), ranges.len()), (0, 0));
+        assert!(lock(&ranges.state).waiting.is_empty());
     }
 }
