@@ -27,10 +27,25 @@ pub(crate) struct InUse<'a>(&'a Volume);
 
 impl Drop for InUse<'_> {
     fn drop(&mut self) {
-        let before = self.0.users.fetch_sub(1, Ordering::SeqCst);
-        if before & COUNT == 1 && before != 1 {
-            self.0.unused.wake_all();
-        }
+        self.0.end();
+    }
+}
+
+/// A namespace of which a command is under way, as [`InUse`] is of a volume.
+#[derive(Debug)]
+pub(crate) struct UsedNamespace(Arc<Namespace>);
+
+impl Deref for UsedNamespace {
+    type Target = Namespace;
+
+    fn deref(&self) -> &Namespace {
+        &self.0
+    }
+}
+
+impl Drop for UsedNamespace {
+    fn drop(&mut self) {
+        self.0.end();
     }
 }
 
@@ -223,12 +238,23 @@ impl Volume {
     /// # Errors
     /// Format In Progress. Invalid Field: the namespace is not active any more.
     pub(crate) fn enter(&self) -> std::result::Result<InUse<'_>, Status> {
-        let users = self.users.fetch_add(1, Ordering::SeqCst);
-        let in_use = InUse(self);
-        match users {
-            removed if removed & REMOVED != 0 => Err(Status::INVALID_FIELD),
-            formatting if formatting & FORMATTING != 0 => Err(Status::FORMAT_IN_PROGRESS),
-            _ => Ok(in_use),
+        self.begin().map(|()| InUse(self))
+    }
+
+    fn begin(&self) -> std::result::Result<(), Status> {
+        let status = match self.users.fetch_add(1, Ordering::SeqCst) {
+            removed if removed & REMOVED != 0 => Status::INVALID_FIELD,
+            formatting if formatting & FORMATTING != 0 => Status::FORMAT_IN_PROGRESS,
+            _ => return Ok(()),
+        };
+        self.end();
+        Err(status)
+    }
+
+    fn end(&self) {
+        let before = self.users.fetch_sub(1, Ordering::SeqCst);
+        if before & COUNT == 1 && before != 1 {
+            self.unused.wake_all();
         }
     }
 
@@ -283,6 +309,14 @@ impl Namespace {
     /// A namespace of this number.
     pub(crate) fn new(id: u32, volume: Arc<Volume>) -> Self {
         Self { id, volume, channel: OnceLock::new() }
+    }
+
+    /// Begins a command, as [`Volume::enter`].
+    ///
+    /// # Errors
+    /// As [`Volume::enter`].
+    pub(crate) fn enter_owned(self: Arc<Self>) -> std::result::Result<UsedNamespace, Status> {
+        self.volume.begin().map(|()| UsedNamespace(self))
     }
 
     /// What its controllers have in common.

@@ -1,6 +1,6 @@
 //! Where the data of a command is, piece by piece.
 
-use vfiod_buffer::push;
+use smallvec::SmallVec;
 
 use vfiod_nvme_spec::Status;
 
@@ -35,11 +35,14 @@ impl Piece {
     }
 }
 
+/// The pieces of a command, of which most have one or two.
+pub(crate) type Pieces = SmallVec<[Piece; 2]>;
+
 /// Adds a piece; one that adjoins the one before becomes part of it.
 ///
 /// # Errors
 /// Internal Error: no memory.
-pub(crate) fn add(pieces: &mut Vec<Piece>, piece: Piece) -> Result<(), Status> {
+pub(crate) fn add(pieces: &mut Pieces, piece: Piece) -> Result<(), Status> {
     if let (Some(Piece::Memory(before, so_far)), Piece::Memory(address, len)) =
         (pieces.last_mut(), piece)
         && before.checked_add(*so_far as u64) == Some(address)
@@ -47,5 +50,7 @@ pub(crate) fn add(pieces: &mut Vec<Piece>, piece: Piece) -> Result<(), Status> {
         *so_far += len;
         return Ok(());
     }
-    push(pieces, piece).map_err(|_| Status::INTERNAL)
+    pieces.try_reserve(1).map_err(|_| Status::INTERNAL)?;
+    pieces.push(piece);
+    Ok(())
 }

@@ -1,13 +1,23 @@
 //! Physical Region Pages (4.1.1): where the data of a command is.
 
 use vfiod_core::Result as CoreResult;
-use vfiod_core::dma::Attachment;
+use vfiod_core::dma::{Attachment, Reach};
 
-use crate::piece::{self, Piece};
+use crate::limits::MAX_TRANSFER;
+use crate::piece::{self, Piece, Pieces};
 use vfiod_nvme_spec::Status;
 
 /// Bytes of an entry.
 const ENTRY: u64 = 8;
+/// Entries that a command may have: pages are at least of 4 KiB.
+const MAX_ENTRIES: usize = MAX_TRANSFER as usize / 4096;
+
+/// What the entries in the command have left.
+enum Rest {
+    Nothing,
+    /// A list from this address on, of so many bytes of data.
+    List(u64, usize),
+}
 
 /// The pieces of `len` bytes of data, adjoining ones as one. Each list is read once.
 ///
@@ -16,31 +26,14 @@ const ENTRY: u64 = 8;
 pub(crate) async fn pieces(
     dma: &Attachment,
     page: u64,
-    (first, second): (u64, u64),
+    prps: (u64, u64),
     len: usize,
-) -> Result<Vec<Piece>, Status> {
-    let mut pieces = Vec::new();
-    if len == 0 {
+) -> Result<Pieces, Status> {
+    let mut pieces = Pieces::new();
+    let Rest::List(mut list, mut left) = begin(&mut pieces, page, prps, len)? else {
         return Ok(pieces);
-    }
-    // PRP1 may begin anywhere in a page, at a dword.
-    if first % 4 != 0 {
-        return Err(Status::INVALID_PRP_OFFSET);
-    }
-    let part = usize::try_from(page - first % page).unwrap_or(len).min(len);
-    add(&mut pieces, first, part)?;
-    let mut left = len - part;
-    if left == 0 {
-        return Ok(pieces);
-    }
+    };
     let page_len = page as usize;
-    if left <= page_len {
-        return entry(&mut pieces, second, page, &mut left).map(|()| pieces);
-    }
-    let mut list = second;
-    if list % ENTRY != 0 {
-        return Err(Status::INVALID_PRP_OFFSET);
-    }
     loop {
         let room = (page - list % page) / ENTRY;
         let needed = left.div_ceil(page_len) as u64;
@@ -64,8 +57,74 @@ pub(crate) async fn pieces(
     }
 }
 
+/// The same without a wait. `None`: there is a list that is not in one page of mapped memory, or something
+/// that is not allowed.
+pub(crate) fn pieces_at_once(
+    dma: &Attachment,
+    page: u64,
+    prps: (u64, u64),
+    len: usize,
+) -> Option<Pieces> {
+    let mut pieces = Pieces::new();
+    match begin(&mut pieces, page, prps, len).ok()? {
+        Rest::Nothing => {}
+        Rest::List(list, left) => mapped_list(dma, page, list, left, &mut pieces)?,
+    }
+    Some(pieces)
+}
+
+/// Adds what a list in one page of mapped memory leads to.
+fn mapped_list(
+    dma: &Attachment,
+    page: u64,
+    list: u64,
+    mut left: usize,
+    pieces: &mut Pieces,
+) -> Option<()> {
+    let count = left.div_ceil(page as usize);
+    if count > MAX_ENTRIES || count as u64 > (page - list % page) / ENTRY {
+        return None;
+    }
+    let mut bytes = [0; MAX_ENTRIES * ENTRY as usize];
+    let bytes = &mut bytes[..count * ENTRY as usize];
+    if dma.batch().ok()?.read(list, bytes).ok()? == Reach::Message {
+        return None;
+    }
+    let mut addresses = bytes.as_chunks().0.iter().map(|address| u64::from_le_bytes(*address));
+    addresses.try_for_each(|address| entry(pieces, address, page, &mut left)).ok()
+}
+
+/// Adds the pieces of the entries in the command.
+fn begin(
+    pieces: &mut Pieces,
+    page: u64,
+    (first, second): (u64, u64),
+    len: usize,
+) -> Result<Rest, Status> {
+    if len == 0 {
+        return Ok(Rest::Nothing);
+    }
+    // PRP1 may begin anywhere in a page, at a dword.
+    if first % 4 != 0 {
+        return Err(Status::INVALID_PRP_OFFSET);
+    }
+    let part = usize::try_from(page - first % page).unwrap_or(len).min(len);
+    add(pieces, first, part)?;
+    let mut left = len - part;
+    if left == 0 {
+        return Ok(Rest::Nothing);
+    }
+    if left <= page as usize {
+        return entry(pieces, second, page, &mut left).map(|()| Rest::Nothing);
+    }
+    if second % ENTRY != 0 {
+        return Err(Status::INVALID_PRP_OFFSET);
+    }
+    Ok(Rest::List(second, left))
+}
+
 /// Adds the page of an entry behind the first.
-fn entry(pieces: &mut Vec<Piece>, address: u64, page: u64, left: &mut usize) -> Result<(), Status> {
+fn entry(pieces: &mut Pieces, address: u64, page: u64, left: &mut usize) -> Result<(), Status> {
     if !address.is_multiple_of(page) {
         return Err(Status::INVALID_PRP_OFFSET);
     }
@@ -74,7 +133,7 @@ fn entry(pieces: &mut Vec<Piece>, address: u64, page: u64, left: &mut usize) -> 
     add(pieces, address, part)
 }
 
-fn add(pieces: &mut Vec<Piece>, address: u64, len: usize) -> Result<(), Status> {
+fn add(pieces: &mut Pieces, address: u64, len: usize) -> Result<(), Status> {
     piece::add(pieces, Piece::Memory(address, len))
 }
 

@@ -5,7 +5,7 @@
 
 use vfiod_core::dma::Attachment;
 
-use crate::piece::{self, Piece};
+use crate::piece::{self, Piece, Pieces};
 use crate::transfer::Direction;
 use vfiod_nvme_spec::Status;
 
@@ -62,8 +62,8 @@ pub(crate) async fn pieces(
     first: [u8; DESCRIPTOR],
     len: usize,
     direction: Direction,
-) -> Result<Vec<Piece>, Status> {
-    let (mut pieces, mut left) = (Vec::new(), len);
+) -> Result<Pieces, Status> {
+    let (mut pieces, mut left) = (Pieces::new(), len);
     // The descriptor in the command is a segment of one.
     let (mut segment, mut is_last, mut count) = (vec![first], false, 1);
     loop {
@@ -98,9 +98,16 @@ pub(crate) async fn pieces(
     }
 }
 
+/// The same where the descriptor in the command is all that there is. `None`: it is not, or is not allowed.
+pub(crate) fn pieces_at_once(first: [u8; DESCRIPTOR], len: usize) -> Option<Pieces> {
+    let Descriptor { kind, address, len: described } = Descriptor::parse(&first).ok()?;
+    let is_all = kind == Kind::DataBlock && described as usize >= len && len > 0;
+    is_all.then(|| Pieces::from_iter([Piece::Memory(address, len)]))
+}
+
 /// Adds the data of a descriptor, as much of it as is needed.
 fn add(
-    pieces: &mut Vec<Piece>,
+    pieces: &mut Pieces,
     descriptor: Descriptor,
     direction: Direction,
     left: &mut usize,
@@ -183,7 +190,7 @@ mod tests {
         segments: Segments<'_>,
         (len, direction): (usize, Direction),
         changes: bool,
-    ) -> Result<Vec<Piece>, Status> {
+    ) -> Result<Pieces, Status> {
         let mut memory = vec![0; SIZE as usize];
         for (address, descriptors) in segments {
             for (n, (kind, to, len)) in descriptors.iter().enumerate() {

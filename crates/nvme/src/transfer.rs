@@ -38,29 +38,38 @@ pub(crate) async fn begin<'a>(
     pieces: &[Piece],
     direction: Direction,
 ) -> Result<Data<'a>, Status> {
+    match hold_all(task.dma(), pieces, direction)? {
+        Some(holds) => Ok(Data { buffer: Buffer::Guest(holds), bounced: None }),
+        None => bounce(task, memory, pieces, direction).await,
+    }
+}
+
+/// Holds all pieces. `None`: they need a buffer.
+///
+/// # Errors
+/// Data Transfer Error; Internal Error: no memory.
+pub(crate) fn hold_all(
+    dma: &Attachment,
+    pieces: &[Piece],
+    direction: Direction,
+) -> Result<Option<Holds>, Status> {
     let perm = if direction == Direction::ToHost { Perm::WRITE } else { Perm::READ };
     let mut holds = Holds::new();
     if pieces.len() > MAX_HOLDS {
-        return bounce(task, memory, pieces, direction).await;
+        return Ok(None);
     }
     for piece in pieces {
-        let &Piece::Memory(at, len) = piece else {
-            drop(holds);
-            return bounce(task, memory, pieces, direction).await;
-        };
-        match task.dma().hold(at, len, perm) {
+        let &Piece::Memory(at, len) = piece else { return Ok(None) };
+        match dma.hold(at, len, perm) {
             Ok(hold) => {
                 holds.try_reserve(1).map_err(|_| Status::INTERNAL)?;
                 holds.push(hold);
             }
-            Err(error) if error.errno() == Errno::OPNOTSUPP => {
-                drop(holds);
-                return bounce(task, memory, pieces, direction).await;
-            }
+            Err(error) if error.errno() == Errno::OPNOTSUPP => return Ok(None),
             Err(_) => return Err(Status::DATA_TRANSFER),
         }
     }
-    Ok(Data { buffer: Buffer::Guest(holds), bounced: None })
+    Ok(Some(holds))
 }
 
 async fn bounce<'a>(

@@ -9,7 +9,9 @@ mod logs;
 mod queues;
 mod shadow;
 
+use std::convert::Infallible;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
 use vfiod_pci::Task;
 use vfiod_sync::atomic::{AtomicUsize, Ordering};
@@ -23,7 +25,8 @@ use crate::limits::MAX_TRANSFER;
 use crate::prp;
 use crate::queues::Queues;
 use crate::queues::completion::Reserved;
-use crate::queues::serve::{Command, Ended, Execute, Running, wait_for_memory};
+use crate::queues::serve::{Command, Ended, Execute, wait_for_memory};
+use crate::queues::slots::Running;
 use crate::transfer;
 use vfiod_nvme_spec::opcode::{self, Admin};
 use vfiod_nvme_spec::{Completion, Outcome, Status, Submission};
@@ -68,16 +71,24 @@ impl Drop for UnderWay {
 }
 
 impl Execute for AdminQueue {
-    fn execute(&self, command: Submission) -> Running {
+    type Quick = Infallible;
+
+    fn begin(&self, commands: &[Submission], begun: &mut dyn FnMut(Running<Infallible>)) -> usize {
+        let Some(command) = commands.first().copied() else { return 0 };
         let queue = self.clone();
         let abort = (command.opcode() == ABORT).then(|| self.aborts.begin());
-        Box::pin(async move {
+        begun(Running::new(async move {
             let ended = match abort {
                 Some(None) => Ended::With(Err(Status::ABORT_LIMIT)),
                 Some(Some(_)) | None => queue.perform(&command).await,
             };
             Command::of(&command, ended)
-        })
+        }));
+        1
+    }
+
+    fn poll(&self, quick: &mut Infallible, _cx: &mut Context<'_>) -> Poll<Command> {
+        match *quick {}
     }
 
     fn counters(&self) -> (&Counters, &QueueCounters) {

@@ -7,20 +7,22 @@ use vfiod_core::dma::Completion;
 use vfiod_disk::FailureKind;
 use vfiod_sync::atomic::{AtomicBool, Ordering};
 
+use super::quick::Quick;
 use super::{IoQueue, judge};
 use crate::namespace::Namespace;
-use crate::queues::serve::{Command, Running};
+use crate::queues::serve::Command;
+use crate::queues::slots::Running;
 use crate::transfer::{self, Direction};
 use vfiod_nvme_spec::opcode::{self, Io};
 use vfiod_nvme_spec::{Outcome, Status, Submission};
 
 impl IoQueue {
     /// Begins both commands.
-    pub(super) fn execute_pair(&self, pair: [Submission; 2], running: &mut dyn FnMut(Running)) {
+    pub(super) fn begin_pair(&self, pair: [Submission; 2], begun: &mut dyn FnMut(Running<Quick>)) {
         let [first, second] = pair;
         let (queue, second_command) = (self.clone(), second);
         let (completion, reply) = Completion::new();
-        running(Box::pin(async move {
+        begun(Running::new(async move {
             let (outcome, of_second) = queue.perform_pair(&first, &second).await;
             for (command, outcome) in [(&first, outcome), (&second, of_second)] {
                 queue.log(command, outcome);
@@ -28,7 +30,7 @@ impl IoQueue {
             completion.complete(Ok(of_second));
             Command::with(&first, outcome)
         }));
-        running(Box::pin(async move {
+        begun(Running::new(async move {
             // What ends the first one without a result ends this one.
             let outcome = reply.await.unwrap_or(Err(Status::ABORT_REQUESTED));
             Command::with(&second_command, outcome)
@@ -36,9 +38,9 @@ impl IoQueue {
     }
 
     /// Begins a command whose other half is not there.
-    pub(super) fn execute_half(&self, command: &Submission, running: &mut dyn FnMut(Running)) {
+    pub(super) fn begin_half(&self, command: &Submission, begun: &mut dyn FnMut(Running<Quick>)) {
         let (command, outcome) = (*command, Err(Status::MISSING_FUSED));
-        running(Box::pin(async move { Command::with(&command, outcome) }));
+        begun(Running::new(async move { Command::with(&command, outcome) }));
     }
 
     async fn perform_pair(&self, first: &Submission, second: &Submission) -> (Outcome, Outcome) {

@@ -3,24 +3,28 @@
 pub(crate) mod copy;
 pub(crate) mod dataset;
 mod fused;
+mod quick;
 
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
-use vfiod_disk::{Done, Failure, FailureKind, Request};
+use vfiod_disk::{Buffer, Channel, Done, Failure, FailureKind, Request};
 use vfiod_pci::Task;
 use vfiod_sync::atomic::Ordering;
 use vfiod_tasks::race;
 
+use self::quick::Quick;
 use crate::common::Common;
 use crate::controller::Nvme;
 use crate::counters::{Counters, QueueCounters};
 use crate::failures::{self, is_logged};
 use crate::limits::{MAX_TRANSFER, MAX_ZEROES};
 use crate::namespace::Namespace;
-use crate::piece::Piece;
+use crate::piece::Pieces;
 use crate::prp;
 use crate::queues::Queues;
-use crate::queues::serve::{Command, Execute, Running};
+use crate::queues::serve::{Command, Execute};
+use crate::queues::slots::Running;
 use crate::rate::RateLimit;
 use crate::sgl;
 use crate::transfer::{self, Direction};
@@ -39,13 +43,44 @@ pub(crate) struct IoQueue {
 }
 
 impl Execute for IoQueue {
-    fn execute(&self, command: Submission) -> Running {
-        let queue = self.clone();
-        Box::pin(async move {
-            let outcome = queue.perform(&command).await;
-            queue.log(&command, outcome);
-            Command::with(&command, outcome)
-        })
+    type Quick = Quick;
+
+    fn begin(&self, commands: &[Submission], begun: &mut dyn FnMut(Running<Quick>)) -> usize {
+        match commands {
+            [first, second, ..]
+                if (first.fused(), second.fused()) == (Fused::First, Fused::Second) =>
+            {
+                self.begin_pair([*first, *second], begun);
+                return 2;
+            }
+            [half, ..] if matches!(half.fused(), Fused::First | Fused::Second) => {
+                self.begin_half(half, begun);
+            }
+            [command, ..] => begun(self.begin_quick(command).unwrap_or_else(|| {
+                let (queue, command) = (self.clone(), *command);
+                Running::new(async move {
+                    let outcome = queue.perform(&command).await;
+                    queue.log(&command, outcome);
+                    Command::with(&command, outcome)
+                })
+            })),
+            [] => return 0,
+        }
+        1
+    }
+
+    fn poll(&self, quick: &mut Quick, cx: &mut Context<'_>) -> Poll<Command> {
+        self.poll_quick(quick, cx)
+    }
+
+    /// All disks of a daemon start their requests at the ring of the worker that runs this.
+    fn gather(&self, begin: &mut dyn FnMut()) {
+        let mut namespaces = self.common.namespaces.all();
+        let namespace = namespaces.find(|namespace| namespace.channel().is_ok());
+        match namespace.as_ref().map(|namespace| namespace.channel()) {
+            Some(Ok(channel)) => channel.gather(begin),
+            _ => begin(),
+        }
     }
 
     fn is_ready(&self) -> bool {
@@ -77,20 +112,6 @@ impl Execute for IoQueue {
             Io::Verify => bytes,
             Io::WriteZeroes if !namespace.deallocates(command) => bytes,
             Io::WriteZeroes | Io::Flush | Io::Copy | Io::DatasetManagement => 0,
-        }
-    }
-
-    fn execute_all(&self, commands: Vec<Submission>, running: &mut dyn FnMut(Running)) {
-        let mut commands = commands.into_iter().peekable();
-        while let Some(command) = commands.next() {
-            match command.fused() {
-                Fused::First => match commands.next_if(|next| next.fused() == Fused::Second) {
-                    Some(second) => self.execute_pair([command, second], running),
-                    None => self.execute_half(&command, running),
-                },
-                Fused::Second => self.execute_half(&command, running),
-                Fused::No | Fused::Reserved => running(self.execute(command)),
-            }
         }
     }
 }
@@ -199,7 +220,7 @@ impl IoQueue {
         namespace: &Namespace,
         command: &Submission,
         direction: Direction,
-    ) -> Result<(u64, Vec<Piece>), Status> {
+    ) -> Result<(u64, Pieces), Status> {
         let blocks = command.blocks();
         if blocks << namespace.block_shift() > MAX_TRANSFER {
             return Err(Status::INVALID_FIELD);
@@ -214,7 +235,7 @@ impl IoQueue {
         command: &Submission,
         len: usize,
         direction: Direction,
-    ) -> Result<Vec<Piece>, Status> {
+    ) -> Result<Pieces, Status> {
         let (dma, page) = (self.task.dma(), self.queues.page);
         if command.has_sgl() {
             return self.reach(sgl::pieces(dma, command.sgl(), len, direction)).await;
@@ -241,8 +262,7 @@ impl IoQueue {
         let done = self.request(namespace, request, Status::READ_ERROR).await?;
         self.reach(transfer::finish(dma, &pieces, bounced, done.buffer)).await?;
         self.commit(namespace, command).await?;
-        self.counters.reads.add(1);
-        self.counters.read.add(len);
+        self.count(Direction::ToHost, len);
         Ok(0)
     }
 
@@ -255,12 +275,26 @@ impl IoQueue {
         let data = transfer::begin(&self.task, memory, &pieces, Direction::FromHost);
         let (buffer, _bounced) = self.reach(data).await?.split();
         let len = buffer.len() as u64;
-        let durable = command.durable() || self.common.write_through();
-        let request = Request::Write { offset, buffer, durable };
+        let request = self.write_request(command, offset, buffer);
         self.request(namespace, request, Status::WRITE_FAULT).await?;
-        self.counters.writes.add(1);
-        self.counters.written.add(len);
+        self.count(Direction::FromHost, len);
         Ok(0)
+    }
+
+    fn write_request(&self, command: &Submission, offset: u64, buffer: Buffer) -> Request {
+        let durable = command.durable() || self.common.write_through();
+        Request::Write { offset, buffer, durable }
+    }
+
+    /// Counts a command that has moved so many bytes.
+    fn count(&self, direction: Direction, bytes: u64) {
+        let counters = &self.counters;
+        let (commands, moved) = match direction {
+            Direction::ToHost => (&counters.reads, &counters.read),
+            Direction::FromHost => (&counters.writes, &counters.written),
+        };
+        commands.add(1);
+        moved.add(bytes);
     }
 
     /// Compare (NVM command set 3.2.1).
@@ -274,8 +308,7 @@ impl IoQueue {
         let judged = self.judge(namespace, done, Status::READ_ERROR).map(drop);
         // Blocks that differ were read as well.
         if matches!(judged, Ok(()) | Err(Status::COMPARE_FAILURE)) {
-            self.counters.reads.add(1);
-            self.counters.read.add(len);
+            self.count(Direction::ToHost, len);
         }
         judged?;
         self.commit(namespace, command).await?;

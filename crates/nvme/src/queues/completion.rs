@@ -61,7 +61,7 @@ pub(crate) struct State {
 }
 
 /// A place that was taken, and its phase tag.
-pub(crate) type Place = (u64, bool);
+type Place = (u64, bool);
 
 /// Places that were reserved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -176,25 +176,20 @@ impl CompletionQueue {
     }
 
     /// Takes `count` reserved places.
-    fn take(&self, count: usize) -> Vec<Place> {
+    fn take(&self, count: u32) -> impl Iterator<Item = Place> + Clone {
         let mut state = lock(&self.state);
-        let mut places = Vec::with_capacity(count);
-        for _ in 0..count {
-            places.push(self.next(&mut state));
-        }
-        places
-    }
-
-    fn next(&self, state: &mut State) -> Place {
-        // Past the end of all memory nothing can be written.
-        let at = self.layout.base.saturating_add(u64::from(state.tail) * LEN as u64);
-        let place = (at, state.phase);
-        state.reserved -= 1;
-        state.tail += 1;
-        if state.tail == self.layout.entries {
-            (state.tail, state.phase) = (0, !state.phase);
-        }
-        place
+        let (Layout { base, entries, .. }, first, phase) = (self.layout, state.tail, state.phase);
+        let next = (first + count) % entries;
+        state.reserved -= count;
+        // There are fewer than entries.
+        state.phase ^= next < first;
+        state.tail = next;
+        drop(state);
+        (0..count).map(move |n| {
+            let (at, round) = ((first + n) % entries, first + n >= entries);
+            // Past the end of all memory nothing can be written.
+            (base.saturating_add(u64::from(at) * LEN as u64), phase ^ round)
+        })
     }
 
     /// Writes completions, for each of which a place is reserved, then interrupts. If the interrupt waits for
@@ -209,8 +204,7 @@ impl CompletionQueue {
         completions: &[Completion],
         wait: impl Fn() -> W,
     ) -> Result<Option<Duration>> {
-        let places = self.take(completions.len());
-        let all = places.iter().copied().zip(completions);
+        let all = self.take(completions.len() as u32).zip(completions);
         // The host may have taken what was written before the memory was out of reach: that is done.
         let mut written = 0;
         while let Err(error) = write(host.dma, all.clone(), &mut written).await {

@@ -3,6 +3,7 @@
 pub(crate) mod completion;
 pub(crate) mod doorbell;
 pub(crate) mod serve;
+pub(crate) mod slots;
 pub(crate) mod submission;
 #[cfg(test)]
 mod tests;

@@ -4,17 +4,15 @@
 //! then is where the queue's head and tail are. A task that is to stop does the same and posts nothing.
 
 use std::future::Future;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use futures_util::future::FutureExt;
-use futures_util::stream::{FuturesUnordered, StreamExt};
 use vfiod_core::{Errno, Result};
 use vfiod_pci::Task;
 use vfiod_tasks::{race, yield_now};
 
+use super::slots::{Running, Slots};
 use super::{Host, Queues, SubmissionQueue};
 use crate::controller::Nvme;
 use crate::counters::{Counters, Depth, QueueCounters};
@@ -23,6 +21,9 @@ use vfiod_nvme_spec::{Completion, Outcome, Submission};
 
 /// The most commands that are read at once.
 const BATCH: u32 = 32;
+/// Bytes that commands move which are begun together. What they come to is posted before the next ones are
+/// begun: where the disk is memory, the host works on these while others are copied.
+const GROUP: u64 = 256 << 10;
 /// How often a queue that has nothing to do looks at its shadow doorbell before it asks to be told: some ten
 /// microseconds.
 const LOOKS: u32 = 200;
@@ -57,32 +58,21 @@ impl Command {
     }
 }
 
-/// A command that is under way.
-pub(crate) type Running = Pin<Box<dyn Future<Output = Command> + Send>>;
-
-/// A command that is under way, and since when.
-struct Timed {
-    began: Instant,
-    running: Running,
-}
-
-impl Future for Timed {
-    type Output = (Instant, Command);
-
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        let began = self.began;
-        self.running.as_mut().poll(context).map(|command| (began, command))
-    }
-}
-
 /// What is done with the commands of a queue.
-pub(crate) trait Execute: Send + Sync + 'static {
-    /// Begins a command.
-    fn execute(&self, command: Submission) -> Running;
+pub(crate) trait Execute: Sized + Send + Sync + 'static {
+    /// A command that has begun and needs no memory of its own.
+    type Quick: Send;
 
-    /// Begins several commands.
-    fn execute_all(&self, commands: Vec<Submission>, running: &mut dyn FnMut(Running)) {
-        commands.into_iter().for_each(|command| running(self.execute(command)));
+    /// Begins a command, the first one of these, which are those that were read together; or the first two, if
+    /// they belong together. Returns how many it was.
+    fn begin(&self, commands: &[Submission], begun: &mut dyn FnMut(Running<Self::Quick>)) -> usize;
+
+    /// Looks whether a command has ended.
+    fn poll(&self, quick: &mut Self::Quick, cx: &mut Context<'_>) -> Poll<Command>;
+
+    /// Calls `begin`, which begins several commands: what they ask of the disk may be handed over together.
+    fn gather(&self, begin: &mut dyn FnMut()) {
+        begin();
     }
 
     /// The counters of the controller, and those of the queue.
@@ -127,7 +117,8 @@ pub(crate) async fn serve(
     queue: Arc<SubmissionQueue>,
     execute: impl Execute,
 ) {
-    let mut running = FuturesUnordered::<Timed>::new();
+    let mut running = Slots::new();
+    let (mut commands, mut ended, mut completions) = (Vec::new(), Vec::new(), Vec::new());
     let (of_all, counters) = execute.counters();
     let mut depth = Depth::new(execute.counters());
     let mut held = Held::default();
@@ -157,20 +148,31 @@ pub(crate) async fn serve(
             }
         } else {
             execute.events().await;
-            let read = read(&task, &queues, &queue, &execute, &mut turn).await;
-            let read = read.and_then(|(commands, next)| {
-                read_since += commands.len() as u32;
-                if !commands.is_empty() {
-                    let began = task.task().runtime().now();
-                    let begin = |running: Running| Timed { began, running };
-                    execute.execute_all(commands, &mut |command| running.push(begin(command)));
-                    depth.set(running.len(), began);
+            let read = read(&task, &queues, &queue, &execute, &mut turn, &mut commands).await;
+            read_since += commands.len() as u32;
+            let mut rest = commands.as_slice();
+            while !rest.is_empty() {
+                let began = task.task().runtime().now();
+                rest = begin(&execute, rest, (&mut running, began), &mut ended);
+                depth.set(running.len() + ended.len(), began);
+                if !ended.is_empty() {
+                    let now = count(&task, (of_all, counters), &ended);
+                    depth.set(running.len(), now);
+                    let posted = post(&task, &queues, &queue, &mut ended, &mut completions);
+                    if let Some(time) = posted.await {
+                        held.until(now + time);
+                    }
                 }
-                let Next::Wait = next else { return Ok(next) };
-                match prepare(&task, &queues, &queue, running.is_empty()) {
+            }
+            // Others may have come meanwhile.
+            let is_late = !commands.is_empty();
+            let read = read.and_then(|next| match next {
+                Next::Wait if is_late && running.is_empty() => Ok(Next::Read),
+                Next::Wait => match prepare(&task, &queues, &queue, running.is_empty()) {
                     Err(error) if error.errno() == Errno::PERM => Ok(Next::Poll(FORBIDDEN)),
                     next => next,
-                }
+                },
+                next => Ok(next),
             });
             next = match read {
                 Ok(next) => next,
@@ -189,28 +191,87 @@ pub(crate) async fn serve(
             held.or(&task, wait(&task, &queue, &execute, next)).await;
             continue;
         }
-        let woken = async {
-            held.or(&task, wait(&task, &queue, &execute, next)).await;
-            None
-        };
-        if let Some(first) = race(running.next(), woken).await {
-            let mut ended = vec![first];
-            while let Some(Some(next)) = running.next().now_or_never() {
-                ended.push(next);
-            }
-            let now = task.task().runtime().now();
-            for (began, command) in &ended {
-                counters.count(command.opcode, now.saturating_duration_since(*began));
-                if let Ended::With(outcome) = command.ended {
-                    of_all.count_failed(outcome);
-                }
-            }
+        let woken = held.or(&task, wait(&task, &queue, &execute, next));
+        race(running.ended(&execute, &mut ended), woken).await;
+        if !ended.is_empty() {
+            let now = count(&task, (of_all, counters), &ended);
             depth.set(running.len(), now);
-            if let Some(time) = post(&task, &queues, &queue, ended).await {
-                held.until(task.task().runtime().now() + time);
+            let posted = post(&task, &queues, &queue, &mut ended, &mut completions);
+            if let Some(time) = posted.await {
+                held.until(now + time);
             }
         }
     }
+}
+
+/// Begins commands until they move [`GROUP`] bytes, and returns those that are left. Those that have ended
+/// already are added to `ended`.
+fn begin<'a, E: Execute>(
+    execute: &E,
+    commands: &'a [Submission],
+    (running, began): (&mut Slots<E>, Instant),
+    ended: &mut Vec<(Instant, Command)>,
+) -> &'a [Submission] {
+    let (mut quick, mut others) = (Places::default(), Places::default());
+    let (mut done, mut bytes) = (0, 0);
+    let mut begin = || {
+        while done < commands.len() && bytes < GROUP {
+            done += execute.begin(&commands[done..], &mut |command| {
+                let places = match command {
+                    Running::Quick(_, moves) => {
+                        bytes += moves;
+                        &mut quick
+                    }
+                    Running::Other(_) => &mut others,
+                };
+                places.add(running.add(command, began));
+            });
+        }
+        // Those that were read together are under way together.
+        others.all().iter().for_each(|place| running.poll(execute, *place, ended));
+    };
+    if commands.len() > 1 {
+        execute.gather(&mut begin)
+    } else {
+        begin()
+    }
+    // What was handed over together has ended by now where the disk is memory.
+    quick.all().iter().for_each(|place| running.poll(execute, *place, ended));
+    &commands[done..]
+}
+
+/// Places of commands that were read together.
+#[derive(Default)]
+struct Places {
+    places: [usize; BATCH as usize],
+    count: usize,
+}
+
+impl Places {
+    fn add(&mut self, place: usize) {
+        self.places[self.count] = place;
+        self.count += 1;
+    }
+
+    fn all(&self) -> &[usize] {
+        &self.places[..self.count]
+    }
+}
+
+/// Counts commands that have ended. Returns the time.
+fn count(
+    task: &Task<Nvme>,
+    (of_all, counters): (&Counters, &QueueCounters),
+    ended: &[(Instant, Command)],
+) -> Instant {
+    let now = task.task().runtime().now();
+    for (began, command) in ended {
+        counters.count(command.opcode, now.saturating_duration_since(*began));
+        if let Ended::With(outcome) = command.ended {
+            of_all.count_failed(outcome);
+        }
+    }
+    now
 }
 
 /// An interrupt that waits for others, and until when.
@@ -318,18 +379,19 @@ async fn read(
     queue: &Arc<SubmissionQueue>,
     execute: &impl Execute,
     turn: &mut Turn,
-) -> Result<(Vec<Submission>, Next)> {
-    let nothing = |next| Ok((Vec::new(), next));
+    commands: &mut Vec<Submission>,
+) -> Result<Next> {
+    commands.clear();
     match queue.look(task.dma()) {
         Ok(_) => {}
-        Err(error) if error.errno() == Errno::PERM => return nothing(Next::Poll(FORBIDDEN)),
+        Err(error) if error.errno() == Errno::PERM => return Ok(Next::Poll(FORBIDDEN)),
         Err(error) => return Err(error),
     }
     let waiting = queue.waiting();
     let mut most = waiting.min(BATCH);
     let Turn { place, least } = std::mem::take(turn);
     if most == 0 {
-        return nothing(Next::Wait);
+        return Ok(Next::Wait);
     }
     // Dropped where nothing is read: others have their turn.
     let mut limited = None;
@@ -340,11 +402,11 @@ async fn read(
             Allowed::Commands(allowed) => (most, limited) = (allowed, place),
             Allowed::After(time) => {
                 *turn = Turn { place, least };
-                return nothing(Next::Poll(time));
+                return Ok(Next::Poll(time));
             }
             Allowed::InTurn => {
                 *turn = Turn { place, least };
-                return nothing(Next::Turn);
+                return Ok(Next::Turn);
             }
         }
     }
@@ -359,16 +421,16 @@ async fn read(
         queues.notice_invalid_value();
     }
     if places == 0 {
-        return nothing(Next::Wait);
+        return Ok(Next::Wait);
     }
     // Where there is never place for two, they are read one by one, and are no pair.
     let pairs = queue.completions.layout.entries > 2 && queues.max_commands > 1;
-    let commands = race(async { Some(queue.read(task.dma(), places, pairs).await) }, async {
+    let read = race(async { Some(queue.read(task.dma(), places, pairs, commands).await) }, async {
         queues.stop_requested().await;
         None
     });
-    let result = match commands.await {
-        Some(Ok(commands)) => {
+    let result = match read.await {
+        Some(Ok(())) => {
             if let Some(place) = limited {
                 let bytes = commands.iter().map(|command| execute.bytes(command)).sum();
                 place.spend(commands.len() as u64, bytes);
@@ -383,16 +445,17 @@ async fn read(
                 // There is no place for the second of two that belong together; others may take this one.
                 let waits = commands.is_empty() && turn.least == 1;
                 let next = if waits { Next::Poll(HALF) } else { Next::Read };
-                return Ok((commands, next));
+                return Ok(next);
             }
             let reads_on = waiting > most && places == most;
-            return Ok((commands, if reads_on { Next::Read } else { Next::Wait }));
+            return Ok(if reads_on { Next::Read } else { Next::Wait });
         }
         // The host lets the device reach no memory for now.
-        Some(Err(error)) if error.errno() == Errno::PERM => nothing(Next::Poll(FORBIDDEN)),
+        Some(Err(error)) if error.errno() == Errno::PERM => Ok(Next::Poll(FORBIDDEN)),
         Some(Err(error)) => Err(error),
-        None => nothing(Next::Wait),
+        None => Ok(Next::Wait),
     };
+    commands.clear();
     queues.end(places);
     if queue.completions.release(places) {
         queues.ring_all();
@@ -419,7 +482,8 @@ async fn post(
     task: &Task<Nvme>,
     queues: &Arc<Queues>,
     queue: &SubmissionQueue,
-    ended: Vec<(Instant, Command)>,
+    ended: &mut Vec<(Instant, Command)>,
+    completions: &mut Vec<Completion>,
 ) -> Option<Duration> {
     let mut held = None;
     let count = ended.len() as u32;
@@ -433,7 +497,8 @@ async fn post(
             status: outcome.err().unwrap_or(vfiod_nvme_spec::Status::SUCCESS),
         }),
     };
-    let completions: Vec<Completion> = ended.into_iter().filter_map(completion).collect();
+    completions.clear();
+    completions.extend(ended.drain(..).filter_map(completion));
     let silent = count - completions.len() as u32;
     if queue.completions.release(silent) {
         queues.ring_all();
@@ -441,11 +506,10 @@ async fn post(
     if !queues.is_stopped() && !completions.is_empty() {
         let host = Host { coalesces: queue.id != 0, ..queues.host(task.dma()) };
         let wait = || wait_for_memory(task);
-        let posted =
-            race(async { queue.completions.post(host, &completions, wait).await }, async {
-                queues.stop_requested().await;
-                Ok(None)
-            });
+        let posted = race(async { queue.completions.post(host, completions, wait).await }, async {
+            queues.stop_requested().await;
+            Ok(None)
+        });
         match posted.await {
             Ok(time) => held = time,
             Err(error) => {

@@ -164,7 +164,7 @@ impl SubmissionQueue {
         self.unread(&lock(&self.tail))
     }
 
-    /// Reads the next `count` commands, each once, and moves the head past them. The first one of a fused
+    /// Reads the next `count` commands into an empty list, each once, and moves the head past them. The first one of a fused
     /// operation is left for the next time if it is the last of them and there are more, so that the second
     /// one is read with it; unless `pairs` is `false`.
     ///
@@ -175,10 +175,10 @@ impl SubmissionQueue {
         dma: &Attachment,
         count: u32,
         pairs: bool,
-    ) -> Result<Vec<Submission>> {
+        commands: &mut Vec<Submission>,
+    ) -> Result<()> {
         let head = self.head();
-        let mut commands = Vec::with_capacity(count as usize);
-        let is_mapped = self.read_mapped(&mut dma.batch()?, head, count, &mut commands)?;
+        let is_mapped = self.read_mapped(&mut dma.batch()?, head, count, commands)?;
         if !is_mapped {
             commands.clear();
             for n in 0..count {
@@ -193,7 +193,7 @@ impl SubmissionQueue {
         }
         let count = commands.len() as u32;
         self.head.store((head + count) % self.entries, Ordering::Release);
-        Ok(commands)
+        Ok(())
     }
 
     fn at(&self, head: u32, n: u32) -> u64 {
