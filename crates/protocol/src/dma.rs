@@ -21,6 +21,14 @@ use crate::time::Time;
 const UNRESPONSIVE_TIMEOUT: Duration = Duration::from_millis(100);
 /// How many messages of one transfer are sent without waiting for a reply.
 const AHEAD: usize = 8;
+/// Most bytes that one DMA_READ asks for.
+///
+/// QEMU sends a reply with one `sendmsg` that does not wait, and takes one that has sent a part for done: the
+/// rest of a reply that is longer than the room in its socket's buffer never comes, and what it sends next is
+/// taken for that rest. The kernel sends no part of what fits into one of its own buffers, which is 32 KiB and
+/// most of a page (or half of the socket's buffer, if that is less): it takes all of it or nothing, and what
+/// it does not take QEMU sends again.
+const READ_CHUNK: usize = 32 << 10;
 
 /// Names a transfer; never used twice by one connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -72,6 +80,14 @@ impl Direction {
         match self {
             Self::Read => Command::DmaRead,
             Self::Write => Command::DmaWrite,
+        }
+    }
+
+    /// Most bytes of data in one message to a client that takes so many.
+    fn most(self, chunk: usize) -> usize {
+        match self {
+            Self::Read => chunk.min(READ_CHUNK),
+            Self::Write => chunk,
         }
     }
 }
@@ -209,7 +225,7 @@ impl DmaRequests {
         if self.transfers.len() >= MAX_DMA_TRANSFERS {
             return Err(DmaFailure::TooMany);
         }
-        let first = message_len(direction, data.len().min(self.chunk));
+        let first = message_len(direction, data.len().min(direction.most(self.chunk)));
         output.reserve(first).map_err(|_| DmaFailure::NoMemory)?;
         let timeout = if self.unresponsive { timeout.min(UNRESPONSIVE_TIMEOUT) } else { timeout };
         let id = TransferId(self.next_transfer);
@@ -233,7 +249,7 @@ impl DmaRequests {
                 && self.messages.len() < MAX_DMA_MESSAGES
             {
                 let at = transfer.sent;
-                let len = (transfer.data.len() - at).min(self.chunk);
+                let len = (transfer.data.len() - at).min(transfer.direction.most(self.chunk));
                 if output.reserve(message_len(transfer.direction, len)).is_err() {
                     // It goes on with the next reply, or is over at its deadline.
                     break;

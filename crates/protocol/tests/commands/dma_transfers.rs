@@ -89,6 +89,29 @@ proptest! {
     }
 }
 
+/// The kernel takes a reply of that size as a whole or not at all: QEMU drops the rest of one that was sent in
+/// part.
+#[test]
+fn read_asks_for_no_more_in_a_message_than_the_kernel_sends_at_once() {
+    let memory: Vec<u8> = (0..(1 << 20) + 5).map(|at| (at * 7 / 3) as u8).collect();
+    for limit in [1 << 20, 40_000, 32 << 10, 5000] {
+        let mut rig = Rig::new(limit);
+        rig.dma.read(5, 1 << 20, rig.now, TIMEOUT, &mut rig.output).unwrap();
+        let mut open = Vec::new();
+        let ended = loop {
+            open.extend(rig.asked());
+            let asked = open.remove(0);
+            let most = limit.min(32 << 10);
+            let count = asked.access.count;
+            assert!((1..=most).contains(&count), "too much in one message: {count}");
+            if let Completed::Ended(ended) = rig.serve(&asked, &memory) {
+                break ended;
+            }
+        };
+        assert!(ended.outcome.unwrap() == memory[5..]);
+    }
+}
+
 #[test]
 fn write_carries_the_data() {
     let mut rig = Rig::new(10);

@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::net::SendFlags;
 use vfiod_client::{Client, GuestMemory, Options, RawMessage, Socket};
 use vfiod_core::OpenPolicy;
 use vfiod_server::ServerOptions;
@@ -82,6 +84,41 @@ fn large_transfers_are_cut_to_what_the_client_takes() {
     let mut back = vec![0; 8192];
     client.region_read(PLAIN, 0, &mut back).unwrap();
     assert!(back == data);
+}
+
+/// Sends a message as QEMU does: with one call that does not wait. If nothing of it was sent, it is sent
+/// again; if a part was, it passes for sent.
+fn send_once(socket: &Socket, message: &[u8]) {
+    let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+    while let Err(errno) = rustix::net::send(socket, message, flags) {
+        assert_eq!(errno, Errno::AGAIN);
+        poll(&mut [PollFd::new(socket, PollFlags::OUT)], None).unwrap();
+    }
+}
+
+#[test]
+fn client_that_drops_the_rest_of_a_partly_sent_reply_is_read_all_the_same() {
+    const LEN: u64 = 2 << 20;
+    let rig = Rig::new();
+    let mut client = rig.client();
+    client.dma_map(IOVA, SIZE, None).unwrap();
+    write_u64(&mut client, DMA, 0, IOVA);
+    write_u64(&mut client, DMA, 8, LEN);
+    client.socket().send(&message(77, Command::RegionWrite, &start()), &[]).unwrap();
+    let mut left = LEN;
+    while left > 0 {
+        let request = request(&client);
+        assert_eq!(request.header.command, Command::DmaRead as u16);
+        let access = DmaAccess::read_from_bytes(&request.payload).unwrap();
+        let payload = [access.as_bytes(), &vec![0x77; access.count as usize]].concat();
+        let reply = [request.header.reply(payload.len()).as_bytes(), &payload].concat();
+        send_once(client.socket(), &reply);
+        left -= access.count;
+    }
+    assert_eq!(dma_errno(&mut client), 0);
+    let mut data = [0; PLAIN_SIZE as usize];
+    client.region_read(PLAIN, 0, &mut data).unwrap();
+    assert!(data == [0x77; PLAIN_SIZE as usize]);
 }
 
 #[test]

@@ -213,7 +213,9 @@ impl Rack {
             let mut data = vec![0; len as usize];
             let done = if op == DMA_READ {
                 let done = task.dma().read(iova, &mut data).await;
-                plain.lock().unwrap()[..data.len()].copy_from_slice(&data);
+                // As much of it as can be looked at.
+                let kept = data.len().min(PLAIN_SIZE as usize);
+                plain.lock().unwrap()[..kept].copy_from_slice(&data[..kept]);
                 done
             } else {
                 data.copy_from_slice(&plain.lock().unwrap()[..len as usize]);
