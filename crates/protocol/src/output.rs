@@ -26,6 +26,8 @@ pub struct Output<D> {
     dirty: usize,
     /// Position of `buffer[start]` in everything that was ever put in here.
     position: u64,
+    /// Position behind the message of which a part was sent; not beyond `position` where none was.
+    begun: u64,
     /// Descriptors, and the position of the byte that they go with.
     fds: VecDeque<(u64, Vec<D>)>,
 }
@@ -33,6 +35,8 @@ pub struct Output<D> {
 #[derive(Serialize, Deserialize)]
 struct SavedOutput<D> {
     position: u64,
+    #[serde(default)]
+    begun: u64,
     bytes: Vec<u8>,
     fds: VecDeque<(u64, Vec<D>)>,
 }
@@ -40,14 +44,16 @@ struct SavedOutput<D> {
 #[derive(Serialize)]
 struct SavedOutputRef<'a, D> {
     position: u64,
+    begun: u64,
     bytes: &'a [u8],
     fds: &'a VecDeque<(u64, Vec<D>)>,
 }
 
 impl<D: Serialize> Serialize for Output<D> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        SavedOutputRef { position: self.position, bytes: self.bytes(), fds: &self.fds }
-            .serialize(serializer)
+        let Self { position, begun, fds, .. } = self;
+        let (position, begun) = (*position, *begun);
+        SavedOutputRef { position, begun, bytes: self.bytes(), fds }.serialize(serializer)
     }
 }
 
@@ -55,7 +61,7 @@ impl<D> TryFrom<SavedOutput<D>> for Output<D> {
     type Error = &'static str;
 
     fn try_from(saved: SavedOutput<D>) -> Result<Self, Self::Error> {
-        let SavedOutput { position, bytes, fds } = saved;
+        let SavedOutput { position, begun, bytes, fds } = saved;
         let end = position.checked_add(bytes.len() as u64).ok_or("output beyond 2^64 bytes")?;
         if !fds.iter().is_sorted_by_key(|(at, _)| *at)
             || fds.iter().any(|(at, _)| *at < position || *at >= end)
@@ -63,13 +69,14 @@ impl<D> TryFrom<SavedOutput<D>> for Output<D> {
             return Err("descriptors outside the output that they go with");
         }
         let end = bytes.len();
-        Ok(Self { buffer: bytes, start: 0, end, dirty: end, position, fds })
+        Ok(Self { buffer: bytes, start: 0, end, dirty: end, position, begun, fds })
     }
 }
 
 impl<D> Default for Output<D> {
     fn default() -> Self {
-        Self { buffer: Vec::new(), start: 0, end: 0, dirty: 0, position: 0, fds: VecDeque::new() }
+        let (buffer, fds) = (Vec::new(), VecDeque::new());
+        Self { buffer, start: 0, end: 0, dirty: 0, position: 0, begun: 0, fds }
     }
 }
 
@@ -137,20 +144,62 @@ impl<D> Output<D> {
 
     /// What to send next; `None` if there is nothing.
     pub fn chunk(&self) -> Option<Chunk<'_, D>> {
+        self.chunk_of(self.len())
+    }
+
+    /// What to send next on a socket of which the kernel takes `whole` bytes together or not at all, so that no
+    /// header is sent in part: either so many bytes at most, or bytes of one message. `None` if there is
+    /// nothing.
+    ///
+    /// QEMU reads a header with one call that does not wait, and takes one of which only a part is there for
+    /// the end of the stream.
+    pub fn chunk_with_whole_headers(&self, whole: usize) -> Option<Chunk<'_, D>> {
+        let bytes = self.bytes();
+        let mut len = self.left_of_begun();
+        if len == 0 {
+            len = message_len(bytes);
+        }
+        while len < bytes.len() {
+            let next = len.saturating_add(message_len(&bytes[len..]));
+            if next > whole {
+                break;
+            }
+            len = next;
+        }
+        self.chunk_of(len.min(bytes.len()))
+    }
+
+    fn chunk_of(&self, mut len: usize) -> Option<Chunk<'_, D>> {
         if self.is_empty() {
             return None;
         }
         let mut fds: &[D] = &[];
-        let mut len = self.len();
         for (at, with) in &self.fds {
             if *at == self.position {
                 fds = with;
             } else {
-                len = (*at - self.position) as usize;
+                len = len.min((*at - self.position) as usize);
                 break;
             }
         }
         Some(Chunk { bytes: &self.buffer[self.start..self.start + len], fds })
+    }
+
+    /// How many bytes from the first one on belong to a message of which a part was sent.
+    fn left_of_begun(&self) -> usize {
+        usize::try_from(self.begun.saturating_sub(self.position)).unwrap_or(usize::MAX)
+    }
+
+    /// Notes where the message ends of which the first `bytes` bytes contain a part.
+    fn begin(&mut self, bytes: usize) {
+        let mut end = self.left_of_begun();
+        if bytes == self.len() {
+            end = bytes;
+        }
+        while end < bytes {
+            end = end.saturating_add(message_len(&self.bytes()[end..]));
+        }
+        self.begun = self.position.saturating_add(end as u64);
     }
 
     /// The first `bytes` bytes of [`Output::chunk`] were sent, or all of it if that is more, and with them its
@@ -166,6 +215,7 @@ impl<D> Output<D> {
             Some((at, _)) if *at == self.position => self.fds.pop_front(),
             _ => None,
         };
+        self.begin(bytes);
         self.start += bytes;
         self.position += bytes as u64;
         if self.is_empty() {
@@ -196,6 +246,9 @@ impl<D> Output<D> {
     pub fn append(&mut self, other: &mut Self) -> Result<(), NoMemory> {
         self.reserve(other.len())?;
         let base = self.end_position();
+        if self.is_empty() {
+            self.begun = base.saturating_add(other.left_of_begun() as u64);
+        }
         self.put(other.bytes());
         let from = other.position;
         self.fds.extend(other.fds.drain(..).map(|(at, fds)| (at - from + base, fds)));
@@ -289,6 +342,27 @@ impl<D> Output<D> {
         self.position += bytes as u64;
     }
 
+    /// What is in here is the rest of a message if its beginning, at `from`, was sent.
+    pub(crate) fn begun_at(&mut self, from: u64) {
+        if self.position > from {
+            self.begun = self.end_position();
+        }
+    }
+
+    /// Adds the last `len` bytes of a message whose beginning was sent from elsewhere: all zeros, to be
+    /// filled. There must be nothing to send.
+    ///
+    /// # Errors
+    /// There is no memory for them.
+    pub fn rest(&mut self, len: usize) -> Result<&mut [u8], NoMemory> {
+        debug_assert!(self.is_empty());
+        self.reserve(len)?;
+        self.begun = self.end_position() + len as u64;
+        let rest = self.extend(len);
+        rest.fill(0);
+        Ok(rest)
+    }
+
     /// Takes back what is behind a position.
     pub(crate) fn truncate(&mut self, position: u64) {
         self.end = self.start + position.saturating_sub(self.position) as usize;
@@ -350,9 +424,55 @@ impl<D> Output<D> {
     }
 }
 
+/// The length of the message that these bytes begin with.
+fn message_len(bytes: &[u8]) -> usize {
+    Header::parse(bytes).map_or(bytes.len(), |header| (header.size as usize).max(HEADER_LEN))
+}
+
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        /// Whatever part of a chunk is sent.
+        #[test]
+        fn chunk_longer_than_what_is_taken_whole_is_of_one_message(
+            messages in prop::collection::vec((0usize..300, any::<bool>()), 1..20),
+            cuts in prop::collection::vec(1usize..400, 1..40),
+            whole in 16usize..300,
+        ) {
+            let mut output = Output::default();
+            let mut all = Vec::new();
+            let mut starts = Vec::new();
+            for (number, (len, with_fd)) in messages.into_iter().enumerate() {
+                let request = Header::command(number as u16, Command::RegionRead, 0, false);
+                let data = vec![number as u8; len];
+                starts.push(all.len());
+                all.extend_from_slice(request.reply(len).as_bytes());
+                all.extend_from_slice(&data);
+                output.reply_with_fds(&request, &data, if with_fd { vec![number] } else { vec![] });
+            }
+            let mut sent = Vec::new();
+            for cut in cuts.into_iter().cycle() {
+                let Some(chunk) = output.chunk_with_whole_headers(whole) else { break };
+                let begins = starts.iter().filter(|start| {
+                    **start > sent.len() && **start < sent.len() + chunk.bytes.len()
+                });
+                prop_assert!(chunk.bytes.len() <= whole || begins.count() == 0);
+                let cut = cut.min(chunk.bytes.len());
+                sent.extend_from_slice(&chunk.bytes[..cut]);
+                output.sent(cut);
+                // Saved and restored, and moved to another one.
+                let saved = serde_json::to_string(&output).unwrap();
+                let mut restored: Output<usize> = serde_json::from_str(&saved).unwrap();
+                output = Output::default();
+                output.append(&mut restored).unwrap();
+            }
+            prop_assert_eq!(sent, all);
+        }
+    }
 
     #[test]
     fn memory_of_what_waits_is_that_of_its_buffer_until_all_is_sent() {

@@ -140,6 +140,7 @@ impl<D> Reply<'_, D> {
             }
             self.output.extend(len - data).fill(0);
         }
+        self.output.begun_at(from);
         Ok(self.finish_at(from))
     }
 

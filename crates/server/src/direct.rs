@@ -110,7 +110,8 @@ pub(crate) fn read(
         Some(memory) => reply.read_in_place(
             |head| {
                 // Whoever sends next finds the error.
-                sent = outgoing.send_memory(head, memory, access.offset, len, wait).unwrap_or(0);
+                let all = outgoing.send_memory(head, memory, access.offset, len, wait);
+                sent = if all.unwrap_or(false) { head.len() + len } else { 0 };
                 sent
             },
             |from, data| memory.read(access.offset + from as u64, data),

@@ -69,6 +69,12 @@ impl SendBuffer {
         Ok(Self { size, paid: OnceLock::new() })
     }
 
+    /// How many bytes of one send the kernel takes together or not at all: it cuts what is longer into pieces, of
+    /// which each is less than half of the buffer, and not more than 32 KiB and a part of a page.
+    pub(crate) fn whole(&self) -> usize {
+        (self.size.load(Ordering::Relaxed) / 2).saturating_sub(64).min(32 << 10)
+    }
+
     /// Whether something may be sent.
     pub(crate) fn is_paid(&self) -> bool {
         self.paid.get().is_some()

@@ -335,18 +335,16 @@ impl Drop for Socket {
 }
 
 #[cfg(all(test, not(any(loom, shuttle))))]
-mod tests {
+pub(crate) mod testing {
     use std::os::unix::net::UnixStream;
 
     use vfiod_quota::{Ledger, Limit, Limits, Resource, Share, Size, User};
 
     use super::*;
     use crate::pool::LINGER;
-    use crate::send_buffer::{SIZES, most_of};
-    use crate::unread_bytes::unread_bytes;
 
     /// A socket for which a user pays who can spare half of so much memory.
-    fn socket(memory: u64) -> (Socket, UnixStream, Payer) {
+    pub(crate) fn socket(memory: u64) -> (Socket, UnixStream, Payer) {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let mut limits = Limits::of_process(1);
         limits.set(Resource::Memory, Limit::new(Size::Common(0), Share::Demanded(memory)));
@@ -355,6 +353,16 @@ mod tests {
         socket.buffer().pay(&payer).unwrap();
         (socket, theirs, payer)
     }
+}
+
+#[cfg(all(test, not(any(loom, shuttle))))]
+mod tests {
+    use vfiod_quota::Resource;
+
+    use super::testing::socket;
+    use super::*;
+    use crate::send_buffer::{SIZES, most_of};
+    use crate::unread_bytes::unread_bytes;
 
     fn charged(payer: &Payer) -> u64 {
         payer.account().usage(Resource::Memory).used
