@@ -19,6 +19,7 @@ use vfiod_tasks::{Runtime, Task};
 use crate::common::Common;
 use crate::counters::{KEPT, POWER_ON};
 use crate::features::Features;
+use crate::keeping::Snapshot;
 
 /// How often counters are kept while the controller is open.
 const PERIOD: Duration =
@@ -97,31 +98,46 @@ impl Common {
         }
     }
 
-    /// Keeps the counters if they have changed. Waits for the disk, some seconds at most.
+    /// Keeps the counters if they have changed. Waits for the disk, some seconds at most, but for syncs.
     pub(crate) fn keep_now(&self) {
+        self.keep_snapshot(self.snapshot());
+    }
+
+    pub(crate) fn snapshot(&self) -> Snapshot {
+        self.keeping.snapshot(|| (self.counters.all(), self.counters.is_in_use()))
+    }
+
+    /// Keeps counters if they have changed, unless later ones are kept already: a thread that has looked may
+    /// lose its processor, and the end of the controller come meanwhile.
+    pub(crate) fn keep_snapshot(&self, snapshot: Snapshot) {
         let (Some(namespace), Some(metadata)) = (self.namespaces.get(1), self.metadata()) else {
             return;
         };
-        let now = (self.counters.all(), self.counters.is_in_use());
-        if *lock(&self.keeping.last) == Some(now) {
+        if *lock(&self.keeping.last) == Some(snapshot.values) {
             return;
         }
-        let (values, in_use) = now;
+        let (values, in_use) = snapshot.values;
         let entries = NAMES.into_iter().zip(values).chain([(IN_USE, in_use.into())]);
         let entries: Vec<_> = entries.map(|(name, n)| (self.keeping.key(name), n)).collect();
         let directory = directory_of(metadata.path()).to_owned();
         // The image stays locked, so that nobody else writes the file meanwhile.
         let disk = namespace.disk.clone();
+        let keeping = self.keeping.clone();
         let work = move || {
-            let changed = metadata.change(|stored| stored.counters.extend(entries));
+            let changed = metadata.change(|stored| {
+                if keeping.is_latest(&snapshot) {
+                    stored.counters.extend(entries);
+                    *lock(&keeping.last) = Some(snapshot.values);
+                }
+            });
+            if changed.is_err() {
+                *lock(&keeping.last) = None;
+            }
             drop(disk);
             changed
         };
         match in_directory_to_disk(&directory, work).and_then(|changed| changed) {
-            Ok(()) => {
-                *lock(&self.keeping.last) = Some(now);
-                self.keeping.failed.store(false, Ordering::SeqCst);
-            }
+            Ok(()) => self.keeping.failed.store(false, Ordering::SeqCst),
             Err(error) => self.keeping_failed(&error),
         }
     }

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use vfiod_config::ConfiguredModel;
+use vfiod_pci::ModelRef;
 use vfiod_testing::{Driver, eventually};
 
 use super::rig::{Command, DATA, ENABLE, Held, Host, with};
@@ -101,6 +102,21 @@ fn controller_that_was_in_use_when_its_daemon_died_had_an_unsafe_shutdown() {
     let mut host = Host::new(nvme(&path));
     assert_eq!(life(&mut host), (2, 1));
     assert_eq!(smart(&mut host, 48), 1);
+}
+
+/// A thread that keeps counters every now and then has looked, and writes after the end of the controller.
+#[test]
+fn counters_of_before_a_shutdown_are_not_kept_after_those_of_its_end() {
+    let (place, path) = image();
+    let host = Host::new(nvme(&path));
+    let device = ModelRef::<Nvme>::of(host.device.device()).unwrap();
+    let common = device.step(|nvme, _| nvme.common.clone()).unwrap();
+    let before = common.snapshot();
+    shut_down(&host);
+    common.keep_now();
+    common.keep_snapshot(before);
+    let kept = std::fs::read_to_string(place.path().join("disk.img.vfiod")).unwrap();
+    assert!(kept.contains("in_use\": 0"), "{kept}");
 }
 
 fn get(feature: u32, select: u32) -> Command {
