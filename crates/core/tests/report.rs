@@ -85,7 +85,7 @@ fn status_is_read_while_a_callback_of_the_device_runs() {
         scope.spawn(|| file.read(RegionIndex(0), 0, &mut [0; 4]).unwrap());
         begins.recv().unwrap();
         scope.spawn(|| told.send(device.model_status()).unwrap());
-        let status = tells.recv_timeout(Duration::from_secs(20));
+        let status = tells.recv_timeout(Duration::from_secs(60));
         // Before anything is judged, so that the threads end.
         go.send(()).unwrap();
         let status = status.expect("the status is read while the device is busy");

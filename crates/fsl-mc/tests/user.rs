@@ -106,7 +106,8 @@ impl Rig {
     /// A new connection, once the one before has been released.
     fn client(&self, name: &str) -> Client {
         let path = self.directory.path().join(name);
-        for _ in 0..500 {
+        let start = std::time::Instant::now();
+        while start.elapsed() < Duration::from_secs(60) {
             match Client::connect(&path) {
                 Ok(client) => return client,
                 Err(error) if error.remote_errno() == Some(22) => {

@@ -428,7 +428,7 @@ fn random_requests_under_unmaps_move_the_right_bytes() {
             let (space, memory) = (space.clone(), memory.clone());
             move || {
                 for _ in 0..200 {
-                    space.unmap_all(Duration::from_secs(20)).unwrap();
+                    space.unmap_all(Duration::from_secs(60)).unwrap();
                     let backing = Backing::File { fd: memory.try_clone().unwrap(), offset: 0 };
                     let request = MapRequest { iova: 0, size: 0x40000, perm: RW, backing };
                     space.map(None, request).unwrap();

@@ -342,7 +342,7 @@ fn one_in_use_is_not_removed_where_that_is_refused() {
 
 /// Spins until something is so; a hang is a failure.
 fn eventually(what: &str, mut so: impl FnMut() -> bool) {
-    for _ in 0..5000 {
+    for _ in 0..30_000 {
         if so() {
             return;
         }

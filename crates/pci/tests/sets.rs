@@ -98,7 +98,7 @@ fn share_a_lock(registry: &Registry, places: [Placement; 2]) -> bool {
         });
         // Long enough for those that share nothing on any machine; those that share a lock can
         // never be done, so that for them it may be short.
-        let patience = if same_set { Duration::from_millis(50) } else { Duration::from_secs(20) };
+        let patience = if same_set { Duration::from_millis(50) } else { Duration::from_secs(60) };
         let waited = done.recv_timeout(patience) == Err(RecvTimeoutError::Timeout);
         drop(leave);
         drop(opener.join().unwrap());

@@ -21,7 +21,7 @@ use vfiod_tasks::{ManualClock, Runtime, Workers};
 /// The region of configuration space (`VFIO_PCI_CONFIG_REGION_INDEX`).
 pub const CONFIG: RegionIndex = RegionIndex(7);
 /// How long to wait for what should happen at once.
-const TIMEOUT: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(60);
 /// Command: I/O, memory, bus master (PCI 6.2.2).
 const COMMAND_ON: u16 = 0x7;
 
@@ -279,7 +279,7 @@ impl Driver {
     /// space can read as all ones.
     ///
     /// # Panics
-    /// If the reset does not end within 20 s.
+    /// If the reset does not end within 60 s.
     pub fn await_function_reset(&self) {
         let start = Instant::now();
         while self.config32(0) == u32::MAX {
@@ -327,7 +327,7 @@ impl Driver {
         self.file.dma_map(MapRequest { iova, size: len, perm, backing }).expect("it can be mapped");
     }
 
-    /// Removes exactly this mapping. Waits up to 20 s for accesses in flight.
+    /// Removes exactly this mapping. Waits up to 60 s for accesses in flight.
     ///
     /// # Errors
     /// Those of [`File::dma_unmap`].
@@ -434,7 +434,7 @@ impl Interrupt {
     /// Waits until the interrupt comes. Returns how often it came.
     ///
     /// # Panics
-    /// If it does not come within 20 s.
+    /// If it does not come within 60 s.
     pub fn wait(&self) -> u64 {
         let mut fds = [PollFd::new(&self.fd, PollFlags::IN)];
         let timeout = Timespec { tv_sec: TIMEOUT.as_secs() as i64, tv_nsec: 0 };
@@ -447,7 +447,7 @@ impl Interrupt {
 /// Waits until a condition holds that a device brings about by itself.
 ///
 /// # Panics
-/// If it does not hold within 20 s.
+/// If it does not hold within 60 s.
 pub fn eventually(what: &str, mut done: impl FnMut() -> bool) {
     let start = std::time::Instant::now();
     while !done() {

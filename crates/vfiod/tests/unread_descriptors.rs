@@ -32,7 +32,7 @@ const MOST: usize = 32;
 /// Accounts that have no other process.
 const GREEDY: u32 = 48_218;
 const STRANGER: u32 = 48_219;
-const TIMEOUT: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A daemon with multi-open devices `d0`, `d1`, … of the model bench, and with so many descriptors.
 struct Rig {

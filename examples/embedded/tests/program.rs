@@ -16,7 +16,7 @@ fn a_client_reads_the_count_of_the_program() {
         .spawn()
         .unwrap();
     let mut input = program.stdin.take().unwrap();
-    let deadline = Instant::now() + Duration::from_secs(30);
+    let deadline = Instant::now() + Duration::from_secs(60);
     let wait = |done: &mut dyn FnMut() -> bool| {
         while !done() {
             assert!(Instant::now() < deadline, "it did not come");

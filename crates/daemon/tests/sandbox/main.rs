@@ -81,7 +81,7 @@ impl Served {
             .spawn()
             .unwrap();
         let mut served = Self { child, directory, outside, _outside: listener.unwrap() };
-        let deadline = Instant::now() + Duration::from_secs(30);
+        let deadline = Instant::now() + Duration::from_secs(60);
         while !served.log().contains(" ready ") {
             let ended = served.child.try_wait().unwrap();
             assert!(ended.is_none() && Instant::now() < deadline, "{}", served.log());

@@ -235,7 +235,7 @@ fn device_that_moves_between_spaces_writes_to_each_only_while_attached() {
             if i % 3 == 0 {
                 device.attach(&there.0);
             }
-            here.0.unmap_all(Duration::from_secs(20)).unwrap();
+            here.0.unmap_all(Duration::from_secs(60)).unwrap();
             here.1.poke(0x1000, &[0xaa; 0x1_0000]);
             std::thread::yield_now();
             let bytes = here.1.peek(0x1000, 0x1_0000);

@@ -2,7 +2,7 @@
 
 use super::*;
 
-const LONG: Duration = Duration::from_secs(20);
+const LONG: Duration = Duration::from_secs(60);
 
 #[test]
 fn pinned_memory_is_read_and_written() {

@@ -298,7 +298,7 @@ fn truncation_and_mapping_under_running_accesses() {
             if i % 32 == 0 {
                 std::thread::sleep(Duration::from_millis(1));
             }
-            space.unmap(0, 0x4_0000, Duration::from_secs(5)).unwrap();
+            space.unmap(0, 0x4_0000, Duration::from_secs(60)).unwrap();
         }
         stop.store(true, Ordering::Relaxed);
         for reader in readers {

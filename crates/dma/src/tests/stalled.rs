@@ -14,7 +14,7 @@ use super::*;
 use crate::files::examine;
 
 /// Long enough for anything that does not wait for the file system.
-const LONG: Duration = Duration::from_secs(20);
+const LONG: Duration = Duration::from_secs(60);
 
 const LOOKUP: u32 = 1;
 const OPEN: u32 = 14;

@@ -2,7 +2,7 @@
 
 use vfiod_nvme_driver::{Command, Controller, Data, Error, Options, Waiting, opcode};
 
-use crate::rig::{BLOCKS, Rig, content, pattern};
+use crate::rig::{BLOCKS, Rig, content, options, pattern};
 
 #[test]
 fn controller_says_what_it_is() {
@@ -28,7 +28,7 @@ fn what_was_written_is_read() {
         (false, Waiting::Polling),
         (false, Waiting::Interrupts),
     ] {
-        let mut options = Options::default();
+        let mut options = options();
         options.shared_memory = shared_memory;
         let mut controller = Controller::connect(&rig.socket, &options).unwrap();
         let disk = controller.namespace(1).unwrap();

@@ -11,6 +11,8 @@ use vfiod_pci::Function;
 use vfiod_server::{Listener, Served, Server, ServerOptions, SocketAccess};
 use vfiod_tasks::Workers;
 
+/// Nothing here takes that long, unless it hangs: also on a machine that stands still for seconds.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 /// Blocks of the disk, of 512 bytes each.
 pub(crate) const BLOCKS: u64 = 8192;
 
@@ -71,11 +73,11 @@ impl Rig {
     }
 
     pub(crate) fn connect(&self) -> Controller {
-        Controller::connect(&self.socket, &Options::default()).unwrap()
+        Controller::connect(&self.socket, &options()).unwrap()
     }
 
     pub(crate) fn connect_by(&self, doorbells: Doorbells) -> Controller {
-        let mut options = Options::default();
+        let mut options = options();
         options.doorbells = doorbells;
         Controller::connect(&self.socket, &options).unwrap()
     }
@@ -84,13 +86,20 @@ impl Rig {
     pub(crate) fn connect_again(&self) -> Controller {
         let start = Instant::now();
         loop {
-            match Controller::connect(&self.socket, &Options::default()) {
+            match Controller::connect(&self.socket, &options()) {
                 Ok(controller) => return controller,
-                Err(error) if start.elapsed() > Duration::from_secs(20) => panic!("{error}"),
+                Err(error) if start.elapsed() > PATIENCE => panic!("{error}"),
                 Err(_) => std::thread::sleep(Duration::from_millis(1)),
             }
         }
     }
+}
+
+/// Options of a driver that waits as long as a test does.
+pub(crate) fn options() -> Options {
+    let mut options = Options::default();
+    options.timeout = PATIENCE;
+    options
 }
 
 /// Bytes that differ from place to place.
@@ -108,7 +117,7 @@ pub(crate) fn content(buffer: &Buffer) -> Vec<u8> {
 pub(crate) fn until(what: &str, mut done: impl FnMut() -> bool) {
     let start = Instant::now();
     while !done() {
-        assert!(start.elapsed() < Duration::from_secs(60), "never: {what}");
+        assert!(start.elapsed() < PATIENCE, "never: {what}");
         std::thread::sleep(Duration::from_millis(1));
     }
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use vfiod_core::dma::Perm;
 use vfiod_core::memory::SharedMemory;
+use vfiod_core::work::TaskState;
 use vfiod_core::{Error, RegionIndex, Result};
 use vfiod_disk::test::TestDisk;
 use vfiod_disk::{
@@ -200,12 +201,16 @@ impl Host {
 
     /// Waits until the tasks of the controller have not been run for this time.
     pub(super) fn rest(&self, time: Duration) {
-        let polls =
-            || -> u64 { self.device.device().status().tasks.iter().map(|task| task.polls).sum() };
+        // `None`: one runs, or has lost its processor amid that.
+        let polls = || -> Option<u64> {
+            let tasks = self.device.device().status().tasks;
+            let waits = tasks.iter().all(|task| task.state == TaskState::Waiting);
+            waits.then(|| tasks.iter().map(|task| task.polls).sum())
+        };
         eventually("tasks that have nothing to do rest", || {
             let before = polls();
             std::thread::sleep(time);
-            polls() == before
+            before.is_some() && polls() == before
         });
     }
 

@@ -59,12 +59,12 @@ fn capture_model(make: Make, path: &Path, options: Options, session: impl FnOnce
     let writer = Writer::new(File::create(path).unwrap()).unwrap();
     let proxy = Proxy::new(to_proxy.into(), to_server.into(), writer).unwrap();
     let relaying = std::thread::spawn(move || proxy.run().unwrap());
-    let socket = Socket::from_fd(from_client.into(), Duration::from_secs(20)).unwrap();
+    let socket = Socket::from_fd(from_client.into(), Duration::from_secs(60)).unwrap();
     let mut client = Client::with_socket(socket, options).unwrap();
     session(&mut client);
     drop(client);
     assert_eq!(relaying.join().unwrap(), Closed::ByClient);
-    assert!(served.finish(Duration::from_secs(20)));
+    assert!(served.finish(Duration::from_secs(60)));
 }
 
 fn wait_for(event: &OwnedFd) {

@@ -44,7 +44,7 @@ const MEMORY_TO_FILE: u32 = 2;
 const REGISTERS: RegionIndex = RegionIndex(2);
 const PAGE_BAR: RegionIndex = RegionIndex(3);
 const CONFIG: RegionIndex = RegionIndex(7);
-const TIMEOUT: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Pseudo-random numbers (xorshift), the same in each run.
 pub(super) struct Numbers(pub(super) u64);

@@ -28,7 +28,7 @@ fn command(tag: u32, operation: u32, address: u64, offset: u64) -> Vec<u8> {
 }
 
 fn wait_until(mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + Duration::from_secs(60);
     while !condition() {
         assert!(Instant::now() < deadline);
         std::thread::sleep(Duration::from_millis(1));
