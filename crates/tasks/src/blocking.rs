@@ -5,6 +5,7 @@ use std::pin::pin;
 use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
+use crate::keeper::hand_over;
 use crate::parker::Parker;
 use crate::runtime::Runtime;
 use crate::scheduler::Ran;
@@ -41,6 +42,7 @@ impl Runtime {
     }
 
     fn block<F: Future>(&self, until: Until, future: F) -> Option<F::Output> {
+        hand_over();
         let scheduler = self.scheduler();
         let listed = scheduler.blocked.list(&scheduler.reactor);
         let waker = Waker::from(listed.thread.clone());

@@ -11,6 +11,7 @@ mod coop;
 #[cfg(not(shuttle))]
 mod descriptor;
 pub mod event_index;
+mod keeper;
 #[cfg(all(test, shuttle))]
 mod model;
 mod parker;
@@ -39,6 +40,7 @@ mod workers;
 pub use bell::{Bell, Ring};
 #[cfg(not(shuttle))]
 pub use descriptor::Descriptor;
+pub use keeper::{Keeper, hand_over};
 pub use poll_seat::{PollSeat, TooManyPolled};
 pub use pollers::Poll;
 pub use race::{race, yield_now};

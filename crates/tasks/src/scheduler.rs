@@ -9,6 +9,7 @@ use vfiod_sync::{Mutex, lock};
 
 use crate::blocked::Blocked;
 use crate::coop;
+use crate::keeper;
 use crate::pollers::Pollers;
 use crate::reactor::{Reactor, Wait};
 use crate::timers::{Clock, Timers};
@@ -120,6 +121,12 @@ impl Scheduler {
             // Its future is dropped here.
             drop(runnable);
             return;
+        }
+        // What others have made ready is before it.
+        let may_keep = queue.ready.is_empty() && queue.workers > 0 && !queue.stopping;
+        if may_keep && group.is_some_and(|group| keeper::wants(self, group)) {
+            drop(queue);
+            return keeper::keep(runnable);
         }
         queue.ready.push(runnable, group);
         let wake = queue.must_wake(self.looks_itself());

@@ -3,9 +3,9 @@
 #![cfg(not(shuttle))]
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-use vfiod_tasks::{Group, Job, Runtime, yield_now};
+use vfiod_tasks::{Bell, Group, Job, Runtime, Workers, yield_now};
 
 /// A task that is always ready, and counts its turns.
 fn busy(runtime: &Runtime, group: Option<&Group>, turns: &Arc<AtomicUsize>) -> Job {
@@ -77,4 +77,42 @@ fn tasks_of_a_group_end_with_the_runtime() {
     drop(runtime);
     assert_eq!(Arc::strong_count(&ended), 1);
     drop(jobs);
+}
+
+/// A thread that makes a task ready keeps it for itself only if no other task waits for its turn.
+#[test]
+fn task_is_not_kept_before_others_that_wait_for_their_turn() {
+    let runtime = Runtime::new().unwrap();
+    let _workers = Workers::start(&runtime, 1).unwrap();
+    let (group, bell, taken) = (Group::new(), Arc::new(Bell::new()), Arc::<AtomicU64>::default());
+    let (rings, takes) = (bell.clone(), taken.clone());
+    let future = async move {
+        loop {
+            takes.store(bell.wait().await.value.unwrap(), Ordering::SeqCst);
+        }
+    };
+    let _job = runtime.spawn_in(&group, future, |_| {});
+    let keeper = runtime.keeper().expect("there are workers");
+    let wait_for = |value| {
+        let start = std::time::Instant::now();
+        while taken.load(Ordering::SeqCst) != value {
+            assert!(start.elapsed().as_secs() < 60, "a ring is lost");
+            std::thread::yield_now();
+        }
+    };
+    let mut kept = 0;
+    for value in 1..=100 {
+        group.keep(|| rings.ring(Some(value)));
+        kept += usize::from(keeper.run());
+        wait_for(value);
+    }
+    assert!(kept > 0, "nothing is kept");
+    // Some of these wait for their turns at all times, also while a worker that has no processor is replaced.
+    let turns = Arc::default();
+    let _busy: Vec<Job> = (0..32).map(|_| busy(&runtime, None, &turns)).collect();
+    for value in 101..=200 {
+        group.keep(|| rings.ring(Some(value)));
+        assert!(!keeper.holds(), "kept before a task that waits for its turn");
+        wait_for(value);
+    }
 }

@@ -9,7 +9,7 @@ use vfiod_sync::model::{join, join_all, spawn};
 use vfiod_sync::{Condvar, Mutex, lock, wait};
 
 use crate::event_index::{SharedIndex, ask, is_past_event};
-use crate::{Bell, Ended, ManualClock, Poll, Runtime, Task, Waiters, Workers};
+use crate::{Bell, Ended, Group, Job, ManualClock, Poll, Runtime, Task, Waiters, Workers};
 
 fn start(workers: usize) -> (Runtime, Workers) {
     let runtime = Runtime::new().expect("starts");
@@ -325,6 +325,126 @@ fn store_is_seen_by_a_worker_that_polls() {
     drop(workers);
 }
 
+/// A task of a group that counts the rings that it has taken, until it has taken a last one.
+fn counts(runtime: &Runtime, group: &Group, bell: &Arc<Bell>) -> (Job, Arc<Taken>) {
+    let taken = Arc::new(Taken::default());
+    let (bell, counts) = (bell.clone(), taken.clone());
+    let future = async move {
+        while bell.wait().await.value != Some(LAST_RING) {}
+        counts.set();
+    };
+    (runtime.spawn_in(group, future, |_| {}), taken)
+}
+
+const LAST_RING: u64 = 2;
+
+/// Whether a task has taken the last ring. Threads that wait for that run no tasks.
+#[derive(Default)]
+struct Taken {
+    taken: Mutex<bool>,
+    changed: Condvar,
+}
+
+impl Taken {
+    fn set(&self) {
+        *lock(&self.taken) = true;
+        self.changed.notify_all();
+    }
+
+    fn wait(&self) {
+        let mut taken = lock(&self.taken);
+        while !*taken {
+            taken = wait(&self.changed, &self.taken, taken, Duration::MAX);
+        }
+    }
+}
+
+/// A thread keeps the task that it makes ready, and runs it, while a worker falls asleep and another thread rings,
+/// too.
+fn kept_task_takes_all_rings() {
+    let (runtime, workers) = start(1);
+    let (group, bell) = (Group::new(), Arc::new(Bell::new()));
+    let (job, taken) = counts(&runtime, &group, &bell);
+    let other = spawn({
+        let bell = bell.clone();
+        move || bell.ring(Some(1))
+    });
+    {
+        let keeper = runtime.keeper().expect("there are workers");
+        group.keep(|| bell.ring(Some(1)));
+        keeper.run();
+        join(other);
+        group.keep(|| bell.ring(Some(LAST_RING)));
+        keeper.run();
+    }
+    taken.wait();
+    drop(job);
+    drop(workers);
+}
+
+/// A thread that keeps a task waits for it, or has no keeper any more.
+fn kept_task_is_handed_over() {
+    for waits in [true, false] {
+        let (runtime, workers) = start(1);
+        let (group, bell) = (Group::new(), Arc::new(Bell::new()));
+        let (job, taken) = counts(&runtime, &group, &bell);
+        let keeper = runtime.keeper().expect("there are workers");
+        group.keep(|| bell.ring(Some(LAST_RING)));
+        if waits {
+            let end = runtime.spawn(async {});
+            result(&runtime, &end).expect("ends");
+        } else {
+            drop(keeper);
+        }
+        taken.wait();
+        drop(job);
+        drop(workers);
+    }
+}
+
+/// A ring makes two tasks ready, of which the thread keeps one: a worker runs the other, whatever the thread does.
+fn task_beside_a_kept_one_wakes_a_worker() {
+    let (runtime, workers) = start(1);
+    let (group, bells) = (Group::new(), [0; 2].map(|_| Arc::new(Bell::new())));
+    let tasks = bells.each_ref().map(|bell| counts(&runtime, &group, bell));
+    let keeper = runtime.keeper().expect("there are workers");
+    group.keep(|| bells.iter().for_each(|bell| bell.ring(Some(LAST_RING))));
+    let second = tasks[1].1.clone();
+    if keeper.holds() {
+        // Whichever is kept, the other one does not wait for it.
+        let first = tasks[0].1.clone();
+        let either = Arc::new(Taken::default());
+        for taken in [first, second] {
+            let either = either.clone();
+            spawn(move || {
+                taken.wait();
+                either.set();
+            });
+        }
+        either.wait();
+    }
+    keeper.run();
+    tasks.iter().for_each(|(_, taken)| taken.wait());
+    drop(keeper);
+    drop(tasks);
+    drop(workers);
+}
+
+/// A thread that keeps a task of one group rings for another, whose task a worker runs.
+fn task_of_another_group_is_not_kept() {
+    let (runtime, workers) = start(1);
+    let (groups, bells) = ([Group::new(), Group::new()], [0; 2].map(|_| Arc::new(Bell::new())));
+    let tasks = [0, 1].map(|at| counts(&runtime, &groups[at], &bells[at]));
+    let keeper = runtime.keeper().expect("there are workers");
+    groups[0].keep(|| bells[1].ring(Some(LAST_RING)));
+    tasks[1].1.wait();
+    bells[0].ring(Some(LAST_RING));
+    tasks[0].1.wait();
+    drop(keeper);
+    drop(tasks);
+    drop(workers);
+}
+
 vfiod_sync::checks! {
     ring_wakes_a_worker: 2000,
     newest_value_arrives: 2000,
@@ -339,4 +459,8 @@ vfiod_sync::checks! {
     clock_is_moved_while_a_task_begins_to_sleep: 2000,
     store_to_shared_memory_wakes_a_task_that_falls_asleep: 2000,
     store_is_seen_by_a_worker_that_polls: 2000,
+    kept_task_takes_all_rings: 2000,
+    kept_task_is_handed_over: 1000,
+    task_beside_a_kept_one_wakes_a_worker: 2000,
+    task_of_another_group_is_not_kept: 2000,
 }
