@@ -31,7 +31,7 @@ pub const KEYS: &[Keys] = &[
     keys(
         "",
         &["poll"],
-        "how long a busy connection is polled before its thread sleeps, e.g. `\"50us\"`",
+        "how long a busy connection is polled before its thread sleeps, e.g. `\"50us\"`; half as many at a time as there are processors",
         "`\"0\"`",
     ),
     keys(

@@ -16,8 +16,10 @@ impl Registered {
     #[inline]
     pub(crate) fn ring(self: &Arc<Self>, bell: usize, value: Option<u64>) {
         let work = self.context.work();
-        let Some(path) = &self.data_path else { return work.ring(bell, value) };
-        work.ring_through(bell, value, |ring| self.deliver(&**path, bell, ring));
+        let Some(path) = &self.data_path else { return work.keep(|| work.ring(bell, value)) };
+        work.keep(|| {
+            work.ring_through(bell, value, |ring| self.deliver(&**path, bell, ring));
+        });
         if self.context.reset_requested() {
             self.function_reset_if_requested();
         }

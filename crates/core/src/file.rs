@@ -6,6 +6,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use vfiod_quota::Payer;
+use vfiod_tasks::{Keeper, hand_over};
 
 use crate::device::{Description, Device, Features, Token};
 use crate::device_ref::DeviceRef;
@@ -136,6 +137,14 @@ impl File {
         self.registered().context.irqs().info(index)
     }
 
+    /// Lets the calling thread run tasks of the device that its writes of doorbells make ready, one at a time: a
+    /// transport that has nothing else to do then need not have a worker woken. What is kept is handed over
+    /// before an access that may wait. Whatever else may wait, and every other operation of a file does, follows
+    /// [`vfiod_tasks::hand_over`]. `None`: the device's tasks have no workers; or the thread has a keeper.
+    pub fn keeper(&self) -> Option<Keeper<'_>> {
+        self.registered().context.work().keeper()
+    }
+
     /// Reads a region. Takes the device's lock, unless the access is within a shared area.
     ///
     /// # Errors
@@ -150,6 +159,7 @@ impl File {
         if data.is_empty() {
             return Ok(());
         }
+        hand_over();
         let waits = self.find_region(region)?.waits_for_reset;
         let device = self.registered();
         let read = |device: &mut dyn Device| device.read(region, offset, data);
@@ -187,6 +197,7 @@ impl File {
             device.ring(self.bell(region, bell), Some(little_endian(data)));
             return Ok(());
         }
+        hand_over();
         let write = |device: &mut dyn Device| device.write(region, offset, data);
         device.access_region(&self.shared, at.waits_for_reset, write).map(drop)
     }

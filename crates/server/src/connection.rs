@@ -20,6 +20,7 @@ use vfiod_protocol::limits::MAX_STRAY_REPLIES;
 use vfiod_protocol::{Call, Event, Request};
 use vfiod_quota::{Exceeded, Payer, User};
 use vfiod_sync::{Mutex, MutexGuard, lock};
+use vfiod_tasks::{Keeper, hand_over};
 use vfiod_wire::Command;
 
 use crate::abandoned::{Bereaved, PeerProcess};
@@ -44,6 +45,7 @@ use crate::pool::{Interest, LINGER, Residence, Source, Watch, Worker};
 use crate::progress::{Handled, Step, Turn, Unanswered};
 use crate::serving::{self, Guarded, Next, Serving};
 use crate::session::{Link, Session};
+use crate::task_runs::TaskRuns;
 use crate::transport::{Lent, Received, Socket, Wait};
 use crate::unread::DENIED;
 
@@ -72,6 +74,7 @@ pub(crate) struct Connection {
     /// Its place among the connections; another one may have it once this is being ended.
     place: Mutex<Option<Place>>,
     pause: DebtPause,
+    task_runs: TaskRuns,
     /// Last, so that the connection counts until its file is released.
     counted: Arc<Counted>,
 }
@@ -101,6 +104,7 @@ impl Connection {
             held: HeldMemory::new(payer),
             place: Mutex::new(Some(place)),
             pause: DebtPause::default(),
+            task_runs: TaskRuns::default(),
             counted: Arc::new(Counted::new(clients, number)),
             state: Mutex::default(),
             serving: Serving::default(),
@@ -225,7 +229,9 @@ impl Connection {
         resident: bool,
     ) -> Result<Received, Errno> {
         let poll = self.clients.poll;
-        if !poll.is_zero() {
+        if !poll.is_zero()
+            && let Some(_polling) = self.watch.pool().poll()
+        {
             let start = Instant::now();
             while start.elapsed() < poll {
                 match self.fill(state, chunk, Wait::No)? {
@@ -307,6 +313,13 @@ impl Connection {
                 Err(error) => return (state, Err(error.into())),
             }
         }
+        // Not where others need the thread.
+        let keeper = match self.session.get() {
+            Some(session) if wait == Wait::Linger && self.task_runs.are_short() => {
+                session.opened.file.keeper()
+            }
+            _ => None,
+        };
         let mut handled = Handled::Nothing;
         // Since when others are known to wait.
         let mut crowded = None;
@@ -336,6 +349,7 @@ impl Connection {
             }
             // Where there is no memory for one more, too.
             if state.output().len() >= REPLY_BATCH || state.output().reserve(0).is_err() {
+                hand_over();
                 match self.send(&mut state, wait) {
                     Ok(true) => {
                         handled = Handled::Part;
@@ -346,9 +360,25 @@ impl Connection {
                 }
             }
         };
-        let sent = self.send(&mut state, wait);
+        // A task that is kept waits for no client.
+        let holds = keeper.as_ref().is_some_and(Keeper::holds);
+        let sent = self.send(&mut state, if holds { Wait::No } else { wait });
         let outcome = outcome.and(sent);
+        if let Some(keeper) = keeper.filter(|_| holds && outcome.is_ok()) {
+            self.run_kept(&keeper);
+        }
         (state, outcome.map(|_| Turn::Handled(handled)))
+    }
+
+    /// Runs the task that a doorbell has made ready, so that no worker has to wake up for it; not where others
+    /// need the thread by now.
+    fn run_kept(&self, keeper: &Keeper<'_>) {
+        if self.clients.gate.is_crowded() || self.watch.pool().is_saturated() {
+            return hand_over();
+        }
+        let start = Instant::now();
+        keeper.run();
+        self.task_runs.ran_for(start.elapsed());
     }
 
     /// Takes in what must not wait until a client takes what was sent: replies to DMA messages, and
@@ -413,6 +443,7 @@ impl Connection {
             let entered = message.enter();
             let file = &session.opened.file;
             let outcome = if direct::is_large_read(&access) {
+                hand_over();
                 let (outcome, sent) = direct::read(file, access, &self.outgoing, wait);
                 count(&self.counters.sent, sent);
                 outcome
@@ -437,9 +468,12 @@ impl Connection {
                 return self.negotiate(state, open);
             }
         } else if state.pending().is_some() {
+            hand_over();
             return self.step_parked();
         }
         let Some(event) = state.next()? else { return Ok(Step::Idle) };
+        // It may wait for the task.
+        hand_over();
         let is_access = match &event {
             Event::Call(call) => {
                 matches!(call.request, Request::RegionWritten(_) | Request::RegionWriteMulti(_))

@@ -53,6 +53,7 @@ mod server;
 mod serving;
 mod session;
 mod space;
+mod task_runs;
 #[cfg(all(test, not(any(loom, shuttle))))]
 mod testing;
 mod transport;

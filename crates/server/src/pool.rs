@@ -93,6 +93,9 @@ struct Shared {
     stopping: AtomicBool,
     handles: Mutex<Vec<JoinHandle<()>>>,
     lingering: AtomicUsize,
+    /// Threads that poll a source, and how many may at a time.
+    polling: AtomicUsize,
+    max_polling: usize,
     /// Sources that a thread stays with, by key.
     residents: Mutex<HashMap<u64, Arc<dyn Source>>>,
 }
@@ -141,6 +144,8 @@ impl Pool {
                 stopping: AtomicBool::new(false),
                 handles: Mutex::default(),
                 lingering: AtomicUsize::new(0),
+                polling: AtomicUsize::new(0),
+                max_polling: (processors() / 2).max(1),
                 residents: Mutex::default(),
             }),
         };
@@ -194,10 +199,14 @@ impl Pool {
 
     /// The right to sleep for a moment on a source that has gone quiet, for
     /// [`MAX_LINGERING`] threads at a time.
-    pub(crate) fn linger(&self) -> Option<Lingering<'_>> {
-        let lingering = Lingering(&self.shared.lingering);
-        let others = self.shared.lingering.fetch_add(1, Ordering::Relaxed);
-        (others < MAX_LINGERING).then_some(lingering)
+    pub(crate) fn linger(&self) -> Option<Among<'_>> {
+        Among::up_to(MAX_LINGERING, &self.shared.lingering)
+    }
+
+    /// The right to poll a source that has gone quiet, for half as many threads at a time as there are
+    /// processors: more would take them from those who have something to do.
+    pub(crate) fn poll(&self) -> Option<Among<'_>> {
+        Among::up_to(self.shared.max_polling, &self.shared.polling)
     }
 
     pub(crate) fn is_stopping(&self) -> bool {
@@ -358,10 +367,23 @@ impl Source for AlarmClock {
     }
 }
 
-/// See [`Pool::linger`].
-pub(crate) struct Lingering<'a>(&'a AtomicUsize);
+/// The processors that the process may use.
+fn processors() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
 
-impl Drop for Lingering<'_> {
+/// A place among a limited number of threads.
+pub(crate) struct Among<'a>(&'a AtomicUsize);
+
+impl<'a> Among<'a> {
+    fn up_to(most: usize, taken: &'a AtomicUsize) -> Option<Self> {
+        let place = Self(taken);
+        let others = taken.fetch_add(1, Ordering::Relaxed);
+        (others < most).then_some(place)
+    }
+}
+
+impl Drop for Among<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
@@ -491,6 +513,17 @@ mod tests {
         let started = pool.shared.started.load(Ordering::Relaxed);
         pool.stop();
         assert!(started < WAVE + WAVES, "{started} threads were started for {WAVES} waves");
+    }
+
+    #[test]
+    fn few_threads_poll_at_a_time() {
+        let pool = Pool::embedded().unwrap();
+        let most = pool.shared.max_polling;
+        assert!((1..=processors()).contains(&most));
+        let mut polling: Vec<_> = (0..most).map(|_| pool.poll().expect("there is room")).collect();
+        assert!(pool.poll().is_none() && pool.poll().is_none(), "more than {most} threads poll");
+        polling.pop();
+        assert!(pool.poll().is_some());
     }
 
     /// Threads that end at the same time leave enough.

@@ -22,7 +22,7 @@ use pin_project_lite::pin_project;
 use vfiod_sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use vfiod_sync::{FairMutex, Mutex, lock};
 use vfiod_tasks::contain::Panicked;
-use vfiod_tasks::{Bell, Ended, Group, Job, Ring, Runtime, Sleep, Timeout, Waiters};
+use vfiod_tasks::{Bell, Ended, Group, Job, Keeper, Ring, Runtime, Sleep, Timeout, Waiters};
 
 use crate::error::{Errno, Error, Result};
 
@@ -380,6 +380,17 @@ impl Work {
                 doorbell.bell.ring_silently(ring.value);
             }
         }
+    }
+
+    /// Lets the calling thread run tasks of the device that its rings make ready ([`Work::keep`]).
+    pub fn keeper(&self) -> Option<Keeper<'_>> {
+        self.shared.runtime.keeper()
+    }
+
+    /// Calls `ring`, which rings a doorbell: the task that it makes ready may be kept for the calling thread.
+    #[inline]
+    pub fn keep<R>(&self, ring: impl FnOnce() -> R) -> R {
+        self.shared.group.keep(ring)
     }
 
     /// Rings a doorbell for the task that waits for it. At a closed gate the ring is remembered.

@@ -30,6 +30,7 @@ mod rig;
 mod set_irqs;
 mod space;
 mod state_machine;
+mod task_turns;
 mod unread_replies;
 mod version;
 // Shared with the unit tests.
