@@ -71,7 +71,7 @@ fn finish_gives_up_on_a_stalled_device() {
 #[test]
 fn server_that_is_dropped_ends_the_connections_of_busy_clients() {
     for poll in [Duration::ZERO, Duration::from_millis(5)] {
-        let rig = Rig::with(OpenPolicy::Multi, ServerOptions { poll, ..Default::default() });
+        let rig = Rig::with(OpenPolicy::Multi, ServerOptions { poll, ..server_options() });
         let mut clients: Vec<_> = (0..3).map(|_| rig.client()).collect();
         for round in 0..200 {
             clients.iter_mut().for_each(|client| write_u64(client, PLAIN, 0, round));

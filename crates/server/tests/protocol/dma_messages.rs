@@ -7,7 +7,6 @@ use rustix::io::Errno;
 use rustix::net::SendFlags;
 use vfiod_client::{Client, GuestMemory, Options, RawMessage, Socket};
 use vfiod_core::OpenPolicy;
-use vfiod_server::ServerOptions;
 use vfiod_server::quota::{Limit, Resource, Share, Size};
 use vfiod_wire::payload::{DmaAccess, DmaMap, RegionAccess, dma_flag};
 use vfiod_wire::{Capabilities, Command, Kind, TwinSocket, Version};
@@ -261,7 +260,7 @@ fn writes_to_a_client_that_takes_nothing_are_not_queued_for_ever() {
     const BEFORE: u64 = 0;
     const BLOCKED: u64 = 0x10_0000;
     const AFTER: u64 = 0x20_0000;
-    let mut options = ServerOptions::default();
+    let mut options = server_options();
     // No room for a large socket buffer.
     let memory = Limit::new(Size::Common(0), Share::Demanded(300 << 10));
     options.limits.set(Resource::Memory, memory);

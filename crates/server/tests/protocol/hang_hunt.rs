@@ -41,7 +41,7 @@ fn no_client_that_maps_and_unmaps_is_forgotten() {
     let seconds = std::env::var("VFIOD_HUNT_SECONDS").ok().and_then(|text| text.parse().ok());
     let end = Instant::now() + Duration::from_secs(seconds.unwrap_or(1800));
     // Two threads may be with the device: the others wait at its gate, again and again.
-    let options = ServerOptions { max_threads: 8, ..ServerOptions::default() };
+    let options = ServerOptions { max_threads: 8, ..server_options() };
     let rig = Rig::with(OpenPolicy::Multi, options);
     let start = Instant::now();
     let answered: Vec<_> = (0..CLIENTS).map(|_| AtomicU64::new(0)).collect();

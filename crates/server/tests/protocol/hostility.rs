@@ -4,7 +4,6 @@ use std::os::fd::AsFd;
 
 use vfiod_client::{Error, GuestMemory};
 use vfiod_core::OpenPolicy;
-use vfiod_server::ServerOptions;
 use vfiod_wire::payload::{DmaMap, IrqSet, RegionAccess};
 use vfiod_wire::{Command, Header, Kind};
 use zerocopy::IntoBytes;
@@ -35,7 +34,7 @@ pub(crate) fn every_message() -> Vec<Vec<u8>> {
 
 #[test]
 fn client_that_disconnects_at_any_byte_of_any_message_harms_nobody() {
-    let rig = Rig::with(OpenPolicy::Single, ServerOptions::default());
+    let rig = Rig::with(OpenPolicy::Single, server_options());
     for whole in std::iter::once(version_message()).chain(every_message()) {
         for cut in 0..=whole.len() {
             let socket = if whole[2] == 1 { rig.socket() } else { negotiated(&rig) };
@@ -291,7 +290,7 @@ fn two_hundred_clients_leave_no_descriptor_open() {
     if !alone("hostility::two_hundred_clients_leave_no_descriptor_open") {
         return;
     }
-    let rig = Rig::with(OpenPolicy::Single, ServerOptions::default());
+    let rig = Rig::with(OpenPolicy::Single, server_options());
     let memory = GuestMemory::new(1 << 20).unwrap();
     let event = event();
     let round = |i: u64| {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use vfiod_client::{Client, Error};
 use vfiod_core::{DeviceSpec, OpenPolicy, Registration, SetId, SetObject, StatePolicy};
-use vfiod_server::{Served, Server, ServerOptions};
+use vfiod_server::{Served, Server};
 use vfiod_tasks::Workers;
 use vfiod_wire::Command;
 use vfiod_wire::payload::{Feature, feature_flag};
@@ -37,7 +37,7 @@ impl Pair {
     pub(crate) fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let ((registry, workers), slot) = (registry(), Arc::new(Slot));
-        let server = Server::new(ServerOptions::default()).unwrap();
+        let server = Server::new(server_options()).unwrap();
         let paths = ["a", "b"].map(|name| dir.path().join(name));
         let devices = [0, 1].map(|function| {
             let spec = DeviceSpec {

@@ -15,7 +15,7 @@ use crate::rig::*;
 
 #[test]
 fn many_clients_of_a_stalled_device_do_not_take_all_threads() {
-    let options = ServerOptions { max_threads: 8, ..ServerOptions::default() };
+    let options = ServerOptions { max_threads: 8, ..server_options() };
     let stalled = Rig::with(OpenPolicy::Multi, options);
     let other = Rig::new();
     let path = other.path.with_extension("second");
@@ -54,7 +54,7 @@ fn clients_of_stalled_devices_leave_a_thread_to_a_stranger() {
     const STALLED: usize = 8;
     let directory = tempfile::tempdir().unwrap();
     let (registry, _workers) = registry();
-    let server = Server::new(ServerOptions { max_threads: 32, ..Default::default() }).unwrap();
+    let server = Server::new(ServerOptions { max_threads: 32, ..server_options() }).unwrap();
     let at = |number: usize| directory.path().join(number.to_string());
     let devices: Vec<_> = (0..=STALLED)
         .map(|number| {
@@ -93,11 +93,8 @@ fn clients_of_stalled_devices_leave_a_thread_to_a_stranger() {
 #[test]
 fn newcomers_that_wait_for_a_departing_client_take_no_threads() {
     const NEWCOMERS: usize = 300;
-    let options = ServerOptions {
-        max_threads: 64,
-        max_connections: NEWCOMERS + 10,
-        ..ServerOptions::default()
-    };
+    let options =
+        ServerOptions { max_threads: 64, max_connections: NEWCOMERS + 10, ..server_options() };
     let rig = Rig::with(OpenPolicy::Single, options);
     let other = Rig::new();
     let path = other.path.with_extension("second");
@@ -156,7 +153,7 @@ impl Drop for Flooders<'_> {
 fn newcomer_has_its_turn_among_busy_clients() {
     const BUSY: usize = 8;
     const MESSAGES: usize = 40;
-    let rig = Rig::with(OpenPolicy::Multi, ServerOptions::default());
+    let rig = Rig::with(OpenPolicy::Multi, server_options());
     let busy: Vec<_> = (0..BUSY).map(|_| negotiated(&rig)).collect();
     let handled = || {
         let clients = rig.served.as_ref().unwrap().clients();
@@ -181,7 +178,7 @@ fn newcomer_has_its_turn_among_busy_clients() {
 
 #[test]
 fn clients_that_flood_a_device_leave_threads_to_others() {
-    let options = ServerOptions { max_threads: 2, ..ServerOptions::default() };
+    let options = ServerOptions { max_threads: 2, ..server_options() };
     let rig = Rig::with(OpenPolicy::Multi, options);
     let write = RegionAccess { offset: 0, region: PLAIN, count: 8 };
     let payload = [write.as_bytes(), &[0; 8]].concat();
@@ -203,7 +200,7 @@ fn clients_that_flood_a_device_leave_threads_to_others() {
 
 #[test]
 fn silent_connections_are_closed_in_favour_of_new_clients() {
-    let options = ServerOptions { max_connections: 8, ..ServerOptions::default() };
+    let options = ServerOptions { max_connections: 8, ..server_options() };
     let rig = Rig::with(OpenPolicy::Multi, options);
     let silent: Vec<_> = (0..50).map(|_| rig.socket()).collect();
     let mut client = rig.client();
@@ -221,7 +218,7 @@ fn silent_connections_are_closed_in_favour_of_new_clients() {
 #[test]
 fn reply_that_a_device_leaves_unfilled_has_no_data_of_others() {
     // Two threads, so that buffers are used by everybody in turn.
-    let options = ServerOptions { max_threads: 2, ..ServerOptions::default() };
+    let options = ServerOptions { max_threads: 2, ..server_options() };
     let rig = Rig::with(OpenPolicy::Multi, options);
     for round in 0..20 {
         let mut secret = vec![0; PLAIN_SIZE as usize];
@@ -357,7 +354,7 @@ fn connection_is_watched_before_it_is_served() {
 fn connections_that_a_user_takes_leave_a_share_to_each_device() {
     const SHARE: usize = 3;
     const COMMON: usize = 10;
-    let mut options = ServerOptions::default();
+    let mut options = server_options();
     let limit = Limit::new(Size::Common(COMMON as u64), Share::Demanded(SHARE as u64));
     options.limits.set(Limited::Connections, limit);
     let rig = Rig::with(OpenPolicy::Multi, options);

@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 use rustix::net::SendFlags;
 use vfiod_client::{Client, Socket};
 use vfiod_core::OpenPolicy;
-use vfiod_server::{Listener, ServerOptions};
+use vfiod_server::Listener;
 use vfiod_wire::payload::{DmaMap, IrqSet, RegionAccess};
 use vfiod_wire::{Command, Kind};
 use zerocopy::IntoBytes;
@@ -219,7 +219,7 @@ fn own_end(socket: &Socket) -> OwnedFd {
 
 #[test]
 fn client_that_sends_its_own_end_is_seen_to_go() {
-    let rig = Rig::with(OpenPolicy::Single, ServerOptions::default());
+    let rig = Rig::with(OpenPolicy::Single, server_options());
     let set = IrqSet { argsz: 20, flags: 0x24, index: VECTORS, start: 0, count: 1 };
     let irqs = message(1, Command::DeviceSetIrqs, set.as_bytes());
     type Wrap = fn(&Socket) -> OwnedFd;
@@ -268,7 +268,7 @@ fn client_that_sends_its_own_end_is_seen_to_go() {
 
 #[test]
 fn client_that_sends_its_own_end_behind_a_stalled_request_is_seen_to_go() {
-    let rig = Rig::with(OpenPolicy::Single, ServerOptions::default());
+    let rig = Rig::with(OpenPolicy::Single, server_options());
     let socket = negotiated(&rig);
     let stall = Stall::new();
     socket.send(&message(1, Command::RegionWrite, &stall.payload()), &[]).unwrap();

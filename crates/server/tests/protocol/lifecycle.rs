@@ -14,7 +14,7 @@ use crate::rig::*;
 
 #[test]
 fn next_client_finds_the_device_as_the_first_one_did() {
-    let rig = Rig::with(OpenPolicy::Single, ServerOptions::default());
+    let rig = Rig::with(OpenPolicy::Single, server_options());
     for round in 0..20 {
         let mut client = rig.client();
         assert_eq!(read_u64(&mut client, PLAIN, 0), 0, "round {round}");
@@ -64,8 +64,7 @@ fn a_hundred_idle_clients_need_few_threads() {
 #[test]
 fn few_threads_serve_many_busy_clients() {
     const CLIENTS: usize = 100;
-    let rig =
-        Rig::with(OpenPolicy::Multi, ServerOptions { max_threads: 256, ..Default::default() });
+    let rig = Rig::with(OpenPolicy::Multi, ServerOptions { max_threads: 256, ..server_options() });
     let mut clients: Vec<_> = (0..CLIENTS).map(|_| rig.client()).collect();
     let access = RegionAccess { offset: STALL_MS, region: KNOBS, count: 8 };
     let stall = [access.as_bytes(), &1u64.to_ne_bytes()].concat();
@@ -85,7 +84,7 @@ fn few_threads_serve_many_busy_clients() {
 #[test]
 fn clients_are_served_while_threads_poll() {
     let poll = Duration::from_micros(200);
-    let rig = Rig::with(OpenPolicy::Multi, ServerOptions { poll, ..ServerOptions::default() });
+    let rig = Rig::with(OpenPolicy::Multi, ServerOptions { poll, ..server_options() });
     let mut client = rig.client();
     for round in 0..200u64 {
         write_u64(&mut client, PLAIN, 8, round);

@@ -8,7 +8,6 @@ use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Level, Metadata, Subscriber};
 use vfiod_core::OpenPolicy;
-use vfiod_server::ServerOptions;
 use vfiod_wire::Command;
 
 use crate::rig::*;
@@ -65,7 +64,7 @@ fn clients_that_connect_again_and_again_do_not_fill_the_log() {
     }
     let lines = Lines::default();
     tracing::subscriber::set_global_default(lines.clone()).unwrap();
-    let rig = Rig::with(OpenPolicy::Single, ServerOptions::default());
+    let rig = Rig::with(OpenPolicy::Single, server_options());
     let assert_few = |lines: &[String], since: Instant| {
         // On a slow machine clients come more slowly, too. Its first and last second may be parts.
         let most = LINES * (since.elapsed().as_secs() as usize + 2);
@@ -111,7 +110,7 @@ fn end_of_a_connection_says_how_many_of_its_refusals_were_not_logged() {
     }
     let lines = Lines::default();
     tracing::subscriber::set_global_default(lines.clone()).unwrap();
-    let rig = Rig::with(OpenPolicy::Single, ServerOptions::default());
+    let rig = Rig::with(OpenPolicy::Single, server_options());
     let socket = negotiated(&rig);
     for _ in 0..REFUSALS {
         socket.send(&message(0, Command::DeviceGetInfo, &[]), &[]).unwrap();

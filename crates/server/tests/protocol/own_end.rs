@@ -12,7 +12,6 @@ use rustix::net::sockopt::set_socket_send_buffer_size_force;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use vfiod_client::Socket;
 use vfiod_core::OpenPolicy;
-use vfiod_server::ServerOptions;
 use vfiod_wire::payload::{IrqSet, RegionAccess};
 use vfiod_wire::{Capabilities, Command, Kind, TwinSocket, Version};
 use zerocopy::IntoBytes;
@@ -190,7 +189,7 @@ fn may_force() -> bool {
 
 #[track_caller]
 fn assert_seen_to_go(how: &str, policy: OpenPolicy) {
-    let rig = Rig::with(policy, ServerOptions::default());
+    let rig = Rig::with(policy, server_options());
     let mut client = Mortal::new(&rig, how);
     client.await_done();
     drop(client);
@@ -232,7 +231,7 @@ fn client_that_sends_its_own_end_behind_more_than_is_kept_is_seen_to_die() {
 
 #[test]
 fn client_that_another_process_has_connected_for_loses_nothing_when_that_dies() {
-    let rig = Rig::with(OpenPolicy::Single, ServerOptions::default());
+    let rig = Rig::with(OpenPolicy::Single, server_options());
     let connector = Mortal::new(&rig, "hands over");
     let mut fds = Vec::new();
     let channel = Socket::from_fd(connector.channel.try_clone().unwrap().into(), PATIENCE);

@@ -15,7 +15,7 @@ const MIB: u32 = 1 << 20;
 /// left to read.
 #[test]
 fn large_reads_are_all_answered_though_the_device_was_saturated() {
-    let options = ServerOptions { max_threads: 8, ..ServerOptions::default() };
+    let options = ServerOptions { max_threads: 8, ..server_options() };
     let rig = Rig::with(OpenPolicy::Multi, options);
     let reader = negotiated(&rig);
     let read = RegionAccess { offset: 0, region: LARGE, count: MIB };

@@ -10,7 +10,7 @@ use vfiod_wire::{Command, Kind};
 use crate::rig::*;
 
 fn single() -> Rig {
-    Rig::with(OpenPolicy::Single, ServerOptions::default())
+    Rig::with(OpenPolicy::Single, server_options())
 }
 
 #[test]
@@ -45,7 +45,7 @@ fn reconnect_waits_for_a_slow_release() {
 
 #[test]
 fn single_open_device_accepts_reconnects_with_two_threads() {
-    let options = ServerOptions { max_threads: 2, ..ServerOptions::default() };
+    let options = ServerOptions { max_threads: 2, ..server_options() };
     let rig = Rig::with(OpenPolicy::Single, options);
     for _ in 0..100 {
         drop(rig.client());

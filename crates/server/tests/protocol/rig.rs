@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Once};
 use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, eventfd};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::os::fd::OwnedFd;
 use vfiod_client::{Client, Error as ClientError, Options, RawMessage, Socket};
 use vfiod_core::dma::Attachment;
@@ -386,7 +387,7 @@ pub(crate) struct Rig {
 
 impl Rig {
     pub(crate) fn new() -> Self {
-        Self::with(OpenPolicy::Multi, ServerOptions::default())
+        Self::with(OpenPolicy::Multi, server_options())
     }
 
     pub(crate) fn with(open: OpenPolicy, options: ServerOptions) -> Self {
@@ -522,6 +523,17 @@ pub(crate) fn signals(fd: &OwnedFd) -> u64 {
         Ok(_) => u64::from_ne_bytes(count),
         Err(_) => 0,
     }
+}
+
+/// Options of a server, in a process that has as many descriptors as it may. A login often has 1,024 of half a
+/// million, of which tests that run at the same time use more, and the share of a device is too small for some.
+pub(crate) fn server_options() -> ServerOptions {
+    static RAISED: Once = Once::new();
+    RAISED.call_once(|| {
+        let limit = getrlimit(Resource::Nofile);
+        setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).unwrap();
+    });
+    ServerOptions::default()
 }
 
 /// Descriptors of this process. Tests that count run [`alone`].

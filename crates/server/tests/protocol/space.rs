@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use vfiod_client::{Client, GuestMemory};
 use vfiod_core::{DeviceSpec, OpenPolicy, Registration};
-use vfiod_server::{Served, Server, ServerOptions};
+use vfiod_server::{Served, Server};
 use vfiod_tasks::Workers;
 use vfiod_wire::payload::SpaceOf;
 use vfiod_wire::space::SPACE;
@@ -29,7 +29,7 @@ struct Devices {
 impl Devices {
     fn new(count: usize) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let server = Server::new(ServerOptions::default()).unwrap();
+        let server = Server::new(server_options()).unwrap();
         let (registry, workers) = registry();
         let paths: Vec<_> = (0..count).map(|n| dir.path().join(n.to_string())).collect();
         let device = |path: &PathBuf| {

@@ -6,7 +6,6 @@ use std::os::fd::AsFd;
 use rustix::io::ioctl_fionread;
 use vfiod_client::Socket;
 use vfiod_core::OpenPolicy;
-use vfiod_server::ServerOptions;
 use vfiod_server::quota::{Limit, Resource, Share, Size};
 use vfiod_wire::Command;
 use vfiod_wire::payload::RegionAccess;
@@ -18,7 +17,7 @@ const MIB: u32 = 1 << 20;
 
 /// A multi-open device without a share, and so much memory for one user.
 fn rig(memory: u64) -> Rig {
-    let mut options = ServerOptions::default();
+    let mut options = server_options();
     let common = |size| Limit::new(Size::Common(2 * size), Share::Demanded(0));
     options.limits.set(Resource::Memory, common(memory));
     options.limits.set(Resource::Descriptors, common(1000));
@@ -68,7 +67,7 @@ fn what_clients_do_not_read_is_charged_also_after_the_end_of_their_connections()
 #[test]
 fn device_that_is_gone_leaves_its_share_to_others_though_a_client_has_not_read_all() {
     const TOTAL: u64 = 1000;
-    let mut options = ServerOptions::default();
+    let mut options = server_options();
     let shared = Limit::new(Size::Total(TOTAL), Share::Demanded(400));
     options.limits.set(Resource::Descriptors, shared);
     let mut rig = Rig::with(OpenPolicy::Multi, options);

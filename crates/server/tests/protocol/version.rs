@@ -2,11 +2,11 @@
 
 use vfiod_client::{Options, Socket};
 use vfiod_core::OpenPolicy;
-use vfiod_server::ServerOptions;
 use vfiod_wire::{Capabilities, Command, Kind, Version};
 
 use crate::rig::{
-    EBUSY, EINVAL, Rig, assert_closed, connect, message, options, reply_errno, version_message,
+    EBUSY, EINVAL, Rig, assert_closed, connect, message, options, reply_errno, server_options,
+    version_message,
 };
 
 fn exchange(socket: &Socket, bytes: &[u8]) -> vfiod_client::RawMessage {
@@ -158,7 +158,7 @@ fn version_twice_is_refused_and_changes_nothing() {
 
 #[test]
 fn a_single_open_device_takes_one_client() {
-    let rig = Rig::with(OpenPolicy::Single, ServerOptions::default());
+    let rig = Rig::with(OpenPolicy::Single, server_options());
     let first = rig.client();
     let second = connect(&rig.path).unwrap_err();
     assert_eq!(second.remote_errno(), Some(EINVAL));

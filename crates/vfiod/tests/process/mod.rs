@@ -11,7 +11,7 @@ use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal};
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, setrlimit};
 use vfiod_client::{Client, Options};
 
 /// Nothing here takes that long, unless it hangs: also on a machine that stands still for seconds.
@@ -80,6 +80,14 @@ pub(crate) fn options() -> Options {
 /// Connects to a device with [`options`].
 pub(crate) fn connect(socket: impl AsRef<Path>) -> vfiod_client::Result<Client> {
     Client::connect_with(socket, options())
+}
+
+/// Lets this process, and what it starts, have as many descriptors as it may, and says how many: a login often
+/// has 1,024 of half a million.
+pub(crate) fn raise_descriptor_limit() -> usize {
+    let limit = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).unwrap();
+    limit.maximum.map_or(usize::MAX, |most| most as usize)
 }
 
 /// A file of the workspace.
