@@ -4,7 +4,7 @@ use std::fmt;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{AtFlags, FallocateFlags, FileType, Mode, OFlags, SeekFrom, StatxFlags};
 use vfiod_dma::{Errno, Error, Hold, Result};
@@ -265,9 +265,12 @@ fn size_of(file: &OwnedFd, is_device: bool) -> Result<u64, Errno> {
 /// How often an image is tried that somebody uses whom nobody sees: a process that is killed has its locks a
 /// moment longer than its entry in `/proc`.
 const TRIES: usize = 20;
+/// How long it is looked for who uses an image, in all: less than anybody waits for what opens an image.
+const SEARCH: Duration = Duration::from_secs(4);
 
 fn lock(path: &Path, file: &OwnedFd, read_only: bool) -> Result<()> {
     let mut tries = 1..=TRIES;
+    let deadline = Instant::now() + SEARCH;
     loop {
         let byte = match lock_image(file, read_only) {
             Ok(()) => return Ok(()),
@@ -278,9 +281,9 @@ fn lock(path: &Path, file: &OwnedFd, read_only: bool) -> Result<()> {
                 return Err(named(path, Errno::OPNOTSUPP, what).because(error));
             }
         };
-        let by = match holder(file, byte) {
+        let by = match holder(file, byte, deadline) {
             Some(by) => by,
-            None if tries.next().is_some() => {
+            None if tries.next().is_some() && Instant::now() < deadline => {
                 std::thread::sleep(Duration::from_millis(10));
                 continue;
             }

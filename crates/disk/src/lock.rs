@@ -10,6 +10,7 @@
 //! process is killed, and two opens of one process exclude each other as well.
 
 use std::os::fd::OwnedFd;
+use std::time::Instant;
 
 use nix::fcntl::{FcntlArg, fcntl};
 use vfiod_dma::{Errno, Error};
@@ -101,16 +102,23 @@ fn lock_bytes(file: &OwnedFd, read_only: bool) -> Result<(), NotLocked> {
 }
 
 /// The process that holds a byte of a file, and its name, where `/proc` tells: of processes of the same
-/// user, or to root.
-pub(crate) fn holder(file: &OwnedFd, byte: i64) -> Option<String> {
+/// user, or to root. It is looked for until `deadline`.
+pub(crate) fn holder(file: &OwnedFd, byte: i64, deadline: Instant) -> Option<String> {
     let stat = rustix::fs::fstat(file).ok()?;
     let (major, minor) = (rustix::fs::major(stat.st_dev), rustix::fs::minor(stat.st_dev));
     let id = format!("{major:02x}:{minor:02x}:{}", stat.st_ino);
     for process in std::fs::read_dir("/proc").ok()?.flatten() {
         let Ok(pid) = process.file_name().to_string_lossy().parse::<u32>() else { continue };
-        let Ok(descriptors) = std::fs::read_dir(process.path().join("fdinfo")) else { continue };
+        if Instant::now() >= deadline {
+            return None;
+        }
+        let Ok(descriptors) = std::fs::read_dir(process.path().join("fd")) else { continue };
+        let infos = process.path().join("fdinfo");
         for descriptor in descriptors.flatten() {
-            let Ok(info) = std::fs::read_to_string(descriptor.path()) else { continue };
+            // Most descriptors of a host of many are sockets and eventfds, whose information takes longer to read.
+            let is_file = std::fs::read_link(descriptor.path()).is_ok_and(|to| to.has_root());
+            let info = is_file.then(|| std::fs::read_to_string(infos.join(descriptor.file_name())));
+            let Some(Ok(info)) = info else { continue };
             if info.lines().any(|line| is_lock_of(line, &id, byte)) {
                 let name = std::fs::read_to_string(process.path().join("comm")).unwrap_or_default();
                 return Some(format!("process {pid} ({})", name.trim()));
