@@ -1,0 +1,71 @@
+# An operator takes the second disk of a running VM away under I/O, and gives it back, three times in a row: what the
+# guest had under way ends with an error, and the disk is there again, with what was written before. The first disk
+# grows under I/O: the guest sees it without a reset, and loses nothing.
+. "$(dirname "$0")/../scenario.sh"
+truncate -s 8M "$WORK/first.img" "$WORK/second.img"
+start_server "
+[control]
+socket = { path = \"$WORK/api.sock\" }
+[device.disk]
+model = \"nvme\"
+socket = { path = \"$WORK/disk.sock\" }
+options = { file = \"$WORK/first.img\", files = [\"$WORK/second.img\"] }" disk.sock api.sock
+export VFIOD_CONTROL=$WORK/api.sock
+"$HARNESS_DIR/build-initramfs.sh" --output "$WORK/initramfs" --only --module nvme --module nvme-core
+
+guest vm '
+modprobe nvme
+fail() { echo "failed: $*"; dmesg | tail -n 20; exit 1; }
+wait_for() { for n in $(seq 1200); do "$@" && return; sleep 0.1; done; fail "waited for $*"; }
+is_there() { [ -b /dev/nvme0n$1 ]; }
+is_gone() { [ ! -e /sys/block/nvme0n$1 ]; }
+has_written() { [ "$(grep -c "has written" /tmp/$1.out)" -ge $2 ]; }
+has_sectors() { [ "$(cat /sys/block/nvme0n1/size)" = $1 ]; }
+wait_for is_there 1
+wait_for is_there 2
+blocks write /dev/nvme0n1 2 1 /tmp/first /tmp/stop >/tmp/first.out &
+first=$!
+wait_for has_written first 2
+dd if=/dev/urandom of=/tmp/data bs=64k count=1 2>/dev/null
+for round in 1 2 3; do
+    wait_for is_there 2
+    if [ $round != 1 ]; then
+        dd if=/dev/nvme0n2 of=/tmp/read bs=64k count=1 iflag=direct 2>/dev/null || fail "reading what was kept"
+        cmp /tmp/data /tmp/read || fail "the disk has lost what was written before it was taken away"
+    fi
+    dd if=/dev/zero of=/dev/nvme0n2 bs=1M oflag=direct 2>/dev/null
+    blocks write /dev/nvme0n2 2 $round /tmp/second /tmp/never >/tmp/second.out &
+    pid=$!
+    wait_for has_written second 2
+    echo "taken $round"
+    wait $pid && fail "no command has failed"
+    grep -q "blocks: .*-1" /tmp/second.out || fail "$(cat /tmp/second.out)"
+    wait_for is_gone 2
+    echo "gone $round"
+    wait_for is_there 2
+    dd if=/tmp/data of=/dev/nvme0n2 bs=64k oflag=direct 2>/dev/null || fail "writing to what came back"
+    echo "back $round"
+done
+wait_for has_sectors 65536
+dd if=/tmp/data of=/dev/nvme0n1 bs=64k seek=511 oflag=direct 2>/dev/null || fail "writing behind the old end"
+dd if=/dev/nvme0n1 of=/tmp/read bs=64k skip=511 iflag=direct 2>/dev/null || fail "reading behind the old end"
+cmp /tmp/data /tmp/read || fail "behind the old end"
+touch /tmp/stop
+wait $first || fail "$(cat /tmp/first.out)"
+dmesg | grep -E "nvme.*(timeout, |resetting|controller is down)" && fail "the controller was reset"
+echo "namespaces: all well"
+' --initramfs "$WORK/initramfs" --file "$CACHE_DIR/guest-blocks:/usr/bin/blocks" --socket "$WORK/disk.sock" &
+vm=$!
+for round in 1 2 3; do
+    said vm "^taken $round"
+    "$VFIOD" namespace remove disk 2
+    said vm "^gone $round"
+    # Its image was free when the removal had returned.
+    "$VFIOD" namespace add disk "$WORK/second.img"
+    said vm "^back $round"
+done
+"$VFIOD" namespace resize disk 1 --size 32M
+wait "$vm"
+cat "$WORK/vm.out"
+grep -q "namespaces: all well" "$WORK/vm.out"
+stop_server
