@@ -34,8 +34,8 @@ trap finish EXIT
 trap 'exit 1' INT TERM HUP
 
 # wait_for WHAT COMMAND...: until the command succeeds, PATIENCE seconds at most: a guest boots meanwhile, on
-# a machine that may be busy or emulate it.
-PATIENCE=120
+# a machine that may be busy or emulate it. VFIOD_PATIENCE is how many times longer everything may take.
+PATIENCE=$((120 * ${VFIOD_PATIENCE:-1}))
 wait_for() {
     local what=$1 end=$((SECONDS + PATIENCE))
     shift
@@ -132,7 +132,7 @@ guest() {
     printf '%s\n' "$2" >"$WORK/$name.sh"
     shift 2
     "$HARNESS_DIR/run-guest.sh" --script "$WORK/$name.sh" --file "$EDU_TOOL:/usr/bin/edu" \
-        --timeout 300 "$@" >"$WORK/$name.out" 2>&1 && return 0
+        --timeout $((300 * ${VFIOD_PATIENCE:-1})) "$@" >"$WORK/$name.out" 2>&1 && return 0
     local status=$?
     echo "--- guest $name ended with status $status"
     tail -n 60 "$WORK/$name.out"
