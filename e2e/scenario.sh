@@ -140,7 +140,11 @@ guest() {
 }
 
 # said NAME PATTERN: the guest printed a line like that by now or soon.
-said() { wait_for "guest line: $2" grep -qE "$2" "$WORK/$1.out"; }
+said() {
+    wait_for "guest line: $2" grep -qE "$2" "$WORK/$1.out" && return 0
+    tail -n 40 "$WORK/$1.out"
+    return 1
+}
 
 # control TEXT: a line to the gpio's control socket; prints the answer.
 control() { printf '%s\n' "$1" | "$CACHE_DIR/unixcat" "$WORK/control.sock"; }

@@ -39,7 +39,8 @@ for round in 1 2 3; do
     wait_for has_written second 2
     echo "taken $round"
     wait $pid && fail "no command has failed"
-    grep -q "blocks: .*-1" /tmp/second.out || fail "$(cat /tmp/second.out)"
+    # Linux ends what it has not sent yet as behind the end of a disk of no size: a read has no bytes then.
+    grep -qE "blocks: (writing|reading) .*: (-1|0)," /tmp/second.out || fail "$(cat /tmp/second.out)"
     wait_for is_gone 2
     echo "gone $round"
     wait_for is_there 2
