@@ -75,6 +75,10 @@ pub(crate) struct InFlight {
 }
 
 impl InFlight {
+    pub(crate) fn parts(&self) -> &Arc<Parts> {
+        &self.parts
+    }
+
     fn new(parts: &Arc<Parts>) -> Self {
         parts.shared.in_flight.fetch_add(1, Ordering::SeqCst);
         Self { parts: parts.clone(), _of_device: parts.device.as_ref().map(Flights::begin) }
@@ -375,17 +379,16 @@ impl DiskChannel {
     ) -> Started {
         let (offset, len, end) = (range.start, range.end - range.start, range.end);
         let lock = self.parts.ranges.enter(range, exclusive);
-        let parts = self.parts();
         if lock.is_granted() {
-            if let Err(failure) = parts.still_has(end, offset, len) {
+            if let Err(failure) = self.parts.still_has(end, offset, len) {
                 return failed(failure, request.into_buffer());
             }
-            let in_flight = InFlight::new(&parts);
-            let pending = parts.inner.start(request);
-            return Started::step(Step { pending, lock, durable, parts, in_flight });
+            let in_flight = InFlight::new(&self.parts);
+            let pending = self.parts.inner.start(request);
+            return Started::step(Step { pending, lock, durable, in_flight });
         }
         // Another one is in front.
-        let interest = interest.clone();
+        let (parts, interest) = (self.parts(), interest.clone());
         self.go_on(async move {
             lock.granted().await;
             let still = parts.still_has(end, offset, len);

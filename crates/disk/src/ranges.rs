@@ -52,6 +52,8 @@ struct Waiting {
 struct Table {
     /// No range that is in it is longer.
     longest: u64,
+    /// Exclusive ones in it. Where there are none, those that are not conflict with nothing.
+    exclusive: usize,
     entries: BTreeMap<(u64, u64), Entry>,
 }
 
@@ -69,15 +71,17 @@ struct Entry {
 impl Table {
     fn insert(&mut self, (start, number): (u64, u64), entry: Entry) {
         self.longest = self.longest.max(entry.end - start);
+        self.exclusive += usize::from(entry.exclusive);
         self.entries.insert((start, number), entry);
     }
 
     fn remove(&mut self, key: (u64, u64)) -> Option<Entry> {
-        let entry = self.entries.remove(&key);
+        let entry = self.entries.remove(&key)?;
+        self.exclusive -= usize::from(entry.exclusive);
         if self.entries.is_empty() {
             self.longest = 0;
         }
-        entry
+        Some(entry)
     }
 
     /// The ranges that this one must not be in use with.
@@ -87,8 +91,9 @@ impl Table {
         exclusive: bool,
     ) -> impl Iterator<Item = &mut Entry> {
         let from = (range.start.saturating_sub(self.longest), 0);
-        let entries = self.entries.range_mut(from..(range.end, 0));
-        entries.filter_map(move |(_, entry)| {
+        let any = exclusive || self.exclusive > 0;
+        let entries = any.then(|| self.entries.range_mut(from..(range.end, 0)));
+        entries.into_iter().flatten().filter_map(move |(_, entry)| {
             let conflicts = entry.end > range.start && (exclusive || entry.exclusive);
             conflicts.then_some(entry)
         })
@@ -106,7 +111,8 @@ impl State {
         if self.users > 1 { WAITING } else { usize::MAX }
     }
 
-    fn enter(&mut self, user: u64, range: Range<u64>, exclusive: bool) -> u64 {
+    /// Returns the number of the range, and whether it is granted.
+    fn enter(&mut self, user: u64, range: Range<u64>, exclusive: bool) -> (u64, bool) {
         let (number, limit) = (self.number(), self.limit());
         let key = (range.start, number);
         let entry = Entry { end: range.end, exclusive, user, turn: 0, before: 0, waker: None };
@@ -117,25 +123,26 @@ impl State {
             if must_wait || own.behind.conflicting(range, exclusive).next().is_some() {
                 own.behind.insert(key, entry);
                 own.order.insert(number, key.0);
-                return number;
+                return (number, false);
             }
         }
-        self.enter_line(key, entry);
-        number
+        let (is_granted, _) = self.enter_line(key, entry);
+        (number, is_granted)
     }
 
-    /// Puts a range in line. Returns who waits for it if it is granted at once.
-    fn enter_line(&mut self, key: (u64, u64), mut entry: Entry) -> Option<Waker> {
+    /// Puts a range in line. Returns whether it is granted at once, and who waits for it then.
+    fn enter_line(&mut self, key: (u64, u64), mut entry: Entry) -> (bool, Option<Waker>) {
         entry.turn = self.number();
         entry.before = self.line.conflicting(key.0..entry.end, entry.exclusive).count();
-        let woken = if entry.before == 0 {
+        let is_granted = entry.before == 0;
+        let woken = if is_granted {
             entry.waker.take()
         } else {
             self.waiting.entry(entry.user).or_default().in_line += 1;
             None
         };
         self.line.insert(key, entry);
-        woken
+        (is_granted, woken)
     }
 
     /// A range of this user waits in line no more, or behind: others follow.
@@ -151,7 +158,7 @@ impl State {
             }
             let Some((number, start)) = own.order.pop_first() else { return };
             if let Some(entry) = own.behind.remove((start, number)) {
-                woken.extend(self.enter_line((start, number), entry));
+                woken.extend(self.enter_line((start, number), entry).1);
             }
         }
     }
@@ -167,6 +174,9 @@ impl State {
             self.follow(user, &mut woken);
             return woken;
         };
+        if self.waiting.is_empty() {
+            return woken;
+        }
         let mut granted = Vec::new();
         if left.before > 0 {
             granted.push(user);
@@ -219,6 +229,8 @@ pub(crate) struct RangeLock {
     user: Arc<User>,
     start: u64,
     number: u64,
+    /// It was granted when it was asked for, and stays so.
+    granted_at_once: bool,
 }
 
 impl Ranges {
@@ -243,8 +255,9 @@ impl User {
     /// may be used.
     pub(crate) fn enter(self: &Arc<Self>, range: Range<u64>, exclusive: bool) -> RangeLock {
         let start = range.start;
-        let number = lock(&self.ranges.state).enter(self.number, range, exclusive);
-        RangeLock { user: self.clone(), start, number }
+        let (number, granted_at_once) =
+            lock(&self.ranges.state).enter(self.number, range, exclusive);
+        RangeLock { user: self.clone(), start, number, granted_at_once }
     }
 }
 
@@ -255,12 +268,18 @@ impl RangeLock {
 
     /// Whether the range may be used.
     pub(crate) fn is_granted(&self) -> bool {
+        if self.granted_at_once {
+            return true;
+        }
         let mut state = lock(&self.user.ranges.state);
         state.find(self.user.number, self.key()).is_none_or(|(_, granted)| granted)
     }
 
     /// Waits until the range may be used.
     pub(crate) async fn granted(&self) {
+        if self.granted_at_once {
+            return;
+        }
         poll_fn(|cx| {
             let mut state = lock(&self.user.ranges.state);
             match state.find(self.user.number, self.key()) {

@@ -1,12 +1,11 @@
 //! A request to a disk that has been started.
 
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use crate::backend::Done;
 use crate::continued::{Continued, go_on};
-use crate::disk::{InFlight, Parts};
+use crate::disk::InFlight;
 use crate::pending::Pending;
 use crate::ranges::RangeLock;
 
@@ -26,20 +25,19 @@ pub(crate) struct Step {
     pub(crate) pending: Pending,
     pub(crate) lock: RangeLock,
     pub(crate) durable: bool,
-    pub(crate) parts: Arc<Parts>,
     pub(crate) in_flight: InFlight,
 }
 
 impl Step {
     /// Does what is left when the back end has ended its part.
     async fn finish(self, done: Option<Done>) -> Done {
-        let Self { pending, lock, durable, parts, in_flight } = self;
+        let Self { pending, lock, durable, in_flight } = self;
         let done = match done {
             Some(done) => done,
             None => pending.await,
         };
         drop(lock);
-        let done = parts.sync_if(durable, done).await;
+        let done = in_flight.parts().sync_if(durable, done).await;
         drop(in_flight);
         done
     }
@@ -72,7 +70,7 @@ impl Future for Started {
             if !step.durable || done.result.is_err() {
                 return Poll::Ready(done);
             }
-            let runtime = step.parts.runtime.clone();
+            let runtime = step.in_flight.parts().runtime.clone();
             let rest = Continued::new(&runtime, step.finish(Some(done)));
             self.0 = State::Other(rest.into());
         }
@@ -88,7 +86,7 @@ impl Drop for Started {
         if let State::Step(step) = &mut self.0
             && let Some(step) = step.take()
         {
-            let runtime = step.parts.runtime.clone();
+            let runtime = step.in_flight.parts().runtime.clone();
             go_on(&runtime, step.finish(None));
         }
     }

@@ -204,13 +204,17 @@ fn client_time() -> f64 {
 /// Nanoseconds of processor time that a process has used, those of threads that have ended included. The
 /// kernel tells it in steps of 10 ms.
 pub(super) fn server_time(pid: u32) -> anyhow::Result<f64> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    // The name, which may have any characters, ends with the last parenthesis; utime and stime are the 14th
-    // and 15th field.
+    // utime and stime are the 14th and 15th field.
+    stat_time(&std::fs::read_to_string(format!("/proc/{pid}/stat"))?, [11, 12])
+}
+
+/// Nanoseconds of two times of a process, by their places behind its name.
+pub(super) fn stat_time(stat: &str, times: [usize; 2]) -> anyhow::Result<f64> {
+    // The name may have any characters, and ends with the last parenthesis.
     let fields = stat.rsplit_once(')').map(|(_, rest)| rest.split_whitespace());
     let fields: Vec<&str> = fields.context("a stat without a name")?.collect();
     let ticks = |at: usize| fields.get(at)?.parse::<f64>().ok();
-    let ticks = ticks(11).zip(ticks(12)).map(|(user, system)| user + system);
+    let ticks = ticks(times[0]).zip(ticks(times[1])).map(|(user, system)| user + system);
     let second = rustix::param::clock_ticks_per_second() as f64;
     Ok(ticks.context("a stat without times")? / second * 1e9)
 }
