@@ -459,16 +459,13 @@ impl DiskChannel {
     pub fn start_within(&self, interest: &Interest, request: Request) -> Started {
         let write_through = self.is_write_through();
         match request {
-            Request::Read { offset, buffer } => match self.range(offset, buffer.len() as u64) {
-                Some(range) => self.in_one_step(
-                    interest,
-                    range,
-                    false,
-                    Request::Read { offset, buffer },
-                    false,
-                ),
-                None => self.refuse_range(offset, buffer.len() as u64, Some(buffer)),
-            },
+            Request::Read { offset, ref buffer } => {
+                let len = buffer.len() as u64;
+                match self.range(offset, len) {
+                    Some(range) => self.in_one_step(interest, range, false, request, false),
+                    None => self.refuse_range(offset, len, request.into_buffer()),
+                }
+            }
             Request::Write { offset, buffer, durable } => {
                 match self.may_change(offset, buffer.len() as u64) {
                     Ok(range) => {

@@ -10,7 +10,6 @@ use vfiod_buffer::{NoMemory, list_for};
 use vfiod_sync::atomic::{AtomicU8, Ordering};
 use vfiod_sync::{Arc, Mutex, lock};
 
-use crate::dirty::Writing;
 use crate::error::{Errno, Error, Result};
 use crate::hold::{Hold, Segment, Segments};
 use crate::in_flight::{Flights, InFlight};
@@ -285,9 +284,9 @@ impl Attachment {
         self.shard().set_hint(hint);
         let in_use = map.ranges.begin(iova, last);
         let flight = self.inner.in_flight.begin();
-        let writing = perm.contains(Perm::WRITE).then(|| Writing::new(&map.dirty, iova, len));
+        let log = perm.contains(Perm::WRITE).then(|| map.dirty.clone());
         drop(map);
-        Hold::new((writing, in_use, flight), segments, iova, len, perm)
+        Hold::new((log, in_use, flight), segments, iova, len, perm)
     }
 }
 

@@ -7,7 +7,7 @@ use std::ptr::NonNull;
 use smallvec::SmallVec;
 use vfiod_sync::Arc;
 
-use crate::dirty::Writing;
+use crate::dirty::DirtyLog;
 use crate::error::{Errno, Error, Result};
 use crate::in_flight::Flight;
 use crate::map::failed;
@@ -27,9 +27,9 @@ use crate::request::Perm;
 /// request fails with `EFAULT`, also where the file has a hole, which [`Hold::read`] and
 /// [`Hold::write`] pass. Nothing else may touch them.
 pub struct Hold {
-    // In this order: pages are marked before the range is given back, and the memory is kept until
-    // after that.
-    _writing: Option<Writing>,
+    /// Where its pages are marked when it ends, if it was taken for writing.
+    log: Option<Arc<DirtyLog>>,
+    // The memory is kept until the range was given back.
     _in_use: InUse,
     _flight: Flight,
     segments: Segments,
@@ -74,14 +74,13 @@ impl Hold {
     /// # Errors
     /// `EFAULT`: outside the mapped files; `EACCES`: a file is not open for writing.
     pub(crate) fn new(
-        (writing, in_use, flight): (Option<Writing>, InUse, Flight),
+        (log, in_use, flight): (Option<Arc<DirtyLog>>, InUse, Flight),
         segments: Segments,
         iova: u64,
         len: usize,
         perm: Perm,
     ) -> Result<Self> {
-        let hold =
-            Self { _writing: writing, _in_use: in_use, _flight: flight, segments, iova, len, perm };
+        let hold = Self { log, _in_use: in_use, _flight: flight, segments, iova, len, perm };
         for Segment { mapped, at, len } in &hold.segments {
             if !mapped.contains(*at, *len) {
                 return Err(failed(Access::Gone, iova));
@@ -178,6 +177,17 @@ impl Hold {
     /// As [`Hold::read`]; `EACCES`: not held for writing.
     pub fn write(&self, offset: usize, src: &[u8]) -> Result<()> {
         self.each(offset, src.len(), Perm::WRITE, |m, at, part| m.write(at, &src[part]))
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        // Pages are marked before the range is given back.
+        if let Some(log) = &self.log
+            && log.is_on()
+        {
+            log.mark(self.iova, self.len);
+        }
     }
 }
 

@@ -10,7 +10,7 @@ use vfiod_disk::{Buffer, Request, Started};
 use vfiod_nvme_spec::opcode::{self, Io};
 use vfiod_nvme_spec::{Status, Submission};
 
-use super::IoQueue;
+use super::{IoQueue, judge};
 use crate::limits::MAX_TRANSFER;
 use crate::namespace::UsedNamespace;
 use crate::queues::serve::Command;
@@ -68,10 +68,15 @@ impl IoQueue {
             Direction::ToHost => Status::READ_ERROR,
             Direction::FromHost => Status::WRITE_FAULT,
         };
-        let outcome = self.judge(&quick.namespace, done, media).map(|_| {
-            self.count(quick.direction, quick.len);
-            0
-        });
+        let outcome = match done.result {
+            Ok(()) => {
+                self.count(quick.direction, quick.len);
+                Ok(0)
+            }
+            Err(failure) => {
+                Err(judge(&self.common, &self.queues, &quick.namespace, &failure, media))
+            }
+        };
         self.log(&quick.command, outcome);
         Poll::Ready(Command::with(&quick.command, outcome))
     }
