@@ -188,6 +188,7 @@ pub(crate) async fn serve(
                 held.flush(&queues, &queue);
                 pause(&task).await;
             }
+            running.shrink();
             held.or(&task, wait(&task, &queue, &execute, next)).await;
             continue;
         }

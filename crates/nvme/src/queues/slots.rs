@@ -24,8 +24,8 @@ impl<Q> Running<Q> {
     }
 }
 
-/// Places that are kept though nothing is under way there.
-const KEPT: usize = 1024;
+/// Places that are kept though nothing is under way: some 30 KB of memory, which nobody is charged for.
+const KEPT: usize = 64;
 
 /// The commands of a queue that are under way.
 pub(crate) struct Slots<E: Execute> {
@@ -149,7 +149,6 @@ impl<E: Execute> Slots<E> {
         }
         self.looked_at = places;
         if !ended.is_empty() {
-            self.shrink();
             return Poll::Ready(());
         }
         let mut state = lock(&self.woken.state);
@@ -164,8 +163,8 @@ impl<E: Execute> Slots<E> {
         Poll::Pending
     }
 
-    /// Gives places back, if there are many and nothing is under way.
-    fn shrink(&mut self) {
+    /// Gives places back, if there are many; nothing is under way.
+    pub(crate) fn shrink(&mut self) {
         if self.slots.len() > KEPT && self.is_empty() {
             *self = Self::new();
         }
