@@ -30,6 +30,9 @@ const GROUP: u64 = 1 << 20;
 const LOOKS: u32 = 200;
 /// How long a queue waits before it looks whether the host lets the device reach memory again.
 const FORBIDDEN: Duration = Duration::from_millis(10);
+/// How long a queue waits whose doorbell is polled before it looks at it itself: a store is missed that brings back
+/// the value of the last poll, which takes a whole round of the queue between two polls.
+const MISSED: Duration = Duration::from_millis(10);
 /// How long a queue waits that has one place for two commands of a fused operation.
 const HALF: Duration = Duration::from_millis(1);
 
@@ -337,6 +340,13 @@ async fn wait(task: &Task<Nvme>, queue: &SubmissionQueue, execute: &impl Execute
     let rung = queue.bell.wait_for(|| queue.bell.is_rung().then_some(()));
     match next {
         Next::Read => {}
+        Next::Wait | Next::Turn if queue.is_mapped() => {
+            let missed = async {
+                task.task().sleep(MISSED).await;
+                queue.is_overdue();
+            };
+            race(rung, missed).await;
+        }
         Next::Wait | Next::Turn => rung.await,
         Next::Poll(time) => race(task.task().sleep(time), rung).await,
         Next::Hold => race(execute.ready(), rung).await,

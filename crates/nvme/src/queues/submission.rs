@@ -40,6 +40,8 @@ pub(crate) struct SubmissionQueue {
     head: AtomicU32,
     /// Its doorbell: how far the host has submitted commands.
     tail: Mutex<Doorbell>,
+    /// Its task is to look at a doorbell that is polled, though nothing has rung.
+    overdue: AtomicBool,
     deleted: AtomicBool,
 }
 
@@ -71,6 +73,7 @@ impl SubmissionQueue {
             bell: Bell::new(),
             head: AtomicU32::new(head),
             tail: Mutex::new(tail),
+            overdue: AtomicBool::new(true),
             deleted: AtomicBool::new(false),
         }
     }
@@ -112,12 +115,29 @@ impl SubmissionQueue {
 
     /// Looks for commands where the host stores its doorbell. Returns whether there are new ones.
     ///
+    /// Not where it is polled: whoever polls compares with what was there at the last poll. If the task took a
+    /// value in between, and the host then stored the one before, as it does in a queue of two entries, that would
+    /// ring nothing. Values are taken as they ring ([`SubmissionQueue::set_tail`]), and here once
+    /// [`SubmissionQueue::is_overdue`] was called.
+    ///
     /// # Errors
     /// Those of the memory.
     pub(crate) fn look(&self, dma: &Attachment) -> Result<bool> {
         let mut doorbell = lock(&self.tail);
+        if doorbell.is_mapped() && !self.overdue.swap(false, Ordering::SeqCst) {
+            return Ok(false);
+        }
         let limit = self.limit(&doorbell);
         doorbell.look(dma, limit)
+    }
+
+    /// Lets [`SubmissionQueue::look`] look at a doorbell that is polled.
+    pub(crate) fn is_overdue(&self) {
+        self.overdue.store(true, Ordering::SeqCst);
+    }
+
+    pub(crate) fn is_mapped(&self) -> bool {
+        lock(&self.tail).is_mapped()
     }
 
     /// Asks the host to write the register with the next command, and looks for commands once more. Returns
