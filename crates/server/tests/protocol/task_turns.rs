@@ -21,6 +21,8 @@ use crate::rig::{FEATURE, connect, eventually, registry};
 /// A doorbell; what is behind it waits until the task has taken the ring.
 const BELL: u64 = 0;
 const AWAIT_TASK: u64 = 8;
+/// The value of the ring that is waited for.
+const LAST: u64 = u64::MAX;
 /// How long a call of the device waits for its task. No test comes to the end of it.
 const LIMIT: Duration = Duration::from_secs(20);
 
@@ -37,12 +39,12 @@ struct Done {
 }
 
 impl Done {
-    /// Waits until the task has taken a ring. Returns whether it has.
+    /// Waits until the task has taken the last ring. Returns whether it has.
     fn wait(&self) -> bool {
         let taken = self.value.lock().unwrap();
         let (taken, _) =
-            self.changed.wait_timeout_while(taken, LIMIT, |taken| *taken == 0).unwrap();
-        *taken > 0
+            self.changed.wait_timeout_while(taken, LIMIT, |taken| *taken != LAST).unwrap();
+        *taken == LAST
     }
 
     fn value(&self) -> u64 {
@@ -165,10 +167,22 @@ impl Rig {
         eventually("the task takes the ring", || self.done.value() == value);
     }
 
+    /// Rings until the connection's thread runs the task, as it will with the next ring.
+    fn ring_until_it_runs_on_the_server(&mut self) {
+        for value in 1.. {
+            let before = self.done.on_server.load(Ordering::SeqCst);
+            self.ring_and_wait(value);
+            if self.done.on_server.load(Ordering::SeqCst) > before {
+                return;
+            }
+        }
+    }
+
     /// Rings, and sends what follows together with that, so that both arrive at once. Returns the reply's payload.
     fn ring_and(&mut self, command: Command, payload: &[u8]) -> Vec<u8> {
+        self.ring_until_it_runs_on_the_server();
         let ring = RegionAccess { offset: BELL, region: 0, count: 8 };
-        let ring = [ring.as_bytes(), &1u64.to_ne_bytes()].concat();
+        let ring = [ring.as_bytes(), &LAST.to_ne_bytes()].concat();
         let mut bytes = Vec::new();
         for (command, payload, posted) in
             [(Command::RegionWrite, &ring[..], true), (command, payload, false)]
