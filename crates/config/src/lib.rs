@@ -87,6 +87,7 @@
 mod build_error;
 mod container;
 mod document;
+mod examined;
 mod keys;
 mod load_error;
 mod log;
@@ -109,6 +110,7 @@ mod values;
 
 pub use self::build_error::BuildError;
 pub use self::document::Document;
+pub use self::examined::{Claim, Conflict, Examined, Finding, Sharing};
 pub use self::keys::{KEYS, Keys, keys_in_markdown};
 pub use self::load_error::LoadError;
 pub use self::log::{LogFormat, check_filter};

@@ -9,6 +9,7 @@ use serde::Serialize;
 use vfiod_mdev::{Parent, ParentSpec};
 use vfiod_pci::Model;
 
+use crate::examined::Examined;
 use crate::options::ModelOptions;
 
 /// A PCI model that a configuration file can name.
@@ -26,6 +27,13 @@ pub trait ConfiguredModel: Model + 'static {
     /// the API. `None`: it reports nothing.
     fn status_schema(_generator: &mut SchemaGenerator) -> Option<Schema> {
         None
+    }
+
+    /// Looks at what the options name outside of the program, such as an image: who else may use it, and what would
+    /// keep the device from being registered. Changes nothing and registers nothing. A path that somebody may hold
+    /// up is reached by a thread that may be lost (`vfiod_directories`).
+    fn examine(_options: &Self::Options) -> Examined {
+        Examined::default()
     }
 
     /// Makes the model. The options have been read and are each within the range of their type.

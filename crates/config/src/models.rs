@@ -10,6 +10,7 @@ use vfiod_mdev::{Parent, ParentSpec};
 use vfiod_pci::{Fitting, Function};
 
 use crate::build_error::BuildError;
+use crate::examined::Examined;
 use crate::model::{ConfiguredModel, ConfiguredParent, Needs};
 use crate::nearest::nearest;
 use crate::operations::{self, OperatedModel, OperationInfo, Operations, Planned};
@@ -32,6 +33,7 @@ pub struct ModelInfo {
     pub needs: Needs,
 }
 
+type Examine = fn(&ModelInfo, &Options) -> Result<Examined, BuildError>;
 type StatusSchema = fn(&mut SchemaGenerator) -> Option<Schema>;
 type Build = fn(&ModelInfo, &Options, Fitting) -> Result<Box<dyn Device>, BuildError>;
 type BuildParent =
@@ -50,6 +52,7 @@ type BuildParent =
 #[derive(Clone, Debug, Default)]
 pub struct Models {
     models: Vec<(ModelInfo, Build)>,
+    examinations: Vec<(String, Examine)>,
     statuses: Vec<(String, StatusSchema)>,
     parents: Vec<(ModelInfo, BuildParent)>,
     operations: Vec<Operations>,
@@ -76,6 +79,10 @@ impl Models {
         let info = describe::<M::Options>(name, M::SUMMARY, M::NEEDS);
         self.models.retain(|(known, _)| known.name != name);
         self.models.push((info, build::<M>));
+        let examine: Examine =
+            |info, options| Ok(M::examine(&options::read(&info.name, &info.options, options)?));
+        self.examinations.retain(|(known, _)| known != name);
+        self.examinations.push((name.to_owned(), examine));
         self.statuses.retain(|(known, _)| known != name);
         self.statuses.push((name.to_owned(), M::status_schema));
         self
@@ -168,6 +175,16 @@ impl Models {
     ) -> Result<Box<dyn Device>, BuildError> {
         let (info, build) = find(&self.models, name)?;
         build(info, options, fitting)
+    }
+
+    /// Examines what the options of a model name: see [`ConfiguredModel::examine`].
+    ///
+    /// # Errors
+    /// What is wrong with the name or an option, and what would be right.
+    pub fn examine(&self, name: &str, options: &Options) -> Result<Examined, BuildError> {
+        let (info, _) = find(&self.models, name)?;
+        let examine = self.examinations.iter().find(|(known, _)| known == name);
+        examine.map_or_else(|| Ok(Examined::default()), |(_, examine)| examine(info, options))
     }
 
     /// Makes a parent of the kind `kind`, called `name`.

@@ -39,7 +39,7 @@ pub(crate) fn run(
         // Before anything is opened that could have the number of a socket that was not passed.
         false => PassedSockets::take(args.fd),
     };
-    let source = configuration(args, models)?;
+    let (source, served_already) = configuration(args, models)?;
     let passed = passed?;
     let config = source.config().clone();
     logs.filter(config.log.as_deref(), DEFAULT_LOG)?;
@@ -49,6 +49,7 @@ pub(crate) fn run(
         let mut in_use = vfiod_manager::check(&config, models)?;
         in_use.extend(check_metrics(&config)?);
         in_use.extend(confine::check(&config.mdev)?);
+        in_use.extend(served_already);
         let count =
             |count: usize, what| format!("{count} {what}{}", if count == 1 { "" } else { "s" });
         let mut found = vec![count(config.devices.len(), "device")];

@@ -1,20 +1,46 @@
 //! What `serve` serves: the devices of a file, or one that the command line names.
 
 use vfiod_config::{
-    Config, DeviceConfig, Document, LoadError, ModelInfo, Models, OptionSetting, SocketAccess,
-    SocketConfig, SriovConfig, UsageError, suggestion,
+    Config, DeviceConfig, Document, LoadError, ModelInfo, Models, OptionSetting, Problem,
+    SocketAccess, SocketConfig, SriovConfig, UsageError, suggestion,
 };
 use vfiod_core::{OpenPolicy, StatePolicy};
-use vfiod_manager::{Source, find_mistakes};
+use vfiod_manager::{Examination, Source, examine, find_mistakes};
 
 use crate::cli::Serve;
 use crate::option_value::{no_option_twice, option_value};
 
-/// The configuration that is served: of a file, or of the command line alone.
+/// The mistakes of a configuration; of one that is only checked, `in_use` gets what is in use now, as if it were
+/// served already.
+fn mistakes(
+    args: &Serve,
+    config: &Config,
+    models: &Models,
+    in_use: &mut Vec<String>,
+) -> Vec<Problem> {
+    let mistakes = find_mistakes(config, models);
+    if !mistakes.is_empty() {
+        return mistakes;
+    }
+    let Examination { mut problems, in_use: used } = examine(config, models);
+    if args.check {
+        in_use.extend(used.into_iter().map(|problem| problem.what));
+    } else {
+        problems.extend(used);
+    }
+    problems
+}
+
+/// The configuration that is served, of a file, or of the command line alone; and where it is only checked, what
+/// is in use now, as if it were served already.
 ///
 /// # Errors
 /// [`UsageError`], or the mistakes of the file.
-pub(crate) fn configuration(args: &Serve, models: &Models) -> anyhow::Result<Source> {
+pub(crate) fn configuration(
+    args: &Serve,
+    models: &Models,
+) -> anyhow::Result<(Source, Vec<String>)> {
+    let mut in_use = Vec::new();
     let mut overrides = Vec::new();
     if let Some(poll) = &args.poll {
         vfiod_config::time_argument("--poll", poll)?;
@@ -27,23 +53,24 @@ pub(crate) fn configuration(args: &Serve, models: &Models) -> anyhow::Result<Sou
     match (&args.config, &args.device) {
         (Some(path), _) => {
             let document = Document::load(path, models, overrides)?;
-            let mistakes = find_mistakes(document.config(), models);
+            let mistakes = mistakes(args, document.config(), models, &mut in_use);
             if !mistakes.is_empty() {
                 return Err(LoadError::Wrong(document.problems(mistakes)).into());
             }
-            Ok(document.into())
+            Ok((document.into(), in_use))
         }
         (None, Some(model)) => {
-            let mut config = single(args, model, models)?;
+            let mut config = single(args, model, models, &mut in_use)?;
             config.poll = args.poll.as_deref().and_then(vfiod_config::time);
-            Ok(match text_of(&config, args.poll.as_deref()) {
+            let source = match text_of(&config, args.poll.as_deref()) {
                 // Read again, so that devices can be added to it while it runs.
                 Some(text) => match Document::of_text(&text, models) {
                     Ok(document) => document.into(),
                     Err(problems) => return Err(UsageError(problems.by_key()).into()),
                 },
                 None => config.into(),
-            })
+            };
+            Ok((source, in_use))
         }
         (None, None) => Err(UsageError("name a configuration file or a --device".into()).into()),
     }
@@ -77,7 +104,12 @@ fn text_of(config: &Config, poll: Option<&str>) -> Option<String> {
 }
 
 /// The configuration that the command line alone describes.
-fn single(args: &Serve, model: &str, models: &Models) -> Result<Config, UsageError> {
+fn single(
+    args: &Serve,
+    model: &str,
+    models: &Models,
+    in_use: &mut Vec<String>,
+) -> Result<Config, UsageError> {
     let names = models.models().map(|model| model.name.as_str());
     let known = models.models().find(|known| known.name == model).ok_or_else(|| {
         let suggestion = suggestion(model, "models", names);
@@ -105,7 +137,7 @@ fn single(args: &Serve, model: &str, models: &Models) -> Result<Config, UsageErr
         span: 0..0,
     };
     let config = Config { devices: vec![device], ..Config::default() };
-    match find_mistakes(&config, models).first() {
+    match mistakes(args, &config, models, in_use).first() {
         Some(problem) => {
             let key = problem.key.strip_prefix(&format!("device.{model}.")).unwrap_or_default();
             let place = match (key, key.strip_prefix("options.")) {

@@ -3,15 +3,16 @@
 use std::fmt;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{AtFlags, FallocateFlags, FileType, Mode, OFlags, SeekFrom, StatxFlags};
 use vfiod_dma::{Errno, Error, Hold, Result};
 use vfiod_sync::atomic::{AtomicBool, Ordering};
+use vfiod_sync::{Mutex, lock};
 
 use crate::backend::Limits;
-use crate::lock::{NotLocked, holder, lock_image, unlock_image};
+use crate::lock::{Holder, NotLocked, could_lock, holder, lock_image, unlock_image};
 
 /// Whether the page cache is passed by.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -80,6 +81,20 @@ impl Alignment {
     }
 }
 
+/// Who has an image that was examined.
+#[derive(Debug)]
+pub enum ImageUse {
+    /// Nobody has what keeps it from being opened.
+    Free,
+    /// Somebody has.
+    Taken {
+        /// The refusal that [`Image::open`] would be.
+        refusal: Error,
+        /// It is another process of the same program, or may be one.
+        by_this_program: bool,
+    },
+}
+
 /// A regular file or a block device that keeps a disk, raw from its first byte on. It is locked until
 /// this and all requests to it have ended.
 pub struct Image {
@@ -115,39 +130,67 @@ impl Image {
         Ok(Arc::new(image))
     }
 
+    /// Looks at an image as [`Image::open`] would, without a lock on it, and changes nothing.
+    ///
+    /// # Errors
+    /// As [`Image::open`], but for `EBUSY`.
+    pub fn examine(options: &ImageOptions) -> Result<(ImageUse, Limits)> {
+        let (file, is_device, used) = match open(&options.path, options.read_only, Share::Alone) {
+            Ok((file, is_device)) => (file, is_device, None),
+            // A block device: the kernel does not say by whom.
+            Err(refusal) if refusal.errno() == Errno::BUSY => {
+                let (file, is_device) = open(&options.path, options.read_only, Share::Beside)?;
+                (file, is_device, Some(ImageUse::Taken { refusal, by_this_program: true }))
+            }
+            Err(error) => return Err(error),
+        };
+        let size = check_size(options, &file, is_device)?;
+        let direct = choose_direct(&options.path, &file, options)?;
+        let limits = limits_of(&file, is_device, size, options, direct, false);
+        let used = used.map_or_else(|| Self::used(options, &file), Ok)?;
+        Ok((used, limits))
+    }
+
+    /// Who has an image.
+    fn used(options: &ImageOptions, file: &OwnedFd) -> Result<ImageUse> {
+        if options.unlocked {
+            return Ok(ImageUse::Free);
+        }
+        match could_lock(file, options.read_only) {
+            Ok(()) => Ok(ImageUse::Free),
+            Err(NotLocked::InUse { byte }) => {
+                let holder = holder(file, byte, Instant::now() + SEARCH);
+                let name = Holder::this().name;
+                let by_this_program = holder.as_ref().is_none_or(|holder| holder.name == name);
+                let refusal = in_use(&options.path, holder.as_ref(), options.read_only);
+                Ok(ImageUse::Taken { refusal, by_this_program })
+            }
+            Err(NotLocked::Failed(error)) => Err(no_locks(&options.path, error)),
+        }
+    }
+
+    /// Whether this process has the image open, and locked.
+    pub fn is_open_here(path: &Path) -> bool {
+        rustix::fs::stat(path).is_ok_and(|stat| is_open_here((stat.st_dev, stat.st_ino)))
+    }
+
     fn open_file(options: &ImageOptions) -> Result<Self> {
         let path = options.path.as_path();
-        let refuse = |errno, what: String| {
-            Err(Error::new(errno, format!("image {}: {what}", path.display())))
-        };
-        if !options.block.is_power_of_two() || options.block < 512 {
-            let what = format!("blocks of {} bytes: a power of two from 512 on", options.block);
-            return refuse(Errno::INVAL, what);
-        }
-        let (file, is_device) = open(path, options.read_only)?;
-        let size = size_of(&file, is_device).map_err(|errno| named(path, errno, "no size"))?;
-        let block = u64::from(options.block);
-        if size == 0 {
-            return refuse(Errno::INVAL, "it is empty; `truncate -s 10G` gives it a size".into());
-        }
-        if !size.is_multiple_of(block) {
-            let larger = size.next_multiple_of(block);
-            let what = format!(
-                "its size of {size} bytes is no multiple of the block size, {block}; \
-                 `truncate -s {larger}` makes it one"
-            );
-            return refuse(Errno::INVAL, what);
-        }
+        let (file, is_device) = open(path, options.read_only, Share::Alone)?;
+        let size = check_size(options, &file, is_device)?;
         if !options.unlocked {
-            lock(path, &file, options.read_only)?;
+            take_locks(path, &file, options.read_only)?;
         }
         let direct = choose_direct(path, &file, options)?;
-        let limits = limits_of(&file, is_device, size, options, direct);
+        let limits = limits_of(&file, is_device, size, options, direct, true);
         // A file system takes any range.
         let sector = is_device.then(|| rustix::fs::ioctl_blksszget(&file));
         let allocation_unit =
             u64::from(sector.transpose().map_err(|e| named(path, e, "no sectors"))?.unwrap_or(1));
         let (file, can_zero, options) = (Arc::new(file), AtomicBool::new(true), options.clone());
+        if !options.unlocked {
+            note_open(&file);
+        }
         Ok(Self { file, direct, can_zero, allocation_unit, options, limits, is_device })
     }
 
@@ -189,6 +232,7 @@ impl Image {
     /// Gives the locks up. A block device is others' when its last descriptor is closed.
     pub(crate) fn unlock(&self) {
         unlock_image(&self.file);
+        lock(&OPEN_HERE).retain(|(_, file)| !std::ptr::eq(file.as_ptr(), &*self.file));
     }
 
     /// Its size now; 0 if it cannot be asked for.
@@ -220,12 +264,41 @@ impl Image {
     }
 }
 
+/// The size of an image, which has a whole number of blocks.
+fn check_size(options: &ImageOptions, file: &OwnedFd, is_device: bool) -> Result<u64> {
+    let (path, block) = (options.path.as_path(), u64::from(options.block));
+    if !options.block.is_power_of_two() || block < 512 {
+        let what = format!("blocks of {block} bytes: a power of two from 512 on");
+        return Err(named(path, Errno::INVAL, &what));
+    }
+    let size = size_of(file, is_device).map_err(|errno| named(path, errno, "no size"))?;
+    if size == 0 {
+        return Err(named(path, Errno::INVAL, "it is empty; `truncate -s 10G` gives it a size"));
+    }
+    if !size.is_multiple_of(block) {
+        let larger = size.next_multiple_of(block);
+        let what = format!(
+            "its size of {size} bytes is no multiple of the block size, {block}; \
+             `truncate -s {larger}` makes it one"
+        );
+        return Err(named(path, Errno::INVAL, &what));
+    }
+    Ok(size)
+}
+
 fn named(path: &Path, errno: Errno, what: &str) -> Error {
     Error::new(errno, format!("image {}: {what}", path.display()))
 }
 
-/// Opens a regular file, or a block device for us alone.
-fn open(path: &Path, read_only: bool) -> Result<(OwnedFd, bool)> {
+/// Who may have a block device beside us.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Share {
+    Alone,
+    Beside,
+}
+
+/// Opens a regular file, or a block device.
+fn open(path: &Path, read_only: bool, share: Share) -> Result<(OwnedFd, bool)> {
     let kind_of = |mode| FileType::from_raw_mode(mode);
     let fails = |errno| named(path, errno, "cannot be opened");
     let before = kind_of(rustix::fs::stat(path).map_err(fails)?.st_mode);
@@ -235,7 +308,8 @@ fn open(path: &Path, read_only: bool) -> Result<(OwnedFd, bool)> {
     }
     let is_device = before == FileType::BlockDevice;
     let mode = if read_only { OFlags::RDONLY } else { OFlags::RDWR };
-    let exclusive = if is_device { OFlags::EXCL } else { OFlags::empty() };
+    let is_ours = is_device && share == Share::Alone;
+    let exclusive = if is_ours { OFlags::EXCL } else { OFlags::empty() };
     // What it is may have changed meanwhile: a pipe must not make us wait.
     let flags = mode | exclusive | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
     let file = rustix::fs::open(path, flags, Mode::empty()).map_err(|errno| match errno {
@@ -262,37 +336,69 @@ fn size_of(file: &OwnedFd, is_device: bool) -> Result<u64, Errno> {
     Ok(rustix::fs::fstat(file)?.st_size.try_into().unwrap_or(0))
 }
 
-/// How often an image is tried that somebody uses whom nobody sees: a process that is killed has its locks a
-/// moment longer than its entry in `/proc`.
+/// How often an image is tried that this process uses, or somebody whom nobody sees: a process that is killed has
+/// its locks a moment longer than its entry in `/proc`, and the kernel has a file a moment longer than we do.
 const TRIES: usize = 20;
 /// How long it is looked for who uses an image, in all: less than anybody waits for what opens an image.
 const SEARCH: Duration = Duration::from_secs(4);
 
-fn lock(path: &Path, file: &OwnedFd, read_only: bool) -> Result<()> {
+fn take_locks(path: &Path, file: &OwnedFd, read_only: bool) -> Result<()> {
     let mut tries = 1..=TRIES;
     let deadline = Instant::now() + SEARCH;
     loop {
         let byte = match lock_image(file, read_only) {
             Ok(()) => return Ok(()),
             Err(NotLocked::InUse { byte }) => byte,
-            Err(NotLocked::Failed(error)) => {
-                let what = "its file system has no locks, so nothing keeps others from using it; \
-                            with `locks = false` it is used all the same";
-                return Err(named(path, Errno::OPNOTSUPP, what).because(error));
-            }
+            Err(NotLocked::Failed(error)) => return Err(no_locks(path, error)),
         };
-        let by = match holder(file, byte, deadline) {
-            Some(by) => by,
-            None if tries.next().is_some() && Instant::now() < deadline => {
-                std::thread::sleep(Duration::from_millis(10));
-                continue;
-            }
-            None => "a process that this one may not look at".to_owned(),
-        };
-        let does = if read_only { "writes to it" } else { "uses it" };
-        let what = format!("in use: {by} {does}. One image is one disk of one VM at a time");
-        return Err(named(path, Errno::BUSY, &what));
+        // A sandbox hides all processes, this one, too.
+        let stat = rustix::fs::fstat(file).ok();
+        let is_here = stat.is_some_and(|stat| is_open_here((stat.st_dev, stat.st_ino)));
+        let by = if is_here { Some(Holder::this()) } else { holder(file, byte, deadline) };
+        let may_end = by.as_ref().is_none_or(Holder::is_this);
+        if may_end && tries.next().is_some() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(10));
+            continue;
+        }
+        return Err(in_use(path, by.as_ref(), read_only));
     }
+}
+
+/// The refusal of an image that somebody has.
+fn in_use(path: &Path, by: Option<&Holder>, read_only: bool) -> Error {
+    let does = if read_only { "writes to it" } else { "uses it" };
+    let what = match by {
+        Some(by) => format!("{by} {does}"),
+        None => format!(
+            "a process that this one may not look at {does}; `lsof {}` names it",
+            path.display()
+        ),
+    };
+    let what = format!("in use: {what}. One image is one disk of one VM at a time");
+    named(path, Errno::BUSY, &what)
+}
+
+fn no_locks(path: &Path, error: Error) -> Error {
+    let what = "its file system has no locks, so nothing keeps others from using it; with `locks = false` it is \
+                used all the same";
+    named(path, Errno::OPNOTSUPP, what).because(error)
+}
+
+/// A file, by its file system and its number there.
+type FileKey = (u64, u64);
+
+/// The files that this process has locked, until their last descriptors are closed.
+static OPEN_HERE: Mutex<Vec<(FileKey, Weak<OwnedFd>)>> = Mutex::new(Vec::new());
+
+fn note_open(file: &Arc<OwnedFd>) {
+    let Ok(stat) = rustix::fs::fstat(file) else { return };
+    let mut open = lock(&OPEN_HERE);
+    open.retain(|(_, file)| file.strong_count() > 0);
+    open.push(((stat.st_dev, stat.st_ino), Arc::downgrade(file)));
+}
+
+fn is_open_here(key: FileKey) -> bool {
+    lock(&OPEN_HERE).iter().any(|(other, file)| *other == key && file.strong_count() > 0)
 }
 
 /// Makes the file one that passes the page cache by, if that is wanted and possible.
@@ -341,12 +447,14 @@ fn queue_limit(device: u64, name: &str) -> Option<u32> {
     })
 }
 
+/// What an image can do; without `tries_holes` nothing is changed to find that out.
 fn limits_of(
     file: &OwnedFd,
     is_device: bool,
     size: u64,
     options: &ImageOptions,
     direct: Option<Alignment>,
+    tries_holes: bool,
 ) -> Limits {
     let stat = rustix::fs::fstat(file).ok();
     let of = |f: fn(&rustix::fs::Stat) -> u64| stat.as_ref().map_or(0, f);
@@ -366,7 +474,7 @@ fn limits_of(
         let zeroes = queue_limit(device, "write_zeroes_max_bytes").unwrap_or(0);
         queue_limit(device, "discard_granularity").filter(|unit| *unit > 0 && zeroes > 0)
     } else {
-        punches_holes(file, size).then_some(file_block)
+        (tries_holes && punches_holes(file, size)).then_some(file_block)
     };
     // Smaller blocks than direct I/O takes would need the page cache.
     let block = direct.map_or(512, |alignment| alignment.offset.max(512) as u32);

@@ -25,7 +25,7 @@ pub use vfiod_io::SYSTEM_CALLS;
 pub use backend::{About, Backend, Buffer, Channel, Done, Failure, FailureKind, Limits, Request};
 pub use disk::{Disk, DiskChannel};
 pub use identity::Identity;
-pub use image::{DirectIo, Image, ImageOptions};
+pub use image::{DirectIo, Image, ImageOptions, ImageUse};
 pub use interest::Interest;
 pub use memory::Memory;
 pub use metadata::{Identify, Metadata, MetadataOptions, Stored};

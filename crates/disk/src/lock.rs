@@ -9,6 +9,7 @@
 //! The locks are those of the open file description: they end with its last descriptor, also when the
 //! process is killed, and two opens of one process exclude each other as well.
 
+use std::fmt;
 use std::os::fd::OwnedFd;
 use std::time::Instant;
 
@@ -83,15 +84,24 @@ pub(crate) fn unlock_image(file: &OwnedFd) {
     _ = fcntl(file, FcntlArg::F_OFD_SETLK(&all));
 }
 
+/// What is done with an image.
+fn used(read_only: bool) -> &'static [i64] {
+    if read_only { &[CONSISTENT_READ] } else { &[CONSISTENT_READ, WRITE] }
+}
+
 fn lock_bytes(file: &OwnedFd, read_only: bool) -> Result<(), NotLocked> {
-    let used: &[i64] = if read_only { &[CONSISTENT_READ] } else { &[CONSISTENT_READ, WRITE] };
-    for number in used {
+    for number in used(read_only) {
         hold(file, USED + number)?;
     }
     for number in OURS_ALONE {
         hold(file, REFUSED + number)?;
     }
-    for number in used {
+    could_lock(file, read_only)
+}
+
+/// That nobody else has what contradicts a lock for reading, or for reading and writing. Locks nothing.
+pub(crate) fn could_lock(file: &OwnedFd, read_only: bool) -> Result<(), NotLocked> {
+    for number in used(read_only) {
         is_free(file, REFUSED + number)?;
     }
     for number in OURS_ALONE {
@@ -101,9 +111,44 @@ fn lock_bytes(file: &OwnedFd, read_only: bool) -> Result<(), NotLocked> {
     Ok(())
 }
 
-/// The process that holds a byte of a file, and its name, where `/proc` tells: of processes of the same
-/// user, or to root. It is looked for until `deadline`.
-pub(crate) fn holder(file: &OwnedFd, byte: i64, deadline: Instant) -> Option<String> {
+/// Who has an image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Holder {
+    pub(crate) pid: u32,
+    /// Its name, as the kernel has it.
+    pub(crate) name: String,
+}
+
+impl Holder {
+    /// This process.
+    pub(crate) fn this() -> Self {
+        Self { pid: std::process::id(), name: name_of("self") }
+    }
+
+    pub(crate) fn is_this(&self) -> bool {
+        self.pid == std::process::id()
+    }
+}
+
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.is_this(), self.name.as_str()) {
+            (true, _) => write!(f, "process {} (this one)", self.pid),
+            (false, "") => write!(f, "process {}", self.pid),
+            (false, name) => write!(f, "process {} ({name})", self.pid),
+        }
+    }
+}
+
+/// The name of a process.
+fn name_of(process: &str) -> String {
+    let name = std::fs::read_to_string(format!("/proc/{process}/comm")).unwrap_or_default();
+    name.trim().to_owned()
+}
+
+/// The process that holds a byte of a file, where `/proc` tells: of processes of the same user, or to root, and
+/// not in a sandbox. It is looked for until `deadline`.
+pub(crate) fn holder(file: &OwnedFd, byte: i64, deadline: Instant) -> Option<Holder> {
     let stat = rustix::fs::fstat(file).ok()?;
     let (major, minor) = (rustix::fs::major(stat.st_dev), rustix::fs::minor(stat.st_dev));
     let id = format!("{major:02x}:{minor:02x}:{}", stat.st_ino);
@@ -120,8 +165,7 @@ pub(crate) fn holder(file: &OwnedFd, byte: i64, deadline: Instant) -> Option<Str
             let info = is_file.then(|| std::fs::read_to_string(infos.join(descriptor.file_name())));
             let Some(Ok(info)) = info else { continue };
             if info.lines().any(|line| is_lock_of(line, &id, byte)) {
-                let name = std::fs::read_to_string(process.path().join("comm")).unwrap_or_default();
-                return Some(format!("process {pid} ({})", name.trim()));
+                return Some(Holder { pid, name: name_of(&pid.to_string()) });
             }
         }
     }

@@ -17,7 +17,7 @@ use std::io::{Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, OFlags, StatxFlags};
+use rustix::fs::{Access, AtFlags, CWD, OFlags, StatxFlags};
 use serde::{Deserialize, Serialize};
 use vfiod_directories::syncing;
 use vfiod_dma::{Errno, Error, Result};
@@ -145,8 +145,27 @@ impl Metadata {
     ///
     /// # Errors
     /// As [`Metadata::open`].
-    pub fn stored_block(path: &Path) -> Result<Option<u32>> {
-        Ok(read(path)?.map(|contents| contents.disk.block))
+    pub fn stored_block(path: &Path, identify: &Identify) -> Result<Option<u32>> {
+        Ok(known(path, identify)?.map(|contents| contents.disk.block))
+    }
+
+    /// Looks at what is kept at a path of a disk that is to have blocks of `block` bytes, as [`Metadata::open`]
+    /// would, and changes nothing.
+    ///
+    /// # Errors
+    /// As [`Metadata::open`], but for what only an open image shows.
+    pub fn examine(path: &Path, block: u32, identify: &Identify) -> Result<()> {
+        if let Some(known) = known(path, identify)? {
+            check_block(path, &known, block)?;
+        }
+        let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+        let directory = directory.unwrap_or(Path::new("."));
+        let wanted = Access::WRITE_OK | Access::EXEC_OK;
+        match rustix::fs::accessat(CWD, directory, wanted, AtFlags::EACCESS) {
+            // Made by whoever serves it.
+            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Err(errno) => Err(not_written(path, errno)),
+        }
     }
 
     /// Reads what is kept of an image, and writes it if the disk is new, or somebody new.
@@ -170,25 +189,10 @@ impl Metadata {
             }
             None => Self::beside(image.path()),
         };
-        let known = match read(&path) {
-            // What is replaced need not be right.
-            Err(error) if error.errno() == Errno::BADMSG && options.identify == Identify::New => {
-                tracing::warn!(%error, "replaced");
-                None
-            }
-            known => known?,
-        };
+        let known = known(&path, &options.identify)?;
         let block = image.block();
-        if let Some(known) = &known
-            && known.disk.block != block
-        {
-            let what = format!(
-                "{}: the disk is formatted with blocks of {} bytes, not {block}; leave the option out, \
-                 or format the disk",
-                path.display(),
-                known.disk.block
-            );
-            return Err(Error::new(Errno::INVAL, what));
+        if let Some(known) = &known {
+            check_block(&path, known, block)?;
         }
         let identity = match (&options.identify, &known) {
             (Identify::As(identity), _) => {
@@ -288,7 +292,7 @@ fn is_copy(metadata: &Path, meant: &Mark, image: &Mark) -> Result<bool> {
     if meant_file == file || meant.path == image.path {
         return Ok(false);
     }
-    match file_mark(rustix::fs::CWD, &meant.path) {
+    match file_mark(CWD, &meant.path) {
         Ok(found) => Ok(found == meant_file),
         Err(Errno::NOENT | Errno::NOTDIR) => Ok(false),
         Err(errno) => {
@@ -304,6 +308,32 @@ fn is_copy(metadata: &Path, meant: &Mark, image: &Mark) -> Result<bool> {
     }
 }
 
+/// What is known of a disk; `None`: nothing.
+fn known(path: &Path, identify: &Identify) -> Result<Option<Contents>> {
+    match read(path) {
+        // What is replaced need not be right.
+        Err(error) if error.errno() == Errno::BADMSG && *identify == Identify::New => {
+            tracing::warn!(%error, "replaced");
+            Ok(None)
+        }
+        known => known,
+    }
+}
+
+/// That a disk has blocks of this size.
+fn check_block(path: &Path, known: &Contents, block: u32) -> Result<()> {
+    let stored = known.disk.block;
+    if stored == block {
+        return Ok(());
+    }
+    let what = format!(
+        "{}: the disk is formatted with blocks of {stored} bytes, not {block}; leave the option out, or format \
+         the disk",
+        path.display()
+    );
+    Err(Error::new(Errno::INVAL, what))
+}
+
 /// What a file has; `None`: there is none.
 fn read(path: &Path) -> Result<Option<Contents>> {
     let fails = |error: std::io::Error| {
@@ -316,6 +346,13 @@ fn read(path: &Path) -> Result<Option<Contents>> {
     let file = match options.read(true).custom_flags(flags.cast_signed()).open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) if Errno::from_io_error(&error) == Some(Errno::LOOP) => {
+            let what = format!(
+                "{}: it is a link, which is not followed; `metadata = FILE` names another place",
+                path.display()
+            );
+            return Err(Error::new(Errno::LOOP, what));
+        }
         Err(error) => return Err(fails(error)),
     };
     if !file.metadata().map_err(fails)?.is_file() {
@@ -323,6 +360,13 @@ fn read(path: &Path) -> Result<Option<Contents>> {
     }
     let mut bytes = Vec::new();
     file.take(LONGEST + 1).read_to_end(&mut bytes).map_err(fails)?;
+    if let Some(version) = other_version(&bytes) {
+        let what = format!(
+            "{}: it is of version {version}, and this program knows version {VERSION}; use one that knows it",
+            path.display()
+        );
+        return Err(Error::new(Errno::NOTSUP, what));
+    }
     parse(&bytes).map(Some).map_err(|what| {
         let what = format!(
             "{}: {what}. Restore it from a backup; with `identity = new` it is replaced, and the disk \
@@ -331,6 +375,14 @@ fn read(path: &Path) -> Result<Option<Contents>> {
         );
         Error::new(Errno::BADMSG, what)
     })
+}
+
+/// The version of a file that is whole and of another version, as far as can be seen.
+fn other_version(bytes: &[u8]) -> Option<u32> {
+    let line = bytes.split(|byte| *byte == b'\n').next().unwrap_or_default();
+    let mut words = std::str::from_utf8(line).ok()?.split(' ');
+    let version = words.next().filter(|word| *word == "vfiod-disk").and(words.next())?;
+    version.parse().ok().filter(|version| *version != VERSION)
 }
 
 /// Takes the bytes of a file apart, whatever they are.
@@ -381,13 +433,16 @@ fn print(contents: &Contents) -> Result<Vec<u8>> {
 fn write(path: &Path, contents: &Contents) -> Result<()> {
     let bytes = print(contents)?;
     replace(path, &bytes).map_err(|error| {
-        let errno = error.raw_os_error().map_or(Errno::IO, Errno::from_raw_os_error);
-        let what = format!(
-            "{}: cannot be written, and a disk's identity must last; `metadata = FILE` keeps it elsewhere",
-            path.display()
-        );
-        Error::new(errno, what).because(error)
+        not_written(path, error.raw_os_error().map_or(Errno::IO, Errno::from_raw_os_error))
     })
+}
+
+fn not_written(path: &Path, errno: Errno) -> Error {
+    let what = format!(
+        "{}: cannot be written, and a disk's identity must last; `metadata = FILE` keeps it elsewhere",
+        path.display()
+    );
+    Error::new(errno, what)
 }
 
 fn replace(path: &Path, bytes: &[u8]) -> std::io::Result<()> {

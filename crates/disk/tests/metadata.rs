@@ -149,12 +149,12 @@ fn format_that_differs_from_the_stored_one_is_refused() {
     let directory = directory();
     let path = image_at(directory.path().join("disk.img"));
     let beside = Metadata::beside(&path);
-    assert_eq!(Metadata::stored_block(&beside).unwrap(), None);
+    assert_eq!(Metadata::stored_block(&beside, &Identify::Auto).unwrap(), None);
     let metadata = try_open(&path, Identify::Auto).unwrap();
-    assert_eq!(Metadata::stored_block(&beside).unwrap(), Some(512));
+    assert_eq!(Metadata::stored_block(&beside, &Identify::Auto).unwrap(), Some(512));
     metadata.change(|stored| stored.block = 4096).unwrap();
     drop(metadata);
-    assert_eq!(Metadata::stored_block(&beside).unwrap(), Some(4096));
+    assert_eq!(Metadata::stored_block(&beside, &Identify::Auto).unwrap(), Some(4096));
     let error = try_open(&path, Identify::Auto).unwrap_err().to_string();
     assert!(error.contains("formatted with blocks of 4096 bytes, not 512"), "{error}");
     let image = Image::open(&ImageOptions { block: 4096, ..ImageOptions::new(&path) }).unwrap();

@@ -141,6 +141,32 @@ const RESIZING: u32 = 1 << 29;
 /// How many commands there are.
 const COUNT: u32 = RESIZING - 1;
 
+/// That a disk can have blocks of a size.
+///
+/// # Errors
+/// `EINVAL`.
+pub(crate) fn check_blocks(block_size: u32, limits: &Limits, torn_writes: bool) -> Result<()> {
+    let bad = |what: String| Err(Error::new(Errno::INVAL, what));
+    if !matches!(block_size, 512 | 4096) {
+        return bad(format!("block size {block_size}; must be 512 or 4096"));
+    }
+    if block_size < limits.block {
+        let least = limits.block;
+        return bad(format!("block size {block_size}: the disk has blocks of {least} bytes"));
+    }
+    if block_size > limits.atomic_write && !torn_writes {
+        let whole = limits.atomic_write;
+        return bad(format!(
+            "block size {block_size}: the disk writes only {whole} bytes whole when power fails; \
+             with `torn_writes` a block may then be half written"
+        ));
+    }
+    if limits.capacity < block_size.into() {
+        return bad(format!("a disk of {} bytes has no block", limits.capacity));
+    }
+    Ok(())
+}
+
 impl Volume {
     /// A disk as a namespace.
     ///
@@ -153,24 +179,7 @@ impl Volume {
         torn_writes: bool,
     ) -> Result<Self> {
         let limits = disk.limits();
-        let bad = |what: String| Err(Error::new(Errno::INVAL, what));
-        if !matches!(block_size, 512 | 4096) {
-            return bad(format!("block size {block_size}; must be 512 or 4096"));
-        }
-        if block_size < limits.block {
-            let least = limits.block;
-            return bad(format!("block size {block_size}: the disk has blocks of {least} bytes"));
-        }
-        if block_size > limits.atomic_write && !torn_writes {
-            let whole = limits.atomic_write;
-            return bad(format!(
-                "block size {block_size}: the disk writes only {whole} bytes whole when power fails; \
-                 with `torn_writes` a block may then be half written"
-            ));
-        }
-        if limits.capacity < block_size.into() {
-            return bad(format!("a disk of {} bytes has no block", limits.capacity));
-        }
+        check_blocks(block_size, &limits, torn_writes)?;
         Ok(Self {
             identity,
             capacity: AtomicU64::new(limits.capacity),

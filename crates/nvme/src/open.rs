@@ -17,9 +17,9 @@ use crate::options::{IdentityOption, NvmeOptions, invalid};
 /// Bytes of a disk in memory whose size is not said.
 const MEMORY: u64 = 64 << 20;
 
-/// What lets two controllers use an image.
-fn may_be_shared(error: Error) -> Error {
-    if error.errno() != Errno::BUSY {
+/// What lets two controllers use an image, if another one of this daemon has it.
+fn may_be_shared(error: Error, path: &Path) -> Error {
+    if error.errno() != Errno::BUSY || !Image::is_open_here(path) {
         return error;
     }
     let what = format!(
@@ -60,7 +60,7 @@ impl NvmeOptions {
     /// # Errors
     /// Those of [`Image::open`] and [`Metadata::open`].
     pub(crate) fn open_another(&self, number: u32, path: &Path) -> Result<Volume> {
-        let others = Self { serial: None, uuid: None, metadata: None, ..self.clone() };
+        let others = self.of_image(number);
         let (torn_writes, place) = (self.torn_writes, path.to_owned());
         let open = move || {
             let (disk, block_size, named, metadata) = others.open_image(&place)?;
@@ -76,6 +76,14 @@ impl NvmeOptions {
         opened.and_then(std::convert::identity).map_err(|error| {
             Error::new(error.errno(), format!("namespace {number}")).because(error)
         })
+    }
+
+    /// The options of an image: who the controller is, is kept beside the first one.
+    pub(crate) fn of_image(&self, number: u32) -> Self {
+        if number == 1 {
+            return self.clone();
+        }
+        Self { serial: None, uuid: None, metadata: None, ..self.clone() }
     }
 
     fn open_first(&self) -> Result<(Identity, Volume)> {
@@ -135,40 +143,59 @@ impl NvmeOptions {
 
     /// Opens an image and what is kept beside it.
     fn open_image(&self, path: &Path) -> Result<(Disk, u32, DiskIdentity, Option<Metadata>)> {
-        let beside = || self.metadata.clone().unwrap_or_else(|| Metadata::beside(path));
-        let block_size = match self.block_size {
-            Some(block_size) => block_size,
-            // Several may read an image, which has one owner.
-            None if self.readonly => self.block_size(),
-            None => Metadata::stored_block(&beside())?.unwrap_or(self.block_size()),
-        };
-        let direct = match self.direct {
-            None => DirectIo::Auto,
-            Some(true) => DirectIo::Required,
-            Some(false) => DirectIo::Off,
-        };
-        let options = ImageOptions {
-            read_only: self.readonly,
-            block: block_size,
-            direct,
-            unlocked: self.locks == Some(false),
-            ..ImageOptions::new(path)
-        };
-        let image = Image::open(&options).map_err(may_be_shared)?;
+        let block_size = self.block_size_of(path)?;
+        let options = self.image_options(path, block_size);
+        let image = Image::open(&options).map_err(|error| may_be_shared(error, path))?;
         let (identity, metadata) = if self.readonly {
             (DiskIdentity::random(), None)
         } else {
-            let identify = match self.identity {
-                IdentityOption::Auto => Identify::Auto,
-                IdentityOption::Keep => Identify::Keep,
-                IdentityOption::New => Identify::New,
-            };
-            let options = MetadataOptions { path: self.metadata.clone(), identify };
+            let options =
+                MetadataOptions { path: self.metadata.clone(), identify: self.identify() };
             let metadata = Metadata::open(&image, &options)?;
             let named = self.renamed(metadata.identity())?;
             metadata.change(|stored| stored.identity = named)?;
             (metadata.identity(), Some(metadata))
         };
         Ok((Disk::new(image), block_size, identity, metadata))
+    }
+
+    /// Who the disk is to be.
+    pub(crate) fn identify(&self) -> Identify {
+        match self.identity {
+            IdentityOption::Auto => Identify::Auto,
+            IdentityOption::Keep => Identify::Keep,
+            IdentityOption::New => Identify::New,
+        }
+    }
+
+    /// The size of an image's blocks: that of the options, or that which is kept.
+    pub(crate) fn block_size_of(&self, path: &Path) -> Result<u32> {
+        match self.block_size {
+            Some(block_size) => Ok(block_size),
+            // Several may read an image, which has one owner.
+            None if self.readonly => Ok(self.block_size()),
+            None => {
+                let kept = self.metadata.clone().unwrap_or_else(|| Metadata::beside(path));
+                let stored = Metadata::stored_block(&kept, &self.identify())?;
+                Ok(stored.unwrap_or(self.block_size()))
+            }
+        }
+    }
+
+    /// How an image is opened.
+    pub(crate) fn image_options(&self, path: &Path, block: u32) -> ImageOptions {
+        let direct = match self.direct {
+            None => DirectIo::Auto,
+            Some(true) => DirectIo::Required,
+            Some(false) => DirectIo::Off,
+        };
+        let unlocked = self.locks == Some(false);
+        ImageOptions {
+            read_only: self.readonly,
+            block,
+            direct,
+            unlocked,
+            ..ImageOptions::new(path)
+        }
     }
 }

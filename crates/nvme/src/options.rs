@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 use uuid::Uuid;
 use vfiod_core::{Errno, Error, Result};
 use vfiod_disk::{Identity as DiskIdentity, Memory, Null};
@@ -158,11 +159,23 @@ impl NvmeOptions {
                         `identity` out";
             return Err(invalid(what.to_owned()));
         }
+        if metadata.as_deref().is_some_and(|metadata| self.images().any(|image| image == metadata))
+        {
+            let what = "`metadata` names an image; it is where who the disk is, is kept, a file of its own";
+            return Err(invalid(what.to_owned()));
+        }
         if !matches!(self.block_size(), 512 | 4096) {
             let what = format!("`block_size` is {}; must be 512 or 4096", self.block_size());
             return Err(invalid(what));
         }
         self.renamed(DiskIdentity::random())?;
+        let block = u64::from(self.block_size());
+        for (name, bytes) in [("memory", *memory), ("null", *null)] {
+            if let Some(bytes) = bytes.filter(|bytes| *bytes == 0 || !bytes.is_multiple_of(block)) {
+                let what = format!("`{name}` is {bytes}; must be a multiple of {block}, and not 0");
+                return Err(invalid(what));
+            }
+        }
         // Made to see whether it can be.
         memory.map_or(Ok(()), |bytes| Memory::new(bytes).map(drop))?;
         null.map_or(Ok(()), |bytes| Null::new(bytes, false).map(drop))
@@ -261,9 +274,9 @@ impl NvmeOptions {
         self.file.iter().chain(&self.files).map(PathBuf::as_path)
     }
 
-    /// The first option that is another one than in `other`, of those that are about images, but for the
-    /// images themselves.
-    pub(crate) fn differs(&self, other: &Self) -> Option<&'static str> {
+    /// The options that are about images, but for the images themselves: controllers that share these have the
+    /// same.
+    pub(crate) fn terms(&self) -> [(&'static str, Value); 11] {
         // Each controller has its own of some.
         let Self {
             file: _,
@@ -290,20 +303,25 @@ impl NvmeOptions {
             serial,
             uuid,
         } = self;
-        let same = [
-            ("numbers", *numbers == other.numbers),
-            ("namespaces", self.max_namespaces() == other.max_namespaces()),
-            ("block_size", *block_size == other.block_size),
-            ("torn_writes", *torn_writes == other.torn_writes),
-            ("readonly", *readonly == other.readonly),
-            ("direct", *direct == other.direct),
-            ("locks", *locks == other.locks),
-            ("metadata", *metadata == other.metadata),
-            ("identity", *identity == other.identity),
-            ("serial", *serial == other.serial),
-            ("uuid", *uuid == other.uuid),
-        ];
-        same.into_iter().find(|(_, is_same)| !is_same).map(|(option, _)| option)
+        [
+            ("numbers", json!(numbers)),
+            ("namespaces", json!(self.max_namespaces())),
+            ("block_size", json!(block_size)),
+            ("torn_writes", json!(torn_writes)),
+            ("readonly", json!(readonly)),
+            ("direct", json!(direct)),
+            ("locks", json!(locks)),
+            ("metadata", json!(metadata)),
+            ("identity", json!(identity)),
+            ("serial", json!(serial)),
+            ("uuid", json!(uuid)),
+        ]
+    }
+
+    /// The first of them that is another one than in `other`.
+    pub(crate) fn differs(&self, other: &Self) -> Option<&'static str> {
+        let mut both = self.terms().into_iter().zip(other.terms());
+        both.find(|(one, other)| one != other).map(|((name, _), _)| name)
     }
 
     /// An identity with the names that the options give.

@@ -27,7 +27,7 @@ pub(crate) struct Subsystems(Mutex<Vec<Weak<Subsystem>>>);
 
 /// A file, whichever path leads to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum FileId {
+pub(crate) enum FileId {
     /// Of a file system, and its number there.
     Regular(u64, u64),
     BlockDevice(u64),
@@ -209,7 +209,7 @@ fn kept(metadata: Arc<Metadata>, name: String, taken: Vec<u16>) -> Result<Option
 }
 
 /// Which file a path leads to. Waits for a directory that is held up, but not for ever.
-fn identify(path: &Path) -> Result<FileId> {
+pub(crate) fn identify(path: &Path) -> Result<FileId> {
     let place: PathBuf = path.to_owned();
     let what = format!("image {}: cannot be opened", path.display());
     let found = in_directory(directory_of(path), move || std::fs::metadata(place));

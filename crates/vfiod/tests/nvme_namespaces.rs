@@ -343,12 +343,13 @@ fn refusals_name_the_value_and_the_remedy_and_change_nothing() {
     let [empty, odd, none] =
         ["empty", "odd", "none"].map(|name| rig.at(name).display().to_string());
     let (one, two, outside) = (rig.image(1), rig.image(2), outside.display().to_string());
+    let holder = format!("1.img: in use: process {} (this one)", rig.daemon.pid());
     let before = rig.command(&["config"]);
     for (code, args, expected) in [
         (4, vec!["add", "disk", &two, "--nsid", "3"], "leave the number out for a free one"),
         (2, vec!["add", "disk", &two, "--nsid", "5"], "`namespaces` allows 1 to 4"),
         (2, vec!["add", "disk", &two, "--nsid", "0"], "`namespaces` allows 1 to 4"),
-        (4, vec!["add", "disk", &one], "1.img: in use"),
+        (4, vec!["add", "disk", &one], &holder),
         (2, vec!["add", "disk", &none], "make it first, or correct the path"),
         (2, vec!["add", "disk", &empty], "truncate -s"),
         (2, vec!["add", "disk", &odd], "`truncate -s 1024` makes it one"),

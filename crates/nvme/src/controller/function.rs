@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use schemars::{Schema, SchemaGenerator};
-use vfiod_config::{ConfiguredModel, Needs};
+use vfiod_config::{ConfiguredModel, Examined, Needs};
 use vfiod_core::region::Doorbell;
 use vfiod_pci::prelude::*;
 use vfiod_sync::atomic::Ordering;
@@ -58,6 +58,10 @@ impl ConfiguredModel for Nvme {
 
     fn status_schema(generator: &mut SchemaGenerator) -> Option<Schema> {
         Some(generator.subschema_for::<NvmeStatus>())
+    }
+
+    fn examine(options: &NvmeOptions) -> Examined {
+        options.examine()
     }
 
     fn configured(options: NvmeOptions) -> Result<Self> {
