@@ -24,7 +24,7 @@ const LEVELS: [&str; 5] = ["error", "warn", "info", "debug", "trace"];
 
 /// The crates of this project, as log lines name them. What begins like one and is none is a mistake;
 /// any other name may be that of a library, or of somebody's model.
-const CRATES: [&str; 30] = [
+const CRATES: [&str; 31] = [
     "vfiod",
     "vfiod_buffer",
     "vfiod_client",
@@ -44,6 +44,7 @@ const CRATES: [&str; 30] = [
     "vfiod_mdev_sysfs",
     "vfiod_nvme",
     "vfiod_nvme_driver",
+    "vfiod_nvme_spec",
     "vfiod_pci",
     "vfiod_protocol",
     "vfiod_quota",
