@@ -124,6 +124,11 @@ impl FileShared {
         FileStatus { id: self.id, owner: self.owner.clone(), since: self.since }
     }
 
+    /// Whether it is being released, or was.
+    pub(crate) fn is_gone(&self) -> bool {
+        self.state.load(Ordering::SeqCst) == GONE
+    }
+
     /// The order of this load does not matter: where it must be exact, the device lock is held.
     #[inline]
     pub(crate) fn is_open(&self) -> bool {

@@ -172,8 +172,20 @@ impl Registered {
     /// Releases a file. Removes its mappings and eventfds first, so that no callback that follows can
     /// wait for the peer. Of the rest is deferred what would wait for the calling thread.
     fn release_now(self: &Arc<Self>, file: &Arc<FileShared>, announce: Announce) {
+        self.note_departure();
         self.drop_resources(file);
         self.finish_release(file, announce);
+    }
+
+    /// Where all files of the device are being released, its DMA waits from now on: it has yet to quiesce, and must
+    /// not find that its memory is gone.
+    fn note_departure(&self) {
+        let mut guard = self.set.lock();
+        if let Some(member) = guard.find(self) {
+            let files = &member.files;
+            let leaving = !files.is_empty() && files.values().all(|file| file.is_gone());
+            self.context.attachment().set_leaving(leaving);
+        }
     }
 
     fn finish_release(self: &Arc<Self>, file: &Arc<FileShared>, announce: Announce) {
@@ -215,9 +227,11 @@ impl Registered {
             (count, leaving)
         };
         if count > 0 {
-            return;
+            return self.note_departure();
         }
         self.last_close(&closing);
+        // It reaches no memory before the next open.
+        self.context.attachment().set_leaving(false);
         // An unregister that began after the count found no file, and does not wait.
         if leaving {
             self.drained.notify_all();

@@ -12,7 +12,7 @@ use vfiod_core::work::TaskState;
 use vfiod_core::work::{Close, Rings};
 use vfiod_core::{
     Context, DataPath, Description, Device, DeviceFlags, DeviceSpec, DeviceTask, Errno, File,
-    OpenPolicy, Owner, Persistence, Quiesce, Region, RegionIndex, Registration, Registry,
+    FileId, OpenPolicy, Owner, Persistence, Quiesce, Region, RegionIndex, Registration, Registry,
     ResetCause, Result, SetId, SetObject, Why, Worker,
 };
 use vfiod_tasks::{ManualClock, Runtime, Waiters};
@@ -43,6 +43,8 @@ struct Script {
     context: Mutex<Option<Context>>,
     /// Called by each reset.
     during_reset: Mutex<Option<Box<dyn Fn() + Send>>>,
+    /// What a store into guest memory failed with when a file was released, for each file.
+    at_release: Mutex<Vec<Option<Errno>>>,
 }
 
 impl Script {
@@ -126,6 +128,13 @@ impl Device for Jobs {
     }
 
     fn close_device(&mut self) {}
+
+    fn release(&mut self, _: FileId) {
+        if self.script.dma.lock().unwrap().is_some() {
+            let failed = self.script.store(1).err().map(|error| error.errno());
+            self.script.at_release.lock().unwrap().push(failed);
+        }
+    }
 
     fn read(&mut self, _: RegionIndex, offset: u64, data: &mut [u8]) -> Result<()> {
         data.fill(0);
@@ -265,6 +274,25 @@ fn read(file: &File, offset: u64) -> u32 {
     let mut data = [0; 4];
     file.read(REGISTERS, offset, &mut data).expect("can be read");
     u32::from_le_bytes(data)
+}
+
+/// The memory of a user who leaves goes before the device is stopped. What is at work then waits, as without bus
+/// mastering: it has not lost its memory.
+#[test]
+fn device_whose_last_user_leaves_finds_no_memory_missing() {
+    let rig = Rig::new();
+    let (file, second) = (rig.open().expect("opens"), rig.open().expect("opens"));
+    map(&file);
+    rig.start(&file);
+    let failed = || std::mem::take(&mut *rig.script.at_release.lock().unwrap());
+    drop(second);
+    assert_eq!((failed(), rig.script.store(2).is_ok()), (vec![None], true), "one is left");
+    drop(file);
+    assert_eq!(failed(), [Some(Errno::PERM)]);
+    let file = rig.open().expect("opens");
+    map(&file);
+    rig.start(&file);
+    rig.script.store(3).expect("the next user's memory is reached");
 }
 
 #[test]

@@ -23,6 +23,8 @@ use crate::transfer::{Message, Transfer, copy_direct, take_reply, transfer_piece
 const MASTER: u8 = 1;
 /// The device is quiesced.
 const QUIESCED: u8 = 2;
+/// Its memory is being taken away.
+const LEAVING: u8 = 4;
 
 /// The attachment of one device to an address space. Cheap to clone; all clones are one
 /// attachment.
@@ -44,7 +46,7 @@ pub struct Attachment {
 
 struct Inner {
     shard: Arc<Shard<Map>>,
-    /// [`MASTER`], [`QUIESCED`].
+    /// [`MASTER`], [`QUIESCED`], [`LEAVING`].
     bus: AtomicU8,
     in_flight: Arc<InFlight>,
     /// Locked while the device is moved from one space to another.
@@ -110,8 +112,8 @@ impl Attachment {
         self.switch(MASTER, on);
     }
 
-    /// Whether the device may begin an access to memory now: it masters the bus, and is not
-    /// quiesced.
+    /// Whether the device may begin an access to memory now: it masters the bus, is not quiesced, and its memory is
+    /// not being taken away.
     #[inline]
     pub fn bus_master(&self) -> bool {
         self.inner.bus.load(Ordering::Acquire) == MASTER
@@ -131,6 +133,13 @@ impl Attachment {
     /// Lets a quiesced device begin accesses again.
     pub fn resume(&self) {
         self.switch(QUIESCED, false);
+    }
+
+    /// Says that the memory of the device is being taken away because its user leaves. Until this is over accesses
+    /// fail as where the device does not master the bus, and none finds memory that is missing: a user who leaves
+    /// has not taken memory from under a device that is at work.
+    pub fn set_leaving(&self, on: bool) {
+        self.switch(LEAVING, on);
     }
 
     /// Whether the device is quiesced.
@@ -292,7 +301,7 @@ impl Attachment {
 
 #[cold]
 fn off() -> Error {
-    Error::new(Errno::PERM, "DMA while the device may not master the bus, or is quiesced")
+    Error::new(Errno::PERM, "DMA while the device may not master the bus, is quiesced, or is left")
 }
 
 #[cold]
