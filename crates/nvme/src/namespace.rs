@@ -54,7 +54,8 @@ impl Drop for UsedNamespace {
 pub(crate) struct Formatting<'a>(&'a Volume);
 
 impl Formatting<'_> {
-    /// Waits until the commands have ended that had begun before.
+    /// Waits until the commands have ended that had begun before. Those that wait for their host's memory end
+    /// with Format In Progress ([`Volume::unavailable`]).
     pub(crate) async fn alone(&self) {
         let users = &self.0.users;
         let alone = || (users.load(Ordering::SeqCst) & COUNT == 0).then_some(());
@@ -267,6 +268,18 @@ impl Volume {
         }
     }
 
+    /// Waits until no command may begin any more, and says what one ends with then that waits for its host's
+    /// memory: a host that is slow must not hold up a Format, whose namespace others may have as well, nor the
+    /// removal.
+    pub(crate) async fn unavailable(&self) -> Status {
+        let status = || match self.users.load(Ordering::SeqCst) {
+            removed if removed & REMOVED != 0 => Some(Status::INVALID_FIELD),
+            formatting if formatting & FORMATTING != 0 => Some(Status::FORMAT_IN_PROGRESS),
+            _ => None,
+        };
+        self.unused.wait_for(status).await
+    }
+
     /// Whether it is not active any more.
     pub(crate) fn is_removed(&self) -> bool {
         self.users.load(Ordering::SeqCst) & REMOVED != 0
@@ -276,6 +289,7 @@ impl Volume {
     /// the disk; then the disk is free for others.
     fn leave(self: Arc<Self>) -> impl Future<Output = ()> + Send + 'static {
         self.users.fetch_or(REMOVED, Ordering::SeqCst);
+        self.unused.wake_all();
         async move {
             let used = || self.users.load(Ordering::SeqCst) & (COUNT | FORMATTING);
             self.unused.wait_for(|| (used() == 0).then_some(())).await;
@@ -305,6 +319,7 @@ impl Volume {
         if self.users.fetch_or(FORMATTING, Ordering::SeqCst) & FORMATTING != 0 {
             return Err(Status::FORMAT_IN_PROGRESS);
         }
+        self.unused.wake_all();
         Ok(Formatting(self))
     }
 

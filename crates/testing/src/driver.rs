@@ -311,10 +311,20 @@ impl Driver {
     pub fn map(&self, iova: u64, len: u64, perm: Perm) -> GuestMemory {
         let fd = memfd_create("guest", MemfdFlags::CLOEXEC).expect("a memfd");
         ftruncate(&fd, len).expect("its size");
-        let copy = fd.try_clone().expect("a second descriptor");
-        let backing = Backing::File { fd: copy, offset: 0 };
-        self.file.dma_map(MapRequest { iova, size: len, perm, backing }).expect("it can be mapped");
-        GuestMemory { fd: Arc::new(fd), len }
+        let memory = GuestMemory { fd: Arc::new(fd), len };
+        self.map_again(iova, &memory, perm);
+        memory
+    }
+
+    /// Maps guest memory that there is already, whole, at `iova`.
+    ///
+    /// # Panics
+    /// If the core refuses the mapping.
+    pub fn map_again(&self, iova: u64, memory: &GuestMemory, perm: Perm) {
+        let fd = memory.fd.try_clone().expect("a second descriptor");
+        let backing = Backing::File { fd, offset: 0 };
+        let request = MapRequest { iova, size: memory.len, perm, backing };
+        self.file.dma_map(request).expect("it can be mapped");
     }
 
     /// Maps guest memory that is reached by messages (DMA_READ, DMA_WRITE).

@@ -26,7 +26,7 @@ impl IoQueue {
         if count > MAX_COPY_RANGES {
             return Err(Status::COMMAND_SIZE_LIMIT);
         }
-        let bytes = self.receive(command, count * RANGE).await?;
+        let bytes = self.receive(namespace, command, count * RANGE).await?;
         let ranges: Vec<(u64, u64)> = bytes.chunks_exact(RANGE).map(decode).collect();
         let most = u64::from(namespace.copy_blocks());
         // No sum of them overflows: there are few, of 16 bits each.
@@ -41,7 +41,7 @@ impl IoQueue {
         // It is read and written.
         self.common.rate.spend(0, 2 * len);
         let bounce = self.common.bounce.take(&self.task, 2 * len as usize);
-        let _bounced = self.reach(async { Ok(bounce.await) }).await?;
+        let _bounced = self.reach(namespace, async { Ok(bounce.await) }).await?;
         let mut data = list_for(len as usize).map_err(|_| Status::INTERNAL)?;
         for (first, blocks) in ranges {
             let (offset, len) = namespace.range(first, blocks)?;

@@ -30,7 +30,7 @@ impl IoQueue {
             self.writable(namespace)?;
         }
         let count = (command.dword(10) & 0xff) as usize + 1;
-        let bytes = self.receive(command, count * RANGE).await?;
+        let bytes = self.receive(namespace, command, count * RANGE).await?;
         let ranges: Vec<(u64, u64)> = bytes.chunks_exact(RANGE).map(decode).collect();
         // All are judged before the first one changes anything.
         for (first, blocks) in &ranges {

@@ -73,12 +73,12 @@ impl IoQueue {
         let direction = Direction::FromHost;
         let (offset, pieces) =
             self.locate(namespace, first, direction).await.map_err(Failed::First)?;
-        let data = self.reach(transfer::begin(task, memory, &pieces, direction)).await;
+        let data = self.reach(namespace, transfer::begin(task, memory, &pieces, direction)).await;
         let (with, _bounced) = data.map_err(Failed::First)?.split();
         self.writable(namespace).map_err(Failed::SecondUnbegun)?;
         let located = self.locate(namespace, second, direction).await;
         let (_, pieces) = located.map_err(Failed::SecondUnbegun)?;
-        let data = self.reach(transfer::begin(task, memory, &pieces, direction)).await;
+        let data = self.reach(namespace, transfer::begin(task, memory, &pieces, direction)).await;
         let (buffer, _bounced) = data.map_err(Failed::SecondUnbegun)?.split();
         let durable = first.durable() || second.durable();
         self.perform_both(namespace, offset, (with, buffer), durable).await

@@ -179,13 +179,18 @@ impl IoQueue {
         self.common.namespaces.get(id).ok_or_else(|| absent(&self.common, id))
     }
 
-    /// Waits for guest memory, unless the controller stops: then nobody waits for what comes of it.
-    async fn reach<T>(&self, access: impl Future<Output = Result<T, Status>>) -> Result<T, Status> {
-        race(access, async {
+    /// Waits for guest memory, unless the controller stops, as then nobody waits for what comes of it, or the
+    /// namespace is to be formatted, or removed.
+    async fn reach<T>(
+        &self,
+        namespace: &Namespace,
+        access: impl Future<Output = Result<T, Status>>,
+    ) -> Result<T, Status> {
+        let stopped = async {
             self.queues.stop_requested().await;
-            Err(Status::ABORT_REQUESTED)
-        })
-        .await
+            Status::ABORT_REQUESTED
+        };
+        race(access, async { Err(race(stopped, namespace.unavailable()).await) }).await
     }
 
     /// Performs a request. It ends when the back end has ended it, whatever happens meanwhile: until then
@@ -226,28 +231,35 @@ impl IoQueue {
             return Err(Status::INVALID_FIELD);
         }
         let (offset, len) = namespace.range(command.first_block(), blocks)?;
-        Ok((offset, self.pieces(command, len as usize, direction).await?))
+        Ok((offset, self.pieces(namespace, command, len as usize, direction).await?))
     }
 
     /// The pieces of so many bytes of data.
     async fn pieces(
         &self,
+        namespace: &Namespace,
         command: &Submission,
         len: usize,
         direction: Direction,
     ) -> Result<Pieces, Status> {
         let (dma, page) = (self.task.dma(), self.queues.page);
         if command.has_sgl() {
-            return self.reach(sgl::pieces(dma, command.sgl(), len, direction)).await;
+            let pieces = sgl::pieces(dma, command.sgl(), len, direction);
+            return self.reach(namespace, pieces).await;
         }
-        self.reach(prp::pieces(dma, page, command.prps(), len)).await
+        self.reach(namespace, prp::pieces(dma, page, command.prps(), len)).await
     }
 
     /// Data that says what is to be done.
-    async fn receive(&self, command: &Submission, len: usize) -> Result<Vec<u8>, Status> {
+    async fn receive(
+        &self,
+        namespace: &Namespace,
+        command: &Submission,
+        len: usize,
+    ) -> Result<Vec<u8>, Status> {
         let mut bytes = vec![0; len];
-        let pieces = self.pieces(command, len, Direction::FromHost).await?;
-        self.reach(transfer::gather(self.task.dma(), &pieces, &mut bytes)).await?;
+        let pieces = self.pieces(namespace, command, len, Direction::FromHost).await?;
+        self.reach(namespace, transfer::gather(self.task.dma(), &pieces, &mut bytes)).await?;
         Ok(bytes)
     }
 
@@ -256,11 +268,11 @@ impl IoQueue {
         let (offset, pieces) = self.locate(namespace, command, Direction::ToHost).await?;
         let (dma, memory) = (self.task.dma(), &self.common.bounce);
         let data = transfer::begin(&self.task, memory, &pieces, Direction::ToHost);
-        let (buffer, bounced) = self.reach(data).await?.split();
+        let (buffer, bounced) = self.reach(namespace, data).await?.split();
         let len = buffer.len() as u64;
         let request = Request::Read { offset, buffer };
         let done = self.request(namespace, request, Status::READ_ERROR).await?;
-        self.reach(transfer::finish(dma, &pieces, bounced, done.buffer)).await?;
+        self.reach(namespace, transfer::finish(dma, &pieces, bounced, done.buffer)).await?;
         self.commit(namespace, command).await?;
         self.count(Direction::ToHost, len);
         Ok(0)
@@ -273,7 +285,7 @@ impl IoQueue {
         writable?;
         let memory = &self.common.bounce;
         let data = transfer::begin(&self.task, memory, &pieces, Direction::FromHost);
-        let (buffer, _bounced) = self.reach(data).await?.split();
+        let (buffer, _bounced) = self.reach(namespace, data).await?.split();
         let len = buffer.len() as u64;
         let request = self.write_request(command, offset, buffer);
         self.request(namespace, request, Status::WRITE_FAULT).await?;
@@ -302,7 +314,7 @@ impl IoQueue {
         let (offset, pieces) = self.locate(namespace, command, Direction::FromHost).await?;
         let memory = &self.common.bounce;
         let data = transfer::begin(&self.task, memory, &pieces, Direction::FromHost);
-        let (buffer, _bounced) = self.reach(data).await?.split();
+        let (buffer, _bounced) = self.reach(namespace, data).await?.split();
         let len = buffer.len() as u64;
         let done = namespace.channel()?.compare(&self.queues.interest, offset, buffer).await;
         let judged = self.judge(namespace, done, Status::READ_ERROR).map(drop);

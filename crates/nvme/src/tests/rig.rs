@@ -4,7 +4,7 @@ use std::sync::atomic::{Ordering, fence};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use vfiod_core::dma::Perm;
+use vfiod_core::dma::{Completion, DmaPeer, Perm};
 use vfiod_core::memory::SharedMemory;
 use vfiod_core::work::TaskState;
 use vfiod_core::{Error, RegionIndex, Result};
@@ -268,6 +268,20 @@ impl Host {
     /// Goes on with the device of another driver, to which the state of this one was restored.
     pub(super) fn moved(self, device: Driver) -> Self {
         Self { device, ..self }
+    }
+
+    /// Closes the controller and opens it again, with the same memory. The host goes on with what it has set up, but
+    /// for shadow doorbells.
+    pub(super) fn reopened(self) -> Self {
+        let device = self.device.reopen();
+        device.map_again(BASE, &self.memory, Perm::READ | Perm::WRITE);
+        device.enable();
+        Self { device, shadow: None, ..self }
+    }
+
+    /// Lets the controller master the bus, or not.
+    pub(super) fn set_bus_mastering(&self, on: bool) {
+        self.device.set_config16(4, 3 | u16::from(on) << 2);
     }
 
     /// Sets up the admin queues and enables the controller.
@@ -594,6 +608,30 @@ impl Channel for Held {
         failure.kind = kind.unwrap_or(failure.kind);
         let done = Done { result: Err(failure), buffer: request.into_buffer() };
         Pending::ended(done)
+    }
+}
+
+/// Memory that a host gives to its controller by message, and never does: it counts what is asked for.
+#[derive(Debug, Default)]
+pub(super) struct Silent(pub(super) Mutex<Vec<Asked>>);
+
+/// A request to a host that does not answer.
+pub(super) type Asked = Box<dyn std::any::Any + Send>;
+
+impl Silent {
+    /// How many requests wait.
+    pub(super) fn asked(&self) -> usize {
+        self.0.lock().unwrap().len()
+    }
+}
+
+impl DmaPeer for Silent {
+    fn start_read(&self, _iova: u64, _len: usize, completion: Completion<Vec<u8>>) {
+        self.0.lock().unwrap().push(Box::new(completion));
+    }
+
+    fn start_write(&self, _iova: u64, _data: Vec<u8>, completion: Completion<()>) {
+        self.0.lock().unwrap().push(Box::new(completion));
     }
 }
 

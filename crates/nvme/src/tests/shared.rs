@@ -8,7 +8,7 @@ use vfiod_disk::Backend;
 use vfiod_disk::test::{Kind, TestDisk};
 use vfiod_testing::eventually;
 
-use super::rig::{BASE, Command, DATA, Host, pattern, volume, with_common};
+use super::rig::{BASE, Command, DATA, Host, Silent, pattern, volume, with_common};
 use crate::common::Common;
 use crate::namespace::Namespace;
 use crate::options::{IdentityOption, NvmeOptions};
@@ -78,6 +78,35 @@ fn fused_pairs_are_one_step_for_both() {
         }
         assert_eq!(won, 1, "round {round}");
     }
+}
+
+/// A command whose data a host gives slowly, or never, holds up no Format, and no other controller: it ends with
+/// Format In Progress.
+#[test]
+fn host_that_gives_no_data_holds_up_no_format() {
+    const SLOW: u64 = 1 << 41;
+    let disk = TestDisk::new(1 << 20);
+    disk.set_limits(|limits| limits.deallocate = Some(512));
+    let [mut first, mut second] = two(disk.clone());
+    let memory = Arc::new(Silent::default());
+    second.device.map_peer(SLOW, 1 << 20, memory.clone());
+    let from = |opcode| Command::io(opcode, 3, 1, (SLOW, 0));
+    // A list of PRPs, data, ranges, and what was read.
+    let list = Command::io(WRITE, 0, 24, (DATA, SLOW));
+    let ranges = [Command::new(9).set(11, 4), Command::io(0x19, 9, 1, (0, 0)).set(12, 0)];
+    let [deallocate, copy] = ranges.map(|command| command.namespace(1).prps(SLOW, 0));
+    for command in [from(WRITE), from(COMPARE), from(READ), list, deallocate, copy] {
+        let before = memory.asked();
+        let slow = second.submit(1, command);
+        eventually("the host is asked for its memory", || memory.asked() > before);
+        assert_eq!(first.admin(Command::new(0x80).namespace(1)), Ok(0), "{command:x?}");
+        let entry = second.wait(1);
+        assert_eq!((entry.id, entry.status), (slow, 0x84), "{command:x?}");
+        for host in [&mut first, &mut second] {
+            assert_eq!(host.perform(1, io(READ, 3)), Ok(0), "{command:x?}");
+        }
+    }
+    assert!(second.peek(1).is_none());
 }
 
 /// A Format by one waits for the commands of the other that had begun, and ends those that come meanwhile. The
