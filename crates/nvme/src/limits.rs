@@ -1,5 +1,7 @@
 //! What a command may be at most, and what a controller has unless its options say otherwise.
 
+use crate::admin::MAX_EVENT_REQUESTS;
+
 /// MDTS, as a power of two of pages of 4 KiB.
 pub(crate) const MAX_TRANSFER_PAGES: u8 = 8;
 /// Bytes of data that a command may have.
@@ -19,3 +21,6 @@ pub(crate) const DEFAULT_NAMESPACES: u32 = 16;
 pub(crate) const DEFAULT_COMMANDS: u32 = 1024;
 /// Bytes of buffers that a controller may have at the same time, unless the options say so.
 pub(crate) const DEFAULT_BUFFERS: usize = 16 << 20;
+/// Completions that are saved while they wait until the host lets the device reach memory: those of as many
+/// commands, and of all requests for events.
+pub(crate) const MAX_DEFERRED: usize = DEFAULT_COMMANDS as usize + MAX_EVENT_REQUESTS;

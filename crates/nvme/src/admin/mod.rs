@@ -25,7 +25,7 @@ use crate::limits::MAX_TRANSFER;
 use crate::prp;
 use crate::queues::Queues;
 use crate::queues::completion::Reserved;
-use crate::queues::serve::{Command, Ended, Execute, wait_for_memory};
+use crate::queues::serve::{Command, Ended, Execute};
 use crate::queues::slots::Running;
 use crate::transfer;
 use vfiod_nvme_spec::opcode::{self, Admin};
@@ -140,8 +140,7 @@ impl Execute for AdminQueue {
                 status: outcome.err().unwrap_or(Status::SUCCESS),
             };
             let posted = self.reach(async {
-                let wait = || wait_for_memory(&self.task);
-                let posted = admin.completions.post(host, std::slice::from_ref(&completion), wait);
+                let posted = admin.completions.post(host, std::slice::from_ref(&completion));
                 posted.await.map_err(|_| Status::INTERNAL)
             });
             if posted.await.is_err() {

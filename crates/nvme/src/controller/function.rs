@@ -220,7 +220,11 @@ impl Worker for Nvme {
     /// disk was asked for must not be done after what comes next.
     fn quiesce(&mut self, _cx: &Cx<Self>, why: Why) -> Quiesce {
         if let Some(queues) = &self.queues {
-            if why.ends() {
+            if why == Why::Close {
+                // The state may be retained.
+                queues.stop_and_defer();
+                self.stop_polling();
+            } else if why.ends() {
                 queues.stop();
                 self.stop_polling();
             } else {

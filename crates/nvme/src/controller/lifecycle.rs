@@ -70,7 +70,8 @@ impl Nvme {
             Doorbell::restored((entries, 0), Moved::default(), (place.as_ref(), bell))
         };
         let (tail, head) = (doorbell(submissions, 0), doorbell(completions, 1));
-        let completion_queue = Arc::new(CompletionQueue::restored(layout, head, 0, true));
+        let completion_queue =
+            Arc::new(CompletionQueue::restored(layout, head, (0, true), Vec::new()));
         queues.add_completion(0, completion_queue.clone());
         let memory = (self.properties.submissions, submissions);
         let submission_queue = SubmissionQueue::restored(0, memory, 0, completion_queue, (0, tail));

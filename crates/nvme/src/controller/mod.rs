@@ -1,6 +1,7 @@
 //! The controller: its properties (3.1.3), and what it is made of. How it is enabled, disabled and shut down
 //! is in `lifecycle`, what it is as a PCI function in `function`.
 
+mod deferred;
 mod function;
 mod lifecycle;
 mod mapped;
@@ -156,9 +157,10 @@ impl Nvme {
         self.queues.as_ref().is_some_and(|own| Arc::ptr_eq(own, queues)) && !queues.is_stopped()
     }
 
-    /// The controller cannot go on: it shows fatal status until it is disabled (9.5).
+    /// The controller cannot go on: it shows fatal status until it is disabled (9.5). What fails when the work is
+    /// to end is not looked at.
     pub(crate) fn fail(&mut self, queues: &Arc<Queues>) {
-        if self.queues.as_ref().is_some_and(|own| Arc::ptr_eq(own, queues)) {
+        if self.is_serving(queues) {
             self.set_status(0, FATAL);
             self.stop_polling();
         }

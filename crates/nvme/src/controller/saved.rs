@@ -1,11 +1,12 @@
-//! The saved state: properties, features, events, counters, and how far each queue has come. A controller
-//! is saved when no command is under way.
+//! The saved state: properties, features, events, counters, how far each queue has come, and the completions that
+//! could not be written. A controller is saved when no command is under way.
 
 use std::sync::Arc;
 
 use vfiod_pci::prelude::*;
 use vfiod_sync::lock;
 
+use super::deferred::{self, Deferred};
 use super::{Nvme, Properties, VECTORS};
 use crate::admin::MAX_EVENT_REQUESTS;
 use crate::admin::events::{Events, PENDING, TYPES};
@@ -13,6 +14,7 @@ use crate::changes::{Changed, Set, WORDS};
 use crate::common::ERROR_ENTRIES;
 use crate::counters::SAVED;
 use crate::features::Features;
+use crate::queues::completion::Entry;
 use crate::queues::doorbell::{FAR, Moved};
 use crate::queues::{
     CompletionQueue, Doorbell, DoorbellPlace, Layout, Pages, Queues, SubmissionQueue,
@@ -71,6 +73,9 @@ vfiod_pci::image! {
         /// The pages of shadow doorbells and of event indices; [`NO_PAGE`]: there are none.
         shadow_doorbells: u64,
         event_indices: u64,
+        /// Completions that wait until the host lets the device reach memory.
+        #[serde(with = "deferred")]
+        deferred: Deferred,
     }
 
     /// A submission queue. No entries: there is none.
@@ -115,7 +120,7 @@ vfiod_pci::image! {
     }
 }
 
-fn bad(what: String) -> Error {
+pub(super) fn bad(what: String) -> Error {
     Error::new(Errno::INVAL, what)
 }
 
@@ -198,7 +203,12 @@ impl CompletionImage {
         }
     }
 
-    fn restored(&self, id: usize, queues: &Queues) -> Result<CompletionQueue> {
+    fn restored(
+        &self,
+        id: usize,
+        queues: &Queues,
+        entries_left: &mut Vec<(u32, Entry)>,
+    ) -> Result<CompletionQueue> {
         let Self { base, entries, head, tail, vector, flags, zero, moved } = *self;
         check_ring(&format!("completion queue {id}"), queues, base, entries, &[head, tail])?;
         if vector as usize >= VECTORS || flags & !(PHASE | HAS_VECTOR) != 0 || zero != 0 {
@@ -207,7 +217,9 @@ impl CompletionImage {
         let vector = (flags & HAS_VECTOR != 0).then_some(vector as u16);
         let layout = Layout { base, entries, vector };
         let head = moved.restored(queues, (entries, head), 2 * id + 1)?;
-        Ok(CompletionQueue::restored(layout, head, tail, flags & PHASE != 0))
+        let tail = (tail, flags & PHASE != 0);
+        let own = deferred::take(entries_left, id, (entries, head.value()), tail)?;
+        Ok(CompletionQueue::restored(layout, head, tail, own))
     }
 }
 
@@ -267,15 +279,16 @@ fn save_queues(queues: Option<&Queues>) -> (Table<SubmissionImage>, Table<Comple
     )
 }
 
-/// Makes the queues of an image.
+/// Makes the queues of an image, with what was deferred, by completion queue.
 fn restore_queues(
     queues: &Queues,
     submissions: &Table<SubmissionImage>,
     completions: &Table<CompletionImage>,
+    mut deferred: Vec<(u32, Entry)>,
 ) -> Result<()> {
     for (id, image) in completions.as_flattened().iter().enumerate() {
         if image.entries != 0 {
-            let queue = image.restored(id, queues)?;
+            let queue = image.restored(id, queues, &mut deferred)?;
             if let (true, Some(vector)) = (image.head != image.tail, queue.layout.vector) {
                 queues.vectors.restore(vector);
             }
@@ -286,6 +299,9 @@ fn restore_queues(
         if image.entries != 0 {
             queues.add_submission(Arc::new(image.restored(id, queues)?));
         }
+    }
+    if let Some((id, _)) = deferred.first() {
+        return Err(bad(format!("a completion of completion queue {id}, which is not there")));
     }
     match (queues.submission(0), queues.completion(0)) {
         (Some(_), Some(_)) => Ok(()),
@@ -298,10 +314,12 @@ impl Nvme {
     pub(super) fn renew_queues(&mut self, cx: &Cx<Self>) {
         let Some(before) = &self.queues else { return };
         let (submissions, completions) = save_queues(Some(before));
+        let deferred = deferred::of(before);
         let queues =
             self.new_queues(Configuration((before.page.ilog2() - 12) << 7), cx.interrupts());
         let restored = self.map_doorbells(cx, &queues);
-        let restored = restored.and_then(|()| restore_queues(&queues, &submissions, &completions));
+        let restored =
+            restored.and_then(|()| restore_queues(&queues, &submissions, &completions, deferred));
         if let Err(error) = restored {
             tracing::error!(device = cx.name(), %error, "cannot go on with the queues");
             self.set_status(0, FATAL);
@@ -397,6 +415,7 @@ impl Save for Nvme {
             page: queues.as_ref().map_or(0, |queues| queues.page.ilog2() - 12),
             shadow_doorbells: pages.map_or(NO_PAGE, |pages| pages.doorbells),
             event_indices: pages.map_or(NO_PAGE, |pages| pages.events),
+            deferred: deferred::save(queues.as_deref()),
         }
     }
 
@@ -422,7 +441,9 @@ impl Save for Nvme {
             identities,
             has_new_changes,
             zero,
+            deferred,
         } = image;
+        let deferred = deferred::restore(&deferred)?;
         self.check_namespaces(&Set(namespaces), identities)?;
         let mut properties = Properties::power_on();
         properties.restore_registers(properties_image)?;
@@ -470,7 +491,7 @@ impl Save for Nvme {
                 queues.begin_place(DoorbellPlace::Shadow(pages));
             }
             self.map_doorbells(cx, &queues)?;
-            restore_queues(&queues, &submissions, &completions)?;
+            restore_queues(&queues, &submissions, &completions, deferred)?;
             queues.vectors.restore_mask(properties.mask);
             if status & SHUTDOWN != 0 {
                 queues.close();
@@ -479,8 +500,10 @@ impl Save for Nvme {
                 queues.stop();
             }
             Some(Arc::new(queues))
-        } else {
+        } else if deferred.is_empty() {
             None
+        } else {
+            return Err(bad("completions without queues".to_owned()));
         };
         let heard = queues.clone().filter(|queues| !queues.is_stopped());
         self.doorbells.set(heard);

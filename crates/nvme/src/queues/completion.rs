@@ -4,12 +4,16 @@
 //! its completion. Whoever posts *takes* places in turn, under the queue's lock, writes the entries, and
 //! then raises the interrupt. So no two write one place, and no entry is written over one that the host
 //! has not taken.
+//!
+//! While the host lets the device reach no memory (bus mastering is off), entries are *deferred*: they keep their
+//! places, nobody waits for them, and they are written once that is possible. They outlast a pause, a save, and
+//! a close that keeps the state.
 
 use std::time::Duration;
 
 use vfiod_core::dma::{Attachment, Batch, Reach};
 use vfiod_core::{Errno, Result};
-use vfiod_sync::atomic::Ordering;
+use vfiod_sync::atomic::{AtomicU32, Ordering};
 use vfiod_sync::{Mutex, lock, try_lock};
 
 use super::doorbell::{Doorbell, DoorbellPlace, InvalidValue};
@@ -41,6 +45,8 @@ pub(crate) struct Host<'a> {
     pub(crate) raise: &'a dyn Raise,
     /// Interrupts may wait for others (5.27.1.6): those of I/O queues.
     pub(crate) coalesces: bool,
+    /// Counts the entries of all queues that are deferred.
+    pub(crate) deferred: &'a AtomicU32,
 }
 
 /// How far a queue has come.
@@ -58,10 +64,45 @@ pub(crate) struct State {
     awaited: bool,
     /// The vector knows that there are entries.
     signalled: bool,
+    /// Entries whose places are taken, and which are to be written.
+    deferred: Vec<Entry>,
 }
 
-/// A place that was taken, and its phase tag.
-type Place = (u64, bool);
+/// An entry that has its place.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Entry {
+    pub(crate) place: u32,
+    pub(crate) phase: bool,
+    pub(crate) completion: Completion,
+}
+
+/// Entries that are being written. What is left when this is dropped is deferred.
+struct Writing<'a, E: Iterator<Item = Entry> + Clone> {
+    queue: &'a CompletionQueue,
+    deferred: &'a AtomicU32,
+    entries: E,
+    written: usize,
+    /// They were deferred before.
+    again: bool,
+}
+
+impl<E: Iterator<Item = Entry> + Clone> Drop for Writing<'_, E> {
+    fn drop(&mut self) {
+        let mut left = self.entries.clone().skip(self.written).peekable();
+        if left.peek().is_some() {
+            let mut state = lock(&self.queue.state);
+            let before = state.deferred.len();
+            state.deferred.extend(left);
+            let count = state.deferred.len() - before;
+            if !self.again {
+                self.deferred.fetch_add(count as u32, Ordering::SeqCst);
+            }
+        }
+        if self.again {
+            self.deferred.fetch_sub(self.written as u32, Ordering::SeqCst);
+        }
+    }
+}
 
 /// Places that were reserved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,13 +114,18 @@ pub(crate) struct Reserved {
 
 impl CompletionQueue {
     pub(crate) fn new(layout: Layout) -> Self {
-        Self::restored(layout, Doorbell::new(layout.entries, 0), 0, true)
+        Self::restored(layout, Doorbell::new(layout.entries, 0), (0, true), Vec::new())
     }
 
-    /// A queue that has come so far.
-    pub(crate) fn restored(layout: Layout, head: Doorbell, tail: u32, phase: bool) -> Self {
+    /// A queue that has come so far, with these entries to be written.
+    pub(crate) fn restored(
+        layout: Layout,
+        head: Doorbell,
+        (tail, phase): (u32, bool),
+        deferred: Vec<Entry>,
+    ) -> Self {
         let signalled = head.value() != tail;
-        let state = State { head, tail, phase, reserved: 0, awaited: false, signalled };
+        let state = State { head, tail, phase, reserved: 0, awaited: false, signalled, deferred };
         Self { layout, state: Mutex::new(state) }
     }
 
@@ -175,47 +221,85 @@ impl CompletionQueue {
         count > 0 && std::mem::take(&mut state.awaited)
     }
 
-    /// Takes `count` reserved places.
-    fn take(&self, count: u32) -> impl Iterator<Item = Place> + Clone {
+    /// Takes reserved places for completions.
+    fn take<'a>(
+        &self,
+        completions: &'a [Completion],
+    ) -> impl Iterator<Item = Entry> + Clone + use<'a> {
+        let count = completions.len() as u32;
         let mut state = lock(&self.state);
-        let (Layout { base, entries, .. }, first, phase) = (self.layout, state.tail, state.phase);
+        let (entries, first, phase) = (self.layout.entries, state.tail, state.phase);
         let next = (first + count) % entries;
         state.reserved -= count;
         // There are fewer than entries.
         state.phase ^= next < first;
         state.tail = next;
         drop(state);
-        (0..count).map(move |n| {
-            let (at, round) = ((first + n) % entries, first + n >= entries);
-            // Past the end of all memory nothing can be written.
-            (base.saturating_add(u64::from(at) * LEN as u64), phase ^ round)
+        (0..count).zip(completions).map(move |(n, completion)| {
+            let (place, round) = ((first + n) % entries, first + n >= entries);
+            Entry { place, phase: phase ^ round, completion: *completion }
         })
     }
 
     /// Writes completions, for each of which a place is reserved, then interrupts. If the interrupt waits for
     /// others, the caller flushes the vector ([`Vectors::flush`]) after the time that is returned. While the
-    /// host lets the device reach no memory, `wait` is awaited before it is tried again.
+    /// host lets the device reach no memory they are deferred, and so are those that are left where the result
+    /// is dropped.
     ///
     /// # Errors
     /// Those of the memory: the host waits for an entry that does not come, or is not heard any more.
-    pub(crate) async fn post<W: Future<Output = ()>>(
+    pub(crate) async fn post(
         &self,
         host: Host<'_>,
         completions: &[Completion],
-        wait: impl Fn() -> W,
     ) -> Result<Option<Duration>> {
-        let all = self.take(completions.len() as u32).zip(completions);
-        // The host may have taken what was written before the memory was out of reach: that is done.
-        let mut written = 0;
-        while let Err(error) = write(host.dma, all.clone(), &mut written).await {
-            if error.errno() != Errno::PERM {
-                return Err(error);
-            }
-            wait().await;
-        }
         let is_error = |completion: &Completion| completion.status != Status::SUCCESS;
         let can_wait = host.coalesces && !completions.iter().any(is_error);
-        self.signal(host, completions.len() as u32, can_wait)
+        self.write(host, self.take(completions), can_wait, false).await
+    }
+
+    /// Defers completions, for each of which a place is reserved.
+    pub(crate) fn defer(&self, host: Host<'_>, completions: &[Completion]) {
+        drop(self.writing(host, self.take(completions), false));
+    }
+
+    /// Writes what was deferred, as far as that is possible now.
+    ///
+    /// # Errors
+    /// As [`CompletionQueue::post`].
+    pub(crate) async fn write_deferred(&self, host: Host<'_>) -> Result<()> {
+        let entries = std::mem::take(&mut lock(&self.state).deferred);
+        if !entries.is_empty() {
+            self.write(host, entries.iter().copied(), false, true).await?;
+        }
+        Ok(())
+    }
+
+    fn writing<'a, E: Iterator<Item = Entry> + Clone>(
+        &'a self,
+        host: Host<'a>,
+        entries: E,
+        again: bool,
+    ) -> Writing<'a, E> {
+        Writing { queue: self, deferred: host.deferred, entries, written: 0, again }
+    }
+
+    async fn write(
+        &self,
+        host: Host<'_>,
+        entries: impl Iterator<Item = Entry> + Clone,
+        can_wait: bool,
+        again: bool,
+    ) -> Result<Option<Duration>> {
+        let mut writing = self.writing(host, entries, again);
+        let Writing { entries, written, .. } = &mut writing;
+        match write(host.dma, self.layout.base, entries, written).await {
+            Err(error) if error.errno() != Errno::PERM => return Err(error),
+            Ok(()) | Err(_) => {}
+        }
+        let count = writing.written as u32;
+        drop(writing);
+        if count == 0 { Ok(None) } else { self.signal(host, count, can_wait) }
     }
 
     /// Interrupts, unless the host has taken all entries already.
@@ -270,6 +354,16 @@ impl CompletionQueue {
         lock(&self.state).head.end_place();
     }
 
+    /// The entries that are deferred.
+    pub(crate) fn deferred(&self) -> Vec<Entry> {
+        lock(&self.state).deferred.clone()
+    }
+
+    /// Whether there are any.
+    pub(crate) fn is_behind(&self) -> bool {
+        !lock(&self.state).deferred.is_empty()
+    }
+
     /// The queue ends: its vector knows of no entries of it any more.
     pub(crate) fn end(&self, vectors: &Vectors, raise: &dyn Raise) {
         let signalled = std::mem::take(&mut lock(&self.state).signalled);
@@ -279,39 +373,51 @@ impl CompletionQueue {
     }
 }
 
-/// Writes entries, but for those that were `written`, the phase tag of each last.
-async fn write<'a>(
+/// Writes entries of a queue that begins at `base`, but for those that were `written`, the phase tag of each last.
+async fn write(
     dma: &Attachment,
-    entries: impl Iterator<Item = (Place, &'a Completion)> + Clone,
+    base: u64,
+    entries: &(impl Iterator<Item = Entry> + Clone),
     written: &mut usize,
 ) -> Result<()> {
-    write_mapped(dma, entries.clone().skip(*written), written)?;
-    for ((place, phase), completion) in entries.skip(*written) {
-        let (bytes, last) = completion.encode(phase);
-        dma.write(place, &bytes).await?;
-        dma.write(place.saturating_add(BEFORE_PHASE as u64), &last.to_le_bytes()).await?;
+    write_mapped(dma, base, entries.clone(), written)?;
+    for entry in entries.clone().skip(*written) {
+        let (at, bytes, last) = entry.encode(base);
+        dma.write(at, &bytes).await?;
+        dma.write(at.saturating_add(BEFORE_PHASE as u64), &last.to_le_bytes()).await?;
         *written += 1;
     }
     Ok(())
 }
 
 /// Writes entries as long as their memory is mapped, and counts them.
-fn write_mapped<'a>(
+fn write_mapped(
     dma: &Attachment,
-    entries: impl Iterator<Item = (Place, &'a Completion)>,
+    base: u64,
+    entries: impl Iterator<Item = Entry>,
     written: &mut usize,
 ) -> Result<()> {
     let mut batch: Batch<'_> = dma.batch()?;
-    for ((place, phase), completion) in entries {
-        let (bytes, last) = completion.encode(phase);
-        if batch.write(place, &bytes)? == Reach::Message {
+    for entry in entries {
+        let (at, bytes, last) = entry.encode(base);
+        if batch.write(at, &bytes)? == Reach::Message {
             break;
         }
-        let at = place.saturating_add(BEFORE_PHASE as u64);
+        let at = at.saturating_add(BEFORE_PHASE as u64);
         if batch.store(at, last.to_le(), Ordering::SeqCst)? == Reach::Message {
             break;
         }
         *written += 1;
     }
     Ok(())
+}
+
+impl Entry {
+    /// Where it is in a queue that begins at `base`, its bytes but for the last dword, and that.
+    fn encode(&self, base: u64) -> (u64, [u8; BEFORE_PHASE], u32) {
+        // Past the end of all memory nothing can be written.
+        let at = base.saturating_add(u64::from(self.place) * LEN as u64);
+        let (bytes, last) = self.completion.encode(self.phase);
+        (at, bytes, last)
+    }
 }

@@ -49,6 +49,11 @@ pub(crate) struct Queues {
     /// Commands that were read and have not completed, and how many there may be.
     commands: AtomicU32,
     max_commands: u32,
+    /// Completions that wait until the host lets the device reach memory. They count as commands, of which there
+    /// may be so many.
+    deferred: AtomicU32,
+    /// What ends by a stop completes all the same, when the controller goes on with other queues.
+    defers: AtomicBool,
     /// Doorbell errors that the host has not been told of.
     invalid_register: AtomicBool,
     invalid_value: AtomicBool,
@@ -77,6 +82,8 @@ impl Queues {
             place: Mutex::new(None),
             commands: AtomicU32::new(0),
             max_commands,
+            deferred: AtomicU32::new(0),
+            defers: AtomicBool::new(false),
             invalid_register: AtomicBool::new(false),
             invalid_value: AtomicBool::new(false),
             events: AtomicBool::new(false),
@@ -99,6 +106,7 @@ impl Queues {
     }
 
     pub(crate) fn add_completion(&self, id: usize, queue: Arc<CompletionQueue>) {
+        self.deferred.fetch_add(queue.deferred().len() as u32, Ordering::SeqCst);
         *lock(&self.completions[id]) = Some(queue);
     }
 
@@ -111,6 +119,7 @@ impl Queues {
         if let Some(queue) = queue {
             queue.end_place();
             queue.end(&self.vectors, &self.interrupts);
+            self.deferred.fetch_sub(queue.deferred().len() as u32, Ordering::SeqCst);
         }
     }
 
@@ -127,7 +136,8 @@ impl Queues {
 
     /// What completion queues reach the host by.
     pub(crate) fn host<'a>(&'a self, dma: &'a Attachment) -> Host<'a> {
-        Host { dma, vectors: &self.vectors, raise: &self.interrupts, coalesces: false }
+        let (vectors, raise, deferred) = (&self.vectors, &self.interrupts, &self.deferred);
+        Host { dma, vectors, raise, coalesces: false, deferred }
     }
 
     /// Where doorbells are, besides in messages.
@@ -180,6 +190,12 @@ impl Queues {
         self.all_submissions().for_each(|queue| queue.bell.ring(None));
     }
 
+    /// Lets the tasks of all queues but one look again.
+    pub(crate) fn ring_others(&self, than: &SubmissionQueue) {
+        let others = self.all_submissions().filter(|other| other.id != than.id);
+        others.for_each(|other| other.bell.ring(None));
+    }
+
     /// Ends the work: tasks finish what they have begun, and post nothing more. Shadow doorbells end. Of
     /// commands that take long only what the disk does now is finished.
     pub(crate) fn stop(&self) {
@@ -188,6 +204,22 @@ impl Queues {
         self.end_place();
         self.changed.wake_all();
         self.ring_all();
+    }
+
+    /// Ends the work as [`Queues::stop`] does, but what had begun completes: its completions are deferred.
+    pub(crate) fn stop_and_defer(&self) {
+        self.defers.store(true, Ordering::SeqCst);
+        self.stop();
+    }
+
+    /// Whether completions are deferred although the work is to end.
+    pub(crate) fn defers(&self) -> bool {
+        self.defers.load(Ordering::SeqCst)
+    }
+
+    /// How many completions are deferred.
+    pub(crate) fn deferred(&self) -> u32 {
+        self.deferred.load(Ordering::SeqCst)
     }
 
     pub(crate) fn is_stopped(&self) -> bool {
@@ -223,7 +255,9 @@ impl Queues {
     pub(crate) fn begin(&self, most: u32) -> u32 {
         let mut begun = 0;
         _ = self.commands.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |commands| {
-            begun = most.min(self.max_commands.saturating_sub(commands));
+            // Looked at after the commands: what is deferred does not count as one any more afterwards.
+            let all = commands.saturating_add(self.deferred());
+            begun = most.min(self.max_commands.saturating_sub(all));
             Some(commands + begun)
         });
         begun

@@ -16,6 +16,7 @@ use super::slots::{Running, Slots};
 use super::{Host, Queues, SubmissionQueue};
 use crate::controller::Nvme;
 use crate::counters::{Counters, Depth, QueueCounters};
+use crate::limits::MAX_DEFERRED;
 use crate::rate::{Allowed, Place, RateLimit};
 use vfiod_nvme_spec::{Completion, Outcome, Submission};
 
@@ -144,7 +145,11 @@ pub(crate) async fn serve(
             return;
         }
         let mut next = Next::Wait;
-        let reads = !ends && queues.is_reading();
+        let is_behind = catch_up(&task, &queues, &queue).await;
+        let reads = !ends && !is_behind && queues.is_reading();
+        if is_behind {
+            next = Next::Poll(FORBIDDEN);
+        }
         if !reads || !execute.is_ready() {
             turn = Turn::default();
             if reads {
@@ -479,14 +484,36 @@ async fn read(
 fn leave(queues: &Queues, queue: &SubmissionQueue, count: u32) {
     let wait = queues.count_ended(count);
     if queue.completions.release(count) || wait {
-        let others = queues.all_submissions().filter(|other| other.id != queue.id);
-        others.for_each(|other| other.bell.ring(None));
+        queues.ring_others(queue);
     }
 }
 
-/// Waits until it is time to look whether the host lets the device reach memory again.
-pub(crate) async fn wait_for_memory(task: &Task<Nvme>) {
-    task.task().sleep(FORBIDDEN).await;
+/// Writes completions that were deferred: those of the queue, and where it is the admin queue of all, as those of a
+/// queue that was deleted are nobody's. Returns whether some still wait.
+async fn catch_up(task: &Task<Nvme>, queues: &Arc<Queues>, queue: &SubmissionQueue) -> bool {
+    let before = queues.deferred();
+    if before == 0 || queues.is_stopped() {
+        return false;
+    }
+    let mut is_behind = false;
+    let all = (queue.id == 0).then(|| queues.all_completions().map(|(_, queue)| queue));
+    let own = Some(queue.completions.clone()).filter(|_| queue.id != 0);
+    for completions in all.into_iter().flatten().chain(own) {
+        let written = race(completions.write_deferred(queues.host(task.dma())), async {
+            queues.stop_requested().await;
+            Ok(())
+        });
+        if let Err(error) = written.await {
+            fail(task, queues, queue.id, "cannot write completions", &error.to_string()).await;
+            return false;
+        }
+        is_behind |= completions.is_behind();
+    }
+    if queues.deferred() < before {
+        // Those who wait for a place among the commands look again.
+        queues.ring_others(queue);
+    }
+    is_behind
 }
 
 /// Posts what commands resulted in. Returns how long their interrupt waits for others, if it does.
@@ -515,10 +542,9 @@ async fn post(
     if queue.completions.release(silent) {
         queues.ring_all();
     }
+    let host = Host { coalesces: queue.id != 0, ..queues.host(task.dma()) };
     if !queues.is_stopped() && !completions.is_empty() {
-        let host = Host { coalesces: queue.id != 0, ..queues.host(task.dma()) };
-        let wait = || wait_for_memory(task);
-        let posted = race(async { queue.completions.post(host, completions, wait).await }, async {
+        let posted = race(queue.completions.post(host, completions), async {
             queues.stop_requested().await;
             Ok(None)
         });
@@ -529,6 +555,13 @@ async fn post(
                 fail(task, queues, queue.id, "cannot write completions", &error).await;
             }
         }
+    } else if queues.defers() {
+        queue.completions.defer(host, completions);
+    }
+    while queues.deferred() as usize > MAX_DEFERRED && !queues.is_stopped() {
+        // More than can be saved: these commands are under way until fewer are left.
+        task.task().sleep(FORBIDDEN).await;
+        catch_up(task, queues, queue).await;
     }
     queues.end(count);
     held

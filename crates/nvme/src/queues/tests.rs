@@ -7,6 +7,7 @@ use futures_util::future::FutureExt;
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use vfiod_core::Context;
 use vfiod_core::dma::{Attachment, Backing, MapRequest, Perm, Space};
+use vfiod_sync::atomic::AtomicU32;
 use vfiod_sync::{Arc, Condvar, Mutex, lock};
 
 use super::{CompletionQueue, DoorbellPlace, Host, Layout, Pages, Queues, SubmissionQueue};
@@ -52,6 +53,7 @@ struct Rig {
     queue: CompletionQueue,
     vectors: Vectors,
     line: Line,
+    deferred: AtomicU32,
     freed: Condvar,
     frees: Mutex<u32>,
 }
@@ -70,13 +72,15 @@ impl Rig {
             queue: CompletionQueue::new(Layout { base: 0, entries, vector: Some(0) }),
             vectors: Vectors::new(1),
             line: Line::default(),
+            deferred: AtomicU32::new(0),
             freed: Condvar::new(),
             frees: Mutex::new(0),
         })
     }
 
     fn reach(&self) -> Host<'_> {
-        Host { dma: &self.dma, vectors: &self.vectors, raise: &self.line, coalesces: false }
+        let (dma, vectors, raise) = (&self.dma, &self.vectors, &self.line);
+        Host { dma, vectors, raise, coalesces: false, deferred: &self.deferred }
     }
 
     /// Posts completions with these identifiers, each when there is a place.
@@ -90,7 +94,7 @@ impl Rig {
             let completion =
                 Completion { result: 0, head: 0, queue: 1, id, status: Status::SUCCESS };
             let completions = [completion];
-            let posted = self.queue.post(self.reach(), &completions, std::future::pending);
+            let posted = self.queue.post(self.reach(), &completions);
             // Memory that is mapped makes nobody wait.
             posted.now_or_never().expect("at once").expect("is posted");
         }

@@ -1,6 +1,7 @@
 //! Tests of the controller, by a host in process.
 
 mod admin;
+mod bus_mastering;
 mod copy;
 mod documents;
 mod enable;
