@@ -252,6 +252,10 @@ impl SubmissionQueue {
 
 #[cfg(test)]
 mod tests {
+    use vfiod_core::dma::Space;
+    use vfiod_core::memory::SharedMemory;
+    use vfiod_nvme_spec::registers::DOORBELLS;
+
     use super::super::Layout;
     use super::*;
 
@@ -282,5 +286,28 @@ mod tests {
         assert_eq!(memory.reads, [6, 7, 0, 1, 2].map(|n| n * LEN as u64));
         let opcodes: Vec<u8> = commands.iter().map(Submission::opcode).collect();
         assert_eq!(opcodes, [6, 7, 0, 1, 2]);
+    }
+
+    /// What was taken between two polls could be followed by the value of the last poll, which rings nothing.
+    #[test]
+    fn value_of_a_doorbell_that_is_polled_is_taken_as_it_rings() {
+        let dma = Attachment::new(&Space::default());
+        let memory = SharedMemory::new("bar", 0x2000).unwrap();
+        let layout = Layout { base: 0, entries: 2, vector: None };
+        let queue = SubmissionQueue::new(1, (0, 2), 1, Arc::new(CompletionQueue::new(layout)));
+        queue.set_place(&dma, &DoorbellPlace::Mapped(memory.clone())).unwrap();
+        assert!(!queue.look(&dma).unwrap());
+        let store = |value: u32| memory.store(DOORBELLS + 8, value, Ordering::SeqCst).unwrap();
+        store(1);
+        let taken = queue.look(&dma).unwrap() || queue.waiting() > 0;
+        assert!(!taken, "it is taken though nothing has rung");
+        queue.set_tail(&dma, 0).unwrap();
+        assert_eq!(queue.waiting(), 1);
+        queue.head.store(1, Ordering::Release);
+        store(0);
+        assert!(!queue.look(&dma).unwrap());
+        queue.is_overdue();
+        assert!(queue.look(&dma).unwrap(), "it is late");
+        assert_eq!(queue.waiting(), 1);
     }
 }

@@ -59,18 +59,6 @@ fn commands_by_stores_complete_at_every_depth() {
     assert_eq!(host.registers.get(), registers, "no message");
 }
 
-/// A queue of two entries has the same two values in turn: the next one may be there before the page is polled
-/// again, and is what was there before.
-#[test]
-fn queue_of_two_entries_hears_every_store() {
-    let mut host = host(&[2]);
-    for n in 0..1000 {
-        host.put(1, read(n));
-        host.ring(1);
-        assert_eq!(host.wait(1).status, 0);
-    }
-}
-
 /// Some by a message, some by a store, both at times.
 #[test]
 fn messages_and_stores_mean_one_value() {
