@@ -38,6 +38,6 @@ pub use disks::Disks;
 pub use operations::NvmeOperation;
 pub use options::{DoorbellsOption, IdentityOption, NvmeOptions};
 pub use report::{
-    CompletionQueueStatus, ControllerState, CounterStatus, LifeStatus, NamespaceStatus, NvmeStatus,
-    SubmissionQueueStatus, TimeStatus,
+    CompletionQueueStatus, ControllerState, CounterStatus, LifeStatus, LimitStatus,
+    NamespaceStatus, NvmeStatus, SubmissionQueueStatus, TimeStatus,
 };

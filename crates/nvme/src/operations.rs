@@ -1,4 +1,4 @@
-//! What an operator can ask of a controller that runs: namespaces come, go and change their sizes.
+//! What an operator can ask of a controller that runs: namespaces come, go and change their sizes; limits change.
 
 use std::borrow::Cow;
 use std::path::PathBuf;
@@ -17,6 +17,9 @@ use crate::controller::Nvme;
 use crate::namespace::Namespace;
 use crate::open::twins;
 use crate::options::NvmeOptions;
+use crate::rate::{RateChange, RateLimits};
+use crate::report::LimitStatus;
+use crate::subsystem::Subsystems;
 
 /// The operations.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
@@ -47,6 +50,21 @@ pub enum NvmeOperation {
         #[serde(default)]
         force: bool,
     },
+    /// Limits the I/O of all queues together, also of commands that wait. What is not given stays.
+    SetLimits {
+        /// I/O commands per second; 0: no limit.
+        #[serde(default)]
+        iops: Option<u64>,
+        /// I/O commands that are carried out at once after a pause; 0: those of a tenth of a second.
+        #[serde(default)]
+        iops_burst: Option<u64>,
+        /// Bytes per second that are read and written; 0: no limit.
+        #[serde(default)]
+        bandwidth: Option<u64>,
+        /// Bytes that are read and written at once after a pause; 0: those of a tenth of a second.
+        #[serde(default)]
+        bandwidth_burst: Option<u64>,
+    },
 }
 
 /// What came of an operation.
@@ -69,12 +87,18 @@ impl OperatedModel for Nvme {
     type Operation = NvmeOperation;
 
     fn options(&self) -> NvmeOptions {
-        self.running.clone()
+        // Also those that an attribute of an instance has set.
+        let mut options = self.running.clone();
+        options.set_rate_limits(self.common.rate.limits());
+        options
     }
 
     fn plan(operation: &mut NvmeOperation, options: &mut NvmeOptions) -> Result<()> {
-        let is_resize = matches!(operation, NvmeOperation::ResizeNamespace { .. });
-        if options.shared && !is_resize {
+        let is_of_all = matches!(
+            operation,
+            NvmeOperation::AddNamespace { .. } | NvmeOperation::RemoveNamespace { .. }
+        );
+        if options.shared && is_of_all {
             let what = "a controller that is `shared` has the namespaces that the others of its subsystem have; \
                         change `files` of all of them, and start them anew";
             return refuse(Errno::OPNOTSUPP, what);
@@ -101,6 +125,13 @@ impl OperatedModel for Nvme {
             }
             // An option says where the size is: with the image.
             NvmeOperation::ResizeNamespace { .. } => {}
+            NvmeOperation::SetLimits { iops, iops_burst, bandwidth, bandwidth_burst } => {
+                let (iops, iops_burst) = (*iops, *iops_burst);
+                let (bandwidth, bandwidth_burst) = (*bandwidth, *bandwidth_burst);
+                let change = RateLimits { iops, iops_burst, bandwidth, bandwidth_burst };
+                let limits = options.rate_limits().changed(RateChange(change))?;
+                options.set_rate_limits(limits);
+            }
         }
         Ok(())
     }
@@ -109,11 +140,24 @@ impl OperatedModel for Nvme {
         match &operation {
             NvmeOperation::AddNamespace { file, nsid } => {
                 let nsid = nsid.ok_or_else(|| not_there(0))?;
-                let options = device.step(|nvme, _| nvme.running.clone())?;
+                let look = |nvme: &mut Nvme, cx: &Cx<Nvme>| {
+                    (nvme.running.clone(), nvme.common.clone(), cx.common::<Subsystems>())
+                };
+                let (options, common, subsystems) = device.step(look)?;
                 let volume = Arc::new(options.open_another(nsid, file)?);
-                let namespace = Arc::new(Namespace::new(nsid, volume));
+                if let Some(seat) = &common.seat {
+                    subsystems.add(seat, &volume)?;
+                }
+                let namespace = Arc::new(Namespace::new(nsid, volume.clone()));
                 let size = namespace.capacity();
-                device.step(|nvme, cx| nvme.add_namespace(cx, namespace, operation.clone()))??;
+                let add = |nvme: &mut Nvme, cx: &Cx<Nvme>| {
+                    nvme.add_namespace(cx, namespace, operation.clone())
+                };
+                let added = device.step(add).and_then(std::convert::identity);
+                if let (Err(_), Some(seat)) = (&added, &common.seat) {
+                    seat.forget(&volume);
+                }
+                added?;
                 Ok(Operated::with(Outcome { nsid, size }))
             }
             NvmeOperation::RemoveNamespace { nsid } => {
@@ -139,6 +183,16 @@ impl OperatedModel for Nvme {
             }
             NvmeOperation::ResizeNamespace { nsid, size, force } => {
                 resize(device, *nsid, *size, *force)
+            }
+            NvmeOperation::SetLimits { .. } => {
+                let set = |nvme: &mut Nvme, _: &Cx<Nvme>| -> Result<LimitStatus> {
+                    let mut options = nvme.options();
+                    Self::plan(&mut operation.clone(), &mut options)?;
+                    nvme.common.rate.set(options.rate_limits());
+                    nvme.running = options;
+                    Ok(LimitStatus::of(&nvme.common.rate))
+                };
+                Ok(Operated::with(device.step(set)??))
             }
         }
     }
@@ -214,9 +268,10 @@ fn resize(device: &ModelRef<Nvme>, nsid: u32, size: Option<u64>, force: bool) ->
                 nvme.running.numbered().find(|(number, _)| *number == nsid).map(|one| one.1.clone())
             }
         };
-        (nvme.common.namespaces.get(nsid), path)
+        let managed = nvme.managed.clone().filter(|_| nsid == 1);
+        (nvme.common.namespaces.get(nsid), path, managed)
     };
-    let (namespace, path) = device.step(find)?;
+    let (namespace, path, managed) = device.step(find)?;
     let namespace = namespace.ok_or_else(|| not_there(nsid))?;
     let on_disk = move |disk: Disk, call: fn(&Disk, u64) -> Result<u64>, bytes: u64| match &path {
         Some(path) => in_directory_to_disk(directory_of(path), move || call(&disk, bytes))?,
@@ -256,9 +311,13 @@ fn resize(device: &ModelRef<Nvme>, nsid: u32, size: Option<u64>, force: bool) ->
     };
     let mut operated = Operated::with(Outcome { nsid, size: new });
     if new >= old {
+        let room = managed.map(|image| image.make_room(new)).transpose()?;
         let set = |disk: &Disk, bytes: u64| disk.set_size(bytes).map(|()| bytes);
         let grown = if new == has { |disk: &Disk, _| Ok(disk.refresh().capacity) } else { set };
         on_disk(disk, grown, new)?;
+        if let Some(room) = room {
+            room.take();
+        }
         device.step(tell)?;
         return Ok(operated);
     }
@@ -268,12 +327,15 @@ fn resize(device: &ModelRef<Nvme>, nsid: u32, size: Option<u64>, force: bool) ->
     operated.ending = Some(Box::pin(async move {
         let _resizing = resizing;
         disk.cut(new).await;
-        if new == has {
-            return Ok(());
-        }
         let (completion, reply) = Completion::new();
         let thread = std::thread::Builder::new().name("resize".to_owned());
-        let cut = move || completion.complete(disk.set_size(new));
+        let cut = move || {
+            let cut = if new == has { Ok(()) } else { disk.set_size(new) };
+            if let (Ok(()), Some(image)) = (&cut, managed) {
+                image.has_size(new);
+            }
+            completion.complete(cut);
+        };
         thread.spawn(cut).map_err(|error| {
             let errno = error.raw_os_error().map_or(Errno::AGAIN, Errno::from_raw_os_error);
             Error::new(errno, "no thread to cut the image off").because(error)

@@ -215,6 +215,12 @@ impl NvmeOptions {
         RateLimits { iops, iops_burst, bandwidth, bandwidth_burst }
     }
 
+    pub(crate) fn set_rate_limits(&mut self, limits: RateLimits) {
+        let RateLimits { iops, iops_burst, bandwidth, bandwidth_burst } = limits;
+        (self.iops, self.iops_burst) = (iops, iops_burst);
+        (self.bandwidth, self.bandwidth_burst) = (bandwidth, bandwidth_burst);
+    }
+
     /// That the numbers of namespaces are some.
     fn check_numbers(&self) -> Result<()> {
         let (numbers, files, max) = (self.numbers.len(), self.files.len(), self.max_namespaces());
@@ -265,8 +271,9 @@ impl NvmeOptions {
 
     /// Of a disk whose image the parent of mediated devices looks after.
     pub(crate) fn managed(image: PathBuf, limits: RateLimits) -> Self {
-        let RateLimits { iops, iops_burst, bandwidth, bandwidth_burst } = limits;
-        Self { file: Some(image), iops, iops_burst, bandwidth, bandwidth_burst, ..Self::default() }
+        let mut options = Self { file: Some(image), ..Self::default() };
+        options.set_rate_limits(limits);
+        options
     }
 
     /// The images.

@@ -37,7 +37,57 @@ pub(crate) struct RateLimits {
     pub(crate) bandwidth_burst: Option<u64>,
 }
 
+/// A change of limits; what is `None` stays, and 0 is no limit, or the burst as by default.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct RateChange(pub(crate) RateLimits);
+
+/// How much is carried out at once after a pause, unless it is given: that of a tenth of a second.
+pub(crate) fn default_burst(rate: u64) -> u64 {
+    (rate / 10).max(1)
+}
+
 impl RateLimits {
+    /// These limits, where 0 is none.
+    fn without_zeroes(self) -> Self {
+        let some = |rate: Option<u64>| rate.filter(|rate| *rate > 0);
+        let Self { iops, iops_burst, bandwidth, bandwidth_burst } = self;
+        Self {
+            iops: some(iops),
+            iops_burst: some(iops).and(some(iops_burst)),
+            bandwidth: some(bandwidth),
+            bandwidth_burst: some(bandwidth).and(some(bandwidth_burst)),
+        }
+    }
+
+    /// The limits after a change.
+    ///
+    /// # Errors
+    /// `EINVAL`: it changes nothing, or a burst is of a limit that is not there.
+    pub(crate) fn changed(self, RateChange(change): RateChange) -> Result<Self> {
+        if change == Self::default() {
+            let what = "no limit is given; `iops`, `iops_burst`, `bandwidth` and `bandwidth_burst` are limits, and \
+                        0 is none";
+            return Err(Error::new(Errno::INVAL, what));
+        }
+        let given = |burst: Option<u64>| burst.filter(|burst| *burst > 0);
+        let merged = |rate: Option<u64>, new: Option<u64>| new.or(rate).filter(|rate| *rate > 0);
+        let (iops, bandwidth) =
+            (merged(self.iops, change.iops), merged(self.bandwidth, change.bandwidth));
+        // A burst goes with its limit; one that is asked for without it is a mistake.
+        let burst = |rate: Option<u64>, old: Option<u64>, new: Option<u64>| match new {
+            Some(_) => given(new),
+            None => rate.and(old),
+        };
+        let changed = Self {
+            iops,
+            iops_burst: burst(iops, self.iops_burst, change.iops_burst),
+            bandwidth,
+            bandwidth_burst: burst(bandwidth, self.bandwidth_burst, change.bandwidth_burst),
+        };
+        changed.check()?;
+        Ok(changed)
+    }
+
     /// That a burst is one of a limit.
     ///
     /// # Errors
@@ -80,7 +130,7 @@ impl Bucket {
     /// `None`: there is no limit. A burst is a tenth of a second unless it is given.
     fn new(rate: Option<u64>, burst: Option<u64>) -> Option<Self> {
         let rate = rate.filter(|rate| *rate > 0)?;
-        let burst = burst.unwrap_or(rate / 10).max(1);
+        let burst = burst.unwrap_or(default_burst(rate)).max(1);
         Some(Self { rate, depth: u128::from(burst) * TOKEN, missing: 0, at: None })
     }
 
@@ -133,6 +183,7 @@ pub(crate) struct RateLimit {
 
 #[derive(Debug)]
 struct State {
+    limits: RateLimits,
     commands: Option<Bucket>,
     bytes: Option<Bucket>,
     /// Queues that wait for tokens, or read: by their places, and in their order.
@@ -163,6 +214,7 @@ impl RateLimit {
         let limit = Self {
             limited: AtomicBool::new(false),
             state: Mutex::new(State {
+                limits: RateLimits::default(),
                 commands: None,
                 bytes: None,
                 line: VecDeque::new(),
@@ -176,6 +228,7 @@ impl RateLimit {
     /// Sets the limits. Queues that wait look again at once, and what was taken before stays taken.
     pub(crate) fn set(&self, limits: RateLimits) {
         let mut state = lock(&self.state);
+        state.limits = limits.without_zeroes();
         let State { commands, bytes, .. } = &mut *state;
         for (bucket, rate, burst) in [
             (commands, limits.iops, limits.iops_burst),
@@ -187,6 +240,16 @@ impl RateLimit {
         let waiting: Vec<_> = state.line.iter().map(|(_, queue)| queue.clone()).collect();
         drop(state);
         waiting.iter().for_each(|queue| queue.bell.ring(None));
+    }
+
+    /// The limits; `None`: there is none.
+    pub(crate) fn limits(&self) -> RateLimits {
+        lock(&self.state).limits
+    }
+
+    /// How many queues wait for tokens or their turn, or read.
+    pub(crate) fn waiting(&self) -> usize {
+        lock(&self.state).line.len()
     }
 
     /// Whether there are limits.

@@ -16,6 +16,7 @@ use crate::counters::{AllTimes, BOUNDS, Counters, QueueCounters, TIMED, bound, l
 use crate::identity::Identity;
 use crate::namespace::Namespace;
 use crate::queues::{CompletionQueue, Queues, SubmissionQueue};
+use crate::rate::{RateLimit, RateLimits, default_burst};
 use crate::subsystem::Seat;
 use vfiod_nvme_spec::registers::{Configuration, FATAL, READY, SHUT_DOWN, SHUTDOWN};
 
@@ -96,6 +97,8 @@ pub struct NvmeStatus {
     pub max_commands: u32,
     /// Its doorbells are mapped, and a thread of the daemon polls them: it takes a whole processor.
     pub polled: bool,
+    /// What limits its I/O commands.
+    pub limits: LimitStatus,
     /// What it has done since the device was registered.
     pub counters: CounterStatus,
     /// What SMART counts of its life, restarts of the daemon included where the disk is an image.
@@ -106,6 +109,35 @@ pub struct NvmeStatus {
     pub completion_queues: Vec<CompletionQueueStatus>,
     /// Its active namespaces.
     pub namespaces: Vec<NamespaceStatus>,
+}
+
+/// What limits the I/O commands of a controller, of all queues together.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct LimitStatus {
+    /// I/O commands per second; `null`: no limit.
+    pub iops: Option<u64>,
+    /// I/O commands that are carried out at once after a pause.
+    pub iops_burst: Option<u64>,
+    /// Bytes per second; `null`: no limit.
+    pub bandwidth: Option<u64>,
+    /// Bytes that are read and written at once after a pause.
+    pub bandwidth_burst: Option<u64>,
+    /// Queues with commands that wait for that.
+    pub waiting_queues: usize,
+}
+
+impl LimitStatus {
+    pub(crate) fn of(rate: &RateLimit) -> Self {
+        let RateLimits { iops, iops_burst, bandwidth, bandwidth_burst } = rate.limits();
+        let burst = |rate: Option<u64>, burst: Option<u64>| burst.or(rate.map(default_burst));
+        Self {
+            iops,
+            iops_burst: burst(iops, iops_burst),
+            bandwidth,
+            bandwidth_burst: burst(bandwidth, bandwidth_burst),
+            waiting_queues: rate.waiting(),
+        }
+    }
 }
 
 /// What a controller has done since the device was registered.
@@ -264,6 +296,7 @@ impl Report for NvmeReport {
             commands: queues.map_or(0, Queues::under_way),
             max_commands: self.common.max_commands,
             polled: self.common.is_polled.load(Ordering::Relaxed),
+            limits: LimitStatus::of(&self.common.rate),
             counters: counters(&self.common.counters),
             life: life(&self.common.counters),
             submission_queues: submissions
@@ -290,6 +323,14 @@ impl Report for NvmeReport {
         let under_way = queues.map_or(0, Queues::under_way);
         let help = "Commands that were read and have not completed";
         metrics.gauge("nvme_commands_under_way", help, Vec::new(), under_way.into());
+        let limits = LimitStatus::of(&self.common.rate);
+        for (kind, rate) in [("iops", limits.iops), ("bandwidth", limits.bandwidth)] {
+            let Some(rate) = rate else { continue };
+            let help = "Limit of I/O commands or bytes per second, where there is one";
+            metrics.gauge("nvme_limit", help, vec![("limit", kind.to_owned())], rate as f64);
+        }
+        let help = "Queues with commands that wait for a limit";
+        metrics.gauge("nvme_limited_queues", help, Vec::new(), limits.waiting_queues as f64);
         for (admin, kind) in [(true, "admin"), (false, "io")] {
             for (name, count) in counters.commands(admin) {
                 let labels = vec![("queue", kind.to_owned()), ("command", label(name))];

@@ -21,9 +21,14 @@ use crate::options::NvmeOptions;
 /// The last number that a controller can have (CNTLID).
 const LAST: u16 = 0xffef;
 
-/// The subsystems of a registry's devices that are shared.
+/// The subsystems of a registry's devices.
 #[derive(Debug, Default)]
-pub(crate) struct Subsystems(Mutex<Vec<Weak<Subsystem>>>);
+pub(crate) struct Subsystems {
+    /// Those that are shared. Held while one is opened.
+    shared: Mutex<Vec<Weak<Subsystem>>>,
+    /// All, for their names. Never held for long.
+    all: Mutex<Vec<Weak<Subsystem>>>,
+}
 
 /// A file, whichever path leads to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,18 +112,19 @@ impl Subsystems {
     pub(crate) fn enter(&self, options: &NvmeOptions, name: &str) -> Result<Seat> {
         if !options.shared {
             let (identity, volumes) = options.open()?;
-            let subsystem = Subsystem {
+            let subsystem = Arc::new(Subsystem {
                 options: options.clone(),
                 images: Vec::new(),
                 identity,
                 volumes: Mutex::new(volumes),
                 controllers: Mutex::default(),
-            };
-            return Arc::new(subsystem).take(name);
+            });
+            self.note(&subsystem)?;
+            return subsystem.take(name);
         }
         let images = options.images().map(identify).collect::<Result<Vec<_>>>()?;
         // One that comes while it is being opened waits, and joins.
-        let mut known = lock(&self.0);
+        let mut known = lock(&self.shared);
         known.retain(|subsystem| subsystem.strong_count() > 0);
         for subsystem in known.iter().filter_map(Weak::upgrade) {
             if subsystem.images.first() == images.first() {
@@ -140,12 +146,69 @@ impl Subsystems {
         let (options, volumes) = (options.clone(), Mutex::new(volumes));
         let controllers = Mutex::default();
         let subsystem = Arc::new(Subsystem { options, images, identity, volumes, controllers });
+        self.note(&subsystem)?;
         known.push(Arc::downgrade(&subsystem));
         subsystem.take(name)
     }
 }
 
+impl Subsystems {
+    /// The subsystems but for this one. They are not dropped under the lock.
+    fn others(&self, own: &Arc<Subsystem>) -> Vec<Arc<Subsystem>> {
+        let mut all = lock(&self.all);
+        all.retain(|subsystem| subsystem.strong_count() > 0);
+        let own = Arc::as_ptr(own);
+        all.iter().filter(|other| other.as_ptr() != own).filter_map(Weak::upgrade).collect()
+    }
+
+    /// Notes a subsystem. Of two that come at the same time with the same names one is refused.
+    ///
+    /// # Errors
+    /// `EINVAL`: another one has one of its names; a host that has both would refuse one of them.
+    fn note(&self, subsystem: &Arc<Subsystem>) -> Result<()> {
+        lock(&self.all).push(Arc::downgrade(subsystem));
+        let volumes = lock(&subsystem.volumes).clone();
+        for other in self.others(subsystem) {
+            volumes.iter().try_for_each(|volume| other.differs_in(volume))?;
+            if other.identity.subsystem_name == subsystem.identity.subsystem_name
+                && let Some(first) = volumes.first()
+            {
+                return Err(other.is_twin_of(first));
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds a namespace to a subsystem that is not shared.
+    ///
+    /// # Errors
+    /// `EINVAL`: another subsystem has one of its identifiers.
+    pub(crate) fn add(&self, seat: &Seat, volume: &Arc<Volume>) -> Result<()> {
+        lock(&seat.subsystem.volumes).push(volume.clone());
+        let others = self.others(&seat.subsystem);
+        let differs = others.iter().try_for_each(|other| other.differs_in(volume));
+        differs.inspect_err(|_| seat.forget(volume))
+    }
+}
+
 impl Subsystem {
+    /// That none of its namespaces has an identifier of this one.
+    fn differs_in(&self, volume: &Volume) -> Result<()> {
+        let is_twin = lock(&self.volumes).iter().any(|own| own.has_id_of(volume));
+        if is_twin { Err(self.is_twin_of(volume)) } else { Ok(()) }
+    }
+
+    fn is_twin_of(&self, volume: &Volume) -> Error {
+        let path = volume.disk.about().path;
+        let name = path.map_or_else(|| "the disk".to_owned(), |path| path.display().to_string());
+        let what = format!(
+            "{name} has the identifiers of a disk of {}, and no two disks have the same; with `identity = new` it \
+             gets its own, unless `serial` and `uuid` say which",
+            self.devices()
+        );
+        Error::new(Errno::INVAL, what)
+    }
+
     /// The devices that are its controllers, in words.
     fn devices(&self) -> String {
         let names: Vec<_> = lock(&self.controllers).values().map(|n| format!("`{n}`")).collect();

@@ -9,6 +9,7 @@ use vfiod_control::view::Setting;
 
 use super::asked::Daemon;
 use super::complete;
+use super::limit::Limit;
 use super::namespace::Namespace;
 
 /// Kinds of things in a daemon.
@@ -261,6 +262,11 @@ pub(crate) enum Manage {
     Namespace {
         #[command(subcommand)]
         what: Namespace,
+    },
+    /// Limit the I/O of an NVMe controller that runs, also of commands that wait; prints the limits that hold.
+    Limit {
+        #[command(flatten)]
+        what: Limit,
     },
     /// Read the configuration file again: add, remove and change what differs.
     Reload {

@@ -4,6 +4,7 @@ mod arguments;
 mod asked;
 mod attach;
 mod complete;
+mod limit;
 mod namespace;
 mod print;
 mod qmp;
@@ -130,6 +131,7 @@ pub(crate) fn run(command: Manage) -> anyhow::Result<()> {
             operate(&name, operation, arguments, &daemon)
         }
         Manage::Namespace { what } => namespace::run(what),
+        Manage::Limit { what } => limit::run(what),
         Manage::Reload { deadline, daemon } => {
             let path = with_deadline(path(["reload"]), deadline.as_deref());
             let reloaded: view::Changes = connect(&daemon)?.send(Method::POST, &path)?;

@@ -179,6 +179,7 @@ impl Model for Nvme {
     fn reset(&mut self, _cx: &Cx<Self>) {
         let Self {
             options: _,
+            managed: _,
             running: _,
             identity: _,
             properties,

@@ -70,6 +70,8 @@ impl Properties {
 pub struct Nvme {
     /// What the disk is opened with when the device is registered; `None`: it is open.
     options: Option<(NvmeOptions, Option<Arc<ManagedImage>>)>,
+    /// The image of an instance, whose size its parent counts.
+    pub(crate) managed: Option<Arc<ManagedImage>>,
     /// The options that make what runs.
     pub(crate) running: NvmeOptions,
     pub(crate) identity: Identity,
@@ -107,7 +109,8 @@ impl Nvme {
         let rate = Arc::new(RateLimit::new(options.rate_limits()));
         let common = Common { rate, mapped_doorbells, ..Common::new(0, Vec::new()) };
         let unnamed = Self::new(Identity::default(), common);
-        Self { running: options.clone(), options: Some((options, image)), ..unnamed }
+        let (running, managed) = (options.clone(), image.clone());
+        Self { running, managed, options: Some((options, image)), ..unnamed }
     }
 
     /// A controller whose only namespace is kept by a back end of the caller's. Its names are new with each
@@ -118,7 +121,9 @@ impl Nvme {
     pub fn with_backend(options: &NvmeOptions, backend: Arc<dyn Backend>) -> Result<Self> {
         let (identity, volume) = options.name_disk(Disk::new(backend))?;
         let namespace = Namespace::new(1, Arc::new(volume));
-        Ok(Self::new(identity, Common::configured(options, vec![namespace])))
+        let common = Common::configured(options, vec![namespace]);
+        common.rate.set(options.rate_limits());
+        Ok(Self::new(identity, common))
     }
 
     /// A controller with these namespaces.
@@ -126,6 +131,7 @@ impl Nvme {
         let doorbells = Arc::<Doorbells>::default();
         Self {
             options: None,
+            managed: None,
             running: NvmeOptions::default(),
             identity,
             properties: Properties::power_on(),

@@ -365,6 +365,7 @@ impl Save for Nvme {
     fn save(&self) -> NvmeImage {
         let Self {
             options: _,
+            managed: _,
             running: _,
             identity: _,
             properties,

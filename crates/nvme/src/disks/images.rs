@@ -53,6 +53,11 @@ impl Known {
             .chain(self.promised.values())
             .fold(0, |all, size| all.saturating_add(*size))
     }
+
+    /// How many images have no instance.
+    fn without_instance(&self) -> usize {
+        self.there.keys().filter(|uuid| !self.in_use.contains(uuid)).count()
+    }
 }
 
 /// Whether there was an image.
@@ -143,7 +148,7 @@ impl Images {
     /// none.
     pub(super) fn available(&self, size: u64) -> u32 {
         let known = lock(&self.known);
-        let kept = known.there.keys().filter(|uuid| !known.in_use.contains(uuid)).count() as u64;
+        let kept = known.without_instance() as u64;
         let fit = self.capacity.saturating_sub(known.used()) / size;
         fit.saturating_add(kept).try_into().unwrap_or(u32::MAX)
     }
@@ -167,7 +172,7 @@ impl Images {
         if !known.there.contains_key(&uuid) && !known.promised.contains_key(&uuid) {
             let (used, capacity) = (known.used(), self.capacity);
             if used.checked_add(size).is_none_or(|sum| sum > capacity) {
-                let kept = known.there.keys().filter(|uuid| !known.in_use.contains(uuid)).count();
+                let kept = known.without_instance();
                 let what = format!(
                     "a disk of {size} bytes does not fit in: images have {used} of {capacity} bytes; \
                      {kept} of them have no instance, and can be deleted as files"
@@ -185,6 +190,48 @@ impl Images {
         let mut known = lock(&self.known);
         known.promised.remove(&uuid);
         known.in_use.remove(&uuid);
+    }
+
+    /// Keeps room for an image that becomes so large; [`Images::has_size`] or [`Images::stop_growing`] follows.
+    ///
+    /// # Errors
+    /// `EUSERS`: there is none; `ETIMEDOUT`: the directory is held up.
+    pub(super) fn grow(self: &Arc<Self>, uuid: Uuid, size: u64) -> Result<()> {
+        if self.try_grow(uuid, size).is_ok() {
+            return Ok(());
+        }
+        // Somebody may have deleted images.
+        let images = self.clone();
+        in_directory(&self.directory, move || images.look(false))??;
+        self.try_grow(uuid, size)
+    }
+
+    fn try_grow(&self, uuid: Uuid, size: u64) -> Result<()> {
+        let mut known = lock(&self.known);
+        let more = size.saturating_sub(known.there.get(&uuid).copied().unwrap_or(0));
+        let (used, capacity) = (known.used(), self.capacity);
+        if used.checked_add(more).is_none_or(|sum| sum > capacity) {
+            let what = format!(
+                "{more} bytes more do not fit in: images have {used} of {capacity} bytes; {} of them have no \
+                 instance, and can be deleted as files",
+                known.without_instance()
+            );
+            return Err(self.fails(Errno::USERS, &what));
+        }
+        known.promised.insert(uuid, more);
+        Ok(())
+    }
+
+    /// An image of an instance has this size now.
+    pub(super) fn has_size(&self, uuid: Uuid, size: u64) {
+        let mut known = lock(&self.known);
+        known.promised.remove(&uuid);
+        known.there.insert(uuid, size);
+    }
+
+    /// An image has not grown.
+    pub(super) fn stop_growing(&self, uuid: Uuid) {
+        lock(&self.known).promised.remove(&uuid);
     }
 
     /// Makes the image for which there is room, unless it is there.

@@ -5,6 +5,7 @@ use std::sync::{Arc, OnceLock};
 
 use vfiod_core::{Errno, Error, Result};
 use vfiod_mdev::{AttributeInfo, Attributes, End, Uuid};
+use vfiod_sync::atomic::{AtomicU64, Ordering};
 use vfiod_sync::{Mutex, lock};
 
 use super::images::{Found, Images};
@@ -103,7 +104,7 @@ struct Settings {
 /// What is known of a disk that is open.
 #[derive(Debug)]
 struct Opened {
-    size: u64,
+    size: AtomicU64,
     serial: String,
     uuid: Uuid,
 }
@@ -147,7 +148,24 @@ impl ManagedImage {
     /// The disk is open.
     pub(crate) fn opened(&self, size: u64, serial: &str, uuid: [u8; 16]) {
         let (serial, uuid) = (serial.to_owned(), Uuid::from_bytes(uuid));
-        _ = self.opened.set(Opened { size, serial, uuid });
+        _ = self.opened.set(Opened { size: AtomicU64::new(size), serial, uuid });
+    }
+
+    /// Keeps room for an image that becomes so large.
+    ///
+    /// # Errors
+    /// As [`Images::grow`].
+    pub(crate) fn make_room(self: &Arc<Self>, size: u64) -> Result<Room> {
+        self.images.grow(self.uuid, size)?;
+        Ok(Room { image: self.clone(), size, is_taken: false })
+    }
+
+    /// The image has this size now.
+    pub(crate) fn has_size(&self, size: u64) {
+        self.images.has_size(self.uuid, size);
+        if let Some(opened) = self.opened.get() {
+            opened.size.store(size, Ordering::SeqCst);
+        }
     }
 
     /// The instance has ended.
@@ -164,16 +182,48 @@ impl ManagedImage {
         }
     }
 
-    /// Sets a limit; bursts are those of the type.
+    /// What the limits are; an operation of the controller changes them as well.
+    fn limits(&self) -> RateLimits {
+        self.rate.get().map_or_else(|| lock(&self.settings).limits, |rate| rate.limits())
+    }
+
+    /// Sets a limit. A burst is that of the type, unless there is one.
     fn limit(&self, change: impl FnOnce(&mut RateLimits)) {
-        let mut settings = lock(&self.settings);
-        change(&mut settings.limits);
-        let RateLimits { iops, bandwidth, .. } = settings.limits;
-        let burst = |rate: Option<u64>, burst| if rate == Some(0) { None } else { burst };
-        settings.limits.iops_burst = burst(iops, self.of_type.iops_burst);
-        settings.limits.bandwidth_burst = burst(bandwidth, self.of_type.bandwidth_burst);
+        let mut limits = self.limits();
+        change(&mut limits);
+        let burst = |rate: Option<u64>, now: Option<u64>, of_type| {
+            if rate == Some(0) { None } else { now.or(of_type) }
+        };
+        let RateLimits { iops, iops_burst, bandwidth, bandwidth_burst } = limits;
+        limits.iops_burst = burst(iops, iops_burst, self.of_type.iops_burst);
+        limits.bandwidth_burst = burst(bandwidth, bandwidth_burst, self.of_type.bandwidth_burst);
+        lock(&self.settings).limits = limits;
         if let Some(rate) = self.rate.get() {
-            rate.set(settings.limits);
+            rate.set(limits);
+        }
+    }
+}
+
+/// Room in the directory for an image that grows; dropping it gives back what was not taken.
+#[derive(Debug)]
+pub(crate) struct Room {
+    image: Arc<ManagedImage>,
+    size: u64,
+    is_taken: bool,
+}
+
+impl Room {
+    /// The image has grown.
+    pub(crate) fn take(mut self) {
+        self.is_taken = true;
+        self.image.has_size(self.size);
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        if !self.is_taken {
+            self.image.images.stop_growing(self.image.uuid);
         }
     }
 }
@@ -191,10 +241,13 @@ impl Attributes for ManagedImage {
                 OnRemove::Keep => "keep".to_owned(),
                 OnRemove::Delete => "delete".to_owned(),
             },
-            "iops" => settings.limits.iops.unwrap_or(0).to_string(),
-            "bandwidth" => settings.limits.bandwidth.unwrap_or(0).to_string(),
+            "iops" => self.limits().iops.unwrap_or(0).to_string(),
+            "bandwidth" => self.limits().bandwidth.unwrap_or(0).to_string(),
             "image" => self.path().display().to_string(),
-            "size" => opened.map_or(self.size, |opened| opened.size).to_string(),
+            "size" => {
+                let size = opened.map(|opened| opened.size.load(Ordering::SeqCst));
+                size.unwrap_or(self.size).to_string()
+            }
             "serial" => opened.map_or_else(String::new, |opened| opened.serial.clone()),
             _ => opened.map_or_else(String::new, |opened| opened.uuid.to_string()),
         })

@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex};
 use std::task::{Context, Waker};
 
 use vfiod_config::{ConfiguredModel, Ending, Operated, OperatedModel};
-use vfiod_core::{DescriptorTable, Errno, Result};
-use vfiod_pci::ModelRef;
+use vfiod_core::{DescriptorTable, DeviceSpec, Errno, Registry, Result};
+use vfiod_pci::{Function, ModelRef};
 use vfiod_testing::{Driver, eventually};
 
 use super::rig::{BASE, Command, DATA, Held, Host, namespace, pattern, with_common};
@@ -51,7 +51,7 @@ impl Images {
 }
 
 /// As the manager does it.
-fn operate_on(device: &Driver, mut operation: NvmeOperation) -> Result<Operated> {
+pub(super) fn operate_on(device: &Driver, mut operation: NvmeOperation) -> Result<Operated> {
     let device = ModelRef::<Nvme>::of(device.device()).expect("an NVMe controller");
     let mut options = device.step(|nvme, _| nvme.options())?;
     Nvme::plan(&mut operation, &mut options)?;
@@ -107,6 +107,12 @@ fn remove(nsid: u32) -> NvmeOperation {
 
 fn resize(nsid: u32, size: Option<u64>, force: bool) -> NvmeOperation {
     NvmeOperation::ResizeNamespace { nsid, size, force }
+}
+
+/// I/O commands and bytes per second, each with its burst.
+pub(super) fn limits(limits: [Option<u64>; 4]) -> NvmeOperation {
+    let [iops, iops_burst, bandwidth, bandwidth_burst] = limits;
+    NvmeOperation::SetLimits { iops, iops_burst, bandwidth, bandwidth_burst }
 }
 
 fn io(opcode: u8, nsid: u32, first: u64) -> Command {
@@ -413,6 +419,9 @@ fn mistakes_are_refused_with_a_remedy_and_change_nothing() {
         (resize(2, None, false), Errno::NOENT, "there is no namespace 2"),
         (resize(1, Some(0), true), Errno::INVAL, "the next larger size is 512"),
         (resize(1, Some(1000), true), Errno::INVAL, "the next larger size is 1024"),
+        (limits([None; 4]), Errno::INVAL, "no limit is given; `iops`"),
+        (limits([None, Some(1), None, None]), Errno::INVAL, "`iops` sets it"),
+        (limits([Some(0), Some(1), Some(5), None]), Errno::INVAL, "`iops` sets it"),
     ] {
         let (is, message) = refused(&host, operation.clone());
         assert!(is == errno && message.contains(what), "{operation:?}: {is:?} {message}");
@@ -555,4 +564,40 @@ fn list_and_event_are_saved_and_other_namespaces_are_refused() {
     host.device.settle();
     assert_eq!(host.wait(0).status, 0);
     assert_eq!(ids(&host.memory.get(DATA - BASE, 64)), [2]);
+}
+
+/// A disk whose identifiers another one of the daemon has would be refused by a host that has both.
+#[test]
+fn no_two_disks_of_a_daemon_have_the_same_identifiers() {
+    let images = Images::new();
+    let registry = Registry::new();
+    let register = |name: &str, options: NvmeOptions| {
+        let function = Function::new(Nvme::configured(options).unwrap()).unwrap();
+        let spec = DeviceSpec { name: name.to_owned(), ..DeviceSpec::default() };
+        registry.register(spec, Box::new(function))
+    };
+    let first = register("first", images.options()).unwrap();
+    // A copy with what is beside it, whose original was moved before anybody looked.
+    let copy = images.image(2);
+    let kept = |path: &Path| PathBuf::from(format!("{}.vfiod", path.display()));
+    std::fs::copy(kept(&images.image(1)), kept(&copy)).unwrap();
+    let moved = images.0.path().join("moved");
+    std::fs::rename(images.image(1), &moved).unwrap();
+    let options = || NvmeOptions { file: Some(copy.clone()), ..NvmeOptions::default() };
+    let error = register("second", options()).expect_err("refused");
+    let text = error.to_string();
+    assert!(text.contains("disk-2.img has the identifiers of a disk of `first`"), "{text}");
+    assert!(text.contains("with `identity = new`"), "{text}");
+    // What it names is a remedy.
+    let renewed = NvmeOptions { identity: crate::IdentityOption::New, ..options() };
+    drop(register("second", renewed).unwrap());
+    // By the operator, for two disks in memory.
+    let uuid = Some("12345678-9abc-def0-1234-56789abcdef0".to_owned());
+    let named = || NvmeOptions { uuid: uuid.clone(), ..NvmeOptions::default() };
+    let memory = register("memory", named()).unwrap();
+    let text = register("other", named()).expect_err("refused").to_string();
+    assert!(text.contains("the disk has the identifiers of a disk of `memory`"), "{text}");
+    drop(memory);
+    drop(register("other", named()).unwrap());
+    drop(first);
 }

@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
+use serde_json::json;
 use vfiod_disk::Memory;
 use vfiod_tasks::ManualClock;
 
+use super::operations::{limits, operate_on};
 use super::rig::{BASE, BLOCKS, Command, DATA, Host, namespace, with_common};
 use crate::common::Common;
 use crate::rate::RateLimits;
@@ -196,6 +198,28 @@ fn change_of_limits_reaches_queues_that_wait() {
     assert_eq!(both(&mut limited), 1);
     limited.rate.set(RateLimits::default());
     assert_eq!(both(&mut limited), 200 - 1 - 9 - 5 - 3 - 1);
+}
+
+/// By an operation of the operator, which leaves alone what it does not name.
+#[test]
+fn operation_changes_limits_of_queues_that_wait() {
+    let mut limited = Limited::new(iops(1, 1));
+    limited.submit(1, 100, 1);
+    assert_eq!(limited.take(1), 1);
+    let set = |limited: &Limited, of: [Option<u64>; 4]| {
+        operate_on(&limited.host.device, limits(of)).unwrap().result
+    };
+    let now = set(&limited, [Some(1000), Some(10), None, None]);
+    assert_eq!((&now["iops"], &now["iops_burst"]), (&json!(1000), &json!(10)));
+    assert_eq!(limited.take(1), 9, "one of the burst was taken before");
+    let now = set(&limited, [None, None, Some(512), Some(512 * 2)]);
+    assert_eq!((&now["iops"], &now["bandwidth"], &now["waiting_queues"]), (&json!(1000), &json!(512), &json!(1)));
+    limited.clock.advance(Duration::from_millis(10));
+    assert_eq!(limited.take(1), 2);
+    let now = set(&limited, [Some(0), None, Some(0), None]);
+    assert_eq!((&now["iops_burst"], &now["bandwidth_burst"]), (&json!(null), &json!(null)));
+    assert_eq!(limited.take(1), 100 - 1 - 9 - 2);
+    assert_eq!(limited.rate.limits(), RateLimits::default());
 }
 
 /// Two commands that belong together are read together, however few the limit allows at once.
