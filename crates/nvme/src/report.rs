@@ -371,6 +371,9 @@ impl Report for NvmeReport {
             let labels = || vec![("namespace", namespace.id.to_string())];
             let capacity = namespace.capacity() as f64;
             metrics.gauge("nvme_namespace_bytes", "Size of a namespace", labels(), capacity);
+            let requests = namespace.disk.in_flight() as f64;
+            let help = "Requests to a disk that have not ended, of all its controllers";
+            metrics.gauge("nvme_namespace_requests", help, labels(), requests);
             let failed = f64::from(u8::from(namespace.disk.sync_failure().is_some()));
             let help = "1: a sync has failed, and the namespace takes no writes";
             metrics.gauge("nvme_sync_failed", help, labels(), failed);

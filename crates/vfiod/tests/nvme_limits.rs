@@ -60,7 +60,8 @@ impl Rig {
 
     /// What a device's controller says of its limits.
     fn limits(&self, device: &str) -> Value {
-        let shown = process::api::ask(&self.at("control"), "GET", &format!("devices/{device}"), None);
+        let shown =
+            process::api::ask(&self.at("control"), "GET", &format!("devices/{device}"), None);
         shown.unwrap().1["model_status"]["limits"].take()
     }
 
@@ -107,8 +108,12 @@ fn commands_that_wait_go_on_when_the_limit_is_taken_away() {
     rig.command(&["reload"]);
     assert_eq!(rig.limits("disk")["bandwidth"], Value::Null);
     // And back: it holds for the next command.
-    let set = rig.command(&["limit", "disk", "--bandwidth", "1", "--iops", "500", "--iops-burst", "3"]);
-    assert_eq!(set, "iops: 500 commands a second, 3 at once\nbandwidth: 1 bytes a second, 1 at once\n");
+    let set =
+        rig.command(&["limit", "disk", "--bandwidth", "1", "--iops", "500", "--iops-burst", "3"]);
+    assert_eq!(
+        set,
+        "iops: 500 commands a second, 3 at once\nbandwidth: 1 bytes a second, 1 at once\n"
+    );
     for _ in 0..3 {
         let data = Data::of(&buffer);
         let read = disk.transfer(opcode::READ, 0, &data).unwrap();
@@ -132,7 +137,11 @@ fn limits_that_cannot_be_are_refused_and_change_nothing() {
     for (code, args, expected) in [
         (2, vec!["limit", "disk"], "--iops <N>"),
         (2, vec!["limit", "disk", "--iops-burst", "5"], "`iops` sets it"),
-        (2, vec!["limit", "disk", "--bandwidth", "0", "--bandwidth-burst", "5"], "`bandwidth` sets it"),
+        (
+            2,
+            vec!["limit", "disk", "--bandwidth", "0", "--bandwidth-burst", "5"],
+            "`bandwidth` sets it",
+        ),
         (2, vec!["limit", "disk", "--bandwidth", "much"], "such as 20G"),
         (2, vec!["operate", "disk", "set-limits"], "no limit is given; `iops`"),
         (2, vec!["operate", "disk", "set-limits", "iops=-1"], "-1"),
@@ -158,14 +167,23 @@ fn mediated_disk_has_one_limit_by_both_ways() {
         let found = all.clone().find(|attribute| attribute["name"] == name);
         found.unwrap_or_else(|| panic!("{shown}"))["value"].as_str().unwrap().to_owned()
     };
-    assert_eq!((attribute("iops"), rig.limits(UUID)["iops_burst"].clone()), ("100".to_owned(), json!(7)));
+    assert_eq!(
+        (attribute("iops"), rig.limits(UUID)["iops_burst"].clone()),
+        ("100".to_owned(), json!(7))
+    );
     rig.command(&["limit", UUID, "--iops", "200", "--bandwidth", "1M"]);
     assert_eq!((attribute("iops"), attribute("bandwidth")), ("200".to_owned(), MIB.to_string()));
     rig.command(&["modify", UUID, "--live", "-a", "iops=300"]);
     let limits = rig.limits(UUID);
-    assert_eq!((&limits["iops"], &limits["iops_burst"], &limits["bandwidth"]), (&json!(300), &json!(7), &json!(MIB)));
+    assert_eq!(
+        (&limits["iops"], &limits["iops_burst"], &limits["bandwidth"]),
+        (&json!(300), &json!(7), &json!(MIB))
+    );
     rig.command(&["limit", UUID, "--iops-burst", "9"]);
-    assert_eq!((attribute("iops"), rig.limits(UUID)["iops_burst"].clone()), ("300".to_owned(), json!(9)));
+    assert_eq!(
+        (attribute("iops"), rig.limits(UUID)["iops_burst"].clone()),
+        ("300".to_owned(), json!(9))
+    );
     rig.command(&["limit", UUID, "--iops", "0", "--bandwidth", "0"]);
     assert_eq!((attribute("iops"), attribute("bandwidth")), ("0".to_owned(), "0".to_owned()));
 }
@@ -177,11 +195,17 @@ fn mediated_disk_grows_within_the_capacity_of_its_parent() {
     rig.command(&["create", "disks", "small", "--uuid", UUID]);
     assert_eq!(rig.available(), "2");
     let said = rig.refused(4, &["namespace", "resize", UUID, "1", "--size", "4M"]);
-    assert!(said.contains("3145728 bytes more do not fit in: images have 1048576 of 3145728"), "{said}");
+    assert!(
+        said.contains("3145728 bytes more do not fit in: images have 1048576 of 3145728"),
+        "{said}"
+    );
     let image = rig.at("disks").join(format!("{UUID}.img"));
     assert_eq!(std::fs::metadata(&image).unwrap().len(), MIB);
     rig.command(&["namespace", "resize", UUID, "1", "--size", "3M"]);
-    assert_eq!((rig.available(), std::fs::metadata(&image).unwrap().len()), ("0".to_owned(), 3 * MIB));
+    assert_eq!(
+        (rig.available(), std::fs::metadata(&image).unwrap().len()),
+        ("0".to_owned(), 3 * MIB)
+    );
     let said = rig.refused(4, &["create", "disks", "small"]);
     assert!(said.contains("3145728 of 3145728"), "{said}");
     rig.command(&["namespace", "resize", UUID, "1", "--size", "2M", "--force"]);

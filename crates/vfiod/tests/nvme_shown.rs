@@ -1,6 +1,8 @@
 //! What a running daemon shows of an NVMe controller, in `vfiod show` and in the API.
 
 mod process;
+#[path = "process/stalling.rs"]
+mod stalling;
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -10,8 +12,9 @@ use process::api::ask;
 use process::nvme::connect;
 use process::{Daemon, good, until, vfiod};
 use serde_json::{Value, json};
+use stalling::Stalling;
 use tempfile::TempDir;
-use vfiod_nvme_driver::{Controller, Data, Waiting, opcode};
+use vfiod_nvme_driver::{Controller, Data, Reset, Waiting, opcode};
 
 /// A daemon with a disk in a file and one in memory.
 struct Rig {
@@ -160,4 +163,64 @@ fn commands_and_their_times_are_metrics() {
     let counts = of_reads.map(|line| line.rsplit(' ').next().unwrap().parse().unwrap());
     let counts: Vec<u64> = counts.collect();
     assert!(counts.len() > 20 && counts.is_sorted() && counts[counts.len() - 1] == 4, "{counts:?}");
+}
+
+/// A disk whose image does not answer: what it does is shown, and who reads metrics is not held up.
+#[test]
+fn stuck_disk_is_shown_and_so_are_the_metrics_of_all() {
+    let directory = tempfile::tempdir().unwrap();
+    let at = |name: &str| directory.path().join(name);
+    // It holds back reads, and nothing else.
+    let Some(stalling) = Stalling::mount_unreadable(&at("stalling")) else { return };
+    let text = format!(
+        "[device.disk]\nmodel = \"nvme\"\nsocket = {:?}\n\
+         options = {{ file = {:?}, readonly = true, locks = false, direct = false }}\n\
+         [device.ram]\nmodel = \"nvme\"\nsocket = {:?}\n[control]\nsocket = {:?}\n",
+        at("disk.sock"),
+        at("stalling").join("file"),
+        at("ram.sock"),
+        at("control"),
+    );
+    std::fs::write(at("c.toml"), text).unwrap();
+    let mut command = vfiod(["--log", "off", "serve"]);
+    command.arg(at("c.toml"));
+    let daemon = Daemon::serving(command, &[&at("control"), &at("disk.sock"), &at("ram.sock")]);
+    let rig = Rig { directory, _daemon: daemon };
+
+    let mut controller = rig.connect("disk.sock");
+    let mut queue = controller.create_queue(32, Waiting::Interrupts).unwrap();
+    let disk = controller.namespace(1).unwrap();
+    let buffer = controller.memory().allocate(4096).unwrap();
+    let read = disk.transfer(opcode::READ, 0, &Data::of(&buffer)).unwrap();
+    queue.submit(read, Some(Data::of(&buffer))).unwrap();
+    queue.ring().unwrap();
+    until("the read is shown", || rig.status("disk")["submission_queues"][1]["depth"] == 1);
+    assert_eq!(rig.status("disk")["namespaces"][0]["in_flight"], 1);
+    assert_eq!(rig.status("disk")["commands"], 1);
+    controller.reset(Reset::Device).unwrap_err();
+    let shown = rig.show("disk");
+    for line in ["state: stuck", "in flight 1", "read only yes"] {
+        assert!(shown.contains(line), "{line} is not in:\n{shown}");
+    }
+    assert!(rig.show("ram").contains("state: idle"));
+    let lines = metrics(&rig);
+    for line in [
+        "vfiod_failed{device=\"disk\"} 1",
+        "vfiod_failed{device=\"ram\"} 0",
+        "vfiod_nvme_namespace_requests{device=\"disk\",namespace=\"1\"} 1.0",
+        "vfiod_nvme_namespace_requests{device=\"ram\",namespace=\"1\"} 0.0",
+    ] {
+        assert!(lines.iter().any(|known| known == line), "{line} is not in:\n{}", lines.join("\n"));
+    }
+    // Another disk works.
+    let mut other = rig.connect("ram.sock");
+    let mut queue = other.create_queue(32, Waiting::Interrupts).unwrap();
+    let ram = other.namespace(1).unwrap();
+    let buffer = other.memory().allocate(4096).unwrap();
+    queue.write(&ram, 0, Data::of(&buffer)).unwrap();
+    // The image answers, and a reset ends it.
+    drop(stalling);
+    until("the end of the read", || rig.status("disk")["namespaces"][0]["in_flight"] == 0);
+    until("a reset", || controller.reset(Reset::Device).is_ok());
+    assert!(rig.show("disk").contains("state: open"));
 }

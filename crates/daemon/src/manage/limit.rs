@@ -47,7 +47,9 @@ pub(super) fn run(what: Limit) -> anyhow::Result<()> {
     let result: Value = call_operation(&controller, &operation, &daemon)?;
     answer(&daemon, &result, |result| {
         let line = |name: &str, of: &str| match (&result[name], &result[format!("{name}_burst")]) {
-            (Value::Number(limit), burst) => format!("{name}: {limit} {of} a second, {burst} at once\n"),
+            (Value::Number(limit), burst) => {
+                format!("{name}: {limit} {of} a second, {burst} at once\n")
+            }
             _ => format!("{name}: no limit\n"),
         };
         line("iops", "commands") + &line("bandwidth", "bytes")

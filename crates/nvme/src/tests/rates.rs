@@ -213,7 +213,10 @@ fn operation_changes_limits_of_queues_that_wait() {
     assert_eq!((&now["iops"], &now["iops_burst"]), (&json!(1000), &json!(10)));
     assert_eq!(limited.take(1), 9, "one of the burst was taken before");
     let now = set(&limited, [None, None, Some(512), Some(512 * 2)]);
-    assert_eq!((&now["iops"], &now["bandwidth"], &now["waiting_queues"]), (&json!(1000), &json!(512), &json!(1)));
+    assert_eq!(
+        (&now["iops"], &now["bandwidth"], &now["waiting_queues"]),
+        (&json!(1000), &json!(512), &json!(1))
+    );
     limited.clock.advance(Duration::from_millis(10));
     assert_eq!(limited.take(1), 2);
     let now = set(&limited, [Some(0), None, Some(0), None]);
