@@ -80,8 +80,17 @@ impl InFlight {
     }
 
     fn new(parts: &Arc<Parts>) -> Self {
+        Self::count(parts, parts.device.as_ref().map(Flights::begin))
+    }
+
+    /// One that the device need not wait for: it moves no data.
+    fn of_disk(parts: &Arc<Parts>) -> Self {
+        Self::count(parts, None)
+    }
+
+    fn count(parts: &Arc<Parts>, of_device: Option<Flight>) -> Self {
         parts.shared.in_flight.fetch_add(1, Ordering::SeqCst);
-        Self { parts: parts.clone(), _of_device: parts.device.as_ref().map(Flights::begin) }
+        Self { parts: parts.clone(), _of_device: of_device }
     }
 }
 
@@ -175,8 +184,8 @@ impl Disk {
         self.channel(runtime, None)
     }
 
-    /// The way of a controller whose requests these are: the device is not idle before they have ended,
-    /// those included that nobody waits for any more. So an old write never lands after the next user's.
+    /// The way of a controller whose requests these are: the device is not idle before they have ended, but for
+    /// flushes, those included that nobody waits for any more. So an old write never lands after the next user's.
     ///
     /// # Errors
     /// As [`Backend::connect`].
@@ -359,7 +368,14 @@ impl DiskChannel {
 
     /// The future of a request, which goes on if it is dropped, and counts as in flight.
     fn go_on(&self, steps: impl Future<Output = Done> + Send + 'static) -> Started {
-        let in_flight = InFlight::new(&self.parts);
+        self.go_on_as(InFlight::new(&self.parts), steps)
+    }
+
+    fn go_on_as(
+        &self,
+        in_flight: InFlight,
+        steps: impl Future<Output = Done> + Send + 'static,
+    ) -> Started {
         let rest = async move {
             let done = steps.await;
             drop(in_flight);
@@ -478,7 +494,7 @@ impl DiskChannel {
             Request::Flush => {
                 // Also where another one runs now: it may have begun before the writes had completed.
                 let (channel, sync) = (self.parts(), self.parts.shared.syncs.next());
-                self.go_on(async move {
+                self.go_on_as(InFlight::of_disk(&self.parts), async move {
                     let result = channel.sync(sync).await;
                     Done { result, buffer: None }
                 })

@@ -2,7 +2,8 @@
 //! threads that may be lost; no command waits for a counter.
 //!
 //! Counters are kept when the controller begins to be used and when that ends (a shutdown, the last close,
-//! the end of the device), and every few minutes in between. While it is used the file says so: a daemon that
+//! the end of the device), and every few minutes in between; a host that does that again and again has it written
+//! once a second. While it is used the file says so: a daemon that
 //! finds that has died meanwhile, which is an unsafe shutdown, and what was counted since is lost.
 
 use std::sync::{Arc, Weak};
@@ -81,6 +82,7 @@ impl Common {
             loop {
                 // Nothing of the controller is held when nothing runs any more.
                 while keeping.wanted.swap(false, Ordering::SeqCst) {
+                    keeping.wait_for_turn();
                     common.upgrade().inspect(|common| common.keep_now());
                 }
                 keeping.runs.store(false, Ordering::SeqCst);
@@ -202,6 +204,7 @@ pub(crate) struct KeptAtEnd(pub(crate) Arc<Common>);
 impl Drop for KeptAtEnd {
     fn drop(&mut self) {
         let start = Instant::now();
+        self.0.keeping.hurry();
         self.0.keep_now();
         // A thread that still writes holds the image, which the next one is to open.
         let runs = &self.0.keeping.runs;

@@ -79,6 +79,14 @@ impl AdminQueue {
 impl AdminQueue {
     /// Saves a feature. It lasts when this returns; if it cannot, nothing has changed.
     async fn save_feature(&self, feature: Feature, dword: u32) -> Result<(), Status> {
+        let runtime = self.task.task().runtime();
+        while let Err(time) = self.common.keeping.pace_of_features.ask(runtime.now()) {
+            let waited = async {
+                self.task.task().sleep(time).await;
+                Ok(())
+            };
+            self.reach(waited).await?;
+        }
         let before = self.task.step(|nvme, _| nvme.saved_features).await;
         let mut saved = before;
         saved.set(feature, dword)?;

@@ -219,7 +219,13 @@ impl Model for Nvme {
 impl Worker for Nvme {
     /// Tasks finish what they have begun: the kernel may still write the guest's memory, and what the
     /// disk was asked for must not be done after what comes next.
-    fn quiesce(&mut self, _cx: &Cx<Self>, why: Why) -> Quiesce {
+    fn quiesce(&mut self, cx: &Cx<Self>, why: Why) -> Quiesce {
+        if why.ends()
+            && let Some(shutdown) = cx.find_task("shutdown")
+        {
+            // Its flush goes on, and holds up nobody.
+            shutdown.cancel();
+        }
         if let Some(queues) = &self.queues {
             if why == Why::Close {
                 // The state may be retained.

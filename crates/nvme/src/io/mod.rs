@@ -215,8 +215,19 @@ impl IoQueue {
 
     /// Flush (NVM command set 3.2.1, base 7.1).
     async fn flush(&self, namespace: &Namespace) -> Outcome {
-        self.request(namespace, Request::Flush, Status::WRITE_FAULT).await?;
+        self.sync(namespace, Status::WRITE_FAULT).await?;
         Ok(0)
+    }
+
+    /// Makes durable what was written; nobody waits for that when the controller stops. It has no memory, and
+    /// changes no data: the disk ends it by itself.
+    async fn sync(&self, namespace: &Namespace, media: Status) -> Result<(), Status> {
+        let synced = async { self.request(namespace, Request::Flush, media).await.map(drop) };
+        race(synced, async {
+            self.queues.stop_requested().await;
+            Err(Status::ABORT_REQUESTED)
+        })
+        .await
     }
 
     /// The range and the pieces of data of a read or write.
@@ -331,7 +342,7 @@ impl IoQueue {
     /// The sync begins after the read, so that it covers what another command has written meanwhile.
     async fn commit(&self, namespace: &Namespace, command: &Submission) -> Result<(), Status> {
         if command.durable() && namespace.limits.volatile {
-            self.request(namespace, Request::Flush, Status::READ_ERROR).await?;
+            self.sync(namespace, Status::READ_ERROR).await?;
         }
         Ok(())
     }

@@ -113,6 +113,39 @@ fn held_read_ends_before_any_reset_has_succeeded() {
     }
 }
 
+/// A flush that takes long holds up no reset: it has no memory, and changes nothing. So it is with that of a
+/// shutdown.
+#[test]
+fn held_flush_holds_up_no_reset() {
+    for shutdown in [false, true] {
+        let disk = Held::new();
+        let mut host = Host::new(with(disk.clone()));
+        let _released = Released(&disk);
+        host.create_pair(1, 64, 1);
+        disk.hold(true);
+        if shutdown {
+            host.device.write32(0, 0x14, ENABLE | 1 << 14);
+        } else {
+            host.submit(1, Command::new(0).namespace(1));
+        }
+        eventually("the flush is held", || disk.waiting() == 1);
+        host.device.file().reset().expect("nothing is under way");
+        assert_eq!((disk.waiting(), host.status()), (1, 0));
+        host.forget_queues();
+        host.device.enable();
+        host.enable();
+        host.create_pair(1, 64, 1);
+        // What is flushed now is flushed after what is flushed there.
+        let flush = host.submit(1, Command::new(0).namespace(1));
+        assert!(host.identify(1, 0).is_ok());
+        assert!(host.peek(1).is_none());
+        disk.hold(false);
+        disk.release();
+        let entry = host.wait(1);
+        assert_eq!((entry.id, entry.status), (flush, 0));
+    }
+}
+
 /// An unmap waits for requests to that range, and for no others.
 #[test]
 fn held_read_keeps_its_memory_mapped_and_no_other() {

@@ -261,7 +261,9 @@ fn host_that_saves_and_formats_in_vain_does_not_fill_the_log() {
         for round in 0..100 {
             let save = set(0x05, 1 + round).set(10, 0x05 | SAVE);
             let format = Command::new(0x80).namespace(1).set(10, 1);
-            for command in [save, format] {
+            // More saves have their turns once a second.
+            let saves = (round < 8).then_some(save);
+            for command in saves.into_iter().chain([format]) {
                 let id = host.submit(0, command);
                 eventually("it completes", || {
                     host.device.settle();
@@ -276,4 +278,26 @@ fn host_that_saves_and_formats_in_vain_does_not_fill_the_log() {
     let most = start.elapsed().as_secs() as usize + 2;
     let lines = LINES.0.load(Ordering::SeqCst);
     assert!((1..=most).contains(&lines), "{lines} lines, at most {most}");
+}
+
+/// What a host causes again and again is written once a second at most; what is left is written when the controller
+/// ends.
+#[test]
+fn counters_of_a_host_that_is_in_a_hurry_are_written_later() {
+    let (place, path) = image();
+    let kept = place.path().join("disk.img.vfiod");
+    let text = || std::fs::read_to_string(&kept).unwrap_or_default();
+    let host = Host::new(nvme(&path));
+    eventually("it is in use", || text().contains("in_use\": 1"));
+    let device = ModelRef::<Nvme>::of(host.device.device()).unwrap();
+    let common = device.step(|nvme, _| nvme.common.clone()).unwrap();
+    // The turns of the next minute are taken.
+    let later = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    while common.keeping.pace.ask(later).is_ok() {}
+    shut_down(&host);
+    eventually("it waits for its turn", || common.keeping.rests.load(Ordering::SeqCst));
+    assert!(text().contains("in_use\": 1"), "written at once");
+    drop((common, device));
+    drop(host);
+    assert!(text().contains("in_use\": 0"), "not written at the end");
 }
