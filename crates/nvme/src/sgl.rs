@@ -6,7 +6,7 @@
 use vfiod_core::dma::Attachment;
 
 use crate::piece::{self, Piece, Pieces};
-use crate::transfer::Direction;
+use crate::transfer::{Direction, SHORT};
 use vfiod_nvme_spec::Status;
 
 /// Bytes of a descriptor.
@@ -51,6 +51,16 @@ impl Descriptor {
     fn is_data(self) -> bool {
         matches!(self.kind, Kind::DataBlock | Kind::BitBucket)
     }
+}
+
+/// Whether the descriptor in a command leads to a list that may be longer than most.
+pub(crate) fn is_long(first: &[u8; DESCRIPTOR]) -> bool {
+    Descriptor::parse(first).is_ok_and(|first| match first.kind {
+        Kind::DataBlock | Kind::BitBucket => false,
+        Kind::LastSegment => first.len as usize > SHORT * DESCRIPTOR,
+        // Others follow.
+        Kind::Segment => true,
+    })
 }
 
 /// The pieces of `len` bytes of data, adjoining ones as one, from the descriptor in the command on.

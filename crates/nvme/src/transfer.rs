@@ -3,7 +3,7 @@
 
 use vfiod_buffer::zeroed;
 use vfiod_core::Errno;
-use vfiod_core::dma::{Attachment, Perm};
+use vfiod_core::dma::{Attachment, Hold, Perm};
 use vfiod_disk::{Buffer, Holds};
 use vfiod_pci::Task;
 
@@ -21,26 +21,49 @@ pub(crate) enum Direction {
     FromHost,
 }
 
-/// The data of a command, as a back end takes it.
-pub(crate) struct Data<'a> {
-    pub(crate) buffer: Buffer,
-    /// `None`: the buffer is the guest's memory.
-    bounced: Option<Bounced<'a>>,
+/// Pieces that a command may have without being charged for them.
+pub(crate) const SHORT: usize = 64;
+
+/// How the data of a command is moved.
+enum Way {
+    /// In the guest's memory itself. `None`: it is not held for now.
+    Held(Option<Holds>),
+    /// Through a buffer of so many bytes.
+    Through(usize),
 }
 
-/// Finds the data of a command; what goes to the disk is in the buffer then.
-///
-/// # Errors
-/// Data Transfer Error; Internal Error: no memory.
-pub(crate) async fn begin<'a>(
-    task: &Task<Nvme>,
-    memory: &'a BounceMemory,
-    pieces: &[Piece],
-    direction: Direction,
-) -> Result<Data<'a>, Status> {
-    match hold_all(task.dma(), pieces, direction)? {
-        Some(holds) => Ok(Data { buffer: Buffer::Guest(holds), bounced: None }),
-        None => bounce(task, memory, pieces, direction).await,
+impl Way {
+    /// # Errors
+    /// Those of [`hold_all`].
+    fn of(dma: &Attachment, pieces: &[Piece], direction: Direction) -> Result<Self, Status> {
+        Ok(match hold_all(dma, pieces, direction)? {
+            Some(holds) => Self::Held(Some(holds)),
+            None => Self::Through(pieces.iter().map(Piece::len).sum()),
+        })
+    }
+
+    fn let_go(&mut self) {
+        if let Self::Held(holds) = self {
+            *holds = None;
+        }
+    }
+
+    /// The bytes that are charged to the user, those of a long list included.
+    fn charged(&self, pieces: &[Piece]) -> usize {
+        let (of_piece, buffer) = match self {
+            // A hold, and what the kernel is told of it.
+            Self::Held(_) => (size_of::<Piece>() + size_of::<Hold>() + 16, 0),
+            Self::Through(len) => (size_of::<Piece>(), *len),
+        };
+        let list = if pieces.len() > SHORT { pieces.len() * of_piece } else { 0 };
+        list + buffer
+    }
+
+    fn buffer(&self) -> usize {
+        match self {
+            Self::Held(_) => 0,
+            Self::Through(len) => *len,
+        }
     }
 }
 
@@ -72,42 +95,72 @@ pub(crate) fn hold_all(
     Ok(Some(holds))
 }
 
-async fn bounce<'a>(
+/// Finds the data of commands that are done together, as a back end takes it; what goes to the disk is in the buffers
+/// then. What they need beside the guest's memory is charged as long as the last result lives.
+///
+/// # Errors
+/// Data Transfer Error; Internal Error: no memory. Whose data it is.
+pub(crate) async fn begin<'a, const N: usize>(
     task: &Task<Nvme>,
     memory: &'a BounceMemory,
-    pieces: &[Piece],
+    pieces: [&[Piece]; N],
     direction: Direction,
-) -> Result<Data<'a>, Status> {
-    let len = pieces.iter().map(Piece::len).sum();
-    let bounced = Some(memory.take(task, len).await);
-    let mut bytes = zeroed(len).map_err(|_| Status::INTERNAL)?;
-    if direction == Direction::FromHost {
-        gather(task.dma(), pieces, &mut bytes).await?;
+) -> Result<([Buffer; N], Option<Bounced<'a>>), (usize, Status)> {
+    let mut ways = [const { Way::Through(0) }; N];
+    for (n, way) in ways.iter_mut().enumerate() {
+        *way = Way::of(task.dma(), pieces[n], direction).map_err(|status| (n, status))?;
     }
-    Ok(Data { buffer: Buffer::Own(bytes), bounced })
+    let charged = ways.iter().zip(pieces).map(|(way, pieces)| way.charged(pieces)).sum();
+    let (bounced, made) = if charged == 0 {
+        (None, [const { Vec::new() }; N])
+    } else {
+        // While this waits, nobody waits who unmaps the guest's memory.
+        ways.iter_mut().for_each(Way::let_go);
+        let lens = ways.each_ref().map(Way::buffer);
+        let make = || {
+            let mut made = [const { Vec::new() }; N];
+            for (buffer, len) in made.iter_mut().zip(lens) {
+                *buffer = zeroed(len).ok()?;
+            }
+            Some(made)
+        };
+        let (bounced, made) = memory.take(task, charged, make).await;
+        (Some(bounced), made)
+    };
+    let mut buffers = [const { Buffer::Own(Vec::new()) }; N];
+    for (n, (way, mut bytes)) in ways.into_iter().zip(made).enumerate() {
+        buffers[n] = match way {
+            Way::Held(Some(holds)) => Buffer::Guest(holds),
+            Way::Held(None) => {
+                let held = hold_all(task.dma(), pieces[n], direction);
+                // What was mapped, and is no more, cannot be held.
+                let held = held.and_then(|holds| holds.ok_or(Status::DATA_TRANSFER));
+                Buffer::Guest(held.map_err(|status| (n, status))?)
+            }
+            Way::Through(_) => {
+                if direction == Direction::FromHost {
+                    let gathered = gather(task.dma(), pieces[n], &mut bytes).await;
+                    gathered.map_err(|status| (n, status))?;
+                }
+                Buffer::Own(bytes)
+            }
+        };
+    }
+    Ok((buffers, bounced))
 }
 
-/// Gives the host what was read, if it is not there already.
+/// Gives the host what was read into a buffer of our own.
 ///
 /// # Errors
 /// Data Transfer Error.
 pub(crate) async fn finish(
     dma: &Attachment,
     pieces: &[Piece],
-    bounced: Option<Bounced<'_>>,
     buffer: Option<Buffer>,
 ) -> Result<(), Status> {
-    match (bounced, buffer) {
-        (Some(_bounced), Some(Buffer::Own(bytes))) => scatter(dma, pieces, &bytes).await,
-        (Some(_), _) => Err(Status::INTERNAL),
-        (None, _) => Ok(()),
-    }
-}
-
-impl<'a> Data<'a> {
-    /// The buffer, and what says how it came to be.
-    pub(crate) fn split(self) -> (Buffer, Option<Bounced<'a>>) {
-        (self.buffer, self.bounced)
+    match buffer {
+        Some(Buffer::Own(bytes)) => scatter(dma, pieces, &bytes).await,
+        _ => Err(Status::INTERNAL),
     }
 }
 

@@ -40,12 +40,18 @@ impl IoQueue {
         }
         // It is read and written.
         self.common.rate.spend(0, 2 * len);
-        let bounce = self.common.bounce.take(&self.task, 2 * len as usize);
-        let _bounced = self.reach(namespace, async { Ok(bounce.await) }).await?;
-        let mut data = list_for(len as usize).map_err(|_| Status::INTERNAL)?;
-        for (first, blocks) in ranges {
-            let (offset, len) = namespace.range(first, blocks)?;
-            let buffer = Buffer::Own(zeroed(len as usize).map_err(|_| Status::INTERNAL)?);
+        let make = || {
+            let lens =
+                ranges.iter().map(|(_, blocks)| (blocks << namespace.block_shift()) as usize);
+            let parts: Option<Vec<_>> = lens.map(|len| zeroed(len).ok()).collect();
+            Some((list_for(len as usize).ok()?, parts?))
+        };
+        let taken = self.common.bounce.take(&self.task, 2 * len as usize, make);
+        let taken = self.reach(namespace, async { Ok(taken.await) }).await?;
+        let (_charged, (mut data, parts)) = taken;
+        for ((first, blocks), part) in ranges.iter().zip(parts) {
+            let (offset, _) = namespace.range(*first, *blocks)?;
+            let buffer = Buffer::Own(part);
             let request = Request::Read { offset, buffer };
             let done = self.request(namespace, request, Status::READ_ERROR).await?;
             match done.buffer {

@@ -69,17 +69,22 @@ impl IoQueue {
     ) -> Result<(), Failed> {
         let namespace = &*self.namespace(first.namespace()).map_err(Failed::First)?;
         let _in_use = namespace.enter().map_err(Failed::First)?;
-        let (task, memory) = (&self.task, &self.common.bounce);
-        let direction = Direction::FromHost;
-        let (offset, pieces) =
-            self.locate(namespace, first, direction).await.map_err(Failed::First)?;
-        let data = self.reach(namespace, transfer::begin(task, memory, &pieces, direction)).await;
-        let (with, _bounced) = data.map_err(Failed::First)?.split();
+        let (direction, mut turn) = (Direction::FromHost, None);
+        let located = self.locate(namespace, first, direction, &mut turn).await;
+        let (offset, of_first) = located.map_err(Failed::First)?;
         self.writable(namespace).map_err(Failed::SecondUnbegun)?;
-        let located = self.locate(namespace, second, direction).await;
-        let (_, pieces) = located.map_err(Failed::SecondUnbegun)?;
-        let data = self.reach(namespace, transfer::begin(task, memory, &pieces, direction)).await;
-        let (buffer, _bounced) = data.map_err(Failed::SecondUnbegun)?.split();
+        let located = self.locate(namespace, second, direction, &mut turn).await;
+        let (_, of_second) = located.map_err(Failed::SecondUnbegun)?;
+        // What both need is taken at once: of pairs that each had a half, all would wait for the other.
+        let (task, memory) = (&self.task, &self.common.bounce);
+        let data = transfer::begin(task, memory, [&of_first, &of_second], direction);
+        let data = self.reach(namespace, async { Ok(data.await) }).await;
+        let data = data.map_err(Failed::First)?.map_err(|(which, status)| match which {
+            0 => Failed::First(status),
+            _ => Failed::SecondUnbegun(status),
+        });
+        let ([with, buffer], _charged) = data?;
+        drop(turn);
         let durable = first.durable() || second.durable();
         self.perform_both(namespace, offset, (with, buffer), durable).await
     }

@@ -14,13 +14,14 @@ use vfiod_sync::atomic::Ordering;
 use vfiod_tasks::race;
 
 use self::quick::Quick;
+use crate::bounce::{Bounced, ListTurn};
 use crate::common::Common;
 use crate::controller::Nvme;
 use crate::counters::{Counters, QueueCounters};
 use crate::failures::{self, is_logged};
 use crate::limits::{MAX_TRANSFER, MAX_ZEROES};
 use crate::namespace::Namespace;
-use crate::piece::Pieces;
+use crate::piece::{Piece, Pieces};
 use crate::prp;
 use crate::queues::Queues;
 use crate::queues::serve::{Command, Execute};
@@ -230,18 +231,24 @@ impl IoQueue {
         .await
     }
 
-    /// The range and the pieces of data of a read or write.
-    async fn locate(
-        &self,
+    /// The range and the pieces of data of a read or write. A turn is taken where the list may be long; it is kept
+    /// until the list is charged.
+    async fn locate<'a>(
+        &'a self,
         namespace: &Namespace,
         command: &Submission,
         direction: Direction,
+        turn: &mut Option<ListTurn<'a>>,
     ) -> Result<(u64, Pieces), Status> {
         let blocks = command.blocks();
         if blocks << namespace.block_shift() > MAX_TRANSFER {
             return Err(Status::INVALID_FIELD);
         }
         let (offset, len) = namespace.range(command.first_block(), blocks)?;
+        if turn.is_none() && command.has_sgl() && sgl::is_long(&command.sgl()) {
+            let taken = async { Ok(self.common.bounce.list_turn().await) };
+            *turn = Some(self.reach(namespace, taken).await?);
+        }
         Ok((offset, self.pieces(namespace, command, len as usize, direction).await?))
     }
 
@@ -261,6 +268,19 @@ impl IoQueue {
         self.reach(namespace, prp::pieces(dma, page, command.prps(), len)).await
     }
 
+    /// The data of a command, and what it is charged for.
+    async fn data(
+        &self,
+        namespace: &Namespace,
+        pieces: &[Piece],
+        direction: Direction,
+    ) -> Result<(Buffer, Option<Bounced<'_>>), Status> {
+        let begun = transfer::begin(&self.task, &self.common.bounce, [pieces], direction);
+        let data = async { begun.await.map_err(|(_, status)| status) };
+        let ([buffer], charged) = self.reach(namespace, data).await?;
+        Ok((buffer, charged))
+    }
+
     /// Data that says what is to be done.
     async fn receive(
         &self,
@@ -276,14 +296,18 @@ impl IoQueue {
 
     /// Read (NVM command set 3.2.4).
     async fn read(&self, namespace: &Namespace, command: &Submission) -> Outcome {
-        let (offset, pieces) = self.locate(namespace, command, Direction::ToHost).await?;
-        let (dma, memory) = (self.task.dma(), &self.common.bounce);
-        let data = transfer::begin(&self.task, memory, &pieces, Direction::ToHost);
-        let (buffer, bounced) = self.reach(namespace, data).await?.split();
-        let len = buffer.len() as u64;
+        let mut turn = None;
+        let located = self.locate(namespace, command, Direction::ToHost, &mut turn);
+        let (offset, pieces) = located.await?;
+        let (buffer, _charged) = self.data(namespace, &pieces, Direction::ToHost).await?;
+        drop(turn);
+        let (len, is_own) = (buffer.len() as u64, matches!(buffer, Buffer::Own(_)));
         let request = Request::Read { offset, buffer };
         let done = self.request(namespace, request, Status::READ_ERROR).await?;
-        self.reach(namespace, transfer::finish(dma, &pieces, bounced, done.buffer)).await?;
+        if is_own {
+            let finished = transfer::finish(self.task.dma(), &pieces, done.buffer);
+            self.reach(namespace, finished).await?;
+        }
         self.commit(namespace, command).await?;
         self.count(Direction::ToHost, len);
         Ok(0)
@@ -292,11 +316,12 @@ impl IoQueue {
     /// Write (NVM command set 3.2.6).
     async fn write(&self, namespace: &Namespace, command: &Submission) -> Outcome {
         let writable = self.writable(namespace);
-        let (offset, pieces) = self.locate(namespace, command, Direction::FromHost).await?;
+        let mut turn = None;
+        let located = self.locate(namespace, command, Direction::FromHost, &mut turn);
+        let (offset, pieces) = located.await?;
         writable?;
-        let memory = &self.common.bounce;
-        let data = transfer::begin(&self.task, memory, &pieces, Direction::FromHost);
-        let (buffer, _bounced) = self.reach(namespace, data).await?.split();
+        let (buffer, _charged) = self.data(namespace, &pieces, Direction::FromHost).await?;
+        drop(turn);
         let len = buffer.len() as u64;
         let request = self.write_request(command, offset, buffer);
         self.request(namespace, request, Status::WRITE_FAULT).await?;
@@ -322,10 +347,11 @@ impl IoQueue {
 
     /// Compare (NVM command set 3.2.1).
     async fn compare(&self, namespace: &Namespace, command: &Submission) -> Outcome {
-        let (offset, pieces) = self.locate(namespace, command, Direction::FromHost).await?;
-        let memory = &self.common.bounce;
-        let data = transfer::begin(&self.task, memory, &pieces, Direction::FromHost);
-        let (buffer, _bounced) = self.reach(namespace, data).await?.split();
+        let mut turn = None;
+        let located = self.locate(namespace, command, Direction::FromHost, &mut turn);
+        let (offset, pieces) = located.await?;
+        let (buffer, _charged) = self.data(namespace, &pieces, Direction::FromHost).await?;
+        drop(turn);
         let len = buffer.len() as u64;
         let done = namespace.channel()?.compare(&self.queues.interest, offset, buffer).await;
         let judged = self.judge(namespace, done, Status::READ_ERROR).map(drop);

@@ -15,7 +15,7 @@ use crate::limits::MAX_TRANSFER;
 use crate::namespace::UsedNamespace;
 use crate::queues::serve::Command;
 use crate::queues::slots::Running;
-use crate::transfer::{Direction, hold_all};
+use crate::transfer::{Direction, SHORT, hold_all};
 use crate::{prp, sgl};
 
 /// A read or write that the disk has.
@@ -52,7 +52,9 @@ impl IoQueue {
         } else {
             prp::pieces_at_once(dma, self.queues.page, command.prps(), len as usize)
         };
-        let buffer = Buffer::Guest(hold_all(dma, &pieces?, direction).ok()??);
+        // A longer list is charged to the user, which may have to wait.
+        let pieces = pieces.filter(|pieces| pieces.len() <= SHORT)?;
+        let buffer = Buffer::Guest(hold_all(dma, &pieces, direction).ok()??);
         let request = match direction {
             Direction::ToHost => Request::Read { offset, buffer },
             Direction::FromHost => self.write_request(command, offset, buffer),

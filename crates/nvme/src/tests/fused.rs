@@ -1,11 +1,17 @@
 //! Compare and Write, fused.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use vfiod_core::Errno;
 use vfiod_disk::test::{Kind, TestDisk};
 
-use super::rig::{BASE, Command, DATA, Host, create_cq, create_sq, nvme, with};
+use super::limits::Takes;
+use super::rig::{
+    BASE, Command, DATA, Host, create_cq, create_sq, namespace, nvme, with, with_common,
+};
+use crate::bounce::BounceMemory;
+use crate::common::Common;
 
 const WRITE: u8 = 1;
 const READ: u8 = 2;
@@ -86,6 +92,27 @@ fn halves_that_do_not_fit_have_their_status() {
     // The second half comes too late: both were to be submitted at once.
     assert_eq!(host.perform(1, compare), Err(0x0a));
     assert_eq!(host.perform(1, write), Err(0x0a));
+}
+
+/// What both halves need is had at once: pairs that each had the half of it would wait for each other for ever.
+#[test]
+fn pairs_whose_data_goes_through_buffers_do_not_wait_for_each_other() {
+    // Less than one pair needs, and what four halves need.
+    for limit in [512, 2048] {
+        let disk = namespace(1, TestDisk::new(1 << 20));
+        let bounce = BounceMemory::new(limit);
+        let mut host = Host::new(with_common(Common { bounce, ..Common::new(16, vec![disk]) }));
+        host.device.map_peer(1 << 41, 1 << 20, Arc::new(Takes));
+        host.create_pair(1, 64, 1);
+        for block in 0..8 {
+            host.put(1, fused(FIRST, COMPARE, block, 1 << 41));
+            host.put(1, fused(SECOND, WRITE, block, 1 << 41));
+        }
+        host.ring(1);
+        for _ in 0..16 {
+            assert_eq!(host.wait(1).status, 0, "{limit} bytes of buffers");
+        }
+    }
 }
 
 #[test]

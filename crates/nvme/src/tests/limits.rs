@@ -3,13 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use vfiod_core::dma::{Completion, DmaPeer};
+use vfiod_core::dma::{Completion, DmaPeer, Hold};
 use vfiod_quota::{Ledger, Limit, Limits, Payer, Resource, Share, Size, User};
 use vfiod_testing::eventually;
 
-use super::rig::{BASE, Command, DATA, Held, Host, namespace, with_common};
+use super::rig::{BASE, Command, DATA, Held, Host, Silent, namespace, with_common};
 use crate::bounce::BounceMemory;
 use crate::common::Common;
+use crate::piece::Piece;
 
 fn common(disk: &Arc<Held>) -> Common {
     Common::new(16, vec![namespace(1, disk.clone())])
@@ -71,7 +72,7 @@ fn queue_that_always_has_commands_lets_others_have_their_turn() {
 }
 
 /// Memory that takes what is written to it.
-struct Takes;
+pub(super) struct Takes;
 
 impl DmaPeer for Takes {
     fn start_read(&self, _iova: u64, len: usize, completion: Completion<Vec<u8>>) {
@@ -152,4 +153,75 @@ fn buffers_are_charged_and_a_command_waits_for_memory_of_its_user() {
     drop(other);
     let entry = host.wait(1);
     assert_eq!((entry.id, entry.status, used()), (id, 0, 0), "it has waited");
+}
+
+/// Pieces of a long list.
+const PIECES: u32 = 128;
+
+/// A read of a block for each descriptor of the list at `at`.
+fn long_read(at: u64) -> Command {
+    let first = u64::from(16 * PIECES) | 0x30 << 56;
+    Command::io(2, 0, PIECES, (at, first)).set(0, 2 | 1 << 14)
+}
+
+/// A list of pieces is charged to the user as buffers are, where it is long.
+#[test]
+fn long_lists_of_pieces_are_charged() {
+    let mut limits = Limits::of_process(1);
+    limits.set(Resource::Memory, Limit::new(Size::Common(0x2_0000), Share::Demanded(0)));
+    let ledger = Ledger::new(limits);
+    let used = || ledger.usage(Resource::Memory).used;
+    let payer = Payer::new(ledger.open("disk").unwrap().account, User::Account(1000));
+    let disk = Held::new();
+    let mut host = Host::new(with_common(common(&disk)));
+    host.device.file().set_payer(payer.clone());
+    host.create_pair(1, 16, 1);
+    let list = DATA + (1 << 20);
+    for n in 0..u64::from(PIECES) {
+        let descriptor = [(DATA + 1024 * n).to_le_bytes(), 512_u64.to_le_bytes()].concat();
+        host.memory.put(list - BASE + 16 * n, &descriptor);
+    }
+    disk.hold(true);
+    host.submit(1, long_read(list));
+    eventually("it is under way", || disk.waiting() == 1);
+    let piece = size_of::<Piece>() + size_of::<Hold>() + 16;
+    assert_eq!(used(), u64::from(PIECES) * piece as u64);
+    disk.hold(false);
+    disk.release();
+    assert_eq!(host.wait(1).status, 0);
+    assert_eq!(used(), 0, "it is given back");
+    let other = payer.charge(Resource::Memory, 0xf000).unwrap();
+    let before = polls(&host);
+    let id = host.submit(1, long_read(list));
+    eventually("it waits, and looks again", || polls(&host) > before + 3);
+    assert_eq!((host.peek(1), used()), (None, 0xf000));
+    drop(other);
+    let entry = host.wait(1);
+    assert_eq!((entry.id, entry.status, used()), (id, 0, 0), "it has waited");
+}
+
+/// Before a list was read nobody knows how long it is: of lists that may be long few are read at a time.
+#[test]
+fn few_long_lists_are_read_at_a_time() {
+    let disk = Held::new();
+    let mut host = Host::new(with_common(common(&disk)));
+    let memory = Arc::new(Silent::default());
+    host.device.map_peer(1 << 41, 1 << 20, memory.clone());
+    host.create_pair(1, 64, 1);
+    let mut ids: Vec<u16> = (0..10).map(|_| host.put(1, long_read(1 << 41))).collect();
+    host.ring(1);
+    eventually("lists are asked for", || memory.asked() > 3);
+    host.rest(Duration::from_millis(20));
+    assert_eq!(memory.asked(), 4);
+    assert!(host.identify(1, 0).is_ok());
+    while !ids.is_empty() {
+        // A host that does not give them.
+        eventually("others have their turn", || {
+            memory.0.lock().unwrap().clear();
+            host.peek(1).is_some()
+        });
+        let entry = host.wait(1);
+        assert_eq!(entry.status, 0x04);
+        ids.retain(|id| *id != entry.id);
+    }
 }
