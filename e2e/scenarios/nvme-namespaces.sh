@@ -2,6 +2,8 @@
 # guest had under way ends with an error, and the disk is there again, with what was written before. The first disk
 # grows under I/O: the guest sees it without a reset, and loses nothing.
 . "$(dirname "$0")/../scenario.sh"
+# A guest boots and fills a disk before it says its first line.
+PATIENCE=$((300 * ${VFIOD_PATIENCE:-1}))
 truncate -s 8M "$WORK/first.img" "$WORK/second.img"
 start_server "
 [control]
