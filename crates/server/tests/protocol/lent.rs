@@ -194,7 +194,7 @@ fn device_with_too_many_of_them_takes_no_client_until_they_are_closed() {
     // turns and slowly, so that none gets to the end of a header, which would be a wrong one.
     let mut turns = (0..14).flat_map(|_| &sockets);
     eventually("the device takes no more", || {
-        std::thread::sleep(std::time::Duration::from_millis(5));
+        std::thread::sleep(std::time::Duration::from_millis(20));
         turns.next().expect("a socket that may send").send(b"x", &[]).is_err()
     });
     let newcomer = rig.socket();
