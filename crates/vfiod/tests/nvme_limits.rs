@@ -163,9 +163,7 @@ fn mediated_disk_has_one_limit_by_both_ways() {
     let attribute = |name: &str| {
         let path = format!("instances/{UUID}");
         let (_, shown) = process::api::ask(&rig.at("control"), "GET", &path, None).unwrap();
-        let all = shown["attributes"].as_array().unwrap().iter();
-        let found = all.clone().find(|attribute| attribute["name"] == name);
-        found.unwrap_or_else(|| panic!("{shown}"))["value"].as_str().unwrap().to_owned()
+        shown["attributes"][name].as_str().unwrap_or_else(|| panic!("{shown}")).to_owned()
     };
     assert_eq!(
         (attribute("iops"), rig.limits(UUID)["iops_burst"].clone()),

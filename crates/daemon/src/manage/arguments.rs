@@ -9,7 +9,7 @@ use vfiod_control::view::Setting;
 
 use super::asked::Daemon;
 use super::complete;
-use super::limit::Limit;
+use super::limit::Limits;
 use super::namespace::Namespace;
 
 /// Kinds of things in a daemon.
@@ -266,7 +266,7 @@ pub(crate) enum Manage {
     /// Limit the I/O of an NVMe controller that runs, also of commands that wait; prints the limits that hold.
     Limit {
         #[command(flatten)]
-        what: Limit,
+        what: Limits,
     },
     /// Read the configuration file again: add, remove and change what differs.
     Reload {

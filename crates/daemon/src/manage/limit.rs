@@ -13,7 +13,7 @@ use super::{answer, call_operation, complete};
 #[derive(Debug, Args)]
 #[command(group(clap::ArgGroup::new("limits").required(true).multiple(true)
     .args(["iops", "iops_burst", "bandwidth", "bandwidth_burst"])))]
-pub(crate) struct Limit {
+pub(crate) struct Limits {
     /// The controller: a device, by its name, or the UUID of an instance.
     #[arg(add = ArgValueCandidates::new(complete::devices))]
     controller: String,
@@ -35,8 +35,8 @@ pub(crate) struct Limit {
 }
 
 /// Sets them, and prints those that hold then.
-pub(super) fn run(what: Limit) -> anyhow::Result<()> {
-    let Limit { controller, iops, iops_burst, bandwidth, bandwidth_burst, daemon } = what;
+pub(super) fn run(what: Limits) -> anyhow::Result<()> {
+    let Limits { controller, iops, iops_burst, bandwidth, bandwidth_burst, daemon } = what;
     let arguments = json!({
         "iops": iops,
         "iops_burst": iops_burst,
