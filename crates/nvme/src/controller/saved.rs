@@ -7,7 +7,7 @@ use vfiod_pci::prelude::*;
 use vfiod_sync::lock;
 
 use super::deferred::{self, Deferred};
-use super::{Nvme, Properties, VECTORS};
+use super::{Nvme, Properties, VECTORS, forget_rings};
 use crate::admin::MAX_EVENT_REQUESTS;
 use crate::admin::events::{Events, PENDING, TYPES};
 use crate::changes::{Changed, Set, WORDS};
@@ -313,6 +313,11 @@ impl Nvme {
     /// Begins with queues that are where they were, after a close that has kept the state.
     pub(super) fn renew_queues(&mut self, cx: &Cx<Self>) {
         let Some(before) = &self.queues else { return };
+        if before.had_pages() {
+            // The core rings again what was written to registers last. The pages were further on: what is before
+            // that are commands that were carried out.
+            forget_rings(cx, 0..2 * QUEUES);
+        }
         let (submissions, completions) = save_queues(Some(before));
         let deferred = deferred::of(before);
         let queues =

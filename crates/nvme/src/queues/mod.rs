@@ -46,6 +46,8 @@ pub(crate) struct Queues {
     /// Where doorbells are, besides in messages: in pages of shadow doorbells, once the host has set them
     /// (5.11), or in memory that the host maps.
     place: Mutex<Option<DoorbellPlace>>,
+    /// There were shadow doorbells, which have ended.
+    had_pages: AtomicBool,
     /// Commands that were read and have not completed, and how many there may be.
     commands: AtomicU32,
     max_commands: u32,
@@ -80,6 +82,7 @@ impl Queues {
             closed: AtomicBool::new(false),
             changed: Waiters::new(),
             place: Mutex::new(None),
+            had_pages: AtomicBool::new(false),
             commands: AtomicU32::new(0),
             max_commands,
             deferred: AtomicU32::new(0),
@@ -175,9 +178,16 @@ impl Queues {
 
     /// The memory of doorbells is the host's again. When this returns nobody reads or writes it.
     fn end_place(&self) {
-        *lock(&self.place) = None;
+        if let Some(DoorbellPlace::Shadow(_)) = lock(&self.place).take() {
+            self.had_pages.store(true, Ordering::SeqCst);
+        }
         self.all_submissions().for_each(|queue| queue.end_place());
         self.all_completions().for_each(|(_, queue)| queue.end_place());
+    }
+
+    /// Whether there were shadow doorbells when the work ended.
+    pub(crate) fn had_pages(&self) -> bool {
+        self.had_pages.load(Ordering::SeqCst)
     }
 
     /// Whether there are I/O queues.

@@ -266,3 +266,32 @@ fn last_close_at_any_moment_leaves_no_fatal_status() {
         }
     }
 }
+
+/// With shadow doorbells the registers are behind. What was written to one last is no news after a close: what follows
+/// it would be taken for new commands, which were carried out long ago.
+#[test]
+fn late_register_carries_out_nothing_again_after_a_close() {
+    let disk = Held::new();
+    let driver = Driver::with_policy(with(disk.clone()), StatePolicy::Retain);
+    let mut host = Host::without_interrupts(driver);
+    host.enable();
+    host.create_pair(1, 16, 1);
+    let (doorbells, events) = (DATA + (1 << 20), DATA + (1 << 20) + 4096);
+    host.set_pages(doorbells, events).unwrap();
+    // The page says 3, and the register, which comes late, 1.
+    (1..=3).for_each(|block| _ = host.put(1, io(WRITE, block)));
+    host.memory.put(doorbells + 8 - BASE, &3_u32.to_le_bytes());
+    host.device.write32(0, 0x1008, 1);
+    for _ in 0..3 {
+        assert_eq!(host.wait(1).status, 0);
+    }
+    disk.seen();
+    let mut host = host.reopened();
+    host.put(1, io(READ, 7));
+    host.ring(1);
+    host.release(1);
+    assert_eq!(host.wait(1).status, 0);
+    assert!(host.identify(1, 0).is_ok());
+    assert!(host.peek(1).is_none(), "a command was carried out again");
+    assert_eq!(disk.seen(), ["read 3584 512"]);
+}
