@@ -12,6 +12,7 @@
 //! what it owns is dropped when it has completed, never before.
 
 mod bounce;
+mod data;
 mod pool;
 mod raw;
 mod readiness;
@@ -25,7 +26,8 @@ mod runtime_ring;
 pub const SYSTEM_CALLS: &[i64] =
     &[libc::SYS_io_uring_setup, libc::SYS_io_uring_enter, libc::SYS_io_uring_register];
 
+pub use data::{Buffer, Holds};
 pub use reply::Transfer;
-pub use request::{Allocation, Buffer, Holds};
+pub use request::Allocation;
 pub use ring::{Plug, Ring};
 pub use runtime_ring::RuntimeRing;

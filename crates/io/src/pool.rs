@@ -204,8 +204,9 @@ impl Drop for Pool {
 #[cfg(all(test, not(any(loom, shuttle))))]
 mod tests {
     use super::*;
+    use crate::data::Buffer;
     use crate::reply::pair;
-    use crate::request::{Buffer, Operation};
+    use crate::request::Operation;
 
     fn file() -> Arc<OwnedFd> {
         Arc::new(rustix::fs::memfd_create("file", rustix::fs::MemfdFlags::CLOEXEC).unwrap())

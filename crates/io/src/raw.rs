@@ -15,7 +15,8 @@ use std::sync::atomic::{Ordering, fence};
 use io_uring::{IoUring, opcode, squeue, types};
 use vfiod_dma::{Errno, Error, Result};
 
-use crate::request::{Buffer, Operation, Progress, Request};
+use crate::data::Buffer;
+use crate::request::{Operation, Progress, Request};
 
 /// Most pieces of one system call (`UIO_MAXIOV`); the rest of a request follows.
 const PIECES: usize = 1024;

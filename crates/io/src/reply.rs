@@ -10,7 +10,7 @@ use std::task::{Context, Poll, Waker};
 use vfiod_dma::{Errno, Error, Result};
 use vfiod_sync::{Arc, Mutex, lock};
 
-use crate::request::{Buffer, Completed};
+use crate::data::{Buffer, Completed};
 
 /// What is kept for later requests, of one ring.
 const MOST: usize = 1024;

@@ -8,11 +8,12 @@ use vfiod_buffer::Aligned;
 use vfiod_dma::{Errno, Hold, Result};
 use vfiod_sync::{Arc, Mutex, lock};
 
+use crate::data::Buffer;
 use crate::pool::Pool;
 use crate::raw::Uring;
 use crate::readiness;
 use crate::reply::{Spare, Transfer, pair};
-use crate::request::{Allocation, Buffer, Operation, Request};
+use crate::request::{Allocation, Operation, Request};
 
 /// Threads of a ring that is none.
 const THREADS: usize = 4;

@@ -4,12 +4,11 @@
 use std::borrow::Cow;
 
 use serde::{Deserialize, Deserializer, Serializer};
-use vfiod_core::Result;
+use vfiod_core::{Errno, Error, Result};
 use vfiod_nvme_spec::completion::{BEFORE_PHASE, LEN};
 use vfiod_nvme_spec::registers::QUEUES;
 use vfiod_nvme_spec::{Completion, Status};
 
-use super::saved::bad;
 use crate::limits::MAX_DEFERRED;
 use crate::queues::Queues;
 use crate::queues::completion::Entry;
@@ -56,7 +55,10 @@ fn decode(bytes: &[u8; LEN]) -> Result<(u32, Entry)> {
     let (at, queues, last) = (word(1), word(2), word(3));
     let (queue, submissions) = (at & QUEUE, queues >> 16);
     if queue == 0 || queue > QUEUES as u32 || submissions >= QUEUES as u32 {
-        return Err(bad(format!("a completion of queues {submissions} and {queue}")));
+        return Err(Error::new(
+            Errno::INVAL,
+            format!("a completion of queues {submissions} and {queue}"),
+        ));
     }
     let completion = Completion {
         result: word(0),
@@ -86,7 +88,10 @@ pub(super) fn take(
         let is_taken =
             *place < places && (place + places - head) % places < (tail + places - head) % places;
         if !is_taken || *own != before_tail || std::mem::replace(&mut used[*place as usize], true) {
-            return Err(bad(format!("completion queue {id}: a completion at {place}")));
+            return Err(Error::new(
+                Errno::INVAL,
+                format!("completion queue {id}: a completion at {place}"),
+            ));
         }
     }
     Ok(own)

@@ -120,7 +120,7 @@ vfiod_pci::image! {
     }
 }
 
-pub(super) fn bad(what: String) -> Error {
+fn bad(what: String) -> Error {
     Error::new(Errno::INVAL, what)
 }
 
