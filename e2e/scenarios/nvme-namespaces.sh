@@ -19,24 +19,29 @@ guest vm '
 modprobe nvme
 fail() { echo "failed: $*"; dmesg | tail -n 20; exit 1; }
 wait_for() { for n in $(seq 1200); do "$@" && return; sleep 0.1; done; fail "waited for $*"; }
-is_there() { [ -b /dev/nvme0n$1 ]; }
-is_gone() { [ ! -e /sys/block/nvme0n$1 ]; }
+# Linux looks at the namespaces side by side, and gives out names in the order in which it is ready with them.
+name_of() { for disk in /sys/block/nvme0n*; do [ "$(cat $disk/nsid 2>/dev/null)" = $1 ] && echo ${disk##*/} && return; done; }
+is_there() { [ -n "$(name_of $1)" ] && [ -b /dev/$(name_of $1) ]; }
+is_gone() { [ -z "$(name_of $1)" ]; }
 has_written() { [ "$(grep -c "has written" /tmp/$1.out)" -ge $2 ]; }
-has_sectors() { [ "$(cat /sys/block/nvme0n1/size)" = $1 ]; }
+has_sectors() { [ "$(cat /sys/block/$one/size)" = $1 ]; }
 wait_for is_there 1
 wait_for is_there 2
-blocks write /dev/nvme0n1 2 1 /tmp/first /tmp/stop >/tmp/first.out &
+one=$(name_of 1)
+blocks write /dev/$one 2 1 /tmp/first /tmp/stop >/tmp/first.out &
 first=$!
 wait_for has_written first 2
 dd if=/dev/urandom of=/tmp/data bs=64k count=1 2>/dev/null
 for round in 1 2 3; do
     wait_for is_there 2
+    two=$(name_of 2)
     if [ $round != 1 ]; then
-        dd if=/dev/nvme0n2 of=/tmp/read bs=64k count=1 iflag=direct 2>/dev/null || fail "reading what was kept"
+        dd if=/dev/$two of=/tmp/read bs=64k count=1 iflag=direct 2>/dev/null || fail "reading what was kept"
         cmp /tmp/data /tmp/read || fail "the disk has lost what was written before it was taken away"
     fi
-    dd if=/dev/zero of=/dev/nvme0n2 bs=1M oflag=direct 2>/dev/null
-    blocks write /dev/nvme0n2 2 $round /tmp/second /tmp/never >/tmp/second.out &
+    dd if=/dev/zero of=/dev/$two bs=1M oflag=direct 2>/dev/null
+    rm -f /tmp/second.out
+    blocks write /dev/$two 2 $round /tmp/second /tmp/never >/tmp/second.out &
     pid=$!
     wait_for has_written second 2
     echo "taken $round"
@@ -46,12 +51,13 @@ for round in 1 2 3; do
     wait_for is_gone 2
     echo "gone $round"
     wait_for is_there 2
-    dd if=/tmp/data of=/dev/nvme0n2 bs=64k oflag=direct 2>/dev/null || fail "writing to what came back"
+    two=$(name_of 2)
+    dd if=/tmp/data of=/dev/$two bs=64k oflag=direct 2>/dev/null || fail "writing to what came back"
     echo "back $round"
 done
 wait_for has_sectors 65536
-dd if=/tmp/data of=/dev/nvme0n1 bs=64k seek=511 oflag=direct 2>/dev/null || fail "writing behind the old end"
-dd if=/dev/nvme0n1 of=/tmp/read bs=64k skip=511 iflag=direct 2>/dev/null || fail "reading behind the old end"
+dd if=/tmp/data of=/dev/$one bs=64k seek=511 oflag=direct 2>/dev/null || fail "writing behind the old end"
+dd if=/dev/$one of=/tmp/read bs=64k skip=511 iflag=direct 2>/dev/null || fail "reading behind the old end"
 cmp /tmp/data /tmp/read || fail "behind the old end"
 touch /tmp/stop
 wait $first || fail "$(cat /tmp/first.out)"

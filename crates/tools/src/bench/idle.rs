@@ -62,10 +62,20 @@ impl Idle {
     }
 }
 
-/// Serves one device, then `devices` in one process, and looks at what that takes.
+/// Serves one device in a process and `devices` in another, and looks at what that takes.
 pub(super) fn measure(directory: &Path, devices: u64) -> anyhow::Result<Idle> {
-    let one = serve(directory, 1)?;
-    let all = serve(directory, devices)?;
+    let place = directory.join("one");
+    fs::create_dir(&place).context("cannot make a directory")?;
+    let one_server = start(&place, 1, "")?;
+    let all_server = start(directory, devices, "")?;
+    // A thread that has given a socket its name may be there for a while yet, in either.
+    let deadline = Instant::now() + PATIENCE;
+    let (one, all) = loop {
+        let (one, all) = (taken_at_rest(one_server.id())?, taken_at_rest(all_server.id())?);
+        if one.threads == all.threads || Instant::now() > deadline {
+            break (one, all);
+        }
+    };
     let each = |of: fn(&Taken) -> u64| {
         (of(&all) as f64 - of(&one) as f64) / (devices.saturating_sub(1)).max(1) as f64
     };
@@ -86,10 +96,6 @@ pub(super) fn measure(directory: &Path, devices: u64) -> anyhow::Result<Idle> {
 
 fn socket(directory: &Path, n: u64) -> PathBuf {
     directory.join(format!("{n}.sock"))
-}
-
-fn serve(directory: &Path, devices: u64) -> anyhow::Result<Taken> {
-    taken_at_rest(start(directory, devices, "")?.id())
 }
 
 fn start(directory: &Path, devices: u64, options: &str) -> anyhow::Result<Process> {
@@ -121,8 +127,7 @@ pub(super) fn taken(pid: u32) -> anyhow::Result<Taken> {
     })
 }
 
-/// What a process takes when nothing changes and none of its threads runs: what its start has begun is over,
-/// such as a thread that has given a socket its name.
+/// What a process takes when nothing changes and none of its threads runs: what its start has begun is over.
 fn taken_at_rest(pid: u32) -> anyhow::Result<Taken> {
     let deadline = Instant::now() + PATIENCE;
     let mut last = taken(pid)?;
