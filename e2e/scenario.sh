@@ -11,12 +11,16 @@ EDU_TOOL=$CACHE_DIR/guest-edu
 SERVER_PID=''
 # What a scenario must undo before its server can end.
 UNDO=(true)
+# In front of what each guest runs.
+GUEST_LIB=$HARNESS_DIR/guest/lib.sh
 
 finish() {
     local status=$?
     trap - EXIT
     "${UNDO[@]}" 2>/dev/null || true
     jobs -p | xargs -r kill 2>/dev/null || true
+    # Guests in the background are children of jobs, which end without them.
+    cat "$WORK"/*.guest 2>/dev/null | xargs -r kill 2>/dev/null || true
     [ -z "$SERVER_PID" ] || kill -9 "$SERVER_PID" 2>/dev/null || true
     if [ "$status" != 0 ] && [ -r "$WORK/server.log" ]; then
         echo "--- the server's log"
@@ -33,17 +37,23 @@ finish() {
 trap finish EXIT
 trap 'exit 1' INT TERM HUP
 
-# wait_for WHAT COMMAND...: until the command succeeds, PATIENCE seconds at most: a guest boots meanwhile, on
-# a machine that may be busy or emulate it. VFIOD_PATIENCE is how many times longer everything may take.
+# VFIOD_PATIENCE is how many times longer everything may take, on a machine that is busy or emulates it.
 PATIENCE=$((120 * ${VFIOD_PATIENCE:-1}))
+# What a guest has: it boots and does all of its work. What it waits for itself has less (guest/lib.sh), so that it
+# says what it was.
+GUEST_PATIENCE=$((600 * ${VFIOD_PATIENCE:-1}))
+
+# wait_for WHAT COMMAND...: until the command succeeds, PATIENCE seconds at most, and while there is a server.
 wait_for() {
-    local what=$1 end=$((SECONDS + PATIENCE))
+    local what=$1 end=$((SECONDS + PATIENCE)) server=$SERVER_PID ended=''
     shift
-    while [ "$SECONDS" -lt "$end" ]; do
+    while [ "$SECONDS" -lt "$end" ] && [ -z "$ended" ]; do
+        # Looked at first: what has ended has done all that it does.
+        [ -z "$server" ] || kill -0 "$server" 2>/dev/null || ended=yes
         if "$@" >/dev/null 2>&1; then return 0; fi
-        sleep 0.1
+        [ -n "$ended" ] || sleep 0.1
     done
-    echo "waited $PATIENCE seconds in vain: $what"
+    if [ -n "$ended" ]; then echo "the server ended before this: $what"; else echo "waited $PATIENCE seconds in vain: $what"; fi
     return 1
 }
 
@@ -82,6 +92,7 @@ stop_server() {
     local pid=$SERVER_PID
     SERVER_PID=''
     kill -TERM "$pid"
+    wait_for "the server's end" not kill -0 "$pid"
     wait "$pid"
     replay_captures
 }
@@ -94,8 +105,10 @@ capture() {
     "$VFIOD" capture "$WORK/$2" "$WORK/$1.capture" --listen "$WORK/$1.captured" \
         >"$WORK/$1.capture.out" 2>&1 &
     CAPTURES+=("$! $1 ${*:3}")
-    wait_for "the capture's socket" test -S "$WORK/$1.captured"
+    wait_for "the capture's socket" is_socket_or_ended "$WORK/$1.captured" $!
+    [ -S "$WORK/$1.captured" ] || { cat "$WORK/$1.capture.out"; return 1; }
 }
+is_socket_or_ended() { [ -S "$1" ] || ! kill -0 "$2"; }
 
 # replay_captures: what was captured replays without a difference, also if the device is saved,
 # dropped and rebuilt after every message; of a capture of several megabytes, after so many more
@@ -129,20 +142,36 @@ logged() { wait_for "log line: $1" grep -qE "$1" "$WORK/server.log"; }
 # guest NAME SCRIPT-TEXT OPTIONS...: boots a guest; its output goes to NAME.out.
 guest() {
     local name=$1
-    printf '%s\n' "$2" >"$WORK/$name.sh"
+    { cat "$GUEST_LIB"; printf '%s\n' "$2"; } >"$WORK/$name.sh"
     shift 2
-    "$HARNESS_DIR/run-guest.sh" --script "$WORK/$name.sh" --file "$EDU_TOOL:/usr/bin/edu" \
-        --timeout $((300 * ${VFIOD_PATIENCE:-1})) "$@" >"$WORK/$name.out" 2>&1 && return 0
-    local status=$?
+    run_guest "$name" --script "$WORK/$name.sh" --file "$EDU_TOOL:/usr/bin/edu" --timeout "$GUEST_PATIENCE" "$@"
+}
+
+# run_guest NAME OPTIONS...: run-guest.sh with these; NAME.out has what it prints, and there is NAME.ended at its end.
+run_guest() {
+    local name=$1 status=0
+    shift
+    "$HARNESS_DIR/run-guest.sh" "$@" >"$WORK/$name.out" 2>&1 &
+    echo $! >"$WORK/$name.guest"
+    wait $! || status=$?
+    rm "$WORK/$name.guest"
+    touch "$WORK/$name.ended"
+    [ "$status" != 0 ] || return 0
     echo "--- guest $name ended with status $status"
     tail -n 60 "$WORK/$name.out"
     return "$status"
 }
 
-# said NAME PATTERN: the guest printed a line like that by now or soon.
+# said NAME PATTERN: the guest printed a line like that by now, or does so before it ends.
 said() {
-    wait_for "guest line: $2" grep -qE "$2" "$WORK/$1.out" && return 0
-    tail -n 40 "$WORK/$1.out"
+    local end=$((SECONDS + GUEST_PATIENCE)) ended=''
+    while [ "$SECONDS" -lt "$end" ] && [ -z "$ended" ]; do
+        [ ! -e "$WORK/$1.ended" ] || ended=yes
+        ! grep -qE "$2" "$WORK/$1.out" 2>/dev/null || return 0
+        [ -n "$ended" ] || sleep 0.1
+    done
+    echo "guest $1 ${ended:+has ended and }has not said: $2"
+    tail -n 60 "$WORK/$1.out"
     return 1
 }
 
@@ -156,8 +185,9 @@ qmp() {
 
 lines_are() { control get | grep -q "$1"; }
 
-# when_output MASK INPUT: the outside world; sets an input once the outputs are exactly MASK.
+# when_output MASK INPUT: the outside world; sets an input once the outputs are exactly MASK. A guest boots meanwhile.
 when_output() {
+    local PATIENCE=$GUEST_PATIENCE
     wait_for "outputs $1" lines_are "outputs $1"
     control "set $2 1"
 }

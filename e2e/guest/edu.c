@@ -6,7 +6,7 @@
  *   edu vfio [--reference]   by the guest's own VFIO, which needs an IOMMU in it: INTx, MSI, FLR
  *   edu dma-forever          as uio; DMA until the machine is stopped
  *
- * --reference is for QEMU's own edu: no function-level reset.
+ * --reference is for QEMU's own edu: no function-level reset. --device ADDRESS says which one of several.
  * Prints a line for each step; exits 0 if all went well.
  */
 #define _GNU_SOURCE
@@ -82,12 +82,12 @@ static int read_hex(const char *address, const char *name)
     return value;
 }
 
-static char *find(void)
+static char *find(const char *wanted)
 {
     DIR *dir = opendir("/sys/bus/pci/devices");
     struct dirent *entry;
     while (dir && (entry = readdir(dir)))
-        if (entry->d_name[0] != '.' && read_hex(entry->d_name, "vendor") == 0x1234 &&
+        if (entry->d_name[0] != '.' && (!wanted || !strcmp(entry->d_name, wanted)) && read_hex(entry->d_name, "vendor") == 0x1234 &&
             read_hex(entry->d_name, "device") == 0x11e8)
             return strdup(entry->d_name);
     fail("there is no edu device");
@@ -315,11 +315,10 @@ static void dma_forever(void)
     uint64_t at;
     dma_page(&at);
     bus_master(1);
-    printf("edu: DMA until the end\n");
-    fflush(stdout);
-    for (;;) {
+    for (uint64_t rounds = 1;; rounds++) {
         dma(at, BUFFER, 4096, 0);
         dma(BUFFER, at, 4096, 2);
+        if (rounds == 10) printf("edu: DMA until the end\n");
     }
 }
 
@@ -327,18 +326,19 @@ int main(int argc, char **argv)
 {
     const char *what = argc > 1 ? argv[1] : "";
     int reference = argc > 2 && !strcmp(argv[2], "--reference");
+    const char *wanted = argc > 3 && !strcmp(argv[2], "--device") ? argv[3] : NULL;
     setvbuf(stdout, NULL, _IOLBF, 0);
     if (!strcmp(what, "vfio")) {
-        attach_vfio(find());
+        attach_vfio(find(wanted));
         check(reference);
     } else if (!strcmp(what, "uio")) {
-        attach_uio(find());
+        attach_uio(find(wanted));
         check(reference);
     } else if (!strcmp(what, "dma-forever")) {
-        attach_uio(find());
+        attach_uio(find(wanted));
         dma_forever();
     } else {
-        fprintf(stderr, "usage: edu uio|vfio|dma-forever [--reference]\n");
+        fprintf(stderr, "usage: edu uio|vfio|dma-forever [--reference | --device ADDRESS]\n");
         return 2;
     }
     return 0;

@@ -18,19 +18,28 @@ modprobe uio_pci_generic
 modprobe nvme
 edu uio || exit 1
 echo "ready to unplug"
-while lspci -n | grep -q 1234:11e8; do sleep 0.2; done
+has_edu() { lspci -n | grep -q 1234:11e8; }
+has_none() { ! has_edu; }
+wait_for has_none
 echo "unplugged"
-while ! lspci -n | grep -q 1234:11e8; do sleep 0.2; done
+wait_for has_edu
 echo "plugged in"
-device=$(lspci -Dn -d 1234:11e8 | cut -d" " -f1)
+device=/sys/bus/pci/devices/$(lspci -Dn -d 1234:11e8 | cut -d" " -f1)
 # Made once its BARs have addresses. Drivers may have it a moment later.
-until [ -e /sys/bus/pci/devices/$device/resource0 ]; do sleep 0.1; done
-sleep 1
+wait_for test -e $device/resource0
+has_driver() {
+    echo uio_pci_generic >$device/driver_override
+    echo ${device##*/} >/sys/bus/pci/drivers_probe
+    [ -e $device/driver ]
+}
+wait_for has_driver
 edu uio || exit 1
 echo "ready for a disk"
-until [ -b /dev/nvme0n1 ]; do sleep 0.2; done
+wait_for test -b /dev/nvme0n1
 echo "disk $(cat /sys/class/nvme/nvme0/serial)"
 echo written | dd of=/dev/nvme0n1 bs=4096 conv=sync oflag=direct 2>/dev/null
+# The host has tried to take it back by then, and lets it grow to say so.
+wait_for is_file_with /sys/block/nvme0n1/size 65536
 ' --socket "$WORK/first.captured" --root-port --qmp "$WORK/qmp" \
     -- -device pcie-root-port,id=spare,chassis=9,slot=9 &
 vm=$!
@@ -49,6 +58,7 @@ grep -q "does not support hotplugging; free are: spare; --bus names one" "$WORK/
 not "$VFIOD" detach --qmp "$WORK/qmp" disk 2>"$WORK/refusal"
 cat "$WORK/refusal"
 grep -q "disk has MSI-X, and QEMU" "$WORK/refusal"
+"$VFIOD" namespace resize disk 1 --size 32M
 wait "$vm"
 cat "$WORK/vm.out"
 [ "$(grep -c "edu: all well" "$WORK/vm.out")" = 2 ]

@@ -8,7 +8,6 @@ guest first 'modprobe uio_pci_generic; edu dma-forever' \
     --socket "$WORK/first.captured" --pid "$WORK/pid" &
 first=$!
 said first "DMA until the end"
-sleep 0.5
 kill -9 "$(cat "$WORK/pid")"
 logged "connection ended"
 wait "$first" || true # 125: it ended without a word

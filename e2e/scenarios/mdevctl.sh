@@ -179,7 +179,8 @@ set -e
 lspci -nnk | grep "Kernel driver in use: pci-idio-16"
 gpioget -c gpiochip0 --numeric IIN0 IIN1 IIN2 IIN5 | grep -x "1 0 1 1"
 echo "the guest has seen it"
-while ! gpioget -c gpiochip0 --numeric IIN15 | grep -qx 1; do sleep 0.2; done
+is_on() { [ "$(gpioget -c gpiochip0 --numeric $1)" = 1 ]; }
+wait_for is_on IIN15
 ' --socket "$WORK/lines.captured" &
 guest=$!
 said vm 'the guest has seen it'

@@ -33,28 +33,27 @@ left() { "$VFIOD" types --json | grep -A20 '"mtty-1"' | grep -m1 available; }
 
 seq 1 3000 >"$WORK/text"
 guest vm '
-told() { while [ "$(gpioget -c gpiochip0 --numeric "IIN$1")" = 0 ]; do sleep 0.2; done; }
+is_on() { [ "$(gpioget -c gpiochip0 --numeric $1)" = 1 ]; }
+told() { wait_for is_on IIN$1; }
 
 # card COUNT: waits for a card that was not there before and has so many ports, and names them.
 seen=""
 card() {
-    for i in $(seq 150); do
-        for device in /sys/bus/pci/devices/*; do
-            [ "$(cat $device/vendor)" = 0x4348 ] || continue
-            case "$seen" in *$device*) continue ;; esac
-            real=$(readlink -f $device)
-            ports=$(for port in /sys/class/tty/ttyS*; do
-                case $(readlink -f $port) in $real/*) basename $port ;; esac
-            done)
-            if [ $(echo $ports | wc -w) = $1 ]; then
-                seen="$seen $device"
-                lspci -nnk -s ${device##*/}
-                return 0
-            fi
-        done
-        sleep 0.2
+    wait_for has_card $1
+    seen="$seen $device"
+    lspci -nnk -s ${device##*/}
+}
+has_card() {
+    for device in /sys/bus/pci/devices/*; do
+        [ "$(cat $device/vendor)" = 0x4348 ] || continue
+        case "$seen" in *$device*) continue ;; esac
+        real=$(readlink -f $device)
+        ports=$(for port in /sys/class/tty/ttyS*; do
+            case $(readlink -f $port) in $real/*) basename $port ;; esac
+        done)
+        [ $(echo $ports | wc -w) != $1 ] || return 0
     done
-    echo "no card with $1 ports"; lspci -nnk; return 1
+    return 1
 }
 
 loopback() { # PORT
@@ -105,7 +104,8 @@ echo "the guest has it open"
 told 2
 stty -F /dev/$plug 9600 || true
 exec 6>&-
-while [ $(lspci -n -d 4348: | wc -l) != 1 ]; do sleep 0.2; done
+cards_are() { [ $(lspci -n -d 4348: | wc -l) = $1 ]; }
+wait_for cards_are 1
 echo "the guest lives without it"
 
 # It waits for the second one; the guest lets go when it likes: it turns the slot off.
@@ -114,11 +114,11 @@ echo "until the end" >&5
 exec 5>&-
 slot=$(basename $(grep -l "$(basename $(lspci -Dn -d 4348: | cut -d. -f1))" /sys/bus/pci/slots/*/address | xargs dirname))
 echo 0 >/sys/bus/pci/slots/$slot/power
-while lspci -n -d 4348: | grep .; do sleep 0.2; done
+wait_for cards_are 0
 echo "the guest lets go"
 gpioget -c gpiochip0 --numeric IIN3 | grep -x 1
 ' --socket "$WORK/lines.captured" --root-port --qmp "$WORK/qmp" --append 8250.nr_uarts=8 \
-    --file "$WORK/text:/root/text" --timeout 300 -- \
+    --file "$WORK/text:/root/text" -- \
     -device pcie-root-port,id=first,chassis=8,slot=8 \
     -device pcie-root-port,id=second,chassis=9,slot=9 &
 vm=$!

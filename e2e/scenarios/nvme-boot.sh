@@ -6,11 +6,11 @@
 #   4096     the image is a block device with sectors of 4,096 bytes, of which firmware reads eighths (for root)
 . "$(dirname "$0")/../scenario.sh"
 # Firmware takes its time, up to three times.
-PATIENCE=300
-cat >"$WORK/script" <<'END'
+GUEST_PATIENCE=$((900 * ${VFIOD_PATIENCE:-1}))
+cat "$GUEST_LIB" - >"$WORK/script" <<'END'
 set -e
 modprobe -a nvme vfat
-for n in $(seq 100); do [ -b /dev/nvme0n1p1 ] && break; sleep 0.2; done
+wait_for test -b /dev/nvme0n1p1
 mkdir -p /mnt
 mount -t vfat /dev/nvme0n1p1 /mnt
 echo "kernel $(sha256sum </mnt/vmlinuz)"
@@ -53,10 +53,11 @@ block_device() {
 boot() { # KIND
     local firmware=${1%%,*} kind=",$1," arguments='' starts=1 interrupts=MSI disk=$WORK/disk.img way
     case $kind in *,nomsi,*) arguments+=" pci=nomsi" interrupts=IO-APIC ;; esac
+    arguments+=" vfiod.patience=${VFIOD_PATIENCE:-1}"
     for way in reboot reset; do
         case $kind in *,$way,*) arguments+=" vfiod.$way" starts=$((starts + 1)) ;; esac
     done
-    rm -f "$WORK"/disk.* "$WORK/qmp" "$WORK/vm.out"
+    rm -f "$WORK"/disk.* "$WORK/qmp" "$WORK"/vm.*
     "$HARNESS_DIR/boot-disk.sh" "$WORK/disk.img" "$WORK/script" "$arguments"
     case $kind in *,4096,*) ! block_device || disk=$WORK/disk.dev ;; esac
     start_server "
@@ -64,20 +65,16 @@ boot() { # KIND
 model = \"nvme\"
 socket = { path = \"$WORK/disk.sock\" }
 options = { file = \"$disk\", metadata = \"$WORK/disk.metadata\", torn_writes = true }" disk.sock
-    "$HARNESS_DIR/run-guest.sh" --firmware "$firmware" --timeout 900 --reboot --qmp "$WORK/qmp" \
-        --socket "$WORK/disk.sock" --prop bootindex=0 >"$WORK/vm.out" 2>&1 &
+    run_guest vm --firmware "$firmware" --timeout "$GUEST_PATIENCE" --reboot --qmp "$WORK/qmp" \
+        --socket "$WORK/disk.sock" --prop bootindex=0 &
     local vm=$!
-    # Each start has its own time.
     said vm "nothing written yet"
     case $kind in *,reboot,*) said vm "data: OK" ;; esac
     case $kind in *,reset,*)
         said vm "writing until the reset"
         qmp '{"execute":"system_reset"}' >/dev/null ;;
     esac
-    wait "$vm" || {
-        cat "$WORK/vm.out"
-        return 1
-    }
+    wait "$vm"
     tr -d '\r' <"$WORK/vm.out" >"$WORK/said"
     [ "$(grep -c "kernel $(sha256sum <"$(guest_kernel)")" "$WORK/said")" = "$starts" ]
     [ "$(grep -c "nothing written yet" "$WORK/said")" = 1 ]

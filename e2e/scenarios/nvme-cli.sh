@@ -20,16 +20,11 @@ options = { file = \"$WORK/shared.img\", serial = \"E2E-SHARED\", shared = true 
 
 # Each line of the output is what a command has ended with, and what matters of what it has printed.
 guest vm '
-# One at a time, so that it is known which number each gets. Coldplug has found all at once.
-modprobe -r nvme
-for n in $(seq 100); do
-    [ -z "$(ls /sys/class/nvme /sys/class/nvme-subsystem)" ] && break
-    sleep 0.2
-done
+# One at a time, so that it is known which number each gets.
 echo 0 >/sys/bus/pci/drivers_autoprobe
 modprobe nvme
 echo 0000:00:01.0 >/sys/bus/pci/drivers/nvme/bind
-for n in $(seq 100); do [ -b /dev/nvme0n1 ] && break; sleep 0.2; done
+wait_for test -b /dev/nvme0n1
 lines() { # PATTERN COMMAND...
     local pattern=$1; shift
     nvme "$@" >/tmp/out 2>&1; local status=$?
@@ -92,21 +87,21 @@ for device in 2 3; do echo 0000:00:0$device.0 >/sys/bus/pci/drivers/nvme/bind; d
 subsystem=$(dirname "$(grep -l E2E-SHARED /sys/class/nvme-subsystem/*/serial)")
 echo "--- shared"
 echo "numbers $(cat "$subsystem"/nvme[0-9]/cntlid | tr "\n" " ")"
-disk=none
-for n in $(seq 300); do
-    disk=/dev/$(basename "$subsystem"/nvme*n1)
-    [ -b "$disk" ] && [ "$(ls -d "$subsystem"/nvme[0-9]/nvme*c*n1 | wc -l)" = 2 ] && break
-    sleep 0.2
-done
-echo "paths $(ls -d "$subsystem"/nvme[0-9]/nvme*c*n1 | wc -l)"
-echo "live $(nvme list-subsys "$disk" | grep -cE "pcie .*live")"
+disk() { echo /dev/$(basename "$subsystem"/nvme*n1); }
+paths() { ls -d "$subsystem"/nvme[0-9]/nvme*c*n1 | wc -l; }
+live() { nvme list-subsys "$(disk)" | grep -cE "pcie .*live"; }
+has_both() { [ -b "$(disk)" ] && [ "$(paths)" = 2 ] && [ "$(live)" = 2 ]; }
+wait_for has_both
+echo "paths $(paths)"
+echo "live $(live)"
+disk=$(disk)
 dd if=/dev/urandom of=/tmp/data bs=4096 count=64 2>/dev/null
 dd if=/tmp/data of="$disk" bs=4096 oflag=direct conv=fsync 2>/dev/null
 echo 1 >/sys/bus/pci/devices/0000:00:02.0/remove
 dd if="$disk" of=/tmp/read bs=4096 count=64 iflag=direct 2>/dev/null
 cmp /tmp/data /tmp/read && echo "read by the other path: the same"
 echo "--- shared end"
-' --initramfs "$WORK/initramfs" --socket "$WORK/disk.sock" --socket "$WORK/left.sock" --socket "$WORK/right.sock"
+' --append vfiod.nocoldplug --initramfs "$WORK/initramfs" --socket "$WORK/disk.sock" --socket "$WORK/left.sock" --socket "$WORK/right.sock"
 stop_server
 # The firmware revision is the version of vfiod.
 tr -d '\r' <"$WORK/vm.out" | sed -n '/^--- begin/,/^--- end/{/^---/!{/^.dev.nvme0n1/s/ [^ ]*$//;p}}' >"$WORK/said"

@@ -12,18 +12,18 @@ options = { file = \"$WORK/ours.img\", serial = \"OURS\" }" disk.sock
 
 guest vm "
 modprobe nvme
-for serial in QEMU OURS; do
-    for n in \$(seq 100); do
-        for disk in /sys/class/nvme/nvme?; do
-            [ \"\$(tr -d ' ' <\$disk/serial)\" = \$serial ] || continue
-            [ -e /dev/ng\${disk##*nvme}n1 ] && eval \$serial=\${disk##*nvme}
-        done 2>/dev/null
-        eval [ -n '\"\$'\$serial'\"' ] && break
-        sleep 0.2
+# The number that Linux has given to a controller: it finds them side by side.
+number() {
+    for disk in /sys/class/nvme/nvme?; do
+        [ \"\$(tr -d ' ' <\$disk/serial)\" = \$1 ] && [ -e /dev/ng\${disk##*nvme}n1 ] && echo \${disk##*nvme} && return
     done
-done
-differ ${VFIOD_SEED:-1} ${VFIOD_COMMANDS:-1000} /e2e/nvme-differences /dev/nvme\$QEMU /dev/ng\${QEMU}n1 \
-    /dev/nvme\$OURS /dev/ng\${OURS}n1
+    return 1
+}
+wait_for number QEMU
+wait_for number OURS
+qemu=\$(number QEMU) ours=\$(number OURS)
+differ ${VFIOD_SEED:-1} ${VFIOD_COMMANDS:-1000} /e2e/nvme-differences /dev/nvme\$qemu /dev/ng\${qemu}n1 \
+    /dev/nvme\$ours /dev/ng\${ours}n1
 " --initramfs "$WORK/initramfs" --file "$CACHE_DIR/guest-differ:/usr/bin/differ" \
     --file "$HARNESS_DIR/nvme-differences" --socket "$WORK/disk.sock" -- \
     -drive "if=none,id=disk,format=raw,discard=unmap,file=$WORK/qemu.img" -device nvme,id=qemu,serial=QEMU \

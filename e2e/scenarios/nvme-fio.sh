@@ -15,9 +15,7 @@ options = { file = \"$WORK/buffered.img\", serial = \"BUFFERED\", direct = false
 "$HARNESS_DIR/build-initramfs.sh" --output "$WORK/initramfs" --only --module nvme --module nvme-core
 guest vm '
 modprobe nvme
-for disk in 0 1; do
-    for n in $(seq 100); do [ -b /dev/nvme${disk}n1 ] && break; sleep 0.2; done
-done
+for disk in 0 1; do wait_for test -b /dev/nvme${disk}n1; done
 echo "queues $(cat /sys/class/nvme/nvme?/queue_count | tr "\n" " ")"
 for disk in /dev/nvme?n1; do
     fio --name=verify --filename=$disk --direct=1 --ioengine=io_uring --iodepth=16 --numjobs=2 --size=4M \

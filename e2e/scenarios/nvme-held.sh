@@ -19,20 +19,19 @@ options = { file = \"$WORK/held/disk.img\" }" disk.sock
 
 guest vm '
 modprobe nvme
-fail() { echo "failed: $*"; dmesg | tail -n 20; exit 1; }
-for n in $(seq 100); do [ -b /dev/nvme0n1 ] && break; sleep 0.2; done
+wait_for test -b /dev/nvme0n1
 blocks write /dev/nvme0n1 3 1 /tmp/table /tmp/stop >/tmp/out &
 pid=$!
-wait_for() { for n in $(seq 1200); do "$@" && return; sleep 0.1; done; fail "waited for $*"; }
 has_written() { [ "$(grep -c "has written" /tmp/out)" = 3 ]; }
 kernel_says() { dmesg | grep -q "$1"; }
+has_queues() { [ "$(dmesg | grep -c "nvme nvme0: .*queues")" -ge $1 ]; }
 is_live() { [ "$(cat /sys/class/nvme/nvme0/state)" = live ]; }
 wait_for has_written
 echo "writing"
 wait_for kernel_says "timeout, abort"
 wait_for kernel_says "timeout, reset controller"
 echo "resetting"
-wait_for kernel_says "nvme nvme0: .*queues" # told once at first, and again after the reset
+wait_for has_queues 2 # told once at first, and again after the reset
 wait_for is_live
 touch /tmp/stop
 wait $pid || fail "$(cat /tmp/out)"

@@ -17,16 +17,17 @@ options = { file = \"$WORK/other.img\" }" mine.sock other.sock
 
 disk='
 modprobe -a nvme ext4
-for n in $(seq 100); do [ -b /dev/nvme0n1 ] && break; sleep 0.2; done
+wait_for test -b /dev/nvme0n1
 mkdir -p /mnt
 '
 guest other "$disk"'
+has_written_or_ended() { [ "$(grep -c "has written" /tmp/out)" -ge 2 ] || ! kill -0 $1; }
 n=0
 while true; do
     n=$((n + 1))
-    rm -f /tmp/stop
+    rm -f /tmp/stop /tmp/out
     blocks write /dev/nvme0n1 2 $n /tmp/table /tmp/stop >/tmp/out &
-    while [ $(grep -c "has written" /tmp/out) -lt 2 ] && kill -0 $!; do sleep 0.1; done
+    wait_for has_written_or_ended $!
     touch /tmp/stop
     wait $! && blocks check /dev/nvme0n1 /tmp/table >>/tmp/out || { cat /tmp/out; exit 1; }
     # The next round begins with an empty disk.

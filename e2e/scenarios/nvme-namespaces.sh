@@ -2,8 +2,6 @@
 # guest had under way ends with an error, and the disk is there again, with what was written before. The first disk
 # grows under I/O: the guest sees it without a reset, and loses nothing.
 . "$(dirname "$0")/../scenario.sh"
-# A guest boots and fills a disk before it says its first line.
-PATIENCE=$((300 * ${VFIOD_PATIENCE:-1}))
 truncate -s 8M "$WORK/first.img" "$WORK/second.img"
 start_server "
 [control]
@@ -17,8 +15,6 @@ export VFIOD_CONTROL=$WORK/api.sock
 
 guest vm '
 modprobe nvme
-fail() { echo "failed: $*"; dmesg | tail -n 20; exit 1; }
-wait_for() { for n in $(seq 1200); do "$@" && return; sleep 0.1; done; fail "waited for $*"; }
 # Linux looks at the namespaces side by side, and gives out names in the order in which it is ready with them.
 name_of() { for disk in /sys/block/nvme0n*; do [ "$(cat $disk/nsid 2>/dev/null)" = $1 ] && echo ${disk##*/} && return; done; }
 is_there() { [ -n "$(name_of $1)" ] && [ -b /dev/$(name_of $1) ]; }
@@ -63,7 +59,8 @@ touch /tmp/stop
 wait $first || fail "$(cat /tmp/first.out)"
 dmesg | grep -E "nvme.*(timeout, |resetting|controller is down)" && fail "the controller was reset"
 echo "namespaces: all well"
-' --initramfs "$WORK/initramfs" --file "$CACHE_DIR/guest-blocks:/usr/bin/blocks" --socket "$WORK/disk.sock" &
+' --append "nvme_core.io_timeout=180 nvme_core.admin_timeout=180" --initramfs "$WORK/initramfs" \
+    --file "$CACHE_DIR/guest-blocks:/usr/bin/blocks" --socket "$WORK/disk.sock" &
 vm=$!
 for round in 1 2 3; do
     said vm "^taken $round"

@@ -22,8 +22,6 @@ start_server "$config" one.sock two.sock
 guest vm '
 modprobe nvme
 one=/sys/bus/pci/devices/0000:00:01.0 two=/sys/bus/pci/devices/0000:00:02.0
-fail() { echo "failed: $*"; exit 1; }
-wait_for() { for n in $(seq 300); do "$@" && return; sleep 0.1; done; fail "waited for $*"; }
 disk() { ls $1/nvme/nvme*/ 2>/dev/null | grep -o "^nvme[0-9]*n[0-9]*$"; }
 has_disk() { [ -n "$(disk $1)" ] && [ -b /dev/$(disk $1) ]; }
 is_live() { [ "$(cat $1/nvme/nvme*/state 2>/dev/null)" = live ]; }

@@ -12,7 +12,7 @@ options = { file = \"$WORK/disk.img\", serial = \"E2E-1\", uuid = \"$UUID\" }" d
 guest vm '
 set -e
 modprobe nvme
-for n in $(seq 100); do [ -b /dev/nvme0n1 ] && break; sleep 0.2; done
+wait_for test -b /dev/nvme0n1
 name=$(cat /sys/class/nvme/nvme0/serial | tr -d " ")
 echo "disk $name $(cat /sys/block/nvme0n1/uuid) of $(cat /sys/block/nvme0n1/size) sectors"
 echo "queues $(cat /sys/class/nvme/nvme0/queue_count), cache $(cat /sys/block/nvme0n1/queue/write_cache)"

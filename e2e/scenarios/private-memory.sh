@@ -12,7 +12,7 @@ guest vm '
 modprobe uio_pci_generic
 edu uio || exit 1
 modprobe nvme
-for n in $(seq 100); do [ -b /dev/nvme0n1 ] && break; sleep 0.2; done
+wait_for test -b /dev/nvme0n1
 echo always >/sys/kernel/mm/transparent_hugepage/enabled
 dd if=/dev/urandom of=/tmp/data bs=4M count=1 2>/dev/null
 dd if=/tmp/data of=/dev/nvme0n1 bs=4M oflag=direct 2>/dev/null || exit 1

@@ -10,17 +10,18 @@ when_output 0x0080 7 &
 
 guest vm '
 set -e
+is_on() { [ "$(gpioget -c gpiochip0 --numeric $1)" = 1 ]; }
 template() { devmem $(($(setpci -d 1234:7e31 BASE_ADDRESS_0 | sed "s/^/0x/") + $1)) 32 $2; }
 setpci -d 1234:7e31 COMMAND=2:2
 template 0 | grep -i 0x7666696F
 template 4 | grep 0x00000000
-if [ "$(gpioget -c gpiochip0 --numeric IIN7)" = 0 ]; then
+if ! is_on IIN7; then
     echo "first boot"
     template 4 0x1234
     template 4 | grep 0x00001234
     template 8 | grep 0x00000001
     gpioset -c gpiochip0 -t 0 OUT7=1
-    while [ "$(gpioget -c gpiochip0 --numeric IIN7)" = 0 ]; do sleep 0.2; done
+    wait_for is_on IIN7
     reboot -f
     sleep 60
 fi
@@ -33,7 +34,8 @@ bench 0x10 0x100000
 bench 0x20 1
 bench 0x28 64
 bench 0x00 3
-while [ $(($(bench 0x48))) != 0 ]; do sleep 0.2; done
+has_ended() { [ $(($(bench 0x48))) = 0 ]; }
+wait_for has_ended
 [ $(($(bench 0x38))) = 0 ]
 echo "bench has read memory"
 modprobe uio_pci_generic

@@ -8,11 +8,8 @@ modprobe uio_pci_generic
 edu uio || exit 1
 bar=$(setpci -d 1234:11e8 BASE_ADDRESS_0 | sed "s/^/0x/")
 echo "the server may stop"
-i=0
-while [ "$(devmem $bar 32)" != 0xFFFFFFFF ]; do
-    i=$((i + 1)); [ $i -lt 1200 ] || exit 1
-    sleep 0.1
-done
+has_all_ones() { [ "$(devmem $bar 32)" = 0xFFFFFFFF ]; }
+wait_for has_all_ones
 echo "the guest lives"
 ' --socket "$WORK/edu.captured" &
 vm=$!

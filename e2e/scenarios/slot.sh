@@ -22,10 +22,11 @@ grep "Device Serial Number 00-11-e8-ff-fe-12-34-00" edu.lspci
 gpioget -c gpiochip0 --numeric IIN3 | grep -x 0
 # All inputs, because the driver hands its one status bit to every input, and trips over those
 # that nobody asked for.
-gpiomon -c gpiochip0 -n 16 --idle-timeout 120s $(seq 0 15 | sed s/^/IIN/) >events &
+gpiomon -c gpiochip0 -n 16 --idle-timeout 240s $(seq 0 15 | sed s/^/IIN/) >events &
 monitor=$!
 # All but the last line are watched by then.
-until [ "$(gpioinfo -c gpiochip0 | grep -c gpiomon)" = 16 ]; do sleep 0.1; done
+are_watched() { [ "$(gpioinfo -c gpiochip0 | grep -c gpiomon)" = 16 ]; }
+wait_for are_watched
 gpioset -c gpiochip0 -t 0 OUT1=1
 wait $monitor
 cat events

@@ -30,10 +30,9 @@ lspci -n -s 06.0 | grep "1234:11e8"
 lspci -vv -s 05.0 | grep "Interrupt: pin A"
 ! lspci -vv -s 06.0 | grep "Interrupt: pin"
 lspci -vv -s 06.0 | grep "MSI: Enable- Count=1/1"
-# The tool takes the last one that it finds: registers and DMA of the virtual function. It is not
-# content, because there is no pin.
+# Registers and DMA of the virtual function. The tool is not content, because there is no pin.
 modprobe uio_pci_generic
-edu uio >vf.log 2>&1 && exit 1
+edu uio --device 0000:00:06.0 >vf.log 2>&1 && exit 1
 cat vf.log
 grep "factorial of 10 0x375f00" vf.log
 grep "DMA both ways" vf.log

@@ -6,7 +6,8 @@ capture edu edu.sock edu
 guest lines '
 set -e
 gpioset -c gpiochip0 -t 0 OUT4=1
-while [ "$(gpioget -c gpiochip0 --numeric IIN0)" = 0 ]; do sleep 0.2; done
+is_on() { [ "$(gpioget -c gpiochip0 --numeric $1)" = 1 ]; }
+wait_for is_on IIN0
 ' --socket "$WORK/lines.captured" &
 lines=$!
 guest edu 'modprobe uio_pci_generic; edu uio' --socket "$WORK/edu.captured"
