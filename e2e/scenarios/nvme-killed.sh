@@ -1,5 +1,5 @@
-# kill -9 of a QEMU whose guest writes to a file system: the other VM of the same daemon notices nothing, and the same
-# disk, in a QEMU of its own, has every file that was synced.
+# kill -9 of a QEMU whose guest writes to a file system, with memory that is reached by message: the other VM of the same
+# daemon notices nothing, and the same disk, in a QEMU of its own, has every file that was synced.
 . "$(dirname "$0")/../scenario.sh"
 truncate -s 128M "$WORK/mine.img"
 truncate -s 2M "$WORK/other.img"
@@ -48,7 +48,7 @@ while true; do
     echo "synced file.$n $(sha256sum </mnt/file.$n) end"
     [ $n -le 20 ] || rm /mnt/file.$((n - 20))
 done
-' --initramfs "$WORK/initramfs" --socket "$WORK/mine.sock" --pid "$WORK/pid" &
+' --private-memory --initramfs "$WORK/initramfs" --socket "$WORK/mine.sock" --pid "$WORK/pid" &
 mine=$!
 said mine "synced file.6 .* end"
 said other "round 1"
