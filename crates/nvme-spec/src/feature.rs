@@ -38,9 +38,19 @@ impl Feature {
         }
     }
 
-    /// Its capabilities (5.15): changeable, of the controller, and whether it can be saved.
+    /// Whether each namespace has a value of its own; otherwise the controller has one.
+    pub fn is_of_namespace(self) -> bool {
+        self == Self::ErrorRecovery
+    }
+
+    /// Its capabilities (5.15): changeable, whether it is of a namespace, and whether it can be saved.
     pub fn capabilities(self) -> u32 {
-        1 << 2 | u32::from(self.is_saveable())
+        1 << 2 | u32::from(self.is_of_namespace()) << 1 | u32::from(self.is_saveable())
+    }
+
+    /// Feature Identifiers Supported and Effects (figure 256): it is supported, and whose it is.
+    pub fn effects(self) -> u32 {
+        1 | if self.is_of_namespace() { 1 << 20 } else { 1 << 21 }
     }
 
     /// The bit of ONCS (5.17.2.1) that says that it is there; 0: another field does, or it is mandatory.
@@ -99,9 +109,6 @@ const ROWS: &[Row<Feature>] = &[
 
 /// The features. All that are offered can be changed.
 pub const FEATURES: Table<Feature> = Table { refusal: Status::INVALID_FIELD, rows: ROWS };
-
-/// Feature Identifiers Supported and Effects (figure 256): it is supported, and of the controller.
-pub const EFFECTS: u32 = 1 | 1 << 21;
 
 /// What Get Features asks for (5.15, Select).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

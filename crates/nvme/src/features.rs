@@ -18,7 +18,6 @@ vfiod_pci::image! {
         /// Temperature thresholds, over and under.
         pub(crate) over: u32,
         pub(crate) under: u32,
-        pub(crate) error_recovery: u32,
         pub(crate) write_cache: u32,
         pub(crate) coalescing: u32,
         pub(crate) atomicity: u32,
@@ -35,7 +34,6 @@ impl Default for Features {
             power: 0,
             over: WARNING.into(),
             under: 0,
-            error_recovery: 0,
             write_cache: 1,
             coalescing: 0,
             atomicity: 0,
@@ -49,11 +47,10 @@ impl Default for Features {
 type Part = fn(&mut Features) -> &mut u32;
 
 /// The parts of features that can be saved, by the names that they have where they are kept.
-const PARTS: [(&str, Part); 7] = [
+const PARTS: [(&str, Part); 6] = [
     ("arbitration", |features| &mut features.arbitration),
     ("temperature_over", |features| &mut features.over),
     ("temperature_under", |features| &mut features.under),
-    ("error_recovery", |features| &mut features.error_recovery),
     ("write_cache", |features| &mut features.write_cache),
     ("interrupt_coalescing", |features| &mut features.coalescing),
     ("write_atomicity", |features| &mut features.atomicity),
@@ -83,10 +80,9 @@ impl Features {
     /// Whether these are values that can be set.
     pub(crate) fn is_sound(&self) -> bool {
         let Self { arbitration, power, over, under, write_cache, atomicity, events, .. } = *self;
-        let Self { error_recovery, coalescing, .. } = *self;
+        let Self { coalescing, .. } = *self;
         power & !0xe0 == 0
             && arbitration & !0xffff_ff07 == 0
-            && error_recovery <= 0xffff
             && coalescing <= 0xffff
             && over <= 0xffff
             && under <= 0xffff
@@ -114,7 +110,6 @@ impl Features {
                 Threshold::Over => self.over,
                 Threshold::Under => self.under,
             },
-            Feature::ErrorRecovery => self.error_recovery,
             Feature::VolatileWriteCache => self.write_cache,
             Feature::NumberOfQueues => (IO_QUEUES as u32 - 1) << 16 | (IO_QUEUES as u32 - 1),
             Feature::InterruptCoalescing => self.coalescing,
@@ -125,8 +120,8 @@ impl Features {
             }
             Feature::WriteAtomicityNormal => self.atomicity,
             Feature::AsynchronousEventConfiguration => self.events,
-            // In a buffer: see `Timestamp`.
-            Feature::Timestamp => return Err(Status::INTERNAL),
+            // Of namespaces, and in a buffer: see `ErrorRecovery` and `Timestamp`.
+            Feature::ErrorRecovery | Feature::Timestamp => return Err(Status::INTERNAL),
         })
     }
 
@@ -141,9 +136,6 @@ impl Features {
                 Threshold::Over => self.over = dword & 0xffff,
                 Threshold::Under => self.under = dword & 0xffff,
             },
-            // DULBE: not offered.
-            Feature::ErrorRecovery if dword & 1 << 16 != 0 => return Err(Status::INVALID_FIELD),
-            Feature::ErrorRecovery => self.error_recovery = dword & 0xffff,
             Feature::VolatileWriteCache => self.write_cache = dword & 1,
             Feature::NumberOfQueues => {
                 if dword & 0xffff == 0xffff || dword >> 16 == 0xffff {
@@ -164,7 +156,7 @@ impl Features {
                 }
                 self.events = dword;
             }
-            Feature::Timestamp => return Err(Status::INTERNAL),
+            Feature::ErrorRecovery | Feature::Timestamp => return Err(Status::INTERNAL),
         }
         Ok(0)
     }

@@ -21,6 +21,7 @@ use crate::common::Common;
 use crate::counters::{KEPT, POWER_ON};
 use crate::features::Features;
 use crate::keeping::Snapshot;
+use crate::namespace::Namespace;
 
 /// How often counters are kept while the controller is open.
 const PERIOD: Duration =
@@ -44,6 +45,8 @@ const NAMES: [&str; KEPT] = [
 ];
 /// 1: the controller is in use.
 const IN_USE: &str = "in_use";
+/// The feature that namespaces have, each with its own image.
+const ERROR_RECOVERY: &str = "error_recovery";
 
 impl Common {
     /// Where things are kept, if anywhere: beside the first namespace's image.
@@ -66,6 +69,34 @@ impl Common {
             tracing::warn!(%file, "saved features that no controller has; they are ignored");
             Features::default()
         })
+    }
+
+    /// What was kept of a namespace's Error Recovery.
+    pub(crate) fn load_error_recovery(&self, namespace: &Namespace) -> u16 {
+        let stored = namespace.metadata.as_ref().map(|metadata| metadata.stored());
+        let value = stored
+            .and_then(|stored| stored.features.get(&self.keeping.key(ERROR_RECOVERY)).copied());
+        value.and_then(|value| value.try_into().ok()).unwrap_or(0)
+    }
+
+    /// Saves a namespace's Error Recovery. It is durable when this returns; also done if nobody waits any more.
+    ///
+    /// # Errors
+    /// What files cannot be written with.
+    pub(crate) async fn keep_error_recovery(
+        &self,
+        namespace: &Namespace,
+        value: u16,
+    ) -> Result<()> {
+        let Some(metadata) = namespace.metadata.clone() else { return Ok(()) };
+        let name = self.keeping.key(ERROR_RECOVERY);
+        let change = move |stored: &mut Stored| {
+            match value {
+                0 => stored.features.remove(&name),
+                value => stored.features.insert(name, value.into()),
+            };
+        };
+        change_metadata(metadata, change).await
     }
 
     /// Keeps the counters soon; does not wait.

@@ -7,6 +7,7 @@ mod common;
 mod controller;
 mod counters;
 mod disks;
+mod error_recovery;
 mod examine;
 mod failures;
 mod features;

@@ -166,6 +166,8 @@ impl OperatedModel for Nvme {
                     Self::plan(&mut operation.clone(), &mut nvme.running)?;
                     let namespace = nvme.common.namespaces.remove(nsid);
                     let namespace = namespace.ok_or_else(|| not_there(nsid))?;
+                    nvme.error_recovery.set(nsid, 0);
+                    nvme.saved_error_recovery.set(nsid, 0);
                     namespace.has_changed(None);
                     if let Some(seat) = &nvme.common.seat {
                         seat.forget(namespace.volume());
@@ -252,6 +254,9 @@ impl Nvme {
         if let Some(own) = &self.neighbour {
             namespace.tell(own);
         }
+        let saved = self.common.load_error_recovery(&namespace);
+        self.error_recovery.set(namespace.id, saved);
+        self.saved_error_recovery.set(namespace.id, saved);
         self.common.namespaces.add(namespace.clone());
         self.running = running;
         namespace.has_changed(None);

@@ -70,7 +70,7 @@ fn smart(controller: &mut Controller) -> [u64; 3] {
 }
 
 fn error_recovery(controller: &mut Controller) -> u32 {
-    let command = Command::new(opcode::GET_FEATURES).dword(10, ERROR_RECOVERY);
+    let command = Command::new(opcode::GET_FEATURES).namespace(1).dword(10, ERROR_RECOVERY);
     controller.admin(command, None).unwrap()
 }
 
@@ -81,7 +81,10 @@ fn counters_and_saved_features_survive_restarts_and_a_kill() {
     let daemon = rig.serve();
     let mut controller = connect(&rig.at("disk.sock"));
     write(&mut controller);
-    let save = Command::new(opcode::SET_FEATURES).dword(10, ERROR_RECOVERY | SAVE).dword(11, 17);
+    let save = Command::new(opcode::SET_FEATURES)
+        .namespace(1)
+        .dword(10, ERROR_RECOVERY | SAVE)
+        .dword(11, 17);
     controller.admin(save, None).unwrap();
     controller.close().unwrap();
     let (status, said) = daemon.terminate(Signal::TERM);

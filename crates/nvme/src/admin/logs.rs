@@ -11,7 +11,7 @@ use crate::controller::Nvme;
 use crate::features::TEMPERATURE;
 use crate::identity::FIRMWARE;
 use crate::limits::MAX_TRANSFER;
-use vfiod_nvme_spec::feature::{self, FEATURES};
+use vfiod_nvme_spec::feature::FEATURES;
 use vfiod_nvme_spec::identify;
 use vfiod_nvme_spec::log::{PAGES, Page, WARNING_READ_ONLY, WARNING_TEMPERATURE};
 use vfiod_nvme_spec::opcode::{ADMIN, IO};
@@ -131,7 +131,7 @@ impl Common {
     /// Feature Identifiers Supported and Effects (5.16.1).
     fn feature_effects(&self) -> Vec<u8> {
         let offered = FEATURES.offered(|needs| self.has(needs));
-        entries(1024, offered.map(|(id, _)| (id, feature::EFFECTS)))
+        entries(1024, offered.map(|(id, feature)| (id, feature.effects())))
     }
 }
 

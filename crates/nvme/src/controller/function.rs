@@ -113,6 +113,10 @@ impl Model for Nvme {
         let (common, shown) = (self.common.clone(), self.shown.clone());
         cx.set_report(Arc::new(NvmeReport { identity: self.identity.clone(), common, shown }));
         self.saved_features = self.common.load();
+        for namespace in self.common.namespaces.all() {
+            self.saved_error_recovery
+                .set(namespace.id, self.common.load_error_recovery(&namespace));
+        }
         self.kept_at_end = Some(KeptAtEnd(self.common.clone()));
         let neighbour: Arc<dyn Neighbour> = Arc::new(ToldByOthers {
             common: self.common.clone(),
@@ -192,6 +196,8 @@ impl Model for Nvme {
             neighbour: _,
             features,
             saved_features,
+            error_recovery,
+            saved_error_recovery,
             events,
             timestamp,
             told_of_sync,
@@ -206,6 +212,7 @@ impl Model for Nvme {
         *queues = None;
         properties.reset_registers();
         *features = *saved_features;
+        error_recovery.clone_from(saved_error_recovery);
         common.apply(features);
         *events = Events::default();
         changes.restore(Changed::default());

@@ -79,6 +79,7 @@ impl Nvme {
         // What was rung before means other queues.
         forget_rings(cx, 0..2 * QUEUES);
         self.features = self.saved_features;
+        self.error_recovery.clone_from(&self.saved_error_recovery);
         self.common.apply(&self.features);
         self.events = Events::default();
         // A host that enables the controller looks at all that there is.

@@ -19,6 +19,7 @@ use crate::admin::events::Events;
 use crate::changes::Changes;
 use crate::common::Common;
 use crate::disks::instance::ManagedImage;
+use crate::error_recovery::ErrorRecovery;
 use crate::features::Features;
 use crate::identity::Identity;
 use crate::kept::KeptAtEnd;
@@ -90,6 +91,9 @@ pub struct Nvme {
     pub(crate) features: Features,
     /// What features are after a reset: those that the host has saved.
     pub(crate) saved_features: Features,
+    /// The feature that namespaces have, and what it is after a reset.
+    pub(crate) error_recovery: ErrorRecovery,
+    pub(crate) saved_error_recovery: ErrorRecovery,
     pub(crate) events: Events,
     pub(crate) timestamp: Timestamp,
     /// The host was told that a sync has failed: once.
@@ -145,6 +149,8 @@ impl Nvme {
             neighbour: None,
             features: Features::default(),
             saved_features: Features::default(),
+            error_recovery: ErrorRecovery::default(),
+            saved_error_recovery: ErrorRecovery::default(),
             events: Events::default(),
             timestamp: Timestamp::reset(),
             told_of_sync: false,

@@ -13,6 +13,7 @@ use crate::admin::events::{Events, PENDING, TYPES};
 use crate::changes::{Changed, Set, WORDS};
 use crate::common::ERROR_ENTRIES;
 use crate::counters::SAVED;
+use crate::error_recovery::{self, ErrorRecovery};
 use crate::features::Features;
 use crate::queues::completion::Entry;
 use crate::queues::doorbell::{FAR, Moved};
@@ -45,6 +46,10 @@ vfiod_pci::image! {
         properties: <Properties as Registers>::Image,
         features: Features,
         saved_features: Features,
+        #[serde(with = "hex::serde")]
+        error_recovery: [u8; error_recovery::LEN],
+        #[serde(with = "hex::serde")]
+        saved_error_recovery: [u8; error_recovery::LEN],
         events: EventsImage,
         submissions: Table<SubmissionImage>,
         completions: Table<CompletionImage>,
@@ -383,6 +388,8 @@ impl Save for Nvme {
             neighbour: _,
             features,
             saved_features,
+            error_recovery,
+            saved_error_recovery,
             events,
             timestamp,
             told_of_sync,
@@ -409,6 +416,8 @@ impl Save for Nvme {
             zero: 0,
             features: *features,
             saved_features: *saved_features,
+            error_recovery: error_recovery.encode(),
+            saved_error_recovery: saved_error_recovery.encode(),
             events: EventsImage::save(events),
             submissions,
             completions,
@@ -430,6 +439,8 @@ impl Save for Nvme {
             properties: properties_image,
             features,
             saved_features,
+            error_recovery,
+            saved_error_recovery,
             events,
             submissions,
             completions,
@@ -457,6 +468,13 @@ impl Save for Nvme {
         if !features.is_sound() || !saved_features.is_sound() {
             return Err(bad("features that cannot be set".to_owned()));
         }
+        let of_namespaces = [error_recovery, saved_error_recovery].map(|values| {
+            let is_there = |id| self.common.namespaces.get(id).is_some();
+            let values = ErrorRecovery::decode(&values, is_there);
+            values.ok_or_else(|| bad("a feature of a namespace that is not there".to_owned()))
+        });
+        let [error_recovery, saved_error_recovery] = of_namespaces;
+        let (error_recovery, saved_error_recovery) = (error_recovery?, saved_error_recovery?);
         let (status, enabled) = (properties.status, properties.configuration().enabled());
         let ready = status & READY != 0;
         let sound = match has_queues {
@@ -517,6 +535,7 @@ impl Save for Nvme {
         self.queues = queues;
         self.show();
         (self.features, self.saved_features) = (features, saved_features);
+        (self.error_recovery, self.saved_error_recovery) = (error_recovery, saved_error_recovery);
         self.apply_features();
         self.events = events;
         self.changes.restore(changed);

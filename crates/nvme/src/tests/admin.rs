@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::rig::{BASE, BLOCKS, Command, DATA, Held, Host, nvme, with};
+use super::rig::{BASE, BLOCKS, Command, DATA, Held, Host, namespace_of, nvme, with};
 use super::shadow::Reads;
 
 fn number(bytes: &[u8]) -> u64 {
@@ -95,11 +95,11 @@ fn every_opcode_that_is_not_offered_is_invalid() {
 }
 
 fn get(feature: u32, select: u32) -> Command {
-    Command::new(10).set(10, select << 8 | feature).prps(DATA, 0)
+    Command::new(10).set(10, select << 8 | feature).prps(DATA, 0).namespace(namespace_of(feature))
 }
 
 fn set(feature: u32, value: u32) -> Command {
-    Command::new(9).set(10, feature).set(11, value)
+    Command::new(9).set(10, feature).set(11, value).namespace(namespace_of(feature))
 }
 
 #[test]
@@ -123,7 +123,7 @@ fn features_have_defaults_and_values_until_a_reset() {
             assert_eq!(host.admin(get(feature, select)), Ok(default), "{feature:#x}, {select}");
         }
         let saveable = [0x01, 0x04, 0x05, 0x06, 0x08, 0x0a].contains(&feature);
-        let capabilities = 4 | u32::from(saveable);
+        let capabilities = 4 | u32::from(feature == 0x05) << 1 | u32::from(saveable);
         assert_eq!(host.admin(get(feature, 3)), Ok(capabilities), "{feature:#x}: capabilities");
         let expected = if feature == 7 { queues } else { 0 };
         assert_eq!(host.admin(set(feature, value)), Ok(expected), "{feature:#x}");

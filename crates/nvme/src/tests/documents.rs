@@ -22,32 +22,31 @@ fn name(status: Status) -> &'static str {
 
 /// A table in Markdown, under a title.
 fn markdown<T>(title: &str, identifier: &str, table: &Table<T>) -> String {
-    markdown_of(title, identifier, table, |_| false)
+    markdown_of(title, identifier, table, |_| String::new())
 }
 
-/// The same, where some things can be saved.
+/// The same, with more about some.
 fn markdown_of<T>(
     title: &str,
     identifier: &str,
     table: &Table<T>,
-    is_saved: impl Fn(&T) -> bool,
+    about: impl Fn(&T) -> String,
 ) -> String {
     let mut text =
         format!("## {title}\n| {identifier} | | section | |\n| --- | --- | --- | --- |\n");
     let refusal = name(table.refusal);
     for row in table.rows {
-        let saved = |what: &T| if is_saved(what) { "; the host can save it" } else { "" };
-        let saved = match &row.offer {
-            Offer::Always(what) | Offer::If(_, what) => saved(what),
-            Offer::Never => "",
+        let about = match &row.offer {
+            Offer::Always(what) | Offer::If(_, what) => about(what),
+            Offer::Never => String::new(),
         };
         let offer = match row.offer {
-            Offer::Always(_) => format!("tested{saved}"),
+            Offer::Always(_) => format!("tested{about}"),
             Offer::If(Needs::Deallocation, _) => {
                 format!("tested; where a disk gives no space back refused: {refusal}")
             }
             Offer::If(Needs::WriteCache, _) => {
-                format!("tested{saved}; where no disk has a write cache refused: {refusal}")
+                format!("tested{about}; where no disk has a write cache refused: {refusal}")
             }
             Offer::If(Needs::DoorbellMessages, _) => {
                 format!("tested; where doorbells are mapped refused: {refusal}")
@@ -147,7 +146,11 @@ fn tables_of_what_is_offered_are_current() {
     let tables = [
         markdown("Admin commands", "opcode", &ADMIN),
         markdown("I/O commands", "opcode", &IO),
-        markdown_of("Features", "identifier", &FEATURES, |feature| feature.is_saveable()),
+        markdown_of("Features", "identifier", &FEATURES, |feature| {
+            let whose = if feature.is_of_namespace() { "; each namespace has one" } else { "" };
+            let saved = if feature.is_saveable() { "; the host can save it" } else { "" };
+            format!("{whose}{saved}")
+        }),
         markdown("Log pages", "identifier", &PAGES),
         markdown("Data structures of Identify", "CNS", &STRUCTURES),
         statuses(),

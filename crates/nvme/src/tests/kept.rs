@@ -7,7 +7,7 @@ use vfiod_config::ConfiguredModel;
 use vfiod_pci::ModelRef;
 use vfiod_testing::{Driver, eventually};
 
-use super::rig::{Command, DATA, ENABLE, Held, Host, with};
+use super::rig::{Command, DATA, ENABLE, Held, Host, namespace_of, with};
 use crate::controller::Nvme;
 use crate::options::NvmeOptions;
 use vfiod_nvme_spec::registers::{SHUT_DOWN, SHUTDOWN};
@@ -120,11 +120,11 @@ fn counters_of_before_a_shutdown_are_not_kept_after_those_of_its_end() {
 }
 
 fn get(feature: u32, select: u32) -> Command {
-    Command::new(10).set(10, feature | select << 8)
+    Command::new(10).set(10, feature | select << 8).namespace(namespace_of(feature))
 }
 
 fn set(feature: u32, value: u32) -> Command {
-    Command::new(9).set(10, feature).set(11, value)
+    Command::new(9).set(10, feature).set(11, value).namespace(namespace_of(feature))
 }
 
 /// Features that can be saved, by what is read of them: identifier, dword 11 to read it, its default, and

@@ -123,3 +123,56 @@ fn images_are_namespaces_with_identifiers_of_their_own_that_last() {
         assert!(error.contains("namespace"), "{error}");
     }
 }
+
+/// Error Recovery (NVM command set 4.1.3.2): each namespace has a value of its own.
+#[test]
+fn error_recovery_is_that_of_a_namespace() {
+    let (mut host, _) = host();
+    let get = |id| Command::new(10).set(10, 0x05).namespace(id);
+    let set = |id, value| Command::new(9).set(10, 0x05).set(11, value).namespace(id);
+    assert_eq!(host.admin(set(1, 5)), Ok(0));
+    assert_eq!(host.admin(set(3, 7)), Ok(0));
+    assert_eq!([1, 3].map(|id| host.admin(get(id))), [Ok(5), Ok(7)]);
+    // All at once are set, and not read.
+    assert_eq!(host.admin(set(u32::MAX, 9)), Ok(0));
+    assert_eq!([1, 3].map(|id| host.admin(get(id))), [Ok(9), Ok(9)]);
+    assert_eq!(host.admin(get(u32::MAX)), Err(0x0b));
+    for (id, status) in [(0, 0x0b), (2, 0x02), (16, 0x02), (17, 0x0b)] {
+        assert_eq!(host.admin(get(id)), Err(status), "{id}");
+        assert_eq!(host.admin(set(id, 1)), Err(status), "{id}");
+    }
+    assert_eq!(host.admin(set(1, 1 << 16 | 3)), Err(0x02), "DULBE");
+    // The temperature is the controller's.
+    assert_eq!(host.admin(Command::new(9).set(10, 0x04).set(11, 350).namespace(3)), Err(0x10f));
+    host.disable();
+    host.enable();
+    assert_eq!([1, 3].map(|id| host.admin(get(id))), [Ok(0), Ok(0)], "after a reset");
+}
+
+/// What is saved of it is kept with the image, whichever number that has.
+#[test]
+fn saved_error_recovery_goes_with_its_image() {
+    let place = tempfile::tempdir().unwrap();
+    let image = |name: &str| {
+        let path = place.path().join(name);
+        std::fs::File::create(&path).unwrap().set_len(1 << 20).unwrap();
+        path
+    };
+    let options =
+        NvmeOptions { file: Some(image("a")), files: vec![image("b")], ..NvmeOptions::default() };
+    let get = |id, select: u32| Command::new(10).set(10, 0x05 | select << 8).namespace(id);
+    let set = |id, value| Command::new(9).set(10, 1 << 31 | 0x05).set(11, value).namespace(id);
+    let mut host = Host::new(Nvme::configured(options.clone()).unwrap());
+    assert_eq!([set(1, 5), set(2, 7)].map(|set| host.admin(set)), [Ok(0), Ok(0)]);
+    assert_eq!(host.admin(set(2, 7).set(10, 0x05).set(11, 8)), Ok(0));
+    assert_eq!([0, 1, 2].map(|select| host.admin(get(2, select))), [Ok(8), Ok(0), Ok(7)]);
+    host.disable();
+    host.enable();
+    let current = [1, 2].map(|id| host.admin(get(id, 0)));
+    assert_eq!(current, [Ok(5), Ok(7)], "after a controller reset");
+    drop(host);
+    let options = NvmeOptions { numbers: vec![4], ..options };
+    let mut host = Host::new(Nvme::configured(options).unwrap());
+    assert_eq!([1, 4].map(|id| host.admin(get(id, 0))), [Ok(5), Ok(7)], "after a restart");
+    assert_eq!(host.admin(get(2, 0)), Err(0x02));
+}

@@ -44,6 +44,11 @@ pub(super) const ENABLE: u32 = 6 << 16 | 4 << 20 | 1;
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Command(pub(super) [u32; 16]);
 
+/// The namespace whose value of a feature is meant in tests: 0 where the controller has one.
+pub(super) fn namespace_of(feature: u32) -> u32 {
+    u32::from(feature == 0x05)
+}
+
 impl Command {
     pub(super) fn new(opcode: u8) -> Self {
         let mut dwords = [0; 16];

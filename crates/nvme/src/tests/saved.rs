@@ -4,7 +4,10 @@ use vfiod_core::DescriptorTable;
 use vfiod_disk::Memory;
 use vfiod_testing::Driver;
 
-use super::rig::{BASE, BLOCKS, Command, DATA, Host, nvme, pattern, with};
+use super::rig::{
+    BASE, BLOCKS, Command, DATA, Held, Host, namespace, nvme, pattern, with, with_common,
+};
+use crate::common::Common;
 
 /// Saves the controller, and goes on with another one to which the state was restored.
 fn move_to(host: Host, nvme: crate::Nvme) -> Host {
@@ -42,6 +45,20 @@ fn moved_controller_goes_on_where_it_was() {
     host.device.write32(0, 0x1000 + 8 * 5, 1);
     settle(&host);
     assert_eq!(host.wait(0).id, event);
+}
+
+/// Of a feature of namespaces each has its values, current and saved, also where the controller was moved.
+#[test]
+fn moved_controller_has_the_error_recovery_of_each_namespace() {
+    let nvme = || with_common(Common::new(16, [1, 3].map(|id| namespace(id, Held::new())).into()));
+    let mut host = Host::new(nvme());
+    let set = |id, value| Command::new(9).set(10, 0x05).set(11, value).namespace(id);
+    let get = |id, select: u32| Command::new(10).set(10, 0x05 | select << 8).namespace(id);
+    assert_eq!(host.admin(set(1, 5).set(10, 1 << 31 | 0x05)), Ok(0));
+    assert_eq!([set(1, 6), set(3, 7)].map(|set| host.admin(set)), [Ok(0), Ok(0)]);
+    let mut host = move_to(host, nvme());
+    let values = [get(1, 0), get(3, 0), get(1, 2), get(3, 2)].map(|get| host.admin(get));
+    assert_eq!(values, [6, 7, 5, 0].map(Ok), "current, saved");
 }
 
 #[test]

@@ -1,7 +1,9 @@
 //! Every opcode, feature, log page and structure: what the tables of `vfiod-nvme-spec` offer works, and what they do not
 //! is refused; and the controller tells the host the same.
 
-use super::rig::{BASE, Command, DATA, Held, Host, Tells, create_cq, create_sq, with};
+use super::rig::{
+    BASE, Command, DATA, Held, Host, Tells, create_cq, create_sq, namespace_of, with,
+};
 use vfiod_nvme_spec::feature::{FEATURES, Feature};
 use vfiod_nvme_spec::identify_list::STRUCTURES;
 use vfiod_nvme_spec::log::PAGES;
@@ -209,11 +211,13 @@ fn every_io_opcode_does_what_the_table_says() {
 }
 
 fn get(feature: u8, select: u32) -> Command {
-    Command::new(10).set(10, select << 8 | u32::from(feature)).prps(DATA, 0)
+    let command = Command::new(10).set(10, select << 8 | u32::from(feature)).prps(DATA, 0);
+    command.namespace(namespace_of(feature.into()))
 }
 
 fn set(feature: u8, value: u32) -> Command {
-    Command::new(9).set(10, feature.into()).set(11, value).prps(DATA, 0)
+    let command = Command::new(9).set(10, feature.into()).set(11, value).prps(DATA, 0);
+    command.namespace(namespace_of(feature.into()))
 }
 
 /// Changes a feature, and sees that it has changed and its default has not.
@@ -283,12 +287,18 @@ fn every_feature_does_what_the_table_says() {
                     let saved = set(id, 0).set(10, 1 << 31 | u32::from(id));
                     let expected = if feature.is_saveable() { Ok(0) } else { Err(0x10d) };
                     assert_eq!(host.admin(saved), expected, "{id:#x}");
-                    let capabilities = 1 << 2 | u32::from(feature.is_saveable());
+                    let of_namespace = feature == Feature::ErrorRecovery;
+                    let saveable = u32::from(feature.is_saveable());
+                    let capabilities = 1 << 2 | u32::from(of_namespace) << 1 | saveable;
                     assert_eq!(host.admin(get(id, 3)), Ok(capabilities), "{id:#x}");
                     if feature.is_saveable() {
                         assert_eq!(host.admin(get(id, 2)), Ok(0), "{id:#x}: what was saved");
                     }
-                    assert_eq!(host.admin(set(id, 0).namespace(1)), Err(0x10f), "{id:#x}");
+                    let expected = if of_namespace { Ok(0) } else { Err(0x10f) };
+                    assert_eq!(host.admin(set(id, 0).namespace(1)), expected, "{id:#x}");
+                    let whose = if of_namespace { 1 << 20 } else { 1 << 21 };
+                    let at = 4 * usize::from(id);
+                    assert_eq!(effects[at..at + 4], (1_u32 | whose).to_le_bytes(), "{id:#x}");
                     assert_eq!(host.admin(set(id, 0).namespace(17)), Err(0x0b), "{id:#x}");
                 }
                 None => assert_eq!(host.admin(set(id, 0)), Err(0x02), "{id:#x}"),
