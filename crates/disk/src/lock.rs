@@ -11,6 +11,7 @@
 
 use std::fmt;
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::time::Instant;
 
 use nix::fcntl::{FcntlArg, fcntl};
@@ -152,7 +153,13 @@ pub(crate) fn holder(file: &OwnedFd, byte: i64, deadline: Instant) -> Option<Hol
     let stat = rustix::fs::fstat(file).ok()?;
     let (major, minor) = (rustix::fs::major(stat.st_dev), rustix::fs::minor(stat.st_dev));
     let id = format!("{major:02x}:{minor:02x}:{}", stat.st_ino);
-    for process in std::fs::read_dir("/proc").ok()?.flatten() {
+    let pid = holder_among(Path::new("/proc"), &id, byte, deadline)?;
+    Some(Holder { pid, name: name_of(&pid.to_string()) })
+}
+
+/// Which of the processes of a directory like `/proc` holds a byte of the file of a device and inode number.
+fn holder_among(processes: &Path, id: &str, byte: i64, deadline: Instant) -> Option<u32> {
+    for process in std::fs::read_dir(processes).ok()?.flatten() {
         let Ok(pid) = process.file_name().to_string_lossy().parse::<u32>() else { continue };
         if Instant::now() >= deadline {
             return None;
@@ -164,8 +171,8 @@ pub(crate) fn holder(file: &OwnedFd, byte: i64, deadline: Instant) -> Option<Hol
             let is_file = std::fs::read_link(descriptor.path()).is_ok_and(|to| to.has_root());
             let info = is_file.then(|| std::fs::read_to_string(infos.join(descriptor.file_name())));
             let Some(Ok(info)) = info else { continue };
-            if info.lines().any(|line| is_lock_of(line, &id, byte)) {
-                return Some(Holder { pid, name: name_of(&pid.to_string()) });
+            if info.lines().any(|line| is_lock_of(line, id, byte)) {
+                return Some(pid);
             }
         }
     }
@@ -185,7 +192,36 @@ fn is_lock_of(line: &str, id: &str, byte: i64) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::{create_dir_all, write};
+    use std::os::unix::fs::symlink;
+    use std::time::Duration;
+
     use super::*;
+
+    /// A process of a directory like `/proc`, whose one descriptor leads to `to`, and has a lock of byte 100.
+    fn process(processes: &Path, pid: u32, to: &str) {
+        let process = processes.join(pid.to_string());
+        for part in ["fd", "fdinfo"] {
+            create_dir_all(process.join(part)).unwrap();
+        }
+        symlink(to, process.join("fd/3")).unwrap();
+        write(process.join("fdinfo/3"), "lock:\t1: OFDLCK ADVISORY  READ -1 fe:00:2345 100 101\n")
+            .unwrap();
+    }
+
+    #[test]
+    fn holder_is_looked_for_among_files_only_and_until_the_deadline() {
+        let processes = tempfile::tempdir().unwrap();
+        let long = Instant::now() + Duration::from_secs(600);
+        let find = |deadline| holder_among(processes.path(), "fe:00:2345", 100, deadline);
+        for (pid, to) in [(4, "socket:[71]"), (5, "anon_inode:[eventfd]"), (6, "pipe:[72]")] {
+            process(processes.path(), pid, to);
+        }
+        assert_eq!(find(long), None, "information of what is no file was read");
+        process(processes.path(), 7, "/images/disk (deleted)");
+        assert_eq!(find(long), Some(7));
+        assert_eq!(find(Instant::now()), None, "it was looked for beyond the deadline");
+    }
 
     #[test]
     fn locks_are_found_in_fdinfo() {
