@@ -7,7 +7,7 @@
 . "$(dirname "${BASH_SOURCE[0]}")/scenario.sh"
 rounds=${1:-5} seconds=${2:-3}
 images=$(mktemp -d -p /dev/shm)
-trap 'rm -rf "$images"; finish' EXIT
+UNDO=(rm -rf "$images")
 "${CC:-cc}" -O1 -Wall -Werror -static -o "$WORK/reads" "$HARNESS_DIR/guest/reads.c"
 for image in vfiod qemu ioeventfd; do
     head -c 268435456 /dev/urandom >"$images/$image"
@@ -21,9 +21,9 @@ model = \"nvme\"
 socket = { path = \"$WORK/disk.sock\" }
 options = { file = \"$images/vfiod\", serial = \"vfiod\" }" disk.sock
 
-cat >"$WORK/vm.sh" <<END
+cat "$GUEST_LIB" - >"$WORK/vm.sh" <<END
 modprobe nvme
-for n in \$(seq 100); do [ -b /dev/nvme2n1 ] && break; sleep 0.2; done
+for n in 0 1 2; do wait_for test -b /dev/nvme\${n}n1; done
 for round in \$(seq $rounds); do
     for depth in 1 32; do
         for disk in /dev/nvme?; do
