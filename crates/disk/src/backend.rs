@@ -8,6 +8,7 @@ use vfiod_dma::{Errno, Error, Hold, Result};
 use vfiod_io::Holds;
 use vfiod_tasks::Runtime;
 
+use crate::bytes::{AtOnce, Bytes};
 use crate::pending::Pending;
 
 /// Keeps the bytes of one disk. Several controllers may use it at once: what one has written and
@@ -73,6 +74,11 @@ pub trait Channel: fmt::Debug + Send + Sync + 'static {
     /// Calls `start`, which starts several requests: they may be handed to the kernel together.
     fn gather(&self, start: &mut dyn FnMut()) {
         start();
+    }
+
+    /// The same back end, if its reads and writes wait for nothing.
+    fn at_once(&self) -> Option<&dyn AtOnce> {
+        None
     }
 }
 
@@ -221,6 +227,20 @@ impl Buffer {
             return Err(Error::new(Errno::INVAL, what));
         }
         Ok(())
+    }
+}
+
+impl Bytes for Buffer {
+    fn len(&self) -> usize {
+        Self::len(self)
+    }
+
+    fn put(&mut self, at: usize, bytes: &[u8]) -> Result<()> {
+        Self::put(self, at, bytes)
+    }
+
+    fn take(&mut self, at: usize, bytes: &mut [u8]) -> Result<()> {
+        Self::take(self, at, bytes)
     }
 }
 

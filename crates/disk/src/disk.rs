@@ -42,7 +42,7 @@ pub struct Disk {
     shared: Arc<Shared>,
 }
 
-struct Shared {
+pub(crate) struct Shared {
     backend: Arc<dyn Backend>,
     limits: Mutex<Limits>,
     /// Of the limits: requests look at it without a lock. It becomes smaller before the end is cut off.
@@ -57,7 +57,7 @@ struct Shared {
 
 impl Shared {
     /// Whether the disk goes as far as this.
-    fn has(&self, end: u64) -> bool {
+    pub(crate) fn has(&self, end: u64) -> bool {
         end <= self.capacity.load(Ordering::SeqCst)
     }
 
@@ -237,7 +237,7 @@ impl Disk {
 /// A request has its range until its future has returned, or was dropped and the request has ended:
 /// whoever starts requests polls all of them.
 pub struct DiskChannel {
-    parts: Arc<Parts>,
+    pub(crate) parts: Arc<Parts>,
 }
 
 fn refuse(kind: FailureKind, errno: Errno, what: String, buffer: Option<Buffer>) -> Started {
@@ -332,7 +332,7 @@ impl DiskChannel {
         })
     }
 
-    fn is_write_through(&self) -> bool {
+    pub(crate) fn is_write_through(&self) -> bool {
         self.parts.shared.write_through.load(Ordering::SeqCst)
     }
 
@@ -351,7 +351,7 @@ impl DiskChannel {
     }
 
     /// The range, if it is within the disk and may be changed.
-    fn may_change(&self, offset: u64, len: u64) -> Result<Range<u64>, Failure> {
+    pub(crate) fn may_change(&self, offset: u64, len: u64) -> Result<Range<u64>, Failure> {
         if lock(&self.parts.shared.limits).read_only {
             let error = Error::new(Errno::ROFS, "the disk is read-only");
             return Err(Failure { kind: FailureKind::ReadOnly, error });
@@ -527,13 +527,13 @@ impl DiskChannel {
 
 /// What the steps of a request need of their channel.
 pub(crate) struct Parts {
-    inner: Arc<dyn Channel>,
-    shared: Arc<Shared>,
+    pub(crate) inner: Arc<dyn Channel>,
+    pub(crate) shared: Arc<Shared>,
     pub(crate) runtime: WeakRuntime,
     /// What is not idle before all requests have ended.
     device: Option<Flights>,
     /// Its requests have turns with those of other channels.
-    ranges: Arc<User>,
+    pub(crate) ranges: Arc<User>,
     compares: Arc<Pool>,
 }
 

@@ -1,6 +1,8 @@
 #![doc = include_str!("../README.md")]
 
+mod at_once;
 mod backend;
+mod bytes;
 mod continued;
 mod disk;
 mod file;
@@ -23,6 +25,7 @@ pub mod test;
 pub use vfiod_io::SYSTEM_CALLS;
 
 pub use backend::{About, Backend, Buffer, Channel, Done, Failure, FailureKind, Limits, Request};
+pub use bytes::{AtOnce, Bytes};
 pub use disk::{Disk, DiskChannel};
 pub use identity::Identity;
 pub use image::{DirectIo, Image, ImageOptions, ImageUse};

@@ -9,7 +9,8 @@ use vfiod_dma::{Errno, Error, Result};
 use vfiod_sync::{Mutex, lock};
 use vfiod_tasks::Runtime;
 
-use crate::backend::{About, Backend, Buffer, Channel, Done, Limits, Request};
+use crate::backend::{About, Backend, Channel, Done, Limits, Request};
+use crate::bytes::{AtOnce, Bytes};
 use crate::pending::Pending;
 
 /// Bytes that are allocated together.
@@ -63,32 +64,6 @@ impl Memory {
         })
     }
 
-    fn read(&self, offset: u64, buffer: &mut Buffer) -> Result<()> {
-        static ZEROES: [u8; PIECE as usize] = [0; PIECE as usize];
-        self.check(offset, buffer.len() as u64)?;
-        let pieces = lock(&self.pieces);
-        for (piece, at, range) in Self::parts(offset, buffer.len() as u64) {
-            let bytes = pieces.get(&piece).map_or(ZEROES.as_slice(), Vec::as_slice);
-            buffer.put(range.start, &bytes[at..at + range.len()])?;
-        }
-        Ok(())
-    }
-
-    fn write(&self, offset: u64, buffer: &Buffer) -> Result<()> {
-        self.check(offset, buffer.len() as u64)?;
-        let mut pieces = lock(&self.pieces);
-        for (piece, at, range) in Self::parts(offset, buffer.len() as u64) {
-            let bytes = match pieces.entry(piece) {
-                std::collections::btree_map::Entry::Occupied(there) => there.into_mut(),
-                std::collections::btree_map::Entry::Vacant(place) => {
-                    place.insert(zeroed(PIECE as usize)?)
-                }
-            };
-            buffer.take(range.start, &mut bytes[at..at + range.len()])?;
-        }
-        Ok(())
-    }
-
     fn clear(&self, offset: u64, len: u64) -> Result<()> {
         self.check(offset, len)?;
         let mut pieces = lock(&self.pieces);
@@ -118,8 +93,8 @@ impl Memory {
     fn perform(&self, request: Request) -> Done {
         let (result, buffer) = match request {
             Request::Read { offset, mut buffer } => (self.read(offset, &mut buffer), Some(buffer)),
-            Request::Write { offset, buffer, durable: _ } => {
-                (self.write(offset, &buffer), Some(buffer))
+            Request::Write { offset, mut buffer, durable: _ } => {
+                (self.write(offset, &mut buffer), Some(buffer))
             }
             Request::Flush => (Ok(()), None),
             Request::Zero { offset, len, .. } | Request::Deallocate { offset, len } => {
@@ -127,6 +102,36 @@ impl Memory {
             }
         };
         Done { result: result.map_err(Into::into), buffer }
+    }
+}
+
+impl AtOnce for Memory {
+    fn read(&self, offset: u64, into: &mut dyn Bytes) -> Result<()> {
+        static ZEROES: [u8; PIECE as usize] = [0; PIECE as usize];
+        let len = into.len() as u64;
+        self.check(offset, len)?;
+        let pieces = lock(&self.pieces);
+        for (piece, at, range) in Self::parts(offset, len) {
+            let bytes = pieces.get(&piece).map_or(ZEROES.as_slice(), Vec::as_slice);
+            into.put(range.start, &bytes[at..at + range.len()])?;
+        }
+        Ok(())
+    }
+
+    fn write(&self, offset: u64, from: &mut dyn Bytes) -> Result<()> {
+        let len = from.len() as u64;
+        self.check(offset, len)?;
+        let mut pieces = lock(&self.pieces);
+        for (piece, at, range) in Self::parts(offset, len) {
+            let bytes = match pieces.entry(piece) {
+                std::collections::btree_map::Entry::Occupied(there) => there.into_mut(),
+                std::collections::btree_map::Entry::Vacant(place) => {
+                    place.insert(zeroed(PIECE as usize)?)
+                }
+            };
+            from.take(range.start, &mut bytes[at..at + range.len()])?;
+        }
+        Ok(())
     }
 }
 
@@ -158,6 +163,10 @@ impl Channel for Memory {
     fn start(&self, request: Request) -> Pending {
         Pending::ended(self.perform(request))
     }
+
+    fn at_once(&self) -> Option<&dyn AtOnce> {
+        Some(self)
+    }
 }
 
 impl fmt::Debug for Memory {
@@ -169,6 +178,7 @@ impl fmt::Debug for Memory {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backend::Buffer;
 
     fn read(disk: &Memory, offset: u64, len: usize) -> Vec<u8> {
         let mut buffer = Buffer::Own(vec![0xee; len]);
@@ -181,7 +191,7 @@ mod tests {
     fn bytes_across_pieces_come_back_and_others_stay_zero() {
         let disk = Memory::new(1 << 20).unwrap();
         let bytes: Vec<u8> = (0..3 * PIECE).map(|n| (n % 251) as u8 + 1).collect();
-        disk.write(PIECE / 2, &Buffer::Own(bytes.clone())).unwrap();
+        disk.write(PIECE / 2, &mut Buffer::Own(bytes.clone())).unwrap();
         assert_eq!(read(&disk, PIECE / 2, bytes.len()), bytes);
         assert_eq!(read(&disk, 0, PIECE as usize / 2), vec![0; PIECE as usize / 2]);
         assert_eq!(disk.allocated(), 4 * PIECE);
@@ -194,7 +204,7 @@ mod tests {
         for (offset, len, left) in
             [(512, 512, 16), (PIECE - 512, 1024, 16), (PIECE / 2, 2 * PIECE, 15), (0, 1 << 20, 0)]
         {
-            disk.write(0, &Buffer::Own(all.clone())).unwrap();
+            disk.write(0, &mut Buffer::Own(all.clone())).unwrap();
             disk.clear(offset, len).unwrap();
             let mut expected = all.clone();
             expected[offset as usize..(offset + len) as usize].fill(0);
@@ -206,7 +216,7 @@ mod tests {
     #[test]
     fn range_past_the_end_is_refused() {
         let disk = Memory::new(1 << 20).unwrap();
-        assert!(disk.write((1 << 20) - 512, &Buffer::Own(vec![0; 1024])).is_err());
+        assert!(disk.write((1 << 20) - 512, &mut Buffer::Own(vec![0; 1024])).is_err());
         assert!(disk.clear(u64::MAX - 511, 512).is_err());
         for bad in [0, 511, 1 << 63] {
             assert_eq!(Memory::new(bad).unwrap_err().errno(), Errno::INVAL, "{bad}");

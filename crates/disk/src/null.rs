@@ -5,7 +5,8 @@ use std::sync::Arc;
 use vfiod_dma::{Errno, Error, Result};
 use vfiod_tasks::Runtime;
 
-use crate::backend::{About, Backend, Buffer, Channel, Done, Limits, Request};
+use crate::backend::{About, Backend, Channel, Done, Limits, Request};
+use crate::bytes::{AtOnce, Bytes};
 use crate::pending::Pending;
 
 const BLOCK: u32 = 512;
@@ -31,13 +32,19 @@ impl Null {
         }
         Ok(Arc::new(Self { capacity, fill }))
     }
+}
 
-    fn read(&self, buffer: &mut Buffer) -> Result<()> {
+impl AtOnce for Null {
+    fn read(&self, _offset: u64, into: &mut dyn Bytes) -> Result<()> {
         const ZEROES: [u8; 4096] = [0; 4096];
-        let len = if self.fill { buffer.len() } else { 0 };
+        let len = if self.fill { into.len() } else { 0 };
         for at in (0..len).step_by(ZEROES.len()) {
-            buffer.put(at, &ZEROES[..ZEROES.len().min(len - at)])?;
+            into.put(at, &ZEROES[..ZEROES.len().min(len - at)])?;
         }
+        Ok(())
+    }
+
+    fn write(&self, _offset: u64, _from: &mut dyn Bytes) -> Result<()> {
         Ok(())
     }
 }
@@ -69,10 +76,14 @@ impl Backend for Null {
 impl Channel for Null {
     fn start(&self, request: Request) -> Pending {
         let (result, buffer) = match request {
-            Request::Read { mut buffer, .. } => (self.read(&mut buffer), Some(buffer)),
+            Request::Read { offset, mut buffer } => (self.read(offset, &mut buffer), Some(buffer)),
             Request::Write { buffer, .. } => (Ok(()), Some(buffer)),
             _ => (Ok(()), None),
         };
         Pending::ended(Done { result: result.map_err(Into::into), buffer })
+    }
+
+    fn at_once(&self) -> Option<&dyn AtOnce> {
+        Some(self)
     }
 }

@@ -259,6 +259,19 @@ impl User {
             lock(&self.ranges.state).enter(self.number, range, exclusive);
         RangeLock { user: self.clone(), start, number, granted_at_once }
     }
+
+    /// Calls `f` if the range would be granted at once. No other range is granted meanwhile, so `f` must not wait.
+    pub(crate) fn at_once<R>(
+        &self,
+        range: Range<u64>,
+        exclusive: bool,
+        f: impl FnOnce() -> R,
+    ) -> Option<R> {
+        let mut state = lock(&self.ranges.state);
+        let is_free =
+            state.waiting.is_empty() && state.line.conflicting(range, exclusive).next().is_none();
+        is_free.then(f)
+    }
 }
 
 impl RangeLock {

@@ -270,6 +270,33 @@ fn compare_and_write_is_one_step() {
 }
 
 #[test]
+fn what_is_done_at_once_passes_nobody() {
+    let runtime = Runtime::new().unwrap();
+    let disk = Disk::new(Memory::new(1 << 20).unwrap());
+    let channel = disk.connect(&runtime).unwrap();
+    let read = |offset| {
+        let mut into = own(&[0xee; 512]);
+        let result = channel.read_at_once(offset, &mut into)?;
+        Some(bytes(Done { result, buffer: Some(into) })[511])
+    };
+    let write = |offset, byte| {
+        let written = channel.write_at_once(offset, &mut own(&[byte; 512]))?;
+        Some(written.is_ok())
+    };
+    assert_eq!((write(512, 5), read(512)), (Some(true), Some(5)));
+    let fused = channel.compare_and_write(512, own(&[5; 512]), own(&[6; 512]), false, || ());
+    assert_eq!((write(512, 7), read(512)), (None, None), "another one has the range");
+    assert_eq!((write(0, 7), read(1024)), (Some(true), Some(0)), "not this one");
+    assert_eq!(kind(runtime.block_on(None, fused).unwrap()), None);
+    assert_eq!(read(512), Some(6));
+    runtime.block_on(None, disk.cut(1024)).unwrap();
+    assert_eq!((read(512), read(1024), write(1024, 1)), (Some(6), None, None), "behind the end");
+    disk.set_write_through(true);
+    assert_eq!((write(0, 1), read(0)), (None, Some(7)), "a sync is behind it");
+    assert!(!rig(1).channel.is_at_once());
+}
+
+#[test]
 fn requests_outside_the_disk_or_of_one_that_is_read_only_are_refused() {
     let rig = rig(8);
     let outside = Some(FailureKind::OutOfRange);
