@@ -18,7 +18,6 @@ use crate::input_log::InputLog;
 use crate::irq::{IrqInfo, IrqSet};
 use crate::memory::SharedMemory;
 use crate::opening::Openings;
-use crate::region::{RegionIndex, SharedDoorbell};
 use crate::report::{Report, SharedReport};
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::{Mutex, lock};
@@ -36,11 +35,8 @@ pub(crate) trait Home: Send + Sync {
     /// Delivers the rings that came while the gate was closed to the data path.
     fn deliver_rings(self: Arc<Self>);
 
-    /// Rings a doorbell whose value in shared memory has changed.
-    fn ring_polled(self: Arc<Self>, bell: usize);
-
-    /// The doorbells of a region that are in its shared areas.
-    fn shared_doorbells(&self, region: RegionIndex) -> Vec<SharedDoorbell>;
+    /// Lets the device look at doorbells in its shared memory.
+    fn look_at_doorbells(self: Arc<Self>, look: &dyn Fn(&Attachment));
 
     /// A task of the device has panicked.
     fn task_panicked(&self, task: &str, panic: Panicked);

@@ -1,33 +1,30 @@
-//! Doorbells in memory that clients map: a store rings nothing, so the page is polled.
+//! Doorbells in memory that clients map: a store rings nothing, so the device looks at them again and again.
 
+use std::fmt;
 use std::sync::{Arc, Weak};
 
 use vfiod_tasks::{Poll, PollSeat};
 
 use crate::context::{Context, Home};
+use crate::dma::Attachment;
 use crate::error::{Errno, Error, Result};
-use crate::memory::SharedMemory;
-use crate::region::{RegionIndex, SharedDoorbell};
-use crate::sync::{Mutex, try_lock};
 
-/// The doorbells in the shared areas of a region, which are polled while the device asks for it: what a client
-/// stores there through a mapping rings them as a message does, without a value.
+/// A place among the devices whose doorbells are polled.
 ///
-/// A worker does not sleep meanwhile ([`vfiod_tasks::Poll`]).
+/// A worker does not sleep while any is ([`vfiod_tasks::Poll`]).
 #[derive(Debug)]
 pub struct PolledDoorbells {
     seat: PollSeat,
     context: Context,
-    region: u32,
 }
 
 impl Context {
-    /// A place among the devices whose doorbells are polled, for those of a region. Nothing is polled before
+    /// A place among the devices whose doorbells are polled. Nothing is polled before
     /// [`PolledDoorbells::start`].
     ///
     /// # Errors
     /// `EUSERS`: as many devices are polled as may be ([`vfiod_tasks::Runtime::limit_polled`]).
-    pub fn poll_doorbells(&self, region: u32) -> Result<PolledDoorbells> {
+    pub fn poll_doorbells(&self) -> Result<PolledDoorbells> {
         let seat = self.runtime().poll_seat().map_err(|error| {
             let what = format!(
                 "{} other devices have doorbells that are polled, and no more may (limits.polled_devices)",
@@ -35,88 +32,53 @@ impl Context {
             );
             Error::new(Errno::USERS, what)
         })?;
-        Ok(PolledDoorbells { seat, context: self.clone(), region })
+        Ok(PolledDoorbells { seat, context: self.clone() })
     }
 }
 
 impl PolledDoorbells {
-    /// Polls from now on, in the present opening of the device. Each doorbell that is not 0 rings at first.
+    /// Calls `look` again and again from now on, at times on two threads at once, as a call of the data path
+    /// ([`crate::DataPath`]): not while the device is quiesced. It looks at the device's
+    /// [shared memory](Context::shared_memory), which it compares with what the device has taken of it. It must be
+    /// quick, and must not wait.
     ///
     /// # Errors
-    /// Those of [`Context::shared_memory`]; `EINVAL`: no doorbell is in the region's shared areas.
-    pub fn start(&self) -> Result<()> {
-        let memory = self.context.shared_memory(self.region)?;
+    /// `ENODEV`: the device is not registered yet.
+    pub fn start(&self, look: impl Fn(&Attachment) + Send + Sync + 'static) -> Result<()> {
         let home = self.context.home().ok_or_else(|| {
             Error::new(Errno::NODEV, format!("{} is not registered yet", self.context.name()))
         })?;
-        let bells = home.shared_doorbells(RegionIndex(self.region));
-        let page = Page::new(memory, bells, Arc::downgrade(&home), self.context.clone());
-        self.seat.start(Arc::new(page.ok_or_else(|| {
-            let what = format!("region {} shares no doorbells with clients", self.region);
-            Error::new(Errno::INVAL, what)
-        })?));
+        let (home, context) = (Arc::downgrade(&home), self.context.clone());
+        self.seat.start(Arc::new(Doorbells { look: Box::new(look), home, context }));
         Ok(())
     }
 
-    /// Polls no more. A ring may still be under way on another thread.
+    /// Polls no more. A look may still be under way on another thread.
     pub fn stop(&self) {
         self.seat.stop();
     }
 }
 
 /// What is polled.
-struct Page {
-    memory: Arc<SharedMemory>,
-    /// Where the first of them begins.
-    start: u64,
-    bells: Vec<SharedDoorbell>,
+struct Doorbells {
+    look: Box<dyn Fn(&Attachment) + Send + Sync>,
     home: Weak<dyn Home>,
     context: Context,
-    seen: Mutex<Seen>,
 }
 
-/// The bytes of all doorbells, from the first to the last.
-struct Seen {
-    last: Vec<u8>,
-    now: Vec<u8>,
-}
-
-impl Page {
-    fn new(
-        memory: Arc<SharedMemory>,
-        bells: Vec<SharedDoorbell>,
-        home: Weak<dyn Home>,
-        context: Context,
-    ) -> Option<Self> {
-        let start = bells.iter().map(|bell| bell.offset).min()?;
-        let end = bells.iter().map(|bell| bell.offset + bell.size as u64).max()?;
-        let len = (end - start) as usize;
-        let seen = Mutex::new(Seen { last: vec![0; len], now: vec![0; len] });
-        Some(Self { memory, start, bells, home, context, seen })
+impl Poll for Doorbells {
+    fn poll(&self) {
+        // Where it must not answer now, it looks when it may again.
+        if self.context.serves_directly()
+            && let Some(home) = self.home.upgrade()
+        {
+            home.look_at_doorbells(&*self.look);
+        }
     }
 }
 
-impl Poll for Page {
-    fn poll(&self) {
-        // Another thread is at it.
-        let Some(mut seen) = try_lock(&self.seen) else { return };
-        let Seen { last, now } = &mut *seen;
-        // Its opening has ended, or it must not answer now: then it looks when it may again.
-        if !self.context.serves_directly() || self.memory.read(self.start, now).is_err() {
-            return;
-        }
-        // A value that changes while it is copied is seen once more: it is another one the next time.
-        if last == now {
-            return;
-        }
-        let Some(home) = self.home.upgrade() else { return };
-        for SharedDoorbell { bell, offset, size } in &self.bells {
-            let at = (offset - self.start) as usize;
-            let at = at..at + size;
-            if last[at.clone()] != now[at] {
-                home.clone().ring_polled(*bell);
-            }
-        }
-        std::mem::swap(last, now);
+impl fmt::Debug for Doorbells {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Doorbells").field("context", &self.context).finish_non_exhaustive()
     }
 }

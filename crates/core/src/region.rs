@@ -239,27 +239,3 @@ impl Region {
         Ok(())
     }
 }
-
-/// A doorbell in shared memory: its number in the device, and where it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct SharedDoorbell {
-    pub(crate) bell: usize,
-    pub(crate) offset: u64,
-    pub(crate) size: usize,
-}
-
-/// The doorbells of a region that are in its shared areas.
-pub(crate) fn shared_doorbells(regions: &[Region], region: RegionIndex) -> Vec<SharedDoorbell> {
-    let mut bell = 0;
-    let mut found = Vec::new();
-    for (index, at) in (0..).zip(regions) {
-        for doorbell in &at.doorbells {
-            let size = if doorbell.size == 0 { 4 } else { usize::from(doorbell.size) };
-            if RegionIndex(index) == region && at.is_shared(doorbell.offset, size) {
-                found.push(SharedDoorbell { bell, offset: doorbell.offset, size });
-            }
-            bell += 1;
-        }
-    }
-    found
-}

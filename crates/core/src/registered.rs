@@ -10,6 +10,7 @@ use vfiod_tasks::Waiters;
 use crate::contain::{Panicked, contain};
 use crate::context::{Context, DataPath, Home};
 use crate::device::{Description, Device, ResetCause, Token};
+use crate::dma::Attachment;
 use crate::environment::Environment;
 use crate::error::{Errno, Error, Result};
 use crate::event::{Event, Subject};
@@ -19,7 +20,6 @@ use crate::ids::{DeviceId, Owner, SetKey};
 use crate::irq::IrqBatch;
 use crate::opening::Last;
 use crate::policy::{OpenPolicy, Retained, StatePolicy};
-use crate::region::{RegionIndex, SharedDoorbell, shared_doorbells};
 use crate::report::SharedReport;
 use crate::set::{self, SetDevice};
 use crate::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
@@ -635,12 +635,8 @@ impl Home for Registered {
         self.deliver_pending_rings();
     }
 
-    fn ring_polled(self: Arc<Self>, bell: usize) {
-        self.ring(bell, None);
-    }
-
-    fn shared_doorbells(&self, region: RegionIndex) -> Vec<SharedDoorbell> {
-        shared_doorbells(&self.description.regions, region)
+    fn look_at_doorbells(self: Arc<Self>, look: &dyn Fn(&Attachment)) {
+        self.look(look);
     }
 }
 

@@ -242,21 +242,31 @@ pub(crate) struct Depth<'a> {
     counters: &'a Counters,
     queue: &'a QueueCounters,
     is_busy: bool,
+    /// When it had none any more.
+    idle_since: Option<Instant>,
 }
 
 impl<'a> Depth<'a> {
     pub(crate) fn new((counters, queue): (&'a Counters, &'a QueueCounters)) -> Self {
-        Self { counters, queue, is_busy: false }
+        Self { counters, queue, is_busy: false, idle_since: None }
     }
 
-    /// So many are under way now.
+    /// So many are under way now. A queue that has none counts as busy until it [rests](Depth::rest).
     pub(crate) fn set(&mut self, depth: usize, now: Instant) {
         self.queue.depth.store(depth as u32, Ordering::Relaxed);
-        let is_busy = depth > 0 && !self.queue.is_admin();
-        match (std::mem::replace(&mut self.is_busy, is_busy), is_busy) {
-            (false, true) => self.counters.busy.begin(now),
-            (true, false) => self.counters.busy.end(now),
-            _ => {}
+        self.idle_since = (depth == 0).then_some(now);
+        if depth > 0 && !self.is_busy && !self.queue.is_admin() {
+            self.is_busy = true;
+            self.counters.busy.begin(now);
+        }
+    }
+
+    /// The queue waits for commands, if it has none.
+    pub(crate) fn rest(&mut self) {
+        if let Some(since) = self.idle_since.take()
+            && std::mem::take(&mut self.is_busy)
+        {
+            self.counters.busy.end(since);
         }
     }
 }
@@ -264,6 +274,7 @@ impl<'a> Depth<'a> {
 impl Drop for Depth<'_> {
     fn drop(&mut self) {
         self.set(0, Instant::now());
+        self.rest();
     }
 }
 

@@ -57,29 +57,28 @@ pub(crate) async fn pieces(
     }
 }
 
-/// The same without a wait. `None`: there is a list that is not in one page of mapped memory, or something
-/// that is not allowed.
+/// The same without a wait. `read` reads mapped memory. `None`: there is a list that is not in one page of that, or
+/// something that is not allowed.
 pub(crate) fn pieces_at_once(
-    dma: &Attachment,
     page: u64,
     prps: (u64, u64),
     len: usize,
+    read: impl FnOnce(u64, &mut [u8]) -> CoreResult<Reach>,
 ) -> Option<Pieces> {
     let mut pieces = Pieces::new();
     match begin(&mut pieces, page, prps, len).ok()? {
         Rest::Nothing => {}
-        Rest::List(list, left) => mapped_list(dma, page, list, left, &mut pieces)?,
+        Rest::List(list, left) => mapped_list(page, (list, left), &mut pieces, read)?,
     }
     Some(pieces)
 }
 
 /// Adds what a list in one page of mapped memory leads to.
 fn mapped_list(
-    dma: &Attachment,
     page: u64,
-    list: u64,
-    mut left: usize,
+    (list, mut left): (u64, usize),
     pieces: &mut Pieces,
+    read: impl FnOnce(u64, &mut [u8]) -> CoreResult<Reach>,
 ) -> Option<()> {
     let count = left.div_ceil(page as usize);
     if count > MAX_ENTRIES || count as u64 > (page - list % page) / ENTRY {
@@ -87,7 +86,7 @@ fn mapped_list(
     }
     let mut bytes = [0; MAX_ENTRIES * ENTRY as usize];
     let bytes = &mut bytes[..count * ENTRY as usize];
-    if dma.batch().ok()?.read(list, bytes).ok()? == Reach::Message {
+    if read(list, bytes).ok()? == Reach::Message {
         return None;
     }
     let mut addresses = bytes.as_chunks().0.iter().map(|address| u64::from_le_bytes(*address));

@@ -79,13 +79,13 @@ impl<M> Cx<M> {
         self.context().shared_memory(bar.into())
     }
 
-    /// Doorbells in the memory that a BAR shares, which are polled while the model asks for it
+    /// A place among the devices whose doorbells are polled, in memory that clients map
     /// ([`vfiod_core::Context::poll_doorbells`]).
     ///
     /// # Errors
     /// `EUSERS`: as many devices are polled as may be.
-    pub fn poll_doorbells(&self, bar: u8) -> Result<PolledDoorbells> {
-        self.context().poll_doorbells(bar.into())
+    pub fn poll_doorbells(&self) -> Result<PolledDoorbells> {
+        self.context().poll_doorbells()
     }
 
     /// The log of the device's input from outside, for captures: a model with a back end counts its

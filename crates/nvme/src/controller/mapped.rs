@@ -5,7 +5,7 @@ use vfiod_pci::prelude::*;
 use vfiod_sync::atomic::Ordering;
 
 use super::Nvme;
-use crate::queues::{DoorbellPlace, Queues};
+use crate::queues::{DoorbellPlace, MappedPage, Queues};
 use vfiod_nvme_spec::registers::{DOORBELLS, FATAL, SHUT_DOWN, SHUTDOWN, SIZE};
 
 /// The page of doorbells, in BAR 0.
@@ -23,7 +23,7 @@ impl Nvme {
     /// `EUSERS`: there are as many as there may be.
     pub(super) fn take_poll_seat(&mut self, cx: &Cx<Self>) -> Result<()> {
         if self.common.mapped_doorbells {
-            let polled = cx.poll_doorbells(0).map_err(|error| {
+            let polled = cx.poll_doorbells().map_err(|error| {
                 let what = "`doorbells` cannot be \"mapped\"";
                 Error::new(error.errno(), what).because(error)
             });
@@ -38,7 +38,8 @@ impl Nvme {
     /// Those of the memory.
     pub(super) fn map_doorbells(&self, cx: &Cx<Self>, queues: &Queues) -> Result<()> {
         if self.polled.is_some() {
-            queues.begin_place(DoorbellPlace::Mapped(cx.shared_memory(0)?));
+            let page = MappedPage::new(cx.shared_memory(0)?);
+            queues.begin_place(DoorbellPlace::Mapped(page));
         }
         Ok(())
     }
@@ -60,7 +61,8 @@ impl Nvme {
     /// Those of the memory.
     pub(super) fn start_polling(&self) -> Result<()> {
         let Some(polled) = &self.polled else { return Ok(()) };
-        polled.start()?;
+        let doorbells = self.doorbells.clone();
+        polled.start(move |dma| doorbells.look(dma))?;
         self.common.is_polled.store(true, Ordering::Relaxed);
         Ok(())
     }

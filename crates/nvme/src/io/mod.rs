@@ -1,5 +1,6 @@
 //! I/O commands (NVM command set 3).
 
+mod at_once;
 pub(crate) mod copy;
 pub(crate) mod dataset;
 mod fused;
@@ -68,6 +69,10 @@ impl Execute for IoQueue {
             [] => return 0,
         }
         1
+    }
+
+    fn at_once(&self, commands: &[Submission], most: u64, ended: &mut dyn FnMut(Command)) -> usize {
+        self.perform_at_once(commands, most, ended)
     }
 
     fn poll(&self, quick: &mut Quick, cx: &mut Context<'_>) -> Poll<Command> {

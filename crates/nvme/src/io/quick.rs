@@ -6,13 +6,16 @@
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use vfiod_disk::{Buffer, Request, Started};
+use vfiod_core::Result as CoreResult;
+use vfiod_core::dma::Reach;
+use vfiod_disk::{Buffer, Failure, Request, Started};
 use vfiod_nvme_spec::opcode::{self, Io};
-use vfiod_nvme_spec::{Status, Submission};
+use vfiod_nvme_spec::{Outcome, Status, Submission};
 
 use super::{IoQueue, judge};
 use crate::limits::MAX_TRANSFER;
-use crate::namespace::UsedNamespace;
+use crate::namespace::{Namespace, UsedNamespace};
+use crate::piece::Pieces;
 use crate::queues::serve::Command;
 use crate::queues::slots::Running;
 use crate::transfer::{Direction, SHORT, hold_all};
@@ -27,9 +30,17 @@ pub(crate) struct Quick {
     namespace: UsedNamespace,
 }
 
+/// What a read or write does.
+pub(super) struct Plain {
+    pub(super) direction: Direction,
+    /// In bytes of the disk.
+    pub(super) offset: u64,
+    pub(super) len: u64,
+}
+
 impl IoQueue {
-    /// Begins a command, if it is one of these.
-    pub(super) fn begin_quick(&self, command: &Submission) -> Option<Running<Quick>> {
+    /// What a command does, if it is a read or write that may be done in one step.
+    pub(super) fn plain(&self, namespace: &Namespace, command: &Submission) -> Option<Plain> {
         let io = opcode::IO.find(command.opcode(), |needs| self.common.has(needs)).ok()?.command;
         let direction = match io {
             Io::Read if !command.durable() => Direction::ToHost,
@@ -37,23 +48,64 @@ impl IoQueue {
             _ => return None,
         };
         command.check_io().ok()?;
-        let namespace = self.common.namespaces.get(command.namespace())?.enter_owned().ok()?;
         if direction == Direction::FromHost {
-            self.writable(&namespace).ok()?;
+            self.writable(namespace).ok()?;
         }
         let blocks = command.blocks();
         if blocks << namespace.block_shift() > MAX_TRANSFER {
             return None;
         }
         let (offset, len) = namespace.range(command.first_block(), blocks).ok()?;
-        let dma = self.task.dma();
+        Some(Plain { direction, offset, len })
+    }
+
+    /// Where the data of a command is, as far as that is found without a wait. `read` reads mapped memory.
+    pub(super) fn plain_pieces(
+        &self,
+        command: &Submission,
+        len: u64,
+        read: impl FnOnce(u64, &mut [u8]) -> CoreResult<Reach>,
+    ) -> Option<Pieces> {
         let pieces = if command.has_sgl() {
             sgl::pieces_at_once(command.sgl(), len as usize)
         } else {
-            prp::pieces_at_once(dma, self.queues.page, command.prps(), len as usize)
+            prp::pieces_at_once(self.queues.page, command.prps(), len as usize, read)
         };
         // A longer list is charged to the user, which may have to wait.
-        let pieces = pieces.filter(|pieces| pieces.len() <= SHORT)?;
+        pieces.filter(|pieces| pieces.len() <= SHORT)
+    }
+
+    /// What a read or write comes to with what the disk has done.
+    pub(super) fn concluded(
+        &self,
+        namespace: &Namespace,
+        command: &Submission,
+        (direction, len): (Direction, u64),
+        result: Result<(), Failure>,
+    ) -> Command {
+        let outcome: Outcome = match result {
+            Ok(()) => {
+                self.count(direction, len);
+                Ok(0)
+            }
+            Err(failure) => {
+                let media = match direction {
+                    Direction::ToHost => Status::READ_ERROR,
+                    Direction::FromHost => Status::WRITE_FAULT,
+                };
+                Err(judge(&self.common, &self.queues, namespace, &failure, media))
+            }
+        };
+        self.log(command, outcome);
+        Command::with(command, outcome)
+    }
+
+    /// Begins a command, if it is one of these.
+    pub(super) fn begin_quick(&self, command: &Submission) -> Option<Running<Quick>> {
+        let namespace = self.common.namespaces.get(command.namespace())?.enter_owned().ok()?;
+        let Plain { direction, offset, len } = self.plain(&namespace, command)?;
+        let dma = self.task.dma();
+        let pieces = self.plain_pieces(command, len, |at, bytes| dma.batch()?.read(at, bytes))?;
         let buffer = Buffer::Guest(hold_all(dma, &pieces, direction).ok()??);
         let request = match direction {
             Direction::ToHost => Request::Read { offset, buffer },
@@ -66,20 +118,7 @@ impl IoQueue {
 
     pub(super) fn poll_quick(&self, quick: &mut Quick, cx: &mut Context<'_>) -> Poll<Command> {
         let done = ready!(Pin::new(&mut quick.started).poll(cx));
-        let media = match quick.direction {
-            Direction::ToHost => Status::READ_ERROR,
-            Direction::FromHost => Status::WRITE_FAULT,
-        };
-        let outcome = match done.result {
-            Ok(()) => {
-                self.count(quick.direction, quick.len);
-                Ok(0)
-            }
-            Err(failure) => {
-                Err(judge(&self.common, &self.queues, &quick.namespace, &failure, media))
-            }
-        };
-        self.log(&quick.command, outcome);
-        Poll::Ready(Command::with(&quick.command, outcome))
+        let moved = (quick.direction, quick.len);
+        Poll::Ready(self.concluded(&quick.namespace, &quick.command, moved, done.result))
     }
 }

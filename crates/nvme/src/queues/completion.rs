@@ -110,6 +110,8 @@ pub(crate) struct Reserved {
     pub(crate) count: u32,
     /// The host has taken entries: others that wait for places are to look.
     pub(crate) wakes: bool,
+    /// The host has stored a value that is none of the queue.
+    pub(crate) invalid: bool,
 }
 
 impl CompletionQueue {
@@ -171,7 +173,8 @@ impl CompletionQueue {
             moved = true;
         }
         state.awaited = count < most || (others && !moved);
-        Ok(Reserved { count, wakes: others && moved })
+        let invalid = state.head.take_invalid();
+        Ok(Reserved { count, wakes: others && moved, invalid })
     }
 
     /// Looks how far the host has come, and asks it to tell what there is to know: that it has taken any
@@ -330,11 +333,6 @@ impl CompletionQueue {
         // Where its page cannot be reached, a queue's task finds that out.
         let moved = self.follow(&mut state, host).unwrap_or(false);
         Ok(wakes | (moved && std::mem::take(&mut state.awaited)))
-    }
-
-    /// Whether the host has stored a value that is none of the queue, since this was asked last.
-    pub(crate) fn take_invalid(&self) -> bool {
-        lock(&self.state).head.take_invalid()
     }
 
     /// From now on its doorbell, the one of queue `id`, is there, too.

@@ -20,12 +20,11 @@
 use std::sync::Arc;
 
 use vfiod_core::dma::{Attachment, Batch, Reach};
-use vfiod_core::memory::SharedMemory;
 use vfiod_core::{Errno, Error, Result};
 use vfiod_sync::atomic::{Ordering, fence};
 use vfiod_tasks::event_index::{SharedIndex, ask};
 
-use vfiod_nvme_spec::registers::DOORBELLS;
+use super::page::MappedPage;
 
 /// Bytes of a doorbell, and of an entry of either page (CAP.DSTRD is 0).
 const ENTRY: u64 = 4;
@@ -53,7 +52,7 @@ pub(crate) enum DoorbellPlace {
     /// Shadow doorbells.
     Shadow(Pages),
     /// The registers are BAR 0's memory, which the host maps.
-    Mapped(Arc<SharedMemory>),
+    Mapped(Arc<MappedPage>),
 }
 
 /// A doorbell's value is none of the queue.
@@ -90,16 +89,8 @@ struct Shadow {
 /// A register that the host maps.
 #[derive(Clone, Debug)]
 struct Mapped {
-    memory: Arc<SharedMemory>,
-    at: u64,
-    /// What was there last.
-    seen: u32,
-}
-
-impl Mapped {
-    fn new(memory: &Arc<SharedMemory>, bell: usize, seen: u32) -> Self {
-        Self { memory: memory.clone(), at: DOORBELLS + bell as u64 * ENTRY, seen }
-    }
+    page: Arc<MappedPage>,
+    bell: usize,
 }
 
 /// What is saved of a doorbell besides its value.
@@ -129,8 +120,9 @@ impl Doorbell {
             Some(DoorbellPlace::Shadow(pages)) => {
                 doorbell.shadow = Some(Shadow { seen: moved.seen, ..pages.entry(bell) });
             }
-            Some(DoorbellPlace::Mapped(memory)) => {
-                doorbell.mapped = Some(Mapped::new(memory, bell, moved.seen));
+            Some(DoorbellPlace::Mapped(page)) => {
+                page.restore(bell, moved.seen);
+                doorbell.mapped = Some(Mapped { page: page.clone(), bell });
             }
             None => {}
         }
@@ -139,7 +131,8 @@ impl Doorbell {
 
     pub(crate) fn moved(&self) -> Moved {
         let shadow = self.shadow.as_ref().map(|shadow| shadow.seen);
-        let seen = shadow.or(self.mapped.as_ref().map(|mapped| mapped.seen));
+        let mapped = self.mapped.as_ref().map(|Mapped { page, bell }| page.taken(*bell));
+        let seen = shadow.or(mapped);
         Moved { lag: self.lag, seen: seen.unwrap_or(0) }
     }
 
@@ -168,10 +161,9 @@ impl Doorbell {
                 (shadow.seen, shadow.event) = (self.value, Some(self.value));
                 (self.lag, self.shadow) = (0, Some(shadow));
             }
-            DoorbellPlace::Mapped(memory) => {
-                let mapped = Mapped::new(memory, bell, self.value);
-                memory.store(mapped.at, self.value.to_le(), Ordering::SeqCst)?;
-                self.mapped = Some(mapped);
+            DoorbellPlace::Mapped(page) => {
+                page.set(bell, self.value)?;
+                self.mapped = Some(Mapped { page: page.clone(), bell });
             }
         }
         Ok(())
@@ -275,10 +267,9 @@ impl Doorbell {
     /// # Errors
     /// Those of the memory.
     pub(crate) fn look(&mut self, dma: &Attachment, limit: u32) -> Result<bool> {
-        if let Some(mapped) = &mut self.mapped {
-            let now = u32::from_le(mapped.memory.load(mapped.at)?);
-            let seen = std::mem::replace(&mut mapped.seen, now);
-            return Ok(now != seen && self.advance(now, limit));
+        if let Some(Mapped { page, bell }) = &self.mapped {
+            let taken = page.take(*bell)?;
+            return Ok(taken.is_some_and(|now| self.advance(now, limit)));
         }
         let Some(shadow) = &self.shadow else { return Ok(false) };
         let mut batch = dma.batch()?;
@@ -372,6 +363,7 @@ mod tests {
     use std::os::fd::OwnedFd;
 
     use vfiod_core::dma::{Backing, MapRequest, Perm, Space};
+    use vfiod_core::memory::SharedMemory;
 
     use super::*;
 
@@ -479,7 +471,7 @@ mod tests {
         let (_, dma) = pages();
         let memory = SharedMemory::new("bar", 0x2000).unwrap();
         let mut bell = Doorbell::new(8, 5);
-        bell.set_place(&dma, &DoorbellPlace::Mapped(memory.clone()), 3).unwrap();
+        bell.set_place(&dma, &DoorbellPlace::Mapped(MappedPage::new(memory.clone())), 3).unwrap();
         let page = |value: u32| memory.store(0x100c, value, Ordering::SeqCst).unwrap();
         assert_eq!(memory.load::<u32>(0x100c).unwrap(), 5);
         // Messages 6 and 7, and a store of 1 before the first of them is delivered.

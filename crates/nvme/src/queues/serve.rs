@@ -12,6 +12,7 @@ use vfiod_core::{Errno, Result};
 use vfiod_pci::Task;
 use vfiod_tasks::{race, yield_now};
 
+use super::held::Held;
 use super::slots::{Running, Slots};
 use super::{Host, Queues, SubmissionQueue};
 use crate::controller::Nvme;
@@ -26,14 +27,13 @@ const BATCH: u32 = 32;
 /// begun: where the disk is memory, the host works on these while others are copied. Smaller ones cost a host that
 /// rings by messages more of these.
 const GROUP: u64 = 1 << 20;
+/// The same of a host that neither rings by messages nor waits for interrupts.
+const SMALL_GROUP: u64 = 16 << 10;
 /// How often a queue that has nothing to do looks at its shadow doorbell before it asks to be told: some ten
 /// microseconds.
 const LOOKS: u32 = 200;
 /// How long a queue waits before it looks whether the host lets the device reach memory again.
 const FORBIDDEN: Duration = Duration::from_millis(10);
-/// How long a queue waits whose doorbell is polled before it looks at it itself: a store is missed that brings back
-/// the value of the last poll, which takes a whole round of the queue between two polls.
-const MISSED: Duration = Duration::from_millis(10);
 /// How long a queue waits that has one place for two commands of a fused operation.
 const HALF: Duration = Duration::from_millis(1);
 
@@ -71,6 +71,17 @@ pub(crate) trait Execute: Sized + Send + Sync + 'static {
     /// Begins a command, the first one of these, which are those that were read together; or the first two, if
     /// they belong together. Returns how many it was.
     fn begin(&self, commands: &[Submission], begun: &mut dyn FnMut(Running<Self::Quick>)) -> usize;
+
+    /// Performs commands that wait for nothing, the first ones of these, until they have moved `most` bytes. Returns
+    /// how many it was.
+    fn at_once(
+        &self,
+        _commands: &[Submission],
+        _most: u64,
+        _ended: &mut dyn FnMut(Command),
+    ) -> usize {
+        0
+    }
 
     /// Looks whether a command has ended.
     fn poll(&self, quick: &mut Self::Quick, cx: &mut Context<'_>) -> Poll<Command>;
@@ -129,6 +140,9 @@ pub(crate) async fn serve(
     let mut held = Held::default();
     let mut turn = Turn::default();
     let mut read_since = 0;
+    // A host whose stores are polled, and which polls itself, works on the first ones while others are performed.
+    let is_polled = queue.is_mapped() && queue.completions.layout.vector.is_none();
+    let group = if is_polled { SMALL_GROUP } else { GROUP };
     loop {
         if read_since >= BATCH {
             // Others have their turn, also where the disk and the host never let this one wait.
@@ -162,7 +176,7 @@ pub(crate) async fn serve(
             let mut rest = commands.as_slice();
             while !rest.is_empty() {
                 let began = task.task().runtime().now();
-                rest = begin(&execute, rest, (&mut running, began), &mut ended);
+                rest = begin(&execute, rest, (&mut running, began), group, &mut ended);
                 depth.set(running.len() + ended.len(), began);
                 if !ended.is_empty() {
                     let now = count(&task, (of_all, counters), &ended);
@@ -198,6 +212,9 @@ pub(crate) async fn serve(
                 pause(&task).await;
             }
             running.shrink();
+            if !matches!(next, Next::Read) {
+                depth.rest();
+            }
             held.or(&task, wait(&task, &queue, &execute, next)).await;
             continue;
         }
@@ -214,14 +231,19 @@ pub(crate) async fn serve(
     }
 }
 
-/// Begins commands until they move [`GROUP`] bytes, and returns those that are left. Those that have ended
+/// Begins commands until they move [`GROUP`] bytes, or those that wait for nothing `group` bytes, and returns those that are left. Those that have ended
 /// already are added to `ended`.
 fn begin<'a, E: Execute>(
     execute: &E,
     commands: &'a [Submission],
     (running, began): (&mut Slots<E>, Instant),
+    group: u64,
     ended: &mut Vec<(Instant, Command)>,
 ) -> &'a [Submission] {
+    let at_once = execute.at_once(commands, group, &mut |command| ended.push((began, command)));
+    if at_once > 0 {
+        return &commands[at_once..];
+    }
     let (mut quick, mut others) = (Places::default(), Places::default());
     let (mut done, mut bytes) = (0, 0);
     let mut begin = || {
@@ -284,35 +306,6 @@ fn count(
     now
 }
 
-/// An interrupt that waits for others, and until when.
-#[derive(Default)]
-struct Held(Option<Instant>);
-
-impl Held {
-    fn until(&mut self, time: Instant) {
-        self.0 = Some(self.0.map_or(time, |before| before.min(time)));
-    }
-
-    fn is_over(&self, task: &Task<Nvme>) -> bool {
-        self.0.is_some_and(|time| task.task().runtime().now() >= time)
-    }
-
-    /// It waits no longer.
-    fn flush(&mut self, queues: &Queues, queue: &SubmissionQueue) {
-        if let (Some(_), Some(vector)) = (self.0.take(), queue.completions.layout.vector) {
-            queues.vectors.flush(&queues.interrupts, vector);
-        }
-    }
-
-    /// Waits for `wait`, but not longer than the interrupt waits.
-    async fn or(&self, task: &Task<Nvme>, wait: impl Future<Output = ()>) {
-        match self.0 {
-            Some(time) => race(wait, task.task().runtime().sleep_until(time)).await,
-            None => wait.await,
-        }
-    }
-}
-
 /// How far a queue has come among those whose commands are limited.
 struct Turn {
     place: Option<Place>,
@@ -345,13 +338,6 @@ async fn wait(task: &Task<Nvme>, queue: &SubmissionQueue, execute: &impl Execute
     let rung = queue.bell.wait_for(|| queue.bell.is_rung().then_some(()));
     match next {
         Next::Read => {}
-        Next::Wait | Next::Turn if queue.is_mapped() => {
-            let missed = async {
-                task.task().sleep(MISSED).await;
-                queue.is_overdue();
-            };
-            race(rung, missed).await;
-        }
         Next::Wait | Next::Turn => rung.await,
         Next::Poll(time) => race(task.task().sleep(time), rung).await,
         Next::Hold => race(execute.ready(), rung).await,
@@ -367,7 +353,8 @@ fn prepare(
     is_idle: bool,
 ) -> Result<Next> {
     if !queue.is_shadowed() {
-        return Ok(Next::Wait);
+        let is_heard = is_idle && queues.linger(task.dma(), queue);
+        return Ok(if is_heard { Next::Read } else { Next::Wait });
     }
     for _ in 0..if is_idle { LOOKS } else { 0 } {
         if queue.look(task.dma())? || queue.bell.is_rung() {
@@ -399,12 +386,16 @@ async fn read(
     commands: &mut Vec<Submission>,
 ) -> Result<Next> {
     commands.clear();
-    match queue.look(task.dma()) {
-        Ok(_) => {}
+    let waiting = match queue.news(task.dma()) {
+        Ok((waiting, is_invalid)) => {
+            if is_invalid {
+                queues.notice_invalid_value();
+            }
+            waiting
+        }
         Err(error) if error.errno() == Errno::PERM => return Ok(Next::Poll(FORBIDDEN)),
         Err(error) => return Err(error),
-    }
-    let waiting = queue.waiting();
+    };
     let mut most = waiting.min(BATCH);
     let Turn { place, least } = std::mem::take(turn);
     if most == 0 {
@@ -431,10 +422,11 @@ async fn read(
     let reserved = queue.completions.reserve(queues.host(task.dma()), count);
     let places = reserved.as_ref().map_or(0, |reserved| reserved.count);
     queues.end(count - places);
-    if reserved?.wakes {
+    let reserved = reserved?;
+    if reserved.wakes {
         queues.ring_all();
     }
-    if queue.completions.take_invalid() {
+    if reserved.invalid {
         queues.notice_invalid_value();
     }
     if places == 0 {
@@ -539,7 +531,7 @@ async fn post(
     completions.clear();
     completions.extend(ended.drain(..).filter_map(completion));
     let silent = count - completions.len() as u32;
-    if queue.completions.release(silent) {
+    if silent > 0 && queue.completions.release(silent) {
         queues.ring_all();
     }
     let host = Host { coalesces: queue.id != 0, ..queues.host(task.dma()) };

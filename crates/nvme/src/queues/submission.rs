@@ -40,8 +40,6 @@ pub(crate) struct SubmissionQueue {
     head: AtomicU32,
     /// Its doorbell: how far the host has submitted commands.
     tail: Mutex<Doorbell>,
-    /// Its task is to look at a doorbell that is polled, though nothing has rung.
-    overdue: AtomicBool,
     deleted: AtomicBool,
 }
 
@@ -73,7 +71,6 @@ impl SubmissionQueue {
             bell: Bell::new(),
             head: AtomicU32::new(head),
             tail: Mutex::new(tail),
-            overdue: AtomicBool::new(true),
             deleted: AtomicBool::new(false),
         }
     }
@@ -115,25 +112,26 @@ impl SubmissionQueue {
 
     /// Looks for commands where the host stores its doorbell. Returns whether there are new ones.
     ///
-    /// Not where it is polled: whoever polls compares with what was there at the last poll. If the task took a
-    /// value in between, and the host then stored the one before, as it does in a queue of two entries, that would
-    /// ring nothing. Values are taken as they ring ([`SubmissionQueue::set_tail`]), and here once
-    /// [`SubmissionQueue::is_overdue`] was called.
-    ///
     /// # Errors
     /// Those of the memory.
     pub(crate) fn look(&self, dma: &Attachment) -> Result<bool> {
         let mut doorbell = lock(&self.tail);
-        if doorbell.is_mapped() && !self.overdue.swap(false, Ordering::SeqCst) {
-            return Ok(false);
-        }
         let limit = self.limit(&doorbell);
         doorbell.look(dma, limit)
     }
 
-    /// Lets [`SubmissionQueue::look`] look at a doorbell that is polled.
-    pub(crate) fn is_overdue(&self) {
-        self.overdue.store(true, Ordering::SeqCst);
+    /// Looks for commands, and says how many were submitted and not read, and whether the host has stored a value that
+    /// is none of the queue.
+    ///
+    /// # Errors
+    /// Those of the memory.
+    pub(crate) fn news(&self, dma: &Attachment) -> Result<(u32, bool)> {
+        let mut doorbell = lock(&self.tail);
+        let limit = self.limit(&doorbell);
+        doorbell.look(dma, limit)?;
+        // What a shadow doorbell has is told of before the task sleeps.
+        let is_invalid = doorbell.is_mapped() && doorbell.take_invalid();
+        Ok((self.unread(&doorbell), is_invalid))
     }
 
     pub(crate) fn is_mapped(&self) -> bool {
@@ -256,7 +254,7 @@ mod tests {
     use vfiod_core::memory::SharedMemory;
     use vfiod_nvme_spec::registers::DOORBELLS;
 
-    use super::super::Layout;
+    use super::super::{Layout, MappedPage};
     use super::*;
 
     /// Memory of a host that writes over each entry when it was read.
@@ -288,26 +286,46 @@ mod tests {
         assert_eq!(opcodes, [6, 7, 0, 1, 2]);
     }
 
-    /// What was taken between two polls could be followed by the value of the last poll, which rings nothing.
+    /// Whoever polls hears a host that stores the value of the last poll, after another one that the task has taken.
     #[test]
-    fn value_of_a_doorbell_that_is_polled_is_taken_as_it_rings() {
+    fn value_before_the_one_that_the_task_has_taken_is_heard() {
         let dma = Attachment::new(&Space::default());
         let memory = SharedMemory::new("bar", 0x2000).unwrap();
+        let page = MappedPage::new(memory.clone());
         let layout = Layout { base: 0, entries: 2, vector: None };
         let queue = SubmissionQueue::new(1, (0, 2), 1, Arc::new(CompletionQueue::new(layout)));
-        queue.set_place(&dma, &DoorbellPlace::Mapped(memory.clone())).unwrap();
-        assert!(!queue.look(&dma).unwrap());
+        queue.set_place(&dma, &DoorbellPlace::Mapped(page.clone())).unwrap();
         let store = |value: u32| memory.store(DOORBELLS + 8, value, Ordering::SeqCst).unwrap();
-        store(1);
-        let taken = queue.look(&dma).unwrap() || queue.waiting() > 0;
-        assert!(!taken, "it is taken though nothing has rung");
-        queue.set_tail(&dma, 0).unwrap();
-        assert_eq!(queue.waiting(), 1);
-        queue.head.store(1, Ordering::Release);
-        store(0);
-        assert!(!queue.look(&dma).unwrap());
-        queue.is_overdue();
-        assert!(queue.look(&dma).unwrap(), "it is late");
-        assert_eq!(queue.waiting(), 1);
+        let hear = |bell, value| bell == 2 && queue.set_tail(&dma, value).is_ok();
+        let poll = || page.hear_moved(hear, |bell| panic!("doorbell {bell}"));
+        assert!(!poll(), "nothing has moved");
+        for round in 0..3 {
+            store(1);
+            assert_eq!(queue.news(&dma).unwrap(), (1, false), "{round}");
+            assert!(!poll(), "{round}: the task has it");
+            queue.head.store(1, Ordering::Release);
+            store(0);
+            assert!(poll() && queue.bell.take().is_some(), "{round}: the value before");
+            assert_eq!(queue.waiting(), 1, "{round}");
+            queue.head.store(0, Ordering::Release);
+        }
+        store(2);
+        assert_eq!(queue.news(&dma).unwrap(), (0, true), "a value of no queue");
+        assert!(!poll());
+    }
+
+    /// A doorbell of no queue is heard once for each value.
+    #[test]
+    fn doorbell_of_no_queue_is_heard_once() {
+        let memory = SharedMemory::new("bar", 0x2000).unwrap();
+        let page = MappedPage::new(memory.clone());
+        for value in [7_u32, 8] {
+            memory.store(DOORBELLS + 4 * 129, value, Ordering::SeqCst).unwrap();
+            let mut heard = Vec::new();
+            for _ in 0..3 {
+                assert!(!page.hear_moved(|_, _| false, |bell| heard.push(bell)));
+            }
+            assert_eq!(heard, [129], "{value}");
+        }
     }
 }

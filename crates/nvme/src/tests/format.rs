@@ -3,9 +3,10 @@
 use std::path::Path;
 
 use vfiod_config::ConfiguredModel;
+use vfiod_pci::ModelRef;
 use vfiod_testing::eventually;
 
-use super::rig::{BASE, Command, DATA, Held, Host, pattern, with};
+use super::rig::{BASE, Command, DATA, Held, Host, nvme, pattern, with};
 use crate::controller::Nvme;
 use crate::options::NvmeOptions;
 
@@ -140,4 +141,18 @@ fn reset_ends_a_format_that_waits() {
     host.enable();
     host.create_pair(1, 64, 1);
     assert_eq!(host.perform(1, Command::io(READ, 3, 1, (DATA, 0))), Ok(0));
+}
+
+/// Nothing of a namespace is done while it is formatted, on disks that wait for nothing either.
+#[test]
+fn command_of_memory_during_a_format_is_refused() {
+    let mut host = Host::new(nvme());
+    host.create_pair(1, 16, 1);
+    let device = ModelRef::<Nvme>::of(host.device.device()).unwrap();
+    let namespace = device.step(|nvme, _| nvme.common.namespaces.get(1)).unwrap().unwrap();
+    let formatting = namespace.begin_format().unwrap();
+    let read = || Command::io(READ, 0, 1, (DATA, 0));
+    assert_eq!(host.perform(1, read()), Err(0x84));
+    drop(formatting);
+    assert_eq!(host.perform(1, read()), Ok(0));
 }
