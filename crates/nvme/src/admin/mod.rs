@@ -25,7 +25,7 @@ use crate::limits::MAX_TRANSFER;
 use crate::prp;
 use crate::queues::Queues;
 use crate::queues::completion::Reserved;
-use crate::queues::serve::{Command, Ended, Execute};
+use crate::queues::serve::{Command, Ended, Execute, wake};
 use crate::queues::slots::Running;
 use crate::transfer;
 use vfiod_nvme_spec::opcode::{self, Admin};
@@ -143,9 +143,9 @@ impl Execute for AdminQueue {
                 let posted = admin.completions.post(host, std::slice::from_ref(&completion));
                 posted.await.map_err(|_| Status::INTERNAL)
             });
-            if posted.await.is_err() {
-                self.task.step(|nvme, _| nvme.fail(&self.queues)).await;
-                return;
+            match posted.await {
+                Ok(written) => wake(&self.queues, written),
+                Err(_) => return self.task.step(|nvme, _| nvme.fail(&self.queues)).await,
             }
         }
     }

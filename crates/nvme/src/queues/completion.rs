@@ -104,6 +104,15 @@ impl<E: Iterator<Item = Entry> + Clone> Drop for Writing<'_, E> {
     }
 }
 
+/// What is to be done when completions were written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Written {
+    /// Their interrupt waits for others: the vector is flushed ([`Vectors::flush`]) after this time.
+    pub(crate) held: Option<Duration>,
+    /// The host has taken entries: others that wait for places are to look.
+    pub(crate) wakes: bool,
+}
+
 /// Places that were reserved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Reserved {
@@ -148,8 +157,8 @@ impl CompletionQueue {
     }
 
     /// Reserves up to `most` places. If there are fewer, the caller is among those who are to look again
-    /// when the host has taken entries: [`CompletionQueue::set_head`] and this say when. The host is asked
-    /// to write the register then.
+    /// when the host has taken entries: this, [`CompletionQueue::post`] and
+    /// [`CompletionQueue::set_head`] say when. The host is asked to write the register then.
     ///
     /// # Errors
     /// Those of the memory of shadow doorbells.
@@ -244,18 +253,13 @@ impl CompletionQueue {
         })
     }
 
-    /// Writes completions, for each of which a place is reserved, then interrupts. If the interrupt waits for
-    /// others, the caller flushes the vector ([`Vectors::flush`]) after the time that is returned. While the
+    /// Writes completions, for each of which a place is reserved, then interrupts. While the
     /// host lets the device reach no memory they are deferred, and so are those that are left where the result
     /// is dropped.
     ///
     /// # Errors
     /// Those of the memory: the host waits for an entry that does not come, or is not heard any more.
-    pub(crate) async fn post(
-        &self,
-        host: Host<'_>,
-        completions: &[Completion],
-    ) -> Result<Option<Duration>> {
+    pub(crate) async fn post(&self, host: Host<'_>, completions: &[Completion]) -> Result<Written> {
         let is_error = |completion: &Completion| completion.status != Status::SUCCESS;
         let can_wait = host.coalesces && !completions.iter().any(is_error);
         self.write(host, self.take(completions), can_wait, false).await
@@ -270,12 +274,12 @@ impl CompletionQueue {
     ///
     /// # Errors
     /// As [`CompletionQueue::post`].
-    pub(crate) async fn write_deferred(&self, host: Host<'_>) -> Result<()> {
+    pub(crate) async fn write_deferred(&self, host: Host<'_>) -> Result<Written> {
         let entries = std::mem::take(&mut lock(&self.state).deferred);
-        if !entries.is_empty() {
-            self.write(host, entries.iter().copied(), false, true).await?;
+        if entries.is_empty() {
+            return Ok(Written::default());
         }
-        Ok(())
+        self.write(host, entries.iter().copied(), false, true).await
     }
 
     fn writing<'a, E: Iterator<Item = Entry> + Clone>(
@@ -293,7 +297,7 @@ impl CompletionQueue {
         entries: impl Iterator<Item = Entry> + Clone,
         can_wait: bool,
         again: bool,
-    ) -> Result<Option<Duration>> {
+    ) -> Result<Written> {
         let mut writing = self.writing(host, entries, again);
         let Writing { entries, written, .. } = &mut writing;
         match write(host.dma, self.layout.base, entries, written).await {
@@ -302,21 +306,22 @@ impl CompletionQueue {
         }
         let count = writing.written as u32;
         drop(writing);
-        if count == 0 { Ok(None) } else { self.signal(host, count, can_wait) }
+        if count == 0 { Ok(Written::default()) } else { self.signal(host, count, can_wait) }
     }
 
     /// Interrupts, unless the host has taken all entries already.
-    fn signal(&self, host: Host<'_>, count: u32, can_wait: bool) -> Result<Option<Duration>> {
-        let Some(vector) = self.layout.vector else { return Ok(None) };
+    fn signal(&self, host: Host<'_>, count: u32, can_wait: bool) -> Result<Written> {
+        let Some(vector) = self.layout.vector else { return Ok(Written::default()) };
         let mut state = lock(&self.state);
-        if state.head.is_in_memory() && host.raise.is_pin() {
-            self.follow(&mut state, host)?;
-        }
+        let follows = state.head.is_in_memory() && host.raise.is_pin();
+        // Whoever is told of this value later finds nothing new.
+        let wakes = follows && self.follow(&mut state, host)? && std::mem::take(&mut state.awaited);
         if state.head.value() == state.tail {
-            return Ok(None);
+            return Ok(Written { held: None, wakes });
         }
         let first = !std::mem::replace(&mut state.signalled, true);
-        Ok(host.vectors.entries(host.raise, vector, Posted { count, first, can_wait }))
+        let held = host.vectors.entries(host.raise, vector, Posted { count, first, can_wait });
+        Ok(Written { held, wakes })
     }
 
     /// The host has written the register: it has taken entries up to `head`. Returns whether those who wait

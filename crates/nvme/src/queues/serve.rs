@@ -12,6 +12,7 @@ use vfiod_core::{Errno, Result};
 use vfiod_pci::Task;
 use vfiod_tasks::{race, yield_now};
 
+use super::completion::Written;
 use super::held::Held;
 use super::slots::{Running, Slots};
 use super::{Host, Queues, SubmissionQueue};
@@ -493,11 +494,14 @@ async fn catch_up(task: &Task<Nvme>, queues: &Arc<Queues>, queue: &SubmissionQue
     for completions in all.into_iter().flatten().chain(own) {
         let written = race(completions.write_deferred(queues.host(task.dma())), async {
             queues.stop_requested().await;
-            Ok(())
+            Ok(Written::default())
         });
-        if let Err(error) = written.await {
-            fail(task, queues, queue.id, "cannot write completions", &error.to_string()).await;
-            return false;
+        match written.await {
+            Ok(written) => wake(queues, written),
+            Err(error) => {
+                fail(task, queues, queue.id, "cannot write completions", &error.to_string()).await;
+                return false;
+            }
         }
         is_behind |= completions.is_behind();
     }
@@ -506,6 +510,13 @@ async fn catch_up(task: &Task<Nvme>, queues: &Arc<Queues>, queue: &SubmissionQue
         queues.ring_others(queue);
     }
     is_behind
+}
+
+/// Lets those look again who wait for places of a completion queue, if there are new ones.
+pub(crate) fn wake(queues: &Queues, written: Written) {
+    if written.wakes {
+        queues.ring_all();
+    }
 }
 
 /// Posts what commands resulted in. Returns how long their interrupt waits for others, if it does.
@@ -538,10 +549,13 @@ async fn post(
     if !queues.is_stopped() && !completions.is_empty() {
         let posted = race(queue.completions.post(host, completions), async {
             queues.stop_requested().await;
-            Ok(None)
+            Ok(Written::default())
         });
         match posted.await {
-            Ok(time) => held = time,
+            Ok(written) => {
+                wake(queues, written);
+                held = written.held;
+            }
             Err(error) => {
                 let error = error.to_string();
                 fail(task, queues, queue.id, "cannot write completions", &error).await;

@@ -170,3 +170,117 @@ impl<E: Execute> Slots<E> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use futures_util::task::{ArcWake, waker};
+
+    use super::*;
+    use crate::counters::{Counters, QueueCounters};
+    use vfiod_nvme_spec::Submission;
+
+    /// Commands that are polled by themselves alone.
+    struct Nothing;
+
+    impl Execute for Nothing {
+        type Quick = ();
+
+        fn begin(&self, _: &[Submission], _: &mut dyn FnMut(Running<()>)) -> usize {
+            unreachable!("commands are added by the test")
+        }
+
+        fn poll(&self, (): &mut (), _: &mut Context<'_>) -> Poll<Command> {
+            unreachable!("no command is of this kind")
+        }
+
+        fn counters(&self) -> (&Counters, &QueueCounters) {
+            unreachable!("nothing is counted")
+        }
+    }
+
+    /// A queue's task, as its runtime sees it.
+    #[derive(Default)]
+    struct QueueTask(AtomicBool);
+
+    impl ArcWake for QueueTask {
+        fn wake_by_ref(task: &Arc<Self>) {
+            task.0.store(true, Ordering::SeqCst);
+        }
+    }
+
+    /// The commands of a queue, and its task.
+    struct Rig {
+        slots: Slots<Nothing>,
+        task: Arc<QueueTask>,
+        ended: Vec<(Instant, Command)>,
+    }
+
+    impl Rig {
+        fn new() -> Self {
+            Self { slots: Slots::new(), task: Arc::default(), ended: Vec::new() }
+        }
+
+        /// Adds a command that ends when it has been looked at `looks` times more, after each of which it is
+        /// woken by `wake`.
+        fn add(&mut self, mut looks: u32, wake: impl Fn(&Waker) + Send + 'static) {
+            let command = std::future::poll_fn(move |cx| {
+                if looks == 0 {
+                    let command = Submission::new([0; 64]);
+                    return Poll::Ready(Command::with(&command, Ok(0)));
+                }
+                looks -= 1;
+                wake(cx.waker());
+                Poll::Pending
+            });
+            let place = self.slots.add(Running::new(command), Instant::now());
+            self.slots.poll(&Nothing, place, &mut self.ended);
+        }
+
+        /// Runs the task until it waits. Returns how many commands have ended.
+        fn run(&mut self) -> usize {
+            let waker = waker(self.task.clone());
+            let mut count = 0;
+            while !self.slots.is_empty() {
+                let cx = &Context::from_waker(&waker);
+                self.task.0.store(false, Ordering::SeqCst);
+                if self.slots.poll_woken(&Nothing, &mut self.ended, cx).is_ready() {
+                    count += self.ended.drain(..).count();
+                } else if !self.task.0.load(Ordering::SeqCst) {
+                    break;
+                }
+            }
+            count
+        }
+    }
+
+    /// As one of another thread that comes while the task looks at the command.
+    #[test]
+    fn wake_while_a_command_is_looked_at_is_not_lost() {
+        let mut rig = Rig::new();
+        rig.add(3, Waker::wake_by_ref);
+        rig.add(1, Waker::wake_by_ref);
+        rig.add(0, |_| {});
+        assert_eq!(rig.ended.drain(..).count(), 1, "what does not wait ends at once");
+        assert_eq!(rig.run(), 2, "a command waits that was woken");
+    }
+
+    #[test]
+    fn each_wake_of_a_task_that_waits_wakes_it() {
+        let mut rig = Rig::new();
+        let wakers: Arc<Mutex<Vec<Waker>>> = Arc::default();
+        for _ in 0..2 {
+            let wakers = wakers.clone();
+            rig.add(2, move |waker| lock(&wakers).push(waker.clone()));
+        }
+        for ends in [0, 2] {
+            assert_eq!(rig.run(), 0, "nobody has woken any");
+            // Merged into one, and after its place was looked at once more.
+            let all = std::mem::take(&mut *lock(&wakers));
+            assert_eq!(all.len(), 2);
+            all.iter().for_each(Waker::wake_by_ref);
+            all.into_iter().for_each(Waker::wake);
+            assert!(rig.task.0.load(Ordering::SeqCst), "the task sleeps though it was woken");
+            assert_eq!(rig.run(), ends);
+        }
+    }
+}

@@ -7,11 +7,16 @@ use futures_util::future::FutureExt;
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use vfiod_core::Context;
 use vfiod_core::dma::{Attachment, Backing, MapRequest, Perm, Space};
-use vfiod_sync::atomic::AtomicU32;
+use vfiod_core::memory::SharedMemory;
+use vfiod_sync::atomic::{AtomicU32, Ordering};
 use vfiod_sync::{Arc, Condvar, Mutex, lock};
 
-use super::{CompletionQueue, DoorbellPlace, Host, Layout, Pages, Queues, SubmissionQueue};
+use super::completion::Written;
+use super::{
+    CompletionQueue, DoorbellPlace, Host, Layout, MappedPage, Pages, Queues, SubmissionQueue,
+};
 use crate::vectors::{Raise, Vectors};
+use vfiod_nvme_spec::registers::DOORBELLS;
 use vfiod_nvme_spec::{Completion, Status};
 
 const LEN: u64 = 4096;
@@ -91,13 +96,22 @@ impl Rig {
                 frees = self.freed.wait(frees).expect("not poisoned");
             }
             drop(frees);
-            let completion =
-                Completion { result: 0, head: 0, queue: 1, id, status: Status::SUCCESS };
-            let completions = [completion];
-            let posted = self.queue.post(self.reach(), &completions);
-            // Memory that is mapped makes nobody wait.
-            posted.now_or_never().expect("at once").expect("is posted");
+            self.post_one(id);
         }
+    }
+
+    /// Posts a completion with this identifier, for which there is a place.
+    fn post_one(&self, id: u16) -> Written {
+        let completions =
+            [Completion { result: 0, head: 0, queue: 1, id, status: Status::SUCCESS }];
+        let posted = self.queue.post(self.reach(), &completions);
+        // Memory that is mapped makes nobody wait.
+        posted.now_or_never().expect("at once").expect("is posted")
+    }
+
+    /// Reserves a place, if there is one.
+    fn reserve(&self) -> bool {
+        self.queue.reserve(self.reach(), 1).expect("reaches memory").count == 1
     }
 
     /// The identifier of the entry at a place, if it has this phase tag.
@@ -145,6 +159,56 @@ fn completions_arrive_once_and_the_pin_falls() {
         ids.sort_unstable();
         assert!(ids.into_iter().eq((0..20).chain(100..120)), "round {round}");
         assert!(!lock(&rig.line.state).0, "round {round}: the pin is still high");
+    }
+}
+
+/// Whoever polls hears a host that stores the value of the last poll, after another one that was taken.
+#[test]
+fn head_that_is_polled_is_heard_though_one_was_taken_between_polls() {
+    let rig = Rig::new(2);
+    let memory = SharedMemory::new("bar", 0x2000).expect("memory");
+    let page = MappedPage::new(memory.clone());
+    rig.queue.set_place(&rig.dma, &DoorbellPlace::Mapped(page.clone()), 1).expect("reaches it");
+    let store = |head: u32| memory.store(DOORBELLS + 12, head, Ordering::SeqCst).expect("stores");
+    let hear = |_, head| rig.queue.set_head(rig.reach(), head).expect("a sound value");
+    let pin = || lock(&rig.line.state).0;
+    assert!(rig.reserve());
+    rig.post_one(1);
+    assert!(pin());
+    store(1);
+    assert!(rig.reserve(), "the place that the host has taken");
+    rig.post_one(2);
+    assert!(!rig.reserve());
+    store(0);
+    assert!(page.hear_moved(hear, |_| ()), "who waits is to look");
+    assert!(!pin(), "the host has taken the last entry");
+    assert!(rig.reserve());
+}
+
+/// Whoever posts may be the first who sees that the host has taken entries: what tells of the host's store then
+/// says nothing new.
+#[test]
+fn who_waits_for_places_is_woken_whoever_sees_that_there_are_some() {
+    let memory = SharedMemory::new("bar", 0x2000).expect("memory");
+    for mapped in [false, true] {
+        let rig = Rig::new(2);
+        let page = MappedPage::new(memory.clone());
+        let place = match mapped {
+            false => DoorbellPlace::Shadow(Pages { doorbells: LEN / 2, events: LEN / 4 * 3 }),
+            true => DoorbellPlace::Mapped(page.clone()),
+        };
+        rig.queue.set_place(&rig.dma, &place, 1).expect("reaches memory");
+        assert!(rig.reserve());
+        assert!(!rig.reserve(), "another queue waits");
+        // As a host does that takes the entry before the controller has looked whether it is to interrupt.
+        let head = 1_u32.to_le_bytes();
+        rustix::io::pwrite(&rig.memory, &head, LEN / 2 + 12).expect("writes");
+        memory.store(DOORBELLS + 12, 1_u32, Ordering::SeqCst).expect("stores");
+        let posted = rig.post_one(1).wakes;
+        let hear = |_, head| rig.queue.set_head(rig.reach(), head).expect("a sound value");
+        let told = if mapped { page.hear_moved(hear, |_| ()) } else { hear(3, 1) };
+        assert!(posted || told, "nobody looks again though there are places, mapped: {mapped}");
+        assert!(rig.reserve());
     }
 }
 
