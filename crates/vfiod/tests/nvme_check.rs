@@ -6,9 +6,11 @@ mod process;
 use std::fs::{self, File};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use process::{Daemon, bad, good, vfiod};
 use rustix::fs::{FileType, FlockOperation};
+use rustix::process::Signal;
 use tempfile::TempDir;
 
 const MIB: u64 = 1 << 20;
@@ -173,6 +175,68 @@ fn image_that_another_program_has_is_refused_with_its_process() {
     assert!(!said.contains("shared"), "{said}");
     drop(file);
     rig.accepted(&[("disk", "file = '@/good.img'")]);
+}
+
+/// A block device of an image, or `None`, and said so, where none can be made.
+struct Loop(PathBuf);
+
+impl Loop {
+    fn new(image: &Path) -> Option<Self> {
+        let made = Command::new("losetup").args(["--find", "--show"]).arg(image).output();
+        let made = made.ok().filter(|output| output.status.success());
+        if made.is_none() {
+            eprintln!("SKIPPED: loop devices cannot be made here");
+        }
+        Some(Self(String::from_utf8(made?.stdout).unwrap().trim().into()))
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        _ = Command::new("losetup").arg("-d").arg(&self.0).status();
+    }
+}
+
+/// What `qemu-img` says when it is to change the size of an image; `None`, and said so, where it is not there.
+fn resized_by_qemu(path: &Path) -> Option<Result<(), String>> {
+    let mut command = Command::new("qemu-img");
+    let Ok(output) = command.args(["resize", "-f", "raw"]).arg(path).arg("2M").output() else {
+        eprintln!("SKIPPED: no qemu-img");
+        return None;
+    };
+    let said = || String::from_utf8_lossy(&output.stderr).into_owned();
+    Some(if output.status.success() { Ok(()) } else { Err(said()) })
+}
+
+#[test]
+fn disk_of_a_daemon_is_refused_to_others_until_the_daemon_is_killed() {
+    let rig = Rig::new();
+    rig.image("behind.img", MIB);
+    let device = Loop::new(&rig.at("behind.img"));
+    let metadata = rig.at("kept");
+    let paths = [Some(rig.at("good.img")), device.as_ref().map(|device| device.0.clone())];
+    for path in paths.into_iter().flatten() {
+        let options = format!("file = {path:?}, metadata = {metadata:?}");
+        let disk = [("disk", options.as_str())];
+        let daemon = rig.serve(&disk);
+        let file = format!("file={}", path.display());
+        let other = ["serve", "--device", "nvme", "--socket-path", "x", "--option", &file];
+        let kept = format!("metadata={}", rig.at("other").display());
+        let said = bad(2, other.into_iter().chain(["--option", &kept]));
+        assert!(said.contains("--option file: ") && said.contains("in use: "), "{said}");
+        let is_file = path.ends_with("good.img");
+        if is_file && let Some(resized) = resized_by_qemu(&path) {
+            assert!(resized.unwrap_err().contains("lock"));
+        }
+        let (status, said) = daemon.terminate(Signal::KILL);
+        assert!(!status.success(), "{said}");
+        // Its locks end with it, and nobody else's are in the way.
+        if is_file && let Some(resized) = resized_by_qemu(&path) {
+            resized.unwrap();
+        }
+        drop(rig.serve(&disk));
+        fs::remove_file(&metadata).unwrap();
+    }
 }
 
 /// A configuration can be checked while it is served.
