@@ -15,10 +15,12 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::task::{Poll, Waker};
 
-use vfiod_sync::{Mutex, lock};
+use vfiod_sync::{Mutex, lock, try_lock};
 
 /// How many ranges of one user wait in line, if there are others.
 const WAITING: usize = 4;
+/// How often what is to be done at once tries to: for about a microsecond.
+const TRIES: u32 = 32;
 
 /// The ranges that are in use, or waited for.
 #[derive(Default)]
@@ -260,14 +262,20 @@ impl User {
         RangeLock { user: self.clone(), start, number, granted_at_once }
     }
 
-    /// Calls `f` if the range would be granted at once. No other range is granted meanwhile, so `f` must not wait.
+    /// Calls `f` if the range would be granted at once. No other range is granted meanwhile, so `f` must not wait for
+    /// long. `None` as well while another one is at it: whoever asks may hold what that one waits for, such as the
+    /// map of guest memory, which a third one wants to change.
     pub(crate) fn at_once<R>(
         &self,
         range: Range<u64>,
         exclusive: bool,
         f: impl FnOnce() -> R,
     ) -> Option<R> {
-        let mut state = lock(&self.ranges.state);
+        let mut state = (0..TRIES).find_map(|_| {
+            let state = try_lock(&self.ranges.state);
+            state.is_none().then(std::hint::spin_loop);
+            state
+        })?;
         let is_free =
             state.waiting.is_empty() && state.line.conflicting(range, exclusive).next().is_none();
         is_free.then(f)

@@ -6,8 +6,8 @@ use std::task::{Context, Poll, Waker};
 
 use vfiod_disk::test::{Kind, SECTOR, TestDisk, own};
 use vfiod_disk::{
-    Backend, Buffer, Channel, Disk, DiskChannel, Done, FailureKind, Interest, Memory, Pending,
-    Request,
+    Backend, Buffer, Bytes, Channel, Disk, DiskChannel, Done, FailureKind, Interest, Memory,
+    Pending, Request,
 };
 use vfiod_dma::{Attachment, Errno};
 use vfiod_tasks::Runtime;
@@ -294,6 +294,40 @@ fn what_is_done_at_once_passes_nobody() {
     disk.set_write_through(true);
     assert_eq!((write(0, 1), read(0)), (None, Some(7)), "a sync is behind it");
     assert!(!rig(1).channel.is_at_once());
+}
+
+/// Bytes whose copy takes as long as another one lets it.
+struct Slow<'a>(&'a dyn Fn());
+
+impl Bytes for Slow<'_> {
+    fn len(&self) -> usize {
+        512
+    }
+
+    fn put(&mut self, _at: usize, _bytes: &[u8]) -> vfiod_dma::Result<()> {
+        (self.0)();
+        Ok(())
+    }
+
+    fn take(&mut self, _at: usize, _bytes: &mut [u8]) -> vfiod_dma::Result<()> {
+        Ok(())
+    }
+}
+
+/// A copy may wait for whoever maps guest memory, who waits for those that have entered the map: these do not wait
+/// for the copy.
+#[test]
+fn what_is_done_at_once_waits_for_no_other_copy() {
+    let disk = Disk::new(Memory::new(1 << 20).unwrap());
+    let channel = disk.connect(&Runtime::new().unwrap()).unwrap();
+    let copies = || {
+        let (other, (sender, done)) = (channel.clone(), std::sync::mpsc::channel());
+        std::thread::spawn(move || sender.send(other.read_at_once(4096, &mut own(&[0; 512]))));
+        let done = done.recv_timeout(std::time::Duration::from_secs(60));
+        assert!(done.expect("it waits for another copy").is_none());
+    };
+    assert!(channel.read_at_once(0, &mut Slow(&copies)).unwrap().is_ok());
+    assert!(channel.read_at_once(4096, &mut own(&[0; 512])).unwrap().is_ok());
 }
 
 #[test]
