@@ -114,8 +114,13 @@ impl InPlace<'_, '_> {
             let part = (piece.len() - before).min(len - done);
             if let (Piece::Memory(address, _), 1..) = (*piece, part) {
                 let range = done..done + part;
-                if access(self.memory, address + before as u64, range)? == Reach::Message {
-                    return Err(Error::new(Errno::FAULT, "memory that was mapped is no more"));
+                // Whatever is wrong with memory is wrong about the transfer, and not about the disk, as `EPERM` would be.
+                match access(self.memory, address + before as u64, range) {
+                    Ok(Reach::Mapped) => {}
+                    Ok(Reach::Message) => {
+                        return Err(Error::new(Errno::FAULT, "memory that was mapped is no more"));
+                    }
+                    Err(error) => return Err(Error::new(Errno::FAULT, error.to_string())),
                 }
             }
             done += part;
@@ -135,5 +140,44 @@ impl Bytes for InPlace<'_, '_> {
 
     fn take(&mut self, at: usize, bytes: &mut [u8]) -> CoreResult<()> {
         self.each(at, bytes.len(), |memory, at, part| memory.read(at, &mut bytes[part]))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+    use vfiod_core::dma::{Attachment, Backing, MapRequest, Space};
+
+    use super::*;
+
+    /// Bus mastering is switched off amid a copy, and somebody maps memory, whom the copy lets in: the transfer has
+    /// failed, and the disk is not write protected.
+    #[test]
+    fn memory_that_is_forbidden_amid_a_copy_is_a_failed_transfer() {
+        let space = Space::default();
+        let map = |iova| {
+            let fd = memfd_create("memory", MemfdFlags::CLOEXEC).unwrap();
+            ftruncate(&fd, 4096).unwrap();
+            let (perm, backing) = (Perm::READ | Perm::WRITE, Backing::File { fd, offset: 0 });
+            space.map(None, MapRequest { iova, size: 4096, perm, backing }).unwrap();
+        };
+        map(0);
+        let dma = Attachment::new(&space);
+        std::thread::scope(|threads| {
+            let mut memory = dma.batch().unwrap();
+            let pieces = [Piece::Memory(0, 512)];
+            let mut data = InPlace { memory: &mut memory, pieces: &pieces, len: 512 };
+            assert!(data.is_mapped(Direction::ToHost));
+            data.put(0, &[1; 512]).unwrap();
+            dma.set_bus_master(false);
+            threads.spawn(|| map(4096));
+            let error = loop {
+                // Until whoever maps waits for it.
+                if let Err(error) = data.put(0, &[1; 512]) {
+                    break error;
+                }
+            };
+            assert_eq!(error.errno(), Errno::FAULT, "{error}");
+        });
     }
 }

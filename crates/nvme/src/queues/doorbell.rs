@@ -171,6 +171,10 @@ impl Doorbell {
 
     /// What is there is the host's again: it is neither read nor written any more.
     pub(crate) fn end_place(&mut self) {
+        if let Some(Mapped { page, bell }) = &self.mapped {
+            // What the host has stored until now was for this queue, and is no doorbell of none.
+            _ = page.take(*bell);
+        }
         (self.shadow, self.mapped, self.lag) = (None, None, 0);
     }
 

@@ -125,13 +125,18 @@ impl Queues {
     }
 
     pub(crate) fn remove_submission(&self, id: usize) {
+        if let Some(queue) = self.submission(id) {
+            queue.end_place();
+        }
         *lock(&self.submissions[id]) = None;
     }
 
     pub(crate) fn remove_completion(&self, id: usize) {
+        if let Some(queue) = self.completion(id) {
+            queue.end_place();
+        }
         let queue = lock(&self.completions[id]).take();
         if let Some(queue) = queue {
-            queue.end_place();
             queue.end(&self.vectors, &self.interrupts);
             self.deferred.fetch_sub(queue.deferred().len() as u32, Ordering::SeqCst);
         }

@@ -63,6 +63,8 @@ impl MappedPage {
     /// # Errors
     /// Those of the memory.
     pub(super) fn set(&self, bell: usize, value: u32) -> Result<()> {
+        // Whoever polls amid this finds it, of a queue that is not there yet.
+        self.found[bell].store(self.load(bell)?, Ordering::Relaxed);
         self.restore(bell, value);
         self.memory.store(DOORBELLS + (bell * LEN) as u64, value.to_le(), Ordering::SeqCst)
     }

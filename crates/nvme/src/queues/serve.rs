@@ -140,14 +140,13 @@ pub(crate) async fn serve(
     let mut depth = Depth::new(execute.counters());
     let mut held = Held::default();
     let mut turn = Turn::default();
-    let mut read_since = 0;
+    let mut occupied = Occupied::default();
     // A host whose stores are polled, and which polls itself, works on the first ones while others are performed.
     let is_polled = queue.is_mapped() && queue.completions.layout.vector.is_none();
     let group = if is_polled { SMALL_GROUP } else { GROUP };
     loop {
-        if read_since >= BATCH {
+        if occupied.is_over() {
             // Others have their turn, also where the disk and the host never let this one wait.
-            read_since = 0;
             yield_now().await;
         }
         // What is rung from here on rings again.
@@ -173,7 +172,7 @@ pub(crate) async fn serve(
         } else {
             execute.events().await;
             let read = read(&task, &queues, &queue, &execute, &mut turn, &mut commands).await;
-            read_since += commands.len() as u32;
+            occupied.round(commands.len() as u32);
             let mut rest = commands.as_slice();
             while !rest.is_empty() {
                 let began = task.task().runtime().now();
@@ -229,6 +228,26 @@ pub(crate) async fn serve(
                 held.until(now + time);
             }
         }
+    }
+}
+
+/// How long a queue has occupied its thread: commands that it has read, and rounds in which there was none. A host
+/// can make those for ever, by a doorbell that it moves to values of no queue.
+#[derive(Default)]
+struct Occupied(u32);
+
+impl Occupied {
+    fn round(&mut self, commands: u32) {
+        self.0 += commands.max(1);
+    }
+
+    /// Whether others are to have their turn; it begins anew then.
+    fn is_over(&mut self) -> bool {
+        let is_over = self.0 >= BATCH;
+        if is_over {
+            self.0 = 0;
+        }
+        is_over
     }
 }
 
@@ -588,4 +607,20 @@ async fn fail(task: &Task<Nvme>, queues: &Arc<Queues>, queue: u16, what: &str, e
         }
     })
     .await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rounds_without_commands_end_a_turn_as_well() {
+        let mut occupied = Occupied::default();
+        occupied.round(BATCH);
+        assert_eq!([occupied.is_over(), occupied.is_over()], [true, false]);
+        (1..BATCH).for_each(|_| occupied.round(0));
+        assert!(!occupied.is_over());
+        occupied.round(0);
+        assert!(occupied.is_over());
+    }
 }

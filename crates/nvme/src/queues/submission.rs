@@ -314,6 +314,27 @@ mod tests {
         assert!(!poll());
     }
 
+    /// What a host has stored before it deleted a queue is no doorbell of no queue.
+    #[test]
+    fn store_that_nobody_has_taken_ends_with_its_queue() {
+        let dma = Attachment::new(&Space::default());
+        let memory = SharedMemory::new("bar", 0x2000).unwrap();
+        let page = MappedPage::new(memory.clone());
+        let layout = Layout { base: 0, entries: 8, vector: None };
+        let queue = SubmissionQueue::new(1, (0, 8), 1, Arc::new(CompletionQueue::new(layout)));
+        queue.set_place(&dma, &DoorbellPlace::Mapped(page.clone())).unwrap();
+        let heard = |bells: &[usize]| {
+            let mut heard = Vec::new();
+            page.hear_moved(|_, _| false, |bell| heard.push(bell));
+            assert_eq!(heard, bells);
+        };
+        memory.store(DOORBELLS + 8, 3_u32, Ordering::SeqCst).unwrap();
+        queue.end_place();
+        heard(&[]);
+        memory.store(DOORBELLS + 8, 4_u32, Ordering::SeqCst).unwrap();
+        heard(&[2]);
+    }
+
     /// A doorbell of no queue is heard once for each value.
     #[test]
     fn doorbell_of_no_queue_is_heard_once() {
