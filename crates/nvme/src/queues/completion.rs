@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use vfiod_core::dma::{Attachment, Batch, Reach};
 use vfiod_core::{Errno, Result};
-use vfiod_sync::atomic::{AtomicU32, Ordering};
+use vfiod_sync::atomic::{AtomicU32, Ordering, fence};
 use vfiod_sync::{Mutex, lock, try_lock};
 
 use super::doorbell::{Doorbell, DoorbellPlace, InvalidValue};
@@ -393,7 +393,8 @@ async fn write(
     Ok(())
 }
 
-/// Writes entries as long as their memory is mapped, and counts them.
+/// Writes entries as long as their memory is mapped, and counts them. All are visible when this returns: whoever looks then
+/// how far the host has come sees whether it has taken them.
 fn write_mapped(
     dma: &Attachment,
     base: u64,
@@ -407,11 +408,12 @@ fn write_mapped(
             break;
         }
         let at = at.saturating_add(BEFORE_PHASE as u64);
-        if batch.store(at, last.to_le(), Ordering::SeqCst)? == Reach::Message {
+        if batch.store(at, last.to_le(), Ordering::Release)? == Reach::Message {
             break;
         }
         *written += 1;
     }
+    fence(Ordering::SeqCst);
     Ok(())
 }
 
