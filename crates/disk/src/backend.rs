@@ -301,6 +301,8 @@ pub enum FailureKind {
     SyncFailed,
     /// A compare: the disk has other data than the buffer.
     Different,
+    /// Nobody wants what it comes to any more: its [`Interest`](crate::Interest) has ended.
+    Unwanted,
     /// Any other error.
     Other,
 }

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use vfiod_dma::{Errno, Error, Flight, Flights, Result};
 use vfiod_sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use vfiod_sync::{Mutex, lock};
-use vfiod_tasks::{Runtime, Waiters, WeakRuntime, yield_now};
+use vfiod_tasks::{Runtime, Waiters, WeakRuntime, race, yield_now};
 
 use crate::backend::{
     About, Backend, Buffer, Channel, Done, Failure, FailureKind, Limits, Request,
@@ -71,7 +71,7 @@ impl Shared {
 /// Counts a request for as long as it is in flight.
 pub(crate) struct InFlight {
     parts: Arc<Parts>,
-    _of_device: Option<Flight>,
+    of_device: Option<Flight>,
 }
 
 impl InFlight {
@@ -90,7 +90,21 @@ impl InFlight {
 
     fn count(parts: &Arc<Parts>, of_device: Option<Flight>) -> Self {
         parts.shared.in_flight.fetch_add(1, Ordering::SeqCst);
-        Self { parts: parts.clone(), _of_device: of_device }
+        Self { parts: parts.clone(), of_device }
+    }
+
+    /// Syncs what the request has written, if it is to be durable, as long as somebody wants that. The device need
+    /// not wait meanwhile: the guest's memory is not used any more, and what is on the disk does not change.
+    pub(crate) async fn sync_if(&mut self, durable: Option<Interest>, mut done: Done) -> Done {
+        if let Some(interest) = durable
+            && done.result.is_ok()
+        {
+            self.of_device = None;
+            done.buffer = None;
+            let synced = self.parts.sync(self.parts.shared.syncs.next());
+            done.result = race(synced, async { Err(interest.ended().await) }).await;
+        }
+        done
     }
 }
 
@@ -253,7 +267,7 @@ impl DiskChannel {
         };
         let (lock, channel) = (self.parts.ranges.enter(range, false), self.parts());
         let interest = interest.clone();
-        self.go_on(async move {
+        self.go_on(None, async move {
             lock.granted().await;
             let len = with.len() as u64;
             if let Err(failure) = channel.still_has(offset + len, offset, len) {
@@ -265,14 +279,14 @@ impl DiskChannel {
     }
 
     /// Compares a range with `with`, and if they are equal calls `equal` and writes `buffer`, of the same
-    /// length, which comes back: in one step, as far as any other request of the disk can tell. A failure
+    /// length: in one step, as far as any other request of the disk can tell. A failure
     /// without a call of `equal` is one of the comparison, and nothing was written.
     /// [`FailureKind::Different`]: they are not equal.
     pub fn compare_and_write(
         &self,
+        interest: &Interest,
         offset: u64,
-        with: Buffer,
-        buffer: Buffer,
+        (with, buffer): (Buffer, Buffer),
         durable: bool,
         equal: impl FnOnce() + Send + 'static,
     ) -> Started {
@@ -287,8 +301,8 @@ impl DiskChannel {
         };
         let end = range.end;
         let (lock, channel) = (self.parts.ranges.enter(range, true), self.parts());
-        let durable = durable || self.is_write_through();
-        self.go_on(async move {
+        let durable = self.durable(interest, durable);
+        self.go_on(durable, async move {
             lock.granted().await;
             if let Err(failure) = channel.still_has(end, offset, len) {
                 return Done { result: Err(failure), buffer: Some(buffer) };
@@ -300,7 +314,7 @@ impl DiskChannel {
             let write = Request::Write { offset, buffer, durable: false };
             let done = channel.inner.start(write).await;
             drop(lock);
-            channel.sync_if(durable, done).await
+            done
         })
     }
 
@@ -311,7 +325,7 @@ impl DiskChannel {
         }
         let channel = self.parts();
         let interest = interest.clone();
-        self.go_on(async move {
+        self.go_on(None, async move {
             let mut done = 0;
             while done < len {
                 let (at, part) = (offset + done, (len - done).min(VERIFIED));
@@ -334,6 +348,11 @@ impl DiskChannel {
 
     pub(crate) fn is_write_through(&self) -> bool {
         self.parts.shared.write_through.load(Ordering::SeqCst)
+    }
+
+    /// How long somebody wants what is written to be durable, if it is to be.
+    fn durable(&self, interest: &Interest, durable: bool) -> Option<Interest> {
+        (durable || self.is_write_through()).then(|| interest.clone())
     }
 
     /// The range, if it is within the disk.
@@ -366,20 +385,25 @@ impl DiskChannel {
         self.parts.clone()
     }
 
-    /// The future of a request, which goes on if it is dropped, and counts as in flight.
-    fn go_on(&self, steps: impl Future<Output = Done> + Send + 'static) -> Started {
-        self.go_on_as(InFlight::new(&self.parts), steps)
+    /// The future of a request, which goes on if it is dropped, and counts as in flight. What its steps have written
+    /// is synced if it is to be durable.
+    fn go_on(
+        &self,
+        durable: Option<Interest>,
+        steps: impl Future<Output = Done> + Send + 'static,
+    ) -> Started {
+        self.go_on_as(InFlight::new(&self.parts), durable, steps)
     }
 
     fn go_on_as(
         &self,
-        in_flight: InFlight,
+        mut in_flight: InFlight,
+        durable: Option<Interest>,
         steps: impl Future<Output = Done> + Send + 'static,
     ) -> Started {
         let rest = async move {
             let done = steps.await;
-            drop(in_flight);
-            done
+            in_flight.sync_if(durable, done).await
         };
         Started::from(Pending::from(Continued::new(&self.parts.runtime, rest)))
     }
@@ -391,7 +415,7 @@ impl DiskChannel {
         range: Range<u64>,
         exclusive: bool,
         request: Request,
-        durable: bool,
+        durable: Option<Interest>,
     ) -> Started {
         let (offset, len, end) = (range.start, range.end - range.start, range.end);
         let lock = self.parts.ranges.enter(range, exclusive);
@@ -405,7 +429,7 @@ impl DiskChannel {
         }
         // Another one is in front.
         let (parts, interest) = (self.parts(), interest.clone());
-        self.go_on(async move {
+        self.go_on(durable, async move {
             lock.granted().await;
             let still = parts.still_has(end, offset, len);
             if let Err(failure) = still.and_then(|()| interest.lasts()) {
@@ -413,7 +437,7 @@ impl DiskChannel {
             }
             let done = parts.inner.start(request).await;
             drop(lock);
-            parts.sync_if(durable, done).await
+            done
         })
     }
 
@@ -426,8 +450,9 @@ impl DiskChannel {
         make: impl Fn(u64, u64) -> Request + Send + 'static,
     ) -> Started {
         let (channel, shared) = (self.parts(), self.parts.shared.clone());
+        let durable = self.durable(interest, durable);
         let interest = interest.clone();
-        self.go_on(async move {
+        self.go_on(durable, async move {
             let mut at = range.start;
             while at < range.end {
                 let (piece, began) = (shared.piece.next(at, range.end), std::time::Instant::now());
@@ -447,7 +472,7 @@ impl DiskChannel {
                 // Others have their turn, also with a back end that never waits.
                 yield_now().await;
             }
-            channel.sync_if(durable, Done { result: Ok(()), buffer: None }).await
+            Done { result: Ok(()), buffer: None }
         })
     }
 }
@@ -473,12 +498,11 @@ impl Channel for DiskChannel {
 impl DiskChannel {
     /// [`Channel::start`], of a request that is wanted as long as `interest` has not ended.
     pub fn start_within(&self, interest: &Interest, request: Request) -> Started {
-        let write_through = self.is_write_through();
         match request {
             Request::Read { offset, ref buffer } => {
                 let len = buffer.len() as u64;
                 match self.range(offset, len) {
-                    Some(range) => self.in_one_step(interest, range, false, request, false),
+                    Some(range) => self.in_one_step(interest, range, false, request, None),
                     None => self.refuse_range(offset, len, request.into_buffer()),
                 }
             }
@@ -486,7 +510,8 @@ impl DiskChannel {
                 match self.may_change(offset, buffer.len() as u64) {
                     Ok(range) => {
                         let write = Request::Write { offset, buffer, durable: false };
-                        self.in_one_step(interest, range, true, write, durable || write_through)
+                        let durable = self.durable(interest, durable);
+                        self.in_one_step(interest, range, true, write, durable)
                     }
                     Err(failure) => failed(failure, Some(buffer)),
                 }
@@ -494,29 +519,21 @@ impl DiskChannel {
             Request::Flush => {
                 // Also where another one runs now: it may have begun before the writes had completed.
                 let (channel, sync) = (self.parts(), self.parts.shared.syncs.next());
-                self.go_on_as(InFlight::of_disk(&self.parts), async move {
+                self.go_on_as(InFlight::of_disk(&self.parts), None, async move {
                     let result = channel.sync(sync).await;
                     Done { result, buffer: None }
                 })
             }
             Request::Zero { offset, len, deallocate, durable } => {
                 match self.may_change(offset, len) {
-                    Ok(range) => self.in_pieces(
-                        interest,
-                        range,
-                        durable || write_through,
-                        move |offset, len| Request::Zero {
-                            offset,
-                            len,
-                            deallocate,
-                            durable: false,
-                        },
-                    ),
+                    Ok(range) => self.in_pieces(interest, range, durable, move |offset, len| {
+                        Request::Zero { offset, len, deallocate, durable: false }
+                    }),
                     Err(failure) => failed(failure, None),
                 }
             }
             Request::Deallocate { offset, len } => match self.may_change(offset, len) {
-                Ok(range) => self.in_pieces(interest, range, write_through, |offset, len| {
+                Ok(range) => self.in_pieces(interest, range, false, |offset, len| {
                     Request::Deallocate { offset, len }
                 }),
                 Err(failure) => failed(failure, None),
@@ -547,14 +564,6 @@ impl Parts {
     /// Waits until a sync has ended, this one or a later one.
     async fn sync(&self, sync: u64) -> Result<(), Failure> {
         self.shared.syncs.ended(sync, &self.inner).await
-    }
-
-    /// Syncs what a request has written, if it is to be durable.
-    pub(crate) async fn sync_if(&self, durable: bool, mut done: Done) -> Done {
-        if durable && done.result.is_ok() {
-            done.result = self.sync(self.shared.syncs.next()).await;
-        }
-        done
     }
 
     /// Reads into a buffer of our own, which comes back.

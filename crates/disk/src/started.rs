@@ -6,6 +6,7 @@ use std::task::{Context, Poll, ready};
 use crate::backend::Done;
 use crate::continued::{Continued, go_on};
 use crate::disk::InFlight;
+use crate::interest::Interest;
 use crate::pending::Pending;
 use crate::ranges::RangeLock;
 
@@ -24,22 +25,21 @@ enum State {
 pub(crate) struct Step {
     pub(crate) pending: Pending,
     pub(crate) lock: RangeLock,
-    pub(crate) durable: bool,
+    /// It is to be durable, as long as this lasts.
+    pub(crate) durable: Option<Interest>,
     pub(crate) in_flight: InFlight,
 }
 
 impl Step {
     /// Does what is left when the back end has ended its part.
     async fn finish(self, done: Option<Done>) -> Done {
-        let Self { pending, lock, durable, in_flight } = self;
+        let Self { pending, lock, durable, mut in_flight } = self;
         let done = match done {
             Some(done) => done,
             None => pending.await,
         };
         drop(lock);
-        let done = in_flight.parts().sync_if(durable, done).await;
-        drop(in_flight);
-        done
+        in_flight.sync_if(durable, done).await
     }
 }
 
@@ -67,7 +67,7 @@ impl Future for Started {
             let Some(step) = place else { return Poll::Pending };
             let done = ready!(Pin::new(&mut step.pending).poll(cx));
             let Some(step) = place.take() else { return Poll::Pending };
-            if !step.durable || done.result.is_err() {
+            if step.durable.is_none() || done.result.is_err() {
                 return Poll::Ready(done);
             }
             let runtime = step.in_flight.parts().runtime.clone();

@@ -178,7 +178,13 @@ fn after_a_failed_sync_no_flush_and_no_write_succeeds() {
         for request in [Request::Flush, write(0, 2, 1), zero(0, 1, false), deallocate(0, 1)] {
             assert_eq!(kind(rig.wait(channel.start(request))), refused);
         }
-        let fused = channel.compare_and_write(0, own(&[1; 512]), own(&[2; 512]), false, || ());
+        let fused = channel.compare_and_write(
+            &Interest::default(),
+            0,
+            (own(&[1; 512]), own(&[2; 512])),
+            false,
+            || (),
+        );
         assert_eq!(kind(rig.wait(fused)), refused);
         assert_eq!(bytes(rig.wait(channel.start(read(0, 1)))), [1; SECTOR], "reads go on");
     }
@@ -211,7 +217,13 @@ fn durable_writes_are_synced_before_they_complete() {
     };
     assert_eq!((kind(rig.run(fua(0))), rig.durable(0)), (None, 9));
     assert_eq!((kind(rig.run(zero(0, 1, true))), rig.durable(0)), (None, 0));
-    let fused = rig.channel.compare_and_write(0, own(&[0; 512]), own(&[3; 512]), true, || ());
+    let fused = rig.channel.compare_and_write(
+        &Interest::default(),
+        0,
+        (own(&[0; 512]), own(&[3; 512])),
+        true,
+        || (),
+    );
     assert_eq!((kind(rig.wait(fused)), rig.durable(0)), (None, 3));
     rig.test.fail(Kind::Flush, Errno::IO, 1);
     assert_eq!(kind(rig.run(fua(1))), Some(FailureKind::SyncFailed));
@@ -243,16 +255,33 @@ fn compare_and_write_is_one_step() {
     let compared = rig.wait(rig.channel.compare(&Interest::default(), 512, own(&different)));
     assert_eq!(kind(compared), Some(FailureKind::Different));
     let new = own(&vec![5; len]);
-    let refused = rig
-        .wait(rig.channel.compare_and_write(512, own(&different), new, false, || panic!("equal")));
+    let refused = rig.wait(rig.channel.compare_and_write(
+        &Interest::default(),
+        512,
+        (own(&different), new),
+        false,
+        || panic!("equal"),
+    ));
     assert_eq!(kind(refused), Some(FailureKind::Different));
     assert!(rig.test.bytes()[512..512 + len] == old, "it was written all the same");
     // Another write of the range waits from the first read to the end of the write.
     rig.test.hold(true);
-    let mut fused = rig.channel.compare_and_write(0, own(&[0; 512]), own(&[5; 512]), false, || ());
+    let mut fused = rig.channel.compare_and_write(
+        &Interest::default(),
+        0,
+        (own(&[0; 512]), own(&[5; 512])),
+        false,
+        || (),
+    );
     assert!(poll(&mut fused).is_none());
     let never = || panic!("equal");
-    let mut second = rig.channel.compare_and_write(0, own(&[0; 512]), own(&[7; 512]), false, never);
+    let mut second = rig.channel.compare_and_write(
+        &Interest::default(),
+        0,
+        (own(&[0; 512]), own(&[7; 512])),
+        false,
+        never,
+    );
     assert!(poll(&mut second).is_none());
     let mut other = rig.channel.start(write(0, 6, 1));
     assert!(poll(&mut other).is_none());
@@ -264,8 +293,13 @@ fn compare_and_write_is_one_step() {
     assert_eq!(bytes(rig.wait(fused)), [5; 512], "the buffer that was written comes back");
     assert_eq!(kind(rig.wait(second)), Some(FailureKind::Different));
     assert_eq!((kind(rig.wait(other)), rig.test.bytes()[0]), (None, 6));
-    let unequal =
-        rig.wait(rig.channel.compare_and_write(0, own(&[0; 512]), own(&[5; 8]), false, || ()));
+    let unequal = rig.wait(rig.channel.compare_and_write(
+        &Interest::default(),
+        0,
+        (own(&[0; 512]), own(&[5; 8])),
+        false,
+        || (),
+    ));
     assert_eq!(kind(unequal), Some(FailureKind::Other));
 }
 
@@ -284,7 +318,9 @@ fn what_is_done_at_once_passes_nobody() {
         Some(written.is_ok())
     };
     assert_eq!((write(512, 5), read(512)), (Some(true), Some(5)));
-    let fused = channel.compare_and_write(512, own(&[5; 512]), own(&[6; 512]), false, || ());
+    let interest = Interest::default();
+    let both = (own(&[5; 512]), own(&[6; 512]));
+    let fused = channel.compare_and_write(&interest, 512, both, false, || ());
     assert_eq!((write(512, 7), read(512)), (None, None), "another one has the range");
     assert_eq!((write(0, 7), read(1024)), (Some(true), Some(0)), "not this one");
     assert_eq!(kind(runtime.block_on(None, fused).unwrap()), None);

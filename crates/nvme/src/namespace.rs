@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock, Weak};
 
 use vfiod_core::dma::Flights;
 use vfiod_core::{Errno, Error, Result};
-use vfiod_disk::{Disk, DiskChannel, Limits, Metadata};
+use vfiod_disk::{Disk, DiskChannel, Interest, Limits, Metadata};
 use vfiod_sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use vfiod_sync::{Mutex, lock};
 use vfiod_tasks::{Runtime, Waiters};
@@ -65,7 +65,10 @@ impl Formatting<'_> {
 
 impl Drop for Formatting<'_> {
     fn drop(&mut self) {
-        self.0.users.fetch_and(!FORMATTING, Ordering::SeqCst);
+        *lock(&self.0.interest) = Interest::new();
+        if self.0.users.fetch_and(!FORMATTING, Ordering::SeqCst) & REMOVED != 0 {
+            self.0.interest().end();
+        }
         self.0.unused.wake_all();
     }
 }
@@ -108,6 +111,8 @@ pub(crate) struct Volume {
     /// whether it was removed.
     users: AtomicU32,
     unused: Waiters,
+    /// Ends the commands that take long when it is formatted, or removed.
+    interest: Mutex<Interest>,
     /// Several controllers may have it (NMIC).
     pub(crate) is_shared: bool,
     neighbours: Mutex<Vec<Weak<dyn Neighbour>>>,
@@ -191,6 +196,7 @@ impl Volume {
             metadata: None,
             users: AtomicU32::new(0),
             unused: Waiters::new(),
+            interest: Mutex::new(Interest::new()),
             is_shared: false,
             neighbours: Mutex::default(),
             told_of_sync: AtomicBool::new(false),
@@ -280,6 +286,11 @@ impl Volume {
         self.unused.wait_for(status).await
     }
 
+    /// What commands that have begun belong to, until no command may begin any more.
+    pub(crate) fn interest(&self) -> Interest {
+        lock(&self.interest).clone()
+    }
+
     /// Whether it is not active any more.
     pub(crate) fn is_removed(&self) -> bool {
         self.users.load(Ordering::SeqCst) & REMOVED != 0
@@ -289,6 +300,7 @@ impl Volume {
     /// the disk; then the disk is free for others.
     fn leave(self: Arc<Self>) -> impl Future<Output = ()> + Send + 'static {
         self.users.fetch_or(REMOVED, Ordering::SeqCst);
+        self.interest().end();
         self.unused.wake_all();
         async move {
             let used = || self.users.load(Ordering::SeqCst) & (COUNT | FORMATTING);
@@ -319,6 +331,7 @@ impl Volume {
         if self.users.fetch_or(FORMATTING, Ordering::SeqCst) & FORMATTING != 0 {
             return Err(Status::FORMAT_IN_PROGRESS);
         }
+        self.interest().end();
         self.unused.wake_all();
         Ok(Formatting(self))
     }

@@ -1,6 +1,7 @@
 //! What the controller is as a PCI function (PCIe transport 3.1).
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use schemars::{Schema, SchemaGenerator};
 use vfiod_config::{ConfiguredModel, Examined, Needs};
@@ -13,9 +14,10 @@ use crate::admin::events::Events;
 use crate::changes::{Changed, Changes};
 use crate::common::Common;
 use crate::kept::{KeptAtEnd, keep_periodically};
+use crate::limits::MAX_DEFERRED;
 use crate::namespace::Neighbour;
 use crate::options::NvmeOptions;
-use crate::queues::Doorbells;
+use crate::queues::{Doorbells, Queues};
 use crate::report::{NvmeReport, NvmeStatus};
 use crate::subsystem::Subsystems;
 use crate::timestamp::Timestamp;
@@ -223,6 +225,22 @@ impl Model for Nvme {
     }
 }
 
+/// Keeps the controller from being saved, by a task, while there are more completions than a saved state has room for:
+/// they wait until the host lets the device reach memory.
+fn hold_up_save(cx: &Cx<Nvme>, queues: Arc<Queues>) {
+    let exceeds = move || {
+        let all = queues.under_way() + queues.deferred();
+        all as usize > MAX_DEFERRED && queues.is_paused() && !queues.is_stopped()
+    };
+    if exceeds() {
+        cx.ensure_task("more completions than can be saved", |task| async move {
+            while exceeds() {
+                task.task().sleep(Duration::from_millis(10)).await;
+            }
+        });
+    }
+}
+
 impl Worker for Nvme {
     /// Tasks finish what they have begun: the kernel may still write the guest's memory, and what the
     /// disk was asked for must not be done after what comes next.
@@ -243,6 +261,9 @@ impl Worker for Nvme {
                 self.stop_polling();
             } else {
                 queues.pause(true);
+                if why != Why::HotReset {
+                    hold_up_save(cx, queues.clone());
+                }
             }
         }
         Quiesce::Finish

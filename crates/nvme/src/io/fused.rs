@@ -102,7 +102,9 @@ impl IoQueue {
         let found = equal.clone();
         let was_equal = move || found.store(true, Ordering::SeqCst);
         let channel = namespace.channel().map_err(Failed::First)?;
-        let done = channel.compare_and_write(offset, with, buffer, durable, was_equal).await;
+        let interest = &self.queues.interest;
+        let done =
+            channel.compare_and_write(interest, offset, (with, buffer), durable, was_equal).await;
         let was_equal = equal.load(Ordering::SeqCst);
         let counters = &self.counters;
         let Err(failure) = done.result else {

@@ -9,7 +9,7 @@ mod quick;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use vfiod_disk::{Buffer, Channel, Done, Failure, FailureKind, Request};
+use vfiod_disk::{Buffer, Channel, Done, Failure, FailureKind, Interest, Request};
 use vfiod_pci::Task;
 use vfiod_sync::atomic::Ordering;
 use vfiod_tasks::race;
@@ -131,6 +131,15 @@ pub(crate) fn judge(
     failure: &Failure,
     media: Status,
 ) -> Status {
+    if failure.kind == FailureKind::Unwanted {
+        return if queues.is_stopped() {
+            Status::ABORT_REQUESTED
+        } else if namespace.is_removed() {
+            Status::INVALID_FIELD
+        } else {
+            Status::FORMAT_IN_PROGRESS
+        };
+    }
     let error = failure.error.to_string();
     tracing::debug!(namespace = namespace.id, error, "a command fails");
     if failure.kind == FailureKind::SyncFailed {
@@ -207,8 +216,15 @@ impl IoQueue {
         request: Request,
         media: Status,
     ) -> Result<Done, Status> {
-        let done = namespace.channel()?.start_within(&self.queues.interest, request).await;
+        let interest = self.interest(namespace);
+        let done = namespace.channel()?.start_within(&interest, request).await;
         self.judge(namespace, done, media)
+    }
+
+    /// What ends a request that takes long: the end of the work, a Format, by whichever controller, or the removal of
+    /// the namespace.
+    fn interest(&self, namespace: &Namespace) -> Interest {
+        self.queues.interest.and(&namespace.interest())
     }
 
     /// What a request has come to.
@@ -358,7 +374,8 @@ impl IoQueue {
         let (buffer, _charged) = self.data(namespace, &pieces, Direction::FromHost).await?;
         drop(turn);
         let len = buffer.len() as u64;
-        let done = namespace.channel()?.compare(&self.queues.interest, offset, buffer).await;
+        let interest = self.interest(namespace);
+        let done = namespace.channel()?.compare(&interest, offset, buffer).await;
         let judged = self.judge(namespace, done, Status::READ_ERROR).map(drop);
         // Blocks that differ were read as well.
         if matches!(judged, Ok(()) | Err(Status::COMPARE_FAILURE)) {
@@ -381,7 +398,8 @@ impl IoQueue {
     /// Verify (NVM command set 3.2.5): reads blocks, and gives the host none.
     async fn verify(&self, namespace: &Namespace, command: &Submission) -> Outcome {
         let (offset, len) = namespace.range(command.first_block(), command.blocks())?;
-        let done = namespace.channel()?.verify(&self.queues.interest, offset, len).await;
+        let interest = self.interest(namespace);
+        let done = namespace.channel()?.verify(&interest, offset, len).await;
         self.judge(namespace, done, Status::READ_ERROR)?;
         self.commit(namespace, command).await?;
         self.counters.read.add(len);

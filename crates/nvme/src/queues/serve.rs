@@ -18,7 +18,6 @@ use super::slots::{Running, Slots};
 use super::{Host, Queues, SubmissionQueue};
 use crate::controller::Nvme;
 use crate::counters::{Counters, Depth, QueueCounters};
-use crate::limits::MAX_DEFERRED;
 use crate::rate::{Allowed, Place, RateLimit};
 use vfiod_nvme_spec::{Completion, Outcome, Submission};
 
@@ -582,11 +581,6 @@ async fn post(
         }
     } else if queues.defers() {
         queue.completions.defer(host, completions);
-    }
-    while queues.deferred() as usize > MAX_DEFERRED && !queues.is_stopped() {
-        // More than can be saved: these commands are under way until fewer are left.
-        task.task().sleep(FORBIDDEN).await;
-        catch_up(task, queues, queue).await;
     }
     queues.end(count);
     held

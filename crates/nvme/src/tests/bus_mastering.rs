@@ -4,7 +4,11 @@
 use vfiod_core::{DescriptorTable, StatePolicy};
 use vfiod_testing::{Driver, eventually};
 
-use super::rig::{BASE, Command, DATA, Held, Host, create_sq, pattern, with};
+use super::rig::{
+    BASE, Command, DATA, Held, Host, create_sq, namespace, pattern, with, with_common,
+};
+use crate::common::Common;
+use crate::limits::MAX_DEFERRED;
 use vfiod_nvme_spec::registers::{FATAL, READY};
 
 const READ: u8 = 2;
@@ -91,6 +95,39 @@ fn hot_reset_does_not_wait_for_bus_mastering() {
     host.enable();
     assert!(host.identify(1, 0).is_ok());
     assert_eq!(host.memory.get(completions - BASE, 256), [0; 256], "a late completion");
+}
+
+/// A saved state has room for so many completions. More of them keep a controller from being saved, which says so,
+/// and from nothing else.
+#[test]
+fn more_completions_than_can_be_saved_hold_up_no_reset() {
+    let disk = Held::new();
+    let count = MAX_DEFERRED + 1;
+    let common = Common::new(16, vec![namespace(1, disk.clone())]);
+    let mut host = Host::new(with_common(Common { max_commands: 4096, ..common }));
+    host.create_pair(1, 2048, 1);
+    let wait = |host: &mut Host| {
+        disk.hold(true);
+        let ids: Vec<u16> = (0..count as u64).map(|n| host.put(1, io(READ, n))).collect();
+        host.ring(1);
+        eventually("they are held", || disk.waiting() == count);
+        host.set_bus_mastering(false);
+        disk.hold(false);
+        disk.release();
+        ids
+    };
+    let ids = wait(&mut host);
+    let error = host.device.device().save(&mut DescriptorTable::new()).unwrap_err();
+    assert!(error.to_string().contains("more completions than can be saved"), "{error}");
+    host.set_bus_mastering(true);
+    complete(&mut host, 1, ids);
+    host.device.device().save(&mut DescriptorTable::new()).expect("nothing is under way");
+    wait(&mut host);
+    host.device.file().reset_set().expect("nothing is under way");
+    host.forget_queues();
+    host.device.enable();
+    host.enable();
+    assert!(host.identify(1, 0).is_ok());
 }
 
 /// An event whose completion waits is posted once.

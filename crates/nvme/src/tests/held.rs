@@ -113,6 +113,42 @@ fn held_read_ends_before_any_reset_has_succeeded() {
     }
 }
 
+/// A write that is to be durable is done when its data is on the disk. Its sync, which may take long, holds up
+/// neither a reset nor a disable, nor who takes the memory away.
+#[test]
+fn held_sync_of_a_durable_write_holds_up_nothing() {
+    let write = Command::io(WRITE, 3, 1, (OTHER, 0)).set(12, 1 << 30);
+    let zeroes = Command::io(8, 3, 1, (0, 0)).set(12, 1 << 30);
+    for (command, disables) in [(write, false), (write, true), (zeroes, false), (zeroes, true)] {
+        let disk = Held::new();
+        let mut host = Host::new(with(disk.clone()));
+        let _released = Released(&disk);
+        host.create_pair(1, 64, 1);
+        host.device.map(OTHER, LEN, Perm::READ);
+        disk.hold(true);
+        host.submit(1, command);
+        eventually("the data is held", || disk.waiting() == 1);
+        disk.release();
+        let flushes =
+            || disk.waiting() == 1 && disk.seen().last().is_some_and(|last| last == "flush");
+        eventually("the sync is held", flushes);
+        host.device.unmap(OTHER, LEN).expect("the memory is nobody's");
+        if disables {
+            host.disable();
+        } else {
+            host.device.file().reset().expect("nothing is under way");
+        }
+        assert_eq!((disk.waiting(), host.status()), (1, 0));
+        host.forget_queues();
+        host.device.enable();
+        host.enable();
+        host.create_pair(1, 64, 1);
+        disk.hold(false);
+        disk.release();
+        assert_eq!(host.perform(1, Command::new(0).namespace(1)), Ok(0));
+    }
+}
+
 /// A flush that takes long holds up no reset: it has no memory, and changes nothing. So it is with that of a
 /// shutdown.
 #[test]

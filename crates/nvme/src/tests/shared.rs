@@ -80,6 +80,34 @@ fn fused_pairs_are_one_step_for_both() {
     }
 }
 
+/// A command that takes long ends with the piece that is under way when another controller formats the namespace.
+#[test]
+fn long_commands_hold_up_no_format_of_another_controller() {
+    const BLOCKS: u32 = 16 << 10;
+    let disk = TestDisk::new(512 * BLOCKS as usize);
+    disk.set_limits(|limits| limits.deallocate = Some(512));
+    let [mut first, mut second] = two(disk.clone());
+    let range = [[0; 4], BLOCKS.to_le_bytes(), [0; 4], [0; 4]].concat();
+    let deallocate = Command::new(9).set(11, 4).namespace(1).prps(DATA, 0);
+    let [verify, zeroes] = [12, 8].map(|opcode| Command::io(opcode, 0, BLOCKS, (0, 0)));
+    for command in [verify, zeroes, deallocate] {
+        second.memory.put(DATA - BASE, &range);
+        disk.hold(true);
+        let long = second.submit(1, command);
+        eventually("its first piece is held", || disk.held().len() == 1);
+        let format = first.submit(0, Command::new(0x80).namespace(1));
+        // More than MDTS: refused, one way or another.
+        let refused = Command::io(READ, 0, 4000, (DATA, 0));
+        while second.perform(1, refused) != Err(0x84) {}
+        disk.held().iter().for_each(|held| _ = disk.finish(held.id));
+        let entry = second.wait(1);
+        assert_eq!((entry.id, entry.status), (long, 0x84), "{command:x?}");
+        disk.finish_all();
+        assert_eq!(first.wait(0).id, format);
+        assert_eq!(second.perform(1, io(READ, 3)), Ok(0), "{command:x?}");
+    }
+}
+
 /// A command whose data a host gives slowly, or never, holds up no Format, and no other controller: it ends with
 /// Format In Progress.
 #[test]
