@@ -203,6 +203,9 @@ impl Uring {
     pub(crate) fn submit(&mut self, completed: &mut Vec<(Request, i64)>) -> bool {
         let mut look_again = false;
         loop {
+            if self.unsubmitted == 0 && (self.waiting.is_empty() || !self.has_room()) {
+                return look_again;
+            }
             // An event for what completes before the kernel returns would wake a task in vain. Where others
             // are in flight, theirs must not be missed.
             let silent = self.completes_at_once && self.in_kernel() == self.unsubmitted;

@@ -403,6 +403,28 @@ fn what_the_kernel_does_at_once_makes_no_event() {
     }
 }
 
+/// Nor does a request that takes its time before it has completed, whatever there was before it.
+#[test]
+fn request_that_has_begun_makes_no_event() {
+    for ring in rings().into_iter().filter(Ring::is_io_uring) {
+        let (socket, other) = slow();
+        for round in 0..3 {
+            while ring.in_flight() > 0 {
+                reap(&ring);
+            }
+            ring.reap();
+            drop(ring.read(&socket, 0, vec![0; 4]));
+            let mut fds = [PollFd::new(ring.fd(), PollFlags::IN)];
+            let ready = poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).unwrap();
+            assert_eq!((ready, ring.in_flight()), (0, 1), "round {round}");
+            rustix::io::write(&other, b"late").unwrap();
+        }
+        while ring.in_flight() > 0 {
+            reap(&ring);
+        }
+    }
+}
+
 #[test]
 fn plugged_requests_wait_for_the_last_plug() {
     for ring in rings().into_iter().filter(Ring::is_io_uring) {
