@@ -140,6 +140,11 @@ impl Ring {
         // Drained first: what completes from here on makes it readable again. That it was not
         // readable is no error.
         _ = rustix::io::read(&*self.inner.eventfd, &mut [0; 8]);
+        self.take()
+    }
+
+    /// As [`Ring::reap`], without a look at the descriptor: for those whom each of its changes tells.
+    pub(crate) fn take(&self) -> usize {
         let completed = match &self.inner.engine {
             Engine::Uring(ring) => {
                 let mut plugged = lock(ring);
@@ -147,6 +152,10 @@ impl Ring {
                 plugged.ring.completed(&mut completed);
                 // There is room for those that waited.
                 plugged.submit(&self.inner.eventfd, &mut completed);
+                if completed.is_empty() {
+                    plugged.completed = completed;
+                    return 0;
+                }
                 completed
             }
             Engine::Threads(pool) => pool.completed(),

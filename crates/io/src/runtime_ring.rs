@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 
 use vfiod_dma::{Error, Result};
 use vfiod_sync::{Arc, Mutex, lock};
-use vfiod_tasks::{Runtime, Task, WeakRuntime, worker_seat};
+use vfiod_tasks::{Completions, Poll, Runtime, WeakRuntime, worker_seat};
 
 use crate::ring::Ring;
 
@@ -17,7 +17,7 @@ const MOST: usize = 64;
 /// The rings that are in use, for each runtime.
 static RINGS: Mutex<Vec<(WeakRuntime, std::sync::Weak<RuntimeRing>)>> = Mutex::new(Vec::new());
 
-/// The rings of a runtime's workers, whose completions tasks of the runtime take. They end when the
+/// The rings of a runtime's workers, whose completions its threads take ([`Runtime::completions`]). They end when the
 /// last device that uses them drops this.
 pub struct RuntimeRing {
     runtime: WeakRuntime,
@@ -26,26 +26,27 @@ pub struct RuntimeRing {
     first: Served,
 }
 
-/// A ring, and the task that takes its completions.
+/// A ring whose completions are taken.
 struct Served {
     ring: Ring,
-    // Dropping it cancels the task.
-    _reaper: Task<()>,
+    _completions: Completions,
+}
+
+/// Takes a ring's completions.
+struct Taker(Ring);
+
+impl Poll for Taker {
+    fn poll(&self) {
+        self.0.take();
+    }
 }
 
 impl Served {
     fn new(runtime: &Runtime, ring: Ring) -> Result<Self> {
-        let completed = runtime
-            .descriptor(ring.fd().clone())
+        let completions = runtime
+            .completions(ring.fd().clone(), Arc::new(Taker(ring.clone())))
             .map_err(|errno| Error::new(errno, "cannot wait for completions of I/O"))?;
-        let taken = ring.clone();
-        let reaper = runtime.spawn(async move {
-            loop {
-                completed.readable().await;
-                taken.reap();
-            }
-        });
-        Ok(Self { ring, _reaper: reaper })
+        Ok(Self { ring, _completions: completions })
     }
 }
 

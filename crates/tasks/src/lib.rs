@@ -6,6 +6,7 @@
 mod bell;
 mod blocked;
 mod blocking;
+mod completions;
 pub mod contain;
 mod coop;
 #[cfg(not(shuttle))]
@@ -38,6 +39,7 @@ mod worker;
 mod workers;
 
 pub use bell::{Bell, Ring};
+pub use completions::Completions;
 #[cfg(not(shuttle))]
 pub use descriptor::Descriptor;
 pub use keeper::{Keeper, hand_over};

@@ -35,7 +35,7 @@ impl PollSeat {
     }
 
     fn set(&self, poller: Option<Arc<dyn Poll>>) {
-        self.scheduler.pollers.replace(self.number, poller);
+        self.scheduler.pollers.polled.replace(self.number, poller);
         self.scheduler.polled_changed();
     }
 }
@@ -73,6 +73,6 @@ impl Runtime {
 
     /// How many are polled now.
     pub fn polled(&self) -> usize {
-        self.scheduler().pollers.count()
+        self.scheduler().pollers.polled.count()
     }
 }

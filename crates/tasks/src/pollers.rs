@@ -22,7 +22,7 @@ pub trait Poll: Send + Sync {
 #[derive(Default)]
 pub(crate) struct Pollers {
     pub(crate) seats: Mutex<Seats>,
-    polled: Mutex<Polled>,
+    pub(crate) polled: Polled,
 }
 
 /// How many places are taken.
@@ -35,35 +35,40 @@ pub(crate) struct Seats {
     pub(crate) most: Option<usize>,
 }
 
-/// By the numbers of seats. A thread polls what was there when it began.
-type Polled = Arc<[(u64, Arc<dyn Poll>)]>;
+/// What is looked at, each under a number. A thread looks at what was there when it began.
+#[derive(Default)]
+pub(crate) struct Polled {
+    list: Mutex<List>,
+}
 
-impl Pollers {
-    /// Looks at everything that is polled, once.
+type List = Arc<[(u64, Arc<dyn Poll>)]>;
+
+impl Polled {
+    /// Looks at everything, once.
     pub(crate) fn poll(&self) {
-        let polled = lock(&self.polled).clone();
-        polled.iter().for_each(|(_, poller)| poller.poll());
+        let list = lock(&self.list).clone();
+        list.iter().for_each(|(_, poller)| poller.poll());
     }
 
-    /// How many are polled.
+    /// How many there are.
     pub(crate) fn count(&self) -> usize {
-        lock(&self.polled).len()
+        lock(&self.list).len()
     }
 
-    /// Replaces what is polled for a seat.
-    pub(crate) fn replace(&self, seat: u64, poller: Option<Arc<dyn Poll>>) {
-        let mut polled = lock(&self.polled);
-        let others = polled.iter().filter(|(other, _)| *other != seat).cloned();
-        let new = others.chain(poller.map(|poller| (seat, poller))).collect();
-        let old = std::mem::replace(&mut *polled, new);
+    /// Replaces what is looked at under a number.
+    pub(crate) fn replace(&self, number: u64, poller: Option<Arc<dyn Poll>>) {
+        let mut list = lock(&self.list);
+        let others = list.iter().filter(|(other, _)| *other != number).cloned();
+        let new = others.chain(poller.map(|poller| (number, poller))).collect();
+        let old = std::mem::replace(&mut *list, new);
         // What is dropped is dropped without the lock.
-        drop(polled);
+        drop(list);
         drop(old);
     }
 
-    /// Nothing is polled any more.
+    /// Nothing is looked at any more.
     pub(crate) fn clear(&self) {
-        let old = std::mem::take(&mut *lock(&self.polled));
+        let old = std::mem::take(&mut *lock(&self.list));
         drop(old);
     }
 }
@@ -71,6 +76,6 @@ impl Pollers {
 impl fmt::Debug for Pollers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut debug = f.debug_struct("Pollers");
-        debug.field("seats", &lock(&self.seats)).field("polled", &self.count()).finish()
+        debug.field("seats", &lock(&self.seats)).field("polled", &self.polled.count()).finish()
     }
 }

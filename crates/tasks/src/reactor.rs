@@ -6,6 +6,7 @@
 //! that nobody has collected.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,6 +19,7 @@ use rustix::time::{
 };
 use vfiod_sync::{Mutex, lock};
 
+use crate::pollers::Poll;
 use crate::source::Source;
 
 /// Events collected at once.
@@ -41,7 +43,38 @@ struct Sources {
     /// A key is never used twice: an event that was under way when its source was removed finds
     /// nothing.
     last_key: u64,
-    by_key: HashMap<u64, Arc<Source>>,
+    by_key: HashMap<u64, Watched>,
+}
+
+/// What a descriptor's event is for.
+#[derive(Clone)]
+enum Watched {
+    /// Tasks that wait.
+    Source(Arc<Source>),
+    /// What takes completions, and its descriptor.
+    Taker(Arc<dyn AsFd + Send + Sync>, Arc<dyn Poll>),
+}
+
+impl Watched {
+    fn fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Source(source) => source.fd(),
+            Self::Taker(fd, _) => fd.as_fd(),
+        }
+    }
+
+    fn changed(&self, flags: EventFlags) {
+        match self {
+            Self::Source(source) => source.changed(flags),
+            Self::Taker(_, taker) => taker.poll(),
+        }
+    }
+}
+
+impl fmt::Debug for Watched {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.fd().fmt(f)
+    }
 }
 
 /// What [`Reactor::collect`] found, besides descriptors of tasks.
@@ -89,7 +122,8 @@ impl Reactor {
     }
 
     /// Collects what has happened; if nothing has, it waits for it if asked to. May return early.
-    /// Calls `first` with what it found, and then wakes the tasks whose descriptors have changed.
+    /// Calls `first` with what it found, then wakes the tasks whose descriptors have changed and has completions
+    /// taken.
     pub(crate) fn collect(&self, wait: Wait, first: impl FnOnce(Collected)) {
         let mut collected = Collected::default();
         let mut events = [const { std::mem::MaybeUninit::<Event>::uninit() }; BATCH];
@@ -125,16 +159,31 @@ impl Reactor {
     /// Those of `epoll_ctl`: `EPERM` if the file cannot be waited for, `EEXIST` if the descriptor
     /// is watched already, `ENOSPC` over the user's limit.
     pub(crate) fn add(&self, source: Arc<Source>) -> rustix::io::Result<u64> {
-        let watched = source.clone();
+        let flags = EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP;
+        self.watch(Watched::Source(source), flags)
+    }
+
+    /// Calls `taker` whenever a descriptor becomes readable, and returns the key of that.
+    ///
+    /// # Errors
+    /// As [`Reactor::add`].
+    pub(crate) fn add_taker(
+        &self,
+        fd: Arc<dyn AsFd + Send + Sync>,
+        taker: Arc<dyn Poll>,
+    ) -> rustix::io::Result<u64> {
+        self.watch(Watched::Taker(fd, taker), EventFlags::IN)
+    }
+
+    fn watch(&self, watched: Watched, flags: EventFlags) -> rustix::io::Result<u64> {
         let key = {
             let mut sources = lock(&self.sources);
             sources.last_key += 1;
             let key = sources.last_key;
-            sources.by_key.insert(key, source);
+            sources.by_key.insert(key, watched.clone());
             key
         };
-        let flags = EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET;
-        epoll::add(&self.epoll, watched.fd(), EventData::new_u64(key), flags)
+        epoll::add(&self.epoll, watched.fd(), EventData::new_u64(key), flags | EventFlags::ET)
             .inspect_err(|_| drop(lock(&self.sources).by_key.remove(&key)))?;
         Ok(key)
     }

@@ -10,7 +10,7 @@ use vfiod_sync::{Mutex, lock};
 use crate::blocked::Blocked;
 use crate::coop;
 use crate::keeper;
-use crate::pollers::Pollers;
+use crate::pollers::{Polled, Pollers};
 use crate::reactor::{Reactor, Wait};
 use crate::timers::{Clock, Timers};
 use crate::turns::{Group, Turns};
@@ -34,6 +34,8 @@ pub(crate) struct Scheduler {
     pub(crate) timers: Arc<Timers>,
     pub(crate) blocked: Blocked,
     pub(crate) pollers: Pollers,
+    /// What has completed is taken by these.
+    pub(crate) completions: Polled,
     queue: Mutex<Queue>,
 }
 
@@ -96,7 +98,8 @@ impl Scheduler {
         let reactor = Arc::new(Reactor::new()?);
         let timers = Arc::new(Timers::new(clock, reactor.clone()));
         let (blocked, pollers) = (Blocked::default(), Pollers::default());
-        Ok(Self { reactor, timers, blocked, pollers, queue: Mutex::default() })
+        let (completions, queue) = (Polled::default(), Mutex::default());
+        Ok(Self { reactor, timers, blocked, pollers, completions, queue })
     }
 
     /// Ends the runtime: no task runs any more.
@@ -109,7 +112,8 @@ impl Scheduler {
             drop(ready);
         }
         self.timers.clear();
-        self.pollers.clear();
+        self.pollers.polled.clear();
+        self.completions.clear();
         self.polled_changed();
     }
 
@@ -180,7 +184,8 @@ impl Scheduler {
         POLLS_FOR.with(|polls| polls.set(std::ptr::from_ref(self).addr()));
         let mut rounds = 0_u32;
         loop {
-            self.pollers.poll();
+            self.pollers.polled.poll();
+            self.completions.poll();
             rounds = rounds.wrapping_add(1);
             if rounds.is_multiple_of(POLLS_BETWEEN_EVENTS) {
                 self.collect();
@@ -215,14 +220,14 @@ impl Scheduler {
             queue.polled && !queue.polling
         };
         if polls {
-            self.pollers.poll();
+            self.pollers.polled.poll();
         }
     }
 
     /// What is polled has changed.
     pub(crate) fn polled_changed(&self) {
         let mut queue = lock(&self.queue);
-        queue.polled = self.pollers.count() > 0;
+        queue.polled = self.pollers.polled.count() > 0;
         let wake = queue.must_wake_to_poll();
         drop(queue);
         if wake {

@@ -7,9 +7,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::pipe::{PipeFlags, pipe_with};
-use vfiod_tasks::{Bell, Elapsed, Ended, ManualClock, Ring, Runtime, Task, yield_now};
+use vfiod_tasks::{
+    Bell, Elapsed, Ended, ManualClock, Poll, Ring, Runtime, Task, Waiters, yield_now,
+};
 
 fn is_readable(runtime: &Runtime) -> bool {
     let mut fds = [PollFd::from_borrowed_fd(runtime.fd(), PollFlags::IN)];
@@ -51,6 +53,50 @@ fn descriptor_is_not_left_readable_by_tasks_that_wake_one_another() {
     assert!(!runtime.run());
     assert!(!is_readable(&runtime));
     assert_eq!(result(&runtime, &waits).expect("ends"), Ring { value: Some(3) });
+}
+
+/// Counts how often completions are taken.
+#[derive(Default)]
+struct Taker {
+    times: AtomicUsize,
+    waiters: Waiters,
+}
+
+impl Poll for Taker {
+    fn poll(&self) {
+        self.times.fetch_add(1, Ordering::SeqCst);
+        self.waiters.wake_all();
+    }
+}
+
+#[test]
+fn completions_are_taken_once_for_each_time_their_descriptor_tells_of_some() {
+    let runtime = Runtime::new().expect("starts");
+    let eventfd = Arc::new(eventfd(0, EventfdFlags::CLOEXEC).expect("opens"));
+    let taker = Arc::new(Taker::default());
+    let completions = runtime.completions(eventfd.clone(), taker.clone()).expect("is watched");
+    assert!(!is_readable(&runtime));
+    for times in 1..=3 {
+        let (waits, bell) = (taker.clone(), Arc::new(AtomicUsize::new(0)));
+        let task = runtime.spawn({
+            let bell = bell.clone();
+            async move {
+                let taken = || (waits.times.load(Ordering::SeqCst) == times).then_some(());
+                waits.waiters.wait_for(taken).await;
+                bell.store(times, Ordering::SeqCst);
+            }
+        });
+        runtime.run();
+        rustix::io::write(&eventfd, &1u64.to_ne_bytes()).expect("signals");
+        assert!(is_readable(&runtime));
+        runtime.run();
+        assert_eq!(bell.load(Ordering::SeqCst), times, "the task has run as well");
+        assert!(!is_readable(&runtime), "though the descriptor was not read");
+        result(&runtime, &task).expect("ends");
+    }
+    drop(completions);
+    rustix::io::write(&eventfd, &1u64.to_ne_bytes()).expect("signals");
+    assert!(!is_readable(&runtime), "nobody takes them any more");
 }
 
 #[test]

@@ -4,12 +4,14 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use vfiod_sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use vfiod_sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use vfiod_sync::model::{join, join_all, spawn};
 use vfiod_sync::{Condvar, Mutex, lock, wait};
 
 use crate::event_index::{SharedIndex, ask, is_past_event};
-use crate::{Bell, Ended, Group, Job, ManualClock, Poll, Runtime, Task, Waiters, Workers};
+use crate::{
+    Bell, Completions, Ended, Group, Job, ManualClock, Poll, Runtime, Task, Waiters, Workers,
+};
 
 fn start(workers: usize) -> (Runtime, Workers) {
     let runtime = Runtime::new().expect("starts");
@@ -445,6 +447,85 @@ fn task_of_another_group_is_not_kept() {
     drop(workers);
 }
 
+/// A request that completes elsewhere, and who waits for it.
+#[derive(Default)]
+struct Request {
+    completed: AtomicBool,
+    taken: AtomicBool,
+    waiters: Waiters,
+}
+
+impl Poll for Request {
+    fn poll(&self) {
+        if self.completed.swap(false, Ordering::SeqCst) {
+            self.taken.store(true, Ordering::SeqCst);
+            self.waiters.wake_all();
+        }
+    }
+}
+
+impl Request {
+    /// A task of a group that waits for it.
+    fn awaited(self: &Arc<Self>, runtime: &Runtime, group: &Group) -> (Job, Arc<Taken>) {
+        let taken = Arc::new(Taken::default());
+        let (request, sees) = (self.clone(), taken.clone());
+        let future = async move {
+            let is_taken = || request.taken.load(Ordering::SeqCst).then_some(());
+            request.waiters.wait_for(is_taken).await;
+            sees.set();
+        };
+        (runtime.spawn_in(group, future, |_| {}), taken)
+    }
+}
+
+/// A request completes while the worker falls asleep.
+fn completion_wakes_a_worker() {
+    let (runtime, workers) = start(1);
+    let request = Arc::new(Request::default());
+    let completions = Arc::new(runtime.completions(request.clone()));
+    let (job, taken) = request.awaited(&runtime, &Group::new());
+    let signals = completions.clone();
+    let kernel = spawn(move || {
+        request.completed.store(true, Ordering::SeqCst);
+        signals.signal();
+    });
+    taken.wait();
+    join(kernel);
+    drop((job, completions));
+    drop(workers);
+}
+
+/// Two requests complete while a thread that polls looks, and stops to look. It runs one of the tasks that it
+/// keeps, or none.
+fn completions_are_taken_while_a_thread_looks() {
+    for runs in [false, true] {
+        let (runtime, workers) = start(1);
+        let group = Group::new();
+        let requests = [0; 2].map(|_| Arc::new(Request::default()));
+        let completions = requests.each_ref().map(|request| runtime.completions(request.clone()));
+        let completions = Arc::new(completions);
+        let tasks = requests.each_ref().map(|request| request.awaited(&runtime, &group));
+        let signals = completions.clone();
+        let kernel = spawn(move || {
+            requests.iter().for_each(|request| request.completed.store(true, Ordering::SeqCst));
+            signals.iter().for_each(Completions::signal);
+        });
+        let keeper = runtime.keeper().expect("there are workers");
+        for _ in 0..2 {
+            keeper.look(&group);
+            vfiod_sync::point();
+        }
+        if runs {
+            keeper.run();
+        }
+        drop(keeper);
+        tasks.iter().for_each(|(_, taken)| taken.wait());
+        join(kernel);
+        drop((tasks, completions));
+        drop(workers);
+    }
+}
+
 vfiod_sync::checks! {
     ring_wakes_a_worker: 2000,
     newest_value_arrives: 2000,
@@ -463,4 +544,6 @@ vfiod_sync::checks! {
     kept_task_is_handed_over: 1000,
     task_beside_a_kept_one_wakes_a_worker: 2000,
     task_of_another_group_is_not_kept: 2000,
+    completion_wakes_a_worker: 2000,
+    completions_are_taken_while_a_thread_looks: 2000,
 }
