@@ -145,6 +145,13 @@ impl File {
         self.registered().context.work().keeper()
     }
 
+    /// Takes what has completed of what devices have asked the kernel for, such as the reads of a disk. Tasks of this
+    /// device that become ready by that are kept for the calling thread, those of others go to the workers. For
+    /// a transport that polls: where nobody looks, a worker is woken.
+    pub fn look(&self, keeper: &Keeper<'_>) {
+        self.registered().context.work().look(keeper);
+    }
+
     /// Reads a region. Takes the device's lock, unless the access is within a shared area.
     ///
     /// # Errors

@@ -6,6 +6,7 @@
 //! requests wait their turn. The file is released when the last thread lets go of the connection.
 
 mod negotiation;
+mod polling;
 mod waiting;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -220,34 +221,6 @@ impl Connection {
             })
     }
 
-    /// Receives: polls for a while if so configured, then sleeps for as long as `wait` allows.
-    fn receive(
-        &self,
-        state: &mut State,
-        chunk: usize,
-        wait: Wait,
-        resident: bool,
-    ) -> Result<Received, Errno> {
-        let poll = self.clients.poll;
-        if !poll.is_zero()
-            && let Some(_polling) = self.watch.pool().poll()
-        {
-            let start = Instant::now();
-            while start.elapsed() < poll {
-                match self.fill(state, chunk, Wait::No)? {
-                    Received::Nothing => std::hint::spin_loop(),
-                    received => return Ok(received),
-                }
-            }
-        }
-        if resident || wait == Wait::No {
-            return self.fill(state, chunk, wait);
-        }
-        let lingering = self.watch.pool().linger();
-        let wait = if lingering.is_some() { wait } else { Wait::No };
-        self.fill(state, chunk, wait)
-    }
-
     fn fill(&self, state: &mut State, chunk: usize, wait: Wait) -> Result<Received, Errno> {
         let mut lent = Lent::default();
         if state.is_receiving_outside()
@@ -368,17 +341,6 @@ impl Connection {
             self.run_kept(&keeper);
         }
         (state, outcome.map(|_| Turn::Handled(handled)))
-    }
-
-    /// Runs the task that a doorbell has made ready, so that no worker has to wake up for it; not where others
-    /// need the thread by now.
-    fn run_kept(&self, keeper: &Keeper<'_>) {
-        if self.clients.gate.is_crowded() || self.watch.pool().is_saturated() {
-            return hand_over();
-        }
-        let start = Instant::now();
-        keeper.run();
-        self.task_runs.ran_for(start.elapsed());
     }
 
     /// Takes in what must not wait until a client takes what was sent: replies to DMA messages, and

@@ -8,8 +8,9 @@ use std::time::Duration;
 
 use vfiod_sync::atomic::{AtomicU32, Ordering};
 
-/// A task that runs for longer is long: several times what it takes to wake a worker.
-const LONG: Duration = Duration::from_micros(100);
+/// A task that runs for longer is long: several times what it takes to wake a worker, and more than it takes to hand
+/// the 32 reads to a disk that a queue begins at once.
+pub(crate) const LONG: Duration = Duration::from_micros(250);
 /// Turns that are left out after a long task, and the most after several in a row.
 const LEAST_LEFT_OUT: u32 = 8;
 const MOST_LEFT_OUT: u32 = 1024;
@@ -33,7 +34,12 @@ impl TaskRuns {
         left == 0
     }
 
-    /// A task has run on the connection's thread.
+    /// Whether the thread runs tasks between two turns.
+    pub(crate) fn were_short(&self) -> bool {
+        self.left_out.load(Ordering::Relaxed) == 0
+    }
+
+    /// Tasks have run on the connection's thread, one after the other.
     pub(crate) fn ran_for(&self, time: Duration) {
         if time <= LONG {
             self.next.store(0, Ordering::Relaxed);

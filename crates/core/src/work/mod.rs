@@ -393,6 +393,12 @@ impl Work {
         self.shared.group.keep(ring)
     }
 
+    /// Takes what has completed for tasks of the runtime. Those of the device that this makes ready are kept for
+    /// the calling thread.
+    pub fn look(&self, keeper: &Keeper<'_>) {
+        keeper.look(&self.shared.group);
+    }
+
     /// Rings a doorbell for the task that waits for it. At a closed gate the ring is remembered.
     /// A doorbell that the device does not have is ignored.
     #[inline]

@@ -1,6 +1,7 @@
 //! The server against the specification, over real sockets: a file for each command or concern,
 //! what must work and what must be refused.
 
+mod completions;
 mod containers;
 mod control;
 mod departing_owner;
