@@ -21,6 +21,10 @@ use crate::request::{Operation, Progress, Request};
 /// Most pieces of one system call (`UIO_MAXIOV`); the rest of a request follows.
 const PIECES: usize = 1024;
 
+/// Requests that are gathered at most where the kernel takes its time: a disk begins with them while further
+/// ones are prepared.
+const GATHERED: usize = 8;
+
 /// A request, and where its pieces are.
 struct InFlight {
     request: Request,
@@ -156,6 +160,8 @@ pub(crate) struct Uring {
     waiting: VecDeque<Request>,
     /// Entries that the kernel has not taken yet.
     unsubmitted: usize,
+    /// Some that were gathered have been handed over before the others.
+    began_early: bool,
     /// All that was handed over the last time had completed when the kernel returned, as from memory.
     completes_at_once: bool,
 }
@@ -182,16 +188,22 @@ impl Uring {
             free: Vec::new(),
             waiting: VecDeque::new(),
             unsubmitted: 0,
+            began_early: false,
             completes_at_once: false,
         })
     }
 
-    /// Queues a request; [`Uring::submit`] hands it to the kernel.
+    /// Queues a request; [`Uring::submit`] hands it to the kernel, or one of those after it does.
     pub(crate) fn push(&mut self, request: Request) {
         if self.waiting.is_empty() && self.has_room() {
             self.enter(request);
         } else {
             self.waiting.push_back(request);
+        }
+        if self.unsubmitted >= GATHERED && !self.completes_at_once {
+            // What the kernel does not take now it is given again with the others.
+            self.began_early = true;
+            self.hand_over();
         }
     }
 
@@ -203,7 +215,9 @@ impl Uring {
     pub(crate) fn submit(&mut self, completed: &mut Vec<(Request, i64)>) -> bool {
         let mut look_again = false;
         loop {
-            if self.unsubmitted == 0 && (self.waiting.is_empty() || !self.has_room()) {
+            let began_early = std::mem::take(&mut self.began_early);
+            let has_some = self.unsubmitted > 0 || (!self.waiting.is_empty() && self.has_room());
+            if !began_early && !has_some {
                 return look_again;
             }
             // An event for what completes before the kernel returns would wake a task in vain. Where others

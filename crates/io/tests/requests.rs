@@ -425,6 +425,49 @@ fn request_that_has_begun_makes_no_event() {
     }
 }
 
+/// A disk begins with the first ones while others are prepared.
+#[test]
+fn many_requests_that_are_gathered_are_not_kept_back_for_the_last_one() {
+    // Not where io_uring is forbidden.
+    if let Ok(ring) = Ring::with_io_uring(64) {
+        let disk = file("disk", 0x1000);
+        let plug = ring.plug();
+        for i in 0..9 {
+            drop(ring.write(&disk, i, b"x".to_vec()));
+        }
+        let start = Instant::now();
+        while peek(&disk, 0, 8) != b"xxxxxxxx" {
+            assert!(start.elapsed() < Duration::from_secs(20), "all wait for the last one");
+        }
+        assert_eq!(peek(&disk, 8, 1)[0], 0, "it waits for others");
+        drop(plug);
+        while ring.in_flight() > 0 {
+            reap(&ring);
+        }
+        assert_eq!(peek(&disk, 0, 9), b"xxxxxxxxx");
+    }
+}
+
+/// Also where nothing is left to be handed over when the plug is dropped.
+#[test]
+fn requests_that_were_handed_over_early_are_taken_at_once() {
+    // Not where io_uring is forbidden.
+    if let Ok(ring) = Ring::with_io_uring(64) {
+        let disk = file("disk", 0x1000);
+        let plug = ring.plug();
+        (0..8).for_each(|i| drop(ring.write(&disk, i, b"x".to_vec())));
+        let start = Instant::now();
+        while peek(&disk, 0, 8) != b"xxxxxxxx" {
+            assert!(start.elapsed() < Duration::from_secs(20), "all wait for the plug");
+        }
+        drop(plug);
+        while ring.in_flight() > 0 {
+            reap(&ring);
+        }
+        assert_eq!(peek(&disk, 0, 8), b"xxxxxxxx");
+    }
+}
+
 #[test]
 fn plugged_requests_wait_for_the_last_plug() {
     for ring in rings().into_iter().filter(Ring::is_io_uring) {

@@ -96,6 +96,7 @@ struct Shared {
     /// Threads that poll a source, and how many may at a time.
     polling: AtomicUsize,
     max_polling: usize,
+    one_processor: bool,
     /// Sources that a thread stays with, by key.
     residents: Mutex<HashMap<u64, Arc<dyn Source>>>,
 }
@@ -146,6 +147,7 @@ impl Pool {
                 lingering: AtomicUsize::new(0),
                 polling: AtomicUsize::new(0),
                 max_polling: (processors() / 2).max(1),
+                one_processor: processors() == 1,
                 residents: Mutex::default(),
             }),
         };
@@ -207,6 +209,11 @@ impl Pool {
     /// processors: more would take them from those who have something to do.
     pub(crate) fn poll(&self) -> Option<Among<'_>> {
         Among::up_to(self.shared.max_polling, &self.shared.polling)
+    }
+
+    /// Whether a thread that polls takes the processor from all others.
+    pub(crate) fn has_one_processor(&self) -> bool {
+        self.shared.one_processor
     }
 
     pub(crate) fn is_stopping(&self) -> bool {

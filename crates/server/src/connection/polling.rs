@@ -63,6 +63,10 @@ impl Connection {
             self.session.get().filter(|_| wait == Wait::Linger && self.task_runs.were_short());
         let file = session.map(|session| &session.opened.file);
         let looks = file.and_then(|file| Some((file, file.keeper()?)));
+        if looks.is_none() && self.watch.pool().has_one_processor() {
+            // The workers, to whom the tasks are left, need it.
+            return Ok(Polled::Nothing);
+        }
         let start = Instant::now();
         while start.elapsed() < time {
             match self.fill(state, chunk, Wait::No)? {
