@@ -453,7 +453,7 @@ fn nothing_new_is_begun_when_nobody_wants_it_any_more() {
     interest.end();
     rig.test.finish_all();
     for pending in long.into_iter().chain([behind]) {
-        assert_eq!(kind(rig.wait(pending.result()).unwrap()), Some(FailureKind::Other));
+        assert_eq!(kind(rig.wait(pending.result()).unwrap()), Some(FailureKind::Unwanted));
     }
     assert_eq!((rig.test.started(), rig.disk.in_flight()), (3, 0));
     // Others have the disk as ever.
@@ -478,6 +478,28 @@ fn verify_that_waits_for_a_place_is_not_begun_when_nobody_wants_it_any_more() {
         _ = rig.wait(pending.result());
     }
     assert_eq!(rig.test.started(), begun as u64);
+}
+
+/// What is written is on the disk before it is synced, and nobody's memory is used any more.
+#[test]
+fn device_is_idle_while_its_writes_are_synced() {
+    let rig = rig(64);
+    let device = Attachment::detached();
+    let channel = rig.disk.connect_device(&rig.runtime, device.flights()).unwrap();
+    rig.test.hold(true);
+    let durable = |request| match request {
+        Request::Write { offset, buffer, .. } => Request::Write { offset, buffer, durable: true },
+        other => other,
+    };
+    let written = rig.runtime.spawn(channel.start(durable(write(16, 1, 1))));
+    rig.runtime.run_until_idle();
+    assert_eq!(device.in_flight(), 1);
+    assert!(rig.test.finish(rig.test.held()[0].id));
+    rig.runtime.run_until_idle();
+    assert_eq!(rig.test.held().iter().map(|held| held.kind).collect::<Vec<_>>(), [Kind::Flush]);
+    assert_eq!((device.in_flight(), rig.disk.in_flight()), (0, 2), "the device waits for a sync");
+    rig.test.finish_all();
+    assert_eq!(kind(rig.wait(written.result()).unwrap()), None);
 }
 
 #[test]
