@@ -65,7 +65,9 @@ fn two_to_65_vectors_are_usable_and_no_more_are_offered() {
 }
 
 fn get(feature: u32, select: u32) -> Command {
-    Command::new(opcode::GET_FEATURES).dword(10, feature | select << 8)
+    // Error Recovery is a feature of a namespace, the others are the controller's.
+    let namespace = u32::from(feature == 5);
+    Command::new(opcode::GET_FEATURES).namespace(namespace).dword(10, feature | select << 8)
 }
 
 fn set(feature: u32, value: u32) -> Command {
