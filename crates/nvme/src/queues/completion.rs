@@ -233,6 +233,12 @@ impl CompletionQueue {
         count > 0 && std::mem::take(&mut state.awaited)
     }
 
+    /// Gives reserved places back for which nothing could be read for now, and wakes nobody: whoever waits for them
+    /// could not read either, and whoever gives them back comes again.
+    pub(crate) fn give_back(&self, count: u32) {
+        lock(&self.state).reserved -= count;
+    }
+
     /// Takes reserved places for completions.
     fn take<'a>(
         &self,

@@ -155,6 +155,8 @@ pub(crate) async fn serve(
             held.flush(&queues, &queue);
         }
         if ends && running.is_empty() {
+            // It may have given places back without a word.
+            queues.ring_others(&queue);
             return;
         }
         let mut next = Next::Wait;
@@ -478,8 +480,13 @@ async fn read(
             let reads_on = waiting > most && places == most;
             return Ok(if reads_on { Next::Read } else { Next::Wait });
         }
-        // The host lets the device reach no memory for now.
-        Some(Err(error)) if error.errno() == Errno::PERM => Ok(Next::Poll(FORBIDDEN)),
+        // The host lets the device reach no memory for now. Queues that woke each other then would do nothing else.
+        Some(Err(error)) if error.errno() == Errno::PERM => {
+            commands.clear();
+            queues.end(places);
+            queue.completions.give_back(places);
+            return Ok(Next::Poll(FORBIDDEN));
+        }
         Some(Err(error)) => Err(error),
         None => Ok(Next::Wait),
     };

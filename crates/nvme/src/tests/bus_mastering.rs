@@ -1,6 +1,8 @@
 //! A host that switches bus mastering off, or leaves, with commands under way: they complete once, later, and hold up
 //! neither a reset nor a save.
 
+use std::time::Duration;
+
 use vfiod_core::{DescriptorTable, StatePolicy};
 use vfiod_testing::{Driver, eventually};
 
@@ -81,6 +83,29 @@ fn completions_that_wait_for_bus_mastering_outlast_a_pause() {
     host.set_bus_mastering(true);
     complete(&mut host, 1, ids);
     assert_eq!(host.perform(1, io(READ, 3)), Ok(0));
+}
+
+/// Queues that share a completion queue with less room than they have commands wait, as long as they can read none.
+#[test]
+fn queues_without_room_rest_while_bus_mastering_is_off() {
+    let disk = Held::new();
+    let mut host = Host::new(with(disk));
+    host.create_pair(1, 4, 1);
+    host.renew_pair(2, 16, 4);
+    let (submissions, _) = Host::at(2);
+    assert_eq!(host.admin(create_sq(2, 16, submissions, 1)), Ok(0));
+    host.set_bus_mastering(false);
+    let ids: Vec<u16> = (0..3).map(|n| host.submit(1, io(READ, n))).collect();
+    for n in 0..8 {
+        host.submit(2, io(READ, n));
+    }
+    host.rest(Duration::from_millis(5));
+    host.set_bus_mastering(true);
+    let mut ended = 0;
+    while ended < ids.len() + 8 {
+        host.wait(1);
+        ended += 1;
+    }
 }
 
 #[test]
