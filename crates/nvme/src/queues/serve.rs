@@ -252,8 +252,8 @@ impl Occupied {
     }
 }
 
-/// Begins commands until they move [`GROUP`] bytes, or those that wait for nothing `group` bytes, and returns those that are left. Those that have ended
-/// already are added to `ended`.
+/// Begins commands until they move [`GROUP`] bytes, or those that wait for nothing `group` bytes, and returns those
+/// that are left. Those that have ended already are added to `ended`.
 fn begin<'a, E: Execute>(
     execute: &E,
     commands: &'a [Submission],
