@@ -32,6 +32,7 @@ run shuttle tasks model::
 run shuttle core model::
 run shuttle mdev model::
 run shuttle server model::
+run loom sync visited::
 run loom tasks event_index::
 run loom core model::
 

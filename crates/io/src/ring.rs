@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use smallvec::smallvec;
 use vfiod_buffer::Aligned;
 use vfiod_dma::{Errno, Hold, Result};
-use vfiod_sync::{Arc, Mutex, lock};
+use vfiod_sync::{Arc, Visited};
 
 use crate::data::Buffer;
 use crate::pool::Pool;
@@ -17,6 +17,9 @@ use crate::request::{Allocation, Operation, Request};
 
 /// Threads of a ring that is none.
 const THREADS: usize = 4;
+
+/// How often a thread takes completions in a row because others have found the ring locked.
+const VISITS: u32 = 4;
 
 /// A ring of requests to the kernel. Cheap to clone; all clones are one ring.
 ///
@@ -34,7 +37,9 @@ struct Inner {
 }
 
 enum Engine {
-    Uring(Box<Mutex<Plugged>>),
+    /// Locked while requests are handed to the kernel, which may take long. Whoever looks for completions must not wait
+    /// for that: it is a visitor.
+    Uring(Box<Visited<Plugged>>),
     Threads(Pool),
 }
 
@@ -68,11 +73,60 @@ impl Plugged {
 
 impl Inner {
     /// Wakes the tasks of requests that have completed. Without the ring's lock.
-    fn complete(&self, mut completed: Completed) {
-        completed.drain(..).for_each(|(request, result)| request.complete(result));
-        if let Engine::Uring(ring) = &self.engine {
-            lock(ring).completed = completed;
+    fn complete(&self, completed: Completed) {
+        match &self.engine {
+            Engine::Uring(ring) => {
+                wake(ring, completed);
+                self.unlocked(ring);
+            }
+            Engine::Threads(_) => {
+                completed.into_iter().for_each(|(request, result)| request.complete(result));
+            }
         }
+    }
+
+    /// The ring was unlocked: takes what others would have taken meanwhile.
+    fn unlocked(&self, ring: &Visited<Plugged>) {
+        if ring.take_left() {
+            self.visit(ring);
+        }
+    }
+
+    /// Takes the requests that have completed, unless somebody has the ring locked, who does so afterwards. Returns
+    /// how many there were.
+    fn visit(&self, ring: &Visited<Plugged>) -> usize {
+        let mut count = 0;
+        for _ in 0..VISITS {
+            let Some(mut plugged) = ring.try_visit() else { return count };
+            let mut completed = plugged.completed();
+            plugged.ring.completed(&mut completed);
+            // There is room for those that waited.
+            plugged.submit(&self.eventfd, &mut completed);
+            if completed.is_empty() {
+                plugged.completed = completed;
+                drop(plugged);
+            } else {
+                drop(plugged);
+                count += completed.len();
+                wake(ring, completed);
+            }
+            if !ring.take_left() {
+                return count;
+            }
+        }
+        // Others come again and again: somebody else is to look, whom this wakes.
+        readiness::signal(&self.eventfd);
+        count
+    }
+}
+
+/// Wakes the tasks of requests of a ring that have completed, without its lock, and gives the list back. It may have
+/// been locked for that.
+fn wake(ring: &Visited<Plugged>, mut completed: Completed) {
+    completed.drain(..).for_each(|(request, result)| request.complete(result));
+    // Whoever has it locked does without.
+    if let Some(mut plugged) = ring.try_lock() {
+        plugged.completed = completed;
     }
 }
 
@@ -99,7 +153,7 @@ impl Ring {
     pub fn with_io_uring(entries: u32) -> Result<Self> {
         let eventfd = readiness::new()?;
         let ring = Uring::new(entries, &eventfd)?;
-        let engine = Engine::Uring(Box::new(Mutex::new(Plugged {
+        let engine = Engine::Uring(Box::new(Visited::new(Plugged {
             ring,
             plugs: 0,
             spare: Spare::default(),
@@ -134,8 +188,8 @@ impl Ring {
         &self.inner.eventfd
     }
 
-    /// Takes the requests that have completed and wakes their tasks. Returns how many there were.
-    /// Does not block.
+    /// Takes the requests that have completed and wakes their tasks. Returns how many there were. Does not block:
+    /// while another thread hands requests to the kernel, that one does so afterwards.
     pub fn reap(&self) -> usize {
         // Drained first: what completes from here on makes it readable again. That it was not
         // readable is no error.
@@ -145,30 +199,25 @@ impl Ring {
 
     /// As [`Ring::reap`], without a look at the descriptor: for those whom each of its changes tells.
     pub(crate) fn take(&self) -> usize {
-        let completed = match &self.inner.engine {
-            Engine::Uring(ring) => {
-                let mut plugged = lock(ring);
-                let mut completed = plugged.completed();
-                plugged.ring.completed(&mut completed);
-                // There is room for those that waited.
-                plugged.submit(&self.inner.eventfd, &mut completed);
-                if completed.is_empty() {
-                    plugged.completed = completed;
-                    return 0;
-                }
-                completed
+        match &self.inner.engine {
+            Engine::Uring(ring) => self.inner.visit(ring),
+            Engine::Threads(pool) => {
+                let completed = pool.completed();
+                let count = completed.len();
+                self.inner.complete(completed);
+                count
             }
-            Engine::Threads(pool) => pool.completed(),
-        };
-        let count = completed.len();
-        self.inner.complete(completed);
-        count
+        }
     }
 
     /// How many requests have not completed.
     pub fn in_flight(&self) -> usize {
         match &self.inner.engine {
-            Engine::Uring(ring) => lock(ring).ring.len(),
+            Engine::Uring(ring) => {
+                let count = ring.lock().ring.len();
+                self.inner.unlocked(ring);
+                count
+            }
             Engine::Threads(pool) => pool.len(),
         }
     }
@@ -177,7 +226,8 @@ impl Ring {
     /// kernel together when it is dropped.
     pub fn plug(&self) -> Plug<'_> {
         if let Engine::Uring(ring) = &self.inner.engine {
-            lock(ring).plugs += 1;
+            ring.lock().plugs += 1;
+            self.inner.unlocked(ring);
         }
         Plug { ring: self }
     }
@@ -195,12 +245,13 @@ impl Ring {
         };
         match &self.inner.engine {
             Engine::Uring(ring) => {
-                let mut plugged = lock(ring);
+                let mut plugged = ring.lock();
                 let (completion, transfer) = plugged.spare.pair();
                 let request = request(completion);
                 if let Err(error) = request.check() {
                     drop(plugged);
                     request.refuse(error);
+                    self.inner.unlocked(ring);
                     return transfer;
                 }
                 plugged.ring.push(request);
@@ -209,6 +260,9 @@ impl Ring {
                     plugged.submit(&self.inner.eventfd, &mut completed);
                     drop(plugged);
                     self.inner.complete(completed);
+                } else {
+                    drop(plugged);
+                    self.inner.unlocked(ring);
                 }
                 transfer
             }
@@ -383,14 +437,93 @@ pub struct Plug<'a> {
 impl Drop for Plug<'_> {
     fn drop(&mut self) {
         if let Engine::Uring(ring) = &self.ring.inner.engine {
-            let mut plugged = lock(ring);
+            let mut plugged = ring.lock();
             plugged.plugs -= 1;
             if plugged.plugs == 0 {
                 let mut completed = plugged.completed();
                 plugged.submit(&self.ring.inner.eventfd, &mut completed);
                 drop(plugged);
                 self.ring.inner.complete(completed);
+            } else {
+                drop(plugged);
+                self.ring.inner.unlocked(ring);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+    use rustix::pipe::pipe;
+
+    use super::*;
+
+    /// Whoever looks for completions does not wait for a thread that hands requests to the kernel, which takes
+    /// the completions when it has done so.
+    #[test]
+    fn look_does_not_wait_for_a_submission_which_looks_in_its_place() {
+        let Ok(ring) = Ring::with_io_uring(4) else {
+            eprintln!("SKIPPED: io_uring is forbidden here");
+            return;
+        };
+        let Engine::Uring(inner) = &ring.inner.engine else { unreachable!("it is made of one") };
+        // A read of a pipe completes when something was written.
+        let (end, other) = pipe().unwrap();
+        let mut read = ring.read_into(&Arc::new(end), 0, Buffer::Own(vec![0; 1]));
+        assert_eq!(ring.in_flight(), 1);
+        let submitting = inner.lock();
+        rustix::io::write(&other, b"x").unwrap();
+        let visitor = ring.clone();
+        let looked = std::thread::spawn(move || visitor.take());
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+        while !looked.is_finished() {
+            assert!(std::time::Instant::now() < deadline, "a look waits for a submission");
+            std::thread::yield_now();
+        }
+        assert_eq!(looked.join().unwrap(), 0);
+        drop(submitting);
+        ring.inner.unlocked(inner);
+        let cx = &mut std::task::Context::from_waker(std::task::Waker::noop());
+        let read = std::pin::Pin::new(&mut read).poll(cx);
+        assert!(read.is_ready(), "nobody has looked in its place");
+    }
+
+    /// Whatever locks a ring takes what a look has left meanwhile.
+    #[test]
+    fn whoever_locks_a_ring_makes_the_look_that_was_left() {
+        let Ok(ring) = Ring::with_io_uring(4) else {
+            eprintln!("SKIPPED: io_uring is forbidden here");
+            return;
+        };
+        let Engine::Uring(inner) = &ring.inner.engine else { unreachable!("it is made of one") };
+        let file = memfd_create("file", MemfdFlags::CLOEXEC).unwrap();
+        ftruncate(&file, 4096).unwrap();
+        let file = Arc::new(file);
+        let leave = || {
+            let submitting = inner.lock();
+            assert_eq!(ring.take(), 0, "left to whoever has it");
+            drop(submitting);
+        };
+        let read = |bytes| drop(ring.read_into(&file, 0, Buffer::Own(vec![0; bytes])));
+        let gathering = ring.plug();
+        leave();
+        read(1);
+        assert!(!inner.take_left(), "a request that is gathered");
+        leave();
+        drop(ring.plug());
+        assert!(!inner.take_left(), "a plug beside another one");
+        leave();
+        drop(gathering);
+        assert!(!inner.take_left(), "the last plug");
+        leave();
+        read(1);
+        assert!(!inner.take_left(), "a request");
+        leave();
+        drop(ring.read_into(&file, u64::MAX, Buffer::Own(vec![0; 1])));
+        assert!(!inner.take_left(), "a request that is refused");
+        leave();
+        ring.in_flight();
+        assert!(!inner.take_left(), "a count");
     }
 }

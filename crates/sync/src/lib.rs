@@ -3,6 +3,7 @@
 mod fair;
 #[cfg(shuttle)]
 pub mod model;
+mod visited;
 
 #[cfg(all(loom, not(shuttle)))]
 pub use loom::{
@@ -31,6 +32,7 @@ pub use std::{
 };
 
 pub use fair::{FairGuard, FairMutex};
+pub use visited::Visited;
 
 use std::sync::{PoisonError, TryLockError};
 use std::time::{Duration, Instant};
