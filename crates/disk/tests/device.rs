@@ -130,6 +130,34 @@ fn device_that_another_program_has_is_refused() {
     Image::open(&options(&device.device, 512)).unwrap();
 }
 
+/// As a mount has it, or the kernel's own users of a device: these know nothing of locks of bytes.
+fn exclusively(device: &Path) -> std::io::Result<File> {
+    use std::os::unix::fs::OpenOptionsExt;
+    File::options().read(true).custom_flags(rustix::fs::OFlags::EXCL.bits() as i32).open(device)
+}
+
+#[test]
+fn device_is_ours_alone_also_against_those_who_know_no_locks() {
+    let _alone = alone();
+    let Some(device) = Loop::new(512) else { return };
+    for read_only in [false, true] {
+        let options = ImageOptions { read_only, ..options(&device.device, 512) };
+        let other = exclusively(&device.device).unwrap();
+        let error = Image::open(&options).expect_err("another one has the device for itself");
+        assert_eq!(error.errno(), Errno::BUSY, "{error}");
+        assert!(
+            error.to_string().contains("mounted, or another program has the device"),
+            "{error}"
+        );
+        drop(other);
+        let image = Image::open(&options).unwrap();
+        let error = exclusively(&device.device).expect_err("it is ours alone");
+        assert_eq!(error.kind(), std::io::ErrorKind::ResourceBusy, "{error}");
+        drop(image);
+    }
+    exclusively(&device.device).unwrap();
+}
+
 #[test]
 fn identity_of_a_device_is_kept_where_the_operator_says() {
     let _alone = alone();
