@@ -2,8 +2,9 @@
 
 use vfiod_dma::Result;
 
-/// A back end whose reads and writes wait for nothing: they are done when the call returns, and each is done whole
-/// before the next one begins. Offsets and lengths are those of a [`Request`](crate::Request).
+/// A back end whose reads and writes wait for nothing but the memory that they are given: they are done when the call
+/// returns. No lock is held while that memory is copied. Whoever calls keeps those apart that overlap. Offsets and
+/// lengths are those of a [`Request`](crate::Request).
 pub trait AtOnce: Send + Sync {
     /// Fills memory with the bytes from an offset on.
     ///

@@ -1,10 +1,12 @@
 //! A disk in memory.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::fmt;
 use std::sync::Arc;
 
-use vfiod_buffer::zeroed;
+use vfiod_buffer::{NoMemory, copy_of, zeroed};
 use vfiod_dma::{Errno, Error, Result};
 use vfiod_sync::{Mutex, lock};
 use vfiod_tasks::Runtime;
@@ -17,13 +19,26 @@ use crate::pending::Pending;
 const PIECE: u64 = 64 << 10;
 /// The smallest block.
 const BLOCK: u32 = 512;
+/// Bytes that are copied at a time from what is written.
+const COPIED: usize = 16 << 10;
+
+thread_local! {
+    /// What is being written, which is copied before the lock is taken. Taken out while it is used.
+    static BYTES: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
+
+/// Allocated bytes of the disk. Whoever reads them keeps them; who changes them meanwhile has a copy.
+type Piece = Arc<Vec<u8>>;
 
 /// A disk in memory of this process, which is allocated as it is written, and given back when it is
-/// deallocated. Each request is done whole before the next one begins.
+/// deallocated. Requests that overlap are kept apart by the [`Disk`](crate::Disk).
+///
+/// Its lock is not held while anything else than its own memory is copied: the copy of guest memory may have to wait
+/// for whoever owns that.
 pub struct Memory {
     capacity: u64,
     /// By their number; what is missing reads as zeroes.
-    pieces: Mutex<BTreeMap<u64, Vec<u8>>>,
+    pieces: Mutex<BTreeMap<u64, Piece>>,
 }
 
 impl Memory {
@@ -74,19 +89,30 @@ impl Memory {
             let mut tail = pieces.split_off(&whole.start);
             pieces.append(&mut tail.split_off(&whole.end));
         }
-        let mut clear = |from: u64, to: u64| {
+        let mut clear = |from: u64, to: u64| -> Result<()> {
             for (piece, at, range) in Self::parts(from, to.saturating_sub(from)) {
-                if let Some(bytes) = pieces.get_mut(&piece) {
-                    bytes[at..at + range.len()].fill(0);
+                if let Some(piece) = pieces.get_mut(&piece) {
+                    own(piece)?[at..at + range.len()].fill(0);
                 }
             }
+            Ok(())
         };
         if whole.start < whole.end {
-            clear(offset, whole.start * PIECE);
-            clear(whole.end * PIECE, end);
+            clear(offset, whole.start * PIECE)?;
+            clear(whole.end * PIECE, end)
         } else {
-            clear(offset, end);
+            clear(offset, end)
         }
+    }
+
+    /// Changes allocated bytes, which are allocated if there are none.
+    fn change(&self, piece: u64, change: impl FnOnce(&mut [u8])) -> Result<()> {
+        let mut pieces = lock(&self.pieces);
+        let piece = match pieces.entry(piece) {
+            Entry::Occupied(there) => there.into_mut(),
+            Entry::Vacant(place) => place.insert(Arc::new(zeroed(PIECE as usize)?)),
+        };
+        change(own(piece)?);
         Ok(())
     }
 
@@ -105,14 +131,22 @@ impl Memory {
     }
 }
 
+/// The bytes of a piece, which nobody else reads.
+fn own(piece: &mut Piece) -> Result<&mut [u8], NoMemory> {
+    if Arc::get_mut(piece).is_none() {
+        *piece = Arc::new(copy_of(piece)?);
+    }
+    Ok(Arc::get_mut(piece).map_or(&mut [], Vec::as_mut_slice))
+}
+
 impl AtOnce for Memory {
     fn read(&self, offset: u64, into: &mut dyn Bytes) -> Result<()> {
         static ZEROES: [u8; PIECE as usize] = [0; PIECE as usize];
         let len = into.len() as u64;
         self.check(offset, len)?;
-        let pieces = lock(&self.pieces);
         for (piece, at, range) in Self::parts(offset, len) {
-            let bytes = pieces.get(&piece).map_or(ZEROES.as_slice(), Vec::as_slice);
+            let piece = lock(&self.pieces).get(&piece).cloned();
+            let bytes = piece.as_ref().map_or(ZEROES.as_slice(), |piece| piece.as_slice());
             into.put(range.start, &bytes[at..at + range.len()])?;
         }
         Ok(())
@@ -121,17 +155,20 @@ impl AtOnce for Memory {
     fn write(&self, offset: u64, from: &mut dyn Bytes) -> Result<()> {
         let len = from.len() as u64;
         self.check(offset, len)?;
-        let mut pieces = lock(&self.pieces);
-        for (piece, at, range) in Self::parts(offset, len) {
-            let bytes = match pieces.entry(piece) {
-                std::collections::btree_map::Entry::Occupied(there) => there.into_mut(),
-                std::collections::btree_map::Entry::Vacant(place) => {
-                    place.insert(zeroed(PIECE as usize)?)
-                }
-            };
-            from.take(range.start, &mut bytes[at..at + range.len()])?;
-        }
-        Ok(())
+        let mut copied = BYTES.take();
+        vfiod_buffer::grow(&mut copied, COPIED)?;
+        let mut parts = Self::parts(offset, len);
+        let written = parts.try_for_each(|(piece, at, range)| {
+            for start in range.clone().step_by(COPIED) {
+                let bytes = &mut copied[..COPIED.min(range.end - start)];
+                from.take(start, bytes)?;
+                let at = at + (start - range.start);
+                self.change(piece, |piece| piece[at..at + bytes.len()].copy_from_slice(bytes))?;
+            }
+            Ok(())
+        });
+        BYTES.set(copied);
+        written
     }
 }
 

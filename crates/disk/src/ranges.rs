@@ -8,6 +8,9 @@
 //! stays *behind* until one of these is granted, in the order of the user's. So whoever asks for a range
 //! waits for those in use and for a few of each other user, however many that one has asked for. Where the disk
 //! has one user only, nothing stays behind.
+//!
+//! What is done at once has its range in a place of its own meanwhile, which needs no memory. The lock is not held over
+//! it: guest memory may make whoever copies it wait.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::poll_fn;
@@ -15,12 +18,12 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::task::{Poll, Waker};
 
-use vfiod_sync::{Mutex, lock, try_lock};
+use vfiod_sync::{Mutex, lock};
 
 /// How many ranges of one user wait in line, if there are others.
 const WAITING: usize = 4;
-/// How often what is to be done at once tries to: for about a microsecond.
-const TRIES: u32 = 32;
+/// What can be done at once at a time; the rest is done in the general way.
+const AT_ONCE: usize = 16;
 
 /// The ranges that are in use, or waited for.
 #[derive(Default)]
@@ -35,8 +38,48 @@ struct State {
     /// The number of the next user, range or turn.
     next: u64,
     line: Table,
+    at_once: AtOnce,
     /// Users who wait.
     waiting: BTreeMap<u64, Waiting>,
+}
+
+/// The ranges of what is being done at once. All of them came before whatever they conflict with in line.
+#[derive(Default)]
+struct AtOnce {
+    /// Which places are taken, a bit each.
+    taken: u16,
+    /// Begin, end, and whether it is exclusive.
+    places: [(u64, u64, bool); AT_ONCE],
+}
+
+const _: () = assert!(AT_ONCE == u16::BITS as usize);
+
+impl AtOnce {
+    /// Takes a place, if there is one.
+    fn enter(&mut self, range: &Range<u64>, exclusive: bool) -> Option<usize> {
+        let place = self.taken.trailing_ones() as usize;
+        *self.places.get_mut(place)? = (range.start, range.end, exclusive);
+        self.taken |= 1 << place;
+        Some(place)
+    }
+
+    fn leave(&mut self, place: usize) -> (Range<u64>, bool) {
+        self.taken &= !(1 << place);
+        let (start, end, exclusive) = self.places[place];
+        (start..end, exclusive)
+    }
+
+    /// How many of them must not be in use with this one.
+    fn conflicting(&self, range: &Range<u64>, exclusive: bool) -> usize {
+        let mut left = self.taken;
+        let mut count = 0;
+        while left != 0 {
+            let (start, end, its) = self.places[left.trailing_zeros() as usize];
+            count += usize::from(start < range.end && end > range.start && (exclusive || its));
+            left &= left - 1;
+        }
+        count
+    }
 }
 
 /// What a user waits for.
@@ -113,15 +156,39 @@ impl State {
         if self.users > 1 { WAITING } else { usize::MAX }
     }
 
+    /// Whether a range must not be in use with one in line, or with what is being done at once.
+    fn has_conflict(&mut self, range: &Range<u64>, exclusive: bool) -> bool {
+        self.at_once.conflicting(range, exclusive) > 0
+            || self.line.conflicting(range.clone(), exclusive).next().is_some()
+    }
+
+    /// Enters what is to be done at once. `None`: it would have to wait, or there is no place.
+    fn enter_at_once(&mut self, range: &Range<u64>, exclusive: bool) -> Option<usize> {
+        if !self.waiting.is_empty() || self.has_conflict(range, exclusive) {
+            return None;
+        }
+        self.at_once.enter(range, exclusive)
+    }
+
+    /// What was done at once has ended. Returns whom that lets go on.
+    fn leave_at_once(&mut self, place: usize) -> Vec<Waker> {
+        let (range, exclusive) = self.at_once.leave(place);
+        let mut woken = Vec::new();
+        if !self.waiting.is_empty() {
+            self.left(range, exclusive, 0, Vec::new(), &mut woken);
+        }
+        woken
+    }
+
     /// Returns the number of the range, and whether it is granted.
     fn enter(&mut self, user: u64, range: Range<u64>, exclusive: bool) -> (u64, bool) {
         let (number, limit) = (self.number(), self.limit());
         let key = (range.start, number);
         let entry = Entry { end: range.end, exclusive, user, turn: 0, before: 0, waker: None };
+        let may_enter = self.waiting.get(&user).is_none_or(|own| own.in_line < limit);
+        let must_wait = !may_enter && self.has_conflict(&range, exclusive);
         if let Some(own) = self.waiting.get_mut(&user) {
             // None passes one that it must not overlap: a long one would wait for ever behind short ones.
-            let must_wait = own.in_line >= limit
-                && self.line.conflicting(range.clone(), exclusive).next().is_some();
             if must_wait || own.behind.conflicting(range, exclusive).next().is_some() {
                 own.behind.insert(key, entry);
                 own.order.insert(number, key.0);
@@ -135,7 +202,9 @@ impl State {
     /// Puts a range in line. Returns whether it is granted at once, and who waits for it then.
     fn enter_line(&mut self, key: (u64, u64), mut entry: Entry) -> (bool, Option<Waker>) {
         entry.turn = self.number();
-        entry.before = self.line.conflicting(key.0..entry.end, entry.exclusive).count();
+        let range = key.0..entry.end;
+        entry.before = self.at_once.conflicting(&range, entry.exclusive)
+            + self.line.conflicting(range, entry.exclusive).count();
         let is_granted = entry.before == 0;
         let woken = if is_granted {
             entry.waker.take()
@@ -176,16 +245,26 @@ impl State {
             self.follow(user, &mut woken);
             return woken;
         };
-        if self.waiting.is_empty() {
-            return woken;
+        if !self.waiting.is_empty() {
+            let waited = if left.before > 0 { vec![user] } else { Vec::new() };
+            self.left(key.0..left.end, left.exclusive, left.turn, waited, &mut woken);
         }
-        let mut granted = Vec::new();
-        if left.before > 0 {
-            granted.push(user);
-        }
-        for entry in self.line.conflicting(key.0..left.end, left.exclusive) {
+        woken
+    }
+
+    /// A range is in use, or waited for, no more: those that came after it in line may go on. `granted`: users of whom
+    /// one range more waits in line no more.
+    fn left(
+        &mut self,
+        range: Range<u64>,
+        exclusive: bool,
+        turn: u64,
+        mut granted: Vec<u64>,
+        woken: &mut Vec<Waker>,
+    ) {
+        for entry in self.line.conflicting(range, exclusive) {
             // Those in front do not wait for this one.
-            if entry.turn > left.turn {
+            if entry.turn > turn {
                 entry.before -= 1;
                 if entry.before == 0 {
                     woken.extend(entry.waker.take());
@@ -199,9 +278,8 @@ impl State {
             }
         }
         for user in BTreeSet::from_iter(granted) {
-            self.follow(user, &mut woken);
+            self.follow(user, woken);
         }
-        woken
     }
 
     fn find(&mut self, user: u64, key: (u64, u64)) -> Option<(&mut Entry, bool)> {
@@ -248,7 +326,8 @@ impl Ranges {
     fn len(&self) -> usize {
         let state = lock(&self.state);
         let behind = state.waiting.values().map(|user| user.behind.entries.len());
-        state.line.entries.len() + behind.sum::<usize>()
+        let at_once = state.at_once.taken.count_ones() as usize;
+        state.line.entries.len() + behind.sum::<usize>() + at_once
     }
 }
 
@@ -262,23 +341,30 @@ impl User {
         RangeLock { user: self.clone(), start, number, granted_at_once }
     }
 
-    /// Calls `f` if the range would be granted at once. No other range is granted meanwhile, so `f` must not wait for
-    /// long. `None` as well while another one is at it: whoever asks may hold what that one waits for, such as the
-    /// map of guest memory, which a third one wants to change.
+    /// Calls `f` with the range in use, if it would be granted at once. Waits for nobody: whoever asks may hold what
+    /// another one waits for, such as the map of guest memory, which a third one wants to change.
     pub(crate) fn at_once<R>(
         &self,
         range: Range<u64>,
         exclusive: bool,
         f: impl FnOnce() -> R,
     ) -> Option<R> {
-        let mut state = (0..TRIES).find_map(|_| {
-            let state = try_lock(&self.ranges.state);
-            state.is_none().then(std::hint::spin_loop);
-            state
-        })?;
-        let is_free =
-            state.waiting.is_empty() && state.line.conflicting(range, exclusive).next().is_none();
-        is_free.then(f)
+        let place = lock(&self.ranges.state).enter_at_once(&range, exclusive)?;
+        let _in_use = InUse { ranges: &self.ranges, place };
+        Some(f())
+    }
+}
+
+/// A range of what is being done at once. Dropping it gives the range back.
+struct InUse<'a> {
+    ranges: &'a Ranges,
+    place: usize,
+}
+
+impl Drop for InUse<'_> {
+    fn drop(&mut self) {
+        let woken = lock(&self.ranges.state).leave_at_once(self.place);
+        woken.into_iter().for_each(Waker::wake);
     }
 }
 
@@ -425,6 +511,33 @@ mod tests {
         assert!(long.is_granted());
         drop(long);
         assert!(short.iter().all(RangeLock::is_granted));
+    }
+
+    /// What is done at once has its range until it has ended: others wait for it, and it for nobody.
+    #[test]
+    fn what_is_done_at_once_has_its_range_meanwhile() {
+        let ranges = Arc::new(Ranges::default());
+        let (user, other) = (ranges.user(), ranges.user());
+        let (waits, beside) = user
+            .at_once(8..16, true, || {
+                let waits = [other.enter(15..20, false), user.enter(0..9, true)];
+                let beside = other.enter(16..17, false);
+                assert!(!waits.iter().any(RangeLock::is_granted), "beside what is done at once");
+                assert!(beside.is_granted(), "it is not in the way");
+                assert!(other.at_once(30..31, true, || ()).is_none(), "others wait");
+                (waits, beside)
+            })
+            .expect("nobody is in the way");
+        assert!(waits.iter().all(RangeLock::is_granted), "it has ended");
+        drop((waits, beside));
+        // Those that only read share a range, as many as there are places.
+        fn nested(user: &Arc<User>, depth: usize) -> usize {
+            user.at_once(0..8, false, || nested(user, depth + 1)).unwrap_or(depth)
+        }
+        assert_eq!(nested(&user, 0), AT_ONCE);
+        let exclusive = user.at_once(0..8, false, || other.at_once(7..9, true, || ()));
+        assert_eq!(exclusive, Some(None), "a write beside a read");
+        assert_eq!(ranges.len(), 0);
     }
 
     /// Random ranges: those that are granted never conflict, and all are granted in the end.

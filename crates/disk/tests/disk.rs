@@ -6,7 +6,7 @@ use std::task::{Context, Poll, Waker};
 
 use vfiod_disk::test::{Kind, SECTOR, TestDisk, own};
 use vfiod_disk::{
-    Backend, Buffer, Bytes, Channel, Disk, DiskChannel, Done, FailureKind, Interest, Memory,
+    Backend, Buffer, Bytes, Channel, Disk, DiskChannel, Done, FailureKind, Interest, Memory, Null,
     Pending, Request,
 };
 use vfiod_dma::{Attachment, Errno};
@@ -346,24 +346,69 @@ impl Bytes for Slow<'_> {
     }
 
     fn take(&mut self, _at: usize, _bytes: &mut [u8]) -> vfiod_dma::Result<()> {
+        (self.0)();
         Ok(())
     }
 }
 
-/// A copy may wait for whoever maps guest memory, who waits for those that have entered the map: these do not wait
-/// for the copy.
+/// What another thread comes to, which must not wait for this one.
+fn beside<T: Send + 'static>(what: &str, f: impl FnOnce() -> T + Send + 'static) -> T {
+    let (sender, done) = std::sync::mpsc::channel();
+    std::thread::spawn(move || sender.send(f()));
+    let done = done.recv_timeout(std::time::Duration::from_secs(60));
+    done.unwrap_or_else(|_| panic!("{what} waits for another copy"))
+}
+
+/// The copy of guest memory may wait for whoever owns that, or for whoever maps it, who waits for those that have
+/// entered the map. Nobody else waits for the copy: neither what is done at once, nor another controller, nor one
+/// that comes.
 #[test]
-fn what_is_done_at_once_waits_for_no_other_copy() {
-    let disk = Disk::new(Memory::new(1 << 20).unwrap());
-    let channel = disk.connect(&Runtime::new().unwrap()).unwrap();
+fn copy_that_takes_long_holds_up_nobody_else() {
+    let null: Arc<dyn Backend> = Null::new(1 << 20, true).unwrap();
+    for backend in [Memory::new(1 << 20).unwrap() as Arc<dyn Backend>, null] {
+        let (runtime, disk) = (Runtime::new().unwrap(), Disk::new(backend));
+        let channel = disk.connect(&runtime).unwrap();
+        let copies = || {
+            let other = channel.clone();
+            let reads =
+                move || other.read_at_once(4096, &mut own(&[0; 512])).map(|read| read.is_ok());
+            assert_eq!(beside("what is done at once", reads), Some(true));
+            let (disk, runtime) = (disk.clone(), runtime.clone());
+            let done = beside("another controller", move || {
+                let other = disk.connect(&runtime).unwrap();
+                let wait = |request| runtime.block_on(None, other.start(request)).unwrap();
+                // In the same pieces of memory as well.
+                let done = [write(1, 7, 1), read(1, 1), zero(2, 1, false), deallocate(3, 1)];
+                let overlaps = other.read_at_once(0, &mut own(&[0; 512])).map(|read| read.is_ok());
+                (done.map(|request| kind(wait(request))), overlaps)
+            });
+            assert_eq!(done, ([const { None }; 4], Some(true)));
+        };
+        let mut slow = Slow(&copies);
+        assert!(channel.read_at_once(0, &mut slow).unwrap().is_ok());
+        assert!(channel.write_at_once(sector(4), &mut own(&[1; 512])).unwrap().is_ok());
+        assert!(channel.read_at_once(0, &mut slow).unwrap().is_ok(), "of memory that there is");
+        assert!(channel.write_at_once(sector(5), &mut slow).unwrap().is_ok());
+    }
+}
+
+/// A request that overlaps what is being copied has its turn after that.
+#[test]
+fn request_that_overlaps_a_copy_waits_for_it() {
+    let (runtime, disk) = (Runtime::new().unwrap(), Disk::new(Memory::new(1 << 20).unwrap()));
+    let (channel, other) = (disk.connect(&runtime).unwrap(), disk.connect(&runtime).unwrap());
+    let waits = std::cell::RefCell::new(None);
     let copies = || {
-        let (other, (sender, done)) = (channel.clone(), std::sync::mpsc::channel());
-        std::thread::spawn(move || sender.send(other.read_at_once(4096, &mut own(&[0; 512]))));
-        let done = done.recv_timeout(std::time::Duration::from_secs(60));
-        assert!(done.expect("it waits for another copy").is_none());
+        let mut write = other.start(write(0, 7, 1));
+        assert!(poll(&mut write).is_none(), "a write beside a read of the same block");
+        *waits.borrow_mut() = Some(write);
     };
     assert!(channel.read_at_once(0, &mut Slow(&copies)).unwrap().is_ok());
-    assert!(channel.read_at_once(4096, &mut own(&[0; 512])).unwrap().is_ok());
+    let write = waits.borrow_mut().take().unwrap();
+    assert_eq!(kind(runtime.block_on(None, write).unwrap()), None);
+    let mut read = own(&[0; 512]);
+    assert!(channel.read_at_once(0, &mut read).unwrap().is_ok());
+    assert_eq!(bytes(Done { result: Ok(()), buffer: Some(read) }), [7; 512]);
 }
 
 #[test]
