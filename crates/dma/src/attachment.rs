@@ -106,8 +106,8 @@ impl Attachment {
         lock(&self.inner.space).clone()
     }
 
-    /// Lets the device master the bus, or not (PCI command register, bit 2). What has begun goes
-    /// on.
+    /// Lets the device master the bus, or not (PCI command register, bit 2). When it is off no access begins, nor the
+    /// next one of a [`Batch`](crate::Batch). What has begun goes on: a copy, a hold, a request by message.
     pub fn set_bus_master(&self, on: bool) {
         self.switch(MASTER, on);
     }

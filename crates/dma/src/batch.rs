@@ -28,8 +28,8 @@ pub enum Reach {
 
 /// Accesses of one attachment that enter the map once; see [`Attachment::batch`].
 ///
-/// Between two accesses it lets those in who wait to map or unmap. Drop it before doing anything
-/// else that takes long. While it lives, its thread must not access the attachment in any other
+/// Between two accesses it lets those in who wait to map or unmap, and looks whether the device may still begin one
+/// (`EPERM`). Drop it before doing anything else that takes long. While it lives, its thread must not access the attachment in any other
 /// way, nor map or unmap in its space.
 pub struct Batch<'a> {
     attachment: &'a Attachment,
@@ -54,7 +54,8 @@ impl Batch<'_> {
     /// The map, entered again if need be.
     #[inline(always)]
     fn map(&mut self) -> Result<(&Map, &mut u64)> {
-        if self.reading.as_ref().is_none_or(Reading::writer_waits) {
+        if self.reading.as_ref().is_none_or(Reading::writer_waits) || !self.attachment.bus_master()
+        {
             self.enter_again()?;
         }
         match &self.reading {
@@ -117,7 +118,7 @@ impl Batch<'_> {
     ///
     /// # Errors
     /// `EFAULT`: not mapped, or past 2^64; `EACCES`: the mapping forbids it; `EINVAL`: `len` is 0;
-    /// `EPERM`: the device was quiesced meanwhile.
+    /// `EPERM`: bus mastering was switched off, or the device quiesced, meanwhile.
     #[inline]
     pub fn translate(&mut self, iova: u64, len: usize, perm: Perm) -> Result<Span<'_>> {
         if len == 0 {

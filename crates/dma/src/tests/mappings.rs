@@ -97,8 +97,19 @@ fn no_bus_master_no_dma() {
     let (space, memory) = (TestDevice::new(), Memory::new(0x1000));
     map(&space, &memory, 0, 0x1000, 0);
     assert!(space.bus_master());
-    space.set_bus_master(false);
     let mut word = [0; 4];
+    let mut batch = space.attachment().batch().unwrap();
+    assert_eq!(batch.read(0, &mut word).unwrap(), crate::Reach::Mapped);
+    space.set_bus_master(false);
+    let refused = |access: crate::Result<()>| access.err().map(|error| error.errno());
+    let accesses = [
+        refused(batch.read(0, &mut word).map(drop)),
+        refused(batch.write(0, &word).map(drop)),
+        refused(batch.load::<u32>(0).map(drop)),
+        refused(batch.translate(0, 4, Perm::READ).map(drop)),
+    ];
+    assert_eq!(accesses, [Some(Errno::PERM); 4], "an access of a batch that had begun");
+    drop(batch);
     assert_eq!(errno(space.read(0, &mut word)), Errno::PERM);
     assert_eq!(errno(space.write(0, &word)), Errno::PERM);
     assert_eq!(errno(space.pin(0, 4, Perm::READ)), Errno::PERM);

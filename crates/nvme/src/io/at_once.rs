@@ -150,34 +150,24 @@ mod tests {
 
     use super::*;
 
-    /// Bus mastering is switched off amid a copy, and somebody maps memory, whom the copy lets in: the transfer has
-    /// failed, and the disk is not write protected.
+    /// Bus mastering is switched off amid a copy: no further part of it begins, the transfer has failed, and the disk is
+    /// not write protected.
     #[test]
     fn memory_that_is_forbidden_amid_a_copy_is_a_failed_transfer() {
         let space = Space::default();
-        let map = |iova| {
-            let fd = memfd_create("memory", MemfdFlags::CLOEXEC).unwrap();
-            ftruncate(&fd, 4096).unwrap();
-            let (perm, backing) = (Perm::READ | Perm::WRITE, Backing::File { fd, offset: 0 });
-            space.map(None, MapRequest { iova, size: 4096, perm, backing }).unwrap();
-        };
-        map(0);
+        let fd = memfd_create("memory", MemfdFlags::CLOEXEC).unwrap();
+        ftruncate(&fd, 4096).unwrap();
+        let (perm, backing) = (Perm::READ | Perm::WRITE, Backing::File { fd, offset: 0 });
+        space.map(None, MapRequest { iova: 0, size: 4096, perm, backing }).unwrap();
         let dma = Attachment::new(&space);
-        std::thread::scope(|threads| {
-            let mut memory = dma.batch().unwrap();
-            let pieces = [Piece::Memory(0, 512)];
-            let mut data = InPlace { memory: &mut memory, pieces: &pieces, len: 512 };
-            assert!(data.is_mapped(Direction::ToHost));
-            data.put(0, &[1; 512]).unwrap();
-            dma.set_bus_master(false);
-            threads.spawn(|| map(4096));
-            let error = loop {
-                // Until whoever maps waits for it.
-                if let Err(error) = data.put(0, &[1; 512]) {
-                    break error;
-                }
-            };
-            assert_eq!(error.errno(), Errno::FAULT, "{error}");
-        });
+        let mut memory = dma.batch().unwrap();
+        let pieces = [Piece::Memory(0, 512), Piece::Memory(512, 512)];
+        let mut data = InPlace { memory: &mut memory, pieces: &pieces, len: 1024 };
+        assert!(data.is_mapped(Direction::ToHost));
+        data.put(0, &[1; 512]).unwrap();
+        dma.set_bus_master(false);
+        let error = data.put(512, &[1; 512]).unwrap_err();
+        assert_eq!(error.errno(), Errno::FAULT, "{error}");
+        assert!(!data.is_mapped(Direction::ToHost), "nor does the next command begin");
     }
 }
