@@ -20,6 +20,33 @@ pub(crate) fn value(dword: u32) -> Result<u16, Status> {
     if dword & 1 << 16 != 0 { Err(Status::INVALID_FIELD) } else { Ok(dword as u16) }
 }
 
+/// The values in a saved state: each that is not the default, with its namespace in front.
+pub(crate) mod pairs {
+    use serde::de::Error as _;
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    use super::LEN;
+
+    pub(crate) fn serialize<S: Serializer>(values: &[u8; LEN], to: S) -> Result<S::Ok, S::Error> {
+        let values = values.as_chunks().0.iter().map(|value| u16::from_le_bytes(*value));
+        to.collect_seq((1_u32..).zip(values).filter(|(_, value)| *value != 0))
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<[u8; LEN], D::Error> {
+        let mut values = [0; LEN];
+        let (places, _) = values.as_chunks_mut::<2>();
+        for (namespace, value) in Vec::<(u32, u16)>::deserialize(from)? {
+            let place = (namespace as usize).checked_sub(1).and_then(|n| places.get_mut(n));
+            let Some(place) = place.filter(|place| **place == [0, 0] && value != 0) else {
+                let what = format!("Error Recovery {value} of namespace {namespace}");
+                return Err(D::Error::custom(what));
+            };
+            *place = value.to_le_bytes();
+        }
+        Ok(values)
+    }
+}
+
 impl ErrorRecovery {
     pub(crate) fn get(&self, namespace: u32) -> Outcome {
         Ok(self.0.get(&namespace).copied().unwrap_or(0).into())

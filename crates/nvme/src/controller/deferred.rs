@@ -1,9 +1,6 @@
 //! Of the saved state: completions that wait until the host lets the device reach memory. Each is its entry, as it
 //! will be written, with its queue and its place there in Dword 1, which is reserved.
 
-use std::borrow::Cow;
-
-use serde::{Deserialize, Deserializer, Serializer};
 use vfiod_core::{Errno, Error, Result};
 use vfiod_nvme_spec::completion::{BEFORE_PHASE, LEN};
 use vfiod_nvme_spec::registers::QUEUES;
@@ -95,22 +92,4 @@ pub(super) fn take(
         }
     }
     Ok(own)
-}
-
-/// As hexadecimal digits, without the zeroes at the end.
-pub(super) fn serialize<S: Serializer>(image: &Deferred, to: S) -> Result<S::Ok, S::Error> {
-    let len = image.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
-    hex::serde::serialize(&image[..len], to)
-}
-
-pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Deferred, D::Error> {
-    use serde::de::Error as _;
-    let text = Cow::<str>::deserialize(from)?;
-    let bytes = hex::decode(&*text).map_err(D::Error::custom)?;
-    let mut image = [0; LEN * MAX_DEFERRED];
-    let Some(to) = image.get_mut(..bytes.len()) else {
-        return Err(D::Error::custom("more completions than there can be"));
-    };
-    to.copy_from_slice(&bytes);
-    Ok(image)
 }

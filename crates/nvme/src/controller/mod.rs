@@ -2,6 +2,7 @@
 //! is in `lifecycle`, what it is as a PCI function in `function`.
 
 mod deferred;
+mod digits;
 mod function;
 mod lifecycle;
 mod mapped;

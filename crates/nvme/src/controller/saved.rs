@@ -7,7 +7,7 @@ use vfiod_pci::prelude::*;
 use vfiod_sync::lock;
 
 use super::deferred::{self, Deferred};
-use super::{Nvme, Properties, VECTORS, forget_rings};
+use super::{Nvme, Properties, VECTORS, digits, forget_rings};
 use crate::admin::MAX_EVENT_REQUESTS;
 use crate::admin::events::{Events, PENDING, TYPES};
 use crate::changes::{Changed, Set, WORDS};
@@ -46,9 +46,9 @@ vfiod_pci::image! {
         properties: <Properties as Registers>::Image,
         features: Features,
         saved_features: Features,
-        #[serde(with = "hex::serde")]
+        #[serde(with = "error_recovery::pairs")]
         error_recovery: [u8; error_recovery::LEN],
-        #[serde(with = "hex::serde")]
+        #[serde(with = "error_recovery::pairs")]
         saved_error_recovery: [u8; error_recovery::LEN],
         events: EventsImage,
         submissions: Table<SubmissionImage>,
@@ -61,7 +61,7 @@ vfiod_pci::image! {
         identities: u64,
         /// What the host's clock is ahead of that of this machine, in milliseconds.
         timestamp: u64,
-        #[serde(with = "hex::serde")]
+        #[serde(with = "digits")]
         errors: [u8; ERROR_LEN * ERROR_ENTRIES],
         /// 1: there are queues.
         has_queues: u32,
@@ -79,7 +79,7 @@ vfiod_pci::image! {
         shadow_doorbells: u64,
         event_indices: u64,
         /// Completions that wait until the host lets the device reach memory.
-        #[serde(with = "deferred")]
+        #[serde(with = "digits")]
         deferred: Deferred,
     }
 

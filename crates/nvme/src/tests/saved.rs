@@ -47,6 +47,34 @@ fn moved_controller_goes_on_where_it_was() {
     assert_eq!(host.wait(0).id, event);
 }
 
+/// What a controller has that nobody has set takes no room in a saved state, and what does not fit is refused.
+#[test]
+fn saved_state_says_what_is_not_the_default() {
+    let mut host =
+        Host::new(with_common(Common::new(16, [1, 3].map(|id| namespace(id, Held::new())).into())));
+    let state = |host: &Host| {
+        let saved = host.device.device().save(&mut DescriptorTable::new()).unwrap();
+        let saved = serde_json::to_value(saved).unwrap();
+        let places = ["error_recovery", "saved_error_recovery", "errors", "deferred"];
+        let state = saved.pointer("/state/device/state/model/state").expect("the model's");
+        places.map(|place| state[place].to_string())
+    };
+    assert_eq!(state(&host), ["[]", "[]", "\"\"", "\"\""]);
+    let set = |id, value| Command::new(9).set(10, 0x05).set(11, value).namespace(id);
+    assert_eq!([set(1, 6), set(3, 7)].map(|set| host.admin(set)), [Ok(0), Ok(0)]);
+    assert_eq!(state(&host)[..2], ["[[1,6],[3,7]]", "[]"]);
+    let read = |text| {
+        let mut from = serde_json::Deserializer::from_str(text);
+        crate::error_recovery::pairs::deserialize(&mut from).map(|values| values[..6].to_vec())
+    };
+    assert_eq!(read("[[3,258],[1,6]]").unwrap(), [6, 0, 0, 0, 2, 1]);
+    for text in
+        ["[[0,1]]", "[[1025,1]]", "[[1,0]]", "[[1,2],[1,2]]", "[[1,65536]]", "[[1]]", "\"00\""]
+    {
+        assert!(read(text).is_err(), "{text}");
+    }
+}
+
 /// Of a feature of namespaces each has its values, current and saved, also where the controller was moved.
 #[test]
 fn moved_controller_has_the_error_recovery_of_each_namespace() {
