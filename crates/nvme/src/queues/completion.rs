@@ -16,7 +16,7 @@ use vfiod_core::{Errno, Result};
 use vfiod_sync::atomic::{AtomicU32, Ordering, fence};
 use vfiod_sync::{Mutex, lock, try_lock};
 
-use super::doorbell::{Doorbell, DoorbellPlace, InvalidValue};
+use super::doorbell::{Doorbell, DoorbellPlace};
 use crate::vectors::{Posted, Raise, Vectors};
 use vfiod_nvme_spec::completion::{BEFORE_PHASE, LEN};
 use vfiod_nvme_spec::{Completion, Status};
@@ -111,6 +111,17 @@ pub(crate) struct Written {
     pub(crate) held: Option<Duration>,
     /// The host has taken entries: others that wait for places are to look.
     pub(crate) wakes: bool,
+    /// The host has stored a value that is none of the queue.
+    pub(crate) invalid: bool,
+}
+
+/// What the host has said by the doorbell.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct HeadMoved {
+    /// It has taken entries: those who wait for places are to look.
+    pub(crate) wakes: bool,
+    /// It has written, or stored, a value that is none of the queue: past the end, or past the last entry.
+    pub(crate) invalid: bool,
 }
 
 /// Places that were reserved.
@@ -322,28 +333,26 @@ impl CompletionQueue {
         let follows = state.head.is_in_memory() && host.raise.is_pin();
         // Whoever is told of this value later finds nothing new.
         let wakes = follows && self.follow(&mut state, host)? && std::mem::take(&mut state.awaited);
+        let invalid = state.head.take_invalid();
         if state.head.value() == state.tail {
-            return Ok(Written { held: None, wakes });
+            return Ok(Written { held: None, wakes, invalid });
         }
         let first = !std::mem::replace(&mut state.signalled, true);
         let held = host.vectors.entries(host.raise, vector, Posted { count, first, can_wait });
-        Ok(Written { held, wakes })
+        Ok(Written { held, wakes, invalid })
     }
 
-    /// The host has written the register: it has taken entries up to `head`. Returns whether those who wait
-    /// for places are to look again.
-    ///
-    /// # Errors
-    /// The value is past the end, or past the last entry.
-    pub(crate) fn set_head(&self, host: Host<'_>, head: u32) -> Result<bool, InvalidValue> {
+    /// The host has written the register: it has taken entries up to `head`.
+    pub(crate) fn set_head(&self, host: Host<'_>, head: u32) -> HeadMoved {
         let mut state = lock(&self.state);
         let limit = self.used(&state);
-        let moved = state.head.write(host.dma, head, limit)?;
+        let heard = state.head.write(host.dma, head, limit);
         self.taken(&mut state, host);
-        let wakes = moved && std::mem::take(&mut state.awaited);
+        let wakes = heard.moved && std::mem::take(&mut state.awaited);
         // Where its page cannot be reached, a queue's task finds that out.
         let moved = self.follow(&mut state, host).unwrap_or(false);
-        Ok(wakes | (moved && std::mem::take(&mut state.awaited)))
+        let wakes = wakes | (moved && std::mem::take(&mut state.awaited));
+        HeadMoved { wakes, invalid: heard.invalid | state.head.take_invalid() }
     }
 
     /// From now on its doorbell, the one of queue `id`, is there, too.

@@ -55,9 +55,15 @@ pub(crate) enum DoorbellPlace {
     Mapped(Arc<MappedPage>),
 }
 
-/// A doorbell's value is none of the queue.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct InvalidValue;
+/// What became of what a host has written to a doorbell. It may have stored several values meanwhile: one that is
+/// none of the queue says nothing about those before and after it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Heard {
+    /// There is a new value.
+    pub(crate) moved: bool,
+    /// A value was none of the queue, and changes nothing.
+    pub(crate) invalid: bool,
+}
 
 /// A doorbell.
 #[derive(Clone, Debug)]
@@ -203,40 +209,37 @@ impl Doorbell {
         (value + self.entries - self.value) % self.entries
     }
 
-    /// The host has written the register. The value can be at most `limit` ahead. Returns whether there is
-    /// a new one.
-    ///
-    /// # Errors
-    /// It is none of the queue, or too far ahead.
-    pub(crate) fn write(
-        &mut self,
-        dma: &Attachment,
-        value: u32,
-        limit: u32,
-    ) -> Result<bool, InvalidValue> {
+    /// The host has written the register. The value can be at most `limit` ahead; one that is further ahead, or past
+    /// the end, is invalid.
+    pub(crate) fn write(&mut self, dma: &Attachment, value: u32, limit: u32) -> Heard {
         let before = self.value;
-        if self.mapped.is_some() {
-            // It is there, or the host has stored another one since.
-            _ = self.look(dma, limit);
-            return if self.take_invalid() { Err(InvalidValue) } else { Ok(self.value != before) };
-        }
-        if value >= self.entries {
-            return Err(InvalidValue);
-        }
-        // What the host has stored before. Where its page cannot be read, the queue's task finds that out.
+        // What the host has stored before. Where its page cannot be read, the queue's task finds that out. A register
+        // that is mapped has this value, or one that the host has stored since.
         _ = self.look(dma, limit);
+        if self.mapped.is_none() {
+            let left = limit - (self.value + self.entries - before) % self.entries;
+            self.invalid |= !self.move_register(dma, value, left);
+        }
+        Heard { moved: self.value != before, invalid: self.take_invalid() }
+    }
+
+    /// The register has this value, at most `limit` ahead. Returns whether that can be.
+    fn move_register(&mut self, dma: &Attachment, value: u32, limit: u32) -> bool {
+        if value >= self.entries {
+            return false;
+        }
         let step = self.register_step(value);
         if step <= self.lag {
             self.lag -= step;
-            return Ok(self.value != before);
+            return true;
         }
         let ahead = step - self.lag;
-        if ahead > limit - (self.value + self.entries - before) % self.entries {
-            return Err(InvalidValue);
+        if ahead > limit {
+            return false;
         }
         (self.value, self.lag) = (value, 0);
         self.tell_page(dma, ahead);
-        Ok(true)
+        true
     }
 
     /// How far the register has moved that has this value now.
@@ -310,13 +313,13 @@ impl Doorbell {
         let ahead = (self.value + self.entries - before) % self.entries;
         let Some(shadow) = &mut self.shadow else { return Ok(false) };
         shadow.since_event += ahead;
-        let published = if moved && shadow.since_event >= self.entries / 2 {
-            InPage { batch, shadow }.publish(now)
-        } else {
-            Ok(())
-        };
+        if moved && shadow.since_event >= self.entries / 2 {
+            // The host has moved it, also where the page of event indices cannot be reached for now: the next one who
+            // asks finds that out.
+            _ = InPage { batch, shadow }.publish(now);
+        }
         self.outrun_register(ahead);
-        published.map(|()| moved)
+        Ok(moved)
     }
 
     /// The host has stored a value. Returns whether it is a new one of the queue.
@@ -409,7 +412,7 @@ mod tests {
                     rustix::io::pwrite(&memory, &value.to_le_bytes(), 12).unwrap();
                     continue;
                 }
-                Register(value) => bell.write(&dma, value, 7).is_ok(),
+                Register(value) => !bell.write(&dma, value, 7).invalid,
                 Look => bell.look(&dma, 7).is_ok(),
                 Ask => bell.ask(&dma, bell.value(), 7).is_ok(),
             };
@@ -480,11 +483,12 @@ mod tests {
         assert_eq!(memory.load::<u32>(0x100c).unwrap(), 5);
         // Messages 6 and 7, and a store of 1 before the first of them is delivered.
         page(1);
-        assert_eq!(bell.write(&dma, 6, 7), Ok(true));
-        assert_eq!((bell.value(), bell.write(&dma, 7, 7)), (1, Ok(false)));
+        let (moved, invalid) = (true, true);
+        assert_eq!(bell.write(&dma, 6, 7), Heard { moved, invalid: false });
+        assert_eq!((bell.value(), bell.write(&dma, 7, 7)), (1, Heard::default()));
         page(9);
-        assert_eq!(bell.write(&dma, 9, 7), Err(InvalidValue));
-        assert_eq!(bell.write(&dma, 9, 7), Ok(false), "it was told of");
+        assert_eq!(bell.write(&dma, 9, 7), Heard { moved: false, invalid });
+        assert_eq!(bell.write(&dma, 9, 7), Heard::default(), "it was told of");
         page(2);
         assert!(bell.look(&dma, 7).unwrap());
         assert_eq!((bell.value(), bell.is_shadowed()), (2, false));
@@ -492,6 +496,32 @@ mod tests {
         page(3);
         assert!(!bell.look(&dma, 7).unwrap());
         assert_eq!(bell.value(), 2, "the page is the host's again");
+    }
+
+    /// The host has stored a value that is none of the queue, which was found but not told of, or writes one now: what
+    /// is valid counts all the same.
+    #[test]
+    fn valid_value_beside_an_invalid_one_counts() {
+        let (_, dma) = pages();
+        let memory = SharedMemory::new("bar", 0x2000).unwrap();
+        let mut bell = Doorbell::new(8, 5);
+        bell.set_place(&dma, &DoorbellPlace::Mapped(MappedPage::new(memory.clone())), 3).unwrap();
+        let page = |value: u32| memory.store(0x100c, value, Ordering::SeqCst).unwrap();
+        page(9);
+        assert!(!bell.look(&dma, 7).unwrap());
+        page(6);
+        assert_eq!(bell.write(&dma, 6, 7), Heard { moved: true, invalid: true });
+        assert_eq!(bell.value(), 6);
+        // By the page of shadow doorbells, and then the register.
+        let (memory, dma) = pages();
+        let mut bell = Doorbell::new(8, 5);
+        bell.set_place(&dma, &PAGES, 3).unwrap();
+        let page = |value: u32| rustix::io::pwrite(&memory, &value.to_le_bytes(), 12).unwrap();
+        page(6);
+        assert_eq!(bell.write(&dma, 8, 7), Heard { moved: true, invalid: true });
+        page(8);
+        assert_eq!(bell.write(&dma, 7, 7), Heard { moved: true, invalid: true });
+        assert_eq!((bell.value(), bell.take_invalid()), (7, false));
     }
 
     #[test]
@@ -507,12 +537,12 @@ mod tests {
         let mut bell = Doorbell::new(8, 5);
         bell.set_place(&dma, &PAGES, 3).unwrap();
         assert_eq!(words(), [5, 5]);
-        assert!(bell.write(&dma, 7, 7).unwrap());
+        assert!(bell.write(&dma, 7, 7).moved);
         assert_eq!(words(), [7, 5], "the page says what the register says");
         assert!(!bell.ask(&dma, 7, 7).unwrap());
         assert_eq!(words(), [7, 7]);
         bell.end_place();
-        bell.write(&dma, 1, 7).unwrap();
+        bell.write(&dma, 1, 7);
         assert!(!bell.ask(&dma, 1, 7).unwrap());
         assert_eq!(words(), [7, 7], "the pages are the host's again");
     }

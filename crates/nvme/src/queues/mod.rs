@@ -21,7 +21,6 @@ use vfiod_sync::{Mutex, lock};
 use vfiod_tasks::Waiters;
 
 pub(crate) use self::completion::{CompletionQueue, Host, Layout};
-use self::doorbell::InvalidValue;
 pub(crate) use self::doorbell::{Doorbell, DoorbellPlace, Pages};
 pub(crate) use self::page::MappedPage;
 pub(crate) use self::submission::SubmissionQueue;
@@ -332,20 +331,21 @@ impl Queues {
 
     /// A doorbell was written: those of submission queues have even numbers. Returns whether it is one of a queue.
     fn hear(&self, dma: &Attachment, bell: usize, value: u32) -> bool {
-        let result = if bell.is_multiple_of(2) {
+        let is_valid = if bell.is_multiple_of(2) {
             self.submission(bell / 2).map(|queue| queue.set_tail(dma, value))
         } else {
             self.completion(bell / 2).map(|queue| {
-                if queue.set_head(self.host(dma), value)? {
+                let heard = queue.set_head(self.host(dma), value);
+                if heard.wakes {
                     self.ring_all();
                 }
-                Ok(())
+                !heard.invalid
             })
         };
-        if let Some(Err(InvalidValue)) = result {
+        if is_valid == Some(false) {
             self.notice_invalid_value();
         }
-        result.is_some()
+        is_valid.is_some()
     }
 
     fn notice_invalid_register(&self) {

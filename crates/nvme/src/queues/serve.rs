@@ -537,10 +537,14 @@ async fn catch_up(task: &Task<Nvme>, queues: &Arc<Queues>, queue: &SubmissionQue
     is_behind
 }
 
-/// Lets those look again who wait for places of a completion queue, if there are new ones.
+/// Lets those look again who wait for places of a completion queue, if there are new ones, and the admin queue if the
+/// host has moved the queue's doorbell to a value that is none.
 pub(crate) fn wake(queues: &Queues, written: Written) {
     if written.wakes {
         queues.ring_all();
+    }
+    if written.invalid {
+        queues.notice_invalid_value();
     }
 }
 

@@ -9,7 +9,7 @@ use vfiod_sync::{Mutex, lock, try_lock};
 use vfiod_tasks::Bell;
 
 use super::completion::CompletionQueue;
-use super::doorbell::{Doorbell, DoorbellPlace, InvalidValue};
+use super::doorbell::{Doorbell, DoorbellPlace};
 use vfiod_nvme_spec::Submission;
 use vfiod_nvme_spec::submission::{Fused, LEN};
 
@@ -94,20 +94,19 @@ impl SubmissionQueue {
         (tail.value() + self.entries - self.head()) % self.entries
     }
 
-    /// The host has written the register: it has submitted commands up to `tail`.
-    ///
-    /// # Errors
-    /// The value is past the end, or before what was submitted already.
-    pub(crate) fn set_tail(&self, dma: &Attachment, tail: u32) -> Result<(), InvalidValue> {
+    /// The host has written the register: it has submitted commands up to `tail`. Returns whether that, or what it
+    /// has stored, is a value of the queue: not past the end, nor before what was submitted already.
+    pub(crate) fn set_tail(&self, dma: &Attachment, tail: u32) -> bool {
         let mut doorbell = lock(&self.tail);
         let limit = self.limit(&doorbell);
+        let heard = doorbell.write(dma, tail, limit);
         // Its task may have looked already, where the register is memory.
-        let is_new = doorbell.write(dma, tail, limit)? || !doorbell.is_mapped();
+        let is_new = heard.moved || !(heard.invalid || doorbell.is_mapped());
         drop(doorbell);
         if is_new {
             self.bell.ring(None);
         }
-        Ok(())
+        !heard.invalid
     }
 
     /// Looks for commands where the host stores its doorbell. Returns whether there are new ones.
@@ -296,7 +295,7 @@ mod tests {
         let queue = SubmissionQueue::new(1, (0, 2), 1, Arc::new(CompletionQueue::new(layout)));
         queue.set_place(&dma, &DoorbellPlace::Mapped(page.clone())).unwrap();
         let store = |value: u32| memory.store(DOORBELLS + 8, value, Ordering::SeqCst).unwrap();
-        let hear = |bell, value| bell == 2 && queue.set_tail(&dma, value).is_ok();
+        let hear = |bell, value| bell == 2 && queue.set_tail(&dma, value);
         let poll = || page.hear_moved(hear, |bell| panic!("doorbell {bell}"));
         assert!(!poll(), "nothing has moved");
         for round in 0..3 {

@@ -135,8 +135,9 @@ impl Rig {
                     (head, phase) = (0, !phase);
                 }
             }
-            let awaited = self.queue.set_head(self.reach(), head).expect("a sound value");
-            if awaited {
+            let heard = self.queue.set_head(self.reach(), head);
+            assert!(!heard.invalid, "a sound value");
+            if heard.wakes {
                 *lock(&self.frees) += 1;
                 self.freed.notify_all();
             }
@@ -170,7 +171,7 @@ fn head_that_is_polled_is_heard_though_one_was_taken_between_polls() {
     let page = MappedPage::new(memory.clone());
     rig.queue.set_place(&rig.dma, &DoorbellPlace::Mapped(page.clone()), 1).expect("reaches it");
     let store = |head: u32| memory.store(DOORBELLS + 12, head, Ordering::SeqCst).expect("stores");
-    let hear = |_, head| rig.queue.set_head(rig.reach(), head).expect("a sound value");
+    let hear = |_, head| rig.queue.set_head(rig.reach(), head).wakes;
     let pin = || lock(&rig.line.state).0;
     assert!(rig.reserve());
     rig.post_one(1);
@@ -205,11 +206,39 @@ fn who_waits_for_places_is_woken_whoever_sees_that_there_are_some() {
         rustix::io::pwrite(&rig.memory, &head, LEN / 2 + 12).expect("writes");
         memory.store(DOORBELLS + 12, 1_u32, Ordering::SeqCst).expect("stores");
         let posted = rig.post_one(1).wakes;
-        let hear = |_, head| rig.queue.set_head(rig.reach(), head).expect("a sound value");
+        let hear = |_, head| rig.queue.set_head(rig.reach(), head).wakes;
         let told = if mapped { page.hear_moved(hear, |_| ()) } else { hear(3, 1) };
         assert!(posted || told, "nobody looks again though there are places, mapped: {mapped}");
         assert!(rig.reserve());
     }
+}
+
+/// The host stores a head that is none, which whoever posts finds, and then one that is: the pin falls and whoever
+/// waits for places is woken, and that the first one was none is said once.
+#[test]
+fn valid_head_after_an_invalid_one_counts() {
+    let memory = SharedMemory::new("bar", 0x2000).expect("memory");
+    let rig = Rig::new(2);
+    let page = MappedPage::new(memory.clone());
+    rig.queue.set_place(&rig.dma, &DoorbellPlace::Mapped(page.clone()), 1).expect("reaches it");
+    let store = |head: u32| memory.store(DOORBELLS + 12, head, Ordering::SeqCst).expect("stores");
+    let pin = || lock(&rig.line.state).0;
+    assert!(rig.reserve());
+    assert!(!rig.reserve(), "another queue waits");
+    store(7);
+    let posted = rig.post_one(1);
+    assert!(pin());
+    store(1);
+    let mut said = posted.invalid;
+    let hear = |_, head| {
+        let heard = rig.queue.set_head(rig.reach(), head);
+        said |= heard.invalid;
+        heard.wakes
+    };
+    assert!(page.hear_moved(hear, |_| ()), "nobody looks again though there is a place");
+    assert!(!pin(), "the host has taken the last entry");
+    assert!(said, "the value was none of the queue");
+    assert!(!rig.queue.reserve(rig.reach(), 1).expect("reaches memory").invalid, "said once");
 }
 
 /// Who still has the queues of a controller whose work has ended reaches the pages no more, and no queue gets
