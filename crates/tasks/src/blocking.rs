@@ -5,7 +5,7 @@ use std::pin::pin;
 use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
-use crate::keeper::hand_over;
+use crate::kept::hand_over;
 use crate::parker::Parker;
 use crate::runtime::Runtime;
 use crate::scheduler::Ran;

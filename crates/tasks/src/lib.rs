@@ -13,6 +13,7 @@ mod coop;
 mod descriptor;
 pub mod event_index;
 mod keeper;
+mod kept;
 #[cfg(all(test, shuttle))]
 mod model;
 mod parker;
@@ -42,7 +43,8 @@ pub use bell::{Bell, Ring};
 pub use completions::Completions;
 #[cfg(not(shuttle))]
 pub use descriptor::Descriptor;
-pub use keeper::{Keeper, hand_over};
+pub use keeper::Keeper;
+pub use kept::hand_over;
 pub use poll_seat::{PollSeat, TooManyPolled};
 pub use pollers::Poll;
 pub use race::{race, yield_now};

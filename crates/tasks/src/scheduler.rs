@@ -9,7 +9,7 @@ use vfiod_sync::{Mutex, lock};
 
 use crate::blocked::Blocked;
 use crate::coop;
-use crate::keeper;
+use crate::kept;
 use crate::pollers::{Polled, Pollers};
 use crate::reactor::{Reactor, Wait};
 use crate::timers::{Clock, Timers};
@@ -128,9 +128,9 @@ impl Scheduler {
         }
         // What others have made ready is before it.
         let may_keep = queue.ready.is_empty() && queue.workers > 0 && !queue.stopping;
-        if may_keep && group.is_some_and(|group| keeper::wants(self, group)) {
+        if may_keep && group.is_some_and(|group| kept::wants(self.address(), group)) {
             drop(queue);
-            return keeper::keep(runnable);
+            return kept::keep(runnable);
         }
         queue.ready.push(runnable, group);
         let wake = queue.must_wake(self.looks_itself());
@@ -163,9 +163,14 @@ impl Scheduler {
         Next::Run(runnable)
     }
 
+    /// What tells it from other schedulers, as long as it is there.
+    pub(crate) fn address(&self) -> usize {
+        std::ptr::from_ref(self).addr()
+    }
+
     /// Whether the calling thread is a worker that polls between tasks: it looks for the next one by itself.
     fn looks_itself(&self) -> bool {
-        POLLS_FOR.with(Cell::get) == std::ptr::from_ref(self).addr()
+        POLLS_FOR.with(Cell::get) == self.address()
     }
 
     /// The calling thread is about to wait for something: it looks for no task meanwhile.
@@ -181,7 +186,7 @@ impl Scheduler {
 
     /// Lets a worker poll until there is a task, or nothing is polled any more.
     pub(crate) fn poll(&self) {
-        POLLS_FOR.with(|polls| polls.set(std::ptr::from_ref(self).addr()));
+        POLLS_FOR.with(|polls| polls.set(self.address()));
         let mut rounds = 0_u32;
         loop {
             self.pollers.polled.poll();
