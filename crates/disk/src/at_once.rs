@@ -2,9 +2,9 @@
 
 use vfiod_dma::Result;
 
-use crate::backend::Failure;
 use crate::bytes::{AtOnce, Bytes};
-use crate::disk::DiskChannel;
+use crate::channel::DiskChannel;
+use crate::failure::Failure;
 
 impl DiskChannel {
     /// Whether reads and writes wait for nothing, unless others are in their way.

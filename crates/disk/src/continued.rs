@@ -5,7 +5,7 @@ use std::task::{Context, Poll};
 
 use vfiod_tasks::{Runtime, WeakRuntime};
 
-use crate::backend::Done;
+use crate::request::Done;
 
 /// A request of several steps. If it is dropped before its end, a task of the runtime does the rest:
 /// what holds a lock or an error does so until the kernel is done.

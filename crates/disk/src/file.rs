@@ -11,23 +11,23 @@
 
 use std::fmt;
 use std::ops::Deref;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use vfiod_dma::{Errno, Error, Result};
 use vfiod_io::{Allocation, Ring, RuntimeRing, Transfer};
 use vfiod_tasks::{Runtime, WeakRuntime};
 
-use crate::backend::{
-    About, Backend, Buffer, Channel, Done, Failure, FailureKind, Limits, Request,
-};
-use crate::continued::{Continued, go_on};
+use crate::backend::{About, Backend, Channel};
+use crate::continued::Continued;
+use crate::failure::{Failure, FailureKind};
 use crate::image::Image;
+use crate::kernel::{AfterKernel, Asked, Direction, KernelTransfer};
+use crate::limits::Limits;
 use crate::pending::Pending;
 use crate::pool::Pool;
+use crate::request::{Buffer, Done, Request};
 
 /// Bytes of a bounce buffer. A multiple of what direct I/O asks for, whatever the disk.
 const PIECE: usize = 64 << 10;
@@ -137,12 +137,6 @@ enum Tried {
     Refused(Buffer),
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Direction {
-    Read,
-    Write,
-}
-
 impl FileChannel {
     pub(crate) fn new(image: Arc<Image>, runtime: &Runtime) -> Result<Self> {
         let rings = match image.options.threads {
@@ -169,8 +163,8 @@ impl FileChannel {
         let channel = self.clone();
         match self.start_as_it_is(direction, offset, buffer) {
             Tried::Begun(len, transfer) => {
-                let way = Transferred { channel, direction, offset, len, durable };
-                Pending::file(FileTransfer::Kernel(Some((transfer, way))))
+                let asked = Asked { direction, offset, len, durable };
+                KernelTransfer::begun(transfer, asked, channel.way).into()
             }
             Tried::Refused(buffer) => Continued::new(&self.runtime, async move {
                 let done = channel.bounce(direction, offset, buffer).await;
@@ -404,67 +398,19 @@ impl FileChannel {
     }
 }
 
-/// A read or write that the kernel has, with its own buffer. If it is dropped before its end, a task of the
-/// runtime does what is left.
-pub(crate) enum FileTransfer {
-    /// `None`: it has ended.
-    Kernel(Option<(Transfer, Transferred)>),
-    /// The kernel has not done it as it is.
-    Rest(Continued),
-}
-
-/// What a request was for.
-pub(crate) struct Transferred {
-    channel: FileChannel,
-    direction: Direction,
-    offset: u64,
-    len: usize,
-    durable: bool,
-}
-
-impl Transferred {
-    /// Does what is left after the kernel has returned.
-    async fn finish(self, result: Result<usize>, buffer: Buffer) -> Done {
-        let Self { channel, direction, offset, len, durable } = self;
-        let done = channel.go_on(direction, offset, len, result, buffer).await;
-        channel.flush_if(durable, done).await
+impl AfterKernel for Way {
+    fn runtime(&self) -> &WeakRuntime {
+        &self.runtime
     }
-}
 
-impl Future for FileTransfer {
-    type Output = Done;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Done> {
-        let this = &mut *self;
-        if let Self::Kernel(in_kernel) = this {
-            let Some((transfer, _)) = in_kernel else { return Poll::Pending };
-            let (result, buffer) = ready!(Pin::new(transfer).poll(cx));
-            let Some((_, way)) = in_kernel.take() else { return Poll::Pending };
-            let buffer = Buffer::of_io(buffer);
-            if matches!(result, Ok(moved) if moved == way.len) && !way.durable {
-                return Poll::Ready(Done { result: Ok(()), buffer: Some(buffer) });
-            }
-            let runtime = way.channel.runtime.clone();
-            *this = Self::Rest(Continued::new(&runtime, way.finish(result, buffer)));
-        }
-        match this {
-            Self::Kernel(_) => Poll::Pending,
-            Self::Rest(rest) => Pin::new(rest).poll(cx),
-        }
-    }
-}
-
-impl Drop for FileTransfer {
-    fn drop(&mut self) {
-        if let Self::Kernel(in_kernel) = self
-            && let Some((transfer, way)) = in_kernel.take()
-        {
-            let runtime = way.channel.runtime.clone();
-            go_on(&runtime, async move {
-                let (result, buffer) = transfer.await;
-                way.finish(result, Buffer::of_io(buffer)).await
-            });
-        }
+    fn finish(self: Arc<Self>, asked: Asked, result: Result<usize>, buffer: Buffer) -> Continued {
+        let runtime = self.runtime.clone();
+        let channel = FileChannel { way: self };
+        Continued::new(&runtime, async move {
+            let Asked { direction, offset, len, durable } = asked;
+            let done = channel.go_on(direction, offset, len, result, buffer).await;
+            channel.flush_if(durable, done).await
+        })
     }
 }
 

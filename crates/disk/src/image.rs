@@ -11,7 +11,7 @@ use vfiod_dma::{Errno, Error, Hold, Result};
 use vfiod_sync::atomic::{AtomicBool, Ordering};
 use vfiod_sync::{Mutex, lock};
 
-use crate::backend::Limits;
+use crate::limits::Limits;
 use crate::lock::{Holder, NotLocked, could_lock, holder, lock_image, unlock_image};
 
 /// Whether the page cache is passed by.

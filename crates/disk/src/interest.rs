@@ -7,7 +7,7 @@ use vfiod_dma::{Errno, Error};
 use vfiod_sync::atomic::{AtomicBool, Ordering};
 use vfiod_tasks::{Waiters, race};
 
-use crate::backend::{Failure, FailureKind};
+use crate::failure::{Failure, FailureKind};
 
 /// What requests belong to, such as the queues of a controller from one enable to the next disable. When
 /// it has [ended](Interest::end), what waits for a range is not begun any more, what is done in pieces

@@ -11,9 +11,11 @@ use vfiod_dma::{Errno, Error, Result};
 use vfiod_sync::{Mutex, lock};
 use vfiod_tasks::Runtime;
 
-use crate::backend::{About, Backend, Channel, Done, Limits, Request};
+use crate::backend::{About, Backend, Channel};
 use crate::bytes::{AtOnce, Bytes};
+use crate::limits::Limits;
 use crate::pending::Pending;
+use crate::request::{Done, Request};
 
 /// Bytes that are allocated together.
 const PIECE: u64 = 64 << 10;
@@ -215,7 +217,7 @@ impl fmt::Debug for Memory {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::Buffer;
+    use crate::request::Buffer;
 
     fn read(disk: &Memory, offset: u64, len: usize) -> Vec<u8> {
         let mut buffer = Buffer::Own(vec![0xee; len]);

@@ -5,9 +5,11 @@ use std::sync::Arc;
 use vfiod_dma::{Errno, Error, Result};
 use vfiod_tasks::Runtime;
 
-use crate::backend::{About, Backend, Channel, Done, Limits, Request};
+use crate::backend::{About, Backend, Channel};
 use crate::bytes::{AtOnce, Bytes};
+use crate::limits::Limits;
 use crate::pending::Pending;
+use crate::request::{Done, Request};
 
 const BLOCK: u32 = 512;
 

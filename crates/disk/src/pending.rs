@@ -3,9 +3,9 @@
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use crate::backend::Done;
 use crate::continued::Continued;
-use crate::file::FileTransfer;
+use crate::kernel::KernelTransfer;
+use crate::request::Done;
 
 /// A request that has been started: a future of what becomes of it. Those that have ended already, and the
 /// usual ones of an image, need no memory of their own.
@@ -16,7 +16,7 @@ enum State {
     /// It has ended. `None`: this was polled since.
     Ended(Option<Done>),
     /// The kernel has it.
-    File(FileTransfer),
+    Kernel(KernelTransfer),
     Continued(Continued),
     Other(Pin<Box<dyn Future<Output = Done> + Send>>),
 }
@@ -31,9 +31,11 @@ impl Pending {
     pub fn new(future: impl Future<Output = Done> + Send + 'static) -> Self {
         Self(State::Other(Box::pin(future)))
     }
+}
 
-    pub(crate) fn file(transfer: FileTransfer) -> Self {
-        Self(State::File(transfer))
+impl From<KernelTransfer> for Pending {
+    fn from(transfer: KernelTransfer) -> Self {
+        Self(State::Kernel(transfer))
     }
 }
 
@@ -49,7 +51,7 @@ impl Future for Pending {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Done> {
         match &mut self.0 {
             State::Ended(done) => done.take().map_or(Poll::Pending, Poll::Ready),
-            State::File(transfer) => Pin::new(transfer).poll(cx),
+            State::Kernel(transfer) => Pin::new(transfer).poll(cx),
             State::Continued(rest) => Pin::new(rest).poll(cx),
             State::Other(future) => future.as_mut().poll(cx),
         }

@@ -3,12 +3,12 @@
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use crate::backend::Done;
 use crate::continued::{Continued, go_on};
-use crate::disk::InFlight;
+use crate::in_flight::InFlight;
 use crate::interest::Interest;
 use crate::pending::Pending;
 use crate::ranges::RangeLock;
+use crate::request::Done;
 
 /// A request to a disk that has been started: a future of what becomes of it. What has begun goes on when
 /// this is dropped, and has its range until it has ended.

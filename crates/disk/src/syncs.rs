@@ -13,8 +13,10 @@ use vfiod_dma::{Errno, Error};
 use vfiod_sync::{Mutex, lock};
 use vfiod_tasks::Waiters;
 
-use crate::backend::{Channel, Failure, FailureKind, Request};
+use crate::backend::Channel;
+use crate::failure::{Failure, FailureKind};
 use crate::pending::Pending;
+use crate::request::Request;
 
 #[derive(Default)]
 pub(crate) struct Syncs {

@@ -8,8 +8,11 @@ use vfiod_dma::{Completion, Errno, Error, Result};
 use vfiod_sync::{Mutex, lock};
 use vfiod_tasks::{Runtime, Waiters};
 
-use crate::backend::{Backend, Buffer, Channel, Done, Failure, Limits, Request};
+use crate::backend::{Backend, Channel};
+use crate::failure::Failure;
+use crate::limits::Limits;
 use crate::pending::Pending;
+use crate::request::{Buffer, Done, Request};
 
 /// What a power cut leaves whole: the old or the new bytes of each.
 pub const SECTOR: usize = 512;
