@@ -21,10 +21,7 @@ use vfiod_directories::{
 };
 use vfiod_sync::{Mutex, lock};
 
-use super::Allocation;
-
-/// A disk has a multiple of so many bytes: a block of the larger format.
-pub(super) const LEAST_UNIT: u64 = 4096;
+use super::types::Allocation;
 
 /// The images of a directory.
 #[derive(Debug)]

@@ -9,7 +9,7 @@ use vfiod_sync::atomic::{AtomicU64, Ordering};
 use vfiod_sync::{Mutex, lock};
 
 use super::images::{Found, Images};
-use super::{Allocation, DiskType, OnRemove};
+use super::types::{Allocation, DiskType, OnRemove};
 use crate::rate::{RateLimit, RateLimits};
 
 /// The attributes of every type.

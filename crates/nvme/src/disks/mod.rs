@@ -5,6 +5,7 @@ mod images;
 pub(crate) mod instance;
 #[cfg(test)]
 mod tests;
+mod types;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -18,11 +19,11 @@ use vfiod_mdev::{Attributes, Capacity, End, NewInstance, Parent, ParentSpec, Typ
 use vfiod_pci::Function;
 use vfiod_sync::{Mutex, lock};
 
-use self::images::{Images, LEAST_UNIT};
+use self::images::Images;
 use self::instance::ManagedImage;
+use self::types::DiskType;
 use crate::controller::Nvme;
 use crate::options::NvmeOptions;
-use crate::rate::RateLimits;
 
 /// Options of the parent.
 #[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
@@ -37,82 +38,6 @@ pub struct DisksOptions {
     /// The types of disks that there are.
     #[schemars(extend("x-values" = "a list of { name, size, iops, iops_burst, bandwidth, bandwidth_burst, allocation, on_remove }"))]
     types: Vec<DiskType>,
-}
-
-/// A type of disk.
-#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-struct DiskType {
-    /// Its name among the types.
-    name: String,
-    /// Bytes of a disk that is made.
-    size: u64,
-    /// As the options of the model.
-    #[serde(default)]
-    iops: Option<u64>,
-    #[serde(default)]
-    iops_burst: Option<u64>,
-    #[serde(default)]
-    bandwidth: Option<u64>,
-    #[serde(default)]
-    bandwidth_burst: Option<u64>,
-    #[serde(default)]
-    allocation: Allocation,
-    #[serde(default)]
-    on_remove: OnRemove,
-}
-
-/// How the image of a disk is made.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-enum Allocation {
-    /// Blocks take space once they are written.
-    #[default]
-    Sparse,
-    /// All blocks have their space from the beginning.
-    Full,
-}
-
-/// What becomes of the image of an instance that is removed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-enum OnRemove {
-    /// It stays, for an instance of the same UUID.
-    #[default]
-    Keep,
-    /// It is deleted.
-    Delete,
-}
-
-impl DiskType {
-    fn limits(&self) -> RateLimits {
-        let Self { iops, iops_burst, bandwidth, bandwidth_burst, .. } = *self;
-        RateLimits { iops, iops_burst, bandwidth, bandwidth_burst }
-    }
-
-    fn check(&self) -> Result<()> {
-        if self.size == 0 || !self.size.is_multiple_of(LEAST_UNIT) {
-            let what = format!("its `size` is {}; must be a multiple of {LEAST_UNIT}", self.size);
-            return Err(Error::new(Errno::INVAL, what));
-        }
-        self.limits().check()
-    }
-
-    fn info(&self) -> TypeInfo {
-        let limit = |rate: Option<u64>, of: &str| match rate {
-            None | Some(0) => String::new(),
-            Some(rate) => format!(", {rate} {of} per second"),
-        };
-        let (iops, bandwidth) = (limit(self.iops, "I/O commands"), limit(self.bandwidth, "bytes"));
-        TypeInfo {
-            id: self.name.clone(),
-            name: "NVMe disk".to_owned(),
-            description: format!("NVMe disk of {} bytes{iops}{bandwidth}", self.size),
-            device_api: "vfio-pci".to_owned(),
-            takes: 1,
-            attributes: instance::attributes(),
-        }
-    }
 }
 
 /// The parent of disks that have their images in a directory.
@@ -149,12 +74,29 @@ impl ConfiguredParent for Disks {
                 Error::new(error.errno(), what).because(error)
             })?;
         }
-        let types = options.types.iter().map(DiskType::info).collect();
+        let types = options.types.iter().map(info).collect();
         let spec = ParentSpec { name: name.to_owned(), types, capacity: Capacity::Own };
         spec.validate()?;
         let images = Arc::new(Images::new(directory, capacity));
         let parent = Self { images, types: options.types, instances: Mutex::default() };
         Ok((spec, Box::new(parent)))
+    }
+}
+
+/// What the bus is told of a type.
+fn info(disk: &DiskType) -> TypeInfo {
+    let limit = |rate: Option<u64>, of: &str| match rate {
+        None | Some(0) => String::new(),
+        Some(rate) => format!(", {rate} {of} per second"),
+    };
+    let (iops, bandwidth) = (limit(disk.iops, "I/O commands"), limit(disk.bandwidth, "bytes"));
+    TypeInfo {
+        id: disk.name.clone(),
+        name: "NVMe disk".to_owned(),
+        description: format!("NVMe disk of {} bytes{iops}{bandwidth}", disk.size),
+        device_api: "vfio-pci".to_owned(),
+        takes: 1,
+        attributes: instance::attributes(),
     }
 }
 
