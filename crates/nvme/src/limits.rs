@@ -1,7 +1,5 @@
 //! What a command may be at most, and what a controller has unless its options say otherwise.
 
-use crate::admin::MAX_EVENT_REQUESTS;
-
 /// MDTS, as a power of two of pages of 4 KiB.
 pub(crate) const MAX_TRANSFER_PAGES: u8 = 8;
 /// Bytes of data that a command may have.
@@ -11,6 +9,9 @@ pub(crate) const MAX_ZEROES_PAGES: u8 = 13;
 pub(crate) const MAX_ZEROES: u64 = 4096 << MAX_ZEROES_PAGES;
 /// Source ranges that a Copy command may have (MSRC).
 pub(crate) const MAX_COPY_RANGES: usize = 128;
+
+/// Outstanding Asynchronous Event Requests (AERL, as a count).
+pub(crate) const MAX_EVENT_REQUESTS: usize = 4;
 
 /// The largest number of a namespace that the options allow. So a list of namespaces, which has 1,024
 /// entries, has a place for all.

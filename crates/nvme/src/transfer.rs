@@ -5,10 +5,9 @@ use vfiod_buffer::zeroed;
 use vfiod_core::Errno;
 use vfiod_core::dma::{Attachment, Hold, Perm};
 use vfiod_disk::{Buffer, Holds};
-use vfiod_pci::Task;
+use vfiod_pci::{Task, Worker};
 
 use crate::bounce::{BounceMemory, Bounced};
-use crate::controller::Nvme;
 use crate::piece::Piece;
 use vfiod_nvme_spec::Status;
 
@@ -100,8 +99,8 @@ pub(crate) fn hold_all(
 ///
 /// # Errors
 /// Data Transfer Error; Internal Error: no memory. Whose data it is.
-pub(crate) async fn begin<'a, const N: usize>(
-    task: &Task<Nvme>,
+pub(crate) async fn begin<'a, M: Worker, const N: usize>(
+    task: &Task<M>,
     memory: &'a BounceMemory,
     pieces: [&[Piece]; N],
     direction: Direction,

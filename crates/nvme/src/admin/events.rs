@@ -1,6 +1,6 @@
 //! Asynchronous events (5.2): requests that are outstanding, and what the host is to be told.
 
-use super::MAX_EVENT_REQUESTS;
+use crate::limits::MAX_EVENT_REQUESTS;
 use vfiod_nvme_spec::feature::{EVENT_NAMESPACE, EVENT_SMART};
 use vfiod_nvme_spec::log::{WARNING_READ_ONLY, WARNING_TEMPERATURE};
 use vfiod_nvme_spec::{Outcome, Status};

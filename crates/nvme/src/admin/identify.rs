@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use vfiod_pci::Cx;
 
-use super::{ABORT_LIMIT, AdminQueue, MAX_EVENT_REQUESTS, firmware};
+use super::{ABORT_LIMIT, AdminQueue, firmware};
 use crate::common::{Common, ERROR_ENTRIES};
 use crate::controller::{Nvme, VENDOR};
 use crate::features::{CRITICAL, WARNING};
 use crate::io::{copy, dataset};
-use crate::limits::{MAX_TRANSFER_PAGES, MAX_ZEROES_PAGES};
+use crate::limits::{MAX_EVENT_REQUESTS, MAX_TRANSFER_PAGES, MAX_ZEROES_PAGES};
 use crate::namespace::Namespace;
 use crate::sgl;
 use crate::subsystem::Seat;

@@ -23,16 +23,14 @@ use crate::controller::Nvme;
 use crate::counters::{Counters, QueueCounters};
 use crate::limits::MAX_TRANSFER;
 use crate::prp;
-use crate::queues::Queues;
 use crate::queues::completion::Reserved;
-use crate::queues::serve::{Command, Ended, Execute, wake};
-use crate::queues::slots::Running;
+use crate::queues::execute::{Command, Ended, Execute, Running};
+use crate::queues::post::wake;
+use crate::queues::{Controller, Queues};
 use crate::transfer;
 use vfiod_nvme_spec::opcode::{self, Admin};
 use vfiod_nvme_spec::{Completion, Outcome, Status, Submission};
 
-/// Outstanding Asynchronous Event Requests (AERL, as a count).
-pub(crate) const MAX_EVENT_REQUESTS: usize = 4;
 /// Outstanding Aborts (ACL, 0's based). Each ends at once.
 pub(crate) const ABORT_LIMIT: u8 = 3;
 

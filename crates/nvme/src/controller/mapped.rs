@@ -5,7 +5,7 @@ use vfiod_pci::prelude::*;
 use vfiod_sync::atomic::Ordering;
 
 use super::Nvme;
-use crate::queues::{DoorbellPlace, MappedPage, Queues};
+use crate::queues::{Controller, DoorbellPlace, MappedPage, Queues};
 use vfiod_nvme_spec::registers::{DOORBELLS, FATAL, SHUT_DOWN, SHUTDOWN, SIZE};
 
 /// The page of doorbells, in BAR 0.

@@ -26,7 +26,7 @@ use crate::identity::Identity;
 use crate::kept::KeptAtEnd;
 use crate::namespace::{Namespace, Neighbour};
 use crate::options::{DoorbellsOption, NvmeOptions};
-use crate::queues::{Doorbells, Queues};
+use crate::queues::{Controller, Doorbells, Queues};
 use crate::rate::RateLimit;
 use crate::report::Shown;
 use crate::timestamp::Timestamp;
@@ -170,16 +170,6 @@ impl Nvme {
         self.queues.as_ref().is_some_and(|own| Arc::ptr_eq(own, queues)) && !queues.is_stopped()
     }
 
-    /// The controller cannot go on: it shows fatal status until it is disabled (9.5). What fails when the work is
-    /// to end is not looked at.
-    pub(crate) fn fail(&mut self, queues: &Arc<Queues>) {
-        if self.is_serving(queues) {
-            self.set_status(0, FATAL);
-            self.stop_polling();
-        }
-        queues.stop();
-    }
-
     /// Clears bits of CSTS, then sets others.
     fn set_status(&mut self, clear: u32, set: u32) {
         self.properties.status = self.properties.status & !clear | set;
@@ -207,6 +197,16 @@ impl Nvme {
         if let Some(queues) = &self.queues {
             queues.vectors.mask(&queues.interrupts, mask);
         }
+    }
+}
+
+impl Controller for Nvme {
+    fn fail(&mut self, queues: &Arc<Queues>) {
+        if self.is_serving(queues) {
+            self.set_status(0, FATAL);
+            self.stop_polling();
+        }
+        queues.stop();
     }
 }
 

@@ -8,13 +8,13 @@ use vfiod_sync::lock;
 
 use super::deferred::{self, Deferred};
 use super::{Nvme, Properties, VECTORS, digits, forget_rings};
-use crate::admin::MAX_EVENT_REQUESTS;
 use crate::admin::events::{Events, PENDING, TYPES};
 use crate::changes::{Changed, Set, WORDS};
 use crate::common::ERROR_ENTRIES;
 use crate::counters::SAVED;
 use crate::error_recovery::{self, ErrorRecovery};
 use crate::features::Features;
+use crate::limits::MAX_EVENT_REQUESTS;
 use crate::queues::completion::Entry;
 use crate::queues::doorbell::{FAR, Moved};
 use crate::queues::{

@@ -12,7 +12,7 @@ use super::IoQueue;
 use super::quick::Plain;
 use crate::namespace::Namespace;
 use crate::piece::Piece;
-use crate::queues::serve::Command;
+use crate::queues::execute::Command;
 use crate::transfer::Direction;
 
 impl IoQueue {

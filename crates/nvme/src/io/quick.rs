@@ -16,8 +16,7 @@ use super::{IoQueue, judge};
 use crate::limits::MAX_TRANSFER;
 use crate::namespace::{Namespace, UsedNamespace};
 use crate::piece::Pieces;
-use crate::queues::serve::Command;
-use crate::queues::slots::Running;
+use crate::queues::execute::{Command, Running};
 use crate::transfer::{Direction, SHORT, hold_all};
 use crate::{prp, sgl};
 

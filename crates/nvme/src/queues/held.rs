@@ -5,8 +5,8 @@ use std::time::Instant;
 use vfiod_pci::Task;
 use vfiod_tasks::race;
 
+use super::controller::Controller;
 use super::{Queues, SubmissionQueue};
-use crate::controller::Nvme;
 
 /// An interrupt that waits for others, and until when.
 #[derive(Default)]
@@ -17,7 +17,7 @@ impl Held {
         self.0 = Some(self.0.map_or(time, |before| before.min(time)));
     }
 
-    pub(super) fn is_over(&self, task: &Task<Nvme>) -> bool {
+    pub(super) fn is_over(&self, task: &Task<impl Controller>) -> bool {
         self.0.is_some_and(|time| task.task().runtime().now() >= time)
     }
 
@@ -29,7 +29,7 @@ impl Held {
     }
 
     /// Waits for `wait`, but not longer than the interrupt waits.
-    pub(super) async fn or(&self, task: &Task<Nvme>, wait: impl Future<Output = ()>) {
+    pub(super) async fn or(&self, task: &Task<impl Controller>, wait: impl Future<Output = ()>) {
         match self.0 {
             Some(time) => race(wait, task.task().runtime().sleep_until(time)).await,
             None => wait.await,

@@ -1,14 +1,20 @@
 //! The queues of a controller that is enabled (3.3), and the doorbells (PCIe transport 3.1.2).
 
+mod begin;
 pub(crate) mod completion;
+mod controller;
 pub(crate) mod doorbell;
+pub(crate) mod execute;
+mod fetch;
 mod held;
 mod page;
+pub(crate) mod post;
 pub(crate) mod serve;
-pub(crate) mod slots;
+mod slots;
 pub(crate) mod submission;
 #[cfg(test)]
 mod tests;
+mod wait;
 
 use std::sync::{Arc, OnceLock};
 
@@ -21,6 +27,7 @@ use vfiod_sync::{Mutex, lock};
 use vfiod_tasks::Waiters;
 
 pub(crate) use self::completion::{CompletionQueue, Host, Layout};
+pub(crate) use self::controller::Controller;
 pub(crate) use self::doorbell::{Doorbell, DoorbellPlace, Pages};
 pub(crate) use self::page::MappedPage;
 pub(crate) use self::submission::SubmissionQueue;

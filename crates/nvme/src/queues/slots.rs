@@ -1,7 +1,6 @@
 //! The commands of a queue that are under way. Their places are used again, so that a command needs no memory
 //! of its own.
 
-use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Instant;
@@ -9,20 +8,7 @@ use std::time::Instant;
 use vfiod_sync::atomic::{AtomicBool, Ordering};
 use vfiod_sync::{Mutex, lock};
 
-use super::serve::{Command, Execute};
-
-/// A command that is under way.
-pub(crate) enum Running<Q> {
-    /// The usual one, which [`Execute::poll`] looks after, and how many bytes it moves.
-    Quick(Q, u64),
-    Other(Pin<Box<dyn Future<Output = Command> + Send>>),
-}
-
-impl<Q> Running<Q> {
-    pub(crate) fn new(command: impl Future<Output = Command> + Send + 'static) -> Self {
-        Self::Other(Box::pin(command))
-    }
-}
+use super::execute::{Command, Execute, Running};
 
 /// Places that are kept though nothing is under way: some 30 KB of memory, which nobody is charged for.
 const KEPT: usize = 64;
