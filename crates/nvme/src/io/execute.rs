@@ -1,0 +1,120 @@
+//! The commands of an I/O queue, as the queue's task has them performed.
+
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use vfiod_disk::Channel;
+use vfiod_nvme_spec::opcode::{self, Io};
+use vfiod_nvme_spec::submission::{ALL_NAMESPACES, Fused};
+use vfiod_nvme_spec::{Outcome, Submission};
+
+use super::IoQueue;
+use super::quick::Quick;
+use crate::counters::{Counters, QueueCounters};
+use crate::limits::MAX_TRANSFER;
+use crate::queues::execute::{Command, Execute, Running};
+use crate::rate::RateLimit;
+
+impl Execute for IoQueue {
+    type Quick = Quick;
+
+    fn begin(&self, commands: &[Submission], begun: &mut dyn FnMut(Running<Quick>)) -> usize {
+        match commands {
+            [first, second, ..]
+                if (first.fused(), second.fused()) == (Fused::First, Fused::Second) =>
+            {
+                self.begin_pair([*first, *second], begun);
+                return 2;
+            }
+            [half, ..] if matches!(half.fused(), Fused::First | Fused::Second) => {
+                self.begin_half(half, begun);
+            }
+            [command, ..] => begun(self.begin_quick(command).unwrap_or_else(|| {
+                let (queue, command) = (self.clone(), *command);
+                Running::new(async move {
+                    let outcome = queue.perform(&command).await;
+                    queue.log(&command, outcome);
+                    Command::with(&command, outcome)
+                })
+            })),
+            [] => return 0,
+        }
+        1
+    }
+
+    fn at_once(&self, commands: &[Submission], most: u64, ended: &mut dyn FnMut(Command)) -> usize {
+        self.perform_at_once(commands, most, ended)
+    }
+
+    fn poll(&self, quick: &mut Quick, cx: &mut Context<'_>) -> Poll<Command> {
+        self.poll_quick(quick, cx)
+    }
+
+    /// All disks of a daemon start their requests at the ring of the worker that runs this.
+    fn gather(&self, begin: &mut dyn FnMut()) {
+        let mut namespaces = self.common.namespaces.all();
+        let namespace = namespaces.find(|namespace| namespace.channel().is_ok());
+        match namespace.as_ref().map(|namespace| namespace.channel()) {
+            Some(Ok(channel)) => channel.gather(begin),
+            _ => begin(),
+        }
+    }
+
+    fn is_ready(&self) -> bool {
+        self.common.bounce.is_enough()
+    }
+
+    async fn ready(&self) {
+        self.common.bounce.enough().await;
+    }
+
+    fn counters(&self) -> (&Counters, &QueueCounters) {
+        (&self.common.counters, &self.counters)
+    }
+
+    fn rate(&self) -> Option<&Arc<RateLimit>> {
+        Some(&self.common.rate).filter(|rate| rate.is_limited())
+    }
+
+    /// Those that the disk reads or writes; of a Copy they are known later.
+    fn bytes(&self, command: &Submission) -> u64 {
+        let Ok(io) = opcode::IO.find(command.opcode(), |needs| self.common.has(needs)) else {
+            return 0;
+        };
+        let Some(namespace) = self.common.namespaces.get(command.namespace()) else { return 0 };
+        let bytes = command.blocks() << namespace.block_shift();
+        match io.command {
+            // Larger ones are refused.
+            Io::Read | Io::Write | Io::Compare => bytes.min(MAX_TRANSFER),
+            Io::Verify => bytes,
+            Io::WriteZeroes if !namespace.deallocates(command) => bytes,
+            Io::WriteZeroes | Io::Flush | Io::Copy | Io::DatasetManagement => 0,
+        }
+    }
+}
+
+impl IoQueue {
+    async fn perform(&self, command: &Submission) -> Outcome {
+        let io = opcode::IO.find(command.opcode(), |needs| self.common.has(needs))?.command;
+        command.check_io()?;
+        if io == Io::Flush && command.namespace() == ALL_NAMESPACES {
+            for namespace in self.common.namespaces.all() {
+                let _in_use = namespace.enter()?;
+                self.flush(&namespace).await?;
+            }
+            return Ok(0);
+        }
+        let namespace = &*self.namespace(command.namespace())?;
+        let _in_use = namespace.enter()?;
+        match io {
+            Io::Flush => self.flush(namespace).await,
+            Io::Read => self.read(namespace, command).await,
+            Io::Write => self.write(namespace, command).await,
+            Io::Compare => self.compare(namespace, command).await,
+            Io::Verify => self.verify(namespace, command).await,
+            Io::WriteZeroes => self.write_zeroes(namespace, command).await,
+            Io::Copy => self.copy(namespace, command).await,
+            Io::DatasetManagement => self.manage_dataset(namespace, command).await,
+        }
+    }
+}
