@@ -3,16 +3,7 @@
 use serde_json::{Map, Value};
 use vfiod_core::Error;
 
-/// What was found of what a model's options name: see [`ConfiguredModel::examine`](crate::ConfiguredModel::examine).
-#[derive(Debug, Default)]
-pub struct Examined {
-    /// What the device takes for itself, or shares with others.
-    pub claims: Vec<Claim>,
-    /// What would keep it from being registered.
-    pub findings: Vec<Finding>,
-}
-
-/// A thing that a device uses, such as an image.
+/// A thing that a device uses, such as an image: see [`ConfiguredModel::claims`](crate::ConfiguredModel::claims).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Claim {
     /// The option that names it.
@@ -36,15 +27,17 @@ pub enum Sharing {
     Alike(Map<String, Value>),
 }
 
-/// A refusal that the start would be.
+/// A refusal that the start would be: see [`ConfiguredModel::examine`](crate::ConfiguredModel::examine).
 #[derive(Debug)]
 pub struct Finding {
     /// The option that it is about.
     pub option: &'static str,
     /// What is wrong, and what would be right.
     pub refusal: Error,
-    /// It is in use by another process of the same program, as if it were served already.
+    /// It is in use by a process of the same program, this one or another, as if it were served already.
     pub in_use: bool,
+    /// The identity of the [`Claim`] that it is about, if it is in use.
+    pub identity: Option<String>,
 }
 
 impl Sharing {

@@ -110,7 +110,7 @@ mod values;
 
 pub use self::build_error::BuildError;
 pub use self::document::Document;
-pub use self::examined::{Claim, Conflict, Examined, Finding, Sharing};
+pub use self::examined::{Claim, Conflict, Finding, Sharing};
 pub use self::keys::{KEYS, Keys, keys_in_markdown};
 pub use self::load_error::LoadError;
 pub use self::log::{LogFormat, check_filter};

@@ -9,7 +9,7 @@ use serde::Serialize;
 use vfiod_mdev::{Parent, ParentSpec};
 use vfiod_pci::Model;
 
-use crate::examined::Examined;
+use crate::examined::{Claim, Finding};
 use crate::options::ModelOptions;
 
 /// A PCI model that a configuration file can name.
@@ -29,11 +29,17 @@ pub trait ConfiguredModel: Model + 'static {
         None
     }
 
-    /// Looks at what the options name outside of the program, such as an image: who else may use it, and what would
-    /// keep the device from being registered. Changes nothing and registers nothing. A path that somebody may hold
-    /// up is reached by a thread that may be lost (`vfiod_directories`).
-    fn examine(_options: &Self::Options) -> Examined {
-        Examined::default()
+    /// What the options name outside of the program, such as an image, that the device takes for itself or shares
+    /// with others. What cannot be found is left out. Changes nothing. A path that somebody may hold up is reached by
+    /// a thread that may be lost (`vfiod_directories`).
+    fn claims(_options: &Self::Options) -> Vec<Claim> {
+        Vec::new()
+    }
+
+    /// Looks at what the options name outside of the program: what would keep the device from being registered.
+    /// Changes nothing and registers nothing. Paths are reached as by [`ConfiguredModel::claims`].
+    fn examine(_options: &Self::Options) -> Vec<Finding> {
+        Vec::new()
     }
 
     /// Makes the model. The options have been read and are each within the range of their type.

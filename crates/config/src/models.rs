@@ -10,7 +10,7 @@ use vfiod_mdev::{Parent, ParentSpec};
 use vfiod_pci::{Fitting, Function};
 
 use crate::build_error::BuildError;
-use crate::examined::Examined;
+use crate::examined::{Claim, Finding};
 use crate::model::{ConfiguredModel, ConfiguredParent, Needs};
 use crate::nearest::nearest;
 use crate::operations::{self, OperatedModel, OperationInfo, Operations, Planned};
@@ -33,7 +33,7 @@ pub struct ModelInfo {
     pub needs: Needs,
 }
 
-type Examine = fn(&ModelInfo, &Options) -> Result<Examined, BuildError>;
+type Look<T> = fn(&ModelInfo, &Options) -> Result<Vec<T>, BuildError>;
 type StatusSchema = fn(&mut SchemaGenerator) -> Option<Schema>;
 type Build = fn(&ModelInfo, &Options, Fitting) -> Result<Box<dyn Device>, BuildError>;
 type BuildParent =
@@ -52,7 +52,7 @@ type BuildParent =
 #[derive(Clone, Debug, Default)]
 pub struct Models {
     models: Vec<(ModelInfo, Build)>,
-    examinations: Vec<(String, Examine)>,
+    examinations: Vec<(String, Look<Claim>, Look<Finding>)>,
     statuses: Vec<(String, StatusSchema)>,
     parents: Vec<(ModelInfo, BuildParent)>,
     operations: Vec<Operations>,
@@ -79,10 +79,12 @@ impl Models {
         let info = describe::<M::Options>(name, M::SUMMARY, M::NEEDS);
         self.models.retain(|(known, _)| known.name != name);
         self.models.push((info, build::<M>));
-        let examine: Examine =
+        let claims: Look<Claim> =
+            |info, options| Ok(M::claims(&options::read(&info.name, &info.options, options)?));
+        let examine: Look<Finding> =
             |info, options| Ok(M::examine(&options::read(&info.name, &info.options, options)?));
-        self.examinations.retain(|(known, _)| known != name);
-        self.examinations.push((name.to_owned(), examine));
+        self.examinations.retain(|(known, ..)| known != name);
+        self.examinations.push((name.to_owned(), claims, examine));
         self.statuses.retain(|(known, _)| known != name);
         self.statuses.push((name.to_owned(), M::status_schema));
         self
@@ -177,14 +179,24 @@ impl Models {
         build(info, options, fitting)
     }
 
+    /// What a device of a model uses outside of the program: see [`ConfiguredModel::claims`].
+    ///
+    /// # Errors
+    /// What is wrong with the name or an option, and what would be right.
+    pub fn claims(&self, name: &str, options: &Options) -> Result<Vec<Claim>, BuildError> {
+        let (info, _) = find(&self.models, name)?;
+        let found = self.examinations.iter().find(|(known, ..)| known == name);
+        found.map_or_else(|| Ok(Vec::new()), |(_, claims, _)| claims(info, options))
+    }
+
     /// Examines what the options of a model name: see [`ConfiguredModel::examine`].
     ///
     /// # Errors
     /// What is wrong with the name or an option, and what would be right.
-    pub fn examine(&self, name: &str, options: &Options) -> Result<Examined, BuildError> {
+    pub fn examine(&self, name: &str, options: &Options) -> Result<Vec<Finding>, BuildError> {
         let (info, _) = find(&self.models, name)?;
-        let examine = self.examinations.iter().find(|(known, _)| known == name);
-        examine.map_or_else(|| Ok(Examined::default()), |(_, examine)| examine(info, options))
+        let found = self.examinations.iter().find(|(known, ..)| known == name);
+        found.map_or_else(|| Ok(Vec::new()), |(.., examine)| examine(info, options))
     }
 
     /// Makes a parent of the kind `kind`, called `name`.

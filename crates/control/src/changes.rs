@@ -51,7 +51,8 @@ impl InUse {
 
 /// Adds a device, which stays until it is removed or the daemon ends.
 ///
-/// 422 EINVAL: mistakes, each with its key and a remedy; 409 EBUSY: another device would change.
+/// 422 EINVAL: mistakes, also of what options name, each with its key and a remedy; 409 EBUSY: somebody has what it
+/// is to have, or another device would change. Nothing has changed then.
 #[utoipa::path(post, path = "/devices", tag = "devices", request_body = AddDevice,
     responses((status = 201, description = "what was added", body = Changes),
         (status = "default", response = Problem)))]
@@ -219,8 +220,9 @@ async fn delete_when_unused(manager: Arc<Api>, name: String, time: Duration) -> 
 
 /// Reads the configuration file again: adds, removes and changes what differs.
 ///
-/// 422 EINVAL: mistakes of the file, each with its place and a remedy; 409 EBUSY: what is to be
-/// removed is in use, or being removed. Nothing has changed then. While users have a deadline, other
+/// 422 EINVAL: mistakes of the file, also of what options name, each with its place and a remedy; 409 EBUSY: what is to
+/// be removed is in use, or being removed, or somebody has what a device is to have. Nothing has changed then. What
+/// fails later is undone, and the detail says so. While users have a deadline, other
 /// changes can be made; then the file is read once more.
 #[utoipa::path(post, path = "/reload", tag = "daemon", params(InUse),
     responses((status = 200, description = "what the reload has changed", body = Changes),

@@ -22,7 +22,7 @@ fn mistakes(
     if !mistakes.is_empty() {
         return mistakes;
     }
-    let Examination { mut problems, in_use: used } = examine(config, models);
+    let Examination { mut problems, in_use: used, .. } = examine(config, models);
     if args.check {
         in_use.extend(used.into_iter().map(|problem| problem.what));
     } else {

@@ -159,7 +159,7 @@ impl Image {
         match could_lock(file, options.read_only) {
             Ok(()) => Ok(ImageUse::Free),
             Err(NotLocked::InUse { byte }) => {
-                let holder = holder(file, byte, Instant::now() + SEARCH);
+                let holder = user_of(file, byte, Instant::now() + SEARCH);
                 let name = Holder::this().name;
                 let by_this_program = holder.as_ref().is_none_or(|holder| holder.name == name);
                 let refusal = in_use(&options.path, holder.as_ref(), options.read_only);
@@ -351,10 +351,7 @@ fn take_locks(path: &Path, file: &OwnedFd, read_only: bool) -> Result<()> {
             Err(NotLocked::InUse { byte }) => byte,
             Err(NotLocked::Failed(error)) => return Err(no_locks(path, error)),
         };
-        // A sandbox hides all processes, this one, too.
-        let stat = rustix::fs::fstat(file).ok();
-        let is_here = stat.is_some_and(|stat| is_open_here((stat.st_dev, stat.st_ino)));
-        let by = if is_here { Some(Holder::this()) } else { holder(file, byte, deadline) };
+        let by = user_of(file, byte, deadline);
         let may_end = by.as_ref().is_none_or(Holder::is_this);
         if may_end && tries.next().is_some() && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(10));
@@ -362,6 +359,14 @@ fn take_locks(path: &Path, file: &OwnedFd, read_only: bool) -> Result<()> {
         }
         return Err(in_use(path, by.as_ref(), read_only));
     }
+}
+
+/// Who has an image, of which somebody holds a byte; it is looked for until `deadline`.
+fn user_of(file: &OwnedFd, byte: i64, deadline: Instant) -> Option<Holder> {
+    // A sandbox hides all processes, this one, too.
+    let stat = rustix::fs::fstat(file).ok();
+    let is_here = stat.is_some_and(|stat| is_open_here((stat.st_dev, stat.st_ino)));
+    if is_here { Some(Holder::this()) } else { holder(file, byte, deadline) }
 }
 
 /// The refusal of an image that somebody has.

@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Access, AtFlags, CWD, OFlags, StatxFlags};
@@ -141,12 +141,30 @@ impl Metadata {
         path.into()
     }
 
+    /// The refusal of a block device whose metadata have no place.
+    pub fn nothing_beside(device: &Path) -> Error {
+        let what = format!(
+            "image {}: there is nothing beside a block device; `metadata = FILE` says where its identity is kept",
+            device.display()
+        );
+        Error::new(Errno::INVAL, what)
+    }
+
     /// The block size of a disk's format, if one is stored: what its image is to be opened with.
     ///
     /// # Errors
     /// As [`Metadata::open`].
     pub fn stored_block(path: &Path, identify: &Identify) -> Result<Option<u32>> {
         Ok(known(path, identify)?.map(|contents| contents.disk.block))
+    }
+
+    /// Who the disk of an image will be, by what is kept at `path`, as [`Metadata::open`] decides it; `None`: somebody
+    /// new. Changes nothing.
+    ///
+    /// # Errors
+    /// As [`Metadata::open`], but for what only an open image shows.
+    pub fn expected(path: &Path, image: &Path, identify: &Identify) -> Result<Option<Identity>> {
+        who(path, known(path, identify)?.as_ref(), identify, || mark_at(image))
     }
 
     /// Looks at what is kept at a path of a disk that is to have blocks of `block` bytes, as [`Metadata::open`]
@@ -179,14 +197,7 @@ impl Metadata {
         let mark = mark_of(image)?;
         let path = match &options.path {
             Some(path) => path.clone(),
-            None if mark.file.is_none() => {
-                let what = format!(
-                    "image {}: there is nothing beside a block device; `metadata = FILE` says where \
-                     its identity is kept",
-                    image.path().display()
-                );
-                return Err(Error::new(Errno::INVAL, what));
-            }
+            None if mark.file.is_none() => return Err(Self::nothing_beside(image.path())),
             None => Self::beside(image.path()),
         };
         let known = known(&path, &options.identify)?;
@@ -194,17 +205,8 @@ impl Metadata {
         if let Some(known) = &known {
             check_block(&path, known, block)?;
         }
-        let identity = match (&options.identify, &known) {
-            (Identify::As(identity), _) => {
-                identity.check()?;
-                identity.clone()
-            }
-            (Identify::Keep, Some(known)) => known.disk.identity.clone(),
-            (Identify::Auto, Some(known)) if !is_copy(&path, &known.image, &mark)? => {
-                known.disk.identity.clone()
-            }
-            _ => Identity::random(),
-        };
+        let identity = who(&path, known.as_ref(), &options.identify, || Ok(mark.clone()))?;
+        let identity = identity.unwrap_or_else(Identity::random);
         let contents = match known.clone() {
             Some(Contents { disk, .. }) => {
                 // What a copy has counted it has not done.
@@ -274,16 +276,40 @@ fn file_mark(at: impl std::os::fd::AsFd, path: &Path) -> Result<FileMark, Errno>
 }
 
 fn mark_of(image: &Image) -> Result<Mark> {
-    let named = image.path();
+    let file = || file_mark(&*image.file, Path::new(""));
+    mark(image.path(), (!image.is_device()).then(file))
+}
+
+/// The mark of an image that is not open.
+fn mark_at(image: &Path) -> Result<Mark> {
+    let is_device = std::fs::metadata(image).is_ok_and(|found| found.file_type().is_block_device());
+    mark(image, (!is_device).then(|| file_mark(CWD, image)))
+}
+
+fn mark(named: &Path, file: Option<Result<FileMark, Errno>>) -> Result<Mark> {
     let path = std::fs::canonicalize(named).unwrap_or_else(|_| named.to_owned());
     let fails =
         |errno| Error::new(errno, format!("image {}: cannot be asked who it is", named.display()));
-    let file = if image.is_device() {
-        None
-    } else {
-        Some(file_mark(&*image.file, Path::new("")).map_err(fails)?)
-    };
-    Ok(Mark { path, file })
+    Ok(Mark { path, file: file.transpose().map_err(fails)? })
+}
+
+/// Who a disk is to be, of which this is known; `None`: somebody new.
+fn who(
+    path: &Path,
+    known: Option<&Contents>,
+    identify: &Identify,
+    mark: impl FnOnce() -> Result<Mark>,
+) -> Result<Option<Identity>> {
+    let stored = known.map(|known| known.disk.identity.clone());
+    Ok(match (identify, known) {
+        (Identify::As(identity), _) => {
+            identity.check()?;
+            Some(identity.clone())
+        }
+        (Identify::Keep, _) => stored,
+        (Identify::Auto, Some(known)) if !is_copy(path, &known.image, &mark()?)? => stored,
+        _ => None,
+    })
 }
 
 /// Whether an image is a copy of the one that a file of metadata was written for.

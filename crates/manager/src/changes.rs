@@ -6,23 +6,22 @@
 //! removed and added. Everything that can be refused is refused before anything is changed.
 
 use std::collections::BTreeSet;
-use std::io::ErrorKind;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use vfiod_config::{Config, Document, LoadError, Options, ParentConfig, Problem, UsageError};
+use vfiod_config::{Config, Document, LoadError, Options, ParentConfig, Problem, Problems};
 use vfiod_core::{DeviceRef, Errno, Error, OpenPause, Result};
 use vfiod_mdev::CreationPause;
 
 use crate::build;
 use crate::departure;
 use crate::event_log::owner_name;
+use crate::examine::{Change, examine_change};
 use crate::leaving::Leaving;
 use crate::manager::Manager;
 use crate::paths;
 use crate::plan::{self, Unit};
 use crate::sandbox;
-use crate::sockets::Opened;
 
 /// What to do with devices that are to be removed and in use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,14 +73,16 @@ pub struct Changes {
 }
 
 /// The difference between what runs and what is asked for.
-struct Difference {
+pub(crate) struct Difference {
     /// What runs and is not asked for, or not as it runs.
-    gone: Vec<Unit>,
+    pub(crate) gone: Vec<Unit>,
     /// What is asked for and does not run, or not as asked.
-    new: Vec<Unit>,
-    parents_gone: Vec<String>,
-    parents_new: Vec<ParentConfig>,
-    changes: Changes,
+    pub(crate) new: Vec<Unit>,
+    pub(crate) parents_gone: Vec<ParentConfig>,
+    pub(crate) parents_new: Vec<ParentConfig>,
+    /// The new ones that take something, such as an image, from those that are gone.
+    pub(crate) taking: BTreeSet<String>,
+    pub(crate) changes: Changes,
 }
 
 impl Difference {
@@ -94,7 +95,7 @@ impl Difference {
 
 /// What makes sure that nothing that a change removes is in use, but what its users were asked to close.
 #[derive(Default)]
-struct Cleared {
+pub(crate) struct Cleared {
     devices: Vec<OpenPause>,
     parents: Vec<CreationPause>,
     _leaving: Option<Leaving>,
@@ -137,8 +138,9 @@ impl Manager {
     /// Adds a device: `section` has the keys of its section in a configuration file.
     ///
     /// # Errors
-    /// `EEXIST`: there is a device of this name; `EINVAL`: mistakes of the section, by their keys;
-    /// `EBUSY`: the new device would change another one; errors of the model, the socket or the kernel.
+    /// `EEXIST`: there is a device of this name; `EINVAL`: mistakes of the section, by their keys, and what is wrong
+    /// with what its options name; `EBUSY`: somebody has that, or the new device would change another one; errors of
+    /// the model, the socket or the kernel. Nothing has changed.
     pub fn add(&self, name: &str, section: &Options) -> Result<Changes> {
         let _one_at_a_time = vfiod_sync::lock(&self.changing);
         self.leaving.check([name], None)?;
@@ -149,12 +151,7 @@ impl Manager {
         }
         let by_key = |problems: vfiod_config::Problems| invalid(problems.by_key());
         let new = old.with_device(name, section, &self.models).map_err(by_key)?;
-        let mistakes = self.mistakes(&old, &new)?;
-        if !mistakes.is_empty() {
-            return Err(invalid(new.problems(mistakes).by_key()));
-        }
-        sandbox::check(old.config(), new.config(), &self.models)?;
-        let difference = self.difference(&old, &new)?;
+        let difference = self.judge(&old, &new, Vec::new(), |problems| problems.by_key())?;
         others(name, &difference, "adding")?;
         self.apply(new, difference, Cleared::default())
     }
@@ -214,9 +211,9 @@ impl Manager {
     ///
     /// # Errors
     /// `EINVAL`: mistakes of the file, with place and remedy; `EBUSY`: a device that is to be removed
-    /// is in use, whose owner the message names, or another change is removing it; `EOPNOTSUPP`: there is
-    /// no file. In these cases nothing has changed. `EIO`: a socket or the kernel refused a device later;
-    /// it was left out.
+    /// is in use, whose owner the message names, or another change is removing it, or somebody has what a
+    /// device is to have; `EOPNOTSUPP`: there is no file. In these cases nothing has changed. Errors of a model, a
+    /// socket or the kernel: what was removed by then was made again, as the message says. `EIO`: that failed, too.
     pub fn reload(&self, in_use: InUsePolicy) -> Result<Changes> {
         self.change(&Removing::Reload, in_use)
     }
@@ -235,14 +232,32 @@ impl Manager {
             }
             error => invalid(error),
         })?;
-        let mut mistakes = fixed(old.config(), &new);
-        mistakes.extend(self.mistakes(&old, &new)?);
+        let fixed = fixed(old.config(), &new);
+        let difference = self.judge(&old, &new, fixed, |problems| problems.to_string())?;
+        Ok((new, difference))
+    }
+
+    /// Judges what a change brings before anything is changed, and says what it changes. `mistakes` are known
+    /// already; `say` makes a text of mistakes.
+    fn judge(
+        &self,
+        old: &Document,
+        new: &Document,
+        mut mistakes: Vec<Problem>,
+        say: impl Fn(Problems) -> String,
+    ) -> Result<Difference> {
+        mistakes.extend(self.mistakes(old, new)?);
         if !mistakes.is_empty() {
-            return Err(invalid(new.problems(mistakes)));
+            return Err(invalid(say(new.problems(mistakes))));
         }
         sandbox::check(old.config(), new.config(), &self.models)?;
-        let difference = self.difference(&old, &new)?;
-        Ok((new, difference))
+        let mut difference = self.difference(old, new)?;
+        let (old, config) = (old.config(), new.config());
+        let change = Change { old, gone: &difference.gone, new: config, come: &difference.new };
+        let (found, taking) = examine_change(&change, &self.models);
+        found.refuse(|mistakes| say(new.problems(mistakes)))?;
+        difference.taking = taking;
+        Ok(difference)
     }
 
     /// What a change would do now.
@@ -276,9 +291,9 @@ impl Manager {
         self.leaving.check(difference.names(), None)?;
         let units = difference.gone.iter().map(|unit| unit.name());
         let pauses = units.clone().flat_map(|unit| self.stack().pause_opens(unit)).collect();
-        let parents = difference.parents_gone.iter().map(String::as_str);
+        let parents = difference.parents_gone.iter().map(|parent| parent.name.as_str());
         let is_of_parent = |instance: &vfiod_mdev::Instance| {
-            difference.parents_gone.iter().any(|parent| parent == instance.parent())
+            difference.parents_gone.iter().any(|parent| parent.name == instance.parent())
         };
         let instances = self.bus.instances().into_iter().filter(is_of_parent);
         let instances = instances.map(|instance| instance.device().clone()).collect();
@@ -321,13 +336,18 @@ impl Manager {
             };
             (&one.name, &one.model) == (&other.name, &other.model) && options(one) == options(other)
         };
-        let (old_parents, new_parents) = (&old.config().parents, &new.config().parents);
+        // One that could not be registered again after a change that failed is as good as new.
+        let registered = self.bus.parent_names();
+        let is_registered = |parent: &&ParentConfig| registered.contains(&parent.name);
+        let old_parents: Vec<_> =
+            old.config().parents.iter().filter(is_registered).cloned().collect();
+        let new_parents = &new.config().parents;
         let missing = |from: &[ParentConfig], in_: &[ParentConfig]| -> Vec<ParentConfig> {
             let is_missing = |one: &&ParentConfig| !in_.iter().any(|other| same(one, other));
             from.iter().filter(is_missing).cloned().collect()
         };
-        let parents_gone = missing(old_parents, new_parents);
-        let parents_new = missing(new_parents, old_parents);
+        let parents_gone = missing(&old_parents, new_parents);
+        let parents_new = missing(new_parents, &old_parents);
         let names = |units: &[Unit], parents: &[ParentConfig]| -> BTreeSet<String> {
             let units = units.iter().map(|unit| unit.name().to_owned());
             units.chain(parents.iter().map(|parent| parent.name.clone())).collect()
@@ -340,8 +360,8 @@ impl Manager {
             kept: kept.len() + new_parents.len() - parents_new.len(),
             notes: renamed(&gone, &new_units),
         };
-        let parents_gone = parents_gone.into_iter().map(|parent| parent.name).collect();
-        Ok(Difference { gone, new: new_units, parents_gone, parents_new, changes })
+        let taking = BTreeSet::new();
+        Ok(Difference { gone, new: new_units, parents_gone, parents_new, taking, changes })
     }
 
     /// Checks that nothing that is to be removed is in use, but what `leaving` has. It cannot be used from
@@ -350,7 +370,7 @@ impl Manager {
         let is_leaving = |name: &str| leaving.as_ref().is_some_and(|leaving| leaving.has(name));
         let units: Vec<_> =
             difference.gone.iter().map(Unit::name).filter(|name| !is_leaving(name)).collect();
-        let parents = difference.parents_gone.iter().map(String::as_str);
+        let parents = difference.parents_gone.iter().map(|parent| parent.name.as_str());
         let parents: Vec<_> = parents.filter(|name| !is_leaving(name)).collect();
         let departures: Vec<_> =
             units.iter().flat_map(|unit| self.stack().departures_of_unit(unit)).collect();
@@ -376,7 +396,7 @@ impl Manager {
             match self.bus.pause_creation_if_unused(parent) {
                 Ok(pause) => cleared.parents.push(pause),
                 Err(error) if error.errno() == Errno::BUSY => users.push(error.to_string()),
-                // It was refused when it was to be registered.
+                // It has gone by itself.
                 Err(_) => {}
             }
         }
@@ -391,52 +411,6 @@ impl Manager {
         Err(Error::new(Errno::BUSY, what))
     }
 
-    /// Makes a change. `_cleared` is dropped at its end, when what it refuses to open has been removed,
-    /// or nothing was changed. No user is waited for: files that are open are revoked.
-    fn apply(&self, new: Document, difference: Difference, _cleared: Cleared) -> Result<Changes> {
-        let Difference { gone, new: units, parents_gone, parents_new, changes } = difference;
-        // All that is free now, so that most failures change nothing.
-        let gone: Vec<&Unit> = gone.iter().collect();
-        let mut opened =
-            Opened::of_units(&units.iter().collect::<Vec<_>>(), &gone).map_err(failure)?;
-
-        for parent in &parents_gone {
-            self.remove_parent(parent, Duration::ZERO);
-        }
-        let names: Vec<_> = gone.iter().map(|unit| unit.name()).collect();
-        self.stack().remove(&names, Duration::ZERO);
-        self.stack().forget_buses(&plan::units(new.config()));
-        let mut failures = Vec::new();
-        let mut document = new;
-        for unit in units {
-            let name = unit.name().to_owned();
-            let added = self.stack().add(unit, &self.models, &mut opened);
-            let stack = self.stack();
-            let served = added.and_then(|()| stack.publish()).and_then(|()| stack.serve());
-            if let Err(error) = served {
-                stack.remove(&[name.as_str()], Duration::ZERO);
-                failures.push(format!("{error:#}"));
-                if let Ok(without) = document.without_device(&name, &self.models) {
-                    document = without;
-                }
-            }
-        }
-        for parent in &parents_new {
-            if let Err(error) = self.register_parent(parent) {
-                failures.push(format!("{error:#}"));
-            }
-        }
-        let Changes { added, removed, changed, .. } = &changes;
-        let (added, removed, changed) = (added.join(","), removed.join(","), changed.join(","));
-        tracing::info!(added, removed, changed, kept = changes.kept, "configuration changed");
-        *vfiod_sync::lock(&self.document) = Some(document);
-        if failures.is_empty() {
-            return Ok(changes);
-        }
-        let what = format!("left out: {}; everything else was changed", failures.join("; "));
-        Err(Error::new(Errno::IO, what))
-    }
-
     pub(crate) fn register_parent(&self, parent: &ParentConfig) -> anyhow::Result<()> {
         let register = || {
             let (spec, ops) = build::build_parent(&self.models, parent)?;
@@ -447,14 +421,6 @@ impl Manager {
         self.add_parent(registration, &parent.model);
         Ok(())
     }
-}
-
-fn failure(error: anyhow::Error) -> Error {
-    let core = error.downcast_ref::<Error>().map(Error::errno);
-    let kind = core.map_or(ErrorKind::Other, |errno| std::io::Error::from(errno).kind());
-    let hint = vfiod_sandbox::hint(kind, None);
-    let usage = error.is::<UsageError>().then_some(Errno::INVAL);
-    Error::new(core.or(usage).unwrap_or(Errno::IO), format!("{error:#}; nothing was changed{hint}"))
 }
 
 /// Refuses a change of one device that would change others.

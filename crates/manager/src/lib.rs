@@ -22,6 +22,7 @@
 //! # }
 //! ```
 
+mod apply;
 mod build;
 mod changes;
 mod check;

@@ -131,6 +131,29 @@ impl Unit {
         }
     }
 
+    /// Its name, and those of what is in it.
+    fn names(&self) -> Vec<&str> {
+        let objects = match self {
+            Self::Device(_) => &[][..],
+            Self::Container(container) => &container.config.objects,
+        };
+        std::iter::once(self.name()).chain(objects.iter().map(|object| &*object.name)).collect()
+    }
+
+    /// Whether it cannot be there beside `other`, or may not: they have a name in common, both are on PCI buses, or
+    /// both are containers.
+    pub(crate) fn excludes(&self, other: &Self) -> bool {
+        if self.names().iter().any(|name| other.names().contains(name)) {
+            return true;
+        }
+        let has_place = |plan: &DevicePlan| plan.place.is_some() || plan.sriov != SriovPlan::None;
+        match (self, other) {
+            (Self::Device(one), Self::Device(other)) => has_place(one) && has_place(other),
+            (Self::Container(_), Self::Container(_)) => true,
+            _ => false,
+        }
+    }
+
     /// The sockets of its devices.
     pub(crate) fn sockets(&self) -> Vec<&SocketConfig> {
         match self {

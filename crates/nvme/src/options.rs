@@ -120,7 +120,7 @@ impl NvmeOptions {
         self.block_size.unwrap_or(512)
     }
 
-    fn uuid(&self) -> Result<Option<Uuid>> {
+    pub(crate) fn uuid(&self) -> Result<Option<Uuid>> {
         let parse = |text: &String| {
             text.parse().map_err(|_| invalid(format!("`uuid` is {text:?}; must be a UUID")))
         };

@@ -201,7 +201,7 @@ fn a_reload_changes_what_differs_and_leaves_the_rest() {
     let said = stage.good(&["reload"]);
     assert_eq!(said, "added: new\nremoved: gone\nchanged: other\nuntouched: 2\n");
     client.device_info().expect("it was not touched");
-    assert_eq!(stage.names(), ["same (file)", "extra (added)", "other (file)", "new (file)"],);
+    assert_eq!(stage.names(), ["same (file)", "extra (added)", "new (file)", "other (file)"],);
     UnixStream::connect(stage.path("new")).unwrap();
     assert!(!stage.path("gone").exists());
     assert_eq!(stage.good(&["reload"]), "untouched: 4\n");

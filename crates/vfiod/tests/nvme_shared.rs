@@ -167,11 +167,12 @@ fn two_clients_see_one_subsystem_and_one_disk() {
 fn controller_that_does_not_fit_is_refused_with_the_option() {
     let rig = Rig::new();
     let said = rig.add(&[]);
-    assert!(said.contains("in use") && said.contains("`shared = true`"), "{said}");
+    let taken = "disk.img is `device.left.options.file` already";
+    assert!(said.contains(taken) && said.contains("`shared = true`"), "{said}");
     for option in ["readonly=true", "block_size=512", "direct=false", "identity=keep"] {
         let said = rig.add(&["shared=true", option]);
         let (name, _) = option.split_once('=').unwrap();
-        let expected = format!("`{name}` is another one than that of `left` and `right`");
+        let expected = format!("`{name}` is another one than that of `device.left`");
         assert!(said.contains(&expected), "{said}");
     }
     std::fs::File::create(rig.path("other.img")).unwrap().set_len(1 << 20).unwrap();

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use schemars::{Schema, SchemaGenerator};
-use vfiod_config::{ConfiguredModel, Examined, Needs};
+use vfiod_config::{Claim, ConfiguredModel, Finding, Needs};
 use vfiod_core::region::Doorbell;
 use vfiod_pci::prelude::*;
 use vfiod_sync::atomic::Ordering;
@@ -62,7 +62,11 @@ impl ConfiguredModel for Nvme {
         Some(generator.subschema_for::<NvmeStatus>())
     }
 
-    fn examine(options: &NvmeOptions) -> Examined {
+    fn claims(options: &NvmeOptions) -> Vec<Claim> {
+        options.claims()
+    }
+
+    fn examine(options: &NvmeOptions) -> Vec<Finding> {
         options.examine()
     }
 
