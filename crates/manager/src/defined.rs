@@ -5,6 +5,7 @@ use vfiod_core::{Errno, Error, Result};
 
 use crate::definitions::{Definition, Definitions, Listing, Start};
 use crate::events::EventKind;
+use crate::examine::chain;
 use crate::manager::{Manager, NewInstance};
 
 /// What is to be changed of a definition.
@@ -42,7 +43,8 @@ impl Manager {
             if definition.start == Start::Auto
                 && let Err(error) = self.create_defined(definition)
             {
-                tracing::error!(%uuid, parent, %error, "a defined instance did not start");
+                let error = chain(&error);
+                tracing::error!(%uuid, parent, error, "a defined instance did not start");
             }
         }
     }
@@ -54,7 +56,7 @@ impl Manager {
         let mut failures = vfiod_sync::lock(&self.start_failures);
         match &created {
             Ok(_) => failures.remove(&key),
-            Err(error) => failures.insert(key, error.to_string()),
+            Err(error) => failures.insert(key, chain(error)),
         };
         created
     }

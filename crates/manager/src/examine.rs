@@ -172,7 +172,7 @@ fn collision(
 }
 
 /// An error with its causes.
-fn chain(error: &vfiod_core::Error) -> String {
+pub(crate) fn chain(error: &Error) -> String {
     let mut text = error.message().to_owned();
     let mut cause = std::error::Error::source(error);
     while let Some(error) = cause {

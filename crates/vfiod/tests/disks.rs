@@ -3,6 +3,9 @@
 
 mod process;
 
+use std::fs::{File, set_permissions, write};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
@@ -14,6 +17,8 @@ use vfiod_nvme_driver::{Controller, Data, Waiting, opcode};
 
 const UUID: &str = "83b8f4f2-509f-382f-3c1e-e6bfe0fa1001";
 const OTHER: &str = "83b8f4f2-509f-382f-3c1e-e6bfe0fa1002";
+/// An account without rights.
+const NOBODY: u32 = 65534;
 /// How often the daemon is killed while it makes a disk.
 const KILLS: u32 = 10;
 
@@ -43,6 +48,23 @@ impl Rig {
     fn serve(&self) -> Daemon {
         let config = self.config();
         let command = vfiod(["--log", "error", "serve", config.to_str().unwrap()]);
+        Daemon::serving(command, &[&self.path("control.sock")])
+    }
+
+    /// The daemon, run by somebody whom modes of directories bind: by them root is not.
+    fn serve_bound_by_modes(&self) -> Daemon {
+        let (config, mut command) = (self.config(), vfiod(["--log", "error", "serve"]));
+        command.arg(&config);
+        if rustix::process::geteuid().is_root() {
+            let program = self.directory.path().join("program");
+            process::copy_program(&program);
+            for path in [self.directory.path(), &config] {
+                std::os::unix::fs::chown(path, Some(NOBODY), Some(NOBODY)).unwrap();
+            }
+            let mut other = Command::new(program);
+            other.args(command.get_args()).uid(NOBODY).gid(NOBODY);
+            command = other;
+        }
         Daemon::serving(command, &[&self.path("control.sock")])
     }
 
@@ -245,4 +267,90 @@ fn disk_that_does_not_fit_is_refused_and_leaves_nothing() {
     }
     rig.good(&["create", "disks", "scratch", "--uuid", UUID]);
     assert_eq!(seen().len(), 2);
+}
+
+/// What is the last to fail is the socket: the image is open by then.
+#[test]
+fn disk_that_is_not_created_leaves_no_image_and_nothing_beside_one() {
+    let rig = Rig::new(|text| text);
+    let _daemon = rig.serve();
+    let socket = rig.path("mdev").join(format!("{UUID}.sock"));
+    let image = format!("{UUID}.img");
+    write(&socket, "in the way").unwrap();
+    rig.good(&["define", "disks", "small", "--uuid", OTHER]);
+    let other = rig.path("mdev").join(format!("{OTHER}.sock"));
+    write(&other, "in the way").unwrap();
+    let refused = |args: &[&str]| {
+        let said = rig.bad(4, args);
+        assert!(said.contains(".sock exists and is not a socket"), "{said}");
+    };
+    let create = ["create", "disks", "small", "--uuid", UUID];
+    refused(&create);
+    refused(&["start", OTHER]);
+    assert_eq!(rig.files(), [""; 0]);
+    // An image that was there stays as it was, without names.
+    for uuid in [UUID, OTHER] {
+        let path = rig.path("disks").join(format!("{uuid}.img"));
+        File::create(&path).unwrap().set_len(1 << 20).unwrap();
+    }
+    refused(&create);
+    refused(&["start", OTHER]);
+    assert_eq!(rig.files(), [image.clone(), format!("{OTHER}.img")]);
+    assert!(rig.good(&["list", "definitions"]).contains(&format!("not started: {OTHER}: ")));
+    std::fs::remove_file(&socket).unwrap();
+    rig.good(&create);
+    let before = who(&mut rig.connect(UUID));
+    rig.remove(UUID);
+    // With names, it keeps them.
+    write(&socket, "in the way").unwrap();
+    refused(&create);
+    std::fs::remove_file(&socket).unwrap();
+    rig.good(&create);
+    assert_eq!(who(&mut rig.connect(UUID)), before);
+}
+
+/// A directory whose names cannot be made to last: an image that has got its name goes with the creation.
+#[test]
+fn disk_whose_name_does_not_last_is_refused_and_leaves_nothing() {
+    let rig = Rig::new(|text| text);
+    let _daemon = rig.serve_bound_by_modes();
+    let disks = rig.path("disks");
+    let mode = |mode| set_permissions(&disks, PermissionsExt::from_mode(mode)).unwrap();
+    // Names can be made there, and it cannot be opened.
+    mode(0o300);
+    let said = rig.bad(6, &["create", "disks", "small", "--uuid", UUID]);
+    mode(0o700);
+    assert!(said.contains("the name of an image in it cannot be made to last"), "{said}");
+    assert_eq!(rig.files(), [""; 0]);
+    rig.good(&["create", "disks", "small", "--uuid", UUID]);
+}
+
+/// The remedy that is named is one that a disk of a parent has.
+#[test]
+fn disk_whose_names_are_damaged_is_refused_with_a_remedy_until_they_are_removed() {
+    let rig = Rig::new(|text| text);
+    let daemon = rig.serve();
+    let names = rig.path("disks").join(format!("{UUID}.img.vfiod"));
+    let image = names.with_extension("");
+    File::create(&image).unwrap().set_len(1 << 20).unwrap();
+    let remedy = format!("remove {}, and it is a new disk for its guest", names.display());
+    let wrong = |said: &str, why: &str| {
+        let has_none = said.contains("it has none of the options that are named here");
+        assert!(has_none && said.contains(&remedy) && said.contains(why), "{said}");
+        assert_eq!(rig.files().len(), 2, "{said}");
+    };
+    let create = ["create", "disks", "small", "--uuid", UUID];
+    write(&names, "garbage").unwrap();
+    wrong(&rig.bad(1, &create), "damaged");
+    std::fs::remove_file(&names).unwrap();
+    std::os::unix::fs::symlink("elsewhere", &names).unwrap();
+    wrong(&rig.bad(1, &create), "it is a link");
+    // The same of a definition that starts by itself.
+    rig.good(&["define", "disks", "small", "--auto", "--uuid", UUID]);
+    daemon.terminate(Signal::TERM);
+    let _daemon = rig.serve();
+    wrong(&rig.good(&["list", "definitions"]), "it is a link");
+    std::fs::remove_file(&names).unwrap();
+    rig.good(&["start", UUID]);
+    who(&mut rig.connect(UUID));
 }

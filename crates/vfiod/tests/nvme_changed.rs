@@ -13,6 +13,9 @@ use vfiod_nvme_driver::{Controller, Data, Waiting};
 
 const MIB: u64 = 1 << 20;
 
+/// Names and numbers of devices.
+type Served = Vec<(String, Option<u64>)>;
+
 /// A daemon with a configuration file, and images beside that.
 struct Stage {
     directory: tempfile::TempDir,
@@ -79,7 +82,7 @@ impl Stage {
 
     /// What is served, with the numbers of the devices that are no instances: one that was removed and made again has
     /// another.
-    fn served(&self) -> Vec<(String, Option<u64>)> {
+    fn served(&self) -> Served {
         let json = |args: &[&str]| -> serde_json::Value {
             serde_json::from_str(&self.good(args)).unwrap()
         };
@@ -91,7 +94,7 @@ impl Stage {
     }
 
     /// What may not change where nothing was changed: what is served, the configuration, and names of files.
-    fn all(&self) -> (Vec<(String, Option<u64>)>, String, Vec<PathBuf>) {
+    fn all(&self) -> (Served, String, Vec<PathBuf>) {
         let entries = fs::read_dir(&self.directory).unwrap();
         let mut files: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
         files.sort();

@@ -105,7 +105,10 @@ impl Model for Nvme {
             if let Some(image) = image {
                 image.prepare()?;
             }
-            let seat = cx.common::<Subsystems>().enter(options, cx.name())?;
+            let seat = match (cx.common::<Subsystems>().enter(options, cx.name()), image) {
+                (Err(error), Some(image)) => return Err(image.refused(error)),
+                (seat, _) => seat?,
+            };
             let (identity, rate) = (seat.identity(), self.common.rate.clone());
             (self.identity, self.common) =
                 (identity, Arc::new(Common::seated(options, seat, rate)));

@@ -19,6 +19,7 @@ use vfiod_core::{Errno, Error, Result};
 use vfiod_directories::{
     in_directory, in_directory_to_disk, make_private_directory, remove_in, syncing,
 };
+use vfiod_sync::atomic::{AtomicBool, Ordering};
 use vfiod_sync::{Mutex, lock};
 
 use super::types::Allocation;
@@ -61,10 +62,16 @@ impl Known {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Found {
     /// There was.
-    There,
+    There {
+        /// It was kept beside it who the disk is.
+        has_names: bool,
+    },
     /// It was made.
     Made,
 }
+
+/// Whether an image that is being made has its name.
+type IsNamed = Arc<AtomicBool>;
 
 impl Images {
     pub(super) fn new(directory: PathBuf, capacity: u64) -> Self {
@@ -74,6 +81,11 @@ impl Images {
     /// Where an image is.
     pub(super) fn path(&self, uuid: Uuid) -> PathBuf {
         self.directory.join(format!("{uuid}.img"))
+    }
+
+    /// Where it is kept who the disk of an image is.
+    pub(super) fn names(&self, uuid: Uuid) -> PathBuf {
+        metadata_of(&self.path(uuid))
     }
 
     /// Looks at the directory, or makes it, and removes what was not finished.
@@ -244,24 +256,38 @@ impl Images {
     ) -> Result<Found> {
         let path = self.path(uuid);
         let (images, place) = (self.clone(), path.clone());
-        let begun = in_directory(&self.directory, move || images.begin(uuid, &place))??;
-        let Some(new) = begun else { return Ok(Found::There) };
+        let new = match in_directory(&self.directory, move || images.begin(uuid, &place))?? {
+            Begun::There { has_names } => return Ok(Found::There { has_names }),
+            Begun::New(new) => new,
+        };
         // A file that was deleted by somebody else may have had another size.
         self.try_reserve(uuid, size)?;
-        allocate(&new.file, size, allocation).map_err(|errno| {
-            let what = match errno {
-                Errno::OPNOTSUPP => format!("{}: its file system allocates no space; with `allocation = sparse` none is asked for", path.display()),
-                _ => format!("{}: cannot be made with {size} bytes", path.display()),
-            };
-            Error::new(errno, what)
-        })?;
-        let images = self.clone();
-        in_directory_to_disk(&self.directory, move || images.finish(uuid, size, new))??;
+        allocate(&new.file, size, allocation)
+            .map_err(|errno| not_allocated(&path, errno, size, allocation))?;
+        let (images, is_named) = (self.clone(), IsNamed::default());
+        let named = is_named.clone();
+        let finish = move || images.finish(uuid, size, new, &named);
+        let finished = in_directory_to_disk(&self.directory, finish);
+        finished
+            .and_then(std::convert::identity)
+            .inspect_err(|_| self.take_back(uuid, is_named))?;
         Ok(Found::Made)
     }
 
-    /// Begins an image, or `None`: there is one.
-    fn begin(self: &Arc<Self>, uuid: Uuid, path: &Path) -> Result<Option<New>> {
+    /// Deletes an image that has got its name, and cannot be used. Where the directory is held up it may get that
+    /// later: calls in a directory are made one after the other, this one then.
+    fn take_back(self: &Arc<Self>, uuid: Uuid, is_named: IsNamed) {
+        let images = self.clone();
+        remove_in(&self.directory, move || {
+            if is_named.load(Ordering::SeqCst) {
+                _ = rustix::fs::unlink(images.path(uuid));
+                lock(&images.known).there.remove(&uuid);
+            }
+        });
+    }
+
+    /// Begins an image, unless there is one.
+    fn begin(self: &Arc<Self>, uuid: Uuid, path: &Path) -> Result<Begun> {
         let fails = |errno: Errno, what: &str| {
             Error::new(errno, format!("image {}: {what}", path.display()))
         };
@@ -272,7 +298,8 @@ impl Images {
                 let mut known = lock(&self.known);
                 known.promised.remove(&uuid);
                 known.there.insert(uuid, stat.st_size.try_into().unwrap_or(0));
-                return Ok(None);
+                let has_names = rustix::fs::lstat(metadata_of(path)).err() != Some(Errno::NOENT);
+                return Ok(Begun::There { has_names });
             }
             Err(Errno::NOENT) => {}
             Err(errno) => return Err(fails(errno, "cannot be looked at")),
@@ -293,11 +320,11 @@ impl Images {
             OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = rustix::fs::open(&place, flags, Mode::RUSR | Mode::WUSR)
             .map_err(|errno| fails(errno, "cannot be made"))?;
-        Ok(Some(New { file, place: Some(place), directory: self.directory.clone() }))
+        Ok(Begun::New(New { file, place: Some(place), directory: self.directory.clone() }))
     }
 
     /// Gives an image its name.
-    fn finish(&self, uuid: Uuid, size: u64, mut new: New) -> Result<()> {
+    fn finish(&self, uuid: Uuid, size: u64, mut new: New, is_named: &IsNamed) -> Result<()> {
         let path = self.path(uuid);
         let named = || -> Result<(), Errno> {
             // Of another image that was here once.
@@ -312,6 +339,7 @@ impl Images {
             Error::new(errno, format!("image {}: cannot get its name", path.display()))
         })?;
         new.place = None;
+        is_named.store(true, Ordering::SeqCst);
         {
             let mut known = lock(&self.known);
             known.promised.remove(&uuid);
@@ -320,7 +348,13 @@ impl Images {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         rustix::fs::open(&self.directory, flags, Mode::empty())
             .and_then(|directory| syncing(|| rustix::fs::fsync(directory)))
-            .map_err(|errno| self.fails(errno, "cannot be written to last"))
+            .map_err(|errno| self.fails(errno, "the name of an image in it cannot be made to last"))
+    }
+
+    /// Deletes what is kept beside an image that has no instance.
+    pub(super) fn forget_names(self: &Arc<Self>, uuid: Uuid) {
+        let beside = self.names(uuid);
+        remove_in(&self.directory, move || _ = rustix::fs::unlink(&beside));
     }
 
     /// Deletes an image that has no instance any more, and what is kept beside it.
@@ -376,12 +410,44 @@ fn uuid_of(name: &str, end: &str) -> Option<Uuid> {
     (uuid.to_string() == stem).then_some(uuid)
 }
 
+fn not_allocated(path: &Path, errno: Errno, size: u64, allocation: Allocation) -> Error {
+    let path = path.display();
+    let sparse = match allocation {
+        Allocation::Full => ", or `allocation = sparse`, which takes space as it is written",
+        Allocation::Sparse => "",
+    };
+    let why = match errno {
+        Errno::OPNOTSUPP => {
+            let what = format!(
+                "{path}: its file system allocates no space; with `allocation = sparse` none is asked for"
+            );
+            return Error::new(errno, what);
+        }
+        Errno::NOSPC | Errno::DQUOT => {
+            format!(
+                ": its file system has no room for that; make some, or take a smaller type{sparse}"
+            )
+        }
+        Errno::FBIG => ": its file system has no files so large; take a smaller type".to_owned(),
+        _ => String::new(),
+    };
+    let what = format!("{path}: cannot be made with {size} bytes, the `size` of its type{why}");
+    Error::new(errno, what)
+}
+
 fn allocate(file: &OwnedFd, size: u64, allocation: Allocation) -> Result<(), Errno> {
     rustix::fs::ftruncate(file, size)?;
     if allocation == Allocation::Full {
         rustix::fs::fallocate(file, FallocateFlags::empty(), 0, size)?;
     }
     syncing(|| rustix::fs::fsync(file))
+}
+
+/// What was found where an image is to be.
+#[derive(Debug)]
+enum Begun {
+    There { has_names: bool },
+    New(New),
 }
 
 /// An image that does not have its name yet; dropping it removes it.

@@ -145,6 +145,27 @@ impl ManagedImage {
         Ok(())
     }
 
+    /// The refusal of an image, with a remedy that there is here: its disk has no options of its own.
+    pub(crate) fn refused(&self, error: Error) -> Error {
+        let remedy = match error.errno() {
+            Errno::BADMSG | Errno::LOOP | Errno::EXIST => {
+                format!(
+                    "remove {}, and it is a new disk for its guest",
+                    self.images.names(self.uuid).display()
+                )
+            }
+            Errno::OPNOTSUPP | Errno::ROFS | Errno::ACCESS | Errno::PERM | Errno::NOSPC => {
+                "take another `directory` of the parent".to_owned()
+            }
+            _ => return error,
+        };
+        let what = format!(
+            "image {}: as a parent makes the disk, it has none of the options that are named here; {remedy}",
+            self.path().display()
+        );
+        Error::new(error.errno(), what).because(error)
+    }
+
     /// The disk is open.
     pub(crate) fn opened(&self, size: u64, serial: &str, uuid: [u8; 16]) {
         let (serial, uuid) = (serial.to_owned(), Uuid::from_bytes(uuid));
@@ -175,6 +196,9 @@ impl ManagedImage {
             End::NotCreated => found == Some(Found::Made),
             End::Removed => on_remove == OnRemove::Delete,
         };
+        if why == End::NotCreated && found == Some(Found::There { has_names: false }) {
+            self.images.forget_names(self.uuid);
+        }
         if deletes {
             self.images.delete(self.uuid);
         } else {
