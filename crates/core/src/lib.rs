@@ -17,7 +17,7 @@
 //! | event | set | what happens, in order | when a step fails |
 //! | --- | --- | --- | --- |
 //! | [`Registry::register`] | idle, to join | [`describe`](Device::describe), [`init`](Device::init), join the set, become visible | undone in reverse, never visible |
-//! | first [`open`](DeviceRef::open) | opening | counted; [`reset`](Device::reset) unless the state is retained for this user; [`open_device`](Device::open_device); [`resume`](Worker::resume); mark dropped; [`open`](Device::open) | undone in reverse: [`release`](Device::release) and [`close_device`](Device::close_device) only for what had succeeded |
+//! | first [`open`](DeviceRef::open) | opening | counted; [`reset`](Device::reset) unless the state is retained for this user, or was restored for the next one; [`open_device`](Device::open_device); [`resume`](Worker::resume); mark dropped; [`open`](Device::open) | undone in reverse: [`release`](Device::release) and [`close_device`](Device::close_device) only for what had succeeded |
 //! | further open | opening | counted; mark dropped; `open` | not counted |
 //! | drop of a [`File`] | closing, for the last part | the file's mappings and eventfds are removed, so that nothing can wait for the peer; `release`; uncounted; after the last file: the device quiesces, `close_device`, and the reset of those members of the set that are in the error state if none is open | cannot fail; a device that does not quiesce in two seconds is closed all the same, and *stuck* |
 //! | [`Registration::unregister`] | idle, to leave | invisible, no new opens; [`request`](device::Request::request) at growing intervals; at the deadline the files are revoked; leave the set; the device is dropped | cannot fail |
@@ -25,6 +25,8 @@
 //! | [`File::reset`] | any | the device is stopped and quiesces; `reset`; `resume` | stuck: `EIO`, if it does not quiesce in two seconds |
 //! | [`Context::request_reset`] | any | after the call, step or data-path call that asked: as [`File::reset`], in a task of the runtime if anything of the device works | stuck |
 //! | [`DeviceRef::save`] | saving | the device is stopped and quiesces; its state is read; `resume` | does not quiesce in two seconds: `EBUSY`, it resumes |
+//! | [`DeviceRef::save_portable`] | saving | as [`DeviceRef::save`], of what is not a client's | as there |
+//! | [`DeviceRef::restore_portable`] | opening | of a device without files: interrupts, shared memory and the device's state are restored, for its next first open | as it was |
 //! | [`DeviceRef::restore`] | opening | `open_device`, `open` for each saved file, interrupts and mappings are set up, the device's state is restored, `resume`; no reset | undone in reverse, as an open and a close would leave it |
 //!
 //! A *set* is idle, or marked by one thread that opens, closes, resets or saves a member. The set's

@@ -5,6 +5,8 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
+use serde::{Deserialize, Serialize};
+
 use crate::dma::{DeviceMemory, SharedRegion};
 use crate::error::{Errno, Error, Result};
 use crate::ids::Owner;
@@ -91,11 +93,26 @@ pub(crate) struct Openings {
 }
 
 pub(crate) struct Opening {
-    user: Owner,
+    /// Whose it is; `None`: it was restored for whoever opens the device next.
+    user: Option<Owner>,
     memory: Arc<OpeningMemory>,
 }
 
+/// A part of a region's memory that is not zero.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct MemoryPiece {
+    region: u32,
+    offset: u64,
+    #[serde(with = "hex::serde")]
+    bytes: Vec<u8>,
+}
+
 impl Opening {
+    fn is_for(&self, user: &Owner) -> bool {
+        self.user.as_ref().is_none_or(|own| own.is_same_user(user))
+    }
+
     /// Ends the opening: another one has taken its place.
     pub(crate) fn end(self) {
         self.memory.end();
@@ -129,22 +146,56 @@ impl Openings {
         }
         let mut now = lock(&self.now);
         let (kept, ended) = match now.take() {
-            Some(now) if last == Last::Kept && now.user.is_same_user(user) => (Some(now), None),
+            Some(now) if last == Last::Kept && now.is_for(user) => (Some(now.memory), None),
             other => (None, other),
         };
         if let Some(ended) = ended {
             ended.memory.end();
         }
-        let opening = kept.unwrap_or_else(|| Opening {
-            user: user.clone(),
-            memory: Arc::new(OpeningMemory {
-                regions: self.regions.clone(),
-                made: OnceLock::new(),
-                clears: AtomicU64::new(0),
-                ended: Mutex::new(false),
-            }),
-        });
-        *now = Some(opening);
+        let memory = kept.unwrap_or_else(|| self.memory_of(OnceLock::new()));
+        *now = Some(Opening { user: Some(user.clone()), memory });
+    }
+
+    fn memory_of(&self, made: OnceLock<DeviceMemory>) -> Arc<OpeningMemory> {
+        let (regions, clears, ended) = (self.regions.clone(), AtomicU64::new(0), Mutex::new(false));
+        Arc::new(OpeningMemory { regions, made, clears, ended })
+    }
+
+    /// Makes memory with a content for whoever opens the device next; see [`Openings::begin_restored`].
+    ///
+    /// # Errors
+    /// `EINVAL`: a piece that is not in a region's memory. The kernel's errors. Nothing has changed.
+    pub(crate) fn begin_with(&self, pieces: &[MemoryPiece]) -> Result<Option<Opening>> {
+        let memory = self.memory_of(OnceLock::new());
+        for MemoryPiece { region, offset, bytes } in pieces {
+            memory.region(*region)?.write(*offset, bytes)?;
+        }
+        if self.regions.is_empty() {
+            return Ok(None);
+        }
+        Ok(lock(&self.now).replace(Opening { user: None, memory }))
+    }
+
+    /// What of the memory is not zero.
+    ///
+    /// # Errors
+    /// `EFBIG`: more than `most` pages. The kernel's errors.
+    pub(crate) fn contents(&self, most: usize) -> Result<Vec<MemoryPiece>> {
+        let memory = self.memory();
+        let Some(made) = memory.as_ref().and_then(|memory| memory.made.get()) else {
+            return Ok(Vec::new());
+        };
+        let mut pieces = Vec::new();
+        for SharedRegion { index: region, .. } in self.regions.iter() {
+            let Some(view) = made.region(*region) else { continue };
+            for (at, page) in view.pages_in_use(most - pieces.len())? {
+                let begin = page.iter().position(|byte| *byte != 0).unwrap_or(0);
+                let end = page.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+                let (region, offset) = (*region, at + begin as u64);
+                pieces.push(MemoryPiece { region, offset, bytes: page[begin..end].to_vec() });
+            }
+        }
+        Ok(pieces)
     }
 
     /// An opening for a restore, with the memory that was saved; `None`: none had been made. Returns
@@ -162,9 +213,8 @@ impl Openings {
             None if self.regions.is_empty() => return Ok(None),
             None => OnceLock::new(),
         };
-        let (regions, clears, ended) = (self.regions.clone(), AtomicU64::new(0), Mutex::new(false));
-        let memory = Arc::new(OpeningMemory { regions, made, clears, ended });
-        Ok(lock(&self.now).replace(Opening { user: user.clone(), memory }))
+        let memory = self.memory_of(made);
+        Ok(lock(&self.now).replace(Opening { user: Some(user.clone()), memory }))
     }
 
     /// After a restore that was refused and the device's close: what was kept before it is kept again.

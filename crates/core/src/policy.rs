@@ -22,13 +22,16 @@ pub(crate) enum Retained {
     User(Owner),
     /// Not known: the state of a device that was not open was restored.
     Unknown,
+    /// That of whoever opens the device next: an operator has restored it
+    /// ([`DeviceRef::restore_portable`](crate::DeviceRef::restore_portable)).
+    Next,
 }
 
 impl Retained {
     /// Whether a user may find the state.
     pub(crate) fn is_for(&self, user: &Owner) -> bool {
         match self {
-            Self::PowerOn => true,
+            Self::PowerOn | Self::Next => true,
             Self::User(last) => last.is_same_user(user),
             Self::Unknown => false,
         }

@@ -464,7 +464,8 @@ impl Registered {
 
     fn open_with_memory(self: &Arc<Self>, user: &Owner) -> Result<()> {
         let retains = self.state_policy == StatePolicy::Retain;
-        let is_own = retains && lock(&self.retained).is_for(user);
+        let restored = self.has_restored_state();
+        let is_own = restored || retains && lock(&self.retained).is_for(user);
         if retains
             && !is_own
             && let Some(suppressed) = self.users.pass(0)
@@ -481,17 +482,27 @@ impl Registered {
         } else {
             Rings::RepeatAll
         };
-        if retains {
-            *lock(&self.retained) = Retained::User(user.clone());
+        let is_users = || *lock(&self.retained) = Retained::User(user.clone());
+        if retains && !restored {
+            is_users();
         }
         self.call(|device| device.open_device())?;
+        if restored {
+            is_users();
+        }
         self.start_work(rings);
         Ok(())
+    }
+
+    /// Whether the next first open is to find a state that was restored for it.
+    fn has_restored_state(&self) -> bool {
+        matches!(*lock(&self.retained), Retained::Next)
     }
 
     /// What happens to the memory that the device shares when it is closed.
     pub(crate) fn last_memory(&self) -> Last {
         match self.state_policy {
+            StatePolicy::Reset if self.has_restored_state() => Last::Kept,
             StatePolicy::Reset => Last::Forgotten,
             StatePolicy::Retain => Last::Kept,
         }

@@ -9,6 +9,7 @@ mod descriptors;
 mod device;
 mod image;
 mod mappings;
+mod portable;
 mod restore;
 mod rings;
 mod stopped;
@@ -108,11 +109,18 @@ pub trait SaveState {
     fn save(&self) -> Result<Saved>;
 
     /// Restores the state, whatever the state of the device is: everything is replaced. The device
-    /// is open if it was when it was saved.
+    /// is open if it was when it was saved; a state without clients ([`DeviceRef::restore_portable`]) is
+    /// restored to a device that is not open, and found by its next first open.
+    ///
+    /// [`DeviceRef::restore_portable`]: crate::DeviceRef::restore_portable
     ///
     /// # Errors
     /// `EINVAL`: damaged, or of another kind or version; the device is as it was.
     fn restore(&mut self, saved: &Saved) -> Result<()>;
+
+    /// Turns off what would reach the memory and the interrupts of a client, as a last close does: the state
+    /// that was just restored may be of a device that was open, and is not any more. By default nothing.
+    fn disable(&mut self) {}
 
     /// The size of the image in bytes. It never changes for one device.
     fn image_len(&self) -> usize;

@@ -53,6 +53,7 @@ impl DataPath for Path {
 struct Ringing {
     path: Arc<Mutex<Weak<Path>>>,
     resets: Arc<AtomicU32>,
+    resumes: Arc<AtomicU32>,
     refuses: bool,
 }
 
@@ -95,7 +96,9 @@ impl Worker for Ringing {
     fn quiesce(&mut self, _: Why) -> Quiesce {
         Quiesce::Cancel
     }
-    fn resume(&mut self) {}
+    fn resume(&mut self) {
+        self.resumes.fetch_add(1, Ordering::Relaxed);
+    }
 }
 
 const RINGING: Format = Format { kind: "ringing", version: 1 };
@@ -121,6 +124,7 @@ struct Rig {
     registration: Registration,
     path: Arc<Mutex<Weak<Path>>>,
     resets: Arc<AtomicU32>,
+    resumes: Arc<AtomicU32>,
 }
 
 impl Rig {
@@ -128,9 +132,10 @@ impl Rig {
         let registry = Registry::new();
         let device = Ringing::default();
         let (path, resets) = (device.path.clone(), device.resets.clone());
+        let resumes = device.resumes.clone();
         let spec = DeviceSpec { name: "ringing".to_owned(), state, ..DeviceSpec::default() };
         let registration = registry.register(spec, Box::new(device)).expect("registers");
-        Self { registry, registration, path, resets }
+        Self { registry, registration, path, resets, resumes }
     }
 
     fn open(&self) -> File {
@@ -250,6 +255,35 @@ fn restored_device_gets_the_newest_rings() {
     let files = copy.restore(&saved, Some(&rig.image())).expect("is sound");
     assert_eq!(copy.rings(), [(0, Some(9)), (1, Some(4))]);
     assert_eq!(files.len(), 1);
+}
+
+#[test]
+fn next_user_of_a_restored_device_gets_the_newest_rings() {
+    let rig = Rig::new(StatePolicy::Reset);
+    let file = rig.open();
+    ring(&file, 1, 3);
+    ring(&file, 1, 4);
+    let saved = rig.registration.device().save_portable().expect("can be saved");
+    let copy = Rig::new(StatePolicy::Reset);
+    copy.registration.device().restore_portable(&saved).expect("is sound");
+    assert_eq!((copy.rings(), copy.resumes.load(Ordering::Relaxed)), (vec![], 0));
+    let again = copy.registration.device().save_portable().expect("can be saved");
+    assert_eq!(again, saved);
+    let _file = copy.open();
+    assert_eq!(copy.rings(), [(1, Some(4))]);
+}
+
+#[test]
+fn save_of_a_device_that_is_not_open_starts_no_work() {
+    let rig = Rig::new(StatePolicy::Retain);
+    let file = rig.open();
+    ring(&file, 1, 4);
+    drop(file);
+    rig.rings();
+    let resumes = rig.resumes.load(Ordering::Relaxed);
+    rig.save();
+    rig.registration.device().save_portable().expect("can be saved");
+    assert_eq!((rig.rings(), rig.resumes.load(Ordering::Relaxed)), (vec![], resumes));
 }
 
 #[test]

@@ -228,13 +228,40 @@ impl SharedMemory {
     /// # Errors
     /// `ENODEV`: as [`SharedMemory::read`]; what the kernel says to `pread`.
     pub fn clear(&self) -> Result<()> {
-        if self.areas.is_empty() {
-            return self.clear_area(Area { offset: 0, size: self.size });
-        }
-        self.areas.iter().try_for_each(|area| self.clear_area(*area))
+        let zeros = vec![0; rustix::param::page_size()];
+        let mut clear = |at, piece: &[u8]| self.write(at, &zeros[..piece.len()]);
+        self.all_areas().into_iter().try_for_each(|area| self.each_page(area, &mut clear))
     }
 
-    fn clear_area(&self, area: Area) -> Result<()> {
+    /// The pages that are not zero, with their offsets: at most `most` of them. Found by reading the file, as by
+    /// [`SharedMemory::clear`]: holes stay holes, and no client is waited for.
+    ///
+    /// # Errors
+    /// `EFBIG`: more pages are not zero. `ENODEV`: as [`SharedMemory::read`]; what the kernel says to `pread`.
+    pub fn pages_in_use(&self, most: usize) -> Result<Vec<(u64, Vec<u8>)>> {
+        self.check(self.areas.first().map_or(0, |area| area.offset), 0)?;
+        let mut pages = Vec::new();
+        let mut keep = |at, piece: &[u8]| {
+            if pages.len() == most {
+                let what = format!("more than {most} pages of shared memory are not zero");
+                return Err(Error::new(Errno::FBIG, what));
+            }
+            pages.push((at, piece.to_vec()));
+            Ok(())
+        };
+        self.all_areas().into_iter().try_for_each(|area| self.each_page(area, &mut keep))?;
+        Ok(pages)
+    }
+
+    fn all_areas(&self) -> Vec<Area> {
+        match &self.areas[..] {
+            [] => vec![Area { offset: 0, size: self.size }],
+            areas => areas.to_vec(),
+        }
+    }
+
+    /// Calls `each` for every page of an area that is not zero.
+    fn each_page(&self, area: Area, each: &mut impl FnMut(u64, &[u8]) -> Result<()>) -> Result<()> {
         let Area { offset, size } = area;
         if pages_in_use(&self.fd, self.place.offset + offset, size) == Some(0) {
             return Ok(());
@@ -242,8 +269,8 @@ impl SharedMemory {
         if size > LOOK {
             // What has few pages is not looked at in all its pieces.
             let half = (size / 2).next_multiple_of(LOOK);
-            self.clear_area(Area { offset, size: half })?;
-            return self.clear_area(Area { offset: offset + half, size: size - half });
+            self.each_page(Area { offset, size: half }, each)?;
+            return self.each_page(Area { offset: offset + half, size: size - half }, each);
         }
         let page = rustix::param::page_size();
         let (mut bytes, zeros) = (vec![0; PIECE], vec![0; page]);
@@ -259,7 +286,7 @@ impl SharedMemory {
             };
             for (at, piece) in (at..).step_by(page).zip(bytes[..read].chunks(page)) {
                 if *piece != zeros[..piece.len()] {
-                    self.write(at, &zeros[..piece.len()])?;
+                    each(at, piece)?;
                 }
             }
             done += read as u64;
@@ -347,6 +374,24 @@ mod tests {
         }
         memory.store(8, 7u64, Ordering::SeqCst).unwrap();
         assert_eq!(memory.load::<u64>(8).unwrap(), 7);
+    }
+
+    #[test]
+    fn pages_that_are_not_zero_are_found_and_holes_stay_holes() {
+        const SIZE: u64 = 1 << 30;
+        let memory = SharedMemory::new("test", SIZE).unwrap();
+        memory.fill(0x3000, 0x1000, 0).unwrap();
+        memory.write(0x5ffe, b"abcd").unwrap();
+        rustix::io::pwrite(memory.fd(), b"z", SIZE - 1).unwrap();
+        let blocks = || rustix::fs::fstat(memory.fd()).unwrap().st_blocks;
+        let before = blocks();
+        let pages = memory.pages_in_use(3).unwrap();
+        let at: Vec<u64> = pages.iter().map(|(at, _)| *at).collect();
+        assert_eq!(at, [0x5000, 0x6000, SIZE - 0x1000]);
+        assert!(pages.iter().all(|(_, page)| page.len() == 0x1000));
+        assert_eq!((&pages[0].1[0xffe..], &pages[1].1[..2]), (&b"ab"[..], &b"cd"[..]));
+        assert_eq!((pages[2].1[0xfff], blocks()), (b'z', before));
+        assert_eq!(memory.pages_in_use(2).unwrap_err().errno(), Errno::FBIG);
     }
 
     #[test]

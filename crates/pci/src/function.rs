@@ -224,6 +224,13 @@ impl<M: Model> Function<M> {
         }
     }
 
+    /// Turns off bus mastering, MSI and MSI-X: whatever the next user finds of the state, the function reaches
+    /// nothing of that user's before its driver says so. The kernel does the same (`vfio_pci_core_disable`).
+    pub(crate) fn disable_reach(&mut self) {
+        self.config.disable();
+        self.apply_controls();
+    }
+
     fn describe_bar(&self, index: usize) -> Region {
         let Some(Bar { size, shared, doorbells, .. }) = &self.spec.bars[index] else {
             return Region::absent();
@@ -283,10 +290,7 @@ impl<M: Model> Device for Function<M> {
         if let Ok((model, cx)) = self.parts() {
             model.close(cx);
         }
-        // Whatever the next user finds of the state, the function reaches nothing of that user's before
-        // its driver says so. The kernel does the same (`vfio_pci_core_disable`).
-        self.config.disable();
-        self.apply_controls();
+        self.disable_reach();
     }
 
     fn read(&mut self, region: RegionIndex, offset: u64, data: &mut [u8]) -> Result<()> {

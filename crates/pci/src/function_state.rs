@@ -51,6 +51,10 @@ impl<M: Model> SaveState for Function<M> {
         Ok(())
     }
 
+    fn disable(&mut self) {
+        self.disable_reach();
+    }
+
     fn image_len(&self) -> usize {
         let (table, written) = self.msix_state();
         self.config_state().len()

@@ -152,6 +152,31 @@ impl Driver {
         Ok(Self { file, registration, runtime, workers: None })
     }
 
+    /// As [`Driver::without_workers`], of a device that retains its state.
+    ///
+    /// # Panics
+    /// If the model refuses to be registered or opened.
+    pub fn retaining<M: Model>(model: M) -> Self {
+        let (registration, runtime) = register(function(model), StatePolicy::Retain);
+        let file = open(&registration).expect("it can be opened");
+        Self { file, registration, runtime, workers: None }
+    }
+
+    /// Registers a model, restores a state without clients to it, and opens it. Its tasks run as with
+    /// [`Driver::without_workers`].
+    ///
+    /// # Errors
+    /// Those of [`DeviceRef::restore_portable`].
+    ///
+    /// # Panics
+    /// If the model refuses to be registered, or the device to be opened.
+    pub fn next_of<M: Model>(model: M, saved: &Saved) -> Result<Self> {
+        let (registration, runtime) = register(function(model), StatePolicy::Reset);
+        registration.device().restore_portable(saved)?;
+        let file = open(&registration).expect("it can be opened");
+        Ok(Self { file, registration, runtime, workers: None })
+    }
+
     /// Closes the device (the last close) and opens it again (a first open).
     ///
     /// # Panics

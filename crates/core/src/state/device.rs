@@ -209,7 +209,9 @@ impl Registered {
 
     fn save(self: &Arc<Self>, descriptors: &mut dyn KeepDescriptors) -> Result<Saved> {
         let (_marked, files) = self.begin_save()?;
-        let saved = self.while_quiesced(|device| self.read_state(device, &files, descriptors));
+        let read = |device: &mut dyn Device| self.read_state(device, &files, descriptors);
+        // Of a device that is not open no work is to be stopped, and none starts afterwards.
+        let saved = if files.is_empty() { self.call(read) } else { self.while_quiesced(read) };
         saved.map_err(|error| self.cannot("save", error))
     }
 
@@ -229,7 +231,7 @@ impl Registered {
 
     /// Marks the set, so that no open or close changes the files before the state is read. Returns the
     /// files.
-    fn begin_save(&self) -> Result<(Transition<'_>, Vec<Arc<FileShared>>)> {
+    pub(super) fn begin_save(&self) -> Result<(Transition<'_>, Vec<Arc<FileShared>>)> {
         let marked = self.set.try_begin(Phase::Saving).map_err(|phase| self.set_is(phase))?;
         let files = {
             let mut guard = marked.lock();

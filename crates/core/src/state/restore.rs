@@ -166,7 +166,7 @@ impl Registered {
         Err(Error::new(Errno::INVAL, what))
     }
 
-    fn must_be_unused(&self, opening: &Transition<'_>) -> Result<()> {
+    pub(super) fn must_be_unused(&self, opening: &Transition<'_>) -> Result<()> {
         let mut guard = opening.lock();
         match guard.find(self) {
             Some(member) if member.open_pauses > 0 => Err(self.opens_are_paused()),
@@ -255,12 +255,12 @@ fn check_eventfds(interrupts: &IrqState, files: &[FileId]) -> Result<()> {
     }
 }
 
-fn no_descriptor() -> Error {
+pub(super) fn no_descriptor() -> Error {
     Error::new(Errno::INVAL, "a descriptor where there is none")
 }
 
 /// Restores the device's own state, from the image if there is one.
-fn restore_own(
+pub(super) fn restore_own(
     device: &mut dyn Device,
     failed: bool,
     saved: Option<&Saved>,

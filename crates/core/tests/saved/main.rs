@@ -3,6 +3,8 @@
 mod device;
 mod image;
 mod numbers;
+mod portable;
+mod process;
 mod rig;
 mod spaces;
 mod stopped;

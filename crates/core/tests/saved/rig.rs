@@ -45,6 +45,10 @@ impl Shared {
 }
 
 impl Counter {
+    pub(crate) fn shared(&self) -> Arc<Shared> {
+        self.shared.clone()
+    }
+
     fn note(&self, call: &'static str) {
         self.shared.calls.lock().unwrap().push(call);
     }
@@ -137,6 +141,7 @@ impl DmaPeer for Sevens {
 }
 
 pub(crate) struct Rig {
+    registry: Registry,
     pub(crate) registration: Registration,
     pub(crate) shared: Arc<Shared>,
 }
@@ -157,7 +162,11 @@ impl Rig {
         let shared = device.shared.clone();
         let spec = DeviceSpec { name: name.to_owned(), open, ..DeviceSpec::default() };
         let registration = registry.register(spec, Box::new(device)).unwrap();
-        Self { registration, shared }
+        Self { registry: registry.clone(), registration, shared }
+    }
+
+    pub(crate) fn registry(&self) -> &Registry {
+        &self.registry
     }
 
     pub(crate) fn open(&self) -> File {

@@ -1,11 +1,13 @@
 //! The saved state: a controller that was moved goes on.
 
 use vfiod_core::DescriptorTable;
+use vfiod_core::dma::Perm;
 use vfiod_disk::Memory;
+use vfiod_tasks::ManualClock;
 use vfiod_testing::Driver;
 
 use super::rig::{
-    BASE, BLOCKS, Command, DATA, Held, Host, namespace, nvme, pattern, with, with_common,
+    BASE, BLOCKS, Command, DATA, Held, Host, LEN, namespace, nvme, pattern, with, with_common,
 };
 use crate::common::Common;
 
@@ -72,6 +74,63 @@ fn saved_state_says_what_is_not_the_default() {
         ["[[0,1]]", "[[1025,1]]", "[[1,0]]", "[[1,2],[1,2]]", "[[1,65536]]", "[[1]]", "\"00\""]
     {
         assert!(read(text).is_err(), "{text}");
+    }
+}
+
+/// Saves the controller for a file, and restores it for the next client: the same host, whose memory was moved
+/// by somebody else.
+fn pass_on(host: Host, nvme: crate::Nvme) -> Host {
+    let saved = host.device.device().save_portable().unwrap();
+    let next = Driver::next_of(nvme, &saved).unwrap();
+    next.settle();
+    assert!(!next.device().status().failed);
+    assert_eq!(next.config16(4) & 4, 0, "it reaches no memory yet");
+    next.map_again(BASE, &host.memory, Perm::READ | Perm::WRITE);
+    next.enable();
+    next.settle();
+    host.moved(next)
+}
+
+/// What the host had put into its queues, and the controller had not read, is carried out once it may reach memory.
+#[test]
+fn next_client_goes_on_with_the_queues_and_shadow_doorbells() {
+    for pages in [false, true] {
+        let disk = Memory::new(BLOCKS * 512).unwrap();
+        let mut host = Host::with_clock(with(disk.clone()), &ManualClock::new());
+        host.create_pair(1, 8, 1);
+        if pages {
+            host.set_pages(BASE + LEN - 2 * 4096, BASE + LEN - 4096).unwrap();
+        }
+        let done = |host: &mut Host, ids: &[u16]| {
+            let mut seen: Vec<u16> =
+                ids.iter().map(|_| host.poll(1).expect("it completes").id).collect();
+            seen.sort_unstable();
+            assert_eq!(seen, ids, "shadow doorbells: {pages}");
+            assert!(host.poll(1).is_none(), "no more than once");
+            host.release(1);
+        };
+        for n in 0..13 {
+            host.memory.put(DATA - BASE, &pattern(n, 512));
+            let id = host.submit(1, Command::io(1, n, 1, (DATA, 0)));
+            host.settle();
+            done(&mut host, &[id]);
+        }
+        let waiting: Vec<u16> =
+            (0..3).map(|n| host.put(1, Command::io(2, n, 1, (DATA, 0)))).collect();
+        host.ring(1);
+        let mut host = pass_on(host, with(disk));
+        // Its task looks now and then whether it may reach memory.
+        vfiod_testing::eventually("the first of them completes", || {
+            host.settle();
+            host.peek(1).is_some()
+        });
+        done(&mut host, &waiting);
+        for n in 0..13 {
+            let id = host.submit(1, Command::io(2, n, 1, (DATA, 0)));
+            host.settle();
+            done(&mut host, &[id]);
+            assert_eq!(host.memory.get(DATA - BASE, 512), pattern(n, 512));
+        }
     }
 }
 

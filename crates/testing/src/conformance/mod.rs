@@ -30,6 +30,7 @@
 //! | --- | --- |
 //! | `configuration` | header, capabilities, sizes of BARs, read-only bits |
 //! | `accesses` | every size and alignment, and places without registers |
+//! | `portable` | that the next user of a device finds what was restored from a file; that damage is refused |
 //! | `quiesce` | that the device stops and resumes while its DMA waits for the client |
 //! | `resets` | that resets, closes and revokes leave nothing behind |
 //! | `saved` | that a restored device cannot be told from the saved one; that damage is refused |
@@ -37,6 +38,7 @@
 
 mod accesses;
 mod configuration;
+mod portable;
 mod quiesce;
 mod resets;
 mod saved;
@@ -69,6 +71,7 @@ macro_rules! conformance {
                 quiesces_while_it_works quiesces_while_dma_waits
                 random_operations dma_without_memory memory_comes_and_goes interrupts_masked
                 restored_device_goes_on hostile_state_is_refused
+                next_user_finds_what_was_saved hostile_portable_state_is_refused
             );
 
             #[test]

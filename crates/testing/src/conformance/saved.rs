@@ -31,7 +31,7 @@ impl<M: Model, F: Fn() -> M> Subject<F> {
         let mut numbers = Numbers(0x3c6e_f372_fe94_f82b);
         for round in 0..40 {
             for _ in 0..numbers.below(100) {
-                operation(&places, &mut numbers).must_succeed(device.file());
+                Self::operation(&places, &mut numbers).must_succeed(device.file());
             }
             let Forms { text, image, mut descriptors } = Forms::of(device.file().device());
             let copies =
@@ -51,7 +51,7 @@ impl<M: Model, F: Fn() -> M> Subject<F> {
                 self.must_be_the_same(&again, &settled, when);
             }
             for step in 0..50 {
-                let operation = operation(&places, &mut numbers);
+                let operation = Self::operation(&places, &mut numbers);
                 let expected = self.observe(&device, &operation);
                 for (when, copy) in &copies {
                     let found = self.observe(copy, &operation);
@@ -164,7 +164,7 @@ impl<M: Model, F: Fn() -> M> Subject<F> {
     }
 
     /// Fails unless two devices have the same state, but for what the model measures.
-    fn must_be_the_same(&self, found: &Forms, expected: &Forms, when: &str) {
+    pub(super) fn must_be_the_same(&self, found: &Forms, expected: &Forms, when: &str) {
         let state = |forms: &Forms, place| {
             let mut state = forms.text.pointer(place).cloned();
             for measured in self.measured {
@@ -268,12 +268,12 @@ impl<M: Model, F: Fn() -> M> Subject<F> {
             }
         }
     }
-}
 
-/// Any operation; every second one writes a register.
-fn operation(places: &Places, numbers: &mut Numbers) -> Operation {
-    match Operation::register_write(places, numbers) {
-        Some(write) if numbers.below(2) == 0 => write,
-        _ => Operation::any(places, numbers),
+    /// Any operation; every second one writes a register.
+    pub(super) fn operation(places: &Places, numbers: &mut Numbers) -> Operation {
+        match Operation::register_write(places, numbers) {
+            Some(write) if numbers.below(2) == 0 => write,
+            _ => Operation::any(places, numbers),
+        }
     }
 }
