@@ -34,6 +34,7 @@ pub struct ModelInfo {
 }
 
 type Look<T> = fn(&ModelInfo, &Options) -> Result<Vec<T>, BuildError>;
+type Portable = fn(&ModelInfo, &Options) -> Result<Options, BuildError>;
 type StatusSchema = fn(&mut SchemaGenerator) -> Option<Schema>;
 type Build = fn(&ModelInfo, &Options, Fitting) -> Result<Box<dyn Device>, BuildError>;
 type BuildParent =
@@ -53,6 +54,7 @@ type BuildParent =
 pub struct Models {
     models: Vec<(ModelInfo, Build)>,
     examinations: Vec<(String, Look<Claim>, Look<Finding>)>,
+    portable: Vec<(String, Portable)>,
     statuses: Vec<(String, StatusSchema)>,
     parents: Vec<(ModelInfo, BuildParent)>,
     operations: Vec<Operations>,
@@ -85,6 +87,10 @@ impl Models {
             |info, options| Ok(M::examine(&options::read(&info.name, &info.options, options)?));
         self.examinations.retain(|(known, ..)| known != name);
         self.examinations.push((name.to_owned(), claims, examine));
+        let portable: Portable =
+            |info, options| options::portable::<M::Options>(&info.name, &info.options, options);
+        self.portable.retain(|(known, _)| known != name);
+        self.portable.push((name.to_owned(), portable));
         self.statuses.retain(|(known, _)| known != name);
         self.statuses.push((name.to_owned(), M::status_schema));
         self
@@ -197,6 +203,17 @@ impl Models {
         let (info, _) = find(&self.models, name)?;
         let found = self.examinations.iter().find(|(known, ..)| known == name);
         found.map_or_else(|| Ok(Vec::new()), |(.., examine)| examine(info, options))
+    }
+
+    /// What options say of a device of a model that its clients can tell: all but those that are about this
+    /// machine ([`OptionInfo::is_local`]), with the defaults of those that are not written.
+    ///
+    /// # Errors
+    /// What is wrong with the name or an option, and what would be right.
+    pub fn portable_options(&self, name: &str, options: &Options) -> Result<Options, BuildError> {
+        let (info, _) = find(&self.models, name)?;
+        let portable = self.portable.iter().find(|(known, _)| known == name);
+        portable.map_or_else(|| Ok(Options::new()), |(_, portable)| portable(info, options))
     }
 
     /// Makes a parent of the kind `kind`, called `name`.

@@ -19,7 +19,8 @@ pub type Options = serde_json::Map<String, Value>;
 /// `#[schemars(extend("x-values" = "a list of names"))]` does. A field that is a path has
 /// `#[schemars(extend("x-path" = "socket"))]`, or `"link"`, `"directory"`, `"file"` or `true`: see
 /// [`PathKind`]. The daemon's sandbox allows its directory, and what is in its way is found before
-/// anything is served.
+/// anything is served. An option by which clients cannot tell devices apart, such as how fast it may be, has
+/// `#[schemars(extend("x-local" = true))]`: a saved state goes to a device with another one.
 pub trait ModelOptions: Default + Serialize + DeserializeOwned + JsonSchema {}
 
 impl<T: Default + Serialize + DeserializeOwned + JsonSchema> ModelOptions for T {}
@@ -38,6 +39,10 @@ pub struct OptionInfo {
     /// What is at the path that it is, or at each of a list of them, if it is one.
     #[serde(skip)]
     pub path: Option<PathKind>,
+    /// Whether it is about this machine alone: a device whose other options are the same cannot be told from
+    /// another one by its clients, and takes its saved state. So is every path.
+    #[serde(skip)]
+    pub is_local: bool,
 }
 
 /// What is to be at a path that an option names.
@@ -85,6 +90,7 @@ pub(crate) fn described(
         default: default(schema, required(name)),
         summary: summary(schema["description"].as_str().unwrap_or_default()),
         path: path_kind(schema),
+        is_local: path_kind(schema).is_some() || schema["x-local"] == true,
     };
     structure["properties"].as_object().into_iter().flatten().map(option).collect()
 }
@@ -229,6 +235,19 @@ pub(crate) fn read<T: DeserializeOwned>(
     })
 }
 
+/// What options say of a device beyond this machine ([`OptionInfo::is_local`]), each with its value whether it is
+/// written or not.
+pub(crate) fn portable<T: ModelOptions>(
+    model: &str,
+    known: &[OptionInfo],
+    options: &Options,
+) -> Result<Options, BuildError> {
+    let whole = serde_json::to_value(read::<T>(model, known, options)?).unwrap_or_default();
+    let Value::Object(mut whole) = whole else { return Ok(Options::new()) };
+    whole.retain(|name, _| known.iter().any(|option| option.name == *name && !option.is_local));
+    Ok(whole)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -248,6 +267,7 @@ mod tests {
         /// Address bits of the DMA engine.
         mask: u64,
         /// Inputs at the start, a bit each. More is said here.
+        #[schemars(extend("x-local" = true))]
         inputs: u16,
         /// BAR 0 is shared.
         shared: bool,
@@ -287,5 +307,14 @@ mod tests {
         );
         let path = super::help::<Example>().pop().and_then(|option| option.path);
         assert_eq!(path, Some(PathKind::Socket));
+    }
+
+    #[test]
+    fn portable_options_have_their_defaults_and_are_not_local() {
+        let written = serde_json::json!({ "mask": 5, "inputs": 7, "socket": "/s" });
+        let portable =
+            portable::<Example>("example", &help::<Example>(), written.as_object().unwrap());
+        let expected = serde_json::json!({ "mask": 5, "shared": true, "plug": "loop", "ports": 1 });
+        assert_eq!(Value::from(portable.unwrap()), expected);
     }
 }

@@ -436,6 +436,7 @@ mod tests {
             default: String::new(),
             summary: String::new(),
             path,
+            is_local: false,
         };
         let options = vec![option("files", Some(PathKind::File)), option("names", None)];
         let (name, summary) = ("disk".to_owned(), String::new());

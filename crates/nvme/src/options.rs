@@ -30,59 +30,66 @@ pub struct NvmeOptions {
     pub shared: bool,
     /// The numbers of `files`, as many; 2, 3 and so on by default. Where a namespace was removed, or added with a
     /// number, the others keep theirs.
-    #[schemars(extend("x-values" = "a list of numbers"))]
+    #[schemars(extend("x-local" = true, "x-values" = "a list of numbers"))]
     pub numbers: Vec<u32>,
     /// The largest number that a namespace can have; 16 by default.
     #[schemars(extend("x-values" = "1 to 1024"))]
     pub namespaces: Option<u32>,
     /// Commands that are carried out at the same time; others wait in their queues; 1024 by default.
-    #[schemars(extend("x-values" = "1 to 65536"))]
+    #[schemars(extend("x-local" = true, "x-values" = "1 to 65536"))]
     pub commands: Option<u32>,
     /// Bytes of buffers for data that a disk cannot move by itself; 16 MiB by default.
-    #[schemars(extend("x-values" = "at least 65536"))]
+    #[schemars(extend("x-local" = true, "x-values" = "at least 65536"))]
     pub buffers: Option<usize>,
     /// I/O commands per second, of all queues together; no limit by default. What exceeds it waits in its
     /// queue.
+    #[schemars(extend("x-local" = true))]
     pub iops: Option<u64>,
     /// I/O commands that are carried out at once after a pause; those of a tenth of a second by default.
-    #[schemars(extend("x-values" = "at least 1"))]
+    #[schemars(extend("x-local" = true, "x-values" = "at least 1"))]
     pub iops_burst: Option<u64>,
     /// Bytes per second that are read and written, by all queues together; no limit by default.
+    #[schemars(extend("x-local" = true))]
     pub bandwidth: Option<u64>,
     /// Bytes that are read and written at once after a pause; those of a tenth of a second by default.
-    #[schemars(extend("x-values" = "at least 1"))]
+    #[schemars(extend("x-local" = true, "x-values" = "at least 1"))]
     pub bandwidth_burst: Option<u64>,
     /// How hosts move doorbells: by messages, or by stores to a page that they map (mapped). SPDK's driver needs
     /// that. Such a controller is polled while it is enabled, which takes a processor.
     pub doorbells: DoorbellsOption,
     /// Size in bytes of the disk in memory; 64 MiB by default.
+    #[schemars(extend("x-local" = true))]
     pub memory: Option<u64>,
     /// Size in bytes of a disk that reads as zeroes and forgets what is written: to measure what is in front
     /// of a disk. A read leaves the guest's memory as it is.
+    #[schemars(extend("x-local" = true))]
     pub null: Option<u64>,
     /// Bytes of a block: 512 or 4096; 512 by default.
-    #[schemars(extend("x-values" = "512 or 4096"))]
+    #[schemars(extend("x-local" = true, "x-values" = "512 or 4096"))]
     pub block_size: Option<u32>,
     /// Blocks that the disk does not write whole when power fails are accepted.
     pub torn_writes: bool,
     /// Nothing is written to the image, and others may read it as well.
     pub readonly: bool,
     /// Whether the page cache is passed by; by default where the file and the block size allow it.
+    #[schemars(extend("x-local" = true))]
     pub direct: Option<bool>,
     /// Whether the image is locked; true by default. Without locks nothing keeps others from writing to
     /// it meanwhile.
+    #[schemars(extend("x-local" = true))]
     pub locks: Option<bool>,
     /// Where it is kept who the disk is; by default beside the image, `disk.img.vfiod`.
     #[schemars(extend("x-path" = true))]
     pub metadata: Option<PathBuf>,
     /// Who the disk is: who it was, unless it is a copy (auto); who it was (keep); somebody new (new).
+    #[schemars(extend("x-local" = true))]
     pub identity: IdentityOption,
     /// The serial number, up to 20 printable ASCII characters; it is kept. By default a random one, made
     /// with the disk.
     pub serial: Option<String>,
     /// The UUID of the disk, which is its NGUID as well; it is kept. By default random ones, made with the
     /// disk.
-    #[schemars(extend("x-values" = "a UUID"))]
+    #[schemars(extend("x-local" = true, "x-values" = "a UUID"))]
     pub uuid: Option<String>,
 }
 

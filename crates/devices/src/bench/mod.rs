@@ -55,6 +55,7 @@ pub struct BenchOptions {
     pub disk: Option<PathBuf>,
     /// Milliseconds that each reset and each access to the registers of BAR 2 takes, as of a device
     /// that does not keep its contract: to see what that does to others.
+    #[schemars(extend("x-local" = true))]
     pub delay_ms: u16,
 }
 

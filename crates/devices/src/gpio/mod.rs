@@ -29,6 +29,7 @@ use self::registers::{REGISTERS, Reg};
 #[serde(default, deny_unknown_fields)]
 pub struct GpioOptions {
     /// Inputs at the start, a bit each.
+    #[schemars(extend("x-local" = true))]
     pub inputs: u16,
     /// UNIX socket to set inputs and watch outputs: set N 0|1, get, watch.
     #[schemars(extend("x-path" = "socket"))]

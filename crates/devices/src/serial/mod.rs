@@ -79,6 +79,7 @@ pub struct SerialOptions {
     #[schemars(with = "u8", range(min = 1, max = 2))]
     pub ports: Ports,
     /// What the ports are connected to while a client is there.
+    #[schemars(extend("x-local" = true))]
     pub backend: Backend,
     /// Symbolic link to the first port's pseudo-terminal.
     #[schemars(extend("x-path" = "link"))]
