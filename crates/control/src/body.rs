@@ -1,24 +1,30 @@
 //! The bodies of requests: JSON of the right shape, or none. What is wrong is said in the words of the
 //! API, with the place in the body.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Bytes;
 use axum::extract::{FromRequest, FromRequestParts, Request};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode, header};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::de::DeserializeOwned;
 use serde_json::error::Category;
+use serde_json::{Map, Value};
 
+use crate::caller;
+use crate::handler::Api;
 use crate::problem::Problem;
 use crate::words::in_own_words;
 
 /// How long a body may take to arrive.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How many bytes a body may have: so few that every client may send one. See
-/// [`axum::extract::DefaultBodyLimit`].
-pub(crate) const LARGEST: usize = 64 << 10;
+/// How many bytes a body may have: so few that every client may send one.
+const LARGEST: usize = 64 << 10;
+/// How many bytes the saved state of a device may have. A few at a time may be sent ([`Api::states`]).
+const LARGEST_STATE: usize = 1 << 20;
 
 /// The request's body.
 pub(crate) struct Given<T>(pub(crate) T);
@@ -29,29 +35,45 @@ pub(crate) struct NoBody;
 impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Given<T> {
     type Rejection = Problem;
 
-    async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
-        if !says_json(request.headers()) {
-            let what = "the body must be JSON, with `Content-Type: application/json`";
-            return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, what));
-        }
-        let bytes = tokio::time::timeout(TIMEOUT, Bytes::from_request(request, state));
-        let bytes = bytes
-            .await
-            .map_err(|_| {
-                let what = format!("the body has not arrived within {} s", TIMEOUT.as_secs());
-                Problem::new(StatusCode::REQUEST_TIMEOUT, what)
-            })?
-            .map_err(|rejection| {
-                let what = match rejection.status() {
-                    StatusCode::PAYLOAD_TOO_LARGE => {
-                        format!("the body has more than {} KiB", LARGEST >> 10)
-                    }
-                    _ => "the body did not arrive as a whole".to_owned(),
-                };
-                Problem::new(rejection.status(), what)
-            })?;
-        read(&bytes).map(Self)
+    async fn from_request(request: Request, _state: &S) -> Result<Self, Problem> {
+        read(&bytes(request, LARGEST).await?).map(Self)
     }
+}
+
+/// The saved state of a device: a JSON object, of whatever content.
+pub(crate) struct GivenState(pub(crate) Map<String, Value>);
+
+impl FromRequest<Arc<Api>> for GivenState {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, api: &Arc<Api>) -> Result<Self, Problem> {
+        let Ok(_share) = tokio::time::timeout(TIMEOUT, api.states().take(caller::peer())).await
+        else {
+            let what = "other states are being restored; try again when one of them has arrived";
+            return Err(vfiod_core::Error::new(vfiod_core::Errno::AGAIN, what).into());
+        };
+        read(&bytes(request, LARGEST_STATE).await?).map(Self)
+    }
+}
+
+/// The bytes of a body that is JSON.
+async fn bytes(request: Request, largest: usize) -> Result<Bytes, Problem> {
+    if !says_json(request.headers()) {
+        let what = "the body must be JSON, with `Content-Type: application/json`";
+        return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, what));
+    }
+    let body = Limited::new(request.into_body(), largest).collect();
+    let body = tokio::time::timeout(TIMEOUT, body).await.map_err(|_| {
+        let what = format!("the body has not arrived within {} s", TIMEOUT.as_secs());
+        Problem::new(StatusCode::REQUEST_TIMEOUT, what)
+    })?;
+    body.map(|body| body.to_bytes()).map_err(|error| {
+        if error.is::<LengthLimitError>() {
+            let what = format!("the body has more than {} KiB", largest >> 10);
+            return Problem::new(StatusCode::PAYLOAD_TOO_LARGE, what);
+        }
+        Problem::new(StatusCode::BAD_REQUEST, "the body did not arrive as a whole")
+    })
 }
 
 impl<S: Send + Sync> FromRequestParts<S> for NoBody {

@@ -35,6 +35,8 @@ const LOOKS: usize = 16;
 const OPERATIONS: usize = 64;
 /// Threads of operations on one thing.
 const OPERATIONS_ON_ONE: usize = 4;
+/// Saved states that are received at the same time: they are large.
+const STATES: usize = 8;
 /// How long a look may take.
 const LOOK_DEADLINE: Duration = Duration::from_secs(5);
 /// How long an operation may take. What gives users time is several of them, with waits in between.
@@ -53,6 +55,8 @@ pub(crate) struct Api {
     places: Places,
     looks: Shares,
     operations: Shares,
+    /// Saved states that are being received.
+    states: Shares,
     /// Operations that run, by what they are on.
     running: Arc<Mutex<HashMap<String, usize>>>,
     releases: Arc<Releases>,
@@ -67,6 +71,7 @@ impl Api {
             places,
             looks: Shares::new(LOOKS),
             operations: Shares::new(OPERATIONS),
+            states: Shares::new(STATES),
             running: Arc::default(),
             releases: Arc::default(),
         })
@@ -80,6 +85,11 @@ impl Api {
     /// The places of the connections to it.
     pub(crate) fn places(&self) -> &Places {
         &self.places
+    }
+
+    /// Who may send a saved state.
+    pub(crate) fn states(&self) -> &Shares {
+        &self.states
     }
 
     /// Counts an operation.

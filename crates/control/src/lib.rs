@@ -32,6 +32,7 @@ mod routes;
 mod server;
 mod service;
 mod shares;
+mod states;
 mod threads;
 pub mod view;
 mod words;

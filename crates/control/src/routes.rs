@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use axum::Json;
-use axum::extract::{DefaultBodyLimit, State};
+use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse, Response};
@@ -18,7 +18,6 @@ use vfiod_core::{FileId, InUse};
 use vfiod_manager::{Change, Manager, NewInstance};
 use vfiod_mdev::Removal;
 
-use crate::body::LARGEST;
 use crate::changes;
 use crate::document::with_statuses;
 use crate::events;
@@ -34,6 +33,7 @@ use crate::problem::Problem;
 use crate::query;
 use crate::removal;
 use crate::request::{ChangeInstance, Create, Define, DefineInstance, Modify};
+use crate::states;
 use crate::threads::Threads;
 use crate::view::{self, Revoked};
 
@@ -70,7 +70,6 @@ pub(crate) fn router(
             Problem::new(StatusCode::METHOD_NOT_ALLOWED, help)
         })
         .layer(from_fn_with_state(query::keys(&document), query::check))
-        .layer(DefaultBodyLimit::max(LARGEST))
         .with_state(Api::new(manager, threads, places));
     (router, document)
 }
@@ -118,6 +117,7 @@ fn paths() -> OpenApiRouter<Arc<Api>> {
         .routes(routes!(changes::configuration))
         .routes(routes!(device_files))
         .routes(routes!(operations::operations, operations::carry_out))
+        .routes(routes!(states::state, states::restore))
         .routes(routes!(sets))
         .routes(routes!(set))
         .routes(routes!(reset_set))

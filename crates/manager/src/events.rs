@@ -71,6 +71,8 @@ pub enum EventKind {
     FileRevoked,
     /// A device was reset.
     Reset,
+    /// A saved state was restored to a device, for whoever opens it next.
+    Restored,
     /// A device is in the error state.
     Failed,
     /// The users of a device were asked to close it.

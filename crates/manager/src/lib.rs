@@ -42,6 +42,7 @@ mod operations;
 mod paths;
 mod plan;
 mod sandbox;
+mod saved;
 mod sockets;
 mod stack;
 
@@ -59,4 +60,5 @@ pub use self::leaving::{Leaving, request_close};
 pub use self::manager::{Manager, NewInstance, Source};
 pub use self::paths::{Listable, listable_directories};
 pub use self::sandbox::rules as sandbox_rules;
+pub use self::saved::SavedDevice;
 pub use self::stack::{About, Stack};

@@ -322,14 +322,14 @@ impl Manager {
     }
 
     /// The clients of a device that have hung up.
-    fn departures(&self, device: &DeviceRef) -> Option<Departures> {
+    pub(crate) fn departures(&self, device: &DeviceRef) -> Option<Departures> {
         match self.instance_of(device) {
             Some(instance) => self.endpoints.departures(instance.uuid()),
             None => self.stack.departures(device.name()),
         }
     }
 
-    fn instance_of(&self, device: &DeviceRef) -> Option<vfiod_mdev::Instance> {
+    pub(crate) fn instance_of(&self, device: &DeviceRef) -> Option<vfiod_mdev::Instance> {
         let instance = self.bus.instance(device.name().parse().ok()?)?;
         (instance.device().id() == device.id()).then_some(instance)
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use serde_json::Value;
-use vfiod_config::{Config, Models};
+use vfiod_config::{Config, Models, Options};
 use vfiod_core::event::Observer;
 use vfiod_core::{Device, DeviceRef, DeviceSpec, OpenPause, Registration, Registry};
 use vfiod_fsl_mc::{Container, ContainerDevice, Kind, ObjectDevice, ObjectId};
@@ -365,6 +365,15 @@ impl Stack {
                 }
             }
         }
+    }
+
+    /// The options of a device of the configuration that was made of a model.
+    pub(crate) fn options(&self, name: &str) -> Option<Options> {
+        let running = vfiod_sync::lock(&self.running);
+        running.iter().find_map(|unit| match &unit.plan {
+            Unit::Device(plan) if plan.name == name => Some(plan.options.iter().cloned().collect()),
+            _ => None,
+        })
     }
 
     /// Refuses opens of every device of a unit.

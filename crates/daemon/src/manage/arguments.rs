@@ -297,6 +297,34 @@ pub(crate) enum Manage {
         #[command(flatten)]
         daemon: Daemon,
     },
+    /// Save the state of a device to a file. The device goes on.
+    ///
+    /// The file has what the device has, and nothing of its clients: no guest memory, nor what a disk contains.
+    Save {
+        /// The device, by its name.
+        #[arg(add = ArgValueCandidates::new(complete::devices))]
+        device: String,
+        /// The file, which only its owner can read; `-`: the standard output.
+        file: PathBuf,
+        /// Replace the file if it is there.
+        #[arg(long)]
+        force: bool,
+        #[command(flatten)]
+        daemon: Daemon,
+    },
+    /// Restore a state that was saved to a device of the same model, which nobody has open.
+    ///
+    /// Whoever opens the device next finds the state, once, instead of a reset. A state that does not fit is
+    /// refused, and nothing is changed.
+    Restore {
+        /// The device, by its name, which may be another one than when it was saved.
+        #[arg(add = ArgValueCandidates::new(complete::devices))]
+        device: String,
+        /// The file; `-`: the standard input.
+        file: PathBuf,
+        #[command(flatten)]
+        daemon: Daemon,
+    },
     /// Revoke a file, or every file of a device: its user gets ENODEV from then on.
     Revoke {
         /// The file's number (see `list files`), or the device's name.

@@ -8,6 +8,7 @@ mod limit;
 mod namespace;
 mod print;
 mod qmp;
+mod states;
 
 use std::time::Duration;
 
@@ -154,6 +155,10 @@ pub(crate) fn run(command: Manage) -> anyhow::Result<()> {
             let path = format!("{}?in_use={in_use}", path(["sets", &set, "reset"]));
             client.send(Method::POST, &path)
         }
+        Manage::Save { device, file, force, daemon } => {
+            states::save(&device, &file, force, &daemon)
+        }
+        Manage::Restore { device, file, daemon } => states::restore(&device, &file, &daemon),
         Manage::Revoke { what, kind, daemon } => {
             let mut client = connect(&daemon)?;
             if kind != Some(RevokeKind::Device) && what.parse::<u64>().is_ok() {
