@@ -77,6 +77,13 @@ impl SavedDevice {
         Ok(saved)
     }
 
+    /// The checksum of a document, whatever its own says, in 16 hexadecimal digits: FNV-1a of what is in it but
+    /// `checksum`, with sorted keys. A byte that was changed by accident gives another one; whoever means to can make
+    /// another document of the same checksum.
+    pub fn checksum_of(document: &Value) -> String {
+        checksum(document)
+    }
+
     /// Reads a document, which may be hostile: whatever it says is not checked but that it is whole.
     ///
     /// # Errors
@@ -211,8 +218,6 @@ fn difference(of: &Kind, own: &Kind) -> String {
     )
 }
 
-/// A checksum of a document but for its own (FNV-1a). Whoever means to can make another document of the same
-/// checksum; a byte that was changed by accident never does.
 fn checksum(document: &Value) -> String {
     let mut sum = Sum(0xcbf2_9ce4_8422_2325);
     let fields = document.as_object();

@@ -183,10 +183,15 @@ impl Driver {
     /// If the device does not open again.
     #[must_use]
     pub fn reopen(self) -> Self {
+        self.close().open()
+    }
+
+    /// Closes the device (the last close).
+    #[must_use]
+    pub fn close(self) -> Closed {
         let Self { file, registration, runtime, workers } = self;
         drop(file);
-        let file = open(&registration).expect("it opens again");
-        Self { file, registration, runtime, workers }
+        Closed { registration, runtime, workers }
     }
 
     /// The file by which the device is open.
@@ -391,6 +396,31 @@ impl Driver {
         let action = if masked { IrqAction::Mask } else { IrqAction::Unmask };
         let pin = vfiod_pci::irq_index::INTX;
         self.file.set_irqs(pin, 0, 1, action, IrqData::None).expect("the function has a pin");
+    }
+}
+
+/// A device that is not open.
+pub struct Closed {
+    registration: Registration,
+    runtime: Runtime,
+    workers: Option<Workers>,
+}
+
+impl Closed {
+    /// The device, as its administrator sees it.
+    pub fn device(&self) -> &DeviceRef {
+        self.registration.device()
+    }
+
+    /// Opens the device (a first open).
+    ///
+    /// # Panics
+    /// If the device does not open again.
+    #[must_use]
+    pub fn open(self) -> Driver {
+        let Self { registration, runtime, workers } = self;
+        let file = open(&registration).expect("it opens again");
+        Driver { file, registration, runtime, workers }
     }
 }
 

@@ -6,7 +6,7 @@
 //! ```
 
 use vfiod_core::dma::Perm;
-use vfiod_core::{Device, Errno};
+use vfiod_core::{Device, Errno, Saved};
 use vfiod_pci::{Function, Model};
 
 use crate::driver::Driver;
@@ -96,6 +96,58 @@ pub fn restore_device(make: impl Fn() -> Box<dyn Device>, bytes: &[u8]) {
         may_be_refused(&Operation::any(&places, &mut choices), &restored);
     }
     may_be_refused(&Operation::Reset, &restored);
+}
+
+/// As [`restore_device`], with the state that goes into a file and is for the next user.
+///
+/// # Panics
+/// If a restore panics, or leaves a device on which an operation fails; if a refused one changes the device.
+pub fn restore_portable(make: impl Fn() -> Box<dyn Device>, bytes: &[u8]) {
+    let mut choices = Bytes(bytes);
+    let device = Driver::of_device(make());
+    if unsaved(&device).is_some() {
+        return;
+    }
+    let writes = choices.below(16) as usize;
+    let places = Places::of(&device);
+    for _ in 0..writes {
+        if let Some(write) = Operation::register_write(&places, &mut choices) {
+            may_be_refused(&write, &device);
+        }
+    }
+    let Ok(saved) = device.device().save_portable() else { return };
+    let mut text = serde_json::to_value(&saved).expect("it can be written as JSON");
+    for _ in 0..=choices.below(8) {
+        damage(&mut text, &mut choices);
+    }
+    let Ok(damaged) = parse(&text) else { return };
+    if let Some(next) = restore_for_the_next_user(make(), &damaged) {
+        let places = Places::of(&next);
+        while !choices.0.is_empty() {
+            may_be_refused(&Operation::any(&places, &mut choices), &next);
+        }
+        may_be_refused(&Operation::Reset, &next);
+    }
+}
+
+/// Restores a state, whatever it is, to a device for its next user, who opens it; `None`: it was refused.
+///
+/// # Panics
+/// If a refusal is not `EINVAL` or has changed the device, or if the device cannot be opened then.
+pub fn restore_for_the_next_user(device: Box<dyn Device>, saved: &Saved) -> Option<Driver> {
+    let closed = Driver::of_device(device).close();
+    let before = closed.device().save_portable();
+    if let Err(error) = closed.device().restore_portable(saved) {
+        assert_eq!(error.errno(), Errno::INVAL, "{error}");
+        let after = closed.device().save_portable();
+        if let (Ok(before), Ok(after)) = (before, after) {
+            assert_eq!(after, before, "a refused restore changed the device: {error}");
+        }
+        return None;
+    }
+    let next = closed.open();
+    next.settle();
+    (!next.device().status().failed).then_some(next)
 }
 
 /// Performs an operation. A device of another bus than PCI may refuse it; nothing else may fail.
