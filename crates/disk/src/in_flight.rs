@@ -72,6 +72,7 @@ impl InFlight {
         {
             self.of_device = None;
             done.buffer = None;
+            let _only_syncs = interest.only_syncs();
             let synced = self.parts.sync(self.parts.shared.syncs.next());
             done.result = race(synced, async { Err(interest.ended().await) }).await;
         }

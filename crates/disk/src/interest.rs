@@ -14,10 +14,51 @@ use crate::failure::{Failure, FailureKind};
 /// ends with the piece that is under way, and nobody waits for the sync that makes something durable: a long
 /// deallocation of somebody who has gone would change what the next one writes. A clone is the same. The default one
 /// never ends.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub struct Interest {
     own: Option<Arc<Ended>>,
     other: Option<Arc<Ended>>,
+    syncing: Option<Arc<dyn Syncing>>,
+}
+
+/// Learns that a request waits for nothing but the sync that makes durable what it has written: it has no memory, and
+/// changes nothing any more.
+pub trait Syncing: Send + Sync {
+    /// A request has come so far.
+    fn begun(&self);
+
+    /// Its sync has ended.
+    fn ended(&self);
+}
+
+/// A request waits for nothing but a sync until this is dropped.
+pub struct OnlySyncs(Arc<dyn Syncing>);
+
+impl OnlySyncs {
+    /// Tells `syncing` so.
+    pub fn begin(syncing: Arc<dyn Syncing>) -> Self {
+        syncing.begun();
+        Self(syncing)
+    }
+}
+
+impl Drop for OnlySyncs {
+    fn drop(&mut self) {
+        self.0.ended();
+    }
+}
+
+impl fmt::Debug for OnlySyncs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OnlySyncs").finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Interest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut debug = f.debug_struct("Interest");
+        debug.field("own", &self.own).field("other", &self.other).finish_non_exhaustive()
+    }
 }
 
 #[derive(Default)]
@@ -41,12 +82,22 @@ impl fmt::Debug for Ended {
 impl Interest {
     /// One that can end.
     pub fn new() -> Self {
-        Self { own: Some(Arc::default()), other: None }
+        Self { own: Some(Arc::default()), other: None, syncing: None }
+    }
+
+    /// The same, which tells `syncing` of its requests that wait for nothing but a sync.
+    pub fn telling(&self, syncing: Arc<dyn Syncing>) -> Self {
+        Self { syncing: Some(syncing), ..self.clone() }
+    }
+
+    /// A request waits for nothing but a sync from now on.
+    pub(crate) fn only_syncs(&self) -> Option<OnlySyncs> {
+        self.syncing.clone().map(OnlySyncs::begin)
     }
 
     /// One that ends when this one does, or `other`. Of either no more than what [`Interest::new`] made counts.
     pub fn and(&self, other: &Self) -> Self {
-        Self { own: self.own.clone(), other: other.own.clone() }
+        Self { own: self.own.clone(), other: other.own.clone(), syncing: self.syncing.clone() }
     }
 
     /// Ends it. What the back end does at this moment goes on.

@@ -39,7 +39,7 @@ pub use disk::Disk;
 pub use failure::{Failure, FailureKind};
 pub use identity::Identity;
 pub use image::{DirectIo, Image, ImageOptions, ImageUse};
-pub use interest::Interest;
+pub use interest::{Interest, OnlySyncs, Syncing};
 pub use limits::Limits;
 pub use memory::Memory;
 pub use metadata::{Identify, Metadata, MetadataOptions, Stored};

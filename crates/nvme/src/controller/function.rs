@@ -252,10 +252,8 @@ impl Worker for Nvme {
     /// Tasks finish what they have begun: the kernel may still write the guest's memory, and what the
     /// disk was asked for must not be done after what comes next.
     fn quiesce(&mut self, cx: &Cx<Self>, why: Why) -> Quiesce {
-        if why.ends()
-            && let Some(shutdown) = cx.find_task("shutdown")
-        {
-            // Its flush goes on, and holds up nobody.
+        if let Some(shutdown) = cx.find_task("shutdown") {
+            // Its flush goes on, and holds up nobody; where the controller goes on, another one begins.
             shutdown.cancel();
         }
         if let Some(queues) = &self.queues {
@@ -266,11 +264,11 @@ impl Worker for Nvme {
             } else if why.ends() {
                 queues.stop();
                 self.stop_polling();
+            } else if why == Why::HotReset {
+                queues.pause_and_park();
             } else {
                 queues.pause(true);
-                if why != Why::HotReset {
-                    hold_up_save(cx, queues.clone());
-                }
+                hold_up_save(cx, queues.clone());
             }
         }
         Quiesce::Finish

@@ -110,8 +110,7 @@ impl Nvme {
                 serve(task, queues, queue, admin).await;
             } else {
                 let counters = common.counters.of_queue(id);
-                let own = (task.clone(), queues.clone());
-                let io = IoQueue { id, task: own.0, queues: own.1, common, counters };
+                let io = IoQueue::new(&queue, (task.clone(), queues.clone()), common, counters);
                 serve(task, queues, queue, io).await;
             }
         });

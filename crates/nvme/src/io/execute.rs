@@ -6,7 +6,7 @@ use std::task::{Context, Poll};
 use vfiod_disk::Channel;
 use vfiod_nvme_spec::opcode::{self, Io};
 use vfiod_nvme_spec::submission::{ALL_NAMESPACES, Fused};
-use vfiod_nvme_spec::{Outcome, Submission};
+use vfiod_nvme_spec::{Outcome, Status, Submission};
 
 use super::IoQueue;
 use super::quick::Quick;
@@ -60,6 +60,19 @@ impl Execute for IoQueue {
         }
     }
 
+    fn syncing(&self) -> usize {
+        self.syncing.count()
+    }
+
+    fn sync(&self, command: &Submission) -> Running<Quick> {
+        let (queue, command) = (self.clone(), *command);
+        Running::new(async move {
+            let outcome = queue.flush_by_id(command.namespace()).await;
+            queue.log(&command, outcome);
+            Command::with(&command, outcome)
+        })
+    }
+
     fn is_ready(&self) -> bool {
         self.common.bounce.is_enough()
     }
@@ -97,17 +110,14 @@ impl IoQueue {
     async fn perform(&self, command: &Submission) -> Outcome {
         let io = opcode::IO.find(command.opcode(), |needs| self.common.has(needs))?.command;
         command.check_io()?;
-        if io == Io::Flush && command.namespace() == ALL_NAMESPACES {
-            for namespace in self.common.namespaces.all() {
-                let _in_use = namespace.enter()?;
-                self.flush(&namespace).await?;
-            }
-            return Ok(0);
+        if io == Io::Flush {
+            return self.flush_by_id(command.namespace()).await;
         }
         let namespace = &*self.namespace(command.namespace())?;
         let _in_use = namespace.enter()?;
         match io {
-            Io::Flush => self.flush(namespace).await,
+            // Done above.
+            Io::Flush => Err(Status::INTERNAL),
             Io::Read => self.read(namespace, command).await,
             Io::Write => self.write(namespace, command).await,
             Io::Compare => self.compare(namespace, command).await,
@@ -116,5 +126,19 @@ impl IoQueue {
             Io::Copy => self.copy(namespace, command).await,
             Io::DatasetManagement => self.manage_dataset(namespace, command).await,
         }
+    }
+
+    /// Flush, of one namespace or of all.
+    async fn flush_by_id(&self, id: u32) -> Outcome {
+        if id != ALL_NAMESPACES {
+            let namespace = &*self.namespace(id)?;
+            let _in_use = namespace.enter()?;
+            return self.flush(namespace).await;
+        }
+        for namespace in self.common.namespaces.all() {
+            let _in_use = namespace.enter()?;
+            self.flush(&namespace).await?;
+        }
+        Ok(0)
     }
 }

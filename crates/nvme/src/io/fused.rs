@@ -101,7 +101,7 @@ impl IoQueue {
         let found = equal.clone();
         let was_equal = move || found.store(true, Ordering::SeqCst);
         let channel = namespace.channel().map_err(Failed::First)?;
-        let interest = &self.queues.interest;
+        let interest = &self.interest_of_pairs;
         let done =
             channel.compare_and_write(interest, offset, (with, buffer), durable, was_equal).await;
         let was_equal = equal.load(Ordering::SeqCst);

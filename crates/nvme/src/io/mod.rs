@@ -6,14 +6,16 @@ pub(crate) mod dataset;
 mod execute;
 mod fused;
 mod quick;
+mod syncing;
 
 use std::sync::Arc;
 
-use vfiod_disk::{Buffer, Done, Failure, FailureKind, Interest, Request};
+use vfiod_disk::{Buffer, Done, Failure, FailureKind, Interest, OnlySyncs, Request};
 use vfiod_pci::Task;
 use vfiod_sync::atomic::Ordering;
 use vfiod_tasks::race;
 
+use self::syncing::CountSyncing;
 use crate::bounce::{Bounced, ListTurn};
 use crate::common::Common;
 use crate::controller::Nvme;
@@ -23,7 +25,7 @@ use crate::limits::{MAX_TRANSFER, MAX_ZEROES};
 use crate::namespace::Namespace;
 use crate::piece::{Piece, Pieces};
 use crate::prp;
-use crate::queues::Queues;
+use crate::queues::{Queues, SubmissionQueue};
 use crate::sgl;
 use crate::transfer::{self, Direction};
 use vfiod_nvme_spec::{Outcome, Status, Submission};
@@ -36,6 +38,11 @@ pub(crate) struct IoQueue {
     pub(crate) queues: Arc<Queues>,
     pub(crate) common: Arc<Common>,
     pub(crate) counters: Arc<QueueCounters>,
+    /// Counts the commands that wait for nothing but a sync.
+    syncing: Arc<CountSyncing>,
+    /// What ends requests when the work ends; and for fused pairs, each of which counts as two commands.
+    interest: Interest,
+    interest_of_pairs: Interest,
 }
 
 /// What a command ends with whose request has failed; `media` where the media did. The host is told of a
@@ -72,6 +79,20 @@ pub(crate) fn absent(common: &Common, id: u32) -> Status {
 }
 
 impl IoQueue {
+    /// What a task of a queue performs its commands by.
+    pub(crate) fn new(
+        queue: &Arc<SubmissionQueue>,
+        (task, queues): (Task<Nvme>, Arc<Queues>),
+        common: Arc<Common>,
+        counters: Arc<QueueCounters>,
+    ) -> Self {
+        let syncing = CountSyncing::new(&queues, queue);
+        let interest = queues.interest.telling(syncing.clone());
+        let interest_of_pairs = queues.interest.telling(syncing.clone().of_pairs());
+        let id = queue.id;
+        Self { id, task, queues, common, counters, syncing, interest, interest_of_pairs }
+    }
+
     /// Keeps what a command has failed with, if that is to be kept.
     fn log(&self, command: &Submission, outcome: Outcome) {
         if let Err(status) = outcome
@@ -116,7 +137,7 @@ impl IoQueue {
     /// What ends a request that takes long: the end of the work, a Format, by whichever controller, or the removal of
     /// the namespace.
     fn interest(&self, namespace: &Namespace) -> Interest {
-        self.queues.interest.and(&namespace.interest())
+        self.interest.and(&namespace.interest())
     }
 
     /// What a request has come to.
@@ -136,6 +157,7 @@ impl IoQueue {
     /// Makes durable what was written; nobody waits for that when the controller stops. It has no memory, and
     /// changes no data: the disk ends it by itself.
     async fn sync(&self, namespace: &Namespace, media: Status) -> Result<(), Status> {
+        let _only_syncs = OnlySyncs::begin(self.syncing.clone());
         let synced = async { self.request(namespace, Request::Flush, media).await.map(drop) };
         race(synced, async {
             self.queues.stop_requested().await;

@@ -110,7 +110,7 @@ impl IoQueue {
             Direction::ToHost => Request::Read { offset, buffer },
             Direction::FromHost => self.write_request(command, offset, buffer),
         };
-        let started = namespace.channel().ok()?.start_within(&self.queues.interest, request);
+        let started = namespace.channel().ok()?.start_within(&self.interest, request);
         let quick = Quick { command: *command, direction, len, started, namespace };
         Some(Running::Quick(quick, len))
     }

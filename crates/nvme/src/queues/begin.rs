@@ -31,6 +31,7 @@ pub(super) fn begin<'a, E: Execute>(
     let (mut done, mut bytes) = (0, 0);
     let mut begin = || {
         while done < commands.len() && bytes < GROUP {
+            let mut begun = commands[done..].iter();
             done += execute.begin(&commands[done..], &mut |command| {
                 let places = match command {
                     Running::Quick(_, moves) => {
@@ -39,7 +40,10 @@ pub(super) fn begin<'a, E: Execute>(
                     }
                     Running::Other(_) => &mut others,
                 };
-                places.add(running.add(command, began));
+                // In their order.
+                if let Some(of) = begun.next() {
+                    places.add(running.add(*of, command, began));
+                }
             });
         }
         // Those that were read together are under way together.

@@ -7,7 +7,7 @@ use std::task::{Context, Poll};
 
 use crate::counters::{Counters, QueueCounters};
 use crate::rate::RateLimit;
-use vfiod_nvme_spec::{Outcome, Submission};
+use vfiod_nvme_spec::{Outcome, Status, Submission};
 
 /// What becomes of a command.
 pub(crate) enum Ended {
@@ -74,6 +74,17 @@ pub(crate) trait Execute: Sized + Send + Sync + 'static {
     /// Calls `begin`, which begins several commands: what they ask of the disk may be handed over together.
     fn gather(&self, begin: &mut dyn FnMut()) {
         begin();
+    }
+
+    /// How many commands of this task wait for nothing but a sync.
+    fn syncing(&self) -> usize {
+        0
+    }
+
+    /// Begins what is left of a command that has waited for nothing but a sync.
+    fn sync(&self, command: &Submission) -> Running<Self::Quick> {
+        let command = Command::with(command, Err(Status::INTERNAL));
+        Running::new(std::future::ready(command))
     }
 
     /// The counters of the controller, and those of the queue.

@@ -54,6 +54,8 @@ pub(crate) struct Queues {
     stopped: AtomicBool,
     /// No command is read for now; those that were read are finished.
     paused: AtomicBool,
+    /// Those that wait for nothing but a sync are parked meanwhile.
+    parks: AtomicBool,
     /// No command is read until the controller is disabled: it is shut down.
     closed: AtomicBool,
     changed: Waiters,
@@ -95,6 +97,7 @@ impl Queues {
             interest: Interest::new(),
             stopped: AtomicBool::new(false),
             paused: AtomicBool::new(false),
+            parks: AtomicBool::new(false),
             closed: AtomicBool::new(false),
             changed: Waiters::new(),
             place: Mutex::new(None),
@@ -268,8 +271,22 @@ impl Queues {
 
     /// Lets tasks read no commands, or read them again.
     pub(crate) fn pause(&self, paused: bool) {
+        self.parks.store(false, Ordering::SeqCst);
         self.paused.store(paused, Ordering::SeqCst);
         self.ring_all();
+    }
+
+    /// Lets tasks read no commands, and wait for no sync: what the disk has yet to make durable is parked, and is gone
+    /// on with if the work does not end.
+    pub(crate) fn pause_and_park(&self) {
+        self.parks.store(true, Ordering::SeqCst);
+        self.paused.store(true, Ordering::SeqCst);
+        self.ring_all();
+    }
+
+    /// Whether commands that wait for nothing but a sync are parked.
+    pub(crate) fn parks(&self) -> bool {
+        self.parks.load(Ordering::SeqCst)
     }
 
     pub(crate) fn is_paused(&self) -> bool {

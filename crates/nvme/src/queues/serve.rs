@@ -42,6 +42,8 @@ pub(crate) async fn serve(
     // A host whose stores are polled, and which polls itself, works on the first ones while others are performed.
     let is_polled = queue.is_mapped() && queue.completions.layout.vector.is_none();
     let group = if is_polled { SMALL_GROUP } else { GROUP };
+    let mut has_parked = false;
+    go_on_with_parked(&queue, &execute, &mut running);
     loop {
         if occupied.is_over() {
             // Others have their turn, also where the disk and the host never let this one wait.
@@ -106,10 +108,20 @@ pub(crate) async fn serve(
                 }
             };
         }
+        // What it has parked before still counts: then its own are not known any more.
+        let parks = queues.parks() && !has_parked && !running.is_empty();
+        if parks && running.len() == execute.syncing() {
+            queue.park(running.give_up());
+            has_parked = true;
+        }
         if running.is_empty() {
             if queues.is_paused() {
                 held.flush(&queues, &queue);
                 pause(&task).await;
+                // The work goes on before this task has ended.
+                if go_on_with_parked(&queue, &execute, &mut running) {
+                    continue;
+                }
             }
             running.shrink();
             if !matches!(next, Next::Read) {
@@ -129,6 +141,20 @@ pub(crate) async fn serve(
             }
         }
     }
+}
+
+/// Begins what is left of commands that were parked. Returns whether there were any.
+fn go_on_with_parked<E: Execute>(
+    queue: &SubmissionQueue,
+    execute: &E,
+    running: &mut Slots<E>,
+) -> bool {
+    let parked = queue.take_parked();
+    for (began, command) in &parked {
+        let place = running.add(*command, execute.sync(command), *began);
+        running.wake(place);
+    }
+    !parked.is_empty()
 }
 
 /// How long a queue has occupied its thread: commands that it has read, and rounds in which there was none. A host

@@ -9,6 +9,7 @@ use vfiod_sync::atomic::{AtomicBool, Ordering};
 use vfiod_sync::{Mutex, lock};
 
 use super::execute::{Command, Execute, Running};
+use vfiod_nvme_spec::Submission;
 
 /// Places that are kept though nothing is under way: some 30 KB of memory, which nobody is charged for.
 const KEPT: usize = 64;
@@ -23,6 +24,7 @@ pub(crate) struct Slots<E: Execute> {
 }
 
 struct Slot<Q> {
+    command: Submission,
     began: Instant,
     running: Option<Running<Q>>,
     waker: Waker,
@@ -85,18 +87,36 @@ impl<E: Execute> Slots<E> {
     }
 
     /// Adds a command, which is looked at the first time by [`Slots::poll`]. Returns its place.
-    pub(crate) fn add(&mut self, running: Running<E::Quick>, began: Instant) -> usize {
+    pub(crate) fn add(
+        &mut self,
+        command: Submission,
+        running: Running<E::Quick>,
+        began: Instant,
+    ) -> usize {
         if let Some(place) = self.free.pop() {
             let slot = &mut self.slots[place];
-            (slot.running, slot.began) = (Some(running), began);
+            (slot.command, slot.running, slot.began) = (command, Some(running), began);
             return place;
         }
         let place = self.slots.len();
         let is_listed = AtomicBool::new(false);
         let waker = Arc::new(PlaceWaker { woken: self.woken.clone(), place, is_listed });
         let (running, waker, place_waker) = (Some(running), Waker::from(waker.clone()), waker);
-        self.slots.push(Slot { began, running, waker, place: place_waker });
+        self.slots.push(Slot { command, began, running, waker, place: place_waker });
         place
+    }
+
+    /// Ends the wait for all commands, and says which they are and when they began.
+    pub(crate) fn give_up(&mut self) -> Vec<(Instant, Submission)> {
+        let running = self.slots.iter().filter(|slot| slot.running.is_some());
+        let commands = running.map(|slot| (slot.began, slot.command)).collect();
+        *self = Self::new();
+        commands
+    }
+
+    /// Has a command looked at by [`Slots::ended`].
+    pub(crate) fn wake(&self, place: usize) {
+        self.slots[place].waker.wake_by_ref();
     }
 
     /// Looks at a command, and adds it to `ended` if it has.
@@ -163,7 +183,6 @@ mod tests {
 
     use super::*;
     use crate::counters::{Counters, QueueCounters};
-    use vfiod_nvme_spec::Submission;
 
     /// Commands that are polled by themselves alone.
     struct Nothing;
@@ -218,7 +237,8 @@ mod tests {
                 wake(cx.waker());
                 Poll::Pending
             });
-            let place = self.slots.add(Running::new(command), Instant::now());
+            let none = Submission::new([0; 64]);
+            let place = self.slots.add(none, Running::new(command), Instant::now());
             self.slots.poll(&Nothing, place, &mut self.ended);
         }
 

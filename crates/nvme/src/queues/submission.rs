@@ -1,6 +1,7 @@
 //! A submission queue (3.3.1.1, 3.3.3.1).
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use vfiod_core::Result;
 use vfiod_core::dma::{Attachment, Batch, Reach};
@@ -41,6 +42,8 @@ pub(crate) struct SubmissionQueue {
     /// Its doorbell: how far the host has submitted commands.
     tail: Mutex<Doorbell>,
     deleted: AtomicBool,
+    /// Commands that wait for nothing but a sync, which nobody waits for now, and when they began.
+    parked: Mutex<Vec<(Instant, Submission)>>,
 }
 
 impl SubmissionQueue {
@@ -72,6 +75,7 @@ impl SubmissionQueue {
             head: AtomicU32::new(head),
             tail: Mutex::new(tail),
             deleted: AtomicBool::new(false),
+            parked: Mutex::default(),
         }
     }
 
@@ -234,6 +238,15 @@ impl SubmissionQueue {
             commands.push(Submission::new(bytes));
         }
         Ok(true)
+    }
+
+    /// Keeps commands that wait for nothing but a sync for the task that goes on.
+    pub(crate) fn park(&self, commands: Vec<(Instant, Submission)>) {
+        lock(&self.parked).extend(commands);
+    }
+
+    pub(crate) fn take_parked(&self) -> Vec<(Instant, Submission)> {
+        std::mem::take(&mut lock(&self.parked))
     }
 
     /// The queue is being deleted: no more commands are read.

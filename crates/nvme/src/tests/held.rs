@@ -182,6 +182,99 @@ fn held_flush_holds_up_no_reset() {
     }
 }
 
+/// Commands that wait for nothing but a sync: a durable write, durable zeroes, a flush, and a fused pair.
+fn only_syncing() -> [Vec<Command>; 4] {
+    let durable = |opcode| Command::io(opcode, 3, 1, (DATA, 0)).set(12, 1 << 30);
+    let pair = [(5, 1 << 8), (WRITE, 2 << 8)];
+    let pair = pair.map(|(opcode, fuse)| durable(opcode).set(0, u32::from(opcode) | fuse));
+    [vec![durable(WRITE)], vec![durable(8)], vec![Command::new(0).namespace(1)], pair.into()]
+}
+
+/// Submits commands whose data goes to the disk, until their sync is held.
+fn sync(host: &mut Host, disk: &Held, commands: Vec<Command>) -> Vec<u16> {
+    disk.hold(true);
+    let ids = commands.into_iter().map(|command| host.put(1, command)).collect();
+    host.ring(1);
+    loop {
+        eventually("a request is held", || disk.waiting() == 1);
+        if disk.seen().last().is_some_and(|last| last == "flush") {
+            return ids;
+        }
+        disk.release();
+    }
+}
+
+/// A hot reset waits for no sync, of whatever command, nor for that of a shutdown.
+#[test]
+fn held_sync_holds_up_no_hot_reset() {
+    for (n, commands) in only_syncing().into_iter().chain([Vec::new()]).enumerate() {
+        let disk = Held::new();
+        let mut host = Host::new(with(disk.clone()));
+        let _released = Released(&disk);
+        host.create_pair(1, 64, 1);
+        if commands.is_empty() {
+            disk.hold(true);
+            host.device.write32(0, 0x14, ENABLE | 1 << 14);
+            eventually("the flush is held", || disk.waiting() == 1);
+        } else {
+            sync(&mut host, &disk, commands);
+        }
+        let reset = host.device.file().reset_set();
+        assert!(reset.is_ok(), "{n}: {reset:?}");
+        assert_eq!((disk.waiting(), host.status()), (1, 0), "{n}");
+        host.forget_queues();
+        host.device.enable();
+        host.enable();
+        host.create_pair(1, 64, 1);
+        disk.hold(false);
+        disk.release();
+        assert_eq!(host.perform(1, Command::new(0).namespace(1)), Ok(0));
+        assert!(host.peek(1).is_none(), "{n}: a late completion");
+    }
+}
+
+/// A hot reset that is abandoned, as the disk has memory of a read, of the same queue or another one: what has waited
+/// for a sync completes after one, once, and what has waited for more than that completes when it has it.
+#[test]
+fn commands_that_wait_for_a_sync_complete_after_a_hot_reset_that_was_abandoned() {
+    for (n, commands) in only_syncing().into_iter().enumerate() {
+        let queue = 1 + n % 2;
+        let (disk, clock) = (Held::new(), ManualClock::new());
+        let mut host = Host::without_interrupts(Driver::with_clock(with(disk.clone()), &clock));
+        let _released = Released(&disk);
+        host.enable();
+        host.create_pair(1, 64, 1);
+        host.create_pair(2, 64, 1);
+        let mut ids = sync(&mut host, &disk, commands);
+        host.memory.put(DATA - BASE, &[0x55; 4096]);
+        let read = host.submit(queue, Command::io(READ, 100, 8, (DATA, 0)));
+        eventually("the read is held", || disk.waiting() == 2);
+        with_time_passing(&clock, || reset(&host.device, Way::Set));
+        assert!(host.peek(1).is_none(), "{n}: completed without its sync");
+        let mut found = Vec::new();
+        for _ in &ids {
+            eventually("a completion after a sync", || {
+                disk.release_flushes();
+                host.peek(1).is_some()
+            });
+            let entry = host.wait(1);
+            found.push((entry.id, entry.status));
+        }
+        found.sort_unstable();
+        ids.sort_unstable();
+        let expected: Vec<_> = ids.into_iter().map(|id| (id, 0)).collect();
+        assert_eq!(found, expected, "{n}: without the read");
+        assert!(host.peek(queue).is_none(), "{n}: the disk has the read");
+        disk.hold(false);
+        disk.release();
+        let entry = host.wait(queue);
+        assert_eq!((entry.id, entry.status), (read, 0), "{n}");
+        assert_eq!(host.memory.get(DATA - BASE, 4096), [0; 4096], "{n}: the data of the read");
+        assert_eq!(host.perform(1, Command::new(0).namespace(1)), Ok(0), "{n}");
+        assert!(host.peek(1).is_none(), "{n}: completed twice");
+    }
+}
+
 /// An unmap waits for requests to that range, and for no others.
 #[test]
 fn held_read_keeps_its_memory_mapped_and_no_other() {

@@ -8,7 +8,7 @@ use vfiod_core::dma::{Completion, DmaPeer, Perm};
 use vfiod_core::memory::SharedMemory;
 use vfiod_core::work::TaskState;
 use vfiod_core::{Error, RegionIndex, Result};
-use vfiod_disk::test::TestDisk;
+use vfiod_disk::test::{Kind, TestDisk};
 use vfiod_disk::{
     Backend, Channel, Disk, Done, Failure, FailureKind, Limits, Memory, Pending, Request,
 };
@@ -560,6 +560,13 @@ impl Held {
     /// Performs those that are held back.
     pub(super) fn release(&self) {
         self.disk.held().iter().for_each(|held| _ = self.disk.finish(held.id));
+    }
+
+    /// Finishes the flushes that are held.
+    pub(super) fn release_flushes(&self) {
+        let held = self.disk.held();
+        let flushes = held.iter().filter(|held| held.kind == Kind::Flush);
+        flushes.for_each(|held| _ = self.disk.finish(held.id));
     }
 
     /// What was asked for, in order, and forgets it.
