@@ -511,8 +511,11 @@ mod tests {
         read(1);
         assert!(!inner.take_left(), "a request that is gathered");
         leave();
-        drop(ring.plug());
+        let beside = ring.plug();
         assert!(!inner.take_left(), "a plug beside another one");
+        leave();
+        drop(beside);
+        assert!(!inner.take_left(), "the end of a plug beside another one");
         leave();
         drop(gathering);
         assert!(!inner.take_left(), "the last plug");
