@@ -39,7 +39,13 @@ impl DiskChannel {
         let end = offset.checked_add(len)?;
         // Whoever cuts the end off waits for this after the capacity has become smaller.
         let perform = || self.parts.shared.has(end).then(|| perform(backend));
-        let performed = self.parts.ranges.at_once(offset..end, exclusive, perform)??;
+        let (ranges, range) = (&self.parts.ranges, offset..end);
+        let performed = if backend.copies() {
+            ranges.at_once(range, exclusive, perform)
+        } else {
+            ranges.in_no_time(range, exclusive, perform)
+        };
+        let performed = performed??;
         Some(performed.map_err(Failure::from))
     }
 }

@@ -6,6 +6,11 @@ use vfiod_dma::Result;
 /// returns. No lock is held while that memory is copied. Whoever calls keeps those apart that overlap. Offsets and
 /// lengths are those of a [`Request`](crate::Request).
 pub trait AtOnce: Send + Sync {
+    /// Whether it copies from or to the memory that it is given. If not, it waits for nothing at all.
+    fn copies(&self) -> bool {
+        true
+    }
+
     /// Fills memory with the bytes from an offset on.
     ///
     /// # Errors

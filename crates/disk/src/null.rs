@@ -37,6 +37,10 @@ impl Null {
 }
 
 impl AtOnce for Null {
+    fn copies(&self) -> bool {
+        self.fill
+    }
+
     fn read(&self, _offset: u64, into: &mut dyn Bytes) -> Result<()> {
         const ZEROES: [u8; 4096] = [0; 4096];
         let len = if self.fill { into.len() } else { 0 };

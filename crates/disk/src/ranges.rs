@@ -353,6 +353,18 @@ impl User {
         let _in_use = InUse { ranges: &self.ranges, place };
         Some(f())
     }
+
+    /// Calls `f` as [`User::at_once`] does. It waits for nothing, and is done under the lock.
+    pub(crate) fn in_no_time<R>(
+        &self,
+        range: Range<u64>,
+        exclusive: bool,
+        f: impl FnOnce() -> R,
+    ) -> Option<R> {
+        let mut state = lock(&self.ranges.state);
+        let is_free = state.waiting.is_empty() && !state.has_conflict(&range, exclusive);
+        is_free.then(f)
+    }
 }
 
 /// A range of what is being done at once. Dropping it gives the range back.
