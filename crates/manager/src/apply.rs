@@ -4,7 +4,8 @@
 //! removed goes first; if something fails then, all that is new is removed, and what was there is made again.
 
 use std::io::ErrorKind;
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use vfiod_config::{Config, Document, ParentConfig, UsageError};
 use vfiod_core::{Errno, Error, Result};
@@ -13,6 +14,11 @@ use crate::changes::{Changes, Cleared, Difference};
 use crate::manager::Manager;
 use crate::plan::{self, Unit};
 use crate::sockets::Opened;
+
+/// How long is waited for what a device had that was removed, such as an image: its last requests may not have ended.
+const UNTIL_FREE: Duration = Duration::from_secs(5);
+/// How often it is looked for.
+const PAUSE: Duration = Duration::from_millis(20);
 
 /// What a change has done so far.
 #[derive(Default)]
@@ -81,10 +87,11 @@ impl Manager {
         let (mut late, early): (Vec<&Unit>, Vec<&Unit>) =
             difference.new.iter().partition(|unit| difference.waits(unit));
         for unit in early {
-            match self.add_unit(unit, &mut opened, done) {
+            match stack.add(unit.clone(), &self.models, &mut opened) {
+                Ok(()) => done.units.push(unit.name().to_owned()),
                 // What is removed may give back what is missing.
                 Err(error) if removes && is_scarcity(&error) => late.push(unit),
-                added => added?,
+                Err(error) => return Err(error),
             }
         }
         if difference.parents_gone.is_empty() {
@@ -97,7 +104,8 @@ impl Manager {
         }
         stack.forget_buses(&plan::units(new));
         for unit in late {
-            self.add_unit(unit, &mut opened, done)?;
+            self.add_once_free(unit, &mut opened)?;
+            done.units.push(unit.name().to_owned());
         }
         stack.publish()?;
         // Last, as instances of a parent do not come back.
@@ -111,10 +119,17 @@ impl Manager {
         stack.serve()
     }
 
-    fn add_unit(&self, unit: &Unit, opened: &mut Opened, done: &mut Done) -> anyhow::Result<()> {
-        self.stack().add(unit.clone(), &self.models, opened)?;
-        done.units.push(unit.name().to_owned());
-        Ok(())
+    /// Registers a unit after others were removed.
+    fn add_once_free(&self, unit: &Unit, opened: &mut Opened) -> anyhow::Result<()> {
+        let end = Instant::now() + UNTIL_FREE;
+        loop {
+            match self.stack().add(unit.clone(), &self.models, opened) {
+                Err(error) if errno_of(&error) == Some(Errno::BUSY) && Instant::now() < end => {
+                    thread::sleep(PAUSE);
+                }
+                added => return added,
+            }
+        }
     }
 
     fn add_parents(&self, parents: &[ParentConfig], done: &mut Done) -> anyhow::Result<()> {
@@ -186,7 +201,7 @@ impl Manager {
     fn add_again(&self, unit: &Unit) -> anyhow::Result<()> {
         let stack = self.stack();
         let mut opened = Opened::of_units(&[unit], &[])?;
-        stack.add(unit.clone(), &self.models, &mut opened)?;
+        self.add_once_free(unit, &mut opened)?;
         stack
             .publish()
             .and_then(|()| stack.serve())

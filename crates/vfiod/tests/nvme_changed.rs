@@ -200,7 +200,7 @@ fn disks_of_a_reload_are_looked_at_before_anything_is_changed() {
         }
     }
     // Of an image that this daemon has itself, too.
-    stage.write(&[("left", "file = '@/1.img', block_size = 4096")]);
+    stage.write(&[("left", "file = '@/1.img', block_size = 4096, torn_writes = true")]);
     let said = stage.bad(2, &["reload"]);
     assert!(said.contains("formatted with blocks of 512 bytes, not 4096"), "{said}");
     assert_eq!(stage.all(), before);
