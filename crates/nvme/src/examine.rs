@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value};
 use vfiod_config::{Claim, Finding, Sharing, place};
 use vfiod_core::{Error, Result};
-use vfiod_directories::{directory_of, in_directory_to_disk};
+use vfiod_directories::{directory_of, in_directory, in_directory_to_disk};
 use vfiod_disk::{Identity, Image, ImageUse, Metadata};
 
 use crate::namespace::check_blocks;
@@ -115,8 +115,11 @@ impl NvmeOptions {
             return None;
         }
         let is_device = || identify(path).is_ok_and(|id| matches!(id, FileId::BlockDevice(_)));
-        let beside = || (!is_device()).then(|| Metadata::beside(path));
-        self.metadata.clone().or_else(beside)
+        let beside = || {
+            let image = path.to_owned();
+            in_directory(directory_of(path), move || Metadata::beside(&image)).ok()
+        };
+        self.metadata.clone().or_else(|| if is_device() { None } else { beside() })
     }
 
     /// Who the disk of an image will be; `None`: somebody new, or nobody knows.
