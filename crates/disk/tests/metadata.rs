@@ -144,6 +144,27 @@ fn damaged_metadata_are_refused_until_they_are_replaced() {
     assert!(error.contains("not a regular file"), "{error}");
 }
 
+/// Such as an image that the operator has named by mistake.
+#[test]
+fn file_that_cannot_be_ours_is_never_replaced() {
+    let directory = directory();
+    let path = image_at(directory.path().join("disk.img"));
+    let other = image_at(directory.path().join("other.img"));
+    for identify in [Identify::New, Identify::Auto, Identify::Keep] {
+        let image = Image::open(&ImageOptions::new(&path)).unwrap();
+        let examined = Metadata::examine(&other, 512, &identify);
+        let options = MetadataOptions { path: Some(other.clone()), identify };
+        let opened = Metadata::open(&image, &options).map(drop);
+        assert_eq!(std::fs::metadata(&other).unwrap().len(), 1 << 20, "an image is lost");
+        for error in [examined, opened].map(Result::unwrap_err) {
+            assert_eq!(error.errno(), Errno::EXIST, "{error}");
+            let text = error.to_string();
+            let has_remedy = text.contains("`metadata = FILE` names another place");
+            assert!(has_remedy && !text.contains("identity ="), "{text}");
+        }
+    }
+}
+
 #[test]
 fn format_that_differs_from_the_stored_one_is_refused() {
     let directory = directory();
