@@ -33,6 +33,7 @@ run shuttle core model::
 run shuttle mdev model::
 run shuttle server model::
 run loom sync visited::
+run loom journal model::
 run loom tasks event_index::
 run loom core model::
 
