@@ -2,6 +2,7 @@
 
 pub mod commit;
 pub mod intake;
+pub mod layout;
 pub mod link;
 pub mod memory;
 pub mod message;
