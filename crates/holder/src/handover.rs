@@ -29,6 +29,8 @@ enum Stage {
 #[derive(Debug)]
 pub(crate) struct Handover {
     death: Death,
+    /// Workers that were started before.
+    starts: u64,
     stage: Stage,
     /// The last connection that it knows.
     told: u64,
@@ -36,8 +38,8 @@ pub(crate) struct Handover {
 }
 
 impl Handover {
-    pub(crate) fn new(death: Death) -> Self {
-        Self { death, stage: Stage::Begin, told: 0, answers: VecDeque::new() }
+    pub(crate) fn new(death: Death, starts: u64) -> Self {
+        Self { death, starts, stage: Stage::Begin, told: 0, answers: VecDeque::new() }
     }
 
     /// Whether everything was handed over that was there.
@@ -77,7 +79,7 @@ impl Handover {
         loop {
             match self.stage {
                 Stage::Begin => {
-                    let (starts, next_connection) = (state.starts, state.next_connection);
+                    let (starts, next_connection) = (self.starts, state.next_connection);
                     let (protocol, death) = (PROTOCOL, self.death);
                     let begin = ToWorker::Begin { protocol, starts, next_connection, death };
                     return Some((begin, Vec::new()));

@@ -14,9 +14,6 @@ use crate::handover::Handover;
 use crate::state::{Connection, Files, Kept, State};
 use crate::worker::{Program, Worker};
 
-/// How long the next holder may take.
-const LIMIT: Duration = Duration::from_secs(10);
-
 /// Hands everything to a new holder. On success it waits for this process to end.
 ///
 /// # Errors
@@ -24,10 +21,11 @@ const LIMIT: Duration = Duration::from_secs(10);
 pub(crate) fn hand_over(
     program: &Program,
     arguments: &[OsString],
+    limit: Duration,
     state: &State,
 ) -> io::Result<()> {
     let mut next = Worker::start(program, arguments)?;
-    let acknowledged = offer(&next.link, state);
+    let acknowledged = offer(&next.link, limit, state);
     if acknowledged.is_err() {
         next.kill();
         // It must not go on beside this one. SIGKILL ends it, as it has nothing open whose close hangs.
@@ -38,9 +36,9 @@ pub(crate) fn hand_over(
     acknowledged
 }
 
-fn offer(link: &OwnedFd, state: &State) -> io::Result<()> {
-    let deadline = Instant::now() + LIMIT;
-    let mut handover = Handover::new(Death::Replaced);
+fn offer(link: &OwnedFd, limit: Duration, state: &State) -> io::Result<()> {
+    let deadline = Instant::now() + limit;
+    let mut handover = Handover::new(Death::Replaced, state.starts);
     while !handover.send(link, state)? {
         wait(link, PollFlags::OUT, deadline)?;
     }
@@ -57,7 +55,7 @@ fn wait(link: &OwnedFd, flags: PollFlags, deadline: Instant) -> io::Result<()> {
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
-            return Err(io::Error::other("the new holder did not take over within 10 seconds"));
+            return Err(io::Error::other("the new holder did not take over in time"));
         }
         let left = Timespec { tv_sec: 0, tv_nsec: left.as_nanos().min(100_000_000) as _ };
         match rustix::event::poll(&mut [PollFd::new(link, flags)], Some(&left)) {

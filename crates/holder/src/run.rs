@@ -22,8 +22,11 @@ use crate::worker::{Program, Worker, reap};
 const LINK: u64 = 0;
 const PIDFD: u64 = 1;
 const REQUESTS: u64 = 2;
-/// How often a dying worker is looked at, and listening sockets without room.
+/// How often a dying worker is looked at.
 const GLANCE: Duration = Duration::from_millis(1);
+/// How long the last worker is waited for, to learn how it has ended.
+const LAST_GRACE: Duration = Duration::from_secs(1);
+/// How often listening sockets without room are looked at, and workers that do not end.
 const CROWDED: Duration = Duration::from_millis(100);
 
 /// What a holder is to do.
@@ -37,6 +40,8 @@ pub struct Options {
     pub successor: Vec<OsString>,
     /// A pipe from which requests are read, each a byte: see [`Request`].
     pub requests: Option<OwnedFd>,
+    /// How long the next holder may take; then it is killed.
+    pub successor_limit: Duration,
     /// Where to log: one line an event.
     pub log: fn(&str),
 }
@@ -194,7 +199,7 @@ impl Holder {
                     self.log(&format!("ERROR the worker cannot be watched error={errno}"));
                 }
                 self.log(&format!("INFO worker started pid={}", worker.pid()));
-                self.worker = Some((worker, Handover::new(self.death)));
+                self.worker = Some((worker, Handover::new(self.death, self.state.starts)));
                 self.state.starts += 1;
             }
             Err(error) => {
@@ -259,6 +264,11 @@ impl Holder {
         self.log(&format!("WARN worker ended pid={pid} how={death:?}"));
         self.death = if self.replace { Death::Replaced } else { death };
         if self.is_last || (!self.was_ever_ready && !self.replace) {
+            // The holder ends with its status, for which it can wait longer.
+            let death = match death {
+                Death::LinkClosed => worker.await_end(LAST_GRACE).unwrap_or(death),
+                death => death,
+            };
             let status = match death {
                 Death::Exit(status) => u8::try_from(status).unwrap_or(1),
                 _ => 1,
@@ -319,8 +329,10 @@ impl Holder {
             let file = rustix::fs::open(path, flags, Mode::empty())?;
             Ok(Program { file, name: self.options.name.clone() })
         });
-        let done = program
-            .and_then(|program| replace::hand_over(&program, &self.options.successor, &self.state));
+        let Options { successor, successor_limit, .. } = &self.options;
+        let done = program.and_then(|program| {
+            replace::hand_over(&program, successor, *successor_limit, &self.state)
+        });
         match done {
             Ok(()) => true,
             Err(error) => {

@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
@@ -14,6 +14,9 @@ use vfiod_journal::message::Death;
 
 /// The environment variable by which a worker knows that descriptor 0 is a link: the holder's process id.
 pub(crate) const HOLDER: &str = "VFIOD_HOLDER";
+
+/// How long a worker without memory is waited for, to learn how it has ended.
+const GRACE: Duration = Duration::from_millis(5);
 
 /// What is started.
 #[derive(Debug)]
@@ -92,7 +95,19 @@ impl Worker {
         if !self.was_killed {
             self.kill();
         }
-        has_no_memory(self.pid()).then_some(Death::LinkClosed)
+        if !has_no_memory(self.pid()) {
+            return None;
+        }
+        // All that is left is the close of its descriptors, which rarely takes long.
+        Some(self.await_end(GRACE).unwrap_or(Death::LinkClosed))
+    }
+
+    /// Waits until the kernel says how it has ended.
+    pub(crate) fn await_end(&self, time: Duration) -> Option<Death> {
+        let time = Timespec { tv_sec: time.as_secs() as _, tv_nsec: time.subsec_nanos() as _ };
+        let mut fds = [PollFd::new(&self.pidfd, PollFlags::IN)];
+        let _ = rustix::event::poll(&mut fds, Some(&time));
+        reap(&self.pidfd)
     }
 }
 
