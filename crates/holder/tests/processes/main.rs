@@ -67,7 +67,12 @@ fn descriptor_that_was_sent_before_death_is_kept() {
     let stage = Stage::new("kept");
     let mut client = stage.connect();
     assert_eq!(client.asked(b'f'), 0);
+    let pid = client.pid();
     client.ask(b'k');
+    while stage::is_alive(pid) {
+        std::thread::yield_now();
+    }
+    stage.resume_holder();
     assert_eq!(client.asked(b'f'), 1);
 }
 

@@ -244,6 +244,10 @@ impl Worker {
             }
             b'f' => reply(self.kept.contains_key(&EXTRA).into()),
             b'k' => {
+                // The holder reads this only when the worker is dead.
+                let holder = std::env::var("VFIOD_HOLDER").unwrap().parse().unwrap();
+                let holder = rustix::process::Pid::from_raw(holder).unwrap();
+                rustix::process::kill_process(holder, Signal::STOP).unwrap();
                 let file = create_file("extra", 8).unwrap();
                 send(ToHolder::Keep { key: EXTRA, class: Class::Plain }, &[&file]);
                 die()

@@ -84,6 +84,12 @@ impl Stage {
         self.holder.borrow_mut().stdin.as_mut().unwrap().write_all(&[byte]).unwrap();
     }
 
+    /// Lets a holder run that was stopped.
+    pub(crate) fn resume_holder(&self) {
+        let pid = Pid::from_child(&self.holder.borrow());
+        rustix::process::kill_process(pid, Signal::CONT).unwrap();
+    }
+
     /// Waits for the holder to end.
     pub(crate) fn holder_status(&self) -> i32 {
         let start = Instant::now();
