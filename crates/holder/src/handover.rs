@@ -28,9 +28,7 @@ enum Stage {
 /// What one receiver has been told.
 #[derive(Debug)]
 pub(crate) struct Handover {
-    death: Death,
-    /// Workers that were started before.
-    starts: u64,
+    begin: ToWorker,
     stage: Stage,
     /// The last connection that it knows.
     told: u64,
@@ -38,8 +36,16 @@ pub(crate) struct Handover {
 }
 
 impl Handover {
-    pub(crate) fn new(death: Death, starts: u64) -> Self {
-        Self { death, starts, stage: Stage::Begin, told: 0, answers: VecDeque::new() }
+    pub(crate) fn new(death: Death, state: &State) -> Self {
+        let begin = ToWorker::Begin {
+            protocol: PROTOCOL,
+            starts: state.starts,
+            next_connection: state.next_connection,
+            death,
+            died: state.died,
+            deaths: state.deaths,
+        };
+        Self { begin, stage: Stage::Begin, told: 0, answers: VecDeque::new() }
     }
 
     /// Whether everything was handed over that was there.
@@ -78,12 +84,7 @@ impl Handover {
     fn next<'a>(&mut self, state: &'a State) -> Option<(ToWorker, Vec<BorrowedFd<'a>>)> {
         loop {
             match self.stage {
-                Stage::Begin => {
-                    let (starts, next_connection) = (self.starts, state.next_connection);
-                    let (protocol, death) = (PROTOCOL, self.death);
-                    let begin = ToWorker::Begin { protocol, starts, next_connection, death };
-                    return Some((begin, Vec::new()));
-                }
+                Stage::Begin => return Some((self.begin, Vec::new())),
                 Stage::Settings => return Some((ToWorker::Settings(state.settings), Vec::new())),
                 Stage::Kept(last) => {
                     let from = last.map_or(Bound::Unbounded, Bound::Excluded);

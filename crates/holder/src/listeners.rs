@@ -127,10 +127,10 @@ impl State {
             return;
         }
         for key in std::mem::take(&mut self.listeners.crowded) {
-            if let Some(kept) = self.kept.get(&key) {
-                if self.listeners.watch(key, kept.fd.as_fd()).is_err() {
-                    self.listeners.crowded.push(key);
-                }
+            if let Some(kept) = self.kept.get(&key)
+                && self.listeners.watch(key, kept.fd.as_fd()).is_err()
+            {
+                self.listeners.crowded.push(key);
             }
         }
     }

@@ -38,7 +38,7 @@ pub(crate) fn hand_over(
 
 fn offer(link: &OwnedFd, limit: Duration, state: &State) -> io::Result<()> {
     let deadline = Instant::now() + limit;
-    let mut handover = Handover::new(Death::Replaced, state.starts);
+    let mut handover = Handover::new(Death::Replaced, state);
     while !handover.send(link, state)? {
         wait(link, PollFlags::OUT, deadline)?;
     }
@@ -75,9 +75,11 @@ pub(crate) fn receive_all(link: impl AsFd) -> io::Result<State> {
             return Err(io::Error::other("descriptors of the old holder were lost"));
         }
         match message {
-            ToWorker::Begin { protocol: PROTOCOL, starts, next_connection, .. } => {
-                state.starts = starts;
-                state.next_connection = next_connection;
+            ToWorker::Begin {
+                protocol: PROTOCOL, starts, next_connection, died, deaths, ..
+            } => {
+                (state.starts, state.next_connection) = (starts, next_connection);
+                (state.died, state.deaths) = (died, deaths);
             }
             ToWorker::Settings(settings) => state.settings = settings,
             ToWorker::Kept { key, class, listening } => {

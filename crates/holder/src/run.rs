@@ -10,13 +10,15 @@ use rustix::buffer::spare_capacity;
 use rustix::event::{Timespec, epoll};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
+use rustix::process::Signal;
 use vfiod_journal::link::{self, Wait};
 use vfiod_journal::message::{Death, ToWorker};
 
+use crate::event::Event;
 use crate::handover::Handover;
 use crate::listeners::FIRST;
 use crate::replace;
-use crate::state::{Effect, State};
+use crate::state::{Effect, Initial, State};
 use crate::worker::{Program, Worker, reap};
 
 const LINK: u64 = 0;
@@ -42,8 +44,10 @@ pub struct Options {
     pub requests: Option<OwnedFd>,
     /// How long the next holder may take; then it is killed.
     pub successor_limit: Duration,
-    /// Where to log: one line an event.
-    pub log: fn(&str),
+    /// What is kept from the beginning on, under the keys of these owners.
+    pub kept: Vec<Initial>,
+    /// Where to log.
+    pub log: fn(&Event),
 }
 
 /// What a byte of the pipe of requests asks for.
@@ -51,6 +55,8 @@ pub struct Options {
 pub enum Request {
     /// End the worker by SIGTERM, and then the holder.
     Terminate = b'T' as isize,
+    /// Send the worker SIGHUP.
+    Reload = b'H' as isize,
     /// Let another holder take over.
     Replace = b'R' as isize,
 }
@@ -84,8 +90,12 @@ struct Holder {
 ///
 /// # Errors
 /// The kernel refuses what a holder needs to begin.
-pub fn run(options: Options) -> io::Result<End> {
-    Holder::new(options, State::new()?, Death::First)?.run()
+pub fn run(mut options: Options) -> io::Result<End> {
+    let mut state = State::new()?;
+    for initial in options.kept.drain(..) {
+        state.keep_initial(initial)?;
+    }
+    Holder::new(options, state, Death::First)?.run()
 }
 
 /// Takes over from another holder, which has started this process with a link as its descriptor 0.
@@ -124,8 +134,8 @@ impl Holder {
         })
     }
 
-    fn log(&self, line: &str) {
-        (self.options.log)(line);
+    fn log(&self, event: &Event) {
+        (self.options.log)(event);
     }
 
     fn run(mut self) -> io::Result<End> {
@@ -175,8 +185,7 @@ impl Holder {
     }
 
     fn timeout(&self) -> Option<Timespec> {
-        let now = Instant::now();
-        let start = self.worker.is_none().then(|| self.next_start.saturating_duration_since(now));
+        let start = self.worker.is_none().then(|| self.until_start());
         let crowded = self.state.listeners.is_crowded().then_some(CROWDED);
         let dying = match &self.worker {
             Some((worker, _)) if worker.is_ending() => Some(GLANCE),
@@ -196,15 +205,15 @@ impl Holder {
                 let watched = epoll::add(epoll, &worker.link, link, flags)
                     .and_then(|()| epoll::add(epoll, &worker.pidfd, pidfd, epoll::EventFlags::IN));
                 if let Err(errno) = watched {
-                    self.log(&format!("ERROR the worker cannot be watched error={errno}"));
+                    self.log(&Event::CannotWatch(errno.into()));
                 }
-                self.log(&format!("INFO worker started pid={}", worker.pid()));
-                self.worker = Some((worker, Handover::new(self.death, self.state.starts)));
+                self.log(&Event::Started { pid: worker.pid() });
+                self.worker = Some((worker, Handover::new(self.death, &self.state)));
                 self.state.starts += 1;
             }
             Err(error) => {
-                self.log(&format!("ERROR the worker cannot be started error={error}"));
                 self.delay_start(false);
+                self.log(&Event::CannotStart { error, again_in: self.until_start() });
             }
         }
     }
@@ -261,26 +270,33 @@ impl Holder {
         let _ = epoll::delete(epoll, &worker.link);
         let _ = epoll::delete(epoll, &worker.pidfd);
         let pid = worker.pid();
-        self.log(&format!("WARN worker ended pid={pid} how={death:?}"));
         self.death = if self.replace { Death::Replaced } else { death };
         if self.is_last || (!self.was_ever_ready && !self.replace) {
             // The holder ends with its status, for which it can wait longer.
             let death = match death {
-                Death::LinkClosed => worker.await_end(LAST_GRACE).unwrap_or(death),
+                Death::Unknown => worker.await_end(LAST_GRACE).unwrap_or(death),
                 death => death,
             };
             let status = match death {
                 Death::Exit(status) => u8::try_from(status).unwrap_or(1),
                 _ => 1,
             };
+            self.log(&Event::LastEnded { pid, death });
             return Some(End::Worker(status));
         }
-        let stable = Duration::from_millis(self.state.settings.stable_ms.into());
-        self.delay_start(worker.started.elapsed() >= stable);
-        if death == Death::LinkClosed {
-            self.dying.push(worker.pidfd);
+        if !self.replace {
+            self.state.count_death(death);
+            let stable = Duration::from_millis(self.state.settings.stable_ms.into());
+            self.delay_start(worker.started.elapsed() >= stable);
         }
+        self.log(&Event::Ended { pid, death, again_in: self.until_start() });
+        // It may not be gone: what it has open may hang.
+        self.dying.push(worker.pidfd);
         None
+    }
+
+    fn until_start(&self) -> Duration {
+        self.next_start.saturating_duration_since(Instant::now())
     }
 
     fn delay_start(&mut self, was_stable: bool) {
@@ -307,7 +323,12 @@ impl Holder {
         if byte == Request::Terminate as u8 {
             self.is_last = true;
             if let Some((worker, _)) = &self.worker {
-                worker.terminate();
+                worker.signal(Signal::TERM);
+            }
+        } else if byte == Request::Reload as u8 {
+            // One that starts reads everything anew.
+            if let Some((worker, _)) = self.worker.as_ref().filter(|(worker, _)| worker.is_ready) {
+                worker.signal(Signal::HUP);
             }
         } else if byte == Request::Replace as u8 {
             self.replace = true;
@@ -315,7 +336,7 @@ impl Holder {
                 worker.kill();
             }
         } else {
-            self.log(&format!("WARN unknown request byte={byte}"));
+            self.log(&Event::UnknownRequest { byte });
         }
     }
 
@@ -336,7 +357,7 @@ impl Holder {
         match done {
             Ok(()) => true,
             Err(error) => {
-                self.log(&format!("ERROR the holder cannot be replaced; it goes on error={error}"));
+                self.log(&Event::CannotBeReplaced(error));
                 false
             }
         }
@@ -346,4 +367,69 @@ impl Holder {
 /// The path of a program that is running. The kernel marks one whose file was replaced.
 fn without_suffix(path: &[u8]) -> &[u8] {
     path.strip_suffix(b" (deleted)").unwrap_or(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Command, Stdio};
+
+    use vfiod_journal::memory::create_file;
+    use vfiod_journal::message::{Class, Key, ToHolder};
+
+    use super::*;
+
+    fn holder() -> Holder {
+        let options = Options {
+            name: "test".into(),
+            worker: Vec::new(),
+            successor: Vec::new(),
+            requests: None,
+            successor_limit: Duration::ZERO,
+            kept: Vec::new(),
+            log: |_| {},
+        };
+        let mut holder = Holder::new(options, State::new().unwrap(), Death::First).unwrap();
+        holder.was_ever_ready = true;
+        holder
+    }
+
+    /// The loop may learn of a death by the pidfd before it has seen that the link can be read.
+    #[test]
+    fn what_a_worker_sent_last_is_kept_where_its_death_is_seen_first() {
+        let mut holder = holder();
+        let (ours, theirs) = link::pair().unwrap();
+        let child = Command::new("true").stdin(Stdio::from(theirs.try_clone().unwrap())).spawn();
+        let worker = Worker::of_child(&child.unwrap(), ours).unwrap();
+        let key = Key { owner: 1, token: 2 };
+        let keep = ToHolder::Keep { key, class: Class::Plain }.encode();
+        let file = create_file("kept", 8).unwrap();
+        link::send(&theirs, &keep, &[file.as_fd()], Wait::No).unwrap();
+        drop(theirs);
+        let handover = Handover::new(Death::First, &holder.state);
+        holder.worker = Some((worker, handover));
+        while holder.worker.is_some() {
+            assert_eq!(holder.look_after_worker(), None);
+            std::thread::yield_now();
+        }
+        assert!(holder.state.kept.contains_key(&key));
+        assert_eq!(holder.state.deaths.exit, 1);
+    }
+
+    #[test]
+    fn delays_grow_with_deaths_in_a_row_and_begin_again_after_a_worker_that_was_stable() {
+        let mut holder = holder();
+        holder.state.settings.backoff_ms = [0, 10, 20, 30, 40, 50, 60, 3_600_000];
+        let mut delays = |was_stable: &[bool]| {
+            let delay = |stable: &bool| {
+                holder.delay_start(*stable);
+                holder.until_start().as_millis() as u64
+            };
+            was_stable.iter().map(delay).collect::<Vec<_>>()
+        };
+        let row = delays(&[false; 10]);
+        assert!(row.iter().zip([0, 10, 20, 30, 40, 50, 60]).all(|(delay, most)| *delay <= most));
+        // The last one counts for all that follow.
+        assert!(row[7..].iter().all(|delay| *delay > 3_000_000), "{row:?}");
+        assert_eq!(delays(&[true])[0], 0);
+    }
 }

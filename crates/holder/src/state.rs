@@ -9,7 +9,7 @@ use rustix::io::Errno;
 use vfiod_journal::layout::{JOURNAL_BYTES, OUTBOX_BYTES};
 use vfiod_journal::link::{self, Received, Wait};
 use vfiod_journal::memory::create_file;
-use vfiod_journal::message::{Class, Key, Settings, ToHolder, ToWorker};
+use vfiod_journal::message::{Class, Death, Deaths, Key, Settings, ToHolder, ToWorker};
 
 use crate::closer::Closer;
 use crate::listeners::Listeners;
@@ -19,6 +19,17 @@ use crate::listeners::Listeners;
 pub(crate) struct Kept {
     pub(crate) fd: OwnedFd,
     pub(crate) class: Class,
+}
+
+/// A descriptor that a holder keeps from its beginning on.
+#[derive(Debug)]
+pub struct Initial {
+    /// Its name.
+    pub key: Key,
+    /// What it is.
+    pub class: Class,
+    /// The descriptor.
+    pub fd: OwnedFd,
 }
 
 /// The files that a connection has beside its socket.
@@ -60,6 +71,9 @@ pub(crate) struct State {
     pub(crate) connections: BTreeMap<u64, Connection>,
     pub(crate) next_connection: u64,
     pub(crate) starts: u64,
+    /// When the last death was seen: nanoseconds of CLOCK_MONOTONIC.
+    pub(crate) died: u64,
+    pub(crate) deaths: Deaths,
     pub(crate) listeners: Listeners,
     pub(crate) closer: Closer,
 }
@@ -72,6 +86,8 @@ impl State {
             connections: BTreeMap::new(),
             next_connection: Key::FIRST_CONNECTION,
             starts: 0,
+            died: 0,
+            deaths: Deaths::default(),
             listeners: Listeners::new()?,
             closer: Closer::default(),
         })
@@ -93,8 +109,26 @@ impl State {
         number
     }
 
-    /// Carries out a message of the worker.
+    pub(crate) fn count_death(&mut self, death: Death) {
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+        self.died = now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64;
+        self.deaths.add(death);
+    }
+
+    /// Keeps what whoever starts the holder gives it.
+    pub(crate) fn keep_initial(&mut self, initial: Initial) -> Result<(), Errno> {
+        self.keep(initial.key, initial.class, initial.fd)
+    }
+
+    /// Carries out a message of the worker. Descriptors that are not kept are closed by another thread: a
+    /// worker that a client has taken over may send one whose close never returns.
     pub(crate) fn carry_out(&mut self, mut received: Received) -> Effect {
+        let effect = self.carry_out_with(&mut received);
+        received.fds.drain(..).for_each(|fd| self.closer.close(fd));
+        effect
+    }
+
+    fn carry_out_with(&mut self, received: &mut Received) -> Effect {
         let Ok(message) = ToHolder::decode(received.bytes()) else {
             return refused(0, Key::default(), Errno::BADMSG);
         };
@@ -119,7 +153,7 @@ impl State {
                 return Effect::Nothing;
             }
             ToHolder::SendHead { connection, position, head } => {
-                let errno = match self.send_head(connection, position, head.bytes(), &received) {
+                let errno = match self.send_head(connection, position, head.bytes(), received) {
                     Ok(()) => 0,
                     Err(errno) => errno.raw_os_error().unsigned_abs(),
                 };
@@ -133,22 +167,47 @@ impl State {
     }
 
     fn keep(&mut self, key: Key, class: Class, fd: OwnedFd) -> Result<(), Errno> {
+        let checked = self.check_kept(key, class, &fd);
+        if checked.is_err() {
+            self.closer.close(fd);
+            return checked;
+        }
         if class == Class::Connected {
             return self.keep_connected(key, fd);
+        }
+        // One that is replaced is not watched any more.
+        self.listeners.unwatch(key, self.kept.get(&key).map(|kept| kept.fd.as_fd()));
+        if let Some(replaced) = self.kept.insert(key, Kept { fd, class }) {
+            self.close_kept(replaced);
+        }
+        Ok(())
+    }
+
+    fn close_kept(&mut self, kept: Kept) {
+        match kept.class {
+            // Its close returns, and needs no thread.
+            Class::Plain => drop(kept),
+            _ => self.closer.close(kept.fd),
+        }
+    }
+
+    /// Whether a descriptor may be kept. What is plain must be memory, whose close always returns.
+    fn check_kept(&self, key: Key, class: Class, fd: &OwnedFd) -> Result<(), Errno> {
+        if class == Class::Connected {
+            return Ok(());
         }
         if key.owner >= Key::FIRST_CONNECTION && !self.connections.contains_key(&key.owner) {
             return Err(Errno::NOENT);
         }
-        if !self.kept.contains_key(&key) && self.kept.len() >= self.settings.kept as usize {
+        let count = self.kept.len() + self.closer.count();
+        if !self.kept.contains_key(&key) && count >= self.settings.kept as usize {
             return Err(Errno::MFILE);
         }
-        if class == Class::Listener && !rustix::net::sockopt::socket_acceptconn(&fd)? {
-            return Err(Errno::INVAL);
+        match class {
+            Class::Listener if !rustix::net::sockopt::socket_acceptconn(fd)? => Err(Errno::INVAL),
+            Class::Plain => rustix::fs::fcntl_get_seals(fd).map(drop),
+            _ => Ok(()),
         }
-        // One that is replaced is not watched any more.
-        self.listeners.unwatch(key, self.kept.get(&key).map(|kept| kept.fd.as_fd()));
-        self.kept.insert(key, Kept { fd, class });
-        Ok(())
     }
 
     /// Makes a connection of a socket that is one; once for each key.
@@ -170,6 +229,7 @@ impl State {
     fn drop_kept(&mut self, key: Key) -> Result<(), Errno> {
         let kept = self.kept.remove(&key).ok_or(Errno::NOENT)?;
         self.listeners.unwatch(key, Some(kept.fd.as_fd()));
+        self.close_kept(kept);
         Ok(())
     }
 
@@ -338,6 +398,17 @@ mod tests {
         assert_eq!((state.connections.len(), state.kept.len()), (1, 0));
         // Its number is not given again.
         assert_eq!(connected(&mut state, 7).0, number + 2);
+    }
+
+    #[test]
+    fn only_memory_is_kept_as_a_plain_descriptor() {
+        let mut state = State::new().unwrap();
+        let keep = ToHolder::Keep { key: LISTENER, class: Class::Plain };
+        let (stream, _other) = UnixStream::pair().unwrap();
+        assert_eq!(apply(&mut state, keep, vec![stream.into()]), Err(Errno::INVAL));
+        let file = std::fs::File::open("/proc/self/status").unwrap();
+        assert_eq!(apply(&mut state, keep, vec![file.into()]), Err(Errno::INVAL));
+        assert!(state.kept.is_empty());
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -15,8 +15,9 @@ use vfiod_journal::message::Death;
 /// The environment variable by which a worker knows that descriptor 0 is a link: the holder's process id.
 pub(crate) const HOLDER: &str = "VFIOD_HOLDER";
 
-/// How long a worker without memory is waited for, to learn how it has ended.
-const GRACE: Duration = Duration::from_millis(5);
+/// How long a worker without memory is waited for, to learn how it has ended: longer only if the close of one of
+/// its descriptors hangs, or processors are scarce.
+const GRACE: Duration = Duration::from_secs(1);
 
 /// What is started.
 #[derive(Debug)]
@@ -48,6 +49,10 @@ pub(crate) struct Worker {
     /// It serves.
     pub(crate) is_ready: bool,
     was_killed: bool,
+    /// Killed as it had closed its link.
+    has_closed_link: bool,
+    /// Since when it has no memory.
+    without_memory: Option<Instant>,
     /// There is something for it that it did not take.
     pub(crate) wants_out: bool,
 }
@@ -55,51 +60,65 @@ pub(crate) struct Worker {
 impl Worker {
     pub(crate) fn start(program: &Program, arguments: &[OsString]) -> io::Result<Self> {
         let (link, theirs) = link::pair()?;
-        let child = program.command(theirs, arguments).spawn()?;
-        let pid = Pid::from_child(&child);
+        Self::of_child(&program.command(theirs, arguments).spawn()?, link)
+    }
+
+    /// A process that was started with the other end of `link`.
+    pub(crate) fn of_child(child: &Child, link: OwnedFd) -> io::Result<Self> {
+        let pid = Pid::from_child(child);
         // Nobody else waits for it, so it is still this process that the number means.
         let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty())?;
-        let (started, is_ready, was_killed) = (Instant::now(), false, false);
-        // As it is watched at first.
-        let wants_out = true;
-        Ok(Self { pid, pidfd, link, started, is_ready, was_killed, wants_out })
+        Ok(Self {
+            pid,
+            pidfd,
+            link,
+            started: Instant::now(),
+            is_ready: false,
+            was_killed: false,
+            has_closed_link: false,
+            without_memory: None,
+            // As it is watched at first.
+            wants_out: true,
+        })
     }
 
     pub(crate) fn pid(&self) -> i32 {
         self.pid.as_raw_nonzero().get()
     }
 
-    /// Whether it was killed, and may not be gone.
+    /// Whether it is about to be gone.
     pub(crate) fn is_ending(&self) -> bool {
-        self.was_killed
+        self.was_killed || self.without_memory.is_some()
     }
 
-    /// Asks it to end.
-    pub(crate) fn terminate(&self) {
-        let _ = rustix::process::pidfd_send_signal(&self.pidfd, Signal::TERM);
+    pub(crate) fn signal(&self, signal: Signal) {
+        let _ = rustix::process::pidfd_send_signal(&self.pidfd, signal);
     }
 
     pub(crate) fn kill(&mut self) {
         self.was_killed = true;
-        let _ = rustix::process::pidfd_send_signal(&self.pidfd, Signal::KILL);
+        self.signal(Signal::KILL);
     }
 
     /// How it has ended, if it has; kills it if it has closed its link. Does not wait.
     pub(crate) fn death(&mut self) -> Option<Death> {
-        if let Some(death) = reap(&self.pidfd) {
-            return Some(death);
+        let death = reap(&self.pidfd);
+        if death.is_some() {
+            return if self.has_closed_link { Some(Death::LinkClosed) } else { death };
         }
         if !has_ended(&self.link) {
             return None;
         }
-        if !self.was_killed {
-            self.kill();
-        }
         if !has_no_memory(self.pid()) {
+            // The kernel closes a link of its own accord only where no thread has memory any more.
+            self.has_closed_link |= !self.was_killed;
+            self.kill();
             return None;
         }
         // All that is left is the close of its descriptors, which rarely takes long.
-        Some(self.await_end(GRACE).unwrap_or(Death::LinkClosed))
+        let since = *self.without_memory.get_or_insert_with(Instant::now);
+        let unknown = if self.has_closed_link { Death::LinkClosed } else { Death::Unknown };
+        (since.elapsed() >= GRACE).then_some(unknown)
     }
 
     /// Waits until the kernel says how it has ended.

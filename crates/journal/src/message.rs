@@ -80,6 +80,46 @@ pub enum Death {
     Unknown,
 }
 
+impl std::fmt::Display for Death {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::First => f.write_str("not started before"),
+            Self::Exit(status) => write!(f, "exit status {status}"),
+            Self::Signal(signal) => write!(f, "signal {signal}"),
+            Self::LinkClosed => f.write_str("killed, as it had closed its link with the holder"),
+            Self::Replaced => f.write_str("stopped for another holder"),
+            Self::Unknown => f.write_str("unknown"),
+        }
+    }
+}
+
+/// How often workers have ended against the holder's will, by cause.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Deaths {
+    /// By a signal, such as SIGSEGV, or SIGKILL where memory ran out.
+    pub signal: u64,
+    /// By `exit`.
+    pub exit: u64,
+    /// They had closed their link, and were killed.
+    pub link: u64,
+    /// The kernel did not say.
+    pub unknown: u64,
+}
+
+impl Deaths {
+    /// Counts a death.
+    pub fn add(&mut self, death: Death) {
+        let count = match death {
+            Death::First | Death::Replaced => return,
+            Death::Signal(_) => &mut self.signal,
+            Death::Exit(_) => &mut self.exit,
+            Death::LinkClosed => &mut self.link,
+            Death::Unknown => &mut self.unknown,
+        };
+        *count += 1;
+    }
+}
+
 /// What a worker asks of the holder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ToHolder {
@@ -165,6 +205,10 @@ pub enum ToWorker {
         next_connection: u64,
         /// How the one before ended.
         death: Death,
+        /// When that was seen: nanoseconds of CLOCK_MONOTONIC; 0 if there was none.
+        died: u64,
+        /// How all of them ended.
+        deaths: Deaths,
     },
     /// What the holder was told to do.
     Settings(Settings),
@@ -312,6 +356,11 @@ impl Fields<'_> {
         Some(Settings { connections, kept, backoff_ms, stable_ms })
     }
 
+    fn deaths(&mut self) -> Option<Deaths> {
+        let (signal, exit) = (self.u64()?, self.u64()?);
+        Some(Deaths { signal, exit, link: self.u64()?, unknown: self.u64()? })
+    }
+
     fn death(&mut self) -> Option<Death> {
         let (what, value) = (self.u32()?, self.u32()? as i32);
         Some(match (what, value) {
@@ -410,7 +459,7 @@ impl ToWorker {
     /// The message as bytes.
     pub fn encode(&self) -> Packet {
         match *self {
-            Self::Begin { protocol, starts, next_connection, death } => {
+            Self::Begin { protocol, starts, next_connection, death, died, deaths } => {
                 let (what, value) = match death {
                     Death::First => (0, 0),
                     Death::Exit(status) => (1, status),
@@ -420,7 +469,9 @@ impl ToWorker {
                     Death::Unknown => (5, 0),
                 };
                 let packet = Packet::new(1).u32(protocol).u64(starts).u64(next_connection);
-                packet.u32(what).u32(value as u32)
+                let Deaths { signal, exit, link, unknown } = deaths;
+                let packet = packet.u32(what).u32(value as u32).u64(died);
+                packet.u64(signal).u64(exit).u64(link).u64(unknown)
             }
             Self::Settings(settings) => Packet::new(2).settings(settings),
             Self::Kept { key, class, listening } => {
@@ -452,6 +503,8 @@ impl ToWorker {
                     starts: fields.u64()?,
                     next_connection: fields.u64()?,
                     death: fields.death()?,
+                    died: fields.u64()?,
+                    deaths: fields.deaths()?,
                 },
                 2 => Self::Settings(fields.settings()?),
                 3 => Self::Kept {
@@ -506,10 +559,18 @@ mod tests {
     }
 
     fn to_worker() -> Vec<ToWorker> {
-        let begin = |death| ToWorker::Begin { protocol: 1, starts: 2, next_connection: 3, death };
-        let deaths =
+        let deaths = Deaths { signal: 5, exit: 6, link: 7, unknown: u64::MAX };
+        let begin = |death| ToWorker::Begin {
+            protocol: 1,
+            starts: 2,
+            next_connection: 3,
+            death,
+            died: 4,
+            deaths,
+        };
+        let all =
             [Death::First, Death::Exit(-1), Death::Signal(9), Death::LinkClosed, Death::Replaced];
-        let mut all: Vec<_> = deaths.into_iter().map(begin).collect();
+        let mut all: Vec<_> = all.into_iter().map(begin).collect();
         all.extend([
             begin(Death::Unknown),
             ToWorker::Settings(Settings::default()),
@@ -563,6 +624,7 @@ mod tests {
             assert!(ToHolder::decode(packet.bytes()).is_err(), "{packet:?}");
         }
         let death = Packet::new(1).u32(1).u64(2).u64(3).u32(6).u32(0);
+        let death = (0..5).fold(death, Packet::u64);
         assert!(ToWorker::decode(death.bytes()).is_err());
         assert_eq!(Head::new(&[]), None);
         assert_eq!(Head::new(&[0; MAX_HEAD + 1]), None);

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::Signal;
-use vfiod_holder::{End, Options};
+use vfiod_holder::{End, Event, Options};
 use vfiod_journal::link::{self, Wait};
 use vfiod_journal::memory::{SharedWords, Words, create_file};
 use vfiod_journal::message::{Class, Death, Head, Key, PROTOCOL, Settings, ToHolder, ToWorker};
@@ -25,7 +25,7 @@ fn stage() -> Option<PathBuf> {
     std::env::var_os("STAGE").map(PathBuf::from)
 }
 
-fn log(line: &str) {
+fn log(line: &dyn std::fmt::Display) {
     let path = stage().unwrap().join("log");
     if let Ok(mut file) = OpenOptions::new().append(true).create(true).open(path) {
         let _ = file.write_all(format!("{line}\n").as_bytes());
@@ -37,11 +37,13 @@ fn options(requests: Option<OwnedFd>) -> Options {
     let (worker, successor) = (arguments("roles::worker"), arguments("roles::successor"));
     let is_short = stage().is_some_and(|stage| stage.join("short").exists());
     let successor_limit = if is_short { Duration::from_millis(200) } else { crate::stage::LIMIT };
-    Options { name: "test".into(), worker, successor, requests, successor_limit, log }
+    let (name, kept) = ("test".into(), Vec::new());
+    let log = |event: &Event| log(event);
+    Options { name, worker, successor, requests, successor_limit, kept, log }
 }
 
 fn end(end: std::io::Result<End>) -> ! {
-    log(&format!("{end:?}"));
+    log(&format_args!("{end:?}"));
     std::process::exit(match end {
         Ok(End::Worker(status)) => status.into(),
         Ok(End::Replaced) => 0,
