@@ -4,13 +4,15 @@ use std::fs;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, RenameFlags, Uid};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use vfiod_directories::{directory_of, in_directory, make_directory, remove_in};
 use vfiod_dma::{Error, Result};
+
+use crate::kept::{self, Kept, Left, Record};
 
 /// Longest path in bytes: `sun_path` less the NUL that some clients need.
 const MAX_PATH: usize = 107;
@@ -50,7 +52,7 @@ pub enum Site {
     Trial,
 }
 
-/// A listening socket at a path. Dropping it closes it and removes its name. If somebody holds up its
+/// A listening socket at a path, kept by the process's keeper ([`crate::keep_by`]) if it has one. Dropping it closes it and removes its name. If somebody holds up its
 /// directory, the drop waits two seconds at most, and the name is removed later.
 #[derive(Debug)]
 pub struct NamedSocket {
@@ -65,6 +67,8 @@ struct Name {
     /// Where it is until it is published.
     first: Mutex<Option<PathBuf>>,
     identity: Identity,
+    /// Where this process has a keeper.
+    kept: OnceLock<Kept>,
 }
 
 /// Publishes a socket, without being the socket.
@@ -105,11 +109,38 @@ impl NamedSocket {
             return Err(failed(Errno::ISDIR, "cannot use as a socket's path:"));
         };
         let (place, name) = (path.to_owned(), name.to_string_lossy().into_owned());
-        in_directory(directory_of(path), move || Self::prepare_there(&place, &name, access, site))
-            .map_err(|error| {
+        let prepare = move || match Self::adopt(&place, access, site) {
+            Some(adopted) => Ok(adopted),
+            None => Self::prepare_there(&place, &name, access, site),
+        };
+        in_directory(directory_of(path), prepare).map_err(|error| {
             let what = format!("cannot make the socket {}", path.display());
             Error::new(error.errno(), what).because(error)
         })?
+    }
+
+    /// Takes over the socket that a process before this one has left for a path, if it is as wanted. Others
+    /// that were left for it are closed.
+    fn adopt(path: &Path, access: SocketAccess, site: Site) -> Option<Self> {
+        if site == Site::Trial {
+            return None;
+        }
+        let mut left = kept::take_left(path);
+        let is_wanted = |left: &Left| left.record.access == access && left.place().is_some();
+        let named = left.iter().position(|left| is_wanted(left) && left.place() == Some(path));
+        let adopted = named.or_else(|| left.iter().position(is_wanted));
+        let adopted = adopted.map(|at| left.swap_remove(at));
+        left.into_iter().for_each(Left::close);
+        let Left { record, socket: fd, kept } = adopted?;
+        let first = (named.is_none()).then_some(record.first);
+        let name = Name {
+            path: record.path,
+            first: Mutex::new(first),
+            identity: record.identity,
+            kept: kept.into(),
+        };
+        tracing::debug!(path = %path.display(), "took over a socket");
+        Some(Self { fd, name: Arc::new(name) })
     }
 
     /// [`NamedSocket::prepare`], on a thread that may be lost.
@@ -133,6 +164,7 @@ impl NamedSocket {
             path: path.to_owned(),
             first: Mutex::new(Some(directory.join(&first))),
             identity: (stat.st_dev, stat.st_ino),
+            kept: OnceLock::new(),
         };
         let socket = Self { fd, name: Arc::new(name) };
         if let Some(mode) = access.mode {
@@ -149,6 +181,13 @@ impl NamedSocket {
         // Before it has its name: a connection that is refused would look like a dead server's.
         rustix::net::listen(&socket.fd, BACKLOG)
             .map_err(|errno| failed(errno, "cannot listen on"))?;
+        if site != Site::Trial {
+            let (path, first) = (path.to_owned(), directory.join(first));
+            let record = Record { path, first, access, identity: socket.name.identity };
+            if let Some(kept) = kept::keep(socket.fd.as_fd(), &record) {
+                let _ = socket.name.kept.set(kept);
+            }
+        }
         Ok(socket)
     }
 
@@ -309,7 +348,7 @@ fn open_bound(directory: &OwnedFd, name: &str) -> std::result::Result<OwnedFd, E
     if is_socket && is_ours { Ok(file) } else { Err(Errno::PERM) }
 }
 
-fn identity(path: &Path) -> std::result::Result<Identity, Errno> {
+pub(crate) fn identity(path: &Path) -> std::result::Result<Identity, Errno> {
     rustix::fs::lstat(path).map(|stat| (stat.st_dev, stat.st_ino))
 }
 
