@@ -14,7 +14,7 @@ use crate::places::Usage;
 use crate::view::{
     Attribute, Connection, Control, Daemon, Damaged, Definition, Definitions, Device, DeviceState,
     DeviceSummary, Dma, File, Instance, InstanceSummary, Interrupt, Limit, Mapping, Member, Owner,
-    Parent, Record, Region, Set, Setting, Task, Type,
+    Parent, Record, Region, Restarts, Set, Setting, Task, Type,
 };
 
 /// How many DMA mappings are shown one by one.
@@ -69,6 +69,20 @@ pub(crate) fn daemon(manager: &Manager, places: Usage) -> Daemon {
             operators_max: places.operators_max,
             user_max: places.user_max,
         },
+        restarts: manager.restarts().map(restarts),
+    }
+}
+
+fn restarts(restarts: &vfiod_manager::Restarts) -> Restarts {
+    let vfiod_manager::Restarts { holder, signal, exit, link, unknown, last, blackout } = restarts;
+    Restarts {
+        holder: *holder,
+        signal: *signal,
+        exit: *exit,
+        link: *link,
+        unknown: *unknown,
+        last: last.clone(),
+        blackout_ms: blackout.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX)),
     }
 }
 

@@ -18,7 +18,7 @@ use prometheus_client::encoding::{
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 use vfiod_core::{DeviceRef, IrqIndex, Metric, MetricValue};
-use vfiod_manager::{Counters, Manager};
+use vfiod_manager::{Counters, Manager, Restarts};
 use vfiod_server::ConnectionTotals;
 
 /// The content type of [`text`].
@@ -47,6 +47,12 @@ impl Debug for Devices {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct OfDevice {
     device: String,
+}
+
+/// The label of what is counted by cause.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfCause {
+    cause: &'static str,
 }
 
 /// The labels of what is counted by device and kind.
@@ -95,6 +101,9 @@ impl Collector for Devices {
         gauge(&mut encoder, "devices", "Registered devices", devices.len())?;
         gauge(&mut encoder, "threads", "Threads that serve", manager.server().threads())?;
 
+        if let Some(restarts) = manager.restarts() {
+            encode_restarts(&mut encoder, restarts)?;
+        }
         let counters = manager.counters();
         for (name, help, counter) in EVENTS {
             let values = counters.iter().map(|(device, counters)| {
@@ -172,6 +181,23 @@ impl Collector for Devices {
         });
         Families::sorted(of_models).encode(&mut encoder)
     }
+}
+
+/// What is known where there is a holder.
+fn encode_restarts(
+    encoder: &mut DescriptorEncoder<'_>,
+    restarts: &Restarts,
+) -> Result<(), fmt::Error> {
+    let Restarts { signal, exit, link, unknown, blackout, .. } = restarts;
+    let causes = [("signal", signal), ("exit", exit), ("link", link), ("unknown", unknown)];
+    let causes = causes.map(|(cause, count)| (OfCause { cause }, *count)).into_iter();
+    let help = "Restarts by the holder, by how the process before ended";
+    family(encoder, "restarts", help, MetricType::Counter, causes)?;
+    let Some(blackout) = blackout else { return Ok(()) };
+    let help = "Time from the last end of a process to the moment when the next one served";
+    let mut metric =
+        encoder.encode_descriptor("blackout_seconds", help, None, MetricType::Gauge)?;
+    metric.encode_gauge(&blackout.as_secs_f64())
 }
 
 /// The metrics that models report, by name: those of one name have to stand together.

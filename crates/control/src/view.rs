@@ -391,6 +391,28 @@ pub struct Daemon {
     pub threads: usize,
     /// Connections to the control API.
     pub control: Control,
+    /// Where it has a holder: how the processes before it have ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restarts: Option<Restarts>,
+}
+
+/// How the processes that a holder has started before this one have ended: how many, by cause.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Restarts {
+    /// The holder's process id.
+    pub holder: u32,
+    /// By a signal, such as SIGSEGV, or SIGKILL where memory ran out.
+    pub signal: u64,
+    /// By `exit`.
+    pub exit: u64,
+    /// Killed by the holder, as they had closed their link with it.
+    pub link: u64,
+    /// In a way that the kernel did not say.
+    pub unknown: u64,
+    /// How the last one ended; null if this process is the first.
+    pub last: Option<String>,
+    /// Milliseconds from that end to the moment when this process served.
+    pub blackout_ms: Option<u64>,
 }
 
 /// Connections to the control API: how many there are, and may be.

@@ -1,5 +1,6 @@
 //! The command line as `clap` sees it; help, completions and man pages come from here.
 
+use std::ffi::OsString;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 
@@ -25,6 +26,15 @@ Environment:
   VFIOD_LOG      log filter, as --log
   LISTEN_FDS     sockets passed by the service manager
   NOTIFY_SOCKET  where the service manager is told READY and STOPPING";
+
+const HOLDER: &str = "\
+Example:
+  vfiod holder -- serve /etc/vfiod.toml
+
+If the server is killed, crashes or exits, it is started again at once, after the third time in a row with
+a delay of up to five seconds. Its sockets are there meanwhile, and clients that connect wait. Connections
+that were open are lost. It is the same program that starts again, also if its file was replaced.
+SIGTERM and SIGINT end the server in order, and then the holder. SIGHUP reads the configuration again.";
 
 /// Software devices for virtual machines, served over vfio-user.
 #[derive(Debug, Parser)]
@@ -58,6 +68,9 @@ pub(crate) enum Command {
     Manage(Manage),
     /// Serve devices: all of a configuration file, or one named on the command line.
     Serve(Serve),
+    /// Start the server, keep its sockets, and start it again when it dies.
+    #[command(after_help = HOLDER)]
+    Holder(HolderArgs),
     /// List the device models and their options.
     Devices {
         /// Print JSON.
@@ -143,6 +156,14 @@ pub(crate) struct Serve {
     pub no_sandbox: bool,
 }
 
+/// Arguments of `holder`.
+#[derive(Debug, Args)]
+pub(crate) struct HolderArgs {
+    /// What to start: `serve` with its arguments.
+    #[arg(last = true, required = true, value_name = "serve …")]
+    pub server: Vec<OsString>,
+}
+
 /// Arguments of `sandbox-helper`.
 #[derive(Debug, Args)]
 pub(crate) struct HelperArgs {
@@ -178,6 +199,14 @@ mod tests {
     #[test]
     fn the_definition_holds_together() {
         command("vfiod", "0").debug_assert();
+    }
+
+    #[test]
+    fn holder_wants_a_command_behind_dashes() {
+        for wrong in [&["vfiod", "holder"][..], &["vfiod", "holder", "serve", "a.toml"]] {
+            assert_eq!(Cli::try_parse_from(wrong).unwrap_err().exit_code(), 2, "{wrong:?}");
+        }
+        Cli::try_parse_from(["vfiod", "holder", "--", "serve", "--device", "edu"]).unwrap();
     }
 
     #[test]

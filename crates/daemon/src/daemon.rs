@@ -11,6 +11,7 @@ use vfiod_config::{
 use vfiod_control::client::Failure;
 
 use crate::cli::{self, Cli, Command};
+use crate::holder::{self, ServerFailed};
 use crate::{confine, generate, logging, manage, models, output, serve, signals};
 
 /// A daemon that serves these models, with its command line.
@@ -167,6 +168,7 @@ impl Daemon {
         match Cli::from_arg_matches(matches)?.command {
             Command::Manage(command) => manage::run(command),
             Command::Serve(args) => serve::run(&args, &self.models, &logs, &self.name),
+            Command::Holder(args) => holder::run(&args, self.command(), &logs),
             Command::SandboxHelper(args) => confine::serve_as_helper(&args),
             Command::Devices { json } => models::list(&self.models, json),
             Command::Completions { shell } => generate::completions(shell, &self.name),
@@ -181,6 +183,9 @@ impl Daemon {
         if error.is::<output::ReaderGone>() {
             // `probe … | head`: the reader has seen enough.
             return ExitCode::SUCCESS;
+        }
+        if let Some(ServerFailed(status)) = error.downcast_ref() {
+            return ExitCode::from(*status);
         }
         if let Some(LoadError::Wrong(problems)) = error.downcast_ref() {
             logging::print_error(&problems.to_string());

@@ -16,6 +16,8 @@ mod cli;
 mod confine;
 mod daemon;
 mod generate;
+mod held;
+mod holder;
 pub mod logging;
 mod manage;
 mod models;

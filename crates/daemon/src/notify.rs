@@ -34,11 +34,12 @@ pub(crate) fn alive() {
 }
 
 /// How often the service manager wants to know that the daemon works, if it does: half the time after
-/// which it would restart it.
-pub(crate) fn watchdog_interval() -> Option<Duration> {
+/// which it would restart it. A daemon that has a holder speaks for it.
+pub(crate) fn watchdog_interval(holder: Option<u32>) -> Option<Duration> {
     let number = |name| std::env::var(name).ok()?.parse::<u64>().ok();
     let pid = number("WATCHDOG_PID");
-    let is_meant = pid.is_none_or(|pid| pid == u64::from(std::process::id()));
+    let ours = [Some(std::process::id()), holder].map(|pid| pid.map(u64::from));
+    let is_meant = pid.is_none_or(|pid| ours.contains(&Some(pid)));
     let time = number("WATCHDOG_USEC").filter(|time| is_meant && *time > 0)?;
     Some(Duration::from_micros(time / 2))
 }

@@ -16,6 +16,7 @@ use vfiod_mdev_sysfs::{MountedView, View};
 
 use crate::cli::Serve;
 use crate::confine::{self, Confined};
+use crate::held::Held;
 use crate::served::configuration;
 use crate::signals::{Asked, Signals};
 use crate::{logging, notify, output};
@@ -34,10 +35,12 @@ pub(crate) fn run(
     logs: &logging::Wanted,
     program: &str,
 ) -> anyhow::Result<()> {
-    let passed = match args.check {
-        true => Ok(PassedSockets::default()),
-        // Before anything is opened that could have the number of a socket that was not passed.
-        false => PassedSockets::take(args.fd),
+    // Before anything is opened that could have the number of a socket that was not passed.
+    let mut held = if args.check { None } else { Held::begin()? };
+    let passed = match &mut held {
+        _ if args.check => Ok(PassedSockets::default()),
+        Some(held) => Ok(held.passed()),
+        None => PassedSockets::take(args.fd),
     };
     let (source, served_already) = configuration(args, models)?;
     let passed = passed?;
@@ -91,7 +94,11 @@ pub(crate) fn run(
     }
     raise_descriptor_limit();
     // Before the first socket is there: whoever sees one may send a signal already.
-    let signals = Signals::catch_with_reload().context("cannot catch signals")?;
+    let signals = Signals::catch_with_reload(|asked| match &mut held {
+        Some(held) => held.start(asked),
+        None => Ok(()),
+    });
+    let signals = signals.context("cannot catch signals")?;
     let manager = Manager::prepare(source, models, Some(Arc::new(EventLog)), passed)?;
     let manager = Arc::new(manager);
     let started = management(&config, &manager, metrics, confined.view.take());
@@ -108,9 +115,15 @@ pub(crate) fn run(
         return Err(error);
     }
     let count = manager.devices().len();
+    if let Some(held) = &held {
+        held.ready(&manager);
+    }
     notify::ready(&format!("serving {count} devices"));
     tracing::info!(devices = count, "ready");
-    wait(&signals, &manager);
+    wait(&signals, &manager, held.as_ref().map(Held::holder));
+    if let Some(held) = &held {
+        held.finish();
+    }
     notify::stopping();
     drop(management);
     manager.stop(GRACE);
@@ -177,7 +190,7 @@ fn control(config: &Config, manager: &Arc<Manager>) -> anyhow::Result<Option<Con
 
 /// A descriptor for each device and client may be more than the soft limit, which is low for
 /// the sake of programs that use `select`.
-fn raise_descriptor_limit() {
+pub(crate) fn raise_descriptor_limit() {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit { current: limit.maximum, ..limit };
     if let Err(error) = setrlimit(Resource::Nofile, raised) {
@@ -186,9 +199,9 @@ fn raise_descriptor_limit() {
 }
 
 /// Waits until the daemon is to finish, and reloads the configuration when it is asked to.
-fn wait(signals: &Signals, manager: &Arc<Manager>) {
+fn wait(signals: &Signals, manager: &Arc<Manager>, holder: Option<u32>) {
     let stack = manager.stack();
-    let watchdog = notify::watchdog_interval();
+    let watchdog = notify::watchdog_interval(holder);
     let idle = watchdog.unwrap_or(Duration::from_secs(3600));
     loop {
         let pause = if stack.one_client_only() { POLL_INTERVAL.min(idle) } else { idle };

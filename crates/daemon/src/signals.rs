@@ -9,7 +9,7 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -78,20 +78,26 @@ impl Signals {
     /// # Errors
     /// Errors of the kernel.
     pub fn catch() -> io::Result<Self> {
-        Self::start(&[SIGTERM, SIGINT, SIGXCPU])
+        let (sender, receiver) = mpsc::channel();
+        Self::start(&[SIGTERM, SIGINT, SIGXCPU], sender)?;
+        Ok(Self(receiver))
     }
 
-    /// Takes SIGTERM, SIGINT, SIGXCPU and SIGHUP over.
+    /// Takes SIGTERM, SIGINT, SIGXCPU and SIGHUP over. `others` may start what asks for something, too.
     ///
     /// # Errors
-    /// Errors of the kernel.
-    pub fn catch_with_reload() -> io::Result<Self> {
-        Self::start(&[SIGTERM, SIGINT, SIGXCPU, SIGHUP])
+    /// Errors of the kernel, or of `others`.
+    pub(crate) fn catch_with_reload(
+        others: impl FnOnce(Sender<Asked>) -> io::Result<()>,
+    ) -> io::Result<Self> {
+        let (sender, receiver) = mpsc::channel();
+        Self::start(&[SIGTERM, SIGINT, SIGXCPU, SIGHUP], sender.clone())?;
+        others(sender)?;
+        Ok(Self(receiver))
     }
 
-    fn start(signals: &[i32]) -> io::Result<Self> {
+    fn start(signals: &[i32], sender: Sender<Asked>) -> io::Result<()> {
         let mut signals = signal_hook::iterator::Signals::new(signals)?;
-        let (sender, receiver) = mpsc::channel();
         thread::Builder::new().name("signals".into()).spawn(move || {
             let mut asked_first = None;
             for signal in signals.forever() {
@@ -110,7 +116,7 @@ impl Signals {
                 }
             }
         })?;
-        Ok(Self(receiver))
+        Ok(())
     }
 
     /// What a signal asks for, if one comes within `timeout`.

@@ -62,6 +62,36 @@ impl PassedSockets {
         taken().map_err(|error| UsageError(format!("{error:#}")).into())
     }
 
+    /// The sockets of socket activation by name, to be handed on to another process.
+    ///
+    /// # Errors
+    /// [`UsageError`]: one of them is a connection.
+    pub fn into_listening(self) -> anyhow::Result<Vec<(String, OwnedFd)>> {
+        let named = |(name, list): (String, Vec<Inherited>)| {
+            list.into_iter().map(move |socket| (name.clone(), socket))
+        };
+        let listening = |(name, socket)| match socket {
+            Inherited::Listening(fd) => Ok((name, fd)),
+            Inherited::Connected(_) => {
+                let what = format!(
+                    "socket activation of `{name}`: a connection cannot be held; \
+                                    use a .socket unit with Accept=no"
+                );
+                Err(UsageError(what).into())
+            }
+        };
+        self.activated.into_iter().flat_map(named).map(listening).collect()
+    }
+
+    /// The sockets of socket activation that another process has handed on.
+    pub fn of_listening(sockets: Vec<(String, OwnedFd)>) -> Self {
+        let mut passed = Self::default();
+        for (name, fd) in sockets {
+            passed.activated.entry(name).or_default().push(Inherited::Listening(fd));
+        }
+        passed
+    }
+
     fn activated() -> anyhow::Result<Self> {
         let variable = |name| std::env::var(name).ok();
         let mut passed = Self::default();

@@ -1,7 +1,7 @@
 //! The manager: everything that the daemon has, and every change of it.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
@@ -21,6 +21,7 @@ use crate::events::{EventKind, Events, Watch};
 use crate::inherited::PassedSockets;
 use crate::leaving::Claims;
 use crate::limits;
+use crate::restarts::Restarts;
 use crate::sockets::mistake;
 use crate::stack::{About, Stack};
 
@@ -48,6 +49,7 @@ pub struct Manager {
     pub(crate) events: Arc<Events>,
     counters: Arc<AllCounters>,
     since: SystemTime,
+    restarts: OnceLock<Restarts>,
 }
 
 /// What a manager starts with.
@@ -162,6 +164,7 @@ impl Manager {
             events,
             counters,
             since: SystemTime::now(),
+            restarts: OnceLock::new(),
         };
         for parent in &config.parents {
             if let Err(error) = manager.register_parent(parent) {
@@ -259,6 +262,16 @@ impl Manager {
     /// When the manager was ready.
     pub fn since(&self) -> SystemTime {
         self.since
+    }
+
+    /// Says once how the processes before this one have ended.
+    pub fn set_restarts(&self, restarts: Restarts) {
+        let _ = self.restarts.set(restarts);
+    }
+
+    /// How the processes before this one have ended; `None`: it has no holder, or does not serve yet.
+    pub fn restarts(&self) -> Option<&Restarts> {
+        self.restarts.get()
     }
 
     /// Where every device is registered.

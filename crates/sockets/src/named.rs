@@ -132,7 +132,7 @@ impl NamedSocket {
         let adopted = adopted.map(|at| left.swap_remove(at));
         left.into_iter().for_each(Left::close);
         let Left { record, socket: fd, kept } = adopted?;
-        let first = (named.is_none()).then_some(record.first);
+        let first = named.is_none().then_some(record.first);
         let name = Name {
             path: record.path,
             first: Mutex::new(first),

@@ -11,7 +11,10 @@ use std::sync::{Arc, Mutex};
 use vfiod_sockets::{Keeper, LeftSocket, NamedSocket, Site, SocketAccess, close_left, keep_by};
 
 #[derive(Clone, Default)]
-struct Kept(Arc<Mutex<BTreeMap<u64, (OwnedFd, Vec<u8>)>>>);
+struct Kept(Arc<Mutex<BTreeMap<u64, Entry>>>);
+
+/// A socket and its record.
+type Entry = (OwnedFd, Vec<u8>);
 
 impl Keeper for Kept {
     fn keep(&self, socket: BorrowedFd<'_>, record: &[u8]) -> Option<u64> {
