@@ -103,6 +103,7 @@ pub(crate) fn device(manager: &Manager, device: &DeviceRef) -> Device {
         number: device.id().0,
         location: device.location().map(str::to_owned),
         failure: status.failure,
+        restored: device.has_restored_state(),
         flags: flags(device),
         files: files(device),
         regions: regions(device),

@@ -59,6 +59,9 @@ pub struct Device {
     /// Why it is in the error state.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<String>,
+    /// A state was restored to it, which whoever opens it next finds.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub restored: bool,
     /// What kind of device it is: `pci`, `fsl-mc`, `platform`.
     pub flags: Vec<String>,
     /// Who has it open.

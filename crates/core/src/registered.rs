@@ -426,6 +426,7 @@ impl Registered {
             if result.is_ok() {
                 self.barred.fetch_and(!FAILED, Ordering::Relaxed);
                 lock(&self.failure).take();
+                self.forget_restored_state();
             } else if let Err(error) = &result {
                 self.fail(&format!("its reset failed: {error}"));
             }
@@ -494,8 +495,16 @@ impl Registered {
         Ok(())
     }
 
+    /// After a reset: the next user finds the device as the first one did.
+    fn forget_restored_state(&self) {
+        let mut retained = lock(&self.retained);
+        if matches!(*retained, Retained::Next) {
+            *retained = Retained::PowerOn;
+        }
+    }
+
     /// Whether the next first open is to find a state that was restored for it.
-    fn has_restored_state(&self) -> bool {
+    pub(crate) fn has_restored_state(&self) -> bool {
         matches!(*lock(&self.retained), Retained::Next)
     }
 

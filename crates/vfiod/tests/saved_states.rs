@@ -173,9 +173,13 @@ fn next_client_of_another_daemon_finds_what_was_saved() {
     let other = Rig::new();
     for device in DEVICES {
         other.good(&["restore", device, &rig.file(&format!("{device}.json"))]);
+        let waits =
+            |device| other.good(&["show", device, "--kind", "devices"]).contains("restored: true");
+        assert!(waits(device), "{device}");
         if has_place(device) {
             let mut client = other.connect(device);
             assert_eq!(read(&mut client, device), place(device).2, "{device}");
+            assert!(!waits(device), "{device}");
             drop(client);
             assert_ne!(
                 read(&mut other.connect(device), device),

@@ -70,6 +70,11 @@ impl DeviceRef {
         let device = &self.registered;
         device.restore_portable(saved).map_err(|error| device.cannot("restore", error))
     }
+
+    /// Whether the next first open is to find a state that [`DeviceRef::restore_portable`] has restored.
+    pub fn has_restored_state(&self) -> bool {
+        self.registered.has_restored_state()
+    }
 }
 
 impl Registered {

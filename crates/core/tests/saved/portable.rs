@@ -47,10 +47,11 @@ fn next_user_finds_it_once_whatever_the_policy() {
     let copy = Rig::new(OpenPolicy::Single);
     let device = copy.registration.device();
     restore(&copy, &text).unwrap();
-    assert!(device.status().files.is_empty());
+    assert!(device.status().files.is_empty() && device.has_restored_state());
     assert_eq!(copy.shared.take_calls(), [""; 0]);
     let file = device.open(Owner::in_process("another user")).unwrap();
     assert_eq!((writes(&file), copy.shared.take_calls()), (1, vec!["open_device", "open"]));
+    assert!(!device.has_restored_state());
     // The level is there for who asks for it.
     let signal = event();
     file.set_irqs(LINE, 0, 1, IrqAction::Trigger, eventfds(&signal)).unwrap();
@@ -65,7 +66,10 @@ fn reset_before_the_next_open_ends_it() {
     let text = text(&used().rig);
     let copy = Rig::new(OpenPolicy::Single);
     restore(&copy, &text).unwrap();
-    copy.registration.device().reset_set(vfiod_core::InUse::Refuse).unwrap();
+    let device = copy.registration.device();
+    assert!(device.has_restored_state());
+    device.reset_set(vfiod_core::InUse::Refuse).unwrap();
+    assert!(!device.has_restored_state());
     assert_eq!(writes(&copy.open()), 0);
 }
 
