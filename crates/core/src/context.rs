@@ -5,7 +5,7 @@ use std::fmt;
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
-use vfiod_quota::{Charge, Lines, Payer, Resource};
+use vfiod_quota::{Charge, CurrentPayer, Lines, Payer, Resource};
 use vfiod_tasks::Runtime;
 use vfiod_tasks::contain::Panicked;
 
@@ -90,7 +90,7 @@ struct ContextInner {
     /// Lines of the log that a guest can cause.
     guest_lines: Lines,
     /// Who pays for what the device keeps for its user, while it is open.
-    payer: Mutex<Option<Payer>>,
+    payer: CurrentPayer,
     home: Arc<OnceLock<Weak<dyn Home>>>,
 }
 
@@ -182,7 +182,7 @@ impl Context {
             quiesces: QuiesceCounters::default(),
             common,
             guest_lines: Lines::up_to(1),
-            payer: Mutex::new(None),
+            payer: CurrentPayer::default(),
             home,
         };
         Self { inner: Arc::new(inner) }
@@ -294,23 +294,22 @@ impl Context {
     /// # Errors
     /// `ENOMEM`: more than the user may have (`limits.memory`).
     pub fn charge_memory(&self, bytes: u64) -> Result<MemoryCharge> {
-        // Without the lock: a charge may wait for those of others.
-        let payer = lock(&self.inner.payer).clone();
-        let Some(payer) = payer else { return Ok(MemoryCharge(None)) };
         let exceeded = |error: vfiod_quota::Exceeded| {
             let what = format!("{}: no memory for what is kept for its user", self.name());
-            Error::new(error.errno(), what).because(error)
+            Error::short(error.errno(), what).because(error)
         };
-        payer
-            .charge(Resource::Memory, bytes)
-            .map(|charge| MemoryCharge(Some(charge)))
-            .map_err(exceeded)
+        self.inner.payer.charge(Resource::Memory, bytes).map(MemoryCharge).map_err(exceeded)
     }
 
     /// Sets who pays; `None`: the device is closed.
     pub(crate) fn set_payer(&self, payer: Option<Payer>) {
-        let before = std::mem::replace(&mut *lock(&self.inner.payer), payer);
-        drop(before);
+        self.inner.payer.set(payer);
+    }
+
+    /// Who has the device open, and pays for what is kept for that: for what is charged elsewhere than by
+    /// [`Context::charge_memory`].
+    pub fn payer(&self) -> CurrentPayer {
+        self.inner.payer.clone()
     }
 
     /// Counts requests of the device to something else than guest memory, such as a disk: while one is

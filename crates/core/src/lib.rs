@@ -100,6 +100,7 @@ mod turns;
 
 pub use vfiod_dma as dma;
 pub use vfiod_dma::{error, memory};
+pub use vfiod_quota::CurrentPayer;
 pub use vfiod_tasks::contain;
 
 pub use context::{Context, DataPath, MemoryCharge, QuiesceTimes};

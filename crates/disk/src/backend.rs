@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use vfiod_dma::{Errno, Error, Result};
+use vfiod_quota::CurrentPayer;
 use vfiod_tasks::Runtime;
 
 use crate::bytes::AtOnce;
@@ -71,6 +72,10 @@ pub trait Channel: fmt::Debug + Send + Sync + 'static {
     fn engine(&self) -> Option<&'static str> {
         None
     }
+
+    /// Charges whoever pays from now on for the memory that requests need. Called once, before the first request, if
+    /// at all.
+    fn charge_to(&self, _payer: &CurrentPayer) {}
 
     /// Calls `start`, which starts several requests: they may be handed to the kernel together.
     fn gather(&self, start: &mut dyn FnMut()) {

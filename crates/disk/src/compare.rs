@@ -1,15 +1,18 @@
 //! Requests that read, and give nobody what they read: compare, compare and write, verify.
 
+use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
+use vfiod_buffer::NoMemory;
 use vfiod_dma::{Errno, Error};
-use vfiod_tasks::yield_now;
+use vfiod_tasks::{race, yield_now};
 
 use crate::channel::{DiskChannel, failed};
 use crate::failure::{Failure, FailureKind};
 use crate::in_flight::Parts;
 use crate::interest::Interest;
-use crate::pool::Pool;
+use crate::pool::{Pair, Piece, Pool};
 use crate::request::{Buffer, Done, Request};
 use crate::started::Started;
 
@@ -17,11 +20,16 @@ use crate::started::Started;
 const COMPARED: usize = 64 << 10;
 /// Compares that one channel does at a time.
 const COMPARES: usize = 16;
+/// How long a request waits whose memory there is not enough of for now.
+const MOMENT: Duration = Duration::from_millis(10);
 /// Bytes that a verify reads at a time.
 const VERIFIED: u64 = 64 << 10;
 
 /// What the compares of one channel compare with.
-pub(crate) fn pool() -> Arc<Pool> {
+///
+/// # Errors
+/// There is no memory for the first one.
+pub(crate) fn pool() -> Result<Arc<Pool<Pair>>, NoMemory> {
     Pool::new(COMPARED, COMPARES)
 }
 
@@ -72,7 +80,7 @@ impl DiskChannel {
         };
         let end = range.end;
         let (lock, channel) = (self.parts.ranges.enter(range, true), self.parts());
-        let durable = self.durable(interest, durable);
+        let (durable, interest) = (self.durable(interest, durable), interest.clone());
         self.go_on(durable, async move {
             lock.granted().await;
             if let Err(failure) = channel.still_has(end, offset, len) {
@@ -82,8 +90,7 @@ impl DiskChannel {
                 return Done { result: Err(failure), buffer: Some(buffer) };
             }
             equal();
-            let write = Request::Write { offset, buffer, durable: false };
-            let done = channel.inner.start(write).await;
+            let done = channel.insist_on_write(&interest, offset, buffer).await;
             drop(lock);
             done
         })
@@ -119,19 +126,72 @@ impl DiskChannel {
 }
 
 impl Parts {
-    /// Reads into a buffer of our own, which comes back.
-    async fn read(&self, offset: u64, bytes: Vec<u8>) -> (Result<(), Failure>, Vec<u8>) {
-        let done = self.inner.start(Request::Read { offset, buffer: Buffer::Own(bytes) }).await;
-        let bytes = if let Some(Buffer::Own(bytes)) = done.buffer { bytes } else { Vec::new() };
-        (done.result, bytes)
+    /// Writes a buffer, as often as there is too little memory. Begun anew from its comparison, a request would find
+    /// what it has written itself.
+    async fn insist_on_write(&self, interest: &Interest, offset: u64, buffer: Buffer) -> Done {
+        let mut request = Request::Write { offset, buffer, durable: false };
+        loop {
+            let Done { result, buffer } = self.inner.start(request).await;
+            let buffer = match (&result, buffer) {
+                (Err(failure), Some(buffer)) if failure.kind == FailureKind::Short => buffer,
+                (_, buffer) => return Done { result, buffer },
+            };
+            if let Err(failure) = self.moment(interest).await {
+                return Done { result: Err(failure), buffer: Some(buffer) };
+            }
+            request = Request::Write { offset, buffer, durable: false };
+        }
+    }
+
+    /// Waits until something may be tried again that lacks memory.
+    ///
+    /// # Errors
+    /// Nobody wants it any more.
+    async fn moment(&self, interest: &Interest) -> Result<(), Failure> {
+        interest.lasts()?;
+        let sleep = self.runtime.upgrade().map(|runtime| runtime.sleep(MOMENT));
+        let slept = async {
+            match sleep {
+                Some(sleep) => sleep.await,
+                // The runtime has ended, and time with it.
+                None => std::future::pending().await,
+            }
+            Ok(())
+        };
+        race(slept, async { Err(interest.ended().await) }).await
     }
 
     async fn verify(&self, interest: &Interest, offset: u64, len: usize) -> Result<(), Failure> {
-        // The place counts; where there is no memory, others end first.
-        let _place = self.compares.take().await;
-        interest.lasts()?;
-        let bytes = vfiod_buffer::zeroed(len).map_err(Error::from)?;
-        self.read(offset, bytes).await.0
+        let mut place = self.compares.take(len).await;
+        let mut done = 0;
+        while done < len {
+            interest.lasts()?;
+            let part = (len - done).min(place.room());
+            self.read_into(&mut place, offset + done as u64, part).await?;
+            done += part;
+        }
+        Ok(())
+    }
+
+    /// Reads so many bytes into the buffers of a comparison.
+    async fn read_into(
+        &self,
+        place: &mut Piece<Pair>,
+        offset: u64,
+        part: usize,
+    ) -> Result<(), Failure> {
+        let lost = || Failure::from(Error::new(Errno::IO, "a buffer was lost with its back end"));
+        let Some(Pair { mut disk, expected }) = place.take_out() else { return Err(lost()) };
+        // It has room for that.
+        disk.resize(part, 0);
+        let done = self.inner.start(Request::Read { offset, buffer: Buffer::Own(disk) }).await;
+        match done.buffer {
+            Some(Buffer::Own(disk)) if disk.len() == part => {
+                place.put_back(Some(Pair { disk, expected }));
+                done.result
+            }
+            _ => done.result.and_then(|()| Err(lost())),
+        }
     }
 
     async fn compare(
@@ -140,29 +200,37 @@ impl Parts {
         offset: u64,
         with: Buffer,
     ) -> (Result<(), Failure>, Buffer) {
-        let mut expected = self.compares.take().await;
         let (len, mut done) = (with.len(), 0);
+        let mut place = self.compares.take(len).await;
         while done < len {
-            if let Err(failure) = interest.lasts() {
+            let part = done..(done + place.room()).min(len);
+            done = part.end;
+            let compared = self.compare_part(interest, &mut place, offset, (&with, part)).await;
+            if let Err(failure) = compared {
                 return (Err(failure), with);
             }
-            let part = (len - done).min(COMPARED);
-            let bytes = match vfiod_buffer::zeroed(part) {
-                Ok(bytes) => bytes,
-                Err(none) => return (Err(Error::from(none).into()), with),
-            };
-            let (read, bytes) = self.read(offset + done as u64, bytes).await;
-            let read = read.and_then(|()| Ok(with.take(done, &mut expected[..part])?));
-            if let Err(failure) = read {
-                return (Err(failure), with);
-            }
-            if bytes[..] != expected[..part] {
-                let what = format!("the disk has other data at {:#x}", offset + done as u64);
-                let error = Error::new(Errno::ILSEQ, what);
-                return (Err(Failure { kind: FailureKind::Different, error }), with);
-            }
-            done += part;
         }
         (Ok(()), with)
+    }
+
+    /// Compares a part of a buffer with what the disk has there; the buffer belongs at `offset`.
+    async fn compare_part(
+        &self,
+        interest: &Interest,
+        place: &mut Piece<Pair>,
+        offset: u64,
+        (with, part): (&Buffer, Range<usize>),
+    ) -> Result<(), Failure> {
+        interest.lasts()?;
+        let at = offset + part.start as u64;
+        self.read_into(place, at, part.len()).await?;
+        let Some(Pair { disk, expected }) = place.get_mut() else { return Ok(()) };
+        expected.resize(part.len(), 0);
+        with.take(part.start, expected)?;
+        if disk == expected {
+            return Ok(());
+        }
+        let error = Error::new(Errno::ILSEQ, format!("the disk has other data at {at:#x}"));
+        Err(Failure { kind: FailureKind::Different, error })
     }
 }

@@ -12,6 +12,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use vfiod_dma::{Flights, Result};
+use vfiod_quota::CurrentPayer;
 use vfiod_sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use vfiod_sync::{Mutex, lock};
 use vfiod_tasks::{Runtime, Waiters};
@@ -109,19 +110,31 @@ impl Disk {
     /// # Errors
     /// As [`Backend::connect`].
     pub fn connect(&self, runtime: &Runtime) -> Result<Arc<DiskChannel>> {
-        self.channel(runtime, None)
+        self.channel(runtime, None, None)
     }
 
     /// The way of a controller whose requests these are: the device is not idle before they have ended, but for
     /// flushes, those included that nobody waits for any more. So an old write never lands after the next user's.
+    /// Whoever has the device open is charged for the memory that requests need, but for a little that is always
+    /// there.
     ///
     /// # Errors
     /// As [`Backend::connect`].
-    pub fn connect_device(&self, runtime: &Runtime, device: Flights) -> Result<Arc<DiskChannel>> {
-        self.channel(runtime, Some(device))
+    pub fn connect_device(
+        &self,
+        runtime: &Runtime,
+        device: Flights,
+        payer: CurrentPayer,
+    ) -> Result<Arc<DiskChannel>> {
+        self.channel(runtime, Some(device), Some(payer))
     }
 
-    fn channel(&self, runtime: &Runtime, device: Option<Flights>) -> Result<Arc<DiskChannel>> {
+    fn channel(
+        &self,
+        runtime: &Runtime,
+        device: Option<Flights>,
+        payer: Option<CurrentPayer>,
+    ) -> Result<Arc<DiskChannel>> {
         let inner = self.shared.backend.clone().connect(runtime)?;
         let parts = Arc::new(Parts {
             inner,
@@ -129,8 +142,12 @@ impl Disk {
             runtime: runtime.downgrade(),
             device,
             ranges: self.shared.ranges.user(),
-            compares: compare::pool(),
+            compares: compare::pool()?,
         });
+        if let Some(payer) = payer {
+            parts.inner.charge_to(&payer);
+            parts.compares.charge_to(payer);
+        }
         Ok(Arc::new(DiskChannel { parts }))
     }
 

@@ -35,6 +35,10 @@ pub enum FailureKind {
     Different,
     /// Nobody wants what it comes to any more: its [`Interest`](crate::Interest) has ended.
     Unwanted,
+    /// Too little memory, or of something else that this process or the kernel has a limited number of (`EAGAIN`,
+    /// `ENOMEM`), or the kernel has given the request up (`EINTR`, `ECANCELED`). A read or write that fails so has
+    /// given back all that it had, and is started anew, after a while: no guest is told.
+    Short,
     /// Any other error.
     Other,
 }
@@ -48,6 +52,8 @@ impl From<Error> for Failure {
             Errno::NODEV | Errno::NXIO | Errno::NOMEDIUM => FailureKind::Gone,
             Errno::FAULT | Errno::ACCESS => FailureKind::Memory,
             Errno::OPNOTSUPP | Errno::NOSYS => FailureKind::Unsupported,
+            Errno::AGAIN | Errno::NOMEM | Errno::INTR | Errno::CANCELED => FailureKind::Short,
+            _ if error.is_short() => FailureKind::Short,
             _ => FailureKind::Other,
         };
         Self { kind, error }
@@ -67,6 +73,7 @@ mod tests {
             (&[Errno::NODEV, Errno::NXIO, Errno::NOMEDIUM], FailureKind::Gone),
             (&[Errno::FAULT, Errno::ACCESS], FailureKind::Memory),
             (&[Errno::OPNOTSUPP, Errno::NOSYS], FailureKind::Unsupported),
+            (&[Errno::AGAIN, Errno::NOMEM, Errno::INTR, Errno::CANCELED], FailureKind::Short),
             (&[Errno::INVAL, Errno::TIMEDOUT], FailureKind::Other),
         ] {
             for errno in errnos {

@@ -5,18 +5,19 @@
 //! | --- | --- |
 //! | all bytes | done |
 //! | fewer bytes | the rest follows (`vfiod-io`); at the end of the file: it has become smaller |
-//! | `EAGAIN`, `ENOMEM`, `EINTR`, `ECANCELED` | again, after a while: the guest never learns of it |
-//! | `EINVAL` of direct I/O to guest memory | through a bounce buffer |
+//! | `EAGAIN`, `ENOMEM`, `EINTR`, `ECANCELED` | it has nothing any more, and is started anew ([`FailureKind::Short`]) |
+//! | `EINVAL` of direct I/O to guest memory, `ENOMEM` of a whole request | through a bounce buffer |
 //! | anything else | failed |
 
 use std::fmt;
 use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
+use vfiod_buffer::Aligned;
 use vfiod_dma::{Errno, Error, Result};
 use vfiod_io::{Allocation, Ring, RuntimeRing, Transfer};
+use vfiod_quota::CurrentPayer;
 use vfiod_tasks::{Runtime, WeakRuntime};
 
 use crate::backend::{About, Backend, Channel};
@@ -42,7 +43,7 @@ pub(crate) struct Way {
     image: Arc<Image>,
     rings: Arc<RuntimeRing>,
     runtime: WeakRuntime,
-    bounce: Arc<Pool>,
+    bounce: Arc<Pool<Aligned>>,
 }
 
 impl Deref for FileChannel {
@@ -86,10 +87,10 @@ enum Next {
     Done,
     /// The file is smaller than the disk.
     Ended,
-    /// The same again, after a while.
-    Again,
     /// The same through a bounce buffer.
     Bounce,
+    /// There was no memory for it.
+    NoMemory,
     Failed,
 }
 
@@ -100,32 +101,11 @@ impl Next {
             Ok(moved) if *moved == len => Self::Done,
             Ok(_) => Self::Ended,
             Err(error) => match error.errno() {
-                Errno::AGAIN | Errno::NOMEM | Errno::INTR | Errno::CANCELED => Self::Again,
                 Errno::INVAL if may_bounce => Self::Bounce,
+                Errno::NOMEM => Self::NoMemory,
                 _ => Self::Failed,
             },
         }
-    }
-}
-
-/// How long to wait for resources.
-struct Backoff(Duration);
-
-impl Backoff {
-    const LONGEST: Duration = Duration::from_millis(100);
-
-    fn new() -> Self {
-        Self(Duration::from_millis(1))
-    }
-
-    /// Waits, longer each time. `false`: the runtime has ended.
-    async fn wait(&mut self, runtime: &WeakRuntime) -> bool {
-        let Some(sleep) = runtime.upgrade().map(|runtime| runtime.sleep(self.0)) else {
-            return false;
-        };
-        sleep.await;
-        self.0 = (self.0 * 2).min(Self::LONGEST);
-        true
     }
 }
 
@@ -143,7 +123,7 @@ impl FileChannel {
             Some(threads) => RuntimeRing::with_threads(runtime, threads)?,
             None => RuntimeRing::of(runtime)?,
         };
-        let bounce = Pool::new(PIECE, image.options.bounce / PIECE);
+        let bounce = Pool::new(PIECE, image.options.bounce / PIECE)?;
         let runtime = runtime.downgrade();
         Ok(Self { way: Arc::new(Way { image, rings, runtime, bounce }) })
     }
@@ -210,45 +190,30 @@ impl FileChannel {
         direction: Direction,
         offset: u64,
         len: usize,
-        mut result: Result<usize>,
-        mut buffer: Buffer,
+        result: Result<usize>,
+        buffer: Buffer,
     ) -> Done {
-        let mut backoff = Backoff::new();
-        loop {
-            match Next::after(&result, len, self.image.is_direct()) {
-                Next::Done => return Done { result: Ok(()), buffer: Some(buffer) },
-                Next::Again if buffer.len() == len => {
-                    if !backoff.wait(&self.runtime).await {
-                        return self.failed(result, offset, len, Some(buffer));
-                    }
-                }
-                Next::Bounce if buffer.len() == len => {
-                    return self.bounce(direction, offset, buffer).await;
-                }
-                _ => return self.failed(result, offset, len, Some(buffer)),
-            }
-            match self.start_as_it_is(direction, offset, buffer) {
-                Tried::Begun(_, transfer) => {
-                    let (moved, back) = transfer.await;
-                    (result, buffer) = (moved, Buffer::of_io(back));
-                }
-                Tried::Refused(buffer) => return self.bounce(direction, offset, buffer).await,
-            }
+        match Next::after(&result, len, self.image.is_direct()) {
+            Next::Done => Done { result: Ok(()), buffer: Some(buffer) },
+            Next::Bounce if buffer.len() == len => self.bounce(direction, offset, buffer).await,
+            // There is no memory to pass a hole of the guest's, but what the pool has.
+            Next::NoMemory if buffer.len() == len => self.bounce(direction, offset, buffer).await,
+            _ => self.failed(result, offset, len, Some(buffer)),
         }
     }
 
     /// Reads or writes a buffer piece by piece through a bounce buffer.
     async fn bounce(&self, direction: Direction, offset: u64, mut buffer: Buffer) -> Done {
         let (len, mut done) = (buffer.len(), 0);
-        let mut piece = self.bounce.take().await;
-        let mut backoff = Backoff::new();
+        let mut piece = self.bounce.take(len).await;
         while done < len {
-            let part = (len - done).min(PIECE);
+            let part = (len - done).min(piece.room());
             let at = offset + done as u64;
-            let Some(mut bytes) = piece.take_out(part) else {
+            let Some(mut bytes) = piece.take_out() else {
                 let lost = Err(Error::new(Errno::IO, "a bounce buffer was lost with its ring"));
                 return self.failed(lost, at, part, Some(buffer));
             };
+            bytes.set_len(part);
             if direction == Direction::Write
                 && let Err(error) = buffer.take(done, &mut bytes)
             {
@@ -263,12 +228,6 @@ impl FileChannel {
             piece.put_back(bytes);
             match Next::after(&result, part, false) {
                 Next::Done => {}
-                Next::Again => {
-                    if backoff.wait(&self.runtime).await {
-                        continue;
-                    }
-                    return self.failed(result, at, part, Some(buffer));
-                }
                 _ => return self.failed(result, at, part, Some(buffer)),
             }
             if direction == Direction::Read
@@ -310,29 +269,9 @@ impl FileChannel {
         Done { result: Err(failure), buffer }
     }
 
-    /// Something without a buffer, again while the kernel lacks resources.
-    async fn repeat<F: Future<Output = Result<()>>>(
-        &self,
-        start: impl Fn(&Ring) -> F,
-    ) -> Result<()> {
-        let mut backoff = Backoff::new();
-        loop {
-            let started = start(self.ring());
-            let result = started.await;
-            let as_moved = match &result {
-                Ok(()) => return Ok(()),
-                Err(error) => Err(Error::new(error.errno(), "")),
-            };
-            if Next::after(&as_moved, 0, false) != Next::Again || !backoff.wait(&self.runtime).await
-            {
-                return result;
-            }
-        }
-    }
-
     async fn flush(&self) -> Result<(), Failure> {
         // Not repeated: the kernel reports a failure once.
-        Ok(self.ring().flush(&self.image.file).await?)
+        self.ring().flush(&self.image.file).await.map_err(of_sync)
     }
 
     /// Makes a range zero by changing what is allocated. A block device does that for whole sectors; what is
@@ -343,7 +282,7 @@ impl FileChannel {
         if from >= to {
             return self.write_zeroes(offset, len).await;
         }
-        self.repeat(|ring| ring.allocate(&self.image.file, how, from, to - from)).await?;
+        self.ring().allocate(&self.image.file, how, from, to - from).await?;
         self.write_zeroes(offset, from - offset).await?;
         self.write_zeroes(to, end - to).await
     }
@@ -376,21 +315,21 @@ impl FileChannel {
         if len == 0 {
             return Ok(());
         }
-        let mut piece = self.bounce.take().await;
+        let mut piece = self.bounce.take(usize::try_from(len).unwrap_or(usize::MAX)).await;
         piece.fill(0);
-        let (mut done, mut backoff) = (0, Backoff::new());
+        let mut done = 0;
         while done < len {
-            let part = (len - done).min(PIECE as u64);
+            let part = (len - done).min(piece.room() as u64);
             let at = offset + done;
-            let Some(bytes) = piece.take_out(part as usize) else {
+            let Some(mut bytes) = piece.take_out() else {
                 let lost = Error::new(Errno::IO, "a bounce buffer was lost with its ring");
                 return Err(lost.into());
             };
+            bytes.set_len(part as usize);
             let (result, bytes) = self.ring().write_aligned(&self.image.file, at, bytes).await;
             piece.put_back(bytes);
             match Next::after(&result, part as usize, false) {
                 Next::Done => done += part,
-                Next::Again if backoff.wait(&self.runtime).await => {}
                 _ => return self.failed(result, at, part as usize, None).result,
             }
         }
@@ -412,6 +351,14 @@ impl AfterKernel for Way {
             channel.flush_if(durable, done).await
         })
     }
+}
+
+/// A sync has failed. It is not begun anew, whatever the reason.
+fn of_sync(error: Error) -> Failure {
+    let failure = Failure::from(error);
+    let is_short = failure.kind == FailureKind::Short;
+    let kind = if is_short { FailureKind::Other } else { failure.kind };
+    Failure { kind, ..failure }
 }
 
 /// Copying from or to guest memory has failed.
@@ -436,7 +383,7 @@ impl Channel for FileChannel {
             Request::Flush => {
                 let flushed = self.ring().flush(&self.image.file);
                 Continued::new(&self.runtime, async move {
-                    let result = flushed.await.map_err(Failure::from);
+                    let result = flushed.await.map_err(of_sync);
                     Done { result, buffer: None }
                 })
                 .into()
@@ -457,6 +404,10 @@ impl Channel for FileChannel {
             })
             .into(),
         }
+    }
+
+    fn charge_to(&self, payer: &CurrentPayer) {
+        self.bounce.charge_to(payer.clone());
     }
 
     fn gather(&self, start: &mut dyn FnMut()) {
@@ -485,10 +436,8 @@ mod tests {
             (Ok(8), false, Next::Done),
             (Ok(3), false, Next::Ended),
             (Ok(0), true, Next::Ended),
-            (failed(Errno::AGAIN), true, Next::Again),
-            (failed(Errno::NOMEM), false, Next::Again),
-            (failed(Errno::INTR), false, Next::Again),
-            (failed(Errno::CANCELED), false, Next::Again),
+            (failed(Errno::AGAIN), true, Next::Failed),
+            (failed(Errno::NOMEM), false, Next::NoMemory),
             (failed(Errno::INVAL), true, Next::Bounce),
             (failed(Errno::INVAL), false, Next::Failed),
             (failed(Errno::IO), true, Next::Failed),

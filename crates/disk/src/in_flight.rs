@@ -9,7 +9,7 @@ use vfiod_tasks::{WeakRuntime, race};
 use crate::backend::Channel;
 use crate::failure::Failure;
 use crate::interest::Interest;
-use crate::pool::Pool;
+use crate::pool::{Pair, Pool};
 use crate::ranges::User;
 use crate::request::Done;
 use crate::shared::Shared;
@@ -23,7 +23,7 @@ pub(crate) struct Parts {
     pub(crate) device: Option<Flights>,
     /// Its requests have turns with those of other channels.
     pub(crate) ranges: Arc<User>,
-    pub(crate) compares: Arc<Pool>,
+    pub(crate) compares: Arc<Pool<Pair>>,
 }
 
 impl Parts {

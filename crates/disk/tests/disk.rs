@@ -10,6 +10,7 @@ use vfiod_disk::{
     Pending, Request,
 };
 use vfiod_dma::{Attachment, Errno};
+use vfiod_quota::CurrentPayer;
 use vfiod_tasks::Runtime;
 
 struct Rig {
@@ -239,6 +240,31 @@ fn without_a_write_cache_every_write_is_synced() {
     assert_eq!((kind(rig.run(deallocate(0, 1))), rig.durable(0)), (None, 0));
     rig.disk.set_write_through(false);
     assert_eq!((kind(rig.run(write(0, 1, 1))), rig.durable(0)), (None, 0));
+}
+
+#[test]
+fn write_of_a_pair_that_lacks_memory_is_not_compared_again() {
+    let rig = rig(8);
+    rig.test.hold(true);
+    let interest = Interest::default();
+    let pair = (own(&[0; 2 * SECTOR]), own(&[3; 2 * SECTOR]));
+    let mut fused = rig.channel.compare_and_write(&interest, 0, pair, false, || ());
+    assert!(poll(&mut fused).is_none());
+    let next = |of: Kind| {
+        let held = rig.test.held().pop().expect("a request");
+        assert_eq!(held.kind, of);
+        held.id
+    };
+    rig.test.finish(next(Kind::Read));
+    assert!(poll(&mut fused).is_none());
+    // A part is written.
+    rig.test.finish_in_part(next(Kind::Write), SECTOR, Errno::AGAIN);
+    if let Some(done) = poll(&mut fused) {
+        panic!("{:?}", kind(done));
+    }
+    rig.test.hold(false);
+    assert_eq!(kind(rig.wait(fused)), None);
+    assert_eq!(rig.test.bytes()[..2 * SECTOR], [3; 2 * SECTOR]);
 }
 
 #[test]
@@ -530,7 +556,8 @@ fn verify_that_waits_for_a_place_is_not_begun_when_nobody_wants_it_any_more() {
 fn device_is_idle_while_its_writes_are_synced() {
     let rig = rig(64);
     let device = Attachment::detached();
-    let channel = rig.disk.connect_device(&rig.runtime, device.flights()).unwrap();
+    let channel =
+        rig.disk.connect_device(&rig.runtime, device.flights(), CurrentPayer::default()).unwrap();
     rig.test.hold(true);
     let durable = |request| match request {
         Request::Write { offset, buffer, .. } => Request::Write { offset, buffer, durable: true },
@@ -551,7 +578,8 @@ fn device_is_idle_while_its_writes_are_synced() {
 fn device_is_not_idle_before_its_requests_have_ended() {
     let rig = rig(64);
     let device = Attachment::detached();
-    let channel = rig.disk.connect_device(&rig.runtime, device.flights()).unwrap();
+    let channel =
+        rig.disk.connect_device(&rig.runtime, device.flights(), CurrentPayer::default()).unwrap();
     rig.test.hold(true);
     drop([deallocate(0, 8), write(16, 1, 1), Request::Flush].map(|request| channel.start(request)));
     rig.runtime.run_until_idle();

@@ -14,12 +14,19 @@ pub struct Error {
     errno: Errno,
     what: Cow<'static, str>,
     source: Option<Box<dyn std::error::Error + Send + Sync>>,
+    is_short: bool,
 }
 
 impl Error {
     /// An error with the errno for the peer and what went wrong.
     pub fn new(errno: Errno, what: impl Into<Cow<'static, str>>) -> Self {
-        Self { errno, what: what.into(), source: None }
+        Self { errno, what: what.into(), source: None, is_short: false }
+    }
+
+    /// An error for want of memory, or of something else that this process has a limited number of. The same may
+    /// succeed later.
+    pub fn short(errno: Errno, what: impl Into<Cow<'static, str>>) -> Self {
+        Self { is_short: true, ..Self::new(errno, what) }
     }
 
     /// The same error with what caused it.
@@ -34,6 +41,12 @@ impl Error {
         &self.what
     }
 
+    /// Whether this process had too little of something ([`Error::short`]). A peer's own error is never of this
+    /// kind, whatever its errno.
+    pub fn is_short(&self) -> bool {
+        self.is_short
+    }
+
     /// The errno to report to a peer.
     pub fn errno(&self) -> Errno {
         self.errno
@@ -42,12 +55,12 @@ impl Error {
 
 impl From<vfiod_quota::Exceeded> for Error {
     fn from(exceeded: vfiod_quota::Exceeded) -> Self {
-        Self::new(exceeded.errno(), exceeded.to_string())
+        Self::short(exceeded.errno(), exceeded.to_string())
     }
 }
 
 impl From<vfiod_buffer::NoMemory> for Error {
     fn from(none: vfiod_buffer::NoMemory) -> Self {
-        Self::new(Errno::NOMEM, none.to_string())
+        Self::short(Errno::NOMEM, none.to_string())
     }
 }

@@ -32,6 +32,7 @@ impl Status {
     pub const INTERNAL: Self = Self(0x06);
     /// Command Abort Requested.
     pub const ABORT_REQUESTED: Self = Self(0x07);
+    pub const ABORTED_BY_DELETION: Self = Self(0x08);
     /// Command Sequence Error.
     pub const SEQUENCE_ERROR: Self = generic(0x0c);
     /// Command Aborted due to Failed Fused Command.

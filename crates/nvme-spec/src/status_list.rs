@@ -31,7 +31,7 @@ pub const STATUSES: &[Row] = &[
     never(0x05, "Commands Aborted due to Power Loss Notification"),
     given(Status::INTERNAL, "Internal Error"),
     given(Status::ABORT_REQUESTED, "Command Abort Requested"),
-    never(0x08, "Command Aborted due to SQ Deletion"),
+    given(Status::ABORTED_BY_DELETION, "Command Aborted due to SQ Deletion"),
     given(Status::FAILED_FUSED, "Command Aborted due to Failed Fused Command"),
     given(Status::MISSING_FUSED, "Command Aborted due to Missing Fused Command"),
     given(Status::INVALID_NAMESPACE, "Invalid Namespace or Format"),

@@ -12,6 +12,8 @@ pub(crate) enum Ends {
     Media { for_good: bool },
     /// The same for each command.
     With(Status),
+    /// Nothing: it begins anew.
+    Never,
 }
 
 /// A kind of failure.
@@ -94,6 +96,13 @@ pub(crate) const FAILURES: &[Row] = &[
         Ends::With(Status::INTERNAL),
         EACH,
     ),
+    row(
+        FailureKind::Short,
+        &[Errno::AGAIN, Errno::NOMEM, Errno::INTR, Errno::CANCELED],
+        "no memory, a queue that is full",
+        Ends::Never,
+        "each command begins anew, as often as it must",
+    ),
     row(FailureKind::Other, &[], "any other error", Ends::With(Status::INTERNAL), EACH),
 ];
 
@@ -103,6 +112,8 @@ pub(crate) fn status_of(kind: FailureKind, media: Status) -> Status {
         Some(Ends::Media { for_good: false }) => media,
         Some(Ends::Media { for_good: true }) => media.for_good(),
         Some(Ends::With(status)) => status,
+        // Whoever asks has begun the command anew.
+        Some(Ends::Never) => Status::INTERNAL,
         None if kind == FailureKind::Different => Status::COMPARE_FAILURE,
         None => Status::INTERNAL,
     }

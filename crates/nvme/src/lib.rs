@@ -6,6 +6,7 @@ mod changes;
 mod common;
 mod controller;
 mod counters;
+mod denied;
 mod disks;
 mod error_recovery;
 mod examine;

@@ -22,6 +22,10 @@ pub(crate) const DEFAULT_NAMESPACES: u32 = 16;
 pub(crate) const DEFAULT_COMMANDS: u32 = 1024;
 /// Bytes of buffers that a controller may have at the same time, unless the options say so.
 pub(crate) const DEFAULT_BUFFERS: usize = 16 << 20;
+/// Bytes that a completion queue is charged as, and a submission queue: with its task, and the places of commands that
+/// are kept for it though none is under way. Entries are in the host's memory.
+pub(crate) const COMPLETION_QUEUE_MEMORY: u64 = 2 << 10;
+pub(crate) const SUBMISSION_QUEUE_MEMORY: u64 = 34 << 10;
 /// Completions that are saved while they wait until the host lets the device reach memory: those of as many
 /// commands, and of all requests for events.
 pub(crate) const MAX_DEFERRED: usize = DEFAULT_COMMANDS as usize + MAX_EVENT_REQUESTS;

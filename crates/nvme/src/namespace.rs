@@ -4,7 +4,7 @@ use std::ops::Deref;
 use std::sync::{Arc, OnceLock, Weak};
 
 use vfiod_core::dma::Flights;
-use vfiod_core::{Errno, Error, Result};
+use vfiod_core::{CurrentPayer, Errno, Error, Result};
 use vfiod_disk::{Disk, DiskChannel, Interest, Limits, Metadata};
 use vfiod_sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use vfiod_sync::{Mutex, lock};
@@ -405,10 +405,15 @@ impl Namespace {
     ///
     /// # Errors
     /// Those of the disk.
-    pub(crate) fn connect(&self, runtime: &Runtime, controller: Flights) -> Result<()> {
+    pub(crate) fn connect(
+        &self,
+        runtime: &Runtime,
+        controller: Flights,
+        payer: CurrentPayer,
+    ) -> Result<()> {
         if self.channel.get().is_none() {
             // The same device is not registered twice at the same time.
-            _ = self.channel.set(self.disk.connect_device(runtime, controller)?);
+            _ = self.channel.set(self.disk.connect_device(runtime, controller, payer)?);
         }
         Ok(())
     }

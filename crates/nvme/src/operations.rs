@@ -250,7 +250,7 @@ impl Nvme {
                         start";
             return refuse(Errno::OPNOTSUPP, what);
         }
-        namespace.connect(cx.runtime(), cx.flights())?;
+        namespace.connect(cx.runtime(), cx.flights(), cx.payer())?;
         if let Some(own) = &self.neighbour {
             namespace.tell(own);
         }

@@ -2,7 +2,7 @@
 
 use smallvec::SmallVec;
 
-use vfiod_nvme_spec::Status;
+use crate::denied::Denied;
 
 /// A piece of the data of a command, in the order of the data. Its length is in bytes, and not 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,8 +41,8 @@ pub(crate) type Pieces = SmallVec<[Piece; 2]>;
 /// Adds a piece; one that adjoins the one before becomes part of it.
 ///
 /// # Errors
-/// Internal Error: no memory.
-pub(crate) fn add(pieces: &mut Pieces, piece: Piece) -> Result<(), Status> {
+/// No memory.
+pub(crate) fn add(pieces: &mut Pieces, piece: Piece) -> Result<(), Denied> {
     if let (Some(Piece::Memory(before, so_far)), Piece::Memory(address, len)) =
         (pieces.last_mut(), piece)
         && before.checked_add(*so_far as u64) == Some(address)
@@ -50,7 +50,7 @@ pub(crate) fn add(pieces: &mut Pieces, piece: Piece) -> Result<(), Status> {
         *so_far += len;
         return Ok(());
     }
-    pieces.try_reserve(1).map_err(|_| Status::INTERNAL)?;
+    pieces.try_reserve(1).map_err(|_| Denied::Short)?;
     pieces.push(piece);
     Ok(())
 }

@@ -3,6 +3,7 @@
 use vfiod_core::Result as CoreResult;
 use vfiod_core::dma::{Attachment, Reach};
 
+use crate::denied::Denied;
 use crate::limits::MAX_TRANSFER;
 use crate::piece::{self, Piece, Pieces};
 use vfiod_nvme_spec::Status;
@@ -22,13 +23,13 @@ enum Rest {
 /// The pieces of `len` bytes of data, adjoining ones as one. Each list is read once.
 ///
 /// # Errors
-/// PRP Offset Invalid; Data Transfer Error: a list cannot be read; Internal Error: no memory.
+/// PRP Offset Invalid; Data Transfer Error: a list cannot be read; no memory.
 pub(crate) async fn pieces(
     dma: &Attachment,
     page: u64,
     prps: (u64, u64),
     len: usize,
-) -> Result<Pieces, Status> {
+) -> Result<Pieces, Denied> {
     let mut pieces = Pieces::new();
     let Rest::List(mut list, mut left) = begin(&mut pieces, page, prps, len)? else {
         return Ok(pieces);
@@ -38,8 +39,8 @@ pub(crate) async fn pieces(
         let room = (page - list % page) / ENTRY;
         let needed = left.div_ceil(page_len) as u64;
         let count = room.min(needed);
-        let entries =
-            read_list(dma, list, count as usize).await.map_err(|_| Status::DATA_TRANSFER)?;
+        let entries = read_list(dma, list, count as usize).await;
+        let entries = entries.map_err(|error| Denied::of_memory(&error))?;
         // The last entry of a page leads to the next list, if more are needed than are left in it.
         let (data, next) = match entries.split_last() {
             Some((next, data)) if needed > room => (data, Some(*next)),
@@ -51,7 +52,7 @@ pub(crate) async fn pieces(
         match next {
             None => return Ok(pieces),
             // A list that follows begins with its page: so each has data, and a chain comes to its end.
-            Some(next) if next % page != 0 => return Err(Status::INVALID_PRP_OFFSET),
+            Some(next) if next % page != 0 => return Err(Status::INVALID_PRP_OFFSET.into()),
             Some(next) => list = next,
         }
     }
@@ -99,13 +100,13 @@ fn begin(
     page: u64,
     (first, second): (u64, u64),
     len: usize,
-) -> Result<Rest, Status> {
+) -> Result<Rest, Denied> {
     if len == 0 {
         return Ok(Rest::Nothing);
     }
     // PRP1 may begin anywhere in a page, at a dword.
     if first % 4 != 0 {
-        return Err(Status::INVALID_PRP_OFFSET);
+        return Err(Status::INVALID_PRP_OFFSET.into());
     }
     let part = usize::try_from(page - first % page).unwrap_or(len).min(len);
     add(pieces, first, part)?;
@@ -117,22 +118,22 @@ fn begin(
         return entry(pieces, second, page, &mut left).map(|()| Rest::Nothing);
     }
     if second % ENTRY != 0 {
-        return Err(Status::INVALID_PRP_OFFSET);
+        return Err(Status::INVALID_PRP_OFFSET.into());
     }
     Ok(Rest::List(second, left))
 }
 
 /// Adds the page of an entry behind the first.
-fn entry(pieces: &mut Pieces, address: u64, page: u64, left: &mut usize) -> Result<(), Status> {
+fn entry(pieces: &mut Pieces, address: u64, page: u64, left: &mut usize) -> Result<(), Denied> {
     if !address.is_multiple_of(page) {
-        return Err(Status::INVALID_PRP_OFFSET);
+        return Err(Status::INVALID_PRP_OFFSET.into());
     }
     let part = (*left).min(page as usize);
     *left -= part;
     add(pieces, address, part)
 }
 
-fn add(pieces: &mut Pieces, address: u64, len: usize) -> Result<(), Status> {
+fn add(pieces: &mut Pieces, address: u64, len: usize) -> Result<(), Denied> {
     piece::add(pieces, Piece::Memory(address, len))
 }
 
@@ -173,7 +174,7 @@ mod tests {
     /// Addresses and lengths of what is found.
     type Found = Vec<(u64, usize)>;
 
-    fn find(words: &[(u64, u64)], prps: (u64, u64), len: usize) -> Result<Found, Status> {
+    fn find(words: &[(u64, u64)], prps: (u64, u64), len: usize) -> Result<Found, Denied> {
         let dma = memory(words);
         let runtime = Arc::new(Runtime::new().unwrap());
         let found = runtime.block_on(None, async move { pieces(&dma, PAGE, prps, len).await });
@@ -214,8 +215,8 @@ mod tests {
 
     #[test]
     fn offsets_that_are_not_allowed_and_lists_that_are_not_there() {
-        let offset = Err(Status::INVALID_PRP_OFFSET);
-        let unreadable = Err(Status::DATA_TRANSFER);
+        let offset = Err(Status::INVALID_PRP_OFFSET.into());
+        let unreadable = Err(Status::DATA_TRANSFER.into());
         let rows = [
             ("PRP1 at no dword", (0x1002, 0), 512, offset.clone()),
             ("PRP2 within a page", (0x1000, 0x8004), 8192, offset.clone()),

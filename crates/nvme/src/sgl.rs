@@ -3,8 +3,10 @@
 //! Data blocks begin at any byte and have any length. A list may describe more than the command needs: what
 //! is behind that is not looked at. Each segment is read once, then judged.
 
+use vfiod_buffer::zeroed;
 use vfiod_core::dma::Attachment;
 
+use crate::denied::Denied;
 use crate::piece::{self, Piece, Pieces};
 use crate::transfer::{Direction, SHORT};
 use vfiod_nvme_spec::Status;
@@ -66,42 +68,43 @@ pub(crate) fn is_long(first: &[u8; DESCRIPTOR]) -> bool {
 /// The pieces of `len` bytes of data, adjoining ones as one, from the descriptor in the command on.
 ///
 /// # Errors
-/// As the status is called; Data Transfer Error: a segment cannot be read; Internal Error: no memory.
+/// As the status is called; Data Transfer Error: a segment cannot be read; no memory.
 pub(crate) async fn pieces(
     dma: &Attachment,
     first: [u8; DESCRIPTOR],
     len: usize,
     direction: Direction,
-) -> Result<Pieces, Status> {
+) -> Result<Pieces, Denied> {
     let (mut pieces, mut left) = (Pieces::new(), len);
     // The descriptor in the command is a segment of one.
-    let (mut segment, mut is_last, mut count) = (vec![first], false, 1);
+    let (mut segment, mut is_last, mut count) = (first.to_vec(), false, 1);
     loop {
         let mut next = None;
-        for (n, descriptor) in segment.iter().enumerate() {
+        let (descriptors, _) = segment.as_chunks();
+        for (n, descriptor) in descriptors.iter().enumerate() {
             if left == 0 {
                 return Ok(pieces);
             }
             let descriptor = Descriptor::parse(descriptor)?;
             if descriptor.is_data() {
                 add(&mut pieces, descriptor, direction, &mut left)?;
-            } else if n + 1 < segment.len() {
-                return Err(Status::SGL_COUNT);
+            } else if n + 1 < descriptors.len() {
+                return Err(Status::SGL_COUNT.into());
             } else {
                 next = Some(descriptor);
             }
         }
         let Some(Descriptor { kind, address, len }) = next.filter(|_| left > 0) else {
-            return if left == 0 { Ok(pieces) } else { Err(Status::DATA_SGL_LENGTH) };
+            return if left == 0 { Ok(pieces) } else { Err(Status::DATA_SGL_LENGTH.into()) };
         };
         let len = len as usize;
         let sound = len > 0 && len.is_multiple_of(DESCRIPTOR);
         if is_last || !sound || !address.is_multiple_of(SEGMENT_ALIGNMENT) {
-            return Err(Status::SGL_SEGMENT);
+            return Err(Status::SGL_SEGMENT.into());
         }
         count += len / DESCRIPTOR;
         if count > MAX_DESCRIPTORS {
-            return Err(Status::SGL_COUNT);
+            return Err(Status::SGL_COUNT.into());
         }
         segment = read_segment(dma, address, len).await?;
         is_last = kind == Kind::LastSegment;
@@ -121,7 +124,7 @@ fn add(
     descriptor: Descriptor,
     direction: Direction,
     left: &mut usize,
-) -> Result<(), Status> {
+) -> Result<(), Denied> {
     let part = (descriptor.len as usize).min(*left);
     let piece = match (descriptor.kind, direction) {
         (Kind::DataBlock, _) => Piece::Memory(descriptor.address, part),
@@ -136,14 +139,10 @@ fn add(
     piece::add(pieces, piece)
 }
 
-async fn read_segment(
-    dma: &Attachment,
-    at: u64,
-    len: usize,
-) -> Result<Vec<[u8; DESCRIPTOR]>, Status> {
-    let mut bytes = vec![0; len];
-    dma.read(at, &mut bytes).await.map_err(|_| Status::DATA_TRANSFER)?;
-    Ok(bytes.as_chunks().0.to_vec())
+async fn read_segment(dma: &Attachment, at: u64, len: usize) -> Result<Vec<u8>, Denied> {
+    let mut bytes = zeroed(len).map_err(|_| Denied::Short)?;
+    dma.read(at, &mut bytes).await.map_err(|error| Denied::of_memory(&error))?;
+    Ok(bytes)
 }
 
 #[cfg(test)]
@@ -200,7 +199,7 @@ mod tests {
         segments: Segments<'_>,
         (len, direction): (usize, Direction),
         changes: bool,
-    ) -> Result<Pieces, Status> {
+    ) -> Result<Pieces, Denied> {
         let mut memory = vec![0; SIZE as usize];
         for (address, descriptors) in segments {
             for (n, (kind, to, len)) in descriptors.iter().enumerate() {
@@ -304,7 +303,7 @@ mod tests {
         ];
         for (what, first, expected) in rows {
             let found = find(first, segments, (512, Direction::ToHost), false);
-            assert_eq!(found, Err(expected), "{what}");
+            assert_eq!(found, Err(expected.into()), "{what}");
         }
     }
 }

@@ -8,6 +8,7 @@ use vfiod_disk::{Buffer, Holds};
 use vfiod_pci::{Task, Worker};
 
 use crate::bounce::{BounceMemory, Bounced};
+use crate::denied::Denied;
 use crate::piece::Piece;
 use vfiod_nvme_spec::Status;
 
@@ -34,7 +35,7 @@ enum Way {
 impl Way {
     /// # Errors
     /// Those of [`hold_all`].
-    fn of(dma: &Attachment, pieces: &[Piece], direction: Direction) -> Result<Self, Status> {
+    fn of(dma: &Attachment, pieces: &[Piece], direction: Direction) -> Result<Self, Denied> {
         Ok(match hold_all(dma, pieces, direction)? {
             Some(holds) => Self::Held(Some(holds)),
             None => Self::Through(pieces.iter().map(Piece::len).sum()),
@@ -69,12 +70,12 @@ impl Way {
 /// Holds all pieces. `None`: they need a buffer.
 ///
 /// # Errors
-/// Data Transfer Error; Internal Error: no memory.
+/// Data Transfer Error; no memory.
 pub(crate) fn hold_all(
     dma: &Attachment,
     pieces: &[Piece],
     direction: Direction,
-) -> Result<Option<Holds>, Status> {
+) -> Result<Option<Holds>, Denied> {
     let perm = if direction == Direction::ToHost { Perm::WRITE } else { Perm::READ };
     let mut holds = Holds::new();
     if pieces.len() > MAX_HOLDS {
@@ -84,30 +85,32 @@ pub(crate) fn hold_all(
         let &Piece::Memory(at, len) = piece else { return Ok(None) };
         match dma.hold(at, len, perm) {
             Ok(hold) => {
-                holds.try_reserve(1).map_err(|_| Status::INTERNAL)?;
+                holds.try_reserve(1).map_err(|_| Denied::Short)?;
                 holds.push(hold);
             }
             Err(error) if error.errno() == Errno::OPNOTSUPP => return Ok(None),
-            Err(_) => return Err(Status::DATA_TRANSFER),
+            Err(error) => return Err(Denied::of_memory(&error)),
         }
     }
     Ok(Some(holds))
 }
 
 /// Finds the data of commands that are done together, as a back end takes it; what goes to the disk is in the buffers
-/// then. What they need beside the guest's memory is charged as long as the last result lives.
+/// then. What they need beside the guest's memory is charged as long as the last result lives; it is waited for
+/// until `ends` says what the commands end with.
 ///
 /// # Errors
-/// Data Transfer Error; Internal Error: no memory. Whose data it is.
+/// Data Transfer Error; no memory; what `ends` says. Whose data it is.
 pub(crate) async fn begin<'a, M: Worker, const N: usize>(
     task: &Task<M>,
     memory: &'a BounceMemory,
+    ends: impl Future<Output = Status> + Send,
     pieces: [&[Piece]; N],
     direction: Direction,
-) -> Result<([Buffer; N], Option<Bounced<'a>>), (usize, Status)> {
+) -> Result<([Buffer; N], Option<Bounced<'a>>), (usize, Denied)> {
     let mut ways = [const { Way::Through(0) }; N];
     for (n, way) in ways.iter_mut().enumerate() {
-        *way = Way::of(task.dma(), pieces[n], direction).map_err(|status| (n, status))?;
+        *way = Way::of(task.dma(), pieces[n], direction).map_err(|denied| (n, denied))?;
     }
     let charged = ways.iter().zip(pieces).map(|(way, pieces)| way.charged(pieces)).sum();
     let (bounced, made) = if charged == 0 {
@@ -123,7 +126,8 @@ pub(crate) async fn begin<'a, M: Worker, const N: usize>(
             }
             Some(made)
         };
-        let (bounced, made) = memory.take(task, charged, make).await;
+        let taken = memory.take(task, ends, charged, make).await;
+        let (bounced, made) = taken.map_err(|status| (0, status.into()))?;
         (Some(bounced), made)
     };
     let mut buffers = [const { Buffer::Own(Vec::new()) }; N];
@@ -133,13 +137,13 @@ pub(crate) async fn begin<'a, M: Worker, const N: usize>(
             Way::Held(None) => {
                 let held = hold_all(task.dma(), pieces[n], direction);
                 // What was mapped, and is no more, cannot be held.
-                let held = held.and_then(|holds| holds.ok_or(Status::DATA_TRANSFER));
-                Buffer::Guest(held.map_err(|status| (n, status))?)
+                let held = held.and_then(|holds| Ok(holds.ok_or(Status::DATA_TRANSFER)?));
+                Buffer::Guest(held.map_err(|denied| (n, denied))?)
             }
             Way::Through(_) => {
                 if direction == Direction::FromHost {
                     let gathered = gather(task.dma(), pieces[n], &mut bytes).await;
-                    gathered.map_err(|status| (n, status))?;
+                    gathered.map_err(|denied| (n, denied))?;
                 }
                 Buffer::Own(bytes)
             }
@@ -151,31 +155,31 @@ pub(crate) async fn begin<'a, M: Worker, const N: usize>(
 /// Gives the host what was read into a buffer of our own.
 ///
 /// # Errors
-/// Data Transfer Error.
+/// Data Transfer Error; no memory.
 pub(crate) async fn finish(
     dma: &Attachment,
     pieces: &[Piece],
     buffer: Option<Buffer>,
-) -> Result<(), Status> {
+) -> Result<(), Denied> {
     match buffer {
         Some(Buffer::Own(bytes)) => scatter(dma, pieces, &bytes).await,
-        _ => Err(Status::INTERNAL),
+        _ => Err(Status::INTERNAL.into()),
     }
 }
 
 /// Reads guest memory, piece after piece.
 ///
 /// # Errors
-/// Data Transfer Error.
+/// Data Transfer Error; no memory.
 pub(crate) async fn gather(
     dma: &Attachment,
     pieces: &[Piece],
     mut bytes: &mut [u8],
-) -> Result<(), Status> {
+) -> Result<(), Denied> {
     for piece in pieces {
         let (now, rest) = bytes.split_at_mut(piece.len());
         if let Piece::Memory(at, _) = *piece {
-            dma.read(at, now).await.map_err(|_| Status::DATA_TRANSFER)?;
+            dma.read(at, now).await.map_err(|error| Denied::of_memory(&error))?;
         }
         bytes = rest;
     }
@@ -185,16 +189,16 @@ pub(crate) async fn gather(
 /// Writes guest memory, piece after piece.
 ///
 /// # Errors
-/// Data Transfer Error.
+/// Data Transfer Error; no memory.
 pub(crate) async fn scatter(
     dma: &Attachment,
     pieces: &[Piece],
     mut bytes: &[u8],
-) -> Result<(), Status> {
+) -> Result<(), Denied> {
     for piece in pieces {
         let (now, rest) = bytes.split_at(piece.len());
         if let Piece::Memory(at, _) = *piece {
-            dma.write(at, now).await.map_err(|_| Status::DATA_TRANSFER)?;
+            dma.write(at, now).await.map_err(|error| Denied::of_memory(&error))?;
         }
         bytes = rest;
     }

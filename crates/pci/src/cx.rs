@@ -62,6 +62,19 @@ impl<M> Cx<M> {
         self.context().flights()
     }
 
+    /// Who has the device open, and pays ([`vfiod_core::Context::payer`]).
+    pub fn payer(&self) -> vfiod_core::CurrentPayer {
+        self.context().payer()
+    }
+
+    /// Charges the user who has the device open for memory ([`vfiod_core::Context::charge_memory`]).
+    ///
+    /// # Errors
+    /// `ENOMEM`: more than the user may have.
+    pub fn charge_memory(&self, bytes: u64) -> Result<vfiod_core::MemoryCharge> {
+        self.context().charge_memory(bytes)
+    }
+
     /// The object of this type that all devices of the registry have in common
     /// ([`vfiod_core::Context::common`]).
     pub fn common<T: Default + Send + Sync + 'static>(&self) -> Arc<T> {

@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+mod current;
 mod debt;
 mod ledger;
 mod limits;
@@ -11,6 +12,7 @@ mod resource;
 mod tests;
 mod user;
 
+pub use current::CurrentPayer;
 pub use debt::{Debt, SlowCalls};
 pub use ledger::{Account, Charge, Exceeded, Ledger, Opened, Payer, Shortfall, Usage};
 pub use limits::{Limit, Limits, Share, Size};

@@ -117,8 +117,8 @@ fn error_of(failure: DmaFailure) -> Error {
         }
         DmaFailure::WrongAccess | DmaFailure::WrongLength => Errno::IO,
         DmaFailure::TimedOut => Errno::TIMEDOUT,
-        DmaFailure::TooMany => Errno::BUSY,
-        DmaFailure::NoMemory => Errno::NOMEM,
+        DmaFailure::TooMany => return Error::short(Errno::BUSY, failure.to_string()),
+        DmaFailure::NoMemory => return Error::short(Errno::NOMEM, failure.to_string()),
         DmaFailure::Closed => Errno::NOTCONN,
     };
     Error::new(errno, failure.to_string())

@@ -23,21 +23,26 @@ impl AdminQueue {
             return Err(Status::INVALID_FIELD);
         }
         let (dma, page) = (self.task.dma(), self.queues.page);
-        self.reach(async {
-            // As many commands may be under way as a controller may have: none has memory for its piece.
-            let mut bytes = [0; PART];
-            for piece in prp::pieces(dma, page, command.prps(), len as usize).await? {
-                let mut left = Some(piece);
-                while let Some(now) = left {
-                    let (part, rest) = now.split(PART);
-                    let len = part.len();
-                    transfer::gather(dma, &[part], &mut bytes[..len]).await?;
-                    left = rest;
+        let mut turn = None;
+        loop {
+            let done = self.reach(async {
+                // As many commands may be under way as a controller may have: none has memory for its piece.
+                let mut bytes = [0; PART];
+                for piece in prp::pieces(dma, page, command.prps(), len as usize).await? {
+                    let mut left = Some(piece);
+                    while let Some(now) = left {
+                        let (part, rest) = now.split(PART);
+                        let len = part.len();
+                        transfer::gather(dma, &[part], &mut bytes[..len]).await?;
+                        left = rest;
+                    }
                 }
+                Ok(0)
+            });
+            if let Some(result) = self.settled(done.await, &mut turn).await? {
+                return Ok(result);
             }
-            Ok(0)
-        })
-        .await
+        }
     }
 
     pub(super) fn commit_firmware(&self, command: &Submission) -> Outcome {

@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
-use vfiod_disk::{Channel, Done, Request};
+use vfiod_disk::{Channel, Done, FailureKind, Request};
 use vfiod_pci::Cx;
 
 use super::AdminQueue;
 use crate::controller::Nvme;
+use crate::denied::Denied;
 use crate::io::{absent, judge};
 use crate::kept::change_metadata;
 use crate::namespace::{BLOCK_SIZES, Namespace};
@@ -58,7 +59,7 @@ impl AdminQueue {
         })
         .await?;
         let channel = namespace.channel()?;
-        let (mut offset, capacity) = (0, namespace.capacity());
+        let (mut offset, capacity, mut turn) = (0, namespace.capacity(), None);
         let deallocate = namespace.limits.deallocate.is_some();
         while offset < capacity {
             if self.queues.is_stopped() {
@@ -70,10 +71,18 @@ impl AdminQueue {
             let len = PART.min(capacity - offset);
             let request = Request::Zero { offset, len, deallocate, durable: false };
             let done = channel.start_within(&self.queues.interest, request).await;
-            self.judge(namespace, done)?;
-            offset += len;
+            let done = self.judge(namespace, done);
+            if let Some(()) = self.settled(done, &mut turn).await? {
+                offset += len;
+            }
         }
-        self.judge(namespace, channel.start(Request::Flush).await)?;
+        loop {
+            let flushed = self.judge(namespace, channel.start(Request::Flush).await);
+            if let Some(()) = self.settled(flushed, &mut turn).await? {
+                break;
+            }
+        }
+        drop(turn);
         if let Err(error) = store(namespace, block_size).await {
             let (namespace, error) = (namespace.id, error.to_string());
             let log = move |_: &mut Nvme, cx: &Cx<Nvme>| {
@@ -96,9 +105,12 @@ impl AdminQueue {
         Ok(())
     }
 
-    fn judge(&self, namespace: &Namespace, done: Done) -> Result<(), Status> {
+    fn judge(&self, namespace: &Namespace, done: Done) -> Result<(), Denied> {
         let media = Status::WRITE_FAULT;
-        done.result.map_err(|failure| judge(&self.common, &self.queues, namespace, &failure, media))
+        done.result.map_err(|failure| match failure.kind {
+            FailureKind::Short => Denied::Short,
+            _ => judge(&self.common, &self.queues, namespace, &failure, media).into(),
+        })
     }
 }
 

@@ -18,9 +18,11 @@ use vfiod_sync::atomic::{AtomicUsize, Ordering};
 use vfiod_tasks::race;
 
 use self::events::Event;
+use crate::bounce::RetryTurn;
 use crate::common::Common;
 use crate::controller::Nvme;
 use crate::counters::{Counters, QueueCounters};
+use crate::denied::Denied;
 use crate::limits::MAX_TRANSFER;
 use crate::prp;
 use crate::queues::completion::Reserved;
@@ -182,10 +184,13 @@ impl AdminQueue {
     }
 
     /// Waits for guest memory, unless the controller stops.
-    async fn reach<T>(&self, access: impl Future<Output = Result<T, Status>>) -> Result<T, Status> {
+    async fn reach<T, E: From<Status>>(
+        &self,
+        access: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, E> {
         race(access, async {
             self.queues.stop_requested().await;
-            Err(Status::ABORT_REQUESTED)
+            Err(Status::ABORT_REQUESTED.into())
         })
         .await
     }
@@ -194,21 +199,40 @@ impl AdminQueue {
     async fn send(&self, command: &Submission, bytes: &[u8]) -> Result<(), Status> {
         debug_assert!(bytes.len() as u64 <= MAX_TRANSFER, "data beyond MDTS");
         let (dma, page) = (self.task.dma(), self.queues.page);
-        self.reach(async {
-            let pieces = prp::pieces(dma, page, command.prps(), bytes.len()).await?;
-            transfer::scatter(dma, &pieces, bytes).await
-        })
-        .await
+        let mut turn = None;
+        loop {
+            let done = self.reach(async {
+                let pieces = prp::pieces(dma, page, command.prps(), bytes.len()).await?;
+                transfer::scatter(dma, &pieces, bytes).await
+            });
+            if let Some(()) = self.settled(done.await, &mut turn).await? {
+                return Ok(());
+            }
+        }
     }
 
     /// Takes data of the host.
     async fn receive(&self, command: &Submission, bytes: &mut [u8]) -> Result<(), Status> {
         let (dma, page) = (self.task.dma(), self.queues.page);
-        self.reach(async {
-            let pieces = prp::pieces(dma, page, command.prps(), bytes.len()).await?;
-            transfer::gather(dma, &pieces, bytes).await
-        })
-        .await
+        let mut turn = None;
+        loop {
+            let done = self.reach(async {
+                let pieces = prp::pieces(dma, page, command.prps(), bytes.len()).await?;
+                transfer::gather(dma, &pieces, bytes).await
+            });
+            if let Some(()) = self.settled(done.await, &mut turn).await? {
+                return Ok(());
+            }
+        }
+    }
+
+    /// What a command has come to; `None`: it has lacked memory, has waited, and is done anew.
+    async fn settled<'a, T>(
+        &'a self,
+        done: Result<T, Denied>,
+        turn: &mut Option<RetryTurn<'a>>,
+    ) -> Result<Option<T>, Status> {
+        self.common.bounce.settled(&self.task, self.queues.ends(0), done, turn).await
     }
 
     /// Asynchronous Event Request (5.2): outstanding until there is an event.

@@ -2,8 +2,12 @@
 
 use std::sync::Arc;
 
+use vfiod_core::MemoryCharge;
+use vfiod_pci::Cx;
+
 use super::AdminQueue;
-use crate::controller::{VECTORS, forget_rings};
+use crate::controller::{Nvme, VECTORS, forget_rings};
+use crate::limits::{COMPLETION_QUEUE_MEMORY, SUBMISSION_QUEUE_MEMORY};
 use crate::queues::serve::task_name;
 use crate::queues::{CompletionQueue, DoorbellPlace, Layout, SubmissionQueue};
 use vfiod_nvme_spec::registers::{IO_QUEUES, MAX_ENTRIES};
@@ -20,6 +24,21 @@ const ENTRY_SIZES: (u32, u32) = (6, 4);
 fn identifier(id: u32) -> Result<usize, Status> {
     let id = (id & 0xffff) as usize;
     if (1..=IO_QUEUES).contains(&id) { Ok(id) } else { Err(Status::INVALID_QUEUE_IDENTIFIER) }
+}
+
+/// What the user is charged for a queue that is created.
+///
+/// # Errors
+/// Internal Error: it may have no more memory. The specification has no status of its own for that.
+fn charge(cx: &Cx<Nvme>, bytes: u64) -> Result<Arc<MemoryCharge>, Status> {
+    let charged = cx.charge_memory(bytes).map(Arc::new);
+    charged.map_err(|error| {
+        if let Some(suppressed) = cx.may_log() {
+            let device = cx.name();
+            tracing::warn!(device, %error, suppressed, "a queue is refused");
+        }
+        Status::INTERNAL
+    })
 }
 
 impl AdminQueue {
@@ -56,12 +75,13 @@ impl AdminQueue {
             return Err(Status::INVALID_VECTOR);
         }
         let layout = Layout { base, entries, vector: interrupts.then_some(vector) };
-        let queue = Arc::new(CompletionQueue::new(layout));
         self.task
             .step(|_, cx| {
                 if self.queues.completion(id).is_some() {
                     return Err(Status::INVALID_QUEUE_IDENTIFIER);
                 }
+                let charge = charge(cx, COMPLETION_QUEUE_MEMORY)?;
+                let queue = Arc::new(CompletionQueue::new(layout).charged(charge));
                 let set = |place: &DoorbellPlace| queue.set_place(self.task.dma(), place, id);
                 self.queues.with_place(set).map_err(|_| Status::DATA_TRANSFER)?;
                 // What was rung before means another queue.
@@ -86,7 +106,9 @@ impl AdminQueue {
                 let completions = self.queues.completion(completion_queue);
                 let completions = completions.ok_or(Status::INVALID_COMPLETION_QUEUE)?;
                 let (id, number) = (id as u16, completion_queue as u16);
+                let charge = charge(cx, SUBMISSION_QUEUE_MEMORY)?;
                 let queue = SubmissionQueue::new(id, (base, entries), number, completions);
+                let queue = queue.charged(charge);
                 let set = |place: &DoorbellPlace| queue.set_place(self.task.dma(), place);
                 self.queues.with_place(set).map_err(|_| Status::DATA_TRANSFER)?;
                 nvme.start_queue(cx, &self.queues, Arc::new(queue));
@@ -95,13 +117,13 @@ impl AdminQueue {
             .await
     }
 
-    /// Completes when every command of the queue that was read has completed. What was not read is
-    /// forgotten.
+    /// Completes when every command of the queue that was read has completed; one that lacks memory ends unbegun. What
+    /// was not read is forgotten.
     pub(super) async fn delete_submission_queue(&self, command: &Submission) -> Outcome {
         let id = identifier(command.dword(10))?;
         let queue = self.queues.submission(id).filter(|queue| !queue.is_deleted());
         let queue = queue.ok_or(Status::INVALID_QUEUE_IDENTIFIER)?;
-        queue.delete();
+        self.queues.delete(&queue);
         let task = self.task.step(|_, cx| cx.find_task(&task_name(queue.id))).await;
         if let Some(task) = task {
             task.gone().await;

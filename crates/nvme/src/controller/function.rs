@@ -134,7 +134,7 @@ impl Model for Nvme {
         });
         self.common.namespaces.all().try_for_each(|namespace| {
             namespace.tell(&neighbour);
-            namespace.connect(cx.runtime(), cx.flights())
+            namespace.connect(cx.runtime(), cx.flights(), cx.payer())
         })?;
         self.neighbour = Some(neighbour);
         Ok(())

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use vfiod_core::MemoryCharge;
 use vfiod_pci::prelude::*;
 use vfiod_sync::lock;
 
@@ -14,7 +15,7 @@ use crate::common::ERROR_ENTRIES;
 use crate::counters::SAVED;
 use crate::error_recovery::{self, ErrorRecovery};
 use crate::features::Features;
-use crate::limits::MAX_EVENT_REQUESTS;
+use crate::limits::{COMPLETION_QUEUE_MEMORY, MAX_EVENT_REQUESTS, SUBMISSION_QUEUE_MEMORY};
 use crate::queues::completion::Entry;
 use crate::queues::doorbell::{FAR, Moved};
 use crate::queues::{
@@ -284,16 +285,20 @@ fn save_queues(queues: Option<&Queues>) -> (Table<SubmissionImage>, Table<Comple
     )
 }
 
-/// Makes the queues of an image, with what was deferred, by completion queue.
+/// What the user is charged for a queue.
+type Charged = Arc<MemoryCharge>;
+
+/// Makes the queues of an image, with what was deferred, by completion queue, and what is charged for submission queues
+/// and completion queues, by number.
 fn restore_queues(
     queues: &Queues,
-    submissions: &Table<SubmissionImage>,
-    completions: &Table<CompletionImage>,
+    (submissions, completions): (&Table<SubmissionImage>, &Table<CompletionImage>),
     mut deferred: Vec<(u32, Entry)>,
+    charge: (impl Fn(usize) -> Result<Charged>, impl Fn(usize) -> Result<Charged>),
 ) -> Result<()> {
     for (id, image) in completions.as_flattened().iter().enumerate() {
         if image.entries != 0 {
-            let queue = image.restored(id, queues, &mut deferred)?;
+            let queue = image.restored(id, queues, &mut deferred)?.charged((charge.1)(id)?);
             if let (true, Some(vector)) = (image.head != image.tail, queue.layout.vector) {
                 queues.vectors.restore(vector);
             }
@@ -302,7 +307,8 @@ fn restore_queues(
     }
     for (id, image) in submissions.as_flattened().iter().enumerate() {
         if image.entries != 0 {
-            queues.add_submission(Arc::new(image.restored(id, queues)?));
+            let queue = image.restored(id, queues)?.charged((charge.0)(id)?);
+            queues.add_submission(Arc::new(queue));
         }
     }
     if let Some((id, _)) = deferred.first() {
@@ -328,8 +334,13 @@ impl Nvme {
         let queues =
             self.new_queues(Configuration((before.page.ilog2() - 12) << 7), cx.interrupts());
         let restored = self.map_doorbells(cx, &queues);
-        let restored =
-            restored.and_then(|()| restore_queues(&queues, &submissions, &completions, deferred));
+        // They cost what they did.
+        let charge = (
+            |id| Ok(before.submission(id).map_or_else(Arc::default, |one| one.charge().clone())),
+            |id| Ok(before.completion(id).map_or_else(Arc::default, |one| one.charge().clone())),
+        );
+        let images = (&submissions, &completions);
+        let restored = restored.and_then(|()| restore_queues(&queues, images, deferred, charge));
         if let Err(error) = restored {
             tracing::error!(device = cx.name(), %error, "cannot go on with the queues");
             self.set_status(0, FATAL);
@@ -515,7 +526,14 @@ impl Save for Nvme {
                 queues.begin_place(DoorbellPlace::Shadow(pages));
             }
             self.map_doorbells(cx, &queues)?;
-            restore_queues(&queues, &submissions, &completions, deferred)?;
+            let charge = |bytes| {
+                move |id| match id {
+                    0 => Ok(Arc::default()),
+                    _ => cx.charge_memory(bytes).map(Arc::new),
+                }
+            };
+            let charge = (charge(SUBMISSION_QUEUE_MEMORY), charge(COMPLETION_QUEUE_MEMORY));
+            restore_queues(&queues, (&submissions, &completions), deferred, charge)?;
             queues.vectors.restore_mask(properties.mask);
             if status & SHUTDOWN != 0 {
                 queues.close();

@@ -3,8 +3,9 @@
 use vfiod_disk::Request;
 
 use super::IoQueue;
+use crate::denied::Denied;
 use crate::namespace::Namespace;
-use vfiod_nvme_spec::{Outcome, Status, Submission};
+use vfiod_nvme_spec::{Status, Submission};
 
 /// Bytes of a range.
 const RANGE: usize = 16;
@@ -21,9 +22,9 @@ impl IoQueue {
         &self,
         namespace: &Namespace,
         command: &Submission,
-    ) -> Outcome {
+    ) -> Result<u32, Denied> {
         if namespace.limits.deallocate.is_none() {
-            return Err(Status::INVALID_OPCODE);
+            return Err(Status::INVALID_OPCODE.into());
         }
         let deallocates = command.dword(11) & DEALLOCATE != 0;
         if deallocates {

@@ -11,6 +11,7 @@ use vfiod_nvme_spec::{Outcome, Status, Submission};
 use super::IoQueue;
 use super::quick::Quick;
 use crate::counters::{Counters, QueueCounters};
+use crate::denied::Denied;
 use crate::limits::MAX_TRANSFER;
 use crate::queues::execute::{Command, Execute, Running};
 use crate::rate::RateLimit;
@@ -29,14 +30,10 @@ impl Execute for IoQueue {
             [half, ..] if matches!(half.fused(), Fused::First | Fused::Second) => {
                 self.begin_half(half, begun);
             }
-            [command, ..] => begun(self.begin_quick(command).unwrap_or_else(|| {
-                let (queue, command) = (self.clone(), *command);
-                Running::new(async move {
-                    let outcome = queue.perform(&command).await;
-                    queue.log(&command, outcome);
-                    Command::with(&command, outcome)
-                })
-            })),
+            [command, ..] => {
+                let general = || Running::new(self.clone().begin_general(*command));
+                begun(self.begin_quick(command).unwrap_or_else(general));
+            }
             [] => return 0,
         }
         1
@@ -67,7 +64,8 @@ impl Execute for IoQueue {
     fn sync(&self, command: &Submission) -> Running<Quick> {
         let (queue, command) = (self.clone(), *command);
         Running::new(async move {
-            let outcome = queue.flush_by_id(command.namespace()).await;
+            let flushed = queue.flush_by_id(command.namespace()).await;
+            let outcome = flushed.map_err(Denied::for_good);
             queue.log(&command, outcome);
             Command::with(&command, outcome)
         })
@@ -107,7 +105,26 @@ impl Execute for IoQueue {
 }
 
 impl IoQueue {
+    /// A command by the way that all can go.
+    pub(super) async fn begin_general(self, command: Submission) -> Command {
+        let outcome = self.perform(&command).await;
+        self.log(&command, outcome);
+        Command::with(&command, outcome)
+    }
+
     async fn perform(&self, command: &Submission) -> Outcome {
+        let mut turn = None;
+        loop {
+            let (done, ends) = (self.attempt(command).await, self.queues.ends(self.id));
+            let settled = self.common.bounce.settled(&self.task, ends, done, &mut turn);
+            if let Some(result) = settled.await? {
+                return Ok(result);
+            }
+        }
+    }
+
+    /// Performs a command, unless there is too little memory. It has nothing any more when this returns.
+    async fn attempt(&self, command: &Submission) -> Result<u32, Denied> {
         let io = opcode::IO.find(command.opcode(), |needs| self.common.has(needs))?.command;
         command.check_io()?;
         if io == Io::Flush {
@@ -117,7 +134,7 @@ impl IoQueue {
         let _in_use = namespace.enter()?;
         match io {
             // Done above.
-            Io::Flush => Err(Status::INTERNAL),
+            Io::Flush => Err(Status::INTERNAL.into()),
             Io::Read => self.read(namespace, command).await,
             Io::Write => self.write(namespace, command).await,
             Io::Compare => self.compare(namespace, command).await,
@@ -129,7 +146,7 @@ impl IoQueue {
     }
 
     /// Flush, of one namespace or of all.
-    async fn flush_by_id(&self, id: u32) -> Outcome {
+    async fn flush_by_id(&self, id: u32) -> Result<u32, Denied> {
         if id != ALL_NAMESPACES {
             let namespace = &*self.namespace(id)?;
             let _in_use = namespace.enter()?;

@@ -9,6 +9,7 @@ use vfiod_sync::atomic::{AtomicBool, Ordering};
 
 use super::quick::Quick;
 use super::{IoQueue, judge};
+use crate::denied::Denied;
 use crate::namespace::Namespace;
 use crate::queues::execute::{Command, Running};
 use crate::transfer::{self, Direction};
@@ -52,12 +53,19 @@ impl IoQueue {
         if !is_pair || place(first) != place(second) {
             return (Err(Status::INVALID_FIELD), Err(Status::INVALID_FIELD));
         }
-        match self.compare_and_write(first, second).await {
-            Ok(()) => (Ok(0), Ok(0)),
-            Err(Failed::First(status)) => (Err(status), Err(Status::FAILED_FUSED)),
-            // Nothing was compared.
-            Err(Failed::SecondUnbegun(status)) => (Err(Status::FAILED_FUSED), Err(status)),
-            Err(Failed::Second(status)) => (Ok(0), Err(status)),
+        let mut turn = None;
+        loop {
+            return match self.compare_and_write(first, second).await {
+                Ok(()) => (Ok(0), Ok(0)),
+                Err(Failed::First(status)) => (Err(status), Err(Status::FAILED_FUSED)),
+                // Nothing was compared.
+                Err(Failed::SecondUnbegun(status)) => (Err(Status::FAILED_FUSED), Err(status)),
+                Err(Failed::Second(status)) => (Ok(0), Err(status)),
+                Err(Failed::Short) => match self.again(&mut turn).await {
+                    Ok(()) => continue,
+                    Err(status) => (Err(status), Err(Status::FAILED_FUSED)),
+                },
+            };
         }
     }
 
@@ -70,17 +78,17 @@ impl IoQueue {
         let _in_use = namespace.enter().map_err(Failed::First)?;
         let (direction, mut turn) = (Direction::FromHost, None);
         let located = self.locate(namespace, first, direction, &mut turn).await;
-        let (offset, of_first) = located.map_err(Failed::First)?;
+        let (offset, of_first) = located.map_err(Failed::first)?;
         self.writable(namespace).map_err(Failed::SecondUnbegun)?;
         let located = self.locate(namespace, second, direction, &mut turn).await;
-        let (_, of_second) = located.map_err(Failed::SecondUnbegun)?;
+        let (_, of_second) = located.map_err(Failed::second_unbegun)?;
         // What both need is taken at once: of pairs that each had a half, all would wait for the other.
-        let (task, memory) = (&self.task, &self.common.bounce);
-        let data = transfer::begin(task, memory, [&of_first, &of_second], direction);
+        let (task, memory, ends) = (&self.task, &self.common.bounce, self.queues.ends(self.id));
+        let data = transfer::begin(task, memory, ends, [&of_first, &of_second], direction);
         let data = self.reach(namespace, async { Ok(data.await) }).await;
-        let data = data.map_err(Failed::First)?.map_err(|(which, status)| match which {
-            0 => Failed::First(status),
-            _ => Failed::SecondUnbegun(status),
+        let data = data.map_err(Failed::First)?.map_err(|(which, denied)| match which {
+            0 => Failed::first(denied),
+            _ => Failed::second_unbegun(denied),
         });
         let ([with, buffer], _charged) = data?;
         drop(turn);
@@ -113,6 +121,10 @@ impl IoQueue {
             counters.written.add(len);
             return Ok(());
         };
+        // What it writes the disk has insisted on.
+        if !was_equal && failure.kind == FailureKind::Short {
+            return Err(Failed::Short);
+        }
         // Before a disk that takes no writes any more is asked, nothing is compared.
         let writes = was_equal || failure.kind == FailureKind::SyncFailed;
         let media = if writes { Status::WRITE_FAULT } else { Status::READ_ERROR };
@@ -133,4 +145,23 @@ enum Failed {
     Second(Status),
     /// The second one, before the first one was begun.
     SecondUnbegun(Status),
+    /// Neither: there is too little memory, and nothing was written.
+    Short,
+}
+
+impl Failed {
+    fn first(denied: Denied) -> Self {
+        Self::of(denied, Self::First)
+    }
+
+    fn second_unbegun(denied: Denied) -> Self {
+        Self::of(denied, Self::SecondUnbegun)
+    }
+
+    fn of(denied: Denied, failed: impl FnOnce(Status) -> Self) -> Self {
+        match denied {
+            Denied::With(status) => failed(status),
+            Denied::Short => Self::Short,
+        }
+    }
 }

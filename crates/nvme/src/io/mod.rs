@@ -16,10 +16,11 @@ use vfiod_sync::atomic::Ordering;
 use vfiod_tasks::race;
 
 use self::syncing::CountSyncing;
-use crate::bounce::{Bounced, ListTurn};
+use crate::bounce::{Bounced, ListTurn, RetryTurn};
 use crate::common::Common;
 use crate::controller::Nvme;
 use crate::counters::QueueCounters;
+use crate::denied::Denied;
 use crate::failures::{self, is_logged};
 use crate::limits::{MAX_TRANSFER, MAX_ZEROES};
 use crate::namespace::Namespace;
@@ -102,6 +103,11 @@ impl IoQueue {
         }
     }
 
+    /// Waits until a command that lacks memory may begin anew, if it still may.
+    async fn again<'a>(&'a self, turn: &mut Option<RetryTurn<'a>>) -> Result<(), Status> {
+        self.common.bounce.again(&self.task, self.queues.ends(self.id), turn).await
+    }
+
     /// The namespace of a command.
     fn namespace(&self, id: u32) -> Result<Arc<Namespace>, Status> {
         self.common.namespaces.get(id).ok_or_else(|| absent(&self.common, id))
@@ -109,16 +115,16 @@ impl IoQueue {
 
     /// Waits for guest memory, unless the controller stops, as then nobody waits for what comes of it, or the
     /// namespace is to be formatted, or removed.
-    async fn reach<T>(
+    async fn reach<T, E: From<Status>>(
         &self,
         namespace: &Namespace,
-        access: impl Future<Output = Result<T, Status>>,
-    ) -> Result<T, Status> {
+        access: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, E> {
         let stopped = async {
             self.queues.stop_requested().await;
             Status::ABORT_REQUESTED
         };
-        race(access, async { Err(race(stopped, namespace.unavailable()).await) }).await
+        race(access, async { Err(race(stopped, namespace.unavailable()).await.into()) }).await
     }
 
     /// Performs a request. It ends when the back end has ended it, whatever happens meanwhile: until then
@@ -128,7 +134,7 @@ impl IoQueue {
         namespace: &Namespace,
         request: Request,
         media: Status,
-    ) -> Result<Done, Status> {
+    ) -> Result<Done, Denied> {
         let interest = self.interest(namespace);
         let done = namespace.channel()?.start_within(&interest, request).await;
         self.judge(namespace, done, media)
@@ -141,27 +147,30 @@ impl IoQueue {
     }
 
     /// What a request has come to.
-    fn judge(&self, namespace: &Namespace, done: Done, media: Status) -> Result<Done, Status> {
+    fn judge(&self, namespace: &Namespace, done: Done, media: Status) -> Result<Done, Denied> {
         match done.result {
             Ok(()) => Ok(done),
-            Err(failure) => Err(judge(&self.common, &self.queues, namespace, &failure, media)),
+            Err(failure) if failure.kind == FailureKind::Short => Err(Denied::Short),
+            Err(failure) => {
+                Err(judge(&self.common, &self.queues, namespace, &failure, media).into())
+            }
         }
     }
 
     /// Flush (NVM command set 3.2.1, base 7.1).
-    async fn flush(&self, namespace: &Namespace) -> Outcome {
+    async fn flush(&self, namespace: &Namespace) -> Result<u32, Denied> {
         self.sync(namespace, Status::WRITE_FAULT).await?;
         Ok(0)
     }
 
     /// Makes durable what was written; nobody waits for that when the controller stops. It has no memory, and
     /// changes no data: the disk ends it by itself.
-    async fn sync(&self, namespace: &Namespace, media: Status) -> Result<(), Status> {
+    async fn sync(&self, namespace: &Namespace, media: Status) -> Result<(), Denied> {
         let _only_syncs = OnlySyncs::begin(self.syncing.clone());
         let synced = async { self.request(namespace, Request::Flush, media).await.map(drop) };
         race(synced, async {
             self.queues.stop_requested().await;
-            Err(Status::ABORT_REQUESTED)
+            Err(Status::ABORT_REQUESTED.into())
         })
         .await
     }
@@ -174,15 +183,15 @@ impl IoQueue {
         command: &Submission,
         direction: Direction,
         turn: &mut Option<ListTurn<'a>>,
-    ) -> Result<(u64, Pieces), Status> {
+    ) -> Result<(u64, Pieces), Denied> {
         let blocks = command.blocks();
         if blocks << namespace.block_shift() > MAX_TRANSFER {
-            return Err(Status::INVALID_FIELD);
+            return Err(Status::INVALID_FIELD.into());
         }
         let (offset, len) = namespace.range(command.first_block(), blocks)?;
         if turn.is_none() && command.has_sgl() && sgl::is_long(&command.sgl()) {
             let taken = async { Ok(self.common.bounce.list_turn().await) };
-            *turn = Some(self.reach(namespace, taken).await?);
+            *turn = Some(self.reach::<_, Status>(namespace, taken).await?);
         }
         Ok((offset, self.pieces(namespace, command, len as usize, direction).await?))
     }
@@ -194,7 +203,7 @@ impl IoQueue {
         command: &Submission,
         len: usize,
         direction: Direction,
-    ) -> Result<Pieces, Status> {
+    ) -> Result<Pieces, Denied> {
         let (dma, page) = (self.task.dma(), self.queues.page);
         if command.has_sgl() {
             let pieces = sgl::pieces(dma, command.sgl(), len, direction);
@@ -209,9 +218,10 @@ impl IoQueue {
         namespace: &Namespace,
         pieces: &[Piece],
         direction: Direction,
-    ) -> Result<(Buffer, Option<Bounced<'_>>), Status> {
-        let begun = transfer::begin(&self.task, &self.common.bounce, [pieces], direction);
-        let data = async { begun.await.map_err(|(_, status)| status) };
+    ) -> Result<(Buffer, Option<Bounced<'_>>), Denied> {
+        let (memory, ends) = (&self.common.bounce, self.queues.ends(self.id));
+        let begun = transfer::begin(&self.task, memory, ends, [pieces], direction);
+        let data = async { begun.await.map_err(|(_, denied)| denied) };
         let ([buffer], charged) = self.reach(namespace, data).await?;
         Ok((buffer, charged))
     }
@@ -222,7 +232,7 @@ impl IoQueue {
         namespace: &Namespace,
         command: &Submission,
         len: usize,
-    ) -> Result<Vec<u8>, Status> {
+    ) -> Result<Vec<u8>, Denied> {
         let mut bytes = vec![0; len];
         let pieces = self.pieces(namespace, command, len, Direction::FromHost).await?;
         self.reach(namespace, transfer::gather(self.task.dma(), &pieces, &mut bytes)).await?;
@@ -230,7 +240,7 @@ impl IoQueue {
     }
 
     /// Read (NVM command set 3.2.4).
-    async fn read(&self, namespace: &Namespace, command: &Submission) -> Outcome {
+    async fn read(&self, namespace: &Namespace, command: &Submission) -> Result<u32, Denied> {
         let mut turn = None;
         let located = self.locate(namespace, command, Direction::ToHost, &mut turn);
         let (offset, pieces) = located.await?;
@@ -249,7 +259,7 @@ impl IoQueue {
     }
 
     /// Write (NVM command set 3.2.6).
-    async fn write(&self, namespace: &Namespace, command: &Submission) -> Outcome {
+    async fn write(&self, namespace: &Namespace, command: &Submission) -> Result<u32, Denied> {
         let writable = self.writable(namespace);
         let mut turn = None;
         let located = self.locate(namespace, command, Direction::FromHost, &mut turn);
@@ -281,7 +291,7 @@ impl IoQueue {
     }
 
     /// Compare (NVM command set 3.2.1).
-    async fn compare(&self, namespace: &Namespace, command: &Submission) -> Outcome {
+    async fn compare(&self, namespace: &Namespace, command: &Submission) -> Result<u32, Denied> {
         let mut turn = None;
         let located = self.locate(namespace, command, Direction::FromHost, &mut turn);
         let (offset, pieces) = located.await?;
@@ -292,7 +302,7 @@ impl IoQueue {
         let done = namespace.channel()?.compare(&interest, offset, buffer).await;
         let judged = self.judge(namespace, done, Status::READ_ERROR).map(drop);
         // Blocks that differ were read as well.
-        if matches!(judged, Ok(()) | Err(Status::COMPARE_FAILURE)) {
+        if matches!(judged, Ok(()) | Err(Denied::With(Status::COMPARE_FAILURE))) {
             self.count(Direction::ToHost, len);
         }
         judged?;
@@ -302,7 +312,7 @@ impl IoQueue {
 
     /// Force Unit Access of what was read: it is durable before the command completes (NVM command set 3.2.4).
     /// The sync begins after the read, so that it covers what another command has written meanwhile.
-    async fn commit(&self, namespace: &Namespace, command: &Submission) -> Result<(), Status> {
+    async fn commit(&self, namespace: &Namespace, command: &Submission) -> Result<(), Denied> {
         if command.durable() && namespace.limits.volatile {
             self.sync(namespace, Status::READ_ERROR).await?;
         }
@@ -310,7 +320,7 @@ impl IoQueue {
     }
 
     /// Verify (NVM command set 3.2.5): reads blocks, and gives the host none.
-    async fn verify(&self, namespace: &Namespace, command: &Submission) -> Outcome {
+    async fn verify(&self, namespace: &Namespace, command: &Submission) -> Result<u32, Denied> {
         let (offset, len) = namespace.range(command.first_block(), command.blocks())?;
         let interest = self.interest(namespace);
         let done = namespace.channel()?.verify(&interest, offset, len).await;
@@ -321,10 +331,14 @@ impl IoQueue {
     }
 
     /// Write Zeroes (NVM command set 3.2.8).
-    async fn write_zeroes(&self, namespace: &Namespace, command: &Submission) -> Outcome {
+    async fn write_zeroes(
+        &self,
+        namespace: &Namespace,
+        command: &Submission,
+    ) -> Result<u32, Denied> {
         self.writable(namespace)?;
         if command.blocks() << namespace.block_shift() > MAX_ZEROES {
-            return Err(Status::INVALID_FIELD);
+            return Err(Status::INVALID_FIELD.into());
         }
         let (offset, len) = namespace.range(command.first_block(), command.blocks())?;
         let deallocate = namespace.deallocates(command);

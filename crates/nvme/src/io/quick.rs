@@ -8,7 +8,7 @@ use std::task::{Context, Poll, ready};
 
 use vfiod_core::Result as CoreResult;
 use vfiod_core::dma::Reach;
-use vfiod_disk::{Buffer, Failure, Request, Started};
+use vfiod_disk::{Buffer, Failure, FailureKind, Request, Started};
 use vfiod_nvme_spec::opcode::{self, Io};
 use vfiod_nvme_spec::{Outcome, Status, Submission};
 
@@ -20,8 +20,16 @@ use crate::queues::execute::{Command, Running};
 use crate::transfer::{Direction, SHORT, hold_all};
 use crate::{prp, sgl};
 
+/// A read or write that was begun.
+#[expect(clippy::large_enum_variant, reason = "the usual one takes no memory of its own")]
+pub(crate) enum Quick {
+    Started(InDisk),
+    /// The disk had too little memory: it begins anew, by the general way.
+    Anew(Pin<Box<dyn Future<Output = Command> + Send>>),
+}
+
 /// A read or write that the disk has.
-pub(crate) struct Quick {
+pub(crate) struct InDisk {
     command: Submission,
     direction: Direction,
     len: u64,
@@ -111,13 +119,23 @@ impl IoQueue {
             Direction::FromHost => self.write_request(command, offset, buffer),
         };
         let started = namespace.channel().ok()?.start_within(&self.interest, request);
-        let quick = Quick { command: *command, direction, len, started, namespace };
-        Some(Running::Quick(quick, len))
+        let in_disk = InDisk { command: *command, direction, len, started, namespace };
+        Some(Running::Quick(Quick::Started(in_disk), len))
     }
 
     pub(super) fn poll_quick(&self, quick: &mut Quick, cx: &mut Context<'_>) -> Poll<Command> {
-        let done = ready!(Pin::new(&mut quick.started).poll(cx));
-        let moved = (quick.direction, quick.len);
-        Poll::Ready(self.concluded(&quick.namespace, &quick.command, moved, done.result))
+        let in_disk = match quick {
+            Quick::Started(in_disk) => in_disk,
+            Quick::Anew(anew) => return anew.as_mut().poll(cx),
+        };
+        let done = ready!(Pin::new(&mut in_disk.started).poll(cx));
+        if matches!(&done.result, Err(failure) if failure.kind == FailureKind::Short) {
+            // What it has had is given back with this.
+            drop(done);
+            *quick = Quick::Anew(Box::pin(self.clone().begin_general(in_disk.command)));
+            return self.poll_quick(quick, cx);
+        }
+        let moved = (in_disk.direction, in_disk.len);
+        Poll::Ready(self.concluded(&in_disk.namespace, &in_disk.command, moved, done.result))
     }
 }

@@ -5,18 +5,21 @@
 //! then raises the interrupt. So no two write one place, and no entry is written over one that the host
 //! has not taken.
 //!
-//! While the host lets the device reach no memory (bus mastering is off), entries are *deferred*: they keep their
-//! places, nobody waits for them, and they are written once that is possible. They outlast a pause, a save, and
+//! While the host lets the device reach no memory (bus mastering is off), or there is too little of ours to reach it by
+//! message, entries are *deferred*: they keep their places, nobody waits for them, and they are written once that is
+//! possible. They outlast a pause, a save, and
 //! a close that keeps the state.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use vfiod_core::dma::{Attachment, Batch, Reach};
-use vfiod_core::{Errno, Result};
+use vfiod_core::{MemoryCharge, Result};
 use vfiod_sync::atomic::{AtomicU32, Ordering, fence};
 use vfiod_sync::{Mutex, lock, try_lock};
 
 use super::doorbell::{Doorbell, DoorbellPlace};
+use super::for_now::is_for_now;
 use crate::vectors::{Posted, Raise, Vectors};
 use vfiod_nvme_spec::completion::{BEFORE_PHASE, LEN};
 use vfiod_nvme_spec::{Completion, Status};
@@ -35,6 +38,8 @@ pub(crate) struct Layout {
 pub(crate) struct CompletionQueue {
     pub(crate) layout: Layout,
     state: Mutex<State>,
+    /// What the user is charged for it.
+    charge: Arc<MemoryCharge>,
 }
 
 /// What a queue reaches its host by.
@@ -148,7 +153,16 @@ impl CompletionQueue {
     ) -> Self {
         let signalled = head.value() != tail;
         let state = State { head, tail, phase, reserved: 0, awaited: false, signalled, deferred };
-        Self { layout, state: Mutex::new(state) }
+        Self { layout, state: Mutex::new(state), charge: Arc::default() }
+    }
+
+    /// The same queue, which the user is charged for.
+    pub(crate) fn charged(self, charge: Arc<MemoryCharge>) -> Self {
+        Self { charge, ..self }
+    }
+
+    pub(crate) fn charge(&self) -> &Arc<MemoryCharge> {
+        &self.charge
     }
 
     /// How far it has come.
@@ -221,7 +235,7 @@ impl CompletionQueue {
                 }
                 Ok(false) => return Ok(moved),
                 // The host lets the device reach no memory for now.
-                Err(error) if error.errno() == Errno::PERM => return Ok(moved),
+                Err(error) if is_for_now(&error) => return Ok(moved),
                 Err(error) => return Err(error),
             }
         }
@@ -271,8 +285,7 @@ impl CompletionQueue {
     }
 
     /// Writes completions, for each of which a place is reserved, then interrupts. While the
-    /// host lets the device reach no memory they are deferred, and so are those that are left where the result
-    /// is dropped.
+    /// memory cannot be reached for now they are deferred, and so are those that are left where the result is dropped.
     ///
     /// # Errors
     /// Those of the memory: the host waits for an entry that does not come, or is not heard any more.
@@ -318,7 +331,7 @@ impl CompletionQueue {
         let mut writing = self.writing(host, entries, again);
         let Writing { entries, written, .. } = &mut writing;
         match write(host.dma, self.layout.base, entries, written).await {
-            Err(error) if error.errno() != Errno::PERM => return Err(error),
+            Err(error) if !is_for_now(&error) => return Err(error),
             Ok(()) | Err(_) => {}
         }
         let count = writing.written as u32;

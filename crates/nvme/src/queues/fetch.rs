@@ -3,12 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use vfiod_core::{Errno, Result};
+use vfiod_core::Result;
 use vfiod_pci::Task;
 use vfiod_tasks::race;
 
 use super::controller::Controller;
 use super::execute::Execute;
+use super::for_now::is_for_now;
 use super::wait::{FORBIDDEN, Next};
 use super::{Queues, SubmissionQueue};
 use crate::rate::{Allowed, Place};
@@ -49,7 +50,7 @@ pub(super) async fn read(
             }
             waiting
         }
-        Err(error) if error.errno() == Errno::PERM => return Ok(Next::Poll(FORBIDDEN)),
+        Err(error) if is_for_now(&error) => return Ok(Next::Poll(FORBIDDEN)),
         Err(error) => return Err(error),
     };
     let mut most = waiting.min(BATCH);
@@ -115,8 +116,8 @@ pub(super) async fn read(
             let reads_on = waiting > most && places == most;
             return Ok(if reads_on { Next::Read } else { Next::Wait });
         }
-        // The host lets the device reach no memory for now. Queues that woke each other then would do nothing else.
-        Some(Err(error)) if error.errno() == Errno::PERM => {
+        // Queues that woke each other then would do nothing else.
+        Some(Err(error)) if is_for_now(&error) => {
             commands.clear();
             queues.end(places);
             queue.completions.give_back(places);

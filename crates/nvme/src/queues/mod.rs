@@ -6,6 +6,7 @@ mod controller;
 pub(crate) mod doorbell;
 pub(crate) mod execute;
 mod fetch;
+mod for_now;
 mod held;
 mod page;
 pub(crate) mod post;
@@ -32,6 +33,7 @@ pub(crate) use self::doorbell::{Doorbell, DoorbellPlace, Pages};
 pub(crate) use self::page::MappedPage;
 pub(crate) use self::submission::SubmissionQueue;
 use crate::vectors::Vectors;
+use vfiod_nvme_spec::Status;
 use vfiod_nvme_spec::registers::QUEUES;
 
 /// How often a queue looks at its doorbell that is polled: for about a microsecond.
@@ -296,6 +298,26 @@ impl Queues {
     /// Lets tasks read no commands any more.
     pub(crate) fn close(&self) {
         self.closed.store(true, Ordering::SeqCst);
+        self.changed.wake_all();
+    }
+
+    /// Lets the task of a queue read no commands any more, and end.
+    pub(crate) fn delete(&self, queue: &SubmissionQueue) {
+        queue.delete();
+        self.changed.wake_all();
+    }
+
+    /// Waits until a command of a queue that was read and cannot begin is not to begin any more, and says what it
+    /// ends with.
+    pub(crate) async fn ends(&self, id: u16) -> Status {
+        let has_ended = || match self.submission(id.into()) {
+            _ if self.is_stopped() || self.closed.load(Ordering::SeqCst) => {
+                Some(Status::ABORT_REQUESTED)
+            }
+            Some(queue) if !queue.is_deleted() => None,
+            _ => Some(Status::ABORTED_BY_DELETION),
+        };
+        self.changed.wait_for(has_ended).await
     }
 
     /// Whether commands may be read.

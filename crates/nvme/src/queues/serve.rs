@@ -5,7 +5,6 @@
 
 use std::sync::Arc;
 
-use vfiod_core::Errno;
 use vfiod_pci::Task;
 use vfiod_tasks::{race, yield_now};
 
@@ -13,6 +12,7 @@ use super::begin::{GROUP, SMALL_GROUP, begin};
 use super::controller::{Controller, fail};
 use super::execute::Execute;
 use super::fetch::{BATCH, Turn, read};
+use super::for_now::is_for_now;
 use super::held::Held;
 use super::post::{catch_up, count, post};
 use super::slots::Slots;
@@ -94,7 +94,7 @@ pub(crate) async fn serve(
             let read = read.and_then(|next| match next {
                 Next::Wait if is_late && running.is_empty() => Ok(Next::Read),
                 Next::Wait => match prepare(&task, &queues, &queue, running.is_empty()) {
-                    Err(error) if error.errno() == Errno::PERM => Ok(Next::Poll(FORBIDDEN)),
+                    Err(error) if is_for_now(&error) => Ok(Next::Poll(FORBIDDEN)),
                     next => next,
                 },
                 next => Ok(next),

@@ -11,7 +11,7 @@ use vfiod_sync::{Mutex, lock};
 use super::execute::{Command, Execute, Running};
 use vfiod_nvme_spec::Submission;
 
-/// Places that are kept though nothing is under way: some 30 KB of memory, which nobody is charged for.
+/// Places that are kept though nothing is under way: some 30 KB of memory, which are charged with the queue.
 const KEPT: usize = 64;
 
 /// The commands of a queue that are under way.

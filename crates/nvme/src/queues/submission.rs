@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use vfiod_core::Result;
 use vfiod_core::dma::{Attachment, Batch, Reach};
+use vfiod_core::{MemoryCharge, Result};
 use vfiod_sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use vfiod_sync::{Mutex, lock, try_lock};
 use vfiod_tasks::Bell;
@@ -44,6 +44,8 @@ pub(crate) struct SubmissionQueue {
     deleted: AtomicBool,
     /// Commands that wait for nothing but a sync, which nobody waits for now, and when they began.
     parked: Mutex<Vec<(Instant, Submission)>>,
+    /// What the user is charged for it.
+    charge: Arc<MemoryCharge>,
 }
 
 impl SubmissionQueue {
@@ -76,7 +78,17 @@ impl SubmissionQueue {
             tail: Mutex::new(tail),
             deleted: AtomicBool::new(false),
             parked: Mutex::default(),
+            charge: Arc::default(),
         }
+    }
+
+    /// The same queue, which the user is charged for.
+    pub(crate) fn charged(self, charge: Arc<MemoryCharge>) -> Self {
+        Self { charge, ..self }
+    }
+
+    pub(crate) fn charge(&self) -> &Arc<MemoryCharge> {
+        &self.charge
     }
 
     pub(crate) fn head(&self) -> u32 {

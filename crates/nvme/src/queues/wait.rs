@@ -13,7 +13,7 @@ use super::{Queues, SubmissionQueue};
 /// How often a queue that has nothing to do looks at its shadow doorbell before it asks to be told: some ten
 /// microseconds.
 const LOOKS: u32 = 200;
-/// How long a queue waits before it looks whether the host lets the device reach memory again.
+/// How long a queue waits before it looks whether it can reach its memory again.
 pub(super) const FORBIDDEN: Duration = Duration::from_millis(10);
 
 /// What a task does when it has read what there was.

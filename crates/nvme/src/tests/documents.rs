@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use vfiod_core::Errno;
 use vfiod_disk::FailureKind;
 
-use crate::failures::{FAILURES, is_logged, status_of};
+use crate::failures::{Ends, FAILURES, is_logged, status_of};
 use vfiod_nvme_spec::Status;
 use vfiod_nvme_spec::feature::FEATURES;
 use vfiod_nvme_spec::identify_list::STRUCTURES;
@@ -95,6 +95,14 @@ fn failures() -> String {
         let write = status_of(row.kind, Status::WRITE_FAULT);
         let yes = |yes| if yes { "yes" } else { "no" };
         let (logged, media) = (yes(is_logged(write)), yes(write.is_media()));
+        if matches!(row.ends, Ends::Never) {
+            let then = row.then;
+            _ = writeln!(
+                text,
+                "| {causes} | the host is not told | the host is not told | no | no | | {then} |"
+            );
+            continue;
+        }
         let read = if row.kind == FailureKind::SyncFailed {
             "reads go on".to_owned()
         } else {
@@ -123,6 +131,10 @@ fn name_of(errno: Errno) -> &'static str {
         (Errno::NOMEDIUM, "`ENOMEDIUM`"),
         (Errno::FAULT, "`EFAULT`"),
         (Errno::ACCESS, "`EACCES`"),
+        (Errno::AGAIN, "`EAGAIN`"),
+        (Errno::NOMEM, "`ENOMEM`"),
+        (Errno::INTR, "`EINTR`"),
+        (Errno::CANCELED, "`ECANCELED`"),
         (Errno::OPNOTSUPP, "`EOPNOTSUPP`"),
         (Errno::NOSYS, "`ENOSYS`"),
     ];

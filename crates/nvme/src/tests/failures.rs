@@ -22,7 +22,7 @@ fn told(host: &mut Host) -> (u8, u8, u16) {
 
 #[test]
 fn every_failure_is_told_as_the_table_says() {
-    for row in FAILURES {
+    for row in FAILURES.iter().filter(|row| !matches!(row.ends, Ends::Never)) {
         let disk = Held::new();
         let mut host = Host::new(with(disk.clone()));
         host.create_pair(1, 64, 1);
@@ -38,6 +38,7 @@ fn every_failure_is_told_as_the_table_says() {
                     Ends::Media { for_good: false } => media.0,
                     Ends::Media { for_good: true } => media.0 | 1 << 14,
                     Ends::With(status) => status.0,
+                    Ends::Never => unreachable!("it is left out"),
                 };
                 let what = format!("{:?}, {errno:?}, opcode {opcode}", row.kind);
                 assert_eq!(outcome, Err(expected), "{what}");

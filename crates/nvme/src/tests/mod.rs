@@ -26,6 +26,7 @@ mod saved;
 mod sgl;
 mod shadow;
 mod shared;
+mod short;
 mod shown;
 mod statuses;
 mod table;

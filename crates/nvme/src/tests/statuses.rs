@@ -39,6 +39,22 @@ fn every_status_of_the_list_is_given() {
                 let entries = [host.wait(0), host.wait(0)];
                 entries.iter().find(|entry| entry.id != abort).unwrap().status
             }
+            0x08 => {
+                host.create_pair(2, 64, 1);
+                disk.fail(Some(Errno::NOMEM));
+                let read = host.submit(2, read((DATA, 0)));
+                let mut seen = 0;
+                vfiod_testing::eventually("it waits", || {
+                    seen += disk.seen().len();
+                    seen > 2
+                });
+                host.admin(Command::new(0).set(10, 2)).unwrap();
+                disk.fail(None);
+                let entry = host.wait(2);
+                host.admin(Command::new(4).set(10, 2)).unwrap();
+                assert_eq!(entry.id, read);
+                entry.status
+            }
             0x09 => {
                 host.memory.put(DATA - super::rig::BASE, &[0x77; 512]);
                 host.put(1, Command::io(5, 0, 1, (DATA, 0)).set(0, 1 << 8 | 5));
