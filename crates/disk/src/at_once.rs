@@ -4,7 +4,7 @@ use vfiod_dma::Result;
 
 use crate::bytes::{AtOnce, Bytes};
 use crate::channel::DiskChannel;
-use crate::failure::Failure;
+use crate::failure::{Failure, FailureKind};
 
 impl DiskChannel {
     /// Whether reads and writes wait for nothing, unless others are in their way.
@@ -13,7 +13,7 @@ impl DiskChannel {
     }
 
     /// Reads a range at once: that is done when this returns, and never in flight. `None`: it has to be
-    /// [started](DiskChannel::start_within), as the back end may wait, or another request has the range.
+    /// [started](DiskChannel::start_within), as the back end may wait, or lacks memory, or another request has the range.
     pub fn read_at_once(&self, offset: u64, into: &mut dyn Bytes) -> Option<Result<(), Failure>> {
         let len = into.len() as u64;
         self.at_once(offset, len, false, |backend| backend.read(offset, into))
@@ -45,7 +45,9 @@ impl DiskChannel {
         } else {
             ranges.in_no_time(range, exclusive, perform)
         };
-        let performed = performed??;
-        Some(performed.map_err(Failure::from))
+        let performed = performed??.map_err(Failure::from);
+        // It is begun anew where it can wait for memory.
+        let is_short = matches!(&performed, Err(failure) if failure.kind == FailureKind::Short);
+        (!is_short).then_some(performed)
     }
 }

@@ -9,7 +9,7 @@ use vfiod_disk::{
     Backend, Buffer, Bytes, Channel, Disk, DiskChannel, Done, FailureKind, Interest, Memory, Null,
     Pending, Request,
 };
-use vfiod_dma::{Attachment, Errno};
+use vfiod_dma::{Attachment, Errno, Error};
 use vfiod_quota::CurrentPayer;
 use vfiod_tasks::Runtime;
 
@@ -356,6 +356,32 @@ fn what_is_done_at_once_passes_nobody() {
     disk.set_write_through(true);
     assert_eq!((write(0, 1), read(0)), (None, Some(7)), "a sync is behind it");
     assert!(!rig(1).channel.is_at_once());
+}
+
+/// Bytes for whose copy there is too little memory.
+struct Lacks;
+
+impl Bytes for Lacks {
+    fn len(&self) -> usize {
+        512
+    }
+
+    fn put(&mut self, _at: usize, _bytes: &[u8]) -> vfiod_dma::Result<()> {
+        Err(Error::short(Errno::NOMEM, "a test has no memory"))
+    }
+
+    fn take(&mut self, _at: usize, _bytes: &mut [u8]) -> vfiod_dma::Result<()> {
+        Err(Error::short(Errno::NOMEM, "a test has no memory"))
+    }
+}
+
+#[test]
+fn what_lacks_memory_is_not_done_at_once() {
+    let runtime = Runtime::new().unwrap();
+    let channel = Disk::new(Memory::new(1 << 20).unwrap()).connect(&runtime).unwrap();
+    assert!(channel.write_at_once(0, &mut Lacks).is_none(), "whoever waits for memory writes it");
+    assert!(channel.read_at_once(0, &mut Lacks).is_none());
+    assert!(channel.write_at_once(0, &mut own(&[1; 512])).unwrap().is_ok(), "its range is free");
 }
 
 /// Bytes whose copy takes as long as another one lets it.
