@@ -32,13 +32,13 @@ impl Keeper for Kept {
 impl Kept {
     /// What the next process begins with.
     fn next_process(&self) {
-        let left = self.0.lock().unwrap();
-        let left = left.iter().map(|(number, (socket, record))| LeftSocket {
+        let left = |(number, (socket, record)): (&u64, &Entry)| LeftSocket {
             number: *number,
             socket: socket.try_clone().unwrap(),
             record: record.clone(),
-        });
-        let left = left.collect();
+        };
+        // Not locked while some are forgotten.
+        let left = self.0.lock().unwrap().iter().map(left).collect();
         keep_by(Box::new(self.clone()), left);
     }
 
