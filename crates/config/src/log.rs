@@ -24,7 +24,7 @@ const LEVELS: [&str; 5] = ["error", "warn", "info", "debug", "trace"];
 
 /// The crates of this project, as log lines name them. What begins like one and is none is a mistake;
 /// any other name may be that of a library, or of somebody's model.
-const CRATES: [&str; 31] = [
+const CRATES: [&str; 33] = [
     "vfiod",
     "vfiod_buffer",
     "vfiod_client",
@@ -38,7 +38,9 @@ const CRATES: [&str; 31] = [
     "vfiod_dma",
     "vfiod_fsl_mc",
     "vfiod_fuzz_targets",
+    "vfiod_holder",
     "vfiod_io",
+    "vfiod_journal",
     "vfiod_manager",
     "vfiod_mdev",
     "vfiod_mdev_sysfs",
