@@ -337,7 +337,13 @@ impl Plan {
         for (command, started) in commands.iter().zip(started) {
             let result = match started {
                 Started::Ended(result) => result,
-                Started::Held(io) => io.await.0,
+                Started::Held(io) => match io.await.0 {
+                    // A hole of the guest's, and all buffers of rings are in use: through one of our own.
+                    Err(error) if error.errno() == Errno::NOMEM => {
+                        command.by_message(dma, ring, &self.disk).await
+                    }
+                    result => result,
+                },
                 Started::ByMessage => command.by_message(dma, ring, &self.disk).await,
             };
             outcomes.push(command.outcome(result));
