@@ -233,7 +233,8 @@ fn command_that_lacks_memory_holds_nobody_up() {
         host.create_pair(1, 16, 1);
         disk.seen();
         disk.fail(Some(Errno::NOMEM));
-        let id = host.submit(1, Command::io(READ, 0, 1, (DATA, 0)));
+        // Read together: while one waits, no others are read.
+        let id = host.put(1, Command::io(READ, 0, 1, (DATA, 0)));
         let other = host.submit(1, Command::io(WRITE, 0, 1, (DATA, 0)));
         let mut seen = 0;
         eventually("both wait", || {
