@@ -174,7 +174,7 @@ fn next_client_of_another_daemon_finds_what_was_saved() {
     for device in DEVICES {
         other.good(&["restore", device, &rig.file(&format!("{device}.json"))]);
         let waits =
-            |device| other.good(&["show", device, "--kind", "devices"]).contains("restored: true");
+            |device| other.good(&["show", device, "--kind", "devices"]).contains("restored: yes");
         assert!(waits(device), "{device}");
         if has_place(device) {
             let mut client = other.connect(device);
