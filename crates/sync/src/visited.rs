@@ -42,7 +42,8 @@ impl<T> Visited<T> {
         if let Some(value) = try_lock(&self.value) {
             return Some(value);
         }
-        self.left.store(true, Ordering::Relaxed);
+        // A swap: the holder, who visits for all that have left one, sees what each of them has seen before.
+        self.left.swap(true, Ordering::AcqRel);
         // Either the holder, who unlocks it and then looks, sees that; or this sees that it is unlocked.
         fence(Ordering::SeqCst);
         try_lock(&self.value)
