@@ -80,6 +80,8 @@ start_server() {
     shift
     local COMMAND
     server_command
+    # Now: what a server before this one has logged must not be taken for its.
+    : >"$WORK/server.log"
     "${COMMAND[@]}" serve "$WORK/config.toml" --log debug 2>"$WORK/server.log" &
     SERVER_PID=$!
     local socket
